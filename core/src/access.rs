@@ -1,0 +1,305 @@
+//! Who may call: roles, the actions they allow, and permission as a value.
+//!
+//! Roles are the scopes of keys in the reserved tenant `system`. A role is plain (`keyward.issuer`) or narrowed to one
+//! tenant (`keyward.issuer@acme`).
+//!
+//! The tenant `system` is special, because whoever can write there can make an administrator: a plain role does not
+//! reach it, save `keyward.admin`; and roles narrowed to it can only read ([`RoleScope::parse`]).
+
+use std::marker::PhantomData;
+
+use crate::id::{ActorId, BrokenRule, KeyId, TenantId};
+use crate::scope::Scope;
+
+const ROLE_RULE: BrokenRule = BrokenRule(
+    "in tenant 'system' a scope must be a role: keyward.admin, .operator, .issuer, .viewer, .auditor or .verifier, plain \
+     or narrowed to a tenant as in keyward.issuer@acme; narrowed to 'system', only .viewer, .auditor or .verifier",
+);
+
+/// What a caller is trusted with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Everything.
+    Admin,
+    /// Changes the state of keys.
+    Operator,
+    /// Creates and updates keys.
+    Issuer,
+    /// Reads keys and tenants.
+    Viewer,
+    /// Reads keys and tenants.
+    Auditor,
+    /// Verifies secrets, and nothing else.
+    Verifier,
+}
+
+/// What a call does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Reads keys and tenants.
+    Read,
+    /// Creates or updates keys.
+    Issue,
+    /// Changes the state of keys.
+    ChangeState,
+    /// Creates tenants.
+    CreateTenant,
+    /// Verifies a secret.
+    Verify,
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Self; 6] = [Self::Admin, Self::Operator, Self::Issuer, Self::Viewer, Self::Auditor, Self::Verifier];
+
+    /// The role as a scope.
+    #[must_use]
+    pub fn scope(self) -> &'static str {
+        match self {
+            Self::Admin => "keyward.admin",
+            Self::Operator => "keyward.operator",
+            Self::Issuer => "keyward.issuer",
+            Self::Viewer => "keyward.viewer",
+            Self::Auditor => "keyward.auditor",
+            Self::Verifier => "keyward.verifier",
+        }
+    }
+
+    /// Whether the role allows the action.
+    #[must_use]
+    pub fn allows(self, action: Action) -> bool {
+        match (self, action) {
+            (Self::Admin, _)
+            | (Self::Operator | Self::Issuer | Self::Viewer | Self::Auditor, Action::Read)
+            | (Self::Operator, Action::ChangeState)
+            | (Self::Issuer, Action::Issue)
+            | (Self::Verifier, Action::Verify) => true,
+            (Self::Operator, Action::Issue | Action::CreateTenant | Action::Verify)
+            | (Self::Issuer, Action::ChangeState | Action::CreateTenant | Action::Verify)
+            | (
+                Self::Viewer | Self::Auditor,
+                Action::Issue | Action::ChangeState | Action::CreateTenant | Action::Verify,
+            )
+            | (Self::Verifier, Action::Read | Action::Issue | Action::ChangeState | Action::CreateTenant) => false,
+        }
+    }
+}
+
+/// A role and where it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleScope {
+    role: Role,
+    tenant: Option<TenantId>,
+}
+
+impl RoleScope {
+    /// Reads a scope as a role.
+    ///
+    /// # Errors
+    /// When the scope is not a role, or would let its holder write in tenant `system` without being a plain admin.
+    pub fn parse(scope: &Scope) -> Result<Self, BrokenRule> {
+        let (name, tenant) = match scope.as_str().split_once('@') {
+            Some((name, tenant)) => (name, Some(TenantId::parse(tenant).map_err(|_| ROLE_RULE)?)),
+            None => (scope.as_str(), None),
+        };
+        let role = Role::ALL.into_iter().find(|role| role.scope() == name).ok_or(ROLE_RULE)?;
+        let reads = matches!(role, Role::Viewer | Role::Auditor | Role::Verifier);
+        if tenant.as_ref().is_some_and(TenantId::is_system) && !reads {
+            return Err(ROLE_RULE);
+        }
+        Ok(Self { role, tenant })
+    }
+
+    fn reaches(&self, tenant: &TenantId) -> bool {
+        match &self.tenant {
+            Some(own) => own == tenant,
+            None => self.role == Role::Admin || !tenant.is_system(),
+        }
+    }
+}
+
+/// An authenticated caller.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    key_id: KeyId,
+    roles: Vec<RoleScope>,
+}
+
+/// Why a caller may not do something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// The caller holds no role for the action here, and may know that the tenant exists.
+    #[error("the caller's key holds no role for this")]
+    Role,
+    /// The caller holds no role in the tenant at all: to them, it does not exist.
+    #[error("the tenant is not visible to the caller")]
+    Hidden,
+}
+
+impl Caller {
+    /// The caller that holds a key of tenant `system`. Scopes that are not roles give nothing.
+    #[must_use]
+    pub fn new(key_id: KeyId, scopes: &[Scope]) -> Self {
+        Self { key_id, roles: scopes.iter().filter_map(|s| RoleScope::parse(s).ok()).collect() }
+    }
+
+    /// The caller's key.
+    #[must_use]
+    pub fn key_id(&self) -> &KeyId {
+        &self.key_id
+    }
+
+    /// Whether the caller may do this anywhere at all.
+    #[must_use]
+    pub fn may_somewhere(&self, action: Action) -> bool {
+        self.roles.iter().any(|r| r.role.allows(action))
+    }
+
+    /// Whether the caller may do this in a tenant.
+    #[must_use]
+    pub fn may(&self, action: Action, tenant: &TenantId) -> bool {
+        self.roles.iter().any(|r| r.role.allows(action) && r.reaches(tenant))
+    }
+
+    /// The tenant that the caller means by naming none: the only one their roles are narrowed to, or `default`.
+    #[must_use]
+    pub fn tenant_by_default(&self) -> TenantId {
+        let mut tenants = self.roles.iter().map(|r| r.tenant.as_ref());
+        match tenants.next().flatten() {
+            Some(only) if tenants.all(|t| t == Some(only)) => only.clone(),
+            _ => TenantId::default_tenant(),
+        }
+    }
+
+    /// Permission to do `A` in a tenant.
+    ///
+    /// # Errors
+    /// When no role of the caller allows it there.
+    pub fn grant<A: Act>(&self, tenant: TenantId) -> Result<Grant<A>, Denied> {
+        let visible = self.roles.iter().any(|r| r.reaches(&tenant));
+        if self.may(A::ACTION, &tenant) {
+            Ok(Grant { caller: self.key_id.clone(), tenant, act: PhantomData })
+        } else if visible || !self.may_somewhere(A::ACTION) {
+            Err(Denied::Role)
+        } else {
+            Err(Denied::Hidden)
+        }
+    }
+}
+
+/// Permission, as a value, to do `A` in one tenant. Only [`Caller::grant`] makes one, and the calls that need permission
+/// take it, so a forgotten check does not compile.
+#[derive(Debug)]
+pub struct Grant<A> {
+    caller: KeyId,
+    tenant: TenantId,
+    act: PhantomData<A>,
+}
+
+impl<A> Grant<A> {
+    /// The tenant in which it holds.
+    #[must_use]
+    pub fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+
+    /// Who acts.
+    #[must_use]
+    pub fn actor(&self) -> ActorId {
+        ActorId::from(&self.caller)
+    }
+
+    /// Whether the caller acts on the very key they call with.
+    #[must_use]
+    pub fn is_own_key(&self, key_id: &KeyId) -> bool {
+        self.tenant.is_system() && self.caller == *key_id
+    }
+}
+
+/// An action as a type.
+pub trait Act {
+    /// The action.
+    const ACTION: Action;
+}
+
+/// [`Action::Read`] as a type.
+#[derive(Debug)]
+pub struct Read;
+impl Act for Read {
+    const ACTION: Action = Action::Read;
+}
+
+/// [`Action::Issue`] as a type.
+#[derive(Debug)]
+pub struct Issue;
+impl Act for Issue {
+    const ACTION: Action = Action::Issue;
+}
+
+/// [`Action::ChangeState`] as a type.
+#[derive(Debug)]
+pub struct ChangeState;
+impl Act for ChangeState {
+    const ACTION: Action = Action::ChangeState;
+}
+
+/// [`Action::CreateTenant`] as a type.
+#[derive(Debug)]
+pub struct CreateTenant;
+impl Act for CreateTenant {
+    const ACTION: Action = Action::CreateTenant;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(scopes: &[&str]) -> Caller {
+        let scopes: Vec<_> = scopes.iter().map(|s| Scope::parse(s).unwrap()).collect();
+        Caller::new(KeyId::parse("caller").unwrap(), &scopes)
+    }
+
+    fn tenant(id: &str) -> TenantId {
+        TenantId::parse(id).unwrap()
+    }
+
+    #[test]
+    fn only_a_plain_admin_writes_in_system() {
+        for scope in ["keyward.operator", "keyward.issuer", "keyward.viewer", "keyward.admin@acme", "keyward.verifier"]
+        {
+            let caller = caller(&[scope]);
+            for action in [Action::Read, Action::Issue, Action::ChangeState, Action::CreateTenant, Action::Verify] {
+                assert!(!caller.may(action, &TenantId::system()), "{scope} {action:?}");
+            }
+        }
+        assert!(caller(&["keyward.admin"]).may(Action::Issue, &TenantId::system()));
+        for scope in ["keyward.admin@system", "keyward.issuer@system", "keyward.operator@system"] {
+            assert!(RoleScope::parse(&Scope::parse(scope).unwrap()).is_err(), "{scope}");
+        }
+        assert!(caller(&["keyward.viewer@system"]).may(Action::Read, &TenantId::system()));
+    }
+
+    #[test]
+    fn a_wildcard_is_not_a_role() {
+        let caller = caller(&["keyward.*", "keyward", "keyward.root", "keyward.admin.x"]);
+        assert!(!caller.may_somewhere(Action::Read));
+        assert!(!caller.may_somewhere(Action::Verify));
+    }
+
+    #[test]
+    fn a_narrowed_role_ends_at_its_tenant() {
+        let caller = caller(&["keyward.issuer@acme", "keyward.viewer@globex"]);
+        assert!(caller.grant::<Issue>(tenant("acme")).is_ok());
+        assert_eq!(caller.grant::<Issue>(tenant("globex")).err(), Some(Denied::Role));
+        assert_eq!(caller.grant::<Issue>(tenant("initech")).err(), Some(Denied::Hidden));
+        assert_eq!(caller.grant::<ChangeState>(tenant("initech")).err(), Some(Denied::Role));
+    }
+
+    #[test]
+    fn the_tenant_by_default_is_the_only_one_or_default() {
+        assert_eq!(caller(&["keyward.issuer@acme", "keyward.operator@acme"]).tenant_by_default(), tenant("acme"));
+        assert_eq!(caller(&["keyward.issuer@acme", "keyward.viewer@globex"]).tenant_by_default(), tenant("default"));
+        assert_eq!(caller(&["keyward.issuer@acme", "keyward.viewer"]).tenant_by_default(), tenant("default"));
+        assert_eq!(caller(&[]).tenant_by_default(), tenant("default"));
+    }
+}

@@ -1,0 +1,254 @@
+//! The verdict: may this key do this, now?
+//!
+//! Checks run in one fixed order ([`Check::ORDER`]), each a pure function, and the first that fails gives the reason. A
+//! verdict reads nothing but its arguments.
+
+use std::net::IpAddr;
+
+use crate::clock::UnixMillis;
+use crate::record::{KeyPolicy, State};
+
+/// What a verifier asks of a key.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ask<'a> {
+    /// The key must hold all of these.
+    pub all_scopes: &'a [String],
+    /// The key must hold one of these, if there are any.
+    pub any_scopes: &'a [String],
+    /// The service that the key is presented to.
+    pub audience: Option<&'a str>,
+    /// Where the end caller comes from.
+    pub client_ip: Option<IpAddr>,
+}
+
+/// Why a key is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DenyReason {
+    /// The text is not a secret.
+    Malformed,
+    /// There is no such key, or none that the caller may see.
+    Unknown,
+    /// The key is disabled.
+    Disabled,
+    /// The key is revoked.
+    Revoked,
+    /// The key's time has not come.
+    NotYetValid,
+    /// The key's time is over.
+    Expired,
+    /// The key is not meant for this audience.
+    AudienceMismatch,
+    /// The end caller's address is not among the key's networks, or is not known.
+    IpNotAllowed,
+    /// The key does not hold a scope that was asked for.
+    ScopeMissing,
+}
+
+impl DenyReason {
+    /// What a web service should answer: 401 when the key does not work, 403 when it works but may not do this.
+    #[must_use]
+    pub fn http_status(self) -> u32 {
+        match self {
+            Self::Malformed | Self::Unknown | Self::Disabled | Self::Revoked | Self::NotYetValid | Self::Expired => 401,
+            Self::AudienceMismatch | Self::IpNotAllowed | Self::ScopeMissing => 403,
+        }
+    }
+}
+
+/// One check of a key that was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// The key is active.
+    State,
+    /// Its time has come.
+    NotBefore,
+    /// Its time is not over.
+    ExpireTime,
+    /// It is meant for the audience.
+    Audience,
+    /// The end caller comes from one of its networks.
+    ClientIp,
+    /// It holds all the scopes that must all be held.
+    AllScopes,
+    /// It holds one of the scopes of which one must be held.
+    AnyScopes,
+}
+
+impl Check {
+    /// The order in which checks run.
+    pub const ORDER: [Self; 7] = [
+        Self::State,
+        Self::NotBefore,
+        Self::ExpireTime,
+        Self::Audience,
+        Self::ClientIp,
+        Self::AllScopes,
+        Self::AnyScopes,
+    ];
+
+    /// The name by which callers know the check: that of the field it reads.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::State => "state",
+            Self::NotBefore => "not_before",
+            Self::ExpireTime => "expire_time",
+            Self::Audience => "audience",
+            Self::ClientIp => "client_ip",
+            Self::AllScopes => "all_scopes",
+            Self::AnyScopes => "any_scopes",
+        }
+    }
+
+    /// Runs the check.
+    ///
+    /// # Errors
+    /// With the reason, when it fails.
+    pub fn run(self, key: &KeyPolicy, ask: &Ask<'_>, now: UnixMillis) -> Result<(), DenyReason> {
+        let holds = |required: &String| key.scopes.iter().any(|granted| granted.covers(required));
+        let (passed, reason) = match self {
+            Self::State => match key.state {
+                State::Active => return Ok(()),
+                State::Disabled => return Err(DenyReason::Disabled),
+                State::Revoked => return Err(DenyReason::Revoked),
+            },
+            Self::NotBefore => (key.not_before.is_none_or(|from| now >= from), DenyReason::NotYetValid),
+            Self::ExpireTime => (key.expire_time.is_none_or(|until| now < until), DenyReason::Expired),
+            Self::Audience => {
+                let named = || ask.audience.is_some_and(|asked| key.audiences.iter().any(|a| a == asked));
+                (key.audiences.is_empty() || named(), DenyReason::AudienceMismatch)
+            }
+            Self::ClientIp => {
+                let inside = || ask.client_ip.is_some_and(|ip| key.allowed_cidrs.iter().any(|net| net.contains(&ip)));
+                (key.allowed_cidrs.is_empty() || inside(), DenyReason::IpNotAllowed)
+            }
+            Self::AllScopes => (ask.all_scopes.iter().all(holds), DenyReason::ScopeMissing),
+            Self::AnyScopes => {
+                (ask.any_scopes.is_empty() || ask.any_scopes.iter().any(holds), DenyReason::ScopeMissing)
+            }
+        };
+        if passed { Ok(()) } else { Err(reason) }
+    }
+}
+
+/// Decides about a key.
+///
+/// # Errors
+/// With the reason of the first check that fails, when the key is refused.
+pub fn decide(key: &KeyPolicy, ask: &Ask<'_>, now: UnixMillis) -> Result<(), DenyReason> {
+    Check::ORDER.into_iter().try_for_each(|check| check.run(key, ask, now))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scope::Scope;
+
+    const NOW: UnixMillis = UnixMillis(1_000_000);
+
+    fn key() -> KeyPolicy {
+        KeyPolicy {
+            state: State::Active,
+            scopes: vec![Scope::parse("orders.*").unwrap(), Scope::parse("users.read").unwrap()],
+            audiences: vec![],
+            allowed_cidrs: vec![],
+            not_before: None,
+            expire_time: None,
+        }
+    }
+
+    fn scopes(list: &[&str]) -> Vec<String> {
+        list.iter().map(|&s| s.to_owned()).collect()
+    }
+
+    #[test]
+    fn a_key_without_scopes_holds_none() {
+        let bare = KeyPolicy { scopes: vec![], ..key() };
+        let (none, some) = (scopes(&[]), scopes(&["orders.read"]));
+        assert_eq!(decide(&bare, &Ask { all_scopes: &none, ..Ask::default() }, NOW), Ok(()));
+        let all = Ask { all_scopes: &some, ..Ask::default() };
+        let any = Ask { any_scopes: &some, ..Ask::default() };
+        assert_eq!(decide(&bare, &all, NOW), Err(DenyReason::ScopeMissing));
+        assert_eq!(decide(&bare, &any, NOW), Err(DenyReason::ScopeMissing));
+    }
+
+    #[test]
+    fn all_means_all_and_any_means_one() {
+        let (mixed, held) = (scopes(&["orders.read", "users.write"]), scopes(&["orders.read", "users.read"]));
+        assert_eq!(decide(&key(), &Ask { all_scopes: &mixed, ..Ask::default() }, NOW), Err(DenyReason::ScopeMissing));
+        assert_eq!(decide(&key(), &Ask { any_scopes: &mixed, ..Ask::default() }, NOW), Ok(()));
+        assert_eq!(decide(&key(), &Ask { all_scopes: &held, ..Ask::default() }, NOW), Ok(()));
+    }
+
+    #[test]
+    fn a_key_lives_from_not_before_until_just_before_expire_time() {
+        let timed = KeyPolicy { not_before: Some(UnixMillis(10)), expire_time: Some(UnixMillis(20)), ..key() };
+        let at = |ms| decide(&timed, &Ask::default(), UnixMillis(ms));
+        assert_eq!(at(9), Err(DenyReason::NotYetValid));
+        assert_eq!(at(10), Ok(()));
+        assert_eq!(at(19), Ok(()));
+        assert_eq!(at(20), Err(DenyReason::Expired));
+    }
+
+    #[test]
+    fn restrictions_refuse_what_is_not_said() {
+        let bound = KeyPolicy {
+            audiences: vec!["billing".into()],
+            allowed_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
+            ..key()
+        };
+        let ask = |audience, ip: Option<&str>| Ask {
+            audience,
+            client_ip: ip.map(|ip| ip.parse().unwrap()),
+            ..Ask::default()
+        };
+        let verdict = |ask: Ask<'_>| decide(&bound, &ask, NOW);
+        assert_eq!(verdict(ask(None, Some("10.1.2.3"))), Err(DenyReason::AudienceMismatch));
+        assert_eq!(verdict(ask(Some("mail"), Some("10.1.2.3"))), Err(DenyReason::AudienceMismatch));
+        assert_eq!(verdict(ask(Some("billing"), None)), Err(DenyReason::IpNotAllowed));
+        assert_eq!(verdict(ask(Some("billing"), Some("11.0.0.1"))), Err(DenyReason::IpNotAllowed));
+        assert_eq!(verdict(ask(Some("billing"), Some("10.1.2.3"))), Ok(()));
+        assert_eq!(verdict(ask(Some("billing"), Some("2001:db8::1"))), Ok(()));
+    }
+
+    #[test]
+    fn the_first_failure_in_order_is_the_reason() {
+        let mut worst = KeyPolicy {
+            state: State::Revoked,
+            not_before: Some(UnixMillis(NOW.0 + 1)),
+            expire_time: Some(UnixMillis(NOW.0 - 1)),
+            audiences: vec!["billing".into()],
+            allowed_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
+            scopes: vec![],
+        };
+        let wanted = scopes(&["a"]);
+        let ask = Ask { all_scopes: &wanted, ..Ask::default() };
+        let mut reasons = vec![];
+        let mut mend: Vec<fn(&mut KeyPolicy)> = vec![
+            |k| k.state = State::Disabled,
+            |k| k.state = State::Active,
+            |k| k.not_before = None,
+            |k| k.expire_time = None,
+            |k| k.audiences.clear(),
+            |k| k.allowed_cidrs.clear(),
+            |k| k.scopes.push(Scope::parse("a").unwrap()),
+        ];
+        for mend in mend.drain(..) {
+            reasons.push(decide(&worst, &ask, NOW).unwrap_err());
+            mend(&mut worst);
+        }
+        assert_eq!(
+            reasons,
+            [
+                DenyReason::Revoked,
+                DenyReason::Disabled,
+                DenyReason::NotYetValid,
+                DenyReason::Expired,
+                DenyReason::AudienceMismatch,
+                DenyReason::IpNotAllowed,
+                DenyReason::ScopeMissing,
+            ]
+        );
+        assert_eq!(decide(&worst, &ask, NOW), Ok(()));
+    }
+}

@@ -1,0 +1,18 @@
+//! The domain of Keyward: what a secret, a key and a verdict are.
+//!
+//! Pure by construction: no I/O, no clock reads, no randomness of its own, no async. Time and randomness come in as
+//! parameters ([`clock::Clock`], [`entropy::Entropy`]), so that whoever calls owns them.
+//!
+//! Reading order: [`limits`], [`id`], [`secret`], [`digest`], [`scope`], [`record`], [`decision`], [`access`], [`event`].
+
+pub mod access;
+pub mod clock;
+pub mod decision;
+pub mod digest;
+pub mod entropy;
+pub mod event;
+pub mod id;
+pub mod limits;
+pub mod record;
+pub mod scope;
+pub mod secret;

@@ -1,0 +1,51 @@
+//! Every bound of the domain, with its unit in its name.
+
+/// A presented secret longer than this is refused before anything else is done with it.
+pub const SECRET_BYTES_MAX: usize = 256;
+
+/// A stored record, with its envelope. sled keeps values of this size inside its pages.
+pub const RECORD_BYTES_MAX: usize = 4_096;
+
+/// The label that people see.
+pub const DISPLAY_NAME_BYTES_MAX: usize = 128;
+/// A longer note for operators.
+pub const DESCRIPTION_BYTES_MAX: usize = 512;
+/// Who a key was issued to.
+pub const OWNER_BYTES_MAX: usize = 128;
+/// Why a key was disabled, enabled or revoked.
+pub const STATE_REASON_BYTES_MAX: usize = 256;
+
+/// Scopes that one key holds, or that one Verify call asks for.
+pub const SCOPES_MAX: usize = 64;
+/// One scope.
+pub const SCOPE_BYTES_MAX: usize = 128;
+
+/// Audiences of one key.
+pub const AUDIENCES_MAX: usize = 32;
+/// One audience.
+pub const AUDIENCE_BYTES_MAX: usize = 128;
+
+/// CIDR blocks of one key.
+pub const CIDRS_MAX: usize = 32;
+
+/// Labels of one key.
+pub const LABELS_MAX: usize = 32;
+/// The name of a label or an annotation.
+pub const LABEL_NAME_BYTES_MAX: usize = 63;
+/// The value of a label.
+pub const LABEL_VALUE_BYTES_MAX: usize = 128;
+
+/// Annotations of one key.
+pub const ANNOTATIONS_MAX: usize = 32;
+/// The value of an annotation.
+pub const ANNOTATION_VALUE_BYTES_MAX: usize = 512;
+
+/// Peppers in force at one time: the current one and the retired ones that old digests still need.
+pub const PEPPERS_MAX: usize = 4;
+
+/// Keys that one selector names.
+pub const SELECTOR_KEY_IDS_MAX: usize = 1_000;
+/// Keys or tenants in one page.
+pub const PAGE_SIZE_MAX: usize = 1_000;
+/// Keys or tenants in one page, unless the caller says otherwise.
+pub const PAGE_SIZE_DEFAULT: usize = 50;

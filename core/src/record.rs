@@ -1,0 +1,142 @@
+//! Keys and tenants as facts, and the moves that a key can make.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+
+use crate::clock::UnixMillis;
+use crate::digest::{Digest, PepperId};
+use crate::event::Revision;
+use crate::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
+use crate::scope::Scope;
+
+/// A key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeyRecord {
+    /// Identity within the tenant.
+    pub key_id: KeyId,
+    /// The tenant that the key belongs to.
+    pub tenant: TenantId,
+    /// What verifies the key.
+    pub secret: SecretTrace,
+    /// The label that people see.
+    pub display_name: String,
+    /// A longer note.
+    pub description: String,
+    /// Who the key was issued to.
+    pub owner: String,
+    /// Part of the secret.
+    pub environment: Environment,
+    /// Why the key is in its state.
+    pub state_reason: String,
+    /// What a verdict depends on.
+    pub policy: KeyPolicy,
+    /// Indexed labels.
+    pub labels: BTreeMap<String, String>,
+    /// Opaque notes.
+    pub annotations: BTreeMap<String, String>,
+    /// When the key was created, and by whom.
+    pub created: Stamp,
+    /// When the key was last changed, and by whom.
+    pub updated: Stamp,
+    /// The revision of the last change. The store sets it.
+    pub revision: Revision,
+}
+
+/// The trace of a secret: enough to recognise it, not to remake it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SecretTrace {
+    /// Counts from 1.
+    pub version: u32,
+    /// The name under which the record is stored.
+    pub digest: Digest,
+    /// The pepper of the digest.
+    pub pepper: PepperId,
+    /// Prefix, environment and the last 4 characters.
+    pub hint: String,
+}
+
+/// The part of a key that decides verdicts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeyPolicy {
+    /// Whether the key works.
+    pub state: State,
+    /// What it may do. Empty: nothing.
+    pub scopes: Vec<Scope>,
+    /// Where it is accepted. Empty: anywhere.
+    pub audiences: Vec<String>,
+    /// Where the end caller may come from. Empty: anywhere.
+    pub allowed_cidrs: Vec<IpNet>,
+    /// Refused before.
+    pub not_before: Option<UnixMillis>,
+    /// Refused from.
+    pub expire_time: Option<UnixMillis>,
+}
+
+/// Whether a key works. Expiry is a time, not a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// It works.
+    Active,
+    /// It is refused until it is enabled.
+    Disabled,
+    /// It is refused for ever.
+    Revoked,
+}
+
+/// When, and by whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// When.
+    pub time: UnixMillis,
+    /// By whom.
+    pub actor: ActorId,
+}
+
+/// What a move did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// The key is in another state than before.
+    Changed,
+    /// The key was in that state already, and was left as it was.
+    AlreadyThere,
+}
+
+/// A move that the key's state forbids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a revoked key stays revoked")]
+pub struct ForbiddenMove;
+
+impl KeyRecord {
+    /// Moves the key to another state.
+    ///
+    /// # Errors
+    /// When the key is revoked and is asked to be anything else.
+    pub fn move_to(&mut self, state: State, reason: &str, by: &Stamp) -> Result<Moved, ForbiddenMove> {
+        match (self.policy.state, state) {
+            (State::Revoked, State::Active | State::Disabled) => Err(ForbiddenMove),
+            (from, to) if from == to => Ok(Moved::AlreadyThere),
+            (State::Active | State::Disabled, to) | (State::Revoked, to @ State::Revoked) => {
+                self.policy.state = to;
+                reason.clone_into(&mut self.state_reason);
+                self.updated = by.clone();
+                Ok(Moved::Changed)
+            }
+        }
+    }
+}
+
+/// A tenant.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TenantRecord {
+    /// Identity.
+    pub tenant: TenantId,
+    /// The name that people see.
+    pub display_name: String,
+    /// What the tenant's secrets begin with.
+    pub secret_prefix: SecretPrefix,
+    /// When the tenant was created, and by whom.
+    pub created: Stamp,
+    /// The revision of the last change. The store sets it.
+    pub revision: Revision,
+}
