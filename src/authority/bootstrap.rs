@@ -1,0 +1,66 @@
+//! The first commit of an empty log: the two tenants, and a key for the first administrator.
+
+use keyward_core::access::Role;
+use keyward_core::event::Revision;
+use keyward_core::id::{ActorId, Environment, SecretPrefix, TenantId};
+use keyward_core::record::{Stamp, TenantRecord};
+use keyward_core::scope::Scope;
+
+use super::{Authority, AuthorityError, NewKey, Subject, target};
+use crate::store::{Commit, Put};
+
+impl Authority {
+    /// Creates tenants `default` and `system` and one administrator key, if the log is empty. `keep` gets the secret
+    /// first and must put it where it outlives a crash: a key that nobody holds would lock everyone out.
+    ///
+    /// # Errors
+    /// When `keep` fails, or the change cannot be made.
+    pub async fn bootstrap<E: From<AuthorityError>>(
+        &self,
+        keep: impl FnOnce(&str) -> Result<(), E>,
+    ) -> Result<Option<Revision>, E> {
+        if self.store.revision() > Revision(0) {
+            return Ok(None);
+        }
+        let stamp = Stamp { time: self.clock.now(), actor: ActorId::keyward() };
+        let tenant = |tenant: TenantId, display_name: &str| {
+            Put::NewTenant(Box::new(TenantRecord {
+                tenant,
+                display_name: display_name.to_owned(),
+                secret_prefix: SecretPrefix::kw(),
+                created: stamp.clone(),
+                revision: Revision(0),
+            }))
+        };
+        let admin = NewKey {
+            key_id: None,
+            display_name: "Bootstrap administrator".to_owned(),
+            description: "Made at the first start. Replace it by a key of your own, and disable it.".to_owned(),
+            owner: String::new(),
+            environment: Environment::live(),
+            scopes: vec![Scope::parse(Role::Admin.scope()).map_err(|r| AuthorityError::bad_field("scopes", r.0))?],
+            audiences: vec![],
+            allowed_cidrs: vec![],
+            labels: Default::default(),
+            annotations: Default::default(),
+            not_before: None,
+            expire_time: None,
+            disabled: false,
+        };
+        let (key, secret) = self.issue(&TenantId::system(), &SecretPrefix::kw(), admin, &stamp)?;
+        keep(&secret.reveal())?;
+        let commit = Commit {
+            actor: stamp.actor.clone(),
+            method: "Bootstrap",
+            target: target(&key.tenant, &key.key_id),
+            time: stamp.time,
+            puts: vec![
+                tenant(TenantId::default_tenant(), "Default"),
+                tenant(TenantId::system(), "Credentials of callers"),
+                Put::NewKey(Box::new(key)),
+            ],
+        };
+        let revision = self.commit(commit).await.map_err(|e| AuthorityError::of_commit(e, Subject::Key))?;
+        Ok(Some(revision))
+    }
+}

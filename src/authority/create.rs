@@ -1,0 +1,137 @@
+//! Issuing a key.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use keyward_core::access::{Grant, Issue};
+use keyward_core::clock::UnixMillis;
+use keyward_core::event::Revision;
+use keyward_core::id::{Environment, KeyId, SecretPrefix, TenantId};
+use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, Stamp, State};
+use keyward_core::scope::Scope;
+use keyward_core::secret::IssuedSecret;
+
+use super::{Authority, AuthorityError, Subject, check_expiry, check_policy, check_size, target};
+use crate::store::{Commit, Put};
+
+/// A key to be.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// The caller's choice of id.
+    pub key_id: Option<KeyId>,
+    /// The label that people see.
+    pub display_name: String,
+    /// A longer note.
+    pub description: String,
+    /// Who the key is issued to.
+    pub owner: String,
+    /// Part of the secret.
+    pub environment: Environment,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// Where it is accepted.
+    pub audiences: Vec<String>,
+    /// Where the end caller may come from.
+    pub allowed_cidrs: Vec<IpNet>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Refused before.
+    pub not_before: Option<UnixMillis>,
+    /// Refused from.
+    pub expire_time: Option<UnixMillis>,
+    /// Create it disabled.
+    pub disabled: bool,
+}
+
+/// A created key.
+pub struct Created {
+    /// The key.
+    pub key: KeyRecord,
+    /// Its secret, for the one reply that shows it. `None` if the call was only to be validated.
+    pub secret: Option<IssuedSecret>,
+    /// The revision at which the key exists.
+    pub revision: Revision,
+}
+
+impl Authority {
+    /// Issues a key.
+    ///
+    /// # Errors
+    /// When the tenant is missing, the id is taken, a field breaks its rule, or the change cannot be made.
+    pub async fn create_key(
+        &self,
+        grant: &Grant<Issue>,
+        new: NewKey,
+        validate_only: bool,
+    ) -> Result<Created, AuthorityError> {
+        let tenant = self.existing_tenant(grant.tenant()).await?;
+        let stamp = Stamp { time: self.clock.now(), actor: grant.actor() };
+        check_policy(grant.tenant(), &new.scopes, new.not_before, new.expire_time)?;
+        check_expiry(new.expire_time, stamp.time)?;
+
+        let (key, secret) = self.issue(grant.tenant(), &tenant.secret_prefix, new, &stamp)?;
+        if validate_only {
+            check_size(&key)?;
+            if self.store.key(&key.tenant, &key.key_id).await?.is_some() {
+                return Err(AuthorityError::Exists(Subject::Key));
+            }
+            return Ok(Created { key, secret: None, revision: self.store.revision() });
+        }
+        let commit = Commit {
+            actor: stamp.actor,
+            method: "CreateKey",
+            target: target(&key.tenant, &key.key_id),
+            time: stamp.time,
+            puts: vec![Put::NewKey(Box::new(key.clone()))],
+        };
+        let revision = self.commit(commit).await.map_err(|e| AuthorityError::of_commit(e, Subject::Key))?;
+        Ok(Created { key: KeyRecord { revision, ..key }, secret: Some(secret), revision })
+    }
+
+    /// Makes a key and its secret, and commits nothing.
+    pub(super) fn issue(
+        &self,
+        tenant: &TenantId,
+        prefix: &SecretPrefix,
+        new: NewKey,
+        stamp: &Stamp,
+    ) -> Result<(KeyRecord, IssuedSecret), AuthorityError> {
+        let secret = IssuedSecret::generate(prefix, &new.environment, &*self.entropy)?;
+        let key_id = match new.key_id {
+            Some(chosen) => chosen,
+            None => KeyId::generate(stamp.time, &*self.entropy)?,
+        };
+        let pepper = self.peppers.current();
+        let key = KeyRecord {
+            key_id,
+            tenant: tenant.clone(),
+            secret: SecretTrace {
+                version: 1,
+                digest: pepper.digest(&secret.as_presented()),
+                pepper: pepper.id(),
+                hint: secret.hint(),
+            },
+            display_name: new.display_name,
+            description: new.description,
+            owner: new.owner,
+            environment: new.environment,
+            state_reason: String::new(),
+            policy: KeyPolicy {
+                state: if new.disabled { State::Disabled } else { State::Active },
+                scopes: new.scopes,
+                audiences: new.audiences,
+                allowed_cidrs: new.allowed_cidrs,
+                not_before: new.not_before,
+                expire_time: new.expire_time,
+            },
+            labels: new.labels,
+            annotations: new.annotations,
+            created: stamp.clone(),
+            updated: stamp.clone(),
+            revision: self.store.revision(),
+        };
+        Ok((key, secret))
+    }
+}

@@ -1,0 +1,100 @@
+//! Why the authority refused.
+
+use std::fmt;
+
+use keyward_core::access::Denied;
+use keyward_core::entropy::EntropyError;
+use keyward_core::record::ForbiddenMove;
+
+use crate::store::{CommitError, StoreError};
+
+/// What a call was about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A key.
+    Key,
+    /// A tenant.
+    Tenant,
+}
+
+/// A field that breaks its rule. It names the field and the rule, never the value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The field, as a path in the request.
+    pub field: String,
+    /// What it must be.
+    pub rule: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.field, self.rule)
+    }
+}
+
+/// Why the authority refused. Nothing has changed then, save that after [`AuthorityError::Store`] it may be unknown.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// Fields break their rules.
+    #[error("{}", .0.iter().map(Violation::to_string).collect::<Vec<_>>().join("; "))]
+    BadFields(Vec<Violation>),
+    /// The caller's role is too small.
+    #[error("the caller's key holds no role for this")]
+    Denied,
+    /// There is no such thing, or the caller may not know of it.
+    #[error("not found")]
+    Missing(Subject),
+    /// There is such a thing already.
+    #[error("it exists already")]
+    Exists(Subject),
+    /// The caller named a version that is no longer the current one, or changes came too thick to get between.
+    #[error("the key has changed meanwhile")]
+    Outdated,
+    /// The key's state forbids it.
+    #[error(transparent)]
+    Forbidden(#[from] ForbiddenMove),
+    /// A key may not take away its own power: the last administrator would lock everyone out.
+    #[error("a key cannot change its own state, scopes, networks, audiences or times; use another key")]
+    OwnKey,
+    /// All fields are within their limits, and together they are too large.
+    #[error("the key has {bytes} bytes in all, of at most {}", keyward_core::limits::RECORD_BYTES_MAX)]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+    /// Too many changes are waiting.
+    #[error("too many changes are waiting")]
+    Overloaded,
+    /// No randomness.
+    #[error(transparent)]
+    Entropy(#[from] EntropyError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl AuthorityError {
+    /// A field breaks its rule.
+    pub fn bad_field(field: impl Into<String>, rule: impl Into<String>) -> Self {
+        Self::BadFields(vec![Violation { field: field.into(), rule: rule.into() }])
+    }
+
+    /// A caller is denied something about a subject. What they may not see is answered like what is not there.
+    #[must_use]
+    pub fn of_denial(denied: Denied, subject: Subject) -> Self {
+        match denied {
+            Denied::Role => Self::Denied,
+            Denied::Hidden => Self::Missing(subject),
+        }
+    }
+
+    pub(super) fn of_commit(error: CommitError, subject: Subject) -> Self {
+        match error {
+            CommitError::Exists => Self::Exists(subject),
+            CommitError::Outdated => Self::Outdated,
+            CommitError::TooLarge { bytes } => Self::TooLarge { bytes },
+            CommitError::Overloaded => Self::Overloaded,
+            CommitError::Store(error) => Self::Store(error),
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The write side: every change of a key or tenant goes through here, and so does every read of the admin path.
+//!
+//! Each call takes a [`Grant`], so that none can be made without permission, and ends in one commit. It returns when the
+//! change is durable and in force: the index has folded it, so the next verdict sees it.
+
+mod bootstrap;
+mod create;
+mod error;
+mod lifecycle;
+mod page_token;
+mod query;
+mod tenants;
+mod update;
+
+use std::sync::Arc;
+
+use keyward_core::access::{Grant, RoleScope};
+use keyward_core::clock::{Clock, UnixMillis};
+use keyward_core::digest::PepperRing;
+use keyward_core::entropy::Entropy;
+use keyward_core::event::Revision;
+use keyward_core::id::{KeyId, TenantId};
+use keyward_core::limits::RECORD_BYTES_MAX;
+use keyward_core::record::{KeyRecord, Moved, Stamp, TenantRecord};
+use keyward_core::scope::Scope;
+use zeroize::Zeroizing;
+
+use self::page_token::PageTokens;
+use crate::index::Index;
+use crate::store::record::encode_key;
+use crate::store::{Commit, CommitError, Put, Store};
+
+pub use self::create::{Created, NewKey};
+pub use self::error::{AuthorityError, Subject, Violation};
+pub use self::query::{Listed, Selector};
+pub use self::tenants::NewTenant;
+pub use self::update::KeyPatch;
+
+/// How often a change is tried again when another one came between, before the caller is told.
+const CONFLICT_RETRIES_MAX: usize = 8;
+
+/// Issues keys and changes them.
+pub struct Authority {
+    store: Arc<dyn Store>,
+    index: Arc<Index>,
+    peppers: Arc<PepperRing>,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    page_tokens: PageTokens,
+}
+
+/// What the authority works with.
+pub struct Parts {
+    /// Where changes are committed.
+    pub store: Arc<dyn Store>,
+    /// What verdicts are made from.
+    pub index: Arc<Index>,
+    /// What digests are made with.
+    pub peppers: Arc<PepperRing>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// The randomness.
+    pub entropy: Arc<dyn Entropy>,
+    /// What page tokens are sealed with.
+    pub page_token_key: Zeroizing<[u8; 32]>,
+}
+
+/// A key after a change, and the revision of that change.
+#[derive(Debug)]
+pub struct Changed<R> {
+    /// The record.
+    pub record: R,
+    /// The revision at which it is so.
+    pub revision: Revision,
+}
+
+/// How a change is to be made.
+#[derive(Clone, Debug, Default)]
+pub struct Terms {
+    /// Only if this is the record's current tag.
+    pub etag: Option<String>,
+    /// Check everything, change nothing.
+    pub validate_only: bool,
+}
+
+/// The tag of a record's version, as callers give it back.
+#[must_use]
+pub fn etag(revision: Revision) -> String {
+    format!("{:016x}", revision.0)
+}
+
+impl Authority {
+    /// An authority over a store.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let Parts { store, index, peppers, clock, entropy, page_token_key } = parts;
+        Self { store, index, peppers, clock, entropy, page_tokens: PageTokens::new(page_token_key) }
+    }
+
+    /// Reads a key, changes it, and commits it unless it came out as it was. Another change in between is no obstacle,
+    /// unless the caller named a version.
+    async fn change<A>(
+        &self,
+        grant: &Grant<A>,
+        method: &'static str,
+        key_id: &KeyId,
+        terms: &Terms,
+        change: impl Fn(&mut KeyRecord, &Stamp) -> Result<Moved, AuthorityError> + Send + Sync,
+    ) -> Result<Changed<KeyRecord>, AuthorityError>
+    where
+        A: Sync,
+    {
+        for _ in 0..CONFLICT_RETRIES_MAX {
+            let mut key = self.existing(grant.tenant(), key_id).await?;
+            if terms.etag.as_ref().is_some_and(|tag| *tag != etag(key.revision)) {
+                return Err(AuthorityError::Outdated);
+            }
+            let stamp = Stamp { time: self.clock.now(), actor: grant.actor() };
+            let moved = change(&mut key, &stamp)?;
+            if moved == Moved::AlreadyThere || terms.validate_only {
+                let revision = key.revision;
+                return Ok(Changed { record: key, revision });
+            }
+            let commit = Commit {
+                actor: stamp.actor,
+                method,
+                target: target(grant.tenant(), key_id),
+                time: stamp.time,
+                puts: vec![Put::Key(Box::new(key.clone()))],
+            };
+            match self.commit(commit).await {
+                Ok(revision) => return Ok(Changed { record: KeyRecord { revision, ..key }, revision }),
+                Err(CommitError::Outdated) if terms.etag.is_none() => {}
+                Err(error) => return Err(AuthorityError::of_commit(error, Subject::Key)),
+            }
+        }
+        Err(AuthorityError::Outdated)
+    }
+
+    /// Commits, and waits until verdicts see the change.
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let revision = self.store.commit(commit).await?;
+        self.index.reached(revision).await;
+        Ok(revision)
+    }
+
+    async fn existing(&self, tenant: &TenantId, key_id: &KeyId) -> Result<KeyRecord, AuthorityError> {
+        let key = self.store.key(tenant, key_id).await?;
+        Ok(KeyRecord::clone(&*key.ok_or(AuthorityError::Missing(Subject::Key))?))
+    }
+
+    async fn existing_tenant(&self, tenant: &TenantId) -> Result<Arc<TenantRecord>, AuthorityError> {
+        self.store.tenant(tenant).await?.ok_or(AuthorityError::Missing(Subject::Tenant))
+    }
+}
+
+fn target(tenant: &TenantId, key_id: &KeyId) -> String {
+    format!("{tenant}/{key_id}")
+}
+
+/// What must hold of a key's scopes and times, wherever they come from.
+fn check_policy(
+    tenant: &TenantId,
+    scopes: &[Scope],
+    not_before: Option<UnixMillis>,
+    expire_time: Option<UnixMillis>,
+) -> Result<(), AuthorityError> {
+    if tenant.is_system() {
+        for (at, scope) in scopes.iter().enumerate() {
+            RoleScope::parse(scope).map_err(|rule| AuthorityError::bad_field(format!("scopes[{at}]"), rule.0))?;
+        }
+    }
+    if let (Some(from), Some(until)) = (not_before, expire_time)
+        && until <= from
+    {
+        return Err(AuthorityError::bad_field("expire_time", "must be later than not_before"));
+    }
+    Ok(())
+}
+
+/// An expiry that is set must lie ahead; to end a key now, disable or revoke it.
+fn check_expiry(expire_time: Option<UnixMillis>, now: UnixMillis) -> Result<(), AuthorityError> {
+    if expire_time.is_some_and(|until| until <= now) {
+        return Err(AuthorityError::bad_field("expire_time", "must be in the future; to end a key now, disable it"));
+    }
+    Ok(())
+}
+
+/// All fields within their limits can still be too large together.
+fn check_size(key: &KeyRecord) -> Result<(), AuthorityError> {
+    match encode_key(key).len() {
+        bytes if bytes > RECORD_BYTES_MAX => Err(AuthorityError::TooLarge { bytes }),
+        _ => Ok(()),
+    }
+}

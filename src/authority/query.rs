@@ -1,0 +1,86 @@
+//! Reading keys.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use keyward_core::access::{Grant, Read};
+use keyward_core::event::Revision;
+use keyward_core::id::KeyId;
+use keyward_core::record::{KeyRecord, State};
+
+use super::{Authority, AuthorityError};
+use crate::store::KeyQuery;
+
+/// Which keys of a tenant.
+#[derive(Clone, Debug, Default)]
+pub struct Selector {
+    /// In one of these states. Empty: in any.
+    pub states: Vec<State>,
+    /// Of exactly this owner.
+    pub owner: Option<String>,
+    /// With all of these labels.
+    pub labels: BTreeMap<String, String>,
+    /// One of these keys. Empty: any.
+    pub key_ids: Vec<KeyId>,
+}
+
+/// A page.
+#[derive(Debug)]
+pub struct Listed<R> {
+    /// The records.
+    pub records: Vec<Arc<R>>,
+    /// The token of the next page; empty if this is the last.
+    pub next_page_token: String,
+    /// Every change up to this revision is in it.
+    pub revision: Revision,
+}
+
+impl Authority {
+    /// Reads one key.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn key(&self, grant: &Grant<Read>, key_id: &KeyId) -> Result<(KeyRecord, Revision), AuthorityError> {
+        let revision = self.store.revision();
+        Ok((self.existing(grant.tenant(), key_id).await?, revision))
+    }
+
+    /// A page of keys in the order of their ids.
+    ///
+    /// # Errors
+    /// When the tenant is missing, or the page token is not one of this query's.
+    pub async fn keys(
+        &self,
+        grant: &Grant<Read>,
+        selector: Selector,
+        page_size: usize,
+        page_token: &str,
+    ) -> Result<Listed<KeyRecord>, AuthorityError> {
+        self.existing_tenant(grant.tenant()).await?;
+        let revision = self.store.revision();
+        let bound = bound_parts(grant, &selector);
+        let bound: Vec<&[u8]> = bound.iter().map(Vec::as_slice).collect();
+        let after = self.page_tokens.open(page_token, &bound, KeyId::parse)?;
+        let Selector { states, owner, labels, key_ids } = selector;
+        let tenant = grant.tenant().clone();
+        let page = self.store.keys(KeyQuery { tenant, states, owner, labels, key_ids, after, limit: page_size }).await?;
+        let next_page_token = self.page_tokens.seal(page.next.as_ref().map(KeyId::as_str), &bound);
+        Ok(Listed { records: page.records, next_page_token, revision })
+    }
+}
+
+/// What a page token is bound to: everything that decides which keys come.
+fn bound_parts(grant: &Grant<Read>, selector: &Selector) -> Vec<Vec<u8>> {
+    let Selector { states, owner, labels, key_ids } = selector;
+    let states = states.iter().map(|state| match state {
+        State::Active => b'a',
+        State::Disabled => b'd',
+        State::Revoked => b'r',
+    });
+    let mut parts = vec![b"keys".to_vec(), grant.tenant().as_str().into(), states.collect()];
+    parts.push(owner.clone().unwrap_or_default().into_bytes());
+    parts.push(labels.len().to_le_bytes().to_vec());
+    parts.extend(labels.iter().flat_map(|(name, value)| [name.clone().into_bytes(), value.clone().into_bytes()]));
+    parts.extend(key_ids.iter().map(|id| id.as_str().into()));
+    parts
+}

@@ -1,0 +1,83 @@
+//! Tenants.
+
+use std::sync::Arc;
+
+use keyward_core::access::{Action, Caller, CreateTenant, Grant, Read};
+use keyward_core::event::Revision;
+use keyward_core::id::{SecretPrefix, TenantId};
+use keyward_core::record::{Stamp, TenantRecord};
+
+use super::{Authority, AuthorityError, Changed, Listed, Subject};
+use crate::store::{Commit, Put};
+
+/// A tenant to be.
+#[derive(Clone, Debug)]
+pub struct NewTenant {
+    /// Identity.
+    pub tenant: TenantId,
+    /// The name that people see.
+    pub display_name: String,
+    /// What the tenant's secrets begin with.
+    pub secret_prefix: SecretPrefix,
+}
+
+impl Authority {
+    /// Creates a tenant.
+    ///
+    /// # Errors
+    /// When the tenant exists, or the change cannot be made.
+    pub async fn create_tenant(
+        &self,
+        grant: &Grant<CreateTenant>,
+        new: NewTenant,
+        validate_only: bool,
+    ) -> Result<Changed<TenantRecord>, AuthorityError> {
+        let created = Stamp { time: self.clock.now(), actor: grant.actor() };
+        let revision = self.store.revision();
+        let NewTenant { tenant, display_name, secret_prefix } = new;
+        let record = TenantRecord { tenant, display_name, secret_prefix, created, revision };
+        if validate_only {
+            return match self.store.tenant(&record.tenant).await? {
+                Some(_) => Err(AuthorityError::Exists(Subject::Tenant)),
+                None => Ok(Changed { record, revision }),
+            };
+        }
+        let commit = Commit {
+            actor: record.created.actor.clone(),
+            method: "CreateTenant",
+            target: record.tenant.to_string(),
+            time: record.created.time,
+            puts: vec![Put::NewTenant(Box::new(record.clone()))],
+        };
+        let revision = self.commit(commit).await.map_err(|e| AuthorityError::of_commit(e, Subject::Tenant))?;
+        Ok(Changed { record: TenantRecord { revision, ..record }, revision })
+    }
+
+    /// Reads a tenant.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn tenant(&self, grant: &Grant<Read>) -> Result<(Arc<TenantRecord>, Revision), AuthorityError> {
+        let revision = self.store.revision();
+        Ok((self.existing_tenant(grant.tenant()).await?, revision))
+    }
+
+    /// A page of the tenants that a caller may see.
+    ///
+    /// # Errors
+    /// When the page token is not one of this call's.
+    pub async fn tenants(
+        &self,
+        caller: &Caller,
+        page_size: usize,
+        page_token: &str,
+    ) -> Result<Listed<TenantRecord>, AuthorityError> {
+        const QUERY: &[&[u8]] = &[b"tenants"];
+        let revision = self.store.revision();
+        let after = self.page_tokens.open(page_token, QUERY, TenantId::parse)?;
+        let page = self.store.tenants(after, page_size).await?;
+        let next_page_token = self.page_tokens.seal(page.next.as_ref().map(TenantId::as_str), QUERY);
+        let visible = page.records.into_iter().filter(|t| caller.may(Action::Read, &t.tenant));
+        Ok(Listed { records: visible.collect(), next_page_token, revision })
+    }
+}

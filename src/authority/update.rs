@@ -1,0 +1,105 @@
+//! Changing a key's fields.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use keyward_core::access::{Grant, Issue};
+use keyward_core::clock::UnixMillis;
+use keyward_core::id::KeyId;
+use keyward_core::record::{KeyRecord, Moved};
+use keyward_core::scope::Scope;
+
+use super::{Authority, AuthorityError, Changed, Terms, check_expiry, check_policy, check_size};
+
+/// New values for some fields of a key; `None` leaves a field as it is.
+#[derive(Clone, Debug, Default)]
+pub struct KeyPatch {
+    /// The label that people see.
+    pub display_name: Option<String>,
+    /// A longer note.
+    pub description: Option<String>,
+    /// Who the key is issued to.
+    pub owner: Option<String>,
+    /// What it may do.
+    pub scopes: Option<Vec<Scope>>,
+    /// Where it is accepted.
+    pub audiences: Option<Vec<String>>,
+    /// Where the end caller may come from.
+    pub allowed_cidrs: Option<Vec<IpNet>>,
+    /// Labels.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Annotations.
+    pub annotations: Option<BTreeMap<String, String>>,
+    /// Refused before; `Some(None)` clears it.
+    pub not_before: Option<Option<UnixMillis>>,
+    /// Refused from; `Some(None)` clears it.
+    pub expire_time: Option<Option<UnixMillis>>,
+}
+
+impl Authority {
+    /// Changes a key's fields.
+    ///
+    /// # Errors
+    /// When the key is missing, has another version than the terms name, a field breaks its rule, or the patch would
+    /// change what the caller's own key may do.
+    pub async fn update_key(
+        &self,
+        grant: &Grant<Issue>,
+        key_id: &KeyId,
+        patch: &KeyPatch,
+        terms: &Terms,
+    ) -> Result<Changed<KeyRecord>, AuthorityError> {
+        let own = grant.is_own_key(key_id);
+        self.change(grant, "UpdateKey", key_id, terms, |key, stamp| {
+            let before = key.clone();
+            patch.apply(key);
+            if own && key.policy != before.policy {
+                return Err(AuthorityError::OwnKey);
+            }
+            check_policy(grant.tenant(), &key.policy.scopes, key.policy.not_before, key.policy.expire_time)?;
+            if patch.expire_time.is_some() {
+                check_expiry(key.policy.expire_time, stamp.time)?;
+            }
+            check_size(key)?;
+            if *key == before {
+                return Ok(Moved::AlreadyThere);
+            }
+            key.updated = stamp.clone();
+            Ok(Moved::Changed)
+        })
+        .await
+    }
+}
+
+impl KeyPatch {
+    fn apply(&self, key: &mut KeyRecord) {
+        fn set<T: Clone>(field: &mut T, value: &Option<T>) {
+            if let Some(value) = value {
+                field.clone_from(value);
+            }
+        }
+        // Without `..`, so that a new field does not compile until it is applied.
+        let Self {
+            display_name,
+            description,
+            owner,
+            scopes,
+            audiences,
+            allowed_cidrs,
+            labels,
+            annotations,
+            not_before,
+            expire_time,
+        } = self;
+        set(&mut key.display_name, display_name);
+        set(&mut key.description, description);
+        set(&mut key.owner, owner);
+        set(&mut key.policy.scopes, scopes);
+        set(&mut key.policy.audiences, audiences);
+        set(&mut key.policy.allowed_cidrs, allowed_cidrs);
+        set(&mut key.labels, labels);
+        set(&mut key.annotations, annotations);
+        set(&mut key.policy.not_before, not_before);
+        set(&mut key.policy.expire_time, expire_time);
+    }
+}

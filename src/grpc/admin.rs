@@ -1,0 +1,204 @@
+//! KeyAdmin: convert, ask permission, call the authority, convert.
+
+use keyward_core::access::{Act, Action, Caller, ChangeState, CreateTenant, Grant, Issue, Read};
+use keyward_core::id::TenantId;
+use keyward_core::record::{KeyRecord, State};
+use tonic::{Request, Response, Status};
+
+use super::convert::{self, StateChange};
+use super::fields::Fields;
+use super::pb;
+use super::ready::{Gate, Ready};
+use super::status::{Refusal, status};
+use crate::authority::{AuthorityError, Changed, Subject};
+
+/// The service.
+pub struct AdminService {
+    gate: Gate,
+}
+
+impl AdminService {
+    /// The service behind a gate.
+    #[must_use]
+    pub fn new(gate: Gate) -> Self {
+        Self { gate }
+    }
+
+    async fn move_key(
+        &self,
+        caller: &Caller,
+        to: State,
+        change: Result<StateChange, Refusal>,
+    ) -> Result<Changed<KeyRecord>, Refusal> {
+        let StateChange { key, reason, terms } = change?;
+        let grant = grant::<ChangeState>(caller, key.tenant, Subject::Key)?;
+        Ok(self.ready()?.authority.change_state(&grant, &key.key_id, to, &reason, &terms).await?)
+    }
+
+    fn ready(&self) -> Result<&Ready, Refusal> {
+        self.gate.ready()
+    }
+}
+
+/// Answers a call: takes the caller off the request, and turns a refusal into its status.
+async fn answer<Q, A>(
+    request: Request<Q>,
+    call: impl AsyncFnOnce(Caller, Q) -> Result<A, Refusal>,
+) -> Result<Response<A>, Status> {
+    let (_, mut extensions, message) = request.into_parts();
+    let answered = match extensions.remove::<Caller>() {
+        Some(caller) => call(caller, message).await,
+        None => Err(Refusal::NoCredential),
+    };
+    answered.map(Response::new).map_err(status)
+}
+
+fn grant<A: Act>(caller: &Caller, tenant: TenantId, subject: Subject) -> Result<Grant<A>, Refusal> {
+    caller.grant(tenant).map_err(|denied| AuthorityError::of_denial(denied, subject).into())
+}
+
+#[tonic::async_trait]
+impl pb::key_admin_server::KeyAdmin for AdminService {
+    async fn create_key(
+        &self,
+        request: Request<pb::CreateKeyRequest>,
+    ) -> Result<Response<pb::CreateKeyResponse>, Status> {
+        answer(request, async |caller, message| {
+            let validate_only = message.validate_only;
+            let (tenant, new) = convert::new_key(message, caller.tenant_by_default())?;
+            let grant = grant::<Issue>(&caller, tenant, Subject::Tenant)?;
+            let created = self.ready()?.authority.create_key(&grant, new, validate_only).await?;
+            Ok(pb::CreateKeyResponse {
+                key: Some(convert::key(&created.key)),
+                secret: created.secret.map(|secret| std::mem::take(&mut *secret.reveal())).unwrap_or_default(),
+                revision: created.revision.0,
+            })
+        })
+        .await
+    }
+
+    async fn get_key(&self, request: Request<pb::GetKeyRequest>) -> Result<Response<pb::GetKeyResponse>, Status> {
+        answer(request, async |caller, message| {
+            let name = convert::key_name(&message.key_id, &message.tenant, caller.tenant_by_default())?;
+            let grant = grant::<Read>(&caller, name.tenant, Subject::Key)?;
+            let (key, revision) = self.ready()?.authority.key(&grant, &name.key_id).await?;
+            Ok(pb::GetKeyResponse { key: Some(convert::key(&key)), revision: revision.0 })
+        })
+        .await
+    }
+
+    async fn list_keys(&self, request: Request<pb::ListKeysRequest>) -> Result<Response<pb::ListKeysResponse>, Status> {
+        answer(request, async |caller, message| {
+            let (tenant, selector, page_size) = convert::list(&message, caller.tenant_by_default())?;
+            let grant = grant::<Read>(&caller, tenant, Subject::Tenant)?;
+            let listed = self.ready()?.authority.keys(&grant, selector, page_size, &message.page_token).await?;
+            Ok(pb::ListKeysResponse {
+                keys: listed.records.iter().map(|key| convert::key(key)).collect(),
+                next_page_token: listed.next_page_token,
+                revision: listed.revision.0,
+            })
+        })
+        .await
+    }
+
+    async fn update_key(
+        &self,
+        request: Request<pb::UpdateKeyRequest>,
+    ) -> Result<Response<pb::UpdateKeyResponse>, Status> {
+        answer(request, async |caller, message| {
+            let (name, patch, terms) = convert::update(message, caller.tenant_by_default())?;
+            let grant = grant::<Issue>(&caller, name.tenant, Subject::Key)?;
+            let changed = self.ready()?.authority.update_key(&grant, &name.key_id, &patch, &terms).await?;
+            Ok(pb::UpdateKeyResponse { key: Some(convert::key(&changed.record)), revision: changed.revision.0 })
+        })
+        .await
+    }
+
+    async fn disable_key(
+        &self,
+        request: Request<pb::DisableKeyRequest>,
+    ) -> Result<Response<pb::DisableKeyResponse>, Status> {
+        answer(request, async |caller, m| {
+            let name = (&*m.key_id, &*m.tenant, m.etag);
+            let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default());
+            let changed = self.move_key(&caller, State::Disabled, change).await?;
+            Ok(pb::DisableKeyResponse { key: Some(convert::key(&changed.record)), revision: changed.revision.0 })
+        })
+        .await
+    }
+
+    async fn enable_key(
+        &self,
+        request: Request<pb::EnableKeyRequest>,
+    ) -> Result<Response<pb::EnableKeyResponse>, Status> {
+        answer(request, async |caller, m| {
+            let name = (&*m.key_id, &*m.tenant, m.etag);
+            let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default());
+            let changed = self.move_key(&caller, State::Active, change).await?;
+            Ok(pb::EnableKeyResponse { key: Some(convert::key(&changed.record)), revision: changed.revision.0 })
+        })
+        .await
+    }
+
+    async fn revoke_key(
+        &self,
+        request: Request<pb::RevokeKeyRequest>,
+    ) -> Result<Response<pb::RevokeKeyResponse>, Status> {
+        answer(request, async |caller, m| {
+            let name = (&*m.key_id, &*m.tenant, m.etag);
+            let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default());
+            let changed = self.move_key(&caller, State::Revoked, change).await?;
+            Ok(pb::RevokeKeyResponse { key: Some(convert::key(&changed.record)), revision: changed.revision.0 })
+        })
+        .await
+    }
+
+    async fn create_tenant(
+        &self,
+        request: Request<pb::CreateTenantRequest>,
+    ) -> Result<Response<pb::CreateTenantResponse>, Status> {
+        answer(request, async |caller, message| {
+            let validate_only = message.validate_only;
+            let new = convert::new_tenant(message)?;
+            // A tenant that does not exist has no roles; whoever may write in `system` may create it.
+            let grant = caller.grant::<CreateTenant>(TenantId::system()).map_err(|_| AuthorityError::Denied)?;
+            let created = self.ready()?.authority.create_tenant(&grant, new, validate_only).await?;
+            let tenant = Some(convert::tenant(&created.record));
+            Ok(pb::CreateTenantResponse { tenant, revision: created.revision.0 })
+        })
+        .await
+    }
+
+    async fn get_tenant(
+        &self,
+        request: Request<pb::GetTenantRequest>,
+    ) -> Result<Response<pb::GetTenantResponse>, Status> {
+        answer(request, async |caller, message| {
+            let grant = grant::<Read>(&caller, convert::tenant_name(&message.tenant)?, Subject::Tenant)?;
+            let (tenant, revision) = self.ready()?.authority.tenant(&grant).await?;
+            Ok(pb::GetTenantResponse { tenant: Some(convert::tenant(&tenant)), revision: revision.0 })
+        })
+        .await
+    }
+
+    async fn list_tenants(
+        &self,
+        request: Request<pb::ListTenantsRequest>,
+    ) -> Result<Response<pb::ListTenantsResponse>, Status> {
+        answer(request, async |caller, message| {
+            let mut fields = Fields::default();
+            let page_size = fields.page_size("page_size", message.page_size);
+            let page_size = fields.finish(Some(page_size))?;
+            if !caller.may_somewhere(Action::Read) {
+                return Err(AuthorityError::Denied.into());
+            }
+            let listed = self.ready()?.authority.tenants(&caller, page_size, &message.page_token).await?;
+            Ok(pb::ListTenantsResponse {
+                tenants: listed.records.iter().map(|tenant| convert::tenant(tenant)).collect(),
+                next_page_token: listed.next_page_token,
+                revision: listed.revision.0,
+            })
+        })
+        .await
+    }
+}

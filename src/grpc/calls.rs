@@ -1,0 +1,35 @@
+//! Which call needs which permission. A test holds this list against the descriptors: a call that is not here is refused
+//! to everyone.
+
+use keyward_core::access::Action;
+
+/// Every call of our own services, and the action it takes.
+pub const CALLS: &[(&str, Action)] = &[
+    ("/keyward.v1.KeyAdmin/CreateKey", Action::Issue),
+    ("/keyward.v1.KeyAdmin/GetKey", Action::Read),
+    ("/keyward.v1.KeyAdmin/ListKeys", Action::Read),
+    ("/keyward.v1.KeyAdmin/UpdateKey", Action::Issue),
+    ("/keyward.v1.KeyAdmin/DisableKey", Action::ChangeState),
+    ("/keyward.v1.KeyAdmin/EnableKey", Action::ChangeState),
+    ("/keyward.v1.KeyAdmin/RevokeKey", Action::ChangeState),
+    ("/keyward.v1.KeyAdmin/CreateTenant", Action::CreateTenant),
+    ("/keyward.v1.KeyAdmin/GetTenant", Action::Read),
+    ("/keyward.v1.KeyAdmin/ListTenants", Action::Read),
+    ("/keyward.v1.KeyVerify/Verify", Action::Verify),
+];
+
+/// Services that answer without a credential: probes have none, and reflection shows only what the repository shows.
+pub const OPEN_SERVICES: &[&str] =
+    &["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/"];
+
+/// Whether a path needs no credential.
+#[must_use]
+pub fn is_open(path: &str) -> bool {
+    OPEN_SERVICES.iter().any(|service| path.starts_with(service))
+}
+
+/// The action of a call. `None`: there is no such call.
+#[must_use]
+pub fn action_of(path: &str) -> Option<Action> {
+    CALLS.iter().find(|(call, _)| *call == path).map(|(_, action)| *action)
+}

@@ -1,0 +1,208 @@
+//! The rules of request fields: each is read once, here, and everything that is wrong is reported together.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use keyward_core::clock::UnixMillis;
+use keyward_core::id::BrokenRule;
+use keyward_core::limits::{
+    ANNOTATION_VALUE_BYTES_MAX, ANNOTATIONS_MAX, AUDIENCE_BYTES_MAX, AUDIENCES_MAX, CIDRS_MAX, LABEL_NAME_BYTES_MAX,
+    LABEL_VALUE_BYTES_MAX, LABELS_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, SCOPES_MAX,
+};
+use keyward_core::scope::{self, Scope};
+use prost_types::Timestamp;
+
+use super::status::Refusal;
+use crate::authority::Violation;
+
+/// 9999-12-31T23:59:59.999Z, the last time that a Timestamp can name.
+const TIME_MS_MAX: i64 = 253_402_300_799_999;
+
+/// Reads fields and collects what is wrong with them. A reader returns `None`, or an empty value, for a field that is
+/// wrong; [`Fields::finish`] then refuses the whole.
+#[derive(Debug, Default)]
+pub struct Fields {
+    violations: Vec<Violation>,
+}
+
+impl Fields {
+    /// Gives what was read, if nothing was wrong.
+    ///
+    /// # Errors
+    /// With everything that was wrong.
+    pub fn finish<T>(self, read: Option<T>) -> Result<T, Refusal> {
+        match read {
+            Some(read) if self.violations.is_empty() => Ok(read),
+            _ => Err(Refusal::BadFields(self.violations)),
+        }
+    }
+
+    /// Notes that a field breaks a rule.
+    pub fn wrong(&mut self, field: impl Into<String>, rule: impl Into<String>) {
+        self.violations.push(Violation { field: field.into(), rule: rule.into() });
+    }
+
+    /// A field that parses.
+    pub fn parse<T>(&mut self, field: &str, value: &str, parse: impl Fn(&str) -> Result<T, BrokenRule>) -> Option<T> {
+        parse(value).map_err(|rule| self.wrong(field, rule.0)).ok()
+    }
+
+    /// A field that parses, or is empty and has a default.
+    pub fn parse_or<T>(
+        &mut self,
+        field: &str,
+        value: &str,
+        parse: impl Fn(&str) -> Result<T, BrokenRule>,
+        default: impl FnOnce() -> T,
+    ) -> Option<T> {
+        if value.is_empty() { Some(default()) } else { self.parse(field, value, parse) }
+    }
+
+    /// A text of at most `bytes_max` bytes without control characters.
+    pub fn text(&mut self, field: &str, value: String, bytes_max: usize) -> String {
+        if value.len() > bytes_max {
+            self.wrong(field, format!("must be at most {bytes_max} bytes"));
+        }
+        if value.chars().any(char::is_control) {
+            self.wrong(field, "must have no control characters");
+        }
+        value
+    }
+
+    /// A text that must not be empty.
+    pub fn required_text(&mut self, field: &str, value: String, bytes_max: usize) -> String {
+        if value.trim().is_empty() {
+            self.wrong(field, "must not be empty");
+        }
+        self.text(field, value, bytes_max)
+    }
+
+    /// Scopes to grant.
+    pub fn scopes(&mut self, field: &str, values: &[String]) -> Vec<Scope> {
+        self.list(field, values, SCOPES_MAX, |text| Scope::parse(text).map_err(|rule| rule.0))
+    }
+
+    /// Scopes to ask for.
+    pub fn required_scopes(&mut self, field: &str, values: &[String]) {
+        self.list(field, values, SCOPES_MAX, |text| scope::check_required(text).map_err(|rule| rule.0));
+    }
+
+    /// Audiences of a key.
+    pub fn audiences(&mut self, field: &str, values: &[String]) -> Vec<String> {
+        self.list(field, values, AUDIENCES_MAX, |text| {
+            let fits = (1..=AUDIENCE_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control);
+            fits.then(|| text.to_owned()).ok_or("must be 1 to 128 bytes without control characters")
+        })
+    }
+
+    /// CIDR blocks.
+    pub fn cidrs(&mut self, field: &str, values: &[String]) -> Vec<IpNet> {
+        self.list(field, values, CIDRS_MAX, |text| {
+            let net: IpNet = text.parse().map_err(|_| "must be a CIDR block such as 10.0.0.0/8 or 2001:db8::/32")?;
+            if net != net.trunc() {
+                return Err("must have no bits set past its prefix length");
+            }
+            match net {
+                IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some() => Err("must be written as an IPv4 block"),
+                net => Ok(net),
+            }
+        })
+    }
+
+    /// An address.
+    pub fn ip(&mut self, field: &str, value: &str) -> Option<IpAddr> {
+        if value.is_empty() {
+            return None;
+        }
+        let ip = value.parse::<IpAddr>().map_err(|_| self.wrong(field, "must be an IPv4 or IPv6 address"));
+        // `::ffff:10.0.0.1` is what a dual-stack socket calls 10.0.0.1.
+        ip.ok().map(|ip| ip.to_canonical())
+    }
+
+    /// Labels.
+    pub fn labels(&mut self, field: &str, values: BTreeMap<String, String>) -> BTreeMap<String, String> {
+        self.map_names(field, &values, LABELS_MAX, |name| {
+            name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b))
+        });
+        if values.values().any(|v| v.len() > LABEL_VALUE_BYTES_MAX || v.chars().any(char::is_control)) {
+            self.wrong(field, format!("values must be at most {LABEL_VALUE_BYTES_MAX} bytes without control characters"));
+        }
+        values
+    }
+
+    /// Annotations.
+    pub fn annotations(&mut self, field: &str, values: BTreeMap<String, String>) -> BTreeMap<String, String> {
+        self.map_names(field, &values, ANNOTATIONS_MAX, |name| !name.chars().any(char::is_control));
+        let fits = |c: char| !c.is_control() || c == '\n' || c == '\t';
+        if values.values().any(|v| v.len() > ANNOTATION_VALUE_BYTES_MAX || !v.chars().all(fits)) {
+            self.wrong(
+                field,
+                format!(
+                    "values must be at most {ANNOTATION_VALUE_BYTES_MAX} bytes without control characters but line feeds \
+                     and tabs"
+                ),
+            );
+        }
+        values
+    }
+
+    /// A time after 1970, to the millisecond.
+    pub fn time(&mut self, field: &str, value: Option<Timestamp>) -> Option<UnixMillis> {
+        let value = value?;
+        let millis = value.seconds.checked_mul(1_000).and_then(|ms| ms.checked_add(i64::from(value.nanos / 1_000_000)));
+        match millis {
+            Some(ms @ 1..=TIME_MS_MAX) if (0..1_000_000_000).contains(&value.nanos) => Some(UnixMillis(ms)),
+            _ => {
+                self.wrong(field, "must be a time after 1970-01-01T00:00:00Z and before the year 10000");
+                None
+            }
+        }
+    }
+
+    /// The size of a page.
+    pub fn page_size(&mut self, field: &str, value: i32) -> usize {
+        match usize::try_from(value) {
+            Ok(0) => PAGE_SIZE_DEFAULT,
+            Ok(size) if size <= PAGE_SIZE_MAX => size,
+            _ => {
+                self.wrong(field, format!("must be 1 to {PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}"));
+                0
+            }
+        }
+    }
+
+    /// A list of at most `count_max` values that all parse.
+    pub fn list<T>(
+        &mut self,
+        field: &str,
+        values: &[String],
+        count_max: usize,
+        parse: impl Fn(&str) -> Result<T, &'static str>,
+    ) -> Vec<T> {
+        if values.len() > count_max {
+            self.wrong(field, format!("must have at most {count_max} entries"));
+            return vec![];
+        }
+        let parsed = values.iter().enumerate().filter_map(|(at, value)| {
+            parse(value).map_err(|rule| self.wrong(format!("{field}[{at}]"), rule)).ok()
+        });
+        parsed.collect()
+    }
+
+    fn map_names(
+        &mut self,
+        field: &str,
+        values: &BTreeMap<String, String>,
+        count_max: usize,
+        valid: impl Fn(&str) -> bool,
+    ) {
+        if values.len() > count_max {
+            self.wrong(field, format!("must have at most {count_max} entries"));
+        }
+        if !values.keys().all(|name| (1..=LABEL_NAME_BYTES_MAX).contains(&name.len()) && valid(name)) {
+            let rule = "names must be 1 to 63 bytes; of labels: letters, digits, '-', '_', '.' and '/'";
+            self.wrong(field, rule);
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! The wire: from protobuf to the domain and back, and nothing else.
+//!
+//! [`pb`] is generated, [`convert`] and [`fields`] translate, [`status`] is the only place that builds a `Status`,
+//! [`calls`] says which call needs which permission, [`admin`] and [`verify`] are the services.
+
+pub mod admin;
+pub mod calls;
+pub mod convert;
+pub mod fields;
+pub mod pb;
+pub mod ready;
+pub mod status;
+pub mod verify;
+
+use tonic::service::{Routes, RoutesBuilder};
+use tonic_health::pb::health_server::{Health, HealthServer};
+
+use self::admin::AdminService;
+use self::pb::key_admin_server::KeyAdminServer;
+use self::pb::key_verify_server::KeyVerifyServer;
+use self::ready::Gate;
+use self::verify::VerifyService;
+
+/// An admin request longer than this is refused.
+pub const ADMIN_REQUEST_BYTES_MAX: usize = 1024 * 1024;
+/// A verify request longer than this is refused.
+pub const VERIFY_REQUEST_BYTES_MAX: usize = 64 * 1024;
+
+/// All services. Reflection is served if `reflection` is set.
+///
+/// # Errors
+/// When the descriptors do not decode, which a build that passed its tests does not have.
+pub fn routes(
+    gate: &Gate,
+    health: HealthServer<impl Health>,
+    reflection: bool,
+) -> Result<Routes, tonic_reflection::server::Error> {
+    let mut routes = RoutesBuilder::default();
+    routes.add_service(health);
+    routes.add_service(
+        KeyAdminServer::new(AdminService::new(gate.clone())).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX),
+    );
+    routes.add_service(
+        KeyVerifyServer::new(VerifyService::new(gate.clone())).max_decoding_message_size(VERIFY_REQUEST_BYTES_MAX),
+    );
+    if reflection {
+        // Both: much software still speaks only v1alpha.
+        let builder = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+        };
+        routes.add_service(builder().build_v1()?);
+        routes.add_service(builder().build_v1alpha()?);
+    }
+    Ok(routes.routes())
+}

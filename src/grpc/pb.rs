@@ -1,0 +1,25 @@
+//! The generated wire code, and Debug for the messages that carry a secret.
+
+use std::fmt;
+
+#[expect(missing_docs, clippy::allow_attributes, reason = "generated")]
+mod generated {
+    tonic::include_proto!("keyward.v1");
+}
+
+pub use generated::*;
+
+/// The descriptors of the services, with their comments.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/keyward_v1.bin"));
+
+impl fmt::Debug for VerifyRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VerifyRequest").field("tenant", &self.tenant).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for CreateKeyResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreateKeyResponse").field("key", &self.key).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,170 @@
+//! The only file that builds a `Status`.
+//!
+//! Two audiences: the caller learns the reason, in a form that programs can act on (google.rpc ErrorInfo, BadRequest,
+//! RetryInfo, after Google's AIP-193); the operator learns the cause, in the log. No cause reaches a caller.
+
+use std::time::Duration;
+
+use keyward_core::decision::DenyReason;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::authority::{AuthorityError, Subject, Violation};
+
+/// The domain of every ErrorInfo.
+pub const ERROR_DOMAIN: &str = "keyward";
+
+/// How long a caller should wait before another try when too many changes are waiting.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// Why a call is not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The call carries no credential.
+    #[error("no credential")]
+    NoCredential,
+    /// The credential is not a working key of tenant `system`.
+    #[error("the credential is refused: {0:?}")]
+    BadCredential(DenyReason),
+    /// The request breaks rules.
+    #[error("bad fields")]
+    BadFields(Vec<Violation>),
+    /// The data is still being loaded.
+    #[error("starting")]
+    Starting,
+    /// The revision asked for has not been reached in time.
+    #[error("the revision asked for was not reached in time")]
+    RevisionNotReached,
+    /// The authority refused.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+}
+
+/// The status that tells a caller of a refusal; the cause of an internal one goes to the log.
+#[must_use]
+pub fn status(refusal: impl Into<Refusal>) -> Status {
+    let refusal = refusal.into();
+    let told = told(&refusal);
+    if told.code == Code::Unavailable {
+        tracing::warn!(cause = %chain(&refusal), reason = told.reason, "a call could not be answered");
+    }
+    let mut details = ErrorDetails::with_error_info(told.reason, ERROR_DOMAIN, []);
+    for violation in told.violations {
+        details.add_bad_request_violation(&violation.field, &violation.rule);
+    }
+    if let Some(delay) = told.retry_after {
+        details.set_retry_info(Some(delay));
+    }
+    Status::with_error_details(told.code, told.message, details)
+}
+
+/// What the caller is told.
+struct Told<'a> {
+    code: Code,
+    reason: &'static str,
+    message: String,
+    violations: &'a [Violation],
+    retry_after: Option<Duration>,
+}
+
+fn told(refusal: &Refusal) -> Told<'_> {
+    let plain = |code, reason, message: &str| Told {
+        code,
+        reason,
+        message: message.to_owned(),
+        violations: &[],
+        retry_after: None,
+    };
+    match refusal {
+        Refusal::NoCredential => plain(
+            Code::Unauthenticated,
+            "CREDENTIAL_MISSING",
+            "give a key of tenant 'system' as metadata 'authorization: Bearer <key>'",
+        ),
+        Refusal::BadCredential(reason) => {
+            plain(Code::Unauthenticated, "CREDENTIAL_REFUSED", credential_message(*reason))
+        }
+        Refusal::BadFields(violations) => bad_fields(violations),
+        Refusal::Starting => Told {
+            retry_after: Some(RETRY_AFTER),
+            ..plain(Code::Unavailable, "STARTING", "keyward is loading its data; try again")
+        },
+        Refusal::RevisionNotReached => Told {
+            retry_after: Some(RETRY_AFTER),
+            ..plain(Code::FailedPrecondition, "REVISION_NOT_REACHED", "min_revision was not reached in time")
+        },
+        Refusal::Authority(error) => told_by_authority(error),
+    }
+}
+
+fn told_by_authority(error: &AuthorityError) -> Told<'_> {
+    let (code, reason, message) = match error {
+        AuthorityError::BadFields(violations) => return bad_fields(violations),
+        AuthorityError::Denied => {
+            (Code::PermissionDenied, "ROLE_MISSING", "the caller's key holds no role for this".to_owned())
+        }
+        AuthorityError::Missing(Subject::Key) => (Code::NotFound, "KEY_NOT_FOUND", "there is no such key".to_owned()),
+        AuthorityError::Missing(Subject::Tenant) => {
+            (Code::NotFound, "TENANT_NOT_FOUND", "tenant: there is no such tenant".to_owned())
+        }
+        AuthorityError::Exists(Subject::Key) => {
+            (Code::AlreadyExists, "KEY_EXISTS", "key_id: the tenant has a key of this id already".to_owned())
+        }
+        AuthorityError::Exists(Subject::Tenant) => {
+            (Code::AlreadyExists, "TENANT_EXISTS", "tenant: there is a tenant of this id already".to_owned())
+        }
+        AuthorityError::Outdated => (
+            Code::Aborted,
+            "ETAG_MISMATCH",
+            "etag: the key has changed meanwhile; read it again and decide anew".to_owned(),
+        ),
+        AuthorityError::Forbidden(error) => (Code::FailedPrecondition, "STATE_FORBIDS", error.to_string()),
+        AuthorityError::OwnKey => (Code::FailedPrecondition, "OWN_KEY", error.to_string()),
+        AuthorityError::TooLarge { .. } => (Code::InvalidArgument, "KEY_TOO_LARGE", error.to_string()),
+        AuthorityError::Overloaded => {
+            let message = "too many changes are waiting; try again".to_owned();
+            let retry_after = Some(RETRY_AFTER);
+            return Told { code: Code::ResourceExhausted, reason: "OVERLOADED", message, violations: &[], retry_after };
+        }
+        AuthorityError::Entropy(_) => (
+            Code::Unavailable,
+            "RANDOMNESS_UNAVAILABLE",
+            "keyward has no randomness and issues nothing; its log says why".to_owned(),
+        ),
+        AuthorityError::Store(_) => {
+            (Code::Unavailable, "STORE_UNAVAILABLE", "keyward's store failed; its log says why".to_owned())
+        }
+    };
+    Told { code, reason, message, violations: &[], retry_after: None }
+}
+
+fn bad_fields(violations: &[Violation]) -> Told<'_> {
+    let message = violations.iter().map(Violation::to_string).collect::<Vec<_>>().join("; ");
+    Told { code: Code::InvalidArgument, reason: "BAD_FIELDS", message, violations, retry_after: None }
+}
+
+fn credential_message(reason: DenyReason) -> &'static str {
+    match reason {
+        DenyReason::Malformed => "the credential is not a key: it is incomplete or mistyped",
+        DenyReason::Unknown => "the credential is not a key of tenant 'system'",
+        DenyReason::Disabled => "the caller's key is disabled",
+        DenyReason::Revoked => "the caller's key is revoked",
+        DenyReason::NotYetValid => "the caller's key is not valid yet",
+        DenyReason::Expired => "the caller's key has expired",
+        DenyReason::AudienceMismatch => "the caller's key is for other audiences than 'keyward'",
+        DenyReason::IpNotAllowed => "the caller's key may not be used from this address",
+        DenyReason::ScopeMissing => "the caller's key lacks a scope",
+    }
+}
+
+/// An error and what caused it, for the log.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

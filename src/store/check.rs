@@ -1,0 +1,63 @@
+//! Compare-and-set, the same for every local engine: may this record be written over what is there?
+
+use std::sync::Arc;
+
+use keyward_core::digest::Digest;
+use keyward_core::event::{Record, Revision};
+use keyward_core::id::{KeyId, TenantId};
+use keyward_core::limits::RECORD_BYTES_MAX;
+use keyward_core::record::{KeyRecord, TenantRecord};
+
+use super::record::{encode_key, encode_tenant};
+use super::{CommitError, Put, StoreError};
+
+/// What is there, including what the same group of commits has already put there.
+pub(super) trait Current {
+    fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError>;
+    fn has_digest(&self, digest: &Digest) -> Result<bool, StoreError>;
+    fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError>;
+}
+
+/// A record that may be written, and its bytes.
+#[derive(Debug)]
+pub(super) struct Staged {
+    pub(super) record: Record,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Checks one put against what is there, and gives its record the revision of the commit.
+pub(super) fn stage(put: Put, revision: Revision, current: &impl Current) -> Result<Staged, CommitError> {
+    match put {
+        Put::NewKey(mut key) => {
+            if current.key(&key.tenant, &key.key_id)?.is_some() || current.has_digest(&key.secret.digest)? {
+                return Err(CommitError::Exists);
+            }
+            key.revision = revision;
+            staged_key(key)
+        }
+        Put::Key(mut key) => {
+            let there = current.key(&key.tenant, &key.key_id)?;
+            if there.is_none_or(|t| t.revision != key.revision || t.secret.digest != key.secret.digest) {
+                return Err(CommitError::Outdated);
+            }
+            key.revision = revision;
+            staged_key(key)
+        }
+        Put::NewTenant(mut tenant) => {
+            if current.tenant(&tenant.tenant)?.is_some() {
+                return Err(CommitError::Exists);
+            }
+            tenant.revision = revision;
+            let bytes = encode_tenant(&tenant);
+            Ok(Staged { record: Record::Tenant(Arc::from(tenant)), bytes })
+        }
+    }
+}
+
+fn staged_key(key: Box<KeyRecord>) -> Result<Staged, CommitError> {
+    let bytes = encode_key(&key);
+    if bytes.len() > RECORD_BYTES_MAX {
+        return Err(CommitError::TooLarge { bytes: bytes.len() });
+    }
+    Ok(Staged { record: Record::Key(Arc::from(key)), bytes })
+}

@@ -1,0 +1,121 @@
+//! The engine in memory: the contract of [`Store`] in its plainest form, for tests.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use keyward_core::digest::Digest;
+use keyward_core::event::{Change, Record, Revision};
+use keyward_core::id::{KeyId, TenantId};
+use keyward_core::record::{KeyRecord, TenantRecord};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use super::check::{Current, stage};
+use super::{Commit, CommitError, KeyQuery, Page, Snapshot, Store, StoreError};
+use crate::feed::{Feed, Resync, Subscription};
+
+/// Keeps everything in maps, and loses it with the process.
+#[derive(Debug)]
+pub struct MemoryStore {
+    state: Mutex<State>,
+    feed: Feed,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    revision: Revision,
+    keys: BTreeMap<(TenantId, KeyId), Arc<KeyRecord>>,
+    digests: HashSet<Digest>,
+    tenants: BTreeMap<TenantId, Arc<TenantRecord>>,
+    closed: bool,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self { state: Mutex::default(), feed: Feed::starting_after(Revision(0)) }
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn load(&self) -> Result<Snapshot, StoreError> {
+        let state = self.state.lock();
+        let keys = state.keys.values().cloned().map(Record::Key);
+        let records: Vec<_> = state.tenants.values().cloned().map(Record::Tenant).chain(keys).collect();
+        let (sender, batches) = mpsc::channel(1);
+        sender.try_send(Ok(records)).map_err(|_| StoreError::Closed)?;
+        Ok(Snapshot { revision: state.revision, batches })
+    }
+
+    async fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
+        self.state.lock().key(tenant, key_id)
+    }
+
+    async fn keys(&self, query: KeyQuery) -> Result<Page<KeyRecord, KeyId>, StoreError> {
+        let state = self.state.lock();
+        let selected = state.keys.values().filter(|key| query.selects(key)).cloned();
+        Ok(Page::first(selected, query.limit, |key| key.key_id.clone()))
+    }
+
+    async fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {
+        self.state.lock().tenant(tenant)
+    }
+
+    async fn tenants(&self, after: Option<TenantId>, limit: usize) -> Result<Page<TenantRecord, TenantId>, StoreError> {
+        let state = self.state.lock();
+        let past = |t: &&Arc<TenantRecord>| after.as_ref().is_none_or(|after| t.tenant > *after);
+        Ok(Page::first(state.tenants.values().filter(past).cloned(), limit, |t| t.tenant.clone()))
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(StoreError::Closed.into());
+        }
+        let revision = state.revision.next();
+        let staged = commit.puts.into_iter().map(|put| stage(put, revision, &*state));
+        let records: Vec<_> = staged.map(|s| s.map(|s| s.record)).collect::<Result<_, _>>()?;
+        for record in &records {
+            match record {
+                Record::Key(key) => {
+                    state.digests.insert(key.secret.digest);
+                    state.keys.insert((key.tenant.clone(), key.key_id.clone()), key.clone());
+                }
+                Record::Tenant(tenant) => {
+                    state.tenants.insert(tenant.tenant.clone(), tenant.clone());
+                }
+            }
+        }
+        state.revision = revision;
+        self.feed.publish([Arc::new(Change { revision, records })]);
+        Ok(revision)
+    }
+
+    fn changes(&self, after: Revision) -> Result<Subscription, Resync> {
+        self.feed.subscribe(after)
+    }
+
+    fn revision(&self) -> Revision {
+        self.state.lock().revision
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.state.lock().closed = true;
+        Ok(())
+    }
+}
+
+impl Current for State {
+    fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
+        Ok(self.keys.get(&(tenant.clone(), key_id.clone())).cloned())
+    }
+
+    fn has_digest(&self, digest: &Digest) -> Result<bool, StoreError> {
+        Ok(self.digests.contains(digest))
+    }
+
+    fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {
+        Ok(self.tenants.get(tenant).cloned())
+    }
+}

@@ -1,0 +1,208 @@
+//! Where keys are kept: the contract that every engine honours.
+//!
+//! An engine is one log and the views that it needs to answer. It is shaped as the intersection of what a journalled
+//! embedded engine and an etcd transaction can promise: compare-and-set on record versions, and one revision that only
+//! grows. One conformance suite (tests/it/conformance.rs) runs on every engine. Only [`crate::app`] names an engine.
+
+mod check;
+pub mod memory;
+pub mod record;
+pub mod sled;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use keyward_core::clock::UnixMillis;
+use keyward_core::event::{Record, Revision};
+use keyward_core::id::{ActorId, KeyId, TenantId};
+use keyward_core::record::{KeyRecord, State, TenantRecord};
+use tokio::sync::mpsc;
+
+use crate::feed::{Resync, Subscription};
+
+/// Keys that one page examines at most. A page that examines this many without finding its fill ends short.
+pub const PAGE_SCAN_MAX: usize = 10_000;
+
+/// A log of keys and tenants, and the reads of the admin path. Verify never comes here.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Every record at one revision, as a stream of batches.
+    ///
+    /// A record that changes while the stream runs may come in its newer form; [`Store::changes`] from the snapshot's
+    /// revision brings everything that the stream may lack.
+    ///
+    /// # Errors
+    /// When the engine cannot read.
+    async fn load(&self) -> Result<Snapshot, StoreError>;
+
+    /// One key, as of the last commit or later.
+    ///
+    /// # Errors
+    /// When the engine cannot read.
+    async fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError>;
+
+    /// A page of keys in the order of their ids, as of the last commit or later.
+    ///
+    /// # Errors
+    /// When the engine cannot read.
+    async fn keys(&self, query: KeyQuery) -> Result<Page<KeyRecord, KeyId>, StoreError>;
+
+    /// One tenant, as of the last commit or later.
+    ///
+    /// # Errors
+    /// When the engine cannot read.
+    async fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError>;
+
+    /// A page of tenants in the order of their ids, as of the last commit or later.
+    ///
+    /// # Errors
+    /// When the engine cannot read.
+    async fn tenants(&self, after: Option<TenantId>, limit: usize) -> Result<Page<TenantRecord, TenantId>, StoreError>;
+
+    /// Writes records, their audit entry and their change: together, or not at all. Returns when the change is durable;
+    /// an engine that cannot know whether it is stops the process. The store sets the records' revision.
+    ///
+    /// # Errors
+    /// See [`CommitError`]. Nothing has been written then.
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError>;
+
+    /// The changes after a revision: ordered and without gaps.
+    ///
+    /// # Errors
+    /// When the engine no longer has them all; the caller then loads anew.
+    fn changes(&self, after: Revision) -> Result<Subscription, Resync>;
+
+    /// The revision of the last durable change.
+    fn revision(&self) -> Revision;
+
+    /// Takes no more commits, finishes those that are queued, and flushes everything.
+    ///
+    /// # Errors
+    /// When the flush fails. What was acknowledged is durable even then.
+    async fn close(&self) -> Result<(), StoreError>;
+}
+
+/// Every record at one revision.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The revision.
+    pub revision: Revision,
+    /// The records, in batches. The channel closes after the last one.
+    pub batches: mpsc::Receiver<Result<Vec<Record>, StoreError>>,
+}
+
+/// Which keys to list.
+#[derive(Clone, Debug)]
+pub struct KeyQuery {
+    /// Of this tenant.
+    pub tenant: TenantId,
+    /// In one of these states. Empty: in any.
+    pub states: Vec<State>,
+    /// Of exactly this owner.
+    pub owner: Option<String>,
+    /// With all of these labels.
+    pub labels: BTreeMap<String, String>,
+    /// One of these keys. Empty: any.
+    pub key_ids: Vec<KeyId>,
+    /// Only keys past this one.
+    pub after: Option<KeyId>,
+    /// At most this many.
+    pub limit: usize,
+}
+
+impl KeyQuery {
+    /// Whether a key meets every condition.
+    #[must_use]
+    pub fn selects(&self, key: &KeyRecord) -> bool {
+        key.tenant == self.tenant
+            && (self.states.is_empty() || self.states.contains(&key.policy.state))
+            && self.owner.as_ref().is_none_or(|owner| *owner == key.owner)
+            && self.labels.iter().all(|(name, value)| key.labels.get(name) == Some(value))
+            && (self.key_ids.is_empty() || self.key_ids.contains(&key.key_id))
+            && self.after.as_ref().is_none_or(|after| key.key_id > *after)
+    }
+}
+
+/// A page of records.
+#[derive(Debug)]
+pub struct Page<R, I> {
+    /// The records.
+    pub records: Vec<Arc<R>>,
+    /// Where the next page goes on. `None`: this is the last.
+    pub next: Option<I>,
+}
+
+impl<R, I> Page<R, I> {
+    /// The first `limit` of the records. One more is looked at, to know whether there is a next page.
+    fn first(records: impl Iterator<Item = Arc<R>>, limit: usize, id: impl Fn(&R) -> I) -> Self {
+        let mut records: Vec<_> = records.take(limit.saturating_add(1)).collect();
+        let more = records.len() > limit;
+        records.truncate(limit);
+        let next = records.last().filter(|_| more).map(|last| id(last));
+        Self { records, next }
+    }
+}
+
+/// One change to be made, and who makes it.
+#[derive(Debug)]
+pub struct Commit {
+    /// Who.
+    pub actor: ActorId,
+    /// The call, such as `DisableKey`.
+    pub method: &'static str,
+    /// What it is done to: `<tenant>/<key_id>` or `<tenant>`.
+    pub target: String,
+    /// When.
+    pub time: UnixMillis,
+    /// The records to write.
+    pub puts: Vec<Put>,
+}
+
+/// One record to write, and what must hold for it.
+#[derive(Debug)]
+pub enum Put {
+    /// A key that must not exist yet: neither its id nor its digest.
+    NewKey(Box<KeyRecord>),
+    /// A key whose current revision must be that of the record. Its id, tenant and secret stay as they are.
+    Key(Box<KeyRecord>),
+    /// A tenant that must not exist yet.
+    NewTenant(Box<TenantRecord>),
+}
+
+/// Why nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The key or tenant exists already.
+    #[error("it exists already")]
+    Exists,
+    /// The key has another revision than the commit expects.
+    #[error("it has changed meanwhile")]
+    Outdated,
+    /// The record is too large to store.
+    #[error("the record has {bytes} bytes, of at most {}", keyward_core::limits::RECORD_BYTES_MAX)]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+    /// The queue of commits is full.
+    #[error("too many changes are waiting")]
+    Overloaded,
+    /// The engine failed or is closing.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// An engine that cannot do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It is closing, or closed.
+    #[error("the store is closed")]
+    Closed,
+    /// The engine below failed.
+    #[error("the storage engine failed: {0}")]
+    Engine(String),
+    /// Stored bytes do not decode.
+    #[error("a stored record is damaged")]
+    Decode(#[from] record::DecodeError),
+}

@@ -1,0 +1,222 @@
+//! The bytes of the journal. All numbers are little-endian.
+//!
+//! ```text
+//! segment header, 64 bytes: "KEYWARDJ" │ version u32 │ 0 u32 │ first revision u64 │ chain before it, 32 bytes
+//!                           │ CRC-32C of the 56 bytes before u32 │ 0 u32
+//! frame: "KWJG" │ payload length u32 │ first revision u64 │ entries u32 │ CRC-32C u32 │ payload │ chain, 32 bytes
+//!        │ zeros up to a multiple of 8
+//! ```
+//!
+//! The frame's checksum covers the 20 bytes before it, the payload and the chain. The payload is a sequence of
+//! length-delimited `storage.v1.JournalEntry`. The chain is the hash of the log up to the frame's last entry.
+
+use keyward_core::event::Revision;
+use prost::Message;
+
+use super::{CRC32C, Chain, ChainKey, Position};
+use crate::store::record::pb;
+
+/// The version of segments that this program writes, and the only one it knows.
+pub const VERSION: u32 = 1;
+/// Size of a segment's header.
+pub const SEGMENT_HEADER_BYTES: usize = 64;
+/// Frames begin at multiples of this.
+pub const ALIGNMENT_BYTES: usize = 8;
+/// A payload longer than this is not one of ours.
+pub const PAYLOAD_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+const SEGMENT_MAGIC: &[u8; 8] = b"KEYWARDJ";
+const FRAME_MAGIC: &[u8; 4] = b"KWJG";
+const FRAME_HEADER_BYTES: usize = 24;
+const CHAIN_BYTES: usize = 32;
+
+/// The header of a segment that begins after `position`.
+#[must_use]
+pub fn segment_header(position: &Position) -> [u8; SEGMENT_HEADER_BYTES] {
+    let mut bytes = [0; SEGMENT_HEADER_BYTES];
+    bytes[..8].copy_from_slice(SEGMENT_MAGIC);
+    bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    bytes[16..24].copy_from_slice(&position.revision.next().0.to_le_bytes());
+    bytes[24..56].copy_from_slice(&position.chain.0);
+    let crc = CRC32C.checksum(&bytes[..56]).to_le_bytes();
+    bytes[56..60].copy_from_slice(&crc);
+    bytes
+}
+
+/// What is wrong with a segment's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeaderError {
+    /// It is of a later version.
+    UnknownVersion(u32),
+    /// It is not a header.
+    Damaged,
+}
+
+/// Reads a segment's header: the position after which the segment begins.
+///
+/// # Errors
+/// When it is not a header that this program knows.
+pub fn read_segment_header(bytes: &[u8]) -> Result<Position, HeaderError> {
+    let header = bytes.first_chunk::<SEGMENT_HEADER_BYTES>().ok_or(HeaderError::Damaged)?;
+    if !header.starts_with(SEGMENT_MAGIC) || u32_at(header, 56) != CRC32C.checksum(&header[..56]) {
+        return Err(HeaderError::Damaged);
+    }
+    if u32_at(header, 8) != VERSION {
+        return Err(HeaderError::UnknownVersion(u32_at(header, 8)));
+    }
+    let mut chain = [0; CHAIN_BYTES];
+    chain.copy_from_slice(&header[24..56]);
+    let revision = u64_at(header, 16).checked_sub(1).ok_or(HeaderError::Damaged)?;
+    Ok(Position { revision: Revision(revision), chain: Chain(chain) })
+}
+
+/// A frame under construction: entries that follow a position.
+#[derive(Debug)]
+pub struct FrameBuilder {
+    first: Revision,
+    end: Position,
+    entries: u32,
+    bytes: Vec<u8>,
+}
+
+impl FrameBuilder {
+    /// An empty frame after `position`.
+    #[must_use]
+    pub fn after(position: &Position) -> Self {
+        Self { first: position.revision.next(), end: *position, entries: 0, bytes: vec![0; FRAME_HEADER_BYTES] }
+    }
+
+    /// Adds the next entry.
+    pub fn push(&mut self, entry: &pb::JournalEntry, key: &ChainKey) {
+        let encoded = entry.encode_to_vec();
+        debug_assert_eq!(entry.revision, self.end.revision.next().0, "revisions have no gaps");
+        self.end = Position { revision: self.end.revision.next(), chain: self.end.chain.after(key, &encoded) };
+        prost::encoding::encode_varint(encoded.len() as u64, &mut self.bytes);
+        self.bytes.extend_from_slice(&encoded);
+        self.entries += 1;
+    }
+
+    /// The position after the last entry.
+    #[must_use]
+    pub fn end(&self) -> Position {
+        self.end
+    }
+
+    /// Entries so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries as usize
+    }
+
+    /// Whether there is no entry yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    /// Bytes of payload so far.
+    #[must_use]
+    pub fn payload_bytes(&self) -> usize {
+        self.bytes.len() - FRAME_HEADER_BYTES
+    }
+
+    /// The finished frame.
+    #[must_use]
+    pub fn finish(mut self) -> Vec<u8> {
+        let payload = u32::try_from(self.payload_bytes()).unwrap_or(u32::MAX);
+        debug_assert!(payload as usize <= PAYLOAD_BYTES_MAX, "the committer bounds its groups");
+        self.bytes[..4].copy_from_slice(FRAME_MAGIC);
+        self.bytes[4..8].copy_from_slice(&payload.to_le_bytes());
+        self.bytes[8..16].copy_from_slice(&self.first.0.to_le_bytes());
+        self.bytes[16..20].copy_from_slice(&self.entries.to_le_bytes());
+        self.bytes.extend_from_slice(&self.end.chain.0);
+        let crc = checksum(&self.bytes).to_le_bytes();
+        self.bytes[20..24].copy_from_slice(&crc);
+        self.bytes.resize(self.bytes.len().next_multiple_of(ALIGNMENT_BYTES), 0);
+        self.bytes
+    }
+}
+
+/// A frame as read: its checksum holds, its contents are not yet looked at.
+#[derive(Debug)]
+pub struct Frame<'a> {
+    /// The revision of its first entry.
+    pub first: Revision,
+    /// How many entries it claims.
+    pub entries: u32,
+    payload: &'a [u8],
+    chain: Chain,
+    /// Its length, with padding.
+    pub bytes: usize,
+}
+
+impl<'a> Frame<'a> {
+    /// Reads the frame that begins with `bytes`, which may go on past it. `None`: there is no sound frame here.
+    #[must_use]
+    pub fn read(bytes: &'a [u8]) -> Option<Self> {
+        if !bytes.starts_with(FRAME_MAGIC) || bytes.len() < FRAME_HEADER_BYTES {
+            return None;
+        }
+        let payload = u32_at(bytes, 4) as usize;
+        if payload > PAYLOAD_BYTES_MAX {
+            return None;
+        }
+        let unpadded = FRAME_HEADER_BYTES + payload + CHAIN_BYTES;
+        let frame = bytes.get(..unpadded)?;
+        if u32_at(frame, 20) != checksum(frame) {
+            return None;
+        }
+        let (payload, chain) = frame[FRAME_HEADER_BYTES..].split_at(payload);
+        Some(Self {
+            first: Revision(u64_at(frame, 8)),
+            entries: u32_at(frame, 16),
+            payload,
+            chain: Chain(chain.try_into().ok()?),
+            bytes: unpadded.next_multiple_of(ALIGNMENT_BYTES),
+        })
+    }
+
+    /// The entries, if the frame follows `position` in every respect, and the position after them.
+    ///
+    /// # Errors
+    /// With what is wrong.
+    pub fn follow(&self, position: &Position, key: &ChainKey) -> Result<(Vec<pb::JournalEntry>, Position), &'static str> {
+        let mut entries = Vec::with_capacity(self.entries as usize);
+        let mut end = *position;
+        let mut rest = self.payload;
+        while !rest.is_empty() {
+            let length = prost::encoding::decode_varint(&mut rest).map_err(|_| "an entry's length does not decode")?;
+            let length = usize::try_from(length).map_err(|_| "an entry's length does not decode")?;
+            let (encoded, after) = rest.split_at_checked(length).ok_or("an entry runs past its frame")?;
+            let entry = pb::JournalEntry::decode(encoded).map_err(|_| "an entry does not decode")?;
+            if entry.revision != end.revision.next().0 {
+                return Err("the revisions do not follow each other");
+            }
+            end = Position { revision: Revision(entry.revision), chain: end.chain.after(key, encoded) };
+            entries.push(entry);
+            rest = after;
+        }
+        if self.first != position.revision.next() || self.entries as usize != entries.len() {
+            return Err("the frame's header does not fit its entries");
+        }
+        if end.chain != self.chain {
+            return Err("the chain does not verify: the log was altered, or the pepper file is not the one it was written with");
+        }
+        Ok((entries, end))
+    }
+}
+
+fn checksum(frame: &[u8]) -> u32 {
+    let mut digest = CRC32C.digest();
+    digest.update(&frame[..20]);
+    digest.update(&frame[FRAME_HEADER_BYTES..]);
+    digest.finalize()
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}

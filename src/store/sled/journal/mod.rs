@@ -1,0 +1,100 @@
+//! The journal: append-only segments of frames. One frame is one group of changes, written and synced as one.
+//!
+//! Because a group is one frame, and is written only when the frame before it is durable, the end of the log can be
+//! judged: a damaged frame that nothing sound follows was never acknowledged, and is cut off; a damaged frame before a
+//! sound one was, and nothing starts until a person has looked. The [`super::watermark`] covers the last frame.
+//!
+//! [`frame`] has the bytes, [`scan`](mod@scan) reads, [`writer`] appends. docs/FORMAT.md describes all of it.
+
+pub mod frame;
+pub mod scan;
+pub mod writer;
+
+use std::path::PathBuf;
+
+use crc::{CRC_32_ISCSI, Crc, Table};
+use keyward_core::event::Revision;
+use zeroize::Zeroizing;
+
+/// The checksum of everything in the journal: CRC-32C (Castagnoli).
+pub(super) const CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
+
+/// The hash of the log up to a revision. Each entry's is the keyed blake3 of the one before it and the entry's bytes, so
+/// that no entry can be changed, dropped or put in without a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chain(pub [u8; 32]);
+
+impl Chain {
+    /// The hash of an empty log.
+    pub const EMPTY: Self = Self([0; 32]);
+
+    /// The hash after one more entry.
+    #[must_use]
+    pub fn after(&self, key: &ChainKey, entry: &[u8]) -> Self {
+        Self(*blake3::Hasher::new_keyed(&key.0).update(&self.0).update(entry).finalize().as_bytes())
+    }
+}
+
+/// The key of the chain. Without it, a log that was tampered with cannot be made to look whole.
+pub struct ChainKey(pub Zeroizing<[u8; 32]>);
+
+/// A place in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The revision of the last entry.
+    pub revision: Revision,
+    /// The hash of the log up to it.
+    pub chain: Chain,
+}
+
+impl Position {
+    /// Before the first entry.
+    pub const START: Self = Self { revision: Revision(0), chain: Chain::EMPTY };
+}
+
+/// Why the journal cannot be used as it is.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The disk failed.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The failure.
+        source: std::io::Error,
+    },
+    /// Acknowledged changes are damaged.
+    #[error("{path}, byte {offset}: {what}. Changes after revision {} were acknowledged and cannot be read", after.0)]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where in the file.
+        offset: u64,
+        /// What is wrong.
+        what: &'static str,
+        /// The last revision before the damage.
+        after: Revision,
+    },
+    /// A segment is missing from the sequence.
+    #[error("{path} is missing: the changes after revision {} are in it", after.0)]
+    Gap {
+        /// The file that should be there.
+        path: PathBuf,
+        /// The last revision before the gap.
+        after: Revision,
+    },
+    /// A segment of a later program.
+    #[error("{path} has journal version {version}, and this program knows only {}", frame::VERSION)]
+    UnknownVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+}
+
+impl JournalError {
+    fn io(path: &std::path::Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+}

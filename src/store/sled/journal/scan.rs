@@ -1,0 +1,126 @@
+//! Reading the journal: every frame, in order, checked.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::frame::{ALIGNMENT_BYTES, Frame, HeaderError, SEGMENT_HEADER_BYTES, read_segment_header};
+use super::{ChainKey, JournalError, Position};
+use crate::store::record::pb;
+
+/// Where the journal ends, after a scan.
+#[derive(Debug)]
+pub struct End {
+    /// The last entry.
+    pub position: Position,
+    /// The last segment, if there is one: the writer goes on there.
+    pub segment: Option<SegmentEnd>,
+}
+
+/// Where a segment ends.
+#[derive(Debug)]
+pub struct SegmentEnd {
+    /// Its number.
+    pub number: u64,
+    /// Its file.
+    pub path: PathBuf,
+    /// Where the next frame goes.
+    pub offset: u64,
+    /// Bytes after `offset` that a crash left behind, and that were never acknowledged. They must be zeroed.
+    pub torn: u64,
+}
+
+/// The path of a segment.
+#[must_use]
+pub fn segment_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:012}.kwj"))
+}
+
+/// Reads every segment in `dir`, checks all of it, and hands each entry to `visit`, together with the position after its
+/// frame for the last entry of a frame.
+///
+/// # Errors
+/// When the journal is not whole. A torn end is not an error: see [`SegmentEnd::torn`].
+pub fn scan(
+    dir: &Path,
+    key: &ChainKey,
+    mut visit: impl FnMut(Vec<pb::JournalEntry>, Position),
+) -> Result<End, JournalError> {
+    let numbers = segment_numbers(dir)?;
+    let mut position = Position::START;
+    let mut segment = None;
+    for (index, &number) in numbers.iter().enumerate() {
+        let expected = index as u64 + 1;
+        if number != expected {
+            return Err(JournalError::Gap { path: segment_path(dir, expected), after: position.revision });
+        }
+        let last = index + 1 == numbers.len();
+        let path = segment_path(dir, number);
+        let bytes = fs::read(&path).map_err(|e| JournalError::io(&path, e))?;
+        let (offset, torn) = scan_segment(&path, &bytes, last, key, &mut position, &mut visit)?;
+        segment = Some(SegmentEnd { number, path, offset, torn });
+    }
+    Ok(End { position, segment })
+}
+
+/// The numbers of the segments, in order.
+fn segment_numbers(dir: &Path) -> Result<Vec<u64>, JournalError> {
+    let io = |e: io::Error| JournalError::io(dir, e);
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        let number: Option<u64> = name.to_str().and_then(|n| n.strip_suffix(".kwj")).and_then(|n| n.parse().ok());
+        numbers.extend(number);
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Reads one segment; says where it ends and how many torn bytes follow.
+fn scan_segment(
+    path: &Path,
+    bytes: &[u8],
+    last: bool,
+    key: &ChainKey,
+    position: &mut Position,
+    visit: &mut impl FnMut(Vec<pb::JournalEntry>, Position),
+) -> Result<(u64, u64), JournalError> {
+    let damaged = |offset: usize, what, position: &Position| JournalError::Damaged {
+        path: path.to_owned(),
+        offset: offset as u64,
+        what,
+        after: position.revision,
+    };
+    match read_segment_header(bytes) {
+        Ok(start) if start == *position => {}
+        Ok(_) => return Err(damaged(0, "the segment does not follow the one before it", position)),
+        Err(HeaderError::UnknownVersion(version)) => {
+            return Err(JournalError::UnknownVersion { path: path.to_owned(), version });
+        }
+        Err(HeaderError::Damaged) => return Err(damaged(0, "the segment's header is damaged", position)),
+    }
+
+    let mut offset = SEGMENT_HEADER_BYTES;
+    while let Some(frame) = bytes.get(offset..).and_then(Frame::read) {
+        let (entries, end) = frame.follow(position, key).map_err(|what| damaged(offset, what, position))?;
+        visit(entries, end);
+        *position = end;
+        offset += frame.bytes;
+    }
+
+    let tail = bytes.get(offset..).unwrap_or_default();
+    let torn = tail.iter().rposition(|&b| b != 0).map_or(0, |at| at + 1);
+    if torn == 0 {
+        return Ok((offset as u64, 0));
+    }
+    let acknowledged = !last || sound_frame_follows(&tail[..torn]);
+    if acknowledged {
+        return Err(damaged(offset, "the frame is damaged", position));
+    }
+    Ok((offset as u64, torn as u64))
+}
+
+/// Whether a sound frame begins anywhere after the first place. If so, the damaged one before it had been acknowledged.
+fn sound_frame_follows(tail: &[u8]) -> bool {
+    (ALIGNMENT_BYTES..tail.len()).step_by(ALIGNMENT_BYTES).any(|at| Frame::read(&tail[at..]).is_some())
+}

@@ -1,0 +1,87 @@
+//! The watermark: the highest acknowledged revision and its chain hash, in a file of its own.
+//!
+//! The journal cannot tell a last frame that rotted after it was acknowledged from one that a crash tore. The watermark
+//! can. It is written after each group, before the group is acknowledged, and synced only now and then: after a power
+//! cut it may lag behind the journal, never run ahead of it.
+//!
+//! 64 bytes, little-endian: `KWWM`, version u32, revision u64, chain 32 bytes, CRC-32C of all before it u32, zeros.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use keyward_core::event::Revision;
+
+use super::journal::{CRC32C, Chain, Position};
+use crate::files::{private, sync_parent};
+
+const BYTES: usize = 64;
+const MAGIC: &[u8; 4] = b"KWWM";
+const VERSION: u32 = 1;
+const CHECKED: usize = 48;
+
+/// The file of the watermark.
+#[derive(Debug)]
+pub(super) struct Watermark(File);
+
+impl Watermark {
+    /// Opens the file, and says what it holds: `None` if it is new or damaged.
+    pub(super) fn open(path: &Path) -> io::Result<(Self, Option<Position>)> {
+        let file = private().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut bytes = [0; BYTES];
+        let position = match file.read_exact_at(&mut bytes, 0) {
+            Ok(()) => decode(&bytes),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
+            Err(error) => return Err(error),
+        };
+        Ok((Self(file), position))
+    }
+
+    /// Notes a position. It survives the end of the process, and a power cut once [`Watermark::sync`] has run.
+    pub(super) fn note(&self, position: &Position) -> io::Result<()> {
+        self.0.write_all_at(&encode(position), 0)
+    }
+
+    /// Makes the last note, and the file's name, durable.
+    pub(super) fn sync(&self, path: &Path) -> io::Result<()> {
+        self.0.sync_all()?;
+        sync_parent(path)
+    }
+}
+
+fn encode(position: &Position) -> [u8; BYTES] {
+    let mut bytes = [0; BYTES];
+    bytes[..4].copy_from_slice(MAGIC);
+    bytes[4..8].copy_from_slice(&VERSION.to_le_bytes());
+    bytes[8..16].copy_from_slice(&position.revision.0.to_le_bytes());
+    bytes[16..CHECKED].copy_from_slice(&position.chain.0);
+    let crc = CRC32C.checksum(&bytes[..CHECKED]).to_le_bytes();
+    bytes[CHECKED..CHECKED + 4].copy_from_slice(&crc);
+    bytes
+}
+
+fn decode(bytes: &[u8; BYTES]) -> Option<Position> {
+    let word = |at| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let sound = bytes.starts_with(MAGIC) && word(4) == VERSION && word(CHECKED) == CRC32C.checksum(&bytes[..CHECKED]);
+    let revision = u64::from_le_bytes(bytes[8..16].try_into().ok()?);
+    let chain = bytes[16..CHECKED].try_into().ok()?;
+    sound.then_some(Position { revision: Revision(revision), chain: Chain(chain) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_watermark_says_nothing() {
+        let position = Position { revision: Revision(7), chain: Chain([9; 32]) };
+        let whole = encode(&position);
+        assert_eq!(decode(&whole), Some(position));
+        for bit in 0..(CHECKED + 4) * 8 {
+            let mut flipped = whole;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode(&flipped), None, "bit {bit}");
+        }
+    }
+}

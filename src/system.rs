@@ -1,0 +1,30 @@
+//! The real clock and the real randomness: the only place that asks the system for either.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use keyward_core::clock::{Clock, UnixMillis};
+use keyward_core::entropy::{Entropy, EntropyError};
+use rand::TryRng;
+use rand::rngs::SysRng;
+
+/// The system's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is the clock that everything else takes as a parameter")]
+    fn now(&self) -> UnixMillis {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        UnixMillis(i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+/// The operating system's randomness.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemEntropy;
+
+impl Entropy for SystemEntropy {
+    fn fill(&self, bytes: &mut [u8]) -> Result<(), EntropyError> {
+        SysRng.try_fill_bytes(bytes).map_err(|e| EntropyError(e.to_string()))
+    }
+}

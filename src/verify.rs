@@ -1,0 +1,123 @@
+//! The hot path: parse -> digest -> index -> decide.
+//!
+//! Synchronous: it never awaits, never does I/O, and reads nothing but the index and the clock's reading it is given.
+
+use std::sync::Arc;
+
+use keyward_core::access::{Action, Caller};
+use keyward_core::clock::UnixMillis;
+use keyward_core::decision::{Ask, Check, DenyReason, decide};
+use keyward_core::digest::PepperRing;
+use keyward_core::event::Revision;
+use keyward_core::id::TenantId;
+use keyward_core::secret::PresentedSecret;
+
+use crate::index::{Entry, Index};
+
+/// Answers verifications from memory.
+pub struct Verifier {
+    index: Arc<Index>,
+    peppers: Arc<PepperRing>,
+}
+
+/// A verdict.
+#[derive(Debug)]
+pub struct Verdict {
+    /// Every change up to this revision is in it.
+    pub as_of: Revision,
+    /// Allowed, or why not.
+    pub outcome: Outcome,
+}
+
+/// Allowed, or why not.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The key may do what was asked.
+    Allow(Arc<Entry>),
+    /// The key was found and may not.
+    Deny(Arc<Entry>, DenyReason),
+    /// There is no secret here ([`DenyReason::Malformed`]), or no key that the caller may see
+    /// ([`DenyReason::Unknown`]).
+    NoKey(DenyReason),
+}
+
+impl Verifier {
+    /// A verifier over an index.
+    #[must_use]
+    pub fn new(index: Arc<Index>, peppers: Arc<PepperRing>) -> Self {
+        Self { index, peppers }
+    }
+
+    /// The index.
+    #[must_use]
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Decides about a secret for a caller. A key outside the caller's tenants, or outside `tenant` if that is given, is
+    /// unknown.
+    #[must_use]
+    pub fn verify(
+        &self,
+        caller: &Caller,
+        secret: &str,
+        tenant: Option<&TenantId>,
+        ask: &Ask<'_>,
+        now: UnixMillis,
+    ) -> Verdict {
+        let visible = |entry: &Entry| {
+            tenant.is_none_or(|pin| entry.tenant == *pin) && caller.may(Action::Verify, &entry.tenant)
+        };
+        self.judge(secret, visible, ask, now)
+    }
+
+    /// Decides about a caller's own credential: a key of tenant `system`.
+    #[must_use]
+    pub fn authenticate(&self, secret: &str, ask: &Ask<'_>, now: UnixMillis) -> Verdict {
+        self.judge(secret, |entry| entry.tenant.is_system(), ask, now)
+    }
+
+    fn judge(&self, secret: &str, visible: impl Fn(&Entry) -> bool, ask: &Ask<'_>, now: UnixMillis) -> Verdict {
+        // Before the entry, so that the entry is at least as new.
+        let as_of = self.index.revision();
+        let outcome = match PresentedSecret::parse(secret) {
+            Err(_) => Outcome::NoKey(DenyReason::Malformed),
+            Ok(secret) => match self.find(&secret).filter(|entry| visible(entry)) {
+                None => Outcome::NoKey(DenyReason::Unknown),
+                Some(entry) => match decide(&entry.policy, ask, now) {
+                    Ok(()) => Outcome::Allow(entry),
+                    Err(reason) => Outcome::Deny(entry, reason),
+                },
+            },
+        };
+        Verdict { as_of, outcome }
+    }
+
+    fn find(&self, secret: &PresentedSecret<'_>) -> Option<Arc<Entry>> {
+        self.peppers.digests(secret).find_map(|digest| self.index.get(&digest))
+    }
+}
+
+/// One line of an explanation: a check, and how it went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Explained {
+    /// The check's name.
+    pub check: &'static str,
+    /// Why it failed, if it did.
+    pub failure: Option<DenyReason>,
+}
+
+/// Every check of a verdict, in order, not only the first that failed.
+#[must_use]
+pub fn explain(outcome: &Outcome, ask: &Ask<'_>, now: UnixMillis) -> Vec<Explained> {
+    let line = |check, failure| Explained { check, failure };
+    match outcome {
+        Outcome::NoKey(DenyReason::Malformed) => vec![line("form", Some(DenyReason::Malformed))],
+        Outcome::NoKey(reason) => vec![line("form", None), line("known", Some(*reason))],
+        Outcome::Allow(entry) | Outcome::Deny(entry, _) => {
+            let found = [line("form", None), line("known", None)];
+            let checks = Check::ORDER.into_iter().map(|c| line(c.name(), c.run(&entry.policy, ask, now).err()));
+            found.into_iter().chain(checks).collect()
+        }
+    }
+}
