@@ -133,7 +133,7 @@ impl Keyring {
             entropy.fill(&mut *secret)?;
             let hex = Zeroizing::new(HEXLOWER_PERMISSIVE.encode(&*secret));
             // Writing to a string does not fail.
-            drop(writeln!(text, "{name} {}", *hex));
+            let _ = writeln!(text, "{name} {}", *hex);
         }
         Ok(text)
     }

@@ -1,8 +1,30 @@
+//! Keyward, a key authority: it issues API keys, and answers "may this key do this, now?" over gRPC.
+//!
+//! One log, many views: a change is committed to the log, and everything else is folded from it, in order.
+//! ARCHITECTURE.md has the map. The modules in reading order:
+//!
+//! - [`cli`], [`config`], [`telemetry`]: what an operator says, and what he is told.
+//! - [`app`]: puts everything together; the only place that names a storage engine.
+//! - [`lifecycle`]: signals and shutdown. [`net`]: listeners.
+//! - [`layer`], [`grpc`]: calls come in: who calls, may they, and from the wire to the domain and back.
+//! - [`authority`]: the write side. [`verify`]: the hot path.
+//! - [`index`]: every key in RAM. [`feed`]: the changes, in order.
+//! - [`store`]: the log and the table on disk.
+//! - [`keyring`], [`files`], [`system`]: the pepper file, durable small files, the real clock and randomness.
+
+pub mod app;
 pub mod authority;
+pub mod cli;
+pub mod config;
 pub mod feed;
 pub mod files;
+pub mod grpc;
 pub mod index;
 pub mod keyring;
+pub mod layer;
+pub mod lifecycle;
+pub mod net;
 pub mod store;
 pub mod system;
+pub mod telemetry;
 pub mod verify;

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::entropy::{Entropy, EntropyError};
 use rand::TryRng;
+#[expect(clippy::disallowed_types, reason = "this is the randomness that everything else takes as a parameter")]
 use rand::rngs::SysRng;
 
 /// The system's clock.

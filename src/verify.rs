@@ -65,9 +65,8 @@ impl Verifier {
         ask: &Ask<'_>,
         now: UnixMillis,
     ) -> Verdict {
-        let visible = |entry: &Entry| {
-            tenant.is_none_or(|pin| entry.tenant == *pin) && caller.may(Action::Verify, &entry.tenant)
-        };
+        let visible =
+            |entry: &Entry| tenant.is_none_or(|pin| entry.tenant == *pin) && caller.may(Action::Verify, &entry.tenant);
         self.judge(secret, visible, ask, now)
     }
 

@@ -63,7 +63,8 @@ impl Authority {
         let after = self.page_tokens.open(page_token, &bound, KeyId::parse)?;
         let Selector { states, owner, labels, key_ids } = selector;
         let tenant = grant.tenant().clone();
-        let page = self.store.keys(KeyQuery { tenant, states, owner, labels, key_ids, after, limit: page_size }).await?;
+        let page =
+            self.store.keys(KeyQuery { tenant, states, owner, labels, key_ids, after, limit: page_size }).await?;
         let next_page_token = self.page_tokens.seal(page.next.as_ref().map(KeyId::as_str), &bound);
         Ok(Listed { records: page.records, next_page_token, revision })
     }

@@ -126,7 +126,10 @@ impl Fields {
             name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b))
         });
         if values.values().any(|v| v.len() > LABEL_VALUE_BYTES_MAX || v.chars().any(char::is_control)) {
-            self.wrong(field, format!("values must be at most {LABEL_VALUE_BYTES_MAX} bytes without control characters"));
+            self.wrong(
+                field,
+                format!("values must be at most {LABEL_VALUE_BYTES_MAX} bytes without control characters"),
+            );
         }
         values
     }
@@ -184,9 +187,10 @@ impl Fields {
             self.wrong(field, format!("must have at most {count_max} entries"));
             return vec![];
         }
-        let parsed = values.iter().enumerate().filter_map(|(at, value)| {
-            parse(value).map_err(|rule| self.wrong(format!("{field}[{at}]"), rule)).ok()
-        });
+        let parsed = values
+            .iter()
+            .enumerate()
+            .filter_map(|(at, value)| parse(value).map_err(|rule| self.wrong(format!("{field}[{at}]"), rule)).ok());
         parsed.collect()
     }
 

@@ -20,7 +20,7 @@ use keyward_core::scope::Scope;
 use prost::Message;
 
 /// The generated messages of what is kept on disk.
-#[expect(missing_docs, clippy::allow_attributes, reason = "generated")]
+#[expect(clippy::must_use_candidate, reason = "generated")]
 pub mod pb {
     include!(concat!(env!("OUT_DIR"), "/keyward.storage.v1.rs"));
 }

@@ -12,14 +12,17 @@ const FORMAT: &str = "keyward-data 1\n";
 
 /// A data directory that no other process uses while this value lives.
 #[derive(Debug)]
-pub(super) struct DataDir {
+pub struct LockedDir {
     path: PathBuf,
     _lock: File,
 }
 
-impl DataDir {
+impl LockedDir {
     /// Locks a directory and checks its layout; an empty one is given ours.
-    pub(super) fn lock(path: &Path) -> Result<Self, OpenError> {
+    ///
+    /// # Errors
+    /// When another process uses it, or its layout is not known.
+    pub fn lock(path: &Path) -> Result<Self, OpenError> {
         let lock_path = path.join("lock");
         let mut lock = private().read(true).write(true).create(true).truncate(false).open(&lock_path)?;
         match lock.try_lock() {
@@ -38,6 +41,15 @@ impl DataDir {
         dir.check_format()?;
         create_private_dir(&dir.journal())?;
         Ok(dir)
+    }
+
+    /// Whether anything was ever committed here.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn has_data(&self) -> Result<bool, OpenError> {
+        let mut entries = fs::read_dir(self.journal())?;
+        Ok(entries.next().transpose()?.is_some() || self.table().exists())
     }
 
     pub(super) fn path(&self) -> &Path {

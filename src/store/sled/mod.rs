@@ -23,7 +23,6 @@ mod recovery;
 pub mod table;
 mod watermark;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -36,12 +35,12 @@ use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
 use self::committer::{Committer, Request};
-use self::dir::DataDir;
 use self::overlay::Overlay;
 use self::table::Table;
 use super::{Commit, CommitError, KeyQuery, Page, Snapshot, Store, StoreError};
 use crate::feed::{Feed, Resync, Subscription};
 
+pub use self::dir::LockedDir;
 pub use self::recovery::OpenError;
 
 /// Commits that wait for the committer at most; one more is refused.
@@ -55,8 +54,6 @@ const SNAPSHOT_BATCH_RECORDS: usize = 1_024;
 
 /// How to open a data directory.
 pub struct Options {
-    /// The directory. It must exist.
-    pub dir: PathBuf,
     /// Size of new journal segments, in bytes.
     pub segment_bytes: u64,
     /// The key of the journal's chain.
@@ -73,7 +70,7 @@ pub struct SledStore {
     feed: Feed,
     committer: Mutex<Option<Committer>>,
     /// Unlocks the directory when dropped; the last field, so that everything else is gone by then.
-    _dir: DataDir,
+    _dir: LockedDir,
 }
 
 impl SledStore {
@@ -81,9 +78,8 @@ impl SledStore {
     /// for as long as that takes.
     ///
     /// # Errors
-    /// When the directory is in use, of an unknown format, or lacks acknowledged changes. See [`OpenError`].
-    pub fn open(options: &Options) -> Result<Self, OpenError> {
-        let dir = DataDir::lock(&options.dir)?;
+    /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
+    pub fn open(dir: LockedDir, options: &Options) -> Result<Self, OpenError> {
         let recovered = recovery::recover(&dir, options)?;
         let overlay = Arc::new(Overlay::default());
         let feed = Feed::starting_after(recovered.revision);
@@ -142,7 +138,8 @@ impl Store for SledStore {
                     Ok(record) => batch.push(record),
                     Err(error) => return sender.blocking_send(Err(error)).is_ok(),
                 }
-                if batch.len() == SNAPSHOT_BATCH_RECORDS && sender.blocking_send(Ok(std::mem::take(&mut batch))).is_err()
+                if batch.len() == SNAPSHOT_BATCH_RECORDS
+                    && sender.blocking_send(Ok(std::mem::take(&mut batch))).is_err()
                 {
                     return false;
                 }
@@ -205,4 +202,3 @@ impl Store for SledStore {
         self.read(Table::flush).await
     }
 }
-

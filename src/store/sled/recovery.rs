@@ -11,7 +11,7 @@ use std::sync::Arc;
 use keyward_core::event::{Record, Revision};
 
 use super::Options;
-use super::dir::DataDir;
+use super::dir::LockedDir;
 use super::journal::scan::{End, scan};
 use super::journal::writer::Writer;
 use super::journal::{ChainKey, JournalError, Position};
@@ -64,7 +64,9 @@ pub enum OpenError {
         journal: PathBuf,
     },
     /// The journal is another one.
-    #[error("the journal at revision {revision} is not the one that was acknowledged: {journal} was replaced or altered")]
+    #[error(
+        "the journal at revision {revision} is not the one that was acknowledged: {journal} was replaced or altered"
+    )]
     Foreign {
         /// Where they part.
         revision: Revision,
@@ -103,7 +105,7 @@ pub(super) struct Journal {
     pub(super) watermark_path: PathBuf,
 }
 
-pub(super) fn recover(dir: &DataDir, options: &Options) -> Result<Recovered, OpenError> {
+pub(super) fn recover(dir: &LockedDir, options: &Options) -> Result<Recovered, OpenError> {
     let key = ChainKey(options.chain_key.clone());
     let (watermark, acknowledged) = Watermark::open(&dir.watermark())?;
     let (table, applied) = open_table(&dir.table());

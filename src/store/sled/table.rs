@@ -132,9 +132,13 @@ impl Table {
         }
         match () {
             () if seen.keys != noted.keys => Err(TableError::Unsound("its keys are not those that were written")),
-            () if seen.tenants != noted.tenants => Err(TableError::Unsound("its tenants are not those that were written")),
+            () if seen.tenants != noted.tenants => {
+                Err(TableError::Unsound("its tenants are not those that were written"))
+            }
             () if seen.ids != seen.expect_ids => Err(TableError::Unsound("its ids do not lead to its keys")),
-            () if seen.facets != seen.expect_facets => Err(TableError::Unsound("its orderings do not lead to its keys")),
+            () if seen.facets != seen.expect_facets => {
+                Err(TableError::Unsound("its orderings do not lead to its keys"))
+            }
             () => Ok(()),
         }
     }

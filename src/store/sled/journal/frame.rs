@@ -180,7 +180,11 @@ impl<'a> Frame<'a> {
     ///
     /// # Errors
     /// With what is wrong.
-    pub fn follow(&self, position: &Position, key: &ChainKey) -> Result<(Vec<pb::JournalEntry>, Position), &'static str> {
+    pub fn follow(
+        &self,
+        position: &Position,
+        key: &ChainKey,
+    ) -> Result<(Vec<pb::JournalEntry>, Position), &'static str> {
         let mut entries = Vec::with_capacity(self.entries as usize);
         let mut end = *position;
         let mut rest = self.payload;
@@ -200,7 +204,9 @@ impl<'a> Frame<'a> {
             return Err("the frame's header does not fit its entries");
         }
         if end.chain != self.chain {
-            return Err("the chain does not verify: the log was altered, or the pepper file is not the one it was written with");
+            return Err(
+                "the chain does not verify: the log was altered, or the pepper file is not the one it was written with",
+            );
         }
         Ok((entries, end))
     }

@@ -36,10 +36,8 @@ impl Writer {
     /// When the disk fails.
     pub fn resume(dir: &Path, segment_bytes: u64, end: &End) -> Result<Self, JournalError> {
         let segment = match &end.segment {
-            Some(last) => {
-                Segment::resume(last.number, &last.path, last.offset, last.torn)
-                    .map_err(|e| JournalError::io(&last.path, e))?
-            }
+            Some(last) => Segment::resume(last.number, &last.path, last.offset, last.torn)
+                .map_err(|e| JournalError::io(&last.path, e))?,
             None => Segment::create(dir, 1, segment_bytes, 0, &end.position)?,
         };
         Ok(Self { dir: dir.to_owned(), segment_bytes, segment })

@@ -1,0 +1,41 @@
+//! `keyward serve`.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::app::{App, Deps, Engine};
+use crate::config::{Flags, Settings};
+use crate::lifecycle::StopSignals;
+use crate::system::{SystemClock, SystemEntropy};
+use crate::telemetry;
+
+/// Serves until a signal says stop.
+pub(super) fn run((flags, file): (Flags, Option<PathBuf>)) -> Result<(), Box<dyn Error>> {
+    let settings = Settings::load(&flags, file)?.settings;
+    telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(settings))
+}
+
+async fn serve(settings: Settings) -> Result<(), Box<dyn Error>> {
+    let mut signals = StopSignals::listen()?;
+    let deps = Deps { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy), engine: Engine::Sled };
+    let app = tokio::select! {
+        started = App::start(settings, deps) => started?,
+        code = signals.next() => {
+            // Loading changes nothing that the next start would not do again, and cannot be cut short otherwise.
+            tracing::warn!("stopped while starting");
+            std::process::exit(code)
+        }
+    };
+    signals.next().await;
+    tracing::info!("stopping; a second signal ends the process at once");
+    tokio::select! {
+        stopped = app.stop() => Ok(stopped?),
+        code = signals.next() => {
+            tracing::warn!("stopped at once by a second signal");
+            std::process::exit(code)
+        }
+    }
+}

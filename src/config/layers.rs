@@ -1,0 +1,189 @@
+//! The layers of configuration, and what is wrong with them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use figment::providers::{Env, Format, Serialized, Toml};
+use figment::value::{Dict, Value};
+use figment::{Figment, Profile, Provider};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::{Flags, Mistakes, Settings};
+use crate::net::ListenAddr;
+
+/// Every setting, with its default as TOML. `pepper_file` has one that depends on `data_dir`.
+const DEFAULTS: &str = r#"
+data_dir = "./data"
+listen = ["127.0.0.1:50051"]
+allow_plaintext = false
+reflection = true
+shutdown_deadline = "10s"
+log_filter = "info"
+log_format = "text"
+"#;
+
+const NAMES: [&str; 8] = [
+    "data_dir",
+    "listen",
+    "pepper_file",
+    "allow_plaintext",
+    "reflection",
+    "shutdown_deadline",
+    "log_filter",
+    "log_format",
+];
+
+const ENV_PREFIX: &str = "KEYWARD_";
+/// The variable that names the file; a setting of the command line, not of the file.
+const ENV_CONFIG: &str = "config";
+
+pub(super) struct Layers {
+    figment: Figment,
+    mistakes: Vec<String>,
+}
+
+/// One value or several, as a list or as text with commas.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Layers {
+    pub(super) fn read(flags: &Flags, file: Option<PathBuf>) -> Self {
+        let mut layers = Self { figment: Figment::from(Toml::string(DEFAULTS)), mistakes: vec![] };
+        if let Some(path) = file {
+            if path.is_file() {
+                layers.add(&format!("in {}", path.display()), &Toml::file_exact(&path));
+            } else {
+                layers.mistakes.push(format!("the configuration file {} is not there", path.display()));
+            }
+        }
+        let environment = Env::prefixed(ENV_PREFIX).filter(|name| {
+            let name = name.as_str();
+            name != ENV_CONFIG && !is_service_link(name)
+        });
+        layers.add("in the environment", &environment);
+        layers.add("on the command line", &Serialized::defaults(flags));
+        layers
+    }
+
+    /// A setting's value; `None` if it is wrong, which is noted.
+    pub(super) fn value<T: DeserializeOwned>(&mut self, name: &str) -> Option<T> {
+        // A setting without a default is absent, not wrong.
+        let found = self.figment.find_value(name).unwrap_or_else(|_| Value::from(figment::value::Empty::None));
+        match found.deserialize() {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.mistake(name, &format!("is of the wrong kind: {}", error.kind));
+                None
+            }
+        }
+    }
+
+    pub(super) fn listen_addrs(&mut self, name: &str) -> Option<Vec<ListenAddr>> {
+        let texts = match self.value::<OneOrMany>(name)? {
+            OneOrMany::Many(texts) => texts,
+            OneOrMany::One(text) => text.split(',').map(|part| part.trim().to_owned()).collect(),
+        };
+        if texts.is_empty() {
+            self.mistake(name, "must have at least one address");
+            return None;
+        }
+        let parsed: Vec<_> = texts.iter().map(|text| text.parse::<ListenAddr>()).collect();
+        for error in parsed.iter().filter_map(|p| p.as_ref().err()) {
+            self.mistake(name, error);
+        }
+        parsed.into_iter().collect::<Result<_, _>>().ok()
+    }
+
+    pub(super) fn duration(&mut self, name: &str, max: Duration) -> Option<Duration> {
+        let text: String = self.value(name)?;
+        match humantime::parse_duration(&text) {
+            Ok(duration) if duration <= max => Some(duration),
+            Ok(_) => {
+                self.mistake(name, &format!("must be at most {}", humantime::format_duration(max)));
+                None
+            }
+            Err(_) => {
+                self.mistake(name, "must be a duration such as 10s or 2m");
+                None
+            }
+        }
+    }
+
+    /// Notes what is wrong with a setting, and where it comes from.
+    pub(super) fn mistake(&mut self, name: &str, what: &str) {
+        self.mistakes.push(format!("{name} ({}): {what}", self.source(name)));
+    }
+
+    /// Every setting with its value as TOML and its source.
+    pub(super) fn listing(&self, settings: &Settings) -> Vec<(&'static str, String, String)> {
+        let quoted = |text: &dyn std::fmt::Display| format!("{:?}", text.to_string());
+        let listen: Vec<_> = settings.listen.iter().map(|addr| quoted(addr)).collect();
+        let values = [
+            quoted(&settings.data_dir.display()),
+            format!("[{}]", listen.join(", ")),
+            quoted(&settings.pepper_file.display()),
+            settings.allow_plaintext.to_string(),
+            settings.reflection.to_string(),
+            quoted(&humantime::format_duration(settings.shutdown_deadline)),
+            quoted(&settings.log_filter),
+            format!("\"{:?}\"", settings.log_format).to_lowercase(),
+        ];
+        NAMES.into_iter().zip(values).map(|(name, value)| (name, value, self.source(name))).collect()
+    }
+
+    pub(super) fn finish<T>(self, read: Option<T>) -> Result<T, Mistakes> {
+        match read {
+            Some(read) if self.mistakes.is_empty() => Ok(read),
+            _ => Err(Mistakes(self.mistakes)),
+        }
+    }
+
+    /// Puts a layer on top, and notes names in it that are not settings.
+    fn add(&mut self, place: &str, layer: &impl Provider) {
+        match layer.data() {
+            Ok(data) => {
+                let names = data.values().flat_map(BTreeMap::keys);
+                for name in names.filter(|name| !NAMES.contains(&name.as_str())) {
+                    self.mistakes.push(format!("{name} ({place}): is not a setting"));
+                }
+                let source = Layer { place: place.to_owned(), data };
+                self.figment = std::mem::take(&mut self.figment).merge(source);
+            }
+            Err(error) => self.mistakes.push(format!("{place}: {error}")),
+        }
+    }
+
+    fn source(&self, name: &str) -> String {
+        let layer = self.figment.find_metadata(name).map(|metadata| metadata.name.to_string());
+        layer.filter(|place| place.starts_with("in ") || place.starts_with("on ")).unwrap_or_else(|| "default".into())
+    }
+}
+
+/// A layer that was read, under the name of its place.
+struct Layer {
+    place: String,
+    data: BTreeMap<Profile, Dict>,
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> figment::Metadata {
+        figment::Metadata::named(self.place.clone())
+    }
+
+    fn data(&self) -> Result<figment::value::Map<Profile, Dict>, figment::Error> {
+        Ok(self.data.clone())
+    }
+}
+
+/// Whether Kubernetes put a variable there for a Service that is called like us, such as `KEYWARD_SERVICE_HOST` or
+/// `KEYWARD_PORT_50051_TCP`.
+fn is_service_link(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.ends_with("service_host") || name.contains("service_port") || name.ends_with("port") || name.contains("port_")
+}

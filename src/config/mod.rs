@@ -1,0 +1,134 @@
+//! What an operator may set. Flags beat the environment (`KEYWARD_…`), which beats the TOML file.
+//!
+//! Unknown names are refused, and all mistakes are reported at once, each with its source. Secrets are never settings:
+//! their paths are.
+
+mod layers;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use self::layers::Layers;
+use crate::net::ListenAddr;
+use crate::telemetry::{LogFormat, parse_filter};
+
+/// The settings of a server. A field's name is its name in the file; in the environment it is in capitals behind
+/// `KEYWARD_`, and as a flag it has dashes for underscores.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the data is. Default `./data`; made if it is missing.
+    pub data_dir: PathBuf,
+    /// Where to listen: addresses with ports, and `unix:/path`. Default `127.0.0.1:50051`.
+    pub listen: Vec<ListenAddr>,
+    /// The pepper file. Default `<data_dir>/pepper`; made at the first start.
+    pub pepper_file: PathBuf,
+    /// Listen on addresses that other machines reach although nothing encrypts there. Default false.
+    pub allow_plaintext: bool,
+    /// Serve reflection. Default true.
+    pub reflection: bool,
+    /// How long connections may take to finish when the server stops. Default 10 s, at most 1 h.
+    pub shutdown_deadline: Duration,
+    /// Which log lines to write, such as `info` or `keyward=debug,h2=warn`. Default `info`.
+    pub log_filter: String,
+    /// `text` or `json`. Default `text`.
+    pub log_format: LogFormat,
+}
+
+/// What the command line sets. Absent ones are left to the layers below.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Flags {
+    /// See [`Settings::data_dir`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+    /// See [`Settings::listen`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub listen: Vec<String>,
+    /// See [`Settings::pepper_file`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pepper_file: Option<PathBuf>,
+    /// See [`Settings::allow_plaintext`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_plaintext: Option<bool>,
+    /// See [`Settings::log_filter`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_filter: Option<String>,
+    /// See [`Settings::log_format`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// Everything that is wrong with the configuration.
+#[derive(Debug)]
+pub struct Mistakes(pub Vec<String>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the configuration has {} mistake(s):", self.0.len())?;
+        self.0.iter().try_for_each(|mistake| write!(f, "\n  - {mistake}"))
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+/// Settings, and where each came from.
+#[derive(Debug)]
+pub struct Effective {
+    /// The settings.
+    pub settings: Settings,
+    /// For each setting, in order: its name, its value as TOML, and its source.
+    pub listing: Vec<(&'static str, String, String)>,
+}
+
+impl Settings {
+    /// Reads all layers: `flags` over the environment over `file` over the defaults.
+    ///
+    /// # Errors
+    /// With everything that is wrong.
+    pub fn load(flags: &Flags, file: Option<PathBuf>) -> Result<Effective, Mistakes> {
+        let mut layers = Layers::read(flags, file);
+        let data_dir: Option<PathBuf> = layers.value("data_dir");
+        let listen = layers.listen_addrs("listen");
+        let pepper_file: Option<Option<PathBuf>> = layers.value("pepper_file");
+        let allow_plaintext = layers.value("allow_plaintext");
+        let reflection = layers.value("reflection");
+        let shutdown_deadline = layers.duration("shutdown_deadline", Duration::from_secs(3_600));
+        let log_filter: Option<String> = layers.value("log_filter");
+        let log_format = layers.value("log_format");
+
+        if let Some(Err(error)) = log_filter.as_deref().map(parse_filter) {
+            layers.mistake("log_filter", &format!("is not a filter: {error}"));
+        }
+        if allow_plaintext == Some(false) {
+            let open = listen.iter().flatten().filter(|addr| !addr.is_local());
+            for addr in open.map(ToString::to_string).collect::<Vec<_>>() {
+                layers.mistake(
+                    "listen",
+                    &format!(
+                        "{addr} can be reached from other machines, and keys would cross the network unencrypted; listen on \
+                         127.0.0.1, or pass --allow-plaintext if something in between encrypts"
+                    ),
+                );
+            }
+        }
+
+        let settings = (|| {
+            let data_dir = data_dir?;
+            let pepper_file = pepper_file?.unwrap_or_else(|| data_dir.join("pepper"));
+            Some(Self {
+                data_dir,
+                listen: listen?,
+                pepper_file,
+                allow_plaintext: allow_plaintext?,
+                reflection: reflection?,
+                shutdown_deadline: shutdown_deadline?,
+                log_filter: log_filter?,
+                log_format: log_format?,
+            })
+        })();
+        let listing = settings.as_ref().map(|s| layers.listing(s)).unwrap_or_default();
+        layers.finish(settings.map(|settings| Effective { settings, listing }))
+    }
+}

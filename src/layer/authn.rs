@@ -1,0 +1,111 @@
+//! Who calls? No role, no call.
+//!
+//! A caller gives a key of tenant `system` as `authorization: Bearer <key>`. It is verified like any other key, with the
+//! audience `keyward` and the connection's address. Health and reflection need none.
+
+use std::future::{Ready, ready};
+use std::net::IpAddr;
+use std::task::{Context, Poll};
+
+use futures_util::future::Either;
+use http::{HeaderMap, Request, Response, header};
+use keyward_core::access::Caller;
+use keyward_core::decision::Ask;
+use tonic::body::Body;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::authority::AuthorityError;
+use crate::grpc::calls::{action_of, is_open};
+use crate::grpc::ready::Gate;
+use crate::grpc::status::{Refusal, status};
+use crate::net::Peer;
+use crate::verify::Outcome;
+
+/// The audience by which a key can be bound to Keyward itself.
+const AUDIENCE: &str = "keyward";
+
+/// Puts a [`Caller`] on each request, or refuses it.
+#[derive(Clone)]
+pub struct AuthnLayer {
+    gate: Gate,
+}
+
+impl AuthnLayer {
+    /// The layer over what is behind a gate.
+    #[must_use]
+    pub fn new(gate: Gate) -> Self {
+        Self { gate }
+    }
+}
+
+impl<S> Layer<S> for AuthnLayer {
+    type Service = Authn<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Authn { inner, gate: self.gate.clone() }
+    }
+}
+
+/// See [`AuthnLayer`].
+#[derive(Clone)]
+pub struct Authn<S> {
+    inner: S,
+    gate: Gate,
+}
+
+impl<S, B> Service<Request<B>> for Authn<S>
+where
+    S: Service<Request<B>, Response = Response<Body>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Either<S::Future, Ready<Result<Self::Response, S::Error>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let path = request.uri().path();
+        if is_open(path) {
+            return Either::Left(self.inner.call(request));
+        }
+        let peer = request.extensions().get::<Peer>().and_then(Peer::ip);
+        match admit(&self.gate, path, request.headers(), peer) {
+            Ok(caller) => {
+                // Whatever handles the request further has no need of the credential.
+                request.headers_mut().remove(header::AUTHORIZATION);
+                request.extensions_mut().insert(caller);
+                Either::Left(self.inner.call(request))
+            }
+            Err(refusal) => {
+                tracing::info!(call = path, peer = ?peer, reason = %refusal, "call refused");
+                Either::Right(ready(Ok(status(refusal).into_http())))
+            }
+        }
+    }
+}
+
+fn admit(gate: &Gate, path: &str, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Caller, Refusal> {
+    let credential = bearer(headers).ok_or(Refusal::NoCredential)?;
+    let ready = gate.ready()?;
+    let ask = Ask { audience: Some(AUDIENCE), client_ip: peer, ..Ask::default() };
+    let caller = match ready.verifier.authenticate(credential, &ask, ready.clock.now()).outcome {
+        Outcome::Allow(entry) => Caller::new(entry.key_id.clone(), &entry.policy.scopes),
+        Outcome::Deny(_, reason) | Outcome::NoKey(reason) => return Err(Refusal::BadCredential(reason)),
+    };
+    // A path that is not a call goes on, and is answered with UNIMPLEMENTED.
+    match action_of(path) {
+        Some(action) if !caller.may_somewhere(action) => Err(AuthorityError::Denied.into()),
+        _ => Ok(caller),
+    }
+}
+
+/// The credential of a request. A request with several has none: it is not for us to choose.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (value, None) = (values.next()?, values.next()) else { return None };
+    let (scheme, credential) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| credential.trim())
+}

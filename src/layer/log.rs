@@ -1,0 +1,115 @@
+//! One line in the log for each call that was admitted: which, by whom, how it went, how long it took. Never what was in
+//! it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use http::{Request, Response};
+use keyward_core::access::{Action, Caller};
+use keyward_core::id::KeyId;
+use pin_project_lite::pin_project;
+use tonic::Code;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::grpc::calls::action_of;
+
+/// Logs each call.
+#[derive(Clone, Copy, Debug)]
+pub struct LogLayer;
+
+impl<S> Layer<S> for LogLayer {
+    type Service = Log<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Log { inner }
+    }
+}
+
+/// See [`LogLayer`].
+#[derive(Clone, Debug)]
+pub struct Log<S> {
+    inner: S,
+}
+
+impl<S, B, R> Service<Request<B>> for Log<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Logged<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let call = Call::of(&request);
+        Logged { inner: self.inner.call(request), call }
+    }
+}
+
+pin_project! {
+    /// A call under way.
+    #[derive(Debug)]
+    pub struct Logged<F> {
+        #[pin]
+        inner: F,
+        call: Option<Call>,
+    }
+}
+
+impl<F, R, E> Future for Logged<F>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let answered = ready!(this.inner.poll(cx));
+        if let (Some(call), Ok(response)) = (this.call.take(), &answered) {
+            call.log(code_of(response));
+        }
+        Poll::Ready(answered)
+    }
+}
+
+#[derive(Debug)]
+struct Call {
+    path: String,
+    caller: KeyId,
+    level: tracing::Level,
+    began: Instant,
+}
+
+impl Call {
+    /// What is to be logged of a call: admin calls at INFO, verifications at DEBUG, probes not at all.
+    fn of<B>(request: &Request<B>) -> Option<Self> {
+        let caller = request.extensions().get::<Caller>()?.key_id().clone();
+        let level = match action_of(request.uri().path()) {
+            Some(Action::Verify) => tracing::Level::DEBUG,
+            _ => tracing::Level::INFO,
+        };
+        let wanted = level <= tracing::level_filters::LevelFilter::current();
+        wanted.then(|| Self { path: request.uri().path().to_owned(), caller, level, began: Instant::now() })
+    }
+
+    fn log(self, code: Code) {
+        let micros = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let Self { path, caller, level, .. } = self;
+        if level == tracing::Level::DEBUG {
+            tracing::debug!(call = path, %caller, ?code, duration_us = micros, "call");
+        } else {
+            tracing::info!(call = path, %caller, ?code, duration_us = micros, "call");
+        }
+    }
+}
+
+/// The code of a reply. A refusal has it in its headers; a reply with a body has it in trailers, and is OK.
+fn code_of<R>(response: &Response<R>) -> Code {
+    response.headers().get("grpc-status").map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
+}

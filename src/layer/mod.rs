@@ -1,0 +1,4 @@
+//! Middleware: what happens to every call before a service sees it. Outermost first: [`authn`], then [`log`].
+
+pub mod authn;
+pub mod log;

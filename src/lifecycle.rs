@@ -1,0 +1,78 @@
+//! Tasks with owners, and signals.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The tasks of a server. They end when [`Tasks::stop`] is asked of them.
+#[derive(Clone, Debug, Default)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    stop: CancellationToken,
+    end: CancellationToken,
+}
+
+impl Tasks {
+    /// Starts a task. One that panics takes the process with it: the others rely on it.
+    pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let end = self.end.clone();
+        self.tracker.spawn(async move {
+            match end.run_until_cancelled_owned(AssertUnwindSafe(task).catch_unwind()).await {
+                Some(Ok(())) => tracing::debug!(task = name, "task ended"),
+                None => tracing::debug!(task = name, "task was cut off"),
+                Some(Err(_)) => {
+                    tracing::error!(task = name, "a task panicked; the process ends");
+                    std::process::abort();
+                }
+            }
+        });
+    }
+
+    /// What tells the tasks to stop.
+    #[must_use]
+    pub fn stop_token(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Tells the tasks to stop and waits for them; those that take longer than `deadline` are cut off. Says whether all
+    /// ended by themselves.
+    pub async fn stop(&self, deadline: Duration) -> bool {
+        self.stop.cancel();
+        self.tracker.close();
+        let in_time = timeout(deadline, self.tracker.wait()).await.is_ok();
+        self.end.cancel();
+        self.tracker.wait().await;
+        in_time
+    }
+}
+
+/// SIGTERM and SIGINT.
+#[derive(Debug)]
+pub struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    /// Takes the signals over from the system's default, which is to end the process at once.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next one, and says by which exit code a process dies of it.
+    pub async fn next(&mut self) -> i32 {
+        tokio::select! {
+            _ = self.terminate.recv() => 128 + 15,
+            _ = self.interrupt.recv() => 128 + 2,
+        }
+    }
+}

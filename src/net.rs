@@ -1,0 +1,270 @@
+//! Listeners: TCP and Unix sockets, bounded, and told apart from each other for whoever asks where a call came from.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+
+/// Connections at one time, over all listeners. Further ones wait to be accepted.
+pub const CONNECTIONS_MAX: usize = 8_192;
+
+/// How long to wait after an error of accept, which is most often that there are too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddr {
+    /// An address and port; port 0 is any free one.
+    Tcp(SocketAddr),
+    /// A socket in the file system.
+    Unix(PathBuf),
+}
+
+impl ListenAddr {
+    /// Whether only this machine reaches it.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(addr) => addr.ip().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+}
+
+impl FromStr for ListenAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("unix:") {
+            Some(path) if !path.is_empty() => Ok(Self::Unix(path.into())),
+            _ => text.parse().map(Self::Tcp).map_err(|_| {
+                "must be an address with a port, such as 127.0.0.1:50051 or [::1]:50051, or unix:/path".to_owned()
+            }),
+        }
+    }
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(addr) => addr.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A bound listener.
+#[derive(Debug)]
+pub struct Listener {
+    addr: ListenAddr,
+    socket: Socket,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Binds an address.
+    ///
+    /// # Errors
+    /// When it is taken or not to be had.
+    pub async fn bind(addr: &ListenAddr) -> io::Result<Self> {
+        match addr {
+            ListenAddr::Tcp(addr) => {
+                let socket = TcpListener::bind(addr).await?;
+                Ok(Self { addr: ListenAddr::Tcp(socket.local_addr()?), socket: Socket::Tcp(socket) })
+            }
+            ListenAddr::Unix(path) => {
+                remove_stale_socket(path)?;
+                let socket = UnixListener::bind(path)?;
+                // The owner and the group: whoever else is on the machine has no business here.
+                fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+                Ok(Self { addr: addr.clone(), socket: Socket::Unix(socket) })
+            }
+        }
+    }
+
+    /// The address, with the port that was got.
+    #[must_use]
+    pub fn addr(&self) -> &ListenAddr {
+        &self.addr
+    }
+
+    /// Accepts connections and hands them on until `stop`.
+    pub async fn accept(self, slots: Arc<Semaphore>, to: mpsc::Sender<io::Result<Conn>>, stop: CancellationToken) {
+        let _cleanup = RemoveSocket::of(&self.addr);
+        let accept = async {
+            // The slot first: at the limit, connections wait in the kernel's queue.
+            while let Ok(slot) = slots.clone().acquire_owned().await {
+                match self.accept_one().await {
+                    Ok(stream) => {
+                        if to.send(Ok(Conn { stream, _slot: slot })).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(listen = %self.addr, %error, "cannot accept a connection; pausing");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = accept => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    async fn accept_one(&self) -> io::Result<Stream> {
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // Small replies must not wait for more.
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream))
+            }
+            Socket::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+/// Where a call came from.
+#[derive(Clone, Copy, Debug)]
+pub enum Peer {
+    /// From an address.
+    Tcp(Option<SocketAddr>),
+    /// From this machine, through the file system.
+    Unix,
+}
+
+impl Peer {
+    /// The address, if there is one.
+    #[must_use]
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(addr) => addr.map(|addr| addr.ip().to_canonical()),
+            Self::Unix => None,
+        }
+    }
+}
+
+/// An accepted connection. It gives its slot back when it is dropped.
+#[derive(Debug)]
+pub struct Conn {
+    stream: Stream,
+    _slot: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Connected for Conn {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        match &self.stream {
+            Stream::Tcp(stream) => Peer::Tcp(stream.peer_addr().ok()),
+            Stream::Unix(_) => Peer::Unix,
+        }
+    }
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.stream {
+            Stream::Tcp(stream) => stream.is_write_vectored(),
+            Stream::Unix(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// Removes the socket of a process that was killed. One that somebody listens on stays, and binding then says so.
+fn remove_stale_socket(path: &Path) -> io::Result<()> {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
+        fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
+/// Removes a listener's socket from the file system when it is done.
+struct RemoveSocket(Option<PathBuf>);
+
+impl RemoveSocket {
+    fn of(addr: &ListenAddr) -> Self {
+        match addr {
+            ListenAddr::Unix(path) => Self(Some(path.clone())),
+            ListenAddr::Tcp(_) => Self(None),
+        }
+    }
+}
+
+impl Drop for RemoveSocket {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(error) = fs::remove_file(path)
+        {
+            tracing::warn!(path = %path.display(), %error, "cannot remove the socket");
+        }
+    }
+}
