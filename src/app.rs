@@ -20,6 +20,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::authority::{Authority, AuthorityError, Parts};
 use crate::config::Settings;
+use crate::fatal::die;
 use crate::files;
 use crate::grpc;
 use crate::grpc::ready::{Gate, Ready};
@@ -166,9 +167,10 @@ impl App {
             page_token_key,
         });
         bootstrap(&authority, &settings.data_dir).await?;
-        tracing::info!(keys = index.len(), revision = index.revision().0, "serving");
+        let (keys, revision) = (index.len(), index.revision().0);
         gate.open(Ready { authority, verifier: Verifier::new(index, peppers), clock: deps.clock });
         set_health(&health, ServingStatus::Serving).await;
+        tracing::info!(keys, revision, "serving");
         Ok(Self { addrs, store, health, front, back, shutdown_deadline: settings.shutdown_deadline })
     }
 
@@ -287,8 +289,7 @@ async fn fold(store: Arc<dyn Store>, index: Arc<Index>, stop: CancellationToken)
             let Ok(mut changes) = store.changes(index.revision()) else {
                 // So far behind that the feed has moved on: start again from the store.
                 if let Err(error) = load(&*store, &index).await {
-                    tracing::error!(%error, "the index cannot follow the store; the process ends");
-                    std::process::abort();
+                    die("the index cannot follow the store", &error);
                 }
                 continue;
             };

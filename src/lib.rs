@@ -10,12 +10,14 @@
 //! - [`authority`]: the write side. [`verify`]: the hot path.
 //! - [`index`]: every key in RAM. [`feed`]: the changes, in order.
 //! - [`store`]: the log and the table on disk.
-//! - [`keyring`], [`files`], [`system`]: the pepper file, durable small files, the real clock and randomness.
+//! - [`keyring`], [`files`], [`system`], [`fatal`]: the pepper file, durable small files, the real clock and randomness,
+//!   and the end of a process that must not go on.
 
 pub mod app;
 pub mod authority;
 pub mod cli;
 pub mod config;
+pub mod fatal;
 pub mod feed;
 pub mod files;
 pub mod grpc;

@@ -10,6 +10,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::fatal::die;
+
 /// The tasks of a server. They end when [`Tasks::stop`] is asked of them.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
@@ -26,10 +28,7 @@ impl Tasks {
             match end.run_until_cancelled_owned(AssertUnwindSafe(task).catch_unwind()).await {
                 Some(Ok(())) => tracing::debug!(task = name, "task ended"),
                 None => tracing::debug!(task = name, "task was cut off"),
-                Some(Err(_)) => {
-                    tracing::error!(task = name, "a task panicked; the process ends");
-                    std::process::abort();
-                }
+                Some(Err(_)) => die("a task that others rely on panicked", &name),
             }
         });
     }

@@ -13,7 +13,7 @@ use crate::telemetry;
 /// Serves until a signal says stop.
 pub(super) fn run((flags, file): (Flags, Option<PathBuf>)) -> Result<(), Box<dyn Error>> {
     let settings = Settings::load(&flags, file)?.settings;
-    telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
+    let _flush = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(settings))
 }

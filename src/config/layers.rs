@@ -36,6 +36,8 @@ const NAMES: [&str; 8] = [
 ];
 
 const ENV_PREFIX: &str = "KEYWARD_";
+/// How mistakes and listings call the environment.
+const ENVIRONMENT: &str = "in the environment";
 /// The variable that names the file; a setting of the command line, not of the file.
 const ENV_CONFIG: &str = "config";
 
@@ -64,9 +66,9 @@ impl Layers {
         }
         let environment = Env::prefixed(ENV_PREFIX).filter(|name| {
             let name = name.as_str();
-            name != ENV_CONFIG && !is_service_link(name)
+            !name.eq_ignore_ascii_case(ENV_CONFIG) && !is_service_link(name)
         });
-        layers.add("in the environment", &environment);
+        layers.add(ENVIRONMENT, &environment);
         layers.add("on the command line", &Serialized::defaults(flags));
         layers
     }
@@ -117,7 +119,9 @@ impl Layers {
 
     /// Notes what is wrong with a setting, and where it comes from.
     pub(super) fn mistake(&mut self, name: &str, what: &str) {
-        self.mistakes.push(format!("{name} ({}): {what}", self.source(name)));
+        let source = self.source(name);
+        let name = if source == ENVIRONMENT { variable(name) } else { name.to_owned() };
+        self.mistakes.push(format!("{name} ({source}): {what}"));
     }
 
     /// Every setting with its value as TOML and its source.
@@ -150,6 +154,7 @@ impl Layers {
             Ok(data) => {
                 let names = data.values().flat_map(BTreeMap::keys);
                 for name in names.filter(|name| !NAMES.contains(&name.as_str())) {
+                    let name = if place == ENVIRONMENT { variable(name) } else { name.clone() };
                     self.mistakes.push(format!("{name} ({place}): is not a setting"));
                 }
                 let source = Layer { place: place.to_owned(), data };
@@ -179,6 +184,11 @@ impl Provider for Layer {
     fn data(&self) -> Result<figment::value::Map<Profile, Dict>, figment::Error> {
         Ok(self.data.clone())
     }
+}
+
+/// The variable of a setting.
+fn variable(name: &str) -> String {
+    format!("{ENV_PREFIX}{}", name.to_ascii_uppercase())
 }
 
 /// Whether Kubernetes put a variable there for a Service that is called like us, such as `KEYWARD_SERVICE_HOST` or

@@ -66,7 +66,8 @@ pub struct Mistakes(pub Vec<String>);
 
 impl fmt::Display for Mistakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the configuration has {} mistake(s):", self.0.len())?;
+        let plural = if self.0.len() == 1 { "" } else { "s" };
+        write!(f, "the configuration has {} mistake{plural}:", self.0.len())?;
         self.0.iter().try_for_each(|mistake| write!(f, "\n  - {mistake}"))
     }
 }

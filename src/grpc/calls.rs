@@ -28,6 +28,12 @@ pub fn is_open(path: &str) -> bool {
     OPEN_SERVICES.iter().any(|service| path.starts_with(service))
 }
 
+/// The path as the log may show it: a caller may send anything as a path, so only known ones are repeated.
+#[must_use]
+pub fn known(path: &str) -> &'static str {
+    CALLS.iter().find(|(call, _)| *call == path).map_or("unknown", |(call, _)| call)
+}
+
 /// The action of a call. `None`: there is no such call.
 #[must_use]
 pub fn action_of(path: &str) -> Option<Action> {

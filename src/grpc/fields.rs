@@ -11,6 +11,7 @@ use keyward_core::limits::{
     LABEL_VALUE_BYTES_MAX, LABELS_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, SCOPES_MAX,
 };
 use keyward_core::scope::{self, Scope};
+use keyward_core::secret::PresentedSecret;
 use prost_types::Timestamp;
 
 use super::status::Refusal;
@@ -45,6 +46,10 @@ impl Fields {
 
     /// A field that parses.
     pub fn parse<T>(&mut self, field: &str, value: &str, parse: impl Fn(&str) -> Result<T, BrokenRule>) -> Option<T> {
+        if value.is_empty() {
+            self.wrong(field, "must be given");
+            return None;
+        }
         parse(value).map_err(|rule| self.wrong(field, rule.0)).ok()
     }
 
@@ -67,6 +72,7 @@ impl Fields {
         if value.chars().any(char::is_control) {
             self.wrong(field, "must have no control characters");
         }
+        self.no_secret(field, &value);
         value
     }
 
@@ -187,11 +193,20 @@ impl Fields {
             self.wrong(field, format!("must have at most {count_max} entries"));
             return vec![];
         }
-        let parsed = values
-            .iter()
-            .enumerate()
-            .filter_map(|(at, value)| parse(value).map_err(|rule| self.wrong(format!("{field}[{at}]"), rule)).ok());
+        let parsed = values.iter().enumerate().filter_map(|(at, value)| {
+            let field = format!("{field}[{at}]");
+            self.no_secret(&field, value);
+            parse(value).map_err(|rule| self.wrong(field, rule)).ok()
+        });
         parsed.collect()
+    }
+
+    /// People paste secrets where labels belong. What is written there is kept and shown, so it must not be one.
+    fn no_secret(&mut self, field: &str, value: &str) {
+        let mut words = value.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        if words.any(|word| PresentedSecret::parse(word).is_ok()) {
+            self.wrong(field, "must not contain the secret of a key");
+        }
     }
 
     fn map_names(
@@ -204,6 +219,7 @@ impl Fields {
         if values.len() > count_max {
             self.wrong(field, format!("must have at most {count_max} entries"));
         }
+        values.iter().flat_map(|(name, value)| [name, value]).for_each(|text| self.no_secret(field, text));
         if !values.keys().all(|name| (1..=LABEL_NAME_BYTES_MAX).contains(&name.len()) && valid(name)) {
             let rule = "names must be 1 to 63 bytes; of labels: letters, digits, '-', '_', '.' and '/'";
             self.wrong(field, rule);

@@ -16,7 +16,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::authority::AuthorityError;
-use crate::grpc::calls::{action_of, is_open};
+use crate::grpc::calls::{action_of, is_open, known};
 use crate::grpc::ready::Gate;
 use crate::grpc::status::{Refusal, status};
 use crate::net::Peer;
@@ -80,7 +80,8 @@ where
                 Either::Left(self.inner.call(request))
             }
             Err(refusal) => {
-                tracing::info!(call = path, peer = ?peer, reason = %refusal, "call refused");
+                let peer = peer.map(tracing::field::display);
+                tracing::info!(call = known(path), peer, reason = %refusal, "call refused");
                 Either::Right(ready(Ok(status(refusal).into_http())))
             }
         }

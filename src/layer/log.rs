@@ -14,7 +14,7 @@ use tonic::Code;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::grpc::calls::action_of;
+use crate::grpc::calls::{action_of, known};
 
 /// Logs each call.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +80,7 @@ where
 
 #[derive(Debug)]
 struct Call {
-    path: String,
+    path: &'static str,
     caller: KeyId,
     level: tracing::Level,
     began: Instant,
@@ -95,7 +95,7 @@ impl Call {
             _ => tracing::Level::INFO,
         };
         let wanted = level <= tracing::level_filters::LevelFilter::current();
-        wanted.then(|| Self { path: request.uri().path().to_owned(), caller, level, began: Instant::now() })
+        wanted.then(|| Self { path: known(request.uri().path()), caller, level, began: Instant::now() })
     }
 
     fn log(self, code: Code) {

@@ -20,6 +20,7 @@ use super::overlay::{Maps, Overlay};
 use super::recovery::Journal;
 use super::table::{Row, Table};
 use super::watermark::Watermark;
+use crate::fatal::die;
 use crate::feed::Feed;
 use crate::store::check::{Current, Staged, stage};
 use crate::store::record::pb;
@@ -227,10 +228,4 @@ impl TableWriter {
             self.applied.send_replace(group.end.revision);
         }
     }
-}
-
-/// Ends the process at once. Nothing more may be acknowledged, and nothing that was is in danger.
-fn die(what: &str, cause: &dyn std::fmt::Display) -> ! {
-    tracing::error!(%cause, "{what}; the process ends so that nothing is acknowledged that may be lost");
-    std::process::abort()
 }

@@ -24,6 +24,7 @@ use sled::transaction::TransactionError;
 use sled::{Batch, Transactional, Tree};
 
 use super::journal::{CRC32C, Chain, Position};
+use crate::files::create_private_dir;
 use crate::store::record::{decode_key, decode_tenant};
 use crate::store::{KeyQuery, PAGE_SCAN_MAX, Page, StoreError};
 
@@ -77,6 +78,7 @@ impl Table {
     /// # Errors
     /// When sled fails or panics.
     pub fn open(path: &Path) -> Result<Self, TableError> {
+        create_private_dir(path).map_err(|e| TableError::Open(e.to_string()))?;
         remove_half_snapshots(path);
         let open = || {
             let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES);

@@ -1,0 +1,211 @@
+//! Bad input is refused with the name of the field, never its value, and changes nothing.
+
+use std::collections::BTreeMap;
+
+use keyward::grpc::pb;
+use prost_types::Timestamp;
+use tonic::Code;
+
+use crate::harness::{Site, after_start, ask, bad_fields, disable, error_reason, new_key, strings, update};
+
+const MARK: &str = "s3cr3t-v4lu3";
+
+#[tokio::test]
+async fn every_field_of_a_new_key_is_held_to_its_rule() {
+    let site = Site::start().await;
+    let base = || new_key("Zapier", &[]);
+    let map = |name: &str, value: &str| BTreeMap::from([(name.to_owned(), value.to_owned())]);
+    let many = |count| (0..count).map(|n| format!("n{n}")).collect::<Vec<_>>();
+    let marked = |rest: &str| format!("{MARK}{rest}");
+    let time = |seconds, nanos| Some(Timestamp { seconds, nanos });
+    let cases: Vec<(&str, pb::CreateKeyRequest)> = vec![
+        ("display_name", pb::CreateKeyRequest { display_name: String::new(), ..base() }),
+        ("display_name", pb::CreateKeyRequest { display_name: " ".into(), ..base() }),
+        ("display_name", pb::CreateKeyRequest { display_name: MARK.repeat(20), ..base() }),
+        ("display_name", pb::CreateKeyRequest { display_name: marked("\n"), ..base() }),
+        ("description", pb::CreateKeyRequest { description: MARK.repeat(60), ..base() }),
+        ("owner", pb::CreateKeyRequest { owner: marked("\0"), ..base() }),
+        ("key_id", pb::CreateKeyRequest { key_id: marked("!"), ..base() }),
+        ("tenant", pb::CreateKeyRequest { tenant: marked("!"), ..base() }),
+        ("environment", pb::CreateKeyRequest { environment: marked("!"), ..base() }),
+        ("scopes[1]", pb::CreateKeyRequest { scopes: vec!["ok".into(), marked("..x")], ..base() }),
+        ("scopes[0]", pb::CreateKeyRequest { scopes: strings(&["*"]), ..base() }),
+        ("scopes", pb::CreateKeyRequest { scopes: many(65), ..base() }),
+        ("audiences[0]", pb::CreateKeyRequest { audiences: strings(&[""]), ..base() }),
+        ("audiences", pb::CreateKeyRequest { audiences: many(33), ..base() }),
+        ("allowed_cidrs[0]", pb::CreateKeyRequest { allowed_cidrs: vec![MARK.into()], ..base() }),
+        ("allowed_cidrs[0]", pb::CreateKeyRequest { allowed_cidrs: strings(&["10.0.0.1/8"]), ..base() }),
+        ("allowed_cidrs[0]", pb::CreateKeyRequest { allowed_cidrs: strings(&["10.0.0.1"]), ..base() }),
+        ("allowed_cidrs[0]", pb::CreateKeyRequest { allowed_cidrs: strings(&["10.0.0.0/33"]), ..base() }),
+        ("allowed_cidrs[0]", pb::CreateKeyRequest { allowed_cidrs: strings(&["::ffff:10.0.0.0/104"]), ..base() }),
+        ("labels", pb::CreateKeyRequest { labels: map(&marked(" "), "x"), ..base() }),
+        ("labels", pb::CreateKeyRequest { labels: map("", "x"), ..base() }),
+        ("labels", pb::CreateKeyRequest { labels: map("x", &MARK.repeat(20)), ..base() }),
+        ("labels", pb::CreateKeyRequest { labels: many(33).into_iter().map(|n| (n, MARK.into())).collect(), ..base() }),
+        ("annotations", pb::CreateKeyRequest { annotations: map("x", &marked("\0")), ..base() }),
+        ("annotations", pb::CreateKeyRequest { annotations: map("x", &MARK.repeat(60)), ..base() }),
+        ("not_before", pb::CreateKeyRequest { not_before: time(-1, 0), ..base() }),
+        ("not_before", pb::CreateKeyRequest { not_before: time(0, 0), ..base() }),
+        ("expire_time", pb::CreateKeyRequest { expire_time: time(i64::MAX, 0), ..base() }),
+        ("expire_time", pb::CreateKeyRequest { expire_time: time(2_000_000_000, -1), ..base() }),
+        ("expire_time", pb::CreateKeyRequest { expire_time: time(2_000_000_000, 1_000_000_000), ..base() }),
+        ("expire_time", pb::CreateKeyRequest { expire_time: after_start(0), ..base() }),
+        (
+            "expire_time",
+            pb::CreateKeyRequest { not_before: after_start(2_000), expire_time: after_start(2_000), ..base() },
+        ),
+        ("scopes[0]", pb::CreateKeyRequest { tenant: "system".into(), scopes: strings(&["keyward.root"]), ..base() }),
+        (
+            "scopes[0]",
+            pb::CreateKeyRequest { tenant: "system".into(), scopes: strings(&["keyward.admin@system"]), ..base() },
+        ),
+    ];
+    for (field, request) in cases {
+        let refused = site.admin().create(request.clone()).await.unwrap_err();
+        assert_eq!(bad_fields(&refused), [field], "{request:?}");
+        assert!(!refused.message().contains(MARK), "{}", refused.message());
+        assert!(refused.message().contains(field), "{}", refused.message());
+    }
+    assert_eq!(site.admin().list(pb::ListKeysRequest::default()).await.unwrap().keys, []);
+}
+
+#[tokio::test]
+async fn a_secret_in_the_wrong_field_is_refused_and_not_kept() {
+    let site = Site::start().await;
+    let secret = site.admin().issue("Zapier", &[]).await.secret;
+    let map = || BTreeMap::from([("note".to_owned(), format!("it is {secret}."))]);
+    let base = || new_key("Other", &[]);
+    let cases = [
+        ("display_name", pb::CreateKeyRequest { display_name: secret.clone(), ..base() }),
+        ("description", pb::CreateKeyRequest { description: format!("the key is '{secret}'"), ..base() }),
+        ("owner", pb::CreateKeyRequest { owner: secret.clone(), ..base() }),
+        ("scopes[0]", pb::CreateKeyRequest { scopes: vec![secret.clone()], ..base() }),
+        ("audiences[0]", pb::CreateKeyRequest { audiences: vec![secret.clone()], ..base() }),
+        ("labels", pb::CreateKeyRequest { labels: map(), ..base() }),
+        ("annotations", pb::CreateKeyRequest { annotations: map(), ..base() }),
+    ];
+    for (field, request) in cases {
+        let refused = site.admin().create(request).await.unwrap_err();
+        assert_eq!(bad_fields(&refused), [field]);
+        assert!(!refused.message().contains(&secret));
+    }
+}
+
+#[tokio::test]
+async fn everything_that_is_wrong_is_said_at_once() {
+    let site = Site::start().await;
+    let request = pb::CreateKeyRequest {
+        key_id: "!".into(),
+        owner: "\0".into(),
+        allowed_cidrs: strings(&["10.0.0.0/8", "x", "y"]),
+        ..new_key("", &["a", ".."])
+    };
+    let refused = site.admin().create(request).await.unwrap_err();
+    let fields = ["key_id", "display_name", "owner", "scopes[1]", "allowed_cidrs[1]", "allowed_cidrs[2]"];
+    assert_eq!(bad_fields(&refused), fields);
+    assert_eq!(error_reason(&refused), "BAD_FIELDS");
+}
+
+#[tokio::test]
+async fn fields_within_their_limits_can_be_too_large_together() {
+    let site = Site::start().await;
+    let many = (0..32).map(|n| (format!("name-{n}"), "v".repeat(512))).collect();
+    let request = pb::CreateKeyRequest { annotations: many, ..new_key("Zapier", &[]) };
+    for validate_only in [true, false] {
+        let refused = site.admin().create(pb::CreateKeyRequest { validate_only, ..request.clone() }).await.unwrap_err();
+        assert_eq!((refused.code(), &*error_reason(&refused)), (Code::InvalidArgument, "KEY_TOO_LARGE"));
+    }
+    let issued = site.admin().issue("Small", &[]).await;
+    let grown = pb::Key { annotations: request.annotations, ..issued.key.clone() };
+    let refused = site.admin().update(update(&grown, &["annotations"])).await.unwrap_err();
+    assert_eq!(error_reason(&refused), "KEY_TOO_LARGE");
+    assert_eq!(site.admin().read(&issued.key).await, issued.key);
+}
+
+#[tokio::test]
+async fn an_update_names_known_fields_and_nothing_else() {
+    let site = Site::start().await;
+    let admin = site.admin();
+    let issued = admin.issue("Zapier", &[]).await;
+    for path in ["key_id", "tenant", "environment", "state", "secret", "*", "", "display_name.x", "Display_Name", MARK]
+    {
+        let refused = admin.update(update(&issued.key, &["display_name", path])).await.unwrap_err();
+        assert_eq!(bad_fields(&refused), ["update_mask.paths[1]"]);
+        assert!(!refused.message().contains(MARK));
+    }
+    let refused = admin.update(update(&issued.key, &[])).await.unwrap_err();
+    assert_eq!(bad_fields(&refused), ["update_mask"]);
+    let refused =
+        admin.update(pb::UpdateKeyRequest { key: None, ..update(&issued.key, &["owner"]) }).await.unwrap_err();
+    assert_eq!(bad_fields(&refused), ["key"]);
+
+    let cases = [
+        ("display_name", pb::Key { display_name: String::new(), ..issued.key.clone() }),
+        ("scopes", pb::Key { scopes: strings(&["*"]), ..issued.key.clone() }),
+        ("allowed_cidrs", pb::Key { allowed_cidrs: strings(&["x"]), ..issued.key.clone() }),
+        ("expire_time", pb::Key { expire_time: after_start(-1), ..issued.key.clone() }),
+    ];
+    for (path, key) in cases {
+        let refused = admin.update(update(&key, &[path])).await.unwrap_err();
+        assert!(bad_fields(&refused)[0].contains(path), "{refused:?}");
+    }
+    assert_eq!(admin.read(&issued.key).await, issued.key, "nothing is changed by a refused call");
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_not_found() {
+    let site = Site::start().await;
+    let admin = site.admin();
+    let nobody = pb::Key { key_id: "nobody".into(), ..Default::default() };
+    let refusals = [
+        admin.get(pb::GetKeyRequest { key_id: "nobody".into(), ..Default::default() }).await.unwrap_err(),
+        admin.disable(disable(&nobody)).await.unwrap_err(),
+        admin.update(update(&nobody, &["owner"])).await.unwrap_err(),
+    ];
+    for refused in refusals {
+        assert_eq!((refused.code(), &*error_reason(&refused)), (Code::NotFound, "KEY_NOT_FOUND"));
+    }
+    let selector = pb::KeySelector { tenant: "nowhere".into(), ..Default::default() };
+    let list = pb::ListKeysRequest { selector: Some(selector), ..Default::default() };
+    let refusals = [
+        admin.create(pb::CreateKeyRequest { tenant: "nowhere".into(), ..new_key("x", &[]) }).await.unwrap_err(),
+        admin.list(list).await.unwrap_err(),
+        admin.get_tenant(pb::GetTenantRequest { tenant: "nowhere".into() }).await.unwrap_err(),
+    ];
+    for refused in refusals {
+        assert_eq!((refused.code(), &*error_reason(&refused)), (Code::NotFound, "TENANT_NOT_FOUND"));
+        assert!(refused.message().starts_with("tenant"), "it names the field: {}", refused.message());
+    }
+}
+
+#[tokio::test]
+async fn a_question_that_makes_no_sense_is_an_error_and_not_a_verdict() {
+    let site = Site::start().await;
+    let admin = site.admin();
+    let issued = admin.issue("Zapier", &["a"]).await;
+    let base = || ask(&issued.secret);
+    let cases = [
+        ("client_ip", pb::VerifyRequest { client_ip: MARK.into(), ..base() }),
+        ("client_ip", pb::VerifyRequest { client_ip: "10.0.0.0/8".into(), ..base() }),
+        ("tenant", pb::VerifyRequest { tenant: "!".into(), ..base() }),
+        ("audience", pb::VerifyRequest { audience: "x".repeat(129), ..base() }),
+        ("all_scopes[0]", pb::VerifyRequest { all_scopes: strings(&["a.*"]), ..base() }),
+        ("any_scopes[1]", pb::VerifyRequest { any_scopes: strings(&["a", ""]), ..base() }),
+        ("all_scopes", pb::VerifyRequest { all_scopes: vec!["a".into(); 65], ..base() }),
+        ("mode", pb::VerifyRequest { mode: 99, ..base() }),
+    ];
+    for (field, request) in cases {
+        let refused = admin.ask(request).await.unwrap_err();
+        assert_eq!(bad_fields(&refused), [field]);
+        assert!(!refused.message().contains(MARK));
+    }
+}
+
+#[tokio::test]
+async fn a_message_past_the_limit_is_refused() {
+    let site = Site::start().await;
+    let refused = site.admin().ask(ask(&"x".repeat(70_000))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange);
+    let huge = pb::CreateKeyRequest { description: "x".repeat(2_000_000), ..new_key("Zapier", &[]) };
+    assert_eq!(site.admin().create(huge).await.unwrap_err().code(), Code::OutOfRange);
+}

@@ -1,0 +1,366 @@
+//! The built program: its command line, its signals, its death.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+use keyward::grpc::pb::{self, Reason};
+use tempfile::TempDir;
+use tonic::transport::Endpoint;
+
+use crate::harness::{Handle, Issued, disable, new_key};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_keyward");
+
+/// The program as a child process. A thread reads its log, so that a full pipe never holds it up.
+struct Program {
+    child: Child,
+    lines: Receiver<String>,
+    seen: String,
+    addr: String,
+}
+
+impl Program {
+    /// Starts it on a port of its own, and waits until it serves.
+    fn serve(dir: &Path, args: &[&str]) -> Self {
+        let mut command = keyward(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
+        let mut child = command.arg(dir).args(args).stderr(Stdio::piped()).spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || log.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let mut program = Self { child, lines, seen: String::new(), addr: String::new() };
+        let listening = program.wait_for("listen=");
+        program.addr = listening.split("listen=").nth(1).unwrap().trim().to_owned();
+        program.wait_for("serving");
+        program
+    }
+
+    /// Reads the log up to a line that has this text.
+    fn wait_for(&mut self, text: &str) -> String {
+        while let Ok(line) = self.lines.recv() {
+            self.seen.push_str(&line);
+            self.seen.push('\n');
+            if line.contains(text) {
+                return line;
+            }
+        }
+        panic!("the log ended without '{text}':\n{}", self.seen);
+    }
+
+    fn caller(&self, secret: &str) -> Handle {
+        let channel = Endpoint::from_shared(format!("http://{}", self.addr)).unwrap().connect_lazy();
+        Handle::new(channel, Some(secret.to_owned()))
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits for its end; gives its exit code, if it was not a signal, and all that it logged.
+    fn end(mut self) -> (Option<i32>, String) {
+        let code = self.child.wait().unwrap().code();
+        for line in self.lines {
+            self.seen.push_str(&line);
+            self.seen.push('\n');
+        }
+        (code, self.seen)
+    }
+}
+
+/// The program with an environment of its own.
+fn keyward(args: &[&str]) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.args(args).env_clear().stdin(Stdio::null());
+    command
+}
+
+fn text(output: &Output) -> (String, String) {
+    (String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn admin_of(dir: &TempDir) -> String {
+    fs::read_to_string(dir.path().join("admin.key")).unwrap().trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut kept: Vec<Issued> = vec![];
+    let mut disabled: Vec<Issued> = vec![];
+    for round in 0..3 {
+        let program = Program::serve(dir.path(), &[]);
+        let admin = program.caller(&admin_of(&dir));
+        let (sender, mut acknowledged) = tokio::sync::mpsc::unbounded_channel();
+        let writers: Vec<_> = (0..8)
+            .map(|writer| {
+                let (admin, sender) = (admin.clone(), sender.clone());
+                tokio::spawn(async move {
+                    for number in 0.. {
+                        let request = new_key(&format!("{round} {writer} {number}"), &[]);
+                        let Ok(created) = admin.create(request).await else { return };
+                        let (key, revision) = (created.key.unwrap(), created.revision);
+                        let issued = Issued { key: key.clone(), secret: created.secret, revision };
+                        let off = number % 3 == 0;
+                        if off && admin.disable(disable(&key)).await.is_err() {
+                            return; // neither is certain of this one
+                        }
+                        sender.send((issued, off)).unwrap();
+                    }
+                })
+            })
+            .collect();
+        drop(sender);
+        // In the middle of it: after some hundred acknowledgements, with calls under way.
+        for _ in 0..300 {
+            let (issued, off) = acknowledged.recv().await.unwrap();
+            if off { &mut disabled } else { &mut kept }.push(issued);
+        }
+        program.signal("KILL");
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        while let Some((issued, off)) = acknowledged.recv().await {
+            if off { &mut disabled } else { &mut kept }.push(issued);
+        }
+        assert_eq!(program.end().0, None, "it died of the signal");
+
+        let program = Program::serve(dir.path(), &[]);
+        let admin = program.caller(&admin_of(&dir));
+        for issued in &kept {
+            assert_eq!(admin.reason(&issued.secret).await, Reason::Ok);
+        }
+        for issued in &disabled {
+            assert_eq!(admin.reason(&issued.secret).await, Reason::Disabled);
+        }
+        program.signal("TERM");
+        assert_eq!(program.end().0, Some(0));
+    }
+    assert!(kept.len() > 100 && disabled.len() > 100, "{} {}", kept.len(), disabled.len());
+}
+
+#[tokio::test]
+async fn no_secret_is_in_any_file_or_log_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = Program::serve(dir.path(), &["--log-filter", "trace"]);
+    let admin_secret = admin_of(&dir);
+    let admin = program.caller(&admin_secret);
+    let mut issued = vec![];
+    for number in 0..5 {
+        let key = admin.issue(&format!("Key {number}"), &["a"]).await;
+        admin.reason(&key.secret).await;
+        admin.disable_key(&key.key).await;
+        admin.reason(&key.secret).await;
+        issued.push(key);
+    }
+    // Not only what works: a secret that is mistyped, misplaced or refused is a secret all the same.
+    let mistyped = format!("{}x", issued[0].secret);
+    admin.reason(&mistyped).await;
+    admin.ask(pb::VerifyRequest { tenant: issued[1].secret.clone(), ..Default::default() }).await.unwrap_err();
+    admin.create(pb::CreateKeyRequest { key_id: issued[2].secret.clone(), ..new_key("x", &[]) }).await.unwrap_err();
+    let stranger = program.caller(&issued[3].secret);
+    stranger.list(pb::ListKeysRequest::default()).await.unwrap_err();
+    drop((admin, stranger));
+    program.signal("TERM");
+    let (code, log) = program.end();
+    assert_eq!(code, Some(0));
+
+    let mut files = vec![];
+    bytes_below(dir.path(), &mut files);
+    let holds = |needle: &str| {
+        let found = |bytes: &[u8]| bytes.windows(needle.len()).any(|window| window == needle.as_bytes());
+        let in_files = files.iter().filter(|(name, bytes)| !name.ends_with("admin.key") && found(bytes)).count();
+        (in_files, found(log.as_bytes()))
+    };
+    // The search finds what is there.
+    assert!(holds(&issued[0].key.key_id).0 >= 2, "the id is in the journal and in the table");
+    assert!(log.contains("TRACE") && log.contains("/keyward.v1.KeyVerify/Verify"), "the log is complete");
+    for secret in issued.iter().map(|key| &key.secret).chain([&admin_secret]) {
+        let random = &secret["kw_live_".len()..secret.len() - 4];
+        assert_eq!(holds(random), (0, false), "a secret has leaked");
+    }
+}
+
+fn bytes_below(dir: &Path, found: &mut Vec<(String, Vec<u8>)>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            bytes_below(&path, found);
+        } else {
+            found.push((path.display().to_string(), fs::read(&path).unwrap()));
+        }
+    }
+}
+
+#[test]
+fn signals_stop_it_cleanly() {
+    for signal in ["TERM", "INT"] {
+        let dir = tempfile::tempdir().unwrap();
+        let program = Program::serve(dir.path(), &[]);
+        program.signal(signal);
+        let (code, log) = program.end();
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.trim_end().ends_with("stopped"), "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_it_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut program = Program::serve(dir.path(), &[]);
+    // A connection that never says anything: a graceful stop would wait for it until the deadline.
+    let silent = tokio::net::TcpStream::connect(&program.addr).await.unwrap();
+    program.signal("TERM");
+    program.wait_for("a second signal");
+    program.signal("TERM");
+    let (code, log) = program.end();
+    assert_eq!(code, Some(143), "{log}");
+    drop(silent);
+}
+
+#[test]
+fn a_second_process_on_the_same_data_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = Program::serve(dir.path(), &[]);
+    let second = keyward(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(dir.path()).output().unwrap();
+    let (_, error) = text(&second);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(error.contains(&format!("in use by process {}", program.child.id())), "{error}");
+    program.signal("TERM");
+    assert_eq!(program.end().0, Some(0));
+}
+
+#[test]
+fn all_mistakes_of_the_configuration_are_told_at_once_with_their_sources() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("keyward.toml");
+    fs::write(&file, "data_dri = \"x\"\nreflection = \"perhaps\"\nshutdown_deadline = \"soon\"\n").unwrap();
+    let output = keyward(&["serve", "--listen", "0.0.0.0:1", "--listen", "nonsense", "--config"])
+        .arg(&file)
+        .env("KEYWARD_LOG_FORMAT", "yaml")
+        .env("KEYWARD_LOG_FILTRE", "info")
+        .output()
+        .unwrap();
+    let (_, error) = text(&output);
+    assert_eq!(output.status.code(), Some(1));
+    let expected = [
+        "data_dri (in ",
+        "reflection (in ",
+        "shutdown_deadline (in ",
+        "KEYWARD_LOG_FORMAT (in the environment)",
+        "KEYWARD_LOG_FILTRE (in the environment): is not a setting",
+        "listen (on the command line): must be an address",
+    ];
+    for part in expected {
+        assert!(error.contains(part), "'{part}' in:\n{error}");
+    }
+    assert!(error.contains("has 6 mistakes"), "{error}");
+}
+
+#[test]
+fn plaintext_is_not_offered_to_other_machines_unless_that_is_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    for listen in ["0.0.0.0:0", "[::]:0"] {
+        let output = keyward(&["serve", "--listen", listen, "--data-dir"]).arg(dir.path()).output().unwrap();
+        let (_, error) = text(&output);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(error.contains("--allow-plaintext"), "{error}");
+    }
+    let output = keyward(&["config", "--listen", "0.0.0.0:0", "--allow-plaintext"]).output().unwrap();
+    assert!(output.status.success());
+}
+
+#[test]
+fn flags_beat_the_environment_which_beats_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("keyward.toml");
+    fs::write(&file, "log_filter = \"warn\"\nlog_format = \"json\"\ndata_dir = \"from-file\"\n").unwrap();
+    let output = keyward(&["config", "--data-dir", "from-flag", "--config"])
+        .arg(&file)
+        .env("KEYWARD_DATA_DIR", "from-env")
+        .env("KEYWARD_LOG_FORMAT", "text")
+        .env("KEYWARD_LISTEN", "127.0.0.1:1, unix:/x")
+        // What Kubernetes puts there for a Service that is called keyward.
+        .env("KEYWARD_SERVICE_HOST", "10.0.0.1")
+        .env("KEYWARD_SERVICE_PORT_GRPC", "50051")
+        .env("KEYWARD_PORT", "tcp://10.0.0.1:50051")
+        .env("KEYWARD_PORT_50051_TCP_ADDR", "10.0.0.1")
+        .output()
+        .unwrap();
+    let (listing, error) = text(&output);
+    assert!(output.status.success(), "{error}");
+    for line in [
+        "data_dir = \"from-flag\" # on the command line",
+        "listen = [\"127.0.0.1:1\", \"unix:/x\"] # in the environment",
+        "pepper_file = \"from-flag/pepper\" # default",
+        "log_format = \"text\" # in the environment",
+        "reflection = true # default",
+    ] {
+        assert!(listing.lines().any(|printed| printed == line), "'{line}' in:\n{listing}");
+    }
+    assert!(listing.contains("log_filter = \"warn\" # in "), "{listing}");
+    let own = dir.path().join("own.toml");
+    fs::write(&own, &listing).unwrap();
+    let again = keyward(&["config", "--config"]).arg(&own).output().unwrap();
+    assert!(again.status.success(), "what it prints is a file that it reads: {}", text(&again).1);
+}
+
+#[test]
+fn a_configuration_file_can_be_named_in_the_environment() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("keyward.toml");
+    fs::write(&file, "reflection = false\n").unwrap();
+    let output = keyward(&["config"]).env("KEYWARD_CONFIG", &file).output().unwrap();
+    let (listing, error) = text(&output);
+    assert!(listing.contains("reflection = false # in "), "{listing}{error}");
+}
+
+/// A log collector that hangs must not hang the door to all other systems.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_nobody_reads_does_not_hold_up_verdicts() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Program::serve(dir.path(), &[]);
+    let addr = first.addr.clone();
+    first.signal("TERM");
+    assert_eq!(first.end().0, Some(0));
+
+    let mut command = keyward(&["serve", "--log-filter", "trace", "--listen", &addr, "--data-dir"]);
+    // A pipe whose reader stays open and never reads: 64 KiB, and then writing to it blocks.
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut child = command.arg(dir.path()).stderr(writer).spawn().unwrap();
+    let endpoint = Endpoint::from_shared(format!("http://{addr}")).unwrap();
+    let channel = loop {
+        match endpoint.connect().await {
+            Ok(channel) => break channel,
+            Err(_) => assert!(child.try_wait().unwrap().is_none(), "it ended"),
+        }
+    };
+    let admin = Handle::new(channel, Some(admin_of(&dir)));
+    let issued = loop {
+        match admin.create(new_key("Zapier", &[])).await {
+            Ok(created) => break created,
+            Err(refused) => assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}"),
+        }
+    };
+    for _ in 0..500 {
+        let verdict = tokio::time::timeout(std::time::Duration::from_secs(10), admin.reason(&issued.secret)).await;
+        assert_eq!(verdict.expect("a verdict is held up by the log"), Reason::Ok);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(reader);
+}
+
+#[test]
+fn a_configuration_file_that_is_not_there_or_not_toml_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("keyward.toml");
+    let output = keyward(&["config", "--config"]).arg(&file).output().unwrap();
+    assert!(text(&output).1.contains("keyward.toml is not there"), "{}", text(&output).1);
+    fs::write(&file, "listen = [").unwrap();
+    let output = keyward(&["config", "--config"]).arg(&file).output().unwrap();
+    assert!(!output.status.success());
+    assert!(text(&output).1.contains("keyward.toml"), "{}", text(&output).1);
+}

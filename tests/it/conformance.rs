@@ -1,0 +1,313 @@
+//! What every storage engine must do. Each test runs on each engine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use keyward::store::memory::MemoryStore;
+use keyward::store::sled::{LockedDir, Options, SledStore};
+use keyward::store::{Commit, CommitError, KeyQuery, Put, Store};
+use keyward_core::clock::UnixMillis;
+use keyward_core::digest::{Digest, PepperId};
+use keyward_core::event::{Record, Revision};
+use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
+use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, Stamp, State, TenantRecord};
+use tempfile::TempDir;
+use zeroize::Zeroizing;
+
+macro_rules! on_every_engine {
+    ($($test:ident),* $(,)?) => {
+        mod memory {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test(std::sync::Arc::new(super::MemoryStore::default())).await;
+            })*
+        }
+        mod sled {
+            $(#[tokio::test]
+            async fn $test() {
+                let dir = tempfile::tempdir().unwrap();
+                let store = std::sync::Arc::new(super::open(&dir, 64 * 1024));
+                super::$test(store.clone()).await;
+                keyward::store::Store::close(&*store).await.unwrap();
+            })*
+        }
+    };
+}
+
+on_every_engine![
+    what_is_committed_is_read_back,
+    revisions_grow_by_one_and_failures_take_none,
+    a_key_is_made_once,
+    a_stale_version_is_refused,
+    a_commit_is_all_or_nothing,
+    a_record_past_its_limit_is_refused,
+    pages_are_ordered_and_complete,
+    queries_meet_every_condition,
+    changes_come_in_order_and_without_gaps,
+    a_snapshot_and_its_changes_are_everything,
+    concurrent_writers_of_one_key_all_get_their_turn_or_are_told,
+    a_closed_store_takes_nothing_more,
+];
+
+/// A store on disk with small segments, so that it rolls over.
+pub(crate) fn open(dir: &TempDir, segment_bytes: u64) -> SledStore {
+    let options = Options { segment_bytes, chain_key: Zeroizing::new([7; 32]) };
+    SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options).unwrap()
+}
+
+pub(crate) fn key(number: u32) -> KeyRecord {
+    let stamp = Stamp { time: UnixMillis(1_000), actor: ActorId::keyward() };
+    KeyRecord {
+        key_id: KeyId::parse(&format!("key-{number:06}")).unwrap(),
+        tenant: TenantId::default_tenant(),
+        secret: SecretTrace {
+            version: 1,
+            digest: Digest::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes()),
+            pepper: PepperId(1),
+            hint: "kw_live_…abcd".into(),
+        },
+        display_name: format!("Key {number}"),
+        description: String::new(),
+        owner: format!("owner-{}", number % 3),
+        environment: Environment::live(),
+        state_reason: String::new(),
+        policy: KeyPolicy {
+            state: State::Active,
+            scopes: vec![],
+            audiences: vec![],
+            allowed_cidrs: vec![],
+            not_before: None,
+            expire_time: None,
+        },
+        labels: BTreeMap::from([("parity".to_owned(), (number % 2).to_string())]),
+        annotations: BTreeMap::new(),
+        created: stamp.clone(),
+        updated: stamp,
+        revision: Revision(0),
+    }
+}
+
+fn tenant(id: &str) -> Box<TenantRecord> {
+    Box::new(TenantRecord {
+        tenant: TenantId::parse(id).unwrap(),
+        display_name: id.to_owned(),
+        secret_prefix: SecretPrefix::kw(),
+        created: Stamp { time: UnixMillis(1_000), actor: ActorId::keyward() },
+        revision: Revision(0),
+    })
+}
+
+pub(crate) fn commit(puts: Vec<Put>) -> Commit {
+    Commit { actor: ActorId::keyward(), method: "Test", target: "default/x".into(), time: UnixMillis(1_000), puts }
+}
+
+pub(crate) async fn create(store: &dyn Store, number: u32) -> KeyRecord {
+    let revision = store.commit(commit(vec![Put::NewKey(Box::new(key(number)))])).await.unwrap();
+    KeyRecord { revision, ..key(number) }
+}
+
+fn query(limit: usize) -> KeyQuery {
+    KeyQuery {
+        tenant: TenantId::default_tenant(),
+        states: vec![],
+        owner: None,
+        labels: BTreeMap::new(),
+        key_ids: vec![],
+        after: None,
+        limit,
+    }
+}
+
+async fn read(store: &dyn Store, key: &KeyRecord) -> Option<KeyRecord> {
+    store.key(&key.tenant, &key.key_id).await.unwrap().map(|found| KeyRecord::clone(&found))
+}
+
+async fn what_is_committed_is_read_back(store: Arc<dyn Store>) {
+    let made = create(&*store, 1).await;
+    assert_eq!(read(&*store, &made).await, Some(made.clone()));
+    assert_eq!(read(&*store, &key(2)).await, None);
+
+    let mut changed = made.clone();
+    changed.policy.state = State::Disabled;
+    let revision = store.commit(commit(vec![Put::Key(Box::new(changed.clone()))])).await.unwrap();
+    assert_eq!(read(&*store, &made).await, Some(KeyRecord { revision, ..changed }));
+
+    store.commit(commit(vec![Put::NewTenant(tenant("acme"))])).await.unwrap();
+    assert_eq!(store.tenant(&TenantId::parse("acme").unwrap()).await.unwrap().unwrap().display_name, "acme");
+    assert!(store.tenant(&TenantId::parse("globex").unwrap()).await.unwrap().is_none());
+}
+
+async fn revisions_grow_by_one_and_failures_take_none(store: Arc<dyn Store>) {
+    for number in 1..=5 {
+        assert_eq!(create(&*store, number).await.revision, Revision(u64::from(number)));
+        let again = store.commit(commit(vec![Put::NewKey(Box::new(key(number)))])).await;
+        assert!(matches!(again, Err(CommitError::Exists)));
+        assert_eq!(store.revision(), Revision(u64::from(number)));
+    }
+}
+
+async fn a_key_is_made_once(store: Arc<dyn Store>) {
+    create(&*store, 1).await;
+    let same_id = KeyRecord { secret: key(2).secret, ..key(1) };
+    let same_secret = KeyRecord { key_id: key(2).key_id, ..key(1) };
+    for twin in [same_id, same_secret] {
+        let refused = store.commit(commit(vec![Put::NewKey(Box::new(twin))])).await;
+        assert!(matches!(refused, Err(CommitError::Exists)));
+    }
+    // The tenant is part of the name.
+    let elsewhere = KeyRecord { tenant: TenantId::system(), secret: key(3).secret, ..key(1) };
+    store.commit(commit(vec![Put::NewKey(Box::new(elsewhere))])).await.unwrap();
+    store.commit(commit(vec![Put::NewTenant(tenant("acme"))])).await.unwrap();
+    let again = store.commit(commit(vec![Put::NewTenant(tenant("acme"))])).await;
+    assert!(matches!(again, Err(CommitError::Exists)));
+}
+
+async fn a_stale_version_is_refused(store: Arc<dyn Store>) {
+    let made = create(&*store, 1).await;
+    let change = |from: &KeyRecord| commit(vec![Put::Key(Box::new(from.clone()))]);
+    let revision = store.commit(change(&made)).await.unwrap();
+    assert!(matches!(store.commit(change(&made)).await, Err(CommitError::Outdated)));
+    let foreign = KeyRecord { secret: key(2).secret, revision, ..made.clone() };
+    assert!(matches!(store.commit(change(&foreign)).await, Err(CommitError::Outdated)));
+    assert!(matches!(store.commit(change(&key(9))).await, Err(CommitError::Outdated)));
+    store.commit(change(&KeyRecord { revision, ..made })).await.unwrap();
+}
+
+async fn a_commit_is_all_or_nothing(store: Arc<dyn Store>) {
+    create(&*store, 1).await;
+    let before = store.revision();
+    let half_good = commit(vec![Put::NewKey(Box::new(key(2))), Put::NewKey(Box::new(key(1)))]);
+    assert!(matches!(store.commit(half_good).await, Err(CommitError::Exists)));
+    assert_eq!(read(&*store, &key(2)).await, None);
+    assert_eq!(store.revision(), before);
+    let good = commit(vec![Put::NewKey(Box::new(key(2))), Put::NewKey(Box::new(key(3)))]);
+    let revision = store.commit(good).await.unwrap();
+    for number in [2, 3] {
+        assert_eq!(read(&*store, &key(number)).await.unwrap().revision, revision);
+    }
+}
+
+async fn a_record_past_its_limit_is_refused(store: Arc<dyn Store>) {
+    let large = KeyRecord { description: "x".repeat(5_000), ..key(1) };
+    let refused = store.commit(commit(vec![Put::NewKey(Box::new(large))])).await;
+    assert!(matches!(refused, Err(CommitError::TooLarge { bytes }) if bytes > 5_000));
+    assert_eq!(read(&*store, &key(1)).await, None);
+}
+
+async fn pages_are_ordered_and_complete(store: Arc<dyn Store>) {
+    for number in (1..=20).rev() {
+        create(&*store, number).await;
+    }
+    for limit in [1, 7, 19, 20, 21] {
+        let mut seen = vec![];
+        let mut next = query(limit);
+        loop {
+            let page = store.keys(next.clone()).await.unwrap();
+            assert!(page.records.len() <= limit);
+            seen.extend(page.records.iter().map(|k| k.key_id.clone()));
+            let Some(after) = page.next else { break };
+            next.after = Some(after);
+        }
+        assert!(seen.is_sorted());
+        assert_eq!(seen.len(), 20, "limit {limit}");
+    }
+}
+
+async fn queries_meet_every_condition(store: Arc<dyn Store>) {
+    let mut all = vec![];
+    for number in 1..=24 {
+        let mut made = create(&*store, number).await;
+        made.policy.state = [State::Active, State::Disabled, State::Revoked][number as usize / 8 % 3];
+        made.revision = store.commit(commit(vec![Put::Key(Box::new(made.clone()))])).await.unwrap();
+        all.push(made);
+    }
+    let labels = |parity: &str| BTreeMap::from([("parity".to_owned(), parity.to_owned())]);
+    let queries = [
+        query(100),
+        KeyQuery { states: vec![State::Disabled], ..query(100) },
+        KeyQuery { states: vec![State::Active], ..query(100) },
+        KeyQuery { states: vec![State::Disabled, State::Revoked], ..query(100) },
+        KeyQuery { owner: Some("owner-1".into()), ..query(100) },
+        KeyQuery { labels: labels("1"), ..query(100) },
+        KeyQuery { owner: Some("owner-1".into()), labels: labels("1"), states: vec![State::Revoked], ..query(100) },
+        KeyQuery { key_ids: vec![key(9).key_id, key(3).key_id, key(99).key_id], ..query(100) },
+        KeyQuery { key_ids: vec![key(3).key_id], states: vec![State::Revoked], ..query(100) },
+        KeyQuery { owner: Some("owner-2".into()), after: Some(key(11).key_id), ..query(3) },
+        KeyQuery { tenant: TenantId::system(), ..query(100) },
+    ];
+    for query in queries {
+        let found: Vec<_> = store.keys(query.clone()).await.unwrap().records.iter().map(|k| k.key_id.clone()).collect();
+        let expected = all.iter().filter(|k| query.selects(k)).take(query.limit).map(|k| k.key_id.clone());
+        assert_eq!(found, expected.collect::<Vec<_>>(), "{query:?}");
+    }
+}
+
+async fn changes_come_in_order_and_without_gaps(store: Arc<dyn Store>) {
+    create(&*store, 1).await;
+    let mut early = store.changes(Revision(1)).unwrap();
+    let mut expected = vec![];
+    for number in 2..=30 {
+        expected.push(create(&*store, number).await.revision);
+    }
+    let mut late = store.changes(Revision(20)).unwrap();
+    for (changes, after) in [(&mut early, 1), (&mut late, 20)] {
+        let mut seen = vec![];
+        while seen.last() != expected.last() {
+            seen.extend(changes.next().await.unwrap().unwrap().iter().map(|c| c.revision));
+        }
+        assert_eq!(seen, (after + 1..=30).map(Revision).collect::<Vec<_>>());
+    }
+    assert!(store.changes(Revision(31)).is_err(), "a revision that does not exist yet");
+}
+
+async fn a_snapshot_and_its_changes_are_everything(store: Arc<dyn Store>) {
+    for number in 1..=10 {
+        create(&*store, number).await;
+    }
+    let mut snapshot = store.load().await.unwrap();
+    let mut changes = store.changes(snapshot.revision).unwrap();
+    let mut records = vec![];
+    while let Some(batch) = snapshot.batches.recv().await {
+        records.extend(batch.unwrap());
+    }
+    let newer = create(&*store, 11).await;
+    records.extend(changes.next().await.unwrap().unwrap().iter().flat_map(|c| c.records.clone()));
+    let ids: BTreeSet<_> = records
+        .iter()
+        .map(|record| match record {
+            Record::Key(key) => key.key_id.clone(),
+            Record::Tenant(tenant) => panic!("{tenant:?}"),
+        })
+        .collect();
+    assert_eq!(ids, (1..=11).map(|n| key(n).key_id).collect());
+    assert!(snapshot.revision < newer.revision);
+}
+
+async fn concurrent_writers_of_one_key_all_get_their_turn_or_are_told(store: Arc<dyn Store>) {
+    let made = create(&*store, 1).await;
+    let writers = (0..50).map(|number| {
+        let (store, mut key) = (store.clone(), made.clone());
+        async move {
+            key.description = format!("writer {number}");
+            store.commit(commit(vec![Put::Key(Box::new(key))])).await
+        }
+    });
+    let outcomes = futures_util::future::join_all(writers).await;
+    assert_eq!(outcomes.iter().filter(|o| o.is_ok()).count(), 1, "all began from the same version");
+    assert!(outcomes.iter().all(|o| matches!(o, Ok(_) | Err(CommitError::Outdated))));
+
+    let makers = (100..300).map(|number| {
+        let store = store.clone();
+        async move { create(&*store, number).await.revision }
+    });
+    let revisions: BTreeSet<_> = futures_util::future::join_all(makers).await.into_iter().collect();
+    assert_eq!(revisions, (3..203).map(Revision).collect());
+}
+
+async fn a_closed_store_takes_nothing_more(store: Arc<dyn Store>) {
+    create(&*store, 1).await;
+    store.close().await.unwrap();
+    let refused = store.commit(commit(vec![Put::NewKey(Box::new(key(2)))])).await;
+    assert!(matches!(refused, Err(CommitError::Store(_))));
+    store.close().await.unwrap();
+}

@@ -1,0 +1,101 @@
+//! Every call that the server offers refuses a caller without a credential, save those on a list that may only shrink.
+
+use std::collections::BTreeSet;
+
+use keyward::grpc::calls::{CALLS, OPEN_SERVICES};
+use keyward::grpc::pb;
+use keyward_core::access::Action;
+use prost::Message;
+use prost_types::FileDescriptorSet;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
+
+use crate::harness::{Seeded, Site, new_key};
+use keyward_core::entropy::Entropy;
+
+/// The paths of all calls that the served descriptors describe.
+fn described() -> BTreeSet<String> {
+    let sets = [
+        pb::DESCRIPTORS,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let files = sets.into_iter().flat_map(|bytes| FileDescriptorSet::decode(bytes).unwrap().file);
+    let mut paths = BTreeSet::new();
+    for file in files {
+        for service in &file.service {
+            for method in &service.method {
+                paths.insert(format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+            }
+        }
+    }
+    paths
+}
+
+async fn call(site: &Site, path: &str, credential: Option<&str>) -> Result<(), Status> {
+    let mut grpc = Grpc::new(site.channel());
+    grpc.ready().await.unwrap();
+    let mut request = Request::new(());
+    if let Some(credential) = credential {
+        request.metadata_mut().insert("authorization", format!("Bearer {credential}").parse().unwrap());
+    }
+    let path: PathAndQuery = path.parse().unwrap();
+    grpc.unary(request, path, ProstCodec::<(), ()>::default()).await.map(drop)
+}
+
+#[test]
+fn every_call_is_listed_with_its_action_or_open() {
+    let open = |path: &String| OPEN_SERVICES.iter().any(|service| path.starts_with(service));
+    let described: BTreeSet<_> = described().into_iter().filter(|path| !open(path)).collect();
+    let listed: BTreeSet<_> = CALLS.iter().map(|(path, _)| (*path).to_owned()).collect();
+    assert_eq!(described, listed);
+    assert_eq!(OPEN_SERVICES.len(), 3, "this list may only shrink");
+}
+
+#[tokio::test]
+async fn every_call_refuses_an_anonymous_caller() {
+    let site = Site::start().await;
+    let mut refused = 0;
+    let mut garbage = [0; 32];
+    Seeded::new(9).fill(&mut garbage).unwrap();
+    let garbage = data_encoding::HEXLOWER.encode(&garbage);
+    for path in described() {
+        if OPEN_SERVICES.iter().any(|service| path.starts_with(service)) {
+            continue;
+        }
+        for credential in [None, Some(""), Some(&*garbage), Some("kw_live_")] {
+            let status = call(&site, &path, credential).await.expect_err(&path);
+            assert_eq!(status.code(), Code::Unauthenticated, "{path} {credential:?}");
+        }
+        refused += 1;
+    }
+    assert_eq!(refused, CALLS.len());
+    // What is not described is refused too.
+    for path in ["/keyward.v1.KeyAdmin/Nothing", "/keyward.v1.KeyAdmin/createkey", "/x/y", "/keyward.v1.KeyAdmin"] {
+        assert_eq!(call(&site, path, None).await.unwrap_err().code(), Code::Unauthenticated, "{path}");
+        assert_eq!(
+            call(&site, path, Some(site.admin_secret())).await.unwrap_err().code(),
+            Code::Unimplemented,
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn every_call_refuses_a_caller_without_a_role_for_it() {
+    let site = Site::start().await;
+    let credential = async |label: &str, roles: &[&str]| {
+        let request = pb::CreateKeyRequest { tenant: "system".into(), ..new_key(label, roles) };
+        site.admin().issued(request).await.secret
+    };
+    let (bare, verifier) = (credential("No role", &[]).await, credential("Verifier", &["keyward.verifier"]).await);
+    for (path, action) in CALLS {
+        assert_eq!(call(&site, path, Some(&bare)).await.unwrap_err().code(), Code::PermissionDenied, "{path}");
+        if *action != Action::Verify {
+            assert_eq!(call(&site, path, Some(&verifier)).await.unwrap_err().code(), Code::PermissionDenied, "{path}");
+        }
+    }
+}

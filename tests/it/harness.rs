@@ -1,0 +1,284 @@
+//! A server to test against, and handles to call it by.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use keyward::app::{App, Deps, Engine, StartError};
+use keyward::config::{Flags, Settings};
+use keyward::grpc::pb;
+use keyward::grpc::pb::key_admin_client::KeyAdminClient;
+use keyward::grpc::pb::key_verify_client::KeyVerifyClient;
+use keyward::net::ListenAddr;
+use keyward_core::clock::{ManualClock, UnixMillis};
+use keyward_core::entropy::{Entropy, EntropyError};
+use prost_types::Timestamp;
+use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
+
+/// When the tests' clock begins: 2026-01-01T00:00:00Z.
+pub(crate) const START: UnixMillis = UnixMillis(1_767_225_600_000);
+
+/// A running server, its data directory, its clock, and the administrator that it made.
+pub(crate) struct Site {
+    app: Option<App>,
+    engine: Engine,
+    pub(crate) dir: TempDir,
+    pub(crate) clock: Arc<ManualClock>,
+    entropy: Arc<Seeded>,
+    admin: String,
+    channel: Channel,
+}
+
+impl Site {
+    /// A server on disk.
+    pub(crate) async fn start() -> Self {
+        Self::with(Engine::Sled).await
+    }
+
+    /// A server in memory, for tests that start many.
+    pub(crate) async fn in_memory() -> Self {
+        Self::with(Engine::Memory).await
+    }
+
+    async fn with(engine: Engine) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::at(START));
+        let entropy = Arc::new(Seeded::new(0));
+        let (app, channel) = start(&dir, engine, &clock, &entropy).await.unwrap();
+        let admin = std::fs::read_to_string(dir.path().join("admin.key")).unwrap().trim().to_owned();
+        Self { app: Some(app), engine, dir, clock, entropy, admin, channel }
+    }
+
+    /// Stops the server and starts another one on the same data.
+    pub(crate) async fn restart(&mut self) {
+        self.stop().await;
+        self.try_start().await.unwrap();
+    }
+
+    pub(crate) async fn stop(&mut self) {
+        self.app.take().unwrap().stop().await.unwrap();
+    }
+
+    /// Starts a server on the data of one that was stopped.
+    pub(crate) async fn try_start(&mut self) -> Result<(), StartError> {
+        let (app, channel) = start(&self.dir, self.engine, &self.clock, &self.entropy).await?;
+        (self.app, self.channel) = (Some(app), channel);
+        Ok(())
+    }
+
+    pub(crate) fn app(&mut self) -> App {
+        self.app.take().unwrap()
+    }
+
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// The administrator.
+    pub(crate) fn admin(&self) -> Handle {
+        self.caller(&self.admin)
+    }
+
+    pub(crate) fn admin_secret(&self) -> &str {
+        &self.admin
+    }
+
+    /// A caller with any text as credential.
+    pub(crate) fn caller(&self, secret: &str) -> Handle {
+        Handle::new(self.channel.clone(), Some(secret.to_owned()))
+    }
+
+    /// A caller without a credential.
+    pub(crate) fn nobody(&self) -> Handle {
+        Handle::new(self.channel.clone(), None)
+    }
+
+    /// A caller with a new key of tenant `system` that has these roles.
+    pub(crate) async fn with_roles(&self, roles: &[&str]) -> Handle {
+        let key = pb::CreateKeyRequest { tenant: "system".into(), ..new_key("Caller", roles) };
+        self.caller(&self.admin().create(key).await.unwrap().secret)
+    }
+}
+
+async fn start(
+    dir: &TempDir,
+    engine: Engine,
+    clock: &Arc<ManualClock>,
+    entropy: &Arc<Seeded>,
+) -> Result<(App, Channel), StartError> {
+    let flags = Flags {
+        data_dir: Some(dir.path().to_owned()),
+        listen: vec!["127.0.0.1:0".into()],
+        log_filter: Some("off".into()),
+        ..Flags::default()
+    };
+    let settings = Settings::load(&flags, None).unwrap().settings;
+    let deps = Deps { clock: clock.clone(), entropy: entropy.clone(), engine };
+    let app = App::start(settings, deps).await?;
+    let ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!("a TCP listener") };
+    let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
+    Ok((app, channel))
+}
+
+/// Randomness that is the same in every run: blake3 as a stream of bytes.
+pub(crate) struct Seeded(Mutex<blake3::OutputReader>);
+
+impl Seeded {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(Mutex::new(blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof()))
+    }
+}
+
+impl Entropy for Seeded {
+    fn fill(&self, bytes: &mut [u8]) -> Result<(), EntropyError> {
+        self.0.lock().unwrap().fill(bytes);
+        Ok(())
+    }
+}
+
+/// Calls the server as somebody.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    admin: KeyAdminClient<Channel>,
+    verify: KeyVerifyClient<Channel>,
+    secret: Option<String>,
+}
+
+macro_rules! calls {
+    ($($name:ident: $client:ident.$call:ident($request:ident) -> $response:ident;)*) => {
+        $(pub(crate) async fn $name(&self, message: pb::$request) -> Result<pb::$response, Status> {
+            self.$client.clone().$call(self.request(message)).await.map(tonic::Response::into_inner)
+        })*
+    };
+}
+
+impl Handle {
+    pub(crate) fn new(channel: Channel, secret: Option<String>) -> Self {
+        Self { admin: KeyAdminClient::new(channel.clone()), verify: KeyVerifyClient::new(channel), secret }
+    }
+
+    calls! {
+        create: admin.create_key(CreateKeyRequest) -> CreateKeyResponse;
+        get: admin.get_key(GetKeyRequest) -> GetKeyResponse;
+        list: admin.list_keys(ListKeysRequest) -> ListKeysResponse;
+        update: admin.update_key(UpdateKeyRequest) -> UpdateKeyResponse;
+        disable: admin.disable_key(DisableKeyRequest) -> DisableKeyResponse;
+        enable: admin.enable_key(EnableKeyRequest) -> EnableKeyResponse;
+        revoke: admin.revoke_key(RevokeKeyRequest) -> RevokeKeyResponse;
+        create_tenant: admin.create_tenant(CreateTenantRequest) -> CreateTenantResponse;
+        get_tenant: admin.get_tenant(GetTenantRequest) -> GetTenantResponse;
+        list_tenants: admin.list_tenants(ListTenantsRequest) -> ListTenantsResponse;
+        ask: verify.verify(VerifyRequest) -> VerifyResponse;
+    }
+
+    /// Issues a key in tenant `default`.
+    pub(crate) async fn issue(&self, label: &str, scopes: &[&str]) -> Issued {
+        self.issued(new_key(label, scopes)).await
+    }
+
+    pub(crate) async fn issued(&self, request: pb::CreateKeyRequest) -> Issued {
+        let created = self.create(request).await.unwrap();
+        Issued { key: created.key.unwrap(), secret: created.secret, revision: created.revision }
+    }
+
+    /// The verdict on a secret alone.
+    pub(crate) async fn verdict(&self, secret: &str) -> pb::VerifyResponse {
+        self.ask(ask(secret)).await.unwrap()
+    }
+
+    /// The reason of that verdict.
+    pub(crate) async fn reason(&self, secret: &str) -> pb::Reason {
+        self.verdict(secret).await.reason()
+    }
+
+    pub(crate) async fn disable_key(&self, key: &pb::Key) -> pb::DisableKeyResponse {
+        self.disable(disable(key)).await.unwrap()
+    }
+
+    pub(crate) async fn enable_key(&self, key: &pb::Key) -> pb::EnableKeyResponse {
+        let name = disable(key);
+        self.enable(pb::EnableKeyRequest { key_id: name.key_id, tenant: name.tenant, ..Default::default() })
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn revoke_key(&self, key: &pb::Key) -> pb::RevokeKeyResponse {
+        let name = disable(key);
+        self.revoke(pb::RevokeKeyRequest { key_id: name.key_id, tenant: name.tenant, ..Default::default() })
+            .await
+            .unwrap()
+    }
+
+    pub(crate) async fn read(&self, key: &pb::Key) -> pb::Key {
+        let request = pb::GetKeyRequest { key_id: key.key_id.clone(), tenant: key.tenant.clone() };
+        self.get(request).await.unwrap().key.unwrap()
+    }
+
+    fn request<M>(&self, message: M) -> Request<M> {
+        let mut request = Request::new(message);
+        if let Some(secret) = &self.secret {
+            request.metadata_mut().insert("authorization", format!("Bearer {secret}").parse().unwrap());
+        }
+        request
+    }
+}
+
+/// A key as its creator got it.
+#[derive(Clone)]
+pub(crate) struct Issued {
+    pub(crate) key: pb::Key,
+    pub(crate) secret: String,
+    pub(crate) revision: u64,
+}
+
+pub(crate) fn new_key(label: &str, scopes: &[&str]) -> pb::CreateKeyRequest {
+    pb::CreateKeyRequest { display_name: label.into(), scopes: strings(scopes), ..Default::default() }
+}
+
+pub(crate) fn ask(secret: &str) -> pb::VerifyRequest {
+    pb::VerifyRequest { secret: secret.into(), ..Default::default() }
+}
+
+pub(crate) fn disable(key: &pb::Key) -> pb::DisableKeyRequest {
+    pb::DisableKeyRequest { key_id: key.key_id.clone(), tenant: key.tenant.clone(), ..Default::default() }
+}
+
+/// An update of the fields that `paths` name, to their values in `key`.
+pub(crate) fn update(key: &pb::Key, paths: &[&str]) -> pb::UpdateKeyRequest {
+    pb::UpdateKeyRequest {
+        // Without its etag, which would be a condition.
+        key: Some(pb::Key { etag: String::new(), ..key.clone() }),
+        update_mask: Some(prost_types::FieldMask { paths: strings(paths) }),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|&text| text.to_owned()).collect()
+}
+
+/// A time this many milliseconds after the tests' clock began.
+pub(crate) fn after_start(millis: i64) -> Option<Timestamp> {
+    let at = START.0 + millis;
+    let nanos = i32::try_from(at.rem_euclid(1_000) * 1_000_000).unwrap();
+    Some(Timestamp { seconds: at.div_euclid(1_000), nanos })
+}
+
+/// The fields that a refusal names.
+pub(crate) fn bad_fields(refused: &Status) -> Vec<String> {
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    let violations = refused.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
+    violations.into_iter().map(|violation| violation.field).collect()
+}
+
+/// The reason that a refusal gives to programs.
+pub(crate) fn error_reason(refused: &Status) -> String {
+    refused.get_details_error_info().map(|info| info.reason).unwrap_or_default()
+}
+
+/// The only file of a directory's journal.
+pub(crate) fn journal_segment(dir: &TempDir) -> PathBuf {
+    dir.path().join("journal/000000000001.kwj")
+}

@@ -1,0 +1,143 @@
+//! Imports point inward. The compiler holds `keyward-core` to that; this holds the rest.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// For each module of the crate, the modules that it may name.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    (
+        "app",
+        &[
+            "authority",
+            "config",
+            "fatal",
+            "feed",
+            "files",
+            "grpc",
+            "index",
+            "keyring",
+            "layer",
+            "lifecycle",
+            "net",
+            "store",
+            "verify",
+        ],
+    ),
+    ("authority", &["index", "store"]),
+    ("cli", &["app", "config", "lifecycle", "system", "telemetry"]),
+    ("config", &["net", "telemetry"]),
+    ("fatal", &[]),
+    ("feed", &[]),
+    ("files", &[]),
+    ("grpc", &["authority", "index", "verify"]),
+    ("index", &[]),
+    ("keyring", &["files"]),
+    ("layer", &["authority", "grpc", "net", "verify"]),
+    ("lifecycle", &["fatal"]),
+    ("main", &[]),
+    ("net", &[]),
+    ("store", &["fatal", "feed", "files"]),
+    ("system", &[]),
+    ("telemetry", &[]),
+    ("verify", &["index"]),
+];
+
+/// Inside `store`, only the engines may name an engine; outside, only `app` may.
+const ENGINES: &[&str] = &["store::sled", "store::memory"];
+
+/// Crates that only some modules may name.
+const CRATES: &[(&str, &[&str])] = &[
+    ("sled", &["store"]),
+    ("tonic", &["app", "grpc", "layer", "net"]),
+    ("clap", &["cli", "main"]),
+    ("figment", &["config"]),
+    ("papaya", &["index"]),
+    ("rand", &["system"]),
+];
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The modules and crates that a file names, by `crate::…` and `use …`.
+fn names(text: &str) -> BTreeSet<String> {
+    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let mut names = BTreeSet::new();
+    for line in code {
+        for (at, _) in line.match_indices("crate::") {
+            let name: String = line[at + 7..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            names.insert(format!("crate::{name}"));
+        }
+        if let Some(used) = line.trim_start().strip_prefix("use ").or(line.trim_start().strip_prefix("pub use ")) {
+            names.insert(used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+        }
+    }
+    names
+}
+
+#[test]
+fn every_module_names_only_what_lies_further_in() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = vec![];
+    sources(&root, &mut files);
+    let mut modules = BTreeSet::new();
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let relative = file.strip_prefix(&root).unwrap();
+        let module = relative.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
+        if module == "lib" {
+            continue;
+        }
+        let (_, allowed) =
+            MAY_IMPORT.iter().find(|(name, _)| *name == module).unwrap_or_else(|| panic!("{module} has no rule"));
+        for name in names(&text) {
+            if let Some(inner) = name.strip_prefix("crate::") {
+                assert!(
+                    inner == module || allowed.contains(&inner),
+                    "{}: {module} may not name {inner}",
+                    file.display()
+                );
+            } else if let Some((_, users)) = CRATES.iter().find(|(krate, _)| *krate == name) {
+                assert!(users.contains(&&*module), "{}: {module} may not name the crate {name}", file.display());
+            }
+        }
+        if module != "app" && module != "store" {
+            for engine in ENGINES {
+                assert!(!text.contains(engine), "{}: only app names an engine", file.display());
+            }
+        }
+        modules.insert(module);
+    }
+    let ruled: BTreeSet<_> = MAY_IMPORT.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(modules, ruled, "every rule is about a module that is there");
+}
+
+#[test]
+fn the_verdict_never_waits() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for file in ["src/verify.rs", "core/src/decision.rs", "core/src/secret.rs", "core/src/digest.rs"] {
+        let text = fs::read_to_string(root.join(file)).unwrap();
+        for word in ["async", ".await", "std::fs", "std::io", "Mutex", "RwLock"] {
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            let found = code.lines().find(|line| line.contains(word) && !line.trim_start().starts_with("//"));
+            assert_eq!(found, None, "{file} has {word}");
+        }
+    }
+}
+
+#[test]
+fn the_core_depends_on_nothing_that_does_io() {
+    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("core/Cargo.toml")).unwrap();
+    let dependencies = manifest.split("[dependencies]").nth(1).unwrap().split('[').next().unwrap();
+    let names: Vec<_> =
+        dependencies.lines().filter_map(|line| line.split([' ', '=']).next()).filter(|n| !n.is_empty()).collect();
+    assert_eq!(names, ["blake3", "crc", "ipnet", "thiserror", "ulid", "zeroize"], "each new one is a decision");
+}

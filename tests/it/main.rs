@@ -1,0 +1,22 @@
+//! Keyward from the outside: a real server on a port of its own, with a clock and randomness that the test owns.
+//!
+//! One file per behaviour; `coverage`, `layering`, `golden` and `model` hold for the whole system; `conformance` is what
+//! every storage engine must do. Start reading in `harness`.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
+
+mod access;
+mod bad_input;
+mod binary;
+mod conformance;
+mod coverage;
+mod disk;
+mod golden;
+mod harness;
+mod keys;
+mod layering;
+mod lists;
+mod model;
+mod restrictions;
+mod running;
+mod tenants;

@@ -1,0 +1,200 @@
+//! Random calls against a plain map: after each, every verdict must be the map's.
+
+use std::collections::BTreeMap;
+
+use keyward::grpc::pb::{self, Reason};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use crate::harness::{Handle, Issued, Site, after_start, ask, disable, new_key, strings, update};
+
+const SCOPES: [&[&str]; 4] = [&[], &["a"], &["a.*"], &["a", "b.c"]];
+const WANTED: [&str; 4] = ["a", "a.x", "b", "b.c"];
+
+/// A call, or what else can happen. Keys are named by the order of their making.
+#[derive(Clone, Debug)]
+enum Step {
+    Create { scopes: usize, owner: u8, lives_ms: Option<u16>, disabled: bool },
+    Disable(u8),
+    Enable(u8),
+    Revoke(u8),
+    Rescope(u8, usize),
+    Reown(u8, u8),
+    Expire(u8, Option<u16>),
+    Wait(u16),
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let scopes = 0..SCOPES.len();
+    prop_oneof![
+        4 => (scopes.clone(), 0..3_u8, prop::option::weighted(0.3, 1..2_000_u16), prop::bool::weighted(0.1))
+            .prop_map(|(scopes, owner, lives_ms, disabled)| Step::Create { scopes, owner, lives_ms, disabled }),
+        3 => any::<u8>().prop_map(Step::Disable),
+        3 => any::<u8>().prop_map(Step::Enable),
+        1 => any::<u8>().prop_map(Step::Revoke),
+        2 => (any::<u8>(), scopes).prop_map(|(key, scopes)| Step::Rescope(key, scopes)),
+        1 => (any::<u8>(), 0..3_u8).prop_map(|(key, owner)| Step::Reown(key, owner)),
+        1 => (any::<u8>(), prop::option::of(1..2_000_u16)).prop_map(|(key, lives)| Step::Expire(key, lives)),
+        2 => (1..1_000_u16).prop_map(Step::Wait),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// What the map knows of a key.
+struct Known {
+    issued: Issued,
+    state: &'static str,
+    scopes: usize,
+    owner: u8,
+    ends_ms: Option<i64>,
+}
+
+impl Known {
+    /// The verdict, said the long way.
+    fn reason(&self, wanted: &str, now_ms: i64) -> Reason {
+        let held = SCOPES[self.scopes].iter().any(|granted| match granted.strip_suffix(".*") {
+            Some(above) => wanted.strip_prefix(above).is_some_and(|rest| rest.starts_with('.')),
+            None => *granted == wanted,
+        });
+        match (self.state, self.ends_ms) {
+            ("revoked", _) => Reason::Revoked,
+            ("disabled", _) => Reason::Disabled,
+            (_, Some(ends)) if now_ms >= ends => Reason::Expired,
+            _ if !held => Reason::ScopeMissing,
+            _ => Reason::Ok,
+        }
+    }
+}
+
+struct Model {
+    site: Site,
+    known: Vec<Known>,
+    now_ms: i64,
+}
+
+impl Model {
+    async fn take(&mut self, step: Step) {
+        let admin = self.site.admin();
+        match step {
+            Step::Create { scopes, owner, lives_ms, disabled } => {
+                let ends_ms = lives_ms.map(|lives| self.now_ms + i64::from(lives));
+                let request = pb::CreateKeyRequest {
+                    owner: format!("owner-{owner}"),
+                    expire_time: ends_ms.and_then(after_start),
+                    disabled,
+                    ..new_key("Key", SCOPES[scopes])
+                };
+                let issued = admin.issued(request).await;
+                let state = if disabled { "disabled" } else { "active" };
+                self.known.push(Known { issued, state, scopes, owner, ends_ms });
+            }
+            Step::Disable(key) => self.moved(&admin, key, "disabled").await,
+            Step::Enable(key) => self.moved(&admin, key, "active").await,
+            Step::Revoke(key) => self.moved(&admin, key, "revoked").await,
+            Step::Rescope(key, scopes) => {
+                if let Some(known) = self.pick(key) {
+                    let changed = pb::Key { scopes: strings(SCOPES[scopes]), ..known.issued.key.clone() };
+                    known.scopes = scopes;
+                    admin.update(update(&changed, &["scopes"])).await.unwrap();
+                }
+            }
+            Step::Reown(key, owner) => {
+                if let Some(known) = self.pick(key) {
+                    let changed = pb::Key { owner: format!("owner-{owner}"), ..known.issued.key.clone() };
+                    known.owner = owner;
+                    admin.update(update(&changed, &["owner"])).await.unwrap();
+                }
+            }
+            Step::Expire(key, lives_ms) => {
+                let now_ms = self.now_ms;
+                if let Some(known) = self.pick(key) {
+                    known.ends_ms = lives_ms.map(|lives| now_ms + i64::from(lives));
+                    let expire_time = known.ends_ms.and_then(after_start);
+                    let changed = pb::Key { expire_time, ..known.issued.key.clone() };
+                    admin.update(update(&changed, &["expire_time"])).await.unwrap();
+                }
+            }
+            Step::Wait(ms) => {
+                self.site.clock.advance_ms(i64::from(ms));
+                self.now_ms += i64::from(ms);
+            }
+            Step::Restart => self.site.restart().await,
+        }
+    }
+
+    async fn moved(&mut self, admin: &Handle, key: u8, to: &'static str) {
+        let Some(known) = self.pick(key) else { return };
+        let name = disable(&known.issued.key);
+        let (key_id, tenant) = (name.key_id.clone(), name.tenant.clone());
+        let done = match to {
+            "disabled" => admin.disable(name).await.map(drop),
+            "active" => admin.enable(pb::EnableKeyRequest { key_id, tenant, ..Default::default() }).await.map(drop),
+            _ => admin.revoke(pb::RevokeKeyRequest { key_id, tenant, ..Default::default() }).await.map(drop),
+        };
+        let forbidden = known.state == "revoked" && to != "revoked";
+        assert_eq!(done.is_err(), forbidden);
+        if !forbidden {
+            known.state = to;
+        }
+    }
+
+    fn pick(&mut self, key: u8) -> Option<&mut Known> {
+        let count = self.known.len();
+        self.known.get_mut(usize::from(key) % count.max(1))
+    }
+
+    async fn compare(&self) {
+        let admin = self.site.admin();
+        for known in &self.known {
+            for wanted in WANTED {
+                let request = pb::VerifyRequest { all_scopes: strings(&[wanted]), ..ask(&known.issued.secret) };
+                let verdict = admin.ask(request).await.unwrap();
+                assert_eq!(verdict.reason(), known.reason(wanted, self.now_ms), "{:?}", known.issued.key);
+            }
+        }
+        for (state, name) in
+            [(pb::State::Active, "active"), (pb::State::Disabled, "disabled"), (pb::State::Revoked, "revoked")]
+        {
+            let mut expected = BTreeMap::new();
+            for known in self.known.iter().filter(|k| k.state == name && k.owner == 1) {
+                expected.insert(known.issued.key.key_id.clone(), ());
+            }
+            let selector =
+                pb::KeySelector { states: vec![state.into()], owner: "owner-1".into(), ..Default::default() };
+            let list = pb::ListKeysRequest { selector: Some(selector), page_size: 1_000, ..Default::default() };
+            let listed = admin.list(list).await.unwrap().keys;
+            assert!(listed.iter().map(|key| &key.key_id).eq(expected.keys()), "{name}");
+        }
+    }
+}
+
+fn run(cases: u32, steps: usize, on_disk: bool) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let config = Config { cases, max_shrink_iters: 200, failure_persistence: None, ..Config::default() };
+    let strategy = prop::collection::vec(step(), 1..steps);
+    let outcome = TestRunner::new(config).run(&strategy, |steps| {
+        runtime.block_on(async {
+            let site = if on_disk { Site::start().await } else { Site::in_memory().await };
+            let mut model = Model { site, known: vec![], now_ms: 0 };
+            for step in steps {
+                if on_disk || !matches!(step, Step::Restart) {
+                    model.take(step).await;
+                }
+                model.compare().await;
+            }
+        });
+        Ok(())
+    });
+    outcome.unwrap();
+}
+
+#[test]
+fn verdicts_are_those_of_a_plain_map_in_memory() {
+    run(24, 40, false);
+}
+
+#[test]
+fn verdicts_are_those_of_a_plain_map_on_disk_and_over_restarts() {
+    run(6, 30, true);
+}

@@ -1,0 +1,181 @@
+//! Starting, stopping, health, reflection, sockets.
+
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward::app::{App, Deps, Engine, StartError};
+use keyward::config::{Flags, Settings};
+use keyward::grpc::pb::{self, Reason};
+use keyward::grpc::ready::Gate;
+use keyward::layer::authn::AuthnLayer;
+use keyward_core::clock::ManualClock;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::{v1, v1alpha};
+
+use crate::harness::{Handle, START, Seeded, Site, error_reason};
+
+fn named(service: &str) -> HealthCheckRequest {
+    HealthCheckRequest { service: service.into() }
+}
+
+#[tokio::test]
+async fn health_is_told_by_name_and_without_a_credential() {
+    let site = Site::start().await;
+    let mut health = HealthClient::new(site.channel());
+    for service in ["", "keyward.v1.KeyVerify", "keyward.v1.KeyAdmin"] {
+        let status = health.check(named(service)).await.unwrap().into_inner().status();
+        assert_eq!(status, ServingStatus::Serving, "{service}");
+    }
+    assert_eq!(health.check(named("nothing")).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_stop_tells_watchers_and_does_not_wait_for_them() {
+    let mut site = Site::start().await;
+    let mut watch = HealthClient::new(site.channel()).watch(named("keyward.v1.KeyVerify")).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    let app = site.app();
+    let stopped = tokio::spawn(app.stop());
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    assert!(watch.message().await.unwrap().is_none(), "and then the stream ends");
+    // Well within the deadline of 10 s that a hanging connection would have.
+    tokio::time::timeout(Duration::from_secs(5), stopped).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_lets_calls_finish() {
+    let mut site = Site::start().await;
+    let admin = site.admin();
+    admin.issue("Warm", &[]).await;
+    let calls: Vec<_> = (0..64)
+        .map(|number| {
+            let admin = admin.clone();
+            tokio::spawn(async move { admin.create(crate::harness::new_key(&format!("key {number}"), &[])).await })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    site.stop().await;
+    let mut acknowledged = vec![];
+    for call in calls {
+        acknowledged.extend(call.await.unwrap().ok());
+    }
+    site.try_start().await.unwrap();
+    for created in acknowledged {
+        assert_eq!(site.admin().reason(&created.secret).await, Reason::Ok);
+    }
+}
+
+#[tokio::test]
+async fn until_the_data_is_loaded_calls_are_told_to_come_back() {
+    let gate = Gate::default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let reporter = tonic_health::server::HealthReporter::new();
+    let health = tonic_health::server::HealthService::from_health_reporter(reporter);
+    let health = tonic_health::pb::health_server::HealthServer::new(health);
+    let routes = keyward::grpc::routes(&gate, health, false).unwrap();
+    let server = Server::builder().layer(AuthnLayer::new(gate)).add_routes(routes);
+    let serving = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
+
+    let refused = Handle::new(channel, Some("anything".into())).ask(pb::VerifyRequest::default()).await.unwrap_err();
+    assert_eq!((refused.code(), &*error_reason(&refused)), (Code::Unavailable, "STARTING"));
+    serving.abort();
+}
+
+#[tokio::test]
+async fn reflection_lists_the_services_in_both_versions() {
+    let site = Site::start().await;
+    let services = ["grpc.health.v1.Health", "keyward.v1.KeyAdmin", "keyward.v1.KeyVerify"];
+
+    let request = v1::ServerReflectionRequest {
+        message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),
+        ..Default::default()
+    };
+    let mut client = v1::server_reflection_client::ServerReflectionClient::new(site.channel());
+    let mut replies = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+    let reply = replies.message().await.unwrap().unwrap().message_response;
+    let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(list)) = reply else { panic!() };
+    let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
+    assert!(services.iter().all(|service| names.iter().any(|name| name == service)), "{names:?}");
+
+    let request = v1alpha::ServerReflectionRequest {
+        message_request: Some(v1alpha::server_reflection_request::MessageRequest::ListServices(String::new())),
+        ..Default::default()
+    };
+    let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(site.channel());
+    let mut replies = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+    let reply = replies.message().await.unwrap().unwrap().message_response;
+    let Some(v1alpha::server_reflection_response::MessageResponse::ListServicesResponse(list)) = reply else {
+        panic!()
+    };
+    assert!(list.service.len() >= services.len());
+}
+
+fn settings(dir: &tempfile::TempDir, listen: &[String]) -> Settings {
+    let flags = Flags { data_dir: Some(dir.path().join("data")), listen: listen.to_vec(), ..Flags::default() };
+    Settings::load(&flags, None).unwrap().settings
+}
+
+fn deps() -> Deps {
+    Deps { clock: Arc::new(ManualClock::at(START)), entropy: Arc::new(Seeded::new(3)), engine: Engine::Memory }
+}
+
+#[tokio::test]
+async fn it_listens_on_several_addresses_and_on_unix_sockets() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("keyward.sock");
+    let listen = ["127.0.0.1:0".to_owned(), "[::1]:0".to_owned(), format!("unix:{}", socket.display())];
+    // A socket that a killed process left behind is no obstacle.
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let app = App::start(settings(&dir, &listen), deps()).await.unwrap();
+    let found = std::fs::metadata(&socket).unwrap();
+    assert!(found.file_type().is_socket());
+    assert_eq!(found.permissions().mode() & 0o777, 0o660);
+
+    let admin = std::fs::read_to_string(dir.path().join("data/admin.key")).unwrap();
+    for addr in app.addrs() {
+        let endpoint = match addr {
+            keyward::net::ListenAddr::Tcp(addr) => format!("http://{addr}"),
+            keyward::net::ListenAddr::Unix(path) => format!("unix://{}", path.display()),
+        };
+        let channel: Channel = Endpoint::from_shared(endpoint).unwrap().connect().await.unwrap();
+        let caller = Handle::new(channel, Some(admin.trim().to_owned()));
+        caller.list(pb::ListKeysRequest::default()).await.unwrap();
+    }
+    app.stop().await.unwrap();
+    assert!(!socket.exists(), "the socket goes with the server");
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    let refused = App::start(settings(&dir, std::slice::from_ref(&addr)), deps()).await.err().unwrap();
+    assert!(matches!(refused, StartError::Listen { .. }));
+    assert!(refused.to_string().contains(&addr), "{refused}");
+}
+
+#[tokio::test]
+async fn a_first_start_that_was_cut_short_begins_again() {
+    // As after a crash between keeping the key and committing it: a key file, and an empty log.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    std::fs::write(dir.path().join("data/admin.key"), "stale\n").unwrap();
+    let listen = ["127.0.0.1:0".to_owned()];
+    let app = App::start(settings(&dir, &listen), Deps { engine: Engine::Sled, ..deps() }).await.unwrap();
+    let keyward::net::ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!() };
+    let admin = std::fs::read_to_string(dir.path().join("data/admin.key")).unwrap();
+    let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
+    let caller = Handle::new(channel, Some(admin.trim().to_owned()));
+    caller.list(pb::ListKeysRequest::default()).await.unwrap();
+    app.stop().await.unwrap();
+}
