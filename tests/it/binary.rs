@@ -33,7 +33,7 @@ impl Program {
         let mut program = Self { child, lines, seen: String::new(), addr: String::new() };
         let listening = program.wait_for("listen=");
         program.addr = listening.split("listen=").nth(1).unwrap().trim().to_owned();
-        program.wait_for("serving");
+        program.wait_for("serving keys=");
         program
     }
 

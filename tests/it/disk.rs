@@ -126,7 +126,7 @@ async fn a_table_that_is_gone_is_built_from_the_journal() {
 #[tokio::test]
 async fn a_table_that_does_not_open_is_moved_aside_and_built_anew() {
     let (mut site, keys) = stopped().await;
-    fs::write(site.dir.path().join("table/conf"), b"garbage").unwrap();
+    fs::write(site.dir.path().join("table/conf"), b"this is no configuration of sled").unwrap();
     is_whole(&mut site, &keys).await;
     assert!(site.dir.path().join("table.broken-1").exists());
 }
@@ -324,7 +324,7 @@ async fn a_journal_of_many_segments_is_read_back_and_a_missing_one_is_noticed() 
     store.close().await.unwrap();
     drop(store);
     let segments = fs::read_dir(dir.path().join("journal")).unwrap().count();
-    assert!(segments > 4, "{segments} segments");
+    assert!(segments > 3, "{segments} segments");
 
     fs::remove_dir_all(dir.path().join("table")).unwrap();
     let store = open(&dir, 16 * 1024);

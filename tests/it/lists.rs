@@ -13,6 +13,7 @@ async fn disabled_keys_are_listed_apart_from_active_ones() {
     let mut keys = vec![];
     for label in ["a", "b", "c", "d"] {
         keys.push(admin.issue(label, &[]).await);
+        site.clock.advance_ms(1); // ids are ordered to the millisecond
     }
     admin.disable_key(&keys[1].key).await;
     admin.revoke_key(&keys[2].key).await;
@@ -37,6 +38,7 @@ async fn an_owner_holds_several_keys_and_labels_select_among_them() {
     let make = async |label: &str, owner: &str, labels: &[(&str, &str)]| {
         let labels = labels.iter().map(|&(n, v)| (n.to_owned(), v.to_owned())).collect();
         let request = pb::CreateKeyRequest { owner: owner.into(), labels, ..new_key(label, &[]) };
+        site.clock.advance_ms(1); // ids are ordered to the millisecond
         admin.issued(request).await.key
     };
     let zapier = make("Zapier", "acme", &[("team", "growth"), ("tier", "gold")]).await;

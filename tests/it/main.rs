@@ -3,7 +3,7 @@
 //! One file per behaviour; `coverage`, `layering`, `golden` and `model` hold for the whole system; `conformance` is what
 //! every storage engine must do. Start reading in `harness`.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
 mod access;
 mod bad_input;
