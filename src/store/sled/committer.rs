@@ -133,8 +133,8 @@ impl Log {
         staged.end = frame.end();
         self.make_durable(&frame.finish(), staged.end);
         self.overlay.insert(staged.rows.iter().map(|row| &row.record));
-        self.durable.send_replace(staged.end.revision);
         self.feed.publish(changes);
+        self.durable.send_replace(staged.end.revision);
         if self.groups.send(staged).is_err() {
             die("the table's writer has ended", &"no receiver");
         }

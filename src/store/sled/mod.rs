@@ -20,6 +20,7 @@ mod dir;
 pub mod journal;
 mod overlay;
 mod recovery;
+mod sums;
 pub mod table;
 mod watermark;
 

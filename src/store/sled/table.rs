@@ -8,8 +8,8 @@
 //! meta     "applied"                         -> position in the log, counts and sums
 //! ```
 //!
-//! The position is written in the same transaction as what it covers. Beside it stand sums over all entries of all trees,
-//! so that [`Table::check`] notices a record that is missing, stale, foreign or doubled, whatever sled says.
+//! The position is written in the same transaction as what it covers. Beside it stand
+//! sums over all records, so that [`Table::check`] notices when sled holds anything else than what was written.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,13 +17,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use keyward_core::digest::Digest;
-use keyward_core::event::{Record, Revision};
+use keyward_core::event::Record;
 use keyward_core::id::{KeyId, TenantId};
 use keyward_core::record::{KeyRecord, State, TenantRecord};
 use sled::transaction::TransactionError;
 use sled::{Batch, Transactional, Tree};
 
-use super::journal::{CRC32C, Chain, Position};
+use super::journal::Position;
+use super::sums::{Sum, Sums};
 use crate::files::create_private_dir;
 use crate::store::record::{decode_key, decode_tenant};
 use crate::store::{KeyQuery, PAGE_SCAN_MAX, Page, StoreError};
@@ -108,37 +109,24 @@ impl Table {
     /// When anything does not fit.
     pub fn check(&self) -> Result<(), TableError> {
         let noted = self.sums()?;
-        let mut seen = Sums { position: noted.position, ..Sums::default() };
+        let (mut keys, mut expected_ids, mut expected_facets) = (Sum::default(), Sum::default(), Sum::default());
         for entry in &self.keys {
             let (digest, bytes) = entry.map_err(StoreError::from)?;
             let key = decode_key(&bytes).map_err(StoreError::from)?;
             if key.secret.digest.as_bytes()[..] != digest[..] {
                 return Err(TableError::Unsound("a record lies under the digest of another"));
             }
-            seen.keys.add(&digest, &bytes);
-            seen.expect_ids.add(&id_entry(&key), &digest);
-            for facet in facets_of(&key) {
-                seen.expect_facets.add(&facet, &[]);
-            }
-        }
-        let trees = [(&self.ids, &mut seen.ids), (&self.facets, &mut seen.facets), (&self.tenants, &mut seen.tenants)];
-        for (tree, sum) in trees {
-            for entry in tree {
-                let (name, value) = entry.map_err(StoreError::from)?;
-                sum.add(&name, &value);
-            }
-        }
-        for tenant in &self.tenants {
-            let (_, bytes) = tenant.map_err(StoreError::from)?;
-            decode_tenant(&bytes).map_err(StoreError::from)?;
+            keys.add(&digest, &bytes);
+            expected_ids.add(&id_entry(&key), &digest);
+            facets_of(&key).for_each(|facet| expected_facets.add(&facet, &[]));
         }
         match () {
-            () if seen.keys != noted.keys => Err(TableError::Unsound("its keys are not those that were written")),
-            () if seen.tenants != noted.tenants => {
+            () if keys != noted.keys => Err(TableError::Unsound("its keys are not those that were written")),
+            () if sum_of(&self.tenants)? != noted.tenants => {
                 Err(TableError::Unsound("its tenants are not those that were written"))
             }
-            () if seen.ids != seen.expect_ids => Err(TableError::Unsound("its ids do not lead to its keys")),
-            () if seen.facets != seen.expect_facets => {
+            () if sum_of(&self.ids)? != expected_ids => Err(TableError::Unsound("its ids do not lead to its keys")),
+            () if sum_of(&self.facets)? != expected_facets => {
                 Err(TableError::Unsound("its orderings do not lead to its keys"))
             }
             () => Ok(()),
@@ -304,100 +292,21 @@ impl Table {
 
     fn sums(&self) -> Result<Sums, TableError> {
         let noted = self.meta.get(APPLIED).map_err(StoreError::from)?;
-        noted.map_or_else(|| Ok(Sums::default()), |bytes| Sums::decode(&bytes))
+        let Some(bytes) = noted else { return Ok(Sums::EMPTY) };
+        Sums::decode(&bytes).ok_or(TableError::Unsound("its note of the position in the log is damaged"))
     }
 }
 
 const APPLIED: &str = "applied";
 
-/// The position that the table covers, and what the trees hold.
-#[derive(Debug)]
-struct Sums {
-    position: Position,
-    keys: Sum,
-    tenants: Sum,
-    // Not stored: in a check, what the trees hold and what the keys say they should hold.
-    ids: Sum,
-    expect_ids: Sum,
-    facets: Sum,
-    expect_facets: Sum,
-}
-
-impl Default for Sums {
-    fn default() -> Self {
-        let sum = Sum::default;
-        Self {
-            position: Position::START,
-            keys: sum(),
-            tenants: sum(),
-            ids: sum(),
-            expect_ids: sum(),
-            facets: sum(),
-            expect_facets: sum(),
-        }
+/// The sum of everything in a tree.
+fn sum_of(tree: &Tree) -> Result<Sum, TableError> {
+    let mut sum = Sum::default();
+    for entry in tree {
+        let (name, value) = entry.map_err(StoreError::from)?;
+        sum.add(&name, &value);
     }
-}
-
-/// A count of entries and the sum of their hashes, which does not depend on their order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Sum {
-    count: u64,
-    hashes: u128,
-}
-
-impl Sum {
-    fn add(&mut self, name: &[u8], value: &[u8]) {
-        self.count = self.count.wrapping_add(1);
-        self.hashes = self.hashes.wrapping_add(Self::hash(name, value));
-    }
-
-    fn remove(&mut self, name: &[u8], value: &[u8]) {
-        self.count = self.count.wrapping_sub(1);
-        self.hashes = self.hashes.wrapping_sub(Self::hash(name, value));
-    }
-
-    fn hash(name: &[u8], value: &[u8]) -> u128 {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&(name.len() as u64).to_le_bytes()).update(name).update(value);
-        let mut bytes = [0; 16];
-        hasher.finalize_xof().fill(&mut bytes);
-        u128::from_le_bytes(bytes)
-    }
-}
-
-impl Sums {
-    const VERSION: u8 = 1;
-    const BYTES: usize = 1 + 8 + 32 + 2 * (8 + 16) + 4;
-
-    fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![Self::VERSION];
-        bytes.extend_from_slice(&self.position.revision.0.to_le_bytes());
-        bytes.extend_from_slice(&self.position.chain.0);
-        for sum in [&self.keys, &self.tenants] {
-            bytes.extend_from_slice(&sum.count.to_le_bytes());
-            bytes.extend_from_slice(&sum.hashes.to_le_bytes());
-        }
-        let crc = CRC32C.checksum(&bytes);
-        bytes.extend_from_slice(&crc.to_le_bytes());
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Self, TableError> {
-        const DAMAGED: TableError = TableError::Unsound("its note of the position in the log is damaged");
-        let bytes: &[u8; Self::BYTES] = bytes.try_into().map_err(|_| DAMAGED)?;
-        let (covered, crc) = bytes.split_at(Self::BYTES - 4);
-        if CRC32C.checksum(covered).to_le_bytes() != *crc || covered[0] != Self::VERSION {
-            return Err(DAMAGED);
-        }
-        let u64_at = |at: usize| covered[at..].first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
-        let sum_at = |at: usize| Sum {
-            count: u64_at(at),
-            hashes: covered[at + 8..].first_chunk().map_or(0, |b| u128::from_le_bytes(*b)),
-        };
-        let chain = Chain(covered[9..].first_chunk().copied().unwrap_or_default());
-        let position = Position { revision: Revision(u64_at(1)), chain };
-        Ok(Self { position, keys: sum_at(41), tenants: sum_at(65), ..Self::default() })
-    }
+    Ok(sum)
 }
 
 /// The last row of each record: within one transaction, only that one is written.

@@ -1,0 +1,80 @@
+//! What the table holds, in a few bytes: the position it covers, and for each kind of record a count and a sum of hashes.
+//!
+//! The sums are kept in the same transactions as the records. Recomputed at a start, they notice a record that is missing,
+//! stale, foreign or doubled, however well-formed it is. They do not depend on the order of entries, so a change costs one
+//! subtraction and one addition.
+
+use keyward_core::event::Revision;
+
+use super::journal::{CRC32C, Chain, Position};
+
+/// The position that the table covers, and what it holds.
+#[derive(Debug)]
+pub(super) struct Sums {
+    pub(super) position: Position,
+    pub(super) keys: Sum,
+    pub(super) tenants: Sum,
+}
+
+/// A count of entries and the sum of their hashes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sum {
+    count: u64,
+    hashes: u128,
+}
+
+impl Sum {
+    pub(super) fn add(&mut self, name: &[u8], value: &[u8]) {
+        self.count = self.count.wrapping_add(1);
+        self.hashes = self.hashes.wrapping_add(Self::hash(name, value));
+    }
+
+    pub(super) fn remove(&mut self, name: &[u8], value: &[u8]) {
+        self.count = self.count.wrapping_sub(1);
+        self.hashes = self.hashes.wrapping_sub(Self::hash(name, value));
+    }
+
+    fn hash(name: &[u8], value: &[u8]) -> u128 {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&(name.len() as u64).to_le_bytes()).update(name).update(value);
+        let mut bytes = [0; 16];
+        hasher.finalize_xof().fill(&mut bytes);
+        u128::from_le_bytes(bytes)
+    }
+}
+
+impl Sums {
+    /// Those of an empty table.
+    pub(super) const EMPTY: Self =
+        Self { position: Position::START, keys: Sum { count: 0, hashes: 0 }, tenants: Sum { count: 0, hashes: 0 } };
+
+    const VERSION: u8 = 1;
+    const BYTES: usize = 1 + 8 + 32 + 2 * (8 + 16) + 4;
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![Self::VERSION];
+        bytes.extend_from_slice(&self.position.revision.0.to_le_bytes());
+        bytes.extend_from_slice(&self.position.chain.0);
+        for sum in [&self.keys, &self.tenants] {
+            bytes.extend_from_slice(&sum.count.to_le_bytes());
+            bytes.extend_from_slice(&sum.hashes.to_le_bytes());
+        }
+        let crc = CRC32C.checksum(&bytes);
+        bytes.extend_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// `None`: the bytes are damaged, or of a version that is not known.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; Self::BYTES] = bytes.try_into().ok()?;
+        let (covered, crc) = bytes.split_at(Self::BYTES - 4);
+        if CRC32C.checksum(covered).to_le_bytes() != *crc || covered[0] != Self::VERSION {
+            return None;
+        }
+        let u64_at = |at: usize| covered[at..].first_chunk().map(|b| u64::from_le_bytes(*b));
+        let u128_at = |at: usize| covered[at..].first_chunk().map(|b| u128::from_le_bytes(*b));
+        let sum_at = |at: usize| Some(Sum { count: u64_at(at)?, hashes: u128_at(at + 8)? });
+        let position = Position { revision: Revision(u64_at(1)?), chain: Chain(*covered[9..].first_chunk()?) };
+        Some(Self { position, keys: sum_at(41)?, tenants: sum_at(65)? })
+    }
+}
