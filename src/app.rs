@@ -10,10 +10,11 @@ use std::time::Duration;
 use keyward_core::clock::Clock;
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -23,13 +24,17 @@ use crate::config::Settings;
 use crate::fatal::die;
 use crate::files;
 use crate::grpc;
+use crate::grpc::calls::CALLS;
 use crate::grpc::ready::{Gate, Ready};
 use crate::index::Index;
 use crate::keyring::{Keyring, KeyringError};
 use crate::layer::authn::AuthnLayer;
 use crate::layer::log::LogLayer;
+use crate::layer::metrics::MetricsLayer;
 use crate::lifecycle::Tasks;
-use crate::net::{CONNECTIONS_MAX, Conn, ListenAddr, Listener};
+use crate::metrics::{Calls, Metrics, Readings};
+use crate::net::{CONNECTIONS_MAX, Conn, ListenAddr, Listener, Slots};
+use crate::ops_http::{self, Ops, Phase};
 use crate::store::memory::MemoryStore;
 use crate::store::sled::{LockedDir, OpenError, Options, SEGMENT_BYTES_DEFAULT, SledStore};
 use crate::store::{Store, StoreError};
@@ -97,6 +102,17 @@ pub enum StartError {
         /// What happened.
         source: io::Error,
     },
+    /// The address for probes and metrics cannot be listened on.
+    #[error(
+        "cannot listen on {addr} for probes and metrics: {source}; set ops_listen (--ops-listen, KEYWARD_OPS_LISTEN) to \
+         another address, or to off"
+    )]
+    OpsListen {
+        /// The address.
+        addr: ListenAddr,
+        /// What happened.
+        source: io::Error,
+    },
     /// Keys are under a pepper that the file does not have.
     #[error(
         "the data directory holds keys under pepper {pepper}, which the pepper file {path} does not have: put the file back \
@@ -122,12 +138,16 @@ pub enum StartError {
 /// A running server.
 pub struct App {
     addrs: Vec<ListenAddr>,
+    ops_addr: Option<ListenAddr>,
     store: Arc<dyn Store>,
     health: HealthReporter,
+    phase: watch::Sender<Phase>,
     /// What talks to callers. It ends first.
     front: Tasks,
     /// What calls rely on until they have finished.
     back: Tasks,
+    /// What tells operators how it goes. It ends last, because a stop is something to be told of.
+    ops: Tasks,
     shutdown_deadline: Duration,
 }
 
@@ -143,17 +163,34 @@ impl App {
         let dir = LockedDir::lock(&settings.data_dir)?;
         let keyring = Keyring::open(&settings.pepper_file, !dir.has_data()?, &*deps.entropy)?;
 
-        let (front, back) = (Tasks::default(), Tasks::default());
+        let (front, back, ops) = (Tasks::default(), Tasks::default(), Tasks::default());
         let gate = Gate::default();
         let health = new_health().await;
+        let phase = watch::Sender::new(Phase::Loading);
+        let index = Arc::new(Index::default());
+        let slots = Slots::new(CONNECTIONS_MAX);
+        let metrics = Arc::new(new_metrics(&index, &slots));
+        let verdicts = metrics.verdicts();
+
         let listeners = bind(&settings.listen).await?;
+        let ops_listener = bind_ops(settings.ops_listen.as_ref()).await?;
         let addrs = listeners.iter().map(|listener| listener.addr().clone()).collect();
-        serve(&front, listeners, &gate, &health, settings.reflection)?;
+        let ops_addr = ops_listener.as_ref().map(|listener| listener.addr().clone());
+        let service = tonic_health::server::HealthService::from_health_reporter(health.clone());
+        let service = tonic_health::pb::health_server::HealthServer::new(service);
+        let routes = grpc::routes(&gate, service, settings.reflection)?;
+        serve(&front, listeners, slots, routes, &gate, metrics.calls());
+        if let Some(listener) = ops_listener {
+            serve_ops(&ops, listener, Ops { phase: phase.subscribe(), metrics });
+        }
 
         let store = open_store(&deps, dir, &keyring).await?;
-        let index = Arc::new(Index::default());
-        load(&*store, &index).await?;
-        check_peppers(&index, &keyring.peppers, &settings.pepper_file)?;
+        let loaded = load(&*store, &index).await.map_err(StartError::from);
+        let usable = loaded.and_then(|()| check_peppers(&index, &keyring.peppers, &settings.pepper_file));
+        if let Err(error) = usable {
+            store.close().await?;
+            return Err(error);
+        }
         back.spawn("fold", fold(store.clone(), index.clone(), back.stop_token()));
 
         let page_token_key = keyring.page_token_key();
@@ -168,10 +205,12 @@ impl App {
         });
         bootstrap(&authority, &settings.data_dir).await?;
         let (keys, revision) = (index.len(), index.revision().0);
-        gate.open(Ready { authority, verifier: Verifier::new(index, peppers), clock: deps.clock });
+        gate.open(Ready { authority, verifier: Verifier::new(index, peppers), verdicts, clock: deps.clock });
+        phase.send_replace(Phase::Serving);
         set_health(&health, ServingStatus::Serving).await;
         tracing::info!(keys, revision, "serving");
-        Ok(Self { addrs, store, health, front, back, shutdown_deadline: settings.shutdown_deadline })
+        let shutdown_deadline = settings.shutdown_deadline;
+        Ok(Self { addrs, ops_addr, store, health, phase, front, back, ops, shutdown_deadline })
     }
 
     /// The addresses it listens on, with the ports that were got.
@@ -180,11 +219,18 @@ impl App {
         &self.addrs
     }
 
+    /// The address of probes and metrics, if they are on.
+    #[must_use]
+    pub fn ops_addr(&self) -> Option<&ListenAddr> {
+        self.ops_addr.as_ref()
+    }
+
     /// Says NOT_SERVING, takes no more connections, lets calls finish, and flushes.
     ///
     /// # Errors
     /// When the flush fails. What was acknowledged is durable even then.
     pub async fn stop(mut self) -> Result<(), StoreError> {
+        self.phase.send_replace(Phase::Stopping);
         set_health(&self.health, ServingStatus::NotServing).await;
         // With the names gone, watchers get the news and then the end of their stream, and do not hold up the rest.
         for name in HEALTH_NAMES {
@@ -194,10 +240,9 @@ impl App {
             tracing::warn!("some connections did not finish in time and are cut off");
         }
         self.back.stop(Duration::ZERO).await;
-        match tokio::time::timeout(FLUSH_DEADLINE, self.store.close()).await {
-            Ok(closed) => closed?,
-            Err(_) => return Err(StoreError::Engine("flushing took too long".into())),
-        }
+        let flushed = tokio::time::timeout(FLUSH_DEADLINE, self.store.close()).await;
+        self.ops.stop(Duration::ZERO).await;
+        flushed.unwrap_or_else(|_| Err(StoreError::Engine("flushing took too long".into())))?;
         tracing::info!("stopped");
         Ok(())
     }
@@ -216,6 +261,16 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
     }
 }
 
+fn new_metrics(index: &Arc<Index>, slots: &Slots) -> Metrics {
+    let (keys, revision, connections) = (index.clone(), index.clone(), slots.clone());
+    let readings = Readings {
+        keys: Box::new(move || keys.len() as u64),
+        revision: Box::new(move || revision.revision().0),
+        connections: Box::new(move || connections.taken() as u64),
+    };
+    Metrics::new(CALLS.iter().map(|(path, _)| *path), readings)
+}
+
 async fn bind(addrs: &[ListenAddr]) -> Result<Vec<Listener>, StartError> {
     let mut listeners = Vec::with_capacity(addrs.len());
     for addr in addrs {
@@ -227,27 +282,27 @@ async fn bind(addrs: &[ListenAddr]) -> Result<Vec<Listener>, StartError> {
     Ok(listeners)
 }
 
-fn serve(
-    tasks: &Tasks,
-    listeners: Vec<Listener>,
-    gate: &Gate,
-    health: &HealthReporter,
-    reflection: bool,
-) -> Result<(), StartError> {
-    let service = tonic_health::server::HealthService::from_health_reporter(health.clone());
-    let routes = grpc::routes(gate, tonic_health::pb::health_server::HealthServer::new(service), reflection)?;
+async fn bind_ops(addr: Option<&ListenAddr>) -> Result<Option<Listener>, StartError> {
+    let Some(addr) = addr else { return Ok(None) };
+    let bound = Listener::bind(addr).await;
+    let listener = bound.map_err(|source| StartError::OpsListen { addr: addr.clone(), source })?;
+    tracing::info!(listen = %listener.addr(), "ops listening");
+    Ok(Some(listener))
+}
+
+fn serve(tasks: &Tasks, listeners: Vec<Listener>, slots: Slots, routes: Routes, gate: &Gate, calls: Arc<Calls>) {
     let router = Server::builder()
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_max_local_error_reset_streams(Some(ERROR_RESETS_MAX))
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(MetricsLayer::new(calls))
         .layer(AuthnLayer::new(gate.clone()))
         .layer(LogLayer)
         .add_routes(routes);
 
     let (accepted, incoming) = mpsc::channel::<io::Result<Conn>>(ACCEPTED_MAX);
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     for listener in listeners {
         tasks.spawn("accept", listener.accept(slots.clone(), accepted.clone(), tasks.stop_token()));
     }
@@ -258,7 +313,13 @@ fn serve(
             tracing::error!(%error, "serving ended");
         }
     });
-    Ok(())
+}
+
+fn serve_ops(tasks: &Tasks, listener: Listener, ops: Ops) {
+    let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
+    let slots = Slots::new(ops_http::CONNECTIONS_MAX);
+    tasks.spawn("accept ops", listener.accept(slots, accepted, tasks.stop_token()));
+    tasks.spawn("serve ops", ops.serve(incoming));
 }
 
 async fn open_store(deps: &Deps, dir: LockedDir, keyring: &Keyring) -> Result<Arc<dyn Store>, StartError> {

@@ -6,6 +6,7 @@
 //! - [`cli`], [`config`], [`telemetry`]: what an operator says, and what he is told.
 //! - [`app`]: puts everything together; the only place that names a storage engine.
 //! - [`lifecycle`]: signals and shutdown. [`net`]: listeners.
+//! - [`ops_http`]: probes and metrics over HTTP. [`metrics`]: what is counted.
 //! - [`layer`], [`grpc`]: calls come in: who calls, may they, and from the wire to the domain and back.
 //! - [`authority`]: the write side. [`verify`]: the hot path.
 //! - [`index`]: every key in RAM. [`feed`]: the changes, in order.
@@ -25,7 +26,9 @@ pub mod index;
 pub mod keyring;
 pub mod layer;
 pub mod lifecycle;
+pub mod metrics;
 pub mod net;
+pub mod ops_http;
 pub mod store;
 pub mod system;
 pub mod telemetry;

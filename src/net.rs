@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -66,6 +67,46 @@ impl fmt::Display for ListenAddr {
     }
 }
 
+/// The connections that there may be at one time, and how many there are.
+#[derive(Clone, Debug)]
+pub struct Slots {
+    free: Arc<Semaphore>,
+    /// Not what the semaphore lacks: listeners that wait for a connection hold a permit already.
+    taken: Arc<AtomicUsize>,
+}
+
+impl Slots {
+    /// Slots for this many connections.
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(max)), taken: Arc::default() }
+    }
+
+    /// How many connections there are.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, permit: OwnedSemaphorePermit) -> Slot {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Slot { taken: self.taken.clone(), _permit: permit }
+    }
+}
+
+/// A connection's slot, free again when this is dropped.
+#[derive(Debug)]
+struct Slot {
+    taken: Arc<AtomicUsize>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A bound listener.
 #[derive(Debug)]
 pub struct Listener {
@@ -107,14 +148,14 @@ impl Listener {
     }
 
     /// Accepts connections and hands them on until `stop`.
-    pub async fn accept(self, slots: Arc<Semaphore>, to: mpsc::Sender<io::Result<Conn>>, stop: CancellationToken) {
+    pub async fn accept(self, slots: Slots, to: mpsc::Sender<io::Result<Conn>>, stop: CancellationToken) {
         let _cleanup = RemoveSocket::of(&self.addr);
         let accept = async {
             // The slot first: at the limit, connections wait in the kernel's queue.
-            while let Ok(slot) = slots.clone().acquire_owned().await {
+            while let Ok(free) = slots.free.clone().acquire_owned().await {
                 match self.accept_one().await {
                     Ok(stream) => {
-                        if to.send(Ok(Conn { stream, _slot: slot })).await.is_err() {
+                        if to.send(Ok(Conn { stream, _slot: slots.take(free) })).await.is_err() {
                             return;
                         }
                     }
@@ -168,7 +209,7 @@ impl Peer {
 #[derive(Debug)]
 pub struct Conn {
     stream: Stream,
-    _slot: OwnedSemaphorePermit,
+    _slot: Slot,
 }
 
 #[derive(Debug)]

@@ -23,6 +23,7 @@ use keyward_core::id::{KeyId, TenantId};
 use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::{KeyRecord, Moved, Stamp, TenantRecord};
 use keyward_core::scope::Scope;
+use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use self::page_token::PageTokens;
@@ -36,8 +37,10 @@ pub use self::query::{Listed, Selector};
 pub use self::tenants::NewTenant;
 pub use self::update::KeyPatch;
 
-/// How often a change is tried again when another one came between, before the caller is told.
-const CONFLICT_RETRIES_MAX: usize = 8;
+/// How often a change is tried when one from elsewhere comes between, before the caller is told.
+const CONFLICT_TRIES_MAX: usize = 8;
+/// Changes of one key wait for each other; keys share this many turns.
+const TURNS: usize = 1_024;
 
 /// Issues keys and changes them.
 pub struct Authority {
@@ -47,6 +50,8 @@ pub struct Authority {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     page_tokens: PageTokens,
+    /// Without turns, changes of one key that arrive together would undo each other's reading again and again.
+    turns: Vec<Mutex<()>>,
 }
 
 /// What the authority works with.
@@ -94,7 +99,8 @@ impl Authority {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let Parts { store, index, peppers, clock, entropy, page_token_key } = parts;
-        Self { store, index, peppers, clock, entropy, page_tokens: PageTokens::new(page_token_key) }
+        let turns = (0..TURNS).map(|_| Mutex::new(())).collect();
+        Self { store, index, peppers, clock, entropy, page_tokens: PageTokens::new(page_token_key), turns }
     }
 
     /// Reads a key, changes it, and commits it unless it came out as it was. Another change in between is no obstacle,
@@ -110,7 +116,8 @@ impl Authority {
     where
         A: Sync,
     {
-        for _ in 0..CONFLICT_RETRIES_MAX {
+        let _turn = self.turns[turn_of(grant.tenant(), key_id)].lock().await;
+        for _ in 0..CONFLICT_TRIES_MAX {
             let mut key = self.existing(grant.tenant(), key_id).await?;
             if terms.etag.as_ref().is_some_and(|tag| *tag != etag(key.revision)) {
                 return Err(AuthorityError::Outdated);
@@ -152,6 +159,12 @@ impl Authority {
     async fn existing_tenant(&self, tenant: &TenantId) -> Result<Arc<TenantRecord>, AuthorityError> {
         self.store.tenant(tenant).await?.ok_or(AuthorityError::Missing(Subject::Tenant))
     }
+}
+
+fn turn_of(tenant: &TenantId, key_id: &KeyId) -> usize {
+    let hash = blake3::hash(target(tenant, key_id).as_bytes());
+    let [low, high, ..] = *hash.as_bytes();
+    usize::from(u16::from_le_bytes([low, high])) % TURNS
 }
 
 fn target(tenant: &TenantId, key_id: &KeyId) -> String {

@@ -39,6 +39,10 @@ struct Options {
     /// Where to listen; may be given several times; unix:/path too; port 0 is any free one [default: 127.0.0.1:50051]
     #[arg(long, value_name = "ADDR")]
     listen: Vec<String>,
+    /// Where to answer /livez, /readyz and /metrics over HTTP; unix:/path too; port 0 is any free one; off for nowhere
+    /// [default: 127.0.0.1:9464]
+    #[arg(long, value_name = "ADDR")]
+    ops_listen: Option<String>,
     /// The file of Keyward's own secrets; made at the first start [default: <DATA_DIR>/pepper]
     #[arg(long, value_name = "FILE")]
     pepper_file: Option<PathBuf>,
@@ -55,9 +59,9 @@ struct Options {
 
 impl Options {
     fn split(self) -> (Flags, Option<PathBuf>) {
-        let Self { config, data_dir, listen, pepper_file, allow_plaintext, log_filter, log_format } = self;
+        let Self { config, data_dir, listen, ops_listen, pepper_file, allow_plaintext, log_filter, log_format } = self;
         let allow_plaintext = allow_plaintext.then_some(true);
-        (Flags { data_dir, listen, pepper_file, allow_plaintext, log_filter, log_format }, config)
+        (Flags { data_dir, listen, ops_listen, pepper_file, allow_plaintext, log_filter, log_format }, config)
     }
 }
 

@@ -17,6 +17,7 @@ use crate::net::ListenAddr;
 const DEFAULTS: &str = r#"
 data_dir = "./data"
 listen = ["127.0.0.1:50051"]
+ops_listen = "127.0.0.1:9464"
 allow_plaintext = false
 reflection = true
 shutdown_deadline = "10s"
@@ -24,9 +25,10 @@ log_filter = "info"
 log_format = "text"
 "#;
 
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "data_dir",
     "listen",
+    "ops_listen",
     "pepper_file",
     "allow_plaintext",
     "reflection",
@@ -40,6 +42,9 @@ const ENV_PREFIX: &str = "KEYWARD_";
 const ENVIRONMENT: &str = "in the environment";
 /// The variable that names the file; a setting of the command line, not of the file.
 const ENV_CONFIG: &str = "config";
+
+/// The value of an address where nothing shall listen.
+const OFF: &str = "off";
 
 pub(super) struct Layers {
     figment: Figment,
@@ -102,6 +107,20 @@ impl Layers {
         parsed.into_iter().collect::<Result<_, _>>().ok()
     }
 
+    pub(super) fn listen_addr_or_off(&mut self, name: &str) -> Option<Option<ListenAddr>> {
+        let text: String = self.value(name)?;
+        match text.trim() {
+            "" | OFF => Some(None),
+            text => match text.parse() {
+                Ok(addr) => Some(Some(addr)),
+                Err(error) => {
+                    self.mistake(name, &format!("{error}, or {OFF}"));
+                    None
+                }
+            },
+        }
+    }
+
     pub(super) fn duration(&mut self, name: &str, max: Duration) -> Option<Duration> {
         let text: String = self.value(name)?;
         match humantime::parse_duration(&text) {
@@ -131,6 +150,7 @@ impl Layers {
         let values = [
             quoted(&settings.data_dir.display()),
             format!("[{}]", listen.join(", ")),
+            settings.ops_listen.as_ref().map_or_else(|| quoted(&OFF), |addr| quoted(addr)),
             quoted(&settings.pepper_file.display()),
             settings.allow_plaintext.to_string(),
             settings.reflection.to_string(),

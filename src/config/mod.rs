@@ -23,6 +23,10 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Where to listen: addresses with ports, and `unix:/path`. Default `127.0.0.1:50051`.
     pub listen: Vec<ListenAddr>,
+    /// Where to answer probes and metrics over HTTP: `/livez`, `/readyz`, `/metrics`. `off` or an empty text for nowhere.
+    /// Addresses that other machines reach are allowed, because Prometheus reads from elsewhere and nothing secret is
+    /// there. Default `127.0.0.1:9464`.
+    pub ops_listen: Option<ListenAddr>,
     /// The pepper file. Default `<data_dir>/pepper`; made at the first start.
     pub pepper_file: PathBuf,
     /// Listen on addresses that other machines reach although nothing encrypts there. Default false.
@@ -46,6 +50,9 @@ pub struct Flags {
     /// See [`Settings::listen`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub listen: Vec<String>,
+    /// See [`Settings::ops_listen`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ops_listen: Option<String>,
     /// See [`Settings::pepper_file`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pepper_file: Option<PathBuf>,
@@ -92,6 +99,7 @@ impl Settings {
         let mut layers = Layers::read(flags, file);
         let data_dir: Option<PathBuf> = layers.value("data_dir");
         let listen = layers.listen_addrs("listen");
+        let ops_listen = layers.listen_addr_or_off("ops_listen");
         let pepper_file: Option<Option<PathBuf>> = layers.value("pepper_file");
         let allow_plaintext = layers.value("allow_plaintext");
         let reflection = layers.value("reflection");
@@ -121,6 +129,7 @@ impl Settings {
             Some(Self {
                 data_dir,
                 listen: listen?,
+                ops_listen: ops_listen?,
                 pepper_file,
                 allow_plaintext: allow_plaintext?,
                 reflection: reflection?,

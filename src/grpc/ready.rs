@@ -6,6 +6,7 @@ use keyward_core::clock::Clock;
 
 use super::status::Refusal;
 use crate::authority::Authority;
+use crate::metrics::Verdicts;
 use crate::verify::Verifier;
 
 /// What the services work with.
@@ -14,6 +15,8 @@ pub struct Ready {
     pub authority: Authority,
     /// The hot path.
     pub verifier: Verifier,
+    /// Counts what the hot path decides.
+    pub verdicts: Verdicts,
     /// The time.
     pub clock: Arc<dyn Clock>,
 }

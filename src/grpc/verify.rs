@@ -86,6 +86,7 @@ fn verdict(ready: &Ready, caller: &Caller, message: pb::VerifyRequest) -> Result
         }
         Outcome::NoKey(reason) => (Some(reason), None),
     };
+    ready.verdicts.count(failure);
     let decision = if failure.is_none() { pb::Decision::Allow } else { pb::Decision::Deny };
     Ok(pb::VerifyResponse {
         decision: decision.into(),

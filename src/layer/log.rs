@@ -110,6 +110,6 @@ impl Call {
 }
 
 /// The code of a reply. A refusal has it in its headers; a reply with a body has it in trailers, and is OK.
-fn code_of<R>(response: &Response<R>) -> Code {
+pub(super) fn code_of<R>(response: &Response<R>) -> Code {
     response.headers().get("grpc-status").map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
 }

@@ -144,7 +144,9 @@ def open_channel(target: str) -> grpc.Channel:
 
 
 def command(data_dir: Path, listen: str = TCP) -> list[str]:
-    return [os.environ["KEYWARD_BIN"], "serve", "--data-dir", str(data_dir), "--listen", listen]
+    serve = [os.environ["KEYWARD_BIN"], "serve", "--data-dir", str(data_dir), "--listen", listen]
+    # Nobody asks for probes here, and their port is the same for every server on the machine.
+    return serve + ["--ops-listen", "off"]
 
 
 def environment() -> dict[str, str]:

@@ -1,7 +1,8 @@
 //! The built program: its command line, its signals, its death.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -70,10 +71,10 @@ impl Program {
     }
 }
 
-/// The program with an environment of its own.
+/// The program with an environment of its own, in which nobody asks for probes: their port is the same for all.
 fn keyward(args: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
-    command.args(args).env_clear().stdin(Stdio::null());
+    command.args(args).env_clear().env("KEYWARD_OPS_LISTEN", "off").stdin(Stdio::null());
     command
 }
 
@@ -294,6 +295,7 @@ fn flags_beat_the_environment_which_beats_the_file() {
     for line in [
         "data_dir = \"from-flag\" # on the command line",
         "listen = [\"127.0.0.1:1\", \"unix:/x\"] # in the environment",
+        "ops_listen = \"off\" # in the environment",
         "pepper_file = \"from-flag/pepper\" # default",
         "log_format = \"text\" # in the environment",
         "reflection = true # default",
@@ -305,6 +307,34 @@ fn flags_beat_the_environment_which_beats_the_file() {
     fs::write(&own, &listing).unwrap();
     let again = keyward(&["config", "--config"]).arg(&own).output().unwrap();
     assert!(again.status.success(), "what it prints is a file that it reads: {}", text(&again).1);
+}
+
+#[test]
+fn probes_are_answered_where_the_configuration_says() {
+    let listing = |command: &mut Command| text(&command.output().unwrap()).0;
+    let default = listing(keyward(&["config"]).env_remove("KEYWARD_OPS_LISTEN"));
+    assert!(default.contains("ops_listen = \"127.0.0.1:9464\" # default\n"), "{default}");
+    let empty = listing(keyward(&["config"]).env("KEYWARD_OPS_LISTEN", ""));
+    assert!(empty.contains("ops_listen = \"off\" # in the environment\n"), "{empty}");
+    let flag = listing(&mut keyward(&["config", "--ops-listen", "0.0.0.0:1"]));
+    assert!(flag.contains("ops_listen = \"0.0.0.0:1\" # on the command line\n"), "{flag}");
+    let refused = text(&keyward(&["config", "--ops-listen", "on"]).output().unwrap()).1;
+    assert!(refused.contains("ops_listen (on the command line): must be an address"), "{refused}");
+    assert!(refused.trim_end().ends_with(", or off"), "{refused}");
+}
+
+#[test]
+fn the_log_says_where_probes_are_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = Program::serve(dir.path(), &["--ops-listen", "127.0.0.1:0"]);
+    let addr = program.seen.split("ops listening listen=").nth(1).unwrap().lines().next().unwrap();
+    let mut probe = TcpStream::connect(addr).unwrap();
+    probe.write_all(b"GET /livez HTTP/1.1\r\nhost: keyward\r\n\r\n").unwrap();
+    let mut reply = String::new();
+    probe.read_to_string(&mut reply).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200 OK\r\n"), "{reply}");
+    program.signal("TERM");
+    assert_eq!(program.end().0, Some(0));
 }
 
 #[test]

@@ -143,7 +143,14 @@ async fn a_half_snapshot_left_by_a_crash_is_removed() {
 #[tokio::test]
 async fn a_table_that_contradicts_the_journal_is_not_believed() {
     let (mut site, keys) = stopped().await;
-    let tampers: [fn(&sled::Tree); 3] = [
+    let tampers: [fn(&sled::Tree); 4] = [
+        // A scope more, which no other tree tells of.
+        |keys| {
+            let (digest, bytes) = keys.iter().next().unwrap().unwrap();
+            let mut record = decode_key(&bytes).unwrap();
+            record.policy.scopes.push(keyward_core::scope::Scope::parse("everything.*").unwrap());
+            keys.insert(digest, encode_key(&record)).unwrap();
+        },
         |keys| {
             let (digest, bytes) = keys
                 .iter()

@@ -24,6 +24,7 @@ pub(crate) const START: UnixMillis = UnixMillis(1_767_225_600_000);
 pub(crate) struct Site {
     app: Option<App>,
     engine: Engine,
+    ops_listen: &'static str,
     pub(crate) dir: TempDir,
     pub(crate) clock: Arc<ManualClock>,
     entropy: Arc<Seeded>,
@@ -34,21 +35,26 @@ pub(crate) struct Site {
 impl Site {
     /// A server on disk.
     pub(crate) async fn start() -> Self {
-        Self::with(Engine::Sled).await
+        Self::with(Engine::Sled, "off").await
     }
 
     /// A server in memory, for tests that start many.
     pub(crate) async fn in_memory() -> Self {
-        Self::with(Engine::Memory).await
+        Self::with(Engine::Memory, "off").await
     }
 
-    async fn with(engine: Engine) -> Self {
+    /// A server in memory that answers probes on a port of its own.
+    pub(crate) async fn with_ops() -> Self {
+        Self::with(Engine::Memory, "127.0.0.1:0").await
+    }
+
+    async fn with(engine: Engine, ops_listen: &'static str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let clock = Arc::new(ManualClock::at(START));
         let entropy = Arc::new(Seeded::new(0));
-        let (app, channel) = start(&dir, engine, &clock, &entropy).await.unwrap();
+        let (app, channel) = start(&dir, engine, ops_listen, &clock, &entropy).await.unwrap();
         let admin = std::fs::read_to_string(dir.path().join("admin.key")).unwrap().trim().to_owned();
-        Self { app: Some(app), engine, dir, clock, entropy, admin, channel }
+        Self { app: Some(app), engine, ops_listen, dir, clock, entropy, admin, channel }
     }
 
     /// Stops the server and starts another one on the same data.
@@ -63,13 +69,18 @@ impl Site {
 
     /// Starts a server on the data of one that was stopped.
     pub(crate) async fn try_start(&mut self) -> Result<(), StartError> {
-        let (app, channel) = start(&self.dir, self.engine, &self.clock, &self.entropy).await?;
+        let (app, channel) = start(&self.dir, self.engine, self.ops_listen, &self.clock, &self.entropy).await?;
         (self.app, self.channel) = (Some(app), channel);
         Ok(())
     }
 
     pub(crate) fn app(&mut self) -> App {
         self.app.take().unwrap()
+    }
+
+    /// The address of probes and metrics.
+    pub(crate) fn ops_addr(&self) -> ListenAddr {
+        self.app.as_ref().unwrap().ops_addr().unwrap().clone()
     }
 
     pub(crate) fn channel(&self) -> Channel {
@@ -105,12 +116,14 @@ impl Site {
 async fn start(
     dir: &TempDir,
     engine: Engine,
+    ops_listen: &str,
     clock: &Arc<ManualClock>,
     entropy: &Arc<Seeded>,
 ) -> Result<(App, Channel), StartError> {
     let flags = Flags {
         data_dir: Some(dir.path().to_owned()),
         listen: vec!["127.0.0.1:0".into()],
+        ops_listen: Some(ops_listen.into()),
         log_filter: Some("off".into()),
         ..Flags::default()
     };

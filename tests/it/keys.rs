@@ -221,7 +221,7 @@ async fn a_change_between_reading_and_writing_is_no_obstacle_without_an_etag() {
     let site = Site::start().await;
     let admin = site.admin();
     let issued = admin.issue("Zapier", &[]).await;
-    let changes = (0..8).map(|number| {
+    let changes = (0..40).map(|number| {
         let (admin, key) = (admin.clone(), issued.key.clone());
         async move {
             let key = pb::Key { description: format!("change {number}"), ..key };

@@ -19,7 +19,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "keyring",
             "layer",
             "lifecycle",
+            "metrics",
             "net",
+            "ops_http",
             "store",
             "verify",
         ],
@@ -30,13 +32,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("fatal", &[]),
     ("feed", &[]),
     ("files", &[]),
-    ("grpc", &["authority", "index", "verify"]),
+    ("grpc", &["authority", "index", "metrics", "verify"]),
     ("index", &[]),
     ("keyring", &["files"]),
-    ("layer", &["authority", "grpc", "net", "verify"]),
+    ("layer", &["authority", "grpc", "metrics", "net", "verify"]),
     ("lifecycle", &["fatal"]),
     ("main", &[]),
+    ("metrics", &[]),
     ("net", &[]),
+    ("ops_http", &["metrics", "net"]),
     ("store", &["fatal", "feed", "files"]),
     ("system", &[]),
     ("telemetry", &[]),
@@ -52,7 +56,10 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tonic", &["app", "grpc", "layer", "net"]),
     ("clap", &["cli", "main"]),
     ("figment", &["config"]),
+    ("hyper", &["ops_http"]),
+    ("hyper_util", &["ops_http"]),
     ("papaya", &["index"]),
+    ("prometheus_client", &["metrics"]),
     ("rand", &["system"]),
 ];
 
@@ -118,6 +125,17 @@ fn every_module_names_only_what_lies_further_in() {
     }
     let ruled: BTreeSet<_> = MAY_IMPORT.iter().map(|(name, _)| (*name).to_owned()).collect();
     assert_eq!(modules, ruled, "every rule is about a module that is there");
+}
+
+/// The wire counts by the handle it is given, and knows of no other metric.
+#[test]
+fn grpc_has_metrics_only_by_a_handle_in_ready() {
+    let mut files = vec![];
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/grpc"), &mut files);
+    for file in files.iter().filter(|file| !file.ends_with("ready.rs")) {
+        let text = fs::read_to_string(file).unwrap();
+        assert!(!names(&text).contains("crate::metrics"), "{}", file.display());
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod keys;
 mod layering;
 mod lists;
 mod model;
+mod ops;
 mod restrictions;
 mod running;
 mod tenants;

@@ -120,7 +120,12 @@ async fn reflection_lists_the_services_in_both_versions() {
 }
 
 fn settings(dir: &tempfile::TempDir, listen: &[String]) -> Settings {
-    let flags = Flags { data_dir: Some(dir.path().join("data")), listen: listen.to_vec(), ..Flags::default() };
+    let flags = Flags {
+        data_dir: Some(dir.path().join("data")),
+        listen: listen.to_vec(),
+        ops_listen: Some("off".into()),
+        ..Flags::default()
+    };
     Settings::load(&flags, None).unwrap().settings
 }
 

@@ -1,0 +1,276 @@
+//! What is counted, and the text that Prometheus reads.
+//!
+//! Every family and every label set is made at the start, so that counting is an atomic add on a handle: no lock, no
+//! allocation and no search in a map on the way of a call. Labels are a call's name, a code and a reason, all of them
+//! known here beforehand: nothing that a caller sends, and no tenant, owner, key or secret, can become one.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use keyward_core::decision::DenyReason;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::metrics::{MetricType, TypedMetric};
+use prometheus_client::registry::{Registry, Unit};
+
+/// The content type of the text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The codes of gRPC, each at its number.
+const CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+
+/// The upper bounds of the classes of durations, in microseconds: a verdict takes tens, a commit thousands.
+const BOUNDS_MICROS: [u32; 19] = [
+    10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 5_000_000, 10_000_000,
+];
+
+/// What all calls that we do not offer are called.
+const UNKNOWN_CALL: &str = "unknown";
+
+type Labels<const N: usize> = [(&'static str, &'static str); N];
+
+/// Tells a number that is kept elsewhere, when somebody asks.
+pub type Reading = Box<dyn Fn() -> u64 + Send + Sync>;
+
+/// The numbers that are kept elsewhere.
+pub struct Readings {
+    /// How many keys there are.
+    pub keys: Reading,
+    /// The revision up to which changes are visible.
+    pub revision: Reading,
+    /// How many connections of callers are open.
+    pub connections: Reading,
+}
+
+/// All metrics of a server.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    verdicts: Verdicts,
+    calls: Arc<Calls>,
+}
+
+impl Metrics {
+    /// Metrics of a server that offers the calls at these paths.
+    #[must_use]
+    pub fn new(paths: impl IntoIterator<Item = &'static str>, readings: Readings) -> Self {
+        // The crate ends each help text with a full stop.
+        let mut registry = Registry::with_prefix("keyward");
+        registry.register("build", "The program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        registry.register("keys", "Keys there are, in any state", Gauge(readings.keys));
+        registry.register("revision", "Every change up to this one is in verdicts", Gauge(readings.revision));
+        registry.register("connections", "Open connections of callers", Gauge(readings.connections));
+        let verdicts = Verdicts::register(&mut registry);
+        let calls = Arc::new(Calls::register(&mut registry, paths));
+        Self { registry, verdicts, calls }
+    }
+
+    /// Counts verdicts.
+    #[must_use]
+    pub fn verdicts(&self) -> Verdicts {
+        self.verdicts.clone()
+    }
+
+    /// Counts calls.
+    #[must_use]
+    pub fn calls(&self) -> Arc<Calls> {
+        self.calls.clone()
+    }
+
+    /// Everything, in the OpenMetrics text format.
+    ///
+    /// # Errors
+    /// When a number has no form in that format, such as a gauge beyond 63 bits.
+    pub fn text(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// Counts verdicts by their reason.
+#[derive(Clone, Debug)]
+pub struct Verdicts {
+    ok: Counter,
+    malformed: Counter,
+    unknown: Counter,
+    disabled: Counter,
+    revoked: Counter,
+    not_yet_valid: Counter,
+    expired: Counter,
+    audience_mismatch: Counter,
+    ip_not_allowed: Counter,
+    scope_missing: Counter,
+}
+
+impl Verdicts {
+    fn register(registry: &mut Registry) -> Self {
+        let family = Family::<Labels<1>, Counter>::default();
+        registry.register("verdicts", "Verdicts on keys, by reason; OK is the one that allows", family.clone());
+        let counter = |reason| family.get_or_create_owned(&[("reason", reason)]);
+        Self {
+            ok: counter("OK"),
+            malformed: counter("MALFORMED"),
+            unknown: counter("UNKNOWN"),
+            disabled: counter("DISABLED"),
+            revoked: counter("REVOKED"),
+            not_yet_valid: counter("NOT_YET_VALID"),
+            expired: counter("EXPIRED"),
+            audience_mismatch: counter("AUDIENCE_MISMATCH"),
+            ip_not_allowed: counter("IP_NOT_ALLOWED"),
+            scope_missing: counter("SCOPE_MISSING"),
+        }
+    }
+
+    /// Counts a verdict: one that allows, or one that denies for a reason.
+    pub fn count(&self, failure: Option<DenyReason>) {
+        let counter = match failure {
+            None => &self.ok,
+            Some(DenyReason::Malformed) => &self.malformed,
+            Some(DenyReason::Unknown) => &self.unknown,
+            Some(DenyReason::Disabled) => &self.disabled,
+            Some(DenyReason::Revoked) => &self.revoked,
+            Some(DenyReason::NotYetValid) => &self.not_yet_valid,
+            Some(DenyReason::Expired) => &self.expired,
+            Some(DenyReason::AudienceMismatch) => &self.audience_mismatch,
+            Some(DenyReason::IpNotAllowed) => &self.ip_not_allowed,
+            Some(DenyReason::ScopeMissing) => &self.scope_missing,
+        };
+        counter.inc();
+    }
+}
+
+/// Counts calls and how long they take.
+#[derive(Debug)]
+pub struct Calls {
+    known: Vec<(&'static str, Arc<Call>)>,
+    unknown: Arc<Call>,
+}
+
+impl Calls {
+    fn register(registry: &mut Registry, paths: impl IntoIterator<Item = &'static str>) -> Self {
+        let counts = Family::<Labels<2>, Counter>::default();
+        registry.register("calls", "Calls by gRPC code; CANCELLED are those that nobody waited for", counts.clone());
+        let durations = Family::<Labels<1>, Durations>::default();
+        let help = "From the headers of a call to those of its reply";
+        registry.register_with_unit("call_duration", help, Unit::Seconds, durations.clone());
+        let call = |name| {
+            Arc::new(Call {
+                codes: CODES.map(|code| counts.get_or_create_owned(&[("call", name), ("code", code)])),
+                durations: durations.get_or_create_owned(&[("call", name)]),
+            })
+        };
+        Self { known: paths.into_iter().map(|path| (path, call(short(path)))).collect(), unknown: call(UNKNOWN_CALL) }
+    }
+
+    /// The handle of a call by its path. All paths that are not ours share one.
+    #[must_use]
+    pub fn of(&self, path: &str) -> Arc<Call> {
+        self.known.iter().find(|(known, _)| *known == path).map_or(&self.unknown, |(_, call)| call).clone()
+    }
+}
+
+/// A call's name without its package: `/keyward.v1.KeyAdmin/CreateKey` is `KeyAdmin/CreateKey`.
+fn short(path: &'static str) -> &'static str {
+    path.rsplit('.').next().unwrap_or(path)
+}
+
+/// Counts one kind of call.
+#[derive(Debug)]
+pub struct Call {
+    codes: [Counter; CODES.len()],
+    durations: Durations,
+}
+
+impl Call {
+    /// Counts a call that was answered with the code of this number. What is no number of a code is code UNKNOWN.
+    pub fn count(&self, code: i32, took: Duration) {
+        let [_, _, unknown, ..] = &self.codes;
+        let counter = usize::try_from(code).ok().and_then(|code| self.codes.get(code)).unwrap_or(unknown);
+        counter.inc();
+        self.durations.observe(took);
+    }
+}
+
+/// A histogram without the lock that the crate's own one takes for every observation.
+#[derive(Clone, Debug, Default)]
+struct Durations(Arc<Classes>);
+
+#[derive(Debug, Default)]
+struct Classes {
+    /// One for each bound, and one for what is beyond the last.
+    counts: [AtomicU64; BOUNDS_MICROS.len() + 1],
+    /// It wraps after centuries of calls, which Prometheus takes for a restart.
+    nanos: AtomicU64,
+}
+
+impl Durations {
+    fn observe(&self, took: Duration) {
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let class = BOUNDS_MICROS.partition_point(|bound| u64::from(*bound) * 1_000 < nanos);
+        self.0.counts[class].fetch_add(1, Ordering::Relaxed);
+        self.0.nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+}
+
+impl TypedMetric for Durations {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl EncodeMetric for Durations {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let bounds = BOUNDS_MICROS.iter().map(|bound| f64::from(*bound) / 1e6).chain([f64::INFINITY]);
+        let counts = self.0.counts.iter().map(|count| count.load(Ordering::Relaxed));
+        let classes: Vec<_> = bounds.zip(counts).collect();
+        // Their sum, so that the last class and the count agree whatever is counted meanwhile.
+        let count = classes.iter().map(|(_, count)| count).sum();
+        let sum = Duration::from_nanos(self.0.nanos.load(Ordering::Relaxed)).as_secs_f64();
+        encoder.encode_histogram::<NoLabelSet>(sum, count, &classes, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+/// A gauge that is read when somebody asks.
+struct Gauge(Reading);
+
+impl fmt::Debug for Gauge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Gauge").field(&(self.0)()).finish()
+    }
+}
+
+impl EncodeMetric for Gauge {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        encoder.encode_gauge(&(self.0)())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+}

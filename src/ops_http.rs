@@ -1,0 +1,120 @@
+//! Probes and metrics over plain HTTP/1.1, for orchestrators and Prometheus: `/livez`, `/readyz`, `/metrics`.
+//!
+//! Nothing secret is here, nothing can be changed from here, and everything is bounded: connections, their length, and the
+//! size of a request. A connection carries one request, so that one which is kept open never stands in the way of a stop.
+
+use std::convert::Infallible;
+use std::future::ready;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::metrics::{CONTENT_TYPE, Metrics};
+use crate::net::Conn;
+
+/// Connections at one time. Further ones wait to be accepted.
+pub const CONNECTIONS_MAX: usize = 64;
+
+/// How long a connection may take, from accept to the last byte of the reply.
+const CONNECTION_TIME_MAX: Duration = Duration::from_secs(5);
+/// A request line and its headers at most.
+const REQUEST_BYTES_MAX: usize = 16 * 1024;
+
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const ALLOWED: HeaderValue = HeaderValue::from_static("GET, HEAD");
+
+/// Where a server is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It loads its data.
+    Loading,
+    /// It answers calls.
+    Serving,
+    /// It takes no more connections, and lets calls finish.
+    Stopping,
+}
+
+/// What can be asked about.
+#[derive(Clone, Debug)]
+pub struct Ops {
+    /// Where the server is in its life.
+    pub phase: watch::Receiver<Phase>,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Ops {
+    /// Answers every connection that comes in, until it is dropped.
+    pub async fn serve(self, mut incoming: mpsc::Receiver<io::Result<Conn>>) {
+        // Connections end with this set: what is asked so late needs no answer.
+        let mut connections = JoinSet::new();
+        while let Some(accepted) = incoming.recv().await {
+            while connections.try_join_next().is_some() {}
+            if let Ok(conn) = accepted {
+                connections.spawn(self.clone().converse(conn));
+            }
+        }
+    }
+
+    async fn converse(self, conn: Conn) {
+        let service = service_fn(|request| ready(Ok::<_, Infallible>(self.answer(&request))));
+        let served = http1::Builder::new()
+            .keep_alive(false)
+            .max_buf_size(REQUEST_BYTES_MAX)
+            .serve_connection(TokioIo::new(conn), service);
+        // A client that is slow, gone or no HTTP client is its own affair.
+        drop(timeout(CONNECTION_TIME_MAX, served).await);
+    }
+
+    fn answer<B>(&self, request: &Request<B>) -> Response<String> {
+        let known: fn(&Self) -> Response<String> = match request.uri().path() {
+            "/livez" => |_| text(StatusCode::OK, "ok"),
+            "/readyz" => Self::readiness,
+            "/metrics" => Self::exposition,
+            _ => return text(StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics"),
+        };
+        if matches!(*request.method(), Method::GET | Method::HEAD) {
+            return known(self);
+        }
+        let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD");
+        refused.headers_mut().insert(header::ALLOW, ALLOWED);
+        refused
+    }
+
+    fn readiness(&self) -> Response<String> {
+        match *self.phase.borrow() {
+            Phase::Loading => text(StatusCode::SERVICE_UNAVAILABLE, "loading"),
+            Phase::Serving => text(StatusCode::OK, "ok"),
+            Phase::Stopping => text(StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+        }
+    }
+
+    fn exposition(&self) -> Response<String> {
+        match self.metrics.text() {
+            Ok(metrics) => reply(StatusCode::OK, HeaderValue::from_static(CONTENT_TYPE), metrics),
+            Err(error) => {
+                tracing::error!(%error, "cannot write the metrics");
+                text(StatusCode::INTERNAL_SERVER_ERROR, "cannot write the metrics")
+            }
+        }
+    }
+}
+
+fn text(status: StatusCode, line: &str) -> Response<String> {
+    reply(status, TEXT, format!("{line}\n"))
+}
+
+fn reply(status: StatusCode, content_type: HeaderValue, body: String) -> Response<String> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response
+}
