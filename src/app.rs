@@ -33,7 +33,7 @@ use crate::layer::log::LogLayer;
 use crate::layer::metrics::MetricsLayer;
 use crate::lifecycle::Tasks;
 use crate::metrics::{Calls, Metrics, Readings};
-use crate::net::{CONNECTIONS_MAX, Conn, ListenAddr, Listener, Slots};
+use crate::net::{Conn, ListenAddr, Listener, Slots, connections_max};
 use crate::ops_http::{self, Ops, Phase};
 use crate::store::memory::MemoryStore;
 use crate::store::sled::{LockedDir, OpenError, Options, SEGMENT_BYTES_DEFAULT, SledStore};
@@ -44,7 +44,7 @@ use crate::verify::Verifier;
 const HEALTH_NAMES: [&str; 3] = ["", "keyward.v1.KeyVerify", "keyward.v1.KeyAdmin"];
 
 /// Streams that one connection has open at most.
-const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;
+const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 /// Headers of one call at most.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
 /// Resets that a peer may provoke by its own errors before its connection is closed (the guard against MadeYouReset).
@@ -168,7 +168,7 @@ impl App {
         let health = new_health().await;
         let phase = watch::Sender::new(Phase::Loading);
         let index = Arc::new(Index::default());
-        let slots = Slots::new(CONNECTIONS_MAX);
+        let slots = Slots::new(connections_max());
         let metrics = Arc::new(new_metrics(&index, &slots));
         let verdicts = metrics.verdicts();
 
@@ -336,8 +336,8 @@ async fn open_store(deps: &Deps, dir: LockedDir, keyring: &Keyring) -> Result<Ar
 /// Folds everything that is there into the index.
 async fn load(store: &dyn Store, index: &Index) -> Result<(), StoreError> {
     let mut snapshot = store.load().await?;
-    while let Some(batch) = snapshot.batches.recv().await {
-        index.fold(&batch?);
+    while let Some(records) = snapshot.next().await? {
+        index.fold(&records);
     }
     index.reach(snapshot.revision);
     Ok(())

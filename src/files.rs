@@ -18,7 +18,11 @@ pub fn private() -> fs::OpenOptions {
 /// # Errors
 /// When the file system refuses.
 pub fn create_private_dir(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().mode(0o700).recursive(true).create(path)
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::DirBuilder::new().mode(0o700).recursive(true).create(path)?;
+    sync_parent(path)
 }
 
 /// Writes a file that only its owner may read, so that it is there whole or not at all.

@@ -39,7 +39,8 @@ impl Tasks {
         self.stop.clone()
     }
 
-    /// Tells the tasks to stop and waits for them; those that take longer than `deadline` are cut off. Says whether all
+    /// Tells the tasks to stop and waits for them; those that take longer than `deadline` are cut off
+    /// (what they have started elsewhere, such as the library's tasks for connections, ends with the runtime). Says whether all
     /// ended by themselves.
     pub async fn stop(&self, deadline: Duration) -> bool {
         self.stop.cancel();

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -16,14 +17,30 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
-/// Connections at one time, over all listeners. Further ones wait to be accepted.
-pub const CONNECTIONS_MAX: usize = 8_192;
+/// Connections at one time, over all listeners, if the process may open as many files. Further ones wait to be accepted.
+const CONNECTIONS_MAX: usize = 8_192;
+/// Files that are kept for everything else: the journal, the table, the runtime.
+const FILES_RESERVED: usize = 128;
+
+/// How long a connection may take to say that it speaks HTTP/2; afterwards keepalive watches it.
+const GREETING_TIME_MAX: Duration = Duration::from_secs(10);
+/// The client's half of the HTTP/2 connection preface, by RFC 9113.
+const GREETING_BYTES: usize = 24;
 
 /// How long to wait after an error of accept, which is most often that there are too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How many connections there may be: never so many that the journal could not open its next segment.
+#[must_use]
+pub fn connections_max() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let files = files.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX);
+    files.saturating_sub(FILES_RESERVED).clamp(1, CONNECTIONS_MAX)
+}
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,13 +172,17 @@ impl Listener {
             while let Ok(free) = slots.free.clone().acquire_owned().await {
                 match self.accept_one().await {
                     Ok(stream) => {
-                        if to.send(Ok(Conn { stream, _slot: slots.take(free) })).await.is_err() {
+                        if to
+                            .send(Ok(Conn { stream, greeting: Some(Greeting::expected()), _slot: slots.take(free) }))
+                            .await
+                            .is_err()
+                        {
                             return;
                         }
                     }
                     Err(error) => {
                         tracing::warn!(listen = %self.addr, %error, "cannot accept a connection; pausing");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        sleep(ACCEPT_PAUSE).await;
                     }
                 }
             }
@@ -209,7 +230,22 @@ impl Peer {
 #[derive(Debug)]
 pub struct Conn {
     stream: Stream,
+    /// What the peer still owes.
+    greeting: Option<Greeting>,
     _slot: Slot,
+}
+
+/// A peer that says nothing would hold its slot for ever, and so would one that stops in the middle of its first line.
+#[derive(Debug)]
+struct Greeting {
+    until: Pin<Box<Sleep>>,
+    bytes_left: usize,
+}
+
+impl Greeting {
+    fn expected() -> Self {
+        Self { until: Box::pin(sleep(GREETING_TIME_MAX)), bytes_left: GREETING_BYTES }
+    }
 }
 
 #[derive(Debug)]
@@ -231,10 +267,22 @@ impl Connected for Conn {
 
 impl AsyncRead for Conn {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
+        if self.greeting.as_mut().is_some_and(|greeting| greeting.until.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        let before = buf.filled().len();
+        let polled = match &mut self.stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        let read = buf.filled().len() - before;
+        if let Some(greeting) = &mut self.greeting {
+            greeting.bytes_left = greeting.bytes_left.saturating_sub(read);
+            if greeting.bytes_left == 0 {
+                self.greeting = None;
+            }
         }
+        polled
     }
 }
 

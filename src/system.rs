@@ -1,4 +1,5 @@
-//! The real clock and the real randomness: the only place that asks the system for either.
+//! The real clock and the real randomness: the only place that asks the system for either. And what the process asks of
+//! the system for itself.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -7,6 +8,7 @@ use keyward_core::entropy::{Entropy, EntropyError};
 use rand::TryRng;
 #[expect(clippy::disallowed_types, reason = "this is the randomness that everything else takes as a parameter")]
 use rand::rngs::SysRng;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The system's clock.
 #[derive(Clone, Copy, Debug)]
@@ -27,5 +29,18 @@ pub struct SystemEntropy;
 impl Entropy for SystemEntropy {
     fn fill(&self, bytes: &mut [u8]) -> Result<(), EntropyError> {
         SysRng.try_fill_bytes(bytes).map_err(|e| EntropyError(e.to_string()))
+    }
+}
+
+/// Asks for as many open files as the system grants, and for no core dumps, which would hold secrets. A refusal is logged
+/// and no obstacle.
+pub fn set_limits() {
+    let files = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
+    let dumps = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    for (limit, refused) in [("open files", raised.err()), ("core dumps", dumps.err())] {
+        if let Some(error) = refused {
+            tracing::warn!(limit, %error, "cannot set a limit of the process");
+        }
     }
 }

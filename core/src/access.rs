@@ -6,6 +6,7 @@
 //! The tenant `system` is special, because whoever can write there can make an administrator: a plain role does not
 //! reach it, save `keyward.admin`; and roles narrowed to it can only read ([`RoleScope::parse`]).
 
+use std::collections::BTreeSet;
 use std::marker::PhantomData;
 
 use crate::id::{ActorId, BrokenRule, KeyId, TenantId};
@@ -159,6 +160,13 @@ impl Caller {
     #[must_use]
     pub fn may(&self, action: Action, tenant: &TenantId) -> bool {
         self.roles.iter().any(|r| r.role.allows(action) && r.reaches(tenant))
+    }
+
+    /// The tenants to which the caller's roles for an action are narrowed, in order. `None`: one of them is plain, and
+    /// reaches all but `system`.
+    #[must_use]
+    pub fn narrowed_to(&self, action: Action) -> Option<BTreeSet<TenantId>> {
+        self.roles.iter().filter(|r| r.role.allows(action)).map(|r| r.tenant.clone()).collect()
     }
 
     /// The tenant that the caller means by naming none: the only one their roles are narrowed to, or `default`.

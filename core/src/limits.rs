@@ -5,6 +5,9 @@ pub const SECRET_BYTES_MAX: usize = 256;
 
 /// A stored record, with its envelope. sled keeps values of this size inside its pages.
 pub const RECORD_BYTES_MAX: usize = 4_096;
+/// A record as it is created or updated. The rest is kept for what a change of state adds (its reason, who made it, a longer
+/// revision), so that a key can always be disabled.
+pub const RECORD_BYTES_ISSUED_MAX: usize = RECORD_BYTES_MAX - 512;
 
 /// The label that people see.
 pub const DISPLAY_NAME_BYTES_MAX: usize = 128;

@@ -27,7 +27,8 @@ impl Scope {
     /// # Errors
     /// When the text breaks the grammar. A `*` on its own is refused: it would grant whatever is invented later.
     pub fn parse(text: &str) -> Result<Self, BrokenRule> {
-        is_scope(text.strip_suffix(".*").unwrap_or(text)).then(|| Self(text.into())).ok_or(RULE)
+        let fits = text.len() <= SCOPE_BYTES_MAX && is_scope(text.strip_suffix(".*").unwrap_or(text));
+        fits.then(|| Self(text.into())).ok_or(RULE)
     }
 
     /// The scope as text.
@@ -92,9 +93,23 @@ mod tests {
 
     #[test]
     fn texts_outside_the_grammar_are_refused() {
-        for bad in
-            ["", ".", "*", "a.", ".a", "a..b", "a.*.b", "*.a", "a*", "a.b*", "a b", "ä", "a.**", &"a".repeat(129)]
-        {
+        for bad in [
+            "",
+            ".",
+            "*",
+            "a.",
+            ".a",
+            "a..b",
+            "a.*.b",
+            "*.a",
+            "a*",
+            "a.b*",
+            "a b",
+            "ä",
+            "a.**",
+            &"a".repeat(129),
+            &format!("{}.*", "a".repeat(127)),
+        ] {
             assert!(Scope::parse(bad).is_err(), "{bad:?}");
         }
         for bad in ["", "*", "a.*", "a."] {

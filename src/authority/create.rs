@@ -68,12 +68,11 @@ impl Authority {
     ) -> Result<Created, AuthorityError> {
         let tenant = self.existing_tenant(grant.tenant()).await?;
         let stamp = Stamp { time: self.clock.now(), actor: grant.actor() };
-        check_policy(grant.tenant(), &new.scopes, new.not_before, new.expire_time)?;
-        check_expiry(new.expire_time, stamp.time)?;
-
         let (key, secret) = self.issue(grant.tenant(), &tenant.secret_prefix, new, &stamp)?;
+        check_policy("", grant.tenant(), &key.policy)?;
+        check_expiry("", &key.policy, stamp.time)?;
+        check_size(&key)?;
         if validate_only {
-            check_size(&key)?;
             if self.store.key(&key.tenant, &key.key_id).await?.is_some() {
                 return Err(AuthorityError::Exists(Subject::Key));
             }

@@ -65,6 +65,9 @@ pub enum AuthorityError {
     /// Too many changes are waiting.
     #[error("too many changes are waiting")]
     Overloaded,
+    /// The disk has no room.
+    #[error("the disk has no room for the change")]
+    NoRoom,
     /// No randomness.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
@@ -94,6 +97,7 @@ impl AuthorityError {
             CommitError::Outdated => Self::Outdated,
             CommitError::TooLarge { bytes } => Self::TooLarge { bytes },
             CommitError::Overloaded => Self::Overloaded,
+            CommitError::NoRoom => Self::NoRoom,
             CommitError::Store(error) => Self::Store(error),
         }
     }

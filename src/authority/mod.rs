@@ -10,6 +10,7 @@ mod lifecycle;
 mod page_token;
 mod query;
 mod tenants;
+mod turns;
 mod update;
 
 use std::sync::Arc;
@@ -20,13 +21,12 @@ use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
 use keyward_core::id::{KeyId, TenantId};
-use keyward_core::limits::RECORD_BYTES_MAX;
-use keyward_core::record::{KeyRecord, Moved, Stamp, TenantRecord};
-use keyward_core::scope::Scope;
-use tokio::sync::Mutex;
+use keyward_core::limits::RECORD_BYTES_ISSUED_MAX;
+use keyward_core::record::{KeyPolicy, KeyRecord, Moved, Stamp, TenantRecord};
 use zeroize::Zeroizing;
 
 use self::page_token::PageTokens;
+use self::turns::Turns;
 use crate::index::Index;
 use crate::store::record::encode_key;
 use crate::store::{Commit, CommitError, Put, Store};
@@ -37,10 +37,8 @@ pub use self::query::{Listed, Selector};
 pub use self::tenants::NewTenant;
 pub use self::update::KeyPatch;
 
-/// How often a change is tried when one from elsewhere comes between, before the caller is told.
-const CONFLICT_TRIES_MAX: usize = 8;
-/// Changes of one key wait for each other; keys share this many turns.
-const TURNS: usize = 1_024;
+/// How often a change is tried when another one comes between, before the caller is told.
+const CONFLICT_TRIES_MAX: usize = 64;
 
 /// Issues keys and changes them.
 pub struct Authority {
@@ -50,8 +48,7 @@ pub struct Authority {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     page_tokens: PageTokens,
-    /// Without turns, changes of one key that arrive together would undo each other's reading again and again.
-    turns: Vec<Mutex<()>>,
+    turns: Turns,
 }
 
 /// What the authority works with.
@@ -99,8 +96,15 @@ impl Authority {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let Parts { store, index, peppers, clock, entropy, page_token_key } = parts;
-        let turns = (0..TURNS).map(|_| Mutex::new(())).collect();
-        Self { store, index, peppers, clock, entropy, page_tokens: PageTokens::new(page_token_key), turns }
+        Self {
+            store,
+            index,
+            peppers,
+            clock,
+            entropy,
+            page_tokens: PageTokens::new(page_token_key),
+            turns: Turns::default(),
+        }
     }
 
     /// Reads a key, changes it, and commits it unless it came out as it was. Another change in between is no obstacle,
@@ -116,7 +120,6 @@ impl Authority {
     where
         A: Sync,
     {
-        let _turn = self.turns[turn_of(grant.tenant(), key_id)].lock().await;
         for _ in 0..CONFLICT_TRIES_MAX {
             let mut key = self.existing(grant.tenant(), key_id).await?;
             if terms.etag.as_ref().is_some_and(|tag| *tag != etag(key.revision)) {
@@ -126,6 +129,8 @@ impl Authority {
             let moved = change(&mut key, &stamp)?;
             if moved == Moved::AlreadyThere || terms.validate_only {
                 let revision = key.revision;
+                // Whoever is told that a key is disabled may rely on it: the change may be durable and not yet in force.
+                self.index.reached(revision).await;
                 return Ok(Changed { record: key, revision });
             }
             let commit = Commit {
@@ -161,40 +166,32 @@ impl Authority {
     }
 }
 
-fn turn_of(tenant: &TenantId, key_id: &KeyId) -> usize {
-    let hash = blake3::hash(target(tenant, key_id).as_bytes());
-    let [low, high, ..] = *hash.as_bytes();
-    usize::from(u16::from_le_bytes([low, high])) % TURNS
-}
-
 fn target(tenant: &TenantId, key_id: &KeyId) -> String {
     format!("{tenant}/{key_id}")
 }
 
-/// What must hold of a key's scopes and times, wherever they come from.
-fn check_policy(
-    tenant: &TenantId,
-    scopes: &[Scope],
-    not_before: Option<UnixMillis>,
-    expire_time: Option<UnixMillis>,
-) -> Result<(), AuthorityError> {
+/// What must hold of a key's scopes and times, wherever they come from. `at` is where the request has them.
+fn check_policy(at: &str, tenant: &TenantId, policy: &KeyPolicy) -> Result<(), AuthorityError> {
     if tenant.is_system() {
-        for (at, scope) in scopes.iter().enumerate() {
-            RoleScope::parse(scope).map_err(|rule| AuthorityError::bad_field(format!("scopes[{at}]"), rule.0))?;
+        for (nth, scope) in policy.scopes.iter().enumerate() {
+            RoleScope::parse(scope).map_err(|rule| AuthorityError::bad_field(format!("{at}scopes[{nth}]"), rule.0))?;
         }
     }
-    if let (Some(from), Some(until)) = (not_before, expire_time)
+    if let (Some(from), Some(until)) = (policy.not_before, policy.expire_time)
         && until <= from
     {
-        return Err(AuthorityError::bad_field("expire_time", "must be later than not_before"));
+        return Err(AuthorityError::bad_field(format!("{at}expire_time"), "must be later than not_before"));
     }
     Ok(())
 }
 
 /// An expiry that is set must lie ahead; to end a key now, disable or revoke it.
-fn check_expiry(expire_time: Option<UnixMillis>, now: UnixMillis) -> Result<(), AuthorityError> {
-    if expire_time.is_some_and(|until| until <= now) {
-        return Err(AuthorityError::bad_field("expire_time", "must be in the future; to end a key now, disable it"));
+fn check_expiry(at: &str, policy: &KeyPolicy, now: UnixMillis) -> Result<(), AuthorityError> {
+    if policy.expire_time.is_some_and(|until| until <= now) {
+        return Err(AuthorityError::bad_field(
+            format!("{at}expire_time"),
+            "must be in the future; to end a key now, disable it",
+        ));
     }
     Ok(())
 }
@@ -202,7 +199,7 @@ fn check_expiry(expire_time: Option<UnixMillis>, now: UnixMillis) -> Result<(), 
 /// All fields within their limits can still be too large together.
 fn check_size(key: &KeyRecord) -> Result<(), AuthorityError> {
     match encode_key(key).len() {
-        bytes if bytes > RECORD_BYTES_MAX => Err(AuthorityError::TooLarge { bytes }),
+        bytes if bytes > RECORD_BYTES_ISSUED_MAX => Err(AuthorityError::TooLarge { bytes }),
         _ => Ok(()),
     }
 }

@@ -8,7 +8,7 @@ use keyward_core::id::{SecretPrefix, TenantId};
 use keyward_core::record::{Stamp, TenantRecord};
 
 use super::{Authority, AuthorityError, Changed, Listed, Subject};
-use crate::store::{Commit, Put};
+use crate::store::{Commit, Page, Put};
 
 /// A tenant to be.
 #[derive(Clone, Debug)]
@@ -75,7 +75,20 @@ impl Authority {
         const QUERY: &[&[u8]] = &[b"tenants"];
         let revision = self.store.revision();
         let after = self.page_tokens.open(page_token, QUERY, TenantId::parse)?;
-        let page = self.store.tenants(after, page_size).await?;
+        let page = match caller.narrowed_to(Action::Read) {
+            None => self.store.tenants(after, page_size).await?,
+            // One by one: a page over all tenants would show in its token where others' are.
+            Some(own) => {
+                let mut found = vec![];
+                for tenant in own.into_iter().filter(|t| after.as_ref().is_none_or(|after| t > after)) {
+                    found.extend(self.store.tenant(&tenant).await?);
+                    if found.len() > page_size {
+                        break;
+                    }
+                }
+                Page::first(found.into_iter(), page_size, |tenant| tenant.tenant.clone())
+            }
+        };
         let next_page_token = self.page_tokens.seal(page.next.as_ref().map(TenantId::as_str), QUERY);
         let visible = page.records.into_iter().filter(|t| caller.may(Action::Read, &t.tenant));
         Ok(Listed { records: visible.collect(), next_page_token, revision })

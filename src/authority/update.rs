@@ -50,15 +50,16 @@ impl Authority {
         terms: &Terms,
     ) -> Result<Changed<KeyRecord>, AuthorityError> {
         let own = grant.is_own_key(key_id);
+        let _turn = self.turns.take(grant.tenant(), key_id).await?;
         self.change(grant, "UpdateKey", key_id, terms, |key, stamp| {
             let before = key.clone();
             patch.apply(key);
             if own && key.policy != before.policy {
                 return Err(AuthorityError::OwnKey);
             }
-            check_policy(grant.tenant(), &key.policy.scopes, key.policy.not_before, key.policy.expire_time)?;
+            check_policy("key.", grant.tenant(), &key.policy)?;
             if patch.expire_time.is_some() {
-                check_expiry(key.policy.expire_time, stamp.time)?;
+                check_expiry("key.", &key.policy, stamp.time)?;
             }
             check_size(key)?;
             if *key == before {

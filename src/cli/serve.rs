@@ -7,15 +7,19 @@ use std::sync::Arc;
 use crate::app::{App, Deps, Engine};
 use crate::config::{Flags, Settings};
 use crate::lifecycle::StopSignals;
-use crate::system::{SystemClock, SystemEntropy};
+use crate::system::{SystemClock, SystemEntropy, set_limits};
 use crate::telemetry;
 
 /// Serves until a signal says stop.
 pub(super) fn run((flags, file): (Flags, Option<PathBuf>)) -> Result<(), Box<dyn Error>> {
     let settings = Settings::load(&flags, file)?.settings;
     let _flush = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
+    set_limits();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(settings))
+    let served = runtime.block_on(serve(settings));
+    // What has not ended by its deadline is not waited for once more.
+    runtime.shutdown_background();
+    served
 }
 
 async fn serve(settings: Settings) -> Result<(), Box<dyn Error>> {

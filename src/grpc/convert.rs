@@ -22,6 +22,12 @@ use crate::index::Entry;
 const UPDATABLE: &str = "must be one of display_name, description, owner, scopes, audiences, allowed_cidrs, labels, \
                          annotations, not_before, expire_time";
 
+/// How many they are.
+const UPDATABLE_FIELDS: usize = 10;
+
+/// States that a selector names at most; there are fewer, and one may stand twice.
+const SELECTOR_STATES_MAX: usize = 16;
+
 /// Which key a request means.
 #[derive(Debug)]
 pub struct KeyName {
@@ -141,7 +147,16 @@ pub fn update(request: pb::UpdateKeyRequest, default: TenantId) -> Result<(KeyNa
     let tenant = f.parse_or("key.tenant", &key.tenant, TenantId::parse, || default);
     let key_id = f.parse("key.key_id", &key.key_id, KeyId::parse);
     let mut patch = KeyPatch::default();
+    // Before any field is read: each path costs the reading of its field.
+    if mask.paths.len() > UPDATABLE_FIELDS {
+        f.wrong("update_mask", "must name each field once");
+        return fields.finish(None);
+    }
     for (at, path) in mask.paths.iter().enumerate() {
+        if mask.paths[..at].contains(path) {
+            f.wrong(format!("update_mask.paths[{at}]"), "must not be named twice");
+            continue;
+        }
         match path.as_str() {
             "display_name" => {
                 let label = f.required_text("key.display_name", key.display_name.clone(), DISPLAY_NAME_BYTES_MAX);
@@ -179,7 +194,10 @@ pub fn list(request: &pb::ListKeysRequest, default: TenantId) -> Result<(TenantI
     let selector = request.selector.clone().unwrap_or_default();
     let tenant = f.parse_or("selector.tenant", &selector.tenant, TenantId::parse, || default);
     let mut states = Vec::new();
-    for (at, &state) in selector.states.iter().enumerate() {
+    if selector.states.len() > SELECTOR_STATES_MAX {
+        f.wrong("selector.states", format!("must have at most {SELECTOR_STATES_MAX} entries"));
+    }
+    for (at, &state) in selector.states.iter().take(SELECTOR_STATES_MAX).enumerate() {
         match pb::State::try_from(state) {
             Ok(pb::State::Active) => states.push(State::Active),
             Ok(pb::State::Disabled) => states.push(State::Disabled),

@@ -25,23 +25,39 @@ const TIME_MS_MAX: i64 = 253_402_300_799_999;
 #[derive(Debug, Default)]
 pub struct Fields {
     violations: Vec<Violation>,
+    /// Further ones, which are only counted.
+    more: usize,
 }
+
+/// Violations that are told. A refusal travels in headers, which clients bound, so it must be short.
+const VIOLATIONS_TOLD_MAX: usize = 8;
 
 impl Fields {
     /// Gives what was read, if nothing was wrong.
     ///
     /// # Errors
     /// With everything that was wrong.
-    pub fn finish<T>(self, read: Option<T>) -> Result<T, Refusal> {
+    pub fn finish<T>(mut self, read: Option<T>) -> Result<T, Refusal> {
         match read {
             Some(read) if self.violations.is_empty() => Ok(read),
-            _ => Err(Refusal::BadFields(self.violations)),
+            _ => {
+                if self.more > 0
+                    && let Some(last) = self.violations.last_mut()
+                {
+                    last.rule = format!("{} (and {} more)", last.rule, self.more);
+                }
+                Err(Refusal::BadFields(self.violations))
+            }
         }
     }
 
     /// Notes that a field breaks a rule.
     pub fn wrong(&mut self, field: impl Into<String>, rule: impl Into<String>) {
-        self.violations.push(Violation { field: field.into(), rule: rule.into() });
+        if self.violations.len() < VIOLATIONS_TOLD_MAX {
+            self.violations.push(Violation { field: field.into(), rule: rule.into() });
+        } else {
+            self.more += 1;
+        }
     }
 
     /// A field that parses.
@@ -203,8 +219,9 @@ impl Fields {
 
     /// People paste secrets where labels belong. What is written there is kept and shown, so it must not be one.
     fn no_secret(&mut self, field: &str, value: &str) {
-        let mut words = value.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        if words.any(|word| PresentedSecret::parse(word).is_ok()) {
+        let words = value.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let found = words.flat_map(three_parts).any(|part| PresentedSecret::parse(part).is_ok());
+        if found {
             self.wrong(field, "must not contain the secret of a key");
         }
     }
@@ -225,4 +242,15 @@ impl Fields {
             self.wrong(field, rule);
         }
     }
+}
+
+/// Every run of three parts of a word that underscores divide: a secret has three, whatever stands before or after it.
+fn three_parts(word: &str) -> impl Iterator<Item = &str> {
+    let starts = std::iter::once(0).chain(word.match_indices('_').map(|(at, _)| at + 1));
+    starts.filter_map(|start| {
+        let rest = &word[start..];
+        let (second, _) = rest.match_indices('_').nth(1)?;
+        let end = rest[second + 1..].find('_').map_or(rest.len(), |more| second + 1 + more);
+        Some(&rest[..end])
+    })
 }

@@ -126,6 +126,11 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
             let retry_after = Some(RETRY_AFTER);
             return Told { code: Code::ResourceExhausted, reason: "OVERLOADED", message, violations: &[], retry_after };
         }
+        AuthorityError::NoRoom => (
+            Code::ResourceExhausted,
+            "DISK_FULL",
+            "keyward's disk has no room for changes; verdicts go on, and its log says more".to_owned(),
+        ),
         AuthorityError::Entropy(_) => (
             Code::Unavailable,
             "RANDOMNESS_UNAVAILABLE",

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::check::{Current, stage};
-use super::{Commit, CommitError, KeyQuery, Page, Snapshot, Store, StoreError};
+use super::{Commit, CommitError, KeyQuery, Page, Part, Snapshot, Store, StoreError};
 use crate::feed::{Feed, Resync, Subscription};
 
 /// Keeps everything in maps, and loses it with the process.
@@ -43,9 +43,11 @@ impl Store for MemoryStore {
         let state = self.state.lock();
         let keys = state.keys.values().cloned().map(Record::Key);
         let records: Vec<_> = state.tenants.values().cloned().map(Record::Tenant).chain(keys).collect();
-        let (sender, batches) = mpsc::channel(1);
-        sender.try_send(Ok(records)).map_err(|_| StoreError::Closed)?;
-        Ok(Snapshot { revision: state.revision, batches })
+        let (sender, parts) = mpsc::channel(2);
+        for part in [Part::Records(records), Part::End] {
+            sender.try_send(Ok(part)).map_err(|_| StoreError::Closed)?;
+        }
+        Ok(Snapshot { revision: state.revision, parts })
     }
 
     async fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {

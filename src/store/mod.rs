@@ -88,8 +88,30 @@ pub trait Store: Send + Sync + 'static {
 pub struct Snapshot {
     /// The revision.
     pub revision: Revision,
-    /// The records, in batches. The channel closes after the last one.
-    pub batches: mpsc::Receiver<Result<Vec<Record>, StoreError>>,
+    parts: mpsc::Receiver<Result<Part, StoreError>>,
+}
+
+/// A piece of a snapshot.
+#[derive(Debug)]
+enum Part {
+    Records(Vec<Record>),
+    /// Without it, a snapshot whose reader died would pass for a whole one.
+    End,
+}
+
+impl Snapshot {
+    /// The next records. `None`: those were all.
+    ///
+    /// # Errors
+    /// When the engine cannot read on, or has stopped reading before the end.
+    pub async fn next(&mut self) -> Result<Option<Vec<Record>>, StoreError> {
+        match self.parts.recv().await {
+            Some(Ok(Part::Records(records))) => Ok(Some(records)),
+            Some(Ok(Part::End)) => Ok(None),
+            Some(Err(error)) => Err(error),
+            None => Err(StoreError::Engine("a snapshot broke off before its end".into())),
+        }
+    }
 }
 
 /// Which keys to list.
@@ -135,7 +157,7 @@ pub struct Page<R, I> {
 
 impl<R, I> Page<R, I> {
     /// The first `limit` of the records. One more is looked at, to know whether there is a next page.
-    fn first(records: impl Iterator<Item = Arc<R>>, limit: usize, id: impl Fn(&R) -> I) -> Self {
+    pub(crate) fn first(records: impl Iterator<Item = Arc<R>>, limit: usize, id: impl Fn(&R) -> I) -> Self {
         let mut records: Vec<_> = records.take(limit.saturating_add(1)).collect();
         let more = records.len() > limit;
         records.truncate(limit);
@@ -188,6 +210,9 @@ pub enum CommitError {
     /// The queue of commits is full.
     #[error("too many changes are waiting")]
     Overloaded,
+    /// The disk has no room.
+    #[error("the disk has no room for the change")]
+    NoRoom,
     /// The engine failed or is closing.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -205,4 +230,19 @@ pub enum StoreError {
     /// Stored bytes do not decode.
     #[error("a stored record is damaged")]
     Decode(#[from] record::DecodeError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_snapshot_that_breaks_off_is_not_taken_for_a_whole_one() {
+        let (sender, parts) = mpsc::channel(2);
+        let mut snapshot = Snapshot { revision: Revision(1), parts };
+        sender.send(Ok(Part::Records(vec![]))).await.unwrap();
+        drop(sender);
+        assert!(snapshot.next().await.unwrap().is_some());
+        assert!(snapshot.next().await.is_err());
+    }
 }

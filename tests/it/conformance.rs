@@ -267,8 +267,8 @@ async fn a_snapshot_and_its_changes_are_everything(store: Arc<dyn Store>) {
     let mut snapshot = store.load().await.unwrap();
     let mut changes = store.changes(snapshot.revision).unwrap();
     let mut records = vec![];
-    while let Some(batch) = snapshot.batches.recv().await {
-        records.extend(batch.unwrap());
+    while let Some(batch) = snapshot.next().await.unwrap() {
+        records.extend(batch);
     }
     let newer = create(&*store, 11).await;
     records.extend(changes.next().await.unwrap().unwrap().iter().flat_map(|c| c.records.clone()));

@@ -9,7 +9,7 @@ use keyward::grpc::pb::{self, Reason};
 use keyward::store::record::{decode_key, encode_key};
 use keyward::store::sled::journal::JournalError;
 use keyward::store::sled::{LockedDir, OpenError, Options, SledStore};
-use keyward::store::{Put, Store};
+use keyward::store::{CommitError, Put, Store};
 use keyward_core::record::{KeyRecord, State};
 use zeroize::Zeroizing;
 
@@ -128,7 +128,50 @@ async fn a_table_that_does_not_open_is_moved_aside_and_built_anew() {
     let (mut site, keys) = stopped().await;
     fs::write(site.dir.path().join("table/conf"), b"this is no configuration of sled").unwrap();
     is_whole(&mut site, &keys).await;
-    assert!(site.dir.path().join("table.broken-1").exists());
+    assert!(site.dir.path().join("table.broken").exists());
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_is_no_reason_to_rebuild_the_table() {
+    let (mut site, keys) = stopped().await;
+    let (table, kept) = (site.dir.path().join("table"), site.dir.path().join("kept"));
+    fs::rename(&table, &kept).unwrap();
+    fs::write(&table, "not a directory").unwrap();
+    let refused = site.try_start().await.unwrap_err();
+    assert!(refused.to_string().contains("the disk fails"), "{refused}");
+    assert!(!site.dir.path().join("table.broken").exists());
+    fs::remove_file(&table).unwrap();
+    fs::rename(&kept, &table).unwrap();
+    is_whole(&mut site, &keys).await;
+}
+
+#[tokio::test]
+async fn changes_are_refused_while_the_journal_has_no_room_and_made_again_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir, 8 * 1024);
+    // In the place of the next segment's file: it cannot be made, as on a full disk.
+    let obstacle = dir.path().join("journal/000000000002.kwj.new");
+    fs::create_dir(&obstacle).unwrap();
+    let mut number = 0;
+    let refused = loop {
+        let put = Put::NewKey(Box::new(key(number)));
+        match store.commit(commit(vec![put])).await {
+            Ok(_) => number += 1,
+            Err(refused) => break refused,
+        }
+    };
+    assert!(matches!(refused, CommitError::NoRoom), "{refused}");
+    assert!(number > 5, "the first segment held {number}");
+    assert!(store.key(&key(0).tenant, &key(0).key_id).await.unwrap().is_some());
+    assert!(store.key(&key(number).tenant, &key(number).key_id).await.unwrap().is_none());
+
+    fs::remove_dir(&obstacle).unwrap();
+    assert_eq!(create(&store, number).await.revision.0, u64::from(number) + 1, "no revision was used up");
+    store.close().await.unwrap();
+    drop(store);
+    let store = open(&dir, 8 * 1024);
+    assert_eq!(store.revision().0, u64::from(number) + 1);
+    store.close().await.unwrap();
 }
 
 #[tokio::test]
@@ -136,7 +179,7 @@ async fn a_half_snapshot_left_by_a_crash_is_removed() {
     let (mut site, keys) = stopped().await;
     fs::write(site.dir.path().join("table/snap.0000000000000400.generating"), b"half").unwrap();
     is_whole(&mut site, &keys).await;
-    assert!(!site.dir.path().join("table.broken-1").exists(), "the table was sound but for that");
+    assert!(!site.dir.path().join("table.broken").exists(), "the table was sound but for that");
 }
 
 /// The worst that a table can do: a record that is well-formed, and wrong.
@@ -181,7 +224,9 @@ async fn a_table_that_contradicts_the_journal_is_not_believed() {
             db.flush().unwrap();
         }
         is_whole(&mut site, &keys).await;
-        assert!(site.dir.path().join(format!("table.broken-{}", round + 1)).exists(), "round {round}");
+        let aside = site.dir.path().join("table.broken");
+        assert!(aside.exists(), "round {round}");
+        fs::remove_dir_all(aside).unwrap();
         site.stop().await;
     }
 }

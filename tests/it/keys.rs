@@ -217,6 +217,30 @@ async fn validate_only_checks_everything_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_key_is_disabled_amid_a_flood_of_updates() {
+    let site = Site::start().await;
+    let admin = site.admin();
+    let issued = admin.issue("Zapier", &[]).await;
+    let updates: Vec<_> = (0..200)
+        .map(|number| {
+            let (admin, key) = (admin.clone(), issued.key.clone());
+            tokio::spawn(async move {
+                let key = pb::Key { description: format!("change {number}"), ..key };
+                admin.update(update(&key, &["description"])).await
+            })
+        })
+        .collect();
+    admin.disable(disable(&issued.key)).await.unwrap();
+    assert_eq!(admin.reason(&issued.secret).await, Reason::Disabled);
+    for updated in updates {
+        // Some may be told that too many are waiting; none undoes the disable.
+        let refused = updated.await.unwrap().err();
+        assert!(refused.is_none_or(|status| status.code() == Code::ResourceExhausted));
+    }
+    assert_eq!(admin.reason(&issued.secret).await, Reason::Disabled);
+}
+
+#[tokio::test]
 async fn a_change_between_reading_and_writing_is_no_obstacle_without_an_etag() {
     let site = Site::start().await;
     let admin = site.admin();

@@ -5,11 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward::app::{App, Deps, Engine, StartError};
+use keyward::authority::{Authority, Parts, Terms};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward::grpc::ready::Gate;
+use keyward::index::Index;
 use keyward::layer::authn::AuthnLayer;
+use keyward::store::memory::MemoryStore;
+use keyward::store::{Put, Store};
+use keyward_core::access::{Caller, ChangeState};
 use keyward_core::clock::ManualClock;
+use keyward_core::digest::{Pepper, PepperRing};
+use keyward_core::record::{KeyPolicy, KeyRecord, State};
+use keyward_core::scope::Scope;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Code;
@@ -19,6 +28,9 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::{v1, v1alpha};
 
+use zeroize::Zeroizing;
+
+use crate::conformance::{commit, key};
 use crate::harness::{Handle, START, Seeded, Site, error_reason};
 
 fn named(service: &str) -> HealthCheckRequest {
@@ -157,6 +169,44 @@ async fn it_listens_on_several_addresses_and_on_unix_sockets() {
     }
     app.stop().await.unwrap();
     assert!(!socket.exists(), "the socket goes with the server");
+}
+
+/// The clock of the runtime stands still, and goes on by itself when everybody waits.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_says_nothing_is_closed() {
+    let mut site = Site::start().await;
+    let app = site.app();
+    let keyward::net::ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!() };
+    for half in [&b""[..], b"PRI * HTTP/2.0\r\n"] {
+        let mut silent = tokio::net::TcpStream::connect(addr).await.unwrap();
+        silent.write_all(half).await.unwrap();
+        let mut heard = vec![];
+        // It may say its own settings first; what matters is that it ends.
+        drop(silent.read_to_end(&mut heard).await);
+    }
+    app.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_that_a_key_is_disabled_waits_until_it_is_so() {
+    let (store, index) = (Arc::new(MemoryStore::default()), Arc::new(Index::default()));
+    let record = KeyRecord { policy: KeyPolicy { state: State::Disabled, ..key(1).policy }, ..key(1) };
+    let revision = store.commit(commit(vec![Put::NewKey(Box::new(record))])).await.unwrap();
+    let authority = Authority::new(Parts {
+        store,
+        index: index.clone(),
+        peppers: Arc::new(PepperRing::new(vec![Pepper::new(Zeroizing::new([1; 32]))]).unwrap()),
+        clock: Arc::new(ManualClock::at(START)),
+        entropy: Arc::new(Seeded::new(1)),
+        page_token_key: Zeroizing::new([1; 32]),
+    });
+    let caller = Caller::new(key(2).key_id, &[Scope::parse("keyward.operator").unwrap()]);
+    let grant = caller.grant::<ChangeState>(key(1).tenant).unwrap();
+    let (key_id, terms) = (key(1).key_id, Terms::default());
+    let mut disabled = std::pin::pin!(authority.change_state(&grant, &key_id, State::Disabled, "", &terms));
+    assert!(futures_util::poll!(&mut disabled).is_pending(), "no verdict knows of it yet");
+    index.reach(revision);
+    assert_eq!(disabled.await.unwrap().revision, revision);
 }
 
 #[tokio::test]

@@ -69,6 +69,30 @@ async fn tenants_come_in_pages() {
     assert_eq!(seen, ["default", "system", "t0", "t1", "t2", "t3", "t4"]);
 }
 
+/// A page token can be read; it must not tell of tenants that its holder may not see.
+#[tokio::test]
+async fn pages_tell_nothing_of_hidden_tenants() {
+    let site = Site::start().await;
+    for tenant in ["acme", "globex", "initech", "zeta"] {
+        let request = pb::CreateTenantRequest { tenant: tenant.into(), ..Default::default() };
+        site.admin().create_tenant(request).await.unwrap();
+    }
+    let caller = site.with_roles(&["keyward.viewer@acme", "keyward.issuer@zeta", "keyward.verifier"]).await;
+    let mut seen = vec![];
+    let mut request = pb::ListTenantsRequest { page_size: 1, ..Default::default() };
+    loop {
+        let page = caller.list_tenants(request.clone()).await.unwrap();
+        seen.extend(page.tenants.into_iter().map(|t| t.tenant));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        let token = data_encoding::BASE64URL_NOPAD.decode(page.next_page_token.as_bytes()).unwrap();
+        assert!(token.ends_with(b"acme"), "the token ends with what was seen last");
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!(seen, ["acme", "zeta"]);
+}
+
 #[tokio::test]
 async fn a_bad_tenant_is_refused_by_field_and_nothing_is_made() {
     let site = Site::start().await;

@@ -131,7 +131,15 @@ impl Log {
         }
 
         staged.end = frame.end();
-        self.make_durable(&frame.finish(), staged.end);
+        let frame = frame.finish();
+        if let Err(error) = self.journal.writer.make_room(frame.len(), &before) {
+            tracing::error!(%error, "no room for another segment of the journal; changes are refused, verdicts go on");
+            for (reply, _) in replies {
+                drop(reply.send(Err(CommitError::NoRoom)));
+            }
+            return;
+        }
+        self.make_durable(&frame, staged.end);
         self.overlay.insert(staged.rows.iter().map(|row| &row.record));
         self.feed.publish(changes);
         self.durable.send_replace(staged.end.revision);
@@ -145,7 +153,7 @@ impl Log {
     }
 
     fn make_durable(&mut self, frame: &[u8], end: Position) {
-        if let Err(error) = self.journal.writer.append(frame, &self.journal.position) {
+        if let Err(error) = self.journal.writer.append(frame) {
             die("the journal cannot be written", &error);
         }
         if let Err(error) = self.watermark.note(&end) {

@@ -38,7 +38,7 @@ use zeroize::Zeroizing;
 use self::committer::{Committer, Request};
 use self::overlay::Overlay;
 use self::table::Table;
-use super::{Commit, CommitError, KeyQuery, Page, Snapshot, Store, StoreError};
+use super::{Commit, CommitError, KeyQuery, Page, Part, Snapshot, Store, StoreError};
 use crate::feed::{Feed, Resync, Subscription};
 
 pub use self::dir::LockedDir;
@@ -70,7 +70,7 @@ pub struct SledStore {
     table: Arc<Table>,
     feed: Feed,
     committer: Mutex<Option<Committer>>,
-    /// Unlocks the directory when dropped; the last field, so that everything else is gone by then.
+    /// Unlocks the directory when dropped. Close the store first: its threads may outlive it otherwise.
     _dir: LockedDir,
 }
 
@@ -129,7 +129,7 @@ impl SledStore {
 impl Store for SledStore {
     async fn load(&self) -> Result<Snapshot, StoreError> {
         let revision = self.caught_up().await?;
-        let (sender, batches) = mpsc::channel(4);
+        let (sender, parts) = mpsc::channel(4);
         let table = self.table.clone();
         // Ends with its channel, which the receiver of the snapshot holds.
         drop(spawn_blocking(move || {
@@ -140,14 +140,14 @@ impl Store for SledStore {
                     Err(error) => return sender.blocking_send(Err(error)).is_ok(),
                 }
                 if batch.len() == SNAPSHOT_BATCH_RECORDS
-                    && sender.blocking_send(Ok(std::mem::take(&mut batch))).is_err()
+                    && sender.blocking_send(Ok(Part::Records(std::mem::take(&mut batch)))).is_err()
                 {
                     return false;
                 }
             }
-            sender.blocking_send(Ok(batch)).is_ok()
+            [Part::Records(batch), Part::End].into_iter().all(|part| sender.blocking_send(Ok(part)).is_ok())
         }));
-        Ok(Snapshot { revision, batches })
+        Ok(Snapshot { revision, parts })
     }
 
     async fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {

@@ -1,10 +1,11 @@
 //! Start-up: from whatever a directory holds to a journal and a table that agree, or a refusal that says what is wrong.
 //!
-//! In this order: journal (a torn end is cut, any other damage refuses), watermark (acknowledged and missing refuses),
-//! table (opened and read whole; if in doubt, moved aside), replay of what the table lacks.
+//! In this order: journal (a torn end is cut, any other damage refuses), watermark (acknowledged and missing refuses; what
+//! is there is made durable), table (opened and read whole; if in doubt, moved aside), replay of what the table lacks.
 
 use std::fs;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +22,8 @@ use crate::store::record::{DecodeError, decode_key, decode_tenant, pb};
 
 /// Rows that one transaction of a replay writes at least, while there are as many.
 const REPLAY_ROWS: usize = 512;
+/// A replay says how far it is each time it has passed this many changes.
+const PROGRESS_CHANGES: u64 = 100_000;
 
 /// Why a data directory is not opened. Nothing has been lost by trying.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +84,8 @@ pub enum OpenError {
         /// What is wrong.
         source: DecodeError,
     },
-    /// A freshly made table does not work.
-    #[error("the table cannot be built: {0}")]
+    /// The table cannot be had, for want of a working disk or of room on it.
+    #[error("the table cannot be opened or built: {0}")]
     Table(TableError),
     /// The disk failed.
     #[error("the disk failed: {0}")]
@@ -108,144 +111,141 @@ pub(super) struct Journal {
 pub(super) fn recover(dir: &LockedDir, options: &Options) -> Result<Recovered, OpenError> {
     let key = ChainKey(options.chain_key.clone());
     let (watermark, acknowledged) = Watermark::open(&dir.watermark())?;
-    let (table, applied) = open_table(&dir.table());
-
-    // One pass checks all of the journal and notes where the watermark and the table stand in it.
-    let mut waypoints = Waypoints::new(acknowledged, applied);
-    let end = scan(&dir.journal(), &key, |_, end| waypoints.pass(&end))?;
-    waypoints.judge(&end, &dir.journal())?;
-    if let Some(torn) = end.segment.as_ref().filter(|s| s.torn > 0) {
-        tracing::warn!(path = %torn.path.display(), bytes = torn.torn, "cutting off a change that was never acknowledged");
-    }
-    if acknowledged.is_none() && end.position.revision > Revision(0) {
-        tracing::warn!("the watermark is missing or damaged; making it anew from the journal");
-    }
-
-    let table = match (table, waypoints.table_fits()) {
-        (Some(table), true) => table,
-        (table, _) => {
-            drop(table);
-            set_aside(&dir.table())?;
-            Table::open(&dir.table()).map_err(OpenError::Table)?
-        }
-    };
-    replay(&dir.journal(), &key, &table, &end)?;
-
+    let end = check_journal(&dir.journal(), &key, acknowledged)?;
+    // Before anything is built on it: what was read must be on the disk, not only in the kernel's memory.
     let writer = Writer::resume(&dir.journal(), options.segment_bytes, &end)?;
     watermark.note(&end.position)?;
     watermark.sync(&dir.watermark())?;
+
+    let table = match open_table(&dir.table(), &key)? {
+        Some(table) if catch_up(&dir.journal(), &key, &table, &end)? => table,
+        unfit => {
+            drop(unfit);
+            set_aside(&dir.table())?;
+            let table = Table::open(&dir.table(), &key).map_err(OpenError::Table)?;
+            if !catch_up(&dir.journal(), &key, &table, &end)? {
+                return Err(OpenError::Table(TableError::Unsound("an empty table does not fit the journal")));
+            }
+            table
+        }
+    };
     let position = end.position;
     tracing::info!(path = %dir.path().display(), revision = position.revision.0, "data directory is whole");
     let journal = Journal { writer, key, position, watermark_path: dir.watermark() };
     Ok(Recovered { journal, watermark, table, revision: position.revision })
 }
 
-/// Opens the table and reads all of it. `None`: it must be rebuilt.
-fn open_table(path: &Path) -> (Option<Table>, Position) {
-    let opened = Table::open(path).and_then(|table| {
+/// Reads all of the journal and holds it against the watermark.
+fn check_journal(dir: &Path, key: &ChainKey, acknowledged: Option<Position>) -> Result<End, OpenError> {
+    let watermark = acknowledged.unwrap_or(Position::START);
+    let mut met = watermark == Position::START;
+    let end = scan(dir, key, |_, at| met |= at == watermark)?;
+    let (found, journal) = (end.position.revision, dir.to_owned());
+    if watermark.revision > found {
+        return Err(OpenError::Missing { acknowledged: watermark.revision, found, journal });
+    }
+    if !met {
+        return Err(OpenError::Foreign { revision: watermark.revision, journal });
+    }
+    if let Some(torn) = end.segment.as_ref().filter(|s| s.torn > 0) {
+        tracing::warn!(path = %torn.path.display(), bytes = torn.torn, "cutting off a change that was never acknowledged");
+    }
+    if acknowledged.is_none() && found > Revision(0) {
+        tracing::warn!("the watermark is missing or damaged; making it anew from the journal");
+    }
+    Ok(end)
+}
+
+/// Opens the table and reads all of it. `None`: it must be rebuilt. A disk that fails is no reason to rebuild: what is
+/// there may be sound, and there may be no room for another.
+fn open_table(path: &Path, key: &ChainKey) -> Result<Option<Table>, OpenError> {
+    let open = || {
+        let table = Table::open(path, key)?;
         table.check()?;
-        let applied = table.applied()?;
-        Ok((table, applied))
-    });
+        Ok(table)
+    };
+    // sled panics where it meets bytes that it does not expect.
+    let opened = catch_unwind(AssertUnwindSafe(open)).unwrap_or(Err(TableError::Unsound("sled panicked over it")));
     match opened {
-        Ok((table, applied)) => (Some(table), applied),
+        Ok(table) => Ok(Some(table)),
+        Err(TableError::Disk(error)) => Err(OpenError::Table(TableError::Disk(error))),
         Err(error) => {
             tracing::warn!(%error, path = %path.display(), "the table is unsound; it will be rebuilt from the journal");
-            (None, Position::START)
+            Ok(None)
         }
     }
 }
 
-/// Where the watermark and the table stand in the journal.
-struct Waypoints {
-    acknowledged: Position,
-    acknowledged_met: bool,
-    applied: Position,
-    applied_met: bool,
-}
-
-impl Waypoints {
-    fn new(acknowledged: Option<Position>, applied: Position) -> Self {
-        let acknowledged = acknowledged.unwrap_or(Position::START);
-        let met = |position| position == Position::START;
-        Self { acknowledged, acknowledged_met: met(acknowledged), applied, applied_met: met(applied) }
-    }
-
-    fn pass(&mut self, at: &Position) {
-        self.acknowledged_met |= *at == self.acknowledged;
-        self.applied_met |= *at == self.applied;
-    }
-
-    fn judge(&self, end: &End, journal: &Path) -> Result<(), OpenError> {
-        let journal = journal.to_owned();
-        let found = end.position.revision;
-        // The table too knows what was acknowledged: it is written after the journal.
-        let newest = self.acknowledged.revision.max(self.applied.revision);
-        if newest > found {
-            return Err(OpenError::Missing { acknowledged: newest, found, journal });
-        }
-        if !self.acknowledged_met {
-            return Err(OpenError::Foreign { revision: self.acknowledged.revision, journal });
-        }
-        Ok(())
-    }
-
-    fn table_fits(&self) -> bool {
-        self.applied_met
-    }
-}
-
-/// Gives a table that is no longer used another name. It may help to find out what happened.
+/// Gives a table that is no longer used another name: it may help to find out what happened. Only the newest is kept.
 fn set_aside(path: &Path) -> io::Result<()> {
-    for number in 1_u32.. {
-        let aside = path.with_added_extension(format!("broken-{number}"));
-        if !aside.exists() {
-            match fs::rename(path, &aside) {
-                Ok(()) => tracing::warn!(path = %aside.display(), "the unsound table was moved aside"),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-            break;
-        }
+    let aside = path.with_added_extension("broken");
+    let absent = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
+    if path.exists() {
+        fs::remove_dir_all(&aside).or_else(absent)?;
+        fs::rename(path, &aside)?;
+        tracing::warn!(path = %aside.display(), "the unsound table was moved aside");
     }
     Ok(())
 }
 
-/// Writes to the table what it lacks.
-fn replay(journal: &Path, key: &ChainKey, table: &Table, end: &End) -> Result<(), OpenError> {
-    let applied = table.applied().map_err(OpenError::Table)?.revision;
-    if applied == end.position.revision {
-        return Ok(());
+/// Writes to the table what it lacks. `false`: it covers a place that is not in this journal, and nothing was written.
+fn catch_up(journal: &Path, key: &ChainKey, table: &Table, end: &End) -> Result<bool, OpenError> {
+    let applied = table.applied().map_err(OpenError::Table)?;
+    if applied == end.position {
+        return Ok(true);
     }
-    let lacking = end.position.revision.0 - applied.0;
-    tracing::info!(from = applied.0, to = end.position.revision.0, "replaying {lacking} changes into the table");
-    let mut rows = Vec::new();
-    let mut failed = None;
-    let flush = |rows: &mut Vec<Row>, to: Position| {
-        let done = table.apply(rows, to).map_err(OpenError::Table);
-        rows.clear();
-        done
-    };
-    let mut written = applied;
+    if applied.revision > end.position.revision {
+        // The table is written after the journal, so it tells of changes that were acknowledged.
+        let (acknowledged, found) = (applied.revision, end.position.revision);
+        return Err(OpenError::Missing { acknowledged, found, journal: journal.to_owned() });
+    }
+    let lacking = end.position.revision.0 - applied.revision.0;
+    tracing::info!(
+        from = applied.revision.0,
+        to = end.position.revision.0,
+        "replaying {lacking} changes into the table"
+    );
+    let mut replay = Replay { table, end: end.position, written: applied.revision, rows: vec![], failed: None };
+    let mut met = applied == Position::START;
     scan(journal, key, |entries, to| {
-        if failed.is_some() || to.revision <= applied {
-            return;
+        if met {
+            replay.add(&entries, to);
         }
-        for entry in entries {
-            match rows_of(&entry) {
-                Ok(more) => rows.extend(more),
-                Err(source) => failed = Some(OpenError::Redo { revision: Revision(entry.revision), source }),
-            }
-        }
-        if failed.is_none() && (rows.len() >= REPLAY_ROWS || to == end.position) {
-            failed = flush(&mut rows, to).err();
-            if to.revision.0 / 100_000 > written.0 / 100_000 {
-                tracing::info!(revision = to.revision.0, of = end.position.revision.0, "replaying");
-            }
-            written = to.revision;
-        }
+        met |= to == applied;
     })?;
-    failed.map_or(Ok(()), Err)
+    replay.failed.map_or(Ok(met), Err)
+}
+
+/// Rows on their way from the journal to the table.
+struct Replay<'a> {
+    table: &'a Table,
+    end: Position,
+    written: Revision,
+    rows: Vec<Row>,
+    failed: Option<OpenError>,
+}
+
+impl Replay<'_> {
+    /// Takes the entries of a frame, and the position after it.
+    fn add(&mut self, entries: &[pb::JournalEntry], to: Position) {
+        for entry in entries {
+            if self.failed.is_some() {
+                return;
+            }
+            match rows_of(entry) {
+                Ok(rows) => self.rows.extend(rows),
+                Err(source) => self.failed = Some(OpenError::Redo { revision: Revision(entry.revision), source }),
+            }
+        }
+        if self.failed.is_none() && (self.rows.len() >= REPLAY_ROWS || to == self.end) {
+            self.failed = self.table.apply(&self.rows, to).err().map(OpenError::Table);
+            self.rows.clear();
+            if to.revision.0 / PROGRESS_CHANGES > self.written.0 / PROGRESS_CHANGES {
+                tracing::info!(revision = to.revision.0, of = self.end.revision.0, "replaying");
+            }
+            self.written = to.revision;
+        }
+    }
 }
 
 /// The records of an entry.

@@ -6,7 +6,9 @@
 
 use keyward_core::event::Revision;
 
-use super::journal::{CRC32C, Chain, Position};
+use zeroize::Zeroizing;
+
+use super::journal::{Chain, ChainKey, Position};
 
 /// The position that the table covers, and what it holds.
 #[derive(Debug)]
@@ -14,6 +16,15 @@ pub(super) struct Sums {
     pub(super) position: Position,
     pub(super) keys: Sum,
     pub(super) tenants: Sum,
+}
+
+/// The key of the sums: without it, a table that was tampered with cannot be made to look sound.
+pub(super) struct SumKey(Zeroizing<[u8; 32]>);
+
+impl SumKey {
+    pub(super) fn of(chain: &ChainKey) -> Self {
+        Self(Zeroizing::new(blake3::derive_key("keyward 2026-11-23 table sums v1", &*chain.0)))
+    }
 }
 
 /// A count of entries and the sum of their hashes.
@@ -24,18 +35,18 @@ pub(super) struct Sum {
 }
 
 impl Sum {
-    pub(super) fn add(&mut self, name: &[u8], value: &[u8]) {
+    pub(super) fn add(&mut self, key: &SumKey, name: &[u8], value: &[u8]) {
         self.count = self.count.wrapping_add(1);
-        self.hashes = self.hashes.wrapping_add(Self::hash(name, value));
+        self.hashes = self.hashes.wrapping_add(Self::hash(key, name, value));
     }
 
-    pub(super) fn remove(&mut self, name: &[u8], value: &[u8]) {
+    pub(super) fn remove(&mut self, key: &SumKey, name: &[u8], value: &[u8]) {
         self.count = self.count.wrapping_sub(1);
-        self.hashes = self.hashes.wrapping_sub(Self::hash(name, value));
+        self.hashes = self.hashes.wrapping_sub(Self::hash(key, name, value));
     }
 
-    fn hash(name: &[u8], value: &[u8]) -> u128 {
-        let mut hasher = blake3::Hasher::new();
+    fn hash(key: &SumKey, name: &[u8], value: &[u8]) -> u128 {
+        let mut hasher = blake3::Hasher::new_keyed(&key.0);
         hasher.update(&(name.len() as u64).to_le_bytes()).update(name).update(value);
         let mut bytes = [0; 16];
         hasher.finalize_xof().fill(&mut bytes);
@@ -49,9 +60,9 @@ impl Sums {
         Self { position: Position::START, keys: Sum { count: 0, hashes: 0 }, tenants: Sum { count: 0, hashes: 0 } };
 
     const VERSION: u8 = 1;
-    const BYTES: usize = 1 + 8 + 32 + 2 * (8 + 16) + 4;
+    const COVERED_BYTES: usize = 1 + 8 + 32 + 2 * (8 + 16);
 
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self, key: &SumKey) -> Vec<u8> {
         let mut bytes = vec![Self::VERSION];
         bytes.extend_from_slice(&self.position.revision.0.to_le_bytes());
         bytes.extend_from_slice(&self.position.chain.0);
@@ -59,16 +70,15 @@ impl Sums {
             bytes.extend_from_slice(&sum.count.to_le_bytes());
             bytes.extend_from_slice(&sum.hashes.to_le_bytes());
         }
-        let crc = CRC32C.checksum(&bytes);
-        bytes.extend_from_slice(&crc.to_le_bytes());
+        let seal = blake3::keyed_hash(&key.0, &bytes);
+        bytes.extend_from_slice(seal.as_bytes());
         bytes
     }
 
     /// `None`: the bytes are damaged, or of a version that is not known.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; Self::BYTES] = bytes.try_into().ok()?;
-        let (covered, crc) = bytes.split_at(Self::BYTES - 4);
-        if CRC32C.checksum(covered).to_le_bytes() != *crc || covered[0] != Self::VERSION {
+    pub(super) fn decode(key: &SumKey, bytes: &[u8]) -> Option<Self> {
+        let (covered, seal) = bytes.split_at_checked(Self::COVERED_BYTES)?;
+        if blake3::keyed_hash(&key.0, covered) != *<&[u8; 32]>::try_from(seal).ok()? || covered[0] != Self::VERSION {
             return None;
         }
         let u64_at = |at: usize| covered[at..].first_chunk().map(|b| u64::from_le_bytes(*b));
@@ -76,5 +86,25 @@ impl Sums {
         let sum_at = |at: usize| Some(Sum { count: u64_at(at)?, hashes: u128_at(at + 8)? });
         let position = Position { revision: Revision(u64_at(1)?), chain: Chain(*covered[9..].first_chunk()?) };
         Some(Self { position, keys: sum_at(41)?, tenants: sum_at(65)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_believed_only_under_their_key_and_whole() {
+        let key = |byte| SumKey::of(&ChainKey(Zeroizing::new([byte; 32])));
+        let mut sums = Sums::EMPTY;
+        sums.keys.add(&key(1), b"name", b"value");
+        let bytes = sums.encode(&key(1));
+        assert_eq!(Sums::decode(&key(1), &bytes).unwrap().keys, sums.keys);
+        assert!(Sums::decode(&key(2), &bytes).is_none());
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(Sums::decode(&key(1), &flipped).is_none(), "bit {bit}");
+        }
     }
 }

@@ -12,7 +12,7 @@
 //! sums over all records, so that [`Table::check`] notices when sled holds anything else than what was written.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,10 +23,10 @@ use keyward_core::record::{KeyRecord, State, TenantRecord};
 use sled::transaction::TransactionError;
 use sled::{Batch, Transactional, Tree};
 
-use super::journal::Position;
-use super::sums::{Sum, Sums};
+use super::journal::{ChainKey, Position};
+use super::sums::{Sum, SumKey, Sums};
 use crate::files::create_private_dir;
-use crate::store::record::{decode_key, decode_tenant};
+use crate::store::record::{DecodeError, decode_key, decode_tenant};
 use crate::store::{KeyQuery, PAGE_SCAN_MAX, Page, StoreError};
 
 /// sled's cache. The index serves the reads that matter.
@@ -42,6 +42,7 @@ pub struct Table {
     facets: Tree,
     tenants: Tree,
     meta: Tree,
+    sum_key: SumKey,
 }
 
 /// A record and its stored bytes.
@@ -56,15 +57,30 @@ pub struct Row {
 /// Why the table cannot be used. It is then rebuilt from the journal.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
-    /// sled does not open it.
-    #[error("sled does not open it: {0}")]
-    Open(String),
+    /// The disk fails, or is full. This says nothing about the table.
+    #[error("the disk fails: {0}")]
+    Disk(io::Error),
     /// It is not what the journal says.
     #[error("{0}")]
     Unsound(&'static str),
     /// It cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<sled::Error> for TableError {
+    fn from(error: sled::Error) -> Self {
+        match error {
+            sled::Error::Io(error) => Self::Disk(error),
+            other => Self::Store(other.into()),
+        }
+    }
+}
+
+impl From<DecodeError> for TableError {
+    fn from(error: DecodeError) -> Self {
+        Self::Store(error.into())
+    }
 }
 
 impl From<sled::Error> for StoreError {
@@ -77,22 +93,16 @@ impl Table {
     /// Opens the table at `path`, or makes an empty one.
     ///
     /// # Errors
-    /// When sled fails or panics.
-    pub fn open(path: &Path) -> Result<Self, TableError> {
-        create_private_dir(path).map_err(|e| TableError::Open(e.to_string()))?;
+    /// When sled fails. It may also panic.
+    pub fn open(path: &Path, key: &ChainKey) -> Result<Self, TableError> {
+        create_private_dir(path).map_err(TableError::Disk)?;
         remove_half_snapshots(path);
-        let open = || {
-            let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES);
-            let db = config.flush_every_ms(Some(FLUSH_EVERY_MS)).open()?;
-            let tree = |name| db.open_tree(name);
-            let (keys, ids, facets) = (tree("keys")?, tree("ids")?, tree("facets")?);
-            let (tenants, meta) = (tree("tenants")?, tree("meta")?);
-            Ok(Self { db, keys, ids, facets, tenants, meta })
-        };
-        match catch_unwind(AssertUnwindSafe(open)) {
-            Ok(opened) => opened.map_err(|e: sled::Error| TableError::Open(e.to_string())),
-            Err(_) => Err(TableError::Open("it panicked".into())),
-        }
+        let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES);
+        let db = config.flush_every_ms(Some(FLUSH_EVERY_MS)).open()?;
+        let tree = |name| db.open_tree(name);
+        let (keys, ids, facets) = (tree("keys")?, tree("ids")?, tree("facets")?);
+        let (tenants, meta) = (tree("tenants")?, tree("meta")?);
+        Ok(Self { db, keys, ids, facets, tenants, meta, sum_key: SumKey::of(key) })
     }
 
     /// The position in the log that the table covers.
@@ -110,23 +120,26 @@ impl Table {
     pub fn check(&self) -> Result<(), TableError> {
         let noted = self.sums()?;
         let (mut keys, mut expected_ids, mut expected_facets) = (Sum::default(), Sum::default(), Sum::default());
+        let key = &self.sum_key;
         for entry in &self.keys {
-            let (digest, bytes) = entry.map_err(StoreError::from)?;
-            let key = decode_key(&bytes).map_err(StoreError::from)?;
-            if key.secret.digest.as_bytes()[..] != digest[..] {
+            let (digest, bytes) = entry?;
+            let record = decode_key(&bytes)?;
+            if record.secret.digest.as_bytes()[..] != digest[..] {
                 return Err(TableError::Unsound("a record lies under the digest of another"));
             }
-            keys.add(&digest, &bytes);
-            expected_ids.add(&id_entry(&key), &digest);
-            facets_of(&key).for_each(|facet| expected_facets.add(&facet, &[]));
+            keys.add(key, &digest, &bytes);
+            expected_ids.add(key, &id_entry(&record), &digest);
+            facets_of(&record).for_each(|facet| expected_facets.add(key, &facet, &[]));
         }
         match () {
             () if keys != noted.keys => Err(TableError::Unsound("its keys are not those that were written")),
-            () if sum_of(&self.tenants)? != noted.tenants => {
+            () if sum_of(key, &self.tenants)? != noted.tenants => {
                 Err(TableError::Unsound("its tenants are not those that were written"))
             }
-            () if sum_of(&self.ids)? != expected_ids => Err(TableError::Unsound("its ids do not lead to its keys")),
-            () if sum_of(&self.facets)? != expected_facets => {
+            () if sum_of(key, &self.ids)? != expected_ids => {
+                Err(TableError::Unsound("its ids do not lead to its keys"))
+            }
+            () if sum_of(key, &self.facets)? != expected_facets => {
                 Err(TableError::Unsound("its orderings do not lead to its keys"))
             }
             () => Ok(()),
@@ -146,27 +159,27 @@ impl Table {
             match &row.record {
                 Record::Key(key) => {
                     let digest = key.secret.digest.as_bytes();
-                    if let Some(old) = self.keys.get(digest).map_err(StoreError::from)? {
-                        sums.keys.remove(digest, &old);
-                        let old = decode_key(&old).map_err(StoreError::from)?;
+                    if let Some(old) = self.keys.get(digest)? {
+                        sums.keys.remove(&self.sum_key, digest, &old);
+                        let old = decode_key(&old)?;
                         facets_of(&old).for_each(|facet| facets.remove(facet));
                     }
-                    sums.keys.add(digest, &row.bytes);
+                    sums.keys.add(&self.sum_key, digest, &row.bytes);
                     keys.insert(digest, row.bytes.as_slice());
                     ids.insert(id_entry(key), digest);
                     facets_of(key).for_each(|facet| facets.insert(facet, &[]));
                 }
                 Record::Tenant(tenant) => {
                     let name = tenant.tenant.as_str().as_bytes();
-                    if let Some(old) = self.tenants.get(name).map_err(StoreError::from)? {
-                        sums.tenants.remove(name, &old);
+                    if let Some(old) = self.tenants.get(name)? {
+                        sums.tenants.remove(&self.sum_key, name, &old);
                     }
-                    sums.tenants.add(name, &row.bytes);
+                    sums.tenants.add(&self.sum_key, name, &row.bytes);
                     tenants.insert(name, row.bytes.as_slice());
                 }
             }
         }
-        meta.insert(APPLIED, sums.encode());
+        meta.insert(APPLIED, sums.encode(&self.sum_key));
         let trees = (&self.keys, &self.ids, &self.facets, &self.tenants, &self.meta);
         let written = trees.transaction(|(k, i, f, t, m)| {
             k.apply_batch(&keys)?;
@@ -176,7 +189,9 @@ impl Table {
             m.apply_batch(&meta)?;
             Ok(())
         });
-        written.map_err(|e: TransactionError| TableError::Store(StoreError::Engine(e.to_string())))
+        written.map_err(|error: TransactionError| match error {
+            TransactionError::Storage(error) | TransactionError::Abort(error) => error.into(),
+        })
     }
 
     /// Every record: tenants, then keys in the order of their digests.
@@ -291,20 +306,19 @@ impl Table {
     }
 
     fn sums(&self) -> Result<Sums, TableError> {
-        let noted = self.meta.get(APPLIED).map_err(StoreError::from)?;
-        let Some(bytes) = noted else { return Ok(Sums::EMPTY) };
-        Sums::decode(&bytes).ok_or(TableError::Unsound("its note of the position in the log is damaged"))
+        let Some(bytes) = self.meta.get(APPLIED)? else { return Ok(Sums::EMPTY) };
+        Sums::decode(&self.sum_key, &bytes).ok_or(TableError::Unsound("its note of the position in the log is damaged"))
     }
 }
 
 const APPLIED: &str = "applied";
 
 /// The sum of everything in a tree.
-fn sum_of(tree: &Tree) -> Result<Sum, TableError> {
+fn sum_of(key: &SumKey, tree: &Tree) -> Result<Sum, TableError> {
     let mut sum = Sum::default();
     for entry in tree {
-        let (name, value) = entry.map_err(StoreError::from)?;
-        sum.add(&name, &value);
+        let (name, value) = entry?;
+        sum.add(key, &name, &value);
     }
     Ok(sum)
 }

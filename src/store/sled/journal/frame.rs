@@ -185,7 +185,7 @@ impl<'a> Frame<'a> {
         position: &Position,
         key: &ChainKey,
     ) -> Result<(Vec<pb::JournalEntry>, Position), &'static str> {
-        let mut entries = Vec::with_capacity(self.entries as usize);
+        let mut entries = Vec::new();
         let mut end = *position;
         let mut rest = self.payload;
         while !rest.is_empty() {

@@ -26,6 +26,8 @@ pub struct SegmentEnd {
     pub path: PathBuf,
     /// Where the next frame goes.
     pub offset: u64,
+    /// Where the last frame begins, or the header if there is none.
+    pub last_frame: u64,
     /// Bytes after `offset` that a crash left behind, and that were never acknowledged. They must be zeroed.
     pub torn: u64,
 }
@@ -57,8 +59,8 @@ pub fn scan(
         let last = index + 1 == numbers.len();
         let path = segment_path(dir, number);
         let bytes = fs::read(&path).map_err(|e| JournalError::io(&path, e))?;
-        let (offset, torn) = scan_segment(&path, &bytes, last, key, &mut position, &mut visit)?;
-        segment = Some(SegmentEnd { number, path, offset, torn });
+        let (last_frame, offset, torn) = scan_segment(&path, &bytes, last, key, &mut position, &mut visit)?;
+        segment = Some(SegmentEnd { number, path, offset, last_frame, torn });
     }
     Ok(End { position, segment })
 }
@@ -76,7 +78,7 @@ fn segment_numbers(dir: &Path) -> Result<Vec<u64>, JournalError> {
     Ok(numbers)
 }
 
-/// Reads one segment; says where it ends and how many torn bytes follow.
+/// Reads one segment; says where its last frame begins, where it ends, and how many torn bytes follow.
 fn scan_segment(
     path: &Path,
     bytes: &[u8],
@@ -84,7 +86,7 @@ fn scan_segment(
     key: &ChainKey,
     position: &mut Position,
     visit: &mut impl FnMut(Vec<pb::JournalEntry>, Position),
-) -> Result<(u64, u64), JournalError> {
+) -> Result<(u64, u64, u64), JournalError> {
     let damaged = |offset: usize, what, position: &Position| JournalError::Damaged {
         path: path.to_owned(),
         offset: offset as u64,
@@ -101,23 +103,25 @@ fn scan_segment(
     }
 
     let mut offset = SEGMENT_HEADER_BYTES;
+    let mut last_frame = 0;
     while let Some(frame) = bytes.get(offset..).and_then(Frame::read) {
         let (entries, end) = frame.follow(position, key).map_err(|what| damaged(offset, what, position))?;
         visit(entries, end);
         *position = end;
+        last_frame = offset;
         offset += frame.bytes;
     }
 
     let tail = bytes.get(offset..).unwrap_or_default();
     let torn = tail.iter().rposition(|&b| b != 0).map_or(0, |at| at + 1);
     if torn == 0 {
-        return Ok((offset as u64, 0));
+        return Ok((last_frame as u64, offset as u64, 0));
     }
     let acknowledged = !last || sound_frame_follows(&tail[..torn]);
     if acknowledged {
         return Err(damaged(offset, "the frame is damaged", position));
     }
-    Ok((offset as u64, torn as u64))
+    Ok((last_frame as u64, offset as u64, torn as u64))
 }
 
 /// Whether a sound frame begins anywhere after the first place. If so, the damaged one before it had been acknowledged.

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::frame::{SEGMENT_HEADER_BYTES, segment_header};
-use super::scan::{End, segment_path};
+use super::scan::{End, SegmentEnd, segment_path};
 use super::{JournalError, Position};
 use crate::files::{private, sync_parent};
 
@@ -30,28 +30,38 @@ struct Segment {
 }
 
 impl Writer {
-    /// Goes on where a scan ended. What a crash tore is zeroed first, so that it can never be mistaken for a frame.
+    /// Goes on where a scan ended. What a crash tore is zeroed first, so that it can never be mistaken for a frame; and
+    /// what the scan read is made durable, because the process that wrote it may have ended before its sync did.
     ///
     /// # Errors
     /// When the disk fails.
     pub fn resume(dir: &Path, segment_bytes: u64, end: &End) -> Result<Self, JournalError> {
         let segment = match &end.segment {
-            Some(last) => Segment::resume(last.number, &last.path, last.offset, last.torn)
-                .map_err(|e| JournalError::io(&last.path, e))?,
+            Some(last) => Segment::resume(last).map_err(|e| JournalError::io(&last.path, e))?,
             None => Segment::create(dir, 1, segment_bytes, 0, &end.position)?,
         };
         Ok(Self { dir: dir.to_owned(), segment_bytes, segment })
     }
 
-    /// Appends a frame and makes it durable. `before` is the position that the frame follows.
+    /// Makes room for a frame of this length: goes on to a new segment if the current one is too full. `before` is the
+    /// position that the frame follows.
+    ///
+    /// # Errors
+    /// When there is no room on the disk, or no file to be had. Nothing of the log is touched then, and it may be tried
+    /// again.
+    pub fn make_room(&mut self, frame_bytes: usize, before: &Position) -> Result<(), JournalError> {
+        if self.segment.offset + frame_bytes as u64 > self.segment.bytes {
+            let number = self.segment.number + 1;
+            self.segment = Segment::create(&self.dir, number, self.segment_bytes, frame_bytes as u64, before)?;
+        }
+        Ok(())
+    }
+
+    /// Appends a frame, for which there is room, and makes it durable.
     ///
     /// # Errors
     /// When the disk fails. It is then unknown what the disk holds: the process must end, and never try again.
-    pub fn append(&mut self, frame: &[u8], before: &Position) -> Result<(), JournalError> {
-        if self.segment.offset + frame.len() as u64 > self.segment.bytes {
-            self.segment =
-                Segment::create(&self.dir, self.segment.number + 1, self.segment_bytes, frame.len() as u64, before)?;
-        }
+    pub fn append(&mut self, frame: &[u8]) -> Result<(), JournalError> {
         let segment = &mut self.segment;
         let written = segment.file.write_all_at(frame, segment.offset).and_then(|()| segment.file.sync_data());
         written.map_err(|e| JournalError::io(&segment.path, e))?;
@@ -61,20 +71,23 @@ impl Writer {
 }
 
 impl Segment {
-    fn resume(number: u64, path: &Path, offset: u64, torn: u64) -> io::Result<Self> {
-        let file = private().read(true).write(true).open(path)?;
-        if torn > 0 {
-            let zeros = [0; ZEROS_BYTES];
-            let mut at = offset;
-            while at < offset + torn {
-                let some = (offset + torn - at).min(ZEROS_BYTES as u64);
-                file.write_all_at(&zeros[..some as usize], at)?; // at most ZEROS_BYTES
-                at += some;
-            }
-            file.sync_data()?;
+    fn resume(end: &SegmentEnd) -> io::Result<Self> {
+        let file = private().read(true).write(true).open(&end.path)?;
+        // After a failed sync the kernel may hold the last frame as clean, and the disk not at all: write it once more.
+        let mut last = vec![0; usize::try_from(end.offset - end.last_frame).unwrap_or(0)];
+        file.read_exact_at(&mut last, end.last_frame)?;
+        file.write_all_at(&last, end.last_frame)?;
+        let zeros = [0; ZEROS_BYTES];
+        let mut at = end.offset;
+        while at < end.offset + end.torn {
+            let some = (end.offset + end.torn - at).min(ZEROS_BYTES as u64);
+            file.write_all_at(&zeros[..some as usize], at)?; // at most ZEROS_BYTES
+            at += some;
         }
+        file.sync_all()?;
+        sync_parent(&end.path)?;
         let bytes = file.metadata()?.len();
-        Ok(Self { number, path: path.to_owned(), file, offset, bytes })
+        Ok(Self { number: end.number, path: end.path.clone(), file, offset: end.offset, bytes })
     }
 
     /// Makes a segment of zeros under another name, and gives it its own when it is durable. Written zeros, not merely
@@ -97,7 +110,11 @@ impl Segment {
             sync_parent(&path)?;
             Ok(file)
         };
-        let file = create().map_err(|e| JournalError::io(&path, e))?;
+        let file = create().map_err(|e| {
+            // Its room may be what others need; and there is nothing in it.
+            drop(fs::remove_file(path.with_added_extension("new")));
+            JournalError::io(&path, e)
+        })?;
         Ok(Self { number, path, file, offset: SEGMENT_HEADER_BYTES as u64, bytes })
     }
 }
