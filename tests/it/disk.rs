@@ -7,13 +7,10 @@ use std::path::Path;
 use keyward::app::StartError;
 use keyward::grpc::pb::{self, Reason};
 use keyward::store::record::{decode_key, encode_key};
+use keyward::store::sled::OpenError;
 use keyward::store::sled::journal::JournalError;
-use keyward::store::sled::{LockedDir, OpenError, Options, SledStore};
-use keyward::store::{CommitError, Put, Store};
-use keyward_core::record::{KeyRecord, State};
-use zeroize::Zeroizing;
+use keyward_core::record::State;
 
-use crate::conformance::{commit, create, key, open};
 use crate::harness::{Issued, Site, journal_segment};
 
 /// A stopped server with an active and a disabled key.
@@ -143,35 +140,6 @@ async fn a_disk_that_fails_is_no_reason_to_rebuild_the_table() {
     fs::remove_file(&table).unwrap();
     fs::rename(&kept, &table).unwrap();
     is_whole(&mut site, &keys).await;
-}
-
-#[tokio::test]
-async fn changes_are_refused_while_the_journal_has_no_room_and_made_again_after() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir, 8 * 1024);
-    // In the place of the next segment's file: it cannot be made, as on a full disk.
-    let obstacle = dir.path().join("journal/000000000002.kwj.new");
-    fs::create_dir(&obstacle).unwrap();
-    let mut number = 0;
-    let refused = loop {
-        let put = Put::NewKey(Box::new(key(number)));
-        match store.commit(commit(vec![put])).await {
-            Ok(_) => number += 1,
-            Err(refused) => break refused,
-        }
-    };
-    assert!(matches!(refused, CommitError::NoRoom), "{refused}");
-    assert!(number > 5, "the first segment held {number}");
-    assert!(store.key(&key(0).tenant, &key(0).key_id).await.unwrap().is_some());
-    assert!(store.key(&key(number).tenant, &key(number).key_id).await.unwrap().is_none());
-
-    fs::remove_dir(&obstacle).unwrap();
-    assert_eq!(create(&store, number).await.revision.0, u64::from(number) + 1, "no revision was used up");
-    store.close().await.unwrap();
-    drop(store);
-    let store = open(&dir, 8 * 1024);
-    assert_eq!(store.revision().0, u64::from(number) + 1);
-    store.close().await.unwrap();
 }
 
 #[tokio::test]
@@ -361,45 +329,4 @@ async fn secrets_of_the_authority_are_readable_by_their_owner_alone() {
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
     assert_eq!(fs::read_to_string(site.dir.path().join("admin.key")).unwrap().lines().count(), 1);
-}
-
-#[tokio::test]
-async fn a_journal_of_many_segments_is_read_back_and_a_missing_one_is_noticed() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir, 16 * 1024);
-    for number in 0..200 {
-        create(&store, number).await;
-    }
-    let mut changed = KeyRecord::clone(&*store.key(&key(5).tenant, &key(5).key_id).await.unwrap().unwrap());
-    changed.policy.state = State::Disabled;
-    store.commit(commit(vec![Put::Key(Box::new(changed))])).await.unwrap();
-    store.close().await.unwrap();
-    drop(store);
-    let segments = fs::read_dir(dir.path().join("journal")).unwrap().count();
-    assert!(segments > 3, "{segments} segments");
-
-    fs::remove_dir_all(dir.path().join("table")).unwrap();
-    let store = open(&dir, 16 * 1024);
-    for number in 0..200 {
-        let found = store.key(&key(number).tenant, &key(number).key_id).await.unwrap().unwrap();
-        let expected = if number == 5 { State::Disabled } else { State::Active };
-        assert_eq!((found.policy.state, &*found.display_name), (expected, &*format!("Key {number}")));
-    }
-    create(&store, 200).await;
-    store.close().await.unwrap();
-    drop(store);
-
-    let second = dir.path().join("journal/000000000002.kwj");
-    let kept = fs::read(&second).unwrap();
-    fs::remove_file(&second).unwrap();
-    let reopen = || {
-        let options = Options { segment_bytes: 16 * 1024, chain_key: Zeroizing::new([7; 32]) };
-        SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options)
-    };
-    assert!(matches!(reopen(), Err(OpenError::Journal(JournalError::Gap { .. }))));
-    // A whole segment put in the place of another is noticed too.
-    fs::copy(dir.path().join("journal/000000000003.kwj"), &second).unwrap();
-    assert!(matches!(reopen(), Err(OpenError::Journal(JournalError::Damaged { offset: 0, .. }))));
-    fs::write(&second, kept).unwrap();
-    assert!(reopen().is_ok());
 }

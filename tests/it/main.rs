@@ -20,4 +20,5 @@ mod model;
 mod ops;
 mod restrictions;
 mod running;
+mod segments;
 mod tenants;
