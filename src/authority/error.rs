@@ -4,6 +4,7 @@ use std::fmt;
 
 use keyward_core::access::Denied;
 use keyward_core::entropy::EntropyError;
+use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::ForbiddenMove;
 
 use crate::store::{CommitError, StoreError};
@@ -57,10 +58,12 @@ pub enum AuthorityError {
     #[error("a key cannot change its own state, scopes, networks, audiences or times; use another key")]
     OwnKey,
     /// All fields are within their limits, and together they are too large.
-    #[error("the key has {bytes} bytes in all, of at most {}", keyward_core::limits::RECORD_BYTES_MAX)]
+    #[error("the key has {bytes} bytes in all, of at most {max}")]
     TooLarge {
         /// Its size.
         bytes: usize,
+        /// The limit.
+        max: usize,
     },
     /// Too many changes are waiting.
     #[error("too many changes are waiting")]
@@ -95,7 +98,7 @@ impl AuthorityError {
         match error {
             CommitError::Exists => Self::Exists(subject),
             CommitError::Outdated => Self::Outdated,
-            CommitError::TooLarge { bytes } => Self::TooLarge { bytes },
+            CommitError::TooLarge { bytes } => Self::TooLarge { bytes, max: RECORD_BYTES_MAX },
             CommitError::Overloaded => Self::Overloaded,
             CommitError::NoRoom => Self::NoRoom,
             CommitError::Store(error) => Self::Store(error),

@@ -196,10 +196,14 @@ fn check_expiry(at: &str, policy: &KeyPolicy, now: UnixMillis) -> Result<(), Aut
     Ok(())
 }
 
-/// All fields within their limits can still be too large together.
+/// All fields within their limits can still be too large together. What a change of state has added does not count: there
+/// is room kept for it.
 fn check_size(key: &KeyRecord) -> Result<(), AuthorityError> {
-    match encode_key(key).len() {
-        bytes if bytes > RECORD_BYTES_ISSUED_MAX => Err(AuthorityError::TooLarge { bytes }),
+    let stateless = KeyRecord { state_reason: String::new(), ..key.clone() };
+    match encode_key(&stateless).len() {
+        bytes if bytes > RECORD_BYTES_ISSUED_MAX => {
+            Err(AuthorityError::TooLarge { bytes, max: RECORD_BYTES_ISSUED_MAX })
+        }
         _ => Ok(()),
     }
 }

@@ -61,11 +61,11 @@ impl Authority {
             if patch.expire_time.is_some() {
                 check_expiry("key.", &key.policy, stamp.time)?;
             }
-            check_size(key)?;
             if *key == before {
                 return Ok(Moved::AlreadyThere);
             }
             key.updated = stamp.clone();
+            check_size(key)?;
             Ok(Moved::Changed)
         })
         .await

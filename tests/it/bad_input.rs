@@ -226,6 +226,8 @@ async fn the_largest_key_can_still_be_disabled_and_revoked() {
     let issued = site.admin().issued(pb::CreateKeyRequest { validate_only: false, ..padded(bytes) }).await;
     let reason = "r".repeat(256);
     operator.disable(pb::DisableKeyRequest { reason: reason.clone(), ..disable(&issued.key) }).await.unwrap();
+    let relabelled = pb::Key { display_name: "Later".into(), ..issued.key.clone() };
+    site.admin().update(update(&relabelled, &["display_name"])).await.unwrap();
     let key_id = issued.key.key_id.clone();
     let enable = pb::EnableKeyRequest { key_id: key_id.clone(), reason: reason.clone(), ..Default::default() };
     operator.enable(enable).await.unwrap();

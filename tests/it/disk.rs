@@ -96,6 +96,23 @@ async fn a_damaged_change_that_was_acknowledged_stops_the_start() {
     site.try_start().await.unwrap();
 }
 
+/// Putting right what is wrong must still help after a start was tried.
+#[tokio::test]
+async fn a_refused_start_leaves_the_journal_as_it_was() {
+    let (mut site, keys) = stopped().await;
+    let path = journal_segment(&site.dir);
+    let end = end_of_frames(&fs::read(&path).unwrap());
+    // Of the last change only the table knows now.
+    fs::remove_file(site.dir.path().join("watermark")).unwrap();
+    flip(&path, end - 40);
+    let damaged = fs::read(&path).unwrap();
+    let refused = site.try_start().await.unwrap_err();
+    assert!(matches!(&refused, StartError::Open(OpenError::Missing { .. })), "{refused}");
+    assert_eq!(fs::read(&path).unwrap(), damaged);
+    flip(&path, end - 40);
+    is_whole(&mut site, &keys).await;
+}
+
 #[tokio::test]
 async fn a_journal_that_is_gone_or_cut_short_stops_the_start() {
     let (mut site, keys) = stopped().await;

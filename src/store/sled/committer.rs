@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::journal::Position;
 use super::journal::frame::FrameBuilder;
+use super::journal::writer::RoomError;
 use super::overlay::{Maps, Overlay};
 use super::recovery::Journal;
 use super::table::{Row, Table};
@@ -38,8 +39,10 @@ const TABLE_ROWS_MAX: usize = 1_024;
 /// A commit and where its answer goes.
 pub(super) struct Request {
     pub(super) commit: Commit,
-    pub(super) reply: oneshot::Sender<Result<Revision, CommitError>>,
+    pub(super) reply: Reply,
 }
+
+type Reply = oneshot::Sender<Result<Revision, CommitError>>;
 
 /// A durable group on its way to the table.
 struct Group {
@@ -119,37 +122,37 @@ impl Log {
                     let records = rows.iter().map(|row| row.record.clone()).collect();
                     changes.push(Arc::new(Change { revision, records }));
                     staged.rows.extend(rows);
-                    replies.push((request.reply, revision));
+                    replies.push((request.reply, Ok(revision)));
                 }
-                Err(error) => drop(request.reply.send(Err(error))),
+                Err(error) => replies.push((request.reply, Err(error))),
             }
             let full = frame.len() == GROUP_COMMITS_MAX || frame.payload_bytes() >= GROUP_BYTES_MAX;
             next = if full { None } else { queue.try_recv().ok() };
         }
         if frame.is_empty() {
+            answer(replies);
             return;
         }
 
         staged.end = frame.end();
         let frame = frame.finish();
-        if let Err(error) = self.journal.writer.make_room(frame.len(), &before) {
-            tracing::error!(%error, "no room for another segment of the journal; changes are refused, verdicts go on");
-            for (reply, _) in replies {
-                drop(reply.send(Err(CommitError::NoRoom)));
+        match self.journal.writer.make_room(frame.len(), &before) {
+            Ok(()) => self.make_durable(&frame, staged.end),
+            Err(RoomError::Unknown(error)) => die("the journal cannot be written", &error),
+            Err(RoomError::NoRoom(error)) => {
+                tracing::error!(%error, "the disk has no room for changes; they are refused, and verdicts go on");
+                // Also to those that were refused: what they were refused for may be one of these.
+                answer(replies.into_iter().map(|(reply, _)| (reply, Err(CommitError::NoRoom))));
+                return;
             }
-            return;
         }
-        self.make_durable(&frame, staged.end);
         self.overlay.insert(staged.rows.iter().map(|row| &row.record));
         self.feed.publish(changes);
         self.durable.send_replace(staged.end.revision);
         if self.groups.send(staged).is_err() {
             die("the table's writer has ended", &"no receiver");
         }
-        for (reply, revision) in replies {
-            // A caller that has gone away has still made its change.
-            drop(reply.send(Ok(revision)));
-        }
+        answer(replies);
     }
 
     fn make_durable(&mut self, frame: &[u8], end: Position) {
@@ -160,6 +163,13 @@ impl Log {
             die("the watermark cannot be written", &error);
         }
         self.journal.position = end;
+    }
+}
+
+/// Answers callers. One that has gone away has still made its change.
+fn answer(replies: impl IntoIterator<Item = (Reply, Result<Revision, CommitError>)>) {
+    for (reply, outcome) in replies {
+        drop(reply.send(outcome));
     }
 }
 
@@ -230,7 +240,7 @@ impl TableWriter {
                 group.end = next.end;
             }
             if let Err(error) = self.table.apply(&group.rows, group.end) {
-                die("the table cannot be written; the next start rebuilds it", &error);
+                die("the table cannot be written; the next start replays what it lacks", &error);
             }
             self.overlay.release(group.rows.iter().map(|row| &row.record));
             self.applied.send_replace(group.end.revision);

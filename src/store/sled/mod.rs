@@ -75,7 +75,7 @@ pub struct SledStore {
 }
 
 impl SledStore {
-    /// Opens a data directory, in the order that docs/FORMAT.md lays down, and repairs what may be repaired. It blocks
+    /// Opens a data directory, in the order that ARCHITECTURE.md gives, and repairs what may be repaired. It blocks
     /// for as long as that takes.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! Start-up: from whatever a directory holds to a journal and a table that agree, or a refusal that says what is wrong.
 //!
-//! In this order: journal (a torn end is cut, any other damage refuses), watermark (acknowledged and missing refuses; what
-//! is there is made durable), table (opened and read whole; if in doubt, moved aside), replay of what the table lacks.
+//! In this order: journal (damage before its end refuses), watermark (acknowledged and missing refuses), table (opened and
+//! read whole; one that is ahead of the journal refuses), then the first writes: a torn end is cut, what is there is made
+//! durable, a table in doubt is moved aside, and what it lacks is replayed.
 
 use std::fs;
 use std::io;
@@ -112,12 +113,16 @@ pub(super) fn recover(dir: &LockedDir, options: &Options) -> Result<Recovered, O
     let key = ChainKey(options.chain_key.clone());
     let (watermark, acknowledged) = Watermark::open(&dir.watermark())?;
     let end = check_journal(&dir.journal(), &key, acknowledged)?;
-    // Before anything is built on it: what was read must be on the disk, not only in the kernel's memory.
+    let table = open_table(&dir.table(), &key)?;
+    check_table_is_not_ahead(table.as_ref(), &end, &dir.journal())?;
+
+    // Nothing was touched so far; now it is known that nothing is missing. What was read must be on the disk, not only in
+    // the kernel's memory, before anything is built on it.
     let writer = Writer::resume(&dir.journal(), options.segment_bytes, &end)?;
     watermark.note(&end.position)?;
     watermark.sync(&dir.watermark())?;
 
-    let table = match open_table(&dir.table(), &key)? {
+    let table = match table {
         Some(table) if catch_up(&dir.journal(), &key, &table, &end)? => table,
         unfit => {
             drop(unfit);
@@ -154,6 +159,17 @@ fn check_journal(dir: &Path, key: &ChainKey, acknowledged: Option<Position>) -> 
         tracing::warn!("the watermark is missing or damaged; making it anew from the journal");
     }
     Ok(end)
+}
+
+/// The table is written after the journal; one that is ahead of it tells of changes that were acknowledged.
+fn check_table_is_not_ahead(table: Option<&Table>, end: &End, journal: &Path) -> Result<(), OpenError> {
+    let Some(table) = table else { return Ok(()) };
+    let acknowledged = table.applied().map_err(OpenError::Table)?.revision;
+    let found = end.position.revision;
+    if acknowledged > found {
+        return Err(OpenError::Missing { acknowledged, found, journal: journal.to_owned() });
+    }
+    Ok(())
 }
 
 /// Opens the table and reads all of it. `None`: it must be rebuilt. A disk that fails is no reason to rebuild: what is
@@ -193,11 +209,6 @@ fn catch_up(journal: &Path, key: &ChainKey, table: &Table, end: &End) -> Result<
     let applied = table.applied().map_err(OpenError::Table)?;
     if applied == end.position {
         return Ok(true);
-    }
-    if applied.revision > end.position.revision {
-        // The table is written after the journal, so it tells of changes that were acknowledged.
-        let (acknowledged, found) = (applied.revision, end.position.revision);
-        return Err(OpenError::Missing { acknowledged, found, journal: journal.to_owned() });
     }
     let lacking = end.position.revision.0 - applied.revision.0;
     tracing::info!(

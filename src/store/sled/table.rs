@@ -54,7 +54,7 @@ pub struct Row {
     pub bytes: Vec<u8>,
 }
 
-/// Why the table cannot be used. It is then rebuilt from the journal.
+/// Why the table cannot be used. It is then rebuilt from the journal, unless the disk fails.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
     /// The disk fails, or is full. This says nothing about the table.

@@ -38,8 +38,8 @@ pub fn segment_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:012}.kwj"))
 }
 
-/// Reads every segment in `dir`, checks all of it, and hands each entry to `visit`, together with the position after its
-/// frame for the last entry of a frame.
+/// Reads every segment in `dir`, checks all of it, and hands the entries of each frame to `visit`, with the position after
+/// it.
 ///
 /// # Errors
 /// When the journal is not whole. A torn end is not an error: see [`SegmentEnd::torn`].

@@ -5,19 +5,34 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::fstatvfs;
+
 use super::frame::{SEGMENT_HEADER_BYTES, segment_header};
 use super::scan::{End, SegmentEnd, segment_path};
 use super::{JournalError, Position};
-use crate::files::{private, sync_parent};
+use crate::files::private;
 
 const ZEROS_BYTES: usize = 64 * 1024;
+/// Below this much free space, changes are refused: the table grows behind the journal, and verdicts need both.
+const FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
 /// The one writer of the journal.
 #[derive(Debug)]
 pub struct Writer {
     dir: PathBuf,
+    /// Kept open, so that making a name durable needs no file that might not be had.
+    dir_file: File,
     segment_bytes: u64,
     segment: Segment,
+}
+
+/// Why there is no room for a frame.
+#[derive(Debug)]
+pub enum RoomError {
+    /// The disk is full, or no file is to be had. Nothing of the log is touched, and it may be tried again.
+    NoRoom(JournalError),
+    /// It is unknown what the disk holds: the process must end.
+    Unknown(JournalError),
 }
 
 #[derive(Debug)]
@@ -36,23 +51,33 @@ impl Writer {
     /// # Errors
     /// When the disk fails.
     pub fn resume(dir: &Path, segment_bytes: u64, end: &End) -> Result<Self, JournalError> {
+        let io = |e| JournalError::io(dir, e);
+        let dir_file = File::open(dir).map_err(io)?;
         let segment = match &end.segment {
             Some(last) => Segment::resume(last).map_err(|e| JournalError::io(&last.path, e))?,
             None => Segment::create(dir, 1, segment_bytes, 0, &end.position)?,
         };
-        Ok(Self { dir: dir.to_owned(), segment_bytes, segment })
+        dir_file.sync_all().map_err(io)?;
+        Ok(Self { dir: dir.to_owned(), dir_file, segment_bytes, segment })
     }
 
     /// Makes room for a frame of this length: goes on to a new segment if the current one is too full. `before` is the
     /// position that the frame follows.
     ///
     /// # Errors
-    /// When there is no room on the disk, or no file to be had. Nothing of the log is touched then, and it may be tried
-    /// again.
-    pub fn make_room(&mut self, frame_bytes: usize, before: &Position) -> Result<(), JournalError> {
+    /// When there is none. See [`RoomError`].
+    pub fn make_room(&mut self, frame_bytes: usize, before: &Position) -> Result<(), RoomError> {
+        let stats = fstatvfs(&self.dir_file).map_err(|e| RoomError::NoRoom(JournalError::io(&self.dir, e.into())))?;
+        if stats.f_bavail.saturating_mul(stats.f_frsize) < FREE_BYTES_MIN {
+            let full = JournalError::io(&self.dir, io::ErrorKind::StorageFull.into());
+            return Err(RoomError::NoRoom(full));
+        }
         if self.segment.offset + frame_bytes as u64 > self.segment.bytes {
             let number = self.segment.number + 1;
-            self.segment = Segment::create(&self.dir, number, self.segment_bytes, frame_bytes as u64, before)?;
+            let segment = Segment::create(&self.dir, number, self.segment_bytes, frame_bytes as u64, before);
+            let segment = segment.map_err(RoomError::NoRoom)?;
+            self.dir_file.sync_all().map_err(|e| RoomError::Unknown(JournalError::io(&self.dir, e)))?;
+            self.segment = segment;
         }
         Ok(())
     }
@@ -85,12 +110,12 @@ impl Segment {
             at += some;
         }
         file.sync_all()?;
-        sync_parent(&end.path)?;
         let bytes = file.metadata()?.len();
         Ok(Self { number: end.number, path: end.path.clone(), file, offset: end.offset, bytes })
     }
 
-    /// Makes a segment of zeros under another name, and gives it its own when it is durable. Written zeros, not merely
+    /// Makes a segment of zeros under another name, and gives it its own, which the caller must make durable, when its
+    /// bytes are. Written zeros, not merely
     /// reserved ones: with those, each sync would have to commit the file system's note that they are now written.
     fn create(dir: &Path, number: u64, bytes: u64, room: u64, after: &Position) -> Result<Self, JournalError> {
         let path = segment_path(dir, number);
@@ -107,7 +132,6 @@ impl Segment {
             }
             file.sync_all()?;
             fs::rename(&temporary, &path)?;
-            sync_parent(&path)?;
             Ok(file)
         };
         let file = create().map_err(|e| {
