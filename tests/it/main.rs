@@ -21,4 +21,5 @@ mod ops;
 mod restrictions;
 mod running;
 mod segments;
+mod settings;
 mod tenants;
