@@ -78,6 +78,7 @@ async fn a_stop_lets_calls_finish() {
     for call in calls {
         acknowledged.extend(call.await.unwrap().ok());
     }
+    assert!(!acknowledged.is_empty(), "some were under way");
     site.try_start().await.unwrap();
     for created in acknowledged {
         assert_eq!(site.admin().reason(&created.secret).await, Reason::Ok);
@@ -182,7 +183,8 @@ async fn a_connection_that_says_nothing_is_closed() {
         silent.write_all(half).await.unwrap();
         let mut heard = vec![];
         // It may say its own settings first; what matters is that it ends.
-        drop(silent.read_to_end(&mut heard).await);
+        let ended = tokio::time::timeout(Duration::from_secs(60), silent.read_to_end(&mut heard)).await;
+        drop(ended.expect("the connection is closed"));
     }
     app.stop().await.unwrap();
 }
