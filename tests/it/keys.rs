@@ -1,6 +1,7 @@
 //! The operator's story: issue, verify, relabel, disable, enable, revoke.
 
 use keyward::grpc::pb::{self, Decision, Reason, State};
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::harness::{Site, ask, disable, error_reason, new_key, update};
@@ -216,28 +217,41 @@ async fn validate_only_checks_everything_and_changes_nothing() {
     assert_eq!(admin.list(pb::ListKeysRequest::default()).await.unwrap().keys.len(), 1);
 }
 
+/// Updates of one key wait for each other, and too many are refused; a change of state does neither.
 #[tokio::test]
 async fn a_key_is_disabled_amid_a_flood_of_updates() {
     let site = Site::start().await;
     let admin = site.admin();
     let issued = admin.issue("Zapier", &[]).await;
-    let updates: Vec<_> = (0..200)
+    let (over, crowded) = (CancellationToken::new(), CancellationToken::new());
+    let floods: Vec<_> = (0..150)
         .map(|number| {
-            let (admin, key) = (admin.clone(), issued.key.clone());
+            let (admin, key, over, crowded) = (admin.clone(), issued.key.clone(), over.clone(), crowded.clone());
             tokio::spawn(async move {
-                let key = pb::Key { description: format!("change {number}"), ..key };
-                admin.update(update(&key, &["description"])).await
+                for round in 0.. {
+                    if over.is_cancelled() {
+                        return;
+                    }
+                    let key = pb::Key { description: format!("{number} {round}"), ..key.clone() };
+                    if let Err(refused) = admin.update(update(&key, &["description"])).await {
+                        assert_eq!(refused.code(), Code::ResourceExhausted);
+                        crowded.cancel();
+                    }
+                }
             })
         })
         .collect();
-    admin.disable(disable(&issued.key)).await.unwrap();
-    assert_eq!(admin.reason(&issued.secret).await, Reason::Disabled);
-    for updated in updates {
-        // Some may be told that too many are waiting; none undoes the disable.
-        let refused = updated.await.unwrap().err();
-        assert!(refused.is_none_or(|status| status.code() == Code::ResourceExhausted));
+    crowded.cancelled().await;
+    for _ in 0..5 {
+        admin.disable_key(&issued.key).await;
+        assert_eq!(admin.reason(&issued.secret).await, Reason::Disabled);
+        admin.enable_key(&issued.key).await;
+        assert_eq!(admin.reason(&issued.secret).await, Reason::Ok);
     }
-    assert_eq!(admin.reason(&issued.secret).await, Reason::Disabled);
+    over.cancel();
+    for flood in floods {
+        flood.await.unwrap();
+    }
 }
 
 #[tokio::test]
