@@ -4,6 +4,7 @@
 //! the feed, answer. The table is written behind by a thread of its own. A failure of the disk ends the process: what
 //! the disk holds is then unknown, and a second sync may claim success for data that the kernel has dropped.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
@@ -71,9 +72,9 @@ impl Committer {
         let (applied, applied_seen) = watch::channel(revision);
         let (groups, written_behind) = sync_channel(TABLE_QUEUE_GROUPS_MAX);
         let table_writer = TableWriter { table: table.clone(), overlay: overlay.clone(), applied };
-        let table_thread = Builder::new().name("table".into()).spawn(move || table_writer.run(&written_behind))?;
+        let table_thread = spawn("table", move || table_writer.run(&written_behind))?;
         let mut log = Log { journal, watermark, table, overlay, feed, durable, groups };
-        let journal_thread = Builder::new().name("committer".into()).spawn(move || log.run(queue))?;
+        let journal_thread = spawn("committer", move || log.run(queue))?;
         Ok((Self { journal: journal_thread, table: table_thread }, durable_seen, applied_seen))
     }
 
@@ -83,6 +84,16 @@ impl Committer {
         ended(self.journal)?;
         ended(self.table)
     }
+}
+
+/// Starts a writer. sled may panic under it; a process that has lost a writer would serve on and refuse every change, so
+/// it ends instead.
+fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    Builder::new().name(name.into()).spawn(move || {
+        if catch_unwind(AssertUnwindSafe(run)).is_err() {
+            die("a writer of the store panicked", &name);
+        }
+    })
 }
 
 struct Log {
