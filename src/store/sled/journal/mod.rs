@@ -64,7 +64,7 @@ pub enum JournalError {
         source: std::io::Error,
     },
     /// Acknowledged changes are damaged.
-    #[error("{path}, byte {offset}: {what}. Changes after revision {} were acknowledged and cannot be read", after.0)]
+    #[error("{path}, byte {offset}: {what}. Changes after revision {} were acknowledged and cannot be read: put the file back from a backup", after.0)]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -76,7 +76,7 @@ pub enum JournalError {
         after: Revision,
     },
     /// A segment is missing from the sequence.
-    #[error("{path} is missing: the changes after revision {} are in it", after.0)]
+    #[error("{path} is missing: the changes after revision {} are in it: put it back from a backup", after.0)]
     Gap {
         /// The file that should be there.
         path: PathBuf,
