@@ -5,56 +5,53 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use keyward_core::clock::Clock;
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use tower_layer::Layer;
 
 use crate::authority::{Authority, AuthorityError, Parts};
+use crate::conditions;
 use crate::config::Settings;
+use crate::cores::Cores;
 use crate::fatal::die;
 use crate::files;
 use crate::grpc;
-use crate::grpc::calls::CALLS;
+use crate::grpc::calls::{CALLS, is_quick};
 use crate::grpc::ready::{Gate, Ready};
 use crate::index::Index;
 use crate::keyring::{Keyring, KeyringError};
 use crate::layer::authn::AuthnLayer;
+use crate::layer::deadline::DeadlineLayer;
 use crate::layer::log::LogLayer;
 use crate::layer::metrics::MetricsLayer;
+use crate::layer::quick::QuickVerify;
 use crate::lifecycle::Tasks;
 use crate::metrics::{Calls, Metrics, Readings};
 use crate::net::{Conn, ListenAddr, Listener, Slots, connections_max};
 use crate::ops_http::{self, Ops, Phase};
+use crate::progress::Progress;
+use crate::serve::{self, Answering};
 use crate::store::memory::MemoryStore;
-use crate::store::sled::{LockedDir, OpenError, Options, SEGMENT_BYTES_DEFAULT, SledStore};
+use crate::store::sled::{LockedDir, OpenError, Options, Retention, SledStore};
 use crate::store::{Store, StoreError};
 use crate::verify::Verifier;
 
 /// The services whose health is told, beside the whole (``).
-const HEALTH_NAMES: [&str; 3] = ["", "keyward.v1.KeyVerify", "keyward.v1.KeyAdmin"];
+const HEALTH_NAMES: [&str; 3] = ["", "keyward.v1.KeyVerify", conditions::ADMIN_SERVICE];
 
-/// Streams that one connection has open at most.
-const STREAMS_PER_CONNECTION_MAX: u32 = 256;
-/// Headers of one call at most.
-const HEADER_BYTES_MAX: u32 = 16 * 1024;
-/// Resets that a peer may provoke by its own errors before its connection is closed (the guard against MadeYouReset).
-const ERROR_RESETS_MAX: usize = 1_024;
 /// Connections that have been accepted and wait to be served.
 const ACCEPTED_MAX: usize = 64;
-/// A silent connection is asked whether it is still there.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-/// How long it may take to answer.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the store may take to flush when the server stops.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -86,6 +83,16 @@ pub enum StartError {
     /// The pepper file is not to be had.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
+    /// There are no threads to serve on.
+    #[error(
+        "cannot start {count} threads to serve on: {source}; set serving_threads (KEYWARD_SERVING_THREADS) to fewer"
+    )]
+    Threads {
+        /// How many were wanted.
+        count: usize,
+        /// What happened.
+        source: io::Error,
+    },
     /// The data directory cannot be made or written.
     #[error("the data directory {path}: {source}")]
     DataDir {
@@ -146,8 +153,12 @@ pub struct App {
     front: Tasks,
     /// What calls rely on until they have finished.
     back: Tasks,
+    /// What tells probes of the disk. It ends before they are told of the stop.
+    telling: Tasks,
     /// What tells operators how it goes. It ends last, because a stop is something to be told of.
     ops: Tasks,
+    /// Where connections live. They outlive everything that talks to callers.
+    cores: Cores,
     shutdown_deadline: Duration,
 }
 
@@ -157,19 +168,22 @@ impl App {
     /// # Errors
     /// When anything it needs is not to be had. See [`StartError`].
     pub async fn start(settings: Settings, deps: Deps) -> Result<Self, StartError> {
+        #[cfg(feature = "_faults")]
+        crate::faults::declare();
         let in_data_dir = |source| StartError::DataDir { path: settings.data_dir.clone(), source };
         files::create_private_dir(&settings.data_dir).map_err(in_data_dir)?;
         // Before the ports: who starts twice should hear of the data, not of a port.
         let dir = LockedDir::lock(&settings.data_dir)?;
         let keyring = Keyring::open(&settings.pepper_file, !dir.has_data()?, &*deps.entropy)?;
 
-        let (front, back, ops) = (Tasks::default(), Tasks::default(), Tasks::default());
+        let [front, back, telling, ops] = std::array::from_fn(|_| Tasks::default());
         let gate = Gate::default();
         let health = new_health().await;
         let phase = watch::Sender::new(Phase::Loading);
         let index = Arc::new(Index::default());
         let slots = Slots::new(connections_max());
-        let metrics = Arc::new(new_metrics(&index, &slots));
+        let writable = Arc::new(AtomicBool::new(false));
+        let metrics = Arc::new(new_metrics(&index, &slots, &writable));
         let verdicts = metrics.verdicts();
 
         let listeners = bind(&settings.listen).await?;
@@ -179,12 +193,13 @@ impl App {
         let service = tonic_health::server::HealthService::from_health_reporter(health.clone());
         let service = tonic_health::pb::health_server::HealthServer::new(service);
         let routes = grpc::routes(&gate, service, settings.reflection)?;
-        serve(&front, listeners, slots, routes, &gate, metrics.calls());
+        let cores = start_cores(settings.serving_threads)?;
+        serve(&front, listeners, slots, &cores, routes, &gate, metrics.calls());
         if let Some(listener) = ops_listener {
             serve_ops(&ops, listener, Ops { phase: phase.subscribe(), metrics });
         }
 
-        let store = open_store(&deps, dir, &keyring).await?;
+        let store = open_store(&deps, dir, &keyring, &settings).await?;
         let loaded = load(&*store, &index).await.map_err(StartError::from);
         let usable = loaded.and_then(|()| check_peppers(&index, &keyring.peppers, &settings.pepper_file));
         if let Err(error) = usable {
@@ -208,9 +223,11 @@ impl App {
         gate.open(Ready { authority, verifier: Verifier::new(index, peppers), verdicts, clock: deps.clock });
         phase.send_replace(Phase::Serving);
         set_health(&health, ServingStatus::Serving).await;
+        let condition = conditions::Watch { store: store.clone(), health: health.clone(), writable };
+        telling.spawn("condition", condition.run(telling.stop_token()));
         tracing::info!(keys, revision, "serving");
         let shutdown_deadline = settings.shutdown_deadline;
-        Ok(Self { addrs, ops_addr, store, health, phase, front, back, ops, shutdown_deadline })
+        Ok(Self { addrs, ops_addr, store, health, phase, front, back, telling, ops, cores, shutdown_deadline })
     }
 
     /// The addresses it listens on, with the ports that were got.
@@ -231,6 +248,7 @@ impl App {
     /// When the flush fails. What was acknowledged is durable even then.
     pub async fn stop(mut self) -> Result<(), StoreError> {
         self.phase.send_replace(Phase::Stopping);
+        self.telling.stop(Duration::ZERO).await;
         set_health(&self.health, ServingStatus::NotServing).await;
         // With the names gone, watchers get the news and then the end of their stream, and do not hold up the rest.
         for name in HEALTH_NAMES {
@@ -242,6 +260,7 @@ impl App {
         self.back.stop(Duration::ZERO).await;
         let flushed = tokio::time::timeout(FLUSH_DEADLINE, self.store.close()).await;
         self.ops.stop(Duration::ZERO).await;
+        self.cores.stop();
         flushed.unwrap_or_else(|_| Err(StoreError::Engine("flushing took too long".into())))?;
         tracing::info!("stopped");
         Ok(())
@@ -261,12 +280,13 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
     }
 }
 
-fn new_metrics(index: &Arc<Index>, slots: &Slots) -> Metrics {
-    let (keys, revision, connections) = (index.clone(), index.clone(), slots.clone());
+fn new_metrics(index: &Arc<Index>, slots: &Slots, writable: &Arc<AtomicBool>) -> Metrics {
+    let (keys, revision, connections, writable) = (index.clone(), index.clone(), slots.clone(), writable.clone());
     let readings = Readings {
         keys: Box::new(move || keys.len() as u64),
         revision: Box::new(move || revision.revision().0),
         connections: Box::new(move || connections.taken() as u64),
+        writable: Box::new(move || u64::from(writable.load(Ordering::Relaxed))),
     };
     Metrics::new(CALLS.iter().map(|(path, _)| *path), readings)
 }
@@ -290,29 +310,30 @@ async fn bind_ops(addr: Option<&ListenAddr>) -> Result<Option<Listener>, StartEr
     Ok(Some(listener))
 }
 
-fn serve(tasks: &Tasks, listeners: Vec<Listener>, slots: Slots, routes: Routes, gate: &Gate, calls: Arc<Calls>) {
-    let router = Server::builder()
-        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-        .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .http2_max_local_error_reset_streams(Some(ERROR_RESETS_MAX))
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(MetricsLayer::new(calls))
-        .layer(AuthnLayer::new(gate.clone()))
-        .layer(LogLayer)
-        .add_routes(routes);
+fn start_cores(count: usize) -> Result<Cores, StartError> {
+    Cores::start(count).map_err(|source| StartError::Threads { count, source })
+}
+
+fn serve(
+    tasks: &Tasks,
+    listeners: Vec<Listener>,
+    slots: Slots,
+    cores: &Cores,
+    routes: Routes,
+    gate: &Gate,
+    calls: Arc<Calls>,
+) {
+    let service = LogLayer.layer(routes.prepare());
+    let service = DeadlineLayer.layer(AuthnLayer::new(gate.clone()).layer(service));
+    let service = MetricsLayer::new(calls.clone()).layer(service);
+    let service = QuickVerify::new(service, gate.clone(), &calls);
+    let answering = Answering { service, at_home: is_quick, elsewhere: Handle::current() };
 
     let (accepted, incoming) = mpsc::channel::<io::Result<Conn>>(ACCEPTED_MAX);
     for listener in listeners {
         tasks.spawn("accept", listener.accept(slots.clone(), accepted.clone(), tasks.stop_token()));
     }
-    let stop = tasks.stop_token();
-    tasks.spawn("serve", async move {
-        let incoming = ReceiverStream::new(incoming);
-        if let Err(error) = router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
-            tracing::error!(%error, "serving ended");
-        }
-    });
+    tasks.spawn("serve", serve::serve(tasks.clone(), cores.homes().to_vec(), incoming, answering));
 }
 
 fn serve_ops(tasks: &Tasks, listener: Listener, ops: Ops) {
@@ -322,11 +343,21 @@ fn serve_ops(tasks: &Tasks, listener: Listener, ops: Ops) {
     tasks.spawn("serve ops", ops.serve(incoming));
 }
 
-async fn open_store(deps: &Deps, dir: LockedDir, keyring: &Keyring) -> Result<Arc<dyn Store>, StartError> {
+async fn open_store(
+    deps: &Deps,
+    dir: LockedDir,
+    keyring: &Keyring,
+    settings: &Settings,
+) -> Result<Arc<dyn Store>, StartError> {
     match deps.engine {
         Engine::Memory => Ok(Arc::new(MemoryStore::default())),
         Engine::Sled => {
-            let options = Options { segment_bytes: SEGMENT_BYTES_DEFAULT, chain_key: keyring.chain_key() };
+            let options = Options {
+                segment_bytes: settings.journal_segment_bytes,
+                chain_key: keyring.chain_key(),
+                retention: Retention { bytes: settings.journal_retention_bytes, time: settings.journal_retention_time },
+                clock: deps.clock.clone(),
+            };
             let opened = spawn_blocking(move || SledStore::open(dir, &options)).await;
             Ok(Arc::new(opened.map_err(|panic| StoreError::Engine(panic.to_string()))??))
         }
@@ -336,8 +367,10 @@ async fn open_store(deps: &Deps, dir: LockedDir, keyring: &Keyring) -> Result<Ar
 /// Folds everything that is there into the index.
 async fn load(store: &dyn Store, index: &Index) -> Result<(), StoreError> {
     let mut snapshot = store.load().await?;
+    let mut progress = Progress::begin("loading the index, in records", snapshot.records);
     while let Some(records) = snapshot.next().await? {
         index.fold(&records);
+        progress.advance(records.len() as u64);
     }
     index.reach(snapshot.revision);
     Ok(())

@@ -13,6 +13,11 @@ pub fn private() -> fs::OpenOptions {
     options
 }
 
+/// Adds the file's name to an error of the system, which does not tell it.
+pub fn named(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
 /// Makes a directory that only its owner may enter, and those above it, unless it is there.
 ///
 /// # Errors

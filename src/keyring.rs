@@ -50,8 +50,8 @@ pub enum KeyringError {
     },
     /// The file is gone and keys depend on it.
     #[error(
-        "the pepper file {path} is missing, and the data directory holds keys that verify only with it: put it back, or \
-         point --pepper-file at it"
+        "the pepper file {path} is missing, and the keys of this data verify only with it: put it back, or point \
+         --pepper-file at it"
     )]
     Missing {
         /// Where it should be.

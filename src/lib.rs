@@ -5,20 +5,26 @@
 //!
 //! - [`cli`], [`config`], [`telemetry`]: what an operator says, and what he is told.
 //! - [`app`]: puts everything together; the only place that names a storage engine.
-//! - [`lifecycle`]: signals and shutdown. [`net`]: listeners.
+//! - [`offline`]: what is done to data that nobody serves. [`remote`]: what is asked of a server from outside.
+//! - [`lifecycle`]: signals and shutdown. [`conditions`]: whether changes can be made. [`net`]: listeners. [`cores`],
+//!   [`serve`]: connections, and where they live.
 //! - [`ops_http`]: probes and metrics over HTTP. [`metrics`]: what is counted.
 //! - [`layer`], [`grpc`]: calls come in: who calls, may they, and from the wire to the domain and back.
 //! - [`authority`]: the write side. [`verify`]: the hot path.
 //! - [`index`]: every key in RAM. [`feed`]: the changes, in order.
 //! - [`store`]: the log and the table on disk.
-//! - [`keyring`], [`files`], [`system`], [`fatal`]: the pepper file, durable small files, the real clock and randomness,
-//!   and the end of a process that must not go on.
+//! - [`keyring`], [`files`], [`system`], [`progress`], [`fatal`]: the pepper file, durable small files, the real clock and
+//!   randomness, how far a long start is, and the end of a process that must not go on.
 
 pub mod app;
 pub mod authority;
 pub mod cli;
+pub mod conditions;
 pub mod config;
+pub mod cores;
 pub mod fatal;
+#[cfg(feature = "_faults")]
+pub mod faults;
 pub mod feed;
 pub mod files;
 pub mod grpc;
@@ -28,7 +34,11 @@ pub mod layer;
 pub mod lifecycle;
 pub mod metrics;
 pub mod net;
+pub mod offline;
 pub mod ops_http;
+pub mod progress;
+pub mod remote;
+pub mod serve;
 pub mod store;
 pub mod system;
 pub mod telemetry;

@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,17 @@ impl Tasks {
         });
     }
 
+    /// Starts a task, on a runtime of the caller's choice, on which nothing else relies. One that panics ends alone.
+    pub fn spawn_lone_on(&self, runtime: &Handle, task: impl Future<Output = ()> + Send + 'static) {
+        let end = self.end.clone();
+        self.tracker.spawn_on(
+            async move {
+                let _ended = end.run_until_cancelled_owned(task).await;
+            },
+            runtime,
+        );
+    }
+
     /// What tells the tasks to stop.
     #[must_use]
     pub fn stop_token(&self) -> CancellationToken {
@@ -40,7 +52,7 @@ impl Tasks {
     }
 
     /// Tells the tasks to stop and waits for them; those that take longer than `deadline` are cut off
-    /// (what they have started elsewhere, such as the library's tasks for connections, ends with the runtime). Says whether all
+    /// (what they have started elsewhere, such as calls under way, ends with its runtime). Says whether all
     /// ended by themselves.
     pub async fn stop(&self, deadline: Duration) -> bool {
         self.stop.cancel();

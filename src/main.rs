@@ -5,6 +5,15 @@ use std::process::ExitCode;
 use clap::Parser;
 use keyward::cli::Cli;
 
+/// Cheaper than the system's where many small things come and go.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
+    #[cfg(feature = "_faults")]
+    if let Err(refusal) = keyward::faults::refuse_without_consent() {
+        eprintln!("keyward: {refusal}");
+        return ExitCode::FAILURE;
+    }
     Cli::parse().run()
 }

@@ -63,6 +63,8 @@ pub struct Readings {
     pub revision: Reading,
     /// How many connections of callers are open.
     pub connections: Reading,
+    /// 1 if changes can be made, else 0.
+    pub writable: Reading,
 }
 
 /// All metrics of a server.
@@ -83,6 +85,11 @@ impl Metrics {
         registry.register("keys", "Keys there are, in any state", Gauge(readings.keys));
         registry.register("revision", "Every change up to this one is in verdicts", Gauge(readings.revision));
         registry.register("connections", "Open connections of callers", Gauge(readings.connections));
+        registry.register(
+            "writable",
+            "1 if changes can be made, 0 if the disk is full or stuck",
+            Gauge(readings.writable),
+        );
         let verdicts = Verdicts::register(&mut registry);
         let calls = Arc::new(Calls::register(&mut registry, paths));
         Self { registry, verdicts, calls }

@@ -31,6 +31,9 @@ const GREETING_TIME_MAX: Duration = Duration::from_secs(10);
 /// The client's half of the HTTP/2 connection preface, by RFC 9113.
 const GREETING_BYTES: usize = 24;
 
+/// Bytes that a connection reads at most before the others of its thread have their turn: a few hundred calls.
+const TURN_BYTES_MAX: usize = 32 * 1024;
+
 /// How long to wait after an error of accept, which is most often that there are too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -172,11 +175,7 @@ impl Listener {
             while let Ok(free) = slots.free.clone().acquire_owned().await {
                 match self.accept_one().await {
                     Ok(stream) => {
-                        if to
-                            .send(Ok(Conn { stream, greeting: Some(Greeting::expected()), _slot: slots.take(free) }))
-                            .await
-                            .is_err()
-                        {
+                        if to.send(Ok(Conn::new(stream, slots.take(free)))).await.is_err() {
                             return;
                         }
                     }
@@ -232,7 +231,54 @@ pub struct Conn {
     stream: Stream,
     /// What the peer still owes.
     greeting: Option<Greeting>,
-    _slot: Slot,
+    /// Bytes that may be read until others have their turn.
+    turn_bytes_left: usize,
+    slot: Slot,
+}
+
+/// A connection on its way from one runtime to another.
+#[derive(Debug)]
+pub struct Parked {
+    stream: ParkedStream,
+    slot: Slot,
+}
+
+#[derive(Debug)]
+enum ParkedStream {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Conn {
+    fn new(stream: Stream, slot: Slot) -> Self {
+        Self { stream, greeting: Some(Greeting::expected()), turn_bytes_left: TURN_BYTES_MAX, slot }
+    }
+
+    /// Takes a fresh connection off the runtime that accepted it.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn park(self) -> io::Result<Parked> {
+        let stream = match self.stream {
+            Stream::Tcp(stream) => ParkedStream::Tcp(stream.into_std()?),
+            Stream::Unix(stream) => ParkedStream::Unix(stream.into_std()?),
+        };
+        Ok(Parked { stream, slot: self.slot })
+    }
+}
+
+impl Parked {
+    /// Puts the connection on the current runtime.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn unpark(self) -> io::Result<Conn> {
+        let stream = match self.stream {
+            ParkedStream::Tcp(stream) => Stream::Tcp(TcpStream::from_std(stream)?),
+            ParkedStream::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),
+        };
+        Ok(Conn::new(stream, self.slot))
+    }
 }
 
 /// A peer that says nothing would hold its slot for ever, and so would one that stops in the middle of its first line.
@@ -270,12 +316,20 @@ impl AsyncRead for Conn {
         if self.greeting.as_mut().is_some_and(|greeting| greeting.until.as_mut().poll(cx).is_ready()) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
+        if self.turn_bytes_left == 0 {
+            // Whoever always has more to read would never let go of its thread.
+            self.turn_bytes_left = TURN_BYTES_MAX;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         let polled = match &mut self.stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         let read = buf.filled().len() - before;
+        self.turn_bytes_left =
+            if polled.is_pending() { TURN_BYTES_MAX } else { self.turn_bytes_left.saturating_sub(read) };
         if let Some(greeting) = &mut self.greeting {
             greeting.bytes_left = greeting.bytes_left.saturating_sub(read);
             if greeting.bytes_left == 0 {
@@ -354,6 +408,56 @@ impl Drop for RemoveSocket {
             && let Err(error) = fs::remove_file(path)
         {
             tracing::warn!(path = %path.display(), %error, "cannot remove the socket");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::task::Wake;
+
+    struct Woken(std::sync::atomic::AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_always_has_more_to_read_gives_others_their_turn() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        while theirs.try_write(&[0; 4_096]).is_ok() {}
+        let slots = Slots::new(1);
+        let slot = slots.take(slots.free.clone().try_acquire_owned().unwrap());
+        let mut conn = Conn::new(Stream::Unix(ours), slot);
+        conn.stream_readable().await;
+
+        let woken = Arc::new(Woken(false.into()));
+        let waker = woken.clone().into();
+        let mut turn = || {
+            let mut read = 0;
+            loop {
+                let mut space = [0; 4_096];
+                let mut space = ReadBuf::new(&mut space);
+                match Pin::new(&mut conn).poll_read(&mut Context::from_waker(&waker), &mut space) {
+                    Poll::Ready(done) => done.unwrap(),
+                    Poll::Pending => return read,
+                }
+                read += space.filled().len();
+            }
+        };
+        assert_eq!(turn(), TURN_BYTES_MAX);
+        assert!(woken.0.swap(false, Ordering::SeqCst), "it goes on by itself");
+        assert_eq!(turn(), TURN_BYTES_MAX, "and then has as long a turn again");
+    }
+
+    impl Conn {
+        async fn stream_readable(&self) {
+            let Stream::Unix(stream) = &self.stream else { panic!() };
+            stream.readable().await.unwrap();
         }
     }
 }

@@ -45,6 +45,8 @@ pub enum Action {
     ChangeState,
     /// Creates tenants.
     CreateTenant,
+    /// Reads everything of all tenants, digests included.
+    Backup,
     /// Verifies a secret.
     Verify,
 }
@@ -75,13 +77,11 @@ impl Role {
             | (Self::Operator, Action::ChangeState)
             | (Self::Issuer, Action::Issue)
             | (Self::Verifier, Action::Verify) => true,
-            (Self::Operator, Action::Issue | Action::CreateTenant | Action::Verify)
-            | (Self::Issuer, Action::ChangeState | Action::CreateTenant | Action::Verify)
-            | (
-                Self::Viewer | Self::Auditor,
-                Action::Issue | Action::ChangeState | Action::CreateTenant | Action::Verify,
-            )
-            | (Self::Verifier, Action::Read | Action::Issue | Action::ChangeState | Action::CreateTenant) => false,
+            (_, Action::CreateTenant | Action::Backup)
+            | (Self::Operator, Action::Issue | Action::Verify)
+            | (Self::Issuer, Action::ChangeState | Action::Verify)
+            | (Self::Viewer | Self::Auditor, Action::Issue | Action::ChangeState | Action::Verify)
+            | (Self::Verifier, Action::Read | Action::Issue | Action::ChangeState) => false,
         }
     }
 }
@@ -258,6 +258,13 @@ impl Act for CreateTenant {
     const ACTION: Action = Action::CreateTenant;
 }
 
+/// [`Action::Backup`] as a type.
+#[derive(Debug)]
+pub struct Backup;
+impl Act for Backup {
+    const ACTION: Action = Action::Backup;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,7 +283,9 @@ mod tests {
         for scope in ["keyward.operator", "keyward.issuer", "keyward.viewer", "keyward.admin@acme", "keyward.verifier"]
         {
             let caller = caller(&[scope]);
-            for action in [Action::Read, Action::Issue, Action::ChangeState, Action::CreateTenant, Action::Verify] {
+            for action in
+                [Action::Read, Action::Issue, Action::ChangeState, Action::CreateTenant, Action::Backup, Action::Verify]
+            {
                 assert!(!caller.may(action, &TenantId::system()), "{scope} {action:?}");
             }
         }

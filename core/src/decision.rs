@@ -12,9 +12,9 @@ use crate::record::{KeyPolicy, State};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ask<'a> {
     /// The key must hold all of these.
-    pub all_scopes: &'a [String],
+    pub all_scopes: &'a [&'a str],
     /// The key must hold one of these, if there are any.
-    pub any_scopes: &'a [String],
+    pub any_scopes: &'a [&'a str],
     /// The service that the key is presented to.
     pub audience: Option<&'a str>,
     /// Where the end caller comes from.
@@ -105,7 +105,7 @@ impl Check {
     /// # Errors
     /// With the reason, when it fails.
     pub fn run(self, key: &KeyPolicy, ask: &Ask<'_>, now: UnixMillis) -> Result<(), DenyReason> {
-        let holds = |required: &String| key.scopes.iter().any(|granted| granted.covers(required));
+        let holds = |required: &&str| key.scopes.iter().any(|granted| granted.covers(required));
         let (passed, reason) = match self {
             Self::State => match key.state {
                 State::Active => return Ok(()),
@@ -157,14 +157,10 @@ mod tests {
         }
     }
 
-    fn scopes(list: &[&str]) -> Vec<String> {
-        list.iter().map(|&s| s.to_owned()).collect()
-    }
-
     #[test]
     fn a_key_without_scopes_holds_none() {
         let bare = KeyPolicy { scopes: vec![], ..key() };
-        let (none, some) = (scopes(&[]), scopes(&["orders.read"]));
+        let (none, some) = ([], ["orders.read"]);
         assert_eq!(decide(&bare, &Ask { all_scopes: &none, ..Ask::default() }, NOW), Ok(()));
         let all = Ask { all_scopes: &some, ..Ask::default() };
         let any = Ask { any_scopes: &some, ..Ask::default() };
@@ -174,7 +170,7 @@ mod tests {
 
     #[test]
     fn all_means_all_and_any_means_one() {
-        let (mixed, held) = (scopes(&["orders.read", "users.write"]), scopes(&["orders.read", "users.read"]));
+        let (mixed, held) = (["orders.read", "users.write"], ["orders.read", "users.read"]);
         assert_eq!(decide(&key(), &Ask { all_scopes: &mixed, ..Ask::default() }, NOW), Err(DenyReason::ScopeMissing));
         assert_eq!(decide(&key(), &Ask { any_scopes: &mixed, ..Ask::default() }, NOW), Ok(()));
         assert_eq!(decide(&key(), &Ask { all_scopes: &held, ..Ask::default() }, NOW), Ok(()));
@@ -221,7 +217,7 @@ mod tests {
             allowed_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
             scopes: vec![],
         };
-        let wanted = scopes(&["a"]);
+        let wanted = ["a"];
         let ask = Ask { all_scopes: &wanted, ..Ask::default() };
         let mut reasons = vec![];
         let mut mend: Vec<fn(&mut KeyPolicy)> = vec![

@@ -2,6 +2,10 @@
 
 /// A presented secret longer than this is refused before anything else is done with it.
 pub const SECRET_BYTES_MAX: usize = 256;
+/// Verifications in one batch at most.
+pub const BATCH_ITEMS_MAX: usize = 1_000;
+/// The shortest secret: a prefix and an environment of one letter, two underscores, 43 digits and 6 of the checksum.
+pub const SECRET_BYTES_MIN: usize = 53;
 
 /// A stored record, with its envelope. sled keeps values of this size inside its pages.
 pub const RECORD_BYTES_MAX: usize = 4_096;

@@ -83,6 +83,7 @@ impl Authority {
             method: "CreateKey",
             target: target(&key.tenant, &key.key_id),
             time: stamp.time,
+            takes_power_away: false,
             puts: vec![Put::NewKey(Box::new(key.clone()))],
         };
         let revision = self.commit(commit).await.map_err(|e| AuthorityError::of_commit(e, Subject::Key))?;

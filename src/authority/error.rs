@@ -71,6 +71,12 @@ pub enum AuthorityError {
     /// The disk has no room.
     #[error("the disk has no room for the change")]
     NoRoom,
+    /// Another backup is being made.
+    #[error("another backup or snapshot is being made")]
+    BackupUnderWay,
+    /// The backup cannot be made.
+    #[error("the backup failed: {0}")]
+    BackupFailed(String),
     /// No randomness.
     #[error(transparent)]
     Entropy(#[from] EntropyError),

@@ -3,6 +3,7 @@
 //! Each call takes a [`Grant`], so that none can be made without permission, and ends in one commit. It returns when the
 //! change is durable and in force: the index has folded it, so the next verdict sees it.
 
+mod backup;
 mod bootstrap;
 mod create;
 mod error;
@@ -22,7 +23,7 @@ use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
 use keyward_core::id::{KeyId, TenantId};
 use keyward_core::limits::RECORD_BYTES_ISSUED_MAX;
-use keyward_core::record::{KeyPolicy, KeyRecord, Moved, Stamp, TenantRecord};
+use keyward_core::record::{KeyPolicy, KeyRecord, Moved, Stamp, State, TenantRecord};
 use zeroize::Zeroizing;
 
 use self::page_token::PageTokens;
@@ -36,6 +37,7 @@ pub use self::error::{AuthorityError, Subject, Violation};
 pub use self::query::{Listed, Selector};
 pub use self::tenants::NewTenant;
 pub use self::update::KeyPatch;
+pub use crate::store::Backup;
 
 /// How often a change is tried when another one comes between, before the caller is told.
 const CONFLICT_TRIES_MAX: usize = 64;
@@ -126,6 +128,7 @@ impl Authority {
                 return Err(AuthorityError::Outdated);
             }
             let stamp = Stamp { time: self.clock.now(), actor: grant.actor() };
+            let before = key.policy.state;
             let moved = change(&mut key, &stamp)?;
             if moved == Moved::AlreadyThere || terms.validate_only {
                 let revision = key.revision;
@@ -138,6 +141,7 @@ impl Authority {
                 method,
                 target: target(grant.tenant(), key_id),
                 time: stamp.time,
+                takes_power_away: key.policy.state != before && key.policy.state != State::Active,
                 puts: vec![Put::Key(Box::new(key.clone()))],
             };
             match self.commit(commit).await {

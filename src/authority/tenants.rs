@@ -47,6 +47,7 @@ impl Authority {
             method: "CreateTenant",
             target: record.tenant.to_string(),
             time: record.created.time,
+            takes_power_away: false,
             puts: vec![Put::NewTenant(Box::new(record.clone()))],
         };
         let revision = self.commit(commit).await.map_err(|e| AuthorityError::of_commit(e, Subject::Tenant))?;

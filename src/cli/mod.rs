@@ -1,15 +1,20 @@
 //! The command line.
 
+mod backup;
+mod check;
 mod config;
+mod rebuild;
+mod restore;
 mod serve;
 
+use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::Flags;
-use crate::telemetry::LogFormat;
+use crate::config::{Flags, Settings};
+use crate::telemetry::{self, Flush, LogFormat};
 
 /// Keyward: a key authority. It issues API keys, and answers over gRPC whether a key may do this now.
 #[derive(Debug, Parser)]
@@ -26,6 +31,40 @@ enum Command {
     Serve(Options),
     /// Print the effective configuration, with the source of each setting.
     Config(Options),
+    /// Fetch a backup from a running server: every key at one revision, in a file. Keep it apart from the data, and keep a
+    /// copy of the pepper file, without which it is of no use.
+    Backup(backup::Options),
+    /// Fill an empty data directory from a backup. The pepper file must be in place. With --journal, go on with the changes
+    /// since the backup, up to --to-revision.
+    Restore(restore::Options),
+    /// Read all of a data directory that nobody serves, or of a backup, and say what is wrong. Exits with 1 on any doubt.
+    Check(check::Options),
+    /// Build the table of a data directory that nobody serves anew, from its snapshot and its journal.
+    Rebuild(rebuild::Options),
+}
+
+/// Where data is that nobody serves.
+#[derive(Debug, Args)]
+struct Place {
+    /// A TOML file of settings
+    #[arg(long, value_name = "FILE", env = "KEYWARD_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where the data is [default: ./data]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// The file of Keyward's own secrets [default: <DATA_DIR>/pepper]
+    #[arg(long, value_name = "FILE")]
+    pepper_file: Option<PathBuf>,
+}
+
+impl Place {
+    /// The settings, and what writes the log while it lives.
+    fn settings(self) -> Result<(Settings, Flush), Box<dyn Error>> {
+        let flags = Flags { data_dir: self.data_dir, pepper_file: self.pepper_file, ..Flags::default() };
+        let settings = Settings::load(&flags, self.config)?.settings;
+        let flush = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
+        Ok((settings, flush))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -72,6 +111,10 @@ impl Cli {
         let done = match self.command {
             Command::Serve(options) => serve::run(options.split()),
             Command::Config(options) => config::run(options.split()),
+            Command::Backup(options) => backup::run(options),
+            Command::Restore(options) => restore::run(options),
+            Command::Check(options) => check::run(options),
+            Command::Rebuild(options) => rebuild::run(options),
         };
         match done {
             Ok(()) => ExitCode::SUCCESS,

@@ -1,7 +1,10 @@
 //! The layers of configuration, and what is wrong with them.
 
 use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use figment::providers::{Env, Format, Serialized, Toml};
@@ -13,7 +16,8 @@ use serde::de::DeserializeOwned;
 use super::{Flags, Mistakes, Settings};
 use crate::net::ListenAddr;
 
-/// Every setting, with its default as TOML. `pepper_file` has one that depends on `data_dir`.
+/// Every setting, with its default as TOML. `pepper_file` has one that depends on `data_dir`, and `serving_threads` one
+/// that depends on the machine.
 const DEFAULTS: &str = r#"
 data_dir = "./data"
 listen = ["127.0.0.1:50051"]
@@ -21,18 +25,25 @@ ops_listen = "127.0.0.1:9464"
 allow_plaintext = false
 reflection = true
 shutdown_deadline = "10s"
+journal_segment_bytes = 16777216
+journal_retention_bytes = 4294967296
+journal_retention_time = "1year"
 log_filter = "info"
 log_format = "text"
 "#;
 
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 13] = [
     "data_dir",
     "listen",
     "ops_listen",
     "pepper_file",
     "allow_plaintext",
     "reflection",
+    "serving_threads",
     "shutdown_deadline",
+    "journal_segment_bytes",
+    "journal_retention_bytes",
+    "journal_retention_time",
     "log_filter",
     "log_format",
 ];
@@ -42,6 +53,9 @@ const ENV_PREFIX: &str = "KEYWARD_";
 const ENVIRONMENT: &str = "in the environment";
 /// The variable that names the file; a setting of the command line, not of the file.
 const ENV_CONFIG: &str = "config";
+
+/// The most threads that may serve connections.
+const SERVING_THREADS_MAX: usize = 256;
 
 /// The value of an address where nothing shall listen.
 const OFF: &str = "off";
@@ -91,6 +105,17 @@ impl Layers {
         }
     }
 
+    pub(super) fn serving_threads(&mut self) -> Option<usize> {
+        let threads: Option<usize> = self.value("serving_threads")?;
+        let threads =
+            threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZero::get).min(SERVING_THREADS_MAX));
+        if threads > SERVING_THREADS_MAX {
+            self.mistake("serving_threads", &format!("must be at most {SERVING_THREADS_MAX}"));
+            return None;
+        }
+        Some(threads)
+    }
+
     pub(super) fn listen_addrs(&mut self, name: &str) -> Option<Vec<ListenAddr>> {
         let texts = match self.value::<OneOrMany>(name)? {
             OneOrMany::Many(texts) => texts,
@@ -119,6 +144,15 @@ impl Layers {
                 }
             },
         }
+    }
+
+    pub(super) fn bytes(&mut self, name: &str, allowed: RangeInclusive<u64>) -> Option<u64> {
+        let bytes: u64 = self.value(name)?;
+        if !allowed.contains(&bytes) {
+            self.mistake(name, &format!("must be from {} to {} bytes", allowed.start(), allowed.end()));
+            return None;
+        }
+        Some(bytes)
     }
 
     pub(super) fn duration(&mut self, name: &str, max: Duration) -> Option<Duration> {
@@ -154,7 +188,11 @@ impl Layers {
             quoted(&settings.pepper_file.display()),
             settings.allow_plaintext.to_string(),
             settings.reflection.to_string(),
+            settings.serving_threads.to_string(),
             quoted(&humantime::format_duration(settings.shutdown_deadline)),
+            settings.journal_segment_bytes.to_string(),
+            settings.journal_retention_bytes.to_string(),
+            quoted(&humantime::format_duration(settings.journal_retention_time)),
             quoted(&settings.log_filter),
             format!("\"{:?}\"", settings.log_format).to_lowercase(),
         ];

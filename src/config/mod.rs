@@ -15,6 +15,8 @@ use self::layers::Layers;
 use crate::net::ListenAddr;
 use crate::telemetry::{LogFormat, parse_filter};
 
+const CENTURY: Duration = Duration::from_secs(100 * 31_557_600);
+
 /// The settings of a server. A field's name is its name in the file; in the environment it is in capitals behind
 /// `KEYWARD_`, and as a flag it has dashes for underscores.
 #[derive(Clone, Debug)]
@@ -33,8 +35,19 @@ pub struct Settings {
     pub allow_plaintext: bool,
     /// Serve reflection. Default true.
     pub reflection: bool,
+    /// Threads that serve connections, one runtime each. Default: one for each core; at most 256. With 0, connections are
+    /// served by the runtime that does everything else.
+    pub serving_threads: usize,
     /// How long connections may take to finish when the server stops. Default 10 s, at most 1 h.
     pub shutdown_deadline: Duration,
+    /// Size of new journal segments. Default 16 MiB; from 64 KiB to 1 GiB.
+    pub journal_segment_bytes: u64,
+    /// The oldest segments of the journal go when it is larger than this in all, once a snapshot covers them. Default
+    /// 4 GiB; at least 1 MiB.
+    pub journal_retention_bytes: u64,
+    /// A segment of the journal goes when its last change is older than this, once a snapshot covers it. Default one
+    /// year, at most a hundred.
+    pub journal_retention_time: Duration,
     /// Which log lines to write, such as `info` or `keyward=debug,h2=warn`. Default `info`.
     pub log_filter: String,
     /// `text` or `json`. Default `text`.
@@ -103,7 +116,11 @@ impl Settings {
         let pepper_file: Option<Option<PathBuf>> = layers.value("pepper_file");
         let allow_plaintext = layers.value("allow_plaintext");
         let reflection = layers.value("reflection");
+        let serving_threads = layers.serving_threads();
         let shutdown_deadline = layers.duration("shutdown_deadline", Duration::from_secs(3_600));
+        let journal_segment_bytes = layers.bytes("journal_segment_bytes", 64 * 1024..=1024 * 1024 * 1024);
+        let journal_retention_bytes = layers.bytes("journal_retention_bytes", 1024 * 1024..=i64::MAX as u64);
+        let journal_retention_time = layers.duration("journal_retention_time", CENTURY);
         let log_filter: Option<String> = layers.value("log_filter");
         let log_format = layers.value("log_format");
 
@@ -133,7 +150,11 @@ impl Settings {
                 pepper_file,
                 allow_plaintext: allow_plaintext?,
                 reflection: reflection?,
+                serving_threads: serving_threads?,
                 shutdown_deadline: shutdown_deadline?,
+                journal_segment_bytes: journal_segment_bytes?,
+                journal_retention_bytes: journal_retention_bytes?,
+                journal_retention_time: journal_retention_time?,
                 log_filter: log_filter?,
                 log_format: log_format?,
             })

@@ -1,6 +1,10 @@
 //! KeyAdmin: convert, ask permission, call the authority, convert.
 
-use keyward_core::access::{Act, Action, Caller, ChangeState, CreateTenant, Grant, Issue, Read};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_util::Stream;
+use keyward_core::access::{self, Act, Action, Caller, ChangeState, CreateTenant, Grant, Issue, Read};
 use keyward_core::id::TenantId;
 use keyward_core::record::{KeyRecord, State};
 use tonic::{Request, Response, Status};
@@ -10,7 +14,7 @@ use super::fields::Fields;
 use super::pb;
 use super::ready::{Gate, Ready};
 use super::status::{Refusal, status};
-use crate::authority::{AuthorityError, Changed, Subject};
+use crate::authority::{AuthorityError, Backup, Changed, Subject};
 
 /// The service.
 pub struct AdminService {
@@ -200,5 +204,33 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
             })
         })
         .await
+    }
+
+    type BackupStream = BackupStream;
+
+    async fn backup(&self, request: Request<pb::BackupRequest>) -> Result<Response<BackupStream>, Status> {
+        answer(request, async |caller, _| {
+            // All of it, so whoever may read it could as well be an administrator of `system`.
+            let grant = caller.grant::<access::Backup>(TenantId::system()).map_err(|_| AuthorityError::Denied)?;
+            Ok(BackupStream(self.ready()?.authority.backup(&grant).await?))
+        })
+        .await
+    }
+}
+
+/// The pieces of a backup on their way to the caller.
+pub struct BackupStream(Backup);
+
+impl Stream for BackupStream {
+    type Item = Result<pb::BackupResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let revision = self.0.revision.0;
+        self.0.pieces.poll_recv(cx).map(|next| {
+            next.map(|piece| match piece {
+                Ok(piece) => Ok(pb::BackupResponse { piece, revision }),
+                Err(error) => Err(status(AuthorityError::of_backup(error))),
+            })
+        })
     }
 }

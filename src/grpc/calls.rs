@@ -15,12 +15,20 @@ pub const CALLS: &[(&str, Action)] = &[
     ("/keyward.v1.KeyAdmin/CreateTenant", Action::CreateTenant),
     ("/keyward.v1.KeyAdmin/GetTenant", Action::Read),
     ("/keyward.v1.KeyAdmin/ListTenants", Action::Read),
+    ("/keyward.v1.KeyAdmin/Backup", Action::Backup),
     ("/keyward.v1.KeyVerify/Verify", Action::Verify),
+    ("/keyward.v1.KeyVerify/BatchVerify", Action::Verify),
 ];
 
 /// Services that answer without a credential: probes have none, and reflection shows only what the repository shows.
 pub const OPEN_SERVICES: &[&str] =
     &["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/"];
+
+/// Whether a call never takes long: it reads memory alone. Such calls are answered on the core of their connection.
+#[must_use]
+pub fn is_quick(path: &str) -> bool {
+    path.starts_with("/keyward.v1.KeyVerify/") || path.starts_with("/grpc.health.v1.Health/")
+}
 
 /// Whether a path needs no credential.
 #[must_use]

@@ -11,6 +11,7 @@ pub mod pb;
 pub mod ready;
 pub mod status;
 pub mod verify;
+pub mod wire;
 
 use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::pb::health_server::{Health, HealthServer};
@@ -25,6 +26,8 @@ use self::verify::VerifyService;
 pub const ADMIN_REQUEST_BYTES_MAX: usize = 1024 * 1024;
 /// A verify request longer than this is refused.
 pub const VERIFY_REQUEST_BYTES_MAX: usize = 64 * 1024;
+/// A batch longer than this is refused. One of 1,000 with long fields fits.
+pub const BATCH_REQUEST_BYTES_MAX: usize = 1024 * 1024;
 
 /// All services. Reflection is served if `reflection` is set.
 ///
@@ -41,7 +44,7 @@ pub fn routes(
         KeyAdminServer::new(AdminService::new(gate.clone())).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX),
     );
     routes.add_service(
-        KeyVerifyServer::new(VerifyService::new(gate.clone())).max_decoding_message_size(VERIFY_REQUEST_BYTES_MAX),
+        KeyVerifyServer::new(VerifyService::new(gate.clone())).max_decoding_message_size(BATCH_REQUEST_BYTES_MAX),
     );
     if reflection {
         // Both: much software still speaks only v1alpha.

@@ -9,6 +9,7 @@ use keyward_core::decision::DenyReason;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::pb;
 use crate::authority::{AuthorityError, Subject, Violation};
 
 /// The domain of every ErrorInfo.
@@ -16,6 +17,9 @@ pub const ERROR_DOMAIN: &str = "keyward";
 
 /// How long a caller should wait before another try when too many changes are waiting.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// How long a caller should wait while another backup is being made.
+const RETRY_BACKUP_AFTER: Duration = Duration::from_secs(10);
 
 /// Why a call is not answered.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +39,15 @@ pub enum Refusal {
     /// The revision asked for has not been reached in time.
     #[error("the revision asked for was not reached in time")]
     RevisionNotReached,
+    /// The request is too long.
+    #[error("the request is longer than {max} bytes")]
+    TooLong {
+        /// How long it may be.
+        max: usize,
+    },
+    /// The caller waits no longer.
+    #[error("the caller's deadline has passed")]
+    DeadlineExceeded,
     /// The authority refused.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
@@ -56,6 +69,13 @@ pub fn status(refusal: impl Into<Refusal>) -> Status {
         details.set_retry_info(Some(delay));
     }
     Status::with_error_details(told.code, told.message, details)
+}
+
+/// The same for one item of a batch.
+#[must_use]
+pub fn item_error(refusal: &Refusal) -> pb::BatchVerifyError {
+    let Told { code, reason, message, .. } = told(refusal);
+    pb::BatchVerifyError { code: code.into(), reason: reason.to_owned(), message }
 }
 
 /// What the caller is told.
@@ -93,6 +113,14 @@ fn told(refusal: &Refusal) -> Told<'_> {
             retry_after: Some(RETRY_AFTER),
             ..plain(Code::FailedPrecondition, "REVISION_NOT_REACHED", "min_revision was not reached in time")
         },
+        Refusal::TooLong { max } => {
+            // The code that the library has for the same.
+            let message = format!("the request must be at most {max} bytes");
+            plain(Code::OutOfRange, "REQUEST_TOO_LONG", &message)
+        }
+        Refusal::DeadlineExceeded => {
+            plain(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the call was not answered within its grpc-timeout")
+        }
         Refusal::Authority(error) => told_by_authority(error),
     }
 }
@@ -126,10 +154,19 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
             let retry_after = Some(RETRY_AFTER);
             return Told { code: Code::ResourceExhausted, reason: "OVERLOADED", message, violations: &[], retry_after };
         }
+        AuthorityError::BackupUnderWay => {
+            let message = "another backup or snapshot is being made; try again when it is done".to_owned();
+            let retry_after = Some(RETRY_BACKUP_AFTER);
+            let reason = "BACKUP_UNDER_WAY";
+            return Told { code: Code::ResourceExhausted, reason, message, violations: &[], retry_after };
+        }
+        AuthorityError::BackupFailed(_) => {
+            (Code::Unavailable, "BACKUP_FAILED", "the backup could not be made; keyward's log says why".to_owned())
+        }
         AuthorityError::NoRoom => (
             Code::ResourceExhausted,
             "DISK_FULL",
-            "keyward's disk has no room for changes; verdicts go on, and its log says more".to_owned(),
+            "keyward's disk has no room for this change; verdicts go on, and its log says more".to_owned(),
         ),
         AuthorityError::Entropy(_) => (
             Code::Unavailable,

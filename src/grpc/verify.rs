@@ -1,25 +1,41 @@
 //! KeyVerify: convert, decide, convert.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
+use bytes::Bytes;
 use keyward_core::access::Caller;
-use keyward_core::decision::Ask;
+use keyward_core::clock::UnixMillis;
+use keyward_core::decision::{Ask, DenyReason};
 use keyward_core::event::Revision;
 use keyward_core::id::TenantId;
-use keyward_core::limits::AUDIENCE_BYTES_MAX;
+use keyward_core::limits::{AUDIENCE_BYTES_MAX, BATCH_ITEMS_MAX, SECRET_BYTES_MIN};
+use keyward_core::scope::check_required;
+use prost::Message;
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 use zeroize::Zeroizing;
 
+use super::VERIFY_REQUEST_BYTES_MAX;
 use super::convert;
 use super::fields::Fields;
 use super::pb;
 use super::ready::{Gate, Ready};
-use super::status::{Refusal, status};
+use super::status::{Refusal, item_error, status};
+use super::wire::{Answer, Question, Replies, Told, messages};
 use crate::verify::{Explained, Outcome, Verdict, explain};
 
 /// How long a call waits for the revision it asks for.
 const MIN_REVISION_WAIT: Duration = Duration::from_millis(50);
+
+/// Items of a batch that are decided in one go.
+const TURN_ITEMS: usize = 100;
+
+/// Bytes of an item in a batch, from which the number of items is guessed.
+const ITEM_BYTES_TYPICAL: usize = 64;
+
+/// The last of the modes, which are numbered without gaps.
+const MODE_MAX: u64 = pb::Mode::Peek as u64;
 
 /// The service.
 pub struct VerifyService {
@@ -41,11 +57,53 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
             let ready = self.gate.ready()?;
             let caller = request.extensions().get::<Caller>().cloned().ok_or(Refusal::NoCredential)?;
             let message = request.into_inner();
+            if message.encoded_len() > VERIFY_REQUEST_BYTES_MAX {
+                return Err(Refusal::TooLong { max: VERIFY_REQUEST_BYTES_MAX });
+            }
             wait_for(ready, Revision(message.min_revision)).await?;
             verdict(ready, &caller, message)
         };
         answered.await.map(Response::new).map_err(status)
     }
+
+    async fn batch_verify(
+        &self,
+        request: Request<pb::BatchVerifyRequest>,
+    ) -> Result<Response<pb::BatchVerifyResponse>, Status> {
+        let answered = async {
+            let ready = self.gate.ready()?;
+            let caller = request.extensions().get::<Caller>().cloned().ok_or(Refusal::NoCredential)?;
+            let requests = request.into_inner().requests;
+            let mut fields = Fields::default();
+            if !(1..=BATCH_ITEMS_MAX).contains(&requests.len()) {
+                fields.wrong("requests", format!("must have 1 to {BATCH_ITEMS_MAX} entries"));
+            }
+            fields.finish(Some(()))?;
+            // Once for all of them: whoever asks for a revision that is not reached in this time is told so below.
+            let latest = requests.iter().map(|message| message.min_revision).max().unwrap_or_default();
+            let _in_time = wait_for(ready, Revision(latest)).await;
+            let mut results = Vec::with_capacity(requests.len());
+            for (at, message) in requests.into_iter().enumerate() {
+                if at % TURN_ITEMS == TURN_ITEMS - 1 {
+                    // Other calls have their turn.
+                    tokio::task::yield_now().await;
+                }
+                results.push(item(ready, &caller, message));
+            }
+            Ok(pb::BatchVerifyResponse { results })
+        };
+        answered.await.map(Response::new).map_err(|refusal: Refusal| status(refusal))
+    }
+}
+
+fn item(ready: &Ready, caller: &Caller, message: pb::VerifyRequest) -> pb::BatchVerifyResult {
+    let reached = ready.verifier.index().revision() >= Revision(message.min_revision);
+    let answered = if reached { verdict(ready, caller, message) } else { Err(Refusal::RevisionNotReached) };
+    let result = match answered {
+        Ok(response) => pb::batch_verify_result::Result::Response(response),
+        Err(refusal) => pb::batch_verify_result::Result::Error(item_error(&refusal)),
+    };
+    pb::BatchVerifyResult { result: Some(result) }
 }
 
 async fn wait_for(ready: &Ready, revision: Revision) -> Result<(), Refusal> {
@@ -69,9 +127,10 @@ fn verdict(ready: &Ready, caller: &Caller, message: pb::VerifyRequest) -> Result
     }
     let tenant = fields.finish(tenant)?;
 
+    let (all_scopes, any_scopes) = (borrowed(&message.all_scopes), borrowed(&message.any_scopes));
     let ask = Ask {
-        all_scopes: &message.all_scopes,
-        any_scopes: &message.any_scopes,
+        all_scopes: &all_scopes,
+        any_scopes: &any_scopes,
         audience: (!audience.is_empty()).then_some(&*audience),
         client_ip,
     };
@@ -96,6 +155,100 @@ fn verdict(ready: &Ready, caller: &Caller, message: pb::VerifyRequest) -> Result
         as_of_revision: as_of.0,
         checks: checks.into_iter().map(check).collect(),
     })
+}
+
+fn borrowed(texts: &[String]) -> Vec<&str> {
+    texts.iter().map(String::as_str).collect()
+}
+
+/// The body of the reply to a call of Verify that can be answered with a verdict at once. `None`: the request breaks a
+/// rule, or asks for more than that, and [`VerifyService`] says what.
+#[must_use]
+pub fn quick_reply(ready: &Ready, caller: &Caller, body: &[u8]) -> Option<Bytes> {
+    if body.len() > VERIFY_REQUEST_BYTES_MAX {
+        return None;
+    }
+    let judged = Judged::of(ready, caller, &Question::of_body(body)?, ready.clock.now())?;
+    ready.verdicts.count(judged.failure());
+    Some(judged.answer().to_body())
+}
+
+/// The same for a call of BatchVerify, all of whose items can be answered with a verdict at once.
+#[must_use]
+pub fn quick_batch_reply(ready: &Ready, caller: &Caller, body: &[u8]) -> Option<Bytes> {
+    let now = ready.clock.now();
+    let mut verdicts = Vec::with_capacity(body.len() / ITEM_BYTES_TYPICAL + 1);
+    for message in messages(body)? {
+        if verdicts.len() == BATCH_ITEMS_MAX {
+            return None;
+        }
+        verdicts.push(Judged::of(ready, caller, &Question::of_message(message?)?, now)?);
+    }
+    if verdicts.is_empty() {
+        return None;
+    }
+    // Only now that it is certain that this is the answer.
+    let mut replies = Replies::with_room_for(verdicts.iter().map(Judged::answer));
+    for judged in &verdicts {
+        ready.verdicts.count(judged.failure());
+        replies.push(&judged.answer());
+    }
+    Some(replies.to_body())
+}
+
+/// A verdict that is not written yet.
+struct Judged(Verdict);
+
+impl Judged {
+    fn of(ready: &Ready, caller: &Caller, question: &Question<'_>, now: UnixMillis) -> Option<Self> {
+        let (all_scopes, any_scopes) = (question.all_scopes.as_slice(), question.any_scopes.as_slice());
+        let well_formed =
+            all_scopes.iter().chain(any_scopes).all(|scope| is_plain(scope) && check_required(scope).is_ok())
+                && is_plain(question.audience)
+                && !question.audience.chars().any(char::is_control)
+                && question.mode <= MODE_MAX
+                && !question.explain;
+        if !well_formed || Revision(question.min_revision) > ready.verifier.index().revision() {
+            return None;
+        }
+        let given = |text: &str| !text.is_empty();
+        let tenant = given(question.tenant).then(|| TenantId::parse(question.tenant)).transpose().ok()?;
+        let client_ip = given(question.client_ip).then(|| question.client_ip.parse::<IpAddr>()).transpose().ok()?;
+        let ask = Ask {
+            all_scopes,
+            any_scopes,
+            audience: given(question.audience).then_some(question.audience),
+            client_ip: client_ip.map(|ip| ip.to_canonical()),
+        };
+        Some(Self(ready.verifier.verify(caller, question.secret, tenant.as_ref(), &ask, now)))
+    }
+
+    fn failure(&self) -> Option<DenyReason> {
+        match self.0.outcome {
+            Outcome::Allow(_) => None,
+            Outcome::Deny(_, reason) | Outcome::NoKey(reason) => Some(reason),
+        }
+    }
+
+    fn answer(&self) -> Answer<'_> {
+        let failure = self.failure();
+        Answer {
+            decision: if failure.is_none() { pb::Decision::Allow } else { pb::Decision::Deny },
+            reason: convert::reason(failure),
+            http_status: failure.map_or(200, DenyReason::http_status),
+            key: match &self.0.outcome {
+                Outcome::Allow(entry) => Told::All(entry),
+                Outcome::Deny(entry, _) => Told::Id(entry.key_id.as_str()),
+                Outcome::NoKey(_) => Told::Nothing,
+            },
+            as_of_revision: self.0.as_of.0,
+        }
+    }
+}
+
+/// Whether a text is too short to hold a secret, which must not stand in any field but its own.
+fn is_plain(text: &str) -> bool {
+    text.len() < SECRET_BYTES_MIN
 }
 
 fn check(line: Explained) -> pb::Check {

@@ -3,24 +3,28 @@
 //! A caller gives a key of tenant `system` as `authorization: Bearer <key>`. It is verified like any other key, with the
 //! audience `keyward` and the connection's address. Health and reflection need none.
 
-use std::future::{Ready, ready};
+use std::future::{Ready as Done, ready};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::Either;
 use http::{HeaderMap, Request, Response, header};
 use keyward_core::access::Caller;
-use keyward_core::decision::Ask;
+use keyward_core::clock::UnixMillis;
+use keyward_core::decision::{Ask, DenyReason, decide};
+use keyward_core::event::Revision;
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::authority::AuthorityError;
 use crate::grpc::calls::{action_of, is_open, known};
-use crate::grpc::ready::Gate;
+use crate::grpc::ready::{Gate, Ready};
 use crate::grpc::status::{Refusal, status};
+use crate::index::Entry;
 use crate::net::Peer;
-use crate::verify::Outcome;
+use crate::verify::{Outcome, Verdict};
 
 /// The audience by which a key can be bound to Keyward itself.
 const AUDIENCE: &str = "keyward";
@@ -60,7 +64,7 @@ where
 {
     type Response = Response<Body>;
     type Error = S::Error;
-    type Future = Either<S::Future, Ready<Result<Self::Response, S::Error>>>;
+    type Future = Either<S::Future, Done<Result<Self::Response, S::Error>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -91,11 +95,8 @@ where
 fn admit(gate: &Gate, path: &str, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Caller, Refusal> {
     let credential = bearer(headers).ok_or(Refusal::NoCredential)?;
     let ready = gate.ready()?;
-    let ask = Ask { audience: Some(AUDIENCE), client_ip: peer, ..Ask::default() };
-    let caller = match ready.verifier.authenticate(credential, &ask, ready.clock.now()).outcome {
-        Outcome::Allow(entry) => Caller::new(entry.key_id.clone(), &entry.policy.scopes),
-        Outcome::Deny(_, reason) | Outcome::NoKey(reason) => return Err(Refusal::BadCredential(reason)),
-    };
+    let (_, entry) = authenticate(ready, credential, peer, ready.clock.now()).map_err(Refusal::BadCredential)?;
+    let caller = Caller::new(entry.key_id.clone(), &entry.policy.scopes);
     // A path that is not a call goes on, and is answered with UNIMPLEMENTED.
     match action_of(path) {
         Some(action) if !caller.may_somewhere(action) => Err(AuthorityError::Denied.into()),
@@ -103,8 +104,31 @@ fn admit(gate: &Gate, path: &str, headers: &HeaderMap, peer: Option<IpAddr>) -> 
     }
 }
 
+/// The key of a caller, and the revision up to which every change is in it.
+pub(super) fn authenticate(
+    ready: &Ready,
+    credential: &str,
+    peer: Option<IpAddr>,
+    now: UnixMillis,
+) -> Result<(Revision, Arc<Entry>), DenyReason> {
+    let Verdict { as_of, outcome } = ready.verifier.authenticate(credential, &ask(peer), now);
+    match outcome {
+        Outcome::Allow(entry) => Ok((as_of, entry)),
+        Outcome::Deny(_, reason) | Outcome::NoKey(reason) => Err(reason),
+    }
+}
+
+/// Whether a caller's key, once found, works now.
+pub(super) fn still_good(key: &Entry, peer: Option<IpAddr>, now: UnixMillis) -> bool {
+    decide(&key.policy, &ask(peer), now).is_ok()
+}
+
+fn ask(peer: Option<IpAddr>) -> Ask<'static> {
+    Ask { audience: Some(AUDIENCE), client_ip: peer, ..Ask::default() }
+}
+
 /// The credential of a request. A request with several has none: it is not for us to choose.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (value, None) = (values.next()?, values.next()) else { return None };
     let (scheme, credential) = value.to_str().ok()?.split_once(' ')?;

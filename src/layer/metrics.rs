@@ -92,24 +92,31 @@ where
 
 /// Counts its call when it is dropped. Until somebody knows better, the caller has gone away.
 #[derive(Debug)]
-struct UnderWay {
-    call: Arc<Call>,
+pub(super) struct UnderWay {
+    call: Option<Arc<Call>>,
     began: Instant,
     code: Code,
 }
 
 impl UnderWay {
-    fn begin(call: Arc<Call>) -> Self {
-        Self { call, began: Instant::now(), code: Code::Cancelled }
+    pub(super) fn begin(call: Arc<Call>) -> Self {
+        Self { call: Some(call), began: Instant::now(), code: Code::Cancelled }
     }
 
-    fn end(mut self, code: Code) {
+    pub(super) fn end(mut self, code: Code) {
         self.code = code;
+    }
+
+    /// Counts nothing: somebody else will.
+    pub(super) fn forget(mut self) {
+        self.call = None;
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.call.count(self.code.into(), self.began.elapsed());
+        if let Some(call) = &self.call {
+            call.count(self.code.into(), self.began.elapsed());
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use keyward_core::clock::UnixMillis;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Change, Record, Revision};
 use keyward_core::id::{KeyId, TenantId};
@@ -12,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::check::{Current, stage};
-use super::{Commit, CommitError, KeyQuery, Page, Part, Snapshot, Store, StoreError};
+use super::{Backup, BackupError, Commit, CommitError, Condition, KeyQuery, Page, Part, Snapshot, Store, StoreError};
 use crate::feed::{Feed, Resync, Subscription};
 
 /// Keeps everything in maps, and loses it with the process.
@@ -44,10 +45,11 @@ impl Store for MemoryStore {
         let keys = state.keys.values().cloned().map(Record::Key);
         let records: Vec<_> = state.tenants.values().cloned().map(Record::Tenant).chain(keys).collect();
         let (sender, parts) = mpsc::channel(2);
+        let count = records.len() as u64;
         for part in [Part::Records(records), Part::End] {
             sender.try_send(Ok(part)).map_err(|_| StoreError::Closed)?;
         }
-        Ok(Snapshot { revision: state.revision, parts })
+        Ok(Snapshot { revision: state.revision, records: count, parts })
     }
 
     async fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
@@ -100,6 +102,14 @@ impl Store for MemoryStore {
 
     fn revision(&self) -> Revision {
         self.state.lock().revision
+    }
+
+    async fn condition(&self) -> Condition {
+        Condition::Writable
+    }
+
+    async fn backup(&self, _time: UnixMillis) -> Result<Backup, BackupError> {
+        Err(BackupError::Failed("what is kept in memory has no backup".into()))
     }
 
     async fn close(&self) -> Result<(), StoreError> {

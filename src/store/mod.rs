@@ -76,6 +76,15 @@ pub trait Store: Send + Sync + 'static {
     /// The revision of the last durable change.
     fn revision(&self) -> Revision;
 
+    /// Whether changes can be made now.
+    async fn condition(&self) -> Condition;
+
+    /// Every record at one revision, as the bytes of a backup. One is made at a time.
+    ///
+    /// # Errors
+    /// See [`BackupError`].
+    async fn backup(&self, time: UnixMillis) -> Result<Backup, BackupError>;
+
     /// Takes no more commits, finishes those that are queued, and flushes everything.
     ///
     /// # Errors
@@ -83,11 +92,45 @@ pub trait Store: Send + Sync + 'static {
     async fn close(&self) -> Result<(), StoreError>;
 }
 
+/// Whether changes can be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// They can.
+    Writable,
+    /// The disk has no room for them.
+    NoRoom,
+    /// The disk has not answered for some seconds.
+    Stuck,
+}
+
+/// A backup on its way.
+#[derive(Debug)]
+pub struct Backup {
+    /// The revision that it is of.
+    pub revision: Revision,
+    /// Its bytes in pieces, and an error if it breaks off. It is whole when the channel ends without one; what is whole says
+    /// so itself, in its last bytes.
+    pub pieces: mpsc::Receiver<Result<Vec<u8>, BackupError>>,
+}
+
+/// Why there is no backup.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// One is being made already.
+    #[error("another backup or snapshot is being made")]
+    Busy,
+    /// It cannot be made: for the reason given.
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// Every record at one revision.
 #[derive(Debug)]
 pub struct Snapshot {
     /// The revision.
     pub revision: Revision,
+    /// How many records there are, about: to tell how far the reading is.
+    pub records: u64,
     parts: mpsc::Receiver<Result<Part, StoreError>>,
 }
 
@@ -177,6 +220,8 @@ pub struct Commit {
     pub target: String,
     /// When.
     pub time: UnixMillis,
+    /// It takes power away, as disabling does: it is made even when the disk is nearly full.
+    pub takes_power_away: bool,
     /// The records to write.
     pub puts: Vec<Put>,
 }
@@ -239,7 +284,7 @@ mod tests {
     #[tokio::test]
     async fn a_snapshot_that_breaks_off_is_not_taken_for_a_whole_one() {
         let (sender, parts) = mpsc::channel(2);
-        let mut snapshot = Snapshot { revision: Revision(1), parts };
+        let mut snapshot = Snapshot { revision: Revision(1), records: 0, parts };
         sender.send(Ok(Part::Records(vec![]))).await.unwrap();
         drop(sender);
         assert!(snapshot.next().await.unwrap().is_some());

@@ -77,8 +77,8 @@ class Server:
     def log_text(self) -> str:
         return "\n".join(self.log)
 
-    def wait_for_log(self, message: str) -> dict[str, Any]:
-        """The first log line with this message, as soon as it is there."""
+    def wait_for_log(self, message: str, **fields: str) -> dict[str, Any]:
+        """The first log line with this message and these fields, as soon as it is there."""
         deadline = time.monotonic() + DEADLINE_SECONDS
         seen = 0
         while True:
@@ -89,7 +89,7 @@ class Server:
                 new, ended = self.log[seen:], self._log_ended
             for line in new:
                 entry = parse(line)
-                if entry.get("message") == message:
+                if entry.get("message") == message and fields.items() <= entry.items():
                     return entry
             seen += len(new)
             assert arrived and not (ended and not new), f"no '{message}' in the log:\n{self.log_text}"

@@ -54,6 +54,23 @@ def test_the_operators_story_of_the_readme_works_as_printed(server: Server, tmp_
     assert listed == [["dashboard"], ["zapier"]]
 
 
+def test_the_backup_of_the_readme_is_made_and_restored_as_printed(server: Server) -> None:
+    lines = "".join(blocks("sh", "Back up and restore"))
+    assert lines.count("target/release/keyward") == 4, "the section has changed: so must this test"
+    lines = lines.replace("127.0.0.1:50051", server.address).replace("target/release/keyward", os.environ["KEYWARD_BIN"])
+    told = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", lines],
+        cwd=server.data_dir.parent,  # where ./data is
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+    )
+    assert told.returncode == 0, told.stderr
+    assert "keys.kwb: 1 keys at revision 1" in told.stdout, told.stdout
+    assert "restored to revision 1" in told.stdout, told.stdout
+
+
 def test_the_service_of_the_readme_verifies_as_printed(server: Server) -> None:
     admin = Grpcurl(server.address, server.admin_key)
     create = "keyward.v1.KeyAdmin/CreateKey"

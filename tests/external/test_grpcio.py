@@ -400,6 +400,8 @@ def test_no_secret_lies_in_the_data_or_in_the_log(start: Start, data_dir: Path) 
     client = client_of(server)
     secrets = [server.admin_key]
     key_ids = use_secrets_in_every_way(client, server, secrets)
+    # Lines wait in a queue before they are written, and a kill takes the queue with it.
+    server.wait_for_log("call", caller=key_ids[-1])
     # The data as a crash leaves it, and as it is after a start that read it all again and an orderly end.
     server.kill()
     admin_key_file = data_dir / "admin.key"

@@ -12,6 +12,7 @@ from harness import SERVICES, UNIX, Grpcurl, Server
 
 ADMIN = "keyward.v1.KeyAdmin"
 VERIFY = "keyward.v1.KeyVerify/Verify"
+BATCH_VERIFY = "keyward.v1.KeyVerify/BatchVerify"
 HEALTH = "grpc.health.v1.Health/Check"
 
 
@@ -214,9 +215,13 @@ def test_no_call_is_answered_without_a_credential(anyone: Grpcurl) -> None:
 
 
 def test_a_verifier_verifies_and_administers_nothing(admin: Grpcurl, verifier: Grpcurl) -> None:
-    assert verdict(verifier, create(admin, "Zapier")["secret"]) == ALLOWED
+    secrets = [create(admin, "Zapier")["secret"], "kw_live_x"]
+    assert verdict(verifier, secrets[0]) == ALLOWED
+    batch = verifier.call(BATCH_VERIFY, requests=[{"secret": secret} for secret in secrets])
+    reasons = [result["response"]["reason"] for result in batch["results"]]
+    assert reasons == ["REASON_OK", "REASON_MALFORMED"]
 
-    names = [name for name in methods(verifier) if name != VERIFY]
+    names = [name for name in methods(verifier) if name not in (VERIFY, BATCH_VERIFY)]
     assert {name: verifier.refused(name).code for name in names} == dict.fromkeys(names, "PermissionDenied")
 
 

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use keyward::store::memory::MemoryStore;
-use keyward::store::sled::{LockedDir, Options, SledStore};
+use keyward::store::sled::{LockedDir, Options, Retention, SledStore};
 use keyward::store::{Commit, CommitError, KeyQuery, Put, Store};
-use keyward_core::clock::UnixMillis;
+use keyward_core::clock::{ManualClock, UnixMillis};
 use keyward_core::digest::{Digest, PepperId};
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
@@ -51,8 +52,16 @@ on_every_engine![
 
 /// A store on disk with small segments, so that it rolls over.
 pub(crate) fn open(dir: &TempDir, segment_bytes: u64) -> SledStore {
-    let options = Options { segment_bytes, chain_key: Zeroizing::new([7; 32]) };
-    SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options).unwrap()
+    SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options(segment_bytes)).unwrap()
+}
+
+pub(crate) fn options(segment_bytes: u64) -> Options {
+    Options {
+        segment_bytes,
+        chain_key: Zeroizing::new([7; 32]),
+        retention: Retention { bytes: u64::MAX, time: Duration::MAX },
+        clock: Arc::new(ManualClock::at(UnixMillis(1_000))),
+    }
 }
 
 pub(crate) fn key(number: u32) -> KeyRecord {
@@ -98,7 +107,14 @@ fn tenant(id: &str) -> Box<TenantRecord> {
 }
 
 pub(crate) fn commit(puts: Vec<Put>) -> Commit {
-    Commit { actor: ActorId::keyward(), method: "Test", target: "default/x".into(), time: UnixMillis(1_000), puts }
+    Commit {
+        actor: ActorId::keyward(),
+        method: "Test",
+        target: "default/x".into(),
+        time: UnixMillis(1_000),
+        takes_power_away: false,
+        puts,
+    }
 }
 
 pub(crate) async fn create(store: &dyn Store, number: u32) -> KeyRecord {

@@ -74,6 +74,30 @@ async fn a_change_torn_by_a_crash_is_cut_off_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_segment_that_lacks_only_the_zeros_after_its_last_frame_is_mended() {
+    let mut site = Site::start().await;
+    let path = journal_segment(&site.dir);
+    let mut label = String::from("x");
+    // Frames end at multiples of 8: sooner or later, one has zeros before that.
+    let (kept, used) = loop {
+        let issued = site.admin().issue(&label, &[]).await;
+        site.stop().await;
+        let used = fs::read(&path).unwrap().iter().rposition(|&byte| byte != 0).unwrap() as u64 + 1;
+        if !used.is_multiple_of(8) {
+            break (issued, used);
+        }
+        site.try_start().await.unwrap();
+        label.push('x');
+    };
+    fs::File::options().write(true).open(&path).unwrap().set_len(used).unwrap();
+    site.try_start().await.unwrap();
+    assert_eq!(site.admin().reason(&kept.secret).await, Reason::Ok);
+    let newer = site.admin().issue("Newer", &[]).await;
+    site.restart().await;
+    assert_eq!(site.admin().reason(&newer.secret).await, Reason::Ok);
+}
+
+#[tokio::test]
 async fn a_damaged_change_that_was_acknowledged_stops_the_start() {
     let (mut site, _) = stopped().await;
     let path = journal_segment(&site.dir);
@@ -279,8 +303,16 @@ async fn a_layout_that_is_not_known_is_refused() {
     fs::write(&path, "keyward-data 2\n").unwrap();
     let refused = site.try_start().await.unwrap_err();
     assert!(matches!(&refused, StartError::Open(OpenError::UnknownFormat { found, .. }) if found == "keyward-data 2"));
+    fs::write(&path, b"keyward-data \xb1\n").unwrap();
+    let refused = site.try_start().await.unwrap_err();
+    assert!(matches!(&refused, StartError::Open(OpenError::UnknownFormat { .. })), "{refused}");
     fs::remove_file(&path).unwrap();
     assert!(matches!(site.try_start().await, Err(StartError::Open(OpenError::NoFormat { .. }))));
+    // A file that cannot be read is named: here there is something else in its place.
+    fs::create_dir(&path).unwrap();
+    let refused = site.try_start().await.unwrap_err();
+    assert!(refused.to_string().contains(&path.display().to_string()), "{refused}");
+    fs::remove_dir(&path).unwrap();
     fs::write(&path, ours).unwrap();
     is_whole(&mut site, &keys).await;
 }

@@ -1,6 +1,6 @@
 //! A server to test against, and handles to call it by.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use keyward::app::{App, Deps, Engine, StartError};
@@ -9,12 +9,13 @@ use keyward::grpc::pb;
 use keyward::grpc::pb::key_admin_client::KeyAdminClient;
 use keyward::grpc::pb::key_verify_client::KeyVerifyClient;
 use keyward::net::ListenAddr;
+use keyward::offline::{OfflineError, Source, restore_backup};
 use keyward_core::clock::{ManualClock, UnixMillis};
 use keyward_core::entropy::{Entropy, EntropyError};
 use prost_types::Timestamp;
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt;
 
 /// When the tests' clock begins: 2026-01-01T00:00:00Z.
@@ -48,13 +49,36 @@ impl Site {
         Self::with(Engine::Memory, "127.0.0.1:0").await
     }
 
+    /// A server on disk whose files are small.
+    pub(crate) async fn start_small() -> Self {
+        Self::on(tempfile::tempdir().unwrap()).await
+    }
+
+    /// A server on a directory, whose files are small.
+    pub(crate) async fn on(dir: TempDir) -> Self {
+        Self::try_on(dir).await.unwrap()
+    }
+
+    pub(crate) async fn try_on(dir: TempDir) -> Result<Self, StartError> {
+        Self::with_settings(small_settings(dir.path()), dir, Engine::Sled, "off").await
+    }
+
     async fn with(engine: Engine, ops_listen: &'static str) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        Self::with_settings(settings(dir.path(), ops_listen), dir, engine, ops_listen).await.unwrap()
+    }
+
+    async fn with_settings(
+        settings: Settings,
+        dir: TempDir,
+        engine: Engine,
+        ops_listen: &'static str,
+    ) -> Result<Self, StartError> {
         let clock = Arc::new(ManualClock::at(START));
         let entropy = Arc::new(Seeded::new(0));
-        let (app, channel) = start(&dir, engine, ops_listen, &clock, &entropy).await.unwrap();
+        let (app, channel) = start(settings, engine, &clock, &entropy).await?;
         let admin = std::fs::read_to_string(dir.path().join("admin.key")).unwrap().trim().to_owned();
-        Self { app: Some(app), engine, ops_listen, dir, clock, entropy, admin, channel }
+        Ok(Self { app: Some(app), engine, ops_listen, dir, clock, entropy, admin, channel })
     }
 
     /// Stops the server and starts another one on the same data.
@@ -69,9 +93,15 @@ impl Site {
 
     /// Starts a server on the data of one that was stopped.
     pub(crate) async fn try_start(&mut self) -> Result<(), StartError> {
-        let (app, channel) = start(&self.dir, self.engine, self.ops_listen, &self.clock, &self.entropy).await?;
+        let settings = settings(self.dir.path(), self.ops_listen);
+        let (app, channel) = start(settings, self.engine, &self.clock, &self.entropy).await?;
         (self.app, self.channel) = (Some(app), channel);
         Ok(())
+    }
+
+    /// Restores into the directory of a server that was stopped, which must be empty but for the pepper file.
+    pub(crate) fn restore(&self, source: &Source) -> Result<(), OfflineError> {
+        restore_backup(&settings(self.dir.path(), self.ops_listen), source).map(drop)
     }
 
     pub(crate) fn app(&mut self) -> App {
@@ -113,21 +143,28 @@ impl Site {
     }
 }
 
-async fn start(
-    dir: &TempDir,
-    engine: Engine,
-    ops_listen: &str,
-    clock: &Arc<ManualClock>,
-    entropy: &Arc<Seeded>,
-) -> Result<(App, Channel), StartError> {
+/// Settings under which the journal's files are as small as they can be.
+pub(crate) fn small_settings(dir: &Path) -> Settings {
+    Settings { journal_segment_bytes: 64 * 1024, ..settings(dir, "off") }
+}
+
+fn settings(dir: &Path, ops_listen: &str) -> Settings {
     let flags = Flags {
-        data_dir: Some(dir.path().to_owned()),
+        data_dir: Some(dir.to_owned()),
         listen: vec!["127.0.0.1:0".into()],
         ops_listen: Some(ops_listen.into()),
         log_filter: Some("off".into()),
         ..Flags::default()
     };
-    let settings = Settings::load(&flags, None).unwrap().settings;
+    Settings::load(&flags, None).unwrap().settings
+}
+
+async fn start(
+    settings: Settings,
+    engine: Engine,
+    clock: &Arc<ManualClock>,
+    entropy: &Arc<Seeded>,
+) -> Result<(App, Channel), StartError> {
     let deps = Deps { clock: clock.clone(), entropy: entropy.clone(), engine };
     let app = App::start(settings, deps).await?;
     let ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!("a TCP listener") };
@@ -184,6 +221,12 @@ impl Handle {
         get_tenant: admin.get_tenant(GetTenantRequest) -> GetTenantResponse;
         list_tenants: admin.list_tenants(ListTenantsRequest) -> ListTenantsResponse;
         ask: verify.verify(VerifyRequest) -> VerifyResponse;
+        ask_all: verify.batch_verify(BatchVerifyRequest) -> BatchVerifyResponse;
+    }
+
+    pub(crate) async fn backup(&self) -> Result<Streaming<pb::BackupResponse>, Status> {
+        let request = self.request(pb::BackupRequest {});
+        self.admin.clone().backup(request).await.map(tonic::Response::into_inner)
     }
 
     /// Issues a key in tenant `default`.

@@ -6,7 +6,9 @@
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
 mod access;
+mod backup;
 mod bad_input;
+mod batch;
 mod binary;
 mod conformance;
 mod coverage;
@@ -17,9 +19,14 @@ mod keys;
 mod layering;
 mod lists;
 mod model;
+mod old_bytes;
 mod ops;
+mod rescue;
 mod restrictions;
+mod retention;
 mod running;
 mod segments;
+mod serving;
 mod settings;
 mod tenants;
+mod wire;

@@ -65,20 +65,27 @@ async fn a_stop_tells_watchers_and_does_not_wait_for_them() {
 async fn a_stop_lets_calls_finish() {
     let mut site = Site::start().await;
     let admin = site.admin();
-    admin.issue("Warm", &[]).await;
-    let calls: Vec<_> = (0..64)
+    let (sender, mut created) = tokio::sync::mpsc::unbounded_channel();
+    // Each of them always has a call under way, until the server takes no more.
+    let callers: Vec<_> = (0..64)
         .map(|number| {
-            let admin = admin.clone();
-            tokio::spawn(async move { admin.create(crate::harness::new_key(&format!("key {number}"), &[])).await })
+            let (admin, sender) = (admin.clone(), sender.clone());
+            tokio::spawn(async move {
+                while let Ok(key) = admin.create(crate::harness::new_key(&format!("key {number}"), &[])).await {
+                    sender.send(key).unwrap();
+                }
+            })
         })
         .collect();
-    tokio::task::yield_now().await;
+    drop(sender);
+    let mut acknowledged = vec![created.recv().await.unwrap()];
     site.stop().await;
-    let mut acknowledged = vec![];
-    for call in calls {
-        acknowledged.extend(call.await.unwrap().ok());
+    for caller in callers {
+        caller.await.unwrap();
     }
-    assert!(!acknowledged.is_empty(), "some were under way");
+    while let Some(key) = created.recv().await {
+        acknowledged.push(key);
+    }
     site.try_start().await.unwrap();
     for created in acknowledged {
         assert_eq!(site.admin().reason(&created.secret).await, Reason::Ok);
@@ -175,8 +182,10 @@ async fn it_listens_on_several_addresses_and_on_unix_sockets() {
 /// The clock of the runtime stands still, and goes on by itself when everybody waits.
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_says_nothing_is_closed() {
-    let mut site = Site::start().await;
-    let app = site.app();
+    let dir = tempfile::tempdir().unwrap();
+    // On this runtime, whose clock it is.
+    let settings = Settings { serving_threads: 0, ..settings(&dir, &["127.0.0.1:0".to_owned()]) };
+    let app = App::start(settings, deps()).await.unwrap();
     let keyward::net::ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!() };
     for half in [&b""[..], b"PRI * HTTP/2.0\r\n"] {
         let mut silent = tokio::net::TcpStream::connect(addr).await.unwrap();

@@ -3,12 +3,11 @@
 use std::fs;
 
 use keyward::store::sled::journal::JournalError;
-use keyward::store::sled::{LockedDir, OpenError, Options, SledStore};
+use keyward::store::sled::{LockedDir, OpenError, SledStore};
 use keyward::store::{CommitError, Put, Store};
 use keyward_core::record::{KeyRecord, State};
-use zeroize::Zeroizing;
 
-use crate::conformance::{commit, create, key, open};
+use crate::conformance::{commit, create, key, open, options};
 
 #[tokio::test]
 async fn a_journal_of_many_segments_is_read_back_and_a_missing_one_is_noticed() {
@@ -40,7 +39,7 @@ async fn a_journal_of_many_segments_is_read_back_and_a_missing_one_is_noticed() 
     let kept = fs::read(&second).unwrap();
     fs::remove_file(&second).unwrap();
     let reopen = || {
-        let options = Options { segment_bytes: 16 * 1024, chain_key: Zeroizing::new([7; 32]) };
+        let options = options(16 * 1024);
         SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options)
     };
     assert!(matches!(reopen(), Err(OpenError::Journal(JournalError::Gap { .. }))));

@@ -6,18 +6,21 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use keyward_core::digest::Digest;
 use keyward_core::event::{Change, Record, Revision};
 use keyward_core::id::{KeyId, TenantId};
 use keyward_core::record::{KeyRecord, TenantRecord};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::journal::Position;
 use super::journal::frame::FrameBuilder;
-use super::journal::writer::RoomError;
+use super::journal::writer::{Gauge, Room, RoomError};
+use super::keeper::Waker;
 use super::overlay::{Maps, Overlay};
 use super::recovery::Journal;
 use super::table::{Row, Table};
@@ -36,6 +39,8 @@ const GROUP_BYTES_MAX: usize = 1024 * 1024;
 const TABLE_QUEUE_GROUPS_MAX: usize = 64;
 /// Rows that the table's writer puts into one transaction, while more are waiting.
 const TABLE_ROWS_MAX: usize = 1_024;
+/// With nothing to write, the table's writer looks this often whether the table still works.
+const TABLE_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A commit and where its answer goes.
 pub(super) struct Request {
@@ -57,25 +62,44 @@ pub(super) struct Committer {
     table: JoinHandle<()>,
 }
 
+/// What the writers work with.
+pub(super) struct Parts {
+    pub(super) journal: Journal,
+    pub(super) watermark: Watermark,
+    pub(super) queue: mpsc::Receiver<Request>,
+    pub(super) table: Arc<Table>,
+    pub(super) overlay: Arc<Overlay>,
+    pub(super) feed: Feed,
+    pub(super) keeper: Waker,
+}
+
+/// How far the writers are.
+#[derive(Debug)]
+pub(super) struct Progress {
+    /// The last revision that is durable.
+    pub(super) durable: watch::Receiver<Revision>,
+    /// The last revision that is in the table.
+    pub(super) applied: watch::Receiver<Revision>,
+    pub(super) busy: Arc<Busy>,
+}
+
 impl Committer {
     /// Starts the threads. They end when every sender of `queue` is gone and everything that was queued is done.
-    pub(super) fn start(
-        journal: Journal,
-        watermark: Watermark,
-        revision: Revision,
-        queue: mpsc::Receiver<Request>,
-        table: Arc<Table>,
-        overlay: Arc<Overlay>,
-        feed: Feed,
-    ) -> std::io::Result<(Self, watch::Receiver<Revision>, watch::Receiver<Revision>)> {
+    pub(super) fn start(parts: Parts) -> std::io::Result<(Self, Progress)> {
+        let Parts { journal, watermark, queue, table, overlay, feed, keeper } = parts;
+        let revision = journal.position.revision;
+        let gauge = journal.writer.gauge()?;
+        let busy = Arc::new(Busy::default());
         let (durable, durable_seen) = watch::channel(revision);
         let (applied, applied_seen) = watch::channel(revision);
         let (groups, written_behind) = sync_channel(TABLE_QUEUE_GROUPS_MAX);
         let table_writer = TableWriter { table: table.clone(), overlay: overlay.clone(), applied };
         let table_thread = spawn("table", move || table_writer.run(&written_behind))?;
-        let mut log = Log { journal, watermark, table, overlay, feed, durable, groups };
+        let progress = Progress { durable: durable_seen, applied: applied_seen, busy: busy.clone() };
+        let last_room = Room::Ample;
+        let mut log = Log { journal, watermark, table, overlay, feed, durable, groups, keeper, busy, gauge, last_room };
         let journal_thread = spawn("committer", move || log.run(queue))?;
-        Ok((Self { journal: journal_thread, table: table_thread }, durable_seen, applied_seen))
+        Ok((Self { journal: journal_thread, table: table_thread }, progress))
     }
 
     /// Waits until everything that was queued is durable and in the table.
@@ -104,19 +128,62 @@ struct Log {
     feed: Feed,
     durable: watch::Sender<Revision>,
     groups: SyncSender<Group>,
+    keeper: Waker,
+    busy: Arc<Busy>,
+    gauge: Gauge,
+    last_room: Room,
+}
+
+/// Since when the committer has been at work on one group, and when it last had no room for one.
+#[derive(Debug, Default)]
+pub(super) struct Busy(Mutex<Times>);
+
+#[derive(Debug, Default)]
+struct Times {
+    since: Option<Instant>,
+    no_room: Option<Instant>,
+}
+
+impl Busy {
+    fn begin(&self) {
+        self.0.lock().since = Some(Instant::now());
+    }
+
+    fn end(&self) {
+        self.0.lock().since = None;
+    }
+
+    /// Notes whether a group had room, and says whether that is news.
+    fn has_room(&self, room: bool) -> bool {
+        let before = std::mem::replace(&mut self.0.lock().no_room, (!room).then(Instant::now));
+        before.is_none() != room
+    }
+
+    /// Whether a group had no room in this time, and none has had since.
+    pub(super) fn had_no_room(&self, within: Duration) -> bool {
+        self.0.lock().no_room.is_some_and(|at| at.elapsed() < within)
+    }
+
+    /// How long it has been.
+    pub(super) fn lasted(&self) -> Duration {
+        self.0.lock().since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
 }
 
 impl Log {
     fn run(&mut self, mut queue: mpsc::Receiver<Request>) {
         while let Some(first) = queue.blocking_recv() {
+            self.busy.begin();
             self.commit_group(first, &mut queue);
+            self.busy.end();
         }
-        if let Err(error) = self.watermark.sync(&self.journal.watermark_path) {
+        if let Err(error) = self.watermark.sync() {
             tracing::warn!(%error, "cannot sync the watermark; the next start goes by the journal alone");
         }
     }
 
     fn commit_group(&mut self, first: Request, queue: &mut mpsc::Receiver<Request>) {
+        let room = self.room();
         let before = self.journal.position;
         let mut frame = FrameBuilder::after(&before);
         let mut staged = Group { rows: vec![], end: before };
@@ -127,13 +194,17 @@ impl Log {
         let mut next = Some(first);
         while let Some(request) = next {
             let revision = frame.end().revision.next();
-            match stage_all(request.commit, revision, &mut seen) {
+            match stage_all(request.commit, revision, &mut seen, room) {
                 Ok((entry, rows)) => {
                     frame.push(&entry, &self.journal.key);
                     let records = rows.iter().map(|row| row.record.clone()).collect();
                     changes.push(Arc::new(Change { revision, records }));
                     staged.rows.extend(rows);
                     replies.push((request.reply, Ok(revision)));
+                }
+                // sled refuses everything for good once it has failed. Each change would be refused, and health say SERVING.
+                Err(CommitError::Store(error)) => {
+                    die("the table cannot be read; the next start replays what it lacks", &error)
                 }
                 Err(error) => replies.push((request.reply, Err(error))),
             }
@@ -147,11 +218,21 @@ impl Log {
 
         staged.end = frame.end();
         let frame = frame.finish();
-        match self.journal.writer.make_room(frame.len(), &before) {
-            Ok(()) => self.make_durable(&frame, staged.end),
+        match self.journal.writer.make_room(frame.len(), &before, room) {
+            Ok(rolled_over) => {
+                self.make_durable(&frame, staged.end);
+                self.busy.has_room(true);
+                if rolled_over {
+                    self.keeper.wake();
+                }
+            }
             Err(RoomError::Unknown(error)) => die("the journal cannot be written", &error),
             Err(RoomError::NoRoom(error)) => {
-                tracing::error!(%error, "the disk has no room for changes; they are refused, and verdicts go on");
+                if self.busy.has_room(false) {
+                    tracing::error!(
+                        %error, "no segment of the journal can be made; changes are refused, and verdicts go on; look after the disk"
+                    );
+                }
                 // Also to those that were refused: what they were refused for may be one of these.
                 answer(replies.into_iter().map(|(reply, _)| (reply, Err(CommitError::NoRoom))));
                 return;
@@ -164,6 +245,25 @@ impl Log {
             die("the table's writer has ended", &"no receiver");
         }
         answer(replies);
+    }
+
+    /// How much room there is for this group. A disk that does not say has none.
+    fn room(&mut self) -> Room {
+        let room = self.gauge.room().unwrap_or_else(|error| {
+            tracing::error!(%error, "the journal's disk does not say what is free");
+            Room::None
+        });
+        if room != self.last_room {
+            match room {
+                Room::Ample => tracing::info!("the disk has room again; changes are made"),
+                Room::Scarce => {
+                    tracing::error!("the disk is nearly full: changes are refused, save disabling and revoking")
+                }
+                Room::None => tracing::error!("the disk is full: changes are refused, and verdicts go on; make room"),
+            }
+            self.last_room = room;
+        }
+        room
     }
 
     fn make_durable(&mut self, frame: &[u8], end: Position) {
@@ -189,7 +289,11 @@ fn stage_all(
     commit: Commit,
     revision: Revision,
     seen: &mut Seen<'_>,
+    room: Room,
 ) -> Result<(pb::JournalEntry, Vec<Row>), CommitError> {
+    if room < Room::Ample && !(room == Room::Scarce && commit.takes_power_away) {
+        return Err(CommitError::NoRoom);
+    }
     let staged = commit.puts.into_iter().map(|put| stage(put, revision, seen)).collect::<Result<Vec<_>, _>>()?;
     let rows: Vec<Row> = staged.into_iter().map(|Staged { record, bytes }| Row { record, bytes }).collect();
     rows.iter().for_each(|row| seen.group.insert(&row.record));
@@ -243,7 +347,15 @@ struct TableWriter {
 
 impl TableWriter {
     fn run(&self, groups: &Receiver<Group>) {
-        while let Ok(mut group) = groups.recv() {
+        loop {
+            let mut group = match groups.recv_timeout(TABLE_PROBE_INTERVAL) {
+                Ok(group) => group,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.probe();
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
             while group.rows.len() < TABLE_ROWS_MAX
                 && let Ok(next) = groups.try_recv()
             {
@@ -255,6 +367,14 @@ impl TableWriter {
             }
             self.overlay.release(group.rows.iter().map(|row| &row.record));
             self.applied.send_replace(group.end.revision);
+        }
+    }
+
+    /// sled flushes by itself, and once that has failed it refuses everything for good. With no change that gets as far as
+    /// this thread, nobody would notice: each would be refused, and the health would be SERVING.
+    fn probe(&self) {
+        if let Err(error) = self.table.applied() {
+            die("the table has failed; the next start replays what it lacks", &error);
         }
     }
 }

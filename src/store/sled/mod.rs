@@ -9,46 +9,67 @@
 //! <data>/format        the version of the directory's layout
 //! <data>/watermark     the highest acknowledged revision and its chain hash
 //! <data>/journal/      NNNNNNNNNNNN.kwj
+//! <data>/snapshot/     NNNNNNNNNNNNNNNNNNNN.kws, once older segments of the journal have gone
 //! <data>/table/        sled
 //! ```
 //!
 //! Reading order: [`journal`] (frames and segments), [`table`] (sled), `recovery` (start-up), `committer` (the one
 //! writer).
 
+mod backup;
 mod committer;
+mod cut;
 mod dir;
+mod error;
+pub mod inspect;
 pub mod journal;
+mod keeper;
+mod orderings;
 mod overlay;
+mod rebuild;
 mod recovery;
+pub mod restore;
+pub mod salvage;
+pub mod snapshot;
 mod sums;
 pub mod table;
 mod watermark;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::event::Revision;
 use keyward_core::id::{KeyId, TenantId};
 use keyward_core::record::{KeyRecord, TenantRecord};
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use self::committer::{Committer, Request};
+use self::committer::{Committer, Progress, Request};
+use self::journal::writer::{Gauge, Room};
+use self::keeper::Keeper;
 use self::overlay::Overlay;
+use self::recovery::SoundTable;
 use self::table::Table;
-use super::{Commit, CommitError, KeyQuery, Page, Part, Snapshot, Store, StoreError};
+use super::{Backup, BackupError, Commit, CommitError, Condition, KeyQuery, Page, Part, Snapshot, Store, StoreError};
 use crate::feed::{Feed, Resync, Subscription};
 
 pub use self::dir::LockedDir;
-pub use self::recovery::OpenError;
+pub use self::error::OpenError;
+pub use self::keeper::Retention;
 
 /// Commits that wait for the committer at most; one more is refused.
 pub const COMMIT_QUEUE_MAX: usize = 1_024;
 
-/// Size of a journal segment, unless the options say otherwise.
-pub const SEGMENT_BYTES_DEFAULT: u64 = 16 * 1024 * 1024;
+/// A disk that has not answered for this long is called stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(5);
+
+/// A change that had no room says so for this long, unless another one has had room since.
+const REFUSAL_COUNTS_FOR: Duration = Duration::from_secs(10);
 
 /// Records in one batch of a snapshot.
 const SNAPSHOT_BATCH_RECORDS: usize = 1_024;
@@ -59,17 +80,22 @@ pub struct Options {
     pub segment_bytes: u64,
     /// The key of the journal's chain.
     pub chain_key: Zeroizing<[u8; 32]>,
+    /// How long the journal is kept.
+    pub retention: Retention,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// A journal and a table.
 pub struct SledStore {
     requests: Mutex<Option<mpsc::Sender<Request>>>,
-    durable: watch::Receiver<Revision>,
-    applied: watch::Receiver<Revision>,
+    progress: Progress,
     overlay: Arc<Overlay>,
     table: Arc<Table>,
     feed: Feed,
-    committer: Mutex<Option<Committer>>,
+    gauge: Arc<Gauge>,
+    looking: Arc<tokio::sync::Mutex<()>>,
+    threads: Mutex<Option<(Committer, Keeper)>>,
     /// Unlocks the directory when dropped. Close the store first: its threads may outlive it otherwise.
     _dir: LockedDir,
 }
@@ -81,30 +107,49 @@ impl SledStore {
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
     pub fn open(dir: LockedDir, options: &Options) -> Result<Self, OpenError> {
-        let recovered = recovery::recover(&dir, options)?;
+        let recovered = recovery::recover(&dir, options, SoundTable::Keep)?;
         let overlay = Arc::new(Overlay::default());
-        let feed = Feed::starting_after(recovered.revision);
+        let feed = Feed::starting_after(recovered.journal.position.revision);
         let table = Arc::new(recovered.table);
         let (requests, queue) = mpsc::channel(COMMIT_QUEUE_MAX);
-        let (committer, durable, applied) = Committer::start(
-            recovered.journal,
-            recovered.watermark,
-            recovered.revision,
+        let gauge = Arc::new(recovered.journal.writer.gauge()?);
+        let keeper = Keeper::start(&dir, table.clone(), options.retention, options.clock.clone())?;
+        let (committer, progress) = Committer::start(committer::Parts {
+            journal: recovered.journal,
+            watermark: recovered.watermark,
             queue,
-            table.clone(),
-            overlay.clone(),
-            feed.clone(),
-        )?;
+            table: table.clone(),
+            overlay: overlay.clone(),
+            feed: feed.clone(),
+            keeper: keeper.waker(),
+        })?;
         Ok(Self {
             requests: Mutex::new(Some(requests)),
-            durable,
-            applied,
+            progress,
             overlay,
             table,
             feed,
-            committer: Mutex::new(Some(committer)),
+            gauge,
+            looking: Arc::default(),
+            threads: Mutex::new(Some((committer, keeper))),
             _dir: dir,
         })
+    }
+
+    /// Builds the table of a directory anew, from the newest snapshot and the journal, and says up to which revision.
+    ///
+    /// # Errors
+    /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
+    pub fn rebuild(dir: &LockedDir, options: &Options) -> Result<Revision, OpenError> {
+        let recovered = match recovery::recover(dir, options, SoundTable::BuildAnew) {
+            Err(OpenError::NoSoundSnapshot { path, why }) => match recovery::recover(dir, options, SoundTable::Keep) {
+                Ok(_) => return Err(OpenError::NothingToBuildFrom { path, why }),
+                Err(error) => return Err(error),
+            },
+            other => other?,
+        };
+        recovered.table.flush().map_err(|error| OpenError::Table(error.into()))?;
+        Ok(recovered.journal.position.revision)
     }
 
     /// Runs a read of the table on a thread that may block.
@@ -118,8 +163,8 @@ impl SledStore {
 
     /// Waits until the table covers everything that is durable now, and gives the revision it covers.
     async fn caught_up(&self) -> Result<Revision, StoreError> {
-        let durable = *self.durable.borrow();
-        let mut applied = self.applied.clone();
+        let durable = *self.progress.durable.borrow();
+        let mut applied = self.progress.applied.clone();
         let applied = applied.wait_for(|applied| *applied >= durable).await.map_err(|_| StoreError::Closed)?;
         Ok(*applied)
     }
@@ -129,6 +174,8 @@ impl SledStore {
 impl Store for SledStore {
     async fn load(&self) -> Result<Snapshot, StoreError> {
         let revision = self.caught_up().await?;
+        let sums = self.read(|table| table.sums().map_err(|error| StoreError::Engine(error.to_string()))).await?;
+        let records = sums.tenants.count() + sums.keys.count();
         let (sender, parts) = mpsc::channel(4);
         let table = self.table.clone();
         // Ends with its channel, which the receiver of the snapshot holds.
@@ -147,7 +194,7 @@ impl Store for SledStore {
             }
             [Part::Records(batch), Part::End].into_iter().all(|part| sender.blocking_send(Ok(part)).is_ok())
         }));
-        Ok(Snapshot { revision, parts })
+        Ok(Snapshot { revision, records, parts })
     }
 
     async fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
@@ -193,13 +240,36 @@ impl Store for SledStore {
     }
 
     fn revision(&self) -> Revision {
-        *self.durable.borrow()
+        *self.progress.durable.borrow()
+    }
+
+    async fn condition(&self) -> Condition {
+        // A look that hangs keeps its thread: one at a time.
+        let Ok(looking) = self.looking.clone().try_lock_owned() else { return Condition::Stuck };
+        let gauge = self.gauge.clone();
+        let look = spawn_blocking(move || {
+            let _looking = looking;
+            gauge.room()
+        });
+        match timeout(STUCK_AFTER, look).await {
+            _ if self.progress.busy.lasted() > STUCK_AFTER => Condition::Stuck,
+            Err(_) => Condition::Stuck,
+            _ if self.progress.busy.had_no_room(REFUSAL_COUNTS_FOR) => Condition::NoRoom,
+            Ok(Ok(Ok(Room::Ample))) => Condition::Writable,
+            Ok(_) => Condition::NoRoom,
+        }
+    }
+
+    async fn backup(&self, time: UnixMillis) -> Result<Backup, BackupError> {
+        self.caught_up().await.map_err(|error| BackupError::Failed(error.to_string()))?;
+        backup::start(self.table.clone(), time).await
     }
 
     async fn close(&self) -> Result<(), StoreError> {
         drop(self.requests.lock().take());
-        let Some(committer) = self.committer.lock().take() else { return Ok(()) };
-        spawn_blocking(move || committer.join()).await.map_err(|panic| StoreError::Engine(panic.to_string()))??;
+        let Some((committer, keeper)) = self.threads.lock().take() else { return Ok(()) };
+        let joined = spawn_blocking(move || keeper.join().and(committer.join()));
+        joined.await.map_err(|panic| StoreError::Engine(panic.to_string()))??;
         self.read(Table::flush).await
     }
 }

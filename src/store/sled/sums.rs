@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::journal::{Chain, ChainKey, Position};
 
 /// The position that the table covers, and what it holds.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sums {
     pub(super) position: Position,
     pub(super) keys: Sum,
@@ -25,6 +25,11 @@ impl SumKey {
     pub(super) fn of(chain: &ChainKey) -> Self {
         Self(Zeroizing::new(blake3::derive_key("keyward 2026-11-23 table sums v1", &*chain.0)))
     }
+
+    /// What only the holder of the key can say of these bytes.
+    pub(super) fn seal(&self, bytes: &[u8]) -> [u8; 32] {
+        *blake3::keyed_hash(&self.0, bytes).as_bytes()
+    }
 }
 
 /// A count of entries and the sum of their hashes.
@@ -35,6 +40,10 @@ pub(super) struct Sum {
 }
 
 impl Sum {
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+
     pub(super) fn add(&mut self, key: &SumKey, name: &[u8], value: &[u8]) {
         self.count = self.count.wrapping_add(1);
         self.hashes = self.hashes.wrapping_add(Self::hash(key, name, value));
@@ -61,6 +70,8 @@ impl Sums {
 
     const VERSION: u8 = 1;
     const COVERED_BYTES: usize = 1 + 8 + 32 + 2 * (8 + 16);
+    /// The length of what [`Sums::encode`] gives.
+    pub(super) const BYTES: usize = Self::COVERED_BYTES + 32;
 
     pub(super) fn encode(&self, key: &SumKey) -> Vec<u8> {
         let mut bytes = vec![Self::VERSION];

@@ -13,21 +13,25 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
 use keyward_core::digest::Digest;
 use keyward_core::event::Record;
 use keyward_core::id::{KeyId, TenantId};
-use keyward_core::record::{KeyRecord, State, TenantRecord};
+use keyward_core::record::{KeyRecord, TenantRecord};
 use sled::transaction::TransactionError;
 use sled::{Batch, Transactional, Tree};
 
+use super::cut::{CutSlot, Kind};
 use super::journal::{ChainKey, Position};
+use super::orderings::{facets_of, id_name, joined};
 use super::sums::{Sum, SumKey, Sums};
 use crate::files::create_private_dir;
+use crate::progress::Progress;
 use crate::store::record::{DecodeError, decode_key, decode_tenant};
-use crate::store::{KeyQuery, PAGE_SCAN_MAX, Page, StoreError};
+use crate::store::{Page, StoreError};
 
 /// sled's cache. The index serves the reads that matter.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
@@ -36,13 +40,29 @@ const FLUSH_EVERY_MS: u64 = 1_000;
 
 /// The open table.
 pub struct Table {
-    db: sled::Db,
     keys: Tree,
     ids: Tree,
     facets: Tree,
     tenants: Tree,
     meta: Tree,
     sum_key: SumKey,
+    cut: CutSlot,
+    /// The last field: with it goes sled.
+    _db: Closing,
+}
+
+/// sled syncs its file when the last handle goes, and panics if it cannot.
+struct Closing(Option<sled::Db>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        if catch_unwind(AssertUnwindSafe(|| drop(self.0.take()))).is_err() {
+            tracing::error!(
+                "sled panicked while it closed the table, which is no loss: the next start checks it against the journal. Look \
+                 at the disk before that"
+            );
+        }
+    }
 }
 
 /// A record and its stored bytes.
@@ -102,7 +122,8 @@ impl Table {
         let tree = |name| db.open_tree(name);
         let (keys, ids, facets) = (tree("keys")?, tree("ids")?, tree("facets")?);
         let (tenants, meta) = (tree("tenants")?, tree("meta")?);
-        Ok(Self { db, keys, ids, facets, tenants, meta, sum_key: SumKey::of(key) })
+        let (sum_key, cut, _db) = (SumKey::of(key), CutSlot::default(), Closing(Some(db)));
+        Ok(Self { keys, ids, facets, tenants, meta, sum_key, cut, _db })
     }
 
     /// The position in the log that the table covers.
@@ -119,6 +140,7 @@ impl Table {
     /// When anything does not fit.
     pub fn check(&self) -> Result<(), TableError> {
         let noted = self.sums()?;
+        let mut progress = Progress::begin("checking the table, in keys", noted.keys.count());
         let (mut keys, mut expected_ids, mut expected_facets) = (Sum::default(), Sum::default(), Sum::default());
         let key = &self.sum_key;
         for entry in &self.keys {
@@ -128,8 +150,9 @@ impl Table {
                 return Err(TableError::Unsound("a record lies under the digest of another"));
             }
             keys.add(key, &digest, &bytes);
-            expected_ids.add(key, &id_entry(&record), &digest);
+            expected_ids.add(key, &id_name(&record.tenant, &record.key_id), &digest);
             facets_of(&record).for_each(|facet| expected_facets.add(key, &facet, &[]));
+            progress.advance(1);
         }
         match () {
             () if keys != noted.keys => Err(TableError::Unsound("its keys are not those that were written")),
@@ -151,6 +174,7 @@ impl Table {
     /// # Errors
     /// When sled fails.
     pub fn apply(&self, rows: &[Row], to: Position) -> Result<(), TableError> {
+        let mut cut = self.cut.lock();
         let mut sums = self.sums()?;
         sums.position = to;
         let (mut keys, mut ids, mut facets) = (Batch::default(), Batch::default(), Batch::default());
@@ -159,19 +183,27 @@ impl Table {
             match &row.record {
                 Record::Key(key) => {
                     let digest = key.secret.digest.as_bytes();
-                    if let Some(old) = self.keys.get(digest)? {
+                    let old = self.keys.get(digest)?;
+                    if let Some(cut) = &mut *cut {
+                        cut.keep(Kind::Key, digest, old.as_ref());
+                    }
+                    if let Some(old) = old {
                         sums.keys.remove(&self.sum_key, digest, &old);
                         let old = decode_key(&old)?;
                         facets_of(&old).for_each(|facet| facets.remove(facet));
                     }
                     sums.keys.add(&self.sum_key, digest, &row.bytes);
                     keys.insert(digest, row.bytes.as_slice());
-                    ids.insert(id_entry(key), digest);
+                    ids.insert(id_name(&key.tenant, &key.key_id), digest);
                     facets_of(key).for_each(|facet| facets.insert(facet, &[]));
                 }
                 Record::Tenant(tenant) => {
                     let name = tenant.tenant.as_str().as_bytes();
-                    if let Some(old) = self.tenants.get(name)? {
+                    let old = self.tenants.get(name)?;
+                    if let Some(cut) = &mut *cut {
+                        cut.keep(Kind::Tenant, name, old.as_ref());
+                    }
+                    if let Some(old) = old {
                         sums.tenants.remove(&self.sum_key, name, &old);
                     }
                     sums.tenants.add(&self.sum_key, name, &row.bytes);
@@ -196,8 +228,19 @@ impl Table {
 
     /// Every record: tenants, then keys in the order of their digests.
     pub fn records(&self) -> impl Iterator<Item = Result<Record, StoreError>> + '_ {
-        let tenants = self.tenants.iter().values().map(|bytes| Ok(Record::Tenant(Arc::new(decode_tenant(&bytes?)?))));
-        let keys = self.keys.iter().values().map(|bytes| Ok(Record::Key(Arc::new(decode_key(&bytes?)?))));
+        self.rows().map(|row| row.map(|row| row.record))
+    }
+
+    /// Every record with its bytes, in the same order.
+    pub(super) fn rows(&self) -> impl Iterator<Item = Result<Row, StoreError>> + '_ {
+        let tenants = self.tenants.iter().values().map(|bytes| {
+            let bytes = bytes?.to_vec();
+            Ok(Row { record: Record::Tenant(Arc::new(decode_tenant(&bytes)?)), bytes })
+        });
+        let keys = self.keys.iter().values().map(|bytes| {
+            let bytes = bytes?.to_vec();
+            Ok(Row { record: Record::Key(Arc::new(decode_key(&bytes)?)), bytes })
+        });
         tenants.chain(keys)
     }
 
@@ -206,7 +249,7 @@ impl Table {
     /// # Errors
     /// When sled fails or the record is damaged.
     pub fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
-        let Some(digest) = self.ids.get(joined(&[tenant.as_str(), key_id.as_str()]))? else { return Ok(None) };
+        let Some(digest) = self.ids.get(id_name(tenant, key_id))? else { return Ok(None) };
         let bytes = self.keys.get(&digest)?.ok_or_else(|| StoreError::Engine("an id leads to no key".into()))?;
         Ok(Some(Arc::new(decode_key(&bytes)?)))
     }
@@ -228,29 +271,6 @@ impl Table {
         Ok(bytes.map(|b| decode_tenant(&b)).transpose()?.map(Arc::new))
     }
 
-    /// A page of keys in the order of their ids.
-    ///
-    /// # Errors
-    /// When sled fails or a record is damaged.
-    pub fn keys(&self, query: &KeyQuery) -> Result<Page<KeyRecord, KeyId>, StoreError> {
-        let mut found = Vec::new();
-        let mut examined = None;
-        for (count, key_id) in self.candidates(query).enumerate() {
-            let key_id = key_id?;
-            if count == PAGE_SCAN_MAX {
-                return Ok(Page { records: found, next: examined });
-            }
-            if let Some(key) = self.key(&query.tenant, &key_id)?.filter(|key| query.selects(key)) {
-                found.push(key);
-                if found.len() > query.limit {
-                    break;
-                }
-            }
-            examined = Some(key_id);
-        }
-        Ok(Page::first(found.into_iter(), query.limit, |key| key.key_id.clone()))
-    }
-
     /// A page of tenants in the order of their ids.
     ///
     /// # Errors
@@ -262,50 +282,45 @@ impl Table {
         Ok(Page::first(found.into_iter(), limit, |tenant| tenant.tenant.clone()))
     }
 
+    /// The key of its sums.
+    pub(super) fn sum_key(&self) -> &SumKey {
+        &self.sum_key
+    }
+
+    /// Where a cut leaves word of itself.
+    pub(super) fn cut_slot(&self) -> &CutSlot {
+        &self.cut
+    }
+
+    /// The records of a kind, by their names.
+    pub(super) fn tree(&self, kind: Kind) -> &Tree {
+        match kind {
+            Kind::Tenant => &self.tenants,
+            Kind::Key => &self.keys,
+        }
+    }
+
+    /// Keys by their ids.
+    pub(super) fn ids(&self) -> &Tree {
+        &self.ids
+    }
+
+    /// Keys by what they may be listed by.
+    pub(super) fn facets(&self) -> &Tree {
+        &self.facets
+    }
+
     /// Makes what was applied durable, as far as sled can.
     ///
     /// # Errors
     /// When sled fails.
     pub fn flush(&self) -> Result<(), StoreError> {
-        self.db.flush()?;
+        self.meta.flush()?;
         Ok(())
     }
 
-    /// The ids of the keys that may meet a query, in order, from the narrowest tree that has them all.
-    fn candidates(&self, query: &KeyQuery) -> Box<dyn Iterator<Item = Result<KeyId, StoreError>> + '_> {
-        if !query.key_ids.is_empty() {
-            let mut ids = query.key_ids.clone();
-            ids.sort_unstable();
-            ids.dedup();
-            return Box::new(ids.into_iter().map(Ok));
-        }
-        let tenant = query.tenant.as_str();
-        let (tree, above) = if let Some(owner) = &query.owner {
-            (&self.facets, joined(&[tenant, "o", owner, ""]))
-        } else if let Some((name, value)) = query.labels.first_key_value() {
-            (&self.facets, joined(&[tenant, "l", name, value, ""]))
-        } else if let [state @ (State::Disabled | State::Revoked)] = query.states[..] {
-            (&self.facets, joined(&[tenant, "s", state_name(state), ""]))
-        } else {
-            (&self.ids, joined(&[tenant, ""]))
-        };
-        let mut from = above.clone();
-        if let Some(after) = &query.after {
-            from.extend_from_slice(after.as_str().as_bytes());
-            from.push(0); // the least name past `after`
-        }
-        let inside = tree.range(from..).take_while({
-            let above = above.clone();
-            move |entry| entry.as_ref().is_ok_and(|(name, _)| name.starts_with(&above)) || entry.is_err()
-        });
-        Box::new(inside.map(move |entry| {
-            let (name, _) = entry?;
-            let id = std::str::from_utf8(&name[above.len()..]).ok().and_then(|id| KeyId::parse(id).ok());
-            id.ok_or_else(|| StoreError::Engine("an ordering holds what is not an id".into()))
-        }))
-    }
-
-    fn sums(&self) -> Result<Sums, TableError> {
+    /// The position it covers, and what it holds.
+    pub(super) fn sums(&self) -> Result<Sums, TableError> {
         let Some(bytes) = self.meta.get(APPLIED)? else { return Ok(Sums::EMPTY) };
         Sums::decode(&self.sum_key, &bytes).ok_or(TableError::Unsound("its note of the position in the log is damaged"))
     }
@@ -333,34 +348,6 @@ fn last_of_each(rows: &[Row]) -> impl Iterator<Item = &Row> {
     }
     let last: HashMap<_, _> = rows.iter().enumerate().map(|(at, row)| (name(row), at)).collect();
     rows.iter().enumerate().filter(move |(at, row)| last.get(&name(row)) == Some(at)).map(|(_, row)| row)
-}
-
-fn id_entry(key: &KeyRecord) -> Vec<u8> {
-    joined(&[key.tenant.as_str(), key.key_id.as_str()])
-}
-
-fn facets_of(key: &KeyRecord) -> impl Iterator<Item = Vec<u8>> + '_ {
-    let (tenant, id) = (key.tenant.as_str(), key.key_id.as_str());
-    let owner = (!key.owner.is_empty()).then(|| joined(&[tenant, "o", &key.owner, id]));
-    let labels = key.labels.iter().map(move |(name, value)| joined(&[tenant, "l", name, value, id]));
-    let state = match key.policy.state {
-        State::Active => None, // nearly all keys: the ids are their ordering
-        state @ (State::Disabled | State::Revoked) => Some(joined(&[tenant, "s", state_name(state), id])),
-    };
-    owner.into_iter().chain(labels).chain(state)
-}
-
-fn state_name(state: State) -> &'static str {
-    match state {
-        State::Active => "active",
-        State::Disabled => "disabled",
-        State::Revoked => "revoked",
-    }
-}
-
-/// Parts with zero bytes between them. No part contains one: every text of a record is refused at the edge if it does.
-fn joined(parts: &[&str]) -> Vec<u8> {
-    parts.join("\0").into_bytes()
 }
 
 /// Removes what a crash during an earlier open left behind, and what would make every later open fail (sled #1533).

@@ -9,12 +9,12 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use keyward_core::event::Revision;
 
 use super::journal::{CRC32C, Chain, Position};
-use crate::files::{private, sync_parent};
+use crate::files::{named, private, sync_parent};
 
 const BYTES: usize = 64;
 const MAGIC: &[u8; 4] = b"KWWM";
@@ -23,30 +23,34 @@ const CHECKED: usize = 48;
 
 /// The file of the watermark.
 #[derive(Debug)]
-pub(super) struct Watermark(File);
+pub(super) struct Watermark {
+    file: File,
+    path: PathBuf,
+}
 
 impl Watermark {
     /// Opens the file, and says what it holds: `None` if it is new or damaged.
     pub(super) fn open(path: &Path) -> io::Result<(Self, Option<Position>)> {
-        let file = private().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut options = private();
+        let opened = options.read(true).write(true).create(true).truncate(false).open(path);
+        let file = opened.map_err(named(path))?;
         let mut bytes = [0; BYTES];
         let position = match file.read_exact_at(&mut bytes, 0) {
             Ok(()) => decode(&bytes),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
-            Err(error) => return Err(error),
+            Err(error) => return Err(named(path)(error)),
         };
-        Ok((Self(file), position))
+        Ok((Self { file, path: path.to_owned() }, position))
     }
 
     /// Notes a position. It survives the end of the process, and a power cut once [`Watermark::sync`] has run.
     pub(super) fn note(&self, position: &Position) -> io::Result<()> {
-        self.0.write_all_at(&encode(position), 0)
+        self.file.write_all_at(&encode(position), 0).map_err(named(&self.path))
     }
 
     /// Makes the last note, and the file's name, durable.
-    pub(super) fn sync(&self, path: &Path) -> io::Result<()> {
-        self.0.sync_all()?;
-        sync_parent(path)
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.sync_all().and_then(|()| sync_parent(&self.path)).map_err(named(&self.path))
     }
 }
 

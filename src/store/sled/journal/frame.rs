@@ -10,6 +10,7 @@
 //! The frame's checksum covers the 20 bytes before it, the payload and the chain. The payload is a sequence of
 //! length-delimited `storage.v1.JournalEntry`. The chain is the hash of the log up to the frame's last entry.
 
+use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 use prost::Message;
 
@@ -24,6 +25,9 @@ pub const SEGMENT_HEADER_BYTES: usize = 64;
 pub const ALIGNMENT_BYTES: usize = 8;
 /// A payload longer than this is not one of ours.
 pub const PAYLOAD_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// A frame is at most this long.
+pub const FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES + PAYLOAD_BYTES_MAX + CHAIN_BYTES + ALIGNMENT_BYTES;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"KEYWARDJ";
 const FRAME_MAGIC: &[u8; 4] = b"KWJG";
@@ -143,7 +147,7 @@ pub struct Frame<'a> {
     /// The revision of its first entry.
     pub first: Revision,
     /// How many entries it claims.
-    pub entries: u32,
+    pub count: u32,
     payload: &'a [u8],
     chain: Chain,
     /// Its length, with padding.
@@ -169,10 +173,38 @@ impl<'a> Frame<'a> {
         let (payload, chain) = frame[FRAME_HEADER_BYTES..].split_at(payload);
         Some(Self {
             first: Revision(u64_at(frame, 8)),
-            entries: u32_at(frame, 16),
+            count: u32_at(frame, 16),
             payload,
             chain: Chain(chain.try_into().ok()?),
             bytes: unpadded.next_multiple_of(ALIGNMENT_BYTES),
+        })
+    }
+
+    /// The position that the frame says it leads to.
+    #[must_use]
+    pub fn claimed_end(&self) -> Position {
+        let last = self.first.0.saturating_add(u64::from(self.count)).saturating_sub(1);
+        Position { revision: Revision(last), chain: self.chain }
+    }
+
+    /// The time of the first entry, if it decodes.
+    #[must_use]
+    pub fn first_time(&self) -> Option<UnixMillis> {
+        self.entries().next()?.ok().map(|(entry, _)| UnixMillis(entry.time_ms))
+    }
+
+    /// The entries with their bytes, each as far as it decodes. The first mistake ends them.
+    pub fn entries(&self) -> impl Iterator<Item = Result<(pb::JournalEntry, &'a [u8]), &'static str>> + use<'a> {
+        let mut rest = self.payload;
+        std::iter::from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
+            let next = next_entry(&mut rest);
+            if next.is_err() {
+                rest = &[];
+            }
+            Some(next)
         })
     }
 
@@ -187,20 +219,15 @@ impl<'a> Frame<'a> {
     ) -> Result<(Vec<pb::JournalEntry>, Position), &'static str> {
         let mut entries = Vec::new();
         let mut end = *position;
-        let mut rest = self.payload;
-        while !rest.is_empty() {
-            let length = prost::encoding::decode_varint(&mut rest).map_err(|_| "an entry's length does not decode")?;
-            let length = usize::try_from(length).map_err(|_| "an entry's length does not decode")?;
-            let (encoded, after) = rest.split_at_checked(length).ok_or("an entry runs past its frame")?;
-            let entry = pb::JournalEntry::decode(encoded).map_err(|_| "an entry does not decode")?;
+        for next in self.entries() {
+            let (entry, encoded) = next?;
             if entry.revision != end.revision.next().0 {
                 return Err("the revisions do not follow each other");
             }
             end = Position { revision: Revision(entry.revision), chain: end.chain.after(key, encoded) };
             entries.push(entry);
-            rest = after;
         }
-        if self.first != position.revision.next() || self.entries as usize != entries.len() {
+        if self.first != position.revision.next() || self.count as usize != entries.len() {
             return Err("the frame's header does not fit its entries");
         }
         if end.chain != self.chain {
@@ -210,6 +237,16 @@ impl<'a> Frame<'a> {
         }
         Ok((entries, end))
     }
+}
+
+/// Takes the next entry and its bytes off a payload.
+fn next_entry<'a>(rest: &mut &'a [u8]) -> Result<(pb::JournalEntry, &'a [u8]), &'static str> {
+    let length = prost::encoding::decode_varint(rest).map_err(|_| "an entry's length does not decode")?;
+    let length = usize::try_from(length).map_err(|_| "an entry's length does not decode")?;
+    let (encoded, after) = rest.split_at_checked(length).ok_or("an entry runs past its frame")?;
+    let entry = pb::JournalEntry::decode(encoded).map_err(|_| "an entry does not decode")?;
+    *rest = after;
+    Ok((entry, encoded))
 }
 
 fn checksum(frame: &[u8]) -> u32 {

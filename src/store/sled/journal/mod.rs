@@ -21,7 +21,7 @@ pub(super) const CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_3
 
 /// The hash of the log up to a revision. Each entry's is the keyed blake3 of the one before it and the entry's bytes, so
 /// that no entry can be changed, dropped or put in without a trace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Chain(pub [u8; 32]);
 
 impl Chain {
@@ -39,7 +39,7 @@ impl Chain {
 pub struct ChainKey(pub Zeroizing<[u8; 32]>);
 
 /// A place in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Position {
     /// The revision of the last entry.
     pub revision: Revision,
@@ -94,7 +94,17 @@ pub enum JournalError {
 }
 
 impl JournalError {
-    fn io(path: &std::path::Path, source: std::io::Error) -> Self {
+    /// What it comes to, for whoever starts a server.
+    #[must_use]
+    pub fn heading(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "the journal cannot be read or written",
+            Self::Damaged { .. } | Self::Gap { .. } => "the journal is not whole",
+            Self::UnknownVersion { .. } => "the journal is of a later program",
+        }
+    }
+
+    pub(super) fn io(path: &std::path::Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }
 }

@@ -1,16 +1,21 @@
 //! Reading the journal: every frame, in order, checked.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+
+use keyward_core::event::Revision;
 
 use super::frame::{ALIGNMENT_BYTES, Frame, HeaderError, SEGMENT_HEADER_BYTES, read_segment_header};
 use super::{ChainKey, JournalError, Position};
+use crate::progress::Progress;
 use crate::store::record::pb;
 
 /// Where the journal ends, after a scan.
 #[derive(Debug)]
 pub struct End {
+    /// Before the first entry that is there. Past [`Position::START`] where older segments have gone.
+    pub start: Position,
     /// The last entry.
     pub position: Position,
     /// The last segment, if there is one: the writer goes on there.
@@ -49,24 +54,43 @@ pub fn scan(
     mut visit: impl FnMut(Vec<pb::JournalEntry>, Position),
 ) -> Result<End, JournalError> {
     let numbers = segment_numbers(dir)?;
-    let mut position = Position::START;
+    let start = match numbers.first() {
+        Some(&first) => segment_start(&segment_path(dir, first))?,
+        None => Position::START,
+    };
+    let mut progress = Progress::begin("reading the journal, in segments", numbers.len() as u64);
+    let mut position = start;
     let mut segment = None;
-    for (index, &number) in numbers.iter().enumerate() {
-        let expected = index as u64 + 1;
+    for (&number, expected) in numbers.iter().zip(numbers.first().copied().unwrap_or(1)..) {
         if number != expected {
             return Err(JournalError::Gap { path: segment_path(dir, expected), after: position.revision });
         }
-        let last = index + 1 == numbers.len();
+        let last = numbers.last() == Some(&number);
         let path = segment_path(dir, number);
         let bytes = fs::read(&path).map_err(|e| JournalError::io(&path, e))?;
         let (last_frame, offset, torn) = scan_segment(&path, &bytes, last, key, &mut position, &mut visit)?;
         segment = Some(SegmentEnd { number, path, offset, last_frame, torn });
+        progress.advance(1);
     }
-    Ok(End { position, segment })
+    Ok(End { start, position, segment })
+}
+
+/// The position after which a segment begins.
+///
+/// # Errors
+/// When its header cannot be read, or is damaged.
+pub fn segment_start(path: &Path) -> Result<Position, JournalError> {
+    let io = |e| JournalError::io(path, e);
+    let mut header = Vec::with_capacity(SEGMENT_HEADER_BYTES);
+    File::open(path).map_err(io)?.take(SEGMENT_HEADER_BYTES as u64).read_to_end(&mut header).map_err(io)?;
+    read_segment_header(&header).map_err(|wrong| wrong.in_file(path, Revision(0)))
 }
 
 /// The numbers of the segments, in order.
-fn segment_numbers(dir: &Path) -> Result<Vec<u64>, JournalError> {
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn segment_numbers(dir: &Path) -> Result<Vec<u64>, JournalError> {
     let io = |e: io::Error| JournalError::io(dir, e);
     let mut numbers = Vec::new();
     for entry in fs::read_dir(dir).map_err(io)? {
@@ -96,10 +120,7 @@ fn scan_segment(
     match read_segment_header(bytes) {
         Ok(start) if start == *position => {}
         Ok(_) => return Err(damaged(0, "the segment does not follow the one before it", position)),
-        Err(HeaderError::UnknownVersion(version)) => {
-            return Err(JournalError::UnknownVersion { path: path.to_owned(), version });
-        }
-        Err(HeaderError::Damaged) => return Err(damaged(0, "the segment's header is damaged", position)),
+        Err(wrong) => return Err(wrong.in_file(path, position.revision)),
     }
 
     let mut offset = SEGMENT_HEADER_BYTES;
@@ -127,4 +148,14 @@ fn scan_segment(
 /// Whether a sound frame begins anywhere after the first place. If so, the damaged one before it had been acknowledged.
 fn sound_frame_follows(tail: &[u8]) -> bool {
     (ALIGNMENT_BYTES..tail.len()).step_by(ALIGNMENT_BYTES).any(|at| Frame::read(&tail[at..]).is_some())
+}
+
+impl HeaderError {
+    fn in_file(self, path: &Path, after: Revision) -> JournalError {
+        let path = path.to_owned();
+        match self {
+            Self::UnknownVersion(version) => JournalError::UnknownVersion { path, version },
+            Self::Damaged => JournalError::Damaged { path, offset: 0, what: "the segment's header is damaged", after },
+        }
+    }
 }

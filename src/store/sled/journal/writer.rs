@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -13,8 +14,12 @@ use super::{JournalError, Position};
 use crate::files::private;
 
 const ZEROS_BYTES: usize = 64 * 1024;
-/// Below this much free space, changes are refused: the table grows behind the journal, and verdicts need both.
+/// Below this much free space, only changes that take power away are made: the table grows behind the journal.
 const FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
+/// Below this much, none is.
+const FREE_BYTES_LAST: u64 = 16 * 1024 * 1024;
+/// The size of a segment that is made when little is free, unless one group needs more.
+const SEGMENT_BYTES_SCARCE: u64 = 256 * 1024;
 
 /// The one writer of the journal.
 #[derive(Debug)]
@@ -24,6 +29,50 @@ pub struct Writer {
     dir_file: File,
     segment_bytes: u64,
     segment: Segment,
+}
+
+/// How much room the disk has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Room {
+    /// None.
+    None,
+    /// Enough for changes that take power away.
+    Scarce,
+    /// Enough.
+    Ample,
+}
+
+impl Room {
+    fn of(free_bytes: u64) -> Self {
+        match free_bytes {
+            FREE_BYTES_MIN.. => Self::Ample,
+            FREE_BYTES_LAST.. => Self::Scarce,
+            _ => Self::None,
+        }
+    }
+}
+
+/// What is free on the disk of a file, in bytes.
+///
+/// # Errors
+/// When the system does not say.
+pub fn free_bytes(file: impl AsFd) -> io::Result<u64> {
+    let stats = fstatvfs(file)?;
+    Ok(stats.f_bavail.saturating_mul(stats.f_frsize))
+}
+
+/// Looks at the room on the journal's disk.
+#[derive(Debug)]
+pub struct Gauge(File);
+
+impl Gauge {
+    /// How much room there is now.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn room(&self) -> io::Result<Room> {
+        free_bytes(&self.0).map(Room::of)
+    }
 }
 
 /// Why there is no room for a frame.
@@ -61,25 +110,34 @@ impl Writer {
         Ok(Self { dir: dir.to_owned(), dir_file, segment_bytes, segment })
     }
 
-    /// Makes room for a frame of this length: goes on to a new segment if the current one is too full. `before` is the
-    /// position that the frame follows.
+    /// What looks at the room on the disk.
+    ///
+    /// # Errors
+    /// When the system refuses another handle.
+    pub fn gauge(&self) -> io::Result<Gauge> {
+        self.dir_file.try_clone().map(Gauge)
+    }
+
+    /// Makes room for a frame of this length: goes on to a new segment if the current one is too full, and says whether it
+    /// did. `before` is the position that the frame follows.
     ///
     /// # Errors
     /// When there is none. See [`RoomError`].
-    pub fn make_room(&mut self, frame_bytes: usize, before: &Position) -> Result<(), RoomError> {
-        let stats = fstatvfs(&self.dir_file).map_err(|e| RoomError::NoRoom(JournalError::io(&self.dir, e.into())))?;
-        if stats.f_bavail.saturating_mul(stats.f_frsize) < FREE_BYTES_MIN {
-            let full = JournalError::io(&self.dir, io::ErrorKind::StorageFull.into());
-            return Err(RoomError::NoRoom(full));
+    pub fn make_room(&mut self, frame_bytes: usize, before: &Position, room: Room) -> Result<bool, RoomError> {
+        if self.segment.offset + frame_bytes as u64 <= self.segment.bytes {
+            return Ok(false);
         }
-        if self.segment.offset + frame_bytes as u64 > self.segment.bytes {
-            let number = self.segment.number + 1;
-            let segment = Segment::create(&self.dir, number, self.segment_bytes, frame_bytes as u64, before);
-            let segment = segment.map_err(RoomError::NoRoom)?;
+        let bytes = if room == Room::Ample { self.segment_bytes } else { self.segment_bytes.min(SEGMENT_BYTES_SCARCE) };
+        let number = self.segment.number + 1;
+        let segment = Segment::create(&self.dir, number, bytes, frame_bytes as u64, before);
+        let segment = segment.map_err(RoomError::NoRoom)?;
+        if cfg!(not(feature = "fault-skip-dir-sync")) {
             self.dir_file.sync_all().map_err(|e| RoomError::Unknown(JournalError::io(&self.dir, e)))?;
-            self.segment = segment;
         }
-        Ok(())
+        #[cfg(feature = "fault-ack-before-sync")]
+        self.segment.file.sync_data().map_err(|e| RoomError::Unknown(JournalError::io(&self.segment.path, e)))?;
+        self.segment = segment;
+        Ok(true)
     }
 
     /// Appends a frame, for which there is room, and makes it durable.
@@ -88,7 +146,11 @@ impl Writer {
     /// When the disk fails. It is then unknown what the disk holds: the process must end, and never try again.
     pub fn append(&mut self, frame: &[u8]) -> Result<(), JournalError> {
         let segment = &mut self.segment;
+        #[cfg(not(feature = "fault-ack-before-sync"))]
         let written = segment.file.write_all_at(frame, segment.offset).and_then(|()| segment.file.sync_data());
+        // The frame before is made durable, and this one only when the next comes.
+        #[cfg(feature = "fault-ack-before-sync")]
+        let written = segment.file.sync_data().and_then(|()| segment.file.write_all_at(frame, segment.offset));
         written.map_err(|e| JournalError::io(&segment.path, e))?;
         segment.offset += frame.len() as u64;
         Ok(())
@@ -98,6 +160,9 @@ impl Writer {
 impl Segment {
     fn resume(end: &SegmentEnd) -> io::Result<Self> {
         let file = private().read(true).write(true).open(&end.path)?;
+        if file.metadata()?.len() < end.offset {
+            file.set_len(end.offset)?; // all of the last frame is there but for the zeros after it
+        }
         // After a failed sync the kernel may hold the last frame as clean, and the disk not at all: write it once more.
         let mut last = vec![0; usize::try_from(end.offset - end.last_frame).unwrap_or(0)];
         file.read_exact_at(&mut last, end.last_frame)?;

@@ -1,0 +1,40 @@
+//! `keyward restore`.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use clap::Args;
+use keyward_core::event::Revision;
+
+use super::Place;
+use crate::offline::{Source, restore_backup};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// The backup
+    #[arg(value_name = "FILE")]
+    from: PathBuf,
+    /// The journal directory of the server that the backup was made of: changes since the backup are taken from it
+    #[arg(long, value_name = "DIR")]
+    journal: Option<PathBuf>,
+    /// The last revision to restore [default: all that is there]
+    #[arg(long, value_name = "REVISION")]
+    to_revision: Option<u64>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Restores, and says what.
+pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    let (settings, _flush) = options.place.settings()?;
+    let source = Source { backup: options.from, journal: options.journal, to: options.to_revision.map(Revision) };
+    let restored = restore_backup(&settings, &source)?;
+    println!(
+        "{}: restored to revision {}, from a backup of {} keys at revision {}",
+        settings.data_dir.display(),
+        restored.revision,
+        restored.backup.keys,
+        restored.backup.header.position.revision
+    );
+    Ok(())
+}

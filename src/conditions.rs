@@ -1,0 +1,64 @@
+//! Tells probes, metrics and the log whether changes can be made. Verdicts go on whatever the disk does, so only the admin
+//! service stops serving.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::store::{Condition, Store};
+
+/// The service whose health depends on the disk.
+pub const ADMIN_SERVICE: &str = "keyward.v1.KeyAdmin";
+/// How often the store is asked.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What is told, and of what.
+pub struct Watch {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// What probes see.
+    pub health: HealthReporter,
+    /// What metrics see.
+    pub writable: Arc<AtomicBool>,
+}
+
+impl Watch {
+    /// Asks the store now and then, until it is told to stop.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last = Condition::Writable;
+        self.writable.store(true, Ordering::Relaxed);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            let Some(condition) = stop.run_until_cancelled(self.store.condition()).await else { return };
+            if condition == last {
+                continue;
+            }
+            last = condition;
+            self.tell(condition).await;
+        }
+    }
+
+    async fn tell(&self, condition: Condition) {
+        match condition {
+            Condition::Writable => tracing::info!("changes can be made again"),
+            Condition::NoRoom => tracing::error!(
+                "the disk is nearly full; changes are refused, save disabling and revoking while there is any room; make \
+                 room on the disk of the data directory"
+            ),
+            Condition::Stuck => tracing::error!(
+                "the disk of the data directory does not answer; changes wait or are refused, and verdicts go on; look after \
+                 the disk"
+            ),
+        }
+        let writable = condition == Condition::Writable;
+        self.writable.store(writable, Ordering::Relaxed);
+        let status = if writable { ServingStatus::Serving } else { ServingStatus::NotServing };
+        self.health.set_service_status(ADMIN_SERVICE, status).await;
+    }
+}

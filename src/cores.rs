@@ -1,0 +1,102 @@
+//! One thread for each core, each with a runtime of its own, on which connections live.
+//!
+//! A runtime of one thread steals no work and shares no queue: what a connection does stays in the caches of one core.
+//! Whatever may take long is done elsewhere, on the runtime that everything else runs on.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use tokio::runtime::{Builder, Handle};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Threads on which the runtime of a core may block.
+const BLOCKING_THREADS_MAX: usize = 16;
+
+/// The threads. They end when this is stopped or dropped, and what still runs on them ends with them.
+#[derive(Debug)]
+pub struct Cores {
+    homes: Vec<Home>,
+    threads: Vec<JoinHandle<()>>,
+    end: DropGuard,
+}
+
+/// Where connections live. It counts those that do.
+#[derive(Clone, Debug)]
+pub struct Home {
+    runtime: Handle,
+    tenants: Arc<()>,
+}
+
+/// A place in a home, free again when this is dropped.
+#[derive(Debug)]
+pub struct Place {
+    _tenant: Arc<()>,
+}
+
+impl Home {
+    /// The home that is the current runtime.
+    #[must_use]
+    pub fn here() -> Self {
+        Self { runtime: Handle::current(), tenants: Arc::default() }
+    }
+
+    /// Its runtime.
+    #[must_use]
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Takes a place.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        Place { _tenant: self.tenants.clone() }
+    }
+
+    /// How many places are taken.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        Arc::strong_count(&self.tenants)
+    }
+}
+
+impl Cores {
+    /// Starts this many threads.
+    ///
+    /// # Errors
+    /// When the system grants no thread, or nothing to wait for sockets with.
+    pub fn start(count: usize) -> io::Result<Self> {
+        let end = CancellationToken::new();
+        let mut cores = Self { homes: vec![], threads: vec![], end: end.clone().drop_guard() };
+        for number in 0..count {
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .max_blocking_threads(BLOCKING_THREADS_MAX)
+                .thread_name(format!("core-{number} wait"))
+                .build()?;
+            cores.homes.push(Home { runtime: runtime.handle().clone(), tenants: Arc::default() });
+            let end = end.clone();
+            let thread = std::thread::Builder::new().name(format!("core-{number}")).spawn(move || {
+                runtime.block_on(end.cancelled());
+                runtime.shutdown_background();
+            })?;
+            cores.threads.push(thread);
+        }
+        Ok(cores)
+    }
+
+    /// Where connections live.
+    #[must_use]
+    pub fn homes(&self) -> &[Home] {
+        &self.homes
+    }
+
+    /// Ends the threads and waits for them.
+    pub fn stop(self) {
+        drop(self.end);
+        for thread in self.threads {
+            // Tasks do not panic through their runtime.
+            drop(thread.join());
+        }
+    }
+}

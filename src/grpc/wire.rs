@@ -1,0 +1,335 @@
+//! Verify's messages by hand, for the calls that most are: read without copying, written in one piece.
+//!
+//! The reader takes only what it knows and leaves everything else to prost: that its reading agrees with prost's, and that
+//! the writer's bytes are prost's bytes, are properties that tests hold over all messages.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use keyward_core::clock::UnixMillis;
+
+use super::pb;
+use crate::index::Entry;
+
+/// Scopes that the reader takes in each list. Longer lists are prost's.
+const SCOPES_MAX: usize = 8;
+
+/// The prefix of a gRPC message: whether it is compressed, and its length.
+const PREFIX_BYTES: usize = 5;
+
+/// A request, borrowed from its bytes.
+#[derive(Debug, Default, PartialEq)]
+pub struct Question<'a> {
+    /// See the proto.
+    pub secret: &'a str,
+    /// See the proto.
+    pub tenant: &'a str,
+    /// See the proto.
+    pub all_scopes: Texts<'a>,
+    /// See the proto.
+    pub any_scopes: Texts<'a>,
+    /// See the proto.
+    pub audience: &'a str,
+    /// See the proto.
+    pub client_ip: &'a str,
+    /// See the proto.
+    pub mode: u64,
+    /// See the proto.
+    pub explain: bool,
+    /// See the proto.
+    pub min_revision: u64,
+}
+
+/// A short list of texts.
+#[derive(Debug, Default, PartialEq)]
+pub struct Texts<'a> {
+    texts: [&'a str; SCOPES_MAX],
+    len: usize,
+}
+
+impl<'a> Texts<'a> {
+    /// The texts.
+    #[must_use]
+    pub fn as_slice(&self) -> &[&'a str] {
+        &self.texts[..self.len]
+    }
+
+    fn push(&mut self, text: &'a str) -> Option<()> {
+        *self.texts.get_mut(self.len)? = text;
+        self.len += 1;
+        Some(())
+    }
+}
+
+impl<'a> Question<'a> {
+    /// Reads the body of a call: one message, not compressed. `None`: prost must read it, or refuse it.
+    #[must_use]
+    pub fn of_body(body: &'a [u8]) -> Option<Self> {
+        Self::of_message(only_message(body)?)
+    }
+
+    /// Reads a message. `None`: prost must read it, or refuse it.
+    #[must_use]
+    pub fn of_message(mut rest: &'a [u8]) -> Option<Self> {
+        let mut question = Self::default();
+        while !rest.is_empty() {
+            match varint(&mut rest)? {
+                // Number and wire type: 2 is a length and that many bytes, 0 a number.
+                0x0a => question.secret = text(&mut rest)?,
+                0x12 => question.tenant = text(&mut rest)?,
+                0x1a => question.all_scopes.push(text(&mut rest)?)?,
+                0x22 => question.any_scopes.push(text(&mut rest)?)?,
+                0x2a => question.audience = text(&mut rest)?,
+                0x32 => question.client_ip = text(&mut rest)?,
+                0x40 => question.mode = varint(&mut rest)?,
+                0x48 => question.explain = varint(&mut rest)? != 0,
+                0x50 => question.min_revision = varint(&mut rest)?,
+                _ => return None,
+            }
+        }
+        Some(question)
+    }
+}
+
+/// The requests in the body of a BatchVerify. Where one of them is not to be read, `None` stands in its place.
+#[must_use]
+pub fn messages(body: &[u8]) -> Option<impl Iterator<Item = Option<&[u8]>>> {
+    let mut rest = only_message(body)?;
+    Some(std::iter::from_fn(move || {
+        (!rest.is_empty()).then(|| {
+            let message = (varint(&mut rest) == Some(0x0a)).then(|| bytes(&mut rest)).flatten();
+            // What cannot be read has no end that could be found.
+            rest = if message.is_some() { rest } else { &[] };
+            message
+        })
+    }))
+}
+
+/// The one message of a body, if it is not compressed.
+fn only_message(body: &[u8]) -> Option<&[u8]> {
+    let (prefix, message) = body.split_first_chunk::<PREFIX_BYTES>()?;
+    let [0, a, b, c, d] = *prefix else { return None };
+    (message.len() == u32::from_be_bytes([a, b, c, d]) as usize).then_some(message)
+}
+
+/// A number of up to nine bytes. The tenth could overflow, which prost shall judge.
+fn varint(rest: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for (at, &byte) in rest.iter().enumerate().take(9) {
+        number |= u64::from(byte & 0x7f) << (7 * at);
+        if byte < 0x80 {
+            *rest = &rest[at + 1..];
+            return Some(number);
+        }
+    }
+    None
+}
+
+fn bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let len = usize::try_from(varint(rest)?).ok()?;
+    let (bytes, after) = rest.split_at_checked(len)?;
+    *rest = after;
+    Some(bytes)
+}
+
+fn text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+    std::str::from_utf8(bytes(rest)?).ok()
+}
+
+/// A verdict to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer<'a> {
+    /// Whether the key may be served.
+    pub decision: pb::Decision,
+    /// Why.
+    pub reason: pb::Reason,
+    /// What a web service should answer.
+    pub http_status: u32,
+    /// What is told of the key.
+    pub key: Told<'a>,
+    /// Every change up to this revision is in it.
+    pub as_of_revision: u64,
+}
+
+/// What is told of a key.
+#[derive(Clone, Copy, Debug)]
+pub enum Told<'a> {
+    /// Nothing.
+    Nothing,
+    /// Its id.
+    Id(&'a str),
+    /// What a service learns of a key that it may serve.
+    All(&'a Entry),
+}
+
+impl Answer<'_> {
+    /// The body of the reply: the message with its prefix.
+    #[must_use]
+    pub fn to_body(&self) -> Bytes {
+        let mut out = body_of(self.message_bytes());
+        self.put(&mut out);
+        out.freeze()
+    }
+
+    fn key_bytes(&self) -> Option<usize> {
+        match self.key {
+            Told::Nothing => None,
+            Told::Id(id) => Some(text_bytes(id)),
+            Told::All(entry) => Some(entry_bytes(entry)),
+        }
+    }
+
+    fn message_bytes(&self) -> usize {
+        number_bytes(self.decision as u64)
+            + number_bytes(self.reason as u64)
+            + number_bytes(self.http_status.into())
+            + self.key_bytes().map_or(0, nested_bytes)
+            + number_bytes(self.as_of_revision)
+    }
+
+    fn put(&self, out: &mut BytesMut) {
+        put_number(out, 0x08, self.decision as u64);
+        put_number(out, 0x10, self.reason as u64);
+        put_number(out, 0x18, self.http_status.into());
+        if let Some(bytes) = self.key_bytes() {
+            out.put_u8(0x22);
+            put_varint(out, bytes as u64);
+        }
+        match self.key {
+            Told::Nothing => {}
+            Told::Id(id) => put_text(out, 0x0a, id),
+            Told::All(entry) => put_entry(out, entry),
+        }
+        put_number(out, 0x40, self.as_of_revision);
+    }
+}
+
+/// The answers to a batch, being written.
+#[derive(Debug)]
+pub struct Replies(BytesMut);
+
+impl Replies {
+    /// Begins a body that these answers fill exactly.
+    #[must_use]
+    pub fn with_room_for<'a>(answers: impl Iterator<Item = Answer<'a>>) -> Self {
+        Self(body_of(answers.map(|answer| nested_bytes(nested_bytes(answer.message_bytes()))).sum()))
+    }
+
+    /// Writes the next answer.
+    pub fn push(&mut self, answer: &Answer<'_>) {
+        let out = &mut self.0;
+        let bytes = answer.message_bytes();
+        out.put_u8(0x0a);
+        put_varint(out, nested_bytes(bytes) as u64);
+        out.put_u8(0x0a);
+        put_varint(out, bytes as u64);
+        answer.put(out);
+    }
+
+    /// The body of the reply.
+    #[must_use]
+    pub fn to_body(self) -> Bytes {
+        self.0.freeze()
+    }
+}
+
+/// A body for a message of this size, with its prefix.
+fn body_of(message_bytes: usize) -> BytesMut {
+    let mut out = BytesMut::with_capacity(PREFIX_BYTES + message_bytes);
+    out.put_u8(0);
+    // A record has at most 16 KiB and a batch at most 1,000 of them.
+    out.put_u32(u32::try_from(message_bytes).unwrap_or(u32::MAX));
+    out
+}
+
+fn entry_bytes(entry: &Entry) -> usize {
+    let texts =
+        [entry.key_id.as_str(), entry.tenant.as_str(), &entry.display_name, &entry.owner, entry.environment.as_str()];
+    texts.into_iter().map(text_bytes).sum::<usize>()
+        + entry.policy.scopes.iter().map(|scope| item_bytes(scope.as_str())).sum::<usize>()
+        + entry.labels.iter().map(|(name, value)| nested_bytes(text_bytes(name) + text_bytes(value))).sum::<usize>()
+        + entry.policy.expire_time.map_or(0, |time| nested_bytes(time_bytes(time)))
+}
+
+fn put_entry(out: &mut BytesMut, entry: &Entry) {
+    put_text(out, 0x0a, entry.key_id.as_str());
+    put_text(out, 0x12, entry.tenant.as_str());
+    put_text(out, 0x1a, &entry.display_name);
+    put_text(out, 0x22, &entry.owner);
+    put_text(out, 0x2a, entry.environment.as_str());
+    for scope in &entry.policy.scopes {
+        put_item(out, 0x32, scope.as_str());
+    }
+    for (name, value) in &entry.labels {
+        out.put_u8(0x3a);
+        put_varint(out, (text_bytes(name) + text_bytes(value)) as u64);
+        put_text(out, 0x0a, name);
+        put_text(out, 0x12, value);
+    }
+    if let Some(time) = entry.policy.expire_time {
+        out.put_u8(0x42);
+        put_varint(out, time_bytes(time) as u64);
+        let (seconds, nanos) = parts(time);
+        put_number(out, 0x08, seconds);
+        put_number(out, 0x10, nanos);
+    }
+}
+
+/// A time as the numbers of a Timestamp. Negative ones take ten bytes, as protobuf has it.
+fn parts(time: UnixMillis) -> (u64, u64) {
+    let nanos = time.0.rem_euclid(1_000) * 1_000_000;
+    (time.0.div_euclid(1_000).cast_unsigned(), nanos.cast_unsigned())
+}
+
+fn time_bytes(time: UnixMillis) -> usize {
+    let (seconds, nanos) = parts(time);
+    number_bytes(seconds) + number_bytes(nanos)
+}
+
+fn varint_bytes(number: u64) -> usize {
+    let bits = u64::BITS - (number | 1).leading_zeros();
+    bits.div_ceil(7) as usize
+}
+
+/// Fields of these numbers have tags of one byte. What is zero or empty is not written.
+fn number_bytes(number: u64) -> usize {
+    if number == 0 { 0 } else { 1 + varint_bytes(number) }
+}
+
+fn text_bytes(text: &str) -> usize {
+    if text.is_empty() { 0 } else { item_bytes(text) }
+}
+
+/// An entry of a list is written even if it is empty.
+fn item_bytes(text: &str) -> usize {
+    nested_bytes(text.len())
+}
+
+fn nested_bytes(len: usize) -> usize {
+    1 + varint_bytes(len as u64) + len
+}
+
+fn put_varint(out: &mut BytesMut, mut number: u64) {
+    while number >= 0x80 {
+        out.put_u8((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    out.put_u8(number as u8); // below 0x80
+}
+
+fn put_number(out: &mut BytesMut, tag: u8, number: u64) {
+    if number != 0 {
+        out.put_u8(tag);
+        put_varint(out, number);
+    }
+}
+
+fn put_text(out: &mut BytesMut, tag: u8, text: &str) {
+    if !text.is_empty() {
+        put_item(out, tag, text);
+    }
+}
+
+fn put_item(out: &mut BytesMut, tag: u8, text: &str) {
+    out.put_u8(tag);
+    put_varint(out, text.len() as u64);
+    out.put_slice(text.as_bytes());
+}

@@ -1,0 +1,117 @@
+//! What is done to data that nobody serves: check, rebuild, restore. Like [`crate::app`], it puts things together and names
+//! an engine.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use keyward_core::event::Revision;
+
+use crate::config::Settings;
+use crate::keyring::{Keyring, KeyringError};
+use crate::store::sled::inspect::{Finding, inspect};
+use crate::store::sled::journal::ChainKey;
+use crate::store::sled::restore::{RestoreError, Restored, restore};
+use crate::store::sled::salvage::{Salvaged, salvage};
+use crate::store::sled::snapshot::{self, Contents, SnapshotError};
+use crate::store::sled::{LockedDir, OpenError, Options, Retention, SledStore};
+use crate::system::{SystemClock, SystemEntropy};
+
+pub use crate::store::sled::restore::Source;
+
+/// Why it was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum OfflineError {
+    /// The data directory is not opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Acknowledged changes are missing.
+    #[error(
+        "{0}\nNothing was changed. If it cannot be put back, `keyward rebuild --accept-data-loss` gathers what can be had, says \
+         what is gone, and moves the old files aside"
+    )]
+    Loss(OpenError),
+    /// The pepper file is not to be had.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    /// The backup is of no use.
+    #[error("{path}: {source}")]
+    Backup {
+        /// The backup.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SnapshotError,
+    },
+    /// Nothing was restored.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+}
+
+/// How a rebuild went.
+#[derive(Debug)]
+pub enum Rebuilt {
+    /// Nothing was missing: the table covers this revision.
+    Whole(Revision),
+    /// Data was given up.
+    Salvaged(Salvaged),
+}
+
+/// Reads all of a data directory and says what it found.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn check(settings: &Settings) -> Result<Vec<Finding>, OfflineError> {
+    let dir = LockedDir::lock_existing(&settings.data_dir)?;
+    let options = options(settings)?;
+    Ok(inspect(&dir, &ChainKey(options.chain_key))?)
+}
+
+/// Reads all of a backup, and believes what is undamaged: it needs no pepper file.
+///
+/// # Errors
+/// When it is damaged.
+pub fn check_backup(path: &Path) -> Result<Contents, OfflineError> {
+    snapshot::verify_without_key(path).map_err(|source| OfflineError::Backup { path: path.to_owned(), source })
+}
+
+/// Builds the table anew. Where acknowledged changes are missing, it does so only if their loss is accepted.
+///
+/// # Errors
+/// When the disk fails, or changes are missing and that is not accepted.
+pub fn rebuild(settings: &Settings, accept_data_loss: bool) -> Result<Rebuilt, OfflineError> {
+    let dir = LockedDir::lock_existing(&settings.data_dir)?;
+    let options = options(settings)?;
+    match SledStore::rebuild(&dir, &options) {
+        Ok(revision) => Ok(Rebuilt::Whole(revision)),
+        Err(loss) if loss.is_loss() && accept_data_loss => {
+            tracing::warn!("{loss}");
+            let salvaged = salvage(&dir, &options)?;
+            SledStore::rebuild(&dir, &options)?;
+            Ok(Rebuilt::Salvaged(salvaged))
+        }
+        Err(loss) if loss.is_loss() => Err(OfflineError::Loss(loss)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Fills an empty data directory from a backup, and builds its table.
+///
+/// # Errors
+/// When the backup is of no use, the directory is not empty, or the disk fails.
+pub fn restore_backup(settings: &Settings, source: &Source) -> Result<Restored, OfflineError> {
+    // Before anything is made: what is missing can be put there, and the directory is still empty.
+    let options = options(settings)?;
+    let dir = LockedDir::lock_empty(&settings.data_dir, Some(&settings.pepper_file))?;
+    let restored = restore(&dir, &options, source)?;
+    SledStore::rebuild(&dir, &options)?;
+    Ok(restored)
+}
+
+fn options(settings: &Settings) -> Result<Options, KeyringError> {
+    let keyring = Keyring::open(&settings.pepper_file, false, &SystemEntropy)?;
+    Ok(Options {
+        segment_bytes: settings.journal_segment_bytes,
+        chain_key: keyring.chain_key(),
+        retention: Retention { bytes: settings.journal_retention_bytes, time: settings.journal_retention_time },
+        clock: Arc::new(SystemClock),
+    })
+}

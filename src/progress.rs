@@ -1,0 +1,75 @@
+//! How far a long piece of work is: a bar on a terminal, a line now and then in a log.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Work that takes less than this is not spoken of.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Time between two lines in a log.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+/// The clock is looked at once in this many steps.
+const LOOK_EVERY: u64 = 256;
+
+/// A piece of work with a known end.
+#[derive(Debug)]
+pub struct Progress {
+    what: &'static str,
+    total: u64,
+    done: u64,
+    until_look: u64,
+    told: Instant,
+    speaks: bool,
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    /// Work that begins now and has `total` steps.
+    #[must_use]
+    pub fn begin(what: &'static str, total: u64) -> Self {
+        Self { what, total, done: 0, until_look: 0, told: Instant::now(), speaks: false, bar: None }
+    }
+
+    /// So many steps more are done.
+    pub fn advance(&mut self, steps: u64) {
+        self.done += steps;
+        self.until_look = self.until_look.saturating_sub(steps);
+        if self.until_look == 0 {
+            self.until_look = LOOK_EVERY;
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(self.done);
+            return;
+        }
+        let wait = if self.speaks { LINE_EVERY } else { PATIENCE };
+        if self.told.elapsed() < wait {
+            return;
+        }
+        self.speaks = true;
+        self.told = Instant::now();
+        if std::io::stderr().is_terminal() {
+            let bar = ProgressBar::with_draw_target(Some(self.total), ProgressDrawTarget::stderr_with_hz(10));
+            let style = ProgressStyle::with_template("{msg} [{bar:40}] {pos} of {len}, {eta} left");
+            // The template above is one that the crate reads.
+            let bar = style.map_or(bar.clone(), |style| bar.with_style(style.progress_chars("=> ")));
+            self.bar = Some(bar.with_message(self.what).with_position(self.done));
+        } else {
+            tracing::info!(done = self.done, of = self.total, "{}", self.what);
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        } else if self.speaks {
+            tracing::info!(done = self.done, of = self.total, "{}", self.what);
+        }
+    }
+}

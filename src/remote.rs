@@ -1,0 +1,143 @@
+//! What is asked of a running server from outside: a backup.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tonic::metadata::MetadataValue;
+use tonic::metadata::errors::InvalidMetadataValue;
+use tonic::transport::Endpoint;
+use tonic::{Request, Status};
+use zeroize::Zeroizing;
+
+use crate::files::{private, sync_parent};
+use crate::grpc::pb;
+use crate::grpc::pb::key_admin_client::KeyAdminClient;
+use crate::net::ListenAddr;
+use crate::offline::{OfflineError, check_backup};
+
+/// How long a server may take to be reached.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
+/// A silent server is asked whether it is still there.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// How long it may take to answer.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Where the server is, and who asks.
+#[derive(Debug)]
+pub struct Server {
+    /// Its address.
+    pub addr: ListenAddr,
+    /// The file of the caller's key: one line.
+    pub key_file: PathBuf,
+}
+
+/// What was fetched.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The revision that it is of.
+    pub revision: u64,
+    /// How many keys it holds.
+    pub keys: u64,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// Why there is no backup.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// A file is there already under that name.
+    #[error("{0} exists already; a backup never overwrites anything")]
+    Exists(PathBuf),
+    /// The key file cannot be read.
+    #[error("the key file {path}: {source}; name the file of an administrator's key with --key-file")]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// The key file holds something else.
+    #[error("the key file holds no key: {0}")]
+    Key(#[from] InvalidMetadataValue),
+    /// The server is not reached.
+    #[error("no server answers at {addr}: {}", cause(source))]
+    Connect {
+        /// Its address.
+        addr: ListenAddr,
+        /// What happened.
+        source: tonic::transport::Error,
+    },
+    /// The server refused, or broke off.
+    #[error("the server answered {}: {}", .0.code(), .0.message())]
+    Refused(#[from] Status),
+    /// The file cannot be written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// What arrived is not whole.
+    #[error(transparent)]
+    Damaged(#[from] OfflineError),
+}
+
+/// What is at the bottom of an error. The library's own words for it are "transport error".
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut bottom = error;
+    while let Some(below) = bottom.source() {
+        bottom = below;
+    }
+    bottom.to_string()
+}
+
+/// Fetches a backup into a file, which is there whole, durable and read back, or not at all.
+///
+/// # Errors
+/// See [`RemoteError`].
+pub async fn backup(server: &Server, to: &Path) -> Result<Fetched, RemoteError> {
+    let of_file = |source| RemoteError::File { path: to.to_owned(), source };
+    if to.try_exists().map_err(of_file)? {
+        return Err(RemoteError::Exists(to.to_owned()));
+    }
+    let pieces = ask(server).await?;
+    let temporary = to.with_added_extension("new");
+    let fetched = receive(pieces, &temporary).await.inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+    fs::rename(&temporary, to).and_then(|()| sync_parent(to)).map_err(of_file)?;
+    Ok(fetched)
+}
+
+async fn ask(server: &Server) -> Result<tonic::Streaming<pb::BackupResponse>, RemoteError> {
+    let of_key = |source| RemoteError::KeyFile { path: server.key_file.clone(), source };
+    let key = Zeroizing::new(fs::read_to_string(&server.key_file).map_err(of_key)?);
+    let mut credential = MetadataValue::try_from(&*Zeroizing::new(format!("Bearer {}", key.trim())))?;
+    credential.set_sensitive(true);
+    let of_addr = |source| RemoteError::Connect { addr: server.addr.clone(), source };
+    let uri = match &server.addr {
+        ListenAddr::Tcp(addr) => format!("http://{addr}"),
+        unix @ ListenAddr::Unix(_) => unix.to_string(),
+    };
+    let endpoint = Endpoint::from_shared(uri).map_err(of_addr)?.connect_timeout(CONNECT_TIME_MAX);
+    let endpoint = endpoint.http2_keep_alive_interval(KEEPALIVE_INTERVAL).keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    let channel = endpoint.connect().await.map_err(of_addr)?;
+    let mut request = Request::new(pb::BackupRequest {});
+    request.metadata_mut().insert("authorization", credential);
+    Ok(KeyAdminClient::new(channel).backup(request).await?.into_inner())
+}
+
+async fn receive(mut pieces: tonic::Streaming<pb::BackupResponse>, to: &Path) -> Result<Fetched, RemoteError> {
+    let of_file = |source| RemoteError::File { path: to.to_owned(), source };
+    let mut file = private().write(true).create(true).truncate(true).open(to).map_err(of_file)?;
+    let (mut revision, mut bytes) = (0, 0);
+    while let Some(response) = pieces.message().await? {
+        file.write_all(&response.piece).map_err(of_file)?;
+        (revision, bytes) = (response.revision, bytes + response.piece.len() as u64);
+    }
+    file.sync_all().map_err(of_file)?;
+    // Read back from the file, not from memory.
+    let contents = check_backup(to)?;
+    Ok(Fetched { revision, keys: contents.keys, bytes })
+}

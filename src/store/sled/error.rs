@@ -1,0 +1,164 @@
+//! Why a data directory is not opened.
+
+use std::io;
+use std::path::PathBuf;
+
+use keyward_core::event::Revision;
+
+use super::journal::JournalError;
+use super::table::TableError;
+use crate::store::record::DecodeError;
+
+/// Why a data directory is not opened. Nothing has been lost by trying.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process uses it.
+    #[error("the data directory {dir} is in use by process {holder}; stop that one, or choose another --data-dir")]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+        /// The process.
+        holder: String,
+    },
+    /// Its layout is not known.
+    #[error("{path} says '{found}', and this program knows only 'keyward-data 1'; use the program that wrote it")]
+    UnknownFormat {
+        /// The file that says so.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
+    /// It has data and no note of its layout.
+    #[error(
+        "{path} is missing, though the directory has data: a restore or a rescue was interrupted there. Empty the directory and \
+         restore again, or, if there is a directory lost.*, move what is in it back first, and only then make {path} with the \
+         line 'keyward-data 1'"
+    )]
+    NoFormat {
+        /// The missing file.
+        path: PathBuf,
+    },
+    /// The journal is not whole.
+    #[error("{heading}: {0}", heading = .0.heading())]
+    Journal(#[from] JournalError),
+    /// Acknowledged changes are missing.
+    #[error(
+        "changes up to revision {acknowledged} were acknowledged, but the journal ends at {found}: put the missing part of \
+         {journal} back from a backup"
+    )]
+    Missing {
+        /// The highest acknowledged revision.
+        acknowledged: Revision,
+        /// The last revision in the journal.
+        found: Revision,
+        /// The journal.
+        journal: PathBuf,
+    },
+    /// The journal is another one.
+    #[error(
+        "the journal at revision {revision} is not the one that was acknowledged: {journal} was replaced or altered"
+    )]
+    Foreign {
+        /// Where they part.
+        revision: Revision,
+        /// The journal.
+        journal: PathBuf,
+    },
+    /// The journal's beginning has gone, and no snapshot stands in for it.
+    #[error(
+        "the journal begins after revision {start}, and {snapshots} has no snapshot of what came before: put the missing \
+         segment or snapshot back, or restore a backup into an empty directory"
+    )]
+    NoBeginning {
+        /// After which revision the journal begins.
+        start: Revision,
+        /// Where snapshots are.
+        snapshots: PathBuf,
+    },
+    /// The table must be built anew, and there is nothing to build it from.
+    #[error(
+        "the table must be built anew, the journal alone does not go back far enough, and the snapshot {path} is of no use: \
+         {why}; put it back, or restore a backup into an empty directory"
+    )]
+    NoSoundSnapshot {
+        /// The last snapshot that was tried.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// There is nothing in it.
+    #[error("{dir} has no data of keyward; name the directory with --data-dir")]
+    NoData {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A table was to be built anew, and only the one that is there can be had.
+    #[error(
+        "the snapshot {path} is of no use ({why}), and the journal alone does not go back far enough to build a table from: the \
+         one that is there is sound and was kept; start keyward, and it makes a new snapshot"
+    )]
+    NothingToBuildFrom {
+        /// The last snapshot that was tried.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A directory to restore into has something in it.
+    #[error("{dir} is not empty: {found} is there; restore into an empty directory")]
+    NotEmpty {
+        /// The directory.
+        dir: PathBuf,
+        /// What is there.
+        found: PathBuf,
+    },
+    /// No segment was written with the chain's key.
+    #[error(
+        "nothing in {journal}, and no snapshot beside it, was written with this pepper file; put the right one back first"
+    )]
+    ForeignJournal {
+        /// The journal.
+        journal: PathBuf,
+    },
+    /// A change in the journal cannot be replayed.
+    #[error("revision {revision} of the journal holds a record that does not decode: {source}")]
+    Redo {
+        /// The change.
+        revision: Revision,
+        /// What is wrong.
+        source: DecodeError,
+    },
+    /// The table cannot be had, for want of a working disk or of room on it.
+    #[error(
+        "the table (the directory 'table' in the data directory) cannot be opened or built: {0}; look after the disk, and \
+         make room if it is full"
+    )]
+    Table(TableError),
+    /// The disk failed.
+    #[error("the disk failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl OpenError {
+    /// Whether the data itself lacks something. Otherwise something around it is in the way.
+    #[must_use]
+    pub fn is_loss(&self) -> bool {
+        match self {
+            Self::Journal(JournalError::Damaged { .. } | JournalError::Gap { .. })
+            | Self::Missing { .. }
+            | Self::Foreign { .. }
+            | Self::NoBeginning { .. }
+            | Self::NoSoundSnapshot { .. }
+            | Self::Redo { .. } => true,
+            Self::Journal(JournalError::Io { .. } | JournalError::UnknownVersion { .. })
+            | Self::InUse { .. }
+            | Self::UnknownFormat { .. }
+            | Self::NoFormat { .. }
+            | Self::NoData { .. }
+            | Self::NotEmpty { .. }
+            | Self::ForeignJournal { .. }
+            | Self::NothingToBuildFrom { .. }
+            | Self::Table(_)
+            | Self::Io(_) => false,
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Looking at a data directory that nobody serves: what is there, and what is in doubt.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use keyward_core::event::Revision;
+
+use super::OpenError;
+use super::dir::LockedDir;
+use super::journal::scan::{End, scan, segment_numbers};
+use super::journal::{ChainKey, Position};
+use super::recovery::{check_beginning, read_table};
+use super::snapshot;
+use super::sums::SumKey;
+use super::table::Table;
+use super::watermark::Watermark;
+
+/// What was found out about one part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The part: a name, or a path.
+    pub part: String,
+    /// What is to be said of it.
+    pub says: String,
+    /// Whether anything is wrong.
+    pub doubt: bool,
+}
+
+impl Finding {
+    fn fine(part: impl fmt::Display, says: impl fmt::Display) -> Self {
+        Self { part: part.to_string(), says: says.to_string(), doubt: false }
+    }
+
+    fn doubt(part: impl fmt::Display, says: impl fmt::Display) -> Self {
+        Self { part: part.to_string(), says: says.to_string(), doubt: true }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = if self.doubt { "WRONG" } else { "ok" };
+        write!(f, "{mark:<6} {}: {}", self.part, self.says)
+    }
+}
+
+/// Reads everything in a directory. It changes nothing but what sled changes when it opens; a watermark that is missing is
+/// made, empty.
+///
+/// # Errors
+/// When the disk fails. What is wrong with the data is among the findings.
+pub fn inspect(dir: &LockedDir, key: &ChainKey) -> Result<Vec<Finding>, OpenError> {
+    let sum_key = SumKey::of(key);
+    let (_, watermark) = Watermark::open(&dir.watermark())?;
+    let mut findings = Vec::new();
+    let mut places = Vec::new();
+    for (_, path) in snapshot::list(&dir.snapshots())? {
+        match snapshot::verify(&path, Some(&sum_key), &|| Ok(())) {
+            Ok(contents) => places.push((path.display().to_string(), contents.header.position, contents.keys)),
+            Err(error) => findings.push(Finding::doubt(path.display(), error)),
+        }
+    }
+    let table_path = dir.table();
+    let table = match table_path.exists().then(|| read_table(&table_path, key)) {
+        None => {
+            findings.push(Finding::fine(table_path.display(), "not there; the next start builds it"));
+            None
+        }
+        Some(Ok(table)) => Some(table),
+        Some(Err(error)) => {
+            findings.push(Finding::doubt(table_path.display(), format!("{error}; the next start builds it anew")));
+            None
+        }
+    };
+    if let Some(sums) = table.as_ref().map(Table::sums).transpose().map_err(OpenError::Table)? {
+        places.push((table_path.display().to_string(), sums.position, sums.keys.count()));
+    }
+    drop(table);
+
+    let wanted: HashSet<_> = places.iter().map(|(_, at, _)| *at).chain(watermark).collect();
+    let mut met: HashSet<Position> = HashSet::new();
+    let scanned = scan(&dir.journal(), key, |_, at| {
+        if wanted.contains(&at) {
+            met.insert(at);
+        }
+    });
+    let end = match scanned {
+        Ok(end) => end,
+        Err(error) => {
+            findings.insert(0, Finding::doubt(dir.journal().display(), error));
+            let whole = |at: Position, keys| format!("whole, {keys} keys at revision {}", at.revision);
+            findings.extend(places.into_iter().map(|(part, at, keys)| Finding::fine(part, whole(at, keys))));
+            return Ok(findings);
+        }
+    };
+    met.insert(end.start);
+    findings.push(of_journal(dir, &end)?);
+    if let Err(error) = check_beginning(dir, key, &end) {
+        findings.push(Finding::doubt(dir.journal().display(), error));
+    }
+    findings.push(of_watermark(dir, watermark, &end, &met));
+    for (part, at, keys) in places {
+        findings.push(of_place(&part, at, keys, &end, &met));
+    }
+    Ok(findings)
+}
+
+fn of_journal(dir: &LockedDir, end: &End) -> Result<Finding, OpenError> {
+    let segments = segment_numbers(&dir.journal())?.len();
+    let (first, last) = (end.start.revision.next(), end.position.revision);
+    let torn = end.segment.as_ref().filter(|segment| segment.torn > 0);
+    let torn =
+        torn.map_or("", |_| "; a crash tore a change that was never acknowledged, and the next start cuts it off");
+    let span =
+        if first > last { format!("nothing past revision {last}") } else { format!("revisions {first} to {last}") };
+    Ok(Finding::fine(dir.journal().display(), format_args!("{span}, in segments: {segments}; the chain holds{torn}")))
+}
+
+fn of_watermark(dir: &LockedDir, watermark: Option<Position>, end: &End, met: &HashSet<Position>) -> Finding {
+    let path = dir.watermark();
+    match watermark {
+        None if end.position == Position::START => Finding::fine(path.display(), "nothing is acknowledged yet"),
+        None => Finding::doubt(path.display(), "missing or damaged; the next start makes it anew from the journal"),
+        Some(at) if at.revision > end.position.revision => Finding::doubt(
+            path.display(),
+            format_args!(
+                "revision {} was acknowledged, and the journal ends at {}",
+                at.revision, end.position.revision
+            ),
+        ),
+        Some(at) if met.contains(&at) || at.revision < end.start.revision => {
+            Finding::fine(path.display(), format_args!("revision {} was acknowledged", at.revision))
+        }
+        Some(at) => Finding::doubt(
+            path.display(),
+            format_args!("revision {} was acknowledged in another journal than this", at.revision),
+        ),
+    }
+}
+
+fn of_place(part: &str, at: Position, keys: u64, end: &End, met: &HashSet<Position>) -> Finding {
+    let Revision(revision) = at.revision;
+    if met.contains(&at) {
+        let lacks = end.position.revision.0 - revision;
+        let behind = if lacks == 0 { String::new() } else { format!(", {lacks} changes before the journal's end") };
+        return Finding::fine(part, format_args!("whole, {keys} keys at revision {revision}{behind}"));
+    }
+    match at.revision {
+        past if past > end.position.revision => Finding::doubt(
+            part,
+            format_args!("it has revision {revision}, and the journal ends at {}", end.position.revision),
+        ),
+        before if before < end.start.revision => Finding::fine(
+            part,
+            format_args!("whole, {keys} keys at revision {revision}, before the journal's beginning"),
+        ),
+        _ => Finding::doubt(part, format_args!("it is of another journal, at revision {revision}")),
+    }
+}

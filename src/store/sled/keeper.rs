@@ -1,0 +1,319 @@
+//! The keeper: lets old segments of the journal go, once a snapshot stands in for them.
+//!
+//! A segment goes when the journal is larger than its limit, or when the segment's last change is older than its limit; and
+//! only if two snapshots cover it. What the older one lacks stays in the journal, so that one damaged file costs nothing. Nothing here is on the way of a change or a verdict: what fails is tried again later.
+
+use std::fs::{self, File};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use keyward_core::clock::{Clock, UnixMillis};
+use keyward_core::event::Revision;
+
+use super::cut::{Cut, CutError};
+use super::dir::LockedDir;
+use super::journal::frame::Frame;
+use super::journal::scan::{segment_numbers, segment_path, segment_start};
+use super::journal::writer::free_bytes;
+use super::journal::{JournalError, Position};
+use super::snapshot::{self, SnapshotError};
+use super::table::Table;
+use crate::files::{create_private_dir, sync_parent};
+use crate::store::StoreError;
+
+/// How often the age of segments is looked at, beside each time that a segment is full.
+const LOOK_EVERY: Duration = Duration::from_secs(600);
+/// Snapshots that are kept.
+const SNAPSHOTS_KEPT: usize = 2;
+/// A snapshot is made only if this much is free beside the size of the last one: it must not take what changes need.
+const FREE_BYTES_MIN: u64 = 128 * 1024 * 1024;
+
+/// How long the journal is kept. Whatever exceeds either limit goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// Its size in all.
+    pub bytes: u64,
+    /// Since the last change of a segment.
+    pub time: Duration,
+}
+
+/// What the keeper works with.
+pub(super) struct Charge {
+    journal: PathBuf,
+    snapshots: PathBuf,
+    watermark: PathBuf,
+    table: Arc<Table>,
+    retention: Retention,
+    clock: Arc<dyn Clock>,
+    stopping: Arc<AtomicBool>,
+}
+
+/// The keeper's thread.
+pub(super) struct Keeper {
+    wake: Waker,
+    stopping: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+/// Tells the keeper that a segment is full.
+#[derive(Clone)]
+pub(super) struct Waker(SyncSender<()>);
+
+impl Waker {
+    pub(super) fn wake(&self) {
+        match self.0.try_send(()) {
+            // It is awake already, or has ended with the store.
+            Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
+        }
+    }
+}
+
+impl Keeper {
+    pub(super) fn start(
+        dir: &LockedDir,
+        table: Arc<Table>,
+        retention: Retention,
+        clock: Arc<dyn Clock>,
+    ) -> io::Result<Self> {
+        let stopping = Arc::new(AtomicBool::new(false));
+        let charge = Charge {
+            journal: dir.journal(),
+            snapshots: dir.snapshots(),
+            watermark: dir.watermark(),
+            table,
+            retention,
+            clock,
+            stopping: stopping.clone(),
+        };
+        let (wake, woken) = sync_channel(1);
+        let thread = Builder::new().name("keeper".into()).spawn(move || charge.run(&woken))?;
+        Ok(Self { wake: Waker(wake), stopping, thread })
+    }
+
+    pub(super) fn waker(&self) -> Waker {
+        self.wake.clone()
+    }
+
+    /// Tells the thread to end, and waits for it.
+    pub(super) fn join(self) -> Result<(), StoreError> {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.wake.wake();
+        drop(self.wake);
+        self.thread.join().map_err(|_| StoreError::Engine("the keeper of the journal panicked".into()))
+    }
+}
+
+/// Why old segments stay for now.
+#[derive(Debug, thiserror::Error)]
+enum KeepError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error("no snapshot can be made: {0}")]
+    Snapshot(#[from] SnapshotError),
+    #[error("the table cannot be flushed: {0}")]
+    Flush(#[from] StoreError),
+    #[error("there are {free} bytes free, and a snapshot needs {needed}")]
+    NoRoom { free: u64, needed: u64 },
+}
+
+/// A segment that is full.
+struct Sealed {
+    path: PathBuf,
+    bytes: u64,
+    /// The position after its last change.
+    end: Position,
+    /// A time at or after its last change.
+    until: UnixMillis,
+}
+
+impl Charge {
+    fn run(&self, woken: &Receiver<()>) {
+        let mut checked = false;
+        while !self.stopping.load(Ordering::Relaxed) {
+            // sled may panic under it. Without the keeper the journal would grow for ever, and nobody would hear of it.
+            let looked = catch_unwind(AssertUnwindSafe(|| self.look(&mut checked)));
+            match looked {
+                Ok(Ok(())) => {}
+                Ok(Err(KeepError::Snapshot(SnapshotError::Cut(CutError::Busy)))) => {
+                    tracing::info!("a backup is being made; older segments of the journal go later");
+                }
+                Ok(Err(_)) if self.stopping.load(Ordering::Relaxed) => return,
+                Ok(Err(error)) => tracing::warn!(%error, "older segments of the journal stay for now"),
+                Err(_) => tracing::error!("the keeper of the journal panicked; older segments stay for now"),
+            }
+            match woken.recv_timeout(LOOK_EVERY) {
+                Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Nothing goes before it is known which snapshots are sound.
+    fn look(&self, checked: &mut bool) -> Result<(), KeepError> {
+        if !*checked {
+            self.check_snapshots()?;
+            *checked = true;
+        }
+        self.let_go()
+    }
+
+    /// An error once the store closes, so that reading and writing a snapshot end.
+    fn serving(&self) -> io::Result<()> {
+        if self.stopping.load(Ordering::Relaxed) { Err(io::Error::other("the store is closing")) } else { Ok(()) }
+    }
+
+    /// Reads the snapshots that are there. For those that are damaged another one is made, and then they are put aside: not
+    /// before, because the journal relies on there being one.
+    fn check_snapshots(&self) -> Result<(), KeepError> {
+        remove_unfinished(&self.snapshots)?;
+        let mut damaged = Vec::new();
+        for (_, path) in snapshot::list(&self.snapshots)? {
+            match snapshot::verify(&path, Some(self.table.sum_key()), &|| self.serving()) {
+                Ok(_) => {}
+                Err(SnapshotError::Io(error)) => return Err(error.into()),
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "a snapshot is damaged; another one is made");
+                    damaged.push(path);
+                }
+            }
+        }
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        let made = self.make_snapshot()?;
+        for path in damaged.iter().filter(|path| **path != made) {
+            fs::rename(path, path.with_added_extension("broken"))?;
+        }
+        Ok(())
+    }
+
+    fn let_go(&self) -> Result<(), KeepError> {
+        let (mut sealed, bytes) = self.sealed()?;
+        let going = self.going(&sealed, bytes);
+        let Some(last) = going.checked_sub(1) else { return Ok(()) };
+        let mut snapshots = snapshot::list(&self.snapshots)?;
+        if covered(&snapshots) < sealed[last].end.revision {
+            let newest = snapshots.first().map(|(revision, _)| *revision);
+            if newest == Some(self.table.sums().map_err(CutError::from).map_err(SnapshotError::from)?.position.revision)
+            {
+                return Ok(()); // another one would be the same: until there is a change, this is all there is to have
+            }
+            self.make_snapshot()?;
+            snapshots = snapshot::list(&self.snapshots)?;
+        }
+        let covered = covered(&snapshots);
+        sealed.truncate(going);
+        sealed.retain(|segment| segment.end.revision <= covered);
+        if sealed.is_empty() {
+            return Ok(());
+        }
+        // What goes must be nobody's last hope: the watermark's or the table's.
+        self.table.flush()?;
+        File::open(&self.watermark)?.sync_all()?;
+        for segment in &sealed {
+            fs::remove_file(&segment.path)?;
+            // One by one: the oldest must be gone before the next, or a crash leaves a gap.
+            sync_parent(&segment.path)?;
+        }
+        for (_, path) in snapshots.iter().skip(SNAPSHOTS_KEPT) {
+            fs::remove_file(path)?;
+        }
+        tracing::info!(segments = sealed.len(), revision = covered.0, "older segments of the journal have gone");
+        Ok(())
+    }
+
+    /// How many of the oldest segments are past a limit.
+    fn going(&self, sealed: &[Sealed], mut bytes: u64) -> usize {
+        let kept_for = i64::try_from(self.retention.time.as_millis()).unwrap_or(i64::MAX);
+        let oldest = self.clock.now().0.saturating_sub(kept_for);
+        let gone = |segment: &&Sealed| {
+            let goes = bytes > self.retention.bytes || segment.until.0 < oldest;
+            bytes -= segment.bytes;
+            goes
+        };
+        sealed.iter().take_while(gone).count()
+    }
+
+    /// The segments that are full, the oldest first, and the bytes of all segments. A segment is not listed before the one
+    /// after it has a change: too little is known of it.
+    fn sealed(&self) -> Result<(Vec<Sealed>, u64), KeepError> {
+        let numbers = segment_numbers(&self.journal)?;
+        let mut sealed = Vec::with_capacity(numbers.len());
+        let mut all = 0;
+        for &number in &numbers {
+            all += fs::metadata(segment_path(&self.journal, number))?.len();
+        }
+        for pair in numbers.windows(2) {
+            let (path, next) = (segment_path(&self.journal, pair[0]), segment_path(&self.journal, pair[1]));
+            let Some(until) = first_time(&next)? else { break };
+            let bytes = fs::metadata(&path)?.len();
+            sealed.push(Sealed { path, bytes, end: segment_start(&next)?, until });
+        }
+        Ok((sealed, all))
+    }
+
+    fn make_snapshot(&self) -> Result<PathBuf, KeepError> {
+        create_private_dir(&self.snapshots)?;
+        let last = snapshot::list(&self.snapshots)?.first().map_or(Ok(0), |(_, p)| fs::metadata(p).map(|m| m.len()))?;
+        let disk = File::open(&self.snapshots)?;
+        let (free, needed) = (free_bytes(&disk)?, FREE_BYTES_MIN + last);
+        if free < needed {
+            return Err(KeepError::NoRoom { free, needed });
+        }
+        let may_go_on = || {
+            self.serving()?;
+            if free_bytes(&disk)? < FREE_BYTES_MIN { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        };
+        let mut cut = Cut::begin(&self.table).map_err(SnapshotError::from)?;
+        let key = self.table.sum_key();
+        let (contents, path) = snapshot::create(&mut cut, key, self.clock.now(), &self.snapshots, &may_go_on)?;
+        let revision = contents.header.position.revision.0;
+        tracing::info!(path = %path.display(), revision, keys = contents.keys, "made a snapshot");
+        Ok(path)
+    }
+}
+
+/// Removes what a crash left of snapshots that were being made.
+fn remove_unfinished(snapshots: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(snapshots) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "new") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Up to which revision segments may go.
+fn covered(snapshots: &[(Revision, PathBuf)]) -> Revision {
+    match snapshots {
+        [_, (older, _), ..] => *older,
+        // One file alone is not relied on.
+        [_] | [] => Revision(0),
+    }
+}
+
+/// The time of a segment's first change, if it has one.
+fn first_time(path: &Path) -> Result<Option<UnixMillis>, JournalError> {
+    let io = |e| JournalError::io(path, e);
+    let mut bytes = Vec::new();
+    let limit = super::journal::frame::FRAME_BYTES_MAX as u64;
+    let start = super::journal::frame::SEGMENT_HEADER_BYTES as u64;
+    let mut file = File::open(path).map_err(io)?;
+    io::Seek::seek(&mut file, io::SeekFrom::Start(start)).map_err(io)?;
+    io::Read::read_to_end(&mut io::Read::take(file, limit), &mut bytes).map_err(io)?;
+    Ok(Frame::read(&bytes).and_then(|frame| frame.first_time()))
+}

@@ -1,0 +1,203 @@
+//! The table, from what it is a view of: a snapshot, if there is one, and the journal.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use keyward_core::event::{Record, Revision};
+
+use super::OpenError;
+use super::dir::LockedDir;
+use super::journal::scan::{End, scan};
+use super::journal::{ChainKey, Position};
+use super::snapshot::{self, SnapshotError};
+use super::sums::SumKey;
+use super::table::{Row, Table, TableError};
+use crate::progress::Progress;
+use crate::store::record::{DecodeError, decode_key, decode_tenant, pb};
+
+/// Rows that one transaction writes at least, while there are as many.
+const ROWS: usize = 512;
+
+/// Moves the table that is there aside, and builds another one. What is there is touched only if there is something to build
+/// from, and is put back if nothing comes of it.
+pub(super) fn rebuild(dir: &LockedDir, key: &ChainKey, end: &End) -> Result<Table, OpenError> {
+    let sum_key = SumKey::of(key);
+    let (bases, mut unsound) = bases(dir, &sum_key, end)?;
+    if bases.is_empty() && end.start != Position::START {
+        return Err(nothing_to_build_from(dir, end, unsound));
+    }
+    set_aside(&dir.table())?;
+    for path in bases {
+        let table = Table::open(&dir.table(), key).map_err(OpenError::Table)?;
+        match load(&table, &path, &sum_key) {
+            Ok(()) if catch_up(&dir.journal(), key, &table, end)? => return Ok(table),
+            Ok(()) => unsound = Some((path, "it is not of this journal".to_owned())),
+            Err(LoadError::Snapshot(error)) => unsound = Some((path, error.to_string())),
+            Err(LoadError::Table(error)) => return Err(OpenError::Table(error)),
+        }
+        if let Some((path, why)) = &unsound {
+            tracing::error!(path = %path.display(), %why, "a snapshot is of no use");
+        }
+        drop(table);
+        fs::remove_dir_all(dir.table())?;
+    }
+    // Without a snapshot, the journal must have everything.
+    if end.start == Position::START {
+        let table = Table::open(&dir.table(), key).map_err(OpenError::Table)?;
+        if catch_up(&dir.journal(), key, &table, end)? {
+            return Ok(table);
+        }
+        return Err(OpenError::Table(TableError::Unsound("an empty table does not fit the journal")));
+    }
+    put_back(&dir.table())?;
+    Err(nothing_to_build_from(dir, end, unsound))
+}
+
+/// A file that is of no use, and why.
+type Unsound = Option<(PathBuf, String)>;
+
+/// The snapshots from which the journal goes on, the newest first, as far as they are sound.
+fn bases(dir: &LockedDir, key: &SumKey, end: &End) -> Result<(Vec<PathBuf>, Unsound), OpenError> {
+    let (mut bases, mut unsound) = (vec![], None);
+    for (revision, path) in snapshot::list(&dir.snapshots())? {
+        if revision < end.start.revision || revision > end.position.revision {
+            continue;
+        }
+        match snapshot::verify(&path, Some(key), &|| Ok(())) {
+            Ok(_) => bases.push(path),
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "a snapshot is of no use");
+                unsound = Some((path, error.to_string()));
+            }
+        }
+    }
+    Ok((bases, unsound))
+}
+
+fn nothing_to_build_from(dir: &LockedDir, end: &End, unsound: Unsound) -> OpenError {
+    match unsound {
+        Some((path, why)) => OpenError::NoSoundSnapshot { path, why },
+        None => OpenError::NoBeginning { start: end.start.revision, snapshots: dir.snapshots() },
+    }
+}
+
+/// Writes to the table what it lacks. `false`: it covers a place that is not in this journal, and nothing was written.
+pub(super) fn catch_up(journal: &Path, key: &ChainKey, table: &Table, end: &End) -> Result<bool, OpenError> {
+    let applied = table.applied().map_err(OpenError::Table)?;
+    if applied == end.position {
+        return Ok(true);
+    }
+    let lacking = end.position.revision.0 - applied.revision.0;
+    tracing::info!(from = applied.revision.0, to = end.position.revision.0, "bringing the table up to the journal");
+    let progress = Progress::begin("replaying the journal, in changes", lacking);
+    let mut replay = Replay { table, end: end.position, progress, rows: vec![], failed: None };
+    let mut met = applied == end.start;
+    scan(journal, key, |entries, to| {
+        if met {
+            replay.add(&entries, to);
+        }
+        met |= to == applied;
+    })?;
+    replay.failed.map_or(Ok(met), Err)
+}
+
+/// The records of an entry.
+pub(super) fn rows_of(entry: &pb::JournalEntry) -> Result<Vec<Row>, DecodeError> {
+    let row = |redo: &pb::Redo| match &redo.record {
+        Some(pb::redo::Record::Key(bytes)) => {
+            Ok(Row { record: Record::Key(Arc::new(decode_key(bytes)?)), bytes: bytes.clone() })
+        }
+        Some(pb::redo::Record::Tenant(bytes)) => {
+            Ok(Row { record: Record::Tenant(Arc::new(decode_tenant(bytes)?)), bytes: bytes.clone() })
+        }
+        None => Err(DecodeError::Body("redo")),
+    };
+    entry.redo.iter().map(row).collect()
+}
+
+/// Gives a table that is no longer used another name: it may help to find out what happened. Only the newest is kept.
+fn set_aside(path: &Path) -> io::Result<()> {
+    let aside = aside_of(path);
+    let absent = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
+    if path.exists() {
+        fs::remove_dir_all(&aside).or_else(absent)?;
+        fs::rename(path, &aside)?;
+        tracing::warn!(path = %aside.display(), "the table that was there was moved aside");
+    }
+    Ok(())
+}
+
+/// Takes a table that was set aside back.
+fn put_back(path: &Path) -> io::Result<()> {
+    let aside = aside_of(path);
+    if aside.exists() && !path.exists() {
+        fs::rename(aside, path)?;
+    }
+    Ok(())
+}
+
+/// Where a table goes that is set aside.
+pub(super) fn aside_of(table: &Path) -> PathBuf {
+    table.with_added_extension("broken")
+}
+
+enum LoadError {
+    Snapshot(SnapshotError),
+    Table(TableError),
+}
+
+impl From<SnapshotError> for LoadError {
+    fn from(error: SnapshotError) -> Self {
+        Self::Snapshot(error)
+    }
+}
+
+/// Fills an empty table from a snapshot. Only with the last rows does it say what it covers.
+fn load(table: &Table, path: &PathBuf, key: &SumKey) -> Result<(), LoadError> {
+    let file = File::open(path).map_err(SnapshotError::from)?;
+    let bytes = file.metadata().map_err(SnapshotError::from)?.len();
+    tracing::info!(path = %path.display(), "building the table from a snapshot");
+    let mut progress = Progress::begin("building the table, in bytes", bytes);
+    let mut rows = Vec::with_capacity(ROWS);
+    let contents = snapshot::read(file, Some(key), |row| {
+        progress.advance(row.bytes.len() as u64);
+        rows.push(row);
+        if rows.len() == ROWS {
+            table.apply(&rows, Position::START).map_err(LoadError::Table)?;
+            rows.clear();
+        }
+        Ok::<_, LoadError>(())
+    })?;
+    table.apply(&rows, contents.header.position).map_err(LoadError::Table)
+}
+
+/// Rows on their way from the journal to the table.
+struct Replay<'a> {
+    table: &'a Table,
+    end: Position,
+    progress: Progress,
+    rows: Vec<Row>,
+    failed: Option<OpenError>,
+}
+
+impl Replay<'_> {
+    /// Takes the entries of a frame, and the position after it.
+    fn add(&mut self, entries: &[pb::JournalEntry], to: Position) {
+        for entry in entries {
+            if self.failed.is_some() {
+                return;
+            }
+            match rows_of(entry) {
+                Ok(rows) => self.rows.extend(rows),
+                Err(source) => self.failed = Some(OpenError::Redo { revision: Revision(entry.revision), source }),
+            }
+        }
+        if self.failed.is_none() && (self.rows.len() >= ROWS || to == self.end) {
+            self.failed = self.table.apply(&self.rows, to).err().map(OpenError::Table);
+            self.rows.clear();
+        }
+        self.progress.advance(entries.len() as u64);
+    }
+}

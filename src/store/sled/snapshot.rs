@@ -1,0 +1,398 @@
+//! A snapshot: every record at one position, in one file. A backup has the same bytes.
+//!
+//! All numbers are little-endian.
+//!
+//! ```text
+//! header, 104 bytes: "KEYWARDS" │ version u32 │ 0 u32 │ revision u64 │ chain, 32 bytes │ time in ms i64
+//!                    │ seal of the 64 bytes before, 32 bytes │ CRC-32C of the 96 bytes before u32 │ 0 u32
+//! record: kind u8 (1 tenant, 2 key) │ length u32 │ the stored record
+//! end: 0 u8 │ counts and sums as the table notes them, 121 bytes │ blake3 of everything before, 32 bytes
+//! ```
+//!
+//! Tenants come first, in the order of their names, then keys, in the order of their digests: one state has one form, but
+//! for the time. The hash needs no key, so that a backup can be checked where the pepper is not; the header's seal and the
+//! sums are keyed, so that a file which somebody else made is not believed.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use keyward_core::clock::UnixMillis;
+use keyward_core::event::{Record, Revision};
+
+use super::cut::{Cut, CutError, Kind};
+use super::journal::{CRC32C, Chain, Position};
+use super::sums::{SumKey, Sums};
+use super::table::Row;
+use crate::files::private;
+use crate::store::record::{DecodeError, decode_key, decode_tenant};
+
+/// The version of snapshots that this program writes, and the only one it knows.
+pub const VERSION: u32 = 1;
+const MAGIC: &[u8; 8] = b"KEYWARDS";
+const SEALED_BYTES: usize = 64;
+const HEADER_BYTES: usize = 104;
+const END: u8 = 0;
+/// A stored record longer than this is not one of ours.
+const RECORD_BYTES_MAX: usize = 64 * 1024;
+/// The size of the pieces in which files are read and written.
+const BUFFER_BYTES: usize = 256 * 1024;
+
+/// What a snapshot says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Where in the log it stands.
+    pub position: Position,
+    /// When it was made.
+    pub time: UnixMillis,
+    seal: [u8; 32],
+}
+
+/// What a snapshot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contents {
+    /// What it says of itself.
+    pub header: Header,
+    /// How many tenants.
+    pub tenants: u64,
+    /// How many keys.
+    pub keys: u64,
+}
+
+/// Why a snapshot is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// It cannot be read or written.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It is of a later program.
+    #[error("it has snapshot version {0}, and this program knows only {VERSION}; use a newer keyward")]
+    UnknownVersion(u32),
+    /// It is not what was written.
+    #[error("it is damaged: {0}")]
+    Damaged(&'static str),
+    /// A record in it does not decode.
+    #[error("it is damaged: {0}")]
+    Record(#[from] DecodeError),
+    /// It is whole, and was not made with this pepper file.
+    #[error("it was not made with this pepper file, or was altered")]
+    Foreign,
+    /// What it is to be made from cannot be read.
+    #[error(transparent)]
+    Cut(#[from] CutError),
+}
+
+/// The snapshots in a directory, the newest first: their revisions and paths.
+///
+/// # Errors
+/// When the directory cannot be read. One that is not there has none.
+pub(super) fn list(dir: &Path) -> io::Result<Vec<(Revision, PathBuf)>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".kws"));
+        if let Some(revision) = name.and_then(|digits| digits.parse().ok()) {
+            found.push((Revision(revision), path));
+        }
+    }
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(found)
+}
+
+/// The path of a snapshot.
+pub(super) fn path_of(dir: &Path, revision: Revision) -> PathBuf {
+    dir.join(format!("{:020}.kws", revision.0))
+}
+
+/// Writes a cut of the table.
+pub(super) fn write(cut: &mut Cut, key: &SumKey, time: UnixMillis, out: &mut impl Write) -> Result<(), SnapshotError> {
+    let sums = *cut.sums();
+    let mut writer = Writer::begin(&sums, key, time, out)?;
+    while let Some(batch) = cut.next_batch()? {
+        for (kind, bytes) in batch {
+            writer.record(kind, &bytes)?;
+        }
+    }
+    Ok(writer.finish(&sums, key)?)
+}
+
+/// Writes records, which must come in the order of a snapshot and be those of the sums.
+pub(super) fn write_records<'a>(
+    sums: &Sums,
+    key: &SumKey,
+    time: UnixMillis,
+    mut records: impl Iterator<Item = (Kind, &'a [u8])>,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let mut writer = Writer::begin(sums, key, time, out)?;
+    records.try_for_each(|(kind, bytes)| writer.record(kind, bytes))?;
+    writer.finish(sums, key)
+}
+
+/// A snapshot that is being written.
+struct Writer<'a, W> {
+    out: Hashing<&'a mut W>,
+    piece: Vec<u8>,
+}
+
+impl<'a, W: Write> Writer<'a, W> {
+    fn begin(sums: &Sums, key: &SumKey, time: UnixMillis, out: &'a mut W) -> io::Result<Self> {
+        let mut out = Hashing { inner: out, hasher: blake3::Hasher::new() };
+        out.write_all(&header(sums.position, time, key))?;
+        Ok(Self { out, piece: Vec::with_capacity(BUFFER_BYTES) })
+    }
+
+    fn record(&mut self, kind: Kind, bytes: &[u8]) -> io::Result<()> {
+        self.piece.push(kind as u8);
+        self.piece.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
+        self.piece.extend_from_slice(bytes);
+        if self.piece.len() >= BUFFER_BYTES / 2 {
+            self.out.write_all(&self.piece)?;
+            self.piece.clear();
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, sums: &Sums, key: &SumKey) -> io::Result<()> {
+        self.piece.push(END);
+        self.piece.extend_from_slice(&sums.encode(key));
+        self.out.write_all(&self.piece)?;
+        let hash = self.out.hasher.finalize();
+        self.out.inner.write_all(hash.as_bytes())?;
+        self.out.inner.flush()
+    }
+}
+
+/// Reads a snapshot's header, and believes it if the seal is ours; without a key, if it is undamaged.
+pub(super) fn read_header(path: &Path, key: Option<&SumKey>) -> Result<Header, SnapshotError> {
+    parse_header(&mut File::open(path)?, key)
+}
+
+/// Reads all of a snapshot and hands its records on, in their order. Nothing is to be believed before this has returned.
+/// With a key, it must have been made with it; without one, it must be undamaged.
+pub(super) fn read<E: From<SnapshotError>>(
+    input: impl Read,
+    key: Option<&SumKey>,
+    mut visit: impl FnMut(Row) -> Result<(), E>,
+) -> Result<Contents, E> {
+    let mut input = Hashing { inner: BufReader::with_capacity(BUFFER_BYTES, input), hasher: blake3::Hasher::new() };
+    let header = parse_header(&mut input, key)?;
+    let mut contents = Contents { header, tenants: 0, keys: 0 };
+    let mut found = Sums { position: header.position, ..Sums::EMPTY };
+    let mut last = None;
+    while let Some((kind, bytes)) = next_record(&mut input)? {
+        let (record, name) = decode(kind, &bytes)?;
+        let place = Some((kind, name));
+        if place <= last {
+            return Err(SnapshotError::Damaged("its records are out of order").into());
+        }
+        let (count, sum) = match kind {
+            Kind::Tenant => (&mut contents.tenants, &mut found.tenants),
+            Kind::Key => (&mut contents.keys, &mut found.keys),
+        };
+        *count += 1;
+        if let (Some(key), Some((_, name))) = (key, &place) {
+            sum.add(key, name, &bytes);
+        }
+        last = place;
+        visit(Row { record, bytes })?;
+    }
+    finish(&mut input, key, &found)?;
+    Ok(contents)
+}
+
+/// Asked before each piece of a long work: an error breaks it off.
+pub(super) type MayGoOn<'a> = &'a dyn Fn() -> io::Result<()>;
+
+/// Reads all of a snapshot file.
+pub(super) fn verify(path: &Path, key: Option<&SumKey>, may_go_on: MayGoOn<'_>) -> Result<Contents, SnapshotError> {
+    read(Stoppable { inner: File::open(path)?, may_go_on }, key, |_| Ok(()))
+}
+
+/// Reads all of a backup, without the pepper file that it was made with.
+///
+/// # Errors
+/// When it is damaged, or cannot be read.
+pub fn verify_without_key(path: &Path) -> Result<Contents, SnapshotError> {
+    verify(path, None, &|| Ok(()))
+}
+
+/// Makes a snapshot file that is there whole or not at all, and reads it back before it gets its name. It breaks off with the
+/// error that `may_go_on` gives.
+pub(super) fn create(
+    cut: &mut Cut,
+    key: &SumKey,
+    time: UnixMillis,
+    dir: &Path,
+    may_go_on: MayGoOn<'_>,
+) -> Result<(Contents, PathBuf), SnapshotError> {
+    let path = path_of(dir, cut.sums().position.revision);
+    let temporary = path.with_added_extension("new");
+    let made = (|| {
+        let mut file = private().write(true).create(true).truncate(true).open(&temporary)?;
+        write(cut, key, time, &mut Stoppable { inner: &mut file, may_go_on })?;
+        file.sync_all()?;
+        verify(&temporary, Some(key), may_go_on)
+    })();
+    let contents = made.inspect_err(|_| drop(fs::remove_file(&temporary)))?;
+    fs::rename(&temporary, &path)?;
+    crate::files::sync_parent(&path)?;
+    Ok((contents, path))
+}
+
+fn header(position: Position, time: UnixMillis, key: &SumKey) -> [u8; HEADER_BYTES] {
+    let mut bytes = [0; HEADER_BYTES];
+    bytes[..8].copy_from_slice(MAGIC);
+    bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    bytes[16..24].copy_from_slice(&position.revision.0.to_le_bytes());
+    bytes[24..56].copy_from_slice(&position.chain.0);
+    bytes[56..64].copy_from_slice(&time.0.to_le_bytes());
+    let seal = key.seal(&bytes[..SEALED_BYTES]);
+    bytes[SEALED_BYTES..96].copy_from_slice(&seal);
+    let crc = CRC32C.checksum(&bytes[..96]).to_le_bytes();
+    bytes[96..100].copy_from_slice(&crc);
+    bytes
+}
+
+fn parse_header(input: &mut impl Read, key: Option<&SumKey>) -> Result<Header, SnapshotError> {
+    const DAMAGED: SnapshotError = SnapshotError::Damaged("its header is not that of a snapshot");
+    let mut bytes = [0; HEADER_BYTES];
+    read_exactly(input, &mut bytes)?;
+    let u32_at = |at: usize| bytes[at..].first_chunk().map(|b| u32::from_le_bytes(*b));
+    if !bytes.starts_with(MAGIC) || u32_at(96) != Some(CRC32C.checksum(&bytes[..96])) {
+        return Err(DAMAGED);
+    }
+    match u32_at(8) {
+        Some(VERSION) => {}
+        other => return Err(SnapshotError::UnknownVersion(other.unwrap_or_default())),
+    }
+    let revision = bytes[16..].first_chunk().map(|b| u64::from_le_bytes(*b)).ok_or(DAMAGED)?;
+    let chain = *bytes[24..].first_chunk().ok_or(DAMAGED)?;
+    let time = bytes[56..].first_chunk().map(|b| i64::from_le_bytes(*b)).ok_or(DAMAGED)?;
+    let seal: [u8; 32] = *bytes[SEALED_BYTES..].first_chunk().ok_or(DAMAGED)?;
+    if key.is_some_and(|key| blake3::Hash::from(key.seal(&bytes[..SEALED_BYTES])) != seal) {
+        return Err(SnapshotError::Foreign);
+    }
+    Ok(Header {
+        position: Position { revision: Revision(revision), chain: Chain(chain) },
+        time: UnixMillis(time),
+        seal,
+    })
+}
+
+fn next_record(input: &mut impl Read) -> Result<Option<(Kind, Vec<u8>)>, SnapshotError> {
+    let mut kind = [0];
+    read_exactly(input, &mut kind)?;
+    let kind = match kind[0] {
+        END => return Ok(None),
+        1 => Kind::Tenant,
+        2 => Kind::Key,
+        _ => return Err(SnapshotError::Damaged("what follows a record is neither a record nor the end")),
+    };
+    let mut length = [0; 4];
+    read_exactly(input, &mut length)?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > RECORD_BYTES_MAX {
+        return Err(SnapshotError::Damaged("a record is longer than records are"));
+    }
+    let mut bytes = vec![0; length];
+    read_exactly(input, &mut bytes)?;
+    Ok(Some((kind, bytes)))
+}
+
+/// The record, and its name in the table.
+fn decode(kind: Kind, bytes: &[u8]) -> Result<(Record, Vec<u8>), SnapshotError> {
+    Ok(match kind {
+        Kind::Tenant => {
+            let tenant = decode_tenant(bytes)?;
+            let name = tenant.tenant.as_str().as_bytes().to_vec();
+            (Record::Tenant(Arc::new(tenant)), name)
+        }
+        Kind::Key => {
+            let key = decode_key(bytes)?;
+            let name = key.secret.digest.as_bytes().to_vec();
+            (Record::Key(Arc::new(key)), name)
+        }
+    })
+}
+
+fn finish(input: &mut Hashing<impl Read>, key: Option<&SumKey>, found: &Sums) -> Result<(), SnapshotError> {
+    let mut noted = [0; Sums::BYTES];
+    read_exactly(input, &mut noted)?;
+    let hash = input.hasher.finalize();
+    let mut written = [0; 32];
+    read_exactly(&mut input.inner, &mut written)?;
+    if hash != written {
+        return Err(SnapshotError::Damaged("its bytes are not those that were written"));
+    }
+    if input.inner.read(&mut [0])? != 0 {
+        return Err(SnapshotError::Damaged("something follows its end"));
+    }
+    match key {
+        Some(key) if Sums::decode(key, &noted).as_ref() != Some(found) => Err(SnapshotError::Foreign),
+        _ => Ok(()),
+    }
+}
+
+fn read_exactly(input: &mut impl Read, bytes: &mut [u8]) -> Result<(), SnapshotError> {
+    input.read_exact(bytes).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => SnapshotError::Damaged("it ends too early"),
+        _ => error.into(),
+    })
+}
+
+/// Asks before each piece whether it may go on.
+struct Stoppable<'a, T> {
+    inner: T,
+    may_go_on: MayGoOn<'a>,
+}
+
+impl<R: Read> Read for Stoppable<'_, R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        (self.may_go_on)()?;
+        self.inner.read(bytes)
+    }
+}
+
+impl<W: Write> Write for Stoppable<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        (self.may_go_on)()?;
+        self.inner.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Hashes what passes through.
+struct Hashing<T> {
+    inner: T,
+    hasher: blake3::Hasher,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(bytes)?;
+        self.hasher.update(&bytes[..read]);
+        Ok(read)
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}

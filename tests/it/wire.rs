@@ -1,0 +1,149 @@
+//! Verify's messages read and written by hand: as prost reads and writes them, or not at all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use keyward::grpc::convert;
+use keyward::grpc::pb;
+use keyward::grpc::wire::{Answer, Question, Told};
+use keyward::index::{Entry, Index};
+use keyward_core::clock::UnixMillis;
+use keyward_core::event::{Record, Revision};
+use keyward_core::record::{KeyPolicy, KeyRecord};
+use keyward_core::scope::Scope;
+use proptest::collection::{btree_map, vec};
+use proptest::prelude::*;
+use prost::Message;
+
+use crate::conformance::key;
+
+/// The question as prost would have it.
+fn of_ours(question: &Question<'_>) -> pb::VerifyRequest {
+    let texts = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect();
+    pb::VerifyRequest {
+        secret: question.secret.into(),
+        tenant: question.tenant.into(),
+        all_scopes: texts(question.all_scopes.as_slice()),
+        any_scopes: texts(question.any_scopes.as_slice()),
+        audience: question.audience.into(),
+        client_ip: question.client_ip.into(),
+        // As prost does: the low half of the number.
+        mode: question.mode as i32,
+        explain: question.explain,
+        min_revision: question.min_revision,
+    }
+}
+
+prop_compose! {
+    fn requests()(
+        (secret, tenant, audience, client_ip) in ("\\PC{0,60}", "[a-z]{0,9}", "\\PC{0,20}", "[0-9.:]{0,15}"),
+        all_scopes in vec("[a-z.]{0,9}", 0..10),
+        any_scopes in vec("[a-z.]{0,9}", 0..10),
+        mode in prop_oneof![0..4_i32, any::<i32>()],
+        explain: bool,
+        min_revision in prop_oneof![0..300_u64, any::<u64>()],
+    ) -> pb::VerifyRequest {
+        pb::VerifyRequest { secret, tenant, all_scopes, any_scopes, audience, client_ip, mode, explain, min_revision }
+    }
+}
+
+fn entry_of(record: KeyRecord) -> Arc<Entry> {
+    let index = Index::default();
+    let digest = record.secret.digest;
+    index.fold(&[Record::Key(Arc::new(record))]);
+    index.get(&digest).unwrap()
+}
+
+proptest! {
+    #[test]
+    fn a_request_is_read_as_prost_reads_it(request in requests()) {
+        let bytes = request.encode_to_vec();
+        let usual = request.all_scopes.len() <= 8 && request.any_scopes.len() <= 8
+            && request.mode >= 0 && request.min_revision < 1 << 63;
+        let read = Question::of_message(&bytes);
+        prop_assert_eq!(read.is_some(), usual, "what is usual is read");
+        if let Some(read) = read {
+            prop_assert!(of_ours(&read) == request);
+        }
+    }
+
+    /// Bytes that nobody meant, and whole requests that were hurt.
+    #[test]
+    fn whatever_is_read_at_all_is_read_as_prost_reads_it(
+        request in requests(),
+        hurts in vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        cut in any::<prop::sample::Index>(),
+        more in vec(any::<u8>(), 0..12),
+    ) {
+        let mut bytes = request.encode_to_vec();
+        if !bytes.is_empty() {
+            for (at, byte) in hurts {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes.truncate(cut.index(bytes.len() + 1));
+        }
+        bytes.extend(more);
+        if let Some(read) = Question::of_message(&bytes) {
+            let prost = pb::VerifyRequest::decode(&*bytes);
+            prop_assert!(prost.is_ok(), "prost refuses it: {:?}", prost);
+            prop_assert!(of_ours(&read) == prost.unwrap());
+        }
+    }
+
+    #[test]
+    fn a_body_is_one_message_that_is_not_compressed(request in requests(), flag in 0..3_u8, off in -2..3_i64) {
+        let bytes = request.encode_to_vec();
+        prop_assume!(Question::of_message(&bytes).is_some());
+        let told = i64::try_from(bytes.len()).unwrap() + off;
+        prop_assume!(told >= 0);
+        let mut body = vec![flag];
+        body.extend(u32::try_from(told).unwrap().to_be_bytes());
+        body.extend(&bytes);
+        prop_assert_eq!(Question::of_body(&body).is_some(), flag == 0 && off == 0);
+    }
+
+    #[test]
+    fn an_answer_is_written_as_prost_writes_it(
+        (display_name, owner) in ("\\PC{0,200}", "\\PC{0,40}"),
+        scopes in vec("[a-z]{1,9}(\\.[a-z]{1,9}){0,3}", 0..5),
+        labels in btree_map("[a-z]{0,9}", "\\PC{0,20}", 0..4),
+        expire_time in prop::option::of(prop_oneof![any::<i32>().prop_map(i64::from), 0..253_402_300_799_999_i64]),
+        (decision, reason) in (0..3_i32, 0..13_i32),
+        http_status in prop_oneof![Just(0_u32), Just(200), Just(401), any::<u32>()],
+        as_of_revision in prop_oneof![0..300_u64, any::<u64>()],
+        told in 0..3,
+    ) {
+        let decision = pb::Decision::try_from(decision).unwrap();
+        let Ok(reason) = pb::Reason::try_from(reason) else { return Ok(()) };
+        let base = key(1);
+        let policy = KeyPolicy {
+            scopes: scopes.iter().map(|scope| Scope::parse(scope).unwrap()).collect(),
+            expire_time: expire_time.map(UnixMillis),
+            ..base.policy.clone()
+        };
+        let labels: BTreeMap<_, _> = labels;
+        let entry = entry_of(KeyRecord { display_name, owner, labels, policy, revision: Revision(1), ..base });
+        let key = match told {
+            0 => Told::Nothing,
+            1 => Told::Id(entry.key_id.as_str()),
+            _ => Told::All(&entry),
+        };
+        let ours = Answer { decision, reason, http_status, key, as_of_revision }.to_body();
+        let prost = pb::VerifyResponse {
+            decision: decision.into(),
+            reason: reason.into(),
+            http_status,
+            key: match told {
+                0 => None,
+                1 => Some(pb::VerifiedKey { key_id: entry.key_id.to_string(), ..Default::default() }),
+                _ => Some(convert::verified_key(&entry)),
+            },
+            as_of_revision,
+            checks: vec![],
+        };
+        let message = prost.encode_to_vec();
+        let prefix = [&[0][..], &u32::try_from(message.len()).unwrap().to_be_bytes()].concat();
+        prop_assert_eq!(&*ours, &*[prefix, message].concat());
+    }
+}
