@@ -1,0 +1,200 @@
+//! The crash harness: a real server, clients that remember every answer, and a disk that is taken away from under it.
+//!
+//! `tests/crash/run` builds what is needed and runs all modes. Reading order: [`server`] (the process), [`caller`] and
+//! [`load`] (clients), [`oracle`] (what they know), [`verify`] (the comparison after a restart), [`run`] (seed, tally,
+//! evidence), then one file per mode.
+
+mod caller;
+mod controls;
+mod cuts;
+mod disks;
+mod faults;
+mod flips;
+mod health;
+mod image;
+mod kills;
+mod latency;
+mod load;
+mod offline;
+mod oracle;
+mod report;
+mod run;
+mod server;
+mod verify;
+mod watch;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::run::Run;
+
+/// What stops a step: in words for whoever reads the run.
+pub(crate) type Failure = Box<dyn Error + Send + Sync>;
+
+/// Takes a server's disk away in every way at hand, and compares what is left with what was acknowledged.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    mode: Option<Mode>,
+    /// Passed by `cargo bench`, which then does nothing here
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Subcommand)]
+enum Mode {
+    /// SIGKILL at random instants: under load, in a start, while the table is rebuilt
+    Kills(Common),
+    /// Power cuts at random instants: the image of a mounted disk is copied under load; needs root
+    Cuts(Common),
+    /// Power cuts of programs that break a promise on purpose: each must be found out; needs root and cargo
+    Controls(Common),
+    /// How long verdicts take while writes are saturated, in so many rounds; needs strace
+    Latency(Common),
+    /// The writers of `latency`, in a process of their own
+    #[command(hide = true)]
+    Writers {
+        /// The server
+        addr: String,
+        /// The file of an administrator's key
+        key_file: PathBuf,
+    },
+    /// Calls to the disk that fail: each file, each call, EIO and ENOSPC; needs strace
+    Faults(Common),
+    /// A full disk, one that hangs, and one that turns read-only; needs root
+    Disks(Common),
+    /// Flipped bits, and every file cut short and removed in turn
+    Flips(Common),
+    /// Write the table of a document from the results of the modes
+    Report {
+        /// Where the results are
+        #[arg(long, default_value = "target/reliability")]
+        out: PathBuf,
+        /// The document
+        #[arg(long, default_value = "docs/reliability.md")]
+        document: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct Common {
+    /// How many
+    #[arg(long, overrides_with = "count", default_value_t = 50)]
+    count: u64,
+    /// Repeats the choices of an earlier run; by default the time
+    #[arg(long, overrides_with = "seed")]
+    seed: Option<u64>,
+    /// The program under test
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_keyward"))]
+    program: PathBuf,
+    /// Where results and evidence go
+    #[arg(long, default_value = "target/reliability")]
+    out: PathBuf,
+}
+
+impl Common {
+    fn run(&self, mode: &str) -> Result<Run, Failure> {
+        Run::new(mode, self.seed.unwrap_or_else(seed_of_now), &self.program, &self.out)
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let Some(mode) = cli.mode else {
+        println!("the crash harness runs by tests/crash/run");
+        return if cli.bench { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    };
+    // Told to end, it leaves no server, mount or file behind: they end where they are dropped.
+    let done = tokio::select! {
+        done = run(mode) => done,
+        signal = told_to_end() => signal.and_then(|()| Err("ended by a signal".into())),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(failure) => {
+            println!("crash: FAILED: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn told_to_end() -> Result<(), Failure> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminated.recv() => Ok(()),
+        _ = interrupted.recv() => Ok(()),
+    }
+}
+
+async fn run(mode: Mode) -> Result<bool, Failure> {
+    match mode {
+        Mode::Kills(common) => kills(&common).await,
+        Mode::Cuts(common) => cuts(&common).await,
+        Mode::Controls(common) => controls(&common).await,
+        Mode::Latency(common) => latency(&common).await,
+        Mode::Writers { addr, key_file } => latency::write(&addr, &key_file).await.map(|()| true),
+        Mode::Faults(common) => faults(&common).await,
+        Mode::Disks(common) => disks(&common).await,
+        Mode::Flips(common) => flips(&common).await,
+        Mode::Report { out, document } => report::write(&out, &document).map(|()| true),
+    }
+}
+
+async fn kills(common: &Common) -> Result<bool, Failure> {
+    let mut run = common.run("kills")?;
+    kills::run(&mut run, common.count).await?;
+    run.finish_verified()
+}
+
+async fn cuts(common: &Common) -> Result<bool, Failure> {
+    image::with_private_mounts()?;
+    let mut run = common.run("cuts")?;
+    cuts::run(&mut run, common.count).await?;
+    run.finish_verified()
+}
+
+async fn controls(common: &Common) -> Result<bool, Failure> {
+    image::with_private_mounts()?;
+    let mut run = common.run("controls")?;
+    controls::run(&mut run).await?;
+    run.finish()
+}
+
+async fn latency(common: &Common) -> Result<bool, Failure> {
+    let mut run = common.run("latency")?;
+    latency::run(&mut run, common.count).await?;
+    run.finish()
+}
+
+async fn faults(common: &Common) -> Result<bool, Failure> {
+    let mut run = common.run("faults")?;
+    faults::run(&mut run, common.count).await?;
+    run.finish_verified()
+}
+
+async fn disks(common: &Common) -> Result<bool, Failure> {
+    image::with_private_mounts()?;
+    let mut run = common.run("disks")?;
+    disks::run(&mut run, common.count).await?;
+    run.finish_verified()
+}
+
+async fn flips(common: &Common) -> Result<bool, Failure> {
+    let mut run = common.run("flips")?;
+    flips::run(&mut run, common.count).await?;
+    run.finish_verified()
+}
+
+/// A seed that differs from run to run, short enough to type.
+#[expect(clippy::disallowed_methods, reason = "a seed is chosen once, and printed")]
+fn seed_of_now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,194 @@
+//! The oracle: what was asked for, what was acknowledged, and what may therefore be found after a crash.
+//!
+//! Each client owns a book with keys of its own and does one thing after the other, so there is never more than one
+//! change in it whose outcome is open. Every acknowledgement is also appended to a file outside the server's disk.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use keyward::grpc::pb;
+use parking_lot::Mutex;
+
+use crate::Failure;
+
+/// What the oracle knows of a key.
+#[derive(Clone, Debug)]
+pub(crate) struct Key {
+    pub(crate) id: String,
+    /// Unknown if the reply that told it was lost.
+    pub(crate) secret: Option<String>,
+    pub(crate) label: String,
+    pub(crate) state: pb::State,
+    /// The revision of its last change.
+    pub(crate) revision: u64,
+    /// Its changes that were acknowledged.
+    pub(crate) acknowledged: u64,
+    /// Whether GetKey was compared since its last change.
+    pub(crate) compared: bool,
+}
+
+/// A change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// It is created, active, with this label.
+    Create(String),
+    /// It gets this label.
+    Relabel(String),
+    Disable,
+    Enable,
+    Revoke,
+}
+
+impl Change {
+    /// The label and state that it leads to.
+    pub(crate) fn outcome(&self, key: Option<&Key>) -> (String, pb::State) {
+        let label = key.map(|key| key.label.clone()).unwrap_or_default();
+        let state = key.map_or(pb::State::Active, |key| key.state);
+        match self {
+            Self::Create(label) => (label.clone(), pb::State::Active),
+            Self::Relabel(label) => (label.clone(), state),
+            Self::Disable => (label, pb::State::Disabled),
+            Self::Enable => (label, pb::State::Active),
+            Self::Revoke => (label, pb::State::Revoked),
+        }
+    }
+}
+
+/// A change that was asked for and not answered yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    pub(crate) id: String,
+    pub(crate) change: Change,
+}
+
+/// The keys of one client.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Book {
+    pub(crate) keys: Vec<Key>,
+    pub(crate) pending: Option<Pending>,
+    /// Names that were given to keys and labels.
+    pub(crate) names: u64,
+    /// Changes that were acknowledged.
+    pub(crate) acknowledged: u64,
+    /// The highest revision that was seen.
+    pub(crate) revision: u64,
+}
+
+impl Book {
+    /// The key that a pending change is about, if it is known already.
+    pub(crate) fn key(&self, id: &str) -> Option<&Key> {
+        self.keys.iter().rev().find(|key| key.id == id)
+    }
+
+    /// Takes the pending change as made, in the form in which the server tells of the key.
+    pub(crate) fn settle(&mut self, told: &pb::Key, secret: Option<String>) {
+        self.pending = None;
+        self.revision = self.revision.max(told.revision);
+        match self.keys.iter_mut().rev().find(|key| key.id == told.key_id) {
+            Some(key) => {
+                key.label.clone_from(&told.display_name);
+                key.state = told.state();
+                key.revision = told.revision;
+                key.compared = false;
+            }
+            None => self.keys.push(Key {
+                id: told.key_id.clone(),
+                secret,
+                label: told.display_name.clone(),
+                state: told.state(),
+                revision: told.revision,
+                acknowledged: 0,
+                compared: false,
+            }),
+        }
+    }
+}
+
+/// The books of all clients.
+pub(crate) struct Oracle {
+    books: Vec<Mutex<Book>>,
+    acknowledgements: Mutex<File>,
+    /// Answers under load that contradict the books.
+    contradictions: Mutex<Vec<String>>,
+}
+
+impl Oracle {
+    /// Empty books for so many clients. Acknowledgements are appended to `log`.
+    pub(crate) fn new(clients: usize, log: &Path) -> Result<Arc<Self>, Failure> {
+        let log = File::options().create(true).append(true).open(log)?;
+        let books = (0..clients).map(|_| Mutex::default()).collect();
+        Ok(Arc::new(Self { books, acknowledgements: Mutex::new(log), contradictions: Mutex::default() }))
+    }
+
+    pub(crate) fn books(&self) -> &[Mutex<Book>] {
+        &self.books
+    }
+
+    /// Changes that were acknowledged.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.books.iter().map(|book| book.lock().acknowledged).sum()
+    }
+
+    /// The state of all books now, for a disk as it is now.
+    pub(crate) fn snapshot(&self) -> Result<Arc<Self>, Failure> {
+        let books = self.books.iter().map(|book| Mutex::new(book.lock().clone())).collect();
+        let acknowledgements = Mutex::new(self.acknowledgements.lock().try_clone()?);
+        Ok(Arc::new(Self { books, acknowledgements, contradictions: Mutex::default() }))
+    }
+
+    /// Notes what a client is about to ask for.
+    pub(crate) fn ask(&self, client: usize, id: &str, change: Change) {
+        self.books[client].lock().pending = Some(Pending { id: id.to_owned(), change });
+    }
+
+    /// Notes that the server has refused the pending change, and so has not made it.
+    pub(crate) fn refused(&self, client: usize) {
+        self.books[client].lock().pending = None;
+    }
+
+    /// Notes that the server has acknowledged the pending change.
+    ///
+    /// # Errors
+    /// When the reply is not what was asked for.
+    pub(crate) fn acknowledged_as(
+        &self,
+        client: usize,
+        told: Option<&pb::Key>,
+        secret: Option<String>,
+    ) -> Result<(), Failure> {
+        let mut book = self.books[client].lock();
+        let told = told.ok_or("a reply has no key")?;
+        let pending = book.pending.clone().ok_or("a reply to nothing")?;
+        let (label, state) = pending.change.outcome(book.key(&pending.id));
+        if told.key_id != pending.id || told.display_name != label || told.state() != state {
+            return Err(format!("{:?} was answered with {told:?}", pending).into());
+        }
+        if told.revision <= book.revision {
+            return Err(format!("revision {} came after {}: {told:?}", told.revision, book.revision).into());
+        }
+        let line = format!("{}\t{client}\t{}\t{:?}\n", told.revision, told.key_id, pending.change);
+        book.settle(told, secret);
+        book.acknowledged += 1;
+        if let Some(key) = book.keys.iter_mut().rev().find(|key| key.id == told.key_id) {
+            key.acknowledged += 1;
+        }
+        Ok(self.acknowledgements.lock().write_all(line.as_bytes())?)
+    }
+
+    /// Makes the acknowledgements durable.
+    pub(crate) fn sync(&self) -> Result<(), Failure> {
+        Ok(self.acknowledgements.lock().sync_data()?)
+    }
+
+    /// Notes an answer under load that contradicts a book.
+    pub(crate) fn contradicted(&self, what: String) {
+        self.contradictions.lock().push(what);
+    }
+
+    /// Takes the contradictions that were noted.
+    pub(crate) fn contradictions(&self) -> Vec<String> {
+        std::mem::take(&mut self.contradictions.lock())
+    }
+}
