@@ -1,0 +1,139 @@
+//! Issues keys at a running server through CreateKey, as a service that provisions them would, and says how long it took.
+//!
+//! `fill <address> <file of the admin's key> <first number> <keys> <file for secrets> <one secret kept in>`
+
+use std::error::Error;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use keyward::grpc::pb::key_admin_client::KeyAdminClient;
+use keyward::grpc::pb::{CreateKeyRequest, CreateKeyResponse};
+use tokio::sync::mpsc;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request};
+
+/// Connections, and calls under way on each: together no more than the server's queue of commits.
+const CONNECTIONS: usize = 4;
+const CALLS_PER_CONNECTION: usize = 128;
+
+/// 2100-01-01T00:00:00Z.
+const EXPIRY_SECONDS: i64 = 4_102_444_800;
+/// Owners, and scopes of the shared vocabulary.
+const OWNERS: u64 = 1_000_000;
+const SCOPES: u64 = 1_000;
+/// One key in this many has labels.
+const LABELLED: u64 = 10;
+
+/// The role of a caller that verifies.
+const VERIFIER: &str = "keyward.verifier";
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Failure> {
+    let args: Vec<_> = std::env::args().skip(1).collect();
+    let [addr, admin, first, keys, secrets, one_in] = &args[..] else {
+        return Err("usage: fill <address> <admin key file> <first> <keys> <secrets file> <one secret kept in>".into());
+    };
+    let (first, keys, one_in) = (first.parse::<u64>()?, keys.parse::<u64>()?, one_in.parse::<u64>()?);
+    let credential: Arc<str> = format!("Bearer {}", std::fs::read_to_string(admin)?.trim()).into();
+    let mut kept = OpenOptions::new().append(true).create(true).mode(0o600).open(secrets)?;
+
+    if first == 0 {
+        let mut client = KeyAdminClient::connect(format!("http://{addr}")).await?;
+        let mut request = Request::new(verifier());
+        request.metadata_mut().insert("authorization", credential.parse()?);
+        let response = client.create_key(request).await?.into_inner();
+        writeln!(kept, "{} {VERIFIER}", response.secret)?;
+    }
+
+    let began = Instant::now();
+    let next = Arc::new(AtomicU64::new(first));
+    let (sender, mut created) = mpsc::channel(CONNECTIONS * CALLS_PER_CONNECTION);
+    let mut workers = tokio::task::JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let channel = Endpoint::from_shared(format!("http://{addr}"))?.connect().await?;
+        for _ in 0..CALLS_PER_CONNECTION {
+            let client = KeyAdminClient::new(channel.clone());
+            workers.spawn(issue(client, credential.clone(), next.clone(), first + keys, sender.clone()));
+        }
+    }
+    drop(sender);
+    let mut lines = String::new();
+    while let Some((number, response)) = created.recv().await {
+        if number.is_multiple_of(one_in) {
+            lines.push_str(&format!("{} {}\n", response.secret, scope(number, 0)));
+        }
+    }
+    kept.write_all(lines.as_bytes())?;
+    while let Some(ended) = workers.join_next().await {
+        ended??;
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    println!("{:.0}", keys as f64 / seconds);
+    Ok(())
+}
+
+/// Issues one key after the other until all numbers are taken.
+async fn issue(
+    mut client: KeyAdminClient<Channel>,
+    credential: Arc<str>,
+    next: Arc<AtomicU64>,
+    end: u64,
+    created: mpsc::Sender<(u64, CreateKeyResponse)>,
+) -> Result<(), Failure> {
+    loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        if number >= end {
+            return Ok(());
+        }
+        let response = loop {
+            let mut request = Request::new(key(number));
+            request.metadata_mut().insert("authorization", credential.parse()?);
+            match client.create_key(request).await {
+                Ok(response) => break response.into_inner(),
+                // Too many changes wait, or one that timed out was made all the same: neither can happen below the limits.
+                Err(refused) if refused.code() == Code::ResourceExhausted => tokio::task::yield_now().await,
+                Err(refused) => return Err(refused.into()),
+            }
+        };
+        created.send((number, response)).await?;
+    }
+}
+
+/// The key of the service that verifies. Its secret stands first in the file.
+fn verifier() -> CreateKeyRequest {
+    CreateKeyRequest {
+        tenant: "system".into(),
+        key_id: "bench".into(),
+        display_name: "Bench".into(),
+        scopes: vec![VERIFIER.into()],
+        ..Default::default()
+    }
+}
+
+/// A typical key: an owner, 3 scopes of the vocabulary, an expiry far away, and labels on one in ten.
+fn key(number: u64) -> CreateKeyRequest {
+    let mut request = CreateKeyRequest {
+        key_id: format!("key_{number:012}"),
+        display_name: format!("Integration {number}"),
+        owner: format!("customer-{}", number % OWNERS),
+        scopes: (0..3).map(|nth| scope(number, nth)).collect(),
+        expire_time: Some(prost_types::Timestamp { seconds: EXPIRY_SECONDS, nanos: 0 }),
+        ..Default::default()
+    };
+    if number.is_multiple_of(LABELLED) {
+        request.labels = [("team", number % 100), ("plan", number % 3)]
+            .map(|(name, value)| (name.to_owned(), format!("{name}-{value}")))
+            .into();
+    }
+    request
+}
+
+fn scope(number: u64, nth: u64) -> String {
+    format!("area{:02}.action{:02}", (number + nth) % SCOPES / 50, (number + nth) % SCOPES % 50)
+}
