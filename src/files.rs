@@ -1,9 +1,15 @@
 //! Small files that must be there, whole, after a power cut.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+/// How often, and how long apart, [`lock_soon`] tries: two seconds in all.
+const LOCK_TRIES: usize = 200;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Options for files that only their owner may read.
 #[must_use]
@@ -41,6 +47,21 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&temporary, path)?;
     sync_parent(path)
+}
+
+/// Locks a file for this process alone. Whoever lets go of it within two seconds is waited for: a lock outlives its file's
+/// last use for a moment where a thread still winds up, or a child process was just begun.
+///
+/// # Errors
+/// When another holds it, or the file system refuses.
+pub fn lock_soon(file: &File) -> Result<(), TryLockError> {
+    for _ in 1..LOCK_TRIES {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => sleep(LOCK_PAUSE),
+            other => return other,
+        }
+    }
+    file.try_lock()
 }
 
 /// Makes the names in a file's directory durable.

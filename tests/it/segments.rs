@@ -1,6 +1,9 @@
 //! A journal of several segments: going on to the next one, and missing one.
 
 use std::fs;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use keyward::store::sled::journal::JournalError;
 use keyward::store::sled::{LockedDir, OpenError, SledStore};
@@ -77,4 +80,27 @@ async fn changes_are_refused_while_the_journal_has_no_room_and_made_again_after(
     let store = open(&dir, 8 * 1024);
     assert_eq!(store.revision().0, u64::from(number) + 1);
     store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lock_that_is_about_to_go_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir, 16 * 1024);
+    store.close().await.unwrap();
+    drop(store);
+    for name in ["table/db", "lock"] {
+        // As sled's own threads hold it for a moment after the table was closed.
+        let held = fs::File::open(dir.path().join(name)).unwrap();
+        held.lock().unwrap();
+        let (opened, done) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            // It is let go only while the store is being opened: who does not wait has failed by then.
+            scope.spawn(move || {
+                assert!(done.recv_timeout(Duration::from_millis(300)).is_err(), "opened while {name} was locked");
+                drop(held);
+            });
+            drop(open(&dir, 16 * 1024));
+            drop(opened);
+        });
+    }
 }

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::OpenError;
-use crate::files::{create_private_dir, named, private, sync_parent, write_durably};
+use crate::files::{create_private_dir, lock_soon, named, private, sync_parent, write_durably};
 
 /// The layout that this program writes, and the only one it knows.
 const FORMAT: &str = "keyward-data 1\n";
@@ -83,7 +83,7 @@ impl LockedDir {
         let mut options = private();
         let opened = options.read(true).write(true).create(true).truncate(false).open(&lock_path);
         let mut lock = opened.map_err(named(&lock_path))?;
-        match lock.try_lock() {
+        match lock_soon(&lock) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();

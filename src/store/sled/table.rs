@@ -12,6 +12,7 @@
 //! sums over all records, so that [`Table::check`] notices when sled holds anything else than what was written.
 
 use std::collections::HashMap;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -28,7 +29,7 @@ use super::cut::{CutSlot, Kind};
 use super::journal::{ChainKey, Position};
 use super::orderings::{facets_of, id_name, joined};
 use super::sums::{Sum, SumKey, Sums};
-use crate::files::create_private_dir;
+use crate::files::{create_private_dir, lock_soon, named};
 use crate::progress::Progress;
 use crate::store::record::{DecodeError, decode_key, decode_tenant};
 use crate::store::{Page, StoreError};
@@ -117,6 +118,7 @@ impl Table {
     pub fn open(path: &Path, key: &ChainKey) -> Result<Self, TableError> {
         create_private_dir(path).map_err(TableError::Disk)?;
         remove_half_snapshots(path);
+        wait_for_its_threads(path).map_err(TableError::Disk)?;
         let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES);
         let db = config.flush_every_ms(Some(FLUSH_EVERY_MS)).open()?;
         let tree = |name| db.open_tree(name);
@@ -348,6 +350,22 @@ fn last_of_each(rows: &[Row]) -> impl Iterator<Item = &Row> {
     }
     let last: HashMap<_, _> = rows.iter().enumerate().map(|(at, row)| (name(row), at)).collect();
     rows.iter().enumerate().filter(move |(at, row)| last.get(&name(row)) == Some(at)).map(|(_, row)| row)
+}
+
+/// sled locks its file and gives up at once if that fails. Nobody else has it, because the directory is locked; but threads
+/// of a table that this process has just closed may still hold it.
+fn wait_for_its_threads(path: &Path) -> io::Result<()> {
+    let path = path.join("db");
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(named(&path))?,
+    };
+    match lock_soon(&file) {
+        Ok(()) => file.unlock().map_err(named(&path)),
+        // sled will say so.
+        Err(TryLockError::WouldBlock) => Ok(()),
+        Err(TryLockError::Error(error)) => Err(named(&path)(error)),
+    }
 }
 
 /// Removes what a crash during an earlier open left behind, and what would make every later open fail (sled #1533).
