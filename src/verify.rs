@@ -21,21 +21,19 @@ pub struct Verifier {
 }
 
 /// A verdict.
-#[derive(Debug)]
-pub struct Verdict {
+pub struct Verdict<'a> {
     /// Every change up to this revision is in it.
     pub as_of: Revision,
     /// Allowed, or why not.
-    pub outcome: Outcome,
+    pub outcome: Outcome<'a>,
 }
 
 /// Allowed, or why not.
-#[derive(Debug)]
-pub enum Outcome {
+pub enum Outcome<'a> {
     /// The key may do what was asked.
-    Allow(Arc<Entry>),
+    Allow(Entry<'a>),
     /// The key was found and may not.
-    Deny(Arc<Entry>, DenyReason),
+    Deny(Entry<'a>, DenyReason),
     /// There is no secret here ([`DenyReason::Malformed`]), or no key that the caller may see
     /// ([`DenyReason::Unknown`]).
     NoKey(DenyReason),
@@ -64,26 +62,27 @@ impl Verifier {
         tenant: Option<&TenantId>,
         ask: &Ask<'_>,
         now: UnixMillis,
-    ) -> Verdict {
-        let visible =
-            |entry: &Entry| tenant.is_none_or(|pin| entry.tenant == *pin) && caller.may(Action::Verify, &entry.tenant);
+    ) -> Verdict<'_> {
+        let visible = |entry: &Entry<'_>| {
+            tenant.is_none_or(|pin| entry.tenant() == pin) && caller.may(Action::Verify, entry.tenant())
+        };
         self.judge(secret, visible, ask, now)
     }
 
     /// Decides about a caller's own credential: a key of tenant `system`.
     #[must_use]
-    pub fn authenticate(&self, secret: &str, ask: &Ask<'_>, now: UnixMillis) -> Verdict {
-        self.judge(secret, |entry| entry.tenant.is_system(), ask, now)
+    pub fn authenticate(&self, secret: &str, ask: &Ask<'_>, now: UnixMillis) -> Verdict<'_> {
+        self.judge(secret, |entry| entry.tenant().is_system(), ask, now)
     }
 
-    fn judge(&self, secret: &str, visible: impl Fn(&Entry) -> bool, ask: &Ask<'_>, now: UnixMillis) -> Verdict {
+    fn judge(&self, secret: &str, visible: impl Fn(&Entry<'_>) -> bool, ask: &Ask<'_>, now: UnixMillis) -> Verdict<'_> {
         // Before the entry, so that the entry is at least as new.
         let as_of = self.index.revision();
         let outcome = match PresentedSecret::parse(secret) {
             Err(_) => Outcome::NoKey(DenyReason::Malformed),
             Ok(secret) => match self.find(&secret).filter(|entry| visible(entry)) {
                 None => Outcome::NoKey(DenyReason::Unknown),
-                Some(entry) => match decide(&entry.policy, ask, now) {
+                Some(entry) => match decide(&entry, ask, now) {
                     Ok(()) => Outcome::Allow(entry),
                     Err(reason) => Outcome::Deny(entry, reason),
                 },
@@ -92,7 +91,7 @@ impl Verifier {
         Verdict { as_of, outcome }
     }
 
-    fn find(&self, secret: &PresentedSecret<'_>) -> Option<Arc<Entry>> {
+    fn find(&self, secret: &PresentedSecret<'_>) -> Option<Entry<'_>> {
         self.peppers.digests(secret).find_map(|digest| self.index.get(&digest))
     }
 }
@@ -108,14 +107,14 @@ pub struct Explained {
 
 /// Every check of a verdict, in order, not only the first that failed.
 #[must_use]
-pub fn explain(outcome: &Outcome, ask: &Ask<'_>, now: UnixMillis) -> Vec<Explained> {
+pub fn explain(outcome: &Outcome<'_>, ask: &Ask<'_>, now: UnixMillis) -> Vec<Explained> {
     let line = |check, failure| Explained { check, failure };
     match outcome {
         Outcome::NoKey(DenyReason::Malformed) => vec![line("form", Some(DenyReason::Malformed))],
         Outcome::NoKey(reason) => vec![line("form", None), line("known", Some(*reason))],
         Outcome::Allow(entry) | Outcome::Deny(entry, _) => {
             let found = [line("form", None), line("known", None)];
-            let checks = Check::ORDER.into_iter().map(|c| line(c.name(), c.run(&entry.policy, ask, now).err()));
+            let checks = Check::ORDER.into_iter().map(|c| line(c.name(), c.run(entry, ask, now).err()));
             found.into_iter().chain(checks).collect()
         }
     }

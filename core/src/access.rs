@@ -140,8 +140,8 @@ pub enum Denied {
 impl Caller {
     /// The caller that holds a key of tenant `system`. Scopes that are not roles give nothing.
     #[must_use]
-    pub fn new(key_id: KeyId, scopes: &[Scope]) -> Self {
-        Self { key_id, roles: scopes.iter().filter_map(|s| RoleScope::parse(s).ok()).collect() }
+    pub fn new<'a>(key_id: KeyId, scopes: impl IntoIterator<Item = &'a Scope>) -> Self {
+        Self { key_id, roles: scopes.into_iter().filter_map(|s| RoleScope::parse(s).ok()).collect() }
     }
 
     /// The caller's key.

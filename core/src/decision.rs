@@ -6,7 +6,10 @@
 use std::net::IpAddr;
 
 use crate::clock::UnixMillis;
+use ipnet::IpNet;
+
 use crate::record::{KeyPolicy, State};
+use crate::scope::Scope;
 
 /// What a verifier asks of a key.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,6 +22,49 @@ pub struct Ask<'a> {
     pub audience: Option<&'a str>,
     /// Where the end caller comes from.
     pub client_ip: Option<IpAddr>,
+}
+
+/// What a verdict depends on, however it is kept. An empty list of scopes grants nothing; an empty list of audiences or
+/// networks restricts nothing.
+pub trait Policy {
+    /// Whether the key works.
+    fn state(&self) -> State;
+    /// What it may do.
+    fn scopes(&self) -> impl Iterator<Item = &Scope>;
+    /// Where it is accepted.
+    fn audiences(&self) -> impl Iterator<Item = &str>;
+    /// Where the end caller may come from.
+    fn allowed_cidrs(&self) -> impl Iterator<Item = IpNet>;
+    /// Refused before.
+    fn not_before(&self) -> Option<UnixMillis>;
+    /// Refused from.
+    fn expire_time(&self) -> Option<UnixMillis>;
+}
+
+impl Policy for KeyPolicy {
+    fn state(&self) -> State {
+        self.state
+    }
+
+    fn scopes(&self) -> impl Iterator<Item = &Scope> {
+        self.scopes.iter()
+    }
+
+    fn audiences(&self) -> impl Iterator<Item = &str> {
+        self.audiences.iter().map(String::as_str)
+    }
+
+    fn allowed_cidrs(&self) -> impl Iterator<Item = IpNet> {
+        self.allowed_cidrs.iter().copied()
+    }
+
+    fn not_before(&self) -> Option<UnixMillis> {
+        self.not_before
+    }
+
+    fn expire_time(&self) -> Option<UnixMillis> {
+        self.expire_time
+    }
 }
 
 /// Why a key is refused.
@@ -104,23 +150,23 @@ impl Check {
     ///
     /// # Errors
     /// With the reason, when it fails.
-    pub fn run(self, key: &KeyPolicy, ask: &Ask<'_>, now: UnixMillis) -> Result<(), DenyReason> {
-        let holds = |required: &&str| key.scopes.iter().any(|granted| granted.covers(required));
+    pub fn run(self, key: &impl Policy, ask: &Ask<'_>, now: UnixMillis) -> Result<(), DenyReason> {
+        let holds = |required: &&str| key.scopes().any(|granted| granted.covers(required));
         let (passed, reason) = match self {
-            Self::State => match key.state {
+            Self::State => match key.state() {
                 State::Active => return Ok(()),
                 State::Disabled => return Err(DenyReason::Disabled),
                 State::Revoked => return Err(DenyReason::Revoked),
             },
-            Self::NotBefore => (key.not_before.is_none_or(|from| now >= from), DenyReason::NotYetValid),
-            Self::ExpireTime => (key.expire_time.is_none_or(|until| now < until), DenyReason::Expired),
+            Self::NotBefore => (key.not_before().is_none_or(|from| now >= from), DenyReason::NotYetValid),
+            Self::ExpireTime => (key.expire_time().is_none_or(|until| now < until), DenyReason::Expired),
             Self::Audience => {
-                let named = || ask.audience.is_some_and(|asked| key.audiences.iter().any(|a| a == asked));
-                (key.audiences.is_empty() || named(), DenyReason::AudienceMismatch)
+                let named = || ask.audience.is_some_and(|asked| key.audiences().any(|a| a == asked));
+                (key.audiences().next().is_none() || named(), DenyReason::AudienceMismatch)
             }
             Self::ClientIp => {
-                let inside = || ask.client_ip.is_some_and(|ip| key.allowed_cidrs.iter().any(|net| net.contains(&ip)));
-                (key.allowed_cidrs.is_empty() || inside(), DenyReason::IpNotAllowed)
+                let inside = || ask.client_ip.is_some_and(|ip| key.allowed_cidrs().any(|net| net.contains(&ip)));
+                (key.allowed_cidrs().next().is_none() || inside(), DenyReason::IpNotAllowed)
             }
             Self::AllScopes => (ask.all_scopes.iter().all(holds), DenyReason::ScopeMissing),
             Self::AnyScopes => {
@@ -135,7 +181,7 @@ impl Check {
 ///
 /// # Errors
 /// With the reason of the first check that fails, when the key is refused.
-pub fn decide(key: &KeyPolicy, ask: &Ask<'_>, now: UnixMillis) -> Result<(), DenyReason> {
+pub fn decide(key: &impl Policy, ask: &Ask<'_>, now: UnixMillis) -> Result<(), DenyReason> {
     Check::ORDER.into_iter().try_for_each(|check| check.run(key, ask, now))
 }
 

@@ -1,10 +1,8 @@
 //! Between the wire and the domain, both ways, and nothing else.
 
-use std::sync::Arc;
-
 use ipnet::IpNet;
 use keyward_core::clock::UnixMillis;
-use keyward_core::decision::DenyReason;
+use keyward_core::decision::{DenyReason, Policy};
 use keyward_core::id::{Environment, KeyId, SecretPrefix, TenantId};
 use keyward_core::limits::{
     DESCRIPTION_BYTES_MAX, DISPLAY_NAME_BYTES_MAX, OWNER_BYTES_MAX, SELECTOR_KEY_IDS_MAX, STATE_REASON_BYTES_MAX,
@@ -277,16 +275,16 @@ pub fn tenant(tenant: &TenantRecord) -> pb::Tenant {
 
 /// What a service learns of a key that it may serve.
 #[must_use]
-pub fn verified_key(entry: &Arc<Entry>) -> pb::VerifiedKey {
+pub fn verified_key(entry: &Entry<'_>) -> pb::VerifiedKey {
     pb::VerifiedKey {
-        key_id: entry.key_id.to_string(),
-        tenant: entry.tenant.to_string(),
-        display_name: entry.display_name.to_string(),
-        owner: entry.owner.to_string(),
-        environment: entry.environment.to_string(),
-        scopes: entry.policy.scopes.iter().map(|s| s.as_str().to_owned()).collect(),
-        labels: entry.labels.clone(),
-        expire_time: entry.policy.expire_time.map(timestamp),
+        key_id: entry.key_id().to_owned(),
+        tenant: entry.tenant().to_string(),
+        display_name: entry.display_name().to_owned(),
+        owner: entry.owner().to_owned(),
+        environment: entry.environment().to_string(),
+        scopes: entry.scopes().map(|s| s.as_str().to_owned()).collect(),
+        labels: entry.labels().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        expire_time: entry.expire_time().map(timestamp),
     }
 }
 

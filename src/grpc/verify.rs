@@ -140,7 +140,7 @@ fn verdict(ready: &Ready, caller: &Caller, message: pb::VerifyRequest) -> Result
     let (failure, key) = match outcome {
         Outcome::Allow(entry) => (None, Some(convert::verified_key(&entry))),
         Outcome::Deny(entry, reason) => {
-            let key = pb::VerifiedKey { key_id: entry.key_id.to_string(), ..Default::default() };
+            let key = pb::VerifiedKey { key_id: entry.key_id().to_owned(), ..Default::default() };
             (Some(reason), Some(key))
         }
         Outcome::NoKey(reason) => (Some(reason), None),
@@ -197,10 +197,10 @@ pub fn quick_batch_reply(ready: &Ready, caller: &Caller, body: &[u8]) -> Option<
 }
 
 /// A verdict that is not written yet.
-struct Judged(Verdict);
+struct Judged<'a>(Verdict<'a>);
 
-impl Judged {
-    fn of(ready: &Ready, caller: &Caller, question: &Question<'_>, now: UnixMillis) -> Option<Self> {
+impl<'a> Judged<'a> {
+    fn of(ready: &'a Ready, caller: &Caller, question: &Question<'_>, now: UnixMillis) -> Option<Self> {
         let (all_scopes, any_scopes) = (question.all_scopes.as_slice(), question.any_scopes.as_slice());
         let well_formed =
             all_scopes.iter().chain(any_scopes).all(|scope| is_plain(scope) && check_required(scope).is_ok())
@@ -238,7 +238,7 @@ impl Judged {
             http_status: failure.map_or(200, DenyReason::http_status),
             key: match &self.0.outcome {
                 Outcome::Allow(entry) => Told::All(entry),
-                Outcome::Deny(entry, _) => Told::Id(entry.key_id.as_str()),
+                Outcome::Deny(entry, _) => Told::Id(entry.key_id_bytes()),
                 Outcome::NoKey(_) => Told::Nothing,
             },
             as_of_revision: self.0.as_of.0,

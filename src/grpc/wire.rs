@@ -5,6 +5,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use keyward_core::clock::UnixMillis;
+use keyward_core::decision::Policy;
 
 use super::pb;
 use crate::index::Entry;
@@ -135,7 +136,7 @@ fn text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
 }
 
 /// A verdict to be written.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Answer<'a> {
     /// Whether the key may be served.
     pub decision: pb::Decision,
@@ -150,14 +151,14 @@ pub struct Answer<'a> {
 }
 
 /// What is told of a key.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub enum Told<'a> {
     /// Nothing.
     Nothing,
     /// Its id.
-    Id(&'a str),
+    Id(&'a [u8]),
     /// What a service learns of a key that it may serve.
-    All(&'a Entry),
+    All(&'a Entry<'a>),
 }
 
 impl Answer<'_> {
@@ -240,31 +241,42 @@ fn body_of(message_bytes: usize) -> BytesMut {
     out
 }
 
-fn entry_bytes(entry: &Entry) -> usize {
-    let texts =
-        [entry.key_id.as_str(), entry.tenant.as_str(), &entry.display_name, &entry.owner, entry.environment.as_str()];
-    texts.into_iter().map(text_bytes).sum::<usize>()
-        + entry.policy.scopes.iter().map(|scope| item_bytes(scope.as_str())).sum::<usize>()
-        + entry.labels.iter().map(|(name, value)| nested_bytes(text_bytes(name) + text_bytes(value))).sum::<usize>()
-        + entry.policy.expire_time.map_or(0, |time| nested_bytes(time_bytes(time)))
+fn entry_bytes(entry: &Entry<'_>) -> usize {
+    texts_of(entry).into_iter().map(text_bytes).sum::<usize>()
+        + entry.scopes().map(|scope| nested_bytes(scope.as_str().len())).sum::<usize>()
+        + entry.labels().map(|(name, value)| nested_bytes(label_bytes(name, value))).sum::<usize>()
+        + entry.expire_time().map_or(0, |time| nested_bytes(time_bytes(time)))
 }
 
-fn put_entry(out: &mut BytesMut, entry: &Entry) {
-    put_text(out, 0x0a, entry.key_id.as_str());
-    put_text(out, 0x12, entry.tenant.as_str());
-    put_text(out, 0x1a, &entry.display_name);
-    put_text(out, 0x22, &entry.owner);
-    put_text(out, 0x2a, entry.environment.as_str());
-    for scope in &entry.policy.scopes {
-        put_item(out, 0x32, scope.as_str());
+/// What the first five fields say.
+fn texts_of<'a>(entry: &'a Entry<'_>) -> [&'a [u8]; 5] {
+    [
+        entry.key_id_bytes(),
+        entry.tenant().as_str().as_bytes(),
+        entry.display_name_bytes(),
+        entry.owner().as_bytes(),
+        entry.environment().as_str().as_bytes(),
+    ]
+}
+
+fn label_bytes(name: &str, value: &str) -> usize {
+    text_bytes(name.as_bytes()) + text_bytes(value.as_bytes())
+}
+
+fn put_entry(out: &mut BytesMut, entry: &Entry<'_>) {
+    for (tag, text) in [0x0a, 0x12, 0x1a, 0x22, 0x2a].into_iter().zip(texts_of(entry)) {
+        put_text(out, tag, text);
     }
-    for (name, value) in &entry.labels {
+    for scope in entry.scopes() {
+        put_item(out, 0x32, scope.as_str().as_bytes());
+    }
+    for (name, value) in entry.labels() {
         out.put_u8(0x3a);
-        put_varint(out, (text_bytes(name) + text_bytes(value)) as u64);
-        put_text(out, 0x0a, name);
-        put_text(out, 0x12, value);
+        put_varint(out, label_bytes(name, value) as u64);
+        put_text(out, 0x0a, name.as_bytes());
+        put_text(out, 0x12, value.as_bytes());
     }
-    if let Some(time) = entry.policy.expire_time {
+    if let Some(time) = entry.expire_time() {
         out.put_u8(0x42);
         put_varint(out, time_bytes(time) as u64);
         let (seconds, nanos) = parts(time);
@@ -294,13 +306,8 @@ fn number_bytes(number: u64) -> usize {
     if number == 0 { 0 } else { 1 + varint_bytes(number) }
 }
 
-fn text_bytes(text: &str) -> usize {
-    if text.is_empty() { 0 } else { item_bytes(text) }
-}
-
-/// An entry of a list is written even if it is empty.
-fn item_bytes(text: &str) -> usize {
-    nested_bytes(text.len())
+fn text_bytes(text: &[u8]) -> usize {
+    if text.is_empty() { 0 } else { nested_bytes(text.len()) }
 }
 
 fn nested_bytes(len: usize) -> usize {
@@ -322,14 +329,15 @@ fn put_number(out: &mut BytesMut, tag: u8, number: u64) {
     }
 }
 
-fn put_text(out: &mut BytesMut, tag: u8, text: &str) {
+fn put_text(out: &mut BytesMut, tag: u8, text: &[u8]) {
     if !text.is_empty() {
         put_item(out, tag, text);
     }
 }
 
-fn put_item(out: &mut BytesMut, tag: u8, text: &str) {
+/// An entry of a list is written even if it is empty.
+fn put_item(out: &mut BytesMut, tag: u8, text: &[u8]) {
     out.put_u8(tag);
     put_varint(out, text.len() as u64);
-    out.put_slice(text.as_bytes());
+    out.put_slice(text);
 }

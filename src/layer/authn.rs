@@ -5,15 +5,15 @@
 
 use std::future::{Ready as Done, ready};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::Either;
 use http::{HeaderMap, Request, Response, header};
 use keyward_core::access::Caller;
 use keyward_core::clock::UnixMillis;
-use keyward_core::decision::{Ask, DenyReason, decide};
+use keyward_core::decision::{Ask, DenyReason, Policy, decide};
 use keyward_core::event::Revision;
+use keyward_core::record::KeyPolicy;
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -96,7 +96,7 @@ fn admit(gate: &Gate, path: &str, headers: &HeaderMap, peer: Option<IpAddr>) -> 
     let credential = bearer(headers).ok_or(Refusal::NoCredential)?;
     let ready = gate.ready()?;
     let (_, entry) = authenticate(ready, credential, peer, ready.clock.now()).map_err(Refusal::BadCredential)?;
-    let caller = Caller::new(entry.key_id.clone(), &entry.policy.scopes);
+    let caller = caller_of(&entry);
     // A path that is not a call goes on, and is answered with UNIMPLEMENTED.
     match action_of(path) {
         Some(action) if !caller.may_somewhere(action) => Err(AuthorityError::Denied.into()),
@@ -105,12 +105,12 @@ fn admit(gate: &Gate, path: &str, headers: &HeaderMap, peer: Option<IpAddr>) -> 
 }
 
 /// The key of a caller, and the revision up to which every change is in it.
-pub(super) fn authenticate(
-    ready: &Ready,
+pub(super) fn authenticate<'a>(
+    ready: &'a Ready,
     credential: &str,
     peer: Option<IpAddr>,
     now: UnixMillis,
-) -> Result<(Revision, Arc<Entry>), DenyReason> {
+) -> Result<(Revision, Entry<'a>), DenyReason> {
     let Verdict { as_of, outcome } = ready.verifier.authenticate(credential, &ask(peer), now);
     match outcome {
         Outcome::Allow(entry) => Ok((as_of, entry)),
@@ -118,9 +118,14 @@ pub(super) fn authenticate(
     }
 }
 
+/// The caller that holds a key of tenant `system`.
+pub(super) fn caller_of(entry: &Entry<'_>) -> Caller {
+    Caller::new(entry.to_key_id(), entry.scopes())
+}
+
 /// Whether a caller's key, once found, works now.
-pub(super) fn still_good(key: &Entry, peer: Option<IpAddr>, now: UnixMillis) -> bool {
-    decide(&key.policy, &ask(peer), now).is_ok()
+pub(super) fn still_good(key: &KeyPolicy, peer: Option<IpAddr>, now: UnixMillis) -> bool {
+    decide(key, &ask(peer), now).is_ok()
 }
 
 fn ask(peer: Option<IpAddr>) -> Ask<'static> {

@@ -17,6 +17,7 @@ use http_body::{Body as HttpBody, Frame};
 use keyward_core::access::{Action, Caller};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
+use keyward_core::record::KeyPolicy;
 use tonic::body::Body;
 use tonic::codegen::StdError;
 use tonic::{Code, Status};
@@ -24,11 +25,10 @@ use tower_service::Service;
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
-use super::authn::{authenticate, bearer};
+use super::authn::{authenticate, bearer, caller_of};
 use super::metrics::UnderWay;
 use crate::grpc::ready::{Gate, Ready};
 use crate::grpc::verify::{quick_batch_reply, quick_reply};
-use crate::index::Entry;
 use crate::metrics::{Call, Calls};
 use crate::net::Peer;
 
@@ -58,7 +58,9 @@ struct Known {
     peer: Option<IpAddr>,
     /// Whatever changes any key makes another revision, and then the caller is looked up again.
     as_of: Revision,
-    entry: Arc<Entry>,
+    /// The form of its key.
+    revision: Revision,
+    policy: KeyPolicy,
     caller: Arc<Caller>,
 }
 
@@ -86,7 +88,7 @@ impl<S> QuickVerify<S> {
         let peer = request.extensions().get::<Peer>().and_then(Peer::ip);
         let now = ready.clock.now();
         if !self.known.as_ref().is_some_and(|known| known.holds(ready, credential, peer, now)) {
-            self.known = Known::find(ready, credential, peer, now);
+            self.known = Known::find(ready, credential, peer, now, self.known.take());
         }
         let known = self.known.as_ref()?;
         known.caller.may_somewhere(Action::Verify).then(|| (which, known.caller.clone()))
@@ -94,11 +96,23 @@ impl<S> QuickVerify<S> {
 }
 
 impl Known {
-    fn find(ready: &Ready, credential: &str, peer: Option<IpAddr>, now: UnixMillis) -> Option<Self> {
+    fn find(
+        ready: &Ready,
+        credential: &str,
+        peer: Option<IpAddr>,
+        now: UnixMillis,
+        before: Option<Self>,
+    ) -> Option<Self> {
         let (as_of, entry) = authenticate(ready, credential, peer, now).ok()?;
-        let caller = Arc::new(Caller::new(entry.key_id.clone(), &entry.policy.scopes));
+        let revision = entry.revision();
+        // The key that has this secret has not changed since; other keys have.
+        let same = |known: &Self| known.is(credential, peer) && known.revision == revision;
+        if let Some(known) = before.filter(same) {
+            return Some(Self { as_of, ..known });
+        }
+        let caller = Arc::new(caller_of(&entry));
         let credential = Zeroizing::new(credential.as_bytes().into());
-        Some(Self { credential, peer, as_of, entry, caller })
+        Some(Self { credential, peer, as_of, revision, policy: entry.to_policy(), caller })
     }
 
     /// Whether a credential is this one, and is still good.
@@ -106,10 +120,15 @@ impl Known {
         // The revision is told after the entries: while it stands still, what was read at it has not been overtaken by
         // any change that somebody was told of.
         self.as_of == ready.verifier.index().revision()
-            && self.peer == peer
-            // In a time that says nothing of where they differ: one connection may carry the calls of several callers.
-            && constant_time_eq::constant_time_eq(&self.credential, credential.as_bytes())
-            && super::authn::still_good(&self.entry, peer, now)
+            && self.is(credential, peer)
+            && super::authn::still_good(&self.policy, peer, now)
+    }
+}
+
+impl Known {
+    /// In a time that says nothing of where credentials differ: one connection may carry the calls of several callers.
+    fn is(&self, credential: &str, peer: Option<IpAddr>) -> bool {
+        self.peer == peer && constant_time_eq::constant_time_eq(&self.credential, credential.as_bytes())
     }
 }
 

@@ -15,6 +15,7 @@ mod coverage;
 mod disk;
 mod golden;
 mod harness;
+mod index;
 mod keys;
 mod layering;
 mod lists;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use keyward::grpc::convert;
 use keyward::grpc::pb;
 use keyward::grpc::wire::{Answer, Question, Told};
-use keyward::index::{Entry, Index};
+use keyward::index::Index;
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 use keyward_core::record::{KeyPolicy, KeyRecord};
@@ -47,11 +47,10 @@ prop_compose! {
     }
 }
 
-fn entry_of(record: KeyRecord) -> Arc<Entry> {
+fn index_of(record: KeyRecord) -> Index {
     let index = Index::default();
-    let digest = record.secret.digest;
     index.fold(&[Record::Key(Arc::new(record))]);
-    index.get(&digest).unwrap()
+    index
 }
 
 proptest! {
@@ -123,10 +122,12 @@ proptest! {
             ..base.policy.clone()
         };
         let labels: BTreeMap<_, _> = labels;
-        let entry = entry_of(KeyRecord { display_name, owner, labels, policy, revision: Revision(1), ..base });
+        let digest = base.secret.digest;
+        let index = index_of(KeyRecord { display_name, owner, labels, policy, revision: Revision(1), ..base });
+        let entry = index.get(&digest).unwrap();
         let key = match told {
             0 => Told::Nothing,
-            1 => Told::Id(entry.key_id.as_str()),
+            1 => Told::Id(entry.key_id_bytes()),
             _ => Told::All(&entry),
         };
         let ours = Answer { decision, reason, http_status, key, as_of_revision }.to_body();
@@ -136,7 +137,7 @@ proptest! {
             http_status,
             key: match told {
                 0 => None,
-                1 => Some(pb::VerifiedKey { key_id: entry.key_id.to_string(), ..Default::default() }),
+                1 => Some(pb::VerifiedKey { key_id: entry.key_id().to_owned(), ..Default::default() }),
                 _ => Some(convert::verified_key(&entry)),
             },
             as_of_revision,

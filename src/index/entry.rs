@@ -1,0 +1,405 @@
+//! What Verify needs of a key, packed: numbers for what is shared, and texts as they are.
+//!
+//! ```text
+//! revision, tenant, owner, environment        varints; all but the first are numbers of names
+//! flags                                       state, and which of the optional parts are there
+//! [not_before] [expire_time]                  8 bytes each, milliseconds since 1970
+//! scopes                                      how many, and their numbers: varints
+//! key_id, display_name                        length and text
+//! [audiences, allowed_cidrs]                  how many, and each with its length
+//! [labels]                                    how many, and each name and value with its length
+//! ```
+//!
+//! Most keys have neither of the last two lines.
+
+use std::net::IpAddr;
+use std::ops::Range;
+
+use ipnet::IpNet;
+use keyward_core::clock::UnixMillis;
+use keyward_core::decision::Policy;
+use keyward_core::event::Revision;
+use keyward_core::id::{BrokenRule, Environment, KeyId, TenantId};
+use keyward_core::record::{KeyPolicy, KeyRecord, State};
+use keyward_core::scope::Scope;
+
+use super::names::{Names, OwnerName};
+use super::shard::Reading;
+
+const STATE: u8 = 0b0000_0011;
+const NOT_BEFORE: u8 = 0b0000_0100;
+const EXPIRE_TIME: u8 = 0b0000_1000;
+const RESTRICTED: u8 = 0b0001_0000;
+const LABELLED: u8 = 0b0010_0000;
+
+/// Appends a key's packed entry.
+pub(super) fn pack(key: &KeyRecord, names: &Names, out: &mut Vec<u8>) {
+    let policy = &key.policy;
+    let tenant = names.tenants.number(&key.tenant);
+    put_varint(out, key.revision.0);
+    put_varint(out, tenant.into());
+    put_varint(out, names.owners.number(&OwnerName { tenant, name: &key.owner }).into());
+    put_varint(out, names.environments.number(&key.environment).into());
+
+    let restricted = !policy.audiences.is_empty() || !policy.allowed_cidrs.is_empty();
+    let state = match policy.state {
+        State::Active => 0,
+        State::Disabled => 1,
+        State::Revoked => 2,
+    };
+    let flag = |is: bool, flag| if is { flag } else { 0 };
+    out.push(
+        state
+            | flag(policy.not_before.is_some(), NOT_BEFORE)
+            | flag(policy.expire_time.is_some(), EXPIRE_TIME)
+            | flag(restricted, RESTRICTED)
+            | flag(!key.labels.is_empty(), LABELLED),
+    );
+    for time in [policy.not_before, policy.expire_time].into_iter().flatten() {
+        out.extend_from_slice(&time.0.to_le_bytes());
+    }
+    put_varint(out, policy.scopes.len() as u64);
+    policy.scopes.iter().for_each(|scope| put_varint(out, names.scopes.number(scope).into()));
+    put_bytes(out, key.key_id.as_str().as_bytes());
+    put_bytes(out, key.display_name.as_bytes());
+    if restricted {
+        put_varint(out, policy.audiences.len() as u64);
+        policy.audiences.iter().for_each(|audience| put_bytes(out, audience.as_bytes()));
+        put_varint(out, policy.allowed_cidrs.len() as u64);
+        policy.allowed_cidrs.iter().for_each(|cidr| put_cidr(out, cidr));
+    }
+    if !key.labels.is_empty() {
+        put_varint(out, key.labels.len() as u64);
+        for text in key.labels.iter().flat_map(|(name, value)| [name, value]) {
+            put_bytes(out, text.as_bytes());
+        }
+    }
+}
+
+/// The revision of a packed entry.
+pub(super) fn revision_of(packed: &[u8]) -> Revision {
+    Revision(Reader { bytes: packed, at: 0 }.varint())
+}
+
+/// What Verify needs of a key, read where it lies. It keeps the form of the key that it was found in, whatever happens to
+/// the key meanwhile; so it is not for keeping.
+pub struct Entry<'a> {
+    shard: Reading,
+    names: &'a Names,
+    parts: Parts,
+}
+
+/// Where the parts of an entry are in the bytes of its shard.
+struct Parts {
+    revision: Revision,
+    state: State,
+    tenant: u32,
+    owner: u32,
+    environment: u32,
+    not_before: Option<UnixMillis>,
+    expire_time: Option<UnixMillis>,
+    scopes: Range<usize>,
+    key_id: Range<usize>,
+    display_name: Range<usize>,
+    /// Whether there are audiences and CIDR blocks.
+    restricted: bool,
+    /// Whether there are labels.
+    labelled: bool,
+    /// What comes after the display name.
+    rest: Range<usize>,
+}
+
+impl<'a> Entry<'a> {
+    pub(super) fn at(range: Range<usize>, shard: Reading, names: &'a Names) -> Self {
+        let parts = Parts::read(shard.bytes(), range);
+        Self { shard, names, parts }
+    }
+
+    /// The tenant that the key belongs to.
+    #[must_use]
+    pub fn tenant(&self) -> &'a TenantId {
+        named(self.names.tenants.get(self.parts.tenant))
+    }
+
+    /// Who the key was issued to.
+    #[must_use]
+    pub fn owner(&self) -> &'a str {
+        &named(self.names.owners.get(self.parts.owner)).name
+    }
+
+    /// Part of the secret.
+    #[must_use]
+    pub fn environment(&self) -> &'a Environment {
+        named(self.names.environments.get(self.parts.environment))
+    }
+
+    /// Identity within the tenant.
+    #[must_use]
+    pub fn key_id(&self) -> &str {
+        text(self.key_id_bytes())
+    }
+
+    /// [`Entry::key_id`] to be kept.
+    #[must_use]
+    pub fn to_key_id(&self) -> KeyId {
+        parsed(KeyId::parse(self.key_id()))
+    }
+
+    /// The revision of the key's last change.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.parts.revision
+    }
+
+    /// [`Entry::key_id`] as it is written.
+    #[must_use]
+    pub fn key_id_bytes(&self) -> &[u8] {
+        &self.bytes()[self.parts.key_id.clone()]
+    }
+
+    /// The label that people see.
+    #[must_use]
+    pub fn display_name(&self) -> &str {
+        text(self.display_name_bytes())
+    }
+
+    /// [`Entry::display_name`] as it is written.
+    #[must_use]
+    pub fn display_name_bytes(&self) -> &[u8] {
+        &self.bytes()[self.parts.display_name.clone()]
+    }
+
+    /// Labels, in the order of their names.
+    pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
+        let mut rest = self.reader(self.parts.rest.clone());
+        let count = if self.parts.labelled {
+            if self.parts.restricted {
+                skip_restrictions(&mut rest);
+            }
+            rest.varint()
+        } else {
+            0
+        };
+        (0..count).map(move |_| (text(rest.piece()), text(rest.piece())))
+    }
+
+    /// What a verdict depends on, to be kept.
+    #[must_use]
+    pub fn to_policy(&self) -> KeyPolicy {
+        KeyPolicy {
+            state: self.state(),
+            scopes: self.scopes().cloned().collect(),
+            audiences: self.audiences().map(str::to_owned).collect(),
+            allowed_cidrs: self.allowed_cidrs().collect(),
+            not_before: self.not_before(),
+            expire_time: self.expire_time(),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.shard.bytes()
+    }
+
+    fn reader(&self, range: Range<usize>) -> Reader<'_> {
+        Reader { bytes: &self.bytes()[..range.end], at: range.start }
+    }
+
+    fn restrictions(&self) -> Option<Reader<'_>> {
+        self.parts.restricted.then(|| self.reader(self.parts.rest.clone()))
+    }
+}
+
+impl Policy for Entry<'_> {
+    fn state(&self) -> State {
+        self.parts.state
+    }
+
+    fn scopes(&self) -> impl Iterator<Item = &Scope> {
+        let mut numbers = self.reader(self.parts.scopes.clone());
+        std::iter::from_fn(move || (!numbers.is_empty()).then(|| named(self.names.scopes.get(numbers.small()))))
+    }
+
+    fn audiences(&self) -> impl Iterator<Item = &str> {
+        let mut rest = self.restrictions();
+        let count = rest.as_mut().map_or(0, Reader::varint);
+        (0..count).filter_map(move |_| rest.as_mut().map(|rest| text(rest.piece())))
+    }
+
+    fn allowed_cidrs(&self) -> impl Iterator<Item = IpNet> {
+        let mut rest = self.restrictions();
+        let count = rest.as_mut().map_or(0, |rest| {
+            (0..rest.varint()).for_each(|_| rest.skip());
+            rest.varint()
+        });
+        (0..count).filter_map(move |_| rest.as_mut().map(|rest| cidr(rest.piece())))
+    }
+
+    fn not_before(&self) -> Option<UnixMillis> {
+        self.parts.not_before
+    }
+
+    fn expire_time(&self) -> Option<UnixMillis> {
+        self.parts.expire_time
+    }
+}
+
+impl Parts {
+    fn read(bytes: &[u8], range: Range<usize>) -> Self {
+        let mut from = Reader { bytes: &bytes[..range.end], at: range.start };
+        let revision = Revision(from.varint());
+        let [tenant, owner, environment] = std::array::from_fn(|_| from.small());
+        let flags = from.byte();
+        let state = match flags & STATE {
+            0 => State::Active,
+            1 => State::Disabled,
+            _ => State::Revoked,
+        };
+        let mut time = |flag| (flags & flag != 0).then(|| UnixMillis(from.millis()));
+        let (not_before, expire_time) = (time(NOT_BEFORE), time(EXPIRE_TIME));
+        let count = from.varint();
+        let begin = from.at;
+        (0..count).for_each(|_| _ = from.varint());
+        let scopes = begin..from.at;
+        let (key_id, display_name) = (from.piece_range(), from.piece_range());
+        let (restricted, labelled) = (flags & RESTRICTED != 0, flags & LABELLED != 0);
+        let rest = from.at..range.end;
+        Self {
+            revision,
+            state,
+            tenant,
+            owner,
+            environment,
+            not_before,
+            expire_time,
+            scopes,
+            key_id,
+            display_name,
+            restricted,
+            labelled,
+            rest,
+        }
+    }
+}
+
+#[expect(
+    clippy::expect_used,
+    reason = "an entry has no number but those that its names gave out, and they take none back"
+)]
+fn named<T>(thing: Option<&T>) -> &T {
+    thing.expect("a name that was given a number")
+}
+
+#[expect(clippy::expect_used, reason = "it was packed from an id")]
+fn parsed(id: Result<KeyId, BrokenRule>) -> KeyId {
+    id.expect("an id that was packed")
+}
+
+/// What was packed from a text is one.
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap_or_default()
+}
+
+fn put_varint(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8); // below 0x80
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+/// The length of the prefix, and the address.
+fn put_cidr(out: &mut Vec<u8>, cidr: &IpNet) {
+    let (v4, v6);
+    let octets: &[u8] = match cidr.addr() {
+        IpAddr::V4(addr) => {
+            v4 = addr.octets();
+            &v4
+        }
+        IpAddr::V6(addr) => {
+            v6 = addr.octets();
+            &v6
+        }
+    };
+    put_varint(out, 1 + octets.len() as u64);
+    out.push(cidr.prefix_len());
+    out.extend_from_slice(octets);
+}
+
+/// Reads what [`put_cidr`] wrote.
+fn cidr(piece: &[u8]) -> IpNet {
+    let (len, octets) = piece.split_first().map_or((0, piece), |(len, octets)| (*len, octets));
+    let addr = match (<[u8; 4]>::try_from(octets), <[u8; 16]>::try_from(octets)) {
+        (Ok(v4), _) => IpAddr::from(v4),
+        (_, Ok(v6)) => IpAddr::from(v6),
+        // Nobody comes from nowhere.
+        _ => IpAddr::from([0; 16]),
+    };
+    IpNet::new_assert(addr, len)
+}
+
+fn skip_restrictions(from: &mut Reader<'_>) {
+    for _ in 0..2 {
+        (0..from.varint()).for_each(|_| from.skip());
+    }
+}
+
+/// Reads what was packed here, in memory that nothing else writes: it need not expect anything else.
+#[derive(Clone)]
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn is_empty(&self) -> bool {
+        self.at >= self.bytes.len()
+    }
+
+    fn byte(&mut self) -> u8 {
+        let byte = self.bytes.get(self.at).copied().unwrap_or_default();
+        self.at += 1;
+        byte
+    }
+
+    fn varint(&mut self) -> u64 {
+        let mut number = 0;
+        for shift in (0..u64::BITS).step_by(7) {
+            let byte = self.byte();
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                break;
+            }
+        }
+        number
+    }
+
+    /// The number of a name.
+    fn small(&mut self) -> u32 {
+        self.varint() as u32
+    }
+
+    fn millis(&mut self) -> i64 {
+        i64::from_le_bytes(std::array::from_fn(|_| self.byte()))
+    }
+
+    fn piece_range(&mut self) -> Range<usize> {
+        let len = self.varint() as usize;
+        let range = self.at..self.at + len;
+        self.at = range.end;
+        range
+    }
+
+    fn skip(&mut self) {
+        self.piece_range();
+    }
+
+    fn piece(&mut self) -> &'a [u8] {
+        let range = self.piece_range();
+        self.bytes.get(range).unwrap_or_default()
+    }
+}

@@ -1,0 +1,163 @@
+//! A part of the index: the entries of some hundred digests, in one piece that never changes.
+//!
+//! A change makes a new piece and puts it in the place of the old one, so that whoever reads the old one reads on
+//! undisturbed. Small as it is, that costs a change some microseconds at ten million keys.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Guard};
+use constant_time_eq::constant_time_eq;
+use keyward_core::digest::Digest;
+
+use super::entry::revision_of;
+
+/// Bytes of a digest that name its shard.
+const SHARD_BYTES: usize = 2;
+/// Bytes after them by which it is found there.
+const PREFIX_BYTES: usize = 4;
+/// All others, which stand before the entry.
+const REST_BYTES: usize = 32 - SHARD_BYTES - PREFIX_BYTES;
+
+/// How many shards there are: ten million keys are 153 in each, and a thousand keys cost no more than half a megabyte.
+pub(super) const SHARDS: usize = 1 << (8 * SHARD_BYTES);
+
+/// The shard of a digest.
+pub(super) fn shard_of(digest: &Digest) -> usize {
+    let [a, b, ..] = *digest.as_bytes();
+    usize::from(u16::from_be_bytes([a, b]))
+}
+
+/// A place for a shard.
+pub(super) type Place = ArcSwap<Shard>;
+/// A shard that is being read.
+pub(super) type Reading = Guard<Arc<Shard>>;
+
+/// Entries in the order of their digests.
+#[derive(Debug, Default)]
+pub(super) struct Shard {
+    prefixes: Box<[u32]>,
+    /// Where each begins in `bytes`, and where the last one ends.
+    starts: Box<[u32]>,
+    /// The rest of each digest, and its packed entry.
+    bytes: Box<[u8]>,
+}
+
+/// An entry to be put into a shard.
+pub(super) struct New<'a> {
+    pub(super) digest: Digest,
+    pub(super) packed: &'a [u8],
+}
+
+impl New<'_> {
+    fn split(&self) -> (u32, &[u8]) {
+        split(&self.digest)
+    }
+}
+
+/// The parts of a digest within its shard.
+fn split(digest: &Digest) -> (u32, &[u8]) {
+    let (prefix, rest) = digest.as_bytes()[SHARD_BYTES..].split_at(PREFIX_BYTES);
+    (prefix.iter().fold(0, |number, byte| number << 8 | u32::from(*byte)), rest)
+}
+
+impl Shard {
+    pub(super) fn len(&self) -> usize {
+        self.prefixes.len()
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Where the packed entry of a digest lies.
+    pub(super) fn find(&self, digest: &Digest) -> Option<Range<usize>> {
+        let (prefix, rest) = split(digest);
+        let mut at = self.first_at_least(prefix);
+        while self.prefixes.get(at) == Some(&prefix) {
+            let Range { start, end } = self.range(at)?;
+            let (held, packed) = (start..start + REST_BYTES, start + REST_BYTES..end);
+            if constant_time_eq(self.bytes.get(held)?, rest) {
+                return Some(packed);
+            }
+            at += 1;
+        }
+        None
+    }
+
+    /// The first place whose prefix is not smaller. Prefixes are uniform, so it is near its share of the way.
+    fn first_at_least(&self, prefix: u32) -> usize {
+        let count = self.prefixes.len();
+        let mut at = ((u64::from(prefix) * count as u64) >> 32) as usize;
+        while at > 0 && self.prefixes[at - 1] >= prefix {
+            at -= 1;
+        }
+        while at < count && self.prefixes[at] < prefix {
+            at += 1;
+        }
+        at
+    }
+
+    fn range(&self, at: usize) -> Option<Range<usize>> {
+        Some(*self.starts.get(at)? as usize..*self.starts.get(at + 1)? as usize)
+    }
+
+    /// The rest of the digest and the packed entry at a place.
+    fn entry(&self, at: usize) -> Option<(&[u8], &[u8])> {
+        self.bytes.get(self.range(at)?)?.split_at_checked(REST_BYTES)
+    }
+
+    /// This shard with other entries, which are in the order of their digests, none twice. One that is there in a form as
+    /// new or newer is left as it is. `None`: all of them are.
+    pub(super) fn with(&self, new: &[New<'_>]) -> Option<Self> {
+        let mut merged = Vec::with_capacity(self.len() + new.len());
+        let mut bytes = 0;
+        let mut changed = false;
+        let (mut at, mut new) = (0, new.iter().peekable());
+        loop {
+            let old = self.entry(at).map(|(rest, packed)| (self.prefixes[at], rest, packed));
+            let next = new.peek().map(|next| (next.split(), next.packed));
+            let (prefix, rest, packed) = match (old, next) {
+                (None, None) => break,
+                (Some(old), None) => {
+                    at += 1;
+                    old
+                }
+                (Some((prefix, rest, packed)), Some((name, _))) if (prefix, rest) < name => {
+                    at += 1;
+                    (prefix, rest, packed)
+                }
+                (Some((prefix, rest, held)), Some((name, packed))) if (prefix, rest) == name => {
+                    at += 1;
+                    new.next();
+                    let newer = revision_of(packed) > revision_of(held);
+                    changed |= newer;
+                    (prefix, rest, if newer { packed } else { held })
+                }
+                (_, Some(((prefix, rest), packed))) => {
+                    new.next();
+                    changed = true;
+                    (prefix, rest, packed)
+                }
+            };
+            bytes += rest.len() + packed.len();
+            merged.push((prefix, rest, packed));
+        }
+        changed.then(|| Self::of(&merged, bytes))
+    }
+
+    fn of(entries: &[(u32, &[u8], &[u8])], size: usize) -> Self {
+        let mut starts = Vec::with_capacity(entries.len() + 1);
+        let mut bytes = Vec::with_capacity(size);
+        // A shard of 4 GiB would be one of 65,536.
+        let offset = |bytes: &Vec<u8>| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        for (_, rest, packed) in entries {
+            starts.push(offset(&bytes));
+            bytes.extend_from_slice(rest);
+            bytes.extend_from_slice(packed);
+        }
+        starts.push(offset(&bytes));
+        let prefixes = entries.iter().map(|(prefix, ..)| *prefix).collect();
+        Self { prefixes, starts: starts.into(), bytes: bytes.into() }
+    }
+}
