@@ -11,6 +11,7 @@ use std::time::Duration;
 use keyward_core::clock::Clock;
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
+use keyward_core::event::Record;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
@@ -44,7 +45,7 @@ use crate::progress::Progress;
 use crate::serve::{self, Answering};
 use crate::store::memory::MemoryStore;
 use crate::store::sled::{LockedDir, OpenError, Options, Retention, SledStore};
-use crate::store::{Store, StoreError};
+use crate::store::{Intake, Store, StoreError};
 use crate::verify::Verifier;
 
 /// The services whose health is told, beside the whole (``).
@@ -199,10 +200,9 @@ impl App {
             serve_ops(&ops, listener, Ops { phase: phase.subscribe(), metrics });
         }
 
-        let store = open_store(&deps, dir, &keyring, &settings).await?;
-        let loaded = load(&*store, &index).await.map_err(StartError::from);
-        let usable = loaded.and_then(|()| check_peppers(&index, &keyring.peppers, &settings.pepper_file));
-        if let Err(error) = usable {
+        let store = open_store(&deps, dir, &keyring, &settings, &index).await?;
+        index.reach(store.revision());
+        if let Err(error) = check_peppers(&index, &keyring.peppers, &settings.pepper_file) {
             store.close().await?;
             return Err(error);
         }
@@ -343,11 +343,26 @@ fn serve_ops(tasks: &Tasks, listener: Listener, ops: Ops) {
     tasks.spawn("serve ops", ops.serve(incoming));
 }
 
+/// Fills the index while a store is opened.
+struct Filling(Arc<Index>);
+
+impl Intake for Filling {
+    fn take(&self, records: &[Record]) {
+        self.0.fold(records);
+    }
+
+    fn start_over(&self) {
+        self.0.clear();
+    }
+}
+
+/// Opens the store, and fills the index with what is there.
 async fn open_store(
     deps: &Deps,
     dir: LockedDir,
     keyring: &Keyring,
     settings: &Settings,
+    index: &Arc<Index>,
 ) -> Result<Arc<dyn Store>, StartError> {
     match deps.engine {
         Engine::Memory => Ok(Arc::new(MemoryStore::default())),
@@ -358,7 +373,8 @@ async fn open_store(
                 retention: Retention { bytes: settings.journal_retention_bytes, time: settings.journal_retention_time },
                 clock: deps.clock.clone(),
             };
-            let opened = spawn_blocking(move || SledStore::open(dir, &options)).await;
+            let filling = Filling(index.clone());
+            let opened = spawn_blocking(move || SledStore::open(dir, &options, &filling)).await;
             Ok(Arc::new(opened.map_err(|panic| StoreError::Engine(panic.to_string()))??))
         }
     }

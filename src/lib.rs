@@ -13,8 +13,8 @@
 //! - [`authority`]: the write side. [`verify`]: the hot path.
 //! - [`index`]: every key in RAM. [`feed`]: the changes, in order.
 //! - [`store`]: the log and the table on disk.
-//! - [`keyring`], [`files`], [`system`], [`progress`], [`fatal`]: the pepper file, durable small files, the real clock and
-//!   randomness, how far a long start is, and the end of a process that must not go on.
+//! - [`keyring`], [`files`], [`system`], [`parallel`], [`progress`], [`fatal`]: the pepper file, durable small files, the real
+//!   clock and randomness, work on every core, how far a long start is, and the end of a process that must not go on.
 
 pub mod app;
 pub mod authority;
@@ -36,6 +36,7 @@ pub mod metrics;
 pub mod net;
 pub mod offline;
 pub mod ops_http;
+pub mod parallel;
 pub mod progress;
 pub mod remote;
 pub mod serve;

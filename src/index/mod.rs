@@ -113,6 +113,16 @@ impl Index {
         }
     }
 
+    /// Lets go of every key.
+    pub fn clear(&self) {
+        let empty = Arc::<Shard>::default();
+        for (number, place) in self.shards.iter().enumerate() {
+            let _turn = self.turns[number % TURNS].lock();
+            self.len.fetch_sub(place.swap(empty.clone()).len(), Ordering::Relaxed);
+        }
+        self.peppers.lock().clear();
+    }
+
     /// Puts entries into their shard.
     fn put(&self, new: &[New<'_>]) {
         let Some(number) = new.first().map(|new| shard_of(&new.digest)) else { return };

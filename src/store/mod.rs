@@ -92,6 +92,23 @@ pub trait Store: Send + Sync + 'static {
     async fn close(&self) -> Result<(), StoreError>;
 }
 
+/// Takes in what an engine reads when it opens, so that nothing has to be read twice. Several threads may call it at a time,
+/// and records come in any order.
+pub trait Intake: Sync {
+    /// Records that are there. Of two forms of one, the newer one counts.
+    fn take(&self, records: &[Record]);
+
+    /// What was handed over so far is of no use.
+    fn start_over(&self);
+}
+
+/// For whom opens an engine without a use for its records.
+impl Intake for () {
+    fn take(&self, _: &[Record]) {}
+
+    fn start_over(&self) {}
+}
+
 /// Whether changes can be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {

@@ -43,7 +43,7 @@ async fn a_journal_of_many_segments_is_read_back_and_a_missing_one_is_noticed() 
     fs::remove_file(&second).unwrap();
     let reopen = || {
         let options = options(16 * 1024);
-        SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options)
+        SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options, &())
     };
     assert!(matches!(reopen(), Err(OpenError::Journal(JournalError::Gap { .. }))));
     // A whole segment put in the place of another is noticed too.

@@ -7,7 +7,7 @@ use keyward_core::event::Revision;
 
 use super::OpenError;
 use super::dir::LockedDir;
-use super::journal::scan::{End, scan, segment_numbers};
+use super::journal::scan::{End, segment_numbers, verify};
 use super::journal::{ChainKey, Position};
 use super::recovery::{check_beginning, read_table};
 use super::snapshot;
@@ -60,7 +60,7 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey) -> Result<Vec<Finding>, OpenErro
         }
     }
     let table_path = dir.table();
-    let table = match table_path.exists().then(|| read_table(&table_path, key)) {
+    let table = match table_path.exists().then(|| read_table(&table_path, key, &())) {
         None => {
             findings.push(Finding::fine(table_path.display(), "not there; the next start builds it"));
             None
@@ -76,15 +76,9 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey) -> Result<Vec<Finding>, OpenErro
     }
     drop(table);
 
-    let wanted: HashSet<_> = places.iter().map(|(_, at, _)| *at).chain(watermark).collect();
-    let mut met: HashSet<Position> = HashSet::new();
-    let scanned = scan(&dir.journal(), key, |_, at| {
-        if wanted.contains(&at) {
-            met.insert(at);
-        }
-    });
-    let end = match scanned {
-        Ok(end) => end,
+    let wanted: Vec<_> = places.iter().map(|(_, at, _)| *at).chain(watermark).collect();
+    let (end, mut met) = match verify(&dir.journal(), key, &wanted) {
+        Ok(verified) => verified,
         Err(error) => {
             findings.insert(0, Finding::doubt(dir.journal().display(), error));
             let whole = |at: Position, keys| format!("whole, {keys} keys at revision {}", at.revision);

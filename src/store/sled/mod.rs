@@ -33,6 +33,7 @@ pub mod salvage;
 pub mod snapshot;
 mod sums;
 pub mod table;
+mod walk;
 mod watermark;
 
 use std::sync::Arc;
@@ -55,7 +56,9 @@ use self::keeper::Keeper;
 use self::overlay::Overlay;
 use self::recovery::SoundTable;
 use self::table::Table;
-use super::{Backup, BackupError, Commit, CommitError, Condition, KeyQuery, Page, Part, Snapshot, Store, StoreError};
+use super::{
+    Backup, BackupError, Commit, CommitError, Condition, Intake, KeyQuery, Page, Part, Snapshot, Store, StoreError,
+};
 use crate::feed::{Feed, Resync, Subscription};
 
 pub use self::dir::LockedDir;
@@ -102,12 +105,12 @@ pub struct SledStore {
 
 impl SledStore {
     /// Opens a data directory, in the order that ARCHITECTURE.md gives, and repairs what may be repaired. It blocks
-    /// for as long as that takes.
+    /// for as long as that takes. Once it is open, `intake` has every record as of [`Store::revision`].
     ///
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
-    pub fn open(dir: LockedDir, options: &Options) -> Result<Self, OpenError> {
-        let recovered = recovery::recover(&dir, options, SoundTable::Keep)?;
+    pub fn open(dir: LockedDir, options: &Options, intake: &dyn Intake) -> Result<Self, OpenError> {
+        let recovered = recovery::recover(&dir, options, SoundTable::Keep, intake)?;
         let overlay = Arc::new(Overlay::default());
         let feed = Feed::starting_after(recovered.journal.position.revision);
         let table = Arc::new(recovered.table);
@@ -141,11 +144,13 @@ impl SledStore {
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
     pub fn rebuild(dir: &LockedDir, options: &Options) -> Result<Revision, OpenError> {
-        let recovered = match recovery::recover(dir, options, SoundTable::BuildAnew) {
-            Err(OpenError::NoSoundSnapshot { path, why }) => match recovery::recover(dir, options, SoundTable::Keep) {
-                Ok(_) => return Err(OpenError::NothingToBuildFrom { path, why }),
-                Err(error) => return Err(error),
-            },
+        let recovered = match recovery::recover(dir, options, SoundTable::BuildAnew, &()) {
+            Err(OpenError::NoSoundSnapshot { path, why }) => {
+                match recovery::recover(dir, options, SoundTable::Keep, &()) {
+                    Ok(_) => return Err(OpenError::NothingToBuildFrom { path, why }),
+                    Err(error) => return Err(error),
+                }
+            }
             other => other?,
         };
         recovered.table.flush().map_err(|error| OpenError::Table(error.into()))?;

@@ -15,6 +15,7 @@ use super::snapshot::{self, SnapshotError};
 use super::sums::SumKey;
 use super::table::{Row, Table, TableError};
 use crate::progress::Progress;
+use crate::store::Intake;
 use crate::store::record::{DecodeError, decode_key, decode_tenant, pb};
 
 /// Rows that one transaction writes at least, while there are as many.
@@ -32,7 +33,7 @@ pub(super) fn rebuild(dir: &LockedDir, key: &ChainKey, end: &End) -> Result<Tabl
     for path in bases {
         let table = Table::open(&dir.table(), key).map_err(OpenError::Table)?;
         match load(&table, &path, &sum_key) {
-            Ok(()) if catch_up(&dir.journal(), key, &table, end)? => return Ok(table),
+            Ok(()) if catch_up(&dir.journal(), key, &table, end, &())? => return Ok(table),
             Ok(()) => unsound = Some((path, "it is not of this journal".to_owned())),
             Err(LoadError::Snapshot(error)) => unsound = Some((path, error.to_string())),
             Err(LoadError::Table(error)) => return Err(OpenError::Table(error)),
@@ -46,7 +47,7 @@ pub(super) fn rebuild(dir: &LockedDir, key: &ChainKey, end: &End) -> Result<Tabl
     // Without a snapshot, the journal must have everything.
     if end.start == Position::START {
         let table = Table::open(&dir.table(), key).map_err(OpenError::Table)?;
-        if catch_up(&dir.journal(), key, &table, end)? {
+        if catch_up(&dir.journal(), key, &table, end, &())? {
             return Ok(table);
         }
         return Err(OpenError::Table(TableError::Unsound("an empty table does not fit the journal")));
@@ -84,7 +85,13 @@ fn nothing_to_build_from(dir: &LockedDir, end: &End, unsound: Unsound) -> OpenEr
 }
 
 /// Writes to the table what it lacks. `false`: it covers a place that is not in this journal, and nothing was written.
-pub(super) fn catch_up(journal: &Path, key: &ChainKey, table: &Table, end: &End) -> Result<bool, OpenError> {
+pub(super) fn catch_up(
+    journal: &Path,
+    key: &ChainKey,
+    table: &Table,
+    end: &End,
+    intake: &dyn Intake,
+) -> Result<bool, OpenError> {
     let applied = table.applied().map_err(OpenError::Table)?;
     if applied == end.position {
         return Ok(true);
@@ -92,7 +99,7 @@ pub(super) fn catch_up(journal: &Path, key: &ChainKey, table: &Table, end: &End)
     let lacking = end.position.revision.0 - applied.revision.0;
     tracing::info!(from = applied.revision.0, to = end.position.revision.0, "bringing the table up to the journal");
     let progress = Progress::begin("replaying the journal, in changes", lacking);
-    let mut replay = Replay { table, end: end.position, progress, rows: vec![], failed: None };
+    let mut replay = Replay { table, intake, end: end.position, progress, rows: vec![], failed: None };
     let mut met = applied == end.start;
     scan(journal, key, |entries, to| {
         if met {
@@ -176,6 +183,7 @@ fn load(table: &Table, path: &PathBuf, key: &SumKey) -> Result<(), LoadError> {
 /// Rows on their way from the journal to the table.
 struct Replay<'a> {
     table: &'a Table,
+    intake: &'a dyn Intake,
     end: Position,
     progress: Progress,
     rows: Vec<Row>,
@@ -190,7 +198,10 @@ impl Replay<'_> {
                 return;
             }
             match rows_of(entry) {
-                Ok(rows) => self.rows.extend(rows),
+                Ok(rows) => {
+                    self.intake.take(&rows.iter().map(|row| row.record.clone()).collect::<Vec<_>>());
+                    self.rows.extend(rows);
+                }
                 Err(source) => self.failed = Some(OpenError::Redo { revision: Revision(entry.revision), source }),
             }
         }

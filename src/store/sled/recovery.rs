@@ -10,7 +10,7 @@ use std::path::Path;
 use keyward_core::event::Revision;
 
 use super::dir::LockedDir;
-use super::journal::scan::{End, scan};
+use super::journal::scan::{End, verify};
 use super::journal::writer::Writer;
 use super::journal::{ChainKey, Position};
 use super::rebuild::{catch_up, rebuild};
@@ -19,6 +19,7 @@ use super::sums::SumKey;
 use super::table::{Table, TableError};
 use super::watermark::Watermark;
 use super::{OpenError, Options};
+use crate::store::Intake;
 
 /// An opened directory.
 pub(super) struct Recovered {
@@ -41,11 +42,16 @@ pub(super) enum SoundTable {
     BuildAnew,
 }
 
-pub(super) fn recover(dir: &LockedDir, options: &Options, sound: SoundTable) -> Result<Recovered, OpenError> {
+pub(super) fn recover(
+    dir: &LockedDir,
+    options: &Options,
+    sound: SoundTable,
+    intake: &dyn Intake,
+) -> Result<Recovered, OpenError> {
     let key = ChainKey(options.chain_key.clone());
     let (watermark, acknowledged) = Watermark::open(&dir.watermark())?;
     let end = check_journal(dir, &key, acknowledged)?;
-    let table = open_table(&dir.table(), &key)?;
+    let table = open_table(&dir.table(), &key, intake)?;
     check_table_is_not_ahead(table.as_ref(), &end, &dir.journal())?;
 
     // Nothing was touched so far; now it is known that nothing is missing. What was read must be on the disk, not only in
@@ -55,10 +61,14 @@ pub(super) fn recover(dir: &LockedDir, options: &Options, sound: SoundTable) -> 
     watermark.sync()?;
 
     let table = match table {
-        Some(table) if sound == SoundTable::Keep && catch_up(&dir.journal(), &key, &table, &end)? => table,
+        Some(table) if sound == SoundTable::Keep && catch_up(&dir.journal(), &key, &table, &end, intake)? => table,
         unfit => {
             drop(unfit);
-            rebuild(dir, &key, &end)?
+            intake.start_over();
+            let built = rebuild(dir, &key, &end)?;
+            // It was built from what was checked; but what the index is to hold is what the table holds.
+            built.check(intake).map_err(OpenError::Table)?;
+            built
         }
     };
     let position = end.position;
@@ -70,11 +80,11 @@ pub(super) fn recover(dir: &LockedDir, options: &Options, sound: SoundTable) -> 
 /// Reads all of the journal and holds it against the watermark.
 pub(super) fn check_journal(dir: &LockedDir, key: &ChainKey, acknowledged: Option<Position>) -> Result<End, OpenError> {
     let watermark = acknowledged.unwrap_or(Position::START);
-    let mut met = false;
-    let end = scan(&dir.journal(), key, |_, at| met |= at == watermark)?;
+    let (end, met) = verify(&dir.journal(), key, &[watermark])?;
     let (found, journal) = (end.position.revision, dir.journal());
     check_beginning(dir, key, &end)?;
     // It may lag behind the beginning: it is not synced as often as older segments go.
+    let mut met = met.contains(&watermark);
     met |= watermark == end.start || watermark.revision < end.start.revision;
     if watermark.revision > found {
         return Err(OpenError::Missing { acknowledged: watermark.revision, found, journal });
@@ -127,11 +137,11 @@ fn check_table_is_not_ahead(table: Option<&Table>, end: &End, journal: &Path) ->
 
 /// Opens the table and reads all of it. `None`: it must be rebuilt. A disk that fails is no reason to rebuild: what is
 /// there may be sound, and there may be no room for another.
-pub(super) fn open_table(path: &Path, key: &ChainKey) -> Result<Option<Table>, OpenError> {
+pub(super) fn open_table(path: &Path, key: &ChainKey, intake: &dyn Intake) -> Result<Option<Table>, OpenError> {
     if !path.exists() {
         return Ok(None);
     }
-    match read_table(path, key) {
+    match read_table(path, key, intake) {
         Ok(table) => Ok(Some(table)),
         Err(TableError::Disk(error)) => Err(OpenError::Table(TableError::Disk(error))),
         Err(error) => {
@@ -142,10 +152,10 @@ pub(super) fn open_table(path: &Path, key: &ChainKey) -> Result<Option<Table>, O
 }
 
 /// Opens the table and reads all of it. sled panics where it meets bytes that it does not expect.
-pub(super) fn read_table(path: &Path, key: &ChainKey) -> Result<Table, TableError> {
+pub(super) fn read_table(path: &Path, key: &ChainKey, intake: &dyn Intake) -> Result<Table, TableError> {
     let open = || {
         let table = Table::open(path, key)?;
-        table.check()?;
+        table.check(intake)?;
         Ok(table)
     };
     catch_unwind(AssertUnwindSafe(open)).unwrap_or(Err(TableError::Unsound("sled panicked over it")))

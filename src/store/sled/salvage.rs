@@ -210,7 +210,7 @@ fn gather(dir: &LockedDir, key: &ChainKey, sum_key: &SumKey) -> Result<Found, Op
     }
     // One that was set aside may be sound: it says so itself.
     for path in [dir.table(), aside_of(&dir.table())].iter().filter(|path| path.exists()) {
-        match read_table(path, key) {
+        match read_table(path, key, &()) {
             Ok(table) => {
                 for row in table.rows() {
                     found.add(row.map_err(|error| OpenError::Table(error.into()))?);

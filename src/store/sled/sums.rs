@@ -54,6 +54,12 @@ impl Sum {
         self.hashes = self.hashes.wrapping_sub(Self::hash(key, name, value));
     }
 
+    /// Adds all that is in another.
+    pub(super) fn join(&mut self, other: &Self) {
+        self.count = self.count.wrapping_add(other.count);
+        self.hashes = self.hashes.wrapping_add(other.hashes);
+    }
+
     fn hash(key: &SumKey, name: &[u8], value: &[u8]) -> u128 {
         let mut hasher = blake3::Hasher::new_keyed(&key.0);
         hasher.update(&(name.len() as u64).to_le_bytes()).update(name).update(value);

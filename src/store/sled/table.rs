@@ -28,9 +28,8 @@ use sled::{Batch, Transactional, Tree};
 use super::cut::{CutSlot, Kind};
 use super::journal::{ChainKey, Position};
 use super::orderings::{facets_of, id_name, joined};
-use super::sums::{Sum, SumKey, Sums};
+use super::sums::{SumKey, Sums};
 use crate::files::{create_private_dir, lock_soon, named};
-use crate::progress::Progress;
 use crate::store::record::{DecodeError, decode_key, decode_tenant};
 use crate::store::{Page, StoreError};
 
@@ -134,41 +133,6 @@ impl Table {
     /// When the note of it is damaged.
     pub fn applied(&self) -> Result<Position, TableError> {
         Ok(self.sums()?.position)
-    }
-
-    /// Reads everything and holds it against the sums.
-    ///
-    /// # Errors
-    /// When anything does not fit.
-    pub fn check(&self) -> Result<(), TableError> {
-        let noted = self.sums()?;
-        let mut progress = Progress::begin("checking the table, in keys", noted.keys.count());
-        let (mut keys, mut expected_ids, mut expected_facets) = (Sum::default(), Sum::default(), Sum::default());
-        let key = &self.sum_key;
-        for entry in &self.keys {
-            let (digest, bytes) = entry?;
-            let record = decode_key(&bytes)?;
-            if record.secret.digest.as_bytes()[..] != digest[..] {
-                return Err(TableError::Unsound("a record lies under the digest of another"));
-            }
-            keys.add(key, &digest, &bytes);
-            expected_ids.add(key, &id_name(&record.tenant, &record.key_id), &digest);
-            facets_of(&record).for_each(|facet| expected_facets.add(key, &facet, &[]));
-            progress.advance(1);
-        }
-        match () {
-            () if keys != noted.keys => Err(TableError::Unsound("its keys are not those that were written")),
-            () if sum_of(key, &self.tenants)? != noted.tenants => {
-                Err(TableError::Unsound("its tenants are not those that were written"))
-            }
-            () if sum_of(key, &self.ids)? != expected_ids => {
-                Err(TableError::Unsound("its ids do not lead to its keys"))
-            }
-            () if sum_of(key, &self.facets)? != expected_facets => {
-                Err(TableError::Unsound("its orderings do not lead to its keys"))
-            }
-            () => Ok(()),
-        }
     }
 
     /// Writes records and the position they lead to, together. Later rows win over earlier ones.
@@ -329,16 +293,6 @@ impl Table {
 }
 
 const APPLIED: &str = "applied";
-
-/// The sum of everything in a tree.
-fn sum_of(key: &SumKey, tree: &Tree) -> Result<Sum, TableError> {
-    let mut sum = Sum::default();
-    for entry in tree {
-        let (name, value) = entry?;
-        sum.add(key, &name, &value);
-    }
-    Ok(sum)
-}
 
 /// The last row of each record: within one transaction, only that one is written.
 fn last_of_each(rows: &[Row]) -> impl Iterator<Item = &Row> {

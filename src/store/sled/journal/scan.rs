@@ -1,13 +1,17 @@
 //! Reading the journal: every frame, in order, checked.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use keyward_core::event::Revision;
+use parking_lot::Mutex;
 
 use super::frame::{ALIGNMENT_BYTES, Frame, HeaderError, SEGMENT_HEADER_BYTES, read_segment_header};
 use super::{ChainKey, JournalError, Position};
+use crate::parallel;
 use crate::progress::Progress;
 use crate::store::record::pb;
 
@@ -43,6 +47,53 @@ pub fn segment_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:012}.kwj"))
 }
 
+/// Reads every segment in `dir`, checks all of it, and says which of the wanted positions there are. It reads on every core.
+///
+/// # Errors
+/// When the journal is not whole. A torn end is not an error: see [`SegmentEnd::torn`].
+pub fn verify(dir: &Path, key: &ChainKey, wanted: &[Position]) -> Result<(End, HashSet<Position>), JournalError> {
+    let numbers = segment_numbers(dir)?;
+    let progress = Mutex::new(Progress::begin("reading the journal, in segments", numbers.len() as u64));
+    let failed = AtomicBool::new(false);
+    let scanned = parallel::each(numbers.len(), |at| {
+        if failed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut met = HashSet::new();
+        let visit = |_, at| met.extend(wanted.contains(&at).then_some(at));
+        // Each begins where its header says; whether the one before it ends there is seen when all are read.
+        let scanned = Scanned::of(dir, numbers[at], at + 1 == numbers.len(), key, None, visit).ok();
+        failed.fetch_or(scanned.is_none(), Ordering::Relaxed);
+        progress.lock().advance(1);
+        scanned.map(|scanned| (scanned, met))
+    });
+    drop(progress);
+    if let Some(whole) = joined(scanned) {
+        return Ok(whole);
+    }
+    // What is wrong is said by who reads from the beginning.
+    let mut met = HashSet::new();
+    let end = scan(dir, key, |_, at| met.extend(wanted.contains(&at).then_some(at)))?;
+    Ok((end, met))
+}
+
+/// Segments put together, if each follows the one before it.
+fn joined(scanned: Vec<Option<(Scanned, HashSet<Position>)>>) -> Option<(End, HashSet<Position>)> {
+    let mut whole = (End { start: Position::START, position: Position::START, segment: None }, HashSet::new());
+    let (end, found) = &mut whole;
+    for next in scanned {
+        let (next, met) = next?;
+        match &end.segment {
+            None => end.start = next.start,
+            Some(before) if before.number + 1 == next.segment.number && end.position == next.start => {}
+            Some(_) => return None,
+        }
+        (end.position, end.segment) = (next.end, Some(next.segment));
+        found.extend(met);
+    }
+    Some(whole)
+}
+
 /// Reads every segment in `dir`, checks all of it, and hands the entries of each frame to `visit`, with the position after
 /// it.
 ///
@@ -59,20 +110,17 @@ pub fn scan(
         None => Position::START,
     };
     let mut progress = Progress::begin("reading the journal, in segments", numbers.len() as u64);
-    let mut position = start;
-    let mut segment = None;
+    let mut end = End { start, position: start, segment: None };
     for (&number, expected) in numbers.iter().zip(numbers.first().copied().unwrap_or(1)..) {
         if number != expected {
-            return Err(JournalError::Gap { path: segment_path(dir, expected), after: position.revision });
+            return Err(JournalError::Gap { path: segment_path(dir, expected), after: end.position.revision });
         }
         let last = numbers.last() == Some(&number);
-        let path = segment_path(dir, number);
-        let bytes = fs::read(&path).map_err(|e| JournalError::io(&path, e))?;
-        let (last_frame, offset, torn) = scan_segment(&path, &bytes, last, key, &mut position, &mut visit)?;
-        segment = Some(SegmentEnd { number, path, offset, last_frame, torn });
+        let scanned = Scanned::of(dir, number, last, key, Some(end.position), &mut visit)?;
+        end = End { start, position: scanned.end, segment: Some(scanned.segment) };
         progress.advance(1);
     }
-    Ok(End { start, position, segment })
+    Ok(end)
 }
 
 /// The position after which a segment begins.
@@ -102,47 +150,62 @@ pub fn segment_numbers(dir: &Path) -> Result<Vec<u64>, JournalError> {
     Ok(numbers)
 }
 
-/// Reads one segment; says where its last frame begins, where it ends, and how many torn bytes follow.
-fn scan_segment(
-    path: &Path,
-    bytes: &[u8],
-    last: bool,
-    key: &ChainKey,
-    position: &mut Position,
-    visit: &mut impl FnMut(Vec<pb::JournalEntry>, Position),
-) -> Result<(u64, u64, u64), JournalError> {
-    let damaged = |offset: usize, what, position: &Position| JournalError::Damaged {
-        path: path.to_owned(),
-        offset: offset as u64,
-        what,
-        after: position.revision,
-    };
-    match read_segment_header(bytes) {
-        Ok(start) if start == *position => {}
-        Ok(_) => return Err(damaged(0, "the segment does not follow the one before it", position)),
-        Err(wrong) => return Err(wrong.in_file(path, position.revision)),
-    }
+/// A segment that was read.
+struct Scanned {
+    start: Position,
+    end: Position,
+    segment: SegmentEnd,
+}
 
-    let mut offset = SEGMENT_HEADER_BYTES;
-    let mut last_frame = 0;
-    while let Some(frame) = bytes.get(offset..).and_then(Frame::read) {
-        let (entries, end) = frame.follow(position, key).map_err(|what| damaged(offset, what, position))?;
-        visit(entries, end);
-        *position = end;
-        last_frame = offset;
-        offset += frame.bytes;
-    }
+impl Scanned {
+    /// Reads a segment, which follows a position, if one is given.
+    fn of(
+        dir: &Path,
+        number: u64,
+        last: bool,
+        key: &ChainKey,
+        after: Option<Position>,
+        mut visit: impl FnMut(Vec<pb::JournalEntry>, Position),
+    ) -> Result<Self, JournalError> {
+        let path = segment_path(dir, number);
+        let bytes = fs::read(&path).map_err(|e| JournalError::io(&path, e))?;
+        let revision = |after: Option<Position>| after.map_or(Revision(0), |after| after.revision);
+        let start = read_segment_header(&bytes).map_err(|wrong| wrong.in_file(&path, revision(after)))?;
+        if after.is_some_and(|after| after != start) {
+            return Err(does_not_follow(&path, revision(after)));
+        }
+        let mut end = start;
+        let damaged = |offset: usize, what, end: &Position| JournalError::Damaged {
+            path: path.clone(),
+            offset: offset as u64,
+            what,
+            after: end.revision,
+        };
 
-    let tail = bytes.get(offset..).unwrap_or_default();
-    let torn = tail.iter().rposition(|&b| b != 0).map_or(0, |at| at + 1);
-    if torn == 0 {
-        return Ok((last_frame as u64, offset as u64, 0));
+        let mut offset = SEGMENT_HEADER_BYTES;
+        let mut last_frame = 0;
+        while let Some(frame) = bytes.get(offset..).and_then(Frame::read) {
+            let (entries, next) = frame.follow(&end, key).map_err(|what| damaged(offset, what, &end))?;
+            visit(entries, next);
+            end = next;
+            last_frame = offset;
+            offset += frame.bytes;
+        }
+
+        let tail = bytes.get(offset..).unwrap_or_default();
+        let torn = tail.iter().rposition(|&b| b != 0).map_or(0, |at| at + 1);
+        if torn > 0 && (!last || sound_frame_follows(&tail[..torn])) {
+            // It was acknowledged.
+            return Err(damaged(offset, "the frame is damaged", &end));
+        }
+        let (offset, last_frame, torn) = (offset as u64, last_frame as u64, torn as u64);
+        Ok(Self { start, end, segment: SegmentEnd { number, path, offset, last_frame, torn } })
     }
-    let acknowledged = !last || sound_frame_follows(&tail[..torn]);
-    if acknowledged {
-        return Err(damaged(offset, "the frame is damaged", position));
-    }
-    Ok((last_frame as u64, offset as u64, torn as u64))
+}
+
+fn does_not_follow(path: &Path, after: Revision) -> JournalError {
+    let what = "the segment does not follow the one before it";
+    JournalError::Damaged { path: path.to_owned(), offset: 0, what, after }
 }
 
 /// Whether a sound frame begins anywhere after the first place. If so, the damaged one before it had been acknowledged.

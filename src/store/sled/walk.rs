@@ -1,0 +1,185 @@
+//! Reading all of the table, on every core: it is held against its sums, and what is read is handed on.
+
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use keyward_core::event::Record;
+use parking_lot::Mutex;
+use sled::Tree;
+
+use super::orderings::{facets_of, id_name};
+use super::sums::Sum;
+use super::table::{Table, TableError};
+use crate::parallel;
+use crate::progress::Progress;
+use crate::store::Intake;
+use crate::store::record::{decode_key, decode_tenant};
+
+/// Parts that the keys are read in, by the first byte of their digests.
+const KEY_PARTS: usize = 256;
+/// The trees that are read in one part each: beside the keys, and before them, because the longest work comes first.
+const WHOLE_TREES: usize = 3;
+/// Records that are handed on at once.
+const BATCH_RECORDS: usize = 1_024;
+
+impl Table {
+    /// Reads everything, holds it against the sums, and hands every record to `intake`, the keys in the order of their
+    /// digests within each part. What was handed on before an error is of no use.
+    ///
+    /// # Errors
+    /// When anything does not fit.
+    pub fn check(&self, intake: &dyn Intake) -> Result<(), TableError> {
+        let noted = self.sums()?;
+        let walk = Walk {
+            table: self,
+            intake,
+            names: RandomState::new(),
+            failed: AtomicBool::new(false),
+            progress: Mutex::new(Progress::begin("reading the table, in keys", noted.keys.count())),
+        };
+        let mut found = Found::default();
+        for part in parallel::each(WHOLE_TREES + KEY_PARTS, |number| walk.part(number)) {
+            found.add(&part?);
+        }
+        match () {
+            () if found.keys != noted.keys => Err(TableError::Unsound("its keys are not those that were written")),
+            () if found.tenants != noted.tenants => {
+                Err(TableError::Unsound("its tenants are not those that were written"))
+            }
+            () if found.ids != found.expected_ids => Err(TableError::Unsound("its ids do not lead to its keys")),
+            () if found.facets != found.expected_facets => {
+                Err(TableError::Unsound("its orderings do not lead to its keys"))
+            }
+            () => Ok(()),
+        }
+    }
+}
+
+/// What was found in some parts, and what that lets expect of others.
+#[derive(Default)]
+struct Found {
+    keys: Sum,
+    tenants: Sum,
+    ids: Tally,
+    facets: Tally,
+    expected_ids: Tally,
+    expected_facets: Tally,
+}
+
+impl Found {
+    fn add(&mut self, other: &Self) {
+        self.keys.join(&other.keys);
+        self.tenants.join(&other.tenants);
+        self.ids.join(&other.ids);
+        self.facets.join(&other.facets);
+        self.expected_ids.join(&other.expected_ids);
+        self.expected_facets.join(&other.expected_facets);
+    }
+}
+
+/// A count of names, and the sum of their hashes. The hash has a key that nobody knew before: what is in the table was
+/// written without it.
+#[derive(Default, PartialEq, Eq)]
+struct Tally {
+    count: u64,
+    hashes: u64,
+}
+
+impl Tally {
+    fn add(&mut self, names: &RandomState, name: &[u8], value: &[u8]) {
+        self.count += 1;
+        self.hashes = self.hashes.wrapping_add(names.hash_one((name, value)));
+    }
+
+    fn join(&mut self, other: &Self) {
+        self.count += other.count;
+        self.hashes = self.hashes.wrapping_add(other.hashes);
+    }
+}
+
+struct Walk<'a> {
+    table: &'a Table,
+    intake: &'a dyn Intake,
+    names: RandomState,
+    /// So that nobody reads on where all is in vain.
+    failed: AtomicBool,
+    progress: Mutex<Progress>,
+}
+
+impl Walk<'_> {
+    /// sled panics where it meets bytes that it does not expect.
+    fn part(&self, number: usize) -> Result<Found, TableError> {
+        if self.failed.load(Ordering::Relaxed) {
+            return Ok(Found::default());
+        }
+        let read = || match number {
+            0 => self.facets(),
+            1 => self.ids(),
+            2 => self.tenants(),
+            _ => self.keys(number - WHOLE_TREES),
+        };
+        let read = catch_unwind(AssertUnwindSafe(read)).unwrap_or(Err(TableError::Unsound("sled panicked over it")));
+        self.failed.fetch_or(read.is_err(), Ordering::Relaxed);
+        read
+    }
+
+    fn facets(&self) -> Result<Found, TableError> {
+        Ok(Found { facets: self.tally(self.table.facets())?, ..Found::default() })
+    }
+
+    fn ids(&self) -> Result<Found, TableError> {
+        Ok(Found { ids: self.tally(self.table.ids())?, ..Found::default() })
+    }
+
+    fn tally(&self, tree: &Tree) -> Result<Tally, TableError> {
+        let mut tally = Tally::default();
+        for entry in tree {
+            let (name, value) = entry?;
+            tally.add(&self.names, &name, &value);
+        }
+        Ok(tally)
+    }
+
+    fn tenants(&self) -> Result<Found, TableError> {
+        let mut found = Found::default();
+        for entry in self.table.tree(super::cut::Kind::Tenant) {
+            let (name, bytes) = entry?;
+            found.tenants.add(self.table.sum_key(), &name, &bytes);
+            self.intake.take(&[Record::Tenant(Arc::new(decode_tenant(&bytes)?))]);
+        }
+        Ok(found)
+    }
+
+    /// The keys whose digests begin with a byte.
+    fn keys(&self, first: usize) -> Result<Found, TableError> {
+        let mut found = Found::default();
+        let mut batch = Vec::with_capacity(BATCH_RECORDS);
+        let from = Bound::Included(vec![first as u8]); // below 256
+        let to = u8::try_from(first + 1).map_or(Bound::Unbounded, |next| Bound::Excluded(vec![next]));
+        for entry in self.table.tree(super::cut::Kind::Key).range((from, to)) {
+            let (digest, bytes) = entry?;
+            let record = decode_key(&bytes)?;
+            if record.secret.digest.as_bytes()[..] != digest[..] {
+                return Err(TableError::Unsound("a record lies under the digest of another"));
+            }
+            found.keys.add(self.table.sum_key(), &digest, &bytes);
+            found.expected_ids.add(&self.names, &id_name(&record.tenant, &record.key_id), &digest);
+            facets_of(&record).for_each(|facet| found.expected_facets.add(&self.names, &facet, &[]));
+            batch.push(Record::Key(Arc::new(record)));
+            if batch.len() == BATCH_RECORDS {
+                self.hand_on(&mut batch);
+            }
+        }
+        self.hand_on(&mut batch);
+        Ok(found)
+    }
+
+    fn hand_on(&self, batch: &mut Vec<Record>) {
+        self.intake.take(batch);
+        self.progress.lock().advance(batch.len() as u64);
+        batch.clear();
+    }
+}
