@@ -177,22 +177,21 @@ pub fn quick_reply(ready: &Ready, caller: &Caller, body: &[u8]) -> Option<Bytes>
 #[must_use]
 pub fn quick_batch_reply(ready: &Ready, caller: &Caller, body: &[u8]) -> Option<Bytes> {
     let now = ready.clock.now();
-    let mut verdicts = Vec::with_capacity(body.len() / ITEM_BYTES_TYPICAL + 1);
+    let about = (body.len() / ITEM_BYTES_TYPICAL + 1).min(BATCH_ITEMS_MAX);
+    let (mut replies, mut failures) = (Replies::with_room_for(about), Vec::with_capacity(about));
     for message in messages(body)? {
-        if verdicts.len() == BATCH_ITEMS_MAX {
+        if failures.len() == BATCH_ITEMS_MAX {
             return None;
         }
-        verdicts.push(Judged::of(ready, caller, &Question::of_message(message?)?, now)?);
+        let judged = Judged::of(ready, caller, &Question::of_message(message?)?, now)?;
+        failures.push(judged.failure());
+        replies.push(&judged.answer());
     }
-    if verdicts.is_empty() {
+    if failures.is_empty() {
         return None;
     }
     // Only now that it is certain that this is the answer.
-    let mut replies = Replies::with_room_for(verdicts.iter().map(Judged::answer));
-    for judged in &verdicts {
-        ready.verdicts.count(judged.failure());
-        replies.push(&judged.answer());
-    }
+    failures.into_iter().for_each(|failure| ready.verdicts.count(failure));
     Some(replies.to_body())
 }
 

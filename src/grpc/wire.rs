@@ -16,6 +16,9 @@ const SCOPES_MAX: usize = 8;
 /// The prefix of a gRPC message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
 
+/// Bytes of an answer in a batch, about.
+const ANSWER_BYTES_TYPICAL: usize = 192;
+
 /// A request, borrowed from its bytes.
 #[derive(Debug, Default, PartialEq)]
 pub struct Question<'a> {
@@ -208,10 +211,12 @@ impl Answer<'_> {
 pub struct Replies(BytesMut);
 
 impl Replies {
-    /// Begins a body that these answers fill exactly.
+    /// Begins a body with room for this many answers of the usual length.
     #[must_use]
-    pub fn with_room_for<'a>(answers: impl Iterator<Item = Answer<'a>>) -> Self {
-        Self(body_of(answers.map(|answer| nested_bytes(nested_bytes(answer.message_bytes()))).sum()))
+    pub fn with_room_for(answers: usize) -> Self {
+        let mut out = BytesMut::with_capacity(PREFIX_BYTES + answers * ANSWER_BYTES_TYPICAL);
+        out.put_bytes(0, PREFIX_BYTES);
+        Self(out)
     }
 
     /// Writes the next answer.
@@ -227,17 +232,24 @@ impl Replies {
 
     /// The body of the reply.
     #[must_use]
-    pub fn to_body(self) -> Bytes {
+    pub fn to_body(mut self) -> Bytes {
+        let bytes = self.0.len() - PREFIX_BYTES;
+        self.0[..PREFIX_BYTES].copy_from_slice(&prefix(bytes));
         self.0.freeze()
     }
+}
+
+/// What stands before a message of this length: that it is not compressed, and the length.
+fn prefix(message_bytes: usize) -> [u8; PREFIX_BYTES] {
+    // A record has at most 4 KiB and a batch at most 1,000 of them.
+    let [a, b, c, d] = u32::try_from(message_bytes).unwrap_or(u32::MAX).to_be_bytes();
+    [0, a, b, c, d]
 }
 
 /// A body for a message of this size, with its prefix.
 fn body_of(message_bytes: usize) -> BytesMut {
     let mut out = BytesMut::with_capacity(PREFIX_BYTES + message_bytes);
-    out.put_u8(0);
-    // A record has at most 16 KiB and a batch at most 1,000 of them.
-    out.put_u32(u32::try_from(message_bytes).unwrap_or(u32::MAX));
+    out.put_slice(&prefix(message_bytes));
     out
 }
 
