@@ -11,7 +11,7 @@ use keyward::store::sled::OpenError;
 use keyward::store::sled::journal::JournalError;
 use keyward_core::record::State;
 
-use crate::harness::{Issued, Site, journal_segment};
+use crate::harness::{Issued, Site, journal_segment, open_table};
 
 /// A stopped server with an active and a disabled key.
 async fn stopped() -> (Site, [Issued; 2]) {
@@ -228,7 +228,7 @@ async fn a_table_that_contradicts_the_journal_is_not_believed() {
     ];
     for (round, tamper) in tampers.into_iter().enumerate() {
         {
-            let db = sled::open(site.dir.path().join("table")).unwrap();
+            let db = open_table(site.dir.path());
             tamper(&db.open_tree("keys").unwrap());
             db.flush().unwrap();
         }

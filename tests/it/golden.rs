@@ -141,11 +141,11 @@ fn journal_frames_are_written_and_read_as_ever() {
     assert_eq!(read_segment_header(&second), Ok(end));
 
     let other = ChainKey(Zeroizing::new([0x12; 32]));
-    assert!(frame.follow(&start, &other).is_err(), "another key's chain does not verify");
+    assert!(frame.follow::<pb::JournalEntry>(&start, &other).is_err(), "another key's chain does not verify");
     for bit in 0..golden.len() * 8 {
         let mut flipped = golden.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
-        let read = Frame::read(&flipped).map(|frame| frame.follow(&start, &key).is_ok());
+        let read = Frame::read(&flipped).map(|frame| frame.follow::<pb::JournalEntry>(&start, &key).is_ok());
         // Only the padding is not covered.
         let padding = bit / 8 >= golden.len() - (golden.len() - golden.iter().rposition(|&b| b != 0).unwrap() - 1);
         assert!(read != Some(true) || padding, "bit {bit}");

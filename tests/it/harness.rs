@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use keyward::app::{App, Deps, Engine, StartError};
 use keyward::config::{Flags, Settings};
+use keyward::files::lock_soon;
 use keyward::grpc::pb;
 use keyward::grpc::pb::key_admin_client::KeyAdminClient;
 use keyward::grpc::pb::key_verify_client::KeyVerifyClient;
@@ -141,6 +142,13 @@ impl Site {
         let key = pb::CreateKeyRequest { tenant: "system".into(), ..new_key("Caller", roles) };
         self.caller(&self.admin().create(key).await.unwrap().secret)
     }
+}
+
+/// The table of a server that was stopped, as sled has it. Threads of its own may still hold its file for a moment.
+pub(crate) fn open_table(dir: &Path) -> sled::Db {
+    let path = dir.join("table");
+    lock_soon(&std::fs::File::open(path.join("db")).unwrap()).unwrap();
+    sled::open(path).unwrap()
 }
 
 /// Settings under which the journal's files are as small as they can be.

@@ -7,7 +7,7 @@ use std::process::Output;
 use keyward::grpc::pb::Reason;
 
 use crate::binary::{keyward, text};
-use crate::harness::{Issued, Site, journal_segment};
+use crate::harness::{Issued, Site, journal_segment, open_table};
 
 fn run(args: &[&str], dir: &Path) -> (bool, String, String) {
     let output: Output = keyward(args).arg("--data-dir").arg(dir).output().unwrap();
@@ -72,7 +72,7 @@ async fn check_says_what_is_whole_and_what_is_not() {
 async fn check_notices_a_table_that_holds_something_else() {
     let (site, _) = stopped().await;
     {
-        let db = sled::open(site.dir.path().join("table")).unwrap();
+        let db = open_table(site.dir.path());
         let keys = db.open_tree("keys").unwrap();
         let digest = keys.iter().next().unwrap().unwrap().0;
         keys.remove(digest).unwrap();

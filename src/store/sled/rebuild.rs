@@ -9,7 +9,7 @@ use keyward_core::event::{Record, Revision};
 
 use super::OpenError;
 use super::dir::LockedDir;
-use super::journal::scan::{End, scan};
+use super::journal::scan::{End, scan_after};
 use super::journal::{ChainKey, Position};
 use super::snapshot::{self, SnapshotError};
 use super::sums::SumKey;
@@ -101,7 +101,7 @@ pub(super) fn catch_up(
     let progress = Progress::begin("replaying the journal, in changes", lacking);
     let mut replay = Replay { table, intake, end: end.position, progress, rows: vec![], failed: None };
     let mut met = applied == end.start;
-    scan(journal, key, |entries, to| {
+    scan_after(journal, key, applied.revision, |entries: Vec<pb::JournalEntry>, to| {
         if met {
             replay.add(&entries, to);
         }

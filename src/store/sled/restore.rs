@@ -116,7 +116,7 @@ fn fill(dir: &LockedDir, options: &Options, source: &Source) -> Result<Restored,
     let journal = source.journal.clone().unwrap_or_default();
     let mut copy = Copy { writer, key: &key, from, at: from, wanted: source.to, journal, failed: None };
     if let Some(journal) = &source.journal {
-        scan(journal, &key, |entries, to| copy.take(&entries, to))?;
+        scan(journal, &key, |entries: Vec<pb::JournalEntry>, to| copy.take(&entries, to))?;
         copy.failed.take().map_or(Ok(()), Err)?;
     }
     let with = if source.journal.is_some() { "the journal" } else { "nothing after it (--journal)" };

@@ -245,9 +245,9 @@ fn gather_segment(bytes: &[u8], path: &Path, key: &ChainKey, found: &mut Found) 
             continue;
         };
         found.there += 1;
-        found.ours += usize::from(before.is_some_and(|before| frame.follow(&before, key).is_ok()));
+        found.ours += usize::from(before.is_some_and(|before| frame.follow::<pb::JournalEntry>(&before, key).is_ok()));
         before = Some(frame.claimed_end());
-        for entry in frame.entries() {
+        for entry in frame.entries::<pb::JournalEntry>() {
             let Ok((entry, _)) = entry else { break };
             match rows_of(&entry) {
                 Ok(rows) => {

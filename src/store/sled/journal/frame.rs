@@ -141,6 +141,32 @@ impl FrameBuilder {
     }
 }
 
+/// What can be read of an entry.
+pub trait Entry: Message + Default {
+    /// Its revision.
+    fn revision(&self) -> Revision;
+}
+
+impl Entry for pb::JournalEntry {
+    fn revision(&self) -> Revision {
+        Revision(self.revision)
+    }
+}
+
+/// As much of an entry as it takes to know its place. Its bytes are covered by the chain.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Place {
+    /// As in [`pb::JournalEntry`].
+    #[prost(uint64, tag = "1")]
+    revision: u64,
+}
+
+impl Entry for Place {
+    fn revision(&self) -> Revision {
+        Revision(self.revision)
+    }
+}
+
 /// A frame as read: its checksum holds, its contents are not yet looked at.
 #[derive(Debug)]
 pub struct Frame<'a> {
@@ -190,11 +216,11 @@ impl<'a> Frame<'a> {
     /// The time of the first entry, if it decodes.
     #[must_use]
     pub fn first_time(&self) -> Option<UnixMillis> {
-        self.entries().next()?.ok().map(|(entry, _)| UnixMillis(entry.time_ms))
+        self.entries::<pb::JournalEntry>().next()?.ok().map(|(entry, _)| UnixMillis(entry.time_ms))
     }
 
     /// The entries with their bytes, each as far as it decodes. The first mistake ends them.
-    pub fn entries(&self) -> impl Iterator<Item = Result<(pb::JournalEntry, &'a [u8]), &'static str>> + use<'a> {
+    pub fn entries<E: Entry>(&self) -> impl Iterator<Item = Result<(E, &'a [u8]), &'static str>> + use<'a, E> {
         let mut rest = self.payload;
         std::iter::from_fn(move || {
             if rest.is_empty() {
@@ -212,19 +238,15 @@ impl<'a> Frame<'a> {
     ///
     /// # Errors
     /// With what is wrong.
-    pub fn follow(
-        &self,
-        position: &Position,
-        key: &ChainKey,
-    ) -> Result<(Vec<pb::JournalEntry>, Position), &'static str> {
+    pub fn follow<E: Entry>(&self, position: &Position, key: &ChainKey) -> Result<(Vec<E>, Position), &'static str> {
         let mut entries = Vec::new();
         let mut end = *position;
-        for next in self.entries() {
+        for next in self.entries::<E>() {
             let (entry, encoded) = next?;
-            if entry.revision != end.revision.next().0 {
+            if entry.revision() != end.revision.next() {
                 return Err("the revisions do not follow each other");
             }
-            end = Position { revision: Revision(entry.revision), chain: end.chain.after(key, encoded) };
+            end = Position { revision: entry.revision(), chain: end.chain.after(key, encoded) };
             entries.push(entry);
         }
         if self.first != position.revision.next() || self.count as usize != entries.len() {
@@ -240,11 +262,11 @@ impl<'a> Frame<'a> {
 }
 
 /// Takes the next entry and its bytes off a payload.
-fn next_entry<'a>(rest: &mut &'a [u8]) -> Result<(pb::JournalEntry, &'a [u8]), &'static str> {
+fn next_entry<'a, E: Entry>(rest: &mut &'a [u8]) -> Result<(E, &'a [u8]), &'static str> {
     let length = prost::encoding::decode_varint(rest).map_err(|_| "an entry's length does not decode")?;
     let length = usize::try_from(length).map_err(|_| "an entry's length does not decode")?;
     let (encoded, after) = rest.split_at_checked(length).ok_or("an entry runs past its frame")?;
-    let entry = pb::JournalEntry::decode(encoded).map_err(|_| "an entry does not decode")?;
+    let entry = E::decode(encoded).map_err(|_| "an entry does not decode")?;
     *rest = after;
     Ok((entry, encoded))
 }

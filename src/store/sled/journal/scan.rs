@@ -9,11 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use keyward_core::event::Revision;
 use parking_lot::Mutex;
 
-use super::frame::{ALIGNMENT_BYTES, Frame, HeaderError, SEGMENT_HEADER_BYTES, read_segment_header};
+use super::frame::{ALIGNMENT_BYTES, Entry, Frame, HeaderError, Place, SEGMENT_HEADER_BYTES, read_segment_header};
 use super::{ChainKey, JournalError, Position};
 use crate::parallel;
 use crate::progress::Progress;
-use crate::store::record::pb;
 
 /// Where the journal ends, after a scan.
 #[derive(Debug)]
@@ -60,7 +59,7 @@ pub fn verify(dir: &Path, key: &ChainKey, wanted: &[Position]) -> Result<(End, H
             return None;
         }
         let mut met = HashSet::new();
-        let visit = |_, at| met.extend(wanted.contains(&at).then_some(at));
+        let visit = |_: Vec<Place>, at| met.extend(wanted.contains(&at).then_some(at));
         // Each begins where its header says; whether the one before it ends there is seen when all are read.
         let scanned = Scanned::of(dir, numbers[at], at + 1 == numbers.len(), key, None, visit).ok();
         failed.fetch_or(scanned.is_none(), Ordering::Relaxed);
@@ -73,7 +72,7 @@ pub fn verify(dir: &Path, key: &ChainKey, wanted: &[Position]) -> Result<(End, H
     }
     // What is wrong is said by who reads from the beginning.
     let mut met = HashSet::new();
-    let end = scan(dir, key, |_, at| met.extend(wanted.contains(&at).then_some(at)))?;
+    let end = scan(dir, key, |_: Vec<Place>, at| met.extend(wanted.contains(&at).then_some(at)))?;
     Ok((end, met))
 }
 
@@ -99,12 +98,35 @@ fn joined(scanned: Vec<Option<(Scanned, HashSet<Position>)>>) -> Option<(End, Ha
 ///
 /// # Errors
 /// When the journal is not whole. A torn end is not an error: see [`SegmentEnd::torn`].
-pub fn scan(
+pub fn scan<E: Entry>(dir: &Path, key: &ChainKey, visit: impl FnMut(Vec<E>, Position)) -> Result<End, JournalError> {
+    scan_segments(dir, &segment_numbers(dir)?, key, visit)
+}
+
+/// Reads what comes after a revision, and somewhat more: it begins with a segment, and visits the frame that ends there.
+///
+/// # Errors
+/// When what is read is not whole.
+pub fn scan_after<E: Entry>(
     dir: &Path,
     key: &ChainKey,
-    mut visit: impl FnMut(Vec<pb::JournalEntry>, Position),
+    revision: Revision,
+    visit: impl FnMut(Vec<E>, Position),
 ) -> Result<End, JournalError> {
-    let numbers = segment_numbers(dir)?;
+    let mut numbers = segment_numbers(dir)?;
+    while let Some(&next) = numbers.get(1)
+        && segment_start(&segment_path(dir, next))?.revision < revision
+    {
+        numbers.remove(0);
+    }
+    scan_segments(dir, &numbers, key, visit)
+}
+
+fn scan_segments<E: Entry>(
+    dir: &Path,
+    numbers: &[u64],
+    key: &ChainKey,
+    mut visit: impl FnMut(Vec<E>, Position),
+) -> Result<End, JournalError> {
     let start = match numbers.first() {
         Some(&first) => segment_start(&segment_path(dir, first))?,
         None => Position::START,
@@ -159,13 +181,13 @@ struct Scanned {
 
 impl Scanned {
     /// Reads a segment, which follows a position, if one is given.
-    fn of(
+    fn of<E: Entry>(
         dir: &Path,
         number: u64,
         last: bool,
         key: &ChainKey,
         after: Option<Position>,
-        mut visit: impl FnMut(Vec<pb::JournalEntry>, Position),
+        mut visit: impl FnMut(Vec<E>, Position),
     ) -> Result<Self, JournalError> {
         let path = segment_path(dir, number);
         let bytes = fs::read(&path).map_err(|e| JournalError::io(&path, e))?;
