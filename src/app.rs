@@ -326,8 +326,9 @@ fn serve(
     let service = LogLayer.layer(routes.prepare());
     let service = DeadlineLayer.layer(AuthnLayer::new(gate.clone()).layer(service));
     let service = MetricsLayer::new(calls.clone()).layer(service);
-    let service = QuickVerify::new(service, gate.clone(), &calls);
-    let answering = Answering { service, at_home: is_quick, elsewhere: Handle::current() };
+    let gate = gate.clone();
+    let at_once = move |peer| QuickVerify::new(gate.clone(), &calls, peer);
+    let answering = Answering { service, at_once, at_home: is_quick, elsewhere: Handle::current() };
 
     let (accepted, incoming) = mpsc::channel::<io::Result<Conn>>(ACCEPTED_MAX);
     for listener in listeners {

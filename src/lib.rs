@@ -7,7 +7,7 @@
 //! - [`app`]: puts everything together; the only place that names a storage engine.
 //! - [`offline`]: what is done to data that nobody serves. [`remote`]: what is asked of a server from outside.
 //! - [`lifecycle`]: signals and shutdown. [`conditions`]: whether changes can be made. [`net`]: listeners. [`cores`],
-//!   [`serve`]: connections, and where they live.
+//!   [`serve`]: connections, and where they live. [`http2`]: what they speak.
 //! - [`ops_http`]: probes and metrics over HTTP. [`metrics`]: what is counted.
 //! - [`layer`], [`grpc`]: calls come in: who calls, may they, and from the wire to the domain and back.
 //! - [`authority`]: the write side. [`verify`]: the hot path.
@@ -28,6 +28,7 @@ pub mod faults;
 pub mod feed;
 pub mod files;
 pub mod grpc;
+pub mod http2;
 pub mod index;
 pub mod keyring;
 pub mod layer;

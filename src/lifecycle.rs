@@ -36,7 +36,8 @@ impl Tasks {
 
     /// Starts a task, on a runtime of the caller's choice, on which nothing else relies. One that panics ends alone.
     pub fn spawn_lone_on(&self, runtime: &Handle, task: impl Future<Output = ()> + Send + 'static) {
-        let end = self.end.clone();
+        // A token of its own: it is looked at again and again, and what all share, all cores would wait for.
+        let end = self.end.child_token();
         self.tracker.spawn_on(
             async move {
                 let _ended = end.run_until_cancelled_owned(task).await;

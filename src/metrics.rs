@@ -215,10 +215,15 @@ pub struct Call {
 impl Call {
     /// Counts a call that was answered with the code of this number. What is no number of a code is code UNKNOWN.
     pub fn count(&self, code: i32, took: Duration) {
+        self.count_many(1, code, took);
+    }
+
+    /// Counts so many calls that were answered alike, and in the same time.
+    pub fn count_many(&self, calls: u64, code: i32, took: Duration) {
         let [_, _, unknown, ..] = &self.codes;
         let counter = usize::try_from(code).ok().and_then(|code| self.codes.get(code)).unwrap_or(unknown);
-        counter.inc();
-        self.durations.observe(took);
+        counter.inc_by(calls);
+        self.durations.observe(calls, took);
     }
 }
 
@@ -235,11 +240,11 @@ struct Classes {
 }
 
 impl Durations {
-    fn observe(&self, took: Duration) {
+    fn observe(&self, times: u64, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let class = BOUNDS_MICROS.partition_point(|bound| u64::from(*bound) * 1_000 < nanos);
-        self.0.counts[class].fetch_add(1, Ordering::Relaxed);
-        self.0.nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.0.counts[class].fetch_add(times, Ordering::Relaxed);
+        self.0.nanos.fetch_add(nanos.wrapping_mul(times), Ordering::Relaxed);
     }
 }
 

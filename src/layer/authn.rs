@@ -133,9 +133,16 @@ fn ask(peer: Option<IpAddr>) -> Ask<'static> {
 }
 
 /// The credential of a request. A request with several has none: it is not for us to choose.
-pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
+fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (value, None) = (values.next()?, values.next()) else { return None };
-    let (scheme, credential) = value.to_str().ok()?.split_once(' ')?;
+    credential_of(value.as_bytes())
+}
+
+/// The credential in the value of `authorization`.
+pub(super) fn credential_of(value: &[u8]) -> Option<&str> {
+    // A credential is ASCII that can be seen.
+    let text = str::from_utf8(value).ok().filter(|text| text.is_ascii())?;
+    let (scheme, credential) = text.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| credential.trim())
 }

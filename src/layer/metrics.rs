@@ -92,31 +92,24 @@ where
 
 /// Counts its call when it is dropped. Until somebody knows better, the caller has gone away.
 #[derive(Debug)]
-pub(super) struct UnderWay {
-    call: Option<Arc<Call>>,
+struct UnderWay {
+    call: Arc<Call>,
     began: Instant,
     code: Code,
 }
 
 impl UnderWay {
-    pub(super) fn begin(call: Arc<Call>) -> Self {
-        Self { call: Some(call), began: Instant::now(), code: Code::Cancelled }
+    fn begin(call: Arc<Call>) -> Self {
+        Self { call, began: Instant::now(), code: Code::Cancelled }
     }
 
-    pub(super) fn end(mut self, code: Code) {
+    fn end(mut self, code: Code) {
         self.code = code;
-    }
-
-    /// Counts nothing: somebody else will.
-    pub(super) fn forget(mut self) {
-        self.call = None;
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        if let Some(call) = &self.call {
-            call.count(self.code.into(), self.began.elapsed());
-        }
+        self.call.count(self.code.into(), self.began.elapsed());
     }
 }

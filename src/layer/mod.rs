@@ -1,5 +1,5 @@
 //! Middleware: what happens to every call before a service sees it. Outermost first: [`metrics`], then
-//! [`deadline`], [`authn`] and [`log`]. [`quick`] stands before them all.
+//! [`deadline`], [`authn`] and [`log`]. [`quick`] answers what need not come to them.
 
 pub mod authn;
 pub mod deadline;

@@ -1,34 +1,27 @@
-//! The short way for Verify and BatchVerify: what most calls are is answered without the router, without a task and without copying.
+//! The short way for Verify and BatchVerify: what most calls are is answered without the router, without a task and without
+//! copying the request, where its frames are read.
 //!
 //! Only a call that is answered with a verdict goes this way. Whatever is out of the ordinary (a caller to be refused, a
-//! field that breaks a rule, a revision to wait for, an explanation, a message in many pieces) takes the long way from its
-//! beginning, so that there is one place that refuses. A verdict on both ways is made by the same code.
+//! field that breaks a rule, a revision to wait for, an explanation, a long message) takes the long way from its beginning,
+//! so that there is one place that refuses. A verdict on both ways is made by the same code.
 
-use std::convert::Infallible;
-use std::future::Future;
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
-use http_body::{Body as HttpBody, Frame};
+use bytes::Bytes;
 use keyward_core::access::{Action, Caller};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 use keyward_core::record::KeyPolicy;
-use tonic::body::Body;
-use tonic::codegen::StdError;
-use tonic::{Code, Status};
-use tower_service::Service;
+use tonic::Code;
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
-use super::authn::{authenticate, bearer, caller_of};
-use super::metrics::UnderWay;
+use super::authn::{authenticate, caller_of, credential_of};
 use crate::grpc::ready::{Gate, Ready};
 use crate::grpc::verify::{quick_batch_reply, quick_reply};
+use crate::http2::{AtOnce, Head};
 use crate::metrics::{Call, Calls};
 use crate::net::Peer;
 
@@ -41,15 +34,22 @@ type ToReply = fn(&Ready, &Caller, &[u8]) -> Option<Bytes>;
 /// What answers each of them.
 const REPLIES: [ToReply; 2] = [quick_reply, quick_batch_reply];
 
-/// A request longer than this takes the long way: a batch of 1,000 is shorter, unless its fields are long.
-const BODY_BYTES_MAX: usize = 128 * 1024;
-
-/// Answers Verify, and has `inner` answer everything else. Each clone is for one connection.
-pub struct QuickVerify<S> {
-    inner: Arc<S>,
+/// Answers Verify and BatchVerify on one connection.
+pub struct QuickVerify {
     gate: Gate,
+    peer: Option<IpAddr>,
     calls: [Arc<Call>; 2],
     known: Option<Known>,
+    /// The last head that was admitted, and for which call.
+    admitted: Option<(u64, usize)>,
+    /// The time at which the caller was last found to be good.
+    good_at: Option<UnixMillis>,
+    /// When what is gone through now was read.
+    read_at: Instant,
+    /// The same by the clock, once somebody has asked for it.
+    now: Option<UnixMillis>,
+    /// How many calls have been answered of what was read, whose heads were read with it.
+    answered: [u64; 2],
 }
 
 /// The caller that a connection's last call had.
@@ -64,34 +64,62 @@ struct Known {
     caller: Arc<Caller>,
 }
 
-impl<S> QuickVerify<S> {
-    /// The short way before a long one.
+/// What admits a call.
+pub struct Pass {
+    which: usize,
+    caller: Arc<Caller>,
+    /// When its head was read.
+    began: Instant,
+}
+
+impl QuickVerify {
+    /// The short way on a connection of this peer.
     #[must_use]
-    pub fn new(inner: S, gate: Gate, calls: &Calls) -> Self {
-        Self { inner: Arc::new(inner), gate, calls: PATHS.map(|path| calls.of(path)), known: None }
+    pub fn new(gate: Gate, calls: &Calls, peer: Peer) -> Self {
+        Self {
+            gate,
+            peer: peer.ip(),
+            calls: PATHS.map(|path| calls.of(path)),
+            known: None,
+            admitted: None,
+            good_at: None,
+            read_at: Instant::now(),
+            now: None,
+            answered: [0; 2],
+        }
     }
 
-    /// Which call a request is that may take the short way, and its caller.
-    fn admit<B>(&mut self, request: &Request<B>) -> Option<(usize, Arc<Caller>)> {
-        let headers = request.headers();
-        let which = PATHS.iter().position(|path| *path == request.uri().path())?;
-        let plain = request.method() == Method::POST
-            && headers.get(header::CONTENT_TYPE).is_some_and(is_grpc)
-            && !headers.contains_key("grpc-encoding")
-            // Each call is to be logged.
-            && LevelFilter::current() < LevelFilter::DEBUG;
-        if !plain {
+    /// Which call a head is of, if it may take the short way and its caller is good.
+    fn which(&mut self, head: &Head) -> Option<usize> {
+        // Each call is to be logged.
+        if LevelFilter::current() >= LevelFilter::DEBUG {
             return None;
         }
         let ready = self.gate.ready().ok()?;
-        let credential = bearer(headers)?;
-        let peer = request.extensions().get::<Peer>().and_then(Peer::ip);
-        let now = ready.clock.now();
-        if !self.known.as_ref().is_some_and(|known| known.holds(ready, credential, peer, now)) {
-            self.known = Known::find(ready, credential, peer, now, self.known.take());
+        let now = *self.now.get_or_insert_with(|| ready.clock.now());
+        if let (Some((serial, which)), Some(known)) = (self.admitted, &self.known)
+            && serial == head.serial()
+            && known.is_current(ready)
+            && (self.good_at == Some(now) || super::authn::still_good(&known.policy, self.peer, now))
+        {
+            self.good_at = Some(now);
+            return Some(which);
+        }
+        (self.admitted, self.good_at) = (None, None);
+        let which = PATHS.iter().position(|path| path.as_bytes() == head.path())?;
+        if head.method() != b"POST" || !head.content_type().is_some_and(is_grpc) || head.has_encoding() {
+            return None;
+        }
+        let credential = credential_of(head.authorization()?)?;
+        if !self.known.as_ref().is_some_and(|known| known.holds(ready, credential, self.peer, now)) {
+            self.known = Known::find(ready, credential, self.peer, now, self.known.take());
         }
         let known = self.known.as_ref()?;
-        known.caller.may_somewhere(Action::Verify).then(|| (which, known.caller.clone()))
+        if !known.caller.may_somewhere(Action::Verify) {
+            return None;
+        }
+        (self.admitted, self.good_at) = (Some((head.serial(), which)), Some(now));
+        Some(which)
     }
 }
 
@@ -117,230 +145,67 @@ impl Known {
 
     /// Whether a credential is this one, and is still good.
     fn holds(&self, ready: &Ready, credential: &str, peer: Option<IpAddr>, now: UnixMillis) -> bool {
-        // The revision is told after the entries: while it stands still, what was read at it has not been overtaken by
-        // any change that somebody was told of.
-        self.as_of == ready.verifier.index().revision()
-            && self.is(credential, peer)
-            && super::authn::still_good(&self.policy, peer, now)
+        self.is_current(ready) && self.is(credential, peer) && super::authn::still_good(&self.policy, peer, now)
     }
-}
 
-impl Known {
-    /// In a time that says nothing of where credentials differ: one connection may carry the calls of several callers.
+    /// Whether the credential and where it comes from are these. In a time that says nothing of where credentials differ: one
+    /// connection may carry the calls of several callers.
     fn is(&self, credential: &str, peer: Option<IpAddr>) -> bool {
         self.peer == peer && constant_time_eq::constant_time_eq(&self.credential, credential.as_bytes())
     }
-}
 
-impl<S> Clone for QuickVerify<S> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), gate: self.gate.clone(), calls: self.calls.clone(), known: None }
+    /// Whether nothing has changed since.
+    fn is_current(&self, ready: &Ready) -> bool {
+        // The revision is told after the entries: while it stands still, what was read at it has not been overtaken by
+        // any change that somebody was told of.
+        self.as_of == ready.verifier.index().revision()
     }
 }
 
-fn is_grpc(content_type: &HeaderValue) -> bool {
-    matches!(content_type.as_bytes(), b"application/grpc" | b"application/grpc+proto")
-}
+impl AtOnce for QuickVerify {
+    type Pass = Pass;
 
-impl<S, B> Service<Request<B>> for QuickVerify<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone,
-    B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
-    B::Error: Into<StdError>,
-{
-    type Response = Response<Reply>;
-    type Error = Infallible;
-    type Future = Answering<S, B>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
+    fn begin(&mut self, at: Instant) {
+        // One reading of each clock for all that was read together.
+        self.read_at = at;
+        self.now = None;
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        match self.admit(&request) {
-            Some((which, caller)) => Answering::Short(Some(Short {
-                request,
-                read: Bytes::new(),
-                caller,
-                gate: self.gate.clone(),
-                under_way: UnderWay::begin(self.calls[which].clone()),
-                to_reply: REPLIES[which],
-                inner: self.inner.clone(),
-            })),
-            None => Answering::Long { answer: Box::pin((*self.inner).clone().call(request.map(Body::new))) },
+    fn admit(&mut self, head: &Head) -> Option<Pass> {
+        let which = self.which(head)?;
+        let caller = self.known.as_ref()?.caller.clone();
+        Some(Pass { which, caller, began: self.read_at })
+    }
+
+    fn answer(&mut self, pass: &Pass, body: &[u8]) -> Option<Bytes> {
+        let reply = REPLIES[pass.which](self.gate.ready().ok()?, &pass.caller, body)?;
+        if pass.began == self.read_at {
+            self.answered[pass.which] += 1;
+        } else {
+            self.calls[pass.which].count(Code::Ok.into(), pass.began.elapsed());
         }
+        Some(reply)
     }
-}
 
-/// A call under way.
-#[expect(clippy::large_enum_variant, reason = "most calls take the short way, and a box would cost what it saves")]
-pub enum Answering<S: Service<Request<Body>>, B> {
-    /// On the short way.
-    Short(Option<Short<S, B>>),
-    /// On the long way.
-    Long {
-        /// Its answer.
-        answer: Pin<Box<S::Future>>,
-    },
-}
+    fn give_up(&mut self, pass: &Pass) {
+        self.calls[pass.which].count(Code::Cancelled.into(), pass.began.elapsed());
+    }
 
-/// A call whose body is being read.
-pub struct Short<S, B> {
-    request: Request<B>,
-    read: Bytes,
-    caller: Arc<Caller>,
-    gate: Gate,
-    under_way: UnderWay,
-    to_reply: ToReply,
-    inner: Arc<S>,
-}
-
-impl<S, B> Future for Answering<S, B>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone,
-    B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
-    B::Error: Into<StdError>,
-{
-    type Output = Result<Response<Reply>, Infallible>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Self::Short(short) = &mut *self {
-            let failed = match short.as_mut().map(|short| short.read(cx)) {
-                Some(Poll::Ready(failed)) => failed,
-                Some(Poll::Pending) | None => return Poll::Pending,
-            };
-            let Some(short) = short.take() else { return Poll::Pending };
-            if failed.is_none()
-                && let Some(reply) = short.reply()
-            {
-                short.under_way.end(Code::Ok);
-                return Poll::Ready(Ok(reply));
-            }
-            let answer = Box::pin(short.the_long_way(failed));
-            self.set(Self::Long { answer });
+    fn end(&mut self) {
+        if self.answered == [0; 2] {
+            return;
         }
-        let Self::Long { answer } = &mut *self else { return Poll::Pending };
-        answer.as_mut().poll(cx).map_ok(|response| response.map(Reply::Long))
-    }
-}
-
-impl<S, B> Short<S, B>
-where
-    S: Service<Request<Body>> + Clone,
-    B: HttpBody<Data = Bytes> + Unpin + Send + 'static,
-    B::Error: Into<StdError>,
-{
-    /// Reads to the end of the body, or as far as is reasonable. It gives the error of the body, if it has one.
-    fn read(&mut self, cx: &mut Context<'_>) -> Poll<Option<B::Error>> {
-        let body = self.request.body_mut();
-        while self.read.len() <= BODY_BYTES_MAX && !body.is_end_stream() {
-            let frame = match ready!(Pin::new(&mut *body).poll_frame(cx)) {
-                None => break,
-                Some(Err(error)) => return Poll::Ready(Some(error)),
-                Some(Ok(frame)) => frame,
-            };
-            match frame.into_data() {
-                Ok(data) if self.read.is_empty() => self.read = data,
-                Ok(data) => {
-                    let mut joined = BytesMut::with_capacity(self.read.len() + data.len());
-                    joined.extend_from_slice(&self.read);
-                    joined.extend_from_slice(&data);
-                    self.read = joined.freeze();
-                }
-                // Trailers of a request mean nothing in gRPC.
-                Err(_) => {}
+        // They came together and their replies leave together.
+        let took = self.read_at.elapsed();
+        for (call, answered) in self.calls.iter().zip(&mut self.answered) {
+            match std::mem::take(answered) {
+                0 => {}
+                answered => call.count_many(answered, Code::Ok.into(), took),
             }
         }
-        Poll::Ready(None)
-    }
-
-    fn reply(&self) -> Option<Response<Reply>> {
-        let data = (self.to_reply)(self.gate.ready().ok()?, &self.caller, &self.read)?;
-        let mut response = Response::new(Reply::Short { data: Some(data), ended: false });
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        Some(response)
-    }
-
-    fn the_long_way(self, failed: Option<B::Error>) -> S::Future {
-        self.under_way.forget();
-        let Self { request, read, inner, .. } = self;
-        let request = request.map(|rest| {
-            let read = Some(read).filter(|read| !read.is_empty());
-            Body::new(Whole { read, failed: failed.map(Into::into), rest })
-        });
-        (*inner).clone().call(request)
     }
 }
 
-/// The body of a request of which a part was read.
-struct Whole<B> {
-    read: Option<Bytes>,
-    failed: Option<StdError>,
-    rest: B,
+fn is_grpc(content_type: &[u8]) -> bool {
+    matches!(content_type, b"application/grpc" | b"application/grpc+proto")
 }
-
-impl<B> HttpBody for Whole<B>
-where
-    B: HttpBody<Data = Bytes> + Unpin,
-    B::Error: Into<StdError>,
-{
-    type Data = Bytes;
-    type Error = StdError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
-        if let Some(read) = self.read.take() {
-            return Poll::Ready(Some(Ok(Frame::data(read))));
-        }
-        if let Some(error) = self.failed.take() {
-            return Poll::Ready(Some(Err(error)));
-        }
-        Pin::new(&mut self.rest).poll_frame(cx).map_err(Into::into)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.read.is_none() && self.failed.is_none() && self.rest.is_end_stream()
-    }
-}
-
-/// The body of a reply.
-#[derive(Debug)]
-pub enum Reply {
-    /// A verdict, and the trailers that end it.
-    Short {
-        /// The message, until it is taken.
-        data: Option<Bytes>,
-        /// Whether the trailers are taken too.
-        ended: bool,
-    },
-    /// Whatever came from the long way.
-    Long(Body),
-}
-
-impl HttpBody for Reply {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        match &mut *self {
-            Self::Short { data, ended } => Poll::Ready(match data.take() {
-                Some(data) => Some(Ok(Frame::data(data))),
-                None if *ended => None,
-                None => {
-                    *ended = true;
-                    Some(Ok(Frame::trailers(HeaderMap::from_iter([(GRPC_STATUS, OK)]))))
-                }
-            }),
-            Self::Long(body) => Pin::new(body).poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Short { ended, .. } => *ended,
-            Self::Long(body) => body.is_end_stream(),
-        }
-    }
-}
-
-const GRPC_STATUS: header::HeaderName = header::HeaderName::from_static("grpc-status");
-const OK: HeaderValue = HeaderValue::from_static("0");

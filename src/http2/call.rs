@@ -1,0 +1,178 @@
+//! A call on the long way: a task that belongs to its connection, and what it has to say to it.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{HeaderMap, Request, Response, response};
+use http_body::Body;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::AbortHandle;
+use tower_service::Service;
+
+use super::REPLY_BYTES_AHEAD;
+use super::body::{Inbox, Incoming};
+use super::head::Head;
+
+/// What a call has to say. What waits to be heard of one call is a head, [`REPLY_BYTES_AHEAD`], and trailers at most.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) stream: u32,
+    pub(super) event: Event,
+}
+
+#[derive(Debug)]
+pub(super) enum Event {
+    /// The head of the reply, and whether that is all of it.
+    Head(Box<response::Parts>, bool),
+    /// A part of the reply, and what to give back to the call's room when it is sent.
+    Data(Bytes, usize),
+    /// The trailers that end the reply, or none.
+    End(Option<Box<HeaderMap>>),
+    /// There will be no (further) reply.
+    Failed,
+    /// So many bytes of the request have been read.
+    Read(usize),
+    /// The call has ended and all that it held is dropped. It is the last event of each.
+    Done,
+}
+
+/// A call under way, which is ended by dropping this. It says [`Event::Done`] when it has.
+#[derive(Debug)]
+pub(super) struct Running {
+    task: Option<AbortHandle>,
+    /// How much the call may say before it is sent, in bytes.
+    room: Arc<Semaphore>,
+}
+
+impl Running {
+    /// A part of the reply is sent.
+    pub(super) fn make_room(&self, bytes: usize) {
+        self.room.add_permits(bytes);
+    }
+
+    /// Ends the call, soon: it says when it has ended.
+    pub(super) fn cancel(&self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+/// Begins calls.
+pub(super) trait Begin {
+    /// Begins a call. `None`: its head is of no request.
+    fn begin(&self, stream: u32, head: &Head, inbox: Inbox) -> Option<Running>;
+}
+
+/// Begins the calls of one connection.
+pub(super) struct Calls<S, X> {
+    pub(super) service: S,
+    pub(super) at_home: fn(&str) -> bool,
+    pub(super) elsewhere: Handle,
+    pub(super) extension: X,
+    pub(super) events: UnboundedSender<Message>,
+}
+
+impl<S, B, X> Begin for Calls<S, X>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    X: Clone + Send + Sync + 'static,
+{
+    fn begin(&self, stream: u32, head: &Head, inbox: Inbox) -> Option<Running> {
+        let body = Incoming::new(inbox, stream, self.events.clone());
+        let mut request = head.to_request(body)?;
+        let at_home = (self.at_home)(request.uri().path());
+        request.extensions_mut().insert(self.extension.clone());
+        let room = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
+        let link = Link { stream, events: self.events.clone(), room: room.clone() };
+        let service = self.service.clone();
+        let mut call = Box::pin(async move {
+            // A panic ends its call and nothing else.
+            if AssertUnwindSafe(answer(service, request, &link)).catch_unwind().await.is_err() {
+                link.say(Event::Failed);
+            }
+        });
+        let task = if at_home {
+            // Most calls are answered at once, and a task costs more than they do. Who has to wait is asked again as a
+            // task, which begins with a poll: the waker of this one is not needed.
+            let pending = call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
+            pending.then(|| Handle::current().spawn(call).abort_handle())
+        } else {
+            Some(self.elsewhere.spawn(call).abort_handle())
+        };
+        Some(Running { task, room })
+    }
+}
+
+/// The call's end of the talk. When it is dropped, the call has ended.
+struct Link {
+    stream: u32,
+    events: UnboundedSender<Message>,
+    room: Arc<Semaphore>,
+}
+
+impl Link {
+    fn say(&self, event: Event) {
+        // A connection that is gone wants no answer.
+        drop(self.events.send(Message { stream: self.stream, event }));
+    }
+
+    async fn say_data(&self, data: Bytes) {
+        let bytes = data.len().min(REPLY_BYTES_AHEAD);
+        if let Ok(room) = self.room.acquire_many(bytes as u32).await {
+            room.forget();
+            self.say(Event::Data(data, bytes));
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.say(Event::Done);
+    }
+}
+
+async fn answer<S, B>(mut service: S, request: Request<Incoming>, link: &Link)
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    B: Body<Data = Bytes>,
+{
+    // Always ready: nothing in it waits before a call.
+    let Ok(response) = service.call(request).await;
+    let (parts, body) = response.into_parts();
+    let ended = body.is_end_stream();
+    link.say(Event::Head(Box::new(parts), ended));
+    if ended {
+        return;
+    }
+    let mut body = pin!(body);
+    while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx).map_err(drop)).await {
+        let Ok(frame) = frame else { return link.say(Event::Failed) };
+        match frame.into_data() {
+            Ok(data) if data.is_empty() => {}
+            Ok(data) => link.say_data(data).await,
+            Err(frame) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    return link.say(Event::End(Some(Box::new(trailers))));
+                }
+            }
+        }
+    }
+    link.say(Event::End(None));
+}

@@ -1,0 +1,410 @@
+//! What a connection knows, and the rules it keeps: frames go in, frames come out, and no I/O is done.
+
+mod reply;
+mod request;
+mod stream;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use self::stream::{Stream, Waiting};
+use super::call::Begin;
+use super::code::{Code, Fault};
+use super::frame::{self, BITS_31, HEAD_BYTES, Head as FrameHead, PAYLOAD_BYTES_MAX, PREFACE, flag, kind, setting};
+use super::head::Heads;
+use super::hpack::Encoder;
+use super::{
+    AtOnce, ERRORS_MAX, HEADER_BYTES_MAX, IDLE_FRAMES_MAX, OUT_BYTES_MAX, REPLIES_BYTES_MAX, STREAMS_MAX, WINDOW_BYTES,
+};
+
+/// Windows are this size until somebody says otherwise (RFC 9113, section 6.9.2).
+const WINDOW_BYTES_AT_FIRST: u32 = 65_535;
+/// Streams that were reset here, whose peers may not know yet, and of which frames that come are no errors.
+const RESETS_REMEMBERED: usize = 1_024;
+/// Asks whether the peer is still there.
+const PING_KEEPALIVE: [u8; 8] = *b"kw-alive";
+/// Asks whether the peer has heard of the stop.
+const PING_FAREWELL: [u8; 8] = *b"kw-leave";
+
+/// A connection.
+pub(super) struct Conn<A: AtOnce, C> {
+    /// What is to be written to the network.
+    pub(super) out: Vec<u8>,
+    at_once: A,
+    calls: C,
+    phase: Phase,
+    heads: Heads,
+    encoder: Encoder,
+    /// A header block that goes on in the next frame.
+    block: Option<Block>,
+    /// The youngest stream that the peer has begun, refused ones too.
+    last_stream: u32,
+    /// In the order of their numbers.
+    waiting: VecDeque<Waiting<A::Pass>>,
+    gathered_bytes: usize,
+    streams: BTreeMap<u32, Stream>,
+    /// Streams that have something to send, in turns.
+    sendable: VecDeque<u32>,
+    /// Bytes of replies that were given at once and wait.
+    replies_bytes: usize,
+    /// What the peer set the windows of its streams to.
+    peer_window: i64,
+    /// Bytes that may be sent to the peer.
+    send_window: i64,
+    /// Bytes that the peer may send.
+    window: u32,
+    /// Bytes that the peer has not been told that it may send again.
+    untold: u32,
+    resets: VecDeque<u32>,
+    errors: u32,
+    idle_frames: u32,
+    leaving: Leaving,
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The peer has yet to say that it speaks HTTP/2.
+    Preface,
+    /// Its settings come next.
+    Settings,
+    Open,
+}
+
+/// How far a connection is from its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    No,
+    /// The peer has been told, and may not have heard of it.
+    Told,
+    /// The peer knows that no call after this one is answered.
+    After(u32),
+}
+
+/// A header block in several frames.
+struct Block {
+    stream: u32,
+    ends_stream: bool,
+    frames: u32,
+    bytes: Vec<u8>,
+}
+
+impl<A: AtOnce, C: Begin> Conn<A, C> {
+    pub(super) fn new(at_once: A, calls: C) -> Self {
+        let mut out = vec![];
+        frame::put_settings(
+            &mut out,
+            &[
+                (setting::MAX_CONCURRENT_STREAMS, STREAMS_MAX as u32),
+                (setting::INITIAL_WINDOW_SIZE, WINDOW_BYTES),
+                (setting::MAX_HEADER_LIST_SIZE, HEADER_BYTES_MAX as u32),
+            ],
+        );
+        frame::put_window_update(&mut out, 0, WINDOW_BYTES - WINDOW_BYTES_AT_FIRST);
+        Self {
+            out,
+            at_once,
+            calls,
+            phase: Phase::Preface,
+            heads: Heads::new(),
+            encoder: Encoder::new(),
+            block: None,
+            last_stream: 0,
+            waiting: VecDeque::new(),
+            gathered_bytes: 0,
+            streams: BTreeMap::new(),
+            sendable: VecDeque::new(),
+            replies_bytes: 0,
+            peer_window: WINDOW_BYTES_AT_FIRST.into(),
+            send_window: WINDOW_BYTES_AT_FIRST.into(),
+            window: WINDOW_BYTES,
+            untold: 0,
+            resets: VecDeque::new(),
+            errors: 0,
+            idle_frames: 0,
+            leaving: Leaving::No,
+        }
+    }
+
+    /// Goes through what was read, and says how much of it is done with: all whole frames, unless so much is to be written
+    /// that nothing should be added to it.
+    ///
+    /// # Errors
+    /// When the connection cannot go on. The peer has been told so then.
+    pub(super) fn receive(&mut self, input: &[u8], at: Instant) -> Result<usize, Fault> {
+        self.at_once.begin(at);
+        let received = self.receive_frames(input);
+        self.at_once.end();
+        if let Err(fault) = &received {
+            frame::put_goaway(&mut self.out, self.last_stream, fault.code, fault.what);
+        }
+        received
+    }
+
+    fn receive_frames(&mut self, input: &[u8]) -> Result<usize, Fault> {
+        let mut rest = input;
+        if self.phase == Phase::Preface {
+            match rest.strip_prefix(PREFACE) {
+                Some(further) => (self.phase, rest) = (Phase::Settings, further),
+                None if PREFACE.starts_with(rest) => return Ok(0),
+                None => return Err(Fault::protocol("this is no HTTP/2")),
+            }
+        }
+        while !self.is_full()
+            && let Some(head) = FrameHead::read(rest)
+        {
+            if head.length > PAYLOAD_BYTES_MAX {
+                return Err(Fault::size("a frame longer than SETTINGS_MAX_FRAME_SIZE"));
+            }
+            let Some(payload) = rest.get(HEAD_BYTES..HEAD_BYTES + head.length) else { break };
+            rest = &rest[HEAD_BYTES + head.length..];
+            self.frame(head, payload)?;
+        }
+        Ok(input.len() - rest.len())
+    }
+
+    /// Whether so much is to be written that nothing should be added to it.
+    pub(super) fn is_full(&self) -> bool {
+        self.out.len() >= OUT_BYTES_MAX
+    }
+
+    /// Asks whether the peer is still there.
+    pub(super) fn ping(&mut self) {
+        frame::put_ping(&mut self.out, false, &PING_KEEPALIVE);
+    }
+
+    /// A while has passed: what a peer may do in it begins anew.
+    pub(super) fn calm_down(&mut self) {
+        self.idle_frames = 0;
+    }
+
+    /// Tells the peer that this connection will end, and asks it to say when it knows. Until then calls are answered.
+    pub(super) fn tell_of_end(&mut self) {
+        if self.leaving == Leaving::No {
+            self.leaving = Leaving::Told;
+            frame::put_goaway(&mut self.out, BITS_31, Code::NoError, "");
+            frame::put_ping(&mut self.out, false, &PING_FAREWELL);
+        }
+    }
+
+    /// Whether the peer has been told of the end and has not said that it knows.
+    pub(super) fn awaits_farewell(&self) -> bool {
+        self.leaving == Leaving::Told
+    }
+
+    /// Takes no more calls, and says which was the last.
+    pub(super) fn leave(&mut self) {
+        if !matches!(self.leaving, Leaving::After(_)) {
+            self.leaving = Leaving::After(self.last_stream);
+            frame::put_goaway(&mut self.out, self.last_stream, Code::NoError, "");
+        }
+    }
+
+    /// Ends all calls.
+    pub(super) fn end_calls(&mut self) {
+        for waiting in self.waiting.drain(..) {
+            self.at_once.give_up(&waiting.pass);
+        }
+        self.streams.clear();
+    }
+
+    /// Whether nothing more will ever be said.
+    pub(super) fn has_left(&self) -> bool {
+        matches!(self.leaving, Leaving::After(_)) && self.streams.is_empty() && self.waiting.is_empty()
+    }
+
+    fn frame(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+        if self.phase == Phase::Settings {
+            if head.kind != kind::SETTINGS || head.has(flag::ACK) {
+                return Err(Fault::protocol("the first frame is not SETTINGS"));
+            }
+            self.phase = Phase::Open;
+        }
+        if let Some(block) = &self.block
+            && (head.kind != kind::CONTINUATION || head.stream != block.stream)
+        {
+            return Err(Fault::protocol("a header block is interrupted"));
+        }
+        match head.kind {
+            kind::DATA => self.data(head, payload),
+            kind::HEADERS => self.headers(head, payload),
+            kind::CONTINUATION => self.continuation(head, payload),
+            kind::WINDOW_UPDATE => self.window_update(head, payload),
+            kind::SETTINGS => self.settings(head, payload),
+            kind::PING => self.pinged(head, payload),
+            kind::RST_STREAM => self.reset_by_peer(head, payload),
+            kind::GOAWAY => self.peer_leaves(head, payload),
+            kind::PRIORITY => self.priority(head, payload),
+            kind::PUSH_PROMISE => Err(Fault::protocol("a client cannot push")),
+            // Section 4.1: to be ignored.
+            _ => self.idle_frame(),
+        }
+    }
+
+    fn settings(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+        if head.stream != 0 {
+            return Err(Fault::protocol("SETTINGS on a stream"));
+        }
+        if head.has(flag::ACK) {
+            return if payload.is_empty() { self.idle_frame() } else { Err(Fault::size("SETTINGS that say and ack")) };
+        }
+        let (settings, []) = payload.as_chunks::<6>() else { return Err(Fault::size("half a setting")) };
+        let mut window = None;
+        for [n1, n2, v1, v2, v3, v4] in settings {
+            let (name, value) = (u16::from_be_bytes([*n1, *n2]), u32::from_be_bytes([*v1, *v2, *v3, *v4]));
+            self.setting(name, value)?;
+            if name == setting::INITIAL_WINDOW_SIZE {
+                window = Some(value);
+            }
+        }
+        // Once, however often it is set: it takes a look at every stream.
+        window.map_or(Ok(()), |window| self.set_peer_window(window.into()))?;
+        self.idle_frame()?;
+        frame::put_settings_ack(&mut self.out);
+        Ok(())
+    }
+
+    fn setting(&mut self, name: u16, value: u32) -> Result<(), Fault> {
+        match name {
+            setting::HEADER_TABLE_SIZE => self.encoder.table_is_allowed(value),
+            setting::ENABLE_PUSH if value > 1 => return Err(Fault::protocol("ENABLE_PUSH is neither 0 nor 1")),
+            setting::INITIAL_WINDOW_SIZE if value > BITS_31 => {
+                return Err(Fault::new(Code::FlowControl, "INITIAL_WINDOW_SIZE is beyond 2^31-1"));
+            }
+            // Frames are never longer than every peer takes.
+            setting::MAX_FRAME_SIZE if !(PAYLOAD_BYTES_MAX..1 << 24).contains(&(value as usize)) => {
+                return Err(Fault::protocol("MAX_FRAME_SIZE is out of its bounds"));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn pinged(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+        if head.stream != 0 {
+            return Err(Fault::protocol("PING on a stream"));
+        }
+        if payload.len() != PING_FAREWELL.len() {
+            return Err(Fault::size("PING that is not of 8 bytes"));
+        }
+        self.idle_frame()?;
+        if !head.has(flag::ACK) {
+            frame::put_ping(&mut self.out, true, payload);
+        } else if payload == PING_FAREWELL && self.leaving == Leaving::Told {
+            self.leave();
+        }
+        Ok(())
+    }
+
+    fn peer_leaves(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+        if head.stream != 0 {
+            return Err(Fault::protocol("GOAWAY on a stream"));
+        }
+        if payload.len() < 8 {
+            return Err(Fault::size("GOAWAY without a code"));
+        }
+        self.leave();
+        Ok(())
+    }
+
+    fn priority(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+        if head.stream == 0 {
+            return Err(Fault::protocol("PRIORITY of the connection"));
+        }
+        if payload.len() != 5 {
+            let fault = Fault::size("PRIORITY that is not of 5 bytes");
+            return if self.is_idle(head.stream) { Err(fault) } else { self.reset_for(head.stream, fault.code) };
+        }
+        self.idle_frame()
+    }
+
+    /// A frame that carries no call on.
+    fn idle_frame(&mut self) -> Result<(), Fault> {
+        self.idle_frames += 1;
+        if self.idle_frames > IDLE_FRAMES_MAX {
+            return Err(Fault::calm("too many frames that carry no call on"));
+        }
+        Ok(())
+    }
+
+    /// Whether a stream has never been begun.
+    fn is_idle(&self, stream: u32) -> bool {
+        stream > self.last_stream || stream.is_multiple_of(2)
+    }
+
+    /// Whether there is no room for another call.
+    fn is_crowded(&self) -> bool {
+        self.streams.len() + self.waiting.len() >= STREAMS_MAX || self.replies_bytes >= REPLIES_BYTES_MAX
+    }
+
+    /// Resets a stream for an error of the peer.
+    fn reset_for(&mut self, stream: u32, code: Code) -> Result<(), Fault> {
+        self.errors += 1;
+        if self.errors > ERRORS_MAX {
+            return Err(Fault::calm("too many errors"));
+        }
+        self.reset(stream, code);
+        Ok(())
+    }
+
+    /// Resets a stream, and ends its call.
+    fn reset(&mut self, stream: u32, code: Code) {
+        frame::put_reset(&mut self.out, stream, code);
+        self.remember_reset(stream);
+        self.forget(stream);
+    }
+
+    /// Frames that the peer has sent before it knows of a reset are no errors.
+    fn remember_reset(&mut self, stream: u32) {
+        if self.resets.len() == RESETS_REMEMBERED {
+            self.resets.pop_front();
+        }
+        self.resets.push_back(stream);
+    }
+
+    /// Ends whatever goes on for a stream. The place of a call is free when it has ended.
+    fn forget(&mut self, id: u32) {
+        if let Some(at) = self.find_waiting(id)
+            && let Some(waiting) = self.waiting.remove(at)
+        {
+            self.at_once.give_up(&waiting.pass);
+            self.gathered_bytes -= waiting.body.len();
+            self.give_back(waiting.body.len());
+        }
+        if let Some(stream) = self.streams.get_mut(&id) {
+            self.replies_bytes -= stream.reply_bytes();
+            let unread = stream.cancel();
+            let is_gone = stream.call.is_none();
+            self.give_back(unread as usize);
+            if is_gone {
+                self.streams.remove(&id);
+            }
+        }
+    }
+
+    /// Where a call stands among those that wait for their bodies.
+    fn find_waiting(&self, id: u32) -> Option<usize> {
+        // Most often, bodies come in the order of their heads.
+        if self.waiting.front()?.id == id {
+            return Some(0);
+        }
+        self.waiting.binary_search_by_key(&id, |waiting| waiting.id).ok()
+    }
+
+    /// The peer may send as many bytes again. It is told when they are many.
+    fn give_back(&mut self, bytes: usize) {
+        self.untold += bytes as u32;
+        if self.untold >= WINDOW_BYTES / 2 {
+            self.window += self.untold;
+            frame::put_window_update(&mut self.out, 0, std::mem::take(&mut self.untold));
+        }
+    }
+}
+
+impl<A: AtOnce, C> Drop for Conn<A, C> {
+    fn drop(&mut self) {
+        for waiting in &self.waiting {
+            self.at_once.give_up(&waiting.pass);
+        }
+    }
+}

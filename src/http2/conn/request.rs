@@ -1,0 +1,261 @@
+//! What a peer sends of its calls: their heads, their bodies, and their ends.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use http::{HeaderMap, StatusCode};
+
+use super::stream::{Stream, Waiting};
+use super::{Block, Conn, Leaving};
+use crate::http2::body::Inbox;
+use crate::http2::call::Begin;
+use crate::http2::code::{Code, Fault};
+use crate::http2::frame::{self, Head as FrameHead, flag};
+use crate::http2::head::{Flaw, Head};
+use crate::http2::{AtOnce, BLOCK_BYTES_MAX, BLOCK_FRAMES_MAX, GATHERED_BYTES_ALL_MAX, GATHERED_BYTES_MAX};
+
+/// What a HEADERS frame says of priorities, if it does (RFC 9113, section 6.2).
+const PRIORITY_BYTES: usize = 5;
+
+/// A call that is to take the long way.
+struct Opened<'a> {
+    id: u32,
+    head: &'a Head,
+    credit: i64,
+    padding: u32,
+}
+
+impl<'a> Opened<'a> {
+    fn of<P>(waiting: &'a Waiting<P>) -> Self {
+        Self { id: waiting.id, head: &waiting.head, credit: waiting.credit, padding: waiting.padding }
+    }
+}
+
+impl<A: AtOnce, C: Begin> Conn<A, C> {
+    pub(super) fn headers(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+        if frame.stream.is_multiple_of(2) {
+            return Err(Fault::protocol("HEADERS on a stream that no client begins"));
+        }
+        let mut fragment = frame.unpad(payload)?;
+        if frame.has(flag::PRIORITY) {
+            fragment = fragment.get(PRIORITY_BYTES..).ok_or(Fault::size("HEADERS without their priority"))?;
+        }
+        let ends_stream = frame.has(flag::END_STREAM);
+        if frame.has(flag::END_HEADERS) {
+            return self.block(frame.stream, ends_stream, fragment);
+        }
+        self.block = Some(Block { stream: frame.stream, ends_stream, frames: 1, bytes: fragment.to_vec() });
+        Ok(())
+    }
+
+    pub(super) fn continuation(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+        let Some(mut block) = self.block.take() else {
+            return Err(Fault::protocol("CONTINUATION of nothing"));
+        };
+        block.frames += 1;
+        block.bytes.extend_from_slice(payload);
+        if block.bytes.len() > BLOCK_BYTES_MAX || block.frames > BLOCK_FRAMES_MAX {
+            return Err(Fault::calm("a header block without end"));
+        }
+        if frame.has(flag::END_HEADERS) {
+            return self.block(block.stream, block.ends_stream, &block.bytes);
+        }
+        self.block = Some(block);
+        Ok(())
+    }
+
+    /// A whole header block. It is read whatever becomes of its stream, because others are read by it.
+    fn block(&mut self, id: u32, ends: bool, block: &[u8]) -> Result<(), Fault> {
+        let unread = Fault::new(Code::Compression, "a header block cannot be read");
+        let head = self.heads.read(block).map_err(|_| unread)?.clone();
+        if id <= self.last_stream {
+            return self.trailers(id, ends, head.flaw_of_trailers());
+        }
+        self.last_stream = id;
+        if let Leaving::After(_) = self.leaving {
+            // The peer has been told, and will try elsewhere.
+            self.remember_reset(id);
+            return self.idle_frame();
+        }
+        if self.is_crowded() {
+            self.reset(id, Code::RefusedStream);
+            // A peer may have seen places free that are not yet; so it is no error.
+            return self.idle_frame();
+        }
+        match head.flaw_of_request() {
+            Some(Flaw::Malformed) => return self.reset_for(id, Code::Protocol),
+            Some(Flaw::TooLong) => return self.refuse(id, ends, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
+            None => {}
+        }
+        let Some(pass) = self.at_once.admit(&head) else {
+            return self.begin(Opened { id, head: &head, credit: 0, padding: 0 }, &[], ends);
+        };
+        let waiting = Waiting { id, head, pass, body: vec![], padding: 0, credit: 0 };
+        if ends {
+            return self.answer(waiting, &[]);
+        }
+        self.waiting.push_back(waiting);
+        Ok(())
+    }
+
+    /// Trailers of a request. Nothing in them means anything in gRPC, but they end its body.
+    fn trailers(&mut self, id: u32, ends: bool, flaw: Option<Flaw>) -> Result<(), Fault> {
+        let at = self.find_waiting(id);
+        let inbox = self.streams.get(&id).map(|stream| stream.inbox.is_some());
+        if at.is_none() && inbox != Some(true) && self.resets.contains(&id) {
+            return self.idle_frame();
+        }
+        if at.is_none() && inbox.is_none() {
+            return Err(Fault::new(Code::StreamClosed, "HEADERS on a stream that has ended"));
+        }
+        if at.is_none() && inbox == Some(false) {
+            return self.reset_for(id, Code::StreamClosed);
+        }
+        if !ends || flaw.is_some() {
+            return self.reset_for(id, Code::Protocol);
+        }
+        if let Some(waiting) = at.and_then(|at| self.waiting.remove(at)) {
+            return self.answer_gathered(waiting);
+        }
+        self.end_body(id);
+        Ok(())
+    }
+
+    pub(super) fn data(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+        let id = frame.stream;
+        if self.is_idle(id) {
+            return Err(Fault::protocol("DATA on a stream that was never begun"));
+        }
+        let bytes = payload.len() as u32;
+        let over = Fault::new(Code::FlowControl, "more DATA than the connection's window");
+        self.window = self.window.checked_sub(bytes).ok_or(over)?;
+        let data = frame.unpad(payload)?;
+        let padding = bytes - data.len() as u32;
+        self.give_back(padding as usize);
+        let ends = frame.has(flag::END_STREAM);
+        if data.is_empty() && !ends {
+            self.idle_frame()?;
+        }
+        if let Some(at) = self.find_waiting(id) {
+            return self.data_of_waiting(at, data, padding, ends);
+        }
+        let Some((stream, inbox)) = self.streams.get_mut(&id).and_then(|stream| {
+            let inbox = stream.inbox.clone()?;
+            Some((stream, inbox))
+        }) else {
+            self.give_back(data.len());
+            if self.resets.contains(&id) {
+                return self.idle_frame();
+            }
+            return self.reset_for(id, Code::StreamClosed);
+        };
+        let Some(window) = stream.window.checked_sub(bytes) else {
+            self.give_back(data.len());
+            return self.reset_for(id, Code::FlowControl);
+        };
+        stream.window = window;
+        // Padding is read as soon as it is here.
+        stream.untold += padding;
+        stream.unread += data.len() as u32;
+        if !data.is_empty() {
+            inbox.push(data);
+        }
+        if ends {
+            self.end_body(id);
+        }
+        Ok(())
+    }
+
+    fn data_of_waiting(&mut self, at: usize, data: &[u8], padding: u32, ends: bool) -> Result<(), Fault> {
+        let Some(waiting) = self.waiting.get_mut(at) else { return Ok(()) };
+        waiting.padding += padding;
+        if ends && waiting.body.is_empty() {
+            // The usual way: the body in one piece, read where it lies.
+            let waiting = self.waiting.remove(at);
+            return waiting.map_or(Ok(()), |waiting| self.answer(waiting, data));
+        }
+        let is_long = waiting.body.len() + data.len() > GATHERED_BYTES_MAX
+            || self.gathered_bytes + data.len() > GATHERED_BYTES_ALL_MAX
+            || waiting.padding as usize > GATHERED_BYTES_MAX;
+        if !is_long {
+            waiting.body.extend_from_slice(data);
+            self.gathered_bytes += data.len();
+            if !ends {
+                return Ok(());
+            }
+            let waiting = self.waiting.remove(at);
+            return waiting.map_or(Ok(()), |waiting| self.answer_gathered(waiting));
+        }
+        let Some(mut waiting) = self.waiting.remove(at) else { return Ok(()) };
+        self.gathered_bytes -= waiting.body.len();
+        waiting.body.extend_from_slice(data);
+        self.begin(Opened::of(&waiting), &waiting.body, ends)
+    }
+
+    /// Answers a call whose body came in pieces.
+    fn answer_gathered(&mut self, mut waiting: Waiting<A::Pass>) -> Result<(), Fault> {
+        let body = std::mem::take(&mut waiting.body);
+        self.gathered_bytes -= body.len();
+        self.answer(waiting, &body)
+    }
+
+    /// Answers a call at once, if it can be.
+    fn answer(&mut self, waiting: Waiting<A::Pass>, body: &[u8]) -> Result<(), Fault> {
+        // A panic ends its call and nothing else.
+        match catch_unwind(AssertUnwindSafe(|| self.at_once.answer(&waiting.pass, body))) {
+            Ok(Some(reply)) => self.reply(waiting.id, waiting.credit, reply),
+            Ok(None) => return self.begin(Opened::of(&waiting), body, true),
+            Err(_) => {
+                self.at_once.give_up(&waiting.pass);
+                self.reset(waiting.id, Code::Internal);
+            }
+        }
+        self.give_back(body.len());
+        Ok(())
+    }
+
+    /// Begins a call on the long way, with as much of its body as is there.
+    fn begin(&mut self, opened: Opened<'_>, body: &[u8], ends: bool) -> Result<(), Fault> {
+        let Opened { id, head, credit, padding } = opened;
+        let inbox = Inbox::default();
+        if !body.is_empty() {
+            inbox.push(body);
+        }
+        if ends {
+            inbox.end(Ok(()));
+        }
+        let Some(call) = self.calls.begin(id, head, inbox.clone()) else {
+            self.give_back(body.len());
+            return self.reset_for(id, Code::Protocol);
+        };
+        let inbox = (!ends).then_some(inbox);
+        self.streams.insert(id, Stream::of_call(credit, inbox, call, body.len() as u32, padding));
+        Ok(())
+    }
+
+    /// All of a call's body is there.
+    fn end_body(&mut self, id: u32) {
+        if let Some(inbox) = self.streams.get_mut(&id).and_then(|stream| stream.inbox.take()) {
+            inbox.end(Ok(()));
+        }
+    }
+
+    /// Answers with a status of HTTP alone.
+    fn refuse(&mut self, id: u32, ends: bool, status: StatusCode) -> Result<(), Fault> {
+        frame::put_headers(&mut self.out, id, true, |to| self.encoder.head(status, &HeaderMap::new(), to));
+        if !ends {
+            self.reset(id, Code::NoError);
+        }
+        self.idle_frame()
+    }
+
+    pub(super) fn reset_by_peer(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+        if payload.len() != 4 {
+            return Err(Fault::size("RST_STREAM that is not of 4 bytes"));
+        }
+        if self.is_idle(frame.stream) {
+            return Err(Fault::protocol("RST_STREAM of a stream that was never begun"));
+        }
+        self.forget(frame.stream);
+        self.idle_frame_if_gone(frame.stream)
+    }
+}

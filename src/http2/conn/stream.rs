@@ -1,0 +1,92 @@
+//! The calls of a connection.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::HeaderMap;
+
+use crate::http2::WINDOW_BYTES;
+use crate::http2::body::{Cancelled, Inbox};
+use crate::http2::call::Running;
+use crate::http2::head::Head;
+
+/// A call that may be answered at once, and whose body is still on its way.
+pub(super) struct Waiting<P> {
+    pub(super) id: u32,
+    pub(super) head: Arc<Head>,
+    pub(super) pass: P,
+    pub(super) body: Vec<u8>,
+    /// Bytes of padding that came with it.
+    pub(super) padding: u32,
+    pub(super) credit: i64,
+}
+
+/// A call on the long way, or a reply that waits for its window.
+#[derive(Debug, Default)]
+pub(super) struct Stream {
+    /// What the peer's initial window and this come to is the window: it follows when the former is set anew.
+    pub(super) credit: i64,
+    /// Where the body goes; `None` when all of it is there, or nobody wants it any more.
+    pub(super) inbox: Option<Inbox>,
+    /// Bytes that the peer may send.
+    pub(super) window: u32,
+    /// Bytes that came and are not read.
+    pub(super) unread: u32,
+    /// Bytes that were read, and that the peer has not been told of.
+    pub(super) untold: u32,
+    /// What is to be sent.
+    pub(super) pieces: VecDeque<Piece>,
+    /// Whether it is in the queue of those that have something to send.
+    pub(super) is_queued: bool,
+    pub(super) call: Option<Running>,
+    /// Whether the reply is sent, or will never be.
+    pub(super) is_over: bool,
+}
+
+/// A part of a reply that is to be sent.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// A part of the body, and what to give back to the call's room when it is sent.
+    Data(Bytes, usize),
+    /// The trailers of any reply.
+    Trailers(Box<HeaderMap>),
+    /// The trailers of a reply of gRPC that went well.
+    Ok,
+    /// There are no trailers.
+    End,
+}
+
+impl Stream {
+    /// The stream of a call whose body goes to this inbox, or is all there. So much of it has come, with so much padding.
+    pub(super) fn of_call(credit: i64, inbox: Option<Inbox>, call: Running, unread: u32, padding: u32) -> Self {
+        let window = WINDOW_BYTES.saturating_sub(unread + padding);
+        Self { credit, inbox, window, unread, untold: padding, call: Some(call), ..Self::default() }
+    }
+
+    /// The stream of a reply that is there.
+    pub(super) fn of_reply(credit: i64, reply: Bytes) -> Self {
+        Self { credit, pieces: VecDeque::from([Piece::Data(reply, 0), Piece::Ok]), ..Self::default() }
+    }
+
+    /// Ends everything that goes on for it. It gives how many bytes came and were not read.
+    pub(super) fn cancel(&mut self) -> u32 {
+        self.is_over = true;
+        self.pieces.clear();
+        if let Some(inbox) = self.inbox.take() {
+            inbox.end(Err(Cancelled));
+        }
+        if let Some(call) = &self.call {
+            call.cancel();
+        }
+        std::mem::take(&mut self.unread)
+    }
+
+    /// Bytes of a reply that was given at once.
+    pub(super) fn reply_bytes(&self) -> usize {
+        match self.pieces.front() {
+            Some(Piece::Data(data, 0)) => data.len(),
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Frames, as they are read and written (RFC 9113, sections 4.1 and 6).
+
+use super::code::{Code, Fault};
+
+/// The client's half of the connection preface (section 3.4).
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Bytes before the payload of each frame.
+pub(super) const HEAD_BYTES: usize = 9;
+
+/// The longest payload that either side takes unless it says otherwise, and we never do.
+pub(super) const PAYLOAD_BYTES_MAX: usize = 16_384;
+
+/// The highest identifier of a stream, and the largest window.
+pub(super) const BITS_31: u32 = 0x7fff_ffff;
+
+/// The types of frames.
+pub(super) mod kind {
+    pub(crate) const DATA: u8 = 0;
+    pub(crate) const HEADERS: u8 = 1;
+    pub(crate) const PRIORITY: u8 = 2;
+    pub(crate) const RST_STREAM: u8 = 3;
+    pub(crate) const SETTINGS: u8 = 4;
+    pub(crate) const PUSH_PROMISE: u8 = 5;
+    pub(crate) const PING: u8 = 6;
+    pub(crate) const GOAWAY: u8 = 7;
+    pub(crate) const WINDOW_UPDATE: u8 = 8;
+    pub(crate) const CONTINUATION: u8 = 9;
+}
+
+/// The flags of frames.
+pub(super) mod flag {
+    pub(crate) const ACK: u8 = 1;
+    pub(crate) const END_STREAM: u8 = 1;
+    pub(crate) const END_HEADERS: u8 = 4;
+    pub(crate) const PADDED: u8 = 8;
+    pub(crate) const PRIORITY: u8 = 0x20;
+}
+
+/// The names of settings (section 6.5.2).
+pub(super) mod setting {
+    pub(crate) const HEADER_TABLE_SIZE: u16 = 1;
+    pub(crate) const ENABLE_PUSH: u16 = 2;
+    pub(crate) const MAX_CONCURRENT_STREAMS: u16 = 3;
+    pub(crate) const INITIAL_WINDOW_SIZE: u16 = 4;
+    pub(crate) const MAX_FRAME_SIZE: u16 = 5;
+    pub(crate) const MAX_HEADER_LIST_SIZE: u16 = 6;
+}
+
+/// What stands before the payload of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    /// Bytes of the payload.
+    pub(super) length: usize,
+    pub(super) kind: u8,
+    pub(super) flags: u8,
+    /// 0: the connection.
+    pub(super) stream: u32,
+}
+
+impl Head {
+    /// Reads it, if all of it is there.
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let [l1, l2, l3, kind, flags, s1, s2, s3, s4] = *bytes.first_chunk::<HEAD_BYTES>()?;
+        let length = u32::from_be_bytes([0, l1, l2, l3]) as usize;
+        // The reserved bit is ignored.
+        Some(Self { length, kind, flags, stream: u32::from_be_bytes([s1, s2, s3, s4]) & BITS_31 })
+    }
+
+    pub(super) fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// The payload without its padding, if it has any (section 6.1).
+    pub(super) fn unpad<'a>(&self, payload: &'a [u8]) -> Result<&'a [u8], Fault> {
+        if !self.has(flag::PADDED) {
+            return Ok(payload);
+        }
+        let (padding, rest) = payload.split_first().ok_or(Fault::size("a padded frame without a length"))?;
+        let length = rest.len().checked_sub(usize::from(*padding));
+        length.and_then(|length| rest.get(..length)).ok_or(Fault::protocol("more padding than frame"))
+    }
+}
+
+/// Reads a number of 32 bits of which the first is reserved.
+pub(super) fn read_31(payload: &[u8]) -> Option<u32> {
+    payload.first_chunk().map(|bytes| u32::from_be_bytes(*bytes) & BITS_31)
+}
+
+pub(super) fn put_head(to: &mut Vec<u8>, length: usize, kind: u8, flags: u8, stream: u32) {
+    let [_, l1, l2, l3] = (length as u32).to_be_bytes();
+    let [s1, s2, s3, s4] = stream.to_be_bytes();
+    to.extend_from_slice(&[l1, l2, l3, kind, flags, s1, s2, s3, s4]);
+}
+
+/// Writes a header block, as HEADERS and as many CONTINUATIONs as it takes. `block` writes the block itself.
+pub(super) fn put_headers(to: &mut Vec<u8>, stream: u32, ends: bool, block: impl FnOnce(&mut Vec<u8>)) {
+    let head = to.len();
+    let ends = if ends { flag::END_STREAM } else { 0 };
+    put_head(to, 0, kind::HEADERS, ends | flag::END_HEADERS, stream);
+    let begin = to.len();
+    block(to);
+    let length = to.len() - begin;
+    if length <= PAYLOAD_BYTES_MAX {
+        let [_, length @ ..] = (length as u32).to_be_bytes();
+        to[head..head + 3].copy_from_slice(&length);
+        return;
+    }
+    let block = to.split_off(begin);
+    to.truncate(head);
+    let mut chunks = block.chunks(PAYLOAD_BYTES_MAX).peekable();
+    let (mut kind, mut flags) = (kind::HEADERS, ends);
+    while let Some(chunk) = chunks.next() {
+        let last = if chunks.peek().is_none() { flag::END_HEADERS } else { 0 };
+        put_head(to, chunk.len(), kind, flags | last, stream);
+        to.extend_from_slice(chunk);
+        (kind, flags) = (kind::CONTINUATION, 0);
+    }
+}
+
+pub(super) fn put_data(to: &mut Vec<u8>, stream: u32, ends: bool, data: &[u8]) {
+    put_head(to, data.len(), kind::DATA, if ends { flag::END_STREAM } else { 0 }, stream);
+    to.extend_from_slice(data);
+}
+
+pub(super) fn put_settings(to: &mut Vec<u8>, settings: &[(u16, u32)]) {
+    put_head(to, settings.len() * 6, kind::SETTINGS, 0, 0);
+    for (name, value) in settings {
+        to.extend_from_slice(&name.to_be_bytes());
+        to.extend_from_slice(&value.to_be_bytes());
+    }
+}
+
+pub(super) fn put_settings_ack(to: &mut Vec<u8>) {
+    put_head(to, 0, kind::SETTINGS, flag::ACK, 0);
+}
+
+pub(super) fn put_ping(to: &mut Vec<u8>, ack: bool, payload: &[u8]) {
+    put_head(to, payload.len(), kind::PING, if ack { flag::ACK } else { 0 }, 0);
+    to.extend_from_slice(payload);
+}
+
+pub(super) fn put_window_update(to: &mut Vec<u8>, stream: u32, bytes: u32) {
+    put_head(to, 4, kind::WINDOW_UPDATE, 0, stream);
+    to.extend_from_slice(&bytes.to_be_bytes());
+}
+
+pub(super) fn put_reset(to: &mut Vec<u8>, stream: u32, code: Code) {
+    put_head(to, 4, kind::RST_STREAM, 0, stream);
+    to.extend_from_slice(&(code as u32).to_be_bytes());
+}
+
+pub(super) fn put_goaway(to: &mut Vec<u8>, last_stream: u32, code: Code, what: &str) {
+    put_head(to, 8 + what.len(), kind::GOAWAY, 0, 0);
+    to.extend_from_slice(&last_stream.to_be_bytes());
+    to.extend_from_slice(&(code as u32).to_be_bytes());
+    to.extend_from_slice(what.as_bytes());
+}

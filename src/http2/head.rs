@@ -1,0 +1,316 @@
+//! The head of a request, as it is read of a header block.
+
+use std::sync::Arc;
+
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
+
+use super::HEADER_BYTES_MAX;
+use super::hpack::{CompressionError, Decoder, ENTRY_BYTES, Field, Name};
+
+/// The head of a request: its pseudo-headers and its fields, as bytes.
+///
+/// It has at most 16 KiB of them, counted as RFC 9113 does (section 6.5.2), and nothing that a head must not have.
+#[derive(Debug, Default)]
+pub struct Head {
+    serial: u64,
+    text: Vec<u8>,
+    fields: Vec<Span>,
+    /// The size of the list, also of what is left out because it is too long.
+    bytes: usize,
+    flaw: Option<Flaw>,
+    method: Given,
+    scheme: Given,
+    path: Given,
+    authority: Given,
+    content_type: Given,
+    authorization: Given,
+    encoding: Given,
+}
+
+/// Why a head cannot be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flaw {
+    /// It breaks a rule of RFC 9113, section 8.
+    Malformed,
+    /// It is longer than it may be.
+    TooLong,
+}
+
+/// A field in the text.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    kind: Name,
+    at: u16,
+    name_bytes: u16,
+    value_bytes: u16,
+}
+
+/// How often a field is given, and which it is.
+#[derive(Clone, Copy, Debug, Default)]
+enum Given {
+    #[default]
+    Never,
+    Once(u16),
+    Often,
+}
+
+impl Head {
+    /// A number that no other head of the same connection has: what is known of a head holds when it is met again.
+    #[must_use]
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// `:method`
+    #[must_use]
+    pub fn method(&self) -> &[u8] {
+        self.only(self.method).unwrap_or_default()
+    }
+
+    /// `:path`, with the query if there is one.
+    #[must_use]
+    pub fn path(&self) -> &[u8] {
+        self.only(self.path).unwrap_or_default()
+    }
+
+    /// `content-type`, if it is given exactly once.
+    #[must_use]
+    pub fn content_type(&self) -> Option<&[u8]> {
+        self.only(self.content_type)
+    }
+
+    /// `authorization`, if it is given exactly once.
+    #[must_use]
+    pub fn authorization(&self) -> Option<&[u8]> {
+        self.only(self.authorization)
+    }
+
+    /// Whether `grpc-encoding` is given.
+    #[must_use]
+    pub fn has_encoding(&self) -> bool {
+        !matches!(self.encoding, Given::Never)
+    }
+
+    /// A request with this head. `None`: its path or its method is none.
+    pub(super) fn to_request<B>(&self, body: B) -> Option<Request<B>> {
+        let mut request = Request::new(body);
+        *request.method_mut() = Method::from_bytes(self.method()).ok()?;
+        *request.uri_mut() = Uri::from(PathAndQuery::try_from(self.path()).ok()?);
+        let plain = || self.fields.iter().filter(|span| !span.kind.is_pseudo());
+        let mut headers = HeaderMap::with_capacity(plain().count());
+        for span in plain() {
+            let (name, value) = self.field(*span)?;
+            headers.append(HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?);
+        }
+        *request.headers_mut() = headers;
+        Some(request)
+    }
+
+    /// What keeps it from being the head of a request.
+    pub(super) fn flaw_of_request(&self) -> Option<Flaw> {
+        let whole = [self.method, self.scheme, self.path].iter().all(|given| matches!(given, Given::Once(_)));
+        let flawed = self.flaw.or_else(|| (!whole).then_some(Flaw::Malformed));
+        // CONNECT has no path; nothing here is connected to anything.
+        flawed.or_else(|| matches!(self.authority, Given::Often).then_some(Flaw::Malformed))
+    }
+
+    /// What keeps it from being trailers.
+    pub(super) fn flaw_of_trailers(&self) -> Option<Flaw> {
+        let pseudo = self.fields.iter().any(|span| span.kind.is_pseudo());
+        self.flaw.or_else(|| pseudo.then_some(Flaw::Malformed))
+    }
+
+    fn only(&self, given: Given) -> Option<&[u8]> {
+        let Given::Once(at) = given else { return None };
+        self.fields.get(usize::from(at)).and_then(|span| self.field(*span)).map(|(_, value)| value)
+    }
+
+    fn field(&self, span: Span) -> Option<(&[u8], &[u8])> {
+        let text = self.text.get(usize::from(span.at)..)?;
+        let (name, rest) = text.split_at_checked(span.name_bytes.into())?;
+        Some((name, rest.get(..span.value_bytes.into())?))
+    }
+
+    /// Makes it a head without anything.
+    fn clear(&mut self, serial: u64) {
+        let (mut text, mut fields) = (std::mem::take(&mut self.text), std::mem::take(&mut self.fields));
+        text.clear();
+        fields.clear();
+        *self = Self { serial, text, fields, ..Self::default() };
+    }
+
+    fn push(&mut self, Field { kind, name, value }: Field<'_>) {
+        self.bytes = self.bytes.saturating_add(name.len() + value.len() + ENTRY_BYTES);
+        if self.bytes > HEADER_BYTES_MAX {
+            self.flaw = self.flaw.or(Some(Flaw::TooLong));
+            return;
+        }
+        let after_fields = self.fields.last().is_some_and(|span| !span.kind.is_pseudo());
+        if kind == Name::Bad || kind.is_pseudo() && after_fields {
+            self.flaw = Some(Flaw::Malformed);
+            return;
+        }
+        // Within the limit above, all of these fit.
+        let (at, place) = (self.text.len() as u16, self.fields.len() as u16);
+        self.text.extend_from_slice(name);
+        self.text.extend_from_slice(value);
+        self.fields.push(Span { kind, at, name_bytes: name.len() as u16, value_bytes: value.len() as u16 });
+        let given = match kind {
+            Name::Method => &mut self.method,
+            Name::Scheme => &mut self.scheme,
+            Name::Path => &mut self.path,
+            Name::Authority => &mut self.authority,
+            Name::ContentType => &mut self.content_type,
+            Name::Authorization => &mut self.authorization,
+            Name::GrpcEncoding => &mut self.encoding,
+            Name::Te | Name::Plain | Name::Bad => return,
+        };
+        *given = if matches!(given, Given::Never) { Given::Once(place) } else { Given::Often };
+    }
+}
+
+/// Reads the header blocks of a connection, and remembers the last.
+///
+/// Clients send the same block again and again. It has the same meaning as long as the dynamic table has not changed, and
+/// that has not if its number is still the same.
+pub(super) struct Heads {
+    decoder: Decoder,
+    serial: u64,
+    last: Arc<Head>,
+    last_block: Vec<u8>,
+    /// The number of the table before and after the last block was read, if that is one number.
+    last_version: Option<u64>,
+}
+
+impl Heads {
+    pub(super) fn new() -> Self {
+        Self { decoder: Decoder::new(), serial: 0, last: Arc::default(), last_block: vec![], last_version: None }
+    }
+
+    /// Reads a whole block.
+    ///
+    /// # Errors
+    /// When it breaks a rule of RFC 7541.
+    pub(super) fn read(&mut self, block: &[u8]) -> Result<&Arc<Head>, CompressionError> {
+        let version = self.decoder.version();
+        // In a time that says nothing of where they differ: a block may have a credential in it, and one connection may
+        // carry the calls of several callers.
+        let again = self.last_version == Some(version) && constant_time_eq::constant_time_eq(&self.last_block, block);
+        if again {
+            return Ok(&self.last);
+        }
+        self.last_version = None;
+        self.serial += 1;
+        if Arc::get_mut(&mut self.last).is_none() {
+            self.last = Arc::default();
+        }
+        if let Some(head) = Arc::get_mut(&mut self.last) {
+            head.clear(self.serial);
+            self.decoder.decode(block, |field| head.push(field))?;
+        }
+        if self.decoder.version() == version {
+            self.last_version = Some(version);
+            self.last_block.clear();
+            self.last_block.extend_from_slice(block);
+        }
+        Ok(&self.last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REQUEST: &[&[u8]] = &[b"\x83\x86\x84"];
+
+    fn read(heads: &mut Heads, parts: &[&[u8]]) -> Arc<Head> {
+        heads.read(&parts.concat()).unwrap().clone()
+    }
+
+    fn literal(form: u8, name: &str, value: &str) -> Vec<u8> {
+        let mut block = vec![form, name.len() as u8];
+        block.extend(name.as_bytes());
+        block.push(value.len() as u8);
+        block.extend(value.as_bytes());
+        block
+    }
+
+    #[test]
+    fn a_block_that_comes_again_is_the_same_head_until_the_table_changes() {
+        let mut heads = Heads::new();
+        let insert = |value: &str| literal(0x40, "authorization", value);
+        read(&mut heads, &[REQUEST[0], &insert("one")]);
+        let indexed: &[&[u8]] = &[REQUEST[0], &[0x80 | 62]];
+        let one = read(&mut heads, indexed);
+        assert_eq!(one.authorization(), Some(&b"one"[..]));
+        assert_eq!(read(&mut heads, indexed).serial(), one.serial());
+        // The same bytes mean something else now.
+        read(&mut heads, &[REQUEST[0], &insert("two")]);
+        let two = read(&mut heads, indexed);
+        assert_eq!(two.authorization(), Some(&b"two"[..]));
+        assert_ne!(two.serial(), one.serial());
+        // Also when the change comes with nothing that is inserted.
+        read(&mut heads, &[&[0x20], &[0x3f, 0xe1, 0x1f], REQUEST[0]]);
+        assert!(heads.read(&indexed.concat()).is_err(), "its entry is gone");
+    }
+
+    #[test]
+    fn a_block_that_changes_the_table_is_read_each_time() {
+        let mut heads = Heads::new();
+        let block: &[&[u8]] = &[REQUEST[0], &literal(0x40, "authorization", "one")];
+        let first = read(&mut heads, block);
+        assert_ne!(read(&mut heads, block).serial(), first.serial());
+        assert_eq!(heads.decoder.version(), 2);
+    }
+
+    #[test]
+    fn heads_are_held_to_the_rules_for_requests() {
+        let well = |parts: &[&[u8]]| read(&mut Heads::new(), parts).flaw_of_request();
+        assert_eq!(well(REQUEST), None);
+        assert_eq!(well(&[REQUEST[0], &literal(0, "te", "trailers")]), None);
+        assert_eq!(well(&[REQUEST[0], &literal(0, ":authority", "/run/keyward.sock")]), None);
+        let long = literal(0, "x", &"y".repeat(100));
+        assert_eq!(well(&[REQUEST[0], &long.repeat(123)]), Some(Flaw::TooLong));
+        for (what, bad) in [
+            ("no method", vec![0x86, 0x84]),
+            ("no scheme", vec![0x83, 0x84]),
+            ("no path", vec![0x83, 0x86]),
+            ("two methods", vec![0x83, 0x83, 0x86, 0x84]),
+            ("two paths", vec![0x83, 0x86, 0x84, 0x84]),
+            ("a status", vec![0x83, 0x86, 0x84, 0x88]),
+            ("a pseudo-header at the end", vec![0x83, 0x86, 0x90, 0x84]),
+            ("an unknown pseudo-header", [REQUEST[0], &literal(0, ":protocol", "x")].concat()),
+            ("a capital", [REQUEST[0], &literal(0, "X-a", "x")].concat()),
+            ("a space in a name", [REQUEST[0], &literal(0, "x a", "x")].concat()),
+            ("no name", [REQUEST[0], &literal(0, "", "x")].concat()),
+            ("a line break", [REQUEST[0], &literal(0, "x", "a\nb")].concat()),
+            ("a zero", [REQUEST[0], &literal(0, "authorization", "a\0")].concat()),
+            ("a line break behind a known name", [REQUEST[0], b"\x0f\x08\x01\r".as_slice()].concat()),
+            ("connection", [REQUEST[0], &literal(0, "connection", "close")].concat()),
+            ("upgrade", [REQUEST[0], &literal(0, "upgrade", "h2c")].concat()),
+            ("transfer-encoding", [REQUEST[0], b"\x0f\x2a\x01x".as_slice()].concat()),
+            ("te that asks for more", [REQUEST[0], &literal(0, "te", "gzip")].concat()),
+            ("two authorities", [REQUEST[0], &literal(0, ":authority", "a").repeat(2)].concat()),
+        ] {
+            assert_eq!(well(&[&bad]), Some(Flaw::Malformed), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_credential_that_is_given_twice_is_none() {
+        let one = literal(0, "authorization", "x");
+        assert_eq!(read(&mut Heads::new(), &[REQUEST[0], &one]).authorization(), Some(&b"x"[..]));
+        assert_eq!(read(&mut Heads::new(), &[REQUEST[0], &one, &one]).authorization(), None);
+    }
+
+    #[test]
+    fn a_request_has_all_fields_of_its_head() {
+        let two = literal(0, "x", "1");
+        let head = read(&mut Heads::new(), &[REQUEST[0], &two, &literal(0, "x", "2"), &literal(0, "te", "trailers")]);
+        let request = head.to_request(()).unwrap();
+        assert_eq!((request.method(), request.uri().path()), (&Method::POST, "/"));
+        assert_eq!(request.headers().get_all("x").iter().collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(request.headers().len(), 3);
+    }
+}

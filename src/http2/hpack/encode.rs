@@ -1,0 +1,134 @@
+//! Writes the header blocks of replies.
+//!
+//! Two fields are in almost every reply, and only they go into the dynamic table of the peer, once: after that each is one
+//! byte. Everything else is written out, so that nothing ever moves them or drives them out.
+
+use http::{HeaderMap, StatusCode};
+
+use super::TABLE_BYTES;
+
+/// The index of the youngest entry of the dynamic table.
+const YOUNGEST: u8 = 62;
+
+const CONTENT_TYPE: (&[u8], &[u8]) = (b"content-type", b"application/grpc");
+const GRPC_STATUS: (&[u8], &[u8]) = (b"grpc-status", b"0");
+
+/// `:status` 200 in the static table.
+const STATUS_200: u8 = 0x80 | 8;
+/// The name `:status` in the static table, for a field that is written out.
+const STATUS_NAME: u8 = 8;
+/// The beginning of a field that is written out and put into the dynamic table, with its name.
+const INDEXED: u8 = 0x40;
+/// The beginning of a field that is written out, with its name.
+const PLAIN: u8 = 0;
+/// The dynamic table is to have size 0.
+const RESIZE_TO_NOTHING: u8 = 0x20;
+
+/// Writes the header blocks of one connection.
+pub(crate) struct Encoder {
+    /// Whether the peer has a table that both fields fit in.
+    indexes: bool,
+    /// Whether the peer has yet to be told that its table is not used any more.
+    tells: bool,
+    inserted: u8,
+    content_type: Option<u8>,
+    grpc_status: Option<u8>,
+}
+
+impl Encoder {
+    pub(crate) fn new() -> Self {
+        Self { indexes: true, tells: false, inserted: 0, content_type: None, grpc_status: None }
+    }
+
+    /// The peer allows its table this size. If that is ever less than what it is by itself, it is done without.
+    pub(crate) fn table_is_allowed(&mut self, bytes: u32) {
+        if self.indexes && usize::try_from(bytes).is_ok_and(|bytes| bytes < TABLE_BYTES) {
+            (self.indexes, self.tells) = (false, true);
+        }
+    }
+
+    /// The headers of a reply of gRPC.
+    pub(crate) fn grpc_head(&mut self, to: &mut Vec<u8>) {
+        self.begin(to);
+        to.push(STATUS_200);
+        self.content_type = self.fixed(CONTENT_TYPE, self.content_type, to);
+    }
+
+    /// The trailers of a reply of gRPC that went well.
+    pub(crate) fn grpc_ok(&mut self, to: &mut Vec<u8>) {
+        self.begin(to);
+        self.grpc_status = self.fixed(GRPC_STATUS, self.grpc_status, to);
+    }
+
+    /// The headers of any reply.
+    pub(crate) fn head(&mut self, status: StatusCode, headers: &HeaderMap, to: &mut Vec<u8>) {
+        self.begin(to);
+        if status == StatusCode::OK {
+            to.push(STATUS_200);
+        } else {
+            to.push(PLAIN | STATUS_NAME);
+            string(status.as_str().as_bytes(), to);
+        }
+        self.fields(headers, to);
+    }
+
+    /// The trailers of any reply.
+    pub(crate) fn trailers(&mut self, trailers: &HeaderMap, to: &mut Vec<u8>) {
+        self.begin(to);
+        self.fields(trailers, to);
+    }
+
+    fn begin(&mut self, to: &mut Vec<u8>) {
+        if std::mem::take(&mut self.tells) {
+            to.push(RESIZE_TO_NOTHING);
+        }
+    }
+
+    fn fields(&mut self, fields: &HeaderMap, to: &mut Vec<u8>) {
+        for (name, value) in fields {
+            match (name.as_str().as_bytes(), value.as_bytes()) {
+                CONTENT_TYPE => self.content_type = self.fixed(CONTENT_TYPE, self.content_type, to),
+                GRPC_STATUS => self.grpc_status = self.fixed(GRPC_STATUS, self.grpc_status, to),
+                (name, value) => literal(PLAIN, name, value, to),
+            }
+        }
+    }
+
+    /// Writes one of the two fields, and gives its place in the order of insertions, if it has one.
+    fn fixed(&mut self, (name, value): (&[u8], &[u8]), place: Option<u8>, to: &mut Vec<u8>) -> Option<u8> {
+        if !self.indexes {
+            literal(PLAIN, name, value, to);
+            return None;
+        }
+        if let Some(place) = place {
+            to.push(0x80 | (YOUNGEST + (self.inserted - 1 - place)));
+            return Some(place);
+        }
+        literal(INDEXED, name, value, to);
+        self.inserted += 1;
+        Some(self.inserted - 1)
+    }
+}
+
+fn literal(form: u8, name: &[u8], value: &[u8], to: &mut Vec<u8>) {
+    to.push(form);
+    string(name, to);
+    string(value, to);
+}
+
+/// A string as it is: what is gained by coding it would be lost in doing so.
+fn string(text: &[u8], to: &mut Vec<u8>) {
+    let mut length = text.len();
+    if length < 0x7f {
+        to.push(length as u8);
+    } else {
+        to.push(0x7f);
+        length -= 0x7f;
+        while length >= 0x80 {
+            to.push(0x80 | (length & 0x7f) as u8);
+            length >>= 7;
+        }
+        to.push(length as u8);
+    }
+    to.extend_from_slice(text);
+}

@@ -1,0 +1,93 @@
+//! What a header field is to a server, and whether a request may have it at all.
+
+/// What a header field is, by its name; or that it must not be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Name {
+    /// `:method`
+    Method,
+    /// `:scheme`
+    Scheme,
+    /// `:path`
+    Path,
+    /// `:authority`
+    Authority,
+    /// `authorization`
+    Authorization,
+    /// `content-type`
+    ContentType,
+    /// `grpc-encoding`
+    GrpcEncoding,
+    /// `te`, which says `trailers`
+    Te,
+    /// Any other field.
+    Plain,
+    /// A field that makes a request malformed: see [`Name::of`].
+    Bad,
+}
+
+impl Name {
+    /// What a field is. It is bad if its name or its value has characters that it must not have, if it is a
+    /// pseudo-header of no request, or if it speaks of the connection (RFC 9113, sections 8.2.1, 8.2.2 and 8.3).
+    ///
+    /// Spaces around a value are let through, as in HTTP/1: nothing here is decided by them.
+    pub(crate) fn of(name: &[u8], value: &[u8]) -> Self {
+        if !is_value(value) {
+            return Self::Bad;
+        }
+        match name {
+            b":method" => Self::Method,
+            b":scheme" => Self::Scheme,
+            b":path" => Self::Path,
+            b":authority" => Self::Authority,
+            b"authorization" => Self::Authorization,
+            b"content-type" => Self::ContentType,
+            b"grpc-encoding" => Self::GrpcEncoding,
+            b"te" if value == b"trailers" => Self::Te,
+            b"te" | b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding" | b"upgrade" | b"" => {
+                Self::Bad
+            }
+            _ if name.iter().all(|byte| NAME_BYTES[usize::from(*byte)]) => Self::Plain,
+            _ => Self::Bad,
+        }
+    }
+
+    /// Whether a field of this name is that whatever its value is, as long as it is a value.
+    pub(super) fn holds_for_any_value(self) -> bool {
+        !matches!(self, Self::Te | Self::Bad)
+    }
+
+    /// Whether it is a pseudo-header, all of which come before the others.
+    pub(crate) fn is_pseudo(self) -> bool {
+        matches!(self, Self::Method | Self::Scheme | Self::Path | Self::Authority)
+    }
+}
+
+/// Whether a field may have this value.
+pub(super) fn is_value(value: &[u8]) -> bool {
+    value.iter().all(|byte| VALUE_BYTES[usize::from(*byte)])
+}
+
+/// The bytes that names are made of: those of tokens (RFC 9110, section 5.6.2), in small letters.
+const NAME_BYTES: [bool; 256] = {
+    let mut bytes = [false; 256];
+    let marks = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut at = 0;
+    while at < marks.len() {
+        bytes[marks[at] as usize] = true;
+        at += 1;
+    }
+    bytes
+};
+
+/// The bytes that values are made of: everything but controls, of which only the tab is let through. That is a little
+/// more strict than RFC 9113, and what the crate `http` takes.
+const VALUE_BYTES: [bool; 256] = {
+    let mut bytes = [true; 256];
+    let mut at = 0;
+    while at < 0x20 {
+        bytes[at] = at == b'\t' as usize;
+        at += 1;
+    }
+    bytes[0x7f] = false;
+    bytes
+};

@@ -1,0 +1,174 @@
+//! The tables that header fields are looked up in (RFC 7541, section 2.3 and appendix A).
+
+use std::collections::VecDeque;
+
+use super::Name;
+
+/// What an entry counts beside its bytes (RFC 7541, section 4.1).
+pub(crate) const ENTRY_BYTES: usize = 32;
+
+/// The fields that every peer knows, at their index less one.
+#[rustfmt::skip]
+pub(super) const STATIC: [(&[u8], &[u8]); 61] = [
+    (b":authority", b""),
+    (b":method", b"GET"),
+    (b":method", b"POST"),
+    (b":path", b"/"),
+    (b":path", b"/index.html"),
+    (b":scheme", b"http"),
+    (b":scheme", b"https"),
+    (b":status", b"200"),
+    (b":status", b"204"),
+    (b":status", b"206"),
+    (b":status", b"304"),
+    (b":status", b"400"),
+    (b":status", b"404"),
+    (b":status", b"500"),
+    (b"accept-charset", b""),
+    (b"accept-encoding", b"gzip, deflate"),
+    (b"accept-language", b""),
+    (b"accept-ranges", b""),
+    (b"accept", b""),
+    (b"access-control-allow-origin", b""),
+    (b"age", b""),
+    (b"allow", b""),
+    (b"authorization", b""),
+    (b"cache-control", b""),
+    (b"content-disposition", b""),
+    (b"content-encoding", b""),
+    (b"content-language", b""),
+    (b"content-length", b""),
+    (b"content-location", b""),
+    (b"content-range", b""),
+    (b"content-type", b""),
+    (b"cookie", b""),
+    (b"date", b""),
+    (b"etag", b""),
+    (b"expect", b""),
+    (b"expires", b""),
+    (b"from", b""),
+    (b"host", b""),
+    (b"if-match", b""),
+    (b"if-modified-since", b""),
+    (b"if-none-match", b""),
+    (b"if-range", b""),
+    (b"if-unmodified-since", b""),
+    (b"last-modified", b""),
+    (b"link", b""),
+    (b"location", b""),
+    (b"max-forwards", b""),
+    (b"proxy-authenticate", b""),
+    (b"proxy-authorization", b""),
+    (b"range", b""),
+    (b"referer", b""),
+    (b"refresh", b""),
+    (b"retry-after", b""),
+    (b"server", b""),
+    (b"set-cookie", b""),
+    (b"strict-transport-security", b""),
+    (b"transfer-encoding", b""),
+    (b"user-agent", b""),
+    (b"vary", b""),
+    (b"via", b""),
+    (b"www-authenticate", b""),
+];
+
+/// A field of the dynamic table.
+struct Entry {
+    /// Its name, and right behind it its value.
+    text: Box<[u8]>,
+    name_bytes: usize,
+    kind: Name,
+}
+
+/// The dynamic table of a connection: what its peer told it to remember.
+#[derive(Default)]
+pub(super) struct Table {
+    /// The youngest first.
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    bytes_max: usize,
+    version: u64,
+}
+
+/// A field, wherever it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Field<'a> {
+    pub(crate) kind: Name,
+    pub(crate) name: &'a [u8],
+    pub(crate) value: &'a [u8],
+}
+
+impl Table {
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self { bytes_max, ..Self::default() }
+    }
+
+    /// Another number after each change.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub(super) fn get(&self, index: usize) -> Option<Field<'_>> {
+        let index = index.checked_sub(1)?;
+        if let Some((name, value)) = STATIC.get(index) {
+            return Some(Field { kind: static_kind(index + 1), name, value });
+        }
+        let entry = self.entries.get(index - STATIC.len())?;
+        let (name, value) = entry.text.split_at_checked(entry.name_bytes)?;
+        Some(Field { kind: entry.kind, name, value })
+    }
+
+    /// Remembers a field, and forgets the oldest ones that have no room beside it (RFC 7541, section 4.4).
+    pub(super) fn insert(&mut self, kind: Name, name: &[u8], value: &[u8]) {
+        self.version += 1;
+        let bytes = name.len() + value.len() + ENTRY_BYTES;
+        self.evict(self.bytes_max.saturating_sub(bytes));
+        if bytes <= self.bytes_max {
+            self.bytes += bytes;
+            let text = [name, value].concat().into();
+            self.entries.push_front(Entry { text, name_bytes: name.len(), kind });
+        }
+    }
+
+    pub(super) fn resize(&mut self, bytes_max: usize) {
+        self.version += 1;
+        self.bytes_max = bytes_max;
+        self.evict(bytes_max);
+    }
+
+    fn evict(&mut self, bytes_max: usize) {
+        while self.bytes > bytes_max
+            && let Some(oldest) = self.entries.pop_back()
+        {
+            self.bytes -= oldest.text.len() + ENTRY_BYTES;
+        }
+    }
+}
+
+/// The kind of a field of the static table, without a look at its bytes.
+fn static_kind(index: usize) -> Name {
+    match index {
+        1 => Name::Authority,
+        2 | 3 => Name::Method,
+        4 | 5 => Name::Path,
+        6 | 7 => Name::Scheme,
+        // :status, which no request has, and transfer-encoding.
+        8..=14 | 57 => Name::Bad,
+        23 => Name::Authorization,
+        31 => Name::ContentType,
+        _ => Name::Plain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kinds_of_the_static_table_are_those_of_its_names() {
+        for (at, (name, value)) in STATIC.iter().enumerate() {
+            assert_eq!(static_kind(at + 1), Name::of(name, value), "{}", String::from_utf8_lossy(name));
+        }
+    }
+}

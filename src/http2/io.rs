@@ -1,0 +1,320 @@
+//! The life of a connection: reading, writing, and the time.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tower_service::Service;
+
+use super::body::Incoming;
+use super::call::{Begin, Calls, Message};
+use super::code::Fault;
+use super::conn::Conn;
+use super::{AtOnce, FAREWELL_TIME, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LINGER_TIME, OUT_BYTES_MAX};
+
+/// Bytes that are read at once at most.
+const READ_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    /// What connections of this thread read into. None of them keeps it: most of the time most of them have nothing to
+    /// read.
+    static READ: RefCell<Vec<u8>> = const { RefCell::new(vec![]) };
+    /// What connections of this thread write from, while they have something to write.
+    static WRITE: RefCell<Vec<u8>> = const { RefCell::new(vec![]) };
+}
+
+/// What answers the calls of a connection, and where.
+#[derive(Clone, Debug)]
+pub struct Answering<S, A, X> {
+    /// Answers what can be answered at once.
+    pub at_once: A,
+    /// Answers all other calls. Each has a clone of its own.
+    pub service: S,
+    /// Whether a call, by its path, is answered where its connection lives: those that never take long.
+    pub at_home: fn(&str) -> bool,
+    /// Where the others are answered.
+    pub elsewhere: Handle,
+    /// What each request is given as an extension.
+    pub extension: X,
+}
+
+/// Why a connection ended, if not in order.
+#[derive(Debug, thiserror::Error)]
+pub enum End {
+    /// The peer has broken a rule, or a bound.
+    #[error("{0}")]
+    Fault(Fault),
+    /// The peer does not answer.
+    #[error("nothing was heard for too long")]
+    Silence,
+    /// The network failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Answers the calls of a connection until it ends; after `stop`, until those that were begun are answered.
+///
+/// Dropping it ends the connection and its calls.
+///
+/// # Errors
+/// See [`End`].
+pub async fn serve<T, S, A, X, B>(io: T, answering: Answering<S, A, X>, stop: CancellationToken) -> Result<(), End>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    A: AtOnce,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    X: Clone + Send + Sync + 'static,
+{
+    let Answering { at_once, service, at_home, elsewhere, extension } = answering;
+    let (events, heard) = unbounded_channel();
+    let conn = Conn::new(at_once, Calls { service, at_home, elsewhere, extension, events });
+    let now = Instant::now();
+    let mut session = Session {
+        io,
+        conn,
+        events: heard,
+        rest: vec![],
+        has_whole_frames: false,
+        stage: Stage::Open,
+        timer: Box::pin(sleep_until(now + KEEPALIVE_INTERVAL)),
+        heard: now,
+        asked: None,
+        deadline: None,
+    };
+    let mut stop = pin!(stop.cancelled());
+    poll_fn(|cx| session.poll(cx, stop.as_mut())).await
+}
+
+/// A connection with its network and its time.
+struct Session<T, A: AtOnce, C> {
+    io: T,
+    conn: Conn<A, C>,
+    events: UnboundedReceiver<Message>,
+    /// What was read and is not gone through: a part of a frame, or frames that there was no room to answer.
+    rest: Vec<u8>,
+    has_whole_frames: bool,
+    stage: Stage,
+    timer: Pin<Box<Sleep>>,
+    /// When the last whole frame came. Pieces of frames are no sign of life: who sends them for ever is silent.
+    heard: Instant,
+    /// When the peer was asked whether it is still there.
+    asked: Option<Instant>,
+    /// When it has had time enough to hear of the stop, or of the end.
+    deadline: Option<Instant>,
+}
+
+/// How far a connection is.
+enum Stage {
+    Open,
+    /// Nothing more is read. What is there is written.
+    Ending(Option<Fault>),
+    /// Our end is closed. A peer that still sends would lose our last words if its end were closed on it.
+    Lingering(Option<Fault>),
+}
+
+impl<T, A, C> Session<T, A, C>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    A: AtOnce,
+    C: Begin,
+{
+    fn poll(&mut self, cx: &mut Context<'_>, stop: Pin<&mut impl Future<Output = ()>>) -> Poll<Result<(), End>> {
+        if self.conn.out.capacity() == 0 {
+            self.conn.out = WRITE.take();
+        }
+        let polled = self.go_on(cx, stop);
+        if self.conn.out.is_empty() {
+            let out = std::mem::take(&mut self.conn.out);
+            if out.capacity() <= 2 * OUT_BYTES_MAX {
+                WRITE.set(out);
+            }
+        }
+        polled
+    }
+
+    fn go_on(&mut self, cx: &mut Context<'_>, mut stop: Pin<&mut impl Future<Output = ()>>) -> Poll<Result<(), End>> {
+        loop {
+            match self.stage {
+                Stage::Open => {
+                    if self.deadline.is_none() && stop.as_mut().poll(cx).is_ready() {
+                        self.conn.tell_of_end();
+                        self.set_deadline(FAREWELL_TIME);
+                    }
+                    self.look_at_the_time(cx)?;
+                    while !self.conn.is_full()
+                        && let Poll::Ready(Some(message)) = self.events.poll_recv(cx)
+                    {
+                        self.conn.hear(message);
+                    }
+                    self.conn.send();
+                    let was_full = self.conn.is_full();
+                    let written = self.poll_write(cx)?;
+                    if self.conn.has_left() {
+                        self.end(None);
+                    } else if was_full {
+                        // There may be more to say than there was room for.
+                        ready!(written);
+                    } else if ready!(self.poll_receive(cx))? {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+                Stage::Ending(fault) => {
+                    if self.poll_deadline(cx).is_ready() {
+                        return Poll::Ready(end_of(fault));
+                    }
+                    ready!(self.poll_write(cx)?);
+                    ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+                    self.stage = Stage::Lingering(fault);
+                }
+                Stage::Lingering(fault) => {
+                    if self.poll_deadline(cx).is_ready() || ready!(self.poll_discard(cx))? {
+                        return Poll::Ready(end_of(fault));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes what is to be written. It is ready when that is all.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, End> {
+        let mut written = 0;
+        while let Some(rest) = self.conn.out.get(written..).filter(|rest| !rest.is_empty()) {
+            match Pin::new(&mut self.io).poll_write(cx, rest)? {
+                Poll::Ready(0) => return Err(End::Io(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(bytes) => written += bytes,
+                Poll::Pending => {
+                    self.conn.out.drain(..written);
+                    return Ok(Poll::Pending);
+                }
+            }
+        }
+        self.conn.out.clear();
+        Ok(Poll::Ready(()))
+    }
+
+    /// Reads, and goes through what was read. It says whether the peer has closed its end.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, End>> {
+        let mut buffer = READ.take();
+        buffer.resize(READ_BYTES, 0);
+        let received = self.poll_receive_into(cx, &mut buffer);
+        READ.set(buffer);
+        received
+    }
+
+    fn poll_receive_into(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Result<bool, End>> {
+        let mut filled = self.rest.len();
+        buffer[..filled].copy_from_slice(&self.rest);
+        if !self.has_whole_frames {
+            let mut space = ReadBuf::new(&mut buffer[filled..]);
+            let read = Pin::new(&mut self.io).poll_read(cx, &mut space);
+            let bytes = space.filled().len();
+            ready!(read)?;
+            if bytes == 0 {
+                return Poll::Ready(Ok(true));
+            }
+            filled += bytes;
+        }
+        let now = Instant::now();
+        let done = match self.conn.receive(&buffer[..filled], now.into_std()) {
+            Ok(done) => done,
+            Err(fault) => {
+                self.conn.end_calls();
+                self.end(Some(fault));
+                filled
+            }
+        };
+        if done > 0 {
+            (self.heard, self.asked) = (now, None);
+        }
+        self.has_whole_frames = self.conn.is_full();
+        self.rest.clear();
+        self.rest.extend_from_slice(&buffer[done..filled]);
+        if self.rest.is_empty() {
+            self.rest = vec![];
+        }
+        // Credentials and secrets were in it; whoever reads next has no business with them.
+        buffer[..filled].fill(0);
+        Poll::Ready(Ok(false))
+    }
+
+    /// Reads what nobody will answer. It says whether the peer has closed its end.
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, End>> {
+        let mut buffer = [0; 4096];
+        let mut space = ReadBuf::new(&mut buffer);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut space))?;
+        Poll::Ready(Ok(space.filled().is_empty()))
+    }
+
+    /// Reads nothing more.
+    fn end(&mut self, fault: Option<Fault>) {
+        self.stage = Stage::Ending(fault);
+        self.set_deadline(LINGER_TIME);
+    }
+
+    fn set_deadline(&mut self, time: std::time::Duration) {
+        let deadline = Instant::now() + time;
+        self.deadline = Some(deadline);
+        if deadline < self.timer.deadline() {
+            self.timer.as_mut().reset(deadline);
+        }
+    }
+
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let deadline = self.deadline.unwrap_or_else(Instant::now);
+        if self.timer.deadline() != deadline {
+            self.timer.as_mut().reset(deadline);
+        }
+        self.timer.as_mut().poll(cx)
+    }
+
+    fn look_at_the_time(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let next = self.tick(Instant::now())?;
+            self.timer.as_mut().reset(next);
+        }
+        Ok(())
+    }
+
+    /// Does what is due, and says when the next thing will be.
+    fn tick(&mut self, now: Instant) -> Result<Instant, End> {
+        self.conn.calm_down();
+        let mut next = self.heard + KEEPALIVE_INTERVAL;
+        if let Some(asked) = self.asked {
+            next = asked + KEEPALIVE_TIMEOUT;
+            if now >= next {
+                return Err(End::Silence);
+            }
+        } else if now >= next {
+            self.conn.ping();
+            self.asked = Some(now);
+            next = now + KEEPALIVE_TIMEOUT;
+        }
+        if self.conn.awaits_farewell()
+            && let Some(deadline) = self.deadline
+        {
+            if now >= deadline {
+                self.conn.leave();
+            } else {
+                next = next.min(deadline);
+            }
+        }
+        Ok(next)
+    }
+}
+
+fn end_of(fault: Option<Fault>) -> Result<(), End> {
+    fault.map_or(Ok(()), |fault| Err(End::Fault(fault)))
+}

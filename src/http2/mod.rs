@@ -1,0 +1,87 @@
+//! HTTP/2 for a server of gRPC (RFC 9113), on connections that are there already.
+//!
+//! It does what gRPC needs and nothing beside: no push, no priorities, no CONNECT, no upgrade from HTTP/1. A call that can
+//! be answered at once (see [`AtOnce`]) is answered where its frames are read, from the bytes that were read, and its reply
+//! is written straight behind the others. All other calls take the long way: each is a task, with bodies that flow under
+//! HTTP/2's windows, owned by its connection.
+//!
+//! [`serve`] is a connection's whole life. `frame` and `hpack` read and write what goes over the wire, `head` is a request
+//! as far as its headers go, `conn` knows the rules and does no I/O, `call` runs what takes the long way, and `io` moves
+//! the bytes and keeps the time.
+//!
+//! Everything that a peer can make grow has a bound, all of them here.
+
+mod body;
+mod call;
+mod code;
+mod conn;
+mod frame;
+mod head;
+mod hpack;
+mod io;
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+pub use self::body::{Cancelled, Incoming};
+pub use self::code::{Code, Fault};
+pub use self::head::Head;
+pub use self::io::{Answering, End, serve};
+
+/// Calls that a connection has under way at most. Further ones are refused with REFUSED_STREAM. The place of a call that
+/// its caller has given up is free when the call has really ended.
+pub const STREAMS_MAX: usize = 256;
+/// The headers of a call at most, counted as SETTINGS_MAX_HEADER_LIST_SIZE does. Longer ones are answered with status 431.
+pub const HEADER_BYTES_MAX: usize = 16 * 1024;
+/// A header block at most, as it comes: coded, one that is too long may be read to its end so that it can be answered.
+pub const BLOCK_BYTES_MAX: usize = 2 * HEADER_BYTES_MAX;
+/// Frames that a header block comes in at most.
+pub const BLOCK_FRAMES_MAX: u32 = 16;
+/// Resets that a peer may provoke by errors of its own before its connection is closed (MadeYouReset, CVE-2025-8671).
+pub const ERRORS_MAX: u32 = 1_024;
+/// Frames that carry no call on and that a peer may send in [`KEEPALIVE_INTERVAL`]: PING, SETTINGS, PRIORITY, empty DATA,
+/// what is unknown or comes for streams that are gone.
+pub const IDLE_FRAMES_MAX: u32 = 10_000;
+/// Bytes of requests that a peer may send before they are read, for each call and for all calls of a connection.
+pub const WINDOW_BYTES: u32 = 1024 * 1024;
+/// A request that is gathered to be answered at once: longer ones take the long way.
+pub const GATHERED_BYTES_MAX: usize = 128 * 1024;
+/// All of them on a connection: half of the window, so that other calls go on.
+pub const GATHERED_BYTES_ALL_MAX: usize = WINDOW_BYTES as usize / 2;
+/// Bytes that wait to be written to the network. Beyond it nothing is read, and no call says more.
+pub const OUT_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of replies that were given at once and wait for the peer's windows. Beyond it new calls are refused.
+pub const REPLIES_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of its reply that a call may say before they are sent; one message may be longer.
+pub const REPLY_BYTES_AHEAD: usize = 64 * 1024;
+/// A silent connection is asked whether it is still there.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long it may take to answer.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a peer may take to hear of a stop, before it is told which calls were the last.
+pub const FAREWELL_TIME: Duration = Duration::from_secs(5);
+/// How long a peer may take to close its end, so that it reads what it was told last.
+pub const LINGER_TIME: Duration = Duration::from_secs(1);
+
+/// Answers calls where they are read, if that can be done at once. Each connection has its own.
+pub trait AtOnce {
+    /// What admitted a call, until it is answered.
+    type Pass;
+
+    /// Frames have been read, at this time, and are gone through now.
+    fn begin(&mut self, at: Instant);
+
+    /// Whether a call may be answered at once, by its head alone.
+    fn admit(&mut self, head: &Head) -> Option<Self::Pass>;
+
+    /// The reply to a call by its whole body, as the body of a reply of gRPC whose status is OK. `None`: it takes the long
+    /// way after all.
+    fn answer(&mut self, pass: &Self::Pass, body: &[u8]) -> Option<Bytes>;
+
+    /// A call that was admitted will not be answered: its caller has given it up, or it failed.
+    fn give_up(&mut self, pass: &Self::Pass);
+
+    /// What was read is gone through, and the replies are about to be written.
+    fn end(&mut self);
+}
