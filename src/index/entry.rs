@@ -4,7 +4,7 @@
 //! revision, tenant, owner, environment        varints; all but the first are numbers of names
 //! flags                                       state, and which of the optional parts are there
 //! [not_before] [expire_time]                  8 bytes each, milliseconds since 1970
-//! scopes                                      how many, and their numbers: varints
+//! scopes                                      how many bytes, and their numbers: varints
 //! key_id, display_name                        length and text
 //! [audiences, allowed_cidrs]                  how many, and each with its length
 //! [labels]                                    how many, and each name and value with its length
@@ -58,8 +58,10 @@ pub(super) fn pack(key: &KeyRecord, names: &Names, out: &mut Vec<u8>) {
     for time in [policy.not_before, policy.expire_time].into_iter().flatten() {
         out.extend_from_slice(&time.0.to_le_bytes());
     }
-    put_varint(out, policy.scopes.len() as u64);
-    policy.scopes.iter().for_each(|scope| put_varint(out, names.scopes.number(scope).into()));
+    let numbers = policy.scopes.iter().map(|scope| u64::from(names.scopes.number(scope)));
+    let mut scopes = Vec::with_capacity(2 * policy.scopes.len());
+    numbers.for_each(|number| put_varint(&mut scopes, number));
+    put_bytes(out, &scopes);
     put_bytes(out, key.key_id.as_str().as_bytes());
     put_bytes(out, key.display_name.as_bytes());
     if restricted {
@@ -256,11 +258,7 @@ impl Parts {
         };
         let mut time = |flag| (flags & flag != 0).then(|| UnixMillis(from.millis()));
         let (not_before, expire_time) = (time(NOT_BEFORE), time(EXPIRE_TIME));
-        let count = from.varint();
-        let begin = from.at;
-        (0..count).for_each(|_| _ = from.varint());
-        let scopes = begin..from.at;
-        let (key_id, display_name) = (from.piece_range(), from.piece_range());
+        let [scopes, key_id, display_name] = std::array::from_fn(|_| from.piece_range());
         let (restricted, labelled) = (flags & RESTRICTED != 0, flags & LABELLED != 0);
         let rest = from.at..range.end;
         Self {
@@ -368,14 +366,15 @@ impl<'a> Reader<'a> {
 
     fn varint(&mut self) -> u64 {
         let mut number = 0;
-        for shift in (0..u64::BITS).step_by(7) {
+        let mut shift = 0;
+        loop {
             let byte = self.byte();
             number |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                break;
+            shift += 7;
+            if byte < 0x80 || shift > 63 {
+                return number;
             }
         }
-        number
     }
 
     /// The number of a name.
@@ -384,7 +383,9 @@ impl<'a> Reader<'a> {
     }
 
     fn millis(&mut self) -> i64 {
-        i64::from_le_bytes(std::array::from_fn(|_| self.byte()))
+        let bytes = self.bytes.get(self.at..).and_then(<[u8]>::first_chunk);
+        self.at += 8;
+        bytes.map_or(0, |bytes| i64::from_le_bytes(*bytes))
     }
 
     fn piece_range(&mut self) -> Range<usize> {

@@ -2,7 +2,6 @@
 //!
 //! `fill <address> <file of the admin's key> <first number> <keys> <file for secrets> <one secret kept in>`
 
-use std::error::Error;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,6 +11,8 @@ use std::time::Instant;
 
 use keyward::grpc::pb::key_admin_client::KeyAdminClient;
 use keyward::grpc::pb::{CreateKeyRequest, CreateKeyResponse};
+use keyward_bench::typical::{EXPIRY_SECONDS, Typical, scope};
+use keyward_bench::world::Failure;
 use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
@@ -20,18 +21,8 @@ use tonic::{Code, Request};
 const CONNECTIONS: usize = 4;
 const CALLS_PER_CONNECTION: usize = 128;
 
-/// 2100-01-01T00:00:00Z.
-const EXPIRY_SECONDS: i64 = 4_102_444_800;
-/// Owners, and scopes of the shared vocabulary.
-const OWNERS: u64 = 1_000_000;
-const SCOPES: u64 = 1_000;
-/// One key in this many has labels.
-const LABELLED: u64 = 10;
-
 /// The role of a caller that verifies.
 const VERIFIER: &str = "keyward.verifier";
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Failure> {
@@ -116,24 +107,16 @@ fn verifier() -> CreateKeyRequest {
     }
 }
 
-/// A typical key: an owner, 3 scopes of the vocabulary, an expiry far away, and labels on one in ten.
+/// A typical key, as a call asks for it.
 fn key(number: u64) -> CreateKeyRequest {
-    let mut request = CreateKeyRequest {
-        key_id: format!("key_{number:012}"),
-        display_name: format!("Integration {number}"),
-        owner: format!("customer-{}", number % OWNERS),
-        scopes: (0..3).map(|nth| scope(number, nth)).collect(),
+    let key = Typical::key(number);
+    CreateKeyRequest {
+        key_id: key.key_id,
+        display_name: key.display_name,
+        owner: key.owner,
+        scopes: key.scopes,
         expire_time: Some(prost_types::Timestamp { seconds: EXPIRY_SECONDS, nanos: 0 }),
+        labels: key.labels.into_iter().collect(),
         ..Default::default()
-    };
-    if number.is_multiple_of(LABELLED) {
-        request.labels = [("team", number % 100), ("plan", number % 3)]
-            .map(|(name, value)| (name.to_owned(), format!("{name}-{value}")))
-            .into();
     }
-    request
-}
-
-fn scope(number: u64, nth: u64) -> String {
-    format!("area{:02}.action{:02}", (number + nth) % SCOPES / 50, (number + nth) % SCOPES % 50)
 }

@@ -1,0 +1,70 @@
+//! Verdicts and nothing else, to be counted: `decide <hit|unknown|garbage|denied> <verdicts>`.
+//!
+//! It prints how many allocations the verdicts made. ../../instructions runs it under callgrind, twice with different
+//! numbers of verdicts; the difference is what the verdicts cost, without the start.
+
+use std::alloc::System;
+use std::hint::black_box;
+
+use keyward::verify::{Outcome, Verifier};
+use keyward_bench::world::{Failure, NOW, World};
+use keyward_core::decision::{Ask, DenyReason};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+/// The system's, and counts.
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Keys, and those of them that are asked about. The runs' numbers of verdicts are multiples of the latter.
+const KEYS: u64 = 1_000;
+const ASKED: usize = 250;
+
+/// What becomes of one verdict.
+type Expected = fn(&Outcome) -> bool;
+
+fn main() -> Result<(), Failure> {
+    let args: Vec<_> = std::env::args().skip(1).collect();
+    let [case, verdicts] = &args[..] else { return Err("usage: decide <case> <verdicts>".into()) };
+    let world = World::new(KEYS, ASKED)?;
+    let verifier = world.verifier()?;
+    let known = |own_scope: bool| {
+        let scope = |own: &'static str, key: &str| if own_scope { key.to_owned() } else { own.to_owned() };
+        let asked = world.known.iter().map(|key| (key.secret.clone(), scope("another.scope", &key.scope)));
+        asked.collect::<Vec<_>>()
+    };
+    let (asked, expected): (_, Expected) = match case.as_str() {
+        "hit" => (known(true), |outcome| matches!(outcome, Outcome::Allow(..))),
+        "denied" => (known(false), |outcome| matches!(outcome, Outcome::Deny(_, DenyReason::ScopeMissing))),
+        "unknown" => (one(&world.unknown), |outcome| matches!(outcome, Outcome::NoKey(DenyReason::Unknown))),
+        "garbage" => (one(&world.garbage), |outcome| matches!(outcome, Outcome::NoKey(DenyReason::Malformed))),
+        _ => return Err("there is no such case".into()),
+    };
+    // Whatever is made at the first verdict is made.
+    judge(&world, &verifier, &asked, ASKED, expected)?;
+    let allocations = Region::new(ALLOCATOR);
+    judge(&world, &verifier, &asked, verdicts.parse()?, expected)?;
+    let made = allocations.change();
+    println!("{}", made.allocations + made.reallocations);
+    Ok(())
+}
+
+fn one(secret: &str) -> Vec<(String, String)> {
+    vec![(secret.to_owned(), "area00.action00".to_owned())]
+}
+
+fn judge(
+    world: &World,
+    verifier: &Verifier,
+    asked: &[(String, String)],
+    verdicts: usize,
+    expected: Expected,
+) -> Result<(), &'static str> {
+    for (secret, scope) in asked.iter().cycle().take(verdicts) {
+        let ask = Ask { all_scopes: &[scope], ..Ask::default() };
+        let verdict = verifier.verify(&world.caller, black_box(secret), None, black_box(&ask), black_box(NOW));
+        if !expected(&black_box(verdict).outcome) {
+            return Err("a verdict was not the one expected");
+        }
+    }
+    Ok(())
+}

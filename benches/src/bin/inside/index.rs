@@ -1,0 +1,93 @@
+//! The index beside its baselines: how fast it loads, what it weighs, and what [`crate::lookups`] finds.
+
+use std::time::{Duration, Instant};
+
+use keyward_bench::figures::rounded;
+use keyward_bench::world::{Failure, World};
+use serde_json::{Value, json};
+
+use crate::Options;
+use crate::baselines::{Keeps, Locked, Ours, Papaya};
+use crate::lookups;
+
+/// Memory that was freed goes back to the system within this time.
+const PURGED_AFTER: Duration = Duration::from_millis(300);
+
+/// A loaded contestant, and what its loading came to.
+pub(crate) struct Contestant {
+    pub(crate) name: &'static str,
+    pub(crate) keeps: Box<dyn Keeps>,
+    records_per_s: f64,
+    bytes_per_key: f64,
+}
+
+/// Loads the index and its baselines one after the other, and looks keys up in all of them in turns.
+pub(crate) fn measure(mut options: Options) -> Result<Value, Failure> {
+    let keys: u64 = options.get("keys")?.ok_or("--keys is missing")?;
+    let baselines_up_to = options.get("baselines-up-to")?.unwrap_or(1_000_000);
+    let known = options.get("known")?.unwrap_or_else(|| (keys / 2).clamp(1, 65_536));
+    let rounds = options.get("rounds")?.unwrap_or(7);
+    options.end()?;
+    let world = World::new(keys, usize::try_from(known)?)?;
+
+    let ours = Ours::new(&world);
+    let load_ours = load(&world, &ours)?;
+    if ours.len() as u64 != keys {
+        return Err("the index has not as many keys as were folded in".into());
+    }
+    let contestant = |name, keeps: Box<dyn Keeps>, (records_per_s, bytes_per_key)| Contestant {
+        name,
+        keeps,
+        records_per_s,
+        bytes_per_key,
+    };
+    let mut contestants = vec![contestant("index", Box::new(ours), load_ours)];
+    if keys <= baselines_up_to {
+        // None is dropped before the end: what is freed would be the next one's memory, and not be counted.
+        let baselines: [(_, Box<dyn Keeps>); 2] =
+            [("locked_map", Box::<Locked>::default()), ("papaya", Box::<Papaya>::default())];
+        for (name, keeps) in baselines {
+            let loaded = load(&world, &*keeps)?;
+            contestants.push(contestant(name, keeps, loaded));
+        }
+    }
+
+    let mut found = json!({ "keys": keys, "known": known, "rounds": rounds });
+    let ours_load = (contestants[0].records_per_s, contestants[0].bytes_per_key);
+    for one in &contestants {
+        found[one.name] = json!({
+            "load": {
+                "records_per_s": one.records_per_s.round(),
+                "ratio": rounded(ours_load.0 / one.records_per_s),
+            },
+            "memory": {
+                "bytes_per_key": one.bytes_per_key.round(),
+                "ratio": rounded(ours_load.1 / one.bytes_per_key),
+            },
+        });
+    }
+    lookups::measure(&world, &contestants, rounds, &mut found)?;
+    Ok(found)
+}
+
+/// Folds every key in. Records a second, in which making the records does not count; and resident bytes a key.
+fn load(world: &World, keeps: &dyn Keeps) -> Result<(f64, f64), Failure> {
+    let before = resident()?;
+    let mut folding = Duration::ZERO;
+    for batch in world.batches() {
+        let batch = batch?;
+        let began = Instant::now();
+        keeps.fold(&batch);
+        folding += began.elapsed();
+    }
+    let bytes = resident()?.saturating_sub(before);
+    Ok((world.keys as f64 / folding.as_secs_f64(), bytes as f64 / world.keys as f64))
+}
+
+/// Bytes of memory that this process holds.
+fn resident() -> Result<u64, Failure> {
+    std::thread::sleep(PURGED_AFTER);
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+    Ok(kib.ok_or("the system does not say how much memory there is")?.parse::<u64>()? * 1_024)
+}
