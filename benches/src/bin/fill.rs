@@ -1,25 +1,29 @@
 //! Issues keys at a running server through CreateKey, as a service that provisions them would, and says how long it took.
 //!
-//! `fill <address> <file of the admin's key> <first number> <keys> <file for secrets> <one secret kept in>`
+//! `fill <address> <file of the admin's key> <first number> <keys> <file for secrets> <one secret kept in> <under way>`
+//!
+//! It prints how many were issued in a second, and how many microseconds a call took, in the median.
 
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use keyward::grpc::pb::key_admin_client::KeyAdminClient;
 use keyward::grpc::pb::{CreateKeyRequest, CreateKeyResponse};
+use keyward_bench::figures::median;
 use keyward_bench::typical::{EXPIRY_SECONDS, Typical, scope};
 use keyward_bench::world::Failure;
 use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 
-/// Connections, and calls under way on each: together no more than the server's queue of commits.
+/// Connections at most.
 const CONNECTIONS: usize = 4;
-const CALLS_PER_CONNECTION: usize = 128;
+/// Calls under way at most: less than the server's queue of commits holds.
+const UNDER_WAY_MAX: usize = 512;
 
 /// The role of a caller that verifies.
 const VERIFIER: &str = "keyward.verifier";
@@ -27,10 +31,12 @@ const VERIFIER: &str = "keyward.verifier";
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Failure> {
     let args: Vec<_> = std::env::args().skip(1).collect();
-    let [addr, admin, first, keys, secrets, one_in] = &args[..] else {
-        return Err("usage: fill <address> <admin key file> <first> <keys> <secrets file> <one secret kept in>".into());
+    let [addr, admin, first, keys, secrets, one_in, under_way] = &args[..] else {
+        let usage = "usage: fill <address> <admin key file> <first> <keys> <secrets file> <one kept in> <under way>";
+        return Err(usage.into());
     };
-    let (first, keys, one_in) = (first.parse::<u64>()?, keys.parse::<u64>()?, one_in.parse::<u64>()?);
+    let [first, keys, one_in] = [first.parse::<u64>()?, keys.parse::<u64>()?, one_in.parse::<u64>()?];
+    let under_way = under_way.parse::<usize>()?.min(UNDER_WAY_MAX);
     let credential: Arc<str> = format!("Bearer {}", std::fs::read_to_string(admin)?.trim()).into();
     let mut kept = OpenOptions::new().append(true).create(true).mode(0o600).open(secrets)?;
 
@@ -44,18 +50,20 @@ async fn main() -> Result<(), Failure> {
 
     let began = Instant::now();
     let next = Arc::new(AtomicU64::new(first));
-    let (sender, mut created) = mpsc::channel(CONNECTIONS * CALLS_PER_CONNECTION);
+    let (sender, mut created) = mpsc::channel(UNDER_WAY_MAX);
     let mut workers = tokio::task::JoinSet::new();
-    for _ in 0..CONNECTIONS {
-        let channel = Endpoint::from_shared(format!("http://{addr}"))?.connect().await?;
-        for _ in 0..CALLS_PER_CONNECTION {
-            let client = KeyAdminClient::new(channel.clone());
-            workers.spawn(issue(client, credential.clone(), next.clone(), first + keys, sender.clone()));
-        }
+    let mut channels = vec![];
+    for _ in 0..CONNECTIONS.min(under_way) {
+        channels.push(Endpoint::from_shared(format!("http://{addr}"))?.connect().await?);
+    }
+    for channel in channels.iter().cycle().take(under_way) {
+        let client = KeyAdminClient::new(channel.clone());
+        workers.spawn(issue(client, credential.clone(), next.clone(), first + keys, sender.clone()));
     }
     drop(sender);
-    let mut lines = String::new();
-    while let Some((number, response)) = created.recv().await {
+    let (mut lines, mut micros) = (String::new(), vec![]);
+    while let Some((number, response, took)) = created.recv().await {
+        micros.push(took.as_secs_f64() * 1e6);
         if number.is_multiple_of(one_in) {
             lines.push_str(&format!("{} {}\n", response.secret, scope(number, 0)));
         }
@@ -65,7 +73,7 @@ async fn main() -> Result<(), Failure> {
         ended??;
     }
     let seconds = began.elapsed().as_secs_f64();
-    println!("{:.0}", keys as f64 / seconds);
+    println!("{:.0} {:.0}", keys as f64 / seconds, median(&micros));
     Ok(())
 }
 
@@ -75,13 +83,14 @@ async fn issue(
     credential: Arc<str>,
     next: Arc<AtomicU64>,
     end: u64,
-    created: mpsc::Sender<(u64, CreateKeyResponse)>,
+    created: mpsc::Sender<(u64, CreateKeyResponse, Duration)>,
 ) -> Result<(), Failure> {
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
         if number >= end {
             return Ok(());
         }
+        let began = Instant::now();
         let response = loop {
             let mut request = Request::new(key(number));
             request.metadata_mut().insert("authorization", credential.parse()?);
@@ -92,7 +101,7 @@ async fn issue(
                 Err(refused) => return Err(refused.into()),
             }
         };
-        created.send((number, response)).await?;
+        created.send((number, response, began.elapsed())).await?;
     }
 }
 
