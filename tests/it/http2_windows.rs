@@ -140,37 +140,6 @@ async fn a_batch_whose_reply_is_larger_than_the_windows_arrives_whole() {
     }
 }
 
-#[tokio::test]
-async fn a_peer_that_sends_more_than_it_may_is_cut_off() {
-    let site = Site::in_memory().await;
-    // A call that never reads: its message is too long for that.
-    let endless = head("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo");
-    let mut peer = Peer::open(&site).await;
-    peer.send(HEADERS, END_HEADERS, 1, &endless).await;
-    peer.send(HEADERS, END_HEADERS, 3, &head_of(VERIFY, site.admin_secret())).await;
-    // One message of 2 MiB, of which nothing is used before it is whole.
-    let mut data = [0; 16_384];
-    data[..5].copy_from_slice(&[0, 0, 0x20, 0, 0]);
-    let mut sent = 0;
-    let mut told = WINDOW;
-    while sent + data.len() <= told {
-        peer.send(DATA, 0, 1, &data).await;
-        sent += data.len();
-        data[..5].copy_from_slice(&[0; 5]);
-        for frame in peer.until_pong(1).await {
-            if frame.kind == WINDOW_UPDATE && frame.stream == 1 {
-                told += u32::from_be_bytes(frame.payload.try_into().unwrap()) as usize;
-            }
-        }
-        if sent >= 3 * WINDOW {
-            // It reads on and on, and says so: nothing is held.
-            return;
-        }
-    }
-    peer.send(DATA, 0, 1, &data).await;
-    peer.find(|frame| frame.kind == RST_STREAM && frame.stream == 1 || frame.kind == GOAWAY).await;
-}
-
 /// Every byte that was sent may be sent again some time, whatever became of the call: the window does not leak.
 #[tokio::test]
 async fn a_window_that_was_used_comes_back_whatever_became_of_the_calls() {

@@ -3,6 +3,8 @@
 mod reply;
 mod request;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
