@@ -53,6 +53,12 @@ pub(super) struct Running {
 }
 
 impl Running {
+    /// A call that nobody answers.
+    #[cfg(test)]
+    pub(super) fn never() -> Self {
+        Self { task: None, room: Arc::new(Semaphore::new(REPLY_BYTES_AHEAD)) }
+    }
+
     /// A part of the reply is sent.
     pub(super) fn make_room(&self, bytes: usize) {
         self.room.add_permits(bytes);

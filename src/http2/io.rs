@@ -138,9 +138,11 @@ where
         let polled = self.go_on(cx, stop);
         if self.conn.out.is_empty() {
             let out = std::mem::take(&mut self.conn.out);
-            if out.capacity() <= 2 * OUT_BYTES_MAX {
-                WRITE.set(out);
-            }
+            WRITE.with_borrow_mut(|kept| {
+                if (kept.capacity()..=2 * OUT_BYTES_MAX).contains(&out.capacity()) {
+                    *kept = out;
+                }
+            });
         }
         polled
     }

@@ -26,11 +26,7 @@ SERVICES = ("", "keyward.v1.KeyVerify", "keyward.v1.KeyAdmin")
 
 TCP = "127.0.0.1:0"
 
-AUTHORITY = "localhost"
-"""What clients on a Unix socket must call the server. By themselves, grpcio and grpcurl 1.8.6 name the socket's path,
-which is no valid :authority, and Keyward's HTTP/2 refuses the call with PROTOCOL_ERROR. See hyperium/h2#487."""
-
-UNIX = ("-unix", "-authority", AUTHORITY)
+UNIX = ("-unix",)
 
 
 class Server:
@@ -137,9 +133,8 @@ class Server:
 
 def open_channel(target: str) -> grpc.Channel:
     """A channel as a service opens it."""
+    # On a Unix socket, clients name its path as the :authority, which is none; Keyward takes any.
     options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
-    if target.startswith("unix:"):
-        options.append(("grpc.default_authority", AUTHORITY))
     return grpc.insecure_channel(target, options)
 
 

@@ -416,7 +416,7 @@ def test_no_secret_lies_in_the_data_or_in_the_log(start: Start, data_dir: Path) 
     assert [key_id for key_id in key_ids if key_id.encode() not in data] == []
     callers = {entry["caller"] for entry in map(parse, server.log) if "caller" in entry}
     assert len(callers) == 2 and key_ids[-1] in callers
-    assert b'"level":"TRACE"' in log and b'"target":"h2::' in log
+    assert b'"level":"TRACE"' in log and b'"target":"sled::' in log
     for secret in secrets:
         for planted in disguises(secret):
             assert leaks([secret], data[:100] + planted + data[:100])

@@ -109,6 +109,11 @@ impl Site {
         self.app.take().unwrap()
     }
 
+    /// The address that it listens on.
+    pub(crate) fn addr(&self) -> ListenAddr {
+        self.app.as_ref().unwrap().addrs()[0].clone()
+    }
+
     /// The address of probes and metrics.
     pub(crate) fn ops_addr(&self) -> ListenAddr {
         self.app.as_ref().unwrap().ops_addr().unwrap().clone()

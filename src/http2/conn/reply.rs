@@ -4,10 +4,10 @@ use bytes::{Buf, Bytes};
 
 use super::stream::{Piece, Stream};
 use super::{Conn, frame};
-use crate::http2::AtOnce;
 use crate::http2::call::{Begin, Event, Message};
 use crate::http2::code::{Code, Fault};
 use crate::http2::frame::{BITS_31, Head as FrameHead, PAYLOAD_BYTES_MAX};
+use crate::http2::{AtOnce, WINDOW_BYTES};
 
 /// How sending went on for a stream.
 enum Sent {
@@ -79,11 +79,19 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         let bytes = stream.unread.min(bytes as u32);
         stream.unread -= bytes;
         stream.untold += bytes;
-        if stream.inbox.is_some() && stream.untold >= crate::http2::WINDOW_BYTES / 2 {
+        self.tell_of_window(id);
+        self.give_back(bytes as usize);
+    }
+
+    /// Tells the peer how much more it may send of a request, when that is much.
+    pub(super) fn tell_of_window(&mut self, id: u32) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && stream.inbox.is_some()
+            && stream.untold >= WINDOW_BYTES / 2
+        {
             stream.window += stream.untold;
             frame::put_window_update(&mut self.out, id, std::mem::take(&mut stream.untold));
         }
-        self.give_back(bytes as usize);
     }
 
     /// Sends what may be sent.

@@ -161,6 +161,8 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         }
         if ends {
             self.end_body(id);
+        } else {
+            self.tell_of_window(id);
         }
         Ok(())
     }

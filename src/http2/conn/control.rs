@@ -1,0 +1,86 @@
+//! What a peer says of the connection: its settings, whether it is there, and that it leaves.
+
+use super::{Conn, Leaving, PING_FAREWELL};
+use crate::http2::AtOnce;
+use crate::http2::call::Begin;
+use crate::http2::code::{Code, Fault};
+use crate::http2::frame::{self, BITS_31, Head as FrameHead, PAYLOAD_BYTES_MAX, flag, setting};
+
+impl<A: AtOnce, C: Begin> Conn<A, C> {
+    pub(super) fn settings(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+        if head.stream != 0 {
+            return Err(Fault::protocol("SETTINGS on a stream"));
+        }
+        if head.has(flag::ACK) {
+            return if payload.is_empty() { self.idle_frame() } else { Err(Fault::size("SETTINGS that say and ack")) };
+        }
+        let (settings, []) = payload.as_chunks::<6>() else { return Err(Fault::size("half a setting")) };
+        let mut window = None;
+        for [n1, n2, v1, v2, v3, v4] in settings {
+            let (name, value) = (u16::from_be_bytes([*n1, *n2]), u32::from_be_bytes([*v1, *v2, *v3, *v4]));
+            self.setting(name, value)?;
+            if name == setting::INITIAL_WINDOW_SIZE {
+                window = Some(value);
+            }
+        }
+        // Once, however often it is set: it takes a look at every stream.
+        window.map_or(Ok(()), |window| self.set_peer_window(window.into()))?;
+        self.idle_frame()?;
+        frame::put_settings_ack(&mut self.out);
+        Ok(())
+    }
+
+    fn setting(&mut self, name: u16, value: u32) -> Result<(), Fault> {
+        match name {
+            setting::HEADER_TABLE_SIZE => self.encoder.table_is_allowed(value),
+            setting::ENABLE_PUSH if value > 1 => return Err(Fault::protocol("ENABLE_PUSH is neither 0 nor 1")),
+            setting::INITIAL_WINDOW_SIZE if value > BITS_31 => {
+                return Err(Fault::new(Code::FlowControl, "INITIAL_WINDOW_SIZE is beyond 2^31-1"));
+            }
+            // Frames are never longer than every peer takes.
+            setting::MAX_FRAME_SIZE if !(PAYLOAD_BYTES_MAX..1 << 24).contains(&(value as usize)) => {
+                return Err(Fault::protocol("MAX_FRAME_SIZE is out of its bounds"));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn pinged(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+        if head.stream != 0 {
+            return Err(Fault::protocol("PING on a stream"));
+        }
+        if payload.len() != PING_FAREWELL.len() {
+            return Err(Fault::size("PING that is not of 8 bytes"));
+        }
+        self.idle_frame()?;
+        if !head.has(flag::ACK) {
+            frame::put_ping(&mut self.out, true, payload);
+        } else if payload == PING_FAREWELL && self.leaving == Leaving::Told {
+            self.leave();
+        }
+        Ok(())
+    }
+
+    pub(super) fn peer_leaves(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+        if head.stream != 0 {
+            return Err(Fault::protocol("GOAWAY on a stream"));
+        }
+        if payload.len() < 8 {
+            return Err(Fault::size("GOAWAY without a code"));
+        }
+        self.leave();
+        Ok(())
+    }
+
+    pub(super) fn priority(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+        if head.stream == 0 {
+            return Err(Fault::protocol("PRIORITY of the connection"));
+        }
+        if payload.len() != 5 {
+            let fault = Fault::size("PRIORITY that is not of 5 bytes");
+            return if self.is_idle(head.stream) { Err(fault) } else { self.reset_for(head.stream, fault.code) };
+        }
+        self.idle_frame()
+    }
+}

@@ -1,0 +1,273 @@
+//! Connections without a network, whose calls do what a test says.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+use crate::http2::body::Inbox;
+use crate::http2::call::{Event, Message, Running};
+use crate::http2::head::Head;
+
+/// Answers calls whose bodies say so, at once.
+struct Echo;
+
+impl AtOnce for Echo {
+    type Pass = ();
+
+    fn begin(&mut self, _: Instant) {}
+
+    fn admit(&mut self, head: &Head) -> Option<()> {
+        (head.path() == b"/").then_some(())
+    }
+
+    fn answer(&mut self, (): &(), body: &[u8]) -> Option<Bytes> {
+        assert_ne!(body, b"panic");
+        (body.first() != Some(&b'l')).then(|| Bytes::copy_from_slice(&body.repeat(20)))
+    }
+
+    fn give_up(&mut self, (): &()) {}
+
+    fn end(&mut self) {}
+}
+
+/// Begins calls that nobody answers.
+#[derive(Clone, Default)]
+struct Begun(Rc<RefCell<Vec<u32>>>);
+
+impl Begin for Begun {
+    fn begin(&self, stream: u32, _: &Head, _: Inbox) -> Option<Running> {
+        self.0.borrow_mut().push(stream);
+        Some(Running::never())
+    }
+}
+
+type Tested = Conn<Echo, Begun>;
+
+fn open() -> (Tested, Begun) {
+    let begun = Begun::default();
+    let mut conn = Conn::new(Echo, begun.clone());
+    let mut hello = PREFACE.to_vec();
+    frame::put_settings(&mut hello, &[]);
+    assert_eq!(receive(&mut conn, &hello), Ok(()));
+    (conn, begun)
+}
+
+/// Everything is gone through, and what is to be written is gone.
+fn receive(conn: &mut Tested, mut bytes: &[u8]) -> Result<(), Fault> {
+    loop {
+        conn.out.clear();
+        let done = conn.receive(bytes, Instant::now())?;
+        conn.send();
+        if done == 0 {
+            return Ok(());
+        }
+        bytes = &bytes[done..];
+    }
+}
+
+fn head(stream: u32, path: &str) -> Vec<u8> {
+    let mut bytes = vec![];
+    frame::put_headers(&mut bytes, stream, false, |to| {
+        to.extend([0x83, 0x86, 0x04, path.len() as u8]);
+        to.extend(path.as_bytes());
+    });
+    bytes
+}
+
+fn data(stream: u32, padding: u8, data: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![];
+    frame::put_head(&mut bytes, 1 + data.len() + usize::from(padding), kind::DATA, flag::PADDED, stream);
+    bytes.push(padding);
+    bytes.extend(data);
+    bytes.resize(bytes.len() + usize::from(padding), 0);
+    bytes
+}
+
+/// The frames in what is to be written.
+fn frames(mut out: &[u8]) -> Vec<(u8, u32, Vec<u8>)> {
+    let mut frames = vec![];
+    while let Some(head) = FrameHead::read(out) {
+        let (payload, rest) = out[HEAD_BYTES..].split_at(head.length);
+        frames.push((head.kind, head.stream, payload.to_vec()));
+        out = rest;
+    }
+    frames
+}
+
+#[test]
+fn a_peer_that_sends_more_than_the_window_of_the_connection_is_cut_off() {
+    let (mut conn, _) = open();
+    receive(&mut conn, &head(1, "/long")).unwrap();
+    receive(&mut conn, &head(3, "/long")).unwrap();
+    let mut part = vec![];
+    frame::put_data(&mut part, 1, false, &[0; PAYLOAD_BYTES_MAX]);
+    for _ in 0..WINDOW_BYTES as usize / PAYLOAD_BYTES_MAX {
+        receive(&mut conn, &part).unwrap();
+    }
+    part.clear();
+    frame::put_data(&mut part, 3, false, b"x");
+    assert_eq!(receive(&mut conn, &part).unwrap_err().code, Code::FlowControl);
+}
+
+#[test]
+fn a_peer_that_sends_more_than_the_window_of_a_stream_has_it_reset() {
+    let (mut conn, _) = open();
+    receive(&mut conn, &head(1, "/long")).unwrap();
+    // Read by the connection as soon as they come, so that only the stream has less and less room.
+    conn.streams.get_mut(&1).unwrap().window = 100;
+    receive(&mut conn, &data(1, 90, b"123456789")).unwrap();
+    conn.out.clear();
+    conn.receive(&data(1, 0, b""), Instant::now()).unwrap();
+    let code = (Code::FlowControl as u32).to_be_bytes().to_vec();
+    assert_eq!(frames(&conn.out), [(kind::RST_STREAM, 1, code)]);
+}
+
+#[test]
+fn padding_gives_its_window_back_by_itself() {
+    let (mut conn, _) = open();
+    receive(&mut conn, &head(1, "/long")).unwrap();
+    for _ in 0..3 * WINDOW_BYTES / 256 {
+        conn.idle_frames = 0;
+        receive(&mut conn, &data(1, 255, b"")).unwrap();
+    }
+}
+
+#[test]
+fn the_window_that_is_told_is_the_one_that_is_kept() {
+    let (mut conn, _) = open();
+    let mut told = i64::from(WINDOW_BYTES);
+    receive(&mut conn, &head(1, "/long")).unwrap();
+    for round in 0..1_000 {
+        conn.out.clear();
+        let mut part = vec![];
+        frame::put_data(&mut part, 1, false, &[0; 10_000]);
+        conn.receive(&part, Instant::now()).unwrap();
+        told -= 10_000;
+        conn.hear(Message { stream: 1, event: Event::Read(10_000 - round % 2) });
+        conn.hear(Message { stream: 1, event: Event::Read(round % 2) });
+        for (kind, stream, payload) in frames(&conn.out) {
+            if kind == kind::WINDOW_UPDATE && stream == 0 {
+                told += i64::from(frame::read_31(&payload).unwrap());
+            }
+        }
+        assert_eq!(told, i64::from(conn.window));
+        assert!(told >= i64::from(WINDOW_BYTES) / 2 - 10_000);
+    }
+    assert_eq!(conn.streams[&1].unread, 0);
+}
+
+#[test]
+fn the_place_of_a_call_is_free_when_it_has_ended_and_not_before() {
+    let (mut conn, begun) = open();
+    let reset = |stream| {
+        let mut bytes = vec![];
+        frame::put_reset(&mut bytes, stream, Code::NoError);
+        bytes
+    };
+    let last = 2 * STREAMS_MAX as u32 - 1;
+    for stream in (1..=last).step_by(2) {
+        receive(&mut conn, &[head(stream, "/long"), reset(stream)].concat()).unwrap();
+    }
+    assert_eq!(begun.0.borrow().len(), STREAMS_MAX);
+    receive(&mut conn, &head(last + 2, "/long")).unwrap();
+    assert_eq!(begun.0.borrow().len(), STREAMS_MAX, "it is refused");
+    conn.hear(Message { stream: 5, event: Event::Done });
+    receive(&mut conn, &head(last + 4, "/long")).unwrap();
+    assert_eq!(begun.0.borrow().last(), Some(&(last + 4)));
+}
+
+#[test]
+fn a_panic_ends_its_call_alone() {
+    let (mut conn, _) = open();
+    let mut bytes = head(1, "/");
+    frame::put_data(&mut bytes, 1, true, b"panic");
+    bytes.extend(head(3, "/"));
+    frame::put_data(&mut bytes, 3, true, b"fine!");
+    conn.out.clear();
+    conn.receive(&bytes, Instant::now()).unwrap();
+    let code = (Code::Internal as u32).to_be_bytes().to_vec();
+    let written = frames(&conn.out);
+    assert_eq!(written[0], (kind::RST_STREAM, 1, code));
+    assert!(written.iter().any(|(kind, stream, _)| (*kind, *stream) == (kind::DATA, 3)));
+}
+
+#[test]
+fn a_call_that_ends_without_an_answer_is_reset() {
+    let (mut conn, _) = open();
+    receive(&mut conn, &head(1, "/long")).unwrap();
+    conn.out.clear();
+    conn.hear(Message { stream: 1, event: Event::Done });
+    let code = (Code::Internal as u32).to_be_bytes().to_vec();
+    assert_eq!(frames(&conn.out), [(kind::RST_STREAM, 1, code)]);
+    assert!(conn.streams.is_empty());
+}
+
+/// A frame of any kind, more often one that means something.
+fn any_frame() -> impl Strategy<Value = Vec<u8>> {
+    let stream = prop_oneof![4 => (0_u32..12).prop_map(|n| 2 * n + 1), 1 => 0_u32..8];
+    let block = prop_oneof![
+        Just(b"\x83\x86\x84".to_vec()),
+        Just(b"\x83\x86\x04\x05/long".to_vec()),
+        Just(b"\x83\x86\x84\x40\x01x\x01y".to_vec()),
+        Just(b"\x83\x86\x84\xbe".to_vec()),
+        prop::collection::vec(any::<u8>(), 0..20),
+    ];
+    let payload = prop_oneof![
+        3 => block,
+        2 => prop::collection::vec(any::<u8>(), 0..40),
+        1 => Just(vec![0; 4]),
+        1 => Just(vec![0, 0, 1, 0]),
+        1 => Just(vec![0; 8]),
+        1 => (0_usize..16_384).prop_map(|n| vec![b'd'; n]),
+    ];
+    (0_u8..11, any::<u8>(), stream, payload).prop_map(|(kind, flags, stream, payload)| {
+        let mut bytes = vec![];
+        frame::put_head(&mut bytes, payload.len(), kind, flags & 0x0d, stream);
+        bytes.extend(payload);
+        bytes
+    })
+}
+
+fn any_event() -> impl Strategy<Value = Message> {
+    let event = prop_oneof![
+        Just(()).prop_map(|()| {
+            let (parts, ()) = http::Response::new(()).into_parts();
+            Event::Head(Box::new(parts), false)
+        }),
+        (1_usize..40_000).prop_map(|n| Event::Data(vec![b'r'; n].into(), n.min(65_536))),
+        Just(()).prop_map(|()| Event::End(None)),
+        Just(()).prop_map(|()| Event::Failed),
+        (1_usize..40_000).prop_map(Event::Read),
+        Just(()).prop_map(|()| Event::Done),
+    ];
+    ((0_u32..12).prop_map(|n| 2 * n + 1), event).prop_map(|(stream, event)| Message { stream, event })
+}
+
+proptest! {
+    /// Whatever comes, from the peer and from calls: nothing panics, and the books agree.
+    #[test]
+    fn the_books_agree_whatever_comes(
+        steps in prop::collection::vec(prop_oneof![3 => any_frame().prop_map(Ok), 1 => any_event().prop_map(Err)], 1..80),
+    ) {
+        let (mut conn, _) = open();
+        for step in steps {
+            conn.out.clear();
+            match step {
+                Ok(frame) => if conn.receive(&frame, Instant::now()).is_err() { return Ok(()) },
+                Err(message) => conn.hear(message),
+            }
+            conn.send();
+            prop_assert!(conn.streams.len() + conn.waiting.len() <= STREAMS_MAX);
+            let gathered: usize = conn.waiting.iter().map(|waiting| waiting.body.len()).sum();
+            prop_assert_eq!(gathered, conn.gathered_bytes);
+            let replies: usize = conn.streams.values().map(Stream::reply_bytes).sum();
+            prop_assert_eq!(replies, conn.replies_bytes);
+            // What the peer may send, has sent, and has not been told of is the window.
+            let unread: u32 = conn.streams.values().map(|stream| stream.unread).sum();
+            prop_assert_eq!(conn.window + conn.untold + unread + gathered as u32, WINDOW_BYTES);
+        }
+    }
+}

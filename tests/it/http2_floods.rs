@@ -1,0 +1,205 @@
+//! Floods: whoever makes work without an end is stopped, or held back, and nothing grows.
+
+use keyward::grpc::pb::{self, Reason};
+use keyward::http2::{ERRORS_MAX, IDLE_FRAMES_MAX, STREAMS_MAX};
+
+use crate::h2peer::*;
+use crate::harness::{Site, ask};
+
+const ENHANCE_YOUR_CALM: u32 = 11;
+const REFUSED_STREAM: u32 = 7;
+const CANCEL: [u8; 4] = [0, 0, 0, 8];
+
+/// Calls that do not end before their bodies do: on the runtime for what takes long, and on the core of the connection.
+const ENDLESS: [&str; 2] =
+    ["/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "/grpc.health.v1.Health/Watch"];
+
+#[tokio::test]
+async fn frames_that_carry_no_call_on_are_bounded() {
+    let site = Site::in_memory().await;
+    let open = frame(HEADERS, END_HEADERS, 1, &head(ENDLESS[0]));
+    let floods = [
+        ("PING", frame(PING, 0, 0, &[7; 8])),
+        ("SETTINGS", frame(SETTINGS, 0, 0, b"")),
+        ("acks of SETTINGS", frame(SETTINGS, END, 0, b"")),
+        ("PRIORITY", frame(PRIORITY, 0, 1, &[0; 5])),
+        ("empty DATA", frame(DATA, 0, 1, b"")),
+        ("DATA of padding", frame(DATA, PADDED, 1, &[2, 0, 0])),
+        ("unknown frames", frame(0xbe, 0, 1, b"x")),
+    ];
+    for (what, flood) in floods {
+        let mut peer = Peer::open(&site).await;
+        peer.write(&open).await;
+        // Few of them do nothing.
+        peer.write(&flood.repeat(100)).await;
+        peer.until_pong(1).await;
+        let (mut reader, mut writer) = peer.split();
+        let flood = flood.repeat(IDLE_FRAMES_MAX as usize);
+        // The server may close before it has read all of it.
+        let written = tokio::spawn(async move {
+            writer.write(&flood).await;
+            writer
+        });
+        assert_eq!(reader.goaway().await, ENHANCE_YOUR_CALM, "{what}");
+        written.abort();
+    }
+}
+
+#[tokio::test]
+async fn resets_that_a_peer_provokes_are_bounded() {
+    let site = Site::in_memory().await;
+    for path in ENDLESS {
+        let mut peer = Peer::open(&site).await;
+        let mut stream = 1;
+        let mut provoked = 0;
+        // A valid call, and an error that makes the server reset it (MadeYouReset).
+        let code = loop {
+            peer.send(HEADERS, END_HEADERS, stream, &head(path)).await;
+            peer.window_update(stream, 0).await;
+            stream += 2;
+            if let Some(end) = peer.until_reset_or_goaway().await {
+                break end;
+            }
+            provoked += 1;
+            assert!(provoked <= ERRORS_MAX, "{path}");
+        };
+        assert_eq!((code, provoked), (ENHANCE_YOUR_CALM, ERRORS_MAX), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn header_blocks_without_end_are_bounded() {
+    let site = Site::in_memory().await;
+    let long = field(0, "x", &"y".repeat(200)).repeat(70);
+    for (what, part) in [("empty", &b""[..]), ("long", &long), ("small", b"\x82")] {
+        let mut peer = Peer::open(&site).await;
+        peer.send(HEADERS, 0, 1, part).await;
+        let mut flood = vec![];
+        for _ in 0..100 {
+            flood.extend(frame(CONTINUATION, 0, 1, part));
+        }
+        let (mut reader, mut writer) = peer.split();
+        let written = tokio::spawn(async move { writer.write(&flood).await });
+        assert_eq!(reader.goaway().await, ENHANCE_YOUR_CALM, "{what}");
+        written.abort();
+    }
+}
+
+#[tokio::test]
+async fn there_are_no_more_calls_than_places() {
+    let site = Site::in_memory().await;
+    for path in ENDLESS {
+        let mut peer = Peer::open(&site).await;
+        let places = STREAMS_MAX as u32;
+        for at in 0..places {
+            peer.send(HEADERS, END_HEADERS, 2 * at + 1, &head(path)).await;
+        }
+        let further = 2 * places + 1;
+        for stream in [further, further + 2] {
+            peer.call(stream, &head_of(VERIFY, site.admin_secret()), &body(&ask("nonsense"))).await;
+            assert_eq!(peer.reset(stream).await, REFUSED_STREAM);
+        }
+        // A place that gets free can be taken.
+        peer.send(RST_STREAM, 0, 1, &CANCEL).await;
+        for stream in (further + 4..).step_by(2) {
+            peer.call(stream, &head_of(VERIFY, site.admin_secret()), &body(&ask("nonsense"))).await;
+            let first = peer.find(|frame| frame.stream == stream).await;
+            if first.kind == HEADERS {
+                break;
+            }
+            assert_eq!(first.code(), REFUSED_STREAM, "the call that was given up has not ended yet");
+        }
+    }
+}
+
+/// Rapid reset (CVE-2023-44487): calls that are begun and given up at once hold their places until they have ended, and a
+/// caller on another connection is answered all the while.
+#[tokio::test]
+async fn calls_that_are_given_up_at_once_gain_nothing() {
+    let site = Site::in_memory().await;
+    let admin = site.admin();
+    let issued = admin.issue("Key", &[]).await;
+    let mut peer = Peer::open(&site).await;
+    for round in 0..20 {
+        let mut flood = vec![];
+        for at in 0..300 {
+            let stream = (round * 300 + at) * 2 + 1;
+            flood.extend(frame(HEADERS, END_HEADERS, stream, &head(ENDLESS[at as usize % 2])));
+            flood.extend(frame(RST_STREAM, 0, stream, &CANCEL));
+        }
+        peer.write(&flood).await;
+        assert_eq!(admin.reason(&issued.secret).await, Reason::Ok);
+        for frame in peer.until_pong(1).await {
+            assert!(matches!(frame.kind, RST_STREAM | SETTINGS | HEADERS | WINDOW_UPDATE | DATA), "{frame:?}");
+        }
+    }
+    let stream = 20 * 300 * 2 + 1;
+    for stream in (stream..).step_by(2) {
+        peer.call(stream, &head_of(VERIFY, site.admin_secret()), &body(&ask(&issued.secret))).await;
+        let first = peer.find(|frame| frame.stream == stream).await;
+        if first.kind == HEADERS {
+            break;
+        }
+        assert_eq!(first.code(), REFUSED_STREAM);
+    }
+}
+
+/// A peer that asks and never reads: the server stops reading in its turn, and goes on when the peer does.
+#[tokio::test]
+async fn a_peer_that_does_not_read_is_not_read_either() {
+    let site = Site::in_memory().await;
+    let issued = site.admin().issue("Key", &[]).await;
+    let peer = Peer::with(&site, &[(4, 0x7fff_ffff)]).await;
+    let (mut reader, mut writer) = peer.split();
+    writer.window_update(0, 0x7000_0000).await;
+    let (block, question) = (head_of(VERIFY, site.admin_secret()), body(&ask(&issued.secret)));
+    let mut stream = 1_u32;
+    // Until so much waits that no kernel holds it.
+    let held = loop {
+        let mut calls = vec![];
+        for _ in 0..100 {
+            calls.extend(frame(HEADERS, END_HEADERS, stream, &block));
+            calls.extend(frame(DATA, END, stream, &question));
+            stream += 2;
+        }
+        let writing = tokio::time::timeout(std::time::Duration::from_secs(2), writer.write_whole(&calls));
+        match writing.await {
+            Ok(()) => assert!(stream < 2_000_000, "it reads without end"),
+            Err(_) => break stream,
+        }
+    };
+    // Everything is answered that was asked, in the end.
+    let mut answered = 0;
+    while answered < held / 2 - 100 {
+        let frame = reader.find(|frame| frame.ends()).await;
+        assert_eq!(frame.kind, HEADERS);
+        answered += 1;
+    }
+}
+
+/// A peer that opens no window makes replies wait. Beyond some megabytes of them, new calls are refused.
+#[tokio::test]
+async fn replies_that_wait_for_a_window_are_bounded() {
+    let site = Site::in_memory().await;
+    let key = pb::CreateKeyRequest { owner: "o".repeat(60), ..crate::harness::new_key(&"n".repeat(60), &["a"]) };
+    let issued = site.admin().issued(key).await;
+    let mut peer = Peer::with(&site, &[(4, 0)]).await;
+    let batch = body(&pb::BatchVerifyRequest { requests: vec![ask(&issued.secret); 1_000] });
+    let block = head_of("/keyward.v1.KeyVerify/BatchVerify", site.admin_secret());
+    let mut stream = 1;
+    loop {
+        peer.send(HEADERS, END_HEADERS, stream, &block).await;
+        let mut chunks = batch.chunks(16_384).peekable();
+        while let Some(chunk) = chunks.next() {
+            peer.send(DATA, if chunks.peek().is_none() { END } else { 0 }, stream, chunk).await;
+        }
+        let first = peer.find(|frame| frame.stream == stream).await;
+        if first.kind == RST_STREAM {
+            assert_eq!(first.code(), REFUSED_STREAM);
+            break;
+        }
+        stream += 2;
+        assert!(stream < 2 * 200, "without a bound");
+    }
+    assert!(stream > 21, "{stream}");
+}

@@ -1,0 +1,160 @@
+//! What time does to connections: who says nothing is asked, who does not answer is gone, and a stop comes in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward::app::{App, Deps, Engine};
+use keyward::config::{Flags, Settings};
+use keyward::grpc::pb::{self, Reason};
+use keyward::http2::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
+use keyward_core::clock::ManualClock;
+use tokio::time::{Instant, timeout};
+
+use crate::h2peer::*;
+use crate::harness::{START, Seeded, Site, ask};
+
+/// A server on this runtime, whose clock is its own.
+async fn here(dir: &tempfile::TempDir) -> App {
+    let flags = Flags {
+        data_dir: Some(dir.path().join("data")),
+        listen: vec!["127.0.0.1:0".into()],
+        ops_listen: Some("off".into()),
+        ..Flags::default()
+    };
+    let settings = Settings { serving_threads: 0, ..Settings::load(&flags, None).unwrap().settings };
+    let deps =
+        Deps { clock: Arc::new(ManualClock::at(START)), entropy: Arc::new(Seeded::new(3)), engine: Engine::Memory };
+    App::start(settings, deps).await.unwrap()
+}
+
+/// The peer's end, without patience: the clock jumps to whatever is next.
+async fn rest(reader: &mut Reader) -> (Vec<Frame>, Duration) {
+    let began = Instant::now();
+    let mut frames = vec![];
+    while let Some(frame) = reader.read().await {
+        frames.push(frame);
+    }
+    (frames, began.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_gone_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let app = here(&dir).await;
+    let half_a_frame = &frame(PING, 0, 0, &[0; 8])[..12];
+    let open = frame(HEADERS, END_HEADERS, 1, &head("/grpc.health.v1.Health/Watch"));
+    for last in [&b""[..], half_a_frame, &open] {
+        let mut peer = Peer::to(&app.addrs()[0]).await;
+        peer.write(PREFACE).await;
+        peer.settings(&[]).await;
+        peer.write(last).await;
+        let (mut reader, _writer) = peer.split();
+        let (frames, took) = timeout(Duration::from_secs(300), rest(&mut reader)).await.expect("it is closed");
+        assert!(frames.iter().any(|frame| frame.kind == PING && frame.flags == 0), "it is asked: {frames:?}");
+        let due = KEEPALIVE_INTERVAL + KEEPALIVE_TIMEOUT;
+        assert!(took >= due && took < due + Duration::from_secs(1), "{took:?}");
+    }
+    app.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_sends_a_frame_drop_by_drop_is_gone_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let app = here(&dir).await;
+    let mut peer = Peer::to(&app.addrs()[0]).await;
+    peer.write(PREFACE).await;
+    peer.settings(&[]).await;
+    let (mut reader, mut writer) = peer.split();
+    let dripping = tokio::spawn(async move {
+        for byte in frame(DATA, 0, 1, &[0; 1_000]) {
+            writer.write(&[byte]).await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    });
+    let (_, took) = timeout(Duration::from_secs(300), rest(&mut reader)).await.expect("it is closed");
+    assert!(took < Duration::from_secs(60), "{took:?}");
+    dripping.abort();
+    app.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_answers_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let app = here(&dir).await;
+    let mut peer = Peer::to(&app.addrs()[0]).await;
+    peer.write(PREFACE).await;
+    peer.settings(&[]).await;
+    let (mut reader, mut writer) = peer.split();
+    let began = Instant::now();
+    for _ in 0..10 {
+        let asked = loop {
+            let frame = reader.read().await.expect("it is still open");
+            if frame.kind == PING {
+                break frame;
+            }
+        };
+        writer.write(&frame(PING, END, 0, &asked.payload)).await;
+    }
+    assert!(began.elapsed() >= 10 * KEEPALIVE_INTERVAL);
+    drop((reader, writer));
+    app.stop().await.unwrap();
+}
+
+/// A peer that asks for more than it reads is silent, however much it has to say.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_never_reads_its_replies_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let app = here(&dir).await;
+    let mut peer = Peer::to(&app.addrs()[0]).await;
+    peer.write(PREFACE).await;
+    peer.settings(&[(4, 0x7fff_ffff)]).await;
+    peer.window_update(0, 0x7000_0000).await;
+    let secret = std::fs::read_to_string(dir.path().join("data/admin.key")).unwrap();
+    let block = head_of("/keyward.v1.KeyVerify/BatchVerify", secret.trim());
+    let batch = body(&pb::BatchVerifyRequest { requests: vec![ask("nonsense"); 1_000] });
+    let (reader, mut writer) = peer.split();
+    let flooding = async {
+        for stream in (1..).step_by(2) {
+            let call = [frame(HEADERS, END_HEADERS, stream, &block), frame(DATA, END, stream, &batch)].concat();
+            if !writer.try_write(&call).await {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(300), flooding).await.expect("the server closes");
+    drop(reader);
+    app.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_is_told_and_then_meant() {
+    let mut site = Site::in_memory().await;
+    let mut peer = Peer::open(&site).await;
+    // A call that is under way.
+    peer.send(HEADERS, END_HEADERS, 1, &head_of(VERIFY, site.admin_secret())).await;
+    peer.until_pong(1).await;
+    let block = head_of(VERIFY, site.admin_secret());
+    let question = body(&ask("nonsense"));
+    let stopping = tokio::spawn(site.app().stop());
+    let told = peer.find(|frame| frame.kind == GOAWAY).await;
+    assert_eq!((&told.payload[..4], told.code()), (&[0x7f, 0xff, 0xff, 0xff][..], 0));
+    let asked = peer.find(|frame| frame.kind == PING).await;
+    // What was begun before the peer heard of it is answered.
+    peer.call(3, &block, &question).await;
+    assert_eq!(peer.reply::<pb::VerifyResponse>(3).await.reason(), Reason::Malformed);
+    peer.send(PING, END, 0, &asked.payload).await;
+    let meant = peer.find(|frame| frame.kind == GOAWAY).await;
+    assert_eq!((&meant.payload[..4], meant.code()), (&[0, 0, 0, 3][..], 0));
+    // What is begun later is not, and what was begun ends.
+    peer.call(5, &block, &question).await;
+    assert!(!stopping.is_finished());
+    peer.send(DATA, END, 1, &question).await;
+    assert_eq!(peer.reply::<pb::VerifyResponse>(1).await.reason(), Reason::Malformed);
+    let mut after = vec![];
+    while let Some(frame) = peer.next().await {
+        after.push(frame);
+    }
+    assert_eq!(after, [], "and then the connection");
+    drop(peer);
+    stopping.await.unwrap().unwrap();
+}
