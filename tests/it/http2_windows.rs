@@ -97,9 +97,9 @@ async fn settings_move_the_windows_of_streams_that_there_are_below_zero_too() {
         reply.extend(peer.find(|frame| frame.stream == stream).await.payload);
         assert_eq!(message::<pb::VerifyResponse>(&reply).reason(), Reason::Malformed);
     }
-    // A window must not grow beyond its bound by them either.
+    // A window must not grow beyond its bound by them either: that of a call whose body never comes.
     peer.settings(&[(INITIAL_WINDOW_SIZE, 0)]).await;
-    peer.call(5, &head_of(VERIFY, site.admin_secret()), &questions()[0]).await;
+    peer.send(HEADERS, END_HEADERS, 5, &head_of(VERIFY, site.admin_secret())).await;
     peer.window_update(5, 1).await;
     peer.settings(&[(INITIAL_WINDOW_SIZE, 0x7fff_ffff)]).await;
     assert_eq!(peer.goaway().await, FLOW_CONTROL_ERROR);

@@ -159,6 +159,33 @@ fn the_window_that_is_told_is_the_one_that_is_kept() {
     assert_eq!(conn.streams[&1].unread, 0);
 }
 
+/// However a call ends, what it had not read is given back.
+#[test]
+fn what_a_call_leaves_unread_is_given_back() {
+    let all_of = |conn: &Tested| conn.window + conn.untold;
+    let mut reset = vec![];
+    frame::put_reset(&mut reset, 1, Code::NoError);
+    let ends: [&dyn Fn(&mut Tested); 4] = [
+        &|conn| receive(conn, &reset).unwrap(),
+        &|conn| receive(conn, &head(1, "x")).unwrap(),
+        &|conn| conn.hear(Message { stream: 1, event: Event::Failed }),
+        &|conn| {
+            let (parts, ()) = http::Response::new(()).into_parts();
+            conn.hear(Message { stream: 1, event: Event::Head(Box::new(parts), true) });
+        },
+    ];
+    for path in ["/long", "/"] {
+        for (at, end) in ends.iter().enumerate().filter(|(at, _)| path == "/long" || *at < 2) {
+            let (mut conn, _) = open();
+            receive(&mut conn, &head(1, path)).unwrap();
+            receive(&mut conn, &data(1, 3, &[0; 1_000])).unwrap();
+            assert_eq!(all_of(&conn), WINDOW_BYTES - 1_000, "{path} {at}");
+            end(&mut conn);
+            assert_eq!(all_of(&conn), WINDOW_BYTES, "{path} {at}");
+        }
+    }
+}
+
 #[test]
 fn the_place_of_a_call_is_free_when_it_has_ended_and_not_before() {
     let (mut conn, begun) = open();
@@ -223,12 +250,43 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         1 => Just(vec![0; 8]),
         1 => (0_usize..16_384).prop_map(|n| vec![b'd'; n]),
     ];
-    (0_u8..11, any::<u8>(), stream, payload).prop_map(|(kind, flags, stream, payload)| {
+    let wild = (0_u8..11, any::<u8>(), stream, payload).prop_map(|(kind, flags, stream, payload)| {
         let mut bytes = vec![];
         frame::put_head(&mut bytes, payload.len(), kind, flags & 0x0d, stream);
         bytes.extend(payload);
         bytes
-    })
+    });
+    // Most others end the connection, so that little would come after them.
+    let number = || 0_u32..12;
+    let sound = prop_oneof![
+        (number(), 0_u8..2).prop_map(|(n, path)| head(2 * n + 1, if path == 0 { "/" } else { "/long" })),
+        (number(), 0_u8..40, 0_usize..5_000).prop_map(|(n, padding, length)| data(
+            2 * n + 1,
+            padding,
+            &vec![b'd'; length]
+        )),
+        (number(), any::<bool>(), 0_usize..5_000).prop_map(|(n, ends, length)| {
+            let mut bytes = vec![];
+            frame::put_data(&mut bytes, 2 * n + 1, ends, &vec![b'd'; length]);
+            bytes
+        }),
+        number().prop_map(|n| {
+            let mut bytes = vec![];
+            frame::put_reset(&mut bytes, 2 * n + 1, Code::NoError);
+            bytes
+        }),
+        (0_u32..6, 1_u32..100_000).prop_map(|(n, more)| {
+            let mut bytes = vec![];
+            frame::put_window_update(&mut bytes, if n == 0 { 0 } else { 2 * n - 1 }, more);
+            bytes
+        }),
+        (0_u32..100_000).prop_map(|window| {
+            let mut bytes = vec![];
+            frame::put_settings(&mut bytes, &[(setting::INITIAL_WINDOW_SIZE, window)]);
+            bytes
+        }),
+    ];
+    prop_oneof![12 => sound, 1 => wild]
 }
 
 fn any_event() -> impl Strategy<Value = Message> {
@@ -253,6 +311,10 @@ proptest! {
         steps in prop::collection::vec(prop_oneof![3 => any_frame().prop_map(Ok), 1 => any_event().prop_map(Err)], 1..80),
     ) {
         let (mut conn, _) = open();
+        // All streams are begun in turn, so that what comes for them is no error.
+        for stream in (1..8).step_by(2) {
+            receive(&mut conn, &head(stream, if stream % 4 == 1 { "/" } else { "/long" })).unwrap();
+        }
         for step in steps {
             conn.out.clear();
             match step {
