@@ -193,7 +193,7 @@ impl App {
         let ops_addr = ops_listener.as_ref().map(|listener| listener.addr().clone());
         let service = tonic_health::server::HealthService::from_health_reporter(health.clone());
         let service = tonic_health::pb::health_server::HealthServer::new(service);
-        let routes = grpc::routes(&gate, service, settings.reflection)?;
+        let routes = grpc::routes(&gate, front.stop_token(), service, settings.reflection)?;
         let cores = start_cores(settings.serving_threads)?;
         serve(&front, listeners, slots, &cores, routes, &gate, metrics.calls());
         if let Some(listener) = ops_listener {
@@ -220,7 +220,8 @@ impl App {
         });
         bootstrap(&authority, &settings.data_dir).await?;
         let (keys, revision) = (index.len(), index.revision().0);
-        gate.open(Ready { authority, verifier: Verifier::new(index, peppers), verdicts, clock: deps.clock });
+        let verifier = Verifier::new(index, peppers.clone());
+        gate.open(Ready { authority, verifier, peppers, verdicts, clock: deps.clock });
         phase.send_replace(Phase::Serving);
         set_health(&health, ServingStatus::Serving).await;
         let condition = conditions::Watch { store: store.clone(), health: health.clone(), writable };

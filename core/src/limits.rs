@@ -4,6 +4,8 @@
 pub const SECRET_BYTES_MAX: usize = 256;
 /// Verifications in one batch at most.
 pub const BATCH_ITEMS_MAX: usize = 1_000;
+/// What a caller has sent back with an answer, to know which question it answers.
+pub const CORRELATION_ID_BYTES_MAX: usize = 64;
 /// The shortest secret: a prefix and an environment of one letter, two underscores, 43 digits and 6 of the checksum.
 pub const SECRET_BYTES_MIN: usize = 53;
 

@@ -18,13 +18,18 @@ pub const CALLS: &[(&str, Action)] = &[
     ("/keyward.v1.KeyAdmin/Backup", Action::Backup),
     ("/keyward.v1.KeyVerify/Verify", Action::Verify),
     ("/keyward.v1.KeyVerify/BatchVerify", Action::Verify),
+    (STREAM_VERIFY, Action::Verify),
 ];
+
+/// The call whose caller is checked again for each of its messages.
+pub const STREAM_VERIFY: &str = "/keyward.v1.KeyVerify/StreamVerify";
 
 /// Services that answer without a credential: probes have none, and reflection shows only what the repository shows.
 pub const OPEN_SERVICES: &[&str] =
     &["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/"];
 
-/// Whether a call never takes long: it reads memory alone. Such calls are answered on the core of their connection.
+/// Whether a call never takes long: it reads memory alone. Such calls are answered on the core of their connection. So is a
+/// stream of verdicts, each of which is as short; it gives way to others by itself.
 #[must_use]
 pub fn is_quick(path: &str) -> bool {
     path.starts_with("/keyward.v1.KeyVerify/") || path.starts_with("/grpc.health.v1.Health/")

@@ -1,7 +1,8 @@
 //! The wire: from protobuf to the domain and back, and nothing else.
 //!
 //! [`pb`] is generated, [`convert`] and [`fields`] translate, [`status`] is the only place that builds a `Status`,
-//! [`calls`] says which call needs which permission, [`admin`] and [`verify`] are the services.
+//! [`calls`] says which call needs which permission, [`admin`] and [`verify`] are the services, [`stream_verify`] the one
+//! call that goes on, and [`standing`] what its caller may while it does.
 
 pub mod admin;
 pub mod calls;
@@ -9,10 +10,13 @@ pub mod convert;
 pub mod fields;
 pub mod pb;
 pub mod ready;
+pub mod standing;
 pub mod status;
+pub mod stream_verify;
 pub mod verify;
 pub mod wire;
 
+use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
@@ -29,12 +33,13 @@ pub const VERIFY_REQUEST_BYTES_MAX: usize = 64 * 1024;
 /// A batch longer than this is refused. One of 1,000 with long fields fits.
 pub const BATCH_REQUEST_BYTES_MAX: usize = 1024 * 1024;
 
-/// All services. Reflection is served if `reflection` is set.
+/// All services. Streams end when `stop` is cancelled. Reflection is served if `reflection` is set.
 ///
 /// # Errors
 /// When the descriptors do not decode, which a build that passed its tests does not have.
 pub fn routes(
     gate: &Gate,
+    stop: CancellationToken,
     health: HealthServer<impl Health>,
     reflection: bool,
 ) -> Result<Routes, tonic_reflection::server::Error> {
@@ -44,7 +49,7 @@ pub fn routes(
         KeyAdminServer::new(AdminService::new(gate.clone())).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX),
     );
     routes.add_service(
-        KeyVerifyServer::new(VerifyService::new(gate.clone())).max_decoding_message_size(BATCH_REQUEST_BYTES_MAX),
+        KeyVerifyServer::new(VerifyService::new(gate.clone(), stop)).max_decoding_message_size(BATCH_REQUEST_BYTES_MAX),
     );
     if reflection {
         // Both: much software still speaks only v1alpha.

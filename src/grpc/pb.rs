@@ -2,7 +2,13 @@
 
 use std::fmt;
 
-#[expect(clippy::allow_attributes, clippy::must_use_candidate, clippy::too_many_lines, reason = "generated")]
+#[expect(
+    clippy::allow_attributes,
+    clippy::large_enum_variant,
+    clippy::must_use_candidate,
+    clippy::too_many_lines,
+    reason = "generated"
+)]
 mod generated {
     tonic::include_proto!("keyward.v1");
 }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use keyward_core::clock::Clock;
+use keyward_core::digest::PepperRing;
 
 use super::status::Refusal;
 use crate::authority::Authority;
@@ -15,6 +16,8 @@ pub struct Ready {
     pub authority: Authority,
     /// The hot path.
     pub verifier: Verifier,
+    /// What secrets are hashed with.
+    pub peppers: Arc<PepperRing>,
     /// Counts what the hot path decides.
     pub verdicts: Verdicts,
     /// The time.

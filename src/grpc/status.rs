@@ -45,6 +45,9 @@ pub enum Refusal {
         /// How long it may be.
         max: usize,
     },
+    /// The server stops while a stream is open.
+    #[error("stopping")]
+    Stopping,
     /// The caller waits no longer.
     #[error("the caller's deadline has passed")]
     DeadlineExceeded,
@@ -58,7 +61,8 @@ pub enum Refusal {
 pub fn status(refusal: impl Into<Refusal>) -> Status {
     let refusal = refusal.into();
     let told = told(&refusal);
-    if told.code == Code::Unavailable {
+    // A stop is the operator's own doing, and ends many streams at a time.
+    if told.code == Code::Unavailable && !matches!(refusal, Refusal::Stopping) {
         tracing::warn!(cause = %chain(&refusal), reason = told.reason, "a call could not be answered");
     }
     let mut details = ErrorDetails::with_error_info(told.reason, ERROR_DOMAIN, []);
@@ -71,11 +75,11 @@ pub fn status(refusal: impl Into<Refusal>) -> Status {
     Status::with_error_details(told.code, told.message, details)
 }
 
-/// The same for one item of a batch.
+/// The same for one item of a batch or a stream.
 #[must_use]
-pub fn item_error(refusal: &Refusal) -> pb::BatchVerifyError {
+pub fn item_error(refusal: &Refusal) -> pb::VerifyError {
     let Told { code, reason, message, .. } = told(refusal);
-    pb::BatchVerifyError { code: code.into(), reason: reason.to_owned(), message }
+    pb::VerifyError { code: code.into(), reason: reason.to_owned(), message }
 }
 
 /// What the caller is told.
@@ -117,6 +121,9 @@ fn told(refusal: &Refusal) -> Told<'_> {
             // The code that the library has for the same.
             let message = format!("the request must be at most {max} bytes");
             plain(Code::OutOfRange, "REQUEST_TOO_LONG", &message)
+        }
+        Refusal::Stopping => {
+            plain(Code::Unavailable, "STOPPING", "keyward is stopping; open another stream and ask again there")
         }
         Refusal::DeadlineExceeded => {
             plain(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the call was not answered within its grpc-timeout")

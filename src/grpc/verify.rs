@@ -9,11 +9,12 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::decision::{Ask, DenyReason};
 use keyward_core::event::Revision;
 use keyward_core::id::TenantId;
-use keyward_core::limits::{AUDIENCE_BYTES_MAX, BATCH_ITEMS_MAX, SECRET_BYTES_MIN};
+use keyward_core::limits::{AUDIENCE_BYTES_MAX, BATCH_ITEMS_MAX, CORRELATION_ID_BYTES_MAX, SECRET_BYTES_MIN};
 use keyward_core::scope::check_required;
 use prost::Message;
 use tokio::time::timeout;
-use tonic::{Request, Response, Status};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
 use zeroize::Zeroizing;
 
 use super::VERIFY_REQUEST_BYTES_MAX;
@@ -22,14 +23,15 @@ use super::fields::Fields;
 use super::pb;
 use super::ready::{Gate, Ready};
 use super::status::{Refusal, item_error, status};
+use super::stream_verify::{Answers, answers};
 use super::wire::{Answer, Question, Replies, Told, messages};
 use crate::verify::{Explained, Outcome, Verdict, explain};
 
 /// How long a call waits for the revision it asks for.
 const MIN_REVISION_WAIT: Duration = Duration::from_millis(50);
 
-/// Items of a batch that are decided in one go.
-const TURN_ITEMS: usize = 100;
+/// Items of a batch or a stream that are decided in one go.
+pub(super) const TURN_ITEMS: usize = 100;
 
 /// Bytes of an item in a batch, from which the number of items is guessed.
 const ITEM_BYTES_TYPICAL: usize = 64;
@@ -40,13 +42,14 @@ const MODE_MAX: u64 = pb::Mode::Peek as u64;
 /// The service.
 pub struct VerifyService {
     gate: Gate,
+    stop: CancellationToken,
 }
 
 impl VerifyService {
-    /// The service behind a gate.
+    /// The service behind a gate, whose streams end at a stop.
     #[must_use]
-    pub fn new(gate: Gate) -> Self {
-        Self { gate }
+    pub fn new(gate: Gate, stop: CancellationToken) -> Self {
+        Self { gate, stop }
     }
 }
 
@@ -94,6 +97,15 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
         };
         answered.await.map(Response::new).map_err(|refusal: Refusal| status(refusal))
     }
+
+    type StreamVerifyStream = Answers;
+
+    async fn stream_verify(
+        &self,
+        request: Request<Streaming<pb::StreamVerifyRequest>>,
+    ) -> Result<Response<Answers>, Status> {
+        answers(self.gate.clone(), &self.stop, request).map(Response::new).map_err(status)
+    }
 }
 
 fn item(ready: &Ready, caller: &Caller, message: pb::VerifyRequest) -> pb::BatchVerifyResult {
@@ -106,7 +118,7 @@ fn item(ready: &Ready, caller: &Caller, message: pb::VerifyRequest) -> pb::Batch
     pb::BatchVerifyResult { result: Some(result) }
 }
 
-async fn wait_for(ready: &Ready, revision: Revision) -> Result<(), Refusal> {
+pub(super) async fn wait_for(ready: &Ready, revision: Revision) -> Result<(), Refusal> {
     let index = ready.verifier.index();
     if index.revision() >= revision {
         return Ok(());
@@ -114,7 +126,11 @@ async fn wait_for(ready: &Ready, revision: Revision) -> Result<(), Refusal> {
     timeout(MIN_REVISION_WAIT, index.reached(revision)).await.map_err(|_| Refusal::RevisionNotReached)
 }
 
-fn verdict(ready: &Ready, caller: &Caller, message: pb::VerifyRequest) -> Result<pb::VerifyResponse, Refusal> {
+pub(super) fn verdict(
+    ready: &Ready,
+    caller: &Caller,
+    message: pb::VerifyRequest,
+) -> Result<pb::VerifyResponse, Refusal> {
     let secret = Zeroizing::new(message.secret);
     let mut fields = Fields::default();
     let tenant = fields.parse_or("tenant", &message.tenant, |t| TenantId::parse(t).map(Some), || None);
@@ -122,6 +138,7 @@ fn verdict(ready: &Ready, caller: &Caller, message: pb::VerifyRequest) -> Result
     fields.required_scopes("any_scopes", &message.any_scopes);
     let client_ip = fields.ip("client_ip", &message.client_ip);
     let audience = fields.text("audience", message.audience, AUDIENCE_BYTES_MAX);
+    let correlation_id = fields.text("correlation_id", message.correlation_id, CORRELATION_ID_BYTES_MAX);
     if pb::Mode::try_from(message.mode).is_err() {
         fields.wrong("mode", "must be MODE_ENFORCE or MODE_PEEK");
     }
@@ -154,6 +171,7 @@ fn verdict(ready: &Ready, caller: &Caller, message: pb::VerifyRequest) -> Result
         key,
         as_of_revision: as_of.0,
         checks: checks.into_iter().map(check).collect(),
+        correlation_id,
     })
 }
 

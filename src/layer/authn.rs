@@ -11,7 +11,7 @@ use futures_util::future::Either;
 use http::{HeaderMap, Request, Response, header};
 use keyward_core::access::Caller;
 use keyward_core::clock::UnixMillis;
-use keyward_core::decision::{Ask, DenyReason, Policy, decide};
+use keyward_core::decision::{DenyReason, decide};
 use keyward_core::event::Revision;
 use keyward_core::record::KeyPolicy;
 use tonic::body::Body;
@@ -19,17 +19,15 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::authority::AuthorityError;
-use crate::grpc::calls::{action_of, is_open, known};
+use crate::grpc::calls::{STREAM_VERIFY, action_of, is_open, known};
 use crate::grpc::ready::{Gate, Ready};
+use crate::grpc::standing::{Standing, ask, caller_of};
 use crate::grpc::status::{Refusal, status};
 use crate::index::Entry;
 use crate::net::Peer;
 use crate::verify::{Outcome, Verdict};
 
-/// The audience by which a key can be bound to Keyward itself.
-const AUDIENCE: &str = "keyward";
-
-/// Puts a [`Caller`] on each request, or refuses it.
+/// Puts a [`Caller`] on each request, and a [`Standing`] on those that go on, or refuses it.
 #[derive(Clone)]
 pub struct AuthnLayer {
     gate: Gate,
@@ -77,10 +75,13 @@ where
         }
         let peer = request.extensions().get::<Peer>().and_then(Peer::ip);
         match admit(&self.gate, path, request.headers(), peer) {
-            Ok(caller) => {
+            Ok((caller, standing)) => {
                 // Whatever handles the request further has no need of the credential.
                 request.headers_mut().remove(header::AUTHORIZATION);
                 request.extensions_mut().insert(caller);
+                if let Some(standing) = standing {
+                    request.extensions_mut().insert(standing);
+                }
                 Either::Left(self.inner.call(request))
             }
             Err(refusal) => {
@@ -92,7 +93,10 @@ where
     }
 }
 
-fn admit(gate: &Gate, path: &str, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Caller, Refusal> {
+/// A caller, and what it takes to check them again.
+type Admitted = (Caller, Option<Standing>);
+
+fn admit(gate: &Gate, path: &str, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Admitted, Refusal> {
     let credential = bearer(headers).ok_or(Refusal::NoCredential)?;
     let ready = gate.ready()?;
     let (_, entry) = authenticate(ready, credential, peer, ready.clock.now()).map_err(Refusal::BadCredential)?;
@@ -100,7 +104,11 @@ fn admit(gate: &Gate, path: &str, headers: &HeaderMap, peer: Option<IpAddr>) -> 
     // A path that is not a call goes on, and is answered with UNIMPLEMENTED.
     match action_of(path) {
         Some(action) if !caller.may_somewhere(action) => Err(AuthorityError::Denied.into()),
-        _ => Ok(caller),
+        _ if path != STREAM_VERIFY => Ok((caller, None)),
+        _ => {
+            let standing = Standing::find(ready, credential, peer);
+            Ok((caller, Some(standing.ok_or(Refusal::BadCredential(DenyReason::Unknown))?)))
+        }
     }
 }
 
@@ -118,18 +126,9 @@ pub(super) fn authenticate<'a>(
     }
 }
 
-/// The caller that holds a key of tenant `system`.
-pub(super) fn caller_of(entry: &Entry<'_>) -> Caller {
-    Caller::new(entry.to_key_id(), entry.scopes())
-}
-
 /// Whether a caller's key, once found, works now.
 pub(super) fn still_good(key: &KeyPolicy, peer: Option<IpAddr>, now: UnixMillis) -> bool {
     decide(key, &ask(peer), now).is_ok()
-}
-
-fn ask(peer: Option<IpAddr>) -> Ask<'static> {
-    Ask { audience: Some(AUDIENCE), client_ip: peer, ..Ask::default() }
 }
 
 /// The credential of a request. A request with several has none: it is not for us to choose.

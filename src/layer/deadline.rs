@@ -1,13 +1,17 @@
-//! Callers say in `grpc-timeout` how long they will wait. A call that is not answered by then is ended.
+//! Callers say in `grpc-timeout` how long they will wait. A call that is not answered by then is ended; so is a stream that
+//! is still open.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::Status;
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -45,8 +49,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let timeout = timeout_of(request.headers());
-        Limited { inner: self.inner.call(request), timeout, deadline: None }
+        let deadline = timeout_of(request.headers()).and_then(|timeout| Instant::now().checked_add(timeout));
+        Limited { inner: self.inner.call(request), deadline, timer: None }
     }
 }
 
@@ -56,9 +60,9 @@ pin_project! {
     pub struct Limited<F> {
         #[pin]
         inner: F,
-        timeout: Option<Duration>,
+        deadline: Option<Instant>,
         #[pin]
-        deadline: Option<Sleep>,
+        timer: Option<Sleep>,
     }
 }
 
@@ -69,17 +73,75 @@ where
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        if let answered @ Poll::Ready(_) = this.inner.poll(cx) {
-            return answered;
+        let this = self.project();
+        let deadline = *this.deadline;
+        if let Poll::Ready(answered) = this.inner.poll(cx) {
+            return Poll::Ready(answered.map(|response| response.map(|body| limit(body, deadline))));
         }
-        // Only now: most calls are answered at once and need no timer.
-        if let Some(timeout) = this.timeout.take() {
-            this.deadline.set(Some(sleep(timeout)));
-        }
-        let Some(deadline) = this.deadline.as_pin_mut() else { return Poll::Pending };
-        ready!(deadline.poll(cx));
+        let Some(deadline) = deadline else { return Poll::Pending };
+        ready!(poll_timer(this.timer, deadline, cx));
         Poll::Ready(Ok(status(Refusal::DeadlineExceeded).into_http()))
+    }
+}
+
+/// Waits for the deadline. The timer is made only here, by who has to wait: most calls are answered at once and need none.
+fn poll_timer(mut timer: Pin<&mut Option<Sleep>>, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
+    if timer.is_none() {
+        timer.set(Some(sleep_until(deadline)));
+    }
+    timer.as_pin_mut().map_or(Poll::Pending, |timer| timer.poll(cx))
+}
+
+fn limit(body: Body, deadline: Option<Instant>) -> Body {
+    match deadline {
+        Some(deadline) if !body.is_end_stream() => {
+            Body::new(LimitedBody { inner: body, deadline, timer: None, ended: false })
+        }
+        _ => body,
+    }
+}
+
+pin_project! {
+    /// The body of an answer, which may be a stream that stays open.
+    struct LimitedBody {
+        #[pin]
+        inner: Body,
+        deadline: Instant,
+        #[pin]
+        timer: Option<Sleep>,
+        ended: bool,
+    }
+}
+
+impl HttpBody for LimitedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.project();
+        if *this.ended {
+            return Poll::Ready(None);
+        }
+        // By the clock first: a stream that always has more to say would never come to its timer.
+        if Instant::now() < *this.deadline {
+            if let Poll::Ready(frame) = this.inner.poll_frame(cx) {
+                *this.ended = !matches!(&frame, Some(Ok(frame)) if frame.is_data());
+                return Poll::Ready(frame);
+            }
+            ready!(poll_timer(this.timer, *this.deadline, cx));
+        }
+        *this.ended = true;
+        let mut trailers = HeaderMap::new();
+        let told = status(Refusal::DeadlineExceeded).add_header(&mut trailers);
+        Poll::Ready(Some(told.map(|()| Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }
 
@@ -110,7 +172,7 @@ mod tests {
     use std::future::pending;
 
     use tokio::time::timeout;
-    use tonic::{Code, Status};
+    use tonic::Code;
 
     /// Never answers.
     struct Stuck;
@@ -136,6 +198,48 @@ mod tests {
         assert!(timeout(Duration::from_millis(199), &mut called).await.is_err());
         let answered = timeout(Duration::from_millis(10), called).await.unwrap().unwrap();
         assert_eq!(Status::from_header_map(answered.headers()).unwrap().code(), Code::DeadlineExceeded);
+    }
+
+    /// Answers with a stream, whose frames come without end, or not at all.
+    struct Streams {
+        flows: bool,
+    }
+
+    impl Service<Request<()>> for Streams {
+        type Response = Response<Body>;
+        type Error = Infallible;
+        type Future = std::future::Ready<Result<Self::Response, Self::Error>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Request<()>) -> Self::Future {
+            std::future::ready(Ok(Response::new(Body::new(Self { flows: self.flows }))))
+        }
+    }
+
+    impl HttpBody for Streams {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            if self.flows { Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x"))))) } else { Poll::Pending }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_open_stream_ends_at_the_deadline_of_its_caller_whether_it_flows_or_not() {
+        for flows in [true, false] {
+            let request = Request::builder().header("grpc-timeout", "200m").body(()).unwrap();
+            let mut body = DeadlineLayer.layer(Streams { flows }).call(request).await.unwrap().into_body();
+            let mut frame = async || std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+            assert_eq!(timeout(Duration::from_millis(199), frame()).await.is_ok(), flows);
+            tokio::time::advance(Duration::from_millis(200)).await;
+            let trailers = frame().await.unwrap().unwrap().into_trailers().unwrap();
+            assert_eq!(Status::from_header_map(&trailers).unwrap().code(), Code::DeadlineExceeded);
+            assert!(frame().await.is_none());
+        }
     }
 
     #[test]

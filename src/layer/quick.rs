@@ -18,8 +18,9 @@ use tonic::Code;
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
-use super::authn::{authenticate, caller_of, credential_of};
+use super::authn::{authenticate, credential_of};
 use crate::grpc::ready::{Gate, Ready};
+use crate::grpc::standing::caller_of;
 use crate::grpc::verify::{quick_batch_reply, quick_reply};
 use crate::http2::{AtOnce, Head};
 use crate::metrics::{Call, Calls};

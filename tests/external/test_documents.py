@@ -25,8 +25,8 @@ def blocks(language: str, sections: str) -> list[str]:
 
 
 def test_the_operators_story_of_the_readme_works_as_printed(server: Server, tmp_path: Path) -> None:
-    lines = "".join(blocks("sh", "The operator's story|Give each caller"))
-    assert lines.count("kw Key") == 11, "the story has changed: so must this test"
+    lines = "".join(blocks("sh", "The operator's story|Give each caller|How a service calls"))
+    assert lines.count("kw Key") == 12, "the story has changed: so must this test"
     bin_dir = tmp_path / "bin"
     bin_dir.mkdir()
     (bin_dir / "grpcurl").symlink_to(GRPCURL_EXECUTABLE)
@@ -50,6 +50,8 @@ def test_the_operators_story_of_the_readme_works_as_printed(server: Server, tmp_
         ("DECISION_DENY", "REASON_DISABLED", 401),
         ("DECISION_ALLOW", "REASON_OK", 200),
     ]
+    streamed = [(r["correlationId"], r["response"]["reason"]) for r in replies if "response" in r]
+    assert streamed == [("a", "REASON_OK"), ("b", "REASON_MALFORMED")]
     listed = [[key["keyId"] for key in r["keys"]] for r in replies if "keys" in r]
     assert listed == [["dashboard"], ["zapier"]]
 

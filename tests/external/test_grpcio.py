@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -34,7 +35,7 @@ DISABLED = (verify_pb2.DECISION_DENY, verify_pb2.REASON_DISABLED, 401)
 REVOKED = (verify_pb2.DECISION_DENY, verify_pb2.REASON_REVOKED, 401)
 
 
-class Bearer(grpc.UnaryUnaryClientInterceptor):
+class Bearer(grpc.UnaryUnaryClientInterceptor, grpc.StreamStreamClientInterceptor):
     """Puts the credential on each call, and a deadline."""
 
     def __init__(self, key: str) -> None:
@@ -43,6 +44,24 @@ class Bearer(grpc.UnaryUnaryClientInterceptor):
     def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         details = details._replace(metadata=self._metadata, timeout=DEADLINE_SECONDS)
         return continuation(details, request)
+
+    intercept_stream_stream = intercept_unary_unary
+
+
+class Talk:
+    """A stream of verifications: one request, one answer, and so on."""
+
+    def __init__(self, stub: verify_pb2_grpc.KeyVerifyStub) -> None:
+        self._requests: SimpleQueue[verify_pb2.StreamVerifyRequest | None] = SimpleQueue()
+        self.answers = stub.StreamVerify(iter(self._requests.get, None))
+
+    def ask(self, secret: str, **asked: Any) -> verify_pb2.StreamVerifyResponse:
+        request = verify_pb2.VerifyRequest(secret=secret, **asked)
+        self._requests.put(verify_pb2.StreamVerifyRequest(request=request))
+        return next(self.answers)
+
+    def hang_up(self) -> None:
+        self._requests.put(None)
 
 
 class Client:
@@ -55,6 +74,9 @@ class Client:
 
     def create(self, display_name: str = "Zapier", **fields: Any) -> admin.CreateKeyResponse:
         return self.admin.CreateKey(admin.CreateKeyRequest(display_name=display_name, **fields))
+
+    def talk(self) -> Talk:
+        return Talk(self._verify)
 
     def verify(self, secret: str, **asked: Any) -> verify_pb2.VerifyResponse:
         return self._verify.Verify(verify_pb2.VerifyRequest(secret=secret, **asked))
@@ -127,6 +149,47 @@ def test_a_page_token_is_good_only_for_the_list_that_it_came_from(client: Client
     code, details = refusal(client.admin.ListKeys, other)
     assert code == grpc.StatusCode.INVALID_ARGUMENT
     assert [violation.field for violation in details[BadRequest].field_violations] == ["page_token"]
+
+
+# Streams.
+
+
+def test_a_stream_of_verdicts_sees_each_change_at_once(client: Client) -> None:
+    created, talk = client.create(), client.talk()
+    for number in range(100):
+        answer = talk.ask(created.secret, correlation_id=f"allowed {number}")
+        assert (answer.correlation_id, answer.response.reason) == (f"allowed {number}", verify_pb2.REASON_OK)
+        client.admin.DisableKey(admin.DisableKeyRequest(key_id=created.key.key_id))
+        assert talk.ask(created.secret).response.reason == verify_pb2.REASON_DISABLED
+        client.admin.EnableKey(admin.EnableKeyRequest(key_id=created.key.key_id))
+    wrong = talk.ask(created.secret, client_ip="nowhere", correlation_id="wrong")
+    assert (wrong.WhichOneof("result"), wrong.error.reason, wrong.correlation_id) == ("error", "BAD_FIELDS", "wrong")
+    talk.hang_up()
+    assert list(talk.answers) == [] and talk.answers.code() == grpc.StatusCode.OK
+
+
+def test_a_stream_ends_with_its_caller(server: Server, client: Client) -> None:
+    service = client.create(tenant="system", scopes=["keyward.verifier"])
+    talk = Client(server.address, service.secret).talk()
+    assert talk.ask("nonsense").response.reason == verify_pb2.REASON_MALFORMED
+    client.admin.DisableKey(admin.DisableKeyRequest(key_id=service.key.key_id, tenant="system"))
+    with pytest.raises(grpc.RpcError) as raised:
+        talk.ask("nonsense")
+    assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_an_open_stream_hears_of_the_end_and_does_not_delay_it(start: Start) -> None:
+    server = start()
+    talk = client_of(server).talk()
+    assert talk.ask("nonsense").response.reason == verify_pb2.REASON_MALFORMED
+
+    began = time.monotonic()
+    server.terminate()
+    with pytest.raises(grpc.RpcError) as raised:
+        next(talk.answers)
+    assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert server.wait() == 0
+    assert time.monotonic() - began < 5, "the stream held up the end"
 
 
 # Errors that programs can read.

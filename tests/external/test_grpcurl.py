@@ -13,6 +13,7 @@ from harness import SERVICES, UNIX, Grpcurl, Server
 ADMIN = "keyward.v1.KeyAdmin"
 VERIFY = "keyward.v1.KeyVerify/Verify"
 BATCH_VERIFY = "keyward.v1.KeyVerify/BatchVerify"
+STREAM_VERIFY = "keyward.v1.KeyVerify/StreamVerify"
 HEALTH = "grpc.health.v1.Health/Check"
 
 
@@ -220,8 +221,10 @@ def test_a_verifier_verifies_and_administers_nothing(admin: Grpcurl, verifier: G
     batch = verifier.call(BATCH_VERIFY, requests=[{"secret": secret} for secret in secrets])
     reasons = [result["response"]["reason"] for result in batch["results"]]
     assert reasons == ["REASON_OK", "REASON_MALFORMED"]
+    answer = verifier.call(STREAM_VERIFY, request={"secret": secrets[0], "correlation_id": "one"})
+    assert (answer["correlationId"], answer["response"]["reason"]) == ("one", "REASON_OK")
 
-    names = [name for name in methods(verifier) if name not in (VERIFY, BATCH_VERIFY)]
+    names = [name for name in methods(verifier) if name not in (VERIFY, BATCH_VERIFY, STREAM_VERIFY)]
     assert {name: verifier.refused(name).code for name in names} == dict.fromkeys(names, "PermissionDenied")
 
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use futures_util::Stream;
 use keyward::app::{App, Deps, Engine, StartError};
 use keyward::config::{Flags, Settings};
 use keyward::files::lock_soon;
@@ -242,6 +243,14 @@ impl Handle {
         self.admin.clone().backup(request).await.map(tonic::Response::into_inner)
     }
 
+    /// Opens a stream of verifications.
+    pub(crate) async fn stream(
+        &self,
+        requests: impl Stream<Item = pb::StreamVerifyRequest> + Send + 'static,
+    ) -> Result<Streaming<pb::StreamVerifyResponse>, Status> {
+        self.verify.clone().stream_verify(self.request(requests)).await.map(tonic::Response::into_inner)
+    }
+
     /// Issues a key in tenant `default`.
     pub(crate) async fn issue(&self, label: &str, scopes: &[&str]) -> Issued {
         self.issued(new_key(label, scopes)).await
@@ -285,7 +294,7 @@ impl Handle {
         self.get(request).await.unwrap().key.unwrap()
     }
 
-    fn request<M>(&self, message: M) -> Request<M> {
+    pub(crate) fn request<M>(&self, message: M) -> Request<M> {
         let mut request = Request::new(message);
         if let Some(secret) = &self.secret {
             request.metadata_mut().insert("authorization", format!("Bearer {secret}").parse().unwrap());

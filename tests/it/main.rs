@@ -35,5 +35,7 @@ mod running;
 mod segments;
 mod serving;
 mod settings;
+mod stream;
 mod tenants;
+mod turns;
 mod wire;

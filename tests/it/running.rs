@@ -21,6 +21,7 @@ use keyward_core::scope::Scope;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic_health::pb::HealthCheckRequest;
@@ -100,7 +101,7 @@ async fn until_the_data_is_loaded_calls_are_told_to_come_back() {
     let reporter = tonic_health::server::HealthReporter::new();
     let health = tonic_health::server::HealthService::from_health_reporter(reporter);
     let health = tonic_health::pb::health_server::HealthServer::new(health);
-    let routes = keyward::grpc::routes(&gate, health, false).unwrap();
+    let routes = keyward::grpc::routes(&gate, CancellationToken::new(), health, false).unwrap();
     let server = Server::builder().layer(AuthnLayer::new(gate)).add_routes(routes);
     let serving = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();

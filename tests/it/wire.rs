@@ -31,6 +31,7 @@ fn of_ours(question: &Question<'_>) -> pb::VerifyRequest {
         mode: question.mode as i32,
         explain: question.explain,
         min_revision: question.min_revision,
+        correlation_id: String::new(),
     }
 }
 
@@ -42,8 +43,20 @@ prop_compose! {
         mode in prop_oneof![0..4_i32, any::<i32>()],
         explain: bool,
         min_revision in prop_oneof![0..300_u64, any::<u64>()],
+        correlation_id in prop_oneof![9 => Just(String::new()), 1 => "[a-z]{1,9}"],
     ) -> pb::VerifyRequest {
-        pb::VerifyRequest { secret, tenant, all_scopes, any_scopes, audience, client_ip, mode, explain, min_revision }
+        pb::VerifyRequest {
+            secret,
+            tenant,
+            all_scopes,
+            any_scopes,
+            audience,
+            client_ip,
+            mode,
+            explain,
+            min_revision,
+            correlation_id,
+        }
     }
 }
 
@@ -58,7 +71,8 @@ proptest! {
     fn a_request_is_read_as_prost_reads_it(request in requests()) {
         let bytes = request.encode_to_vec();
         let usual = request.all_scopes.len() <= 8 && request.any_scopes.len() <= 8
-            && request.mode >= 0 && request.min_revision < 1 << 63;
+            && request.mode >= 0 && request.min_revision < 1 << 63
+            && request.correlation_id.is_empty();
         let read = Question::of_message(&bytes);
         prop_assert_eq!(read.is_some(), usual, "what is usual is read");
         if let Some(read) = read {
@@ -142,6 +156,7 @@ proptest! {
             },
             as_of_revision,
             checks: vec![],
+            correlation_id: String::new(),
         };
         let message = prost.encode_to_vec();
         let prefix = [&[0][..], &u32::try_from(message.len()).unwrap().to_be_bytes()].concat();
