@@ -131,7 +131,9 @@ impl Peer {
 
     pub(crate) async fn to(addr: &ListenAddr) -> Self {
         let ListenAddr::Tcp(addr) = addr else { panic!("a TCP listener") };
-        let (reader, writer) = TcpStream::connect(addr).await.unwrap().into_split();
+        let stream = TcpStream::connect(addr).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let (reader, writer) = stream.into_split();
         Self { reader: Reader(reader), writer: Writer(writer) }
     }
 
