@@ -3,8 +3,10 @@
 //! The index is the fold of the feed, and nothing else changes it: readers never write back, so a key that is disabled
 //! cannot come alive again through a late read. Readers take no lock; a writer never holds them up.
 //!
-//! Reading order: `shard` (the entries of some digests), `entry` (what is kept of a key), `names` (what keys share).
+//! Reading order: `shard` (the entries of some digests), `entry` (what is kept of a key) and its `codec`, `names` (what keys
+//! share).
 
+mod codec;
 mod entry;
 mod names;
 mod shard;
