@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::app::{App, Deps, Engine};
 use crate::config::{Flags, Settings};
 use crate::lifecycle::StopSignals;
-use crate::system::{SystemClock, SystemEntropy, set_limits};
+use crate::system::{SystemClock, SystemEntropy, give_way, set_limits};
 use crate::telemetry;
 
 /// Serves until a signal says stop.
@@ -15,7 +15,12 @@ pub(super) fn run((flags, file): (Flags, Option<PathBuf>)) -> Result<(), Box<dyn
     let settings = Settings::load(&flags, file)?.settings;
     let _flush = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
     set_limits();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if settings.serving_threads > 0 {
+        // Verdicts have threads of their own, which are started from this one; and the store's are started from the runtime's.
+        runtime.on_thread_start(give_way);
+    }
+    let runtime = runtime.enable_all().build()?;
     let served = runtime.block_on(serve(settings));
     // What has not ended by its deadline is not waited for once more.
     runtime.shutdown_background();

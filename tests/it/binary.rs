@@ -96,6 +96,25 @@ fn admin_of(dir: &TempDir) -> String {
     fs::read_to_string(dir.path().join("admin.key")).unwrap().trim().to_owned()
 }
 
+#[test]
+fn verdicts_go_before_everything_else_where_processors_are_short() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = Program::serve(dir.path(), &[]);
+    let mut niceness = std::collections::BTreeMap::<String, i32>::new();
+    for task in fs::read_dir(format!("/proc/{}/task", program.child.0.id())).unwrap() {
+        // The name may have spaces; the niceness is the 17th field behind it (proc(5)).
+        let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+        let (head, tail) = stat.rsplit_once(')').unwrap();
+        let name = head.split_once('(').unwrap().1.to_owned();
+        niceness.insert(name, tail.split_whitespace().nth(16).unwrap().parse().unwrap());
+    }
+    let ours = niceness["keyward"];
+    assert_eq!(niceness["core-0"], ours, "{niceness:?}");
+    for behind in ["committer", "table", "keeper", "tokio-rt-worker"] {
+        assert_eq!(niceness[behind], (ours + 10).min(19), "{behind}: {niceness:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
     let dir = tempfile::tempdir().unwrap();
