@@ -1,6 +1,8 @@
 //! The composition root: settings, a clock, randomness and an engine become a running server. The only place that names
 //! an engine.
 
+mod opening;
+
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -11,21 +13,19 @@ use std::time::Duration;
 use keyward_core::clock::Clock;
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
-use keyward_core::event::Record;
+use keyward_core::event::Revision;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
-use tokio::task::spawn_blocking;
-use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower_layer::Layer;
 
+use self::opening::{Opening, fold};
 use crate::authority::{Authority, AuthorityError, Parts};
 use crate::conditions;
 use crate::config::Settings;
 use crate::cores::Cores;
-use crate::fatal::die;
 use crate::files;
 use crate::grpc;
 use crate::grpc::calls::{CALLS, is_quick};
@@ -41,15 +41,15 @@ use crate::lifecycle::Tasks;
 use crate::metrics::{Calls, Metrics, Readings};
 use crate::net::{Conn, ListenAddr, Listener, Slots, connections_max};
 use crate::ops_http::{self, Ops, Phase};
-use crate::progress::Progress;
 use crate::serve::{self, Answering};
-use crate::store::memory::MemoryStore;
-use crate::store::sled::{LockedDir, OpenError, Options, Retention, SledStore};
-use crate::store::{Intake, Store, StoreError};
+use crate::store::sled::{LockedDir, OpenError};
+use crate::store::{Store, StoreError};
 use crate::verify::Verifier;
 
 /// The services whose health is told, beside the whole (``).
 const HEALTH_NAMES: [&str; 3] = ["", "keyward.v1.KeyVerify", conditions::ADMIN_SERVICE];
+/// Those that serve as soon as verdicts are answered.
+const VERDICT_NAMES: [&str; 2] = ["", "keyward.v1.KeyVerify"];
 
 /// Connections that have been accepted and wait to be served.
 const ACCEPTED_MAX: usize = 64;
@@ -200,33 +200,52 @@ impl App {
             serve_ops(&ops, listener, Ops { phase: phase.subscribe(), metrics });
         }
 
-        let store = open_store(&deps, dir, &keyring, &settings, &index).await?;
-        index.reach(store.revision());
-        if let Err(error) = check_peppers(&index, &keyring.peppers, &settings.pepper_file) {
+        let mut opening = Opening::start(&deps, dir, &keyring, &settings, &index);
+        let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));
+        let verifier = Verifier::new(index.clone(), peppers.clone());
+        let ready = Ready { verifier, peppers: peppers.clone(), verdicts, clock: deps.clock.clone() };
+        let answer_verdicts = async || {
+            gate.open(ready);
+            phase.send_replace(Phase::Serving);
+            set_health(&health, &VERDICT_NAMES, ServingStatus::Serving).await;
+            tracing::info!(keys = index.len(), revision = index.revision().0, "answering verdicts");
+        };
+        // Verdicts come first: where there is an image of the index, long before the table has been read.
+        let revision = opening.index_is_whole().await.unwrap_or_default();
+        index.reach(revision);
+        let sound = check_peppers(&index, &peppers, &settings.pepper_file);
+        let mut answer_verdicts = Some(answer_verdicts);
+        // In a first start there is nothing to have a verdict on, and nobody who may ask.
+        if sound.is_ok()
+            && revision > Revision(0)
+            && let Some(answer_verdicts) = answer_verdicts.take()
+        {
+            answer_verdicts().await;
+        }
+        let store = opening.store().await?;
+        if let Err(error) = sound {
             store.close().await?;
             return Err(error);
         }
         back.spawn("fold", fold(store.clone(), index.clone(), back.stop_token()));
 
-        let page_token_key = keyring.page_token_key();
-        let peppers = Arc::new(keyring.peppers);
         let authority = Authority::new(Parts {
             store: store.clone(),
             index: index.clone(),
-            peppers: peppers.clone(),
-            clock: deps.clock.clone(),
+            peppers,
+            clock: deps.clock,
             entropy: deps.entropy,
             page_token_key,
         });
         bootstrap(&authority, &settings.data_dir).await?;
-        let (keys, revision) = (index.len(), index.revision().0);
-        let verifier = Verifier::new(index, peppers.clone());
-        gate.open(Ready { authority, verifier, peppers, verdicts, clock: deps.clock });
-        phase.send_replace(Phase::Serving);
-        set_health(&health, ServingStatus::Serving).await;
+        if let Some(answer_verdicts) = answer_verdicts {
+            answer_verdicts().await;
+        }
+        gate.open_for_changes(authority);
+        set_health(&health, &[conditions::ADMIN_SERVICE], ServingStatus::Serving).await;
         let condition = conditions::Watch { store: store.clone(), health: health.clone(), writable };
         telling.spawn("condition", condition.run(telling.stop_token()));
-        tracing::info!(keys, revision, "serving");
+        tracing::info!(keys = index.len(), revision = index.revision().0, "serving");
         let shutdown_deadline = settings.shutdown_deadline;
         Ok(Self { addrs, ops_addr, store, health, phase, front, back, telling, ops, cores, shutdown_deadline })
     }
@@ -250,7 +269,7 @@ impl App {
     pub async fn stop(mut self) -> Result<(), StoreError> {
         self.phase.send_replace(Phase::Stopping);
         self.telling.stop(Duration::ZERO).await;
-        set_health(&self.health, ServingStatus::NotServing).await;
+        set_health(&self.health, &HEALTH_NAMES, ServingStatus::NotServing).await;
         // With the names gone, watchers get the news and then the end of their stream, and do not hold up the rest.
         for name in HEALTH_NAMES {
             self.health.clear_service_status(name).await;
@@ -271,12 +290,12 @@ impl App {
 async fn new_health() -> HealthReporter {
     // The reporter begins with SERVING for the whole; nothing listens yet that could see it.
     let health = HealthReporter::new();
-    set_health(&health, ServingStatus::NotServing).await;
+    set_health(&health, &HEALTH_NAMES, ServingStatus::NotServing).await;
     health
 }
 
-async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for name in HEALTH_NAMES {
+async fn set_health(health: &HealthReporter, names: &[&str], status: ServingStatus) {
+    for name in names {
         health.set_service_status(name, status).await;
     }
 }
@@ -343,77 +362,6 @@ fn serve_ops(tasks: &Tasks, listener: Listener, ops: Ops) {
     let slots = Slots::new(ops_http::CONNECTIONS_MAX);
     tasks.spawn("accept ops", listener.accept(slots, accepted, tasks.stop_token()));
     tasks.spawn("serve ops", ops.serve(incoming));
-}
-
-/// Fills the index while a store is opened.
-struct Filling(Arc<Index>);
-
-impl Intake for Filling {
-    fn take(&self, records: &[Record]) {
-        self.0.fold(records);
-    }
-
-    fn start_over(&self) {
-        self.0.clear();
-    }
-}
-
-/// Opens the store, and fills the index with what is there.
-async fn open_store(
-    deps: &Deps,
-    dir: LockedDir,
-    keyring: &Keyring,
-    settings: &Settings,
-    index: &Arc<Index>,
-) -> Result<Arc<dyn Store>, StartError> {
-    match deps.engine {
-        Engine::Memory => Ok(Arc::new(MemoryStore::default())),
-        Engine::Sled => {
-            let options = Options {
-                segment_bytes: settings.journal_segment_bytes,
-                chain_key: keyring.chain_key(),
-                retention: Retention { bytes: settings.journal_retention_bytes, time: settings.journal_retention_time },
-                clock: deps.clock.clone(),
-            };
-            let filling = Filling(index.clone());
-            let opened = spawn_blocking(move || SledStore::open(dir, &options, &filling)).await;
-            Ok(Arc::new(opened.map_err(|panic| StoreError::Engine(panic.to_string()))??))
-        }
-    }
-}
-
-/// Folds everything that is there into the index.
-async fn load(store: &dyn Store, index: &Index) -> Result<(), StoreError> {
-    let mut snapshot = store.load().await?;
-    let mut progress = Progress::begin("loading the index, in records", snapshot.records);
-    while let Some(records) = snapshot.next().await? {
-        index.fold(&records);
-        progress.advance(records.len() as u64);
-    }
-    index.reach(snapshot.revision);
-    Ok(())
-}
-
-/// Folds everything that comes into the index, until the server stops.
-async fn fold(store: Arc<dyn Store>, index: Arc<Index>, stop: CancellationToken) {
-    let folding = async {
-        loop {
-            let Ok(mut changes) = store.changes(index.revision()) else {
-                // So far behind that the feed has moved on: start again from the store.
-                if let Err(error) = load(&*store, &index).await {
-                    die("the index cannot follow the store", &error);
-                }
-                continue;
-            };
-            while let Ok(Some(batch)) = changes.next().await {
-                index.apply(&batch);
-            }
-        }
-    };
-    tokio::select! {
-        () = folding => {}
-        () = stop.cancelled() => {}
-    }
 }
 
 /// A key under a pepper that is not at hand could never verify.

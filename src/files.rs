@@ -3,7 +3,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -47,6 +47,38 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&temporary, path)?;
     sync_parent(path)
+}
+
+/// The files of an extension whose names are numbers, the highest first. A directory that is not there has none.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn numbered(dir: &Path, extension: &str) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut found = Vec::new();
+    for path in entries(dir)? {
+        let number = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+        if let Some(number) = number.filter(|_| path.extension().is_some_and(|it| it == extension)) {
+            found.push((number, path));
+        }
+    }
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(found)
+}
+
+/// Removes files that were being made when the process ended: [`write_durably`] and its like give them another name first.
+///
+/// # Errors
+/// When the directory cannot be read, or the file system refuses.
+pub fn remove_unfinished(dir: &Path) -> io::Result<()> {
+    entries(dir)?.iter().filter(|path| path.extension().is_some_and(|it| it == "new")).try_for_each(fs::remove_file)
+}
+
+fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(vec![]),
+        Err(error) => Err(error),
+    }
 }
 
 /// Locks a file for this process alone. Whoever lets go of it within two seconds is waited for: a lock outlives its file's

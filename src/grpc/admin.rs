@@ -12,9 +12,9 @@ use tonic::{Request, Response, Status};
 use super::convert::{self, StateChange};
 use super::fields::Fields;
 use super::pb;
-use super::ready::{Gate, Ready};
+use super::ready::Gate;
 use super::status::{Refusal, status};
-use crate::authority::{AuthorityError, Backup, Changed, Subject};
+use crate::authority::{Authority, AuthorityError, Backup, Changed, Subject};
 
 /// The service.
 pub struct AdminService {
@@ -36,11 +36,11 @@ impl AdminService {
     ) -> Result<Changed<KeyRecord>, Refusal> {
         let StateChange { key, reason, terms } = change?;
         let grant = grant::<ChangeState>(caller, key.tenant, Subject::Key)?;
-        Ok(self.ready()?.authority.change_state(&grant, &key.key_id, to, &reason, &terms).await?)
+        Ok(self.authority()?.change_state(&grant, &key.key_id, to, &reason, &terms).await?)
     }
 
-    fn ready(&self) -> Result<&Ready, Refusal> {
-        self.gate.ready()
+    fn authority(&self) -> Result<&Authority, Refusal> {
+        self.gate.authority()
     }
 }
 
@@ -71,7 +71,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
             let validate_only = message.validate_only;
             let (tenant, new) = convert::new_key(message, caller.tenant_by_default())?;
             let grant = grant::<Issue>(&caller, tenant, Subject::Tenant)?;
-            let created = self.ready()?.authority.create_key(&grant, new, validate_only).await?;
+            let created = self.authority()?.create_key(&grant, new, validate_only).await?;
             Ok(pb::CreateKeyResponse {
                 key: Some(convert::key(&created.key)),
                 secret: created.secret.map(|secret| std::mem::take(&mut *secret.reveal())).unwrap_or_default(),
@@ -85,7 +85,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         answer(request, async |caller, message| {
             let name = convert::key_name(&message.key_id, &message.tenant, caller.tenant_by_default())?;
             let grant = grant::<Read>(&caller, name.tenant, Subject::Key)?;
-            let (key, revision) = self.ready()?.authority.key(&grant, &name.key_id).await?;
+            let (key, revision) = self.authority()?.key(&grant, &name.key_id).await?;
             Ok(pb::GetKeyResponse { key: Some(convert::key(&key)), revision: revision.0 })
         })
         .await
@@ -95,7 +95,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         answer(request, async |caller, message| {
             let (tenant, selector, page_size) = convert::list(&message, caller.tenant_by_default())?;
             let grant = grant::<Read>(&caller, tenant, Subject::Tenant)?;
-            let listed = self.ready()?.authority.keys(&grant, selector, page_size, &message.page_token).await?;
+            let listed = self.authority()?.keys(&grant, selector, page_size, &message.page_token).await?;
             Ok(pb::ListKeysResponse {
                 keys: listed.records.iter().map(|key| convert::key(key)).collect(),
                 next_page_token: listed.next_page_token,
@@ -112,7 +112,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         answer(request, async |caller, message| {
             let (name, patch, terms) = convert::update(message, caller.tenant_by_default())?;
             let grant = grant::<Issue>(&caller, name.tenant, Subject::Key)?;
-            let changed = self.ready()?.authority.update_key(&grant, &name.key_id, &patch, &terms).await?;
+            let changed = self.authority()?.update_key(&grant, &name.key_id, &patch, &terms).await?;
             Ok(pb::UpdateKeyResponse { key: Some(convert::key(&changed.record)), revision: changed.revision.0 })
         })
         .await
@@ -166,7 +166,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
             let new = convert::new_tenant(message)?;
             // A tenant that does not exist has no roles; whoever may write in `system` may create it.
             let grant = caller.grant::<CreateTenant>(TenantId::system()).map_err(|_| AuthorityError::Denied)?;
-            let created = self.ready()?.authority.create_tenant(&grant, new, validate_only).await?;
+            let created = self.authority()?.create_tenant(&grant, new, validate_only).await?;
             let tenant = Some(convert::tenant(&created.record));
             Ok(pb::CreateTenantResponse { tenant, revision: created.revision.0 })
         })
@@ -179,7 +179,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
     ) -> Result<Response<pb::GetTenantResponse>, Status> {
         answer(request, async |caller, message| {
             let grant = grant::<Read>(&caller, convert::tenant_name(&message.tenant)?, Subject::Tenant)?;
-            let (tenant, revision) = self.ready()?.authority.tenant(&grant).await?;
+            let (tenant, revision) = self.authority()?.tenant(&grant).await?;
             Ok(pb::GetTenantResponse { tenant: Some(convert::tenant(&tenant)), revision: revision.0 })
         })
         .await
@@ -196,7 +196,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
             if !caller.may_somewhere(Action::Read) {
                 return Err(AuthorityError::Denied.into());
             }
-            let listed = self.ready()?.authority.tenants(&caller, page_size, &message.page_token).await?;
+            let listed = self.authority()?.tenants(&caller, page_size, &message.page_token).await?;
             Ok(pb::ListTenantsResponse {
                 tenants: listed.records.iter().map(|tenant| convert::tenant(tenant)).collect(),
                 next_page_token: listed.next_page_token,
@@ -212,7 +212,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         answer(request, async |caller, _| {
             // All of it, so whoever may read it could as well be an administrator of `system`.
             let grant = caller.grant::<access::Backup>(TenantId::system()).map_err(|_| AuthorityError::Denied)?;
-            Ok(BackupStream(self.ready()?.authority.backup(&grant).await?))
+            Ok(BackupStream(self.authority()?.backup(&grant).await?))
         })
         .await
     }

@@ -1,4 +1,5 @@
-//! What the services work with, once it is there. Until then health says NOT_SERVING and calls answer UNAVAILABLE.
+//! What the services work with, once it is there: what verdicts take, and often later, when the table is read, what changes and
+//! lists take. Until then health says NOT_SERVING and calls answer UNAVAILABLE.
 
 use std::sync::{Arc, OnceLock};
 
@@ -10,10 +11,8 @@ use crate::authority::Authority;
 use crate::metrics::Verdicts;
 use crate::verify::Verifier;
 
-/// What the services work with.
+/// What callers are known by, and verdicts are made with.
 pub struct Ready {
-    /// The write side.
-    pub authority: Authority,
     /// The hot path.
     pub verifier: Verifier,
     /// What secrets are hashed with.
@@ -24,21 +23,40 @@ pub struct Ready {
     pub clock: Arc<dyn Clock>,
 }
 
-/// Opens once, when the data is loaded.
+/// Opens once for verdicts, when the index is whole, and once for all else, when the store is open.
 #[derive(Clone, Default)]
-pub struct Gate(Arc<OnceLock<Ready>>);
+pub struct Gate(Arc<Doors>);
+
+#[derive(Default)]
+struct Doors {
+    ready: OnceLock<Ready>,
+    authority: OnceLock<Authority>,
+}
 
 impl Gate {
-    /// Opens the gate. A second time changes nothing.
+    /// Opens the gate for verdicts. A second time changes nothing.
     pub fn open(&self, ready: Ready) {
-        drop(self.0.set(ready));
+        drop(self.0.ready.set(ready));
     }
 
-    /// What the services work with.
+    /// Opens the gate for changes and lists. A second time changes nothing.
+    pub fn open_for_changes(&self, authority: Authority) {
+        drop(self.0.authority.set(authority));
+    }
+
+    /// What verdicts are made with.
     ///
     /// # Errors
-    /// While the data is being loaded.
+    /// While the index is being filled.
     pub fn ready(&self) -> Result<&Ready, Refusal> {
-        self.0.get().ok_or(Refusal::Starting)
+        self.0.ready.get().ok_or(Refusal::Starting)
+    }
+
+    /// The write side.
+    ///
+    /// # Errors
+    /// While the store is being opened.
+    pub fn authority(&self) -> Result<&Authority, Refusal> {
+        self.0.authority.get().ok_or(Refusal::Starting)
     }
 }

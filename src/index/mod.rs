@@ -4,10 +4,11 @@
 //! cannot come alive again through a late read. Readers take no lock; a writer never holds them up.
 //!
 //! Reading order: `shard` (the entries of some digests), `entry` (what is kept of a key) and its `codec`, `names` (what keys
-//! share).
+//! share), `image` (all of it as bytes).
 
 mod codec;
 mod entry;
+pub mod image;
 mod names;
 mod shard;
 

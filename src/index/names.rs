@@ -22,7 +22,7 @@ pub(super) struct Names {
 /// Whom keys were issued to, in one tenant.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) struct Owner {
-    tenant: u32,
+    pub(super) tenant: u32,
     pub(super) name: Box<str>,
 }
 
@@ -67,6 +67,13 @@ pub(super) struct Numbered<T> {
 impl<T> Default for Numbered<T> {
     fn default() -> Self {
         Self { things: boxcar::Vec::new(), numbers: Mutex::default(), hasher: RandomState::new() }
+    }
+}
+
+impl<T> Numbered<T> {
+    /// All things, in the order of their numbers.
+    pub(super) fn all(&self) -> impl Iterator<Item = &T> {
+        self.things.iter().map(|(_, thing)| thing)
     }
 }
 

@@ -146,6 +146,33 @@ impl Shard {
         changed.then(|| Self::of(&merged, bytes))
     }
 
+    /// Appends the shard as it is: how many entries, how many bytes, and the three arrays.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        let word = |number: usize| u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes();
+        out.extend_from_slice(&word(self.len()));
+        out.extend_from_slice(&word(self.bytes.len()));
+        self.prefixes.iter().chain(&self.starts).for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+        out.extend_from_slice(&self.bytes);
+    }
+
+    /// Takes what [`Shard::write`] wrote off the beginning of some bytes. `None`: it is not of that form.
+    pub(super) fn read(from: &mut &[u8]) -> Option<Self> {
+        let (head, rest) = from.split_first_chunk::<8>()?;
+        let word = |at: usize| head[at..].first_chunk().map(|b| u32::from_le_bytes(*b) as usize);
+        let (count, size) = (word(0)?, word(4)?);
+        // An empty shard has no starts.
+        let starts = if count == 0 { 0 } else { count + 1 };
+        let (words, rest) = rest.split_at_checked(4 * (count + starts))?;
+        let (bytes, rest) = rest.split_at_checked(size)?;
+        let mut words = words.chunks_exact(4).filter_map(|word| word.first_chunk().map(|b| u32::from_le_bytes(*b)));
+        let prefixes: Box<[u32]> = words.by_ref().take(count).collect();
+        let starts: Box<[u32]> = words.collect();
+        let each_has_a_name = starts.windows(2).all(|pair| pair[0] as usize + REST_BYTES <= pair[1] as usize);
+        let within = starts.last().map_or(size == 0, |end| *end as usize == size);
+        *from = rest;
+        (prefixes.is_sorted() && each_has_a_name && within).then(|| Self { prefixes, starts, bytes: bytes.into() })
+    }
+
     fn of(entries: &[(u32, &[u8], &[u8])], size: usize) -> Self {
         let mut starts = Vec::with_capacity(entries.len() + 1);
         let mut bytes = Vec::with_capacity(size);

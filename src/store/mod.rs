@@ -92,21 +92,62 @@ pub trait Store: Send + Sync + 'static {
     async fn close(&self) -> Result<(), StoreError>;
 }
 
-/// Takes in what an engine reads when it opens, so that nothing has to be read twice. Several threads may call it at a time,
-/// and records come in any order.
-pub trait Intake: Sync {
-    /// Records that are there. Of two forms of one, the newer one counts.
+/// A view of the log outside of the engine. It takes in what an engine reads when it opens, so that nothing has to be read
+/// twice; and the engine may keep a copy of it in parts, so that the next start need not read every record. Several threads may
+/// call it at a time.
+pub trait View: Send + Sync + 'static {
+    /// Records that are there, in any order. Of two forms of one, the newer one counts.
     fn take(&self, records: &[Record]);
 
     /// What was handed over so far is of no use.
     fn start_over(&self);
+
+    /// Every record up to this revision has been handed over, and nothing that was acknowledged is missing. The engine may
+    /// still have to read its own table before it takes changes.
+    fn whole(&self, revision: Revision);
+
+    /// The revision up to which every change is in the view.
+    fn revision(&self) -> Revision;
+
+    /// How many parts it is kept in. Without any, it is not kept.
+    fn parts(&self) -> usize;
+
+    /// The form of its parts. Parts of another form are not read.
+    fn form(&self) -> u32;
+
+    /// Appends the bytes of a part: every change up to [`View::revision`] at the time of the call, and perhaps later ones. The
+    /// last part is to be written last: what others refer to is in it.
+    fn write_part(&self, number: usize, out: &mut Vec<u8>);
+
+    /// Takes in what [`View::write_part`] wrote, into a view that is empty but for other parts. `None`: it is not of that form.
+    fn read_part(&self, number: usize, bytes: &[u8]) -> Option<()>;
 }
 
 /// For whom opens an engine without a use for its records.
-impl Intake for () {
+impl View for () {
     fn take(&self, _: &[Record]) {}
 
     fn start_over(&self) {}
+
+    fn whole(&self, _: Revision) {}
+
+    fn revision(&self) -> Revision {
+        Revision(0)
+    }
+
+    fn parts(&self) -> usize {
+        0
+    }
+
+    fn form(&self) -> u32 {
+        0
+    }
+
+    fn write_part(&self, _: usize, _: &mut Vec<u8>) {}
+
+    fn read_part(&self, _: usize, _: &[u8]) -> Option<()> {
+        None
+    }
 }
 
 /// Whether changes can be made.

@@ -52,7 +52,7 @@ on_every_engine![
 
 /// A store on disk with small segments, so that it rolls over.
 pub(crate) fn open(dir: &TempDir, segment_bytes: u64) -> SledStore {
-    SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options(segment_bytes), &()).unwrap()
+    SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options(segment_bytes), Arc::new(())).unwrap()
 }
 
 pub(crate) fn options(segment_bytes: u64) -> Options {

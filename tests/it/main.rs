@@ -21,6 +21,7 @@ mod http2_floods;
 mod http2_rules;
 mod http2_time;
 mod http2_windows;
+mod image;
 mod index;
 mod keys;
 mod layering;

@@ -22,7 +22,7 @@ fn keeping(bytes: u64) -> Options {
 }
 
 fn try_open(dir: &TempDir, options: &Options) -> Result<SledStore, OpenError> {
-    SledStore::open(LockedDir::lock(dir.path()).unwrap(), options, &())
+    SledStore::open(LockedDir::lock(dir.path()).unwrap(), options, Arc::new(()))
 }
 
 fn files(dir: &TempDir, below: &str, ending: &str) -> Vec<PathBuf> {

@@ -1,6 +1,7 @@
 //! A journal of several segments: going on to the next one, and missing one.
 
 use std::fs;
+use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -43,7 +44,7 @@ async fn a_journal_of_many_segments_is_read_back_and_a_missing_one_is_noticed() 
     fs::remove_file(&second).unwrap();
     let reopen = || {
         let options = options(16 * 1024);
-        SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options, &())
+        SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(()))
     };
     assert!(matches!(reopen(), Err(OpenError::Journal(JournalError::Gap { .. }))));
     // A whole segment put in the place of another is noticed too.

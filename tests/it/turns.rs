@@ -6,7 +6,6 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, poll, stream};
-use keyward::authority::{Authority, Parts};
 use keyward::grpc::pb::stream_verify_response::Result::{Error, Response};
 use keyward::grpc::pb::{self, Reason};
 use keyward::grpc::ready::{Gate, Ready};
@@ -14,7 +13,6 @@ use keyward::grpc::standing::Standing;
 use keyward::grpc::stream_verify::{Answers, answers};
 use keyward::index::Index;
 use keyward::metrics::{Metrics, Readings};
-use keyward::store::memory::MemoryStore;
 use keyward::verify::Verifier;
 use keyward_core::clock::ManualClock;
 use keyward_core::digest::{Pepper, PepperRing};
@@ -58,25 +56,16 @@ impl Desk {
             revision: Revision(1),
             ..base
         };
-        let (index, clock) = (Arc::new(Index::default()), Arc::new(ManualClock::at(START)));
+        let index = Arc::new(Index::default());
         let zero = || -> keyward::metrics::Reading { Box::new(|| 0) };
         let readings = Readings { keys: zero(), revision: zero(), connections: zero(), writable: zero() };
         let metrics = Metrics::new(std::iter::empty(), readings);
-        let authority = Authority::new(Parts {
-            store: Arc::new(MemoryStore::default()),
-            index: index.clone(),
-            peppers: peppers.clone(),
-            clock: clock.clone(),
-            entropy,
-            page_token_key: Zeroizing::new([1; 32]),
-        });
         let gate = Gate::default();
         gate.open(Ready {
-            authority,
             verifier: Verifier::new(index.clone(), peppers.clone()),
             peppers,
             verdicts: metrics.verdicts(),
-            clock,
+            clock: Arc::new(ManualClock::at(START)),
         });
         let desk = Self { gate, index, stop: CancellationToken::new(), metrics, verifier, secret: issued.reveal() };
         desk.fold(&desk.verifier);

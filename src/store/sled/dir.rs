@@ -124,6 +124,10 @@ impl LockedDir {
         self.path.join("snapshot")
     }
 
+    pub(super) fn images(&self) -> PathBuf {
+        self.path.join("index")
+    }
+
     fn format(&self) -> PathBuf {
         self.path.join("format")
     }
@@ -153,7 +157,7 @@ impl LockedDir {
 
 /// Whether there is anything that a data directory has, whole or not. One that is not there has nothing.
 fn holds_anything(path: &Path) -> io::Result<bool> {
-    let parts = ["journal", "table", "snapshot", "watermark", "lost.", "rescue.new"];
+    let parts = ["journal", "table", "snapshot", "index", "watermark", "lost.", "rescue.new"];
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),

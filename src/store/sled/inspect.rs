@@ -2,11 +2,13 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::path::Path;
 
 use keyward_core::event::Revision;
 
 use super::OpenError;
 use super::dir::LockedDir;
+use super::image::{self, Image, ImageKey};
 use super::journal::scan::{End, segment_numbers, verify};
 use super::journal::{ChainKey, Position};
 use super::recovery::{check_beginning, read_table};
@@ -52,15 +54,23 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey) -> Result<Vec<Finding>, OpenErro
     let sum_key = SumKey::of(key);
     let (_, watermark) = Watermark::open(&dir.watermark())?;
     let mut findings = Vec::new();
-    let mut places = Vec::new();
+    let (mut places, mut images) = (Vec::new(), Vec::new());
     for (_, path) in snapshot::list(&dir.snapshots())? {
         match snapshot::verify(&path, Some(&sum_key), &|| Ok(())) {
             Ok(contents) => places.push((path.display().to_string(), contents.header.position, contents.keys)),
             Err(error) => findings.push(Finding::doubt(path.display(), error)),
         }
     }
+    for (_, path) in image::list(&dir.images())? {
+        match image::verify(&path, &ImageKey::of(key)) {
+            Ok(image) => images.push((path, image)),
+            Err(error) => {
+                findings.push(Finding::doubt(path.display(), format!("{error}; the next start reads the table")))
+            }
+        }
+    }
     let table_path = dir.table();
-    let table = match table_path.exists().then(|| read_table(&table_path, key, &())) {
+    let table = match table_path.exists().then(|| read_table(&table_path, key)) {
         None => {
             findings.push(Finding::fine(table_path.display(), "not there; the next start builds it"));
             None
@@ -76,7 +86,8 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey) -> Result<Vec<Finding>, OpenErro
     }
     drop(table);
 
-    let wanted: Vec<_> = places.iter().map(|(_, at, _)| *at).chain(watermark).collect();
+    let at_images = images.iter().map(|(_, image)| image.position);
+    let wanted: Vec<_> = places.iter().map(|(_, at, _)| *at).chain(at_images).chain(watermark).collect();
     let (end, mut met) = match verify(&dir.journal(), key, &wanted) {
         Ok(verified) => verified,
         Err(error) => {
@@ -94,6 +105,9 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey) -> Result<Vec<Finding>, OpenErro
     findings.push(of_watermark(dir, watermark, &end, &met));
     for (part, at, keys) in places {
         findings.push(of_place(&part, at, keys, &end, &met));
+    }
+    for (path, image) in images {
+        findings.push(of_image(&path, &image, &end, &met));
     }
     Ok(findings)
 }
@@ -149,4 +163,22 @@ fn of_place(part: &str, at: Position, keys: u64, end: &End, met: &HashSet<Positi
         ),
         _ => Finding::doubt(part, format_args!("it is of another journal, at revision {revision}")),
     }
+}
+
+fn of_image(path: &Path, image: &Image, end: &End, met: &HashSet<Position>) -> Finding {
+    let at = image.position.revision;
+    if image.latest > end.position.revision {
+        let (latest, last) = (image.latest, end.position.revision);
+        return Finding::doubt(
+            path.display(),
+            format_args!("revision {latest} was acknowledged, and the journal ends at {last}"),
+        );
+    }
+    if met.contains(&image.position) {
+        return Finding::fine(path.display(), format_args!("whole, at revision {at}"));
+    }
+    Finding::fine(
+        path.display(),
+        format_args!("whole, at revision {at}, which this journal does not have; the next start reads the table"),
+    )
 }

@@ -1,7 +1,9 @@
-//! The keeper: lets old segments of the journal go, once a snapshot stands in for them.
+//! The keeper: lets old segments of the journal go, once a snapshot stands in for them, and keeps an image of the index, so that
+//! a start need not read every record.
 //!
 //! A segment goes when the journal is larger than its limit, or when the segment's last change is older than its limit; and
-//! only if two snapshots cover it. What the older one lacks stays in the journal, so that one damaged file costs nothing. Nothing here is on the way of a change or a verdict: what fails is tried again later.
+//! only if two snapshots cover it. What the older one lacks stays in the journal, so that one damaged file costs nothing. Nothing
+//! here is on the way of a change or a verdict: what fails is tried again later.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,22 +18,25 @@ use std::time::Duration;
 use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::event::Revision;
 
+use super::Options;
 use super::cut::{Cut, CutError};
 use super::dir::LockedDir;
+use super::image::{Image, ImageKey};
 use super::journal::frame::Frame;
 use super::journal::scan::{segment_numbers, segment_path, segment_start};
 use super::journal::writer::free_bytes;
-use super::journal::{JournalError, Position};
+use super::journal::{ChainKey, JournalError, Position};
 use super::snapshot::{self, SnapshotError};
 use super::table::Table;
-use crate::files::{create_private_dir, sync_parent};
-use crate::store::StoreError;
+use crate::feed::Feed;
+use crate::files::{create_private_dir, remove_unfinished, sync_parent};
+use crate::store::{StoreError, View};
 
 /// How often the age of segments is looked at, beside each time that a segment is full.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 /// Snapshots that are kept.
 const SNAPSHOTS_KEPT: usize = 2;
-/// A snapshot is made only if this much is free beside the size of the last one: it must not take what changes need.
+/// A snapshot or an image is made only if this much is free beside the size of the last one: it must not take what changes need.
 const FREE_BYTES_MIN: u64 = 128 * 1024 * 1024;
 
 /// How long the journal is kept. Whatever exceeds either limit goes.
@@ -43,15 +48,31 @@ pub struct Retention {
     pub time: Duration,
 }
 
+/// What the keeper is started with.
+pub(super) struct Parts<'a> {
+    pub(super) dir: &'a LockedDir,
+    pub(super) options: &'a Options,
+    pub(super) table: Arc<Table>,
+    pub(super) feed: Feed,
+    pub(super) view: Arc<dyn View>,
+    /// The image that the view was filled from.
+    pub(super) image: Option<Image>,
+}
+
 /// What the keeper works with.
 pub(super) struct Charge {
-    journal: PathBuf,
-    snapshots: PathBuf,
-    watermark: PathBuf,
-    table: Arc<Table>,
-    retention: Retention,
-    clock: Arc<dyn Clock>,
-    stopping: Arc<AtomicBool>,
+    pub(super) journal: PathBuf,
+    pub(super) snapshots: PathBuf,
+    pub(super) images: PathBuf,
+    pub(super) watermark: PathBuf,
+    pub(super) table: Arc<Table>,
+    pub(super) feed: Feed,
+    pub(super) view: Arc<dyn View>,
+    pub(super) image_key: ImageKey,
+    pub(super) segment_bytes: u64,
+    pub(super) retention: Retention,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) stopping: Arc<AtomicBool>,
 }
 
 /// The keeper's thread.
@@ -75,24 +96,25 @@ impl Waker {
 }
 
 impl Keeper {
-    pub(super) fn start(
-        dir: &LockedDir,
-        table: Arc<Table>,
-        retention: Retention,
-        clock: Arc<dyn Clock>,
-    ) -> io::Result<Self> {
+    pub(super) fn start(parts: Parts<'_>) -> io::Result<Self> {
+        let Parts { dir, options, table, feed, view, image } = parts;
         let stopping = Arc::new(AtomicBool::new(false));
         let charge = Charge {
             journal: dir.journal(),
             snapshots: dir.snapshots(),
+            images: dir.images(),
             watermark: dir.watermark(),
             table,
-            retention,
-            clock,
+            feed,
+            view,
+            image_key: ImageKey::of(&ChainKey(options.chain_key.clone())),
+            segment_bytes: options.segment_bytes,
+            retention: options.retention,
+            clock: options.clock.clone(),
             stopping: stopping.clone(),
         };
         let (wake, woken) = sync_channel(1);
-        let thread = Builder::new().name("keeper".into()).spawn(move || charge.run(&woken))?;
+        let thread = Builder::new().name("keeper".into()).spawn(move || charge.run(&woken, image))?;
         Ok(Self { wake: Waker(wake), stopping, thread })
     }
 
@@ -111,7 +133,7 @@ impl Keeper {
 
 /// Why old segments stay for now.
 #[derive(Debug, thiserror::Error)]
-enum KeepError {
+pub(super) enum KeepError {
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
@@ -120,8 +142,10 @@ enum KeepError {
     Snapshot(#[from] SnapshotError),
     #[error("the table cannot be flushed: {0}")]
     Flush(#[from] StoreError),
-    #[error("there are {free} bytes free, and a snapshot needs {needed}")]
+    #[error("there are {free} bytes free, and {needed} are needed")]
     NoRoom { free: u64, needed: u64 },
+    #[error("the index does not come up to the journal")]
+    Behind,
 }
 
 /// A segment that is full.
@@ -135,24 +159,31 @@ struct Sealed {
 }
 
 impl Charge {
-    fn run(&self, woken: &Receiver<()>) {
+    fn run(&self, woken: &Receiver<()>, mut image: Option<Image>) {
         let mut checked = false;
         while !self.stopping.load(Ordering::Relaxed) {
-            // sled may panic under it. Without the keeper the journal would grow for ever, and nobody would hear of it.
-            let looked = catch_unwind(AssertUnwindSafe(|| self.look(&mut checked)));
-            match looked {
-                Ok(Ok(())) => {}
-                Ok(Err(KeepError::Snapshot(SnapshotError::Cut(CutError::Busy)))) => {
-                    tracing::info!("a backup is being made; older segments of the journal go later");
-                }
-                Ok(Err(_)) if self.stopping.load(Ordering::Relaxed) => return,
-                Ok(Err(error)) => tracing::warn!(%error, "older segments of the journal stay for now"),
-                Err(_) => tracing::error!("the keeper of the journal panicked; older segments stay for now"),
-            }
+            self.see_to("older segments of the journal stay for now", || self.look(&mut checked));
+            self.see_to("the next start may take longer: no image of the index was made", || {
+                self.keep_image(&mut image)
+            });
             match woken.recv_timeout(LOOK_EVERY) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+        }
+    }
+
+    /// Does a piece of work, and tells if it fails. sled may panic under it: without the keeper the journal would grow for ever,
+    /// and nobody would hear of it.
+    fn see_to(&self, otherwise: &str, work: impl FnOnce() -> Result<(), KeepError>) {
+        match catch_unwind(AssertUnwindSafe(work)) {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) if self.stopping.load(Ordering::Relaxed) => {}
+            Ok(Err(KeepError::Snapshot(SnapshotError::Cut(CutError::Busy)))) => {
+                tracing::info!("a backup is being made; older segments of the journal go later");
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "{otherwise}"),
+            Err(_) => tracing::error!("the keeper of the journal panicked; {otherwise}"),
         }
     }
 
@@ -166,7 +197,7 @@ impl Charge {
     }
 
     /// An error once the store closes, so that reading and writing a snapshot end.
-    fn serving(&self) -> io::Result<()> {
+    pub(super) fn serving(&self) -> io::Result<()> {
         if self.stopping.load(Ordering::Relaxed) { Err(io::Error::other("the store is closing")) } else { Ok(()) }
     }
 
@@ -263,15 +294,8 @@ impl Charge {
     fn make_snapshot(&self) -> Result<PathBuf, KeepError> {
         create_private_dir(&self.snapshots)?;
         let last = snapshot::list(&self.snapshots)?.first().map_or(Ok(0), |(_, p)| fs::metadata(p).map(|m| m.len()))?;
-        let disk = File::open(&self.snapshots)?;
-        let (free, needed) = (free_bytes(&disk)?, FREE_BYTES_MIN + last);
-        if free < needed {
-            return Err(KeepError::NoRoom { free, needed });
-        }
-        let may_go_on = || {
-            self.serving()?;
-            if free_bytes(&disk)? < FREE_BYTES_MIN { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
-        };
+        let disk = self.room_for(&self.snapshots, last)?;
+        let may_go_on = || self.may_go_on(&disk);
         let mut cut = Cut::begin(&self.table).map_err(SnapshotError::from)?;
         let key = self.table.sum_key();
         let (contents, path) = snapshot::create(&mut cut, key, self.clock.now(), &self.snapshots, &may_go_on)?;
@@ -279,22 +303,19 @@ impl Charge {
         tracing::info!(path = %path.display(), revision, keys = contents.keys, "made a snapshot");
         Ok(path)
     }
-}
 
-/// Removes what a crash left of snapshots that were being made.
-fn remove_unfinished(snapshots: &Path) -> io::Result<()> {
-    let entries = match fs::read_dir(snapshots) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    for entry in entries {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "new") {
-            fs::remove_file(path)?;
-        }
+    /// The disk of a directory, if it has room for a file of about this size beside what changes need.
+    pub(super) fn room_for(&self, dir: &Path, bytes: u64) -> Result<File, KeepError> {
+        let disk = File::open(dir)?;
+        let (free, needed) = (free_bytes(&disk)?, FREE_BYTES_MIN + bytes);
+        if free < needed { Err(KeepError::NoRoom { free, needed }) } else { Ok(disk) }
     }
-    Ok(())
+
+    /// An error once a long work must end: the store closes, or the disk fills.
+    pub(super) fn may_go_on(&self, disk: &File) -> io::Result<()> {
+        self.serving()?;
+        if free_bytes(disk)? < FREE_BYTES_MIN { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
 }
 
 /// Up to which revision segments may go.

@@ -11,6 +11,7 @@
 //! <data>/journal/      NNNNNNNNNNNN.kwj
 //! <data>/snapshot/     NNNNNNNNNNNNNNNNNNNN.kws, once older segments of the journal have gone
 //! <data>/table/        sled
+//! <data>/index/        NNNNNNNNNNNNNNNNNNNN.kwi: what the index held, for a quick start
 //! ```
 //!
 //! Reading order: [`journal`] (frames and segments), [`table`] (sled), `recovery` (start-up), `committer` (the one
@@ -21,6 +22,8 @@ mod committer;
 mod cut;
 mod dir;
 mod error;
+mod image;
+mod imaging;
 pub mod inspect;
 pub mod journal;
 mod keeper;
@@ -57,7 +60,7 @@ use self::overlay::Overlay;
 use self::recovery::SoundTable;
 use self::table::Table;
 use super::{
-    Backup, BackupError, Commit, CommitError, Condition, Intake, KeyQuery, Page, Part, Snapshot, Store, StoreError,
+    Backup, BackupError, Commit, CommitError, Condition, KeyQuery, Page, Part, Snapshot, Store, StoreError, View,
 };
 use crate::feed::{Feed, Resync, Subscription};
 
@@ -105,18 +108,26 @@ pub struct SledStore {
 
 impl SledStore {
     /// Opens a data directory, in the order that ARCHITECTURE.md gives, and repairs what may be repaired. It blocks
-    /// for as long as that takes. Once it is open, `intake` has every record as of [`Store::revision`].
+    /// for as long as that takes. Once it is open, `view` has every record as of [`Store::revision`], and often earlier: see
+    /// [`View::whole`].
     ///
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
-    pub fn open(dir: LockedDir, options: &Options, intake: &dyn Intake) -> Result<Self, OpenError> {
-        let recovered = recovery::recover(&dir, options, SoundTable::Keep, intake)?;
+    pub fn open(dir: LockedDir, options: &Options, view: Arc<dyn View>) -> Result<Self, OpenError> {
+        let recovered = recovery::recover(&dir, options, SoundTable::Keep, &*view)?;
         let overlay = Arc::new(Overlay::default());
         let feed = Feed::starting_after(recovered.journal.position.revision);
         let table = Arc::new(recovered.table);
         let (requests, queue) = mpsc::channel(COMMIT_QUEUE_MAX);
         let gauge = Arc::new(recovered.journal.writer.gauge()?);
-        let keeper = Keeper::start(&dir, table.clone(), options.retention, options.clock.clone())?;
+        let keeper = Keeper::start(keeper::Parts {
+            dir: &dir,
+            options,
+            table: table.clone(),
+            feed: feed.clone(),
+            view,
+            image: recovered.image,
+        })?;
         let (committer, progress) = Committer::start(committer::Parts {
             journal: recovered.journal,
             watermark: recovered.watermark,

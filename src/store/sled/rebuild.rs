@@ -15,7 +15,7 @@ use super::snapshot::{self, SnapshotError};
 use super::sums::SumKey;
 use super::table::{Row, Table, TableError};
 use crate::progress::Progress;
-use crate::store::Intake;
+use crate::store::View;
 use crate::store::record::{DecodeError, decode_key, decode_tenant, pb};
 
 /// Rows that one transaction writes at least, while there are as many.
@@ -90,7 +90,7 @@ pub(super) fn catch_up(
     key: &ChainKey,
     table: &Table,
     end: &End,
-    intake: &dyn Intake,
+    view: &dyn View,
 ) -> Result<bool, OpenError> {
     let applied = table.applied().map_err(OpenError::Table)?;
     if applied == end.position {
@@ -99,7 +99,7 @@ pub(super) fn catch_up(
     let lacking = end.position.revision.0 - applied.revision.0;
     tracing::info!(from = applied.revision.0, to = end.position.revision.0, "bringing the table up to the journal");
     let progress = Progress::begin("replaying the journal, in changes", lacking);
-    let mut replay = Replay { table, intake, end: end.position, progress, rows: vec![], failed: None };
+    let mut replay = Replay { table, view, end: end.position, progress, rows: vec![], failed: None };
     let mut met = applied == end.start;
     scan_after(journal, key, applied.revision, |entries: Vec<pb::JournalEntry>, to| {
         if met {
@@ -183,7 +183,7 @@ fn load(table: &Table, path: &PathBuf, key: &SumKey) -> Result<(), LoadError> {
 /// Rows on their way from the journal to the table.
 struct Replay<'a> {
     table: &'a Table,
-    intake: &'a dyn Intake,
+    view: &'a dyn View,
     end: Position,
     progress: Progress,
     rows: Vec<Row>,
@@ -199,7 +199,7 @@ impl Replay<'_> {
             }
             match rows_of(entry) {
                 Ok(rows) => {
-                    self.intake.take(&rows.iter().map(|row| row.record.clone()).collect::<Vec<_>>());
+                    self.view.take(&rows.iter().map(|row| row.record.clone()).collect::<Vec<_>>());
                     self.rows.extend(rows);
                 }
                 Err(source) => self.failed = Some(OpenError::Redo { revision: Revision(entry.revision), source }),

@@ -1,31 +1,38 @@
 //! Start-up: from whatever a directory holds to a journal and a table that agree, or a refusal that says what is wrong.
 //!
-//! In this order: journal (damage before its end refuses), watermark (acknowledged and missing refuses), table (opened and
-//! read whole; one that is ahead of the journal refuses), then the first writes: a torn end is cut, what is there is made
-//! durable, a table in doubt is moved aside, and what it lacks is replayed.
+//! In this order: an image of the view, if there is one; journal (damage before its end refuses), watermark (acknowledged and
+//! missing refuses), table (opened; one that is ahead of the journal refuses), then the first writes: a torn end is cut, and
+//! what is there is made durable. Now a view that was filled from an image is whole. The table is read all through, before the
+//! first writes if the view is to be filled from it; one in doubt is moved aside and built anew; and what it lacks is replayed.
 
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use keyward_core::event::Revision;
+use parking_lot::Mutex;
 
 use super::dir::LockedDir;
-use super::journal::scan::{End, verify};
+use super::image::{self, Image, ImageKey};
+use super::journal::scan::{End, verify, verify_and_visit};
 use super::journal::writer::Writer;
 use super::journal::{ChainKey, Position};
-use super::rebuild::{catch_up, rebuild};
+use super::rebuild::{catch_up, rebuild, rows_of};
 use super::snapshot;
 use super::sums::SumKey;
 use super::table::{Table, TableError};
 use super::watermark::Watermark;
 use super::{OpenError, Options};
-use crate::store::Intake;
+use crate::store::View;
+use crate::store::record::pb;
 
 /// An opened directory.
 pub(super) struct Recovered {
     pub(super) journal: Journal,
     pub(super) watermark: Watermark,
     pub(super) table: Table,
+    /// The image that the view was filled from.
+    pub(super) image: Option<Image>,
 }
 
 /// The journal, ready to go on.
@@ -46,13 +53,17 @@ pub(super) fn recover(
     dir: &LockedDir,
     options: &Options,
     sound: SoundTable,
-    intake: &dyn Intake,
+    view: &dyn View,
 ) -> Result<Recovered, OpenError> {
     let key = ChainKey(options.chain_key.clone());
     let (watermark, acknowledged) = Watermark::open(&dir.watermark())?;
-    let end = check_journal(dir, &key, acknowledged)?;
-    let table = open_table(&dir.table(), &key, intake)?;
-    check_table_is_not_ahead(table.as_ref(), &end, &dir.journal())?;
+    let image = image::load(&dir.images(), &ImageKey::of(&key), view);
+    let (end, image) = check_journal_and_fill(dir, &key, acknowledged, image, view)?;
+    let mut table = open_table(&dir.table(), &key)?;
+    if image.is_none() {
+        table = read_through(table, &dir.table(), view)?;
+    }
+    let table = check_table_is_not_ahead(table, &end, dir)?;
 
     // Nothing was touched so far; now it is known that nothing is missing. What was read must be on the disk, not only in
     // the kernel's memory, before anything is built on it.
@@ -60,37 +71,92 @@ pub(super) fn recover(
     watermark.note(&end.position)?;
     watermark.sync()?;
 
+    let (table, lacking): (_, &dyn View) = if image.is_some() {
+        view.whole(end.position.revision);
+        (read_through(table, &dir.table(), &())?, &())
+    } else {
+        (table, view)
+    };
     let table = match table {
-        Some(table) if sound == SoundTable::Keep && catch_up(&dir.journal(), &key, &table, &end, intake)? => table,
+        Some(table) if sound == SoundTable::Keep && catch_up(&dir.journal(), &key, &table, &end, lacking)? => table,
         unfit => {
             drop(unfit);
-            intake.start_over();
+            lacking.start_over();
             let built = rebuild(dir, &key, &end)?;
             // It was built from what was checked; but what the index is to hold is what the table holds.
-            built.check(intake).map_err(OpenError::Table)?;
+            built.check(lacking).map_err(OpenError::Table)?;
             built
         }
     };
+    if image.is_none() {
+        view.whole(end.position.revision);
+    }
     let position = end.position;
     tracing::info!(path = %dir.path().display(), revision = position.revision.0, "data directory is whole");
     let journal = Journal { writer, key, position };
-    Ok(Recovered { journal, watermark, table })
+    Ok(Recovered { journal, watermark, table, image })
 }
 
-/// Reads all of the journal and holds it against the watermark.
-pub(super) fn check_journal(dir: &LockedDir, key: &ChainKey, acknowledged: Option<Position>) -> Result<End, OpenError> {
+/// Reads all of the journal, holds it against the watermark, and brings a view up to its end that was filled from an image.
+/// An image that is of no use is let go of.
+fn check_journal_and_fill(
+    dir: &LockedDir,
+    key: &ChainKey,
+    acknowledged: Option<Position>,
+    image: Option<Image>,
+    view: &dyn View,
+) -> Result<(End, Option<Image>), OpenError> {
     let watermark = acknowledged.unwrap_or(Position::START);
-    let (end, met) = verify(&dir.journal(), key, &[watermark])?;
-    let (found, journal) = (end.position.revision, dir.journal());
-    check_beginning(dir, key, &end)?;
-    // It may lag behind the beginning: it is not synced as often as older segments go.
-    let mut met = met.contains(&watermark);
-    met |= watermark == end.start || watermark.revision < end.start.revision;
-    if watermark.revision > found {
-        return Err(OpenError::Missing { acknowledged: watermark.revision, found, journal });
+    let Some(image) = image else {
+        let (end, met) = verify(&dir.journal(), key, &[watermark])?;
+        check_journal(dir, key, acknowledged, &end, &met)?;
+        return Ok((end, None));
+    };
+    let undecoded = Mutex::new(None);
+    let fill = |entries: Vec<pb::JournalEntry>| {
+        for entry in entries {
+            match rows_of(&entry) {
+                Ok(rows) => view.take(&rows.into_iter().map(|row| row.record).collect::<Vec<_>>()),
+                Err(error) => *undecoded.lock() = Some(error),
+            }
+        }
+    };
+    let (wanted, after) = ([watermark, image.position], image.position.revision);
+    let (end, met) = verify_and_visit(&dir.journal(), key, &wanted, after, fill)?;
+    check_journal(dir, key, acknowledged, &end, &met)?;
+    let unfit = match undecoded.into_inner() {
+        Some(error) => Some(error.to_string()),
+        None if met.contains(&image.position) || image.position == end.start => None,
+        None => Some("its position is not in this journal".to_owned()),
+    };
+    if let Some(why) = unfit {
+        tracing::warn!(path = %dir.images().display(), %why, "the image of the index is of no use; the table is read instead");
+        view.start_over();
+        return Ok((end, None));
     }
-    if !met {
-        return Err(OpenError::Foreign { revision: watermark.revision, journal });
+    if image.latest > end.position.revision {
+        return Err(missing(dir, image.latest, &end));
+    }
+    Ok((end, Some(image)))
+}
+
+/// Holds a journal that was read against the watermark.
+fn check_journal(
+    dir: &LockedDir,
+    key: &ChainKey,
+    acknowledged: Option<Position>,
+    end: &End,
+    met: &HashSet<Position>,
+) -> Result<(), OpenError> {
+    let watermark = acknowledged.unwrap_or(Position::START);
+    let found = end.position.revision;
+    check_beginning(dir, key, end)?;
+    if watermark.revision > found {
+        return Err(missing(dir, watermark.revision, end));
+    }
+    // It may lag behind the beginning: it is not synced as often as older segments go.
+    if !met.contains(&watermark) && watermark != end.start && watermark.revision >= end.start.revision {
+        return Err(OpenError::Foreign { revision: watermark.revision, journal: dir.journal() });
     }
     if let Some(torn) = end.segment.as_ref().filter(|s| s.torn > 0) {
         tracing::warn!(path = %torn.path.display(), bytes = torn.torn, "cutting off a change that was never acknowledged");
@@ -98,7 +164,11 @@ pub(super) fn check_journal(dir: &LockedDir, key: &ChainKey, acknowledged: Optio
     if acknowledged.is_none() && found > Revision(0) {
         tracing::warn!("the watermark is missing or damaged; making it anew from the journal");
     }
-    Ok(end)
+    Ok(())
+}
+
+fn missing(dir: &LockedDir, acknowledged: Revision, end: &End) -> OpenError {
+    OpenError::Missing { acknowledged, found: end.position.revision, journal: dir.journal() }
 }
 
 /// A journal that does not begin at the beginning goes on from a snapshot; and none may be ahead of it.
@@ -107,8 +177,7 @@ pub(super) fn check_beginning(dir: &LockedDir, key: &ChainKey, end: &End) -> Res
     for (revision, path) in snapshot::list(&dir.snapshots())? {
         match snapshot::read_header(&path, Some(&SumKey::of(key))) {
             Ok(header) if header.position.revision > end.position.revision => {
-                let (acknowledged, found) = (header.position.revision, end.position.revision);
-                return Err(OpenError::Missing { acknowledged, found, journal: dir.journal() });
+                return Err(missing(dir, header.position.revision, end));
             }
             Ok(header) => begins |= header.position.revision >= end.start.revision,
             // Not in doubt is that there was one; whether it is of use is asked when it is needed.
@@ -125,24 +194,34 @@ pub(super) fn check_beginning(dir: &LockedDir, key: &ChainKey, end: &End) -> Res
 }
 
 /// The table is written after the journal; one that is ahead of it tells of changes that were acknowledged.
-fn check_table_is_not_ahead(table: Option<&Table>, end: &End, journal: &Path) -> Result<(), OpenError> {
-    let Some(table) = table else { return Ok(()) };
-    let acknowledged = table.applied().map_err(OpenError::Table)?.revision;
-    let found = end.position.revision;
-    if acknowledged > found {
-        return Err(OpenError::Missing { acknowledged, found, journal: journal.to_owned() });
+fn check_table_is_not_ahead(table: Option<Table>, end: &End, dir: &LockedDir) -> Result<Option<Table>, OpenError> {
+    let Some(table) = table else { return Ok(None) };
+    match usable(&dir.table(), || table.applied())? {
+        Some(applied) if applied.revision > end.position.revision => Err(missing(dir, applied.revision, end)),
+        applied => Ok(applied.map(|_| table)),
     }
-    Ok(())
 }
 
-/// Opens the table and reads all of it. `None`: it must be rebuilt. A disk that fails is no reason to rebuild: what is
-/// there may be sound, and there may be no room for another.
-pub(super) fn open_table(path: &Path, key: &ChainKey, intake: &dyn Intake) -> Result<Option<Table>, OpenError> {
+/// Opens the table. `None`: it must be rebuilt.
+fn open_table(path: &Path, key: &ChainKey) -> Result<Option<Table>, OpenError> {
     if !path.exists() {
         return Ok(None);
     }
-    match read_table(path, key, intake) {
-        Ok(table) => Ok(Some(table)),
+    usable(path, || Table::open(path, key))
+}
+
+/// Reads all of a table into a view. `None`: it must be rebuilt.
+fn read_through(table: Option<Table>, path: &Path, view: &dyn View) -> Result<Option<Table>, OpenError> {
+    let Some(table) = table else { return Ok(None) };
+    let read = usable(path, || table.check(view))?;
+    Ok(read.map(|()| table))
+}
+
+/// What is done with a table, if it can be. A disk that fails is no reason to rebuild it: what is there may be sound, and there
+/// may be no room for another.
+fn usable<T>(path: &Path, what: impl FnOnce() -> Result<T, TableError>) -> Result<Option<T>, OpenError> {
+    match caught(what) {
+        Ok(done) => Ok(Some(done)),
         Err(TableError::Disk(error)) => Err(OpenError::Table(TableError::Disk(error))),
         Err(error) => {
             tracing::warn!(%error, path = %path.display(), "the table is unsound; it will be built anew");
@@ -151,12 +230,16 @@ pub(super) fn open_table(path: &Path, key: &ChainKey, intake: &dyn Intake) -> Re
     }
 }
 
-/// Opens the table and reads all of it. sled panics where it meets bytes that it does not expect.
-pub(super) fn read_table(path: &Path, key: &ChainKey, intake: &dyn Intake) -> Result<Table, TableError> {
-    let open = || {
+/// Opens the table and reads all of it.
+pub(super) fn read_table(path: &Path, key: &ChainKey) -> Result<Table, TableError> {
+    caught(|| {
         let table = Table::open(path, key)?;
-        table.check(intake)?;
+        table.check(&())?;
         Ok(table)
-    };
-    catch_unwind(AssertUnwindSafe(open)).unwrap_or(Err(TableError::Unsound("sled panicked over it")))
+    })
+}
+
+/// sled panics where it meets bytes that it does not expect.
+fn caught<T>(what: impl FnOnce() -> Result<T, TableError>) -> Result<T, TableError> {
+    catch_unwind(AssertUnwindSafe(what)).unwrap_or(Err(TableError::Unsound("sled panicked over it")))
 }

@@ -64,7 +64,8 @@ pub fn salvage(dir: &LockedDir, options: &Options) -> Result<Salvaged, OpenError
     let aside = aside_path(dir.path(), found.highest);
     create_private_dir(&aside).map_err(named(&aside))?;
     dir.begin()?;
-    for part in [dir.journal(), dir.snapshots(), dir.watermark(), dir.table(), aside_of(&dir.table())] {
+    let views = [dir.images(), dir.table(), aside_of(&dir.table())];
+    for part in [dir.journal(), dir.snapshots(), dir.watermark()].into_iter().chain(views) {
         if let Some(name) = part.file_name().filter(|_| part.exists()) {
             fs::rename(&part, aside.join(name)).map_err(named(&part))?;
         }
@@ -210,7 +211,7 @@ fn gather(dir: &LockedDir, key: &ChainKey, sum_key: &SumKey) -> Result<Found, Op
     }
     // One that was set aside may be sound: it says so itself.
     for path in [dir.table(), aside_of(&dir.table())].iter().filter(|path| path.exists()) {
-        match read_table(path, key, &()) {
+        match read_table(path, key) {
             Ok(table) => {
                 for row in table.rows() {
                     found.add(row.map_err(|error| OpenError::Table(error.into()))?);

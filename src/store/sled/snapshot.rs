@@ -25,7 +25,7 @@ use super::cut::{Cut, CutError, Kind};
 use super::journal::{CRC32C, Chain, Position};
 use super::sums::{SumKey, Sums};
 use super::table::Row;
-use crate::files::private;
+use crate::files::{numbered, private};
 use crate::store::record::{DecodeError, decode_key, decode_tenant};
 
 /// The version of snapshots that this program writes, and the only one it knows.
@@ -88,21 +88,8 @@ pub enum SnapshotError {
 /// # Errors
 /// When the directory cannot be read. One that is not there has none.
 pub(super) fn list(dir: &Path) -> io::Result<Vec<(Revision, PathBuf)>> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
-        Err(error) => return Err(error),
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".kws"));
-        if let Some(revision) = name.and_then(|digits| digits.parse().ok()) {
-            found.push((Revision(revision), path));
-        }
-    }
-    found.sort_unstable_by(|a, b| b.cmp(a));
-    Ok(found)
+    let found = numbered(dir, "kws")?;
+    Ok(found.into_iter().map(|(number, path)| (Revision(number), path)).collect())
 }
 
 /// The path of a snapshot.
@@ -348,9 +335,9 @@ fn read_exactly(input: &mut impl Read, bytes: &mut [u8]) -> Result<(), SnapshotE
 }
 
 /// Asks before each piece whether it may go on.
-struct Stoppable<'a, T> {
-    inner: T,
-    may_go_on: MayGoOn<'a>,
+pub(super) struct Stoppable<'a, T> {
+    pub(super) inner: T,
+    pub(super) may_go_on: MayGoOn<'a>,
 }
 
 impl<R: Read> Read for Stoppable<'_, R> {

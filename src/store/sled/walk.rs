@@ -15,7 +15,7 @@ use super::sums::Sum;
 use super::table::{Table, TableError};
 use crate::parallel;
 use crate::progress::Progress;
-use crate::store::Intake;
+use crate::store::View;
 use crate::store::record::{decode_key, decode_tenant};
 
 /// Parts that the keys are read in, by the first byte of their digests.
@@ -26,16 +26,16 @@ const WHOLE_TREES: usize = 3;
 const BATCH_RECORDS: usize = 1_024;
 
 impl Table {
-    /// Reads everything, holds it against the sums, and hands every record to `intake`, the keys in the order of their
+    /// Reads everything, holds it against the sums, and hands every record to `view`, the keys in the order of their
     /// digests within each part. What was handed on before an error is of no use.
     ///
     /// # Errors
     /// When anything does not fit.
-    pub fn check(&self, intake: &dyn Intake) -> Result<(), TableError> {
+    pub fn check(&self, view: &dyn View) -> Result<(), TableError> {
         let noted = self.sums()?;
         let walk = Walk {
             table: self,
-            intake,
+            view,
             names: RandomState::new(),
             failed: AtomicBool::new(false),
             progress: Mutex::new(Progress::begin("reading the table, in keys", noted.keys.count())),
@@ -102,7 +102,7 @@ impl Tally {
 
 struct Walk<'a> {
     table: &'a Table,
-    intake: &'a dyn Intake,
+    view: &'a dyn View,
     names: RandomState,
     /// So that nobody reads on where all is in vain.
     failed: AtomicBool,
@@ -148,7 +148,7 @@ impl Walk<'_> {
         for entry in self.table.tree(super::cut::Kind::Tenant) {
             let (name, bytes) = entry?;
             found.tenants.add(self.table.sum_key(), &name, &bytes);
-            self.intake.take(&[Record::Tenant(Arc::new(decode_tenant(&bytes)?))]);
+            self.view.take(&[Record::Tenant(Arc::new(decode_tenant(&bytes)?))]);
         }
         Ok(found)
     }
@@ -178,7 +178,7 @@ impl Walk<'_> {
     }
 
     fn hand_on(&self, batch: &mut Vec<Record>) {
-        self.intake.take(batch);
+        self.view.take(batch);
         self.progress.lock().advance(batch.len() as u64);
         batch.clear();
     }

@@ -94,7 +94,7 @@ impl Bench {
             retention: Retention { bytes: u64::MAX, time: Duration::MAX },
             clock: Arc::new(ManualClock::at(NOW)),
         };
-        let store = SledStore::open(LockedDir::lock(dir.path())?, &options, &())?;
+        let store = SledStore::open(LockedDir::lock(dir.path())?, &options, Arc::new(()))?;
         Ok(Self { dir, store: Arc::new(store), next: 0 })
     }
 

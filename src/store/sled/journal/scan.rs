@@ -51,7 +51,29 @@ pub fn segment_path(dir: &Path, number: u64) -> PathBuf {
 /// # Errors
 /// When the journal is not whole. A torn end is not an error: see [`SegmentEnd::torn`].
 pub fn verify(dir: &Path, key: &ChainKey, wanted: &[Position]) -> Result<(End, HashSet<Position>), JournalError> {
+    verify_and_visit(dir, key, wanted, Revision(u64::MAX), |_: Vec<Place>| {})
+}
+
+/// As [`verify`], and hands over the entries of each frame that ends after a revision, in no order, from several threads at a
+/// time, and perhaps more than once. They are to be believed when this has returned.
+///
+/// # Errors
+/// When the journal is not whole.
+pub fn verify_and_visit<E: Entry>(
+    dir: &Path,
+    key: &ChainKey,
+    wanted: &[Position],
+    after: Revision,
+    visit: impl Fn(Vec<E>) + Sync,
+) -> Result<(End, HashSet<Position>), JournalError> {
     let numbers = segment_numbers(dir)?;
+    // A segment ends where the one after it begins. If that cannot be read, the scan says so.
+    let ends = |at: usize| numbers.get(at + 1).and_then(|&next| segment_start(&segment_path(dir, next)).ok());
+    let visit = |entries, at: Position| {
+        if at.revision > after {
+            visit(entries);
+        }
+    };
     let progress = Mutex::new(Progress::begin("reading the journal, in segments", numbers.len() as u64));
     let failed = AtomicBool::new(false);
     let scanned = parallel::each(numbers.len(), |at| {
@@ -59,12 +81,20 @@ pub fn verify(dir: &Path, key: &ChainKey, wanted: &[Position]) -> Result<(End, H
             return None;
         }
         let mut met = HashSet::new();
-        let visit = |_: Vec<Place>, at| met.extend(wanted.contains(&at).then_some(at));
+        let mut meet = |at| met.extend(wanted.contains(&at).then_some(at));
+        let (number, last) = (numbers[at], at + 1 == numbers.len());
         // Each begins where its header says; whether the one before it ends there is seen when all are read.
-        let scanned = Scanned::of(dir, numbers[at], at + 1 == numbers.len(), key, None, visit).ok();
-        failed.fetch_or(scanned.is_none(), Ordering::Relaxed);
+        let scanned = if ends(at).is_some_and(|end| end.revision <= after) {
+            Scanned::of(dir, number, last, key, None, |_: Vec<Place>, at| meet(at))
+        } else {
+            Scanned::of(dir, number, last, key, None, |entries, at| {
+                meet(at);
+                visit(entries, at);
+            })
+        };
+        failed.fetch_or(scanned.is_err(), Ordering::Relaxed);
         progress.lock().advance(1);
-        scanned.map(|scanned| (scanned, met))
+        scanned.ok().map(|scanned| (scanned, met))
     });
     drop(progress);
     if let Some(whole) = joined(scanned) {
@@ -72,7 +102,10 @@ pub fn verify(dir: &Path, key: &ChainKey, wanted: &[Position]) -> Result<(End, H
     }
     // What is wrong is said by who reads from the beginning.
     let mut met = HashSet::new();
-    let end = scan(dir, key, |_: Vec<Place>, at| met.extend(wanted.contains(&at).then_some(at)))?;
+    let end = scan(dir, key, |entries, at| {
+        met.extend(wanted.contains(&at).then_some(at));
+        visit(entries, at);
+    })?;
     Ok((end, met))
 }
 

@@ -1,0 +1,142 @@
+//! Opening the store: it fills the index, which then follows it.
+
+use std::sync::Arc;
+
+use keyward_core::event::{Record, Revision};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio_util::sync::CancellationToken;
+
+use super::{Deps, Engine, StartError};
+use crate::config::Settings;
+use crate::fatal::die;
+use crate::index::{Index, image};
+use crate::keyring::Keyring;
+use crate::progress::Progress;
+use crate::store::memory::MemoryStore;
+use crate::store::sled::{LockedDir, OpenError, Options, Retention, SledStore};
+use crate::store::{Store, StoreError, View};
+
+/// A store that is being opened, and fills the index.
+pub(super) struct Opening {
+    whole: oneshot::Receiver<Revision>,
+    opened: JoinHandle<Result<Arc<dyn Store>, OpenError>>,
+}
+
+impl Opening {
+    pub(super) fn start(
+        deps: &Deps,
+        dir: LockedDir,
+        keyring: &Keyring,
+        settings: &Settings,
+        index: &Arc<Index>,
+    ) -> Self {
+        let (sender, whole) = oneshot::channel();
+        let view = Filling { index: index.clone(), whole: Mutex::new(Some(sender)) };
+        let options = Options {
+            segment_bytes: settings.journal_segment_bytes,
+            chain_key: keyring.chain_key(),
+            retention: Retention { bytes: settings.journal_retention_bytes, time: settings.journal_retention_time },
+            clock: deps.clock.clone(),
+        };
+        let engine = deps.engine;
+        let opened = spawn_blocking(move || -> Result<Arc<dyn Store>, OpenError> {
+            match engine {
+                Engine::Memory => {
+                    view.whole(Revision(0));
+                    Ok(Arc::new(MemoryStore::default()))
+                }
+                Engine::Sled => Ok(Arc::new(SledStore::open(dir, &options, Arc::new(view))?)),
+            }
+        });
+        Self { whole, opened }
+    }
+
+    /// The revision at which the index is whole, once it is. `None`: the store is not opened.
+    pub(super) async fn index_is_whole(&mut self) -> Option<Revision> {
+        (&mut self.whole).await.ok()
+    }
+
+    /// The store, once it is open.
+    pub(super) async fn store(self) -> Result<Arc<dyn Store>, StartError> {
+        Ok(self.opened.await.map_err(|panic| StoreError::Engine(panic.to_string()))??)
+    }
+}
+
+/// The index, as the store fills it and keeps a copy of it.
+struct Filling {
+    index: Arc<Index>,
+    whole: Mutex<Option<oneshot::Sender<Revision>>>,
+}
+
+impl View for Filling {
+    fn take(&self, records: &[Record]) {
+        self.index.fold(records);
+    }
+
+    fn start_over(&self) {
+        self.index.clear();
+    }
+
+    fn whole(&self, revision: Revision) {
+        if let Some(whole) = self.whole.lock().take() {
+            // Nobody waits for it any more only if the start was given up.
+            whole.send(revision).unwrap_or_default();
+        }
+    }
+
+    fn revision(&self) -> Revision {
+        self.index.revision()
+    }
+
+    fn parts(&self) -> usize {
+        image::PARTS
+    }
+
+    fn form(&self) -> u32 {
+        image::FORM
+    }
+
+    fn write_part(&self, number: usize, out: &mut Vec<u8>) {
+        self.index.write_part(number, out);
+    }
+
+    fn read_part(&self, number: usize, bytes: &[u8]) -> Option<()> {
+        self.index.read_part(number, bytes)
+    }
+}
+
+/// Folds everything that is there into the index.
+async fn load(store: &dyn Store, index: &Index) -> Result<(), StoreError> {
+    let mut snapshot = store.load().await?;
+    let mut progress = Progress::begin("loading the index, in records", snapshot.records);
+    while let Some(records) = snapshot.next().await? {
+        index.fold(&records);
+        progress.advance(records.len() as u64);
+    }
+    index.reach(snapshot.revision);
+    Ok(())
+}
+
+/// Folds everything that comes into the index, until the server stops.
+pub(super) async fn fold(store: Arc<dyn Store>, index: Arc<Index>, stop: CancellationToken) {
+    let folding = async {
+        loop {
+            let Ok(mut changes) = store.changes(index.revision()) else {
+                // So far behind that the feed has moved on: start again from the store.
+                if let Err(error) = load(&*store, &index).await {
+                    die("the index cannot follow the store", &error);
+                }
+                continue;
+            };
+            while let Ok(Some(batch)) = changes.next().await {
+                index.apply(&batch);
+            }
+        }
+    };
+    tokio::select! {
+        () = folding => {}
+        () = stop.cancelled() => {}
+    }
+}

@@ -1,0 +1,274 @@
+//! Images: what a view held at one position of the log, so that a start need not read every record to fill it.
+//!
+//! ```text
+//! <data>/index/NNNNNNNNNNNNNNNNNNNN.kwi      its name is its revision
+//!
+//! parts, one after the other                 what the view wrote
+//! directory: for each part                   length u64 │ keyed blake3 of its number u64 and its bytes, 32 bytes
+//! end, 104 bytes: "KEYWARDI" │ version u32 │ form of the parts u32 │ revision u64 │ chain, 32 bytes │ latest revision u64
+//!                 │ parts u32 │ 0 u32 │ keyed blake3 of the directory and the 72 bytes before, 32 bytes
+//! ```
+//!
+//! All numbers are little-endian. Changes go on while an image is written, so it may hold some that came after its position,
+//! none after its latest revision. The journal is folded into it from its position on; what is there already is then passed
+//! over, because no form of a record replaces a newer one.
+//!
+//! An image is believed if its seals are ours and its position is in the journal. It is a copy and nothing else: without it,
+//! or in doubt, the table is read.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use keyward_core::event::Revision;
+use parking_lot::Mutex;
+use zeroize::Zeroizing;
+
+use super::journal::{Chain, ChainKey, Position};
+use super::snapshot::{MayGoOn, Stoppable};
+use crate::files::{create_private_dir, numbered, private, sync_parent};
+use crate::parallel;
+use crate::progress::Progress;
+use crate::store::View;
+
+/// The version of images that this program writes, and the only one it reads.
+const VERSION: u32 = 1;
+const MAGIC: &[u8; 8] = b"KEYWARDI";
+const EXTENSION: &str = "kwi";
+const ENTRY_BYTES: usize = 8 + 32;
+const COVERED_BYTES: usize = 72;
+const END_BYTES: usize = COVERED_BYTES + 32;
+/// A part longer than this, or more parts, are not ours.
+const PART_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
+const PARTS_MAX: usize = 4_096;
+const BUFFER_BYTES: usize = 1024 * 1024;
+
+/// The key of an image's seals.
+pub(super) struct ImageKey(Zeroizing<[u8; 32]>);
+
+impl ImageKey {
+    pub(super) fn of(key: &ChainKey) -> Self {
+        Self(Zeroizing::new(blake3::derive_key("keyward 2026-11-25 index image v1", &key.0[..])))
+    }
+
+    fn of_part(&self, number: usize, bytes: &[u8]) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        hasher.update(&(number as u64).to_le_bytes()).update(bytes).finalize()
+    }
+
+    fn of_end(&self, directory: &[u8], covered: &[u8]) -> blake3::Hash {
+        blake3::Hasher::new_keyed(&self.0).update(directory).update(covered).finalize()
+    }
+}
+
+/// Why an image is not used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ImageError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("it is of another version or form")]
+    OtherForm,
+    #[error("it is damaged, or was not made with this pepper file")]
+    Damaged,
+}
+
+/// An image that a view was filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Image {
+    /// Where the journal goes on from it.
+    pub(super) position: Position,
+    /// No change after this one is in it.
+    pub(super) latest: Revision,
+    /// Its size.
+    pub(super) bytes: u64,
+}
+
+/// The images in a directory, the newest first.
+pub(super) fn list(dir: &Path) -> io::Result<Vec<(Revision, PathBuf)>> {
+    let found = numbered(dir, EXTENSION)?;
+    Ok(found.into_iter().map(|(number, path)| (Revision(number), path)).collect())
+}
+
+/// Fills a view with the newest image, if there is one that is sound.
+pub(super) fn load(dir: &Path, key: &ImageKey, view: &dyn View) -> Option<Image> {
+    if view.parts() == 0 {
+        return None;
+    }
+    let (_, path) = list(dir).ok()?.into_iter().next()?;
+    match read(&path, key, view) {
+        Ok(image) => Some(image),
+        Err(error) => {
+            view.start_over();
+            tracing::warn!(path = %path.display(), %error, "the image of the index is of no use; the table is read instead");
+            None
+        }
+    }
+}
+
+/// Reads an image into a view, on every core.
+pub(super) fn read(path: &Path, key: &ImageKey, view: &dyn View) -> Result<Image, ImageError> {
+    let file = File::open(path)?;
+    let contents = Contents::read(&file, key)?;
+    if contents.form != view.form() || contents.parts.len() != view.parts() {
+        return Err(ImageError::OtherForm);
+    }
+    let progress = Mutex::new(Progress::begin("reading the image of the index, in parts", contents.parts.len() as u64));
+    let failed = AtomicBool::new(false);
+    let read = parallel::each(contents.parts.len(), |nth| {
+        if failed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        // The last one first: it is in one piece, and others may be read beside it.
+        let number = contents.parts.len() - 1 - nth;
+        let read = contents
+            .part(&file, key, number)
+            .and_then(|bytes| view.read_part(number, &bytes).ok_or(ImageError::Damaged));
+        failed.fetch_or(read.is_err(), Ordering::Relaxed);
+        progress.lock().advance(1);
+        read
+    });
+    read.into_iter().collect::<Result<(), _>>()?;
+    Ok(contents.image)
+}
+
+/// Reads all of an image and holds it against its seals.
+pub(super) fn verify(path: &Path, key: &ImageKey) -> Result<Image, ImageError> {
+    let file = File::open(path)?;
+    let contents = Contents::read(&file, key)?;
+    for number in 0..contents.parts.len() {
+        contents.part(&file, key, number)?;
+    }
+    Ok(contents.image)
+}
+
+/// Writes an image of a view, which is there whole or not at all, and removes older ones. The view must have reached the
+/// position, and have nothing from after `newest`, which is asked when all is written. It breaks off with the error that
+/// `may_go_on` gives.
+pub(super) fn create(
+    view: &dyn View,
+    position: Position,
+    newest: impl FnOnce() -> Revision,
+    key: &ImageKey,
+    dir: &Path,
+    may_go_on: MayGoOn<'_>,
+) -> io::Result<Image> {
+    create_private_dir(dir)?;
+    let path = dir.join(format!("{:020}.{EXTENSION}", position.revision.0));
+    let temporary = path.with_added_extension("new");
+    let write_whole = || {
+        let file = private().write(true).create(true).truncate(true).open(&temporary)?;
+        let mut out = BufWriter::with_capacity(BUFFER_BYTES, Stoppable { inner: &file, may_go_on });
+        let image = write(view, position, newest, key, &mut out)?;
+        out.flush()?;
+        drop(out);
+        file.sync_all()?;
+        fs::rename(&temporary, &path)?;
+        sync_parent(&path)?;
+        Ok(image)
+    };
+    let image = write_whole().inspect_err(|_: &io::Error| drop(fs::remove_file(&temporary)))?;
+    for (_, other) in list(dir)? {
+        if other != path {
+            fs::remove_file(other)?;
+        }
+    }
+    Ok(image)
+}
+
+fn write(
+    view: &dyn View,
+    position: Position,
+    newest: impl FnOnce() -> Revision,
+    key: &ImageKey,
+    out: &mut impl Write,
+) -> io::Result<Image> {
+    let (mut part, mut directory, mut bytes) = (vec![], vec![], 0);
+    for number in 0..view.parts() {
+        part.clear();
+        view.write_part(number, &mut part);
+        out.write_all(&part)?;
+        bytes += part.len() as u64;
+        directory.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        directory.extend_from_slice(key.of_part(number, &part).as_bytes());
+    }
+    let latest = newest();
+    let mut end = Vec::with_capacity(END_BYTES);
+    end.extend_from_slice(MAGIC);
+    end.extend_from_slice(&VERSION.to_le_bytes());
+    end.extend_from_slice(&view.form().to_le_bytes());
+    end.extend_from_slice(&position.revision.0.to_le_bytes());
+    end.extend_from_slice(&position.chain.0);
+    end.extend_from_slice(&latest.0.to_le_bytes());
+    end.extend_from_slice(&u32::try_from(view.parts()).unwrap_or(u32::MAX).to_le_bytes());
+    end.extend_from_slice(&0_u32.to_le_bytes());
+    let seal = key.of_end(&directory, &end);
+    end.extend_from_slice(seal.as_bytes());
+    out.write_all(&directory)?;
+    out.write_all(&end)?;
+    Ok(Image { position, latest, bytes: bytes + (directory.len() + end.len()) as u64 })
+}
+
+/// What an image says of itself.
+struct Contents {
+    image: Image,
+    form: u32,
+    /// Where each part is, how long it is, and its seal.
+    parts: Vec<(u64, usize, [u8; 32])>,
+}
+
+impl Contents {
+    fn read(file: &File, key: &ImageKey) -> Result<Self, ImageError> {
+        let bytes = file.metadata()?.len();
+        let end_at = bytes.checked_sub(END_BYTES as u64).ok_or(ImageError::Damaged)?;
+        let mut end = [0; END_BYTES];
+        file.read_exact_at(&mut end, end_at)?;
+        let u32_at = |at: usize| end[at..].first_chunk().map_or(0, |b| u32::from_le_bytes(*b));
+        let u64_at = |at: usize| end[at..].first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
+        if !end.starts_with(MAGIC) {
+            return Err(ImageError::Damaged);
+        }
+        if u32_at(8) != VERSION {
+            return Err(ImageError::OtherForm);
+        }
+        let (form, count) = (u32_at(12), u32_at(64) as usize);
+        if count > PARTS_MAX {
+            return Err(ImageError::Damaged);
+        }
+        let directory_at = end_at.checked_sub((count * ENTRY_BYTES) as u64).ok_or(ImageError::Damaged)?;
+        let mut directory = vec![0; count * ENTRY_BYTES];
+        file.read_exact_at(&mut directory, directory_at)?;
+        let (covered, seal) = end.split_at(COVERED_BYTES);
+        if key.of_end(&directory, covered) != *<&[u8; 32]>::try_from(seal).map_err(|_| ImageError::Damaged)? {
+            return Err(ImageError::Damaged);
+        }
+        let (mut parts, mut at) = (Vec::with_capacity(count), 0);
+        for entry in directory.chunks_exact(ENTRY_BYTES) {
+            let (length, seal) = entry.split_at(8);
+            let length = length.first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
+            if length > PART_BYTES_MAX {
+                return Err(ImageError::Damaged);
+            }
+            parts.push((at, length as usize, seal.try_into().map_err(|_| ImageError::Damaged)?));
+            at += length;
+        }
+        if at != directory_at {
+            return Err(ImageError::Damaged);
+        }
+        let chain = Chain(*end[24..].first_chunk().ok_or(ImageError::Damaged)?);
+        let position = Position { revision: Revision(u64_at(16)), chain };
+        let latest = Revision(u64_at(56));
+        Ok(Self { image: Image { position, latest, bytes }, form, parts })
+    }
+
+    fn part(&self, file: &File, key: &ImageKey, number: usize) -> Result<Vec<u8>, ImageError> {
+        let (at, length, seal) = self.parts[number];
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, at)?;
+        if key.of_part(number, &bytes) != seal {
+            return Err(ImageError::Damaged);
+        }
+        Ok(bytes)
+    }
+}
