@@ -13,6 +13,7 @@ mod binary;
 mod conformance;
 mod coverage;
 mod disk;
+mod early;
 mod golden;
 mod h2peer;
 mod harness;
