@@ -16,6 +16,7 @@
 //! An image is believed if its seals are ours and its position is in the journal. It is a copy and nothing else: without it,
 //! or in doubt, the table is read.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
@@ -96,15 +97,19 @@ pub(super) fn load(dir: &Path, key: &ImageKey, view: &dyn View) -> Option<Image>
     if view.parts() == 0 {
         return None;
     }
-    let (_, path) = list(dir).ok()?.into_iter().next()?;
-    match read(&path, key, view) {
-        Ok(image) => Some(image),
-        Err(error) => {
-            view.start_over();
-            tracing::warn!(path = %path.display(), %error, "the image of the index is of no use; the table is read instead");
-            None
-        }
-    }
+    let newest = match list(dir) {
+        Ok(images) => images.into_iter().next(),
+        Err(error) => return of_no_use(dir, &error, view),
+    };
+    let (_, path) = newest?;
+    read(&path, key, view).map_or_else(|error| of_no_use(&path, &error, view), Some)
+}
+
+/// Lets go of what a view has from an image.
+pub(super) fn of_no_use(path: &Path, why: &dyn fmt::Display, view: &dyn View) -> Option<Image> {
+    tracing::warn!(path = %path.display(), %why, "the image of the index is of no use; the table is read instead");
+    view.start_over();
+    None
 }
 
 /// Reads an image into a view, on every core.

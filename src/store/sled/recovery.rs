@@ -130,9 +130,7 @@ fn check_journal_and_fill(
         None => Some("its position is not in this journal".to_owned()),
     };
     if let Some(why) = unfit {
-        tracing::warn!(path = %dir.images().display(), %why, "the image of the index is of no use; the table is read instead");
-        view.start_over();
-        return Ok((end, None));
+        return Ok((end, image::of_no_use(&dir.images(), &why, view)));
     }
     if image.latest > end.position.revision {
         return Err(missing(dir, image.latest, &end));

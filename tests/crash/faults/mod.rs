@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use tokio::time::{sleep, timeout};
 use tonic::Code;
 
-use self::case::{Case, Stage, Target, table_snapshots};
+use self::case::{Case, Stage, Target, images, table_snapshots};
 use crate::Failure;
 use crate::flips::copy;
 use crate::load::{Load, Mix, Shape};
@@ -28,7 +28,7 @@ use crate::verify::compare;
 use crate::watch::Watch;
 
 /// The keys that a directory begins with.
-const FIRST_KEYS: Shape = Shape { mix: Mix::Bulk, clients: 8, connections: 2, keys_per_client: 40 };
+const FIRST_KEYS: Shape = Shape { mix: Mix::Bulk, clients: 8, connections: 2, keys_per_client: 120 };
 /// Books: those of the load, and one for the change that is tried at the end.
 const BOOKS: usize = 9;
 const LAST_BOOK: usize = 8;
@@ -112,6 +112,9 @@ impl Template {
         let new_snapshot = table_snapshots(&probe.launch.data_dir).pop().ok_or("sled made no snapshot at its start")?;
         stop(&mut server).await?;
         run.discard(&probe);
+        if images(&scene.launch.data_dir).is_empty() {
+            return Err("there is no image of the index".into());
+        }
         Ok(Self { data_dir: scene.launch.data_dir, oracle, new_snapshot })
     }
 
