@@ -30,6 +30,10 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Ends it in good order, unless it has ended."""
         if self.popen.poll() is None:
             self.popen.terminate()
             self.popen.wait(START_SECONDS)
@@ -91,14 +95,19 @@ class Keyward(Process):
         log = WORK / f"{data_dir.parent.name}-{data_dir.name}.log"
         began = time.monotonic()
         super().__init__(build or program("keyward"), "serve", "--data-dir", data_dir, *listen, *more, log=log)
-        serving = self.wait_for(rf"{TIME} .* serving\b(?! verdicts)")
-        self.seconds = time.monotonic() - began
-        """From its start until it was SERVING."""
-        early = re.search(rf"{TIME} .* serving verdicts\b", log.read_text(errors="replace"))
-        self.verdict_seconds = self.seconds - (seconds_of(serving) - seconds_of(early)) if early else None
-        """The same until it gave verdicts, if it says so."""
-        self.port = int(self.wait_for(r" listening .*?127\.0\.0\.1:(\d+)")[1])
-        self.ops_port = int(self.wait_for(r" ops listening .*?127\.0\.0\.1:(\d+)")[1])
+        try:
+            serving = self.wait_for(rf"{TIME} .* serving\b(?! verdicts)")
+            self.seconds = time.monotonic() - began
+            """From its start until it was SERVING."""
+            early = re.search(rf"{TIME} .* serving verdicts\b", log.read_text(errors="replace"))
+            self.verdict_seconds = self.seconds - (seconds_of(serving) - seconds_of(early)) if early else None
+            """The same until it gave verdicts, if it says so."""
+            self.port = int(self.wait_for(r" listening .*?127\.0\.0\.1:(\d+)")[1])
+            self.ops_port = int(self.wait_for(r" ops listening .*?127\.0\.0\.1:(\d+)")[1])
+        except BaseException:
+            # No block has begun that would end it.
+            self.kill()
+            raise
 
     def verdicts(self) -> dict[str, int]:
         """How many verdicts there were, by reason."""

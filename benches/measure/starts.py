@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .changes import create_body, h2load_creates
@@ -67,15 +67,18 @@ def starts_with(count: int, rounds: int) -> dict:
 
 
 def after_load(data_dir: Path, rounds: int) -> dict:
-    """Starts after keys were created for some seconds, and the program was then stopped, or killed."""
+    """Starts after keys were created for some seconds, and the program was then stopped, or killed amid them."""
     stopped, killed = [], []
-    with copy_of(data_dir) as copy:
+    with copy_of(data_dir) as copy, ExitStack() as running:
+        server = running.enter_context(Keyward(copy))
         for _ in range(rounds):
             for kill, seconds in ((False, stopped), (True, killed)):
-                create_and_end(copy, kill)
+                created = create_and_end(server, copy, kill)
                 drop_caches()
-                with Keyward(copy) as server:
-                    seconds.append(server.seconds)
+                server = running.enter_context(Keyward(copy))
+                seconds.append(server.seconds)
+                if server.keys() < created:
+                    raise SystemExit(f"{created} keys were created, and {server.keys()} are there")
     differences = [b - a for a, b in zip(stopped, killed, strict=True)]
     return {
         "seconds_after_stop": round(median(stopped), 2),
@@ -84,21 +87,23 @@ def after_load(data_dir: Path, rounds: int) -> dict:
     }
 
 
-def create_and_end(data_dir: Path, kill: bool) -> None:
-    """Creates keys, and ends the program: in good order when they are made, or at once amid others."""
-    with Keyward(data_dir) as server:
-        caller = (data_dir / "admin.key").read_text().strip()
-        # More than it can make in the time.
-        load = subprocess.Popen(h2load_creates(server, caller, create_body(), "4x64", LOADED_SECONDS * 100_000), stdout=subprocess.DEVNULL)
+def create_and_end(server: Keyward, data_dir: Path, kill: bool) -> int:
+    """Creates keys, and ends the program: in good order when they are made, or at once amid others. How many there were."""
+    before = server.keys()
+    caller = (data_dir / "admin.key").read_text().strip()
+    # More than it can make in the time.
+    command = h2load_creates(server, caller, create_body(), "4x64", LOADED_SECONDS * 100_000)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as load:
         time.sleep(LOADED_SECONDS)
-        before = server.keys()
+        while (created := server.keys()) <= before and load.poll() is None:
+            time.sleep(1)  # a busy machine
         if kill:
             server.kill()
-        else:
-            load.terminate()
-        load.wait()
-        if before == 0:
-            raise SystemExit("no key was created")
+        load.terminate()
+    if created <= before:
+        raise SystemExit("no key was created")
+    server.end()
+    return created
 
 
 @contextmanager
@@ -107,7 +112,7 @@ def copy_of(data_dir: Path) -> Iterator[Path]:
     copy = data_dir.with_name("copy")
     subprocess.run(["rm", "-rf", copy], check=True)
     try:
-        subprocess.run(["cp", "-r", "--sparse=always", "--reflink=auto", data_dir, copy], check=True)
+        subprocess.run(["cp", "-r", "--reflink=auto", data_dir, copy], check=True)
         yield copy
     finally:
         subprocess.run(["rm", "-rf", copy], check=True)

@@ -1,5 +1,8 @@
 //! One connection: its windows, its calls, and the replies to them. It does no I/O.
 
+#[cfg(test)]
+mod tests;
+
 use keyward_bench::world::Failure;
 
 use crate::frames::{

@@ -98,12 +98,14 @@ impl Plan {
         let mut items: Vec<_> = known.iter().map(|(secret, scope)| Item::new(what, secret, scope, ALLOWED)).collect();
         let unknown_at = items.len();
         let scope = known[0].1;
-        for _ in 0..REFUSED {
+        // None that nobody will ask about: each is learned, and the server counts it.
+        let [unknown, garbage] = percents.map(|percent| if percent > 0 { REFUSED } else { 0 });
+        for _ in 0..unknown {
             let secret = IssuedSecret::generate(&SecretPrefix::kw(), &Environment::live(), &SystemEntropy)?.reveal();
             items.push(Item::new(what, &secret, scope, UNKNOWN));
         }
         let garbage_at = items.len();
-        for nth in 0..REFUSED {
+        for nth in 0..garbage {
             let garbage = format!("kw_live_{nth:x>width$}", width = known[0].0.len() - "kw_live_".len());
             items.push(Item::new(what, &garbage, scope, MALFORMED));
         }
