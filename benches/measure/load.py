@@ -16,7 +16,7 @@ from pathlib import Path
 from .places import program
 from .processes import Process
 
-LOAD_SECONDS_MAX = 120
+LOAD_SECONDS_MAX = 300
 
 
 @dataclass
