@@ -104,16 +104,7 @@ impl World {
     fn records(&self) -> impl Iterator<Item = Result<Record, Failure>> + '_ {
         let mut known: Vec<_> = self.known.iter().map(|known| (*known.digest.as_bytes(), known.number)).collect();
         known.sort_unstable();
-        let others = self.keys - known.len() as u64;
-        let width = u64::MAX / others.max(1);
-        let mut random = Spread(2);
-        let mut other_digests = (0..others).map(move |nth| {
-            let mut words = [0; 4].map(|_: u64| random.next().unwrap_or_default());
-            words[0] = nth * width + words[0] % width; // each in a slice of its own, so that they ascend
-            let mut bytes = [0; 32];
-            bytes.chunks_mut(8).zip(words).for_each(|(chunk, word)| chunk.copy_from_slice(&word.to_be_bytes()));
-            bytes
-        });
+        let mut other_digests = ascending(self.keys - known.len() as u64);
         // The numbers from `known.len()` on, shuffled, are those of the others.
         let mut numbers = (known.len() as u64..self.keys).map(|nth| (nth * STRIDE) % self.keys);
         let mut known = known.into_iter().peekable();
@@ -160,6 +151,19 @@ impl World {
         let ask = Ask { all_scopes: &[scope], ..Ask::default() };
         matches!(verifier.verify(&self.caller, secret, None, &ask, NOW).outcome, Outcome::Allow(..))
     }
+}
+
+/// So many digests of secrets that nobody has, spread over all that there can be, in their order.
+pub fn ascending(count: u64) -> impl Iterator<Item = [u8; 32]> {
+    let width = u64::MAX / count.max(1);
+    let mut random = Spread(2);
+    (0..count).map(move |nth| {
+        let mut words = [0; 4].map(|_: u64| random.next().unwrap_or_default());
+        words[0] = nth * width + words[0] % width; // each in a slice of its own, so that they ascend
+        let mut bytes = [0; 32];
+        bytes.chunks_mut(8).zip(words).for_each(|(chunk, word)| chunk.copy_from_slice(&word.to_be_bytes()));
+        bytes
+    })
 }
 
 /// Randomness that is the same each time.

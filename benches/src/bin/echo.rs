@@ -5,14 +5,16 @@
 
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
 
+use tokio_stream::{Stream, StreamExt};
 use tonic::transport::Server;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use self::pb::Payload;
 use self::pb::echo_server::{Echo, EchoServer};
 
-#[expect(clippy::allow_attributes, unreachable_pub, reason = "generated")]
+#[expect(clippy::allow_attributes, clippy::too_many_lines, unreachable_pub, reason = "generated")]
 mod pb {
     tonic::include_proto!("bench.v1");
 }
@@ -25,6 +27,14 @@ struct Service {
 impl Echo for Service {
     async fn echo(&self, _request: Request<Payload>) -> Result<Response<Payload>, Status> {
         Ok(Response::new(Payload { data: self.reply.clone() }))
+    }
+
+    type StreamStream = Pin<Box<dyn Stream<Item = Result<Payload, Status>> + Send>>;
+
+    async fn stream(&self, request: Request<Streaming<Payload>>) -> Result<Response<Self::StreamStream>, Status> {
+        let reply = self.reply.clone();
+        let replies = request.into_inner().map(move |sent| sent.map(|_| Payload { data: reply.clone() }));
+        Ok(Response::new(Box::pin(replies)))
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use keyward::store::sled::{LockedDir, Options as StoreOptions, Retention, SledStore};
 use keyward::store::{Commit, Put, Store};
 use keyward_bench::figures::{median, percentile, ratio, rounded};
+use keyward_bench::options::Options;
 use keyward_bench::typical::Typical;
 use keyward_bench::world::{Failure, NOW};
 use keyward_core::clock::ManualClock;
@@ -18,7 +19,6 @@ use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 
-use crate::Options;
 use crate::syncs::{self, Syncs};
 
 /// Changes under way at once, and so in a group at most.

@@ -6,12 +6,11 @@ use std::time::Instant;
 
 use keyward::verify::{Outcome, Verifier};
 use keyward_bench::figures::{median, ratio, rounded};
+use keyward_bench::options::Options;
 use keyward_bench::world::{Failure, NOW, World};
 use keyward_core::decision::{Ask, DenyReason};
 use keyward_core::secret::PresentedSecret;
 use serde_json::{Map, Value, json};
-
-use crate::Options;
 
 /// Verdicts of one round.
 const VERDICTS: usize = 100_000;

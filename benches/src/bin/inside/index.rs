@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use keyward_bench::figures::rounded;
+use keyward_bench::options::Options;
 use keyward_bench::world::{Failure, World};
 use serde_json::{Value, json};
 
-use crate::Options;
 use crate::baselines::{Keeps, Locked, Ours, Papaya};
 use crate::lookups;
 

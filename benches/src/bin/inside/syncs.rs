@@ -6,10 +6,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use keyward_bench::figures::{median, percentile, rounded};
+use keyward_bench::options::Options;
 use keyward_bench::world::Failure;
 use serde_json::{Value, json};
-
-use crate::Options;
 
 /// What the loop came to.
 pub(crate) struct Syncs {
