@@ -99,7 +99,7 @@ class Keyward(Process):
             serving = self.wait_for(rf"{TIME} .* serving\b(?! verdicts)")
             self.seconds = time.monotonic() - began
             """From its start until it was SERVING."""
-            early = re.search(rf"{TIME} .* serving verdicts\b", log.read_text(errors="replace"))
+            early = re.search(rf"{TIME} .* answering verdicts\b", log.read_text(errors="replace"))
             self.verdict_seconds = self.seconds - (seconds_of(serving) - seconds_of(early)) if early else None
             """The same until it gave verdicts, if it says so."""
             self.port = int(self.wait_for(r" listening .*?127\.0\.0\.1:(\d+)")[1])

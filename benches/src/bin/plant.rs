@@ -72,7 +72,7 @@ async fn main() -> Result<(), Failure> {
         retention: RETENTION,
         clock: Arc::new(SystemClock),
     };
-    let store = Arc::new(SledStore::open(dir, &options, &())?);
+    let store = Arc::new(SledStore::open(dir, &options, Arc::new(()))?);
     let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));
     let pepper = peppers.current();
 
