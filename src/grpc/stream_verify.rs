@@ -39,7 +39,8 @@ pub fn answers(
     let (_, mut extensions, requests) = request.into_parts();
     let standing = extensions.remove::<Standing>().ok_or(Refusal::NoCredential)?;
     // A token of its own: a stream that waits registers there, and would meet all others on the common one's lock.
-    let open = Open { gate, standing, requests, stop: stop.child_token(), in_turn: 0 };
+    // In a box, because it goes from one answer to the next by value.
+    let open = Box::new(Open { gate, standing, requests, stop: stop.child_token(), in_turn: 0 });
     Ok(Box::pin(try_unfold(open, async |mut open| Ok(open.next().await?.map(|answer| (answer, open))))))
 }
 

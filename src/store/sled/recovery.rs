@@ -23,6 +23,7 @@ use super::sums::SumKey;
 use super::table::{Table, TableError};
 use super::watermark::Watermark;
 use super::{OpenError, Options};
+use crate::parallel;
 use crate::store::View;
 use crate::store::record::pb;
 
@@ -57,9 +58,13 @@ pub(super) fn recover(
 ) -> Result<Recovered, OpenError> {
     let key = ChainKey(options.chain_key.clone());
     let (watermark, acknowledged) = Watermark::open(&dir.watermark())?;
-    let image = image::load(&dir.images(), &ImageKey::of(&key), view);
-    let (end, image) = check_journal_and_fill(dir, &key, acknowledged, image, view)?;
-    let mut table = open_table(&dir.table(), &key)?;
+    let (path, read) = (dir.table(), || -> Result<_, OpenError> {
+        let image = image::load(&dir.images(), &ImageKey::of(&key), view);
+        check_journal_and_fill(dir, &key, acknowledged, image, view)
+    });
+    // sled reads here and there in its file as it opens, and uses one core; what it changes is its own.
+    let (opened, read) = parallel::both(|| open_table(&path, &key), read);
+    let ((end, image), mut table) = (read?, opened?);
     if image.is_none() {
         table = read_through(table, &dir.table(), view)?;
     }
