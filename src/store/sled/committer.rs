@@ -21,6 +21,7 @@ use super::journal::Position;
 use super::journal::frame::FrameBuilder;
 use super::journal::writer::{Gauge, Room, RoomError};
 use super::keeper::Waker;
+use super::known::Known;
 use super::overlay::{Maps, Overlay};
 use super::recovery::Journal;
 use super::table::{Row, Table};
@@ -69,6 +70,7 @@ pub(super) struct Parts {
     pub(super) queue: mpsc::Receiver<Request>,
     pub(super) table: Arc<Table>,
     pub(super) overlay: Arc<Overlay>,
+    pub(super) known: Arc<Known>,
     pub(super) feed: Feed,
     pub(super) keeper: Waker,
 }
@@ -86,7 +88,7 @@ pub(super) struct Progress {
 impl Committer {
     /// Starts the threads. They end when every sender of `queue` is gone and everything that was queued is done.
     pub(super) fn start(parts: Parts) -> std::io::Result<(Self, Progress)> {
-        let Parts { journal, watermark, queue, table, overlay, feed, keeper } = parts;
+        let Parts { journal, watermark, queue, table, overlay, known, feed, keeper } = parts;
         let revision = journal.position.revision;
         let gauge = journal.writer.gauge()?;
         let busy = Arc::new(Busy::default());
@@ -97,7 +99,8 @@ impl Committer {
         let table_thread = spawn("table", move || table_writer.run(&written_behind))?;
         let progress = Progress { durable: durable_seen, applied: applied_seen, busy: busy.clone() };
         let last_room = Room::Ample;
-        let mut log = Log { journal, watermark, table, overlay, feed, durable, groups, keeper, busy, gauge, last_room };
+        let mut log =
+            Log { journal, watermark, table, overlay, known, feed, durable, groups, keeper, busy, gauge, last_room };
         let journal_thread = spawn("committer", move || log.run(queue))?;
         Ok((Self { journal: journal_thread, table: table_thread }, progress))
     }
@@ -125,6 +128,7 @@ struct Log {
     watermark: Watermark,
     table: Arc<Table>,
     overlay: Arc<Overlay>,
+    known: Arc<Known>,
     feed: Feed,
     durable: watch::Sender<Revision>,
     groups: SyncSender<Group>,
@@ -189,7 +193,7 @@ impl Log {
         let mut staged = Group { rows: vec![], end: before };
         let mut changes = vec![];
         let mut replies = vec![];
-        let mut seen = Seen { group: Maps::default(), overlay: &self.overlay, table: &self.table };
+        let mut seen = Seen { group: Maps::default(), overlay: &self.overlay, known: &self.known, table: &self.table };
 
         let mut next = Some(first);
         while let Some(request) = next {
@@ -239,6 +243,7 @@ impl Log {
             }
         }
         self.overlay.insert(staged.rows.iter().map(|row| &row.record));
+        self.known.insert(staged.rows.iter().map(|row| &row.record));
         self.feed.publish(changes);
         self.durable.send_replace(staged.end.revision);
         if self.groups.send(staged).is_err() {
@@ -316,26 +321,29 @@ fn stage_all(
     Ok((entry, rows))
 }
 
-/// What is there: in this group, else in the overlay, else in the table.
+/// What is there: in this group, else in the overlay, else in the table, which is asked only for what it may hold.
 struct Seen<'a> {
     group: Maps,
     overlay: &'a Overlay,
+    known: &'a Known,
     table: &'a Table,
 }
 
 impl Current for Seen<'_> {
     fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
-        let newer = self.group.key(tenant, key_id).or_else(|| self.overlay.key(tenant, key_id));
-        newer.map_or_else(|| self.table.key(tenant, key_id), |key| Ok(Some(key)))
+        match self.group.key(tenant, key_id).or_else(|| self.overlay.key(tenant, key_id)) {
+            None if self.known.may_hold_id(tenant, key_id) => self.table.key(tenant, key_id),
+            newer => Ok(newer),
+        }
     }
 
     fn has_digest(&self, digest: &Digest) -> Result<bool, StoreError> {
-        Ok(self.group.has_digest(digest) || self.overlay.has_digest(digest) || self.table.has_digest(digest)?)
+        let newer = self.group.has_digest(digest) || self.overlay.has_digest(digest);
+        Ok(newer || (self.known.may_hold_digest(digest) && self.table.has_digest(digest)?))
     }
 
     fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {
-        let newer = self.group.tenant(tenant).or_else(|| self.overlay.tenant(tenant));
-        newer.map_or_else(|| self.table.tenant(tenant), |tenant| Ok(Some(tenant)))
+        Ok(self.group.tenant(tenant).or_else(|| self.overlay.tenant(tenant)))
     }
 }
 

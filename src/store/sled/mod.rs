@@ -24,6 +24,7 @@ mod error;
 pub mod inspect;
 pub mod journal;
 mod keeper;
+mod known;
 mod orderings;
 mod overlay;
 mod rebuild;
@@ -53,6 +54,7 @@ use zeroize::Zeroizing;
 use self::committer::{Committer, Progress, Request};
 use self::journal::writer::{Gauge, Room};
 use self::keeper::Keeper;
+use self::known::{Known, Reader};
 use self::overlay::Overlay;
 use self::recovery::SoundTable;
 use self::table::Table;
@@ -98,7 +100,7 @@ pub struct SledStore {
     feed: Feed,
     gauge: Arc<Gauge>,
     looking: Arc<tokio::sync::Mutex<()>>,
-    threads: Mutex<Option<(Committer, Keeper)>>,
+    threads: Mutex<Option<(Committer, Keeper, Reader)>>,
     /// Unlocks the directory when dropped. Close the store first: its threads may outlive it otherwise.
     _dir: LockedDir,
 }
@@ -112,17 +114,21 @@ impl SledStore {
     pub fn open(dir: LockedDir, options: &Options, intake: &dyn Intake) -> Result<Self, OpenError> {
         let recovered = recovery::recover(&dir, options, SoundTable::Keep, intake)?;
         let overlay = Arc::new(Overlay::default());
+        overlay.insert(recovered.table.every_tenant().map_err(|error| OpenError::Table(error.into()))?.iter());
         let feed = Feed::starting_after(recovered.journal.position.revision);
         let table = Arc::new(recovered.table);
         let (requests, queue) = mpsc::channel(COMMIT_QUEUE_MAX);
         let gauge = Arc::new(recovered.journal.writer.gauge()?);
         let keeper = Keeper::start(&dir, table.clone(), options.retention, options.clock.clone())?;
+        let known = Arc::new(Known::for_keys(table.sums().map_err(OpenError::Table)?.keys.count()));
+        let reader = Reader::start(known.clone(), table.clone())?;
         let (committer, progress) = Committer::start(committer::Parts {
             journal: recovered.journal,
             watermark: recovered.watermark,
             queue,
             table: table.clone(),
             overlay: overlay.clone(),
+            known,
             feed: feed.clone(),
             keeper: keeper.waker(),
         })?;
@@ -134,7 +140,7 @@ impl SledStore {
             feed,
             gauge,
             looking: Arc::default(),
-            threads: Mutex::new(Some((committer, keeper))),
+            threads: Mutex::new(Some((committer, keeper, reader))),
             _dir: dir,
         })
     }
@@ -217,11 +223,7 @@ impl Store for SledStore {
     }
 
     async fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {
-        if let Some(tenant) = self.overlay.tenant(tenant) {
-            return Ok(Some(tenant));
-        }
-        let tenant = tenant.clone();
-        self.read(move |table| table.tenant(&tenant)).await
+        Ok(self.overlay.tenant(tenant))
     }
 
     async fn tenants(&self, after: Option<TenantId>, limit: usize) -> Result<Page<TenantRecord, TenantId>, StoreError> {
@@ -272,8 +274,11 @@ impl Store for SledStore {
 
     async fn close(&self) -> Result<(), StoreError> {
         drop(self.requests.lock().take());
-        let Some((committer, keeper)) = self.threads.lock().take() else { return Ok(()) };
-        let joined = spawn_blocking(move || keeper.join().and(committer.join()));
+        let Some((committer, keeper, reader)) = self.threads.lock().take() else { return Ok(()) };
+        let joined = spawn_blocking(move || {
+            reader.join();
+            keeper.join().and(committer.join())
+        });
         joined.await.map_err(|panic| StoreError::Engine(panic.to_string()))??;
         self.read(Table::flush).await
     }
