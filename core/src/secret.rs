@@ -13,7 +13,7 @@
 //! secret scanners look for: never change the form of secrets that are already out.
 
 use crc::{CRC_32_ISO_HDLC, Crc, Table};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::entropy::{Entropy, EntropyError};
 use crate::id::{Environment, SecretPrefix, is_word};
@@ -123,17 +123,29 @@ fn checksum_digits(bytes: &[u8]) -> [u8; CHECKSUM_DIGITS] {
     digits
 }
 
+/// Digits that one division yields, and what is divided by.
+const STEP_DIGITS: usize = 5;
+const STEP: u64 = 62_u64.pow(STEP_DIGITS as u32);
+
 /// Appends a big-endian number in base62. The number is used up: it is zero afterwards.
 fn push_digits(text: &mut String, number: &mut [u8; RANDOM_BYTES]) {
+    let mut words = Zeroizing::new([0_u32; RANDOM_BYTES / 4]);
+    for (word, bytes) in words.iter_mut().zip(number.as_chunks().0) {
+        *word = u32::from_be_bytes(*bytes);
+    }
+    number.zeroize();
     let mut digits = Zeroizing::new([0; RANDOM_DIGITS]);
-    for digit in digits.iter_mut().rev() {
+    for digits in digits.rchunks_mut(STEP_DIGITS) {
         let mut remainder = 0;
-        for byte in number.iter_mut() {
-            let value = remainder * 256 + u32::from(*byte);
-            *byte = (value / 62) as u8; // value < 62 * 256
-            remainder = value % 62;
+        for word in words.iter_mut() {
+            let value = remainder << 32 | u64::from(*word);
+            *word = (value / STEP) as u32; // remainder < STEP, so value < STEP * 2^32
+            remainder = value % STEP;
         }
-        *digit = DIGITS[remainder as usize];
+        for digit in digits.iter_mut().rev() {
+            *digit = DIGITS[(remainder % 62) as usize];
+            remainder /= 62;
+        }
     }
     text.extend(digits.iter().map(|&d| char::from(d)));
 }

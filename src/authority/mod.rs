@@ -29,7 +29,7 @@ use zeroize::Zeroizing;
 use self::page_token::PageTokens;
 use self::turns::Turns;
 use crate::index::Index;
-use crate::store::record::encode_key;
+use crate::store::record::stateless_key_bytes;
 use crate::store::{Commit, CommitError, Put, Store};
 
 pub use self::create::{Created, NewKey};
@@ -203,8 +203,7 @@ fn check_expiry(at: &str, policy: &KeyPolicy, now: UnixMillis) -> Result<(), Aut
 /// All fields within their limits can still be too large together. What a change of state has added does not count: there
 /// is room kept for it.
 fn check_size(key: &KeyRecord) -> Result<(), AuthorityError> {
-    let stateless = KeyRecord { state_reason: String::new(), ..key.clone() };
-    match encode_key(&stateless).len() {
+    match stateless_key_bytes(key) {
         bytes if bytes > RECORD_BYTES_ISSUED_MAX => {
             Err(AuthorityError::TooLarge { bytes, max: RECORD_BYTES_ISSUED_MAX })
         }

@@ -11,6 +11,10 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::call::{Event, Message};
+use super::{STREAMS_MAX, WINDOW_BYTES};
+
+/// The end of a request that is not longer is told as read only with the end of its call.
+const UNTOLD_BYTES_MAX: usize = WINDOW_BYTES as usize / 4 / STREAMS_MAX;
 
 /// The body of a request.
 ///
@@ -93,13 +97,43 @@ impl Body for Incoming {
             return Poll::Pending;
         }
         let data = state.data.split().freeze();
-        // If the connection is gone, nobody has to know.
-        drop(self.events.send(Message { stream: self.stream, event: Event::Read(data.len()) }));
+        // The rest of a request is taken for read when its call ends. To wake the connection for few bytes costs more than
+        // their room: of all its calls, at most a quarter of the window.
+        if state.end.is_none() || data.len() > UNTOLD_BYTES_MAX {
+            // If the connection is gone, nobody has to know.
+            drop(self.events.send(Message { stream: self.stream, event: Event::Read(data.len()) }));
+        }
         Poll::Ready(Some(Ok(Frame::data(data))))
     }
 
     fn is_end_stream(&self) -> bool {
         let state = self.inbox.0.lock();
         matches!(state.end, Some(Ok(()))) && state.data.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::future::poll_fn;
+    use std::pin::pin;
+
+    use tokio::sync::mpsc::unbounded_channel;
+
+    #[tokio::test]
+    async fn what_is_read_is_told_unless_it_is_the_short_end_of_a_request() {
+        for (bytes, ended, told) in [(10, true, false), (10, false, true), (UNTOLD_BYTES_MAX + 1, true, true)] {
+            let (events, mut heard) = unbounded_channel();
+            let inbox = Inbox::default();
+            inbox.push(&vec![1; bytes]);
+            if ended {
+                inbox.end(Ok(()));
+            }
+            let mut body = pin!(Incoming::new(inbox, 1, events));
+            let frame = poll_fn(|cx| body.as_mut().poll_frame(cx)).await.unwrap().unwrap();
+            assert_eq!(frame.into_data().unwrap().len(), bytes);
+            assert_eq!(heard.try_recv().is_ok(), told, "{bytes} bytes");
+        }
     }
 }

@@ -11,9 +11,10 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, Request, Response, response};
 use http_body::Body;
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{Semaphore, TryAcquireError};
 use tokio::task::AbortHandle;
 use tower_service::Service;
 
@@ -42,6 +43,8 @@ pub(super) enum Event {
     Read(usize),
     /// The call has ended and all that it held is dropped. It is the last event of each.
     Done,
+    /// These, in order. None of them is another of these.
+    Several(Vec<Event>),
 }
 
 /// A call under way, which is ended by dropping this. It says [`Event::Done`] when it has.
@@ -106,7 +109,7 @@ where
         let at_home = (self.at_home)(request.uri().path());
         request.extensions_mut().insert(self.extension.clone());
         let room = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
-        let link = Link { stream, events: self.events.clone(), room: room.clone() };
+        let link = Link { stream, events: self.events.clone(), room: room.clone(), held: Mutex::default() };
         let service = self.service.clone();
         let mut call = Box::pin(async move {
             // A panic ends its call and nothing else.
@@ -127,30 +130,53 @@ where
 }
 
 /// The call's end of the talk. When it is dropped, the call has ended.
+///
+/// What is said is held until the call has to wait or ends, and is then told at once: each time that its connection hears of
+/// something costs two changes of threads and a write to the network, and a reply is mostly a head, one message and trailers.
 struct Link {
     stream: u32,
     events: UnboundedSender<Message>,
     room: Arc<Semaphore>,
+    held: Mutex<Vec<Event>>,
 }
 
 impl Link {
     fn say(&self, event: Event) {
-        // A connection that is gone wants no answer.
-        drop(self.events.send(Message { stream: self.stream, event }));
+        self.held.lock().push(event);
     }
 
     async fn say_data(&self, data: Bytes) {
         let bytes = data.len().min(REPLY_BYTES_AHEAD);
-        if let Ok(room) = self.room.acquire_many(bytes as u32).await {
+        let room = match self.room.try_acquire_many(bytes as u32) {
+            Err(TryAcquireError::NoPermits) => {
+                self.tell();
+                self.room.acquire_many(bytes as u32).await.ok()
+            }
+            tried => tried.ok(),
+        };
+        if let Some(room) = room {
             room.forget();
             self.say(Event::Data(data, bytes));
         }
+    }
+
+    /// Tells what is held.
+    fn tell(&self) {
+        let mut held = std::mem::take(&mut *self.held.lock());
+        let event = match held.len() {
+            0 => return,
+            1 => held.remove(0),
+            _ => Event::Several(held),
+        };
+        // A connection that is gone wants no answer.
+        drop(self.events.send(Message { stream: self.stream, event }));
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
         self.say(Event::Done);
+        self.tell();
     }
 }
 
@@ -168,7 +194,17 @@ where
         return;
     }
     let mut body = pin!(body);
-    while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx).map_err(drop)).await {
+    let mut next = async || {
+        poll_fn(|cx| {
+            let polled = body.as_mut().poll_frame(cx).map_err(drop);
+            if polled.is_pending() {
+                link.tell();
+            }
+            polled
+        })
+        .await
+    };
+    while let Some(frame) = next().await {
         let Ok(frame) = frame else { return link.say(Event::Failed) };
         match frame.into_data() {
             Ok(data) if data.is_empty() => {}
@@ -181,4 +217,47 @@ where
         }
     }
     link.say(Event::End(None));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use tokio::sync::mpsc::unbounded_channel;
+
+    /// Answers with one message.
+    #[derive(Clone)]
+    struct Answers;
+
+    impl Service<Request<Incoming>> for Answers {
+        type Response = Response<String>;
+        type Error = Infallible;
+        type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> std::task::Poll<Result<(), Infallible>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Request<Incoming>) -> Self::Future {
+            std::future::ready(Ok(Response::new("reply".to_owned())))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reply_that_is_there_is_told_at_once() {
+        let (events, mut heard) = unbounded_channel();
+        let room = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
+        let link = Link { stream: 1, events: events.clone(), room, held: Mutex::default() };
+        let request = Request::new(Incoming::new(Inbox::default(), 1, events));
+        answer(Answers, request, &link).await;
+        drop(link);
+        let Some(Message { stream: 1, event: Event::Several(told) }) = heard.recv().await else {
+            unreachable!("nothing is told, or in parts");
+        };
+        assert!(
+            matches!(&told[..], [Event::Head(_, false), Event::Data(..), Event::End(None), Event::Done]),
+            "{told:?}"
+        );
+        assert!(heard.recv().await.is_none());
+    }
 }

@@ -160,6 +160,9 @@ impl Index {
 
     /// Waits until every change up to `revision` is folded in.
     pub async fn reached(&self, revision: Revision) {
+        if self.revision() >= revision {
+            return;
+        }
         // The sender is `self.reached`, so it outlives this wait.
         drop(self.reached.subscribe().wait_for(|reached| *reached >= revision).await);
     }

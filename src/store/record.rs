@@ -48,8 +48,19 @@ pub enum DecodeError {
 /// A key as bytes.
 #[must_use]
 pub fn encode_key(key: &KeyRecord) -> Vec<u8> {
+    envelope(&key_to_pb(key))
+}
+
+/// How many bytes a key comes to without the reason of its state.
+#[must_use]
+pub fn stateless_key_bytes(key: &KeyRecord) -> usize {
+    let stateless = pb::KeyRecord { state_reason: String::new(), ..key_to_pb(key) };
+    1 + stateless.encoded_len() + CHECKSUM_BYTES
+}
+
+fn key_to_pb(key: &KeyRecord) -> pb::KeyRecord {
     let millis = |time: Option<UnixMillis>| time.map_or(0, |t| t.0);
-    envelope(&pb::KeyRecord {
+    pb::KeyRecord {
         key_id: key.key_id.to_string(),
         tenant: key.tenant.to_string(),
         secrets: vec![pb::StoredSecret {
@@ -81,7 +92,7 @@ pub fn encode_key(key: &KeyRecord) -> Vec<u8> {
         update_time_ms: key.updated.time.0,
         updated_by: key.updated.actor.to_string(),
         revision: key.revision.0,
-    })
+    }
 }
 
 /// A key from bytes.

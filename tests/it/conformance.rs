@@ -327,3 +327,51 @@ async fn a_closed_store_takes_nothing_more(store: Arc<dyn Store>) {
     assert!(matches!(refused, Err(CommitError::Store(_))));
     store.close().await.unwrap();
 }
+
+/// Neither a twin of its id nor one of its secret is taken.
+async fn refuses_twins_of(store: &dyn Store, number: u32) {
+    let other = key(1_000_000 + number);
+    let same_id = KeyRecord { secret: other.secret, ..key(number) };
+    let same_secret = KeyRecord { key_id: other.key_id, ..key(number) };
+    for twin in [same_id, same_secret] {
+        let refused = store.commit(commit(vec![Put::NewKey(Box::new(twin))])).await;
+        assert!(matches!(refused, Err(CommitError::Exists)), "key {number}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_made_once_also_when_only_the_table_has_it_and_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    for start in 0..3 {
+        let store = open(&dir, 64 * 1024);
+        // What was there before, whether it has been read already or not.
+        for number in 0..start * 100 {
+            refuses_twins_of(&store, number).await;
+        }
+        for number in start * 100..(start + 1) * 100 {
+            create(&store, number).await;
+        }
+        // A page is read when everything is in the table, and nothing is kept beside it.
+        store.keys(query(1)).await.unwrap();
+        for number in start * 100..(start + 1) * 100 {
+            refuses_twins_of(&store, number).await;
+        }
+        store.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn tenants_are_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    for number in 0..3 {
+        let store = open(&dir, 64 * 1024);
+        for before in 0..number {
+            let id = format!("tenant-{before}");
+            assert!(store.tenant(&TenantId::parse(&id).unwrap()).await.unwrap().is_some());
+            let again = store.commit(commit(vec![Put::NewTenant(tenant(&id))])).await;
+            assert!(matches!(again, Err(CommitError::Exists)));
+        }
+        store.commit(commit(vec![Put::NewTenant(tenant(&format!("tenant-{number}")))])).await.unwrap();
+        store.close().await.unwrap();
+    }
+}

@@ -40,8 +40,12 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
 
     /// What a call has to say.
     pub(in crate::http2) fn hear(&mut self, Message { stream: id, event }: Message) {
+        if let Event::Several(events) = event {
+            return events.into_iter().for_each(|event| self.hear(Message { stream: id, event }));
+        }
         let Some(stream) = self.streams.get_mut(&id) else { return };
         match event {
+            Event::Several(_) => {} // above
             Event::Done => {
                 stream.call = None;
                 if stream.is_over {

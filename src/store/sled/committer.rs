@@ -334,8 +334,7 @@ impl Current for Seen<'_> {
     }
 
     fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {
-        let newer = self.group.tenant(tenant).or_else(|| self.overlay.tenant(tenant));
-        newer.map_or_else(|| self.table.tenant(tenant), |tenant| Ok(Some(tenant)))
+        Ok(self.group.tenant(tenant).or_else(|| self.overlay.tenant(tenant)))
     }
 }
 

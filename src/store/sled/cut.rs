@@ -20,7 +20,7 @@ const BATCH_RECORDS: usize = 512;
 const ASIDE_MAX: usize = 2_000_000;
 
 /// The kinds of records, in the order of a cut. The numbers are those of a snapshot's bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub(super) enum Kind {
     Tenant = 1,

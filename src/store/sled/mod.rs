@@ -27,6 +27,7 @@ mod imaging;
 pub mod inspect;
 pub mod journal;
 mod keeper;
+mod known;
 mod orderings;
 mod overlay;
 mod rebuild;
@@ -116,6 +117,7 @@ impl SledStore {
     pub fn open(dir: LockedDir, options: &Options, view: Arc<dyn View>) -> Result<Self, OpenError> {
         let recovered = recovery::recover(&dir, options, SoundTable::Keep, &*view)?;
         let overlay = Arc::new(Overlay::default());
+        overlay.insert(recovered.table.every_tenant().map_err(|error| OpenError::Table(error.into()))?.iter());
         let feed = Feed::starting_after(recovered.journal.position.revision);
         let table = Arc::new(recovered.table);
         let (requests, queue) = mpsc::channel(COMMIT_QUEUE_MAX);
@@ -228,11 +230,7 @@ impl Store for SledStore {
     }
 
     async fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {
-        if let Some(tenant) = self.overlay.tenant(tenant) {
-            return Ok(Some(tenant));
-        }
-        let tenant = tenant.clone();
-        self.read(move |table| table.tenant(&tenant)).await
+        Ok(self.overlay.tenant(tenant))
     }
 
     async fn tenants(&self, after: Option<TenantId>, limit: usize) -> Result<Page<TenantRecord, TenantId>, StoreError> {

@@ -1,21 +1,26 @@
-//! What is durable in the journal and not yet in the table.
+//! What is answered from memory before the table is asked: the keys that are durable in the journal and not yet in the
+//! table, and every tenant.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use keyward_core::digest::Digest;
-use keyward_core::event::{Record, Revision};
+use keyward_core::event::Record;
 use keyward_core::id::{KeyId, TenantId};
 use keyward_core::record::{KeyRecord, TenantRecord};
 use parking_lot::RwLock;
 
-/// The newest form of each record that the table lacks. Its size is bounded by the queue of the table's writer.
+/// The newest form of each key that the table lacks, and of every tenant.
+///
+/// The keys are bounded by the queue of the table's writer. Tenants stay: each key that is issued asks for its tenant, and
+/// a read of sled waits for the transaction that is being written, on a thread that may. They are all put here before the
+/// store is open, and changed by the committer alone; nobody fills them in late.
 #[derive(Debug, Default)]
 pub(super) struct Overlay(RwLock<Maps>);
 
 #[derive(Debug, Default)]
 pub(super) struct Maps {
-    keys: HashMap<(TenantId, KeyId), Arc<KeyRecord>>,
+    keys: HashMap<TenantId, HashMap<KeyId, Arc<KeyRecord>>>,
     digests: HashSet<Digest>,
     tenants: HashMap<TenantId, Arc<TenantRecord>>,
 }
@@ -29,6 +34,7 @@ impl Overlay {
         self.0.read().has_digest(digest)
     }
 
+    /// A tenant. If it is not here, there is none.
     pub(super) fn tenant(&self, tenant: &TenantId) -> Option<Arc<TenantRecord>> {
         self.0.read().tenant(tenant)
     }
@@ -39,7 +45,7 @@ impl Overlay {
         records.for_each(|record| maps.insert(record));
     }
 
-    /// Lets go of records that the table holds now, unless they have changed since.
+    /// Lets go of keys that the table holds now, unless they have changed since.
     pub(super) fn release<'a>(&self, records: impl Iterator<Item = &'a Record>) {
         let mut maps = self.0.write();
         records.for_each(|record| maps.release(record));
@@ -48,7 +54,7 @@ impl Overlay {
 
 impl Maps {
     pub(super) fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Option<Arc<KeyRecord>> {
-        self.keys.get(&(tenant.clone(), key_id.clone())).cloned()
+        self.keys.get(tenant)?.get(key_id).cloned()
     }
 
     pub(super) fn has_digest(&self, digest: &Digest) -> bool {
@@ -63,7 +69,11 @@ impl Maps {
         match record {
             Record::Key(key) => {
                 self.digests.insert(key.secret.digest);
-                self.keys.insert((key.tenant.clone(), key.key_id.clone()), key.clone());
+                let of_tenant = match self.keys.get_mut(&key.tenant) {
+                    Some(of_tenant) => of_tenant,
+                    None => self.keys.entry(key.tenant.clone()).or_default(),
+                };
+                of_tenant.insert(key.key_id.clone(), key.clone());
             }
             Record::Tenant(tenant) => {
                 self.tenants.insert(tenant.tenant.clone(), tenant.clone());
@@ -72,21 +82,13 @@ impl Maps {
     }
 
     fn release(&mut self, record: &Record) {
-        fn newest<T>(held: Option<&Arc<T>>, revision: impl Fn(&T) -> Revision, released: Revision) -> bool {
-            held.is_some_and(|held| revision(held) <= released)
-        }
-        match record {
-            Record::Key(key) => {
-                let id = (key.tenant.clone(), key.key_id.clone());
-                if newest(self.keys.get(&id), |k| k.revision, key.revision) {
-                    self.keys.remove(&id);
-                    self.digests.remove(&key.secret.digest);
-                }
-            }
-            Record::Tenant(tenant) => {
-                if newest(self.tenants.get(&tenant.tenant), |t| t.revision, tenant.revision) {
-                    self.tenants.remove(&tenant.tenant);
-                }
+        let Record::Key(key) = record else { return };
+        let Some(of_tenant) = self.keys.get_mut(&key.tenant) else { return };
+        if of_tenant.get(&key.key_id).is_some_and(|held| held.revision <= key.revision) {
+            of_tenant.remove(&key.key_id);
+            self.digests.remove(&key.secret.digest);
+            if of_tenant.is_empty() {
+                self.keys.remove(&key.tenant);
             }
         }
     }

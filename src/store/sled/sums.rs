@@ -8,6 +8,7 @@ use keyward_core::event::Revision;
 
 use zeroize::Zeroizing;
 
+use super::cut::Kind;
 use super::journal::{Chain, ChainKey, Position};
 
 /// The position that the table covers, and what it holds.
@@ -73,6 +74,14 @@ impl Sums {
     /// Those of an empty table.
     pub(super) const EMPTY: Self =
         Self { position: Position::START, keys: Sum { count: 0, hashes: 0 }, tenants: Sum { count: 0, hashes: 0 } };
+
+    /// That of a kind of records.
+    pub(super) fn of_mut(&mut self, kind: Kind) -> &mut Sum {
+        match kind {
+            Kind::Tenant => &mut self.tenants,
+            Kind::Key => &mut self.keys,
+        }
+    }
 
     const VERSION: u8 = 1;
     const COVERED_BYTES: usize = 1 + 8 + 32 + 2 * (8 + 16);

@@ -11,6 +11,7 @@
 //! The position is written in the same transaction as what it covers. Beside it stand
 //! sums over all records, so that [`Table::check`] notices when sled holds anything else than what was written.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::io;
@@ -22,11 +23,12 @@ use keyward_core::digest::Digest;
 use keyward_core::event::Record;
 use keyward_core::id::{KeyId, TenantId};
 use keyward_core::record::{KeyRecord, TenantRecord};
-use sled::transaction::TransactionError;
-use sled::{Batch, Transactional, Tree};
+use sled::transaction::{ConflictableTransactionError, TransactionError};
+use sled::{Transactional, Tree};
 
 use super::cut::{CutSlot, Kind};
 use super::journal::{ChainKey, Position};
+use super::known::{Known, Name};
 use super::orderings::{facets_of, id_name, joined};
 use super::sums::{SumKey, Sums};
 use crate::files::{create_private_dir, lock_soon, named};
@@ -47,6 +49,7 @@ pub struct Table {
     meta: Tree,
     sum_key: SumKey,
     cut: CutSlot,
+    known: Known,
     /// The last field: with it goes sled.
     _db: Closing,
 }
@@ -72,6 +75,23 @@ pub struct Row {
     pub record: Record,
     /// Its bytes.
     pub bytes: Vec<u8>,
+}
+
+impl Row {
+    fn kind(&self) -> Kind {
+        match self.record {
+            Record::Key(_) => Kind::Key,
+            Record::Tenant(_) => Kind::Tenant,
+        }
+    }
+
+    /// Its name in its tree.
+    fn name(&self) -> &[u8] {
+        match &self.record {
+            Record::Key(key) => key.secret.digest.as_bytes(),
+            Record::Tenant(tenant) => tenant.tenant.as_str().as_bytes(),
+        }
+    }
 }
 
 /// Why the table cannot be used. It is then rebuilt from the journal, unless the disk fails.
@@ -124,7 +144,10 @@ impl Table {
         let (keys, ids, facets) = (tree("keys")?, tree("ids")?, tree("facets")?);
         let (tenants, meta) = (tree("tenants")?, tree("meta")?);
         let (sum_key, cut, _db) = (SumKey::of(key), CutSlot::default(), Closing(Some(db)));
-        Ok(Self { keys, ids, facets, tenants, meta, sum_key, cut, _db })
+        // A note that is damaged is noticed when the table is read.
+        let sums = meta.get(APPLIED)?.and_then(|bytes| Sums::decode(&sum_key, &bytes)).unwrap_or(Sums::EMPTY);
+        let known = Known::for_keys(sums.keys.count());
+        Ok(Self { keys, ids, facets, tenants, meta, sum_key, cut, known, _db })
     }
 
     /// The position in the log that the table covers.
@@ -137,58 +160,54 @@ impl Table {
 
     /// Writes records and the position they lead to, together. Later rows win over earlier ones.
     ///
+    /// What was there before is asked of the transaction: sled looks it up for each row in any case, and a read beside the
+    /// transaction would cost as much again.
+    ///
     /// # Errors
     /// When sled fails.
     pub fn apply(&self, rows: &[Row], to: Position) -> Result<(), TableError> {
-        let mut cut = self.cut.lock();
-        let mut sums = self.sums()?;
-        sums.position = to;
-        let (mut keys, mut ids, mut facets) = (Batch::default(), Batch::default(), Batch::default());
-        let (mut tenants, mut meta) = (Batch::default(), Batch::default());
-        for row in last_of_each(rows) {
-            match &row.record {
-                Record::Key(key) => {
-                    let digest = key.secret.digest.as_bytes();
-                    let old = self.keys.get(digest)?;
-                    if let Some(cut) = &mut *cut {
-                        cut.keep(Kind::Key, digest, old.as_ref());
-                    }
-                    if let Some(old) = old {
-                        sums.keys.remove(&self.sum_key, digest, &old);
-                        let old = decode_key(&old)?;
-                        facets_of(&old).for_each(|facet| facets.remove(facet));
-                    }
-                    sums.keys.add(&self.sum_key, digest, &row.bytes);
-                    keys.insert(digest, row.bytes.as_slice());
-                    ids.insert(id_name(&key.tenant, &key.key_id), digest);
-                    facets_of(key).for_each(|facet| facets.insert(facet, &[]));
+        // A cut reads between two transactions, never within one.
+        let cut = RefCell::new(self.cut.lock());
+        let rows: Vec<_> = last_of_each(rows).collect();
+        self.known.add(rows.iter().flat_map(|row| self.names_of(row)));
+        let mut with_rows = self.sums()?;
+        with_rows.position = to;
+        for row in &rows {
+            with_rows.of_mut(row.kind()).add(&self.sum_key, row.name(), &row.bytes);
+        }
+        let trees = (&self.keys, &self.ids, &self.facets, &self.tenants, &self.meta);
+        let written = trees.transaction(|(keys, ids, facets, tenants, meta)| {
+            let mut sums = with_rows;
+            for row in &rows {
+                let (kind, name) = (row.kind(), row.name());
+                let old = match kind {
+                    Kind::Key => keys.insert(name, &*row.bytes)?,
+                    Kind::Tenant => tenants.insert(name, &*row.bytes)?,
+                };
+                if let Some(cut) = &mut **cut.borrow_mut() {
+                    cut.keep(kind, name, old.as_ref());
                 }
-                Record::Tenant(tenant) => {
-                    let name = tenant.tenant.as_str().as_bytes();
-                    let old = self.tenants.get(name)?;
-                    if let Some(cut) = &mut *cut {
-                        cut.keep(Kind::Tenant, name, old.as_ref());
+                if let Some(old) = &old {
+                    sums.of_mut(kind).remove(&self.sum_key, name, old);
+                }
+                let Record::Key(key) = &row.record else { continue };
+                ids.insert(id_name(&key.tenant, &key.key_id), name)?;
+                if let Some(old) = &old {
+                    let old = decode_key(old).map_err(|damage| ConflictableTransactionError::Abort(damage.into()))?;
+                    for facet in facets_of(&old) {
+                        facets.remove(facet)?;
                     }
-                    if let Some(old) = old {
-                        sums.tenants.remove(&self.sum_key, name, &old);
-                    }
-                    sums.tenants.add(&self.sum_key, name, &row.bytes);
-                    tenants.insert(name, row.bytes.as_slice());
+                }
+                for facet in facets_of(key) {
+                    facets.insert(facet, &[])?;
                 }
             }
-        }
-        meta.insert(APPLIED, sums.encode(&self.sum_key));
-        let trees = (&self.keys, &self.ids, &self.facets, &self.tenants, &self.meta);
-        let written = trees.transaction(|(k, i, f, t, m)| {
-            k.apply_batch(&keys)?;
-            i.apply_batch(&ids)?;
-            f.apply_batch(&facets)?;
-            t.apply_batch(&tenants)?;
-            m.apply_batch(&meta)?;
+            meta.insert(APPLIED, sums.encode(&self.sum_key))?;
             Ok(())
         });
-        written.map_err(|error: TransactionError| match error {
-            TransactionError::Storage(error) | TransactionError::Abort(error) => error.into(),
+        written.map_err(|error| match error {
+            TransactionError::Storage(error) => error.into(),
+            TransactionError::Abort(error) => error,
         })
     }
 
@@ -215,7 +234,11 @@ impl Table {
     /// # Errors
     /// When sled fails or the record is damaged.
     pub fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
-        let Some(digest) = self.ids.get(id_name(tenant, key_id))? else { return Ok(None) };
+        let id = id_name(tenant, key_id);
+        if !self.known.may_hold(&id) {
+            return Ok(None);
+        }
+        let Some(digest) = self.ids.get(id)? else { return Ok(None) };
         let bytes = self.keys.get(&digest)?.ok_or_else(|| StoreError::Engine("an id leads to no key".into()))?;
         Ok(Some(Arc::new(decode_key(&bytes)?)))
     }
@@ -225,16 +248,12 @@ impl Table {
     /// # Errors
     /// When sled fails.
     pub fn has_digest(&self, digest: &Digest) -> Result<bool, StoreError> {
-        Ok(self.keys.contains_key(digest.as_bytes())?)
+        Ok(self.known.may_hold(digest.as_bytes()) && self.keys.contains_key(digest.as_bytes())?)
     }
 
-    /// One tenant.
-    ///
-    /// # Errors
-    /// When sled fails or the record is damaged.
-    pub fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {
-        let bytes = self.tenants.get(tenant.as_str())?;
-        Ok(bytes.map(|b| decode_tenant(&b)).transpose()?.map(Arc::new))
+    /// Every tenant.
+    pub(super) fn every_tenant(&self) -> Result<Vec<Record>, StoreError> {
+        self.tenants.iter().values().map(|bytes| Ok(Record::Tenant(Arc::new(decode_tenant(&bytes?)?)))).collect()
     }
 
     /// A page of tenants in the order of their ids.
@@ -246,6 +265,23 @@ impl Table {
         let found = self.tenants.range(start..).values().take(limit.saturating_add(1));
         let found = found.map(|bytes| Ok(Arc::new(decode_tenant(&bytes?)?))).collect::<Result<Vec<_>, StoreError>>()?;
         Ok(Page::first(found.into_iter(), limit, |tenant| tenant.tenant.clone()))
+    }
+
+    /// Which names it may hold.
+    pub(super) fn known(&self) -> &Known {
+        &self.known
+    }
+
+    /// The names of a row's key.
+    fn names_of(&self, row: &Row) -> impl Iterator<Item = Name> + use<> {
+        let names = match &row.record {
+            Record::Key(key) => {
+                let id = id_name(&key.tenant, &key.key_id);
+                Some([self.known.name(&id), self.known.name(key.secret.digest.as_bytes())])
+            }
+            Record::Tenant(_) => None,
+        };
+        names.into_iter().flatten()
     }
 
     /// The key of its sums.
@@ -296,14 +332,8 @@ const APPLIED: &str = "applied";
 
 /// The last row of each record: within one transaction, only that one is written.
 fn last_of_each(rows: &[Row]) -> impl Iterator<Item = &Row> {
-    fn name(row: &Row) -> (u8, &[u8]) {
-        match &row.record {
-            Record::Key(key) => (0, key.secret.digest.as_bytes()),
-            Record::Tenant(tenant) => (1, tenant.tenant.as_str().as_bytes()),
-        }
-    }
-    let last: HashMap<_, _> = rows.iter().enumerate().map(|(at, row)| (name(row), at)).collect();
-    rows.iter().enumerate().filter(move |(at, row)| last.get(&name(row)) == Some(at)).map(|(_, row)| row)
+    let last: HashMap<_, _> = rows.iter().enumerate().map(|(at, row)| ((row.kind(), row.name()), at)).collect();
+    rows.iter().enumerate().filter(move |(at, row)| last.get(&(row.kind(), row.name())) == Some(at)).map(|(_, row)| row)
 }
 
 /// sled locks its file and gives up at once if that fails. Nobody else has it, because the directory is locked; but threads

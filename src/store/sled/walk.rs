@@ -53,7 +53,10 @@ impl Table {
             () if found.facets != found.expected_facets => {
                 Err(TableError::Unsound("its orderings do not lead to its keys"))
             }
-            () => Ok(()),
+            () => {
+                self.known().is_whole();
+                Ok(())
+            }
         }
     }
 }
@@ -127,18 +130,27 @@ impl Walk<'_> {
     }
 
     fn facets(&self) -> Result<Found, TableError> {
-        Ok(Found { facets: self.tally(self.table.facets())?, ..Found::default() })
+        Ok(Found { facets: self.tally(self.table.facets(), |_, _| {})?, ..Found::default() })
     }
 
     fn ids(&self) -> Result<Found, TableError> {
-        Ok(Found { ids: self.tally(self.table.ids())?, ..Found::default() })
+        let (known, mut names) = (self.table.known(), Vec::with_capacity(BATCH_RECORDS));
+        let ids = self.tally(self.table.ids(), |id, digest| {
+            names.extend([known.name(id), known.name(digest)]);
+            if names.len() >= BATCH_RECORDS {
+                known.add(names.drain(..));
+            }
+        })?;
+        known.add(names);
+        Ok(Found { ids, ..Found::default() })
     }
 
-    fn tally(&self, tree: &Tree) -> Result<Tally, TableError> {
+    fn tally(&self, tree: &Tree, mut also: impl FnMut(&[u8], &[u8])) -> Result<Tally, TableError> {
         let mut tally = Tally::default();
         for entry in tree {
             let (name, value) = entry?;
             tally.add(&self.names, &name, &value);
+            also(&name, &value);
         }
         Ok(tally)
     }

@@ -1,0 +1,166 @@
+//! Which ids and digests the table may hold, in memory: what is not here is not there.
+//!
+//! Before a key is issued, neither its id nor its digest may exist. Asking sled costs two descents, and waits for the
+//! transaction that is being written; nearly always, the answer is no. So that no is kept as a Bloom filter: it never
+//! denies a name that is there, and where it says "perhaps", sled is asked.
+//!
+//! The table adds each key before it writes it, and those that it was opened with when all of it is read; until that is
+//! through, everything is "perhaps".
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+/// Bits for each name. With [`BITS_SET`], one name in some hundred that is not there passes for one that may be.
+const BITS_A_NAME: usize = 12;
+/// Bits that a name sets, all in one block.
+const BITS_SET: u32 = 6;
+/// A block is what a processor fetches at once.
+const BLOCK_BITS: usize = 512;
+/// Names that the first part has room for at least.
+const NAMES_MIN: usize = 128 * 1024;
+
+/// The names. Each key has two.
+#[derive(Debug)]
+pub(super) struct Known {
+    hasher: RandomState,
+    /// The table has been read: a name that is not here is not there.
+    whole: AtomicBool,
+    parts: Mutex<Vec<Part>>,
+}
+
+/// A filter with room for so many names. When it is full, another of twice its size goes on.
+#[derive(Debug)]
+struct Part {
+    blocks: Box<[Block]>,
+    room: usize,
+}
+
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+struct Block([u64; BLOCK_BITS / 64]);
+
+/// The hash of a name.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Name(u64);
+
+impl Known {
+    /// No name yet, and room for those of this many keys and half as many more.
+    pub(super) fn for_keys(keys: u64) -> Self {
+        let names = usize::try_from(keys).unwrap_or(usize::MAX).saturating_mul(3);
+        let parts = Mutex::new(vec![Part::for_names(names.max(NAMES_MIN))]);
+        Self { hasher: RandomState::new(), whole: AtomicBool::new(false), parts }
+    }
+
+    /// Everything that the table holds has been added.
+    pub(super) fn is_whole(&self) {
+        self.whole.store(true, Ordering::Release);
+    }
+
+    /// Whether the table may hold a name.
+    pub(super) fn may_hold(&self, name: &[u8]) -> bool {
+        if !self.whole.load(Ordering::Acquire) {
+            return true;
+        }
+        let name = self.name(name);
+        self.parts.lock().iter().any(|part| part.may_hold(name))
+    }
+
+    /// Adds names, before the table holds them.
+    pub(super) fn add(&self, names: impl IntoIterator<Item = Name>) {
+        let mut parts = self.parts.lock();
+        for name in names {
+            // A change of a key that is known takes no room.
+            if parts.iter().any(|part| part.may_hold(name)) {
+                continue;
+            }
+            if parts.last().is_none_or(|part| part.room == 0) {
+                let names = parts.last().map_or(0, |part| part.blocks.len() * (BLOCK_BITS / BITS_A_NAME));
+                parts.push(Part::for_names((2 * names).max(NAMES_MIN)));
+            }
+            if let Some(part) = parts.last_mut() {
+                part.add(name);
+            }
+        }
+    }
+
+    /// What is kept of a name: few bits of this.
+    pub(super) fn name(&self, bytes: &[u8]) -> Name {
+        Name(self.hasher.hash_one(bytes))
+    }
+}
+
+impl Part {
+    fn for_names(names: usize) -> Self {
+        let blocks = names.div_ceil(BLOCK_BITS / BITS_A_NAME);
+        Self { blocks: vec![Block([0; BLOCK_BITS / 64]); blocks].into(), room: names }
+    }
+
+    fn may_hold(&self, name: Name) -> bool {
+        let block = &self.blocks[name.block(self.blocks.len())];
+        name.bits().all(|(word, bit)| block.0[word] & bit != 0)
+    }
+
+    fn add(&mut self, name: Name) {
+        let at = name.block(self.blocks.len());
+        let block = &mut self.blocks[at];
+        name.bits().for_each(|(word, bit)| block.0[word] |= bit);
+        self.room = self.room.saturating_sub(1);
+    }
+}
+
+impl Name {
+    /// Its block among so many: by the upper half of the hash, so that what chooses the bits does not choose the block.
+    fn block(self, blocks: usize) -> usize {
+        usize::try_from(((self.0 >> 32) * blocks as u64) >> 32).unwrap_or(0) // below `blocks`
+    }
+
+    /// Its bits in the block: words and masks. Nine bits of a hash choose one of 512.
+    fn bits(self) -> impl Iterator<Item = (usize, u64)> {
+        let mixed = (self.0 & 0xFFFF_FFFF).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        (0..BITS_SET).map(move |nth| {
+            let chosen = (mixed >> (9 * nth + 10)) as usize % BLOCK_BITS;
+            (chosen / 64, 1 << (chosen % 64))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(keys: u64) -> Known {
+        let known = Known::for_keys(keys);
+        known.is_whole();
+        known
+    }
+
+    #[test]
+    fn what_was_added_may_be_there_and_nearly_all_else_is_not_however_much_it_grows() {
+        let known = whole(0);
+        let names = 2 * NAMES_MIN as u64; // two parts
+        known.add((0..names).map(|n| known.name(&n.to_le_bytes())));
+        assert_eq!(known.parts.lock().len(), 2);
+        assert!((0..names).all(|n| known.may_hold(&n.to_le_bytes())));
+        let mistaken = (names..2 * names).filter(|n| known.may_hold(&n.to_le_bytes())).count();
+        assert!(mistaken < names as usize / 25, "{mistaken} of {names}");
+    }
+
+    #[test]
+    fn a_name_that_is_added_again_takes_no_room() {
+        let known = whole(0);
+        for _ in 0..10 {
+            known.add((0..1_000_u64).map(|n| known.name(&n.to_le_bytes())));
+        }
+        assert!(known.parts.lock()[0].room >= NAMES_MIN - 1_000);
+    }
+
+    #[test]
+    fn until_the_table_has_been_read_everything_may_be_there() {
+        let known = Known::for_keys(0);
+        assert!(known.may_hold(b"never added"));
+        known.is_whole();
+        assert!(!known.may_hold(b"never added"));
+    }
+}
