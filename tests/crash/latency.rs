@@ -9,8 +9,9 @@
 //! of client is a process of its own: the one that asks goes before everything else on the machine, so that it never waits
 //! for a processor; those that write go behind everything else.
 
+use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -33,26 +34,19 @@ const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 /// What is told of the times, in thousandths.
 const PARTS: [(&str, usize); 3] = [("p50", 500), ("p99", 990), ("p99.9", 999)];
 
-/// A tracer that makes each sync of the journal take longer, by so many milliseconds.
-fn slow_disk(millis: u32) -> Vec<String> {
-    let delay = format!("-einject=fdatasync:delay_exit={millis}000");
-    let words = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", &delay];
-    words.map(str::to_owned).to_vec()
-}
-
 /// Measures all kinds in so many rounds.
 pub(crate) async fn run(run: &mut Run, rounds: u64) -> Result<(), Failure> {
     let kinds = [
-        ("a sync takes 4 s", slow_disk(4_000)),
-        ("a sync takes 100 ms", slow_disk(100)),
-        ("the disk as it is", vec![]),
+        ("a sync takes 4 s", Some(Duration::from_secs(4))),
+        ("a sync takes 100 ms", Some(Duration::from_millis(100))),
+        ("the disk as it is", None),
     ];
-    for (kind, wrapper) in kinds {
-        let mut scene = run.scene(SEGMENT_BYTES)?;
-        scene.launch.wrapper = wrapper;
+    for (kind, sync) in kinds {
+        let scene = run.scene(SEGMENT_BYTES)?;
         let server = scene.launch.serve().await?;
         let label = pb::CreateKeyRequest { display_name: "asked about".to_owned(), ..Default::default() };
         let secret = server.caller().await?.create(label).await?.secret;
+        let slow_disk = sync.map(|time| SlowDisk::under(&server, time)).transpose()?;
         let mut ratios = PARTS.map(|_| vec![]);
         let (mut quiet, mut busy) = (vec![], vec![]);
         let mut written = 0;
@@ -75,10 +69,44 @@ pub(crate) async fn run(run: &mut Run, rounds: u64) -> Result<(), Failure> {
             run.tally.count(&format!("{kind}: {name}, median of ratios, percent"), median);
         }
         run.tally.count(&format!("{kind}: changes a second"), written / (HALF.as_secs() * rounds));
+        drop(slow_disk);
         server.stop().await?;
         run.discard(&scene);
     }
     Ok(())
+}
+
+/// A tracer that makes each sync of the journal take longer. It looks at the thread that makes them and at no other: a
+/// thread that is traced stops at each of its calls to the system.
+struct SlowDisk(Child);
+
+impl SlowDisk {
+    fn under(server: &Server, sync: Duration) -> Result<Self, Failure> {
+        let pid = server.pid().ok_or("the server has no process id")?;
+        let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
+        let is_committer =
+            |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|name| name == "committer\n");
+        let tasks = fs::read_dir(tasks)?.map(|task| task.map(|task| task.path())).collect::<Result<Vec<_>, _>>()?;
+        let task = tasks.into_iter().find(is_committer).ok_or("the server has no thread that syncs the journal")?;
+        let delay = format!("inject=fdatasync:delay_exit={}", sync.as_micros());
+        let mut command = Command::new("strace");
+        command.args(["-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", &delay, "-p"]);
+        let mut tracer = Self(command.arg(task.file_name().unwrap_or_default()).spawn()?);
+        while fs::read_to_string(task.join("status"))?.contains("TracerPid:\t0\n") {
+            if let Some(status) = tracer.0.try_wait()? {
+                return Err(format!("strace has ended: {status}").into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(tracer)
+    }
+}
+
+impl Drop for SlowDisk {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
 }
 
 /// A process of this program that is a client of the server, and how the scheduler is told of it.
@@ -112,7 +140,7 @@ impl Writers {
 
 /// What the process does that writes: creates keys until its input ends, and prints how many.
 pub(crate) fn write(addr: &str, key_file: &Path) -> Result<(), Failure> {
-    let admin = std::fs::read_to_string(key_file)?;
+    let admin = fs::read_to_string(key_file)?;
     let stop = AtomicBool::new(false);
     let acknowledged = std::thread::scope(|scope| {
         let writers: Vec<_> = (0..CONNECTIONS).map(|_| scope.spawn(|| write_on(addr, admin.trim(), &stop))).collect();
@@ -165,7 +193,7 @@ fn half(server: &Server, secret: &str, all: &mut Vec<Duration>) -> Result<[Durat
 ///
 /// The time of a verdict begins when it is due, even if the one before has yet to come: a stall is counted in full.
 pub(crate) fn ask(addr: &str, key_file: &Path) -> Result<(), Failure> {
-    let admin = std::fs::read_to_string(key_file)?;
+    let admin = fs::read_to_string(key_file)?;
     let mut secret = String::new();
     std::io::stdin().read_line(&mut secret)?;
     let request = pb::VerifyRequest { secret: secret.trim().to_owned(), ..Default::default() };

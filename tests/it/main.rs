@@ -24,6 +24,7 @@ mod http2_windows;
 mod index;
 mod keys;
 mod layering;
+mod leaving;
 mod lists;
 mod model;
 mod old_bytes;
