@@ -23,8 +23,8 @@ use crate::run::Run;
 use crate::server::Server;
 use crate::wire::{End, Wire};
 
-/// How long each of a round's two halves lasts.
-const HALF: Duration = Duration::from_secs(3);
+/// How long each of a round's two halves lasts. Short, and so many: what else the machine does spoils the round it falls into.
+const HALF: Duration = Duration::from_secs(2);
 /// A verdict is due once in this time, whether or not the one before has come.
 const ASK_EVERY: Duration = Duration::from_millis(1);
 /// Writers, of which each has one change waiting: together more than a group takes.
@@ -129,7 +129,7 @@ impl Writers {
         Ok(Self(child, stdin))
     }
 
-    /// Ends it, and gives the changes that were acknowledged to it.
+    /// Ends it, and gives the changes that were acknowledged to it meanwhile.
     fn finish(self) -> Result<u64, Failure> {
         // It works until its input ends.
         drop(self.1);
@@ -138,7 +138,8 @@ impl Writers {
     }
 }
 
-/// What the process does that writes: creates keys until its input ends, and prints how many.
+/// What the process does that writes: creates keys until its input ends, and prints how many were
+/// acknowledged by then.
 pub(crate) fn write(addr: &str, key_file: &Path) -> Result<(), Failure> {
     let admin = fs::read_to_string(key_file)?;
     let stop = AtomicBool::new(false);
@@ -162,9 +163,9 @@ fn write_on(addr: &str, admin: &str, stop: &AtomicBool) -> Result<u64, Failure> 
     let (mut waiting, mut acknowledged) = (WRITERS_PER_CONNECTION, 0);
     while waiting > 0 {
         let ends = wire.receive::<pb::CreateKeyResponse>()?;
-        acknowledged += ends.iter().filter(|end| matches!(end, End::Reply(_))).count() as u64;
         waiting -= ends.len();
         if !stop.load(Ordering::Relaxed) {
+            acknowledged += ends.iter().filter(|end| matches!(end, End::Reply(_))).count() as u64;
             wire.send(ends.len())?;
             waiting += ends.len();
         }
