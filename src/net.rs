@@ -240,6 +240,7 @@ pub struct Conn {
 #[derive(Debug)]
 pub struct Parked {
     stream: ParkedStream,
+    has_greeted: bool,
     slot: Slot,
 }
 
@@ -254,7 +255,8 @@ impl Conn {
         Self { stream, greeting: Some(Greeting::expected()), turn_bytes_left: TURN_BYTES_MAX, slot }
     }
 
-    /// Takes a fresh connection off the runtime that accepted it.
+    /// Takes a connection off its runtime. A peer that is still to say that it speaks HTTP/2 has all of its time for it
+    /// again.
     ///
     /// # Errors
     /// When the system refuses.
@@ -263,7 +265,7 @@ impl Conn {
             Stream::Tcp(stream) => ParkedStream::Tcp(stream.into_std()?),
             Stream::Unix(stream) => ParkedStream::Unix(stream.into_std()?),
         };
-        Ok(Parked { stream, slot: self.slot })
+        Ok(Parked { stream, has_greeted: self.greeting.is_none(), slot: self.slot })
     }
 }
 
@@ -277,7 +279,8 @@ impl Parked {
             ParkedStream::Tcp(stream) => Stream::Tcp(TcpStream::from_std(stream)?),
             ParkedStream::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),
         };
-        Ok(Conn::new(stream, self.slot))
+        let greeting = (!self.has_greeted).then(Greeting::expected);
+        Ok(Conn { stream, greeting, turn_bytes_left: TURN_BYTES_MAX, slot: self.slot })
     }
 }
 

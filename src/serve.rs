@@ -16,9 +16,9 @@ use tonic::transport::server::Connected;
 use tower_service::Service;
 
 use crate::cores::Home;
-use crate::http2::{self, AtOnce, Incoming};
+use crate::http2::{self, AtOnce, Incoming, Served};
 use crate::lifecycle::Tasks;
-use crate::net::{Conn, Peer};
+use crate::net::{Conn, Parked, Peer};
 
 /// What answers calls, and where.
 #[derive(Clone, Debug)]
@@ -29,13 +29,29 @@ pub struct Answering<S, F> {
     pub at_once: F,
     /// Whether a call, by its path, is answered on the core of its connection: those that never take long.
     pub at_home: fn(&str) -> bool,
-    /// Where all other calls are answered.
+    /// Where all other calls are answered, and connections live once they have had such a call.
     pub elsewhere: Handle,
+}
+
+type Connection<S, A> = http2::Connection<Conn, S, A, Peer>;
+
+impl<S, F> Answering<S, F> {
+    fn begin<A: AtOnce>(self, conn: Conn) -> Connection<S, A>
+    where
+        F: Fn(Peer) -> A,
+    {
+        let Self { service, at_once, at_home, elsewhere } = self;
+        let peer = conn.connect_info();
+        let answering = http2::Answering { at_once: at_once(peer), service, at_home, elsewhere, extension: peer };
+        Connection::new(conn, answering)
+    }
 }
 
 /// Serves the connections that come in until they end, or finish after `tasks` is told to stop.
 ///
-/// Without homes, connections live on the current runtime.
+/// Without homes, connections live on the current runtime. With homes, one that calls for what is answered elsewhere goes
+/// there, once and for all: whoever makes changes, hundreds at a time, takes nothing from verdicts on the core that he was
+/// given.
 pub async fn serve<S, B, F, A>(
     tasks: Tasks,
     homes: Vec<Home>,
@@ -56,29 +72,41 @@ pub async fn serve<S, B, F, A>(
         let Ok(parked) = accepted.and_then(Conn::park) else { continue };
         // A token of its own: what all share, all cores would wait for.
         let (place, answering, stop) = (home.place(), answering.clone(), stop.child_token());
+        let owner = tasks.clone();
         tasks.spawn_lone_on(home.runtime(), async move {
             // What the kernel has lost meanwhile needs no answer.
-            if let Ok(conn) = parked.unpark() {
-                converse(conn, answering, stop).await;
-            }
+            let Ok(conn) = parked.unpark() else { return };
+            let elsewhere = answering.elsewhere.clone();
+            let Some(leaving) = converse(answering.begin(conn), &stop, moves).await else { return };
             drop(place);
+            let Ok(leaving) = leaving.transfer(Conn::park) else { return };
+            owner.spawn_lone_on(&elsewhere, async move {
+                if let Ok(arrived) = leaving.transfer(Parked::unpark) {
+                    converse(arrived, &stop, false).await;
+                }
+            });
         });
     }
 }
 
-/// Answers the calls of one connection.
-async fn converse<S, B, F, A>(conn: Conn, answering: Answering<S, F>, stop: CancellationToken)
+/// Answers the calls of one connection until it ends, or leaves: then it is given back.
+async fn converse<S, B, A>(
+    mut connection: Connection<S, A>,
+    stop: &CancellationToken,
+    leaves: bool,
+) -> Option<Connection<S, A>>
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
-    F: Fn(Peer) -> A,
     A: AtOnce,
 {
-    let Answering { service, at_once, at_home, elsewhere } = answering;
-    let peer = conn.connect_info();
-    let answering = http2::Answering { at_once: at_once(peer), service, at_home, elsewhere, extension: peer };
-    if let Err(error) = http2::serve(conn, answering, stop).await {
-        tracing::debug!(%error, "a connection ended with an error");
+    match connection.serve(stop, leaves).await {
+        Ok(Served::ToItsEnd) => None,
+        Ok(Served::UntilItLeaves) => Some(connection),
+        Err(error) => {
+            tracing::debug!(%error, "a connection ended with an error");
+            None
+        }
     }
 }

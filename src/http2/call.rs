@@ -84,7 +84,10 @@ impl Drop for Running {
 /// Begins calls.
 pub(super) trait Begin {
     /// Begins a call. `None`: its head is of no request.
-    fn begin(&self, stream: u32, head: &Head, inbox: Inbox) -> Option<Running>;
+    fn begin(&mut self, stream: u32, head: &Head, inbox: Inbox) -> Option<Running>;
+
+    /// Whether one has begun that is answered elsewhere.
+    fn has_gone_elsewhere(&self) -> bool;
 }
 
 /// Begins the calls of one connection.
@@ -92,6 +95,7 @@ pub(super) struct Calls<S, X> {
     pub(super) service: S,
     pub(super) at_home: fn(&str) -> bool,
     pub(super) elsewhere: Handle,
+    pub(super) has_gone_elsewhere: bool,
     pub(super) extension: X,
     pub(super) events: UnboundedSender<Message>,
 }
@@ -103,7 +107,7 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     X: Clone + Send + Sync + 'static,
 {
-    fn begin(&self, stream: u32, head: &Head, inbox: Inbox) -> Option<Running> {
+    fn begin(&mut self, stream: u32, head: &Head, inbox: Inbox) -> Option<Running> {
         let body = Incoming::new(inbox, stream, self.events.clone());
         let mut request = head.to_request(body)?;
         let at_home = (self.at_home)(request.uri().path());
@@ -123,9 +127,14 @@ where
             let pending = call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
             pending.then(|| Handle::current().spawn(call).abort_handle())
         } else {
+            self.has_gone_elsewhere = true;
             Some(self.elsewhere.spawn(call).abort_handle())
         };
         Some(Running { task, room })
+    }
+
+    fn has_gone_elsewhere(&self) -> bool {
+        self.has_gone_elsewhere
     }
 }
 

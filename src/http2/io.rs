@@ -63,39 +63,68 @@ pub enum End {
     Io(#[from] io::Error),
 }
 
-/// Answers the calls of a connection until it ends; after `stop`, until those that were begun are answered.
-///
-/// Dropping it ends the connection and its calls.
-///
-/// # Errors
-/// See [`End`].
-pub async fn serve<T, S, A, X, B>(io: T, answering: Answering<S, A, X>, stop: CancellationToken) -> Result<(), End>
-where
-    T: AsyncRead + AsyncWrite + Unpin,
-    A: AtOnce,
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    B: Body<Data = Bytes> + Send + 'static,
-    X: Clone + Send + Sync + 'static,
-{
-    let Answering { at_once, service, at_home, elsewhere, extension } = answering;
-    let (events, heard) = unbounded_channel();
-    let conn = Conn::new(at_once, Calls { service, at_home, elsewhere, extension, events });
-    let now = Instant::now();
-    let mut session = Session {
-        io,
-        conn,
-        events: heard,
-        rest: vec![],
-        has_whole_frames: false,
-        stage: Stage::Open,
-        timer: Box::pin(sleep_until(now + KEEPALIVE_INTERVAL)),
-        heard: now,
-        asked: None,
-        deadline: None,
-    };
-    let mut stop = pin!(stop.cancelled());
-    poll_fn(|cx| session.poll(cx, stop.as_mut())).await
+/// A connection and its calls. Dropping it ends both.
+pub struct Connection<T, S, A: AtOnce, X>(Session<T, A, Calls<S, X>>);
+
+/// Where [`Connection::serve`] has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// The connection has ended.
+    ToItsEnd,
+    /// A call has begun that is answered elsewhere, and the connection would go on there.
+    UntilItLeaves,
+}
+
+impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
+    /// A connection that is there already, on the current runtime.
+    pub fn new(io: T, answering: Answering<S, A, X>) -> Self {
+        let Answering { at_once, service, at_home, elsewhere, extension } = answering;
+        let (events, heard) = unbounded_channel();
+        let calls = Calls { service, at_home, elsewhere, has_gone_elsewhere: false, extension, events };
+        let now = Instant::now();
+        Self(Session {
+            io,
+            conn: Conn::new(at_once, calls),
+            events: heard,
+            rest: vec![],
+            has_whole_frames: false,
+            stage: Stage::Open,
+            timer: Box::pin(sleep_until(now + KEEPALIVE_INTERVAL)),
+            heard: now,
+            asked: None,
+            deadline: None,
+        })
+    }
+
+    /// Takes its socket off a runtime, or puts it on the current one. All else goes with it: what was read and what is to
+    /// be written, the calls under way, and the times that it keeps.
+    ///
+    /// # Errors
+    /// Those of `transfer`.
+    pub fn transfer<U>(self, transfer: impl FnOnce(T) -> io::Result<U>) -> io::Result<Connection<U, S, A, X>> {
+        let Session { io, conn, events, rest, has_whole_frames, stage, timer, heard, asked, deadline } = self.0;
+        let io = transfer(io)?;
+        // A timer belongs to a runtime.
+        let timer = Box::pin(sleep_until(timer.deadline()));
+        Ok(Connection(Session { io, conn, events, rest, has_whole_frames, stage, timer, heard, asked, deadline }))
+    }
+
+    /// Answers its calls until it ends; after `stop`, until those that were begun are answered. One that `leaves` does so
+    /// when a call has begun that is answered elsewhere.
+    ///
+    /// # Errors
+    /// See [`End`].
+    pub async fn serve<B>(&mut self, stop: &CancellationToken, leaves: bool) -> Result<Served, End>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        X: Clone + Send + Sync + 'static,
+    {
+        let mut stop = pin!(stop.cancelled());
+        poll_fn(|cx| self.0.poll(cx, stop.as_mut(), leaves)).await
+    }
 }
 
 /// A connection with its network and its time.
@@ -131,11 +160,16 @@ where
     A: AtOnce,
     C: Begin,
 {
-    fn poll(&mut self, cx: &mut Context<'_>, stop: Pin<&mut impl Future<Output = ()>>) -> Poll<Result<(), End>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        stop: Pin<&mut impl Future<Output = ()>>,
+        leaves: bool,
+    ) -> Poll<Result<Served, End>> {
         if self.conn.out.capacity() == 0 {
             self.conn.out = WRITE.take();
         }
-        let polled = self.go_on(cx, stop);
+        let polled = self.go_on(cx, stop, leaves);
         if self.conn.out.is_empty() {
             let out = std::mem::take(&mut self.conn.out);
             WRITE.with_borrow_mut(|kept| {
@@ -147,9 +181,18 @@ where
         polled
     }
 
-    fn go_on(&mut self, cx: &mut Context<'_>, mut stop: Pin<&mut impl Future<Output = ()>>) -> Poll<Result<(), End>> {
+    fn go_on(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut stop: Pin<&mut impl Future<Output = ()>>,
+        leaves: bool,
+    ) -> Poll<Result<Served, End>> {
         loop {
             match self.stage {
+                // Between two reads nothing is half done.
+                Stage::Open if leaves && self.conn.has_gone_elsewhere() => {
+                    return Poll::Ready(Ok(Served::UntilItLeaves));
+                }
                 Stage::Open => {
                     if self.deadline.is_none() && stop.as_mut().poll(cx).is_ready() {
                         self.conn.tell_of_end();
@@ -170,7 +213,7 @@ where
                         // There may be more to say than there was room for.
                         ready!(written);
                     } else if ready!(self.poll_receive(cx))? {
-                        return Poll::Ready(Ok(()));
+                        return Poll::Ready(Ok(Served::ToItsEnd));
                     }
                 }
                 Stage::Ending(fault) => {
@@ -317,6 +360,6 @@ where
     }
 }
 
-fn end_of(fault: Option<Fault>) -> Result<(), End> {
-    fault.map_or(Ok(()), |fault| Err(End::Fault(fault)))
+fn end_of(fault: Option<Fault>) -> Result<Served, End> {
+    fault.map_or(Ok(Served::ToItsEnd), |fault| Err(End::Fault(fault)))
 }

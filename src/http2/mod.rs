@@ -5,7 +5,7 @@
 //! is written straight behind the others. All other calls take the long way: each is a task, with bodies that flow under
 //! HTTP/2's windows, owned by its connection.
 //!
-//! [`serve`] is a connection's whole life. `frame` and `hpack` read and write what goes over the wire, `head` is a request
+//! [`Connection`] is a connection's whole life, which may go on on another runtime than it began on. `frame` and `hpack` read and write what goes over the wire, `head` is a request
 //! as far as its headers go, `conn` knows the rules and does no I/O, `call` runs what takes the long way, and `io` moves
 //! the bytes and keeps the time.
 //!
@@ -27,7 +27,7 @@ use bytes::Bytes;
 pub use self::body::{Cancelled, Incoming};
 pub use self::code::{Code, Fault};
 pub use self::head::Head;
-pub use self::io::{Answering, End, serve};
+pub use self::io::{Answering, Connection, End, Served};
 
 /// Calls that a connection has under way at most. Further ones are refused with REFUSED_STREAM. The place of a call that
 /// its caller has given up is free when the call has really ended.

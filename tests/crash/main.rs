@@ -22,6 +22,7 @@ mod run;
 mod server;
 mod verify;
 mod watch;
+mod wire;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -53,11 +54,19 @@ enum Mode {
     Cuts(Common),
     /// Power cuts of programs that break a promise on purpose: each must be found out; needs root and cargo
     Controls(Common),
-    /// How long verdicts take while writes are saturated, in so many rounds; needs strace
+    /// How long verdicts take while writes are saturated, in so many rounds; needs strace, and root
     Latency(Common),
     /// The writers of `latency`, in a process of their own
     #[command(hide = true)]
     Writers {
+        /// The server
+        addr: String,
+        /// The file of an administrator's key
+        key_file: PathBuf,
+    },
+    /// Who asks for verdicts in `latency`, in a process of its own
+    #[command(hide = true)]
+    Asker {
         /// The server
         addr: String,
         /// The file of an administrator's key
@@ -139,7 +148,8 @@ async fn run(mode: Mode) -> Result<bool, Failure> {
         Mode::Cuts(common) => cuts(&common).await,
         Mode::Controls(common) => controls(&common).await,
         Mode::Latency(common) => latency(&common).await,
-        Mode::Writers { addr, key_file } => latency::write(&addr, &key_file).await.map(|()| true),
+        Mode::Writers { addr, key_file } => latency::write(&addr, &key_file).map(|()| true),
+        Mode::Asker { addr, key_file } => latency::ask(&addr, &key_file).map(|()| true),
         Mode::Faults(common) => faults(&common).await,
         Mode::Disks(common) => disks(&common).await,
         Mode::Flips(common) => flips(&common).await,

@@ -26,6 +26,7 @@ mod image;
 mod index;
 mod keys;
 mod layering;
+mod leaving;
 mod lists;
 mod model;
 mod old_bytes;

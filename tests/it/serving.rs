@@ -115,6 +115,25 @@ async fn a_watch_of_health_hears_of_the_stop_on_its_thread() {
     tokio::time::timeout(Duration::from_secs(5), stopped).await.unwrap().unwrap().unwrap();
 }
 
+/// Calls for changes move a connection to other threads, and a stream that was open before goes on there.
+#[tokio::test]
+async fn a_stream_goes_on_where_its_connection_goes() {
+    let server = Server::start(2).await;
+    for endpoint in [server.tcp(), server.unix()] {
+        let caller = server.admin(endpoint).await;
+        let (requests, sent) = tokio::sync::mpsc::channel(1);
+        let mut verdicts = caller.stream(tokio_stream::wrappers::ReceiverStream::new(sent)).await.unwrap();
+        for _ in 0..10 {
+            let issued = caller.issue("Key", &[]).await;
+            requests.send(crate::stream::asking(ask(&issued.secret))).await.unwrap();
+            let said = verdicts.message().await.unwrap().unwrap().result;
+            let Some(pb::stream_verify_response::Result::Response(said)) = said else { panic!("{said:?}") };
+            assert_eq!(said.reason(), Reason::Ok);
+        }
+    }
+    tokio::time::timeout(Duration::from_secs(20), server.app.stop()).await.unwrap().unwrap();
+}
+
 /// One connection has calls under way without end; another one, on the same thread, gets its answers all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_connection_does_not_starve_others_on_its_thread() {

@@ -92,7 +92,7 @@ struct Block {
     bytes: Vec<u8>,
 }
 
-impl<A: AtOnce, C: Begin> Conn<A, C> {
+impl<A: AtOnce, C> Conn<A, C> {
     pub(super) fn new(at_once: A, calls: C) -> Self {
         let mut out = vec![];
         frame::put_settings(
@@ -128,7 +128,9 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             leaving: Leaving::No,
         }
     }
+}
 
+impl<A: AtOnce, C: Begin> Conn<A, C> {
     /// Goes through what was read, and says how much of it is done with: all whole frames, unless so much is to be written
     /// that nothing should be added to it.
     ///
@@ -169,6 +171,11 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     /// Whether so much is to be written that nothing should be added to it.
     pub(super) fn is_full(&self) -> bool {
         self.out.len() >= OUT_BYTES_MAX
+    }
+
+    /// Whether a call has begun that is answered elsewhere.
+    pub(super) fn has_gone_elsewhere(&self) -> bool {
+        self.calls.has_gone_elsewhere()
     }
 
     /// Asks whether the peer is still there.

@@ -38,9 +38,13 @@ impl AtOnce for Echo {
 struct Begun(Rc<RefCell<Vec<u32>>>);
 
 impl Begin for Begun {
-    fn begin(&self, stream: u32, _: &Head, _: Inbox) -> Option<Running> {
+    fn begin(&mut self, stream: u32, _: &Head, _: Inbox) -> Option<Running> {
         self.0.borrow_mut().push(stream);
         Some(Running::never())
+    }
+
+    fn has_gone_elsewhere(&self) -> bool {
+        false
     }
 }
 

@@ -1,0 +1,138 @@
+//! A client of the least that a client can be: one request, ready as bytes, over a socket that blocks. What it costs is not
+//! in the way of what it measures.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use prost::Message;
+
+use crate::Failure;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+const FRAME_HEAD_BYTES: usize = 9;
+/// What a reply of gRPC has before its message.
+const MESSAGE_HEAD_BYTES: usize = 5;
+
+/// A connection that asks the same over and over.
+pub(crate) struct Wire {
+    socket: TcpStream,
+    block: Vec<u8>,
+    body: Vec<u8>,
+    next_stream: u32,
+    /// What has come and is not gone through.
+    unread: Vec<u8>,
+    /// Bytes of requests that the server has not said that it takes.
+    window: i64,
+}
+
+/// How a call ended.
+pub(crate) enum End<M> {
+    Reply(M),
+    Refused,
+}
+
+impl Wire {
+    /// Connects to an address, to send this request to this call as the holder of a secret.
+    pub(crate) fn connect(addr: &str, secret: &str, path: &str, request: &impl Message) -> Result<Self, Failure> {
+        let mut socket = TcpStream::connect(addr)?;
+        socket.set_nodelay(true)?;
+        let mut hello = PREFACE.to_vec();
+        put_frame(&mut hello, SETTINGS, 0, 0, &[]);
+        put_frame(&mut hello, SETTINGS, END_STREAM, 0, &[]);
+        put_frame(&mut hello, WINDOW_UPDATE, 0, 0, &(i32::MAX - i32::from(u16::MAX)).to_be_bytes());
+        socket.write_all(&hello)?;
+        let message = request.encode_to_vec();
+        let body = [&[0], &(message.len() as u32).to_be_bytes()[..], &message].concat();
+        Ok(Self { socket, block: block(path, secret), body, next_stream: 1, unread: vec![], window: u16::MAX.into() })
+    }
+
+    /// Sends the request so many times at once.
+    pub(crate) fn send(&mut self, times: usize) -> Result<(), Failure> {
+        let mut bytes = vec![];
+        for _ in 0..times {
+            put_frame(&mut bytes, HEADERS, END_HEADERS, self.next_stream, &self.block);
+            put_frame(&mut bytes, DATA, END_STREAM, self.next_stream, &self.body);
+            self.next_stream += 2;
+        }
+        self.window -= (times * self.body.len()) as i64;
+        if self.window < 0 {
+            return Err("more was sent than the server takes".into());
+        }
+        Ok(self.socket.write_all(&bytes)?)
+    }
+
+    /// Waits for something to come, and gives the calls that have ended with it.
+    pub(crate) fn receive<M: Message + Default>(&mut self) -> Result<Vec<End<M>>, Failure> {
+        let mut space = [0; 64 * 1024];
+        let bytes = self.socket.read(&mut space)?;
+        if bytes == 0 {
+            return Err("the server has closed the connection".into());
+        }
+        self.unread.extend_from_slice(&space[..bytes]);
+        let (mut ends, mut done) = (vec![], 0);
+        // A message is shorter than a frame, and its trailers come in the same turn.
+        let mut reply = None;
+        let mut at = 0;
+        while let Some(head) = self.unread.get(at..at + FRAME_HEAD_BYTES) {
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+            let (kind, flags) = (head[3], head[4]);
+            let Some(payload) = self.unread.get(at + FRAME_HEAD_BYTES..at + FRAME_HEAD_BYTES + length) else { break };
+            at += FRAME_HEAD_BYTES + length;
+            match kind {
+                DATA => reply = Some(M::decode(payload.get(MESSAGE_HEAD_BYTES..).unwrap_or_default())?),
+                HEADERS if flags & END_STREAM == 0 => continue,
+                HEADERS => ends.push(reply.take().map_or(End::Refused, End::Reply)),
+                WINDOW_UPDATE if head[5..9] == [0; 4] => {
+                    self.window += i64::from(u32::from_be_bytes(payload.try_into()?));
+                }
+                RST_STREAM | GOAWAY => return Err(format!("the server has sent a frame of kind {kind}").into()),
+                _ => {}
+            }
+            if reply.is_none() {
+                done = at;
+            }
+        }
+        self.unread.drain(..done);
+        Ok(ends)
+    }
+}
+
+fn put_frame(to: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    to.extend_from_slice(&(payload.len() as u32).to_be_bytes()[1..]);
+    to.extend_from_slice(&[kind, flags]);
+    to.extend_from_slice(&stream.to_be_bytes());
+    to.extend_from_slice(payload);
+}
+
+/// The headers of a call, by RFC 7541: what the static table has by its number, and no text that the table is to keep.
+fn block(path: &str, secret: &str) -> Vec<u8> {
+    let mut block = vec![0x83, 0x86];
+    let bearer = format!("Bearer {secret}");
+    let fields: [(&[u8], &str); 4] =
+        [(&[0x04], path), (&[0x01], "keyward"), (&[0x0f, 0x10], "application/grpc"), (&[0x1f, 0x08], &bearer)];
+    for (name, value) in fields {
+        block.extend_from_slice(name);
+        put_text(&mut block, value);
+    }
+    block.push(0);
+    put_text(&mut block, "te");
+    put_text(&mut block, "trailers");
+    block
+}
+
+fn put_text(to: &mut Vec<u8>, text: &str) {
+    match text.len().checked_sub(127) {
+        None => to.push(text.len() as u8),
+        // Seven bits of the rest suffice for what is shorter than 255 bytes.
+        Some(rest) => to.extend_from_slice(&[127, (rest & 127) as u8]),
+    }
+    to.extend_from_slice(text.as_bytes());
+}

@@ -1,0 +1,136 @@
+//! A connection that makes changes leaves the core that it was given, which is for verdicts, and takes along all that it has.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use keyward::cores::Cores;
+use keyward::http2::{AtOnce, Head, Incoming};
+use keyward::lifecycle::Tasks;
+use keyward::net::{ListenAddr, Listener, Slots};
+use keyward::serve::{Answering, serve};
+use tokio::sync::mpsc;
+use tower_service::Service;
+
+use crate::h2peer::*;
+
+const HOME: &str = "/home";
+const AWAY: &str = "/away";
+
+/// Answers calls of [`HOME`] at once, with the name of the thread.
+struct Here;
+
+impl AtOnce for Here {
+    type Pass = ();
+
+    fn begin(&mut self, _: Instant) {}
+
+    fn admit(&mut self, head: &Head) -> Option<()> {
+        (head.path() == HOME.as_bytes()).then_some(())
+    }
+
+    fn answer(&mut self, (): &(), _: &[u8]) -> Option<Bytes> {
+        Some(thread_name().into())
+    }
+
+    fn give_up(&mut self, (): &()) {}
+
+    fn end(&mut self) {}
+}
+
+/// Answers all others with it.
+#[derive(Clone)]
+struct There;
+
+impl Service<Request<Incoming>> for There {
+    type Response = Response<String>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<String>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<Incoming>) -> Self::Future {
+        ready(Ok(Response::new(thread_name())))
+    }
+}
+
+fn thread_name() -> String {
+    std::thread::current().name().unwrap_or("nameless").to_owned()
+}
+
+/// A server on one core, whose other threads are those of this runtime.
+async fn start(tasks: &Tasks, cores: &Cores) -> ListenAddr {
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let addr = listener.addr().clone();
+    let (accepted, incoming) = mpsc::channel(1);
+    tasks.spawn("accept", listener.accept(Slots::new(8), accepted, tasks.stop_token()));
+    let elsewhere = tokio::runtime::Handle::current();
+    let answering = Answering { service: There, at_once: |_| Here, at_home: |path| path == HOME, elsewhere };
+    tasks.spawn("serve", serve(tasks.clone(), cores.homes().to_vec(), incoming, answering));
+    addr
+}
+
+async fn connect(addr: &ListenAddr) -> Peer {
+    let mut peer = Peer::to(addr).await;
+    peer.write(PREFACE).await;
+    peer.settings(&[]).await;
+    peer
+}
+
+/// The thread that a call is answered on.
+async fn thread_of(peer: &mut Peer, stream: u32, path: &str) -> String {
+    peer.call(stream, &head(path), b"").await;
+    answer(peer, stream).await
+}
+
+async fn answer(peer: &mut Peer, stream: u32) -> String {
+    let data = peer.find(|frame| frame.kind == DATA && frame.stream == stream).await;
+    String::from_utf8(data.payload).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_makes_changes_leaves_the_core_of_verdicts() {
+    let (tasks, cores) = (Tasks::default(), Cores::start(1).unwrap());
+    let addr = start(&tasks, &cores).await;
+    let home = &cores.homes()[0];
+    let (mut asks, mut changes) = (connect(&addr).await, connect(&addr).await);
+    for peer in [&mut asks, &mut changes] {
+        assert_eq!(thread_of(peer, 1, HOME).await, "core-0");
+    }
+    let taken = home.taken();
+    assert_ne!(thread_of(&mut changes, 3, AWAY).await, "core-0");
+    assert_ne!(thread_of(&mut changes, 5, HOME).await, "core-0", "it has left, with all of its calls");
+    assert_eq!(home.taken(), taken - 1, "and its place is free");
+    assert_eq!(thread_of(&mut asks, 3, HOME).await, "core-0", "others stay");
+    assert!(tasks.stop(std::time::Duration::from_secs(20)).await, "it ends in order where it is");
+    cores.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_leaves_with_all_that_it_has() {
+    let (tasks, cores) = (Tasks::default(), Cores::start(1).unwrap());
+    let addr = start(&tasks, &cores).await;
+    // It is told to go on in the middle of a frame, with a call open and answers to be written.
+    for cut in 1..10 {
+        let mut peer = connect(&addr).await;
+        let block = head(HOME);
+        let mut sent = [frame(HEADERS, END_HEADERS, 1, &block), frame(HEADERS, END_HEADERS, 3, &block)].concat();
+        sent.extend(frame(DATA, END, 3, b"x"));
+        sent.extend(frame(HEADERS, END_HEADERS | END, 5, &head(AWAY)));
+        let rest = [frame(DATA, END, 1, b"x"), frame(PING, 0, 0, &[7; 8])].concat();
+        let (now, later) = rest.split_at(cut);
+        sent.extend(now);
+        peer.write(&sent).await;
+        answer(&mut peer, 5).await;
+        peer.write(later).await;
+        assert_ne!(answer(&mut peer, 1).await, "core-0");
+        peer.find(|frame| frame.kind == PING && frame.flags == END && frame.payload == [7; 8]).await;
+    }
+    assert!(tasks.stop(std::time::Duration::from_secs(20)).await);
+    cores.stop();
+}
