@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -54,4 +53,4 @@ def keys(count: int) -> Keys:
 
 def home_of(count: int) -> Path:
     """Where so many keys are, or will be."""
-    return (kept_in or Path(os.environ.get("KEYWARD_BENCH_KEYS") or WORK)) / f"keys-{count}"
+    return (kept_in or WORK) / f"keys-{count}"
