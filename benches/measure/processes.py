@@ -96,12 +96,12 @@ class Keyward(Process):
         began = time.monotonic()
         super().__init__(build or program("keyward"), "serve", "--data-dir", data_dir, *listen, *more, log=log)
         try:
-            serving = self.wait_for(rf"{TIME} .* serving\b(?! verdicts)")
+            serving = self.wait_for(rf"{TIME} .* serving\b")
             self.seconds = time.monotonic() - began
             """From its start until it was SERVING."""
-            early = re.search(rf"{TIME} .* answering verdicts\b", log.read_text(errors="replace"))
-            self.verdict_seconds = self.seconds - (seconds_of(serving) - seconds_of(early)) if early else None
-            """The same until it gave verdicts, if it says so."""
+            early = self.wait_for(rf"{TIME} .* answering verdicts\b")
+            self.verdict_seconds = self.seconds - (seconds_of(serving) - seconds_of(early))
+            """The same until it answered verdicts."""
             self.port = int(self.wait_for(r" listening .*?127\.0\.0\.1:(\d+)")[1])
             self.ops_port = int(self.wait_for(r" ops listening .*?127\.0\.0\.1:(\d+)")[1])
         except BaseException:

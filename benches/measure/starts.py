@@ -43,7 +43,7 @@ def starts_with(count: int, rounds: int) -> dict:
         drop_caches()
         with Keyward(keyring.data_dir) as server:
             seconds.append(server.seconds)
-            verdict_seconds += [server.verdict_seconds] if server.verdict_seconds is not None else []
+            verdict_seconds.append(server.verdict_seconds)
             cpu.append(server.cpu)
             held.append(server.rss)
             peaks.append(server.rss_peak)
@@ -54,14 +54,13 @@ def starts_with(count: int, rounds: int) -> dict:
     found = {
         "keys": count,
         "cold": cold,
+        "verdict_seconds": round(median(verdict_seconds), 2),
         "seconds": round(median(seconds), 2),
         "cpu_seconds": round(median(cpu), 1),
         "rss_mib": round(median(held) / 2**20),
         "rss_peak_mib": round(max(peaks) / 2**20),
         "rss_settled_mib": round(settled / 2**20),
     }
-    if verdict_seconds:
-        found["verdict_seconds"] = round(median(verdict_seconds), 2)
     print(found, file=sys.stderr)
     return found | after_load(keyring.data_dir, 1 if count >= KEYS_MANY else min(rounds, 3))
 
@@ -72,19 +71,22 @@ def after_load(data_dir: Path, rounds: int) -> dict:
     with copy_of(data_dir) as copy, ExitStack() as running:
         server = running.enter_context(Keyward(copy))
         for _ in range(rounds):
-            for kill, seconds in ((False, stopped), (True, killed)):
+            for kill, starts in ((False, stopped), (True, killed)):
                 created = create_and_end(server, copy, kill)
                 drop_caches()
                 server = running.enter_context(Keyward(copy))
-                seconds.append(server.seconds)
+                starts.append((server.verdict_seconds, server.seconds))
                 if server.keys() < created:
                     raise SystemExit(f"{created} keys were created, and {server.keys()} are there")
-    differences = [b - a for a, b in zip(stopped, killed, strict=True)]
-    return {
-        "seconds_after_stop": round(median(stopped), 2),
-        "seconds_after_kill": round(median(killed), 2),
-        "kill_adds_seconds": round(median(differences), 2),
-    }
+    found = {}
+    for nth, what in enumerate(("verdict_seconds", "seconds")):
+        after_stop, after_kill = ([start[nth] for start in starts] for starts in (stopped, killed))
+        found |= {
+            f"{what}_after_stop": round(median(after_stop), 2),
+            f"{what}_after_kill": round(median(after_kill), 2),
+            f"kill_adds_{what}": round(median([b - a for a, b in zip(after_stop, after_kill, strict=True)]), 2),
+        }
+    return found
 
 
 def create_and_end(server: Keyward, data_dir: Path, kill: bool) -> int:
