@@ -1,11 +1,14 @@
 //! The composition root: settings, a clock, randomness and an engine become a running server. The only place that names
 //! an engine.
 
+mod face;
 mod opening;
 
 use std::fs;
+use std::future::pending;
 use std::io;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,9 +21,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
 use tower_layer::Layer;
 
+use self::face::{Face, VERDICT_NAMES, new_health, set_health};
 use self::opening::{Opening, fold};
 use crate::authority::{Authority, AuthorityError, Parts};
 use crate::conditions;
@@ -45,11 +48,6 @@ use crate::serve::{self, Answering};
 use crate::store::sled::{LockedDir, OpenError};
 use crate::store::{Store, StoreError};
 use crate::verify::Verifier;
-
-/// The services whose health is told, beside the whole (``).
-const HEALTH_NAMES: [&str; 3] = ["", "keyward.v1.KeyVerify", conditions::ADMIN_SERVICE];
-/// Those that serve as soon as verdicts are answered.
-const VERDICT_NAMES: [&str; 2] = ["", "keyward.v1.KeyVerify"];
 
 /// Connections that have been accepted and wait to be served.
 const ACCEPTED_MAX: usize = 64;
@@ -135,6 +133,9 @@ pub enum StartError {
     /// The first administrator's key cannot be made.
     #[error("cannot make the first administrator's key: {0}")]
     Bootstrap(#[from] AuthorityError),
+    /// It was told to stop.
+    #[error("it was told to stop while it started")]
+    Stopped,
     /// The store cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -143,32 +144,47 @@ pub enum StartError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
+impl StartError {
+    async fn give_up(face: Face) -> Self {
+        face.turn_away().await;
+        face.close().await;
+        Self::Stopped
+    }
+}
+
 /// A running server.
 pub struct App {
     addrs: Vec<ListenAddr>,
     ops_addr: Option<ListenAddr>,
     store: Arc<dyn Store>,
-    health: HealthReporter,
-    phase: watch::Sender<Phase>,
-    /// What talks to callers. It ends first.
-    front: Tasks,
+    face: Face,
     /// What calls rely on until they have finished.
     back: Tasks,
     /// What tells probes of the disk. It ends before they are told of the stop.
     telling: Tasks,
-    /// What tells operators how it goes. It ends last, because a stop is something to be told of.
-    ops: Tasks,
-    /// Where connections live. They outlive everything that talks to callers.
-    cores: Cores,
-    shutdown_deadline: Duration,
 }
 
 impl App {
-    /// Starts a server. It listens at once, says NOT_SERVING while it loads, and SERVING when this returns.
+    /// Starts a server. It listens at once, says NOT_SERVING while it loads, and SERVING when this returns; of verdicts often
+    /// long before.
     ///
     /// # Errors
     /// When anything it needs is not to be had. See [`StartError`].
     pub async fn start(settings: Settings, deps: Deps) -> Result<Self, StartError> {
+        Self::start_unless(settings, deps, pending()).await
+    }
+
+    /// Starts a server, or gives the start up once it is told to stop: then callers who are being served are let go of in
+    /// order. A thread may still be reading, and nothing but the end of the process ends it.
+    ///
+    /// # Errors
+    /// As [`App::start`], and [`StartError::Stopped`].
+    pub async fn start_unless(
+        settings: Settings,
+        deps: Deps,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Self, StartError> {
+        let mut stop = pin!(stop);
         #[cfg(feature = "_faults")]
         crate::faults::declare();
         let in_data_dir = |source| StartError::DataDir { path: settings.data_dir.clone(), source };
@@ -199,6 +215,7 @@ impl App {
         if let Some(listener) = ops_listener {
             serve_ops(&ops, listener, Ops { phase: phase.subscribe(), metrics });
         }
+        let face = Face { health, phase, front, ops, cores, shutdown_deadline: settings.shutdown_deadline };
 
         let mut opening = Opening::start(&deps, dir, &keyring, &settings, &index);
         let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));
@@ -206,12 +223,15 @@ impl App {
         let ready = Ready { verifier, peppers: peppers.clone(), verdicts, clock: deps.clock.clone() };
         let answer_verdicts = async || {
             gate.open(ready);
-            phase.send_replace(Phase::Serving);
-            set_health(&health, &VERDICT_NAMES, ServingStatus::Serving).await;
+            face.phase.send_replace(Phase::Serving);
+            set_health(&face.health, &VERDICT_NAMES, ServingStatus::Serving).await;
             tracing::info!(keys = index.len(), revision = index.revision().0, "answering verdicts");
         };
         // Verdicts come first: where there is an image of the index, long before the table has been read.
-        let revision = opening.index_is_whole().await.unwrap_or_default();
+        let revision = tokio::select! {
+            revision = opening.index_is_whole() => revision.unwrap_or_default(),
+            () = &mut stop => return Err(StartError::give_up(face).await),
+        };
         index.reach(revision);
         let sound = check_peppers(&index, &peppers, &settings.pepper_file);
         let mut answer_verdicts = Some(answer_verdicts);
@@ -222,7 +242,13 @@ impl App {
         {
             answer_verdicts().await;
         }
-        let store = opening.store().await?;
+        if let Err(error) = &sound {
+            tracing::error!(%error, "it will not start");
+        }
+        let store = tokio::select! {
+            store = opening.store() => store?,
+            () = &mut stop => return Err(StartError::give_up(face).await),
+        };
         if let Err(error) = sound {
             store.close().await?;
             return Err(error);
@@ -242,12 +268,11 @@ impl App {
             answer_verdicts().await;
         }
         gate.open_for_changes(authority);
-        set_health(&health, &[conditions::ADMIN_SERVICE], ServingStatus::Serving).await;
-        let condition = conditions::Watch { store: store.clone(), health: health.clone(), writable };
+        set_health(&face.health, &[conditions::ADMIN_SERVICE], ServingStatus::Serving).await;
+        let condition = conditions::Watch { store: store.clone(), health: face.health.clone(), writable };
         telling.spawn("condition", condition.run(telling.stop_token()));
         tracing::info!(keys = index.len(), revision = index.revision().0, "serving");
-        let shutdown_deadline = settings.shutdown_deadline;
-        Ok(Self { addrs, ops_addr, store, health, phase, front, back, telling, ops, cores, shutdown_deadline })
+        Ok(Self { addrs, ops_addr, store, face, back, telling })
     }
 
     /// The addresses it listens on, with the ports that were got.
@@ -266,37 +291,16 @@ impl App {
     ///
     /// # Errors
     /// When the flush fails. What was acknowledged is durable even then.
-    pub async fn stop(mut self) -> Result<(), StoreError> {
-        self.phase.send_replace(Phase::Stopping);
+    pub async fn stop(self) -> Result<(), StoreError> {
+        // Probes are told of the stop, and no longer of the disk.
         self.telling.stop(Duration::ZERO).await;
-        set_health(&self.health, &HEALTH_NAMES, ServingStatus::NotServing).await;
-        // With the names gone, watchers get the news and then the end of their stream, and do not hold up the rest.
-        for name in HEALTH_NAMES {
-            self.health.clear_service_status(name).await;
-        }
-        if !self.front.stop(self.shutdown_deadline).await {
-            tracing::warn!("some connections did not finish in time and are cut off");
-        }
+        self.face.turn_away().await;
         self.back.stop(Duration::ZERO).await;
         let flushed = tokio::time::timeout(FLUSH_DEADLINE, self.store.close()).await;
-        self.ops.stop(Duration::ZERO).await;
-        self.cores.stop();
+        self.face.close().await;
         flushed.unwrap_or_else(|_| Err(StoreError::Engine("flushing took too long".into())))?;
         tracing::info!("stopped");
         Ok(())
-    }
-}
-
-async fn new_health() -> HealthReporter {
-    // The reporter begins with SERVING for the whole; nothing listens yet that could see it.
-    let health = HealthReporter::new();
-    set_health(&health, &HEALTH_NAMES, ServingStatus::NotServing).await;
-    health
-}
-
-async fn set_health(health: &HealthReporter, names: &[&str], status: ServingStatus) {
-    for name in names {
-        health.set_service_status(name, status).await;
     }
 }
 

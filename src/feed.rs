@@ -61,12 +61,6 @@ impl Feed {
         self.newest.send_replace(newest);
     }
 
-    /// The revision of the newest change.
-    #[must_use]
-    pub fn newest(&self) -> Revision {
-        *self.newest.borrow()
-    }
-
     /// The changes after `revision`.
     ///
     /// # Errors

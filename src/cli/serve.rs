@@ -2,7 +2,10 @@
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
+
+use tokio::sync::oneshot;
 
 use crate::app::{App, Deps, Engine};
 use crate::config::{Flags, Settings};
@@ -30,10 +33,17 @@ pub(super) fn run((flags, file): (Flags, Option<PathBuf>)) -> Result<(), Box<dyn
 async fn serve(settings: Settings) -> Result<(), Box<dyn Error>> {
     let mut signals = StopSignals::listen()?;
     let deps = Deps { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy), engine: Engine::Sled };
+    let (tell, told) = oneshot::channel::<()>();
+    let mut starting = pin!(App::start_unless(settings, deps, async { drop(told.await) }));
     let app = tokio::select! {
-        started = App::start(settings, deps) => started?,
+        started = &mut starting => started?,
         code = signals.next() => {
-            // Loading changes nothing that the next start would not do again, and cannot be cut short otherwise.
+            drop(tell);
+            tokio::select! {
+                started = starting => if let Ok(app) = started { app.stop().await?; },
+                _ = signals.next() => {}
+            }
+            // What is being read changes nothing that the next start would not do again, and cannot be cut short otherwise.
             tracing::warn!("stopped while starting");
             std::process::exit(code)
         }

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! What is packed here is kept by this program for itself: whoever changes `entry`, `shard` or this changes [`FORM`] too, and
-//! images of another form are then not read. tests/it/golden.rs holds it to that.
+//! images of another form are then not read. tests/it/image.rs holds it to that.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -116,7 +116,7 @@ impl Index {
         }
     }
 
-    /// Lets go of every key.
+    /// Lets go of every key. The names that they had stay.
     pub fn clear(&self) {
         let empty = Arc::<Shard>::default();
         for (number, place) in self.shards.iter().enumerate() {

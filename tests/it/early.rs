@@ -1,18 +1,22 @@
 //! A start from an image answers verdicts before it has read its table.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keyward::app::{App, Deps, Engine};
+use keyward::app::{App, Deps, Engine, StartError};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward_core::clock::ManualClock;
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use tempfile::TempDir;
-use tokio::task::spawn_blocking;
+use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::ServingStatus;
@@ -31,7 +35,12 @@ struct Small {
 }
 
 impl Small {
-    fn start(&self) -> impl Future<Output = App> + Send + use<> {
+    async fn start(&self) -> App {
+        let (settings, deps) = self.parts();
+        App::start(settings, deps).await.unwrap()
+    }
+
+    fn parts(&self) -> (Settings, Deps) {
         let flags = Flags {
             data_dir: Some(self.data()),
             listen: vec![format!("unix:{}", self.socket().display())],
@@ -43,7 +52,7 @@ impl Small {
         let settings = Settings { journal_segment_bytes: 64 * 1024, journal_retention_bytes: 512 * 1024, ..settings };
         let deps =
             Deps { clock: Arc::new(ManualClock::at(START)), entropy: Arc::new(Seeded::new(11)), engine: Engine::Sled };
-        async move { App::start(settings, deps).await.unwrap() }
+        (settings, deps)
     }
 
     fn data(&self) -> PathBuf {
@@ -95,32 +104,74 @@ impl Small {
     }
 }
 
-/// Hands a reader of a pipe some bytes, as soon as there is one, and closes it.
-fn feed(pipe: &Path, bytes: &[u8]) {
-    File::options().write(true).open(pipe).unwrap().write_all(bytes).unwrap();
+/// Opens a pipe for writing, as soon as somebody reads it.
+fn open_pipe(path: &Path) -> File {
+    let begun = Instant::now();
+    loop {
+        match File::options().write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path) {
+            Ok(pipe) => return pipe,
+            Err(_) => assert!(begun.elapsed() < Duration::from_secs(30), "nobody reads the pipe"),
+        }
+        std::thread::yield_now();
+    }
 }
 
-/// The table is gone, so that it is built from a snapshot; and the snapshot is a pipe, which says no more than what the start
-/// asks for before it answers verdicts.
+/// Writes all, however small the pipe is.
+fn write_all(pipe: &mut File, mut bytes: &[u8]) {
+    let begun = Instant::now();
+    while !bytes.is_empty() {
+        match pipe.write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "nobody reads on");
+        std::thread::yield_now();
+    }
+}
+
+/// A start whose table is gone, so that it is built from a snapshot; and the snapshot is a pipe, which says no more than what
+/// the start asks for before it answers verdicts.
+struct Held {
+    pipe: PathBuf,
+    snapshot: PathBuf,
+    starting: JoinHandle<Result<App, StartError>>,
+    stop: oneshot::Sender<()>,
+}
+
+impl Held {
+    async fn start(small: &Small) -> Self {
+        fs::remove_dir_all(small.data().join("table")).unwrap();
+        let pipe = small.files("snapshot", "kws").pop().unwrap();
+        let snapshot = small.dir.path().join("moved");
+        fs::rename(&pipe, &snapshot).unwrap();
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (settings, deps) = small.parts();
+        let starting = tokio::spawn(async { App::start_unless(settings, deps, async { drop(stopped.await) }).await });
+        let (path, header) = (pipe.clone(), fs::read(&snapshot).unwrap()[..HEADER_BYTES].to_vec());
+        spawn_blocking(move || write_all(&mut open_pipe(&path), &header)).await.unwrap();
+        // It waits for the rest now, and goes no further.
+        let begun = Instant::now();
+        while small.health("keyward.v1.KeyVerify").await != Some(ServingStatus::Serving) {
+            assert!(begun.elapsed() < Duration::from_secs(30), "verdicts are not answered");
+            tokio::task::yield_now().await;
+        }
+        Self { pipe, snapshot, starting, stop }
+    }
+
+    /// Lets it read on. Whoever opens the pipe from now on gets the real snapshot.
+    fn release(pipe: &Path, snapshot: &Path) {
+        let bytes = fs::read(snapshot).unwrap();
+        let mut open = open_pipe(pipe);
+        fs::rename(snapshot, pipe).unwrap();
+        write_all(&mut open, &bytes);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn verdicts_are_answered_while_the_table_is_built_and_changes_are_not() {
     let (small, [kept, disabled]) = Small::stopped().await;
-    fs::remove_dir_all(small.data().join("table")).unwrap();
-    let newest = small.files("snapshot", "kws").pop().unwrap();
-    let moved = small.dir.path().join("moved");
-    fs::rename(&newest, &moved).unwrap();
-    mknodat(CWD, &newest, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-    let bytes = fs::read(&moved).unwrap();
-
-    let starting = tokio::spawn(small.start());
-    let (pipe, header) = (newest.clone(), bytes[..HEADER_BYTES].to_vec());
-    spawn_blocking(move || feed(&pipe, &header)).await.unwrap();
-    // It waits for the rest now, and goes no further.
-    let begun = Instant::now();
-    while small.health("keyward.v1.KeyVerify").await != Some(ServingStatus::Serving) {
-        assert!(begun.elapsed() < Duration::from_secs(30), "verdicts are not answered");
-        tokio::task::yield_now().await;
-    }
+    let held = Held::start(&small).await;
     assert_eq!(small.health("").await, Some(ServingStatus::Serving));
     assert_eq!(small.health("keyward.v1.KeyAdmin").await, Some(ServingStatus::NotServing));
     let admin = small.admin();
@@ -130,21 +181,39 @@ async fn verdicts_are_answered_while_the_table_is_built_and_changes_are_not() {
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
     let refused = admin.list(pb::ListKeysRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
-    assert!(!starting.is_finished());
+    assert!(!held.starting.is_finished());
 
-    let pipe = newest.clone();
-    let rest = spawn_blocking(move || {
-        let mut pipe_end = File::options().write(true).open(&pipe).unwrap();
-        // Whoever opens it from now on gets the real one.
-        fs::rename(&moved, &pipe).unwrap();
-        pipe_end.write_all(&bytes).unwrap();
-    });
-    rest.await.unwrap();
-    let app = starting.await.unwrap();
+    let Held { pipe, snapshot, starting, stop } = held;
+    spawn_blocking(move || Held::release(&pipe, &snapshot)).await.unwrap();
+    let app = starting.await.unwrap().unwrap();
+    drop(stop); // too late for the start
     assert_eq!(small.health("keyward.v1.KeyAdmin").await, Some(ServingStatus::Serving));
     admin.enable_key(&disabled.key).await;
     assert_eq!(admin.reason(&disabled.secret).await, Reason::Ok);
     admin.create(new_key("In time", &[])).await.unwrap();
     drop(admin);
     app.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_is_answered_early_is_let_go_of_in_order_by_a_stop() {
+    let (small, [kept, _]) = Small::stopped().await;
+    let held = Held::start(&small).await;
+    let admin = small.admin();
+    let (ask, asked) = unbounded_channel();
+    let mut answers = admin.stream(UnboundedReceiverStream::new(asked)).await.unwrap();
+    let request = || pb::StreamVerifyRequest { request: Some(crate::harness::ask(&kept.secret)) };
+    ask.send(request()).unwrap();
+    assert!(answers.message().await.unwrap().is_some());
+    let watched = HealthCheckRequest { service: "keyward.v1.KeyVerify".into() };
+    let mut watch = HealthClient::new(small.channel()).watch(watched).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status, 1);
+
+    drop(held.stop);
+    assert_eq!(watch.message().await.unwrap().unwrap().status, 2, "probes are told");
+    assert_eq!(answers.message().await.unwrap_err().code(), Code::Unavailable, "it is told to go elsewhere");
+    assert!(matches!(held.starting.await.unwrap(), Err(StartError::Stopped)));
+    assert_eq!(small.health("").await, None, "nobody listens any more");
+    // The thread that reads is no task: it ends with the process, or as here, when there is no more to read.
+    spawn_blocking(move || Held::release(&held.pipe, &held.snapshot)).await.unwrap();
 }

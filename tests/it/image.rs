@@ -1,31 +1,42 @@
 //! A start from an image of the index is quick, and knows no less.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use keyward::index::{Index, image};
+use keyward::store::sled::salvage::salvage;
 use keyward::store::sled::{LockedDir, OpenError, SledStore};
 use keyward::store::{Put, Store, View};
+use keyward_core::clock::UnixMillis;
 use keyward_core::decision::Policy;
 use keyward_core::event::{Record, Revision};
+use keyward_core::id::TenantId;
 use keyward_core::record::{KeyRecord, State};
+use keyward_core::scope::Scope;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
-use crate::conformance::{commit, create, key, options};
+use crate::conformance::{commit, create, key, open, options};
+use crate::disk::copy_dir;
 
 const SEGMENT_BYTES: u64 = 16 * 1024;
 /// So many fill some segments.
 const KEYS: u32 = 400;
 const DISABLED: u32 = 5;
+/// The end of an image, which says what it is of.
+const END_BYTES: usize = 136;
 
 /// An index that keeps an account of what it was filled with.
 struct Watched {
     index: Arc<Index>,
     form: u32,
+    /// It is written out from this revision on.
+    write_from: AtomicU64,
     parts_read: AtomicUsize,
     records_taken: AtomicUsize,
     started_over: AtomicUsize,
@@ -41,6 +52,7 @@ impl Watched {
         Arc::new(Self {
             index: Arc::default(),
             form,
+            write_from: AtomicU64::new(0),
             parts_read: AtomicUsize::new(0),
             records_taken: AtomicUsize::new(0),
             started_over: AtomicUsize::new(0),
@@ -87,6 +99,9 @@ impl View for Watched {
     }
 
     fn write_part(&self, number: usize, out: &mut Vec<u8>) {
+        while self.revision().0 < self.write_from.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
         self.index.write_part(number, out);
     }
 
@@ -139,10 +154,7 @@ impl Open {
     }
 
     async fn disable(&self, number: u32) {
-        let mut changed =
-            KeyRecord::clone(&*self.store.key(&key(number).tenant, &key(number).key_id).await.unwrap().unwrap());
-        changed.policy.state = State::Disabled;
-        self.store.commit(commit(vec![Put::Key(Box::new(changed))])).await.unwrap();
+        disable(&self.store, number).await;
     }
 
     async fn close(self) {
@@ -231,18 +243,20 @@ async fn a_damaged_image_is_not_used() {
     let path = images(&dir).remove(0);
     let sound = fs::read(&path).unwrap();
     let end = sound.len();
-    // An entry, a name, the directory, each field of the end, its seal; and pieces of it.
-    let mut spoiled: Vec<_> =
-        [end / 3, end - 104 - 45, end - 104 - 20, end - 104, end - 96, end - 92, end - 88, end - 80, end - 48]
-            .into_iter()
-            .chain([end - 40, end - 36, end - 1])
-            .map(|at| {
-                let mut bytes = sound.clone();
-                bytes[at] ^= 1;
-                bytes
-            })
-            .collect();
-    spoiled.extend([0, 1, 103, end / 2, end - 1].map(|length| sound[..length].to_vec()));
+    // A text of an entry, what tells of a shard, a name, the directory, each field of the end, its seal; and pieces of it.
+    let text = sound.windows(6).position(|bytes| bytes == b"Key 17").unwrap();
+    let directory = [END_BYTES + 45, END_BYTES + 20];
+    let fields = [136, 128, 124, 120, 112, 80, 72, 40, 36, 32, 1];
+    let mut spoiled: Vec<_> = [text, end / 3, end - END_BYTES - 12_000]
+        .into_iter()
+        .chain(directory.into_iter().chain(fields).map(|before| end - before))
+        .map(|at| {
+            let mut bytes = sound.clone();
+            bytes[at] ^= 1;
+            bytes
+        })
+        .collect();
+    spoiled.extend([0, 1, END_BYTES - 1, end / 2, end - 1].map(|length| sound[..length].to_vec()));
     // Another one is made where one is of no use.
     let put = |bytes: &[u8]| {
         images(&dir).iter().for_each(|path| fs::remove_file(path).unwrap());
@@ -289,44 +303,139 @@ async fn an_image_of_another_log_is_not_used() {
     open.close().await;
 }
 
-/// With watermark, table and the journal's end gone, only the image knows that more was acknowledged.
+/// Two histories that part: what the image of one holds past the parting is not true of the other. A key is relabelled
+/// twice here and disabled there, so that the form in the image is the newer one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_a_log_that_has_parted_from_this_one_is_not_used() {
+    let here = tempfile::tempdir().unwrap();
+    let store = open(&here, SEGMENT_BYTES); // which keeps no image
+    for number in 0..KEYS {
+        create(&store, number).await;
+    }
+    let parting = store.revision();
+    store.close().await.unwrap();
+    drop(store);
+    let there = tempfile::tempdir().unwrap();
+    copy_dir(here.path(), there.path());
+
+    // Its first image begins before the parting, and is written when both changes are made.
+    let view = Watched::new();
+    view.write_from.store(parting.0 + 2, Ordering::Relaxed);
+    let open = Open::with(&here, view).unwrap();
+    for label in ["One", "Other"] {
+        change(&open.store, DISABLED, |key| key.display_name = label.to_owned()).await;
+    }
+    wait_until("an image", || !images(&here).is_empty()).await;
+    open.close().await;
+
+    let store = self::open(&there, SEGMENT_BYTES);
+    disable(&store, DISABLED).await;
+    for number in KEYS..KEYS + 3 {
+        create(&store, number).await;
+    }
+    store.close().await.unwrap();
+    drop(store);
+    fs::create_dir_all(there.path().join("index")).unwrap();
+    let image = images(&here).remove(0);
+    let at = Revision(image.file_stem().unwrap().to_str().unwrap().parse().unwrap());
+    assert!(at < parting && latest_of(&fs::read(&image).unwrap()) == parting.0 + 2);
+    fs::copy(&image, there.path().join("index").join(image.file_name().unwrap())).unwrap();
+    let open = Open::on(&there);
+    assert!(!open.view.knew_an_image());
+    open.is_whole(KEYS + 3).await;
+    open.close().await;
+}
+
+/// With watermark and table gone and the journal cut, only the image knows that more was acknowledged: up to where it
+/// begins, before that, and with nothing left of the journal.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_that_is_ahead_of_the_journal_stops_the_start() {
+    let whole = with_image().await;
+    let image = images(&whole).remove(0);
+    let revision: u64 = image.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    let latest = latest_of(&fs::read(&image).unwrap());
+    for keep in [Keep::UpToTheImage, Keep::LessThanThat, Keep::Nothing] {
+        let dir = tempfile::tempdir().unwrap();
+        copy_dir(whole.path(), dir.path());
+        cut_off(&dir, revision, keep);
+        let refused = Open::with(&dir, Watched::new()).err().unwrap();
+        assert!(matches!(refused, OpenError::Missing { acknowledged, .. } if acknowledged.0 == latest), "{refused}");
+    }
+}
+
+/// Nobody is told of a revision twice, even where only the image knows of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rescue_goes_on_past_what_an_image_knows_of() {
     let dir = with_image().await;
-    let revision: u64 = images(&dir)[0].file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    let image = images(&dir).remove(0);
+    let revision: u64 = image.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    let latest = latest_of(&fs::read(&image).unwrap());
+    cut_off(&dir, revision, Keep::UpToTheImage);
+    let salvaged = salvage(&LockedDir::lock(dir.path()).unwrap(), &options(SEGMENT_BYTES)).unwrap();
+    assert!(salvaged.revision.0 > latest, "{salvaged:?}");
+    assert_eq!(salvaged.missing, [(Revision(revision + 1), Revision(latest))]);
+    assert!(images(&dir).is_empty(), "it is moved aside with the log that it was of");
+}
+
+enum Keep {
+    UpToTheImage,
+    LessThanThat,
+    Nothing,
+}
+
+/// Takes the watermark, the table and an end of the journal away.
+fn cut_off(dir: &TempDir, image: u64, keep: Keep) {
     fs::remove_file(dir.path().join("watermark")).unwrap();
     fs::remove_dir_all(dir.path().join("table")).unwrap();
     let mut segments: Vec<_> = fs::read_dir(dir.path().join("journal")).unwrap().map(|it| it.unwrap().path()).collect();
     segments.sort();
-    for segment in segments.into_iter().rev() {
-        let bytes = fs::read(&segment).unwrap();
-        let first = u64::from_le_bytes(bytes[16..24].try_into().unwrap());
-        if first > revision {
-            fs::remove_file(&segment).unwrap();
-        }
-    }
-    let refused = Open::with(&dir, Watched::new()).err().unwrap();
-    assert!(
-        matches!(refused, OpenError::Missing { acknowledged, found, .. }
-        if found == Revision(revision) && acknowledged > found),
-        "{refused}"
-    );
+    let first = |segment: &PathBuf| u64::from_le_bytes(fs::read(segment).unwrap()[16..24].try_into().unwrap());
+    let before = segments.iter().filter(|segment| first(segment) <= image).count();
+    let kept = match keep {
+        Keep::UpToTheImage => before,
+        Keep::LessThanThat => before - 1,
+        Keep::Nothing => 0,
+    };
+    segments.iter().skip(kept).for_each(|segment| fs::remove_file(segment).unwrap());
+}
+
+/// The revision after which there is no change in an image.
+fn latest_of(image: &[u8]) -> u64 {
+    u64::from_le_bytes(image[image.len() - 80..image.len() - 72].try_into().unwrap())
+}
+
+async fn disable(store: &SledStore, number: u32) {
+    change(store, number, |key| key.policy.state = State::Disabled).await;
+}
+
+async fn change(store: &SledStore, number: u32, change: impl FnOnce(&mut KeyRecord)) {
+    let mut changed = KeyRecord::clone(&*store.key(&key(number).tenant, &key(number).key_id).await.unwrap().unwrap());
+    change(&mut changed);
+    store.commit(commit(vec![Put::Key(Box::new(changed))])).await.unwrap();
 }
 
 /// The golden bytes of the parts: who changes them must change [`image::FORM`] too, or a start would misread older images.
 #[test]
 fn the_form_of_an_image_has_not_drifted() {
     let index = Index::default();
+    let scopes = ["a.b", "a.*", "c"].map(|scope| Scope::parse(scope).unwrap());
     for number in 0..300 {
         let mut record = key(number);
         record.revision = Revision(u64::from(number) + 1);
-        record.policy.expire_time = (number % 2 == 0).then_some(keyward_core::clock::UnixMillis(1_000));
-        record.policy.allowed_cidrs.extend((number % 7 == 0).then(|| "10.0.0.0/8".parse::<ipnet::IpNet>().unwrap()));
-        record.policy.scopes.extend((number % 3 == 0).then(|| keyward_core::scope::Scope::parse("a.b").unwrap()));
+        let some = |one_in: u32| number % one_in == 0;
+        record.policy.expire_time = some(2).then_some(UnixMillis(1_000));
+        record.policy.not_before = some(5).then_some(UnixMillis(-1));
+        record.policy.state = [State::Active, State::Disabled, State::Revoked][number as usize % 11 % 3];
+        record.policy.scopes.extend(scopes.iter().take(number as usize % 4).cloned());
+        let networks = ["10.0.0.0/8", "2001:db8::/32"].map(|network| network.parse::<IpNet>().unwrap());
+        record.policy.allowed_cidrs.extend(networks.into_iter().filter(|_| some(7)));
+        record.policy.audiences.extend(some(13).then(|| "orders".to_owned()));
+        record.tenant = if some(17) { TenantId::system() } else { record.tenant };
+        record.labels = if some(3) { BTreeMap::new() } else { record.labels };
         index.fold(&[Record::Key(Arc::new(record))]);
     }
     let mut parts = vec![];
     (0..image::PARTS).for_each(|number| index.write_part(number, &mut parts));
-    let golden = "68e88a4b02d76bab5ffbc52a97e58907bde60bf441f34294db552d63965fde7b";
+    let golden = "2aee24b5e8eacf446274bc3a18460a5731c292b415e3f8249edfe572c2a77703";
     assert_eq!((image::FORM, blake3::hash(&parts).to_hex().as_str()), (1, golden));
 }

@@ -126,7 +126,8 @@ async fn a_connection_leaves_with_all_that_it_has() {
         let (now, later) = rest.split_at(cut);
         sent.extend(now);
         peer.write(&sent).await;
-        answer(&mut peer, 5).await;
+        assert_eq!(answer(&mut peer, 3).await, "core-0", "it was answered before, and is told after");
+        assert_ne!(answer(&mut peer, 5).await, "core-0");
         peer.write(later).await;
         assert_ne!(answer(&mut peer, 1).await, "core-0");
         peer.find(|frame| frame.kind == PING && frame.flags == END && frame.payload == [7; 8]).await;

@@ -70,6 +70,8 @@ pub(super) struct Parts {
     pub(super) table: Arc<Table>,
     pub(super) overlay: Arc<Overlay>,
     pub(super) feed: Feed,
+    /// The end of the log, as others see it.
+    pub(super) durable_at: Arc<Mutex<Position>>,
     pub(super) keeper: Waker,
 }
 
@@ -86,7 +88,7 @@ pub(super) struct Progress {
 impl Committer {
     /// Starts the threads. They end when every sender of `queue` is gone and everything that was queued is done.
     pub(super) fn start(parts: Parts) -> std::io::Result<(Self, Progress)> {
-        let Parts { journal, watermark, queue, table, overlay, feed, keeper } = parts;
+        let Parts { journal, watermark, queue, table, overlay, feed, durable_at, keeper } = parts;
         let revision = journal.position.revision;
         let gauge = journal.writer.gauge()?;
         let busy = Arc::new(Busy::default());
@@ -97,7 +99,20 @@ impl Committer {
         let table_thread = spawn("table", move || table_writer.run(&written_behind))?;
         let progress = Progress { durable: durable_seen, applied: applied_seen, busy: busy.clone() };
         let last_room = Room::Ample;
-        let mut log = Log { journal, watermark, table, overlay, feed, durable, groups, keeper, busy, gauge, last_room };
+        let mut log = Log {
+            journal,
+            watermark,
+            table,
+            overlay,
+            feed,
+            durable_at,
+            durable,
+            groups,
+            keeper,
+            busy,
+            gauge,
+            last_room,
+        };
         let journal_thread = spawn("committer", move || log.run(queue))?;
         Ok((Self { journal: journal_thread, table: table_thread }, progress))
     }
@@ -126,6 +141,7 @@ struct Log {
     table: Arc<Table>,
     overlay: Arc<Overlay>,
     feed: Feed,
+    durable_at: Arc<Mutex<Position>>,
     durable: watch::Sender<Revision>,
     groups: SyncSender<Group>,
     keeper: Waker,
@@ -274,6 +290,7 @@ impl Log {
             die("the watermark cannot be written", &error);
         }
         self.journal.position = end;
+        *self.durable_at.lock() = end;
     }
 }
 

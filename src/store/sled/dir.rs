@@ -105,7 +105,7 @@ impl LockedDir {
         let journal = self.journal();
         let first =
             fs::read_dir(&journal).and_then(|mut entries| entries.next().transpose()).map_err(named(&journal))?;
-        Ok(first.is_some() || self.table().exists() || self.snapshots().exists())
+        Ok(first.is_some() || self.table().exists() || self.snapshots().exists() || self.images().exists())
     }
 
     pub(super) fn path(&self) -> &Path {

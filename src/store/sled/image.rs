@@ -5,16 +5,18 @@
 //!
 //! parts, one after the other                 what the view wrote
 //! directory: for each part                   length u64 │ keyed blake3 of its number u64 and its bytes, 32 bytes
-//! end, 104 bytes: "KEYWARDI" │ version u32 │ form of the parts u32 │ revision u64 │ chain, 32 bytes │ latest revision u64
-//!                 │ parts u32 │ 0 u32 │ keyed blake3 of the directory and the 72 bytes before, 32 bytes
+//! end, 136 bytes: "KEYWARDI" │ version u32 │ form of the parts u32 │ position: revision u64 │ chain, 32 bytes
+//!                 │ latest position: revision u64 │ chain, 32 bytes │ parts u32 │ 0 u32
+//!                 │ keyed blake3 of the directory and the 104 bytes before, 32 bytes
 //! ```
 //!
 //! All numbers are little-endian. Changes go on while an image is written, so it may hold some that came after its position,
-//! none after its latest revision. The journal is folded into it from its position on; what is there already is then passed
-//! over, because no form of a record replaces a newer one.
+//! none after its latest one. The journal is folded into it from its position on; what is there already is then passed over,
+//! because no form of a record replaces a newer one.
 //!
-//! An image is believed if its seals are ours and its position is in the journal. It is a copy and nothing else: without it,
-//! or in doubt, the table is read.
+//! An image is believed if its seals are ours and both its positions are in the journal: then all that it holds is of this log.
+//! It is a copy and nothing else: without it, or in doubt, the table is read. But one that is ahead of the journal tells of
+//! changes that were acknowledged and are missing.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -39,7 +41,7 @@ const VERSION: u32 = 1;
 const MAGIC: &[u8; 8] = b"KEYWARDI";
 const EXTENSION: &str = "kwi";
 const ENTRY_BYTES: usize = 8 + 32;
-const COVERED_BYTES: usize = 72;
+const COVERED_BYTES: usize = 104;
 const END_BYTES: usize = COVERED_BYTES + 32;
 /// A part longer than this, or more parts, are not ours.
 const PART_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
@@ -81,7 +83,7 @@ pub(super) struct Image {
     /// Where the journal goes on from it.
     pub(super) position: Position,
     /// No change after this one is in it.
-    pub(super) latest: Revision,
+    pub(super) latest: Position,
     /// Its size.
     pub(super) bytes: u64,
 }
@@ -149,12 +151,12 @@ pub(super) fn verify(path: &Path, key: &ImageKey) -> Result<Image, ImageError> {
 }
 
 /// Writes an image of a view, which is there whole or not at all, and removes older ones. The view must have reached the
-/// position, and have nothing from after `newest`, which is asked when all is written. It breaks off with the error that
-/// `may_go_on` gives.
+/// position, and have nothing from after what `newest` gives when all is written. It breaks off with the error that `may_go_on`
+/// gives.
 pub(super) fn create(
     view: &dyn View,
     position: Position,
-    newest: impl FnOnce() -> Revision,
+    newest: impl FnOnce() -> Position,
     key: &ImageKey,
     dir: &Path,
     may_go_on: MayGoOn<'_>,
@@ -174,9 +176,10 @@ pub(super) fn create(
         Ok(image)
     };
     let image = write_whole().inspect_err(|_: &io::Error| drop(fs::remove_file(&temporary)))?;
-    for (_, other) in list(dir)? {
-        if other != path {
-            fs::remove_file(other)?;
+    // One that cannot be removed is passed over, as long as there is a newer one.
+    for (_, other) in list(dir)?.iter().filter(|(_, other)| *other != path) {
+        if let Err(error) = fs::remove_file(other) {
+            tracing::warn!(path = %other.display(), %error, "an older image of the index cannot be removed");
         }
     }
     Ok(image)
@@ -185,7 +188,7 @@ pub(super) fn create(
 fn write(
     view: &dyn View,
     position: Position,
-    newest: impl FnOnce() -> Revision,
+    newest: impl FnOnce() -> Position,
     key: &ImageKey,
     out: &mut impl Write,
 ) -> io::Result<Image> {
@@ -203,9 +206,10 @@ fn write(
     end.extend_from_slice(MAGIC);
     end.extend_from_slice(&VERSION.to_le_bytes());
     end.extend_from_slice(&view.form().to_le_bytes());
-    end.extend_from_slice(&position.revision.0.to_le_bytes());
-    end.extend_from_slice(&position.chain.0);
-    end.extend_from_slice(&latest.0.to_le_bytes());
+    for at in [&position, &latest] {
+        end.extend_from_slice(&at.revision.0.to_le_bytes());
+        end.extend_from_slice(&at.chain.0);
+    }
     end.extend_from_slice(&u32::try_from(view.parts()).unwrap_or(u32::MAX).to_le_bytes());
     end.extend_from_slice(&0_u32.to_le_bytes());
     let seal = key.of_end(&directory, &end);
@@ -237,7 +241,7 @@ impl Contents {
         if u32_at(8) != VERSION {
             return Err(ImageError::OtherForm);
         }
-        let (form, count) = (u32_at(12), u32_at(64) as usize);
+        let (form, count) = (u32_at(12), u32_at(96) as usize);
         if count > PARTS_MAX {
             return Err(ImageError::Damaged);
         }
@@ -261,9 +265,12 @@ impl Contents {
         if at != directory_at {
             return Err(ImageError::Damaged);
         }
-        let chain = Chain(*end[24..].first_chunk().ok_or(ImageError::Damaged)?);
-        let position = Position { revision: Revision(u64_at(16)), chain };
-        let latest = Revision(u64_at(56));
+        let position_at = |at: usize| {
+            let chain = Chain(*end[at + 8..].first_chunk()?);
+            Some(Position { revision: Revision(u64_at(at)), chain })
+        };
+        let position = position_at(16).ok_or(ImageError::Damaged)?;
+        let latest = position_at(56).ok_or(ImageError::Damaged)?;
         Ok(Self { image: Image { position, latest, bytes }, form, parts })
     }
 

@@ -52,7 +52,8 @@ impl Charge {
         create_private_dir(&self.images)?;
         let disk = self.room_for(&self.images, image.map_or(0, |image| image.bytes))?;
         let may_go_on = || self.may_go_on(&disk);
-        let newest = || self.feed.newest();
+        // Nothing is folded before it is durable.
+        let newest = || *self.durable.lock();
         let made = image::create(&*self.view, start, newest, &self.image_key, &self.images, &may_go_on)?;
         tracing::info!(revision = start.revision.0, bytes = made.bytes, "made an image of the index");
         *image = Some(made);

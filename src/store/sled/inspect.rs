@@ -86,7 +86,7 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey) -> Result<Vec<Finding>, OpenErro
     }
     drop(table);
 
-    let at_images = images.iter().map(|(_, image)| image.position);
+    let at_images = images.iter().flat_map(|(_, image)| [image.position, image.latest]);
     let wanted: Vec<_> = places.iter().map(|(_, at, _)| *at).chain(at_images).chain(watermark).collect();
     let (end, mut met) = match verify(&dir.journal(), key, &wanted) {
         Ok(verified) => verified,
@@ -167,18 +167,18 @@ fn of_place(part: &str, at: Position, keys: u64, end: &End, met: &HashSet<Positi
 
 fn of_image(path: &Path, image: &Image, end: &End, met: &HashSet<Position>) -> Finding {
     let at = image.position.revision;
-    if image.latest > end.position.revision {
-        let (latest, last) = (image.latest, end.position.revision);
+    if image.latest.revision > end.position.revision {
+        let (latest, last) = (image.latest.revision, end.position.revision);
         return Finding::doubt(
             path.display(),
             format_args!("revision {latest} was acknowledged, and the journal ends at {last}"),
         );
     }
-    if met.contains(&image.position) {
+    if met.contains(&image.position) && met.contains(&image.latest) {
         return Finding::fine(path.display(), format_args!("whole, at revision {at}"));
     }
     Finding::fine(
         path.display(),
-        format_args!("whole, at revision {at}, which this journal does not have; the next start reads the table"),
+        format_args!("whole, at revision {at}, but not of this journal; the next start reads the table"),
     )
 }

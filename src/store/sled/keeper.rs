@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::event::Revision;
+use parking_lot::Mutex;
 
 use super::Options;
 use super::cut::{Cut, CutError};
@@ -28,7 +29,6 @@ use super::journal::writer::free_bytes;
 use super::journal::{ChainKey, JournalError, Position};
 use super::snapshot::{self, SnapshotError};
 use super::table::Table;
-use crate::feed::Feed;
 use crate::files::{create_private_dir, remove_unfinished, sync_parent};
 use crate::store::{StoreError, View};
 
@@ -53,7 +53,7 @@ pub(super) struct Parts<'a> {
     pub(super) dir: &'a LockedDir,
     pub(super) options: &'a Options,
     pub(super) table: Arc<Table>,
-    pub(super) feed: Feed,
+    pub(super) durable: Arc<Mutex<Position>>,
     pub(super) view: Arc<dyn View>,
     /// The image that the view was filled from.
     pub(super) image: Option<Image>,
@@ -66,7 +66,8 @@ pub(super) struct Charge {
     pub(super) images: PathBuf,
     pub(super) watermark: PathBuf,
     pub(super) table: Arc<Table>,
-    pub(super) feed: Feed,
+    /// The end of the log.
+    pub(super) durable: Arc<Mutex<Position>>,
     pub(super) view: Arc<dyn View>,
     pub(super) image_key: ImageKey,
     pub(super) segment_bytes: u64,
@@ -97,7 +98,7 @@ impl Waker {
 
 impl Keeper {
     pub(super) fn start(parts: Parts<'_>) -> io::Result<Self> {
-        let Parts { dir, options, table, feed, view, image } = parts;
+        let Parts { dir, options, table, durable, view, image } = parts;
         let stopping = Arc::new(AtomicBool::new(false));
         let charge = Charge {
             journal: dir.journal(),
@@ -105,7 +106,7 @@ impl Keeper {
             images: dir.images(),
             watermark: dir.watermark(),
             table,
-            feed,
+            durable,
             view,
             image_key: ImageKey::of(&ChainKey(options.chain_key.clone())),
             segment_bytes: options.segment_bytes,

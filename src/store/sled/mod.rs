@@ -122,11 +122,12 @@ impl SledStore {
         let table = Arc::new(recovered.table);
         let (requests, queue) = mpsc::channel(COMMIT_QUEUE_MAX);
         let gauge = Arc::new(recovered.journal.writer.gauge()?);
+        let durable_at = Arc::new(Mutex::new(recovered.journal.position));
         let keeper = Keeper::start(keeper::Parts {
             dir: &dir,
             options,
             table: table.clone(),
-            feed: feed.clone(),
+            durable: durable_at.clone(),
             view,
             image: recovered.image,
         })?;
@@ -137,6 +138,7 @@ impl SledStore {
             table: table.clone(),
             overlay: overlay.clone(),
             feed: feed.clone(),
+            durable_at,
             keeper: keeper.waker(),
         })?;
         Ok(Self {

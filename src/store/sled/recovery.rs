@@ -126,19 +126,20 @@ fn check_journal_and_fill(
             }
         }
     };
-    let (wanted, after) = ([watermark, image.position], image.position.revision);
+    let (wanted, after) = ([watermark, image.position, image.latest], image.position.revision);
     let (end, met) = verify_and_visit(&dir.journal(), key, &wanted, after, fill)?;
     check_journal(dir, key, acknowledged, &end, &met)?;
+    if image.latest.revision > end.position.revision {
+        return Err(missing(dir, image.latest.revision, &end));
+    }
+    let is_there = |at: &Position| met.contains(at) || *at == end.start;
     let unfit = match undecoded.into_inner() {
         Some(error) => Some(error.to_string()),
-        None if met.contains(&image.position) || image.position == end.start => None,
-        None => Some("its position is not in this journal".to_owned()),
+        None if is_there(&image.position) && is_there(&image.latest) => None,
+        None => Some("it is not of this journal".to_owned()),
     };
     if let Some(why) = unfit {
         return Ok((end, image::of_no_use(&dir.images(), &why, view)));
-    }
-    if image.latest > end.position.revision {
-        return Err(missing(dir, image.latest, &end));
     }
     Ok((end, Some(image)))
 }

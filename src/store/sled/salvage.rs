@@ -15,6 +15,7 @@ use keyward_core::id::ActorId;
 
 use super::cut::Kind;
 use super::dir::LockedDir;
+use super::image::{self, ImageKey};
 use super::journal::frame::{ALIGNMENT_BYTES, Frame, FrameBuilder, SEGMENT_HEADER_BYTES, read_segment_header};
 use super::journal::scan::{End, segment_numbers, segment_path};
 use super::journal::writer::{Room, RoomError, Writer};
@@ -206,6 +207,13 @@ fn gather(dir: &LockedDir, key: &ChainKey, sum_key: &SumKey) -> Result<Found, Op
                 found.covers(contents.header.position.revision);
                 found.ours += 1;
             }
+            Err(error) => tracing::warn!(path = %path.display(), %error, "passed over"),
+        }
+    }
+    // They have no records, only what Verify needs of them; but they know up to where others were told.
+    for (_, path) in image::list(&dir.images())? {
+        match image::verify(&path, &ImageKey::of(key)) {
+            Ok(image) => found.highest = found.highest.max(image.latest.revision),
             Err(error) => tracing::warn!(path = %path.display(), %error, "passed over"),
         }
     }

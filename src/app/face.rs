@@ -1,0 +1,63 @@
+//! What callers and probes see of a server, and how it turns them away.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::conditions;
+use crate::cores::Cores;
+use crate::lifecycle::Tasks;
+use crate::ops_http::Phase;
+
+/// The services whose health is told, beside the whole (``).
+const HEALTH_NAMES: [&str; 3] = ["", "keyward.v1.KeyVerify", conditions::ADMIN_SERVICE];
+/// Those that serve as soon as verdicts are answered.
+pub(super) const VERDICT_NAMES: [&str; 2] = ["", "keyward.v1.KeyVerify"];
+
+/// What callers and probes see of a server.
+pub(super) struct Face {
+    pub(super) health: HealthReporter,
+    pub(super) phase: watch::Sender<Phase>,
+    /// What talks to callers. It ends first.
+    pub(super) front: Tasks,
+    /// What tells operators how it goes. It ends last, because a stop is something to be told of.
+    pub(super) ops: Tasks,
+    /// Where connections live. They outlive everything that talks to callers.
+    pub(super) cores: Cores,
+    pub(super) shutdown_deadline: Duration,
+}
+
+impl Face {
+    /// Says NOT_SERVING, takes no more connections, and lets calls finish.
+    pub(super) async fn turn_away(&self) {
+        self.phase.send_replace(Phase::Stopping);
+        set_health(&self.health, &HEALTH_NAMES, ServingStatus::NotServing).await;
+        // With the names gone, watchers get the news and then the end of their stream, and do not hold up the rest.
+        for name in HEALTH_NAMES {
+            self.health.clone().clear_service_status(name).await;
+        }
+        if !self.front.stop(self.shutdown_deadline).await {
+            tracing::warn!("some connections did not finish in time and are cut off");
+        }
+    }
+
+    pub(super) async fn close(self) {
+        self.ops.stop(Duration::ZERO).await;
+        self.cores.stop();
+    }
+}
+
+pub(super) async fn new_health() -> HealthReporter {
+    // The reporter begins with SERVING for the whole; nothing listens yet that could see it.
+    let health = HealthReporter::new();
+    set_health(&health, &HEALTH_NAMES, ServingStatus::NotServing).await;
+    health
+}
+
+pub(super) async fn set_health(health: &HealthReporter, names: &[&str], status: ServingStatus) {
+    for name in names {
+        health.set_service_status(name, status).await;
+    }
+}
