@@ -14,7 +14,7 @@ use super::call::{Event, Message};
 use super::{STREAMS_MAX, WINDOW_BYTES};
 
 /// The end of a request that is not longer is told as read only with the end of its call.
-const UNTOLD_BYTES_MAX: usize = WINDOW_BYTES as usize / 4 / STREAMS_MAX;
+pub(super) const UNTOLD_BYTES_MAX: usize = WINDOW_BYTES as usize / 4 / STREAMS_MAX;
 
 /// The body of a request.
 ///

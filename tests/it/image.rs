@@ -358,6 +358,7 @@ async fn an_image_that_is_ahead_of_the_journal_stops_the_start() {
         let dir = tempfile::tempdir().unwrap();
         copy_dir(whole.path(), dir.path());
         cut_off(&dir, revision, keep);
+        assert!(LockedDir::lock(dir.path()).unwrap().has_data().unwrap(), "a new pepper file would make it look empty");
         let refused = Open::with(&dir, Watched::new()).err().unwrap();
         assert!(matches!(refused, OpenError::Missing { acknowledged, .. } if acknowledged.0 == latest), "{refused}");
     }

@@ -11,17 +11,27 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use self::stream::{Stream, Waiting};
+use super::body::UNTOLD_BYTES_MAX;
 use super::call::Begin;
 use super::code::{Code, Fault};
 use super::frame::{self, BITS_31, HEAD_BYTES, Head as FrameHead, PAYLOAD_BYTES_MAX, PREFACE, flag, kind, setting};
 use super::head::Heads;
 use super::hpack::Encoder;
 use super::{
-    AtOnce, ERRORS_MAX, HEADER_BYTES_MAX, IDLE_FRAMES_MAX, OUT_BYTES_MAX, REPLIES_BYTES_MAX, STREAMS_MAX, WINDOW_BYTES,
+    AtOnce, ERRORS_MAX, GATHERED_BYTES_ALL_MAX, HEADER_BYTES_MAX, IDLE_FRAMES_MAX, OUT_BYTES_MAX, REPLIES_BYTES_MAX,
+    STREAMS_MAX, WINDOW_BYTES,
 };
 
 /// Windows are this size until somebody says otherwise (RFC 9113, section 6.9.2).
 const WINDOW_BYTES_AT_FIRST: u32 = 65_535;
+/// The peer is told that it may send as many bytes again once they are so many.
+const TOLD_FROM_BYTES: u32 = WINDOW_BYTES / 4;
+
+// What is gathered, what calls do not tell of, and what the peer is not told yet are never the whole window: otherwise a peer
+// whose calls wait for a disk could send nothing more, and would wait with its verdicts.
+const _: () = assert!(
+    TOLD_FROM_BYTES as usize - 1 + GATHERED_BYTES_ALL_MAX + STREAMS_MAX * UNTOLD_BYTES_MAX < WINDOW_BYTES as usize
+);
 /// Streams that were reset here, whose peers may not know yet, and of which frames that come are no errors.
 const RESETS_REMEMBERED: usize = 1_024;
 /// Asks whether the peer is still there.
@@ -327,8 +337,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     /// The peer may send as many bytes again. It is told when they are many.
     fn give_back(&mut self, bytes: usize) {
         self.untold += bytes as u32;
-        // Gathered bodies may have a half of it, and the ends of requests that calls do not tell of a quarter.
-        if self.untold >= WINDOW_BYTES / 4 {
+        if self.untold >= TOLD_FROM_BYTES {
             self.window += self.untold;
             frame::put_window_update(&mut self.out, 0, std::mem::take(&mut self.untold));
         }
