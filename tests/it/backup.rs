@@ -1,5 +1,6 @@
 //! Backups: exact while everything changes, refused when damaged, and whole again when restored.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -290,11 +291,11 @@ async fn a_backup_that_was_altered_with_care_is_not_believed() {
 async fn a_second_backup_at_the_same_time_is_told_to_wait() {
     let site = Site::start().await;
     let admin = site.admin();
-    // More than the pieces that wait for a reader, so that the first one is still being made.
     let padding = "x".repeat(500);
-    for number in 0..2_500 {
+    let annotations: BTreeMap<_, _> = (0..6).map(|number| (format!("note-{number}"), padding.clone())).collect();
+    for number in 0..1_500 {
         let mut request = crate::harness::new_key(&format!("Key {number}"), &[]);
-        request.description.clone_from(&padding);
+        request.annotations.clone_from(&annotations);
         admin.create(request).await.unwrap();
     }
     let mut first = admin.backup().await.unwrap();
@@ -303,7 +304,12 @@ async fn a_second_backup_at_the_same_time_is_told_to_wait() {
     assert!(refused.get_details_retry_info().and_then(|info| info.retry_delay).is_some());
     // Changes go on meanwhile.
     admin.issue("Meanwhile", &[]).await;
-    while first.message().await.unwrap().is_some() {}
+    let mut bytes = 0;
+    while let Some(response) = first.message().await.unwrap() {
+        bytes += response.piece.len();
+    }
+    // More than twice of what may wait on its way to the reader, so the first one was still being made.
+    assert!(bytes > 2 * 8 * 256 * 1024, "{bytes}");
     admin.backup().await.unwrap();
 }
 
