@@ -113,6 +113,40 @@ async fn one_damaged_snapshot_costs_nothing() {
     }
 }
 
+/// With two snapshots in one segment, the third one does not let that segment go; and yet the first is of no use then.
+#[tokio::test]
+async fn a_third_snapshot_takes_the_place_of_the_first_though_nothing_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let newest = || snapshots(&dir).pop();
+    let open = || try_open(&dir, &keeping(0)).unwrap();
+    let mut number = 0;
+    let store = open();
+    while newest().is_none() {
+        create(&store, number).await;
+        number += 1;
+    }
+    // So that the second one differs from the first.
+    create(&store, number).await;
+    store.close().await.unwrap();
+    drop(store);
+    let store = open();
+    wait_until("what two snapshots cover goes", || segments(&dir).len() == 1);
+    let second = newest();
+    while newest() == second {
+        number += 1;
+        create(&store, number).await;
+    }
+    wait_until("the first goes", || snapshots(&dir).len() == 2);
+    store.close().await.unwrap();
+    drop(store);
+    fs::remove_dir_all(dir.path().join("table")).unwrap();
+    let store = open();
+    for number in 0..=number {
+        assert!(store.key(&key(number).tenant, &key(number).key_id).await.unwrap().is_some(), "{number}");
+    }
+    store.close().await.unwrap();
+}
+
 /// The newest snapshot covers nearly all of the journal; and yet what the older one lacks stays, in case it is needed.
 #[tokio::test]
 async fn what_the_older_snapshot_lacks_stays_in_the_journal() {

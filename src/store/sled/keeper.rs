@@ -241,6 +241,10 @@ impl Charge {
             self.make_snapshot()?;
             snapshots = snapshot::list(&self.snapshots)?;
         }
+        // Nothing has gone that two newer ones do not cover.
+        for (_, path) in snapshots.iter().skip(SNAPSHOTS_KEPT) {
+            fs::remove_file(path)?;
+        }
         let covered = covered(&snapshots);
         sealed.truncate(going);
         sealed.retain(|segment| segment.end.revision <= covered);
@@ -254,9 +258,6 @@ impl Charge {
             fs::remove_file(&segment.path)?;
             // One by one: the oldest must be gone before the next, or a crash leaves a gap.
             sync_parent(&segment.path)?;
-        }
-        for (_, path) in snapshots.iter().skip(SNAPSHOTS_KEPT) {
-            fs::remove_file(path)?;
         }
         tracing::info!(segments = sealed.len(), revision = covered.0, "older segments of the journal have gone");
         Ok(())
