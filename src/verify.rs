@@ -2,22 +2,33 @@
 //!
 //! Synchronous: it never awaits, never does I/O, and reads nothing but the index and the clock's reading it is given.
 
+pub mod foreseen;
+
 use std::sync::Arc;
 
 use keyward_core::access::{Action, Caller};
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::{Ask, Check, DenyReason, decide};
-use keyward_core::digest::PepperRing;
+use keyward_core::digest::{Digest, PepperRing};
 use keyward_core::event::Revision;
 use keyward_core::id::TenantId;
 use keyward_core::secret::PresentedSecret;
 
+use crate::index::ahead::TOGETHER;
 use crate::index::{Entry, Index};
 
 /// Answers verifications from memory.
 pub struct Verifier {
     index: Arc<Index>,
     peppers: Arc<PepperRing>,
+}
+
+/// A text that was presented as a secret, with what looking it up begins with. [`Verifier::read`] makes it.
+#[derive(Clone, Copy)]
+pub struct Presented<'a> {
+    text: &'a str,
+    /// Under the current pepper. `None`: the text has not the form of a secret.
+    digest: Option<Digest>,
 }
 
 /// A verdict.
@@ -52,13 +63,37 @@ impl Verifier {
         &self.index
     }
 
+    /// Reads a secret: its form, its checksum, and its digest under the current pepper.
+    #[must_use]
+    pub fn read<'a>(&self, secret: &'a str) -> Presented<'a> {
+        let digest = PresentedSecret::parse(secret).ok().map(|secret| self.peppers.current().digest(&secret));
+        Presented { text: secret, digest }
+    }
+
+    /// Brings what verdicts about these secrets will read into the caches of the processor, if there are several.
+    pub fn read_ahead<'a>(&self, secrets: impl Iterator<Item = &'a Presented<'a>>) {
+        self.read_ahead_of(secrets.filter_map(|secret| secret.digest));
+    }
+
+    fn read_ahead_of(&self, all: impl Iterator<Item = Digest>) {
+        let mut digests = [Digest::from_bytes([0; 32]); TOGETHER];
+        let mut count = 0;
+        for (digest, to) in all.zip(&mut digests) {
+            *to = digest;
+            count += 1;
+        }
+        if count > 1 {
+            self.index.read_ahead(&digests[..count]);
+        }
+    }
+
     /// Decides about a secret for a caller. A key outside the caller's tenants, or outside `tenant` if that is given, is
     /// unknown.
     #[must_use]
     pub fn verify(
         &self,
         caller: &Caller,
-        secret: &str,
+        secret: &Presented<'_>,
         tenant: Option<&TenantId>,
         ask: &Ask<'_>,
         now: UnixMillis,
@@ -72,15 +107,21 @@ impl Verifier {
     /// Decides about a caller's own credential: a key of tenant `system`.
     #[must_use]
     pub fn authenticate(&self, secret: &str, ask: &Ask<'_>, now: UnixMillis) -> Verdict<'_> {
-        self.judge(secret, |entry| entry.tenant().is_system(), ask, now)
+        self.judge(&self.read(secret), |entry| entry.tenant().is_system(), ask, now)
     }
 
-    fn judge(&self, secret: &str, visible: impl Fn(&Entry<'_>) -> bool, ask: &Ask<'_>, now: UnixMillis) -> Verdict<'_> {
+    fn judge(
+        &self,
+        secret: &Presented<'_>,
+        visible: impl Fn(&Entry<'_>) -> bool,
+        ask: &Ask<'_>,
+        now: UnixMillis,
+    ) -> Verdict<'_> {
         // Before the entry, so that the entry is at least as new.
         let as_of = self.index.revision();
-        let outcome = match PresentedSecret::parse(secret) {
-            Err(_) => Outcome::NoKey(DenyReason::Malformed),
-            Ok(secret) => match self.find(&secret).filter(|entry| visible(entry)) {
+        let outcome = match &secret.digest {
+            None => Outcome::NoKey(DenyReason::Malformed),
+            Some(digest) => match self.find(digest, secret.text).filter(|entry| visible(entry)) {
                 None => Outcome::NoKey(DenyReason::Unknown),
                 Some(entry) => match decide(&entry, ask, now) {
                     Ok(()) => Outcome::Allow(entry),
@@ -91,8 +132,15 @@ impl Verifier {
         Verdict { as_of, outcome }
     }
 
-    fn find(&self, secret: &PresentedSecret<'_>) -> Option<Entry<'_>> {
-        self.peppers.digests(secret).find_map(|digest| self.index.get(&digest))
+    fn find(&self, digest: &Digest, secret: &str) -> Option<Entry<'_>> {
+        self.index.get(digest).or_else(|| {
+            let retired = self.peppers.retired();
+            if retired.is_empty() {
+                return None;
+            }
+            let secret = PresentedSecret::parse(secret).ok()?;
+            retired.iter().find_map(|pepper| self.index.get(&pepper.digest(&secret)))
+        })
     }
 }
 

@@ -149,7 +149,7 @@ impl World {
     #[must_use]
     pub fn allows(&self, verifier: &Verifier, secret: &str, scope: &str) -> bool {
         let ask = Ask { all_scopes: &[scope], ..Ask::default() };
-        matches!(verifier.verify(&self.caller, secret, None, &ask, NOW).outcome, Outcome::Allow(..))
+        matches!(verifier.verify(&self.caller, &verifier.read(secret), None, &ask, NOW).outcome, Outcome::Allow(..))
     }
 }
 

@@ -110,6 +110,12 @@ impl PepperRing {
     pub fn digests<'a>(&'a self, secret: &'a PresentedSecret<'_>) -> impl Iterator<Item = Digest> + 'a {
         self.peppers.iter().map(|p| p.digest(secret))
     }
+
+    /// The peppers that are no longer used for new digests.
+    #[must_use]
+    pub fn retired(&self) -> &[Pepper] {
+        &self.peppers[1..]
+    }
 }
 
 #[cfg(test)]

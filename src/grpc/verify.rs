@@ -25,7 +25,9 @@ use super::ready::{Gate, Ready};
 use super::status::{Refusal, item_error, status};
 use super::stream_verify::{Answers, answers};
 use super::wire::{Answer, Question, Replies, Told, messages};
-use crate::verify::{Explained, Outcome, Verdict, explain};
+use crate::index::ahead::TOGETHER;
+use crate::verify::foreseen::Foreseen;
+use crate::verify::{Explained, Outcome, Presented, Verdict, explain};
 
 /// How long a call waits for the revision it asks for.
 const MIN_REVISION_WAIT: Duration = Duration::from_millis(50);
@@ -152,7 +154,8 @@ pub(super) fn verdict(
         client_ip,
     };
     let now = ready.clock.now();
-    let Verdict { as_of, outcome } = ready.verifier.verify(caller, &secret, tenant.as_ref(), &ask, now);
+    let presented = ready.verifier.read(&secret);
+    let Verdict { as_of, outcome } = ready.verifier.verify(caller, &presented, tenant.as_ref(), &ask, now);
     let checks = if message.explain { explain(&outcome, &ask, now) } else { vec![] };
     let (failure, key) = match outcome {
         Outcome::Allow(entry) => (None, Some(convert::verified_key(&entry))),
@@ -182,28 +185,44 @@ fn borrowed(texts: &[String]) -> Vec<&str> {
 /// The body of the reply to a call of Verify that can be answered with a verdict at once. `None`: the request breaks a
 /// rule, or asks for more than that, and [`VerifyService`] says what.
 #[must_use]
-pub fn quick_reply(ready: &Ready, caller: &Caller, body: &[u8]) -> Option<Bytes> {
+pub fn quick_reply(ready: &Ready, caller: &Caller, foreseen: &mut Foreseen, body: &[u8]) -> Option<Bytes> {
     if body.len() > VERIFY_REQUEST_BYTES_MAX {
         return None;
     }
-    let judged = Judged::of(ready, caller, &Question::of_body(body)?, ready.clock.now())?;
+    let question = Question::of_body(body)?;
+    let secret = foreseen.find(question.secret).unwrap_or_else(|| ready.verifier.read(question.secret));
+    let judged = Judged::of(ready, caller, &question, &secret, ready.clock.now())?;
     ready.verdicts.count(judged.failure());
     Some(judged.answer().to_body())
 }
 
 /// The same for a call of BatchVerify, all of whose items can be answered with a verdict at once.
 #[must_use]
-pub fn quick_batch_reply(ready: &Ready, caller: &Caller, body: &[u8]) -> Option<Bytes> {
+pub fn quick_batch_reply(ready: &Ready, caller: &Caller, _: &mut Foreseen, body: &[u8]) -> Option<Bytes> {
     let now = ready.clock.now();
     let about = (body.len() / ITEM_BYTES_TYPICAL + 1).min(BATCH_ITEMS_MAX);
     let (mut replies, mut failures) = (Replies::with_room_for(about), Vec::with_capacity(about));
-    for message in messages(body)? {
-        if failures.len() == BATCH_ITEMS_MAX {
+    let together = if ready.verifier.index().is_large() { TOGETHER } else { 1 };
+    let mut messages = messages(body)?;
+    let mut questions = Vec::with_capacity(together);
+    loop {
+        for message in messages.by_ref().take(together) {
+            let question = Question::of_message(message?)?;
+            let secret = ready.verifier.read(question.secret);
+            questions.push((question, secret));
+        }
+        if questions.is_empty() {
+            break;
+        }
+        if failures.len() + questions.len() > BATCH_ITEMS_MAX {
             return None;
         }
-        let judged = Judged::of(ready, caller, &Question::of_message(message?)?, now)?;
-        failures.push(judged.failure());
-        replies.push(&judged.answer());
+        ready.verifier.read_ahead(questions.iter().map(|(_, secret)| secret));
+        for (question, secret) in questions.drain(..) {
+            let judged = Judged::of(ready, caller, &question, &secret, now)?;
+            failures.push(judged.failure());
+            replies.push(&judged.answer());
+        }
     }
     if failures.is_empty() {
         return None;
@@ -217,7 +236,13 @@ pub fn quick_batch_reply(ready: &Ready, caller: &Caller, body: &[u8]) -> Option<
 struct Judged<'a>(Verdict<'a>);
 
 impl<'a> Judged<'a> {
-    fn of(ready: &'a Ready, caller: &Caller, question: &Question<'_>, now: UnixMillis) -> Option<Self> {
+    fn of(
+        ready: &'a Ready,
+        caller: &Caller,
+        question: &Question<'_>,
+        secret: &Presented<'_>,
+        now: UnixMillis,
+    ) -> Option<Self> {
         let (all_scopes, any_scopes) = (question.all_scopes.as_slice(), question.any_scopes.as_slice());
         let well_formed =
             all_scopes.iter().chain(any_scopes).all(|scope| is_plain(scope) && check_required(scope).is_ok())
@@ -237,7 +262,7 @@ impl<'a> Judged<'a> {
             audience: given(question.audience).then_some(question.audience),
             client_ip: client_ip.map(|ip| ip.to_canonical()),
         };
-        Some(Self(ready.verifier.verify(caller, question.secret, tenant.as_ref(), &ask, now)))
+        Some(Self(ready.verifier.verify(caller, secret, tenant.as_ref(), &ask, now)))
     }
 
     fn failure(&self) -> Option<DenyReason> {

@@ -93,6 +93,13 @@ impl<'a> Question<'a> {
     }
 }
 
+/// The secret in the body of a call of Verify, if it comes first, as it does from every client that writes fields in their order.
+#[must_use]
+pub fn secret_of(body: &[u8]) -> Option<&str> {
+    let mut rest = only_message(body)?;
+    (varint(&mut rest)? == 0x0a).then(|| text(&mut rest)).flatten()
+}
+
 /// The requests in the body of a BatchVerify. Where one of them is not to be read, `None` stands in its place.
 #[must_use]
 pub fn messages(body: &[u8]) -> Option<impl Iterator<Item = Option<&[u8]>>> {

@@ -71,6 +71,11 @@ impl Head {
         self.flags & flag != 0
     }
 
+    /// The payload in bytes that begin with this head, and what follows. `None`: not all of it is there.
+    pub(super) fn split_payload<'a>(&self, bytes: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+        bytes.get(HEAD_BYTES..)?.split_at_checked(self.length)
+    }
+
     /// The payload without its padding, if it has any (section 6.1).
     pub(super) fn unpad<'a>(&self, payload: &'a [u8]) -> Result<&'a [u8], Fault> {
         if !self.has(flag::PADDED) {

@@ -49,6 +49,8 @@ pub const WINDOW_BYTES: u32 = 1024 * 1024;
 pub const GATHERED_BYTES_MAX: usize = 128 * 1024;
 /// All of them on a connection: half of the window, so that other calls go on.
 pub const GATHERED_BYTES_ALL_MAX: usize = WINDOW_BYTES as usize / 2;
+/// Bodies that are looked at before the first of them is answered.
+pub const FORESEEN_MAX: usize = 16;
 /// Bytes that wait to be written to the network. Beyond it nothing is read, and no call says more.
 pub const OUT_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of replies that were given at once and wait for the peer's windows. Beyond it new calls are refused.
@@ -71,6 +73,12 @@ pub trait AtOnce {
 
     /// Frames have been read, at this time, and are gone through now.
     fn begin(&mut self, at: Instant);
+
+    /// Bodies that were read and come next, whole and in this order, of calls that may be answered at once: what their
+    /// answers take can be got for all of them together. It may be told of none, and need not take any.
+    fn foresee<'a>(&mut self, bodies: impl Iterator<Item = &'a [u8]>) {
+        drop(bodies);
+    }
 
     /// Whether a call may be answered at once, by its head alone.
     fn admit(&mut self, head: &Head) -> Option<Self::Pass>;

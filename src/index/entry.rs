@@ -83,6 +83,13 @@ pub(super) fn revision_of(packed: &[u8]) -> Revision {
     Revision(Reader { bytes: packed, at: 0 }.varint())
 }
 
+/// The owner of the entry that is packed here, by its number.
+pub(super) fn owner_of(bytes: &[u8], at: usize) -> u32 {
+    let mut from = Reader { bytes, at };
+    let [_revision, _tenant, owner] = std::array::from_fn(|_| from.varint());
+    owner as u32
+}
+
 /// What Verify needs of a key, read where it lies. It keeps the form of the key that it was found in, whatever happens to
 /// the key meanwhile; so it is not for keeping.
 pub struct Entry<'a> {

@@ -4,8 +4,9 @@
 //! cannot come alive again through a late read. Readers take no lock; a writer never holds them up.
 //!
 //! Reading order: `shard` (the entries of some digests), `entry` (what is kept of a key) and its `codec`, `names` (what keys
-//! share), `image` (all of it as bytes).
+//! share), `ahead` (reading ahead of lookups), `image` (all of it as bytes).
 
+pub mod ahead;
 mod codec;
 mod entry;
 pub mod image;

@@ -19,6 +19,9 @@ const PREFIX_BYTES: usize = 4;
 /// All others, which stand before the entry.
 const REST_BYTES: usize = 32 - SHARD_BYTES - PREFIX_BYTES;
 
+/// Bytes that a processor reads from memory at once.
+const LINE_BYTES: usize = 64;
+
 /// How many shards there are: ten million keys are 153 in each, and a thousand keys cost no more than half a megabyte.
 pub(super) const SHARDS: usize = 1 << (8 * SHARD_BYTES);
 
@@ -36,11 +39,17 @@ pub(super) type Reading = Guard<Arc<Shard>>;
 /// Entries in the order of their digests.
 #[derive(Debug, Default)]
 pub(super) struct Shard {
-    prefixes: Box<[u32]>,
-    /// Where each begins in `bytes`, and where the last one ends.
-    starts: Box<[u32]>,
+    /// The prefix of each, and where it begins in `bytes`. Together, because who reads one reads the other.
+    slots: Box<[Slot]>,
     /// The rest of each digest, and its packed entry.
     bytes: Box<[u8]>,
+}
+
+/// See [`Shard::slots`].
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    prefix: u32,
+    start: u32,
 }
 
 /// An entry to be put into a shard.
@@ -63,7 +72,7 @@ fn split(digest: &Digest) -> (u32, &[u8]) {
 
 impl Shard {
     pub(super) fn len(&self) -> usize {
-        self.prefixes.len()
+        self.slots.len()
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -74,7 +83,7 @@ impl Shard {
     pub(super) fn find(&self, digest: &Digest) -> Option<Range<usize>> {
         let (prefix, rest) = split(digest);
         let mut at = self.first_at_least(prefix);
-        while self.prefixes.get(at) == Some(&prefix) {
+        while self.slots.get(at).is_some_and(|slot| slot.prefix == prefix) {
             let Range { start, end } = self.range(at)?;
             let (held, packed) = (start..start + REST_BYTES, start + REST_BYTES..end);
             if constant_time_eq(self.bytes.get(held)?, rest) {
@@ -87,19 +96,38 @@ impl Shard {
 
     /// The first place whose prefix is not smaller. Prefixes are uniform, so it is near its share of the way.
     fn first_at_least(&self, prefix: u32) -> usize {
-        let count = self.prefixes.len();
-        let mut at = ((u64::from(prefix) * count as u64) >> 32) as usize;
-        while at > 0 && self.prefixes[at - 1] >= prefix {
+        let count = self.slots.len();
+        let mut at = self.share_of(prefix);
+        while at > 0 && self.slots[at - 1].prefix >= prefix {
             at -= 1;
         }
-        while at < count && self.prefixes[at] < prefix {
+        while at < count && self.slots[at].prefix < prefix {
             at += 1;
         }
         at
     }
 
+    /// Reads what a search for a digest begins with. What it gives is of no use.
+    pub(super) fn touch_slots(&self, digest: &Digest) -> u32 {
+        self.slots.get(self.share_of(split(digest).0)).map_or(0, |slot| slot.prefix)
+    }
+
+    /// Reads the entry that a search for a digest comes to first: where the packed entry begins, and what is of no use.
+    pub(super) fn touch_entry(&self, digest: &Digest) -> Option<(usize, u32)> {
+        let range = self.range(self.first_at_least(split(digest).0))?;
+        let lines = self.bytes.get(range.clone())?.iter().step_by(LINE_BYTES).chain(self.bytes.get(range.end - 1));
+        Some((range.start + REST_BYTES, lines.map(|byte| u32::from(*byte)).sum()))
+    }
+
+    /// The share of the way at which a prefix is, if all are spread evenly.
+    fn share_of(&self, prefix: u32) -> usize {
+        ((u64::from(prefix) * self.slots.len() as u64) >> 32) as usize
+    }
+
     fn range(&self, at: usize) -> Option<Range<usize>> {
-        Some(*self.starts.get(at)? as usize..*self.starts.get(at + 1)? as usize)
+        let start = self.slots.get(at)?.start as usize;
+        let end = self.slots.get(at + 1).map_or(self.bytes.len(), |next| next.start as usize);
+        Some(start..end)
     }
 
     /// The rest of the digest and the packed entry at a place.
@@ -115,7 +143,7 @@ impl Shard {
         let mut changed = false;
         let (mut at, mut new) = (0, new.iter().peekable());
         loop {
-            let old = self.entry(at).map(|(rest, packed)| (self.prefixes[at], rest, packed));
+            let old = self.entry(at).map(|(rest, packed)| (self.slots[at].prefix, rest, packed));
             let next = new.peek().map(|next| (next.split(), next.packed));
             let (prefix, rest, packed) = match (old, next) {
                 (None, None) => break,
@@ -151,7 +179,10 @@ impl Shard {
         let word = |number: usize| u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes();
         out.extend_from_slice(&word(self.len()));
         out.extend_from_slice(&word(self.bytes.len()));
-        self.prefixes.iter().chain(&self.starts).for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+        let prefixes = self.slots.iter().map(|slot| slot.prefix);
+        let end = (!self.slots.is_empty()).then(|| self.bytes.len() as u32);
+        let starts = self.slots.iter().map(|slot| slot.start).chain(end);
+        prefixes.chain(starts).for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
         out.extend_from_slice(&self.bytes);
     }
 
@@ -164,27 +195,30 @@ impl Shard {
         let starts = if count == 0 { 0 } else { count + 1 };
         let (words, rest) = rest.split_at_checked(4 * (count + starts))?;
         let (bytes, rest) = rest.split_at_checked(size)?;
-        let mut words = words.chunks_exact(4).filter_map(|word| word.first_chunk().map(|b| u32::from_le_bytes(*b)));
-        let prefixes: Box<[u32]> = words.by_ref().take(count).collect();
-        let starts: Box<[u32]> = words.collect();
-        let each_has_a_name = starts.windows(2).all(|pair| pair[0] as usize + REST_BYTES <= pair[1] as usize);
-        let within = starts.last().map_or(size == 0, |end| *end as usize == size);
+        let word = |bytes: &[u8]| bytes.first_chunk().map(|b| u32::from_le_bytes(*b));
+        let (prefixes, starts) = words.split_at(4 * count);
+        let slots: Box<[Slot]> = (prefixes.chunks_exact(4).zip(starts.chunks_exact(4)))
+            .filter_map(|(prefix, start)| Some(Slot { prefix: word(prefix)?, start: word(start)? }))
+            .collect();
+        let ends = starts.chunks_exact(4).skip(1).filter_map(word);
+        let each_has_a_name =
+            slots.iter().zip(ends).all(|(slot, end)| slot.start as usize + REST_BYTES <= end as usize);
+        let within = starts.chunks_exact(4).next_back().and_then(word).map_or(size == 0, |end| end as usize == size);
         *from = rest;
-        (prefixes.is_sorted() && each_has_a_name && within).then(|| Self { prefixes, starts, bytes: bytes.into() })
+        let sorted = slots.is_sorted_by_key(|slot| slot.prefix);
+        (sorted && each_has_a_name && within).then(|| Self { slots, bytes: bytes.into() })
     }
 
     fn of(entries: &[(u32, &[u8], &[u8])], size: usize) -> Self {
-        let mut starts = Vec::with_capacity(entries.len() + 1);
+        let mut slots = Vec::with_capacity(entries.len());
         let mut bytes = Vec::with_capacity(size);
-        // A shard of 4 GiB would be one of 65,536.
-        let offset = |bytes: &Vec<u8>| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        for (_, rest, packed) in entries {
-            starts.push(offset(&bytes));
+        for (prefix, rest, packed) in entries {
+            // A shard of 4 GiB would be one of 65,536.
+            let start = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            slots.push(Slot { prefix: *prefix, start });
             bytes.extend_from_slice(rest);
             bytes.extend_from_slice(packed);
         }
-        starts.push(offset(&bytes));
-        let prefixes = entries.iter().map(|(prefix, ..)| *prefix).collect();
-        Self { prefixes, starts: starts.into(), bytes: bytes.into() }
+        Self { slots: slots.into(), bytes: bytes.into() }
     }
 }

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
 mod access;
+mod ahead;
 mod backup;
 mod bad_input;
 mod batch;

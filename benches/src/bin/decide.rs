@@ -61,7 +61,8 @@ fn judge(
 ) -> Result<(), &'static str> {
     for (secret, scope) in asked.iter().cycle().take(verdicts) {
         let ask = Ask { all_scopes: &[scope], ..Ask::default() };
-        let verdict = verifier.verify(&world.caller, black_box(secret), None, black_box(&ask), black_box(NOW));
+        let verdict =
+            verifier.verify(&world.caller, &verifier.read(black_box(secret)), None, black_box(&ask), black_box(NOW));
         if !expected(&black_box(verdict).outcome) {
             return Err("a verdict was not the one expected");
         }

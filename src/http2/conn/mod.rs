@@ -8,18 +8,19 @@ mod stream;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use self::stream::{Stream, Waiting};
 use super::body::UNTOLD_BYTES_MAX;
 use super::call::Begin;
 use super::code::{Code, Fault};
-use super::frame::{self, BITS_31, HEAD_BYTES, Head as FrameHead, PAYLOAD_BYTES_MAX, PREFACE, flag, kind, setting};
+use super::frame::{self, BITS_31, Head as FrameHead, PAYLOAD_BYTES_MAX, PREFACE, flag, kind, setting};
 use super::head::Heads;
 use super::hpack::Encoder;
 use super::{
-    AtOnce, ERRORS_MAX, GATHERED_BYTES_ALL_MAX, HEADER_BYTES_MAX, IDLE_FRAMES_MAX, OUT_BYTES_MAX, REPLIES_BYTES_MAX,
-    STREAMS_MAX, WINDOW_BYTES,
+    AtOnce, ERRORS_MAX, FORESEEN_MAX, GATHERED_BYTES_ALL_MAX, HEADER_BYTES_MAX, IDLE_FRAMES_MAX, OUT_BYTES_MAX,
+    REPLIES_BYTES_MAX, STREAMS_MAX, WINDOW_BYTES,
 };
 
 /// Windows are this size until somebody says otherwise (RFC 9113, section 6.9.2).
@@ -165,17 +166,43 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
                 None => return Err(Fault::protocol("this is no HTTP/2")),
             }
         }
+        // Where that ends which was looked at ahead, in bytes before the end of the input.
+        let mut unforeseen = rest.len();
         while !self.is_full()
             && let Some(head) = FrameHead::read(rest)
         {
             if head.length > PAYLOAD_BYTES_MAX {
                 return Err(Fault::size("a frame longer than SETTINGS_MAX_FRAME_SIZE"));
             }
-            let Some(payload) = rest.get(HEAD_BYTES..HEAD_BYTES + head.length) else { break };
-            rest = &rest[HEAD_BYTES + head.length..];
+            let Some((payload, further)) = head.split_payload(rest) else { break };
+            if rest.len() == unforeseen {
+                unforeseen = self.foresee(rest);
+            }
+            rest = further;
             self.frame(head, payload)?;
         }
         Ok(input.len() - rest.len())
+    }
+
+    /// Shows what answers calls at once the bodies that come next, and says how many bytes it has not looked at.
+    fn foresee(&mut self, input: &[u8]) -> usize {
+        let (mut rest, mut bodies, streams) = (input, 0, &self.streams);
+        let next = std::iter::from_fn(|| {
+            while bodies < FORESEEN_MAX {
+                let head = FrameHead::read(rest)?;
+                let payload;
+                (payload, rest) = head.split_payload(rest)?;
+                if head.kind == kind::DATA && head.has(flag::END_STREAM) && !streams.contains_key(&head.stream) {
+                    bodies += 1;
+                    return head.unpad(payload).ok();
+                }
+            }
+            None
+        });
+        // It is of no consequence for what is read, so a panic in it is of none either.
+        drop(catch_unwind(AssertUnwindSafe(|| self.at_once.foresee(next))));
+        // What nobody wants to see, nobody is asked about again.
+        if bodies == 0 { 0 } else { rest.len() }
     }
 
     /// Whether so much is to be written that nothing should be added to it.

@@ -45,7 +45,9 @@ impl Case {
         let keys = world.known.iter().cycle().take(VERDICTS);
         let judge = |secret: &str, scope: &str| {
             let ask = Ask { all_scopes: &[scope], ..Ask::default() };
-            verifier.verify(&world.caller, black_box(secret), None, black_box(&ask), black_box(NOW)).outcome
+            verifier
+                .verify(&world.caller, &verifier.read(black_box(secret)), None, black_box(&ask), black_box(NOW))
+                .outcome
         };
         let mut keys = keys.map(|key| match self {
             Self::Hit => matches!(judge(&key.secret, &key.scope), Outcome::Allow(..)),
