@@ -1,6 +1,6 @@
 //! The life of a connection: reading, writing, and the time.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
@@ -13,6 +13,7 @@ use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
@@ -21,6 +22,7 @@ use super::body::Incoming;
 use super::call::{Begin, Calls, Message};
 use super::code::Fault;
 use super::conn::Conn;
+use super::pace::Pace;
 use super::{AtOnce, FAREWELL_TIME, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LINGER_TIME, OUT_BYTES_MAX};
 
 /// Bytes that are read at once at most.
@@ -32,6 +34,8 @@ thread_local! {
     static READ: RefCell<Vec<u8>> = const { RefCell::new(vec![]) };
     /// What connections of this thread write from, while they have something to write.
     static WRITE: RefCell<Vec<u8>> = const { RefCell::new(vec![]) };
+    /// Which connection of this thread was read from last, by its address.
+    static LAST_READ: Cell<usize> = const { Cell::new(0) };
 }
 
 /// What answers the calls of a connection, and where.
@@ -93,6 +97,7 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
             heard: now,
             asked: None,
             deadline: None,
+            pace: Pace::new(now.into_std()),
         })
     }
 
@@ -102,15 +107,16 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
     /// # Errors
     /// Those of `transfer`.
     pub fn transfer<U>(self, transfer: impl FnOnce(T) -> io::Result<U>) -> io::Result<Connection<U, S, A, X>> {
-        let Session { io, conn, events, rest, has_whole_frames, stage, timer, heard, asked, deadline } = self.0;
+        let Session { io, conn, events, rest, has_whole_frames, stage, timer, heard, asked, deadline, pace } = self.0;
         let io = transfer(io)?;
         // A timer belongs to a runtime.
         let timer = Box::pin(sleep_until(timer.deadline()));
-        Ok(Connection(Session { io, conn, events, rest, has_whole_frames, stage, timer, heard, asked, deadline }))
+        Ok(Connection(Session { io, conn, events, rest, has_whole_frames, stage, timer, heard, asked, deadline, pace }))
     }
 
     /// Answers its calls until it ends; after `stop`, until those that were begun are answered. One that `leaves` does so
-    /// when a call has begun that is answered elsewhere.
+    /// when a call has begun that is answered elsewhere; until then it may keep its thread awake for a call that is about to
+    /// come.
     ///
     /// # Errors
     /// See [`End`].
@@ -123,7 +129,17 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
         X: Clone + Send + Sync + 'static,
     {
         let mut stop = pin!(stop.cancelled());
-        poll_fn(|cx| self.0.poll(cx, stop.as_mut(), leaves)).await
+        loop {
+            let polled = poll_fn(|cx| match self.0.poll(cx, stop.as_mut(), leaves) {
+                Poll::Pending if leaves && self.0.pace.is_hurried(std::time::Instant::now) => Poll::Ready(None),
+                polled => polled.map(Some),
+            });
+            match polled.await {
+                Some(ended) => return ended,
+                // The runtime looks at all of its sockets, and comes back.
+                None => yield_now().await,
+            }
+        }
     }
 }
 
@@ -143,6 +159,7 @@ struct Session<T, A: AtOnce, C> {
     asked: Option<Instant>,
     /// When it has had time enough to hear of the stop, or of the end.
     deadline: Option<Instant>,
+    pace: Pace,
 }
 
 /// How far a connection is.
@@ -273,6 +290,7 @@ where
             filled += bytes;
         }
         let now = Instant::now();
+        let last_stream = self.conn.last_stream();
         let done = match self.conn.receive(&buffer[..filled], now.into_std()) {
             Ok(done) => done,
             Err(fault) => {
@@ -284,6 +302,10 @@ where
         if done > 0 {
             (self.heard, self.asked) = (now, None);
         }
+        let address = std::ptr::from_ref(self).addr();
+        let is_alone = LAST_READ.replace(address) == address;
+        let is_one_call = self.conn.last_stream().wrapping_sub(last_stream) == 2;
+        self.pace.read(now.into_std(), is_alone && is_one_call);
         self.has_whole_frames = self.conn.is_full();
         self.rest.clear();
         self.rest.extend_from_slice(&buffer[done..filled]);

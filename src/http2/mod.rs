@@ -6,8 +6,8 @@
 //! HTTP/2's windows, owned by its connection.
 //!
 //! [`Connection`] is a connection's whole life, which may go on on another runtime than it began on. `frame` and `hpack` read and write what goes over the wire, `head` is a request
-//! as far as its headers go, `conn` knows the rules and does no I/O, `call` runs what takes the long way, and `io` moves
-//! the bytes and keeps the time.
+//! as far as its headers go, `conn` knows the rules and does no I/O, `call` runs what takes the long way, `io` moves
+//! the bytes and keeps the time, and `pace` says when to wait awake.
 //!
 //! Everything that a peer can make grow has a bound, all of them here.
 
@@ -19,6 +19,7 @@ mod frame;
 mod head;
 mod hpack;
 mod io;
+mod pace;
 
 use std::time::{Duration, Instant};
 

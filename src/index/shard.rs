@@ -180,7 +180,7 @@ impl Shard {
         out.extend_from_slice(&word(self.len()));
         out.extend_from_slice(&word(self.bytes.len()));
         let prefixes = self.slots.iter().map(|slot| slot.prefix);
-        let end = (!self.slots.is_empty()).then(|| self.bytes.len() as u32);
+        let end = (!self.slots.is_empty()).then_some(self.bytes.len() as u32);
         let starts = self.slots.iter().map(|slot| slot.start).chain(end);
         prefixes.chain(starts).for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
         out.extend_from_slice(&self.bytes);

@@ -210,6 +210,11 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         self.out.len() >= OUT_BYTES_MAX
     }
 
+    /// The number of the youngest stream that the peer has begun: with each call it grows by two.
+    pub(super) fn last_stream(&self) -> u32 {
+        self.last_stream
+    }
+
     /// Whether a call has begun that is answered elsewhere.
     pub(super) fn has_gone_elsewhere(&self) -> bool {
         self.calls.has_gone_elsewhere()
