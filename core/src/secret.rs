@@ -101,7 +101,9 @@ impl<'a> PresentedSecret<'a> {
         let split = words.iter().position(|&b| b == b'_').ok_or(MalformedSecret)?;
         let (prefix, environment) = (&words[..split], &words[split + 1..]);
         let named = prefix.len() <= 20 && is_word(prefix, b"") && environment.len() <= 16 && is_word(environment, b"");
-        let numbered = tail.iter().all(u8::is_ascii_alphanumeric) && random <= RANDOM_DIGITS_MAX;
+        // All of them, whatever the first ones are: sixteen at a time.
+        let alphanumeric = tail.iter().fold(true, |all, byte| all & byte.is_ascii_alphanumeric());
+        let numbered = alphanumeric && random <= RANDOM_DIGITS_MAX;
         if !named || !numbered || checksum != checksum_digits(&bytes[..bytes.len() - CHECKSUM_DIGITS]) {
             return Err(MalformedSecret);
         }
