@@ -60,18 +60,3 @@ impl Index {
         touched
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Digests that are there and that are not, with many and with few neighbours.
-    #[test]
-    fn anything_can_be_read_ahead() {
-        let index = Index::default();
-        let digests: Vec<_> = (0..=255).map(|byte| Digest::from_bytes([byte; 32])).collect();
-        index.read_ahead(&digests);
-        index.read_ahead(&[]);
-        assert!(!index.is_large());
-    }
-}
