@@ -31,6 +31,14 @@ pub struct Presented<'a> {
     digest: Option<Digest>,
 }
 
+impl Presented<'_> {
+    /// Whether it was made of this very text: the same piece of memory.
+    #[must_use]
+    pub fn is(&self, text: &str) -> bool {
+        std::ptr::eq(self.text, text)
+    }
+}
+
 /// A verdict.
 pub struct Verdict<'a> {
     /// Every change up to this revision is in it.

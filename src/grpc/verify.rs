@@ -24,7 +24,7 @@ use super::pb;
 use super::ready::{Gate, Ready};
 use super::status::{Refusal, item_error, status};
 use super::stream_verify::{Answers, answers};
-use super::wire::{Answer, Question, Replies, Told, messages};
+use super::wire::{Answer, Question, Replies, Told, messages, secret_of_message};
 use crate::index::ahead::TOGETHER;
 use crate::verify::foreseen::Foreseen;
 use crate::verify::{Explained, Outcome, Presented, Verdict, explain};
@@ -202,23 +202,26 @@ pub fn quick_batch_reply(ready: &Ready, caller: &Caller, _: &mut Foreseen, body:
     let now = ready.clock.now();
     let about = (body.len() / ITEM_BYTES_TYPICAL + 1).min(BATCH_ITEMS_MAX);
     let (mut replies, mut failures) = (Replies::with_room_for(about), Vec::with_capacity(about));
-    let together = if ready.verifier.index().is_large() { TOGETHER } else { 1 };
     let mut messages = messages(body)?;
-    let mut questions = Vec::with_capacity(together);
+    let is_large = ready.verifier.index().is_large();
+    let mut together = Vec::with_capacity(TOGETHER);
     loop {
-        for message in messages.by_ref().take(together) {
-            let question = Question::of_message(message?)?;
-            let secret = ready.verifier.read(question.secret);
-            questions.push((question, secret));
+        for message in messages.by_ref().take(TOGETHER) {
+            let message = message?;
+            let secret = secret_of_message(message).filter(|_| is_large).map(|secret| ready.verifier.read(secret));
+            together.push((message, secret));
         }
-        if questions.is_empty() {
+        if together.is_empty() {
             break;
         }
-        if failures.len() + questions.len() > BATCH_ITEMS_MAX {
+        if failures.len() + together.len() > BATCH_ITEMS_MAX {
             return None;
         }
-        ready.verifier.read_ahead(questions.iter().map(|(_, secret)| secret));
-        for (question, secret) in questions.drain(..) {
+        ready.verifier.read_ahead(together.iter().filter_map(|(_, secret)| secret.as_ref()));
+        for (message, secret) in together.drain(..) {
+            let question = Question::of_message(message)?;
+            let is_its_own = |secret: &Presented<'_>| secret.is(question.secret);
+            let secret = secret.filter(is_its_own).unwrap_or_else(|| ready.verifier.read(question.secret));
             let judged = Judged::of(ready, caller, &question, &secret, now)?;
             failures.push(judged.failure());
             replies.push(&judged.answer());

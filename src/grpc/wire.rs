@@ -93,10 +93,15 @@ impl<'a> Question<'a> {
     }
 }
 
-/// The secret in the body of a call of Verify, if it comes first, as it does from every client that writes fields in their order.
+/// The secret in the body of a call of Verify. See [`secret_of_message`].
 #[must_use]
 pub fn secret_of(body: &[u8]) -> Option<&str> {
-    let mut rest = only_message(body)?;
+    secret_of_message(only_message(body)?)
+}
+
+/// The secret in a request, if it comes first, as it does from every client that writes fields in their order.
+#[must_use]
+pub fn secret_of_message(mut rest: &[u8]) -> Option<&str> {
     (varint(&mut rest)? == 0x0a).then(|| text(&mut rest)).flatten()
 }
 
