@@ -97,7 +97,7 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
             heard: now,
             asked: None,
             deadline: None,
-            pace: Pace::new(now.into_std()),
+            pace: Pace::new(std::time::Instant::now()),
         })
     }
 
@@ -290,7 +290,7 @@ where
             filled += bytes;
         }
         let now = Instant::now();
-        let last_stream = self.conn.last_stream();
+        let answered = self.conn.answered();
         let done = match self.conn.receive(&buffer[..filled], now.into_std()) {
             Ok(done) => done,
             Err(fault) => {
@@ -304,8 +304,7 @@ where
         }
         let address = std::ptr::from_ref(self).addr();
         let is_alone = LAST_READ.replace(address) == address;
-        let is_one_call = self.conn.last_stream().wrapping_sub(last_stream) == 2;
-        self.pace.read(now.into_std(), is_alone && is_one_call);
+        self.pace.read(self.conn.answered() - answered, is_alone, std::time::Instant::now);
         self.has_whole_frames = self.conn.is_full();
         self.rest.clear();
         self.rest.extend_from_slice(&buffer[done..filled]);

@@ -30,13 +30,23 @@ impl Pace {
         Self { read_at: now, soon: 0, needed: CALLS_MIN }
     }
 
-    /// Something was read: one call `alone`, or anything else, which will be waited for asleep.
-    pub(super) fn read(&mut self, now: Instant, alone: bool) {
-        let soon = now.saturating_duration_since(self.read_at) <= SOON;
-        self.read_at = now;
-        self.soon = if alone && soon { self.soon.saturating_add(1) } else { 0 };
-        if self.soon > 2 * self.needed {
-            self.needed = CALLS_MIN;
+    /// Something was read by which so many calls were answered at once; `alone`, if no other connection of this thread was read
+    /// from since the last time. The time is asked for if need be.
+    ///
+    /// What is not answered at once, for one thing because its caller is nobody, is waited for asleep: it neither counts nor
+    /// puts off the end of a wait.
+    pub(super) fn read(&mut self, answered: u64, alone: bool, now: impl Fn() -> Instant) {
+        match answered {
+            0 if alone => {}
+            1 if alone => {
+                let last = std::mem::replace(&mut self.read_at, now());
+                let soon = self.read_at.saturating_duration_since(last) <= SOON;
+                self.soon = if soon { self.soon.saturating_add(1) } else { 0 };
+                if self.soon > 2 * self.needed {
+                    self.needed = CALLS_MIN;
+                }
+            }
+            _ => self.soon = 0,
         }
     }
 
@@ -64,7 +74,7 @@ mod tests {
     fn calls(pace: &mut Pace, from: Instant, count: u32, apart: Duration) -> Instant {
         (1..=count).fold(from, |_, nth| {
             let now = from + nth * apart;
-            pace.read(now, true);
+            pace.read(1, true, || now);
             now
         })
     }
@@ -75,10 +85,19 @@ mod tests {
         let mut pace = Pace::new(begin);
         let last = calls(&mut pace, begin, CALLS_MIN - 1, MICROS_10);
         assert!(!pace.is_hurried(|| last), "too few to know");
-        pace.read(last + MICROS_10, true);
+        pace.read(1, true, || last + MICROS_10);
         assert!(pace.is_hurried(|| last + 2 * MICROS_10));
-        pace.read(last + 2 * MICROS_10, false);
-        assert!(!pace.is_hurried(|| last + 3 * MICROS_10), "others came with it");
+        pace.read(0, true, || last + PATIENCE);
+        assert!(pace.is_hurried(|| last + 2 * MICROS_10), "its head came first");
+        assert!(!pace.is_hurried(|| last + MICROS_10 + PATIENCE), "a head is no call");
+        let last = calls(&mut pace, last, 10 * CALLS_MIN, MICROS_10);
+        assert!(pace.is_hurried(|| last));
+        pace.read(2, true, || last + MICROS_10);
+        assert!(!pace.is_hurried(|| last + MICROS_10), "others came with it");
+        let last = calls(&mut pace, last, 10 * CALLS_MIN, MICROS_10);
+        assert!(pace.is_hurried(|| last));
+        pace.read(1, false, || last + MICROS_10);
+        assert!(!pace.is_hurried(|| last + MICROS_10), "another connection is at work");
         let last = calls(&mut pace, last, 10 * CALLS_MIN, SOON + MICROS_10);
         assert!(!pace.is_hurried(|| last), "they take their time");
     }

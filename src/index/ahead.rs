@@ -17,7 +17,7 @@ use super::shard::{Reading, shard_of};
 pub const TOGETHER: usize = 16;
 
 /// With fewer keys the index is in the caches as it is, and reading ahead costs more than it saves.
-const KEYS_MIN: usize = 16_384;
+pub const KEYS_MIN: usize = 16_384;
 
 impl Index {
     /// Whether there are so many keys that [`Index::read_ahead`] is worth its while.

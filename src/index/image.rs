@@ -1,7 +1,7 @@
 //! The index as bytes, in parts: the entries as they are packed, and the names that they refer to.
 //!
 //! ```text
-//! part 0 to 255      256 shards each, as they lie in memory
+//! part 0 to 255      256 shards each: see Shard::write
 //! part 256           for each kind of name, in the order of their numbers: how many, and each with its length
 //!                    owners, each behind the number of its tenant; tenants; environments; scopes; and the peppers' ids
 //! ```

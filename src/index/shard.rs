@@ -174,7 +174,7 @@ impl Shard {
         changed.then(|| Self::of(&merged, bytes))
     }
 
-    /// Appends the shard as it is: how many entries, how many bytes, and the three arrays.
+    /// Appends the shard: how many entries, how many bytes, all prefixes, where each entry begins and the last one ends, and all bytes.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         let word = |number: usize| u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes();
         out.extend_from_slice(&word(self.len()));

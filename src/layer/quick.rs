@@ -1,5 +1,5 @@
 //! The short way for Verify and BatchVerify: what most calls are is answered without the router, without a task and without
-//! copying the request, where its frames are read.
+//! copying more of the request than a secret that is read ahead, where its frames are read.
 //!
 //! Only a call that is answered with a verdict goes this way. Whatever is out of the ordinary (a caller to be refused, a
 //! field that breaks a rule, a revision to wait for, an explanation, a long message) takes the long way from its beginning,

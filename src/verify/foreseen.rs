@@ -51,7 +51,7 @@ impl Foreseen {
         Some(Presented { text: secret, digest })
     }
 
-    /// Forgets all of them, and leaves no trace of them.
+    /// Forgets all of them, and leaves no trace of their texts.
     pub fn clear(&mut self) {
         self.texts.fill(0);
         self.texts.clear();

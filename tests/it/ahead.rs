@@ -3,12 +3,13 @@
 
 use futures_util::{StreamExt, stream};
 use keyward::grpc::pb::{self, Reason};
+use keyward::index::ahead::KEYS_MIN;
 
 use crate::h2peer::*;
 use crate::harness::{Issued, Site, ask};
 
 /// From this many keys on, secrets are read ahead.
-const MANY: u32 = 16_384;
+const MANY: u32 = KEYS_MIN as u32;
 
 /// A site with many keys, and a hundred of them.
 async fn large_site() -> (Site, Vec<Issued>) {
@@ -34,14 +35,21 @@ async fn calls_that_come_together_are_each_answered_about_their_own_key() {
     peer.call(1, &block, &body(&ask("garbage"))).await;
     assert_eq!(peer.reply::<pb::VerifyResponse>(1).await.reason(), Reason::Malformed);
 
-    let mut unknown = known[0].secret.clone();
-    unknown.replace_range(unknown.len() - 6.., "000000");
-    let mut asked: Vec<_> = known.iter().map(|issued| (issued.secret.clone(), Some(&issued.key))).collect();
-    // One that is none, one twice, one that is far too long, and one after it.
-    asked.splice(20..20, [("garbage".into(), None), (known[3].secret.clone(), Some(&known[3].key))]);
-    asked.insert(40, ("x".repeat(2_000), None));
-    asked.insert(50, (unknown, None));
-    let requests: Vec<_> = asked.iter().map(|(secret, _)| ask(secret)).collect();
+    let reason = |key: &pb::Key| if key.key_id == disabled.key_id { Reason::Disabled } else { Reason::Ok };
+    let of = |issued: &Issued| (issued.secret.clone(), reason(&issued.key), Some(issued.key.key_id.clone()));
+    let mut asked: Vec<_> = known.iter().map(of).collect();
+    // One twice, and whatever is no secret of anybody: by its form, by its length, by its checksum, and for want of a key.
+    let mut mistyped = known[0].secret.clone();
+    mistyped.replace_range(mistyped.len() - 6.., "000000");
+    asked.insert(20, of(&known[3]));
+    for (at, text) in [(21, "garbage".into()), (40, "x".repeat(2_000)), (50, mistyped)] {
+        asked.insert(at, (text, Reason::Malformed, None));
+    }
+    let vectors = include_str!("../../testdata/secrets.txt").lines();
+    let nobodys = vectors.filter_map(|line| line.split(' ').nth(3)).take(3);
+    nobodys.for_each(|secret| asked.insert(60, (secret.into(), Reason::Unknown, None)));
+    assert_eq!(asked.len(), 107);
+    let requests: Vec<_> = asked.iter().map(|(secret, ..)| ask(secret)).collect();
 
     let mut together = vec![];
     for (request, stream) in requests.iter().zip((3..).step_by(2)) {
@@ -69,15 +77,9 @@ async fn calls_that_come_together_are_each_answered_about_their_own_key() {
     });
     for verdicts in [single, batch.collect()] {
         assert_eq!(verdicts.len(), asked.len());
-        for (at, (verdict, (_, key))) in verdicts.iter().zip(&asked).enumerate() {
-            let expected = match key {
-                None => Reason::Malformed,
-                Some(key) if key.key_id == disabled.key_id => Reason::Disabled,
-                Some(_) => Reason::Ok,
-            };
-            assert_eq!(verdict.reason(), expected, "{at}");
-            let told = verdict.key.as_ref().map(|key| &key.key_id);
-            assert_eq!(told, key.map(|key| &key.key_id), "{at}");
+        for (at, (verdict, (_, reason, key_id))) in verdicts.iter().zip(&asked).enumerate() {
+            assert_eq!(verdict.reason(), *reason, "{at}");
+            assert_eq!(verdict.key.as_ref().map(|key| &key.key_id), key_id.as_ref(), "{at}");
         }
     }
 }

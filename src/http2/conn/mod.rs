@@ -53,6 +53,8 @@ pub(super) struct Conn<A: AtOnce, C> {
     block: Option<Block>,
     /// The youngest stream that the peer has begun, refused ones too.
     last_stream: u32,
+    /// Calls that were answered at once.
+    answered: u64,
     /// In the order of their numbers.
     waiting: VecDeque<Waiting<A::Pass>>,
     gathered_bytes: usize,
@@ -124,6 +126,7 @@ impl<A: AtOnce, C> Conn<A, C> {
             encoder: Encoder::new(),
             block: None,
             last_stream: 0,
+            answered: 0,
             waiting: VecDeque::new(),
             gathered_bytes: 0,
             streams: BTreeMap::new(),
@@ -210,9 +213,9 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         self.out.len() >= OUT_BYTES_MAX
     }
 
-    /// The number of the youngest stream that the peer has begun: with each call it grows by two.
-    pub(super) fn last_stream(&self) -> u32 {
-        self.last_stream
+    /// How many calls have been answered at once.
+    pub(super) fn answered(&self) -> u64 {
+        self.answered
     }
 
     /// Whether a call has begun that is answered elsewhere.

@@ -204,7 +204,10 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     fn answer(&mut self, waiting: Waiting<A::Pass>, body: &[u8]) -> Result<(), Fault> {
         // A panic ends its call and nothing else.
         match catch_unwind(AssertUnwindSafe(|| self.at_once.answer(&waiting.pass, body))) {
-            Ok(Some(reply)) => self.reply(waiting.id, waiting.credit, reply),
+            Ok(Some(reply)) => {
+                self.answered += 1;
+                self.reply(waiting.id, waiting.credit, reply);
+            }
             Ok(None) => return self.begin(Opened::of(&waiting), body, true),
             Err(_) => {
                 self.at_once.give_up(&waiting.pass);
