@@ -4,6 +4,7 @@
 use futures_util::{StreamExt, stream};
 use keyward::grpc::pb::{self, Reason};
 use keyward::index::ahead::KEYS_MIN;
+use prost::Message;
 
 use crate::h2peer::*;
 use crate::harness::{Issued, Site, ask};
@@ -81,5 +82,43 @@ async fn calls_that_come_together_are_each_answered_about_their_own_key() {
             assert_eq!(verdict.reason(), *reason, "{at}");
             assert_eq!(verdict.key.as_ref().map(|key| &key.key_id), key_id.as_ref(), "{at}");
         }
+    }
+}
+
+/// Of a field that comes twice, the last one counts: the secret that was read ahead is then another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_secrets_in_one_request_the_last_one_counts() {
+    let (site, known) = large_site().await;
+    let admin = site.admin_secret();
+    let mut peer = Peer::open(&site).await;
+    peer.call(1, &head_of(VERIFY, admin), &body(&ask("garbage"))).await;
+    assert_eq!(peer.reply::<pb::VerifyResponse>(1).await.reason(), Reason::Malformed);
+    let twice = |first: &Issued, last: &Issued| {
+        [ask(&first.secret).encode_to_vec(), ask(&last.secret).encode_to_vec()].concat()
+    };
+    let pairs: Vec<_> = known.iter().zip(&known[1..]).collect();
+
+    let mut together = vec![];
+    for (at, (first, last)) in pairs.iter().enumerate() {
+        let stream = 3 + 2 * at as u32;
+        together.extend(frame(HEADERS, END_HEADERS, stream, &head_of(VERIFY, admin)));
+        together.extend(frame(DATA, END, stream, &prefixed(&twice(first, last))));
+    }
+    peer.write(&together).await;
+    for (at, (_, last)) in pairs.iter().enumerate() {
+        let verdict = peer.reply::<pb::VerifyResponse>(3 + 2 * at as u32).await;
+        assert_eq!(verdict.key.unwrap().key_id, last.key.key_id, "{at}");
+    }
+
+    let mut batch = vec![];
+    for (first, last) in &pairs {
+        prost::encoding::bytes::encode(1, &twice(first, last), &mut batch);
+    }
+    peer.call(1_001, &head_of("/keyward.v1.KeyVerify/BatchVerify", admin), &prefixed(&batch)).await;
+    let results = peer.reply::<pb::BatchVerifyResponse>(1_001).await.results;
+    assert_eq!(results.len(), pairs.len());
+    for (at, (result, (_, last))) in results.into_iter().zip(&pairs).enumerate() {
+        let Some(pb::batch_verify_result::Result::Response(verdict)) = result.result else { panic!("{at}") };
+        assert_eq!(verdict.key.unwrap().key_id, last.key.key_id, "{at}");
     }
 }

@@ -273,6 +273,10 @@ pub(crate) fn head_of(path: &str, secret: &str) -> Vec<u8> {
 
 /// A message as gRPC sends it.
 pub(crate) fn body(message: &impl Message) -> Vec<u8> {
-    let message = message.encode_to_vec();
-    [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat()
+    prefixed(&message.encode_to_vec())
+}
+
+/// The bytes of a message as gRPC sends it.
+pub(crate) fn prefixed(message: &[u8]) -> Vec<u8> {
+    [&[0][..], &(message.len() as u32).to_be_bytes(), message].concat()
 }

@@ -1,5 +1,7 @@
 //! Connections without a network, whose calls do what a test says.
 
+mod foreseen;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -100,81 +102,6 @@ fn frames(mut out: &[u8]) -> Vec<(u8, u32, Vec<u8>)> {
         out = rest;
     }
     frames
-}
-
-/// Answers as [`Echo`] does, and says what it is shown, and when.
-#[derive(Clone, Default)]
-struct Foresees(Rc<RefCell<Vec<String>>>);
-
-impl AtOnce for Foresees {
-    type Pass = ();
-
-    fn begin(&mut self, _: Instant) {}
-
-    fn foresee<'a>(&mut self, bodies: impl Iterator<Item = &'a [u8]>) {
-        let bodies: Vec<_> = bodies.map(String::from_utf8_lossy).collect();
-        self.0.borrow_mut().push(format!("foresees {}", bodies.join(" ")));
-        assert_ne!(bodies.last().map(|body| &**body), Some("panic"));
-    }
-
-    fn admit(&mut self, head: &Head) -> Option<()> {
-        Echo.admit(head)
-    }
-
-    fn answer(&mut self, pass: &(), body: &[u8]) -> Option<Bytes> {
-        self.0.borrow_mut().push(String::from_utf8_lossy(body).into_owned());
-        Echo.answer(pass, body)
-    }
-
-    fn give_up(&mut self, (): &()) {}
-
-    fn end(&mut self) {}
-}
-
-#[test]
-fn bodies_are_shown_some_at_a_time_before_the_first_of_them_is_answered() {
-    let (foresees, said) = (Foresees::default(), |seen: &Foresees| std::mem::take(&mut *seen.0.borrow_mut()));
-    let mut conn = Conn::new(foresees.clone(), Begun::default());
-    let mut bytes = PREFACE.to_vec();
-    frame::put_settings(&mut bytes, &[]);
-    bytes.extend(head(1, "/long"));
-    conn.receive(&bytes, Instant::now()).unwrap();
-    said(&foresees);
-
-    let mut bytes = vec![];
-    let call = |id: u32, text: &str, bytes: &mut Vec<u8>| {
-        bytes.extend(head(id, "/"));
-        frame::put_data(bytes, id, true, text.as_bytes());
-    };
-    for nth in 0..20 {
-        call(3 + 2 * nth, &nth.to_string(), &mut bytes);
-        // What belongs to a call on the long way, and what is not the end of its body, is not shown.
-        frame::put_data(&mut bytes, 1, nth == 19, b"other");
-    }
-    bytes.extend(head(43, "/"));
-    frame::put_data(&mut bytes, 43, false, b"piece");
-    // Not whole.
-    let whole = bytes.len();
-    call(45, "later", &mut bytes);
-    bytes.pop();
-    let done = conn.receive(&bytes, Instant::now()).unwrap();
-    assert!(whole < done && done < bytes.len());
-    let numbers = |range: std::ops::Range<u32>| range.map(|number| number.to_string()).collect::<Vec<_>>();
-    let expected = [
-        vec![format!("foresees {}", numbers(0..16).join(" "))],
-        numbers(0..16),
-        vec![format!("foresees {}", numbers(16..20).join(" "))],
-        numbers(16..20),
-    ];
-    assert_eq!(said(&foresees), expected.concat());
-
-    // Who panics over what comes answers it all the same.
-    bytes.drain(..done);
-    bytes.extend(b"r");
-    call(47, "panic", &mut bytes);
-    call(49, "last", &mut bytes);
-    conn.receive(&bytes, Instant::now()).unwrap();
-    assert_eq!(said(&foresees), ["foresees later panic last", "later", "panic", "last"]);
 }
 
 #[test]
