@@ -112,12 +112,6 @@ impl Verifier {
         self.judge(secret, visible, ask, now)
     }
 
-    /// Decides about a caller's own credential: a key of tenant `system`.
-    #[must_use]
-    pub fn authenticate(&self, secret: &str, ask: &Ask<'_>, now: UnixMillis) -> Verdict<'_> {
-        self.judge(&self.read(secret), |entry| entry.tenant().is_system(), ask, now)
-    }
-
     fn judge(
         &self,
         secret: &Presented<'_>,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use keyward::index::Index;
 use keyward::verify::{Outcome, Verifier};
-use keyward_core::access::Caller;
+use keyward_core::access::{Caller, Identity};
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::Ask;
 use keyward_core::digest::{Digest, Pepper, PepperRing};
@@ -82,7 +82,10 @@ impl World {
         let known: Vec<_> = known.collect();
         let unknown = secret()?.reveal().to_string();
         Ok(Self {
-            caller: Caller::new(KeyId::parse("bench")?, &[Scope::parse("keyward.verifier")?]),
+            caller: Caller::new(
+                Identity { key_id: KeyId::parse("bench")?, digest: Digest::from_bytes([0; 32]), peer: None },
+                &[Scope::parse("keyward.verifier")?],
+            ),
             peppers: Arc::new(peppers),
             keys,
             garbage: format!("kw_live_{}", "x".repeat(unknown.len() - "kw_live_".len())),

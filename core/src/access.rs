@@ -8,9 +8,17 @@
 
 use std::collections::BTreeSet;
 use std::marker::PhantomData;
+use std::net::IpAddr;
 
+use crate::clock::UnixMillis;
+use crate::decision::{Ask, DenyReason, Policy, decide};
+use crate::digest::Digest;
 use crate::id::{ActorId, BrokenRule, KeyId, TenantId};
+use crate::record::KeyRecord;
 use crate::scope::Scope;
+
+/// The audience by which a key can be bound to Keyward itself.
+pub const AUDIENCE: &str = "keyward";
 
 const ROLE_RULE: BrokenRule = BrokenRule(
     "in tenant 'system' a scope must be a role: keyward.admin, .operator, .issuer, .viewer, .auditor or .verifier, plain \
@@ -119,10 +127,29 @@ impl RoleScope {
     }
 }
 
+/// What a caller was known by, so that the caller can be judged again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The caller's key, in tenant `system`.
+    pub key_id: KeyId,
+    /// The digest of the secret that was presented.
+    pub digest: Digest,
+    /// The address that the caller called from; `None` on a Unix socket.
+    pub peer: Option<IpAddr>,
+}
+
+/// Whether a caller's key, once found, works now for a caller at this address.
+///
+/// # Errors
+/// With the reason of the first check that fails.
+pub fn judge_caller(key: &impl Policy, peer: Option<IpAddr>, now: UnixMillis) -> Result<(), DenyReason> {
+    decide(key, &Ask { audience: Some(AUDIENCE), client_ip: peer, ..Ask::default() }, now)
+}
+
 /// An authenticated caller.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    key_id: KeyId,
+    identity: Identity,
     roles: Vec<RoleScope>,
 }
 
@@ -140,14 +167,20 @@ pub enum Denied {
 impl Caller {
     /// The caller that holds a key of tenant `system`. Scopes that are not roles give nothing.
     #[must_use]
-    pub fn new<'a>(key_id: KeyId, scopes: impl IntoIterator<Item = &'a Scope>) -> Self {
-        Self { key_id, roles: scopes.into_iter().filter_map(|s| RoleScope::parse(s).ok()).collect() }
+    pub fn new<'a>(identity: Identity, scopes: impl IntoIterator<Item = &'a Scope>) -> Self {
+        Self { identity, roles: roles(scopes) }
     }
 
     /// The caller's key.
     #[must_use]
     pub fn key_id(&self) -> &KeyId {
-        &self.key_id
+        &self.identity.key_id
+    }
+
+    /// What the caller is known by.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// Whether the caller may do this anywhere at all.
@@ -159,7 +192,7 @@ impl Caller {
     /// Whether the caller may do this in a tenant.
     #[must_use]
     pub fn may(&self, action: Action, tenant: &TenantId) -> bool {
-        self.roles.iter().any(|r| r.role.allows(action) && r.reaches(tenant))
+        allows(&self.roles, action, tenant)
     }
 
     /// The tenants to which the caller's roles for an action are narrowed, in order. `None`: one of them is plain, and
@@ -186,7 +219,7 @@ impl Caller {
     pub fn grant<A: Act>(&self, tenant: TenantId) -> Result<Grant<A>, Denied> {
         let visible = self.roles.iter().any(|r| r.reaches(&tenant));
         if self.may(A::ACTION, &tenant) {
-            Ok(Grant { caller: self.key_id.clone(), tenant, act: PhantomData })
+            Ok(Grant { caller: self.identity.clone(), tenant, act: PhantomData })
         } else if visible || !self.may_somewhere(A::ACTION) {
             Err(Denied::Role)
         } else {
@@ -195,11 +228,20 @@ impl Caller {
     }
 }
 
+/// The roles among the scopes of a key of tenant `system`.
+fn roles<'a>(scopes: impl IntoIterator<Item = &'a Scope>) -> Vec<RoleScope> {
+    scopes.into_iter().filter_map(|s| RoleScope::parse(s).ok()).collect()
+}
+
+fn allows(roles: &[RoleScope], action: Action, tenant: &TenantId) -> bool {
+    roles.iter().any(|r| r.role.allows(action) && r.reaches(tenant))
+}
+
 /// Permission, as a value, to do `A` in one tenant. Only [`Caller::grant`] makes one, and the calls that need permission
 /// take it, so a forgotten check does not compile.
 #[derive(Debug)]
 pub struct Grant<A> {
-    caller: KeyId,
+    caller: Identity,
     tenant: TenantId,
     act: PhantomData<A>,
 }
@@ -214,13 +256,60 @@ impl<A> Grant<A> {
     /// Who acts.
     #[must_use]
     pub fn actor(&self) -> ActorId {
-        ActorId::from(&self.caller)
+        ActorId::from(&self.caller.key_id)
     }
 
     /// Whether the caller acts on the very key they call with.
     #[must_use]
     pub fn is_own_key(&self, key_id: &KeyId) -> bool {
-        self.tenant.is_system() && self.caller == *key_id
+        self.tenant.is_system() && self.caller.key_id == *key_id
+    }
+}
+
+impl<A: Act> Grant<A> {
+    /// The permission as a condition of a change, to be checked again when the change is made.
+    #[must_use]
+    pub fn authorization(&self) -> Authorization {
+        Authorization { caller: self.caller.clone(), action: A::ACTION, tenant: self.tenant.clone() }
+    }
+}
+
+/// Who asks for a change, and what they must be allowed at the moment it is made: permission grows stale while a change
+/// waits for its turn.
+#[derive(Clone, Debug)]
+pub struct Authorization {
+    caller: Identity,
+    action: Action,
+    tenant: TenantId,
+}
+
+/// Why a change may not be made for its caller any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unauthorized {
+    /// The caller's key does not work.
+    #[error("the caller's key is refused: {0:?}")]
+    Key(DenyReason),
+    /// It holds no role for the change.
+    #[error("the caller's key holds no role for this")]
+    Role,
+}
+
+impl Authorization {
+    /// The caller's key, which stands in tenant `system`.
+    #[must_use]
+    pub fn key_id(&self) -> &KeyId {
+        &self.caller.key_id
+    }
+
+    /// Whether the caller may still do this, by their key as it is now.
+    ///
+    /// # Errors
+    /// When there is no such key, it does not work, or it does not hold the role any more.
+    pub fn check(&self, key: Option<&KeyRecord>, now: UnixMillis) -> Result<(), Unauthorized> {
+        let the_same = |key: &&KeyRecord| key.tenant.is_system() && key.secret.digest == self.caller.digest;
+        let key = key.filter(the_same).ok_or(Unauthorized::Key(DenyReason::Unknown))?;
+        judge_caller(&key.policy, self.caller.peer, now).map_err(Unauthorized::Key)?;
+        allows(&roles(&key.policy.scopes), self.action, &self.tenant).then_some(()).ok_or(Unauthorized::Role)
     }
 }
 
@@ -271,7 +360,9 @@ mod tests {
 
     fn caller(scopes: &[&str]) -> Caller {
         let scopes: Vec<_> = scopes.iter().map(|s| Scope::parse(s).unwrap()).collect();
-        Caller::new(KeyId::parse("caller").unwrap(), &scopes)
+        let identity =
+            Identity { key_id: KeyId::parse("caller").unwrap(), digest: Digest::from_bytes([1; 32]), peer: None };
+        Caller::new(identity, &scopes)
     }
 
     fn tenant(id: &str) -> TenantId {

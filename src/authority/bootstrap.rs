@@ -51,6 +51,7 @@ impl Authority {
         keep(&secret.reveal())?;
         let commit = Commit {
             actor: stamp.actor.clone(),
+            authorization: None,
             method: "Bootstrap",
             target: target(&key.tenant, &key.key_id),
             time: stamp.time,

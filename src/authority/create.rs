@@ -80,6 +80,7 @@ impl Authority {
         }
         let commit = Commit {
             actor: stamp.actor,
+            authorization: Some(grant.authorization()),
             method: "CreateKey",
             target: target(&key.tenant, &key.key_id),
             time: stamp.time,

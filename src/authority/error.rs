@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use keyward_core::access::Denied;
+use keyward_core::access::{Denied, Unauthorized};
+use keyward_core::decision::DenyReason;
 use keyward_core::entropy::EntropyError;
 use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::ForbiddenMove;
@@ -39,6 +40,9 @@ pub enum AuthorityError {
     /// Fields break their rules.
     #[error("{}", .0.iter().map(Violation::to_string).collect::<Vec<_>>().join("; "))]
     BadFields(Vec<Violation>),
+    /// The caller's key has ceased to work since the call was admitted.
+    #[error("the caller's key is refused: {0:?}")]
+    CallerRefused(DenyReason),
     /// The caller's role is too small.
     #[error("the caller's key holds no role for this")]
     Denied,
@@ -102,6 +106,8 @@ impl AuthorityError {
 
     pub(super) fn of_commit(error: CommitError, subject: Subject) -> Self {
         match error {
+            CommitError::Unauthorized(Unauthorized::Key(reason)) => Self::CallerRefused(reason),
+            CommitError::Unauthorized(Unauthorized::Role) => Self::Denied,
             CommitError::Exists => Self::Exists(subject),
             CommitError::Outdated => Self::Outdated,
             CommitError::TooLarge { bytes } => Self::TooLarge { bytes, max: RECORD_BYTES_MAX },

@@ -16,7 +16,7 @@ mod update;
 
 use std::sync::Arc;
 
-use keyward_core::access::{Grant, RoleScope};
+use keyward_core::access::{Act, Grant, RoleScope};
 use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
@@ -120,7 +120,7 @@ impl Authority {
         change: impl Fn(&mut KeyRecord, &Stamp) -> Result<Moved, AuthorityError> + Send + Sync,
     ) -> Result<Changed<KeyRecord>, AuthorityError>
     where
-        A: Sync,
+        A: Act + Sync,
     {
         for _ in 0..CONFLICT_TRIES_MAX {
             let mut key = self.existing(grant.tenant(), key_id).await?;
@@ -138,6 +138,7 @@ impl Authority {
             }
             let commit = Commit {
                 actor: stamp.actor,
+                authorization: Some(grant.authorization()),
                 method,
                 target: target(grant.tenant(), key_id),
                 time: stamp.time,

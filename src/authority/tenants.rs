@@ -44,6 +44,7 @@ impl Authority {
         }
         let commit = Commit {
             actor: record.created.actor.clone(),
+            authorization: Some(grant.authorization()),
             method: "CreateTenant",
             target: record.tenant.to_string(),
             time: record.created.time,

@@ -13,6 +13,7 @@ use super::convert::{self, StateChange};
 use super::fields::Fields;
 use super::pb;
 use super::ready::Gate;
+use super::standing::Standing;
 use super::status::{Refusal, status};
 use crate::authority::{Authority, AuthorityError, Backup, Changed, Subject};
 
@@ -44,17 +45,25 @@ impl AdminService {
     }
 }
 
-/// Answers a call: takes the caller off the request, and turns a refusal into its status.
+/// Answers a call whose request is whole: judges the caller again, who was admitted when its head came, and turns a refusal
+/// into its status.
 async fn answer<Q, A>(
+    gate: &Gate,
+    action: Action,
     request: Request<Q>,
-    call: impl AsyncFnOnce(Caller, Q) -> Result<A, Refusal>,
+    call: impl AsyncFnOnce(&Caller, Q) -> Result<A, Refusal>,
 ) -> Result<Response<A>, Status> {
     let (_, mut extensions, message) = request.into_parts();
-    let answered = match extensions.remove::<Caller>() {
-        Some(caller) => call(caller, message).await,
-        None => Err(Refusal::NoCredential),
+    let answered = async {
+        let ready = gate.ready()?;
+        let mut standing = extensions.remove::<Standing>().ok_or(Refusal::NoCredential)?;
+        let judged = standing.caller(ready, action, ready.clock.now());
+        let caller = judged.inspect_err(|refusal| {
+            tracing::info!(?action, reason = %refusal, "call refused when its request was whole");
+        })?;
+        call(caller, message).await
     };
-    answered.map(Response::new).map_err(status)
+    answered.await.map(Response::new).map_err(status)
 }
 
 fn grant<A: Act>(caller: &Caller, tenant: TenantId, subject: Subject) -> Result<Grant<A>, Refusal> {
@@ -67,10 +76,10 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::CreateKeyRequest>,
     ) -> Result<Response<pb::CreateKeyResponse>, Status> {
-        answer(request, async |caller, message| {
+        answer(&self.gate, Action::Issue, request, async |caller, message| {
             let validate_only = message.validate_only;
             let (tenant, new) = convert::new_key(message, caller.tenant_by_default())?;
-            let grant = grant::<Issue>(&caller, tenant, Subject::Tenant)?;
+            let grant = grant::<Issue>(caller, tenant, Subject::Tenant)?;
             let created = self.authority()?.create_key(&grant, new, validate_only).await?;
             Ok(pb::CreateKeyResponse {
                 key: Some(convert::key(&created.key)),
@@ -82,9 +91,9 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
     }
 
     async fn get_key(&self, request: Request<pb::GetKeyRequest>) -> Result<Response<pb::GetKeyResponse>, Status> {
-        answer(request, async |caller, message| {
+        answer(&self.gate, Action::Read, request, async |caller, message| {
             let name = convert::key_name(&message.key_id, &message.tenant, caller.tenant_by_default())?;
-            let grant = grant::<Read>(&caller, name.tenant, Subject::Key)?;
+            let grant = grant::<Read>(caller, name.tenant, Subject::Key)?;
             let (key, revision) = self.authority()?.key(&grant, &name.key_id).await?;
             Ok(pb::GetKeyResponse { key: Some(convert::key(&key)), revision: revision.0 })
         })
@@ -92,9 +101,9 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
     }
 
     async fn list_keys(&self, request: Request<pb::ListKeysRequest>) -> Result<Response<pb::ListKeysResponse>, Status> {
-        answer(request, async |caller, message| {
+        answer(&self.gate, Action::Read, request, async |caller, message| {
             let (tenant, selector, page_size) = convert::list(&message, caller.tenant_by_default())?;
-            let grant = grant::<Read>(&caller, tenant, Subject::Tenant)?;
+            let grant = grant::<Read>(caller, tenant, Subject::Tenant)?;
             let listed = self.authority()?.keys(&grant, selector, page_size, &message.page_token).await?;
             Ok(pb::ListKeysResponse {
                 keys: listed.records.iter().map(|key| convert::key(key)).collect(),
@@ -109,9 +118,9 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::UpdateKeyRequest>,
     ) -> Result<Response<pb::UpdateKeyResponse>, Status> {
-        answer(request, async |caller, message| {
+        answer(&self.gate, Action::Issue, request, async |caller, message| {
             let (name, patch, terms) = convert::update(message, caller.tenant_by_default())?;
-            let grant = grant::<Issue>(&caller, name.tenant, Subject::Key)?;
+            let grant = grant::<Issue>(caller, name.tenant, Subject::Key)?;
             let changed = self.authority()?.update_key(&grant, &name.key_id, &patch, &terms).await?;
             Ok(pb::UpdateKeyResponse { key: Some(convert::key(&changed.record)), revision: changed.revision.0 })
         })
@@ -122,10 +131,10 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::DisableKeyRequest>,
     ) -> Result<Response<pb::DisableKeyResponse>, Status> {
-        answer(request, async |caller, m| {
+        answer(&self.gate, Action::ChangeState, request, async |caller, m| {
             let name = (&*m.key_id, &*m.tenant, m.etag);
             let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default());
-            let changed = self.move_key(&caller, State::Disabled, change).await?;
+            let changed = self.move_key(caller, State::Disabled, change).await?;
             Ok(pb::DisableKeyResponse { key: Some(convert::key(&changed.record)), revision: changed.revision.0 })
         })
         .await
@@ -135,10 +144,10 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::EnableKeyRequest>,
     ) -> Result<Response<pb::EnableKeyResponse>, Status> {
-        answer(request, async |caller, m| {
+        answer(&self.gate, Action::ChangeState, request, async |caller, m| {
             let name = (&*m.key_id, &*m.tenant, m.etag);
             let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default());
-            let changed = self.move_key(&caller, State::Active, change).await?;
+            let changed = self.move_key(caller, State::Active, change).await?;
             Ok(pb::EnableKeyResponse { key: Some(convert::key(&changed.record)), revision: changed.revision.0 })
         })
         .await
@@ -148,10 +157,10 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::RevokeKeyRequest>,
     ) -> Result<Response<pb::RevokeKeyResponse>, Status> {
-        answer(request, async |caller, m| {
+        answer(&self.gate, Action::ChangeState, request, async |caller, m| {
             let name = (&*m.key_id, &*m.tenant, m.etag);
             let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default());
-            let changed = self.move_key(&caller, State::Revoked, change).await?;
+            let changed = self.move_key(caller, State::Revoked, change).await?;
             Ok(pb::RevokeKeyResponse { key: Some(convert::key(&changed.record)), revision: changed.revision.0 })
         })
         .await
@@ -161,7 +170,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::CreateTenantRequest>,
     ) -> Result<Response<pb::CreateTenantResponse>, Status> {
-        answer(request, async |caller, message| {
+        answer(&self.gate, Action::CreateTenant, request, async |caller, message| {
             let validate_only = message.validate_only;
             let new = convert::new_tenant(message)?;
             // A tenant that does not exist has no roles; whoever may write in `system` may create it.
@@ -177,8 +186,8 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::GetTenantRequest>,
     ) -> Result<Response<pb::GetTenantResponse>, Status> {
-        answer(request, async |caller, message| {
-            let grant = grant::<Read>(&caller, convert::tenant_name(&message.tenant)?, Subject::Tenant)?;
+        answer(&self.gate, Action::Read, request, async |caller, message| {
+            let grant = grant::<Read>(caller, convert::tenant_name(&message.tenant)?, Subject::Tenant)?;
             let (tenant, revision) = self.authority()?.tenant(&grant).await?;
             Ok(pb::GetTenantResponse { tenant: Some(convert::tenant(&tenant)), revision: revision.0 })
         })
@@ -189,14 +198,14 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::ListTenantsRequest>,
     ) -> Result<Response<pb::ListTenantsResponse>, Status> {
-        answer(request, async |caller, message| {
+        answer(&self.gate, Action::Read, request, async |caller, message| {
             let mut fields = Fields::default();
             let page_size = fields.page_size("page_size", message.page_size);
             let page_size = fields.finish(Some(page_size))?;
             if !caller.may_somewhere(Action::Read) {
                 return Err(AuthorityError::Denied.into());
             }
-            let listed = self.authority()?.tenants(&caller, page_size, &message.page_token).await?;
+            let listed = self.authority()?.tenants(caller, page_size, &message.page_token).await?;
             Ok(pb::ListTenantsResponse {
                 tenants: listed.records.iter().map(|tenant| convert::tenant(tenant)).collect(),
                 next_page_token: listed.next_page_token,
@@ -209,7 +218,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
     type BackupStream = BackupStream;
 
     async fn backup(&self, request: Request<pb::BackupRequest>) -> Result<Response<BackupStream>, Status> {
-        answer(request, async |caller, _| {
+        answer(&self.gate, Action::Backup, request, async |caller, _| {
             // All of it, so whoever may read it could as well be an administrator of `system`.
             let grant = caller.grant::<access::Backup>(TenantId::system()).map_err(|_| AuthorityError::Denied)?;
             Ok(BackupStream(self.authority()?.backup(&grant).await?))

@@ -1,11 +1,11 @@
-//! A caller whose call goes on: who was admitted when it began may not be any more.
+//! A caller whose call goes on: judged when the call is admitted, and again before anything is done for it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use keyward_core::access::{Action, Caller};
+use keyward_core::access::{Action, Caller, Identity, judge_caller};
 use keyward_core::clock::UnixMillis;
-use keyward_core::decision::{Ask, DenyReason, Policy, decide};
-use keyward_core::digest::Digest;
+use keyward_core::decision::DenyReason;
 use keyward_core::event::Revision;
 use keyward_core::id::KeyId;
 use keyward_core::record::KeyPolicy;
@@ -16,46 +16,34 @@ use super::status::Refusal;
 use crate::authority::AuthorityError;
 use crate::index::Entry;
 
-/// The audience by which a key can be bound to Keyward itself.
-const AUDIENCE: &str = "keyward";
-
-/// What a caller's own key is asked.
-#[must_use]
-pub fn ask(peer: Option<IpAddr>) -> Ask<'static> {
-    Ask { audience: Some(AUDIENCE), client_ip: peer, ..Ask::default() }
-}
-
-/// A caller, and what it takes to check them again. The credential is not in it: its digest finds the key as well.
+/// A caller, and what it takes to judge them again. The credential is not in it: its digest finds the key as well. A clone
+/// is cheap.
+///
+/// There is no way to the [`Caller`] but through a judgement, so that none can be forgotten.
 #[derive(Clone, Debug)]
 pub struct Standing {
-    digest: Digest,
-    peer: Option<IpAddr>,
-    /// Whatever changes any key makes another revision, and then the caller is looked up again.
+    /// Every change up to this revision has been looked at: whatever changes any key makes another one.
     as_of: Revision,
     /// The form of the key.
     revision: Revision,
-    policy: KeyPolicy,
-    caller: Caller,
-}
-
-/// The caller that holds a key of tenant `system`.
-#[must_use]
-pub fn caller_of(entry: &Entry<'_>) -> Caller {
-    Caller::new(entry.to_key_id(), entry.scopes())
+    policy: Arc<KeyPolicy>,
+    caller: Arc<Caller>,
 }
 
 impl Standing {
-    /// The caller of a credential, as yet unchecked. `None`: it is not a key of tenant `system`.
-    #[must_use]
-    pub fn find(ready: &Ready, credential: &str, peer: Option<IpAddr>) -> Option<Self> {
+    /// Finds the key of a credential.
+    ///
+    /// # Errors
+    /// When the credential is not the secret of a key of tenant `system`. Whether the key works is not looked at yet.
+    pub fn find(ready: &Ready, credential: &str, peer: Option<IpAddr>) -> Result<Self, DenyReason> {
         let index = ready.verifier.index();
-        let secret = PresentedSecret::parse(credential).ok()?;
+        let secret = PresentedSecret::parse(credential).map_err(|_| DenyReason::Malformed)?;
         // Before the entry, so that the entry is at least as new.
         let as_of = index.revision();
-        let (digest, entry) =
-            ready.peppers.digests(&secret).find_map(|digest| index.get(&digest).map(|entry| (digest, entry)))?;
-        let (revision, policy, caller) = (entry.revision(), entry.to_policy(), caller_of(&entry));
-        entry.tenant().is_system().then_some(Self { digest, peer, as_of, revision, policy, caller })
+        let found = ready.peppers.digests(&secret).find_map(|digest| index.get(&digest).map(|entry| (digest, entry)));
+        let (digest, entry) = found.filter(|(_, entry)| entry.tenant().is_system()).ok_or(DenyReason::Unknown)?;
+        let caller = caller_of(&entry, Identity { key_id: entry.to_key_id(), digest, peer });
+        Ok(Self { as_of, revision: entry.revision(), policy: Arc::new(entry.to_policy()), caller })
     }
 
     /// The caller's key.
@@ -64,25 +52,74 @@ impl Standing {
         self.caller.key_id()
     }
 
+    /// The address that the caller called from.
+    #[must_use]
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.caller.identity().peer
+    }
+
+    /// Whether no key has changed since this was looked up.
+    #[must_use]
+    pub fn is_current(&self, ready: &Ready) -> bool {
+        // The revision is told after the entries: while it stands still, what was read at it has not been overtaken by any
+        // change that somebody was told of.
+        self.as_of == ready.verifier.index().revision()
+    }
+
+    /// Looks the key up again, if any key has changed.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn refresh(&mut self, ready: &Ready) -> Result<(), DenyReason> {
+        let index = ready.verifier.index();
+        let as_of = index.revision();
+        if self.as_of == as_of {
+            return Ok(());
+        }
+        let identity = self.caller.identity();
+        let entry = index.get(&identity.digest).ok_or(DenyReason::Unknown)?;
+        if entry.revision() != self.revision {
+            let caller = caller_of(&entry, identity.clone());
+            (self.revision, self.policy, self.caller) = (entry.revision(), Arc::new(entry.to_policy()), caller);
+        }
+        self.as_of = as_of;
+        Ok(())
+    }
+
     /// The caller as they are now, if they may still do this somewhere.
     ///
     /// # Errors
     /// When their key does not work any more, or holds no role for this.
-    pub fn caller(&mut self, ready: &Ready, action: Action, now: UnixMillis) -> Result<&Caller, Refusal> {
-        let index = ready.verifier.index();
-        let revision = index.revision();
-        if self.as_of != revision {
-            let entry = index.get(&self.digest).ok_or(Refusal::BadCredential(DenyReason::Unknown))?;
-            if entry.revision() != self.revision {
-                (self.revision, self.policy, self.caller) = (entry.revision(), entry.to_policy(), caller_of(&entry));
-            }
-            self.as_of = revision;
-        }
-        // Each time: the clock alone can end a key.
-        decide(&self.policy, &ask(self.peer), now).map_err(Refusal::BadCredential)?;
+    pub fn caller(&mut self, ready: &Ready, action: Action, now: UnixMillis) -> Result<&Arc<Caller>, Refusal> {
+        self.works(ready, now)?;
         if !self.caller.may_somewhere(action) {
             return Err(AuthorityError::Denied.into());
         }
         Ok(&self.caller)
     }
+
+    /// The same, whatever they may do.
+    ///
+    /// # Errors
+    /// When their key does not work any more.
+    pub fn works(&mut self, ready: &Ready, now: UnixMillis) -> Result<(), Refusal> {
+        self.refresh(ready).map_err(Refusal::BadCredential)?;
+        // Each time: the clock alone can end a key.
+        judge_caller(&*self.policy, self.peer(), now).map_err(Refusal::BadCredential)
+    }
+
+    /// The caller, if their key has not changed since they were judged at `judged_at` and still works. `None`: they must be
+    /// judged anew.
+    #[must_use]
+    pub fn unchanged(&self, ready: &Ready, judged_at: UnixMillis, now: UnixMillis) -> Option<&Caller> {
+        let same = |entry: Entry<'_>| entry.revision() == self.revision;
+        let unchanged =
+            self.is_current(ready) || ready.verifier.index().get(&self.caller.identity().digest).is_some_and(same);
+        let works = || judged_at == now || judge_caller(&*self.policy, self.peer(), now).is_ok();
+        (unchanged && works()).then_some(&*self.caller)
+    }
+}
+
+fn caller_of(entry: &Entry<'_>, identity: Identity) -> Arc<Caller> {
+    Arc::new(Caller::new(identity, keyward_core::decision::Policy::scopes(entry)))
 }

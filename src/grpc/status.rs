@@ -135,6 +135,9 @@ fn told(refusal: &Refusal) -> Told<'_> {
 fn told_by_authority(error: &AuthorityError) -> Told<'_> {
     let (code, reason, message) = match error {
         AuthorityError::BadFields(violations) => return bad_fields(violations),
+        AuthorityError::CallerRefused(reason) => {
+            (Code::Unauthenticated, "CREDENTIAL_REFUSED", credential_message(*reason).to_owned())
+        }
         AuthorityError::Denied => {
             (Code::PermissionDenied, "ROLE_MISSING", "the caller's key holds no role for this".to_owned())
         }

@@ -87,7 +87,7 @@ impl Open {
             Ok(request) => wait_for(ready, Revision(request.min_revision)).await.map(|()| request),
             Err(refusal) => Err(refusal),
         };
-        // After the wait, in which the caller may have lost what they may.
+        // After the wait, in which the caller may have lost the role.
         let caller = self.standing.caller(ready, Action::Verify, ready.clock.now())?;
         let (result, correlation_id) = match request.and_then(|request| verdict(ready, caller, request)) {
             Ok(response) => (Told::Response(response), correlation_id),

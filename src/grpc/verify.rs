@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use keyward_core::access::Caller;
+use keyward_core::access::{Action, Caller};
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::{Ask, DenyReason};
 use keyward_core::event::Revision;
@@ -22,6 +22,7 @@ use super::convert;
 use super::fields::Fields;
 use super::pb;
 use super::ready::{Gate, Ready};
+use super::standing::Standing;
 use super::status::{Refusal, item_error, status};
 use super::stream_verify::{Answers, answers};
 use super::wire::{Answer, Question, Replies, Told, messages, secret_of_message};
@@ -60,13 +61,15 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
     async fn verify(&self, request: Request<pb::VerifyRequest>) -> Result<Response<pb::VerifyResponse>, Status> {
         let answered = async {
             let ready = self.gate.ready()?;
-            let caller = request.extensions().get::<Caller>().cloned().ok_or(Refusal::NoCredential)?;
-            let message = request.into_inner();
+            let (_, mut extensions, message) = request.into_parts();
+            let mut standing = extensions.remove::<Standing>().ok_or(Refusal::NoCredential)?;
             if message.encoded_len() > VERIFY_REQUEST_BYTES_MAX {
                 return Err(Refusal::TooLong { max: VERIFY_REQUEST_BYTES_MAX });
             }
             wait_for(ready, Revision(message.min_revision)).await?;
-            verdict(ready, &caller, message)
+            // The request is whole, and the wait is over: the caller may have lost the role since the head came.
+            let caller = standing.caller(ready, Action::Verify, ready.clock.now())?;
+            verdict(ready, caller, message)
         };
         answered.await.map(Response::new).map_err(status)
     }
@@ -77,8 +80,9 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
     ) -> Result<Response<pb::BatchVerifyResponse>, Status> {
         let answered = async {
             let ready = self.gate.ready()?;
-            let caller = request.extensions().get::<Caller>().cloned().ok_or(Refusal::NoCredential)?;
-            let requests = request.into_inner().requests;
+            let (_, mut extensions, message) = request.into_parts();
+            let mut standing = extensions.remove::<Standing>().ok_or(Refusal::NoCredential)?;
+            let requests = message.requests;
             let mut fields = Fields::default();
             if !(1..=BATCH_ITEMS_MAX).contains(&requests.len()) {
                 fields.wrong("requests", format!("must have 1 to {BATCH_ITEMS_MAX} entries"));
@@ -87,13 +91,15 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
             // Once for all of them: whoever asks for a revision that is not reached in this time is told so below.
             let latest = requests.iter().map(|message| message.min_revision).max().unwrap_or_default();
             let _in_time = wait_for(ready, Revision(latest)).await;
+            let mut caller = standing.caller(ready, Action::Verify, ready.clock.now())?;
             let mut results = Vec::with_capacity(requests.len());
             for (at, message) in requests.into_iter().enumerate() {
                 if at % TURN_ITEMS == TURN_ITEMS - 1 {
                     // Other calls have their turn.
                     tokio::task::yield_now().await;
+                    caller = standing.caller(ready, Action::Verify, ready.clock.now())?;
                 }
-                results.push(item(ready, &caller, message));
+                results.push(item(ready, caller, message));
             }
             Ok(pb::BatchVerifyResponse { results })
         };

@@ -3,31 +3,27 @@
 //! A caller gives a key of tenant `system` as `authorization: Bearer <key>`. It is verified like any other key, with the
 //! audience `keyward` and the connection's address. Health and reflection need none.
 
-use std::future::{Ready as Done, ready};
+use std::future::{Future, Ready as Done, ready};
 use std::net::IpAddr;
-use std::task::{Context, Poll};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use futures_util::future::Either;
 use http::{HeaderMap, Request, Response, header};
-use keyward_core::access::Caller;
-use keyward_core::clock::UnixMillis;
-use keyward_core::decision::{DenyReason, decide};
-use keyward_core::event::Revision;
-use keyward_core::record::KeyPolicy;
+use keyward_core::access::Action;
+use pin_project_lite::pin_project;
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::authority::AuthorityError;
-use crate::grpc::calls::{STREAM_VERIFY, action_of, is_open, known};
-use crate::grpc::ready::{Gate, Ready};
-use crate::grpc::standing::{Standing, ask, caller_of};
+use super::judged::judged;
+use crate::grpc::calls::{action_of, is_open, known};
+use crate::grpc::ready::Gate;
+use crate::grpc::standing::Standing;
 use crate::grpc::status::{Refusal, status};
-use crate::index::Entry;
 use crate::net::Peer;
-use crate::verify::{Outcome, Verdict};
 
-/// Puts a [`Caller`] on each request, and a [`Standing`] on those that go on, or refuses it.
+/// Puts a [`Standing`] on each request, or refuses it. The reply goes out only while the caller may have it.
 #[derive(Clone)]
 pub struct AuthnLayer {
     gate: Gate,
@@ -62,7 +58,7 @@ where
 {
     type Response = Response<Body>;
     type Error = S::Error;
-    type Future = Either<S::Future, Done<Result<Self::Response, S::Error>>>;
+    type Future = Either<Admitted<S::Future>, Done<Result<Self::Response, S::Error>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -71,18 +67,17 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let path = request.uri().path();
         if is_open(path) {
-            return Either::Left(self.inner.call(request));
+            return Either::Left(Admitted { inner: self.inner.call(request), by: None });
         }
+        let action = action_of(path);
         let peer = request.extensions().get::<Peer>().and_then(Peer::ip);
-        match admit(&self.gate, path, request.headers(), peer) {
-            Ok((caller, standing)) => {
+        match admit(&self.gate, action, request.headers(), peer) {
+            Ok(standing) => {
                 // Whatever handles the request further has no need of the credential.
                 request.headers_mut().remove(header::AUTHORIZATION);
-                request.extensions_mut().insert(caller);
-                if let Some(standing) = standing {
-                    request.extensions_mut().insert(standing);
-                }
-                Either::Left(self.inner.call(request))
+                request.extensions_mut().insert(standing.clone());
+                let by = action.map(|action| Admission { gate: self.gate.clone(), standing, action });
+                Either::Left(Admitted { inner: self.inner.call(request), by })
             }
             Err(refusal) => {
                 let peer = peer.map(tracing::field::display);
@@ -93,42 +88,49 @@ where
     }
 }
 
-/// A caller, and what it takes to check them again.
-type Admitted = (Caller, Option<Standing>);
-
-fn admit(gate: &Gate, path: &str, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Admitted, Refusal> {
+fn admit(gate: &Gate, action: Option<Action>, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Standing, Refusal> {
     let credential = bearer(headers).ok_or(Refusal::NoCredential)?;
     let ready = gate.ready()?;
-    let (_, entry) = authenticate(ready, credential, peer, ready.clock.now()).map_err(Refusal::BadCredential)?;
-    let caller = caller_of(&entry);
-    // A path that is not a call goes on, and is answered with UNIMPLEMENTED.
-    match action_of(path) {
-        Some(action) if !caller.may_somewhere(action) => Err(AuthorityError::Denied.into()),
-        _ if path != STREAM_VERIFY => Ok((caller, None)),
-        _ => {
-            let standing = Standing::find(ready, credential, peer);
-            Ok((caller, Some(standing.ok_or(Refusal::BadCredential(DenyReason::Unknown))?)))
-        }
+    let mut standing = Standing::find(ready, credential, peer).map_err(Refusal::BadCredential)?;
+    let now = ready.clock.now();
+    match action {
+        Some(action) => drop(standing.caller(ready, action, now)?),
+        // A path that is not a call goes on, and is answered with UNIMPLEMENTED.
+        None => standing.works(ready, now)?,
+    }
+    Ok(standing)
+}
+
+/// Who was admitted to do what.
+pub(super) struct Admission {
+    pub(super) gate: Gate,
+    pub(super) standing: Standing,
+    pub(super) action: Action,
+}
+
+pin_project! {
+    /// An admitted call under way.
+    pub struct Admitted<F> {
+        #[pin]
+        inner: F,
+        by: Option<Admission>,
     }
 }
 
-/// The key of a caller, and the revision up to which every change is in it.
-pub(super) fn authenticate<'a>(
-    ready: &'a Ready,
-    credential: &str,
-    peer: Option<IpAddr>,
-    now: UnixMillis,
-) -> Result<(Revision, Entry<'a>), DenyReason> {
-    let Verdict { as_of, outcome } = ready.verifier.authenticate(credential, &ask(peer), now);
-    match outcome {
-        Outcome::Allow(entry) => Ok((as_of, entry)),
-        Outcome::Deny(_, reason) | Outcome::NoKey(reason) => Err(reason),
-    }
-}
+impl<F, E> Future for Admitted<F>
+where
+    F: Future<Output = Result<Response<Body>, E>>,
+{
+    type Output = F::Output;
 
-/// Whether a caller's key, once found, works now.
-pub(super) fn still_good(key: &KeyPolicy, peer: Option<IpAddr>, now: UnixMillis) -> bool {
-    decide(key, &ask(peer), now).is_ok()
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let answered = ready!(this.inner.poll(cx));
+        Poll::Ready(match this.by.take() {
+            Some(by) => answered.map(|response| response.map(|body| judged(body, by))),
+            None => answered,
+        })
+    }
 }
 
 /// The credential of a request. A request with several has none: it is not for us to choose.

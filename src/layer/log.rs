@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use http::{Request, Response};
-use keyward_core::access::{Action, Caller};
+use keyward_core::access::Action;
 use keyward_core::id::KeyId;
 use pin_project_lite::pin_project;
 use tonic::Code;
@@ -15,6 +15,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::grpc::calls::{action_of, known};
+use crate::grpc::standing::Standing;
 
 /// Logs each call.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +90,7 @@ struct Call {
 impl Call {
     /// What is to be logged of a call: admin calls at INFO, verifications at DEBUG, probes not at all.
     fn of<B>(request: &Request<B>) -> Option<Self> {
-        let caller = request.extensions().get::<Caller>()?.key_id().clone();
+        let caller = request.extensions().get::<Standing>()?.key_id().clone();
         let level = match action_of(request.uri().path()) {
             Some(Action::Verify) => tracing::Level::DEBUG,
             _ => tracing::Level::INFO,

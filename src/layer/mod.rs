@@ -1,8 +1,9 @@
 //! Middleware: what happens to every call before a service sees it. Outermost first: [`metrics`], then
-//! [`deadline`], [`authn`] and [`log`]. [`quick`] answers what need not come to them.
+//! [`deadline`], [`authn`] with [`judged`], and [`log`]. [`quick`] answers what need not come to them.
 
 pub mod authn;
 pub mod deadline;
+mod judged;
 pub mod log;
 pub mod metrics;
 pub mod quick;

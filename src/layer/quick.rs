@@ -12,15 +12,13 @@ use std::time::Instant;
 use bytes::Bytes;
 use keyward_core::access::{Action, Caller};
 use keyward_core::clock::UnixMillis;
-use keyward_core::event::Revision;
-use keyward_core::record::KeyPolicy;
 use tonic::Code;
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
 
-use super::authn::{authenticate, credential_of};
+use super::authn::credential_of;
 use crate::grpc::ready::{Gate, Ready};
-use crate::grpc::standing::caller_of;
+use crate::grpc::standing::Standing;
 use crate::grpc::verify::{quick_batch_reply, quick_reply};
 use crate::grpc::wire::secret_of;
 use crate::http2::{AtOnce, Head};
@@ -33,6 +31,9 @@ pub const PATHS: [&str; 2] = ["/keyward.v1.KeyVerify/Verify", "/keyward.v1.KeyVe
 
 /// Makes the body of a reply of that of a request, if that can be done at once.
 type ToReply = fn(&Ready, &Caller, &mut Foreseen, &[u8]) -> Option<Bytes>;
+
+/// Before every time that a caller is judged at.
+const NEVER: UnixMillis = UnixMillis(i64::MIN);
 
 /// What answers each of them.
 const REPLIES: [ToReply; 2] = [quick_reply, quick_batch_reply];
@@ -60,19 +61,15 @@ pub struct QuickVerify {
 /// The caller that a connection's last call had.
 struct Known {
     credential: Zeroizing<Box<[u8]>>,
-    peer: Option<IpAddr>,
-    /// Whatever changes any key makes another revision, and then the caller is looked up again.
-    as_of: Revision,
-    /// The form of its key.
-    revision: Revision,
-    policy: KeyPolicy,
-    caller: Arc<Caller>,
+    standing: Arc<Standing>,
 }
 
 /// What admits a call.
 pub struct Pass {
     which: usize,
-    caller: Arc<Caller>,
+    /// The caller as they were judged at `judged_at`. When the body is whole they may have lost the role.
+    standing: Arc<Standing>,
+    judged_at: UnixMillis,
     /// When its head was read.
     began: Instant,
 }
@@ -105,8 +102,8 @@ impl QuickVerify {
         let now = *self.now.get_or_insert_with(|| ready.clock.now());
         if let (Some((serial, which)), Some(known)) = (self.admitted, &self.known)
             && serial == head.serial()
-            && known.is_current(ready)
-            && (self.good_at == Some(now) || super::authn::still_good(&known.policy, self.peer, now))
+            && known.standing.is_current(ready)
+            && (self.good_at == Some(now) || known.standing.unchanged(ready, NEVER, now).is_some())
         {
             self.good_at = Some(now);
             return Some(which);
@@ -117,54 +114,27 @@ impl QuickVerify {
             return None;
         }
         let credential = credential_of(head.authorization()?)?;
-        if !self.known.as_ref().is_some_and(|known| known.holds(ready, credential, self.peer, now)) {
-            self.known = Known::find(ready, credential, self.peer, now, self.known.take());
+        let known = match &mut self.known {
+            Some(known) if known.is(credential, self.peer) => known,
+            known => {
+                let standing = Arc::new(Standing::find(ready, credential, self.peer).ok()?);
+                known.insert(Known { credential: Zeroizing::new(credential.as_bytes().into()), standing })
+            }
+        };
+        if !known.standing.is_current(ready) {
+            Arc::make_mut(&mut known.standing).refresh(ready).ok()?;
         }
-        let known = self.known.as_ref()?;
-        if !known.caller.may_somewhere(Action::Verify) {
-            return None;
-        }
+        known.standing.unchanged(ready, NEVER, now)?.may_somewhere(Action::Verify).then_some(())?;
         (self.admitted, self.good_at) = (Some((head.serial(), which)), Some(now));
         Some(which)
     }
 }
 
 impl Known {
-    fn find(
-        ready: &Ready,
-        credential: &str,
-        peer: Option<IpAddr>,
-        now: UnixMillis,
-        before: Option<Self>,
-    ) -> Option<Self> {
-        let (as_of, entry) = authenticate(ready, credential, peer, now).ok()?;
-        let revision = entry.revision();
-        // The key that has this secret has not changed since; other keys have.
-        let same = |known: &Self| known.is(credential, peer) && known.revision == revision;
-        if let Some(known) = before.filter(same) {
-            return Some(Self { as_of, ..known });
-        }
-        let caller = Arc::new(caller_of(&entry));
-        let credential = Zeroizing::new(credential.as_bytes().into());
-        Some(Self { credential, peer, as_of, revision, policy: entry.to_policy(), caller })
-    }
-
-    /// Whether a credential is this one, and is still good.
-    fn holds(&self, ready: &Ready, credential: &str, peer: Option<IpAddr>, now: UnixMillis) -> bool {
-        self.is_current(ready) && self.is(credential, peer) && super::authn::still_good(&self.policy, peer, now)
-    }
-
     /// Whether the credential and where it comes from are these. In a time that says nothing of where credentials differ: one
     /// connection may carry the calls of several callers.
     fn is(&self, credential: &str, peer: Option<IpAddr>) -> bool {
-        self.peer == peer && constant_time_eq::constant_time_eq(&self.credential, credential.as_bytes())
-    }
-
-    /// Whether nothing has changed since.
-    fn is_current(&self, ready: &Ready) -> bool {
-        // The revision is told after the entries: while it stands still, what was read at it has not been overtaken by
-        // any change that somebody was told of.
-        self.as_of == ready.verifier.index().revision()
+        self.standing.peer() == peer && constant_time_eq::constant_time_eq(&self.credential, credential.as_bytes())
     }
 }
 
@@ -192,12 +162,16 @@ impl AtOnce for QuickVerify {
 
     fn admit(&mut self, head: &Head) -> Option<Pass> {
         let which = self.which(head)?;
-        let caller = self.known.as_ref()?.caller.clone();
-        Some(Pass { which, caller, began: self.read_at })
+        let standing = self.known.as_ref()?.standing.clone();
+        Some(Pass { which, standing, judged_at: self.good_at?, began: self.read_at })
     }
 
     fn answer(&mut self, pass: &Pass, body: &[u8]) -> Option<Bytes> {
-        let reply = REPLIES[pass.which](self.gate.ready().ok()?, &pass.caller, &mut self.foreseen, body)?;
+        let ready = self.gate.ready().ok()?;
+        let now = *self.now.get_or_insert_with(|| ready.clock.now());
+        // The body may have come long after the head. A caller who has changed meanwhile takes the long way, which refuses.
+        let caller = pass.standing.unchanged(ready, pass.judged_at, now)?;
+        let reply = REPLIES[pass.which](ready, caller, &mut self.foreseen, body)?;
         if pass.began == self.read_at {
             self.answered[pass.which] += 1;
         } else {

@@ -9,13 +9,26 @@ use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::{KeyRecord, TenantRecord};
 
 use super::record::{encode_key, encode_tenant};
-use super::{CommitError, Put, StoreError};
+use super::{Commit, CommitError, Put, StoreError};
 
 /// What is there, including what the same group of commits has already put there.
 pub(super) trait Current {
     fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError>;
     fn has_digest(&self, digest: &Digest) -> Result<bool, StoreError>;
     fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError>;
+
+    /// A key of tenant `system`, by which changes are authorized: the same few again and again.
+    fn caller(&mut self, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
+        self.key(&TenantId::system(), key_id)
+    }
+}
+
+/// Checks that the caller may make the change at this very place in the log: a key that was disabled since the call was
+/// admitted makes none.
+pub(super) fn authorize(commit: &Commit, current: &mut impl Current) -> Result<(), CommitError> {
+    let Some(authorization) = &commit.authorization else { return Ok(()) };
+    let key = current.caller(authorization.key_id())?;
+    Ok(authorization.check(key.as_deref(), commit.time)?)
 }
 
 /// A record that may be written, and its bytes.

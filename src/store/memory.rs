@@ -12,7 +12,7 @@ use keyward_core::record::{KeyRecord, TenantRecord};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use super::check::{Current, stage};
+use super::check::{Current, authorize, stage};
 use super::{Backup, BackupError, Commit, CommitError, Condition, KeyQuery, Page, Part, Snapshot, Store, StoreError};
 use crate::feed::{Feed, Resync, Subscription};
 
@@ -77,6 +77,7 @@ impl Store for MemoryStore {
         if state.closed {
             return Err(StoreError::Closed.into());
         }
+        authorize(&commit, &mut *state)?;
         let revision = state.revision.next();
         let staged = commit.puts.into_iter().map(|put| stage(put, revision, &*state));
         let records: Vec<_> = staged.map(|s| s.map(|s| s.record)).collect::<Result<_, _>>()?;

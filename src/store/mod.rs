@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use keyward_core::access::{Authorization, Unauthorized};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{ActorId, KeyId, TenantId};
@@ -272,6 +273,8 @@ impl<R, I> Page<R, I> {
 pub struct Commit {
     /// Who.
     pub actor: ActorId,
+    /// What the caller must still be allowed when the change is made. `None`: Keyward makes it by itself.
+    pub authorization: Option<Authorization>,
     /// The call, such as `DisableKey`.
     pub method: &'static str,
     /// What it is done to: `<tenant>/<key_id>` or `<tenant>`.
@@ -298,6 +301,9 @@ pub enum Put {
 /// Why nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
+    /// The caller may not make the change any more.
+    #[error(transparent)]
+    Unauthorized(#[from] Unauthorized),
     /// The key or tenant exists already.
     #[error("it exists already")]
     Exists,

@@ -7,11 +7,14 @@ use std::time::Duration;
 use keyward::store::memory::MemoryStore;
 use keyward::store::sled::{LockedDir, Options, Retention, SledStore};
 use keyward::store::{Commit, CommitError, KeyQuery, Put, Store};
+use keyward_core::access::{Caller, Identity, Issue, Unauthorized};
 use keyward_core::clock::{ManualClock, UnixMillis};
+use keyward_core::decision::DenyReason;
 use keyward_core::digest::{Digest, PepperId};
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
 use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, Stamp, State, TenantRecord};
+use keyward_core::scope::Scope;
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
@@ -40,6 +43,7 @@ on_every_engine![
     revisions_grow_by_one_and_failures_take_none,
     a_key_is_made_once,
     a_stale_version_is_refused,
+    a_change_is_made_only_while_its_caller_may,
     a_commit_is_all_or_nothing,
     a_record_past_its_limit_is_refused,
     pages_are_ordered_and_complete,
@@ -109,6 +113,7 @@ fn tenant(id: &str) -> Box<TenantRecord> {
 pub(crate) fn commit(puts: Vec<Put>) -> Commit {
     Commit {
         actor: ActorId::keyward(),
+        authorization: None,
         method: "Test",
         target: "default/x".into(),
         time: UnixMillis(1_000),
@@ -187,6 +192,58 @@ async fn a_stale_version_is_refused(store: Arc<dyn Store>) {
     assert!(matches!(store.commit(change(&foreign)).await, Err(CommitError::Outdated)));
     assert!(matches!(store.commit(change(&key(9))).await, Err(CommitError::Outdated)));
     store.commit(change(&KeyRecord { revision, ..made })).await.unwrap();
+}
+
+async fn a_change_is_made_only_while_its_caller_may(store: Arc<dyn Store>) {
+    let scopes = |scopes: &[&str]| scopes.iter().map(|s| Scope::parse(s).unwrap()).collect::<Vec<_>>();
+    let base = key(900);
+    let caller = KeyRecord {
+        tenant: TenantId::system(),
+        policy: KeyPolicy { scopes: scopes(&["keyward.issuer"]), ..base.policy.clone() },
+        ..base
+    };
+    let identity = Identity { key_id: caller.key_id.clone(), digest: caller.secret.digest, peer: None };
+    let granted = |identity: &Identity| {
+        let issuer = Caller::new(identity.clone(), &scopes(&["keyward.issuer"]));
+        Some(issuer.grant::<Issue>(TenantId::default_tenant()).unwrap().authorization())
+    };
+    let issue =
+        |number: u32| Commit { authorization: granted(&identity), ..commit(vec![Put::NewKey(Box::new(key(number)))]) };
+    let refusal = |outcome: Result<Revision, CommitError>| match outcome {
+        Err(CommitError::Unauthorized(why)) => why,
+        other => panic!("it is not refused for its caller: {other:?}"),
+    };
+    assert_eq!(refusal(store.commit(issue(901)).await), Unauthorized::Key(DenyReason::Unknown), "there is no such key");
+    let made = store.commit(commit(vec![Put::NewKey(Box::new(caller.clone()))])).await.unwrap();
+    store.commit(issue(901)).await.unwrap();
+
+    let put =
+        |key: &KeyRecord, policy: KeyPolicy| commit(vec![Put::Key(Box::new(KeyRecord { policy, ..key.clone() }))]);
+    let (works, mut now) = (caller.policy.clone(), KeyRecord { revision: made, ..caller.clone() });
+    let lost = [
+        (KeyPolicy { state: State::Disabled, ..works.clone() }, Unauthorized::Key(DenyReason::Disabled)),
+        (KeyPolicy { scopes: scopes(&["keyward.viewer"]), ..works.clone() }, Unauthorized::Role),
+        (KeyPolicy { scopes: scopes(&["keyward.issuer@acme"]), ..works.clone() }, Unauthorized::Role),
+        (KeyPolicy { expire_time: Some(UnixMillis(1_000)), ..works.clone() }, Unauthorized::Key(DenyReason::Expired)),
+        (
+            KeyPolicy { audiences: vec!["mail".into()], ..works.clone() },
+            Unauthorized::Key(DenyReason::AudienceMismatch),
+        ),
+    ];
+    for (number, (policy, why)) in (902..).zip(lost) {
+        // One behind the other in the queue, and so, most often, in one group.
+        let (taken, refused) = tokio::join!(store.commit(put(&now, policy)), store.commit(issue(number)));
+        now.revision = taken.unwrap();
+        assert_eq!(refusal(refused), why);
+        assert_eq!(refusal(store.commit(issue(number)).await), why);
+        assert!(read(&*store, &key(number)).await.is_none());
+        now.revision = store.commit(put(&now, works.clone())).await.unwrap();
+        store.commit(issue(number)).await.unwrap();
+    }
+    // A secret that is not the key's any more.
+    let other = Identity { digest: Digest::from_bytes([9; 32]), ..identity.clone() };
+    let commit = Commit { authorization: granted(&other), ..issue(950) };
+    assert_eq!(refusal(store.commit(commit).await), Unauthorized::Key(DenyReason::Unknown));
 }
 
 async fn a_commit_is_all_or_nothing(store: Arc<dyn Store>) {

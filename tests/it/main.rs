@@ -13,6 +13,7 @@ mod batch;
 mod binary;
 mod conformance;
 mod coverage;
+mod disabled_callers;
 mod disk;
 mod early;
 mod golden;

@@ -13,7 +13,7 @@ use keyward::index::Index;
 use keyward::layer::authn::AuthnLayer;
 use keyward::store::memory::MemoryStore;
 use keyward::store::{Put, Store};
-use keyward_core::access::{Caller, ChangeState};
+use keyward_core::access::{Caller, ChangeState, Identity};
 use keyward_core::clock::ManualClock;
 use keyward_core::digest::{Pepper, PepperRing};
 use keyward_core::record::{KeyPolicy, KeyRecord, State};
@@ -212,7 +212,10 @@ async fn an_answer_that_a_key_is_disabled_waits_until_it_is_so() {
         entropy: Arc::new(Seeded::new(1)),
         page_token_key: Zeroizing::new([1; 32]),
     });
-    let caller = Caller::new(key(2).key_id, &[Scope::parse("keyward.operator").unwrap()]);
+    let caller = Caller::new(
+        Identity { key_id: key(2).key_id, digest: key(2).secret.digest, peer: None },
+        &[Scope::parse("keyward.operator").unwrap()],
+    );
     let grant = caller.grant::<ChangeState>(key(1).tenant).unwrap();
     let (key_id, terms) = (key(1).key_id, Terms::default());
     let mut disabled = std::pin::pin!(authority.change_state(&grant, &key_id, State::Disabled, "", &terms));

@@ -154,6 +154,7 @@ fn verifier(digest: [u8; 32], pepper: &Pepper) -> Result<KeyRecord, Failure> {
 fn commit(key: KeyRecord) -> Commit {
     Commit {
         actor: ActorId::keyward(),
+        authorization: None,
         method: "CreateKey",
         target: format!("{}/{}", key.tenant, key.key_id),
         time: SystemClock.now(),

@@ -4,6 +4,7 @@
 //! the feed, answer. The table is written behind by a thread of its own. A failure of the disk ends the process: what
 //! the disk holds is then unknown, and a second sync may claim success for data that the kernel has dropped.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -27,7 +28,7 @@ use super::table::{Row, Table};
 use super::watermark::Watermark;
 use crate::fatal::die;
 use crate::feed::Feed;
-use crate::store::check::{Current, Staged, stage};
+use crate::store::check::{Current, Staged, authorize, stage};
 use crate::store::record::pb;
 use crate::store::{Commit, CommitError, StoreError};
 
@@ -39,6 +40,8 @@ const GROUP_BYTES_MAX: usize = 1024 * 1024;
 const TABLE_QUEUE_GROUPS_MAX: usize = 64;
 /// Rows that the table's writer puts into one transaction, while more are waiting.
 const TABLE_ROWS_MAX: usize = 1_024;
+/// Keys of callers that are kept to authorize changes by, without asking the table each time.
+const CALLERS_MAX: usize = 1_024;
 /// With nothing to write, the table's writer looks this often whether the table still works.
 const TABLE_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -112,6 +115,7 @@ impl Committer {
             busy,
             gauge,
             last_room,
+            callers: HashMap::new(),
         };
         let journal_thread = spawn("committer", move || log.run(queue))?;
         Ok((Self { journal: journal_thread, table: table_thread }, progress))
@@ -148,7 +152,11 @@ struct Log {
     busy: Arc<Busy>,
     gauge: Gauge,
     last_room: Room,
+    /// The current form of some callers' keys. Only this thread changes any key.
+    callers: Callers,
 }
+
+type Callers = HashMap<KeyId, Arc<KeyRecord>>;
 
 /// Since when the committer has been at work on one group, and when it last had no room for one.
 #[derive(Debug, Default)]
@@ -205,7 +213,8 @@ impl Log {
         let mut staged = Group { rows: vec![], end: before };
         let mut changes = vec![];
         let mut replies = vec![];
-        let mut seen = Seen { group: Maps::default(), overlay: &self.overlay, table: &self.table };
+        let (overlay, table, callers) = (&self.overlay, &self.table, &mut self.callers);
+        let mut seen = Seen { group: Maps::default(), overlay, table, callers };
 
         let mut next = Some(first);
         while let Some(request) = next {
@@ -255,12 +264,25 @@ impl Log {
             }
         }
         self.overlay.insert(staged.rows.iter().map(|row| &row.record));
+        self.keep_callers(&staged.rows);
         self.feed.publish(changes);
         self.durable.send_replace(staged.end.revision);
         if self.groups.send(staged).is_err() {
             die("the table's writer has ended", &"no receiver");
         }
         answer(replies);
+    }
+
+    /// Keeps the callers' keys as they are now.
+    fn keep_callers(&mut self, rows: &[Row]) {
+        for row in rows {
+            if let Record::Key(key) = &row.record
+                && key.tenant.is_system()
+                && let Some(kept) = self.callers.get_mut(&key.key_id)
+            {
+                kept.clone_from(key);
+            }
+        }
     }
 
     /// How much room there is for this group. A disk that does not say has none.
@@ -311,6 +333,7 @@ fn stage_all(
     if room < Room::Ample && !(room == Room::Scarce && commit.takes_power_away) {
         return Err(CommitError::NoRoom);
     }
+    authorize(&commit, seen)?;
     let staged = commit.puts.into_iter().map(|put| stage(put, revision, seen)).collect::<Result<Vec<_>, _>>()?;
     let rows: Vec<Row> = staged.into_iter().map(|Staged { record, bytes }| Row { record, bytes }).collect();
     rows.iter().for_each(|row| seen.group.insert(&row.record));
@@ -338,6 +361,7 @@ struct Seen<'a> {
     group: Maps,
     overlay: &'a Overlay,
     table: &'a Table,
+    callers: &'a mut Callers,
 }
 
 impl Current for Seen<'_> {
@@ -352,6 +376,22 @@ impl Current for Seen<'_> {
 
     fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {
         Ok(self.group.tenant(tenant).or_else(|| self.overlay.tenant(tenant)))
+    }
+
+    fn caller(&mut self, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
+        let system = TenantId::system();
+        let newer = self.group.key(&system, key_id).or_else(|| self.callers.get(key_id).cloned());
+        if newer.is_some() {
+            return Ok(newer);
+        }
+        let found = self.key(&system, key_id)?;
+        if let Some(key) = &found {
+            if self.callers.len() == CALLERS_MAX {
+                self.callers.clear();
+            }
+            self.callers.insert(key_id.clone(), key.clone());
+        }
+        Ok(found)
     }
 }
 

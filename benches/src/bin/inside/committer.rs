@@ -134,6 +134,7 @@ impl Bench {
         let target = format!("default/{}", key.key_id);
         Ok(Commit {
             actor: ActorId::keyward(),
+            authorization: None,
             method: "CreateKey",
             target,
             time: NOW,
