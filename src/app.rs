@@ -31,12 +31,13 @@ use crate::config::Settings;
 use crate::cores::Cores;
 use crate::files;
 use crate::grpc;
-use crate::grpc::calls::{CALLS, is_quick};
+use crate::grpc::calls::{CALLS, has_stream, is_quick};
 use crate::grpc::ready::{Gate, Ready};
 use crate::index::Index;
 use crate::keyring::{Keyring, KeyringError};
 use crate::layer::authn::AuthnLayer;
 use crate::layer::deadline::DeadlineLayer;
+use crate::layer::incoming::IncomingLayer;
 use crate::layer::log::LogLayer;
 use crate::layer::metrics::MetricsLayer;
 use crate::layer::quick::QuickVerify;
@@ -349,10 +350,10 @@ fn serve(
 ) {
     let service = LogLayer.layer(routes.prepare());
     let service = DeadlineLayer.layer(AuthnLayer::new(gate.clone()).layer(service));
-    let service = MetricsLayer::new(calls.clone()).layer(service);
+    let service = IncomingLayer.layer(MetricsLayer::new(calls.clone()).layer(service));
     let gate = gate.clone();
     let at_once = move |peer| QuickVerify::new(gate.clone(), &calls, peer);
-    let answering = Answering { service, at_once, at_home: is_quick, elsewhere: Handle::current() };
+    let answering = Answering { service, at_once, at_home: is_quick, has_stream, elsewhere: Handle::current() };
 
     let (accepted, incoming) = mpsc::channel::<io::Result<Conn>>(ACCEPTED_MAX);
     for listener in listeners {

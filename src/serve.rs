@@ -29,6 +29,8 @@ pub struct Answering<S, F> {
     pub at_once: F,
     /// Whether a call, by its path, is answered on the core of its connection: those that never take long.
     pub at_home: fn(&str) -> bool,
+    /// Whether the request of a call, by its path, is a stream of messages, which may take its time.
+    pub has_stream: fn(&str) -> bool,
     /// Where all other calls are answered, and connections live once they have had such a call.
     pub elsewhere: Handle,
 }
@@ -40,9 +42,10 @@ impl<S, F> Answering<S, F> {
     where
         F: Fn(Peer) -> A,
     {
-        let Self { service, at_once, at_home, elsewhere } = self;
+        let Self { service, at_once, at_home, has_stream, elsewhere } = self;
         let peer = conn.connect_info();
-        let answering = http2::Answering { at_once: at_once(peer), service, at_home, elsewhere, extension: peer };
+        let at_once = at_once(peer);
+        let answering = http2::Answering { at_once, service, at_home, has_stream, elsewhere, extension: peer };
         Connection::new(conn, answering)
     }
 }

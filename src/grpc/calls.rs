@@ -35,6 +35,12 @@ pub fn is_quick(path: &str) -> bool {
     path.starts_with("/keyward.v1.KeyVerify/") || path.starts_with("/grpc.health.v1.Health/")
 }
 
+/// Whether the request of a call is a stream of messages, which may stay open for days.
+#[must_use]
+pub fn has_stream(path: &str) -> bool {
+    path == STREAM_VERIFY || path.ends_with("/ServerReflectionInfo")
+}
+
 /// Whether a path needs no credential.
 #[must_use]
 pub fn is_open(path: &str) -> bool {

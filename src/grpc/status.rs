@@ -45,6 +45,15 @@ pub enum Refusal {
         /// How long it may be.
         max: usize,
     },
+    /// The request was not whole so long after its headers.
+    #[error("the request was not whole in time")]
+    TooSlow {
+        /// How long it may take.
+        max: Duration,
+    },
+    /// The caller has given the call up.
+    #[error("the call was cancelled")]
+    Cancelled,
     /// The server stops while a stream is open.
     #[error("stopping")]
     Stopping,
@@ -122,6 +131,11 @@ fn told(refusal: &Refusal) -> Told<'_> {
             let message = format!("the request must be at most {max} bytes");
             plain(Code::OutOfRange, "REQUEST_TOO_LONG", &message)
         }
+        Refusal::TooSlow { max } => {
+            let message = format!("the request was not whole {} s after its headers", max.as_secs());
+            plain(Code::DeadlineExceeded, "REQUEST_TOO_SLOW", &message)
+        }
+        Refusal::Cancelled => plain(Code::Cancelled, "CANCELLED", "the call was cancelled"),
         Refusal::Stopping => {
             plain(Code::Unavailable, "STOPPING", "keyward is stopping; open another stream and ask again there")
         }

@@ -1,6 +1,5 @@
 //! The body of a request, as it comes in.
 
-use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -28,17 +27,16 @@ pub struct Incoming {
     events: UnboundedSender<Message>,
 }
 
-/// The call has ended, and with it its body, which is not whole.
-#[derive(Clone, Copy, Debug)]
-pub struct Cancelled;
-
-impl fmt::Display for Cancelled {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the call was cancelled")
-    }
+/// Why a body is not whole and never will be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Incomplete {
+    /// The call has ended, and with it its body.
+    #[error("the call was cancelled")]
+    Cancelled,
+    /// It did not come within [`REQUEST_TIME_MAX`](super::REQUEST_TIME_MAX).
+    #[error("the request was not whole in time")]
+    TooSlow,
 }
-
-impl std::error::Error for Cancelled {}
 
 /// Where the connection puts what comes in. However small the pieces are, they are kept as one.
 #[derive(Clone, Debug, Default)]
@@ -47,7 +45,7 @@ pub(super) struct Inbox(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     data: BytesMut,
-    end: Option<Result<(), Cancelled>>,
+    end: Option<Result<(), Incomplete>>,
     waker: Option<Waker>,
 }
 
@@ -60,7 +58,7 @@ impl Inbox {
     }
 
     /// Nothing more will come, or the call is over.
-    pub(super) fn end(&self, end: Result<(), Cancelled>) {
+    pub(super) fn end(&self, end: Result<(), Incomplete>) {
         let mut state = self.0.lock();
         state.end = Some(end);
         state.wake();
@@ -83,12 +81,12 @@ impl Incoming {
 
 impl Body for Incoming {
     type Data = Bytes;
-    type Error = Cancelled;
+    type Error = Incomplete;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cancelled>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Incomplete>>> {
         let mut state = self.inbox.0.lock();
         match state.end {
-            Some(Err(cancelled)) => return Poll::Ready(Some(Err(cancelled))),
+            Some(Err(incomplete)) => return Poll::Ready(Some(Err(incomplete))),
             Some(Ok(())) if state.data.is_empty() => return Poll::Ready(None),
             _ => {}
         }

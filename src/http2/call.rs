@@ -53,13 +53,15 @@ pub(super) struct Running {
     task: Option<AbortHandle>,
     /// How much the call may say before it is sent, in bytes.
     room: Arc<Semaphore>,
+    /// Whether its request is a stream of messages, which may take its time.
+    pub(super) has_stream: bool,
 }
 
 impl Running {
     /// A call that nobody answers.
     #[cfg(test)]
     pub(super) fn never() -> Self {
-        Self { task: None, room: Arc::new(Semaphore::new(REPLY_BYTES_AHEAD)) }
+        Self { task: None, room: Arc::new(Semaphore::new(REPLY_BYTES_AHEAD)), has_stream: false }
     }
 
     /// A part of the reply is sent.
@@ -94,6 +96,7 @@ pub(super) trait Begin {
 pub(super) struct Calls<S, X> {
     pub(super) service: S,
     pub(super) at_home: fn(&str) -> bool,
+    pub(super) has_stream: fn(&str) -> bool,
     pub(super) elsewhere: Handle,
     pub(super) has_gone_elsewhere: bool,
     pub(super) extension: X,
@@ -110,7 +113,8 @@ where
     fn begin(&mut self, stream: u32, head: &Head, inbox: Inbox) -> Option<Running> {
         let body = Incoming::new(inbox, stream, self.events.clone());
         let mut request = head.to_request(body)?;
-        let at_home = (self.at_home)(request.uri().path());
+        let path = request.uri().path();
+        let (at_home, has_stream) = ((self.at_home)(path), (self.has_stream)(path));
         request.extensions_mut().insert(self.extension.clone());
         let room = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
         let link = Link { stream, events: self.events.clone(), room: room.clone(), held: Mutex::default() };
@@ -130,7 +134,7 @@ where
             self.has_gone_elsewhere = true;
             Some(self.elsewhere.spawn(call).abort_handle())
         };
-        Some(Running { task, room })
+        Some(Running { task, room, has_stream })
     }
 
     fn has_gone_elsewhere(&self) -> bool {

@@ -47,6 +47,9 @@ pub struct Answering<S, A, X> {
     pub service: S,
     /// Whether a call, by its path, is answered where its connection lives: those that never take long.
     pub at_home: fn(&str) -> bool,
+    /// Whether the request of a call, by its path, is a stream of messages. All others must be whole in
+    /// [`REQUEST_TIME_MAX`](super::REQUEST_TIME_MAX).
+    pub has_stream: fn(&str) -> bool,
     /// Where the others are answered.
     pub elsewhere: Handle,
     /// What each request is given as an extension.
@@ -82,9 +85,9 @@ pub enum Served {
 impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
     /// A connection that is there already, on the current runtime.
     pub fn new(io: T, answering: Answering<S, A, X>) -> Self {
-        let Answering { at_once, service, at_home, elsewhere, extension } = answering;
+        let Answering { at_once, service, at_home, has_stream, elsewhere, extension } = answering;
         let (events, heard) = unbounded_channel();
-        let calls = Calls { service, at_home, elsewhere, has_gone_elsewhere: false, extension, events };
+        let calls = Calls { service, at_home, has_stream, elsewhere, has_gone_elsewhere: false, extension, events };
         let now = Instant::now();
         Self(Session {
             io,
@@ -357,6 +360,8 @@ where
     /// Does what is due, and says when the next thing will be.
     fn tick(&mut self, now: Instant) -> Result<Instant, End> {
         self.conn.calm_down();
+        // A request that begins later is due later than the next look.
+        let late = self.conn.end_late_requests(now.into_std());
         let mut next = self.heard + KEEPALIVE_INTERVAL;
         if let Some(asked) = self.asked {
             next = asked + KEEPALIVE_TIMEOUT;
@@ -377,7 +382,7 @@ where
                 next = next.min(deadline);
             }
         }
-        Ok(next)
+        Ok(late.map_or(next, |late| next.min(late.into())))
     }
 }
 

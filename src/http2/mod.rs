@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-pub use self::body::{Cancelled, Incoming};
+pub use self::body::{Incoming, Incomplete};
 pub use self::code::{Code, Fault};
 pub use self::head::Head;
 pub use self::io::{Answering, Connection, End, Served};
@@ -52,6 +52,9 @@ pub const GATHERED_BYTES_MAX: usize = 128 * 1024;
 pub const GATHERED_BYTES_ALL_MAX: usize = WINDOW_BYTES as usize / 2;
 /// Bodies that are looked at before the first of them is answered.
 pub const FORESEEN_MAX: usize = 16;
+/// How long a request may take from its head to its end, unless it is a stream of messages. A caller holds a place, and what
+/// was sent of the request is kept, for as long.
+pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// Bytes that wait to be written to the network. Beyond it nothing is read, and no call says more.
 pub const OUT_BYTES_MAX: usize = 256 * 1024;
 /// Bytes of replies that were given at once and wait for the peer's windows. Beyond it new calls are refused.

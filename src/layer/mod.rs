@@ -1,8 +1,9 @@
-//! Middleware: what happens to every call before a service sees it. Outermost first: [`metrics`], then
-//! [`deadline`], [`authn`] with [`judged`], and [`log`]. [`quick`] answers what need not come to them.
+//! Middleware: what happens to every call before a service sees it. Outermost first: [`incoming`],
+//! [`metrics`], then [`deadline`], [`authn`] with [`judged`], and [`log`]. [`quick`] answers what need not come to them.
 
 pub mod authn;
 pub mod deadline;
+pub mod incoming;
 mod judged;
 pub mod log;
 pub mod metrics;

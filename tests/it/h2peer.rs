@@ -169,6 +169,11 @@ impl Peer {
         self.reader.next().await
     }
 
+    /// The next frame, if it comes within this time.
+    pub(crate) async fn next_in(&mut self, time: Duration) -> Option<Frame> {
+        timeout(time, self.reader.read()).await.ok()?
+    }
+
     pub(crate) async fn find(&mut self, wanted: impl Fn(&Frame) -> bool) -> Frame {
         self.reader.find(wanted).await
     }

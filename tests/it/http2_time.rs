@@ -6,7 +6,7 @@ use std::time::Duration;
 use keyward::app::{App, Deps, Engine};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
-use keyward::http2::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT};
+use keyward::http2::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, REQUEST_TIME_MAX};
 use keyward_core::clock::ManualClock;
 use tokio::time::{Instant, timeout};
 
@@ -123,6 +123,70 @@ async fn a_peer_that_never_reads_its_replies_is_gone() {
     };
     timeout(Duration::from_secs(300), flooding).await.expect("the server closes");
     drop(reader);
+    app.stop().await.unwrap();
+}
+
+/// Of each way that a call takes: answered at once, by a service, and without a credential.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_not_whole_in_time_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let app = here(&dir).await;
+    let secret = std::fs::read_to_string(dir.path().join("data/admin.key")).unwrap();
+    for (path, credential) in [
+        (VERIFY, Some(secret.trim())),
+        ("/keyward.v1.KeyAdmin/ListKeys", Some(secret.trim())),
+        ("/grpc.health.v1.Health/Check", None),
+    ] {
+        let block = credential.map_or_else(|| head(path), |secret| head_of(path, secret));
+        let mut peer = Peer::to(&app.addrs()[0]).await;
+        peer.write(PREFACE).await;
+        peer.settings(&[]).await;
+        peer.send(HEADERS, END_HEADERS, 1, &block).await;
+        let began = Instant::now();
+        // Its pieces are signs of life, and no excuse.
+        let (mut reader, mut writer) = peer.split();
+        let mut pieces = prefixed(&[0; 100]).into_iter();
+        let frames = loop {
+            writer.write(&frame(DATA, 0, 1, &[pieces.next().unwrap()])).await;
+            let first = timeout(Duration::from_secs(1), reader.find(|frame| frame.stream == 1)).await;
+            if let Ok(first) = first {
+                break [first, reader.find(|frame| frame.kind == RST_STREAM && frame.stream == 1).await];
+            }
+            assert!(began.elapsed() < 2 * REQUEST_TIME_MAX, "{path} is never answered");
+        };
+        let took = began.elapsed();
+        assert!(took >= REQUEST_TIME_MAX && took < REQUEST_TIME_MAX + Duration::from_secs(2), "{path}: {took:?}");
+        // DEADLINE_EXCEEDED, and what was late.
+        let told = String::from_utf8_lossy(&frames[0].payload);
+        assert!(told.contains("grpc-status\u{1}4") && told.contains("not%20whole%2030%20s"), "{path}: {told}");
+        assert_eq!(frames[1].code(), 0, "{path}: and the rest of it is of no use");
+    }
+    app.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_requests_may_take_its_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let app = here(&dir).await;
+    let secret = std::fs::read_to_string(dir.path().join("data/admin.key")).unwrap();
+    let mut peer = Peer::to(&app.addrs()[0]).await;
+    peer.write(PREFACE).await;
+    peer.settings(&[]).await;
+    let block = head_of("/keyward.v1.KeyVerify/StreamVerify", secret.trim());
+    peer.send(HEADERS, END_HEADERS, 1, &block).await;
+    let mut quiet = 0;
+    while quiet < 5 {
+        let frame = peer.next_in(2 * KEEPALIVE_INTERVAL).await;
+        let asked = frame.filter(|frame| frame.kind == PING && frame.flags == 0);
+        if let Some(asked) = asked {
+            peer.send(PING, END, 0, &asked.payload).await;
+            quiet += 1;
+        }
+    }
+    let asked = pb::StreamVerifyRequest { request: Some(ask("nonsense")) };
+    peer.send(DATA, 0, 1, &body(&asked)).await;
+    peer.find(|frame| frame.kind == DATA && frame.stream == 1).await;
+    drop(peer);
     app.stop().await.unwrap();
 }
 

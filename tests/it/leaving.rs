@@ -70,7 +70,8 @@ async fn start(tasks: &Tasks, cores: &Cores) -> ListenAddr {
     let (accepted, incoming) = mpsc::channel(1);
     tasks.spawn("accept", listener.accept(Slots::new(8), accepted, tasks.stop_token()));
     let elsewhere = tokio::runtime::Handle::current();
-    let answering = Answering { service: There, at_once: |_| Here, at_home: |path| path == HOME, elsewhere };
+    let answering =
+        Answering { service: There, at_once: |_| Here, at_home: |path| path == HOME, has_stream: |_| false, elsewhere };
     tasks.spawn("serve", serve(tasks.clone(), cores.homes().to_vec(), incoming, answering));
     addr
 }

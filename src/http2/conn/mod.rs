@@ -75,6 +75,8 @@ pub(super) struct Conn<A: AtOnce, C> {
     errors: u32,
     idle_frames: u32,
     leaving: Leaving,
+    /// When what is gone through was read.
+    at: Instant,
 }
 
 /// How far a connection has come.
@@ -140,6 +142,7 @@ impl<A: AtOnce, C> Conn<A, C> {
             errors: 0,
             idle_frames: 0,
             leaving: Leaving::No,
+            at: Instant::now(),
         }
     }
 }
@@ -151,6 +154,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     /// # Errors
     /// When the connection cannot go on. The peer has been told so then.
     pub(super) fn receive(&mut self, input: &[u8], at: Instant) -> Result<usize, Fault> {
+        self.at = at;
         self.at_once.begin(at);
         let received = self.receive_frames(input);
         self.at_once.end();
@@ -231,6 +235,18 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     /// A while has passed: what a peer may do in it begins anew.
     pub(super) fn calm_down(&mut self) {
         self.idle_frames = 0;
+    }
+
+    /// Ends the wait for requests that should be whole by now, and says when the next one should be.
+    pub(super) fn end_late_requests(&mut self, now: Instant) -> Option<Instant> {
+        // In the order of their beginning.
+        while let Some(waiting) = self.waiting.pop_front_if(|waiting| waiting.until <= now) {
+            self.gathered_bytes -= waiting.body.len();
+            self.refuse_late(&waiting);
+        }
+        self.streams.values_mut().for_each(|stream| stream.end_if_late(now));
+        let waiting = self.waiting.front().map(|waiting| waiting.until);
+        waiting.into_iter().chain(self.streams.values().filter_map(|stream| stream.until)).min()
     }
 
     /// Tells the peer that this connection will end, and asks it to say when it knows. Until then calls are answered.

@@ -1,6 +1,7 @@
 //! What a peer sends of its calls: their heads, their bodies, and their ends.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
 use http::{HeaderMap, StatusCode};
 
@@ -11,7 +12,9 @@ use crate::http2::call::Begin;
 use crate::http2::code::{Code, Fault};
 use crate::http2::frame::{self, Head as FrameHead, flag};
 use crate::http2::head::{Flaw, Head};
-use crate::http2::{AtOnce, BLOCK_BYTES_MAX, BLOCK_FRAMES_MAX, GATHERED_BYTES_ALL_MAX, GATHERED_BYTES_MAX};
+use crate::http2::{
+    AtOnce, BLOCK_BYTES_MAX, BLOCK_FRAMES_MAX, GATHERED_BYTES_ALL_MAX, GATHERED_BYTES_MAX, REQUEST_TIME_MAX,
+};
 
 /// What a HEADERS frame says of priorities, if it does (RFC 9113, section 6.2).
 const PRIORITY_BYTES: usize = 5;
@@ -22,11 +25,18 @@ struct Opened<'a> {
     head: &'a Head,
     credit: i64,
     padding: u32,
+    until: Instant,
 }
 
 impl<'a> Opened<'a> {
     fn of<P>(waiting: &'a Waiting<P>) -> Self {
-        Self { id: waiting.id, head: &waiting.head, credit: waiting.credit, padding: waiting.padding }
+        Self {
+            id: waiting.id,
+            head: &waiting.head,
+            credit: waiting.credit,
+            padding: waiting.padding,
+            until: waiting.until,
+        }
     }
 }
 
@@ -87,9 +97,14 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             None => {}
         }
         let Some(pass) = self.at_once.admit(&head) else {
-            return self.begin(Opened { id, head: &head, credit: 0, padding: 0 }, &[], ends);
+            return self.begin(
+                Opened { id, head: &head, credit: 0, padding: 0, until: self.at + REQUEST_TIME_MAX },
+                &[],
+                ends,
+            );
         };
-        let waiting = Waiting { id, head, pass, body: vec![], padding: 0, credit: 0 };
+        let until = self.at + REQUEST_TIME_MAX;
+        let waiting = Waiting { id, head, pass, body: vec![], padding: 0, credit: 0, until };
         if ends {
             return self.answer(waiting, &[]);
         }
@@ -220,7 +235,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
 
     /// Begins a call on the long way, with as much of its body as is there.
     fn begin(&mut self, opened: Opened<'_>, body: &[u8], ends: bool) -> Result<(), Fault> {
-        let Opened { id, head, credit, padding } = opened;
+        let Opened { id, head, credit, padding, until } = opened;
         let inbox = Inbox::default();
         if !body.is_empty() {
             inbox.push(body);
@@ -233,14 +248,27 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             return self.reset_for(id, Code::Protocol);
         };
         let inbox = (!ends).then_some(inbox);
-        self.streams.insert(id, Stream::of_call(credit, inbox, call, body.len() as u32, padding));
+        let until = (!ends && !call.has_stream).then_some(until);
+        let stream = Stream::of_call(credit, inbox, call, body.len() as u32, padding);
+        self.streams.insert(id, Stream { until, ..stream });
         Ok(())
     }
 
     /// All of a call's body is there.
     fn end_body(&mut self, id: u32) {
-        if let Some(inbox) = self.streams.get_mut(&id).and_then(|stream| stream.inbox.take()) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.until = None;
+        if let Some(inbox) = stream.inbox.take() {
             inbox.end(Ok(()));
+        }
+    }
+
+    /// Begins a call whose body did not come in time, only to be refused: there is one place that does.
+    pub(super) fn refuse_late(&mut self, waiting: &Waiting<A::Pass>) {
+        // Only a head that is of no request is reset instead, and those never wait.
+        let _begun = self.begin(Opened::of(waiting), &waiting.body, false);
+        if let Some(stream) = self.streams.get_mut(&waiting.id) {
+            stream.end_if_late(waiting.until);
         }
     }
 

@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::HeaderMap;
 
 use crate::http2::WINDOW_BYTES;
-use crate::http2::body::{Cancelled, Inbox};
+use crate::http2::body::{Inbox, Incomplete};
 use crate::http2::call::Running;
 use crate::http2::head::Head;
 
@@ -20,6 +21,8 @@ pub(super) struct Waiting<P> {
     /// Bytes of padding that came with it.
     pub(super) padding: u32,
     pub(super) credit: i64,
+    /// When the body must be whole.
+    pub(super) until: Instant,
 }
 
 /// A call on the long way, or a reply that waits for its window.
@@ -29,6 +32,8 @@ pub(super) struct Stream {
     pub(super) credit: i64,
     /// Where the body goes; `None` when all of it is there, or nobody wants it any more.
     pub(super) inbox: Option<Inbox>,
+    /// When the body must be whole; `None` when it is, or may take its time.
+    pub(super) until: Option<Instant>,
     /// Bytes that the peer may send.
     pub(super) window: u32,
     /// Bytes that came and are not read.
@@ -64,6 +69,16 @@ impl Stream {
         Self { credit, inbox, window, unread, untold: padding, call: Some(call), ..Self::default() }
     }
 
+    /// Ends the wait for the rest of the body, if it is due by now.
+    pub(super) fn end_if_late(&mut self, now: Instant) {
+        if let Some(inbox) = &self.inbox
+            && self.until.is_some_and(|until| until <= now)
+        {
+            inbox.end(Err(Incomplete::TooSlow));
+            self.until = None;
+        }
+    }
+
     /// The stream of a reply that is there.
     pub(super) fn of_reply(credit: i64, reply: Bytes) -> Self {
         Self { credit, pieces: VecDeque::from([Piece::Data(reply, 0), Piece::Ok]), ..Self::default() }
@@ -74,7 +89,7 @@ impl Stream {
         self.is_over = true;
         self.pieces.clear();
         if let Some(inbox) = self.inbox.take() {
-            inbox.end(Err(Cancelled));
+            inbox.end(Err(Incomplete::Cancelled));
         }
         if let Some(call) = &self.call {
             call.cancel();
