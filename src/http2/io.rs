@@ -228,7 +228,7 @@ where
                     let was_full = self.conn.is_full();
                     let written = self.poll_write(cx)?;
                     if self.conn.has_left() {
-                        self.end(None);
+                        self.end(self.conn.drained().map(|(fault, _)| fault));
                     } else if was_full {
                         // There may be more to say than there was room for.
                         ready!(written);
@@ -380,6 +380,12 @@ where
                 self.conn.leave();
             } else {
                 next = next.min(deadline);
+            }
+        }
+        if let Some((fault, until)) = self.conn.drained() {
+            next = next.min(until.into());
+            if now >= next {
+                return Err(End::Fault(fault));
             }
         }
         Ok(late.map_or(next, |late| next.min(late.into())))

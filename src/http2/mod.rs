@@ -39,11 +39,19 @@ pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 pub const BLOCK_BYTES_MAX: usize = 2 * HEADER_BYTES_MAX;
 /// Frames that a header block comes in at most.
 pub const BLOCK_FRAMES_MAX: u32 = 16;
-/// Resets that a peer may provoke by errors of its own before its connection is closed (MadeYouReset, CVE-2025-8671).
+/// Resets that a peer may provoke by errors of its own before its connection is drained (MadeYouReset, CVE-2025-8671). Every
+/// [`KEEPALIVE_INTERVAL`] half of them are forgotten.
 pub const ERRORS_MAX: u32 = 1_024;
-/// Frames that carry no call on and that a peer may send in [`KEEPALIVE_INTERVAL`]: PING, SETTINGS, PRIORITY, empty DATA,
-/// what is unknown or comes for streams that are gone.
+/// Frames that carry no call on and that a peer may send in [`KEEPALIVE_INTERVAL`] beside those that its calls pay for: PING,
+/// SETTINGS, PRIORITY, empty DATA, what is unknown or comes for streams that are gone. Beyond it the connection is drained;
+/// beyond it once more, closed.
 pub const IDLE_FRAMES_MAX: u32 = 10_000;
+/// So many of them each frame pays for that begins a call, or carries data of one in either direction. Common clients send a
+/// PING with each read (a probe of the bandwidth), a WINDOW_UPDATE on a stream that has just ended, or an RST_STREAM for each
+/// call that they give up.
+pub const IDLE_FRAMES_PAID: u32 = 4;
+/// How long calls under way may take to end on a connection that is drained for what its peer did.
+pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
 /// Bytes of requests that a peer may send before they are read, for each call and for all calls of a connection.
 pub const WINDOW_BYTES: u32 = 1024 * 1024;
 /// A request that is gathered to be answered at once: longer ones take the long way.

@@ -34,7 +34,8 @@ async fn frames_that_carry_no_call_on_are_bounded() {
         peer.write(&flood.repeat(100)).await;
         peer.until_pong(1).await;
         let (mut reader, mut writer) = peer.split();
-        let flood = flood.repeat(IDLE_FRAMES_MAX as usize);
+        // The first excess drains the connection, on which a call is under way; the second one ends it.
+        let flood = flood.repeat(2 * IDLE_FRAMES_MAX as usize + 2);
         // The server may close before it has read all of it.
         let written = tokio::spawn(async move {
             writer.write(&flood).await;
@@ -43,6 +44,62 @@ async fn frames_that_carry_no_call_on_are_bounded() {
         assert_eq!(reader.goaway().await, ENHANCE_YOUR_CALM, "{what}");
         written.abort();
     }
+}
+
+/// What common clients send beside each call. It adds up to far more than a peer may send that makes no calls.
+#[tokio::test]
+async fn frames_that_come_with_calls_are_no_flood() {
+    let site = Site::in_memory().await;
+    let (block, question) = (head_of(VERIFY, site.admin_secret()), body(&ask("nonsense")));
+    let window = 1_u32.to_be_bytes();
+    let with_a_call = [
+        ("PING, as grpc-go and grpc-java", frame(PING, 0, 0, &[7; 8])),
+        ("RST_STREAM of a stream that has ended, as grpc-core", frame(RST_STREAM, 0, 0, &CANCEL)),
+        ("WINDOW_UPDATE of a stream that has ended, as HAProxy", frame(WINDOW_UPDATE, 0, 0, &window)),
+    ];
+    for (what, further) in with_a_call {
+        let mut peer = Peer::with(&site, &[(4, 0x7fff_ffff)]).await;
+        peer.window_update(0, 0x7000_0000).await;
+        let mut stream = 1_u32;
+        for _ in 0..(IDLE_FRAMES_MAX / 1_000 + 2) {
+            let mut calls = vec![];
+            let first = stream;
+            for _ in 0..1_000 {
+                calls.extend(frame(HEADERS, END_HEADERS, stream, &block));
+                calls.extend(frame(DATA, END, stream, &question));
+                let mut further = further.clone();
+                if further[3] != PING {
+                    further[5..9].copy_from_slice(&stream.to_be_bytes());
+                }
+                calls.extend(further);
+                stream += 2;
+            }
+            peer.write(&calls).await;
+            let mut answered = first;
+            while answered < stream {
+                let frame = peer.next().await.unwrap_or_else(|| panic!("{what}: cut at stream {answered}"));
+                assert!(!matches!(frame.kind, GOAWAY | RST_STREAM), "{what}: {frame:?}");
+                answered += if frame.ends() { 2 } else { 0 };
+            }
+        }
+    }
+}
+
+/// A proxy's connection carries the calls of many: what one of them does ends no call of another.
+#[tokio::test]
+async fn calls_that_are_under_way_outlive_the_first_excess() {
+    let site = Site::in_memory().await;
+    let mut peer = Peer::open(&site).await;
+    let (block, question) = (head_of(VERIFY, site.admin_secret()), body(&ask("nonsense")));
+    peer.send(HEADERS, END_HEADERS, 1, &block).await;
+    peer.write(&frame(PING, END, 0, &[7; 8]).repeat(IDLE_FRAMES_MAX as usize + 1)).await;
+    let told = peer.find(|frame| frame.kind == GOAWAY).await;
+    assert_eq!((told.code(), &told.payload[..4]), (ENHANCE_YOUR_CALM, &1_u32.to_be_bytes()[..]));
+    peer.call(3, &block, &question).await;
+    peer.send(DATA, END, 1, &question).await;
+    assert_eq!(peer.reply::<pb::VerifyResponse>(1).await.reason(), Reason::Malformed);
+    // The later one is not answered: the peer was told to make it elsewhere.
+    assert_eq!(peer.next().await, None);
 }
 
 #[tokio::test]

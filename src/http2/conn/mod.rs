@@ -19,8 +19,8 @@ use super::frame::{self, BITS_31, Head as FrameHead, PAYLOAD_BYTES_MAX, PREFACE,
 use super::head::Heads;
 use super::hpack::Encoder;
 use super::{
-    AtOnce, ERRORS_MAX, FORESEEN_MAX, GATHERED_BYTES_ALL_MAX, HEADER_BYTES_MAX, IDLE_FRAMES_MAX, OUT_BYTES_MAX,
-    REPLIES_BYTES_MAX, STREAMS_MAX, WINDOW_BYTES,
+    AtOnce, DRAIN_TIME_MAX, ERRORS_MAX, FORESEEN_MAX, GATHERED_BYTES_ALL_MAX, HEADER_BYTES_MAX, IDLE_FRAMES_MAX,
+    IDLE_FRAMES_PAID, OUT_BYTES_MAX, REPLIES_BYTES_MAX, STREAMS_MAX, WINDOW_BYTES,
 };
 
 /// Windows are this size until somebody says otherwise (RFC 9113, section 6.9.2).
@@ -75,6 +75,8 @@ pub(super) struct Conn<A: AtOnce, C> {
     errors: u32,
     idle_frames: u32,
     leaving: Leaving,
+    /// For what the connection is drained, and when it is closed at the latest.
+    drained: Option<(Fault, Instant)>,
     /// When what is gone through was read.
     at: Instant,
 }
@@ -142,6 +144,7 @@ impl<A: AtOnce, C> Conn<A, C> {
             errors: 0,
             idle_frames: 0,
             leaving: Leaving::No,
+            drained: None,
             at: Instant::now(),
         }
     }
@@ -235,6 +238,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     /// A while has passed: what a peer may do in it begins anew.
     pub(super) fn calm_down(&mut self) {
         self.idle_frames = 0;
+        self.errors /= 2;
     }
 
     /// Ends the wait for requests that should be whole by now, and says when the next one should be.
@@ -269,6 +273,24 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             self.leaving = Leaving::After(self.last_stream);
             frame::put_goaway(&mut self.out, self.last_stream, Code::NoError, "");
         }
+    }
+
+    /// For what the connection is drained, if its peer has done it, and when it is closed at the latest.
+    pub(super) fn drained(&self) -> Option<(Fault, Instant)> {
+        self.drained
+    }
+
+    /// Takes no more calls because of what the peer does, and says so. Those under way are answered: they may be those of
+    /// other callers, behind a proxy. A peer that goes on is cut off.
+    fn drain_for(&mut self, fault: Fault) -> Result<(), Fault> {
+        if self.drained.is_some() {
+            return Err(fault);
+        }
+        self.drained = Some((fault, self.at + DRAIN_TIME_MAX));
+        (self.idle_frames, self.errors) = (0, 0);
+        self.leaving = Leaving::After(self.last_stream);
+        frame::put_goaway(&mut self.out, self.last_stream, fault.code, fault.what);
+        Ok(())
     }
 
     /// Ends all calls.
@@ -316,9 +338,14 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     fn idle_frame(&mut self) -> Result<(), Fault> {
         self.idle_frames += 1;
         if self.idle_frames > IDLE_FRAMES_MAX {
-            return Err(Fault::calm("too many frames that carry no call on"));
+            return self.drain_for(Fault::calm("too many frames that carry no call on"));
         }
         Ok(())
+    }
+
+    /// A frame that begins a call, or carries data of one, pays for some that carry no call on.
+    fn pay(&mut self) {
+        self.idle_frames = self.idle_frames.saturating_sub(IDLE_FRAMES_PAID);
     }
 
     /// Whether a stream has never been begun.
@@ -335,7 +362,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     fn reset_for(&mut self, stream: u32, code: Code) -> Result<(), Fault> {
         self.errors += 1;
         if self.errors > ERRORS_MAX {
-            return Err(Fault::calm("too many errors"));
+            self.drain_for(Fault::calm("too many errors"))?;
         }
         self.reset(stream, code);
         Ok(())

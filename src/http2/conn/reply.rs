@@ -7,7 +7,7 @@ use super::{Conn, frame};
 use crate::http2::call::{Begin, Event, Message};
 use crate::http2::code::{Code, Fault};
 use crate::http2::frame::{BITS_31, Head as FrameHead, PAYLOAD_BYTES_MAX};
-use crate::http2::{AtOnce, WINDOW_BYTES};
+use crate::http2::{AtOnce, IDLE_FRAMES_PAID, WINDOW_BYTES};
 
 /// How sending went on for a stream.
 enum Sent {
@@ -141,6 +141,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             let bytes = allowed.min(data.len());
             let whole = bytes == data.len();
             frame::put_data(&mut self.out, id, false, &data[..bytes]);
+            self.idle_frames = self.idle_frames.saturating_sub(IDLE_FRAMES_PAID);
             data.advance(bytes);
             self.send_window -= bytes as i64;
             stream.credit -= bytes as i64;

@@ -91,6 +91,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             // A peer may have seen places free that are not yet; so it is no error.
             return self.idle_frame();
         }
+        self.pay();
         match head.flaw_of_request() {
             Some(Flaw::Malformed) => return self.reset_for(id, Code::Protocol),
             Some(Flaw::TooLong) => return self.refuse(id, ends, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
@@ -147,7 +148,9 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         let padding = bytes - data.len() as u32;
         self.give_back(padding as usize);
         let ends = frame.has(flag::END_STREAM);
-        if data.is_empty() && !ends {
+        if !data.is_empty() {
+            self.pay();
+        } else if !ends {
             self.idle_frame()?;
         }
         if let Some(at) = self.find_waiting(id) {
