@@ -33,6 +33,7 @@ use crate::files;
 use crate::grpc;
 use crate::grpc::calls::{CALLS, has_stream, is_quick};
 use crate::grpc::ready::{Gate, Ready};
+use crate::grpc::refusals;
 use crate::index::Index;
 use crate::keyring::{Keyring, KeyringError};
 use crate::layer::authn::AuthnLayer;
@@ -204,6 +205,7 @@ impl App {
         let metrics = Arc::new(new_metrics(&index, &slots, &writable));
         let verdicts = metrics.verdicts();
 
+        ops.spawn("refusals", refusals::tell_left_out(ops.stop_token()));
         let listeners = bind(&settings.listen).await?;
         let ops_listener = bind_ops(settings.ops_listen.as_ref()).await?;
         let addrs = listeners.iter().map(|listener| listener.addr().clone()).collect();

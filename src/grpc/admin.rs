@@ -57,11 +57,7 @@ async fn answer<Q, A>(
     let answered = async {
         let ready = gate.ready()?;
         let mut standing = extensions.remove::<Standing>().ok_or(Refusal::NoCredential)?;
-        let judged = standing.caller(ready, action, ready.clock.now());
-        let caller = judged.inspect_err(|refusal| {
-            tracing::info!(?action, reason = %refusal, "call refused when its request was whole");
-        })?;
-        call(caller, message).await
+        call(standing.caller(ready, action, ready.clock.now())?, message).await
     };
     answered.await.map(Response::new).map_err(status)
 }

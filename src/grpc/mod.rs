@@ -10,6 +10,7 @@ pub mod convert;
 pub mod fields;
 pub mod pb;
 pub mod ready;
+pub mod refusals;
 pub mod standing;
 pub mod status;
 pub mod stream_verify;

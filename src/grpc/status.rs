@@ -10,6 +10,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::pb;
+use super::refusals;
 use crate::authority::{AuthorityError, Subject, Violation};
 
 /// The domain of every ErrorInfo.
@@ -71,7 +72,7 @@ pub fn status(refusal: impl Into<Refusal>) -> Status {
     let refusal = refusal.into();
     let told = told(&refusal);
     // A stop is the operator's own doing, and ends many streams at a time.
-    if told.code == Code::Unavailable && !matches!(refusal, Refusal::Stopping) {
+    if told.code == Code::Unavailable && !matches!(refusal, Refusal::Stopping) && refusals::may_log() {
         tracing::warn!(cause = %chain(&refusal), reason = told.reason, "a call could not be answered");
     }
     let mut details = ErrorDetails::with_error_info(told.reason, ERROR_DOMAIN, []);

@@ -20,6 +20,7 @@ use super::fields::Fields;
 use super::pb;
 use super::pb::stream_verify_response::Result as Told;
 use super::ready::Gate;
+use super::refusals;
 use super::standing::Standing;
 use super::status::{Refusal, item_error, status};
 use super::verify::{TURN_ITEMS, verdict, wait_for};
@@ -75,7 +76,7 @@ impl Open {
         };
         let Some(message) = message else { return Ok(None) };
         self.answer(message).await.map(Some).map_err(|refusal| {
-            tracing::info!(call = STREAM_VERIFY, caller = %self.standing.key_id(), reason = %refusal, "stream ended");
+            refusals::log(STREAM_VERIFY, Some(self.standing.key_id()), self.standing.peer(), &refusal);
             status(refusal)
         })
     }

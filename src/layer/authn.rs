@@ -19,6 +19,7 @@ use tower_service::Service;
 use super::judged::judged;
 use crate::grpc::calls::{action_of, is_open, known};
 use crate::grpc::ready::Gate;
+use crate::grpc::refusals;
 use crate::grpc::standing::Standing;
 use crate::grpc::status::{Refusal, status};
 use crate::net::Peer;
@@ -69,19 +70,18 @@ where
         if is_open(path) {
             return Either::Left(Admitted { inner: self.inner.call(request), by: None });
         }
-        let action = action_of(path);
+        let (call, action) = (known(path), action_of(path));
         let peer = request.extensions().get::<Peer>().and_then(Peer::ip);
         match admit(&self.gate, action, request.headers(), peer) {
             Ok(standing) => {
                 // Whatever handles the request further has no need of the credential.
                 request.headers_mut().remove(header::AUTHORIZATION);
                 request.extensions_mut().insert(standing.clone());
-                let by = action.map(|action| Admission { gate: self.gate.clone(), standing, action });
+                let by = action.map(|action| Admission { gate: self.gate.clone(), standing, action, call });
                 Either::Left(Admitted { inner: self.inner.call(request), by })
             }
             Err(refusal) => {
-                let peer = peer.map(tracing::field::display);
-                tracing::info!(call = known(path), peer, reason = %refusal, "call refused");
+                refusals::log(call, None, peer, &refusal);
                 Either::Right(ready(Ok(status(refusal).into_http())))
             }
         }
@@ -106,6 +106,7 @@ pub(super) struct Admission {
     pub(super) gate: Gate,
     pub(super) standing: Standing,
     pub(super) action: Action,
+    pub(super) call: &'static str,
 }
 
 pin_project! {

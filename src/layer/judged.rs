@@ -13,6 +13,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::authn::Admission;
+use crate::grpc::refusals;
 use crate::grpc::status::{Refusal, status};
 
 /// A piece that the caller is judged for, in bytes. Longer ones are cut.
@@ -71,8 +72,8 @@ impl HttpBody for JudgedBody {
         {
             *this.ended = true;
             this.rest.clear();
-            let Admission { standing, action, .. } = this.by;
-            tracing::info!(caller = %standing.key_id(), ?action, reason = %refusal, "a reply broke off");
+            let Admission { standing, call, .. } = this.by;
+            refusals::log(call, Some(standing.key_id()), standing.peer(), &refusal);
             let mut trailers = HeaderMap::new();
             let told = status(refusal).add_header(&mut trailers);
             return Poll::Ready(Some(told.map(|()| Frame::trailers(trailers))));
@@ -87,7 +88,7 @@ impl HttpBody for JudgedBody {
 }
 
 fn judge(by: &mut Admission) -> Result<(), Refusal> {
-    let Admission { gate, standing, action } = by;
+    let Admission { gate, standing, action, .. } = by;
     let ready = gate.ready()?;
     standing.caller(ready, *action, ready.clock.now()).map(drop)
 }

@@ -96,6 +96,25 @@ fn admin_of(dir: &TempDir) -> String {
     fs::read_to_string(dir.path().join("admin.key")).unwrap().trim().to_owned()
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_calls_do_not_fill_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut program = Program::serve(dir.path(), &[]);
+    let nobody = program.caller("nonsense");
+    for _ in 0..1_000 {
+        nobody.list(pb::ListKeysRequest::default()).await.unwrap_err();
+    }
+    program.signal("TERM");
+    program.wait_for("more calls were refused than are logged one by one");
+    let (code, log) = program.end();
+    assert_eq!(code, Some(0));
+    let logged = log.lines().filter(|line| line.contains("call refused")).count();
+    let counted = |line: &str| line.split("calls=").nth(1)?.split_whitespace().next()?.parse::<usize>().ok();
+    let left_out: usize = log.lines().filter_map(counted).sum();
+    assert_eq!(logged + left_out, 1_000, "{log}");
+    assert!(left_out > 0);
+}
+
 #[test]
 fn verdicts_go_before_everything_else_where_processors_are_short() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,0 +1,96 @@
+//! The lines in the log about calls that were refused. Anyone who reaches a listener can cause them, so there are only so many
+//! a second; the rest are counted, and the count is logged.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use keyward_core::id::KeyId;
+use parking_lot::Mutex;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::status::Refusal;
+
+/// Lines that are logged in one [`WINDOW`].
+pub const LINES_MAX: u32 = 20;
+/// The time that lines are counted in.
+pub const WINDOW: Duration = Duration::from_secs(1);
+
+static LINES: Lines = Lines::new();
+
+/// Whether one more line may be logged now. If not, it is counted.
+pub fn may_log() -> bool {
+    LINES.admit(Instant::now())
+}
+
+/// Logs that a call was refused, or breaks off: which one, whose, from where, and why. `call` is a path that is known.
+pub fn log(call: &'static str, caller: Option<&KeyId>, peer: Option<IpAddr>, refusal: &Refusal) {
+    if may_log() {
+        let (caller, peer) = (caller.map(tracing::field::display), peer.map(tracing::field::display));
+        tracing::info!(call, caller, peer, reason = %refusal, "call refused");
+    }
+}
+
+/// Logs, until `stop`, how many refusals were not logged.
+pub async fn tell_left_out(stop: CancellationToken) {
+    let mut ticks = interval(WINDOW);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut stopped = false;
+    while !stopped {
+        stopped = stop.run_until_cancelled(ticks.tick()).await.is_none();
+        let calls = LINES.left_out();
+        if calls > 0 {
+            tracing::warn!(calls, "more calls were refused than are logged one by one");
+        }
+    }
+}
+
+/// Counts lines.
+struct Lines(Mutex<Counts>);
+
+struct Counts {
+    since: Option<Instant>,
+    logged: u32,
+    left_out: u64,
+}
+
+impl Lines {
+    const fn new() -> Self {
+        Self(Mutex::new(Counts { since: None, logged: 0, left_out: 0 }))
+    }
+
+    /// Whether one more line may be logged at this time. If not, it is counted.
+    fn admit(&self, now: Instant) -> bool {
+        let mut counts = self.0.lock();
+        if counts.since.is_none_or(|since| now.duration_since(since) >= WINDOW) {
+            (counts.since, counts.logged) = (Some(now), 0);
+        }
+        if counts.logged == LINES_MAX {
+            counts.left_out += 1;
+            return false;
+        }
+        counts.logged += 1;
+        true
+    }
+
+    /// How many lines were left out since this was asked last.
+    fn left_out(&self) -> u64 {
+        std::mem::take(&mut self.0.lock().left_out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_lines_a_second_are_logged_and_the_rest_are_counted() {
+        let (lines, begin) = (Lines::new(), Instant::now());
+        for second in 0..3 {
+            let admitted = (0..1_000).filter(|at| lines.admit(begin + WINDOW * second + WINDOW / 2_000 * *at)).count();
+            assert_eq!(admitted, LINES_MAX as usize);
+            assert_eq!(lines.left_out(), 1_000 - u64::from(LINES_MAX));
+        }
+        assert_eq!(lines.left_out(), 0);
+    }
+}
