@@ -41,6 +41,7 @@ use crate::layer::deadline::DeadlineLayer;
 use crate::layer::incoming::IncomingLayer;
 use crate::layer::log::LogLayer;
 use crate::layer::metrics::MetricsLayer;
+use crate::layer::protocol::ProtocolLayer;
 use crate::layer::quick::QuickVerify;
 use crate::lifecycle::Tasks;
 use crate::metrics::{Calls, Metrics, Readings};
@@ -352,6 +353,7 @@ fn serve(
 ) {
     let service = LogLayer.layer(routes.prepare());
     let service = DeadlineLayer.layer(AuthnLayer::new(gate.clone()).layer(service));
+    let service = ProtocolLayer.layer(service);
     let service = IncomingLayer.layer(MetricsLayer::new(calls.clone()).layer(service));
     let gate = gate.clone();
     let at_once = move |peer| QuickVerify::new(gate.clone(), &calls, peer);

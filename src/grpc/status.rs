@@ -25,6 +25,12 @@ const RETRY_BACKUP_AFTER: Duration = Duration::from_secs(10);
 /// Why a call is not answered.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
+    /// The request has another method than POST.
+    #[error("not a POST")]
+    NotPost,
+    /// The request is not one of gRPC.
+    #[error("not of gRPC")]
+    NotGrpc,
     /// The call carries no credential.
     #[error("no credential")]
     NoCredential,
@@ -110,6 +116,9 @@ fn told(refusal: &Refusal) -> Told<'_> {
         retry_after: None,
     };
     match refusal {
+        // The code that grpc-go has for both.
+        Refusal::NotPost => plain(Code::Internal, "NOT_POST", "a call of gRPC is a POST"),
+        Refusal::NotGrpc => plain(Code::Internal, "NOT_GRPC", "the content-type must be application/grpc"),
         Refusal::NoCredential => plain(
             Code::Unauthenticated,
             "CREDENTIAL_MISSING",

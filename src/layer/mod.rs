@@ -1,5 +1,5 @@
 //! Middleware: what happens to every call before a service sees it. Outermost first: [`incoming`],
-//! [`metrics`], then [`deadline`], [`authn`] with [`judged`], and [`log`]. [`quick`] answers what need not come to them.
+//! [`metrics`], [`protocol`], then [`deadline`], [`authn`] with [`judged`], and [`log`]. [`quick`] answers what need not come to them.
 
 pub mod authn;
 pub mod deadline;
@@ -7,4 +7,5 @@ pub mod incoming;
 mod judged;
 pub mod log;
 pub mod metrics;
+pub mod protocol;
 pub mod quick;

@@ -86,6 +86,37 @@ async fn a_call_without_a_body_is_refused_and_not_left_alone() {
 
 /// Over a Unix socket, clients name its path, which is no authority at all.
 #[tokio::test]
+async fn what_is_no_call_of_grpc_is_answered_in_words_of_http() {
+    let site = Site::in_memory().await;
+    let mut peer = Peer::open(&site).await;
+    let verify = |method: &[u8], content_type: &str| {
+        let fields = [field(0, ":path", VERIFY), field(0, "content-type", content_type)];
+        let credential = field(0, "authorization", &format!("Bearer {}", site.admin_secret()));
+        [method, &[0x86], &fields.concat(), &credential].concat()
+    };
+    let (get, post) = (&[0x82][..], &[0x83][..]);
+    let put = field(0, ":method", "PUT");
+    let tried = [
+        (verify(get, "application/grpc"), "405"),
+        (verify(&put, "application/grpc"), "405"),
+        (verify(post, "application/json"), "415"),
+        (verify(post, "application/proto"), "415"),
+        (verify(post, "application/grpc-web+proto"), "415"),
+    ];
+    for (stream, (block, status)) in (1..).step_by(2).zip(tried) {
+        peer.call(stream, &block, &body(&ask("nonsense"))).await;
+        let told = peer.find(|frame| frame.kind == HEADERS && frame.stream == stream).await;
+        assert!(told.ends());
+        let text = String::from_utf8_lossy(&told.payload).into_owned();
+        assert!(text.contains(status), "{status}: {text}");
+    }
+    for (stream, content_type) in (101..).step_by(2).zip(["application/grpc", "application/grpc+proto"]) {
+        peer.call(stream, &verify(post, content_type), &body(&ask("nonsense"))).await;
+        assert_eq!(peer.reply::<pb::VerifyResponse>(stream).await.reason(), Reason::Malformed);
+    }
+}
+
+#[tokio::test]
 async fn any_authority_will_do() {
     let site = Site::in_memory().await;
     let mut peer = Peer::open(&site).await;
