@@ -13,7 +13,7 @@ use crate::store::sled::journal::ChainKey;
 use crate::store::sled::restore::{RestoreError, Restored, restore};
 use crate::store::sled::salvage::{Salvaged, salvage};
 use crate::store::sled::snapshot::{self, Contents, SnapshotError};
-use crate::store::sled::{LockedDir, OpenError, Options, Retention, SledStore};
+use crate::store::sled::{BackupLimits, LockedDir, OpenError, Options, Retention, SledStore};
 use crate::system::{SystemClock, SystemEntropy};
 
 pub use crate::store::sled::restore::Source;
@@ -112,6 +112,7 @@ fn options(settings: &Settings) -> Result<Options, KeyringError> {
         segment_bytes: settings.journal_segment_bytes,
         chain_key: keyring.chain_key(),
         retention: Retention { bytes: settings.journal_retention_bytes, time: settings.journal_retention_time },
+        backup: BackupLimits { time: settings.backup_time_max, aside_bytes: settings.backup_aside_bytes_max },
         clock: Arc::new(SystemClock),
     })
 }

@@ -70,7 +70,7 @@ pub enum RemoteError {
         source: tonic::transport::Error,
     },
     /// The server refused, or broke off.
-    #[error("the server answered {}: {}", .0.code(), .0.message())]
+    #[error("the server answered {:?}: {}", .0.code(), .0.message())]
     Refused(#[from] Status),
     /// The file cannot be written.
     #[error("{path}: {source}")]
@@ -94,7 +94,8 @@ fn cause(error: &dyn std::error::Error) -> String {
     bottom.to_string()
 }
 
-/// Fetches a backup into a file, which is there whole, durable and read back, or not at all.
+/// Fetches a backup into a file, which is there whole, durable and read back, or not at all: also when this is dropped
+/// before its end.
 ///
 /// # Errors
 /// See [`RemoteError`].
@@ -104,10 +105,20 @@ pub async fn backup(server: &Server, to: &Path) -> Result<Fetched, RemoteError> 
         return Err(RemoteError::Exists(to.to_owned()));
     }
     let pieces = ask(server).await?;
-    let temporary = to.with_added_extension("new");
-    let fetched = receive(pieces, &temporary).await.inspect_err(|_| drop(fs::remove_file(&temporary)))?;
-    fs::rename(&temporary, to).and_then(|()| sync_parent(to)).map_err(of_file)?;
+    let unfinished = Unfinished(to.with_added_extension("new"));
+    let fetched = receive(pieces, &unfinished.0).await?;
+    fs::rename(&unfinished.0, to).and_then(|()| sync_parent(to)).map_err(of_file)?;
     Ok(fetched)
+}
+
+/// A file that is being made. Dropped, it is removed, unless it has got its name.
+struct Unfinished(PathBuf);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // There is nothing to remove once it has its name.
+        drop(fs::remove_file(&self.0));
+    }
 }
 
 async fn ask(server: &Server) -> Result<tonic::Streaming<pb::BackupResponse>, RemoteError> {

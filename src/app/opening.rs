@@ -15,7 +15,7 @@ use crate::index::{Index, image};
 use crate::keyring::Keyring;
 use crate::progress::Progress;
 use crate::store::memory::MemoryStore;
-use crate::store::sled::{LockedDir, OpenError, Options, Retention, SledStore};
+use crate::store::sled::{BackupLimits, LockedDir, OpenError, Options, Retention, SledStore};
 use crate::store::{Store, StoreError, View};
 
 /// A store that is being opened, and fills the index.
@@ -38,6 +38,7 @@ impl Opening {
             segment_bytes: settings.journal_segment_bytes,
             chain_key: keyring.chain_key(),
             retention: Retention { bytes: settings.journal_retention_bytes, time: settings.journal_retention_time },
+            backup: BackupLimits { time: settings.backup_time_max, aside_bytes: settings.backup_aside_bytes_max },
             clock: deps.clock.clone(),
         };
         let engine = deps.engine;

@@ -23,6 +23,7 @@ impl AuthorityError {
     pub fn of_backup(error: BackupError) -> Self {
         match error {
             BackupError::Busy => Self::BackupUnderWay,
+            BackupError::Aborted(limit) => Self::BackupAborted(limit),
             BackupError::Failed(why) => Self::BackupFailed(why),
         }
     }

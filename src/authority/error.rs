@@ -8,7 +8,7 @@ use keyward_core::entropy::EntropyError;
 use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::ForbiddenMove;
 
-use crate::store::{CommitError, StoreError};
+use crate::store::{BackupLimit, CommitError, StoreError};
 
 /// What a call was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +76,11 @@ pub enum AuthorityError {
     #[error("the disk has no room for the change")]
     NoRoom,
     /// Another backup is being made.
-    #[error("another backup or snapshot is being made")]
+    #[error("another backup is being made")]
     BackupUnderWay,
+    /// The backup took more than it may.
+    #[error(transparent)]
+    BackupAborted(BackupLimit),
     /// The backup cannot be made.
     #[error("the backup failed: {0}")]
     BackupFailed(String),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::lifecycle::StopSignals;
 use crate::net::ListenAddr;
 use crate::remote::{Server, backup};
 
@@ -21,11 +22,17 @@ pub(super) struct Options {
     key_file: PathBuf,
 }
 
-/// Fetches a backup and says what it holds.
+/// Fetches a backup and says what it holds. A signal ends it, and leaves nothing behind.
 pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let server = Server { addr: options.server, key_file: options.key_file };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let fetched = runtime.block_on(backup(&server, &options.to))?;
+    let fetched = runtime.block_on(async {
+        let mut signals = StopSignals::listen()?;
+        tokio::select! {
+            fetched = backup(&server, &options.to) => Ok::<_, Box<dyn Error>>(fetched?),
+            _ = signals.next() => Err("interrupted; there is no backup".into()),
+        }
+    })?;
     println!(
         "{}: {} keys at revision {}, {} bytes, read back and whole",
         options.to.display(),

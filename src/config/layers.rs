@@ -28,11 +28,13 @@ shutdown_deadline = "10s"
 journal_segment_bytes = 16777216
 journal_retention_bytes = 4294967296
 journal_retention_time = "1year"
+backup_time_max = "10m"
+backup_aside_bytes_max = 268435456
 log_filter = "info"
 log_format = "text"
 "#;
 
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 15] = [
     "data_dir",
     "listen",
     "ops_listen",
@@ -44,6 +46,8 @@ const NAMES: [&str; 13] = [
     "journal_segment_bytes",
     "journal_retention_bytes",
     "journal_retention_time",
+    "backup_time_max",
+    "backup_aside_bytes_max",
     "log_filter",
     "log_format",
 ];
@@ -155,12 +159,16 @@ impl Layers {
         Some(bytes)
     }
 
-    pub(super) fn duration(&mut self, name: &str, max: Duration) -> Option<Duration> {
+    pub(super) fn duration(&mut self, name: &str, allowed: RangeInclusive<Duration>) -> Option<Duration> {
         let text: String = self.value(name)?;
         match humantime::parse_duration(&text) {
-            Ok(duration) if duration <= max => Some(duration),
-            Ok(_) => {
-                self.mistake(name, &format!("must be at most {}", humantime::format_duration(max)));
+            Ok(duration) if allowed.contains(&duration) => Some(duration),
+            Ok(duration) => {
+                let (bound, limit) = match duration > *allowed.end() {
+                    true => ("most", *allowed.end()),
+                    false => ("least", *allowed.start()),
+                };
+                self.mistake(name, &format!("must be at {bound} {}", humantime::format_duration(limit)));
                 None
             }
             Err(_) => {
@@ -193,6 +201,8 @@ impl Layers {
             settings.journal_segment_bytes.to_string(),
             settings.journal_retention_bytes.to_string(),
             quoted(&humantime::format_duration(settings.journal_retention_time)),
+            quoted(&humantime::format_duration(settings.backup_time_max)),
+            settings.backup_aside_bytes_max.to_string(),
             quoted(&settings.log_filter),
             format!("\"{:?}\"", settings.log_format).to_lowercase(),
         ];

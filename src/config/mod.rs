@@ -16,6 +16,7 @@ use crate::net::ListenAddr;
 use crate::telemetry::{LogFormat, parse_filter};
 
 const CENTURY: Duration = Duration::from_secs(100 * 31_557_600);
+const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// The settings of a server. A field's name is its name in the file; in the environment it is in capitals behind
 /// `KEYWARD_`, and as a flag it has dashes for underscores.
@@ -48,6 +49,11 @@ pub struct Settings {
     /// A segment of the journal goes when its last change is older than this, once a snapshot covers it. Default one
     /// year, at most a hundred.
     pub journal_retention_time: Duration,
+    /// How long one backup may be read before it breaks off. Default 10 minutes; from 1 s to 7 days.
+    pub backup_time_max: Duration,
+    /// Bytes of records that change while a backup is read and are put aside in memory for it; with more, it breaks off.
+    /// Default 256 MiB; at least 1 MiB.
+    pub backup_aside_bytes_max: u64,
     /// Which log lines to write, such as `info` or `keyward=debug,h2=warn`. Default `info`.
     pub log_filter: String,
     /// `text` or `json`. Default `text`.
@@ -117,10 +123,12 @@ impl Settings {
         let allow_plaintext = layers.value("allow_plaintext");
         let reflection = layers.value("reflection");
         let serving_threads = layers.serving_threads();
-        let shutdown_deadline = layers.duration("shutdown_deadline", Duration::from_secs(3_600));
+        let shutdown_deadline = layers.duration("shutdown_deadline", Duration::ZERO..=Duration::from_secs(3_600));
         let journal_segment_bytes = layers.bytes("journal_segment_bytes", 64 * 1024..=1024 * 1024 * 1024);
         let journal_retention_bytes = layers.bytes("journal_retention_bytes", 1024 * 1024..=i64::MAX as u64);
-        let journal_retention_time = layers.duration("journal_retention_time", CENTURY);
+        let journal_retention_time = layers.duration("journal_retention_time", Duration::ZERO..=CENTURY);
+        let backup_time_max = layers.duration("backup_time_max", Duration::from_secs(1)..=WEEK);
+        let backup_aside_bytes_max = layers.bytes("backup_aside_bytes_max", 1024 * 1024..=i64::MAX as u64);
         let log_filter: Option<String> = layers.value("log_filter");
         let log_format = layers.value("log_format");
 
@@ -155,6 +163,8 @@ impl Settings {
                 journal_segment_bytes: journal_segment_bytes?,
                 journal_retention_bytes: journal_retention_bytes?,
                 journal_retention_time: journal_retention_time?,
+                backup_time_max: backup_time_max?,
+                backup_aside_bytes_max: backup_aside_bytes_max?,
                 log_filter: log_filter?,
                 log_format: log_format?,
             })

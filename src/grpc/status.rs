@@ -189,11 +189,12 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
             return Told { code: Code::ResourceExhausted, reason: "OVERLOADED", message, violations: &[], retry_after };
         }
         AuthorityError::BackupUnderWay => {
-            let message = "another backup or snapshot is being made; try again when it is done".to_owned();
+            let message = "another backup is being made; try again when it is done".to_owned();
             let retry_after = Some(RETRY_BACKUP_AFTER);
             let reason = "BACKUP_UNDER_WAY";
             return Told { code: Code::ResourceExhausted, reason, message, violations: &[], retry_after };
         }
+        AuthorityError::BackupAborted(limit) => (Code::Aborted, "BACKUP_ABORTED", limit.to_string()),
         AuthorityError::BackupFailed(_) => {
             (Code::Unavailable, "BACKUP_FAILED", "the backup could not be made; keyward's log says why".to_owned())
         }

@@ -11,6 +11,7 @@ pub mod sled;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use keyward_core::access::{Authorization, Unauthorized};
@@ -80,7 +81,7 @@ pub trait Store: Send + Sync + 'static {
     /// Whether changes can be made now.
     async fn condition(&self) -> Condition;
 
-    /// Every record at one revision, as the bytes of a backup. One is made at a time.
+    /// Every record at one revision, as the bytes of a backup. One is made at a time, and nothing else waits for it.
     ///
     /// # Errors
     /// See [`BackupError`].
@@ -176,11 +177,34 @@ pub struct Backup {
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// One is being made already.
-    #[error("another backup or snapshot is being made")]
+    #[error("another backup is being made")]
     Busy,
+    /// It took more than it may.
+    #[error(transparent)]
+    Aborted(BackupLimit),
     /// It cannot be made: for the reason given.
     #[error("{0}")]
     Failed(String),
+}
+
+/// What a backup had too much of. The texts are for whoever reads the backup: they say what to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BackupLimit {
+    /// It was read for longer than this.
+    #[error(
+        "the backup was not read to its end within {} (backup_time_max); read it faster, or raise that setting",
+        humantime::format_duration(*.0)
+    )]
+    Time(Duration),
+    /// More than so many bytes of records would have had to be put aside for it.
+    #[error(
+        "more than {0} bytes of keys changed before the backup had come to them (backup_aside_bytes_max); read it faster or \
+         when fewer keys change, or raise that setting"
+    )]
+    Aside(u64),
+    /// Nothing of it was read for this long.
+    #[error("nothing of the backup was read for {}; read it without pauses", humantime::format_duration(*.0))]
+    Idle(Duration),
 }
 
 /// Every record at one revision.

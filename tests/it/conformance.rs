@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward::store::memory::MemoryStore;
-use keyward::store::sled::{LockedDir, Options, Retention, SledStore};
+use keyward::store::sled::{BackupLimits, LockedDir, Options, Retention, SledStore};
 use keyward::store::{Commit, CommitError, KeyQuery, Put, Store};
 use keyward_core::access::{Caller, Identity, Issue, Unauthorized};
 use keyward_core::clock::{ManualClock, UnixMillis};
@@ -64,6 +64,7 @@ pub(crate) fn options(segment_bytes: u64) -> Options {
         segment_bytes,
         chain_key: Zeroizing::new([7; 32]),
         retention: Retention { bytes: u64::MAX, time: Duration::MAX },
+        backup: BackupLimits { time: Duration::MAX, aside_bytes: u64::MAX },
         clock: Arc::new(ManualClock::at(UnixMillis(1_000))),
     }
 }

@@ -40,6 +40,7 @@ mod running;
 mod segments;
 mod serving;
 mod settings;
+mod slow_backup;
 mod stream;
 mod tenants;
 mod turns;

@@ -33,16 +33,16 @@ fn files(dir: &TempDir, below: &str, ending: &str) -> Vec<PathBuf> {
     found
 }
 
-fn segments(dir: &TempDir) -> Vec<PathBuf> {
+pub(crate) fn segments(dir: &TempDir) -> Vec<PathBuf> {
     files(dir, "journal", "kwj")
 }
 
-fn snapshots(dir: &TempDir) -> Vec<PathBuf> {
+pub(crate) fn snapshots(dir: &TempDir) -> Vec<PathBuf> {
     files(dir, "snapshot", "kws")
 }
 
 /// The keeper works beside everything else: waits until it has done something.
-fn wait_until(what: &str, done: impl Fn() -> bool) {
+pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
     let begun = Instant::now();
     while !done() {
         assert!(begun.elapsed() < Duration::from_secs(30), "waited in vain: {what}");

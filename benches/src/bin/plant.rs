@@ -20,7 +20,7 @@ use keyward::authority::{Authority, Parts};
 use keyward::files::{create_private_dir, write_durably};
 use keyward::index::Index;
 use keyward::keyring::Keyring;
-use keyward::store::sled::{COMMIT_QUEUE_MAX, LockedDir, Options, Retention, SledStore};
+use keyward::store::sled::{BackupLimits, COMMIT_QUEUE_MAX, LockedDir, Options, Retention, SledStore};
 use keyward::store::{Commit, Put, Store};
 use keyward::system::{SystemClock, SystemEntropy};
 use keyward_bench::typical::{Typical, scope};
@@ -70,6 +70,7 @@ async fn main() -> Result<(), Failure> {
         segment_bytes: SEGMENT_BYTES,
         chain_key: keyring.chain_key(),
         retention: RETENTION,
+        backup: BackupLimits { time: Duration::ZERO, aside_bytes: 0 },
         clock: Arc::new(SystemClock),
     };
     let store = Arc::new(SledStore::open(dir, &options, Arc::new(()))?);

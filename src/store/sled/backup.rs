@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use keyward_core::clock::UnixMillis;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedMutexGuard, mpsc};
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{Instant, error::Elapsed, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::cut::{Cut, CutError};
-use super::snapshot;
+use super::snapshot::{self, SnapshotError};
 use super::table::Table;
-use crate::store::{Backup, BackupError};
+use crate::store::{Backup, BackupError, BackupLimit};
 
 /// The size of one piece.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -22,33 +23,62 @@ const PIECES_WAITING: usize = 4;
 /// A reader that takes no piece for this long is given up: what changes meanwhile is kept in memory for it.
 const READER_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Begins a backup at the position that the table covers now.
-pub(super) async fn start(table: Arc<Table>, time: UnixMillis) -> Result<Backup, BackupError> {
+/// What one backup may take. One that would take more breaks off with [`BackupError::Aborted`].
+#[derive(Clone, Copy, Debug)]
+pub struct BackupLimits {
+    /// How long it may be read.
+    pub time: Duration,
+    /// How many bytes of records that change meanwhile may be put aside for it in memory.
+    pub aside_bytes: u64,
+}
+
+/// Begins a backup at the position that the table covers now. The turn is over before its reader sees its end.
+pub(super) async fn start(
+    table: Arc<Table>,
+    time: UnixMillis,
+    limits: BackupLimits,
+    turn: OwnedMutexGuard<()>,
+) -> Result<Backup, BackupError> {
+    let deadline = Instant::now().checked_add(limits.time);
     let begun = spawn_blocking({
         let table = table.clone();
-        move || Cut::begin(&table)
+        move || Cut::begin(&table, limits.aside_bytes)
     });
-    let mut cut =
-        begun.await.map_err(|panic| BackupError::Failed(panic.to_string()))?.map_err(|error| match error {
-            CutError::Busy => BackupError::Busy,
-            error => BackupError::Failed(error.to_string()),
-        })?;
+    let mut cut = begun.await.map_err(|panic| BackupError::Failed(panic.to_string()))?.map_err(of_cut)?;
     let revision = cut.sums().position.revision;
-    let (sender, pieces) = mpsc::channel(PIECES_WAITING);
+    let (sender, pieces) = mpsc::channel(PIECES_WAITING + 1);
+    // There is always room to say why it broke off: without that, its end would look like that of a whole one.
+    let last = sender.clone().try_reserve_owned().map_err(|error| BackupError::Failed(error.to_string()))?;
     let handle = Handle::current();
-    // It ends with its channel, or with the reader's patience.
+    // It ends with its channel, with its limits, or with the reader's patience.
     drop(spawn_blocking(move || {
-        let mut pieces = Pieces { sender, handle, piece: Vec::with_capacity(PIECE_BYTES) };
+        let (piece, overtaken) = (Vec::with_capacity(PIECE_BYTES), cut.overtaken());
+        let mut pieces = Pieces { sender, handle, piece, limits, deadline, overtaken, broke_off: None };
         let written = snapshot::write(&mut cut, table.sum_key(), time, &mut pieces);
         // Before the reader sees the end: who has a whole backup may ask for the next one.
         drop(cut);
+        drop(turn);
         if let Err(error) = written {
-            tracing::warn!(%error, revision = revision.0, "a backup broke off");
-            let told = pieces.sender.send(Err(BackupError::Failed(error.to_string())));
-            drop(pieces.handle.block_on(timeout(READER_PATIENCE, told)));
+            let why = pieces.broke_off.unwrap_or_else(|| of_snapshot(error));
+            tracing::warn!(error = %why, revision = revision.0, "a backup broke off");
+            last.send(Err(why));
         }
     }));
     Ok(Backup { revision, pieces })
+}
+
+fn of_cut(error: CutError) -> BackupError {
+    match error {
+        CutError::Overtaken { bytes_max } => BackupError::Aborted(BackupLimit::Aside(bytes_max)),
+        CutError::Table(error) => BackupError::Failed(error.to_string()),
+    }
+}
+
+fn of_snapshot(error: SnapshotError) -> BackupError {
+    match error {
+        SnapshotError::Cut(error) => of_cut(error),
+        error => BackupError::Failed(error.to_string()),
+    }
 }
 
 /// Hands on what is written, in pieces.
@@ -56,6 +86,11 @@ struct Pieces {
     sender: mpsc::Sender<Result<Vec<u8>, BackupError>>,
     handle: Handle,
     piece: Vec<u8>,
+    limits: BackupLimits,
+    /// `None`: past all time.
+    deadline: Option<Instant>,
+    overtaken: CancellationToken,
+    broke_off: Option<BackupError>,
 }
 
 impl Write for Pieces {
@@ -73,10 +108,33 @@ impl Write for Pieces {
             return Ok(());
         }
         let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE_BYTES));
-        match self.handle.block_on(timeout(READER_PATIENCE, self.sender.send(Ok(piece)))) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "its reader has gone")),
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "its reader takes nothing")),
+        let handle = self.handle.clone();
+        handle.block_on(self.hand_on(piece)).map_err(|why| {
+            let error = io::Error::other(why.to_string());
+            self.broke_off = Some(why);
+            error
+        })
+    }
+}
+
+impl Pieces {
+    /// Waits for the reader, as long as the backup may go on. A limit counts also for a reader that is quick.
+    async fn hand_on(&self, piece: Vec<u8>) -> Result<(), BackupError> {
+        let deadline = async {
+            match self.deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.overtaken.cancelled() => Err(BackupError::Aborted(BackupLimit::Aside(self.limits.aside_bytes))),
+            () = deadline => Err(BackupError::Aborted(BackupLimit::Time(self.limits.time))),
+            handed_on = timeout(READER_PATIENCE, self.sender.send(Ok(piece))) => match handed_on {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(_)) => Err(BackupError::Failed("its reader has gone".to_owned())),
+                Err(Elapsed { .. }) => Err(BackupError::Aborted(BackupLimit::Idle(READER_PATIENCE))),
+            },
         }
     }
 }

@@ -2,22 +2,25 @@
 //!
 //! The cut reads in batches. Before the table's writer overwrites a record, it puts the old bytes aside, unless the cut has
 //! passed it already; and the cut takes what was put aside over what it finds. So the writer never waits for the whole of a
-//! cut, and a cut holds no more in memory than what changed meanwhile.
+//! cut, and a cut holds no more in memory than what changed meanwhile, up to a bound.
+//!
+//! Several cuts may be read at a time, each at its own position. None waits for another: what the writer puts aside for two
+//! of them is one piece of memory that both refer to.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use sled::IVec;
+use tokio_util::sync::CancellationToken;
 
 use super::sums::Sums;
 use super::table::{Table, TableError};
 
 /// Records that one batch holds at most. The table's writer waits for one batch at most.
 const BATCH_RECORDS: usize = 512;
-/// Records that may change while one cut is read.
-const ASIDE_MAX: usize = 2_000_000;
+/// What it costs to keep one record aside, beside its bytes: its name, its place in the map, and the allocator's share.
+const ASIDE_RECORD_BYTES: u64 = 256;
 
 /// The kinds of records, in the order of a cut. The numbers are those of a snapshot's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,44 +31,95 @@ pub(super) enum Kind {
 }
 
 /// A record's kind and its name in its tree.
-type Place = (Kind, Vec<u8>);
+type Place = (Kind, IVec);
 
-/// The cut that is being read, if there is one. The table has one of these, and holds it while it writes.
-pub(super) type CutSlot = Mutex<Option<Aside>>;
-
-/// What the writer has put aside for a cut.
+/// The cuts that are being read. The table has one of these, and holds it while it writes.
 #[derive(Debug, Default)]
-pub(super) struct Aside {
+pub(super) struct Cuts {
+    begun: u64,
+    open: Vec<Aside>,
+}
+
+/// What the writer has put aside for one cut.
+#[derive(Debug)]
+struct Aside {
+    /// Which cut it is for.
+    number: u64,
     passed: Option<Place>,
     /// `None`: there was no such record.
     before: BTreeMap<Place, Option<IVec>>,
-    overflowed: bool,
+    bytes: u64,
+    bytes_max: u64,
+    /// Cancelled when there was more to put aside than the cut may have. What it has then is of no use any more.
+    overtaken: CancellationToken,
+}
+
+impl Cuts {
+    /// Puts a record aside as it was before the first change since each cut began.
+    pub(super) fn keep(&mut self, kind: Kind, name: &[u8], before: Option<&IVec>) {
+        if !self.open.is_empty() {
+            let place = (kind, IVec::from(name));
+            self.open.iter_mut().for_each(|cut| cut.keep(&place, before));
+        }
+    }
+
+    /// Bytes that are put aside for all cuts. What two of them refer to counts twice.
+    pub(super) fn bytes(&self) -> u64 {
+        self.open.iter().map(|cut| cut.bytes).sum()
+    }
+
+    fn begin(&mut self, bytes_max: u64) -> (u64, CancellationToken) {
+        self.begun += 1;
+        let (number, overtaken) = (self.begun, CancellationToken::new());
+        let (before, told) = (BTreeMap::new(), overtaken.clone());
+        self.open.push(Aside { number, passed: None, before, bytes: 0, bytes_max, overtaken });
+        (number, told)
+    }
+
+    fn end(&mut self, number: u64) -> Option<Aside> {
+        let at = self.open.iter().position(|cut| cut.number == number)?;
+        Some(self.open.swap_remove(at))
+    }
 }
 
 impl Aside {
-    /// Puts a record aside as it was before the first change since the cut began.
-    pub(super) fn keep(&mut self, kind: Kind, name: &[u8], before: Option<&IVec>) {
-        let place = (kind, name.to_vec());
-        if self.overflowed || self.passed.as_ref().is_some_and(|passed| place <= *passed) {
+    fn keep(&mut self, place: &Place, before: Option<&IVec>) {
+        let passed = self.passed.as_ref().is_some_and(|passed| place <= passed);
+        if passed || self.overtaken.is_cancelled() || self.before.contains_key(place) {
             return;
         }
-        self.before.entry(place).or_insert_with(|| before.cloned());
-        if self.before.len() > ASIDE_MAX {
-            self.before.clear();
-            self.overflowed = true;
+        let bytes = cost_of(before);
+        if self.bytes + bytes > self.bytes_max {
+            // Its owner lets go of all that is here: that may be much, and the writer has no time for it.
+            self.overtaken.cancel();
+            return;
         }
+        self.bytes += bytes;
+        self.before.insert(place.clone(), before.cloned());
     }
+
+    /// What a record was when the cut began, if it has changed since.
+    fn take(&mut self, place: &Place) -> Option<Option<IVec>> {
+        let before = self.before.remove(place)?;
+        self.bytes -= cost_of(before.as_ref());
+        Some(before)
+    }
+}
+
+/// The bytes that a record takes which is put aside.
+fn cost_of(before: Option<&IVec>) -> u64 {
+    ASIDE_RECORD_BYTES + before.map_or(0, |bytes| bytes.len() as u64)
 }
 
 /// Why there is no cut.
 #[derive(Debug, thiserror::Error)]
 pub enum CutError {
-    /// One is being read already.
-    #[error("another backup or snapshot is being made")]
-    Busy,
     /// Too much changed while it was read.
-    #[error("more than {ASIDE_MAX} keys changed while they were read; try again when less is going on")]
-    Overtaken,
+    #[error("more than {bytes_max} bytes of records changed while they were read; try again when less is going on")]
+    Overtaken {
+        /// How much may be put aside for it.
+        bytes_max: u64,
+    },
     /// The table cannot be read.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -74,25 +128,26 @@ pub enum CutError {
 /// Reads a cut. It ends when this is dropped.
 pub(super) struct Cut {
     table: Arc<Table>,
+    number: u64,
+    bytes_max: u64,
+    overtaken: CancellationToken,
     sums: Sums,
     kind: Kind,
-    last: Option<Vec<u8>>,
+    last: Option<IVec>,
 }
 
 /// A record of a cut.
 pub(super) type CutRecord = (Kind, IVec);
 
 impl Cut {
-    /// Begins a cut at the position that the table covers now.
-    pub(super) fn begin(table: &Arc<Table>) -> Result<Self, CutError> {
-        let mut slot = table.cut_slot().lock();
-        if slot.is_some() {
-            return Err(CutError::Busy);
-        }
+    /// Begins a cut at the position that the table covers now. At most so many bytes are put aside for it.
+    pub(super) fn begin(table: &Arc<Table>, bytes_max: u64) -> Result<Self, CutError> {
+        // Held, so that no change comes between the two.
+        let mut cuts = table.cuts().lock();
         let sums = table.sums()?;
-        *slot = Some(Aside::default());
-        drop(slot);
-        Ok(Self { table: table.clone(), sums, kind: Kind::Tenant, last: None })
+        let (number, overtaken) = cuts.begin(bytes_max);
+        drop(cuts);
+        Ok(Self { table: table.clone(), number, bytes_max, overtaken, sums, kind: Kind::Tenant, last: None })
     }
 
     /// What the cut holds.
@@ -100,10 +155,19 @@ impl Cut {
         &self.sums
     }
 
+    /// Cancelled when too much has changed: then the cut cannot be read on.
+    pub(super) fn overtaken(&self) -> CancellationToken {
+        self.overtaken.clone()
+    }
+
     /// The next records: tenants, then keys, each in the order of their names. `None`: those were all.
     pub(super) fn next_batch(&mut self) -> Result<Option<Vec<CutRecord>>, CutError> {
+        self.next_batch_of(BATCH_RECORDS)
+    }
+
+    fn next_batch_of(&mut self, records: usize) -> Result<Option<Vec<CutRecord>>, CutError> {
         loop {
-            let (batch, read) = self.batch()?;
+            let (batch, read) = self.batch(records)?;
             match (read, self.kind) {
                 (0, Kind::Tenant) => (self.kind, self.last) = (Kind::Key, None),
                 (0, Kind::Key) => return Ok(None),
@@ -115,17 +179,19 @@ impl Cut {
     }
 
     /// Reads on in the current tree: what belongs to the cut, and how many records were looked at.
-    fn batch(&mut self) -> Result<(Vec<CutRecord>, usize), CutError> {
-        let mut slot = self.table.cut_slot().lock();
-        let aside = slot.as_mut().filter(|aside| !aside.overflowed).ok_or(CutError::Overtaken)?;
+    fn batch(&mut self, records: usize) -> Result<(Vec<CutRecord>, usize), CutError> {
+        let mut cuts = self.table.cuts().lock();
+        let aside = cuts.open.iter_mut().find(|aside| aside.number == self.number);
+        let aside = aside.filter(|aside| !aside.overtaken.is_cancelled());
+        let aside = aside.ok_or(CutError::Overtaken { bytes_max: self.bytes_max })?;
         let from = self.last.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         let tree = self.table.tree(self.kind);
-        let (mut batch, mut read) = (Vec::with_capacity(BATCH_RECORDS), 0);
+        let (mut batch, mut read) = (Vec::with_capacity(records), 0);
         let mut last = None;
-        for entry in tree.range::<&[u8], _>((from, Bound::Unbounded)).take(BATCH_RECORDS) {
+        for entry in tree.range::<&[u8], _>((from, Bound::Unbounded)).take(records) {
             let (name, now) = entry.map_err(TableError::from)?;
-            let place = (self.kind, name.to_vec());
-            let then = aside.before.remove(&place).unwrap_or(Some(now));
+            let place = (self.kind, name);
+            let then = aside.take(&place).unwrap_or(Some(now));
             batch.extend(then.map(|bytes| (self.kind, bytes)));
             read += 1;
             last = Some(place);
@@ -141,7 +207,191 @@ impl Cut {
 impl Drop for Cut {
     fn drop(&mut self) {
         // What was put aside may be much: it is freed when the writer can go on.
-        let aside = self.table.cut_slot().lock().take();
+        let aside = self.table.cuts().lock().end(self.number);
         drop(aside);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use keyward_core::clock::UnixMillis;
+    use keyward_core::digest::{Digest, PepperId};
+    use keyward_core::event::{Record, Revision};
+    use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
+    use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, Stamp, State, TenantRecord};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::store::record::{encode_key, encode_tenant};
+    use crate::store::sled::journal::{ChainKey, Position};
+    use crate::store::sled::table::Row;
+
+    /// What a table or a cut holds: every record by its place.
+    type Held = BTreeMap<(Kind, Vec<u8>), Vec<u8>>;
+
+    /// Something that happens to a table. Cuts are named by the order of their beginnings.
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// Writes records in one transaction, each with a note of some length.
+        Write(Vec<(u8, u16)>),
+        Begin,
+        Read(u8, usize),
+        End(u8),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => vec((0..24_u8, 0..400_u16), 1..6).prop_map(Step::Write),
+            1 => Just(Step::Begin),
+            4 => (any::<u8>(), 1..4_usize).prop_map(|(cut, records)| Step::Read(cut, records)),
+            1 => any::<u8>().prop_map(Step::End),
+        ]
+    }
+
+    /// One in four is a tenant.
+    fn row(number: u8, note: u16, revision: u64) -> Row {
+        let stamp = Stamp { time: UnixMillis(1), actor: ActorId::keyward() };
+        let note = "x".repeat(note.into());
+        if number.is_multiple_of(4) {
+            let tenant = TenantRecord {
+                tenant: TenantId::parse(&format!("tenant-{number}")).unwrap(),
+                display_name: note,
+                secret_prefix: SecretPrefix::kw(),
+                created: stamp,
+                revision: Revision(revision),
+            };
+            return Row { bytes: encode_tenant(&tenant), record: Record::Tenant(Arc::new(tenant)) };
+        }
+        let key = KeyRecord {
+            key_id: KeyId::parse(&format!("key-{number}")).unwrap(),
+            tenant: TenantId::default_tenant(),
+            secret: SecretTrace {
+                version: 1,
+                digest: Digest::from_bytes(*blake3::hash(&[number]).as_bytes()),
+                pepper: PepperId(1),
+                hint: String::new(),
+            },
+            display_name: "Key".to_owned(),
+            description: note,
+            owner: String::new(),
+            environment: Environment::live(),
+            state_reason: String::new(),
+            policy: KeyPolicy {
+                state: State::Active,
+                scopes: vec![],
+                audiences: vec![],
+                allowed_cidrs: vec![],
+                not_before: None,
+                expire_time: None,
+            },
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            created: stamp.clone(),
+            updated: stamp,
+            revision: Revision(revision),
+        };
+        Row { bytes: encode_key(&key), record: Record::Key(Arc::new(key)) }
+    }
+
+    fn place(row: &Row) -> (Kind, Vec<u8>) {
+        match &row.record {
+            Record::Key(key) => (Kind::Key, key.secret.digest.as_bytes().to_vec()),
+            Record::Tenant(tenant) => (Kind::Tenant, tenant.tenant.as_str().as_bytes().to_vec()),
+        }
+    }
+
+    /// A cut, what it must hold, and what it has given so far.
+    struct Reading {
+        cut: Cut,
+        expected: Vec<Vec<u8>>,
+        given: Vec<Vec<u8>>,
+        ended: bool,
+    }
+
+    impl Reading {
+        /// Reads on, to the end or until the cut is overtaken.
+        fn read(&mut self, records: usize) -> bool {
+            match self.cut.next_batch_of(records) {
+                Ok(Some(batch)) => self.given.extend(batch.into_iter().map(|(_, bytes)| bytes.to_vec())),
+                Ok(None) => self.ended = true,
+                Err(CutError::Overtaken { .. }) => return false,
+                Err(CutError::Table(error)) => panic!("{error}"),
+            }
+            assert!(self.expected.starts_with(&self.given), "a cut gave a record that is not of its position");
+            true
+        }
+    }
+
+    fn run(steps: Vec<Step>, bytes_max: u64) -> Result<(), TestCaseError> {
+        let dir = tempfile::tempdir().unwrap();
+        let table = Arc::new(Table::open(dir.path(), &ChainKey(Zeroizing::new([7; 32]))).unwrap());
+        let (mut now, mut revision, mut readings) = (Held::new(), 0, Vec::<Reading>::new());
+        for step in steps {
+            let count = readings.len().max(1);
+            match step {
+                Step::Write(records) => {
+                    revision += 1;
+                    let rows: Vec<_> = records.into_iter().map(|(number, note)| row(number, note, revision)).collect();
+                    now.extend(rows.iter().map(|row| (place(row), row.bytes.clone())));
+                    table.apply(&rows, Position { revision: Revision(revision), ..Position::START }).unwrap();
+                }
+                Step::Begin => {
+                    let cut = Cut::begin(&table, bytes_max).unwrap();
+                    prop_assert_eq!(cut.sums().position.revision, Revision(revision));
+                    let expected = now.values().cloned().collect();
+                    readings.push(Reading { cut, expected, given: vec![], ended: false });
+                }
+                Step::Read(cut, records) => {
+                    if let Some(reading) = readings.get_mut(usize::from(cut) % count) {
+                        reading.read(records);
+                    }
+                }
+                Step::End(cut) if !readings.is_empty() => drop(readings.swap_remove(usize::from(cut) % count)),
+                Step::End(_) => {}
+            }
+            for aside in &table.cuts().lock().open {
+                prop_assert!(aside.bytes <= bytes_max);
+                let kept: u64 = aside.before.values().map(|before| cost_of(before.as_ref())).sum();
+                prop_assert_eq!(aside.bytes, kept);
+            }
+        }
+        for mut reading in readings {
+            while !reading.ended && reading.read(3) {}
+            // Each of them is whole, or was overtaken and says so.
+            prop_assert!(reading.ended == !reading.cut.overtaken.is_cancelled());
+            prop_assert!(!reading.ended || reading.given == reading.expected);
+            prop_assert!(reading.ended || bytes_max < u64::MAX);
+        }
+        prop_assert!(table.cuts().lock().open.is_empty());
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn each_of_several_cuts_is_the_table_as_it_was_when_it_began(steps in vec(step(), 1..60)) {
+            run(steps, u64::MAX)?;
+        }
+
+        #[test]
+        fn what_is_put_aside_for_a_cut_stays_within_its_bound(steps in vec(step(), 1..60), bytes_max in 0..4_000_u64) {
+            run(steps, bytes_max)?;
+        }
+    }
+
+    #[test]
+    fn what_two_cuts_need_is_one_piece_of_memory() {
+        let mut cuts = Cuts::default();
+        let (_, first) = (cuts.begin(u64::MAX), cuts.begin(u64::MAX));
+        cuts.keep(Kind::Key, b"a name of a record that is not inline", Some(&IVec::from(vec![1_u8; 100])));
+        let kept: Vec<_> =
+            cuts.open.iter().flat_map(|cut| cut.before.values().flatten().map(|it| it.as_ptr())).collect();
+        assert!(kept.len() == 2 && kept[0] == kept[1]);
+        assert!(!first.1.is_cancelled());
     }
 }

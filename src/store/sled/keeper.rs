@@ -3,7 +3,7 @@
 //!
 //! A segment goes when the journal is larger than its limit, or when the segment's last change is older than its limit; and
 //! only if two snapshots cover it. What the older one lacks stays in the journal, so that one damaged file costs nothing. Nothing
-//! here is on the way of a change or a verdict: what fails is tried again later.
+//! here is on the way of a change or a verdict, or waits for a backup: what fails is tried again later.
 
 use std::fs::{self, File};
 use std::io;
@@ -38,6 +38,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(600);
 const SNAPSHOTS_KEPT: usize = 2;
 /// A snapshot or an image is made only if this much is free beside the size of the last one: it must not take what changes need.
 const FREE_BYTES_MIN: u64 = 128 * 1024 * 1024;
+
+/// What may be put aside in memory while a snapshot is made. Only the disk can hold it up, so this is far above what changes
+/// in that time.
+const ASIDE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// How long the journal is kept. Whatever exceeds either limit goes.
 #[derive(Clone, Copy, Debug)]
@@ -180,9 +184,6 @@ impl Charge {
         match catch_unwind(AssertUnwindSafe(work)) {
             Ok(Ok(())) => {}
             Ok(Err(_)) if self.stopping.load(Ordering::Relaxed) => {}
-            Ok(Err(KeepError::Snapshot(SnapshotError::Cut(CutError::Busy)))) => {
-                tracing::info!("a backup is being made; older segments of the journal go later");
-            }
             Ok(Err(error)) => tracing::warn!(%error, "{otherwise}"),
             Err(_) => tracing::error!("the keeper of the journal panicked; {otherwise}"),
         }
@@ -298,7 +299,7 @@ impl Charge {
         let last = snapshot::list(&self.snapshots)?.first().map_or(Ok(0), |(_, p)| fs::metadata(p).map(|m| m.len()))?;
         let disk = self.room_for(&self.snapshots, last)?;
         let may_go_on = || self.may_go_on(&disk);
-        let mut cut = Cut::begin(&self.table).map_err(SnapshotError::from)?;
+        let mut cut = Cut::begin(&self.table, ASIDE_BYTES_MAX).map_err(SnapshotError::from)?;
         let key = self.table.sum_key();
         let (contents, path) = snapshot::create(&mut cut, key, self.clock.now(), &self.snapshots, &may_go_on)?;
         let revision = contents.header.position.revision.0;

@@ -65,6 +65,7 @@ use super::{
 };
 use crate::feed::{Feed, Resync, Subscription};
 
+pub use self::backup::BackupLimits;
 pub use self::dir::LockedDir;
 pub use self::error::OpenError;
 pub use self::keeper::Retention;
@@ -89,6 +90,8 @@ pub struct Options {
     pub chain_key: Zeroizing<[u8; 32]>,
     /// How long the journal is kept.
     pub retention: Retention,
+    /// What one backup may take.
+    pub backup: BackupLimits,
     /// The time.
     pub clock: Arc<dyn Clock>,
 }
@@ -102,6 +105,8 @@ pub struct SledStore {
     feed: Feed,
     gauge: Arc<Gauge>,
     looking: Arc<tokio::sync::Mutex<()>>,
+    backing_up: Arc<tokio::sync::Mutex<()>>,
+    backup_limits: BackupLimits,
     threads: Mutex<Option<(Committer, Keeper)>>,
     /// Unlocks the directory when dropped. Close the store first: its threads may outlive it otherwise.
     _dir: LockedDir,
@@ -149,6 +154,8 @@ impl SledStore {
             feed,
             gauge,
             looking: Arc::default(),
+            backing_up: Arc::default(),
+            backup_limits: options.backup,
             threads: Mutex::new(Some((committer, keeper))),
             _dir: dir,
         })
@@ -170,6 +177,12 @@ impl SledStore {
         };
         recovered.table.flush().map_err(|error| OpenError::Table(error.into()))?;
         Ok(recovered.journal.position.revision)
+    }
+
+    /// Bytes of records that are put aside in memory now, for a backup and for the keeper's snapshot.
+    #[must_use]
+    pub fn aside_bytes(&self) -> u64 {
+        self.table.cuts().lock().bytes()
     }
 
     /// Runs a read of the table on a thread that may block.
@@ -277,8 +290,9 @@ impl Store for SledStore {
     }
 
     async fn backup(&self, time: UnixMillis) -> Result<Backup, BackupError> {
+        let turn = self.backing_up.clone().try_lock_owned().map_err(|_| BackupError::Busy)?;
         self.caught_up().await.map_err(|error| BackupError::Failed(error.to_string()))?;
-        backup::start(self.table.clone(), time).await
+        backup::start(self.table.clone(), time, self.backup_limits, turn).await
     }
 
     async fn close(&self) -> Result<(), StoreError> {

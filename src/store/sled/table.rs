@@ -23,10 +23,11 @@ use keyward_core::digest::Digest;
 use keyward_core::event::Record;
 use keyward_core::id::{KeyId, TenantId};
 use keyward_core::record::{KeyRecord, TenantRecord};
+use parking_lot::Mutex;
 use sled::transaction::{ConflictableTransactionError, TransactionError};
 use sled::{Transactional, Tree};
 
-use super::cut::{CutSlot, Kind};
+use super::cut::{Cuts, Kind};
 use super::journal::{ChainKey, Position};
 use super::known::{Known, Name};
 use super::orderings::{facets_of, id_name, joined};
@@ -48,7 +49,7 @@ pub struct Table {
     tenants: Tree,
     meta: Tree,
     sum_key: SumKey,
-    cut: CutSlot,
+    cuts: Mutex<Cuts>,
     known: Known,
     /// The last field: with it goes sled.
     _db: Closing,
@@ -143,11 +144,11 @@ impl Table {
         let tree = |name| db.open_tree(name);
         let (keys, ids, facets) = (tree("keys")?, tree("ids")?, tree("facets")?);
         let (tenants, meta) = (tree("tenants")?, tree("meta")?);
-        let (sum_key, cut, _db) = (SumKey::of(key), CutSlot::default(), Closing(Some(db)));
+        let (sum_key, cuts, _db) = (SumKey::of(key), Mutex::default(), Closing(Some(db)));
         // A note that is damaged is noticed when the table is read.
         let sums = meta.get(APPLIED)?.and_then(|bytes| Sums::decode(&sum_key, &bytes)).unwrap_or(Sums::EMPTY);
         let known = Known::for_keys(sums.keys.count());
-        Ok(Self { keys, ids, facets, tenants, meta, sum_key, cut, known, _db })
+        Ok(Self { keys, ids, facets, tenants, meta, sum_key, cuts, known, _db })
     }
 
     /// The position in the log that the table covers.
@@ -167,7 +168,7 @@ impl Table {
     /// When sled fails.
     pub fn apply(&self, rows: &[Row], to: Position) -> Result<(), TableError> {
         // A cut reads between two transactions, never within one.
-        let cut = RefCell::new(self.cut.lock());
+        let cuts = RefCell::new(self.cuts.lock());
         let rows: Vec<_> = last_of_each(rows).collect();
         self.known.add(rows.iter().flat_map(|row| self.names_of(row)));
         let mut with_rows = self.sums()?;
@@ -184,9 +185,7 @@ impl Table {
                     Kind::Key => keys.insert(name, &*row.bytes)?,
                     Kind::Tenant => tenants.insert(name, &*row.bytes)?,
                 };
-                if let Some(cut) = &mut **cut.borrow_mut() {
-                    cut.keep(kind, name, old.as_ref());
-                }
+                cuts.borrow_mut().keep(kind, name, old.as_ref());
                 if let Some(old) = &old {
                     sums.of_mut(kind).remove(&self.sum_key, name, old);
                 }
@@ -289,9 +288,9 @@ impl Table {
         &self.sum_key
     }
 
-    /// Where a cut leaves word of itself.
-    pub(super) fn cut_slot(&self) -> &CutSlot {
-        &self.cut
+    /// The cuts that are being read.
+    pub(super) fn cuts(&self) -> &Mutex<Cuts> {
+        &self.cuts
     }
 
     /// The records of a kind, by their names.

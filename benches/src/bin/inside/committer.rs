@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keyward::store::sled::{LockedDir, Options as StoreOptions, Retention, SledStore};
+use keyward::store::sled::{BackupLimits, LockedDir, Options as StoreOptions, Retention, SledStore};
 use keyward::store::{Commit, Put, Store};
 use keyward_bench::figures::{median, percentile, ratio, rounded};
 use keyward_bench::options::Options;
@@ -92,6 +92,7 @@ impl Bench {
             segment_bytes: SEGMENT_BYTES,
             chain_key: Zeroizing::new([7; 32]),
             retention: Retention { bytes: u64::MAX, time: Duration::MAX },
+            backup: BackupLimits { time: Duration::MAX, aside_bytes: u64::MAX },
             clock: Arc::new(ManualClock::at(NOW)),
         };
         let store = SledStore::open(LockedDir::lock(dir.path())?, &options, Arc::new(()))?;

@@ -1,0 +1,203 @@
+//! A backup that is read slowly holds nothing up, and ends.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward::store::record::{decode_key, encode_key};
+use keyward::store::sled::snapshot::verify_without_key;
+use keyward::store::sled::{BackupLimits, LockedDir, Options, Retention, SledStore};
+use keyward::store::{Backup, BackupError, BackupLimit, Put, Store};
+use keyward_core::clock::UnixMillis;
+use keyward_core::event::Revision;
+use keyward_core::record::KeyRecord;
+use tempfile::TempDir;
+use tokio::time::advance;
+
+use crate::conformance::{commit, key, options};
+use crate::retention::{segments, snapshots, wait_until};
+
+const SEGMENT_BYTES: u64 = 64 * 1024;
+/// What the journal may have beyond its limit: the segment that is written, the one that is made next, and what the older of
+/// two snapshots does not cover yet.
+const SEGMENTS_KEPT: u64 = 8;
+const MIB: u64 = 1024 * 1024;
+
+/// A key of some 3,000 bytes, whose description says how often it has been written.
+fn large(number: u32, version: u32) -> KeyRecord {
+    let annotations = (0..6).map(|nth| (format!("note-{nth}"), "x".repeat(480))).collect();
+    KeyRecord { description: version.to_string(), annotations, ..key(number) }
+}
+
+/// A store with so many large keys.
+async fn store_of(dir: &TempDir, keys: u32, retention_bytes: u64, backup: BackupLimits) -> SledStore {
+    let retention = Retention { bytes: retention_bytes, time: Duration::MAX };
+    let options = Options { retention, backup, ..options(SEGMENT_BYTES) };
+    let store = SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(())).unwrap();
+    for first in (0..keys).step_by(200) {
+        let puts = (first..keys.min(first + 200)).map(|number| Put::NewKey(Box::new(large(number, 0)))).collect();
+        store.commit(commit(puts)).await.unwrap();
+    }
+    store
+}
+
+/// Writes a key anew.
+async fn rewrite(store: &SledStore, number: u32, version: u32) {
+    let old = key(number);
+    let old = store.key(&old.tenant, &old.key_id).await.unwrap().unwrap();
+    let new = KeyRecord { revision: old.revision, ..large(number, version) };
+    store.commit(commit(vec![Put::Key(Box::new(new))])).await.unwrap();
+}
+
+async fn to_its_end(mut backup: Backup) -> Result<Vec<u8>, BackupError> {
+    let mut bytes = vec![];
+    while let Some(piece) = backup.pieces.recv().await {
+        bytes.extend(piece?);
+    }
+    Ok(bytes)
+}
+
+fn journal_bytes(dir: &TempDir) -> u64 {
+    // A segment may go between the listing and the look.
+    segments(dir).iter().filter_map(|path| path.metadata().ok()).map(|found| found.len()).sum()
+}
+
+/// The keys in a snapshot's bytes, and the versions that they say they have.
+fn versions(bytes: &[u8]) -> BTreeMap<String, u32> {
+    let (mut at, mut found) = (104, BTreeMap::new());
+    while bytes[at] != 0 {
+        let length = u32::from_le_bytes(bytes[at + 1..at + 5].try_into().unwrap()) as usize;
+        if bytes[at] == 2 {
+            let key = decode_key(&bytes[at + 5..at + 5 + length]).unwrap();
+            assert_eq!(encode_key(&key), bytes[at + 5..at + 5 + length]);
+            found.insert(key.key_id.to_string(), key.description.parse().unwrap());
+        }
+        at += 5 + length;
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retention_does_not_wait_for_a_backup_that_is_read_slowly() {
+    const KEYS: u32 = 1_000;
+    let dir = tempfile::tempdir().unwrap();
+    let limits = BackupLimits { time: Duration::MAX, aside_bytes: MIB };
+    let limit = 4 * SEGMENT_BYTES;
+    let store = store_of(&dir, KEYS, limit, limits).await;
+    let mut backup = store.backup(UnixMillis(1_000)).await.unwrap();
+    assert!(backup.pieces.recv().await.unwrap().is_ok());
+    let first = || segments(&dir).first().cloned();
+    let (begun_at, mut largest) = (first(), 0);
+    // Many times what may be put aside, and some 240 segments.
+    for number in 0..5 * KEYS {
+        rewrite(&store, number % KEYS, number).await;
+        assert!(store.aside_bytes() <= MIB + limits.aside_bytes, "{}", store.aside_bytes());
+        // The keeper looks when a segment is full, and makes one snapshot each time: what was there before goes with the second.
+        if number % 20 == 19 && number > 200 {
+            wait_until("the journal is within its limit", || {
+                journal_bytes(&dir) <= limit + SEGMENTS_KEPT * SEGMENT_BYTES
+            });
+        }
+        largest = largest.max(if number > 200 { journal_bytes(&dir) } else { 0 });
+    }
+    assert_ne!(first(), begun_at);
+    assert!(largest <= limit + 2 * SEGMENTS_KEPT * SEGMENT_BYTES, "{largest}");
+    wait_until("what was put aside is given back", || store.aside_bytes() == 0);
+    let told = to_its_end(backup).await.unwrap_err();
+    assert!(matches!(told, BackupError::Aborted(BackupLimit::Aside(MIB))), "{told}");
+    assert!(told.to_string().contains("backup_aside_bytes_max"), "{told}");
+    to_its_end(store.backup(UnixMillis(1_000)).await.unwrap()).await.unwrap();
+    store.close().await.unwrap();
+}
+
+/// The state at each revision is known here: it is that of the changes in their order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_and_a_snapshot_at_the_same_time_are_each_of_their_revision() {
+    const KEYS: u32 = 800;
+    let (dir, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let limits = BackupLimits { time: Duration::MAX, aside_bytes: u64::MAX };
+    let store = store_of(&dir, KEYS, 2 * SEGMENT_BYTES, limits).await;
+    let name = |number| key(number).key_id.to_string();
+    let begin: BTreeMap<_, _> = (0..KEYS).map(|number| (name(number), 0)).collect();
+    let first = store.revision();
+    let mut changes = vec![];
+    let at = |changes: &[u32], revision: Revision| {
+        let mut state = begin.clone();
+        for (nth, number) in changes.iter().take((revision.0 - first.0) as usize).enumerate() {
+            state.insert(name(*number), nth as u32 + 1);
+        }
+        state
+    };
+    let mut checked = 0;
+    for _ in 0..3 {
+        let before = snapshots(&dir);
+        let mut backup = store.backup(UnixMillis(1_000)).await.unwrap();
+        let (revision, mut bytes) = (backup.revision, backup.pieces.recv().await.unwrap().unwrap());
+        // The backup stands still, and at least one snapshot is made beside it.
+        while snapshots(&dir).iter().all(|path| before.contains(path)) {
+            let number = blake3::hash(&changes.len().to_le_bytes()).as_bytes()[..4].try_into().unwrap();
+            changes.push(u32::from_le_bytes(number) % KEYS);
+            rewrite(&store, changes[changes.len() - 1], changes.len() as u32).await;
+        }
+        bytes.extend(to_its_end(backup).await.unwrap());
+        let file = files.path().join("backup");
+        std::fs::write(&file, &bytes).unwrap();
+        verify_without_key(&file).unwrap();
+        assert_eq!(versions(&bytes), at(&changes, revision));
+        for path in snapshots(&dir) {
+            // The keeper may have removed it.
+            let Ok(bytes) = std::fs::read(&path) else { continue };
+            let revision = revision_of(&path);
+            if revision >= first {
+                assert_eq!(versions(&bytes), at(&changes, revision), "{}", path.display());
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked >= 3, "{checked}");
+    store.close().await.unwrap();
+}
+
+fn revision_of(snapshot: &Path) -> Revision {
+    Revision(snapshot.file_stem().unwrap().to_str().unwrap().parse().unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backup_ends_when_its_time_is_over_however_steadily_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = BackupLimits { time: Duration::from_secs(600), aside_bytes: u64::MAX };
+    let store = store_of(&dir, 4_000, u64::MAX, limits).await;
+    let mut backup = store.backup(UnixMillis(1_000)).await.unwrap();
+    for _ in 0..29 {
+        advance(Duration::from_secs(20)).await;
+        assert!(backup.pieces.recv().await.unwrap().is_ok());
+    }
+    assert!(matches!(store.backup(UnixMillis(1_000)).await, Err(BackupError::Busy)), "it goes on after 580 seconds");
+    advance(Duration::from_secs(20)).await;
+    let told = to_its_end(backup).await.unwrap_err();
+    assert!(matches!(told, BackupError::Aborted(BackupLimit::Time(_))), "{told}");
+    assert!(told.to_string().contains("10m (backup_time_max)"), "{told}");
+    to_its_end(store.backup(UnixMillis(1_000)).await.unwrap()).await.unwrap();
+    store.close().await.unwrap();
+}
+
+/// Also where the reader never learns of it: the next backup need not wait for that.
+#[tokio::test(start_paused = true)]
+async fn a_backup_ends_when_nothing_of_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = BackupLimits { time: Duration::MAX, aside_bytes: u64::MAX };
+    let store = store_of(&dir, 1_000, u64::MAX, limits).await;
+    let mut forgotten = store.backup(UnixMillis(1_000)).await.unwrap();
+    assert!(forgotten.pieces.recv().await.unwrap().is_ok());
+    let again = loop {
+        match store.backup(UnixMillis(1_000)).await {
+            Err(BackupError::Busy) => advance(Duration::from_secs(1)).await,
+            begun => break begun.unwrap(),
+        }
+    };
+    to_its_end(again).await.unwrap();
+    let told = to_its_end(forgotten).await.unwrap_err();
+    assert!(matches!(told, BackupError::Aborted(BackupLimit::Idle(_))), "{told}");
+    store.close().await.unwrap();
+}
