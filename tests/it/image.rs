@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use keyward::index::{Index, image};
 use keyward::store::sled::salvage::salvage;
-use keyward::store::sled::{LockedDir, OpenError, SledStore};
+use keyward::store::sled::{LockedDir, OpenError, Options, Retention, SledStore};
 use keyward::store::{Put, Store, View};
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::Policy;
@@ -124,8 +124,11 @@ impl Open {
     }
 
     fn with(dir: &TempDir, view: Arc<Watched>) -> Result<Self, OpenError> {
-        let options = options(SEGMENT_BYTES);
-        let store = Arc::new(SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options, view.clone())?);
+        Self::with_options(dir, view, &options(SEGMENT_BYTES))
+    }
+
+    fn with_options(dir: &TempDir, view: Arc<Watched>, options: &Options) -> Result<Self, OpenError> {
+        let store = Arc::new(SledStore::open(LockedDir::lock(dir.path()).unwrap(), options, view.clone())?);
         let mut changes = store.changes(store.revision()).unwrap();
         let index = view.index.clone();
         let following = tokio::spawn(async move {
@@ -376,6 +379,49 @@ async fn a_rescue_goes_on_past_what_an_image_knows_of() {
     assert!(salvaged.revision.0 > latest, "{salvaged:?}");
     assert_eq!(salvaged.missing, [(Revision(revision + 1), Revision(latest))]);
     assert!(images(&dir).is_empty(), "it is moved aside with the log that it was of");
+}
+
+/// What the newest image needs is in the journal after each step of retention, and each start uses it.
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_leaves_the_image_what_it_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let retention = Retention { bytes: 6 * SEGMENT_BYTES, time: Duration::MAX };
+    let options = Options { retention, ..options(SEGMENT_BYTES) };
+    let mut begins = vec![];
+    for start in 0..6 {
+        let open = Open::with_options(&dir, Watched::new(), &options).unwrap();
+        assert!(start == 0 || open.view.knew_an_image(), "start {start} read the table");
+        for number in start * KEYS..(start + 1) * KEYS {
+            // In this order: an image that is made in between is newer.
+            let (is_one, begins_after) = (newest_image(&dir) > 0, journal_start(&dir));
+            assert!(!is_one || begins_after <= newest_image(&dir), "key {number}");
+            create(&*open.store, number).await;
+        }
+        wait_until("a first image", || newest_image(&dir) > 0).await;
+        begins.push(journal_start(&dir));
+        open.close().await;
+        assert!(journal_start(&dir) <= newest_image(&dir), "after start {start}");
+    }
+    begins.dedup();
+    assert!(begins.len() > 2, "the journal was shortened again and again: {begins:?}");
+    let open = Open::with_options(&dir, Watched::new(), &options).unwrap();
+    open.disable(DISABLED).await;
+    open.is_whole(6 * KEYS).await;
+    open.close().await;
+}
+
+/// The revision after which the journal begins. The oldest segment may go while it is looked at.
+fn journal_start(dir: &TempDir) -> u64 {
+    loop {
+        let oldest = fs::read_dir(dir.path().join("journal")).unwrap().map(|entry| entry.unwrap().path()).min();
+        if let Ok(bytes) = fs::read(oldest.unwrap()) {
+            return u64::from_le_bytes(bytes[16..24].try_into().unwrap()) - 1;
+        }
+    }
+}
+
+fn newest_image(dir: &TempDir) -> u64 {
+    images(dir).iter().map(|path| path.file_stem().unwrap().to_str().unwrap().parse().unwrap()).max().unwrap_or(0)
 }
 
 enum Keep {

@@ -185,6 +185,11 @@ pub(super) fn create(
     Ok(image)
 }
 
+/// Removes every image. A start then reads the table.
+pub(super) fn remove_all(dir: &Path) -> io::Result<()> {
+    list(dir)?.iter().try_for_each(|(_, path)| fs::remove_file(path))
+}
+
 fn write(
     view: &dyn View,
     position: Position,

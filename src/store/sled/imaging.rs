@@ -8,6 +8,7 @@ use keyward_core::event::Revision;
 
 use super::cut::CutError;
 use super::image::{self, Image};
+use super::journal::Position;
 use super::journal::scan::{segment_numbers, segment_path, segment_start};
 use super::keeper::{Charge, KeepError};
 use super::snapshot::SnapshotError;
@@ -47,6 +48,29 @@ impl Charge {
         if !due || image.is_some_and(|image| image.position == start) {
             return Ok(());
         }
+        self.make_image(start, image)
+    }
+
+    /// Before the journal goes up to a revision: the image must not need any of that, or the next start could not use it.
+    pub(super) fn keep_image_past(&self, revision: Revision, image: &mut Option<Image>) -> Result<(), KeepError> {
+        if self.view.parts() == 0 || image.is_none_or(|image| image.position.revision >= revision) {
+            return Ok(());
+        }
+        let Some(&newest) = segment_numbers(&self.journal)?.last() else { return Ok(()) };
+        match self.make_image(segment_start(&segment_path(&self.journal, newest))?, image) {
+            // Kept for the sake of the image, the journal would only take more room. It is a copy, and gives its own back.
+            Err(error) if error.is_want_of_room() => {
+                tracing::warn!(%error, "no newer image of the index can be made; the one that is there goes");
+                image::remove_all(&self.images)?;
+                *image = None;
+                Ok(())
+            }
+            made => made,
+        }
+    }
+
+    /// Makes an image that the journal goes on from at a position, which must be the beginning of a segment.
+    fn make_image(&self, start: Position, image: &mut Option<Image>) -> Result<(), KeepError> {
         self.wait_for_view(start.revision)?;
         remove_unfinished(&self.images)?;
         create_private_dir(&self.images)?;

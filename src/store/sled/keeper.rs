@@ -2,8 +2,9 @@
 //! a start need not read every record.
 //!
 //! A segment goes when the journal is larger than its limit, or when the segment's last change is older than its limit; and
-//! only if two snapshots cover it. What the older one lacks stays in the journal, so that one damaged file costs nothing. Nothing
-//! here is on the way of a change or a verdict, or waits for a backup: what fails is tried again later.
+//! only if two snapshots cover it. What the older one lacks stays in the journal, so that one damaged file costs nothing; so does
+//! what the image of the index lacks, which is made anew first. Nothing here is on the way of a change or a verdict, or waits for
+//! a backup: what fails is tried again later.
 
 use std::fs::{self, File};
 use std::io;
@@ -153,6 +154,16 @@ pub(super) enum KeepError {
     Behind,
 }
 
+impl KeepError {
+    pub(super) fn is_want_of_room(&self) -> bool {
+        match self {
+            Self::NoRoom { .. } => true,
+            Self::Io(error) => error.kind() == io::ErrorKind::StorageFull,
+            _ => false,
+        }
+    }
+}
+
 /// A segment that is full.
 struct Sealed {
     path: PathBuf,
@@ -167,7 +178,7 @@ impl Charge {
     fn run(&self, woken: &Receiver<()>, mut image: Option<Image>) {
         let mut checked = false;
         while !self.stopping.load(Ordering::Relaxed) {
-            self.see_to("older segments of the journal stay for now", || self.look(&mut checked));
+            self.see_to("older segments of the journal stay for now", || self.look(&mut checked, &mut image));
             self.see_to("the next start may take longer: no image of the index was made", || {
                 self.keep_image(&mut image)
             });
@@ -190,12 +201,12 @@ impl Charge {
     }
 
     /// Nothing goes before it is known which snapshots are sound.
-    fn look(&self, checked: &mut bool) -> Result<(), KeepError> {
+    fn look(&self, checked: &mut bool, image: &mut Option<Image>) -> Result<(), KeepError> {
         if !*checked {
             self.check_snapshots()?;
             *checked = true;
         }
-        self.let_go()
+        self.let_go(image)
     }
 
     /// An error once the store closes, so that reading and writing a snapshot end.
@@ -228,7 +239,7 @@ impl Charge {
         Ok(())
     }
 
-    fn let_go(&self) -> Result<(), KeepError> {
+    fn let_go(&self, image: &mut Option<Image>) -> Result<(), KeepError> {
         let (mut sealed, bytes) = self.sealed()?;
         let going = self.going(&sealed, bytes);
         let Some(last) = going.checked_sub(1) else { return Ok(()) };
@@ -249,9 +260,8 @@ impl Charge {
         let covered = covered(&snapshots);
         sealed.truncate(going);
         sealed.retain(|segment| segment.end.revision <= covered);
-        if sealed.is_empty() {
-            return Ok(());
-        }
+        let Some(last) = sealed.last() else { return Ok(()) };
+        self.keep_image_past(last.end.revision, image)?;
         // What goes must be nobody's last hope: the watermark's or the table's.
         self.table.flush()?;
         File::open(&self.watermark)?.sync_all()?;
