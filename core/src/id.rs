@@ -82,6 +82,14 @@ name!(
 );
 
 impl KeyId {
+    /// Whether the name is kept for the program itself: `keyward`, and all that begins with `keyward-` or `keyward_`. A key of
+    /// tenant `system` is an actor in the log, and one of these names could pass for the program.
+    #[must_use]
+    pub fn is_reserved(&self) -> bool {
+        let rest = self.0.strip_prefix(ActorId::KEYWARD);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '_']))
+    }
+
     /// A new id: `key_` and a ULID in lower case, so that ids sort by the time of their making.
     ///
     /// # Errors
@@ -132,10 +140,12 @@ impl SecretPrefix {
 }
 
 impl ActorId {
+    const KEYWARD: &str = "keyward";
+
     /// The program itself, as when it creates the first key.
     #[must_use]
     pub fn keyward() -> Self {
-        Self("keyward".into())
+        Self(Self::KEYWARD.into())
     }
 }
 
@@ -164,6 +174,16 @@ mod tests {
         assert!(ids.is_sorted());
         for id in &ids {
             assert_eq!(KeyId::parse(id.as_str()).as_ref(), Ok(id));
+        }
+    }
+
+    #[test]
+    fn names_that_could_pass_for_the_program_are_reserved() {
+        for reserved in ["keyward", "keyward-", "keyward_", "keyward-admin", "keyward_1"] {
+            assert!(KeyId::parse(reserved).unwrap().is_reserved(), "{reserved}");
+        }
+        for free in ["keywar", "keywards", "keyward1", "my-keyward", "key-ward", "key_ward"] {
+            assert!(!KeyId::parse(free).unwrap().is_reserved(), "{free}");
         }
     }
 

@@ -14,6 +14,9 @@ use keyward_core::secret::IssuedSecret;
 use super::{Authority, AuthorityError, Subject, check_expiry, check_policy, check_size, target};
 use crate::store::{Commit, Put};
 
+/// What is wrong with a key id that the program keeps for itself.
+const RESERVED_RULE: &str = "in tenant 'system' must not be 'keyward' or begin with 'keyward-' or 'keyward_': so Keyward itself is named in the log";
+
 /// A key to be.
 #[derive(Clone, Debug)]
 pub struct NewKey {
@@ -66,6 +69,9 @@ impl Authority {
         new: NewKey,
         validate_only: bool,
     ) -> Result<Created, AuthorityError> {
+        if grant.tenant().is_system() && new.key_id.as_ref().is_some_and(KeyId::is_reserved) {
+            return Err(AuthorityError::bad_field("key_id", RESERVED_RULE));
+        }
         let tenant = self.existing_tenant(grant.tenant()).await?;
         let stamp = Stamp { time: self.clock.now(), actor: grant.actor() };
         let (key, secret) = self.issue(grant.tenant(), &tenant.secret_prefix, new, &stamp)?;

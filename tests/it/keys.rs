@@ -4,7 +4,7 @@ use keyward::grpc::pb::{self, Decision, Reason, State};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use crate::harness::{Site, ask, disable, error_reason, new_key, update};
+use crate::harness::{Site, ask, bad_fields, disable, error_reason, new_key, update};
 
 #[tokio::test]
 async fn an_issued_key_is_allowed_and_says_whose_it_is() {
@@ -109,6 +109,24 @@ async fn a_revoked_key_stays_revoked() {
     let refused = admin.disable(disable(&issued.key)).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert_eq!(admin.reason(&issued.secret).await, Reason::Revoked);
+}
+
+#[tokio::test]
+async fn a_caller_cannot_be_called_like_the_program() {
+    let site = Site::start().await;
+    let admin = site.admin();
+    let named = |tenant: &str, id: &str| {
+        let scopes: &[&str] = if tenant == "system" { &["keyward.viewer"] } else { &[] };
+        pb::CreateKeyRequest { tenant: tenant.into(), key_id: id.into(), ..new_key("Named", scopes) }
+    };
+    for id in ["keyward", "keyward-", "keyward-restore", "keyward_backup"] {
+        for validate_only in [true, false] {
+            let request = pb::CreateKeyRequest { validate_only, ..named("system", id) };
+            assert_eq!(bad_fields(&admin.create(request).await.unwrap_err()), ["key_id"], "{id}");
+        }
+        admin.create(named("default", id)).await.unwrap();
+    }
+    admin.create(named("system", "keywards")).await.unwrap();
 }
 
 #[tokio::test]
