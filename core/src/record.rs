@@ -102,10 +102,16 @@ pub enum Moved {
     AlreadyThere,
 }
 
-/// A move that the key's state forbids.
+/// A change that the key's state forbids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a revoked key stays revoked")]
-pub struct ForbiddenMove;
+pub enum ForbiddenMove {
+    /// From revoked to another state.
+    #[error("a revoked key stays revoked")]
+    Revival,
+    /// Of what a revoked key was.
+    #[error("of a revoked key, only display_name, labels and annotations can be changed")]
+    Rewriting,
+}
 
 impl KeyRecord {
     /// Moves the key to another state.
@@ -114,7 +120,7 @@ impl KeyRecord {
     /// When the key is revoked and is asked to be anything else.
     pub fn move_to(&mut self, state: State, reason: &str, by: &Stamp) -> Result<Moved, ForbiddenMove> {
         match (self.policy.state, state) {
-            (State::Revoked, State::Active | State::Disabled) => Err(ForbiddenMove),
+            (State::Revoked, State::Active | State::Disabled) => Err(ForbiddenMove::Revival),
             (from, to) if from == to => Ok(Moved::AlreadyThere),
             (State::Active | State::Disabled, to) | (State::Revoked, to @ State::Revoked) => {
                 self.policy.state = to;
@@ -123,6 +129,26 @@ impl KeyRecord {
                 Ok(Moved::Changed)
             }
         }
+    }
+}
+
+impl KeyRecord {
+    /// Whether the fields of a key may become those of this one. What a revoked key was stays as it was, for whoever asks
+    /// later; how people find and call it may change.
+    ///
+    /// # Errors
+    /// When the key is revoked, and more than its label, its labels or its annotations differ.
+    pub fn check_rewritten(&self, before: &Self) -> Result<(), ForbiddenMove> {
+        if before.policy.state != State::Revoked {
+            return Ok(());
+        }
+        let found_and_called = Self {
+            display_name: self.display_name.clone(),
+            labels: self.labels.clone(),
+            annotations: self.annotations.clone(),
+            ..before.clone()
+        };
+        if *self == found_and_called { Ok(()) } else { Err(ForbiddenMove::Rewriting) }
     }
 }
 

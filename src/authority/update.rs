@@ -40,8 +40,8 @@ impl Authority {
     /// Changes a key's fields.
     ///
     /// # Errors
-    /// When the key is missing, has another version than the terms name, a field breaks its rule, or the patch would
-    /// change what the caller's own key may do.
+    /// When the key is missing, has another version than the terms name, a field breaks its rule, the patch would change
+    /// what the caller's own key may do, or more of a revoked key than its label, labels and annotations.
     pub async fn update_key(
         &self,
         grant: &Grant<Issue>,
@@ -57,6 +57,7 @@ impl Authority {
             if own && key.policy != before.policy {
                 return Err(AuthorityError::OwnKey);
             }
+            key.check_rewritten(&before)?;
             check_policy("key.", grant.tenant(), &key.policy)?;
             if patch.expire_time.is_some() {
                 check_expiry("key.", &key.policy, stamp.time)?;

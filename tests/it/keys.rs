@@ -4,7 +4,7 @@ use keyward::grpc::pb::{self, Decision, Reason, State};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use crate::harness::{Site, ask, bad_fields, disable, error_reason, new_key, update};
+use crate::harness::{Site, after_start, ask, bad_fields, disable, error_reason, new_key, update};
 
 #[tokio::test]
 async fn an_issued_key_is_allowed_and_says_whose_it_is() {
@@ -109,6 +109,49 @@ async fn a_revoked_key_stays_revoked() {
     let refused = admin.disable(disable(&issued.key)).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert_eq!(admin.reason(&issued.secret).await, Reason::Revoked);
+}
+
+#[tokio::test]
+async fn of_a_revoked_key_only_how_it_is_called_and_found_changes() {
+    let site = Site::start().await;
+    let admin = site.admin();
+    let issued = admin.issue("Zapier", &["a"]).await;
+    let revoked = admin.revoke_key(&issued.key).await.key.unwrap();
+    let other = pb::Key {
+        display_name: "Zapier, gone".into(),
+        description: "other".into(),
+        owner: "other".into(),
+        scopes: vec![],
+        audiences: vec!["other".into()],
+        allowed_cidrs: vec!["10.0.0.0/8".into()],
+        labels: [("old".to_owned(), "yes".to_owned())].into(),
+        annotations: [("old".to_owned(), "yes".to_owned())].into(),
+        not_before: after_start(1),
+        expire_time: after_start(2),
+        ..issued.key.clone()
+    };
+    for path in ["description", "owner", "scopes", "audiences", "allowed_cidrs", "not_before", "expire_time"] {
+        for paths in [&[path][..], &["labels", path]] {
+            let refused = admin.update(update(&other, paths)).await.unwrap_err();
+            assert_eq!(
+                (refused.code(), &*error_reason(&refused)),
+                (Code::FailedPrecondition, "STATE_FORBIDS"),
+                "{path}"
+            );
+            let only_asked = pb::UpdateKeyRequest { validate_only: true, ..update(&other, paths) };
+            assert_eq!(admin.update(only_asked).await.unwrap_err().code(), Code::FailedPrecondition);
+        }
+        // To what it is already is no change.
+        admin.update(update(&revoked, &[path])).await.unwrap();
+    }
+    assert_eq!(admin.read(&issued.key).await, revoked);
+    admin.update(update(&other, &["display_name", "labels", "annotations"])).await.unwrap();
+    let read = admin.read(&issued.key).await;
+    assert_eq!(
+        (read.display_name, read.labels, read.annotations),
+        (other.display_name, other.labels, other.annotations)
+    );
+    assert_eq!((read.scopes, read.owner, read.state), (revoked.scopes, revoked.owner, pb::State::Revoked.into()));
 }
 
 #[tokio::test]
