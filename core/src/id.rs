@@ -7,6 +7,7 @@ use ulid::Ulid;
 
 use crate::clock::UnixMillis;
 use crate::entropy::{Entropy, EntropyError};
+use crate::limits::{ENVIRONMENT_BYTES_MAX, SECRET_PREFIX_BYTES_MAX};
 
 /// A text that breaks its rule. It says the rule, never the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,13 +67,13 @@ name!(
     /// The middle part of a secret: `live`, `test` or another short word.
     Environment,
     "must be 1 to 16 bytes of a-z and 0-9, beginning with a letter",
-    |b| (1..=16).contains(&b.len()) && is_word(b, b"")
+    |b| (1..=ENVIRONMENT_BYTES_MAX).contains(&b.len()) && is_word(b, b"")
 );
 name!(
     /// The first part of a secret.
     SecretPrefix,
     "must be 1 to 20 bytes of a-z and 0-9, beginning with a letter",
-    |b| (1..=20).contains(&b.len()) && is_word(b, b"")
+    |b| (1..=SECRET_PREFIX_BYTES_MAX).contains(&b.len()) && is_word(b, b"")
 );
 name!(
     /// Who made a change: the `key_id` of the caller's key, or `keyward` for the program itself.

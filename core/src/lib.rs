@@ -3,7 +3,7 @@
 //! Pure by construction: no I/O, no clock reads, no randomness of its own, no async. Time and randomness come in as
 //! parameters ([`clock::Clock`], [`entropy::Entropy`]), so that whoever calls owns them.
 //!
-//! Reading order: [`limits`], [`id`], [`secret`], [`digest`], [`scope`], [`record`], [`decision`], [`access`], [`event`].
+//! Reading order: [`limits`], [`id`], [`secret`], [`leak`], [`digest`], [`scope`], [`record`], [`decision`], [`access`], [`event`].
 
 pub mod access;
 pub mod clock;
@@ -12,6 +12,7 @@ pub mod digest;
 pub mod entropy;
 pub mod event;
 pub mod id;
+pub mod leak;
 pub mod limits;
 pub mod record;
 pub mod scope;

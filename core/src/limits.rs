@@ -9,6 +9,11 @@ pub const CORRELATION_ID_BYTES_MAX: usize = 64;
 /// The shortest secret: a prefix and an environment of one letter, two underscores, 43 digits and 6 of the checksum.
 pub const SECRET_BYTES_MIN: usize = 53;
 
+/// The first part of a secret.
+pub const SECRET_PREFIX_BYTES_MAX: usize = 20;
+/// The middle part of a secret.
+pub const ENVIRONMENT_BYTES_MAX: usize = 16;
+
 /// A stored record, with its envelope. sled keeps values of this size inside its pages.
 pub const RECORD_BYTES_MAX: usize = 4_096;
 /// A record as it is created or updated. The rest is kept for what a change of state adds (its reason, who made it, a longer

@@ -17,11 +17,13 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::entropy::{Entropy, EntropyError};
 use crate::id::{Environment, SecretPrefix, is_word};
-use crate::limits::SECRET_BYTES_MAX;
+use crate::limits::{ENVIRONMENT_BYTES_MAX, SECRET_BYTES_MAX, SECRET_PREFIX_BYTES_MAX};
 
 const RANDOM_BYTES: usize = 32;
 const RANDOM_DIGITS: usize = 43;
 const CHECKSUM_DIGITS: usize = 6;
+/// What stands behind the second underscore.
+pub(crate) const TAIL_DIGITS: usize = RANDOM_DIGITS + CHECKSUM_DIGITS;
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 /// 2^256 - 1. The digits stand in ASCII order, so comparing bytes compares numbers.
 const RANDOM_DIGITS_MAX: &[u8; RANDOM_DIGITS] = b"yhjskwdA6OZ1AL1YmHWZWm8LLG7HjnuCA2j5rOw8Xp1";
@@ -89,18 +91,20 @@ impl<'a> PresentedSecret<'a> {
     /// # Errors
     /// When the text is not the canonical form of a secret.
     pub fn parse(text: &'a str) -> Result<Self, MalformedSecret> {
-        const TAIL: usize = RANDOM_DIGITS + CHECKSUM_DIGITS;
         let bytes = text.as_bytes();
         if bytes.len() > SECRET_BYTES_MAX {
             return Err(MalformedSecret);
         }
-        let (head, tail) = bytes.split_at_checked(bytes.len().wrapping_sub(TAIL)).ok_or(MalformedSecret)?;
+        let (head, tail) = bytes.split_at_checked(bytes.len().wrapping_sub(TAIL_DIGITS)).ok_or(MalformedSecret)?;
         let (random, checksum) = tail.split_at(RANDOM_DIGITS);
 
         let words = head.strip_suffix(b"_").ok_or(MalformedSecret)?;
         let split = words.iter().position(|&b| b == b'_').ok_or(MalformedSecret)?;
         let (prefix, environment) = (&words[..split], &words[split + 1..]);
-        let named = prefix.len() <= 20 && is_word(prefix, b"") && environment.len() <= 16 && is_word(environment, b"");
+        let named = prefix.len() <= SECRET_PREFIX_BYTES_MAX
+            && is_word(prefix, b"")
+            && environment.len() <= ENVIRONMENT_BYTES_MAX
+            && is_word(environment, b"");
         // All of them, whatever the first ones are: sixteen at a time.
         let alphanumeric = tail.iter().fold(true, |all, byte| all & byte.is_ascii_alphanumeric());
         let numbered = alphanumeric && random <= RANDOM_DIGITS_MAX;

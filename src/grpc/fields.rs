@@ -6,12 +6,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use keyward_core::clock::UnixMillis;
 use keyward_core::id::BrokenRule;
+use keyward_core::leak::holds_secret;
 use keyward_core::limits::{
-    ANNOTATION_VALUE_BYTES_MAX, ANNOTATIONS_MAX, AUDIENCE_BYTES_MAX, AUDIENCES_MAX, CIDRS_MAX, LABEL_NAME_BYTES_MAX,
-    LABEL_VALUE_BYTES_MAX, LABELS_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, SCOPES_MAX,
+    ANNOTATION_VALUE_BYTES_MAX, ANNOTATIONS_MAX, AUDIENCE_BYTES_MAX, AUDIENCES_MAX, CIDRS_MAX, DESCRIPTION_BYTES_MAX,
+    LABEL_NAME_BYTES_MAX, LABEL_VALUE_BYTES_MAX, LABELS_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, SCOPES_MAX,
 };
 use keyward_core::scope::{self, Scope};
-use keyward_core::secret::PresentedSecret;
 use prost_types::Timestamp;
 
 use super::status::Refusal;
@@ -19,6 +19,10 @@ use crate::authority::Violation;
 
 /// 9999-12-31T23:59:59.999Z, the last time that a Timestamp can name.
 const TIME_MS_MAX: i64 = 253_402_300_799_999;
+
+/// No text field takes more.
+const TEXT_BYTES_MAX: usize =
+    if ANNOTATION_VALUE_BYTES_MAX > DESCRIPTION_BYTES_MAX { ANNOTATION_VALUE_BYTES_MAX } else { DESCRIPTION_BYTES_MAX };
 
 /// Reads fields and collects what is wrong with them. A reader returns `None`, or an empty value, for a field that is
 /// wrong; [`Fields::finish`] then refuses the whole.
@@ -217,11 +221,11 @@ impl Fields {
         parsed.collect()
     }
 
-    /// People paste secrets where labels belong. What is written there is kept and shown, so it must not be one.
+    /// People paste secrets where labels belong. What is written there is kept and shown, so it must not be one, however it
+    /// is written.
     fn no_secret(&mut self, field: &str, value: &str) {
-        let words = value.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        let found = words.flat_map(three_parts).any(|part| PresentedSecret::parse(part).is_ok());
-        if found {
+        // A text past every limit is refused for that; nobody is to be kept busy with it.
+        if value.len() <= TEXT_BYTES_MAX && holds_secret(value) {
             self.wrong(field, "must not contain the secret of a key");
         }
     }
@@ -235,6 +239,7 @@ impl Fields {
     ) {
         if values.len() > count_max {
             self.wrong(field, format!("must have at most {count_max} entries"));
+            return;
         }
         values.iter().flat_map(|(name, value)| [name, value]).for_each(|text| self.no_secret(field, text));
         if !values.keys().all(|name| (1..=LABEL_NAME_BYTES_MAX).contains(&name.len()) && valid(name)) {
@@ -242,15 +247,4 @@ impl Fields {
             self.wrong(field, rule);
         }
     }
-}
-
-/// Every run of three parts of a word that underscores divide: a secret has three, whatever stands before or after it.
-fn three_parts(word: &str) -> impl Iterator<Item = &str> {
-    let starts = std::iter::once(0).chain(word.match_indices('_').map(|(at, _)| at + 1));
-    starts.filter_map(|start| {
-        let rest = &word[start..];
-        let (second, _) = rest.match_indices('_').nth(1)?;
-        let end = rest[second + 1..].find('_').map_or(rest.len(), |more| second + 1 + more);
-        Some(&rest[..end])
-    })
 }

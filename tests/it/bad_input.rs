@@ -82,6 +82,11 @@ async fn a_secret_in_the_wrong_field_is_refused_and_not_kept() {
         ("scopes[0]", pb::CreateKeyRequest { scopes: vec![secret.clone()], ..base() }),
         ("audiences[0]", pb::CreateKeyRequest { audiences: vec![secret.clone()], ..base() }),
         ("description", pb::CreateKeyRequest { description: format!("my_{secret}_old"), ..base() }),
+        ("description", pb::CreateKeyRequest { description: format!("x{secret}x"), ..base() }),
+        ("description", pb::CreateKeyRequest { description: secret.replace('_', "%5F"), ..base() }),
+        ("description", pb::CreateKeyRequest { description: full_width(&secret), ..base() }),
+        ("owner", pb::CreateKeyRequest { owner: format!("{}\u{200b}{}", &secret[..20], &secret[20..]), ..base() }),
+        ("audiences[0]", pb::CreateKeyRequest { audiences: vec![secret.replace('_', "\u{ff3f}")], ..base() }),
         ("labels", pb::CreateKeyRequest { labels: map(), ..base() }),
         ("annotations", pb::CreateKeyRequest { annotations: map(), ..base() }),
     ];
@@ -90,6 +95,53 @@ async fn a_secret_in_the_wrong_field_is_refused_and_not_kept() {
         assert_eq!(bad_fields(&refused), [field]);
         assert!(!refused.message().contains(&secret));
     }
+}
+
+/// The same letters as they are written beside Chinese or Japanese text.
+fn full_width(text: &str) -> String {
+    text.chars().filter_map(|c| char::from_u32(u32::from(c) - 0x21 + 0xff01)).collect()
+}
+
+/// Each text field of each call.
+#[tokio::test]
+async fn no_call_takes_a_secret_in_a_text_of_its_own() {
+    let site = Site::start().await;
+    let admin = site.admin();
+    let issued = admin.issue("Zapier", &[]).await;
+    for text in [issued.secret.clone(), format!("x{}", issued.secret), issued.secret.replace('_', "_\u{2060}")] {
+        let (key_id, reason) = (issued.key.key_id.clone(), text.clone());
+        let labels = || [("note".to_owned(), text.clone())].into();
+        let selector = |selector| pb::ListKeysRequest { selector: Some(selector), ..Default::default() };
+        let with_name =
+            pb::CreateTenantRequest { tenant: "acme".into(), display_name: text.clone(), ..Default::default() };
+        let enable = pb::EnableKeyRequest { key_id: key_id.clone(), reason: text.clone(), ..Default::default() };
+        let revoke = pb::RevokeKeyRequest { key_id: key_id.clone(), reason: text.clone(), ..Default::default() };
+        let of_owner = selector(pb::KeySelector { owner: text.clone(), ..Default::default() });
+        let of_labels = selector(pb::KeySelector { labels: labels(), ..Default::default() });
+        let changed = pb::Key { labels: labels(), annotations: labels(), owner: text.clone(), ..issued.key.clone() };
+        let paths = ["owner", "labels", "annotations"];
+        let audience = pb::VerifyRequest { audience: text.clone(), ..ask(&issued.secret) };
+        let correlation_id = pb::VerifyRequest { correlation_id: text.clone(), ..ask(&issued.secret) };
+        let scopes = pb::VerifyRequest { all_scopes: vec![text.clone()], ..ask(&issued.secret) };
+        let refused = [
+            (admin.disable(pb::DisableKeyRequest { reason, ..disable(&issued.key) }).await.err(), vec!["reason"]),
+            (admin.enable(enable).await.err(), vec!["reason"]),
+            (admin.revoke(revoke).await.err(), vec!["reason"]),
+            (admin.create_tenant(with_name).await.err(), vec!["display_name"]),
+            (admin.list(of_owner).await.err(), vec!["selector.owner"]),
+            (admin.list(of_labels).await.err(), vec!["selector.labels"]),
+            (admin.update(update(&changed, &paths)).await.err(), vec!["key.owner", "key.labels", "key.annotations"]),
+            (admin.ask(audience).await.err(), vec!["audience"]),
+            (admin.ask(correlation_id).await.err(), vec!["correlation_id"]),
+            (admin.ask(scopes).await.err(), vec!["all_scopes[0]"]),
+        ];
+        for (refused, fields) in refused {
+            let refused = refused.unwrap();
+            assert!(fields.iter().all(|field| bad_fields(&refused).iter().any(|bad| bad == field)), "{refused:?}");
+            assert!(!refused.message().contains(&text));
+        }
+    }
+    assert_eq!(admin.read(&issued.key).await, issued.key);
 }
 
 #[tokio::test]
