@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use keyward_core::clock::Clock;
+use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
@@ -237,6 +237,7 @@ impl App {
             () = &mut stop => return Err(StartError::give_up(face).await),
         };
         index.reach(revision);
+        warn_of_clock(deps.clock.now(), index.latest_time());
         let sound = check_peppers(&index, &peppers, &settings.pepper_file);
         let mut answer_verdicts = Some(answer_verdicts);
         // In a first start there is nothing to have a verdict on, and nobody who may ask.
@@ -371,6 +372,16 @@ fn serve_ops(tasks: &Tasks, listener: Listener, ops: Ops) {
     let slots = Slots::new(ops_http::CONNECTIONS_MAX);
     tasks.spawn("accept ops", listener.accept(slots, accepted, tasks.stop_token()));
     tasks.spawn("serve ops", ops.serve(incoming));
+}
+
+/// A clock that is behind the log was set back, or was ahead when the log was written.
+fn warn_of_clock(clock: UnixMillis, logged: UnixMillis) {
+    let Ok(behind_ms @ 1..) = u64::try_from(logged.0.saturating_sub(clock.0)) else { return };
+    let behind = humantime::format_duration(Duration::from_millis(behind_ms));
+    tracing::warn!(
+        %behind, "the clock is behind the last change in the log; until it has caught up, keys expire by the log's time; set the \
+                  clock"
+    );
 }
 
 /// A key under a pepper that is not at hand could never verify.

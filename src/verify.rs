@@ -7,7 +7,7 @@ pub mod foreseen;
 use std::sync::Arc;
 
 use keyward_core::access::{Action, Caller};
-use keyward_core::clock::UnixMillis;
+use keyward_core::clock::Now;
 use keyward_core::decision::{Ask, Check, DenyReason, decide};
 use keyward_core::digest::{Digest, PepperRing};
 use keyward_core::event::Revision;
@@ -104,7 +104,7 @@ impl Verifier {
         secret: &Presented<'_>,
         tenant: Option<&TenantId>,
         ask: &Ask<'_>,
-        now: UnixMillis,
+        now: Now,
     ) -> Verdict<'_> {
         let visible = |entry: &Entry<'_>| {
             tenant.is_none_or(|pin| entry.tenant() == pin) && caller.may(Action::Verify, entry.tenant())
@@ -117,7 +117,7 @@ impl Verifier {
         secret: &Presented<'_>,
         visible: impl Fn(&Entry<'_>) -> bool,
         ask: &Ask<'_>,
-        now: UnixMillis,
+        now: Now,
     ) -> Verdict<'_> {
         // Before the entry, so that the entry is at least as new.
         let as_of = self.index.revision();
@@ -157,7 +157,7 @@ pub struct Explained {
 
 /// Every check of a verdict, in order, not only the first that failed.
 #[must_use]
-pub fn explain(outcome: &Outcome<'_>, ask: &Ask<'_>, now: UnixMillis) -> Vec<Explained> {
+pub fn explain(outcome: &Outcome<'_>, ask: &Ask<'_>, now: Now) -> Vec<Explained> {
     let line = |check, failure| Explained { check, failure };
     match outcome {
         Outcome::NoKey(DenyReason::Malformed) => vec![line("form", Some(DenyReason::Malformed))],

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keyward::index::Index;
 use keyward::verify::{Outcome, Verifier};
 use keyward_core::access::{Caller, Identity};
-use keyward_core::clock::UnixMillis;
+use keyward_core::clock::{Now, UnixMillis};
 use keyward_core::decision::Ask;
 use keyward_core::digest::{Digest, Pepper, PepperRing};
 use keyward_core::entropy::{Entropy, EntropyError};
@@ -152,7 +152,10 @@ impl World {
     #[must_use]
     pub fn allows(&self, verifier: &Verifier, secret: &str, scope: &str) -> bool {
         let ask = Ask { all_scopes: &[scope], ..Ask::default() };
-        matches!(verifier.verify(&self.caller, &verifier.read(secret), None, &ask, NOW).outcome, Outcome::Allow(..))
+        matches!(
+            verifier.verify(&self.caller, &verifier.read(secret), None, &ask, Now::at(NOW)).outcome,
+            Outcome::Allow(..)
+        )
     }
 }
 

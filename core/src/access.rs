@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::net::IpAddr;
 
-use crate::clock::UnixMillis;
+use crate::clock::{Now, UnixMillis};
 use crate::decision::{Ask, DenyReason, Policy, decide};
 use crate::digest::Digest;
 use crate::id::{ActorId, BrokenRule, KeyId, TenantId};
@@ -142,7 +142,7 @@ pub struct Identity {
 ///
 /// # Errors
 /// With the reason of the first check that fails.
-pub fn judge_caller(key: &impl Policy, peer: Option<IpAddr>, now: UnixMillis) -> Result<(), DenyReason> {
+pub fn judge_caller(key: &impl Policy, peer: Option<IpAddr>, now: Now) -> Result<(), DenyReason> {
     decide(key, &Ask { audience: Some(AUDIENCE), client_ip: peer, ..Ask::default() }, now)
 }
 
@@ -267,10 +267,10 @@ impl<A> Grant<A> {
 }
 
 impl<A: Act> Grant<A> {
-    /// The permission as a condition of a change, to be checked again when the change is made.
+    /// The permission as a condition of a change, to be checked again when the change is made. `clock` is the clock's reading.
     #[must_use]
-    pub fn authorization(&self) -> Authorization {
-        Authorization { caller: self.caller.clone(), action: A::ACTION, tenant: self.tenant.clone() }
+    pub fn authorization(&self, clock: UnixMillis) -> Authorization {
+        Authorization { caller: self.caller.clone(), action: A::ACTION, tenant: self.tenant.clone(), clock }
     }
 }
 
@@ -281,6 +281,7 @@ pub struct Authorization {
     caller: Identity,
     action: Action,
     tenant: TenantId,
+    clock: UnixMillis,
 }
 
 /// Why a change may not be made for its caller any more.
@@ -301,14 +302,15 @@ impl Authorization {
         &self.caller.key_id
     }
 
-    /// Whether the caller may still do this, by their key as it is now.
+    /// Whether the caller may still do this, by their key as it is now. `latest` is the time of the change, before which no
+    /// change so far was made.
     ///
     /// # Errors
     /// When there is no such key, it does not work, or it does not hold the role any more.
-    pub fn check(&self, key: Option<&KeyRecord>, now: UnixMillis) -> Result<(), Unauthorized> {
+    pub fn check(&self, key: Option<&KeyRecord>, latest: UnixMillis) -> Result<(), Unauthorized> {
         let the_same = |key: &&KeyRecord| key.tenant.is_system() && key.secret.digest == self.caller.digest;
         let key = key.filter(the_same).ok_or(Unauthorized::Key(DenyReason::Unknown))?;
-        judge_caller(&key.policy, self.caller.peer, now).map_err(Unauthorized::Key)?;
+        judge_caller(&key.policy, self.caller.peer, Now::new(self.clock, latest)).map_err(Unauthorized::Key)?;
         allows(&roles(&key.policy.scopes), self.action, &self.tenant).then_some(()).ok_or(Unauthorized::Role)
     }
 }

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use crate::clock::UnixMillis;
+use crate::clock::{Now, UnixMillis};
 use ipnet::IpNet;
 
 use crate::record::{KeyPolicy, State};
@@ -150,7 +150,7 @@ impl Check {
     ///
     /// # Errors
     /// With the reason, when it fails.
-    pub fn run(self, key: &impl Policy, ask: &Ask<'_>, now: UnixMillis) -> Result<(), DenyReason> {
+    pub fn run(self, key: &impl Policy, ask: &Ask<'_>, now: Now) -> Result<(), DenyReason> {
         let holds = |required: &&str| key.scopes().any(|granted| granted.covers(required));
         let (passed, reason) = match self {
             Self::State => match key.state() {
@@ -158,8 +158,8 @@ impl Check {
                 State::Disabled => return Err(DenyReason::Disabled),
                 State::Revoked => return Err(DenyReason::Revoked),
             },
-            Self::NotBefore => (key.not_before().is_none_or(|from| now >= from), DenyReason::NotYetValid),
-            Self::ExpireTime => (key.expire_time().is_none_or(|until| now < until), DenyReason::Expired),
+            Self::NotBefore => (key.not_before().is_none_or(|from| now.clock() >= from), DenyReason::NotYetValid),
+            Self::ExpireTime => (key.expire_time().is_none_or(|until| now.latest() < until), DenyReason::Expired),
             Self::Audience => {
                 let named = || ask.audience.is_some_and(|asked| key.audiences().any(|a| a == asked));
                 (key.audiences().next().is_none() || named(), DenyReason::AudienceMismatch)
@@ -181,7 +181,7 @@ impl Check {
 ///
 /// # Errors
 /// With the reason of the first check that fails, when the key is refused.
-pub fn decide(key: &impl Policy, ask: &Ask<'_>, now: UnixMillis) -> Result<(), DenyReason> {
+pub fn decide(key: &impl Policy, ask: &Ask<'_>, now: Now) -> Result<(), DenyReason> {
     Check::ORDER.into_iter().try_for_each(|check| check.run(key, ask, now))
 }
 
@@ -207,29 +207,45 @@ mod tests {
     fn a_key_without_scopes_holds_none() {
         let bare = KeyPolicy { scopes: vec![], ..key() };
         let (none, some) = ([], ["orders.read"]);
-        assert_eq!(decide(&bare, &Ask { all_scopes: &none, ..Ask::default() }, NOW), Ok(()));
+        assert_eq!(decide(&bare, &Ask { all_scopes: &none, ..Ask::default() }, Now::at(NOW)), Ok(()));
         let all = Ask { all_scopes: &some, ..Ask::default() };
         let any = Ask { any_scopes: &some, ..Ask::default() };
-        assert_eq!(decide(&bare, &all, NOW), Err(DenyReason::ScopeMissing));
-        assert_eq!(decide(&bare, &any, NOW), Err(DenyReason::ScopeMissing));
+        assert_eq!(decide(&bare, &all, Now::at(NOW)), Err(DenyReason::ScopeMissing));
+        assert_eq!(decide(&bare, &any, Now::at(NOW)), Err(DenyReason::ScopeMissing));
     }
 
     #[test]
     fn all_means_all_and_any_means_one() {
         let (mixed, held) = (["orders.read", "users.write"], ["orders.read", "users.read"]);
-        assert_eq!(decide(&key(), &Ask { all_scopes: &mixed, ..Ask::default() }, NOW), Err(DenyReason::ScopeMissing));
-        assert_eq!(decide(&key(), &Ask { any_scopes: &mixed, ..Ask::default() }, NOW), Ok(()));
-        assert_eq!(decide(&key(), &Ask { all_scopes: &held, ..Ask::default() }, NOW), Ok(()));
+        assert_eq!(
+            decide(&key(), &Ask { all_scopes: &mixed, ..Ask::default() }, Now::at(NOW)),
+            Err(DenyReason::ScopeMissing)
+        );
+        assert_eq!(decide(&key(), &Ask { any_scopes: &mixed, ..Ask::default() }, Now::at(NOW)), Ok(()));
+        assert_eq!(decide(&key(), &Ask { all_scopes: &held, ..Ask::default() }, Now::at(NOW)), Ok(()));
     }
 
     #[test]
     fn a_key_lives_from_not_before_until_just_before_expire_time() {
         let timed = KeyPolicy { not_before: Some(UnixMillis(10)), expire_time: Some(UnixMillis(20)), ..key() };
-        let at = |ms| decide(&timed, &Ask::default(), UnixMillis(ms));
+        let at = |ms| decide(&timed, &Ask::default(), Now::at(UnixMillis(ms)));
         assert_eq!(at(9), Err(DenyReason::NotYetValid));
         assert_eq!(at(10), Ok(()));
         assert_eq!(at(19), Ok(()));
         assert_eq!(at(20), Err(DenyReason::Expired));
+    }
+
+    /// The clock is set back from 25 to each of these, when the log has an entry of 25.
+    #[test]
+    fn a_clock_that_is_set_back_ends_no_end_and_begins_nothing() {
+        let timed = KeyPolicy { not_before: Some(UnixMillis(10)), expire_time: Some(UnixMillis(20)), ..key() };
+        let begun = KeyPolicy { expire_time: None, ..timed.clone() };
+        let verdict = |key, clock| decide(key, &Ask::default(), Now::new(UnixMillis(clock), UnixMillis(25)));
+        for clock in [10, 19, 20, 25, 30] {
+            assert_eq!(verdict(&timed, clock), Err(DenyReason::Expired), "{clock}");
+            assert_eq!(verdict(&begun, clock), Ok(()), "{clock}");
+        }
+        assert_eq!(verdict(&begun, 9), Err(DenyReason::NotYetValid));
     }
 
     #[test]
@@ -244,7 +260,7 @@ mod tests {
             client_ip: ip.map(|ip| ip.parse().unwrap()),
             ..Ask::default()
         };
-        let verdict = |ask: Ask<'_>| decide(&bound, &ask, NOW);
+        let verdict = |ask: Ask<'_>| decide(&bound, &ask, Now::at(NOW));
         assert_eq!(verdict(ask(None, Some("10.1.2.3"))), Err(DenyReason::AudienceMismatch));
         assert_eq!(verdict(ask(Some("mail"), Some("10.1.2.3"))), Err(DenyReason::AudienceMismatch));
         assert_eq!(verdict(ask(Some("billing"), None)), Err(DenyReason::IpNotAllowed));
@@ -276,7 +292,7 @@ mod tests {
             |k| k.scopes.push(Scope::parse("a").unwrap()),
         ];
         for mend in mend.drain(..) {
-            reasons.push(decide(&worst, &ask, NOW).unwrap_err());
+            reasons.push(decide(&worst, &ask, Now::at(NOW)).unwrap_err());
             mend(&mut worst);
         }
         assert_eq!(
@@ -291,6 +307,6 @@ mod tests {
                 DenyReason::ScopeMissing,
             ]
         );
-        assert_eq!(decide(&worst, &ask, NOW), Ok(()));
+        assert_eq!(decide(&worst, &ask, Now::at(NOW)), Ok(()));
     }
 }

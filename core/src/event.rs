@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::clock::UnixMillis;
 use crate::record::{KeyRecord, TenantRecord};
 
 /// A position in the log. It only grows; 0 is before the first change.
@@ -39,4 +40,15 @@ pub enum Record {
     Key(Arc<KeyRecord>),
     /// A tenant.
     Tenant(Arc<TenantRecord>),
+}
+
+impl Record {
+    /// When it took this form.
+    #[must_use]
+    pub fn time(&self) -> UnixMillis {
+        match self {
+            Self::Key(key) => key.updated.time,
+            Self::Tenant(tenant) => tenant.created.time,
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -89,6 +90,14 @@ impl View for Filling {
 
     fn revision(&self) -> Revision {
         self.index.revision()
+    }
+
+    fn latest_time(&self) -> UnixMillis {
+        self.index.latest_time()
+    }
+
+    fn reach_time(&self, time: UnixMillis) {
+        self.index.reach_time(time);
     }
 
     fn parts(&self) -> usize {

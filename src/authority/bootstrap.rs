@@ -22,7 +22,7 @@ impl Authority {
         if self.store.revision() > Revision(0) {
             return Ok(None);
         }
-        let stamp = Stamp { time: self.clock.now(), actor: ActorId::keyward() };
+        let stamp = Stamp { time: self.now().latest(), actor: ActorId::keyward() };
         let tenant = |tenant: TenantId, display_name: &str| {
             Put::NewTenant(Box::new(TenantRecord {
                 tenant,

@@ -73,7 +73,8 @@ impl Authority {
             return Err(AuthorityError::bad_field("key_id", RESERVED_RULE));
         }
         let tenant = self.existing_tenant(grant.tenant()).await?;
-        let stamp = Stamp { time: self.clock.now(), actor: grant.actor() };
+        let now = self.now();
+        let stamp = Stamp { time: now.latest(), actor: grant.actor() };
         let (key, secret) = self.issue(grant.tenant(), &tenant.secret_prefix, new, &stamp)?;
         check_policy("", grant.tenant(), &key.policy)?;
         check_expiry("", &key.policy, stamp.time)?;
@@ -86,7 +87,7 @@ impl Authority {
         }
         let commit = Commit {
             actor: stamp.actor,
-            authorization: Some(grant.authorization()),
+            authorization: Some(grant.authorization(now.clock())),
             method: "CreateKey",
             target: target(&key.tenant, &key.key_id),
             time: stamp.time,

@@ -17,7 +17,7 @@ mod update;
 use std::sync::Arc;
 
 use keyward_core::access::{Act, Grant, RoleScope};
-use keyward_core::clock::{Clock, UnixMillis};
+use keyward_core::clock::{Clock, Now, UnixMillis};
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
@@ -127,7 +127,8 @@ impl Authority {
             if terms.etag.as_ref().is_some_and(|tag| *tag != etag(key.revision)) {
                 return Err(AuthorityError::Outdated);
             }
-            let stamp = Stamp { time: self.clock.now(), actor: grant.actor() };
+            let now = self.now();
+            let stamp = Stamp { time: now.latest(), actor: grant.actor() };
             let before = key.policy.state;
             let moved = change(&mut key, &stamp)?;
             if moved == Moved::AlreadyThere || terms.validate_only {
@@ -138,7 +139,7 @@ impl Authority {
             }
             let commit = Commit {
                 actor: stamp.actor,
-                authorization: Some(grant.authorization()),
+                authorization: Some(grant.authorization(now.clock())),
                 method,
                 target: target(grant.tenant(), key_id),
                 time: stamp.time,
@@ -152,6 +153,12 @@ impl Authority {
             }
         }
         Err(AuthorityError::Outdated)
+    }
+
+    /// The time of a change. Its stamp has the latest, so that it is not before any change so far, also where the clock was
+    /// set back.
+    fn now(&self) -> Now {
+        Now::new(self.clock.now(), self.index.latest_time())
     }
 
     /// Commits, and waits until verdicts see the change.

@@ -32,7 +32,8 @@ impl Authority {
         new: NewTenant,
         validate_only: bool,
     ) -> Result<Changed<TenantRecord>, AuthorityError> {
-        let created = Stamp { time: self.clock.now(), actor: grant.actor() };
+        let now = self.now();
+        let created = Stamp { time: now.latest(), actor: grant.actor() };
         let revision = self.store.revision();
         let NewTenant { tenant, display_name, secret_prefix } = new;
         let record = TenantRecord { tenant, display_name, secret_prefix, created, revision };
@@ -44,7 +45,7 @@ impl Authority {
         }
         let commit = Commit {
             actor: record.created.actor.clone(),
-            authorization: Some(grant.authorization()),
+            authorization: Some(grant.authorization(now.clock())),
             method: "CreateTenant",
             target: record.tenant.to_string(),
             time: record.created.time,

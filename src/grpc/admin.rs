@@ -57,7 +57,7 @@ async fn answer<Q, A>(
     let answered = async {
         let ready = gate.ready()?;
         let mut standing = extensions.remove::<Standing>().ok_or(Refusal::NoCredential)?;
-        call(standing.caller(ready, action, ready.clock.now())?, message).await
+        call(standing.caller(ready, action, ready.now())?, message).await
     };
     answered.await.map(Response::new).map_err(status)
 }

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use keyward_core::clock::Clock;
+use keyward_core::clock::{Clock, Now};
 use keyward_core::digest::PepperRing;
 
 use super::status::Refusal;
@@ -21,6 +21,14 @@ pub struct Ready {
     pub verdicts: Verdicts,
     /// The time.
     pub clock: Arc<dyn Clock>,
+}
+
+impl Ready {
+    /// The time by which keys are judged.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        Now::new(self.clock.now(), self.verifier.index().latest_time())
+    }
 }
 
 /// Opens once for verdicts, when the index is whole, and once for all else, when the store is open.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use keyward_core::access::{Action, Caller, Identity, judge_caller};
-use keyward_core::clock::UnixMillis;
+use keyward_core::clock::Now;
 use keyward_core::decision::DenyReason;
 use keyward_core::event::Revision;
 use keyward_core::id::KeyId;
@@ -90,7 +90,7 @@ impl Standing {
     ///
     /// # Errors
     /// When their key does not work any more, or holds no role for this.
-    pub fn caller(&mut self, ready: &Ready, action: Action, now: UnixMillis) -> Result<&Arc<Caller>, Refusal> {
+    pub fn caller(&mut self, ready: &Ready, action: Action, now: Now) -> Result<&Arc<Caller>, Refusal> {
         self.works(ready, now)?;
         if !self.caller.may_somewhere(action) {
             return Err(AuthorityError::Denied.into());
@@ -102,20 +102,20 @@ impl Standing {
     ///
     /// # Errors
     /// When their key does not work any more.
-    pub fn works(&mut self, ready: &Ready, now: UnixMillis) -> Result<(), Refusal> {
+    pub fn works(&mut self, ready: &Ready, now: Now) -> Result<(), Refusal> {
         self.refresh(ready).map_err(Refusal::BadCredential)?;
         // Each time: the clock alone can end a key.
         judge_caller(&*self.policy, self.peer(), now).map_err(Refusal::BadCredential)
     }
 
-    /// The caller, if their key has not changed since they were judged at `judged_at` and still works. `None`: they must be
-    /// judged anew.
+    /// The caller, if their key has not changed since they were judged, at `judged_at` if ever, and still works. `None`: they
+    /// must be judged anew.
     #[must_use]
-    pub fn unchanged(&self, ready: &Ready, judged_at: UnixMillis, now: UnixMillis) -> Option<&Caller> {
+    pub fn unchanged(&self, ready: &Ready, judged_at: Option<Now>, now: Now) -> Option<&Caller> {
         let same = |entry: Entry<'_>| entry.revision() == self.revision;
         let unchanged =
             self.is_current(ready) || ready.verifier.index().get(&self.caller.identity().digest).is_some_and(same);
-        let works = || judged_at == now || judge_caller(&*self.policy, self.peer(), now).is_ok();
+        let works = || judged_at == Some(now) || judge_caller(&*self.policy, self.peer(), now).is_ok();
         (unchanged && works()).then_some(&*self.caller)
     }
 }

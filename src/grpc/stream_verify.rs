@@ -89,7 +89,7 @@ impl Open {
             Err(refusal) => Err(refusal),
         };
         // After the wait, in which the caller may have lost the role.
-        let caller = self.standing.caller(ready, Action::Verify, ready.clock.now())?;
+        let caller = self.standing.caller(ready, Action::Verify, ready.now())?;
         let (result, correlation_id) = match request.and_then(|request| verdict(ready, caller, request)) {
             Ok(response) => (Told::Response(response), correlation_id),
             Err(refusal) => (Told::Error(item_error(&refusal)), if_sound(correlation_id)),

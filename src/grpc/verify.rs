@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keyward_core::access::{Action, Caller};
-use keyward_core::clock::UnixMillis;
+use keyward_core::clock::Now;
 use keyward_core::decision::{Ask, DenyReason};
 use keyward_core::event::Revision;
 use keyward_core::id::TenantId;
@@ -68,7 +68,7 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
             }
             wait_for(ready, Revision(message.min_revision)).await?;
             // The request is whole, and the wait is over: the caller may have lost the role since the head came.
-            let caller = standing.caller(ready, Action::Verify, ready.clock.now())?;
+            let caller = standing.caller(ready, Action::Verify, ready.now())?;
             verdict(ready, caller, message)
         };
         answered.await.map(Response::new).map_err(status)
@@ -91,13 +91,13 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
             // Once for all of them: whoever asks for a revision that is not reached in this time is told so below.
             let latest = requests.iter().map(|message| message.min_revision).max().unwrap_or_default();
             let _in_time = wait_for(ready, Revision(latest)).await;
-            let mut caller = standing.caller(ready, Action::Verify, ready.clock.now())?;
+            let mut caller = standing.caller(ready, Action::Verify, ready.now())?;
             let mut results = Vec::with_capacity(requests.len());
             for (at, message) in requests.into_iter().enumerate() {
                 if at % TURN_ITEMS == TURN_ITEMS - 1 {
                     // Other calls have their turn.
                     tokio::task::yield_now().await;
-                    caller = standing.caller(ready, Action::Verify, ready.clock.now())?;
+                    caller = standing.caller(ready, Action::Verify, ready.now())?;
                 }
                 results.push(item(ready, caller, message));
             }
@@ -159,7 +159,7 @@ pub(super) fn verdict(
         audience: (!audience.is_empty()).then_some(&*audience),
         client_ip,
     };
-    let now = ready.clock.now();
+    let now = ready.now();
     let presented = ready.verifier.read(&secret);
     let Verdict { as_of, outcome } = ready.verifier.verify(caller, &presented, tenant.as_ref(), &ask, now);
     let checks = if message.explain { explain(&outcome, &ask, now) } else { vec![] };
@@ -197,7 +197,7 @@ pub fn quick_reply(ready: &Ready, caller: &Caller, foreseen: &mut Foreseen, body
     }
     let question = Question::of_body(body)?;
     let secret = foreseen.find(question.secret).unwrap_or_else(|| ready.verifier.read(question.secret));
-    let judged = Judged::of(ready, caller, &question, &secret, ready.clock.now())?;
+    let judged = Judged::of(ready, caller, &question, &secret, ready.now())?;
     ready.verdicts.count(judged.failure());
     Some(judged.answer().to_body())
 }
@@ -205,7 +205,7 @@ pub fn quick_reply(ready: &Ready, caller: &Caller, foreseen: &mut Foreseen, body
 /// The same for a call of BatchVerify, all of whose items can be answered with a verdict at once.
 #[must_use]
 pub fn quick_batch_reply(ready: &Ready, caller: &Caller, _: &mut Foreseen, body: &[u8]) -> Option<Bytes> {
-    let now = ready.clock.now();
+    let now = ready.now();
     let about = (body.len() / ITEM_BYTES_TYPICAL + 1).min(BATCH_ITEMS_MAX);
     let (mut replies, mut failures) = (Replies::with_room_for(about), Vec::with_capacity(about));
     let mut messages = messages(body)?;
@@ -250,7 +250,7 @@ impl<'a> Judged<'a> {
         caller: &Caller,
         question: &Question<'_>,
         secret: &Presented<'_>,
-        now: UnixMillis,
+        now: Now,
     ) -> Option<Self> {
         let (all_scopes, any_scopes) = (question.all_scopes.as_slice(), question.any_scopes.as_slice());
         let well_formed =

@@ -15,8 +15,9 @@ mod shard;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
+use keyward_core::clock::UnixMillis;
 use keyward_core::digest::{Digest, PepperId};
 use keyward_core::event::{Change, Record, Revision};
 use parking_lot::Mutex;
@@ -37,6 +38,8 @@ pub struct Index {
     names: Names,
     len: AtomicUsize,
     revision: AtomicU64,
+    /// The latest time of a change, in milliseconds.
+    time: AtomicI64,
     reached: watch::Sender<Revision>,
     /// Writers take turns. Readers do not come here.
     turns: [Mutex<()>; TURNS],
@@ -51,6 +54,7 @@ impl Default for Index {
             names: Names::default(),
             len: AtomicUsize::new(0),
             revision: AtomicU64::new(0),
+            time: AtomicI64::new(UnixMillis::MIN.0),
             reached: watch::Sender::new(Revision(0)),
             turns: std::array::from_fn(|_| Mutex::default()),
             peppers: Mutex::default(),
@@ -63,6 +67,17 @@ impl Index {
     #[must_use]
     pub fn revision(&self) -> Revision {
         Revision(self.revision.load(Ordering::Acquire))
+    }
+
+    /// The latest time of any change that has been folded in. It only grows.
+    #[must_use]
+    pub fn latest_time(&self) -> UnixMillis {
+        UnixMillis(self.time.load(Ordering::Relaxed))
+    }
+
+    /// Declares that there was a change at this time.
+    pub fn reach_time(&self, time: UnixMillis) {
+        self.time.fetch_max(time.0, Ordering::Relaxed);
     }
 
     /// The entry of a digest.
@@ -94,6 +109,9 @@ impl Index {
     /// Folds records in that are not newer than a change still to come. Older forms of a record are passed over. It costs
     /// least when the records come in the order of their digests.
     pub fn fold(&self, records: &[Record]) {
+        if let Some(latest) = records.iter().map(Record::time).max() {
+            self.reach_time(latest);
+        }
         let mut packed = Vec::with_capacity(records.len() * 64);
         let mut keys = Vec::with_capacity(records.len());
         let mut peppers = HashSet::new();
@@ -125,6 +143,7 @@ impl Index {
             self.len.fetch_sub(place.swap(empty.clone()).len(), Ordering::Relaxed);
         }
         self.peppers.lock().clear();
+        self.time.store(UnixMillis::MIN.0, Ordering::Relaxed);
     }
 
     /// Puts entries into their shard.

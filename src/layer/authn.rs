@@ -92,7 +92,7 @@ fn admit(gate: &Gate, action: Option<Action>, headers: &HeaderMap, peer: Option<
     let credential = bearer(headers).ok_or(Refusal::NoCredential)?;
     let ready = gate.ready()?;
     let mut standing = Standing::find(ready, credential, peer).map_err(Refusal::BadCredential)?;
-    let now = ready.clock.now();
+    let now = ready.now();
     match action {
         Some(action) => drop(standing.caller(ready, action, now)?),
         // A path that is not a call goes on, and is answered with UNIMPLEMENTED.

@@ -90,5 +90,5 @@ impl HttpBody for JudgedBody {
 fn judge(by: &mut Admission) -> Result<(), Refusal> {
     let Admission { gate, standing, action, .. } = by;
     let ready = gate.ready()?;
-    standing.caller(ready, *action, ready.clock.now()).map(drop)
+    standing.caller(ready, *action, ready.now()).map(drop)
 }

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use keyward_core::access::{Action, Caller};
-use keyward_core::clock::UnixMillis;
+use keyward_core::clock::Now;
 use tonic::Code;
 use tracing::level_filters::LevelFilter;
 use zeroize::Zeroizing;
@@ -32,9 +32,6 @@ pub const PATHS: [&str; 2] = ["/keyward.v1.KeyVerify/Verify", "/keyward.v1.KeyVe
 /// Makes the body of a reply of that of a request, if that can be done at once.
 type ToReply = fn(&Ready, &Caller, &mut Foreseen, &[u8]) -> Option<Bytes>;
 
-/// Before every time that a caller is judged at.
-const NEVER: UnixMillis = UnixMillis(i64::MIN);
-
 /// What answers each of them.
 const REPLIES: [ToReply; 2] = [quick_reply, quick_batch_reply];
 
@@ -47,11 +44,11 @@ pub struct QuickVerify {
     /// The last head that was admitted, and for which call.
     admitted: Option<(u64, usize)>,
     /// The time at which the caller was last found to be good.
-    good_at: Option<UnixMillis>,
+    good_at: Option<Now>,
     /// When what is gone through now was read.
     read_at: Instant,
     /// The same by the clock, once somebody has asked for it.
-    now: Option<UnixMillis>,
+    now: Option<Now>,
     /// How many calls have been answered of what was read, whose heads were read with it.
     answered: [u64; 2],
     /// Secrets of calls that come next.
@@ -69,7 +66,7 @@ pub struct Pass {
     which: usize,
     /// The caller as they were judged at `judged_at`. When the body is whole they may have lost the role.
     standing: Arc<Standing>,
-    judged_at: UnixMillis,
+    judged_at: Now,
     /// When its head was read.
     began: Instant,
 }
@@ -99,11 +96,11 @@ impl QuickVerify {
             return None;
         }
         let ready = self.gate.ready().ok()?;
-        let now = *self.now.get_or_insert_with(|| ready.clock.now());
+        let now = *self.now.get_or_insert_with(|| ready.now());
         if let (Some((serial, which)), Some(known)) = (self.admitted, &self.known)
             && serial == head.serial()
             && known.standing.is_current(ready)
-            && (self.good_at == Some(now) || known.standing.unchanged(ready, NEVER, now).is_some())
+            && (self.good_at == Some(now) || known.standing.unchanged(ready, None, now).is_some())
         {
             self.good_at = Some(now);
             return Some(which);
@@ -124,7 +121,7 @@ impl QuickVerify {
         if !known.standing.is_current(ready) {
             Arc::make_mut(&mut known.standing).refresh(ready).ok()?;
         }
-        known.standing.unchanged(ready, NEVER, now)?.may_somewhere(Action::Verify).then_some(())?;
+        known.standing.unchanged(ready, None, now)?.may_somewhere(Action::Verify).then_some(())?;
         (self.admitted, self.good_at) = (Some((head.serial(), which)), Some(now));
         Some(which)
     }
@@ -168,9 +165,9 @@ impl AtOnce for QuickVerify {
 
     fn answer(&mut self, pass: &Pass, body: &[u8]) -> Option<Bytes> {
         let ready = self.gate.ready().ok()?;
-        let now = *self.now.get_or_insert_with(|| ready.clock.now());
+        let now = *self.now.get_or_insert_with(|| ready.now());
         // The body may have come long after the head. A caller who has changed meanwhile takes the long way, which refuses.
-        let caller = pass.standing.unchanged(ready, pass.judged_at, now)?;
+        let caller = pass.standing.unchanged(ready, Some(pass.judged_at), now)?;
         let reply = REPLIES[pass.which](ready, caller, &mut self.foreseen, body)?;
         if pass.began == self.read_at {
             self.answered[pass.which] += 1;

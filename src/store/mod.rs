@@ -111,6 +111,12 @@ pub trait View: Send + Sync + 'static {
     /// The revision up to which every change is in the view.
     fn revision(&self) -> Revision;
 
+    /// The latest time of a change that is in the view.
+    fn latest_time(&self) -> UnixMillis;
+
+    /// There was a change at this time, though what it changed may have changed again since.
+    fn reach_time(&self, time: UnixMillis);
+
     /// How many parts it is kept in. Without any, it is not kept.
     fn parts(&self) -> usize;
 
@@ -136,6 +142,12 @@ impl View for () {
     fn revision(&self) -> Revision {
         Revision(0)
     }
+
+    fn latest_time(&self) -> UnixMillis {
+        UnixMillis::MIN
+    }
+
+    fn reach_time(&self, _: UnixMillis) {}
 
     fn parts(&self) -> usize {
         0

@@ -11,7 +11,7 @@ use keyward::grpc::pb::{self, Reason};
 use tempfile::TempDir;
 use tonic::transport::Endpoint;
 
-use crate::harness::{Handle, Issued, disable, new_key};
+use crate::harness::{Handle, Issued, Site, disable, new_key};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_keyward");
 
@@ -113,6 +113,24 @@ async fn refused_calls_do_not_fill_the_log() {
     let left_out: usize = log.lines().filter_map(counted).sum();
     assert_eq!(logged + left_out, 1_000, "{log}");
     assert!(left_out > 0);
+}
+
+#[tokio::test]
+async fn a_start_whose_clock_is_behind_the_log_says_by_how_much() {
+    const SAYS: &str = "the clock is behind the last change in the log";
+    let mut site = Site::start().await;
+    site.stop().await;
+    let program = Program::serve(site.dir.path(), &[]);
+    assert!(!program.seen.contains(SAYS));
+    program.signal("TERM");
+    program.end();
+    site.try_start().await.unwrap();
+    site.clock.advance_ms(100 * 31_557_600_000);
+    site.admin().issue("Later", &[]).await;
+    site.stop().await;
+    let program = Program::serve(site.dir.path(), &[]);
+    let line = program.seen.lines().find(|line| line.contains(SAYS)).unwrap();
+    assert!(line.contains("WARN") && line.contains("behind=") && line.contains("years"), "{line}");
 }
 
 #[test]

@@ -206,7 +206,7 @@ async fn a_change_is_made_only_while_its_caller_may(store: Arc<dyn Store>) {
     let identity = Identity { key_id: caller.key_id.clone(), digest: caller.secret.digest, peer: None };
     let granted = |identity: &Identity| {
         let issuer = Caller::new(identity.clone(), &scopes(&["keyward.issuer"]));
-        Some(issuer.grant::<Issue>(TenantId::default_tenant()).unwrap().authorization())
+        Some(issuer.grant::<Issue>(TenantId::default_tenant()).unwrap().authorization(UnixMillis(1_000)))
     };
     let issue =
         |number: u32| Commit { authorization: granted(&identity), ..commit(vec![Put::NewKey(Box::new(key(number)))]) };

@@ -65,6 +65,11 @@ impl Site {
         Self::with_settings(small_settings(dir.path()), dir, Engine::Sled, "off").await
     }
 
+    /// A server on a directory, with settings of the test's choice.
+    pub(crate) async fn on_with(dir: TempDir, settings: Settings) -> Result<Self, StartError> {
+        Self::with_settings(settings, dir, Engine::Sled, "off").await
+    }
+
     async fn with(engine: Engine, ops_listen: &'static str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         Self::with_settings(settings(dir.path(), ops_listen), dir, engine, ops_listen).await.unwrap()

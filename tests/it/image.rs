@@ -29,7 +29,7 @@ const SEGMENT_BYTES: u64 = 16 * 1024;
 const KEYS: u32 = 400;
 const DISABLED: u32 = 5;
 /// The end of an image, which says what it is of.
-const END_BYTES: usize = 136;
+const END_BYTES: usize = 144;
 
 /// An index that keeps an account of what it was filled with.
 struct Watched {
@@ -88,6 +88,14 @@ impl View for Watched {
 
     fn revision(&self) -> Revision {
         self.index.revision()
+    }
+
+    fn latest_time(&self) -> UnixMillis {
+        self.index.latest_time()
+    }
+
+    fn reach_time(&self, time: UnixMillis) {
+        self.index.reach_time(time);
     }
 
     fn parts(&self) -> usize {
@@ -249,7 +257,7 @@ async fn a_damaged_image_is_not_used() {
     // A text of an entry, what tells of a shard, a name, the directory, each field of the end, its seal; and pieces of it.
     let text = sound.windows(6).position(|bytes| bytes == b"Key 17").unwrap();
     let directory = [END_BYTES + 45, END_BYTES + 20];
-    let fields = [136, 128, 124, 120, 112, 80, 72, 40, 36, 32, 1];
+    let fields = [144, 136, 132, 128, 120, 88, 80, 48, 44, 40, 32, 1];
     let mut spoiled: Vec<_> = [text, end / 3, end - END_BYTES - 12_000]
         .into_iter()
         .chain(directory.into_iter().chain(fields).map(|before| end - before))
@@ -381,6 +389,27 @@ async fn a_rescue_goes_on_past_what_an_image_knows_of() {
     assert!(images(&dir).is_empty(), "it is moved aside with the log that it was of");
 }
 
+/// The form that had the latest time is overwritten before the image is made: it is in no record, nor in the journal past the image.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_knows_the_latest_time_of_the_log() {
+    const LATE: UnixMillis = UnixMillis(9_000);
+    let dir = tempfile::tempdir().unwrap();
+    let open = Open::on(&dir);
+    create(&*open.store, 0).await;
+    change(&open.store, 0, |key| key.updated.time = LATE).await;
+    change(&open.store, 0, |key| key.updated.time = UnixMillis(1_000)).await;
+    for number in 1..KEYS {
+        create(&*open.store, number).await;
+    }
+    wait_until("an image", || !images(&dir).is_empty()).await;
+    open.disable(DISABLED).await;
+    open.close().await;
+    let open = Open::on(&dir);
+    assert!(open.view.knew_an_image());
+    assert_eq!(open.view.index.latest_time(), LATE);
+    open.close().await;
+}
+
 /// What the newest image needs is in the journal after each step of retention, and each start uses it.
 #[tokio::test(flavor = "multi_thread")]
 async fn retention_leaves_the_image_what_it_needs() {
@@ -448,7 +477,7 @@ fn cut_off(dir: &TempDir, image: u64, keep: Keep) {
 
 /// The revision after which there is no change in an image.
 fn latest_of(image: &[u8]) -> u64 {
-    u64::from_le_bytes(image[image.len() - 80..image.len() - 72].try_into().unwrap())
+    u64::from_le_bytes(image[image.len() - 88..image.len() - 80].try_into().unwrap())
 }
 
 async fn disable(store: &SledStore, number: u32) {

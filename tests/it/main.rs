@@ -11,6 +11,7 @@ mod backup;
 mod bad_input;
 mod batch;
 mod binary;
+mod clock;
 mod conformance;
 mod coverage;
 mod disabled_callers;

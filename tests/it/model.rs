@@ -6,7 +6,7 @@ use keyward::grpc::pb::{self, Reason};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::harness::{Handle, Issued, Site, after_start, ask, disable, new_key, strings, update};
+use crate::harness::{Handle, Issued, Site, after_start, ask, disable, error_reason, new_key, strings, update};
 
 const SCOPES: [&[&str]; 4] = [&[], &["a"], &["a.*"], &["a", "b.c"]];
 const WANTED: [&str; 4] = ["a", "a.x", "b", "b.c"];
@@ -14,29 +14,35 @@ const WANTED: [&str; 4] = ["a", "a.x", "b", "b.c"];
 /// A call, or what else can happen. Keys are named by the order of their making.
 #[derive(Clone, Debug)]
 enum Step {
-    Create { scopes: usize, owner: u8, lives_ms: Option<u16>, disabled: bool },
+    Create { scopes: usize, owner: u8, waits_ms: Option<u16>, lives_ms: Option<u16>, disabled: bool },
     Disable(u8),
     Enable(u8),
     Revoke(u8),
     Rescope(u8, usize),
     Reown(u8, u8),
     Expire(u8, Option<u16>),
+    Rename(u8, u8),
     Wait(u16),
+    SetBack(u16),
     Restart,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let scopes = 0..SCOPES.len();
+    let times = (prop::option::weighted(0.2, 1..1_000_u16), prop::option::weighted(0.3, 1..2_000_u16));
     prop_oneof![
-        4 => (scopes.clone(), 0..3_u8, prop::option::weighted(0.3, 1..2_000_u16), prop::bool::weighted(0.1))
-            .prop_map(|(scopes, owner, lives_ms, disabled)| Step::Create { scopes, owner, lives_ms, disabled }),
+        4 => (scopes.clone(), 0..3_u8, times, prop::bool::weighted(0.1)).prop_map(
+            |(scopes, owner, (waits_ms, lives_ms), disabled)| Step::Create { scopes, owner, waits_ms, lives_ms, disabled }
+        ),
         3 => any::<u8>().prop_map(Step::Disable),
         3 => any::<u8>().prop_map(Step::Enable),
         1 => any::<u8>().prop_map(Step::Revoke),
         2 => (any::<u8>(), scopes).prop_map(|(key, scopes)| Step::Rescope(key, scopes)),
         1 => (any::<u8>(), 0..3_u8).prop_map(|(key, owner)| Step::Reown(key, owner)),
         1 => (any::<u8>(), prop::option::of(1..2_000_u16)).prop_map(|(key, lives)| Step::Expire(key, lives)),
+        1 => (any::<u8>(), 0..3_u8).prop_map(|(key, name)| Step::Rename(key, name)),
         2 => (1..1_000_u16).prop_map(Step::Wait),
+        1 => (1..3_000_u16).prop_map(Step::SetBack),
         1 => Just(Step::Restart),
     ]
 }
@@ -45,22 +51,30 @@ fn step() -> impl Strategy<Value = Step> {
 struct Known {
     issued: Issued,
     state: &'static str,
+    fields: Fields,
+}
+
+#[derive(Clone, PartialEq)]
+struct Fields {
+    name: u8,
     scopes: usize,
     owner: u8,
+    starts_ms: Option<i64>,
     ends_ms: Option<i64>,
 }
 
 impl Known {
     /// The verdict, said the long way.
-    fn reason(&self, wanted: &str, now_ms: i64) -> Reason {
-        let held = SCOPES[self.scopes].iter().any(|granted| match granted.strip_suffix(".*") {
+    fn reason(&self, wanted: &str, now_ms: i64, latest_ms: i64) -> Reason {
+        let held = SCOPES[self.fields.scopes].iter().any(|granted| match granted.strip_suffix(".*") {
             Some(above) => wanted.strip_prefix(above).is_some_and(|rest| rest.starts_with('.')),
             None => *granted == wanted,
         });
-        match (self.state, self.ends_ms) {
-            ("revoked", _) => Reason::Revoked,
-            ("disabled", _) => Reason::Disabled,
-            (_, Some(ends)) if now_ms >= ends => Reason::Expired,
+        match (self.state, self.fields.starts_ms, self.fields.ends_ms) {
+            ("revoked", ..) => Reason::Revoked,
+            ("disabled", ..) => Reason::Disabled,
+            (_, Some(starts), _) if now_ms < starts => Reason::NotYetValid,
+            (_, _, Some(ends)) if now_ms.max(latest_ms) >= ends => Reason::Expired,
             _ if !held => Reason::ScopeMissing,
             _ => Reason::Ok,
         }
@@ -71,55 +85,87 @@ struct Model {
     site: Site,
     known: Vec<Known>,
     now_ms: i64,
+    /// When the last change was made, or any before it if that was later.
+    latest_ms: i64,
 }
 
 impl Model {
     async fn take(&mut self, step: Step) {
         let admin = self.site.admin();
         match step {
-            Step::Create { scopes, owner, lives_ms, disabled } => {
-                let ends_ms = lives_ms.map(|lives| self.now_ms + i64::from(lives));
+            Step::Create { scopes, owner, waits_ms, lives_ms, disabled } => {
+                let ends_ms = self.ahead(lives_ms);
+                let starts_ms = waits_ms.map(|waits| self.now_ms + i64::from(waits));
+                let starts_ms = starts_ms.filter(|&starts| ends_ms.is_none_or(|ends| starts < ends));
                 let request = pb::CreateKeyRequest {
                     owner: format!("owner-{owner}"),
+                    not_before: starts_ms.and_then(after_start),
                     expire_time: ends_ms.and_then(after_start),
                     disabled,
                     ..new_key("Key", SCOPES[scopes])
                 };
                 let issued = admin.issued(request).await;
+                self.has_changed();
                 let state = if disabled { "disabled" } else { "active" };
-                self.known.push(Known { issued, state, scopes, owner, ends_ms });
+                self.known.push(Known { issued, state, fields: Fields { name: 0, scopes, owner, starts_ms, ends_ms } });
             }
             Step::Disable(key) => self.moved(&admin, key, "disabled").await,
             Step::Enable(key) => self.moved(&admin, key, "active").await,
             Step::Revoke(key) => self.moved(&admin, key, "revoked").await,
             Step::Rescope(key, scopes) => {
-                if let Some(known) = self.pick(key) {
-                    let changed = pb::Key { scopes: strings(SCOPES[scopes]), ..known.issued.key.clone() };
-                    known.scopes = scopes;
-                    admin.update(update(&changed, &["scopes"])).await.unwrap();
-                }
+                let sent = pb::Key { scopes: strings(SCOPES[scopes]), ..Default::default() };
+                self.rewritten(&admin, key, "scopes", sent, |fields| fields.scopes = scopes).await;
             }
             Step::Reown(key, owner) => {
-                if let Some(known) = self.pick(key) {
-                    let changed = pb::Key { owner: format!("owner-{owner}"), ..known.issued.key.clone() };
-                    known.owner = owner;
-                    admin.update(update(&changed, &["owner"])).await.unwrap();
-                }
+                let sent = pb::Key { owner: format!("owner-{owner}"), ..Default::default() };
+                self.rewritten(&admin, key, "owner", sent, |fields| fields.owner = owner).await;
             }
             Step::Expire(key, lives_ms) => {
-                let now_ms = self.now_ms;
-                if let Some(known) = self.pick(key) {
-                    known.ends_ms = lives_ms.map(|lives| now_ms + i64::from(lives));
-                    let expire_time = known.ends_ms.and_then(after_start);
-                    let changed = pb::Key { expire_time, ..known.issued.key.clone() };
-                    admin.update(update(&changed, &["expire_time"])).await.unwrap();
+                let ends_ms = self.ahead(lives_ms);
+                let begins = self.pick(key).and_then(|known| known.fields.starts_ms);
+                if ends_ms.zip(begins).is_none_or(|(ends, begins)| begins < ends) {
+                    let sent = pb::Key { expire_time: ends_ms.and_then(after_start), ..Default::default() };
+                    self.rewritten(&admin, key, "expire_time", sent, |fields| fields.ends_ms = ends_ms).await;
                 }
+            }
+            Step::Rename(key, name) => {
+                let display_name = if name == 0 { "Key".to_owned() } else { format!("Key {name}") };
+                let sent = pb::Key { display_name, ..Default::default() };
+                self.rewritten(&admin, key, "display_name", sent, |fields| fields.name = name).await;
+            }
+            Step::SetBack(ms) => {
+                self.site.clock.advance_ms(-i64::from(ms));
+                self.now_ms -= i64::from(ms);
             }
             Step::Wait(ms) => {
                 self.site.clock.advance_ms(i64::from(ms));
                 self.now_ms += i64::from(ms);
             }
             Step::Restart => self.site.restart().await,
+        }
+    }
+
+    /// An expiry must lie ahead, also of the log.
+    fn ahead(&self, lives_ms: Option<u16>) -> Option<i64> {
+        lives_ms.map(|lives| self.now_ms.max(self.latest_ms) + i64::from(lives))
+    }
+
+    fn has_changed(&mut self) {
+        self.latest_ms = self.latest_ms.max(self.now_ms);
+    }
+
+    /// Of a revoked key, only how it is called may change; a change to what is there already is none.
+    async fn rewritten(&mut self, admin: &Handle, key: u8, path: &str, sent: pb::Key, set: impl FnOnce(&mut Fields)) {
+        let Some(known) = self.pick(key) else { return };
+        let mut fields = known.fields.clone();
+        set(&mut fields);
+        let (changes, forbidden) = (fields != known.fields, known.state == "revoked" && path != "display_name");
+        let (key_id, tenant) = (known.issued.key.key_id.clone(), known.issued.key.tenant.clone());
+        let done = admin.update(update(&pb::Key { key_id, tenant, ..sent }, &[path])).await;
+        assert_eq!(done.as_ref().err().map(error_reason).as_deref(), (changes && forbidden).then_some("STATE_FORBIDS"));
+        if changes && !forbidden {
+            known.fields = fields;
+            self.has_changed();
         }
     }
 
@@ -134,8 +180,9 @@ impl Model {
         };
         let forbidden = known.state == "revoked" && to != "revoked";
         assert_eq!(done.is_err(), forbidden);
-        if !forbidden {
+        if !forbidden && known.state != to {
             known.state = to;
+            self.has_changed();
         }
     }
 
@@ -150,14 +197,19 @@ impl Model {
             for wanted in WANTED {
                 let request = pb::VerifyRequest { all_scopes: strings(&[wanted]), ..ask(&known.issued.secret) };
                 let verdict = admin.ask(request).await.unwrap();
-                assert_eq!(verdict.reason(), known.reason(wanted, self.now_ms), "{:?}", known.issued.key);
+                assert_eq!(
+                    verdict.reason(),
+                    known.reason(wanted, self.now_ms, self.latest_ms),
+                    "{:?}",
+                    known.issued.key
+                );
             }
         }
         for (state, name) in
             [(pb::State::Active, "active"), (pb::State::Disabled, "disabled"), (pb::State::Revoked, "revoked")]
         {
             let mut expected = BTreeMap::new();
-            for known in self.known.iter().filter(|k| k.state == name && k.owner == 1) {
+            for known in self.known.iter().filter(|k| k.state == name && k.fields.owner == 1) {
                 expected.insert(known.issued.key.key_id.clone(), ());
             }
             let selector =
@@ -176,7 +228,7 @@ fn run(cases: u32, steps: usize, on_disk: bool) {
     let outcome = TestRunner::new(config).run(&strategy, |steps| {
         runtime.block_on(async {
             let site = if on_disk { Site::start().await } else { Site::in_memory().await };
-            let mut model = Model { site, known: vec![], now_ms: 0 };
+            let mut model = Model { site, known: vec![], now_ms: 0, latest_ms: 0 };
             for step in steps {
                 if on_disk || !matches!(step, Step::Restart) {
                     model.take(step).await;

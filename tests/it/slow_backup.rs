@@ -5,6 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use keyward::config::Settings;
+use keyward::grpc::pb;
+use keyward::remote::{RemoteError, Server};
 use keyward::store::record::{decode_key, encode_key};
 use keyward::store::sled::snapshot::verify_without_key;
 use keyward::store::sled::{BackupLimits, LockedDir, Options, Retention, SledStore};
@@ -14,8 +17,10 @@ use keyward_core::event::Revision;
 use keyward_core::record::KeyRecord;
 use tempfile::TempDir;
 use tokio::time::advance;
+use tonic::Code;
 
 use crate::conformance::{commit, key, options};
+use crate::harness::{Site, error_reason, new_key, small_settings, update};
 use crate::retention::{segments, snapshots, wait_until};
 
 const SEGMENT_BYTES: u64 = 64 * 1024;
@@ -82,27 +87,49 @@ fn versions(bytes: &[u8]) -> BTreeMap<String, u32> {
 async fn retention_does_not_wait_for_a_backup_that_is_read_slowly() {
     const KEYS: u32 = 1_000;
     let dir = tempfile::tempdir().unwrap();
-    let limits = BackupLimits { time: Duration::MAX, aside_bytes: MIB };
+    let limits = BackupLimits { time: Duration::MAX, aside_bytes: u64::MAX };
     let limit = 4 * SEGMENT_BYTES;
     let store = store_of(&dir, KEYS, limit, limits).await;
     let mut backup = store.backup(UnixMillis(1_000)).await.unwrap();
-    assert!(backup.pieces.recv().await.unwrap().is_ok());
+    let mut bytes = vec![];
     let first = || segments(&dir).first().cloned();
-    let (begun_at, mut largest) = (first(), 0);
-    // Many times what may be put aside, and some 240 segments.
-    for number in 0..5 * KEYS {
-        rewrite(&store, number % KEYS, number).await;
-        assert!(store.aside_bytes() <= MIB + limits.aside_bytes, "{}", store.aside_bytes());
-        // The keeper looks when a segment is full, and makes one snapshot each time: what was there before goes with the second.
+    let begun_at = first();
+    // Some 50 segments. The keeper looks when one is full, and makes one snapshot each time: what was there before goes with
+    // the second.
+    for number in 0..KEYS {
+        rewrite(&store, number, number + 1).await;
         if number % 20 == 19 && number > 200 {
             wait_until("the journal is within its limit", || {
                 journal_bytes(&dir) <= limit + SEGMENTS_KEPT * SEGMENT_BYTES
             });
         }
-        largest = largest.max(if number > 200 { journal_bytes(&dir) } else { 0 });
+        if number % 150 == 0 {
+            bytes.extend(backup.pieces.recv().await.unwrap().unwrap());
+        }
     }
     assert_ne!(first(), begun_at);
-    assert!(largest <= limit + 2 * SEGMENTS_KEPT * SEGMENT_BYTES, "{largest}");
+    assert!(matches!(store.backup(UnixMillis(1_000)).await, Err(BackupError::Busy)), "it is still being made");
+    bytes.extend(to_its_end(backup).await.unwrap());
+    assert!(versions(&bytes).values().all(|version| *version == 0));
+    store.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_ends_when_too_much_is_put_aside_for_it() {
+    const KEYS: u32 = 1_000;
+    let dir = tempfile::tempdir().unwrap();
+    let limits = BackupLimits { time: Duration::MAX, aside_bytes: MIB };
+    let store = store_of(&dir, KEYS, u64::MAX, limits).await;
+    let mut backup = store.backup(UnixMillis(1_000)).await.unwrap();
+    assert!(backup.pieces.recv().await.unwrap().is_ok());
+    let mut largest = 0;
+    for number in 0..KEYS {
+        rewrite(&store, number, 1).await;
+        assert!(store.aside_bytes() <= MIB, "{}", store.aside_bytes());
+        largest = largest.max(store.aside_bytes());
+    }
+    assert!(largest > MIB / 2, "{largest}");
+    // Before its reader asks for more.
     wait_until("what was put aside is given back", || store.aside_bytes() == 0);
     let told = to_its_end(backup).await.unwrap_err();
     assert!(matches!(told, BackupError::Aborted(BackupLimit::Aside(MIB))), "{told}");
@@ -200,4 +227,76 @@ async fn a_backup_ends_when_nothing_of_it_is_read() {
     let told = to_its_end(forgotten).await.unwrap_err();
     assert!(matches!(told, BackupError::Aborted(BackupLimit::Idle(_))), "{told}");
     store.close().await.unwrap();
+}
+
+/// A server that puts little aside for a backup, and has more keys than wait on their way to a caller.
+async fn site_with_large_keys(keys: usize) -> (Site, Vec<pb::Key>) {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings { backup_aside_bytes_max: MIB, ..small_settings(dir.path()) };
+    let site = Site::on_with(dir, settings).await.unwrap();
+    let admin = site.admin();
+    let annotations = &large(0, 0).annotations;
+    let made = futures_util::future::join_all((0..keys).map(|number| {
+        let request =
+            pb::CreateKeyRequest { annotations: annotations.clone(), ..new_key(&format!("Key {number}"), &[]) };
+        async { admin.issued(request).await.key }
+    }));
+    let made = made.await;
+    (site, made)
+}
+
+#[tokio::test]
+async fn who_reads_a_backup_slowly_is_told_which_limit_it_met() {
+    let (site, keys) = site_with_large_keys(1_800).await;
+    let admin = site.admin();
+    let mut backup = admin.backup().await.unwrap();
+    let changes = keys.iter().map(|key| async {
+        let changed = pb::Key { display_name: "Changed".into(), ..key.clone() };
+        admin.update(update(&changed, &["display_name"])).await.unwrap();
+    });
+    futures_util::future::join_all(changes).await;
+    // A list is answered when all of them are in the table, which is what the backup is read from.
+    admin.list(pb::ListKeysRequest::default()).await.unwrap();
+    let told = loop {
+        match backup.message().await {
+            Ok(piece) => drop(piece.unwrap()),
+            Err(told) => break told,
+        }
+    };
+    assert_eq!((told.code(), &*error_reason(&told)), (Code::Aborted, "BACKUP_ABORTED"));
+    assert!(told.message().contains("1048576 bytes") && told.message().contains("backup_aside_bytes_max"), "{told:?}");
+}
+
+/// One that nobody waits for any more, one whose server stops, and one that is whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_leaves_a_whole_backup_or_nothing() {
+    let (mut site, keys) = site_with_large_keys(300).await;
+    let files = tempfile::tempdir().unwrap();
+    let (to, unfinished) = (files.path().join("keys.kwb"), files.path().join("keys.kwb.new"));
+    let server = Server { addr: site.addr(), key_file: site.dir.path().join("admin.key") };
+    {
+        let mut fetching = std::pin::pin!(keyward::remote::backup(&server, &to));
+        while !unfinished.exists() && !to.exists() {
+            tokio::select! {
+                biased;
+                _ = &mut fetching => {}
+                () = tokio::task::yield_now() => {}
+            }
+        }
+    }
+    assert!(!unfinished.exists());
+    let _one_may_have_come = std::fs::remove_file(&to);
+    let fetched = loop {
+        // The server has not heard yet that nobody waits for the first one.
+        match keyward::remote::backup(&server, &to).await {
+            Err(RemoteError::Refused(refused)) if error_reason(&refused) == "BACKUP_UNDER_WAY" => {}
+            fetched => break fetched.unwrap(),
+        }
+    };
+    assert_eq!(fetched.keys, keys.len() as u64 + 1);
+    assert!(to.exists() && !unfinished.exists());
+    site.stop().await;
+    let refused = keyward::remote::backup(&server, &files.path().join("other")).await.unwrap_err();
+    assert!(refused.to_string().contains("no server answers"), "{refused}");
+    assert_eq!(std::fs::read_dir(files.path()).unwrap().count(), 1);
 }

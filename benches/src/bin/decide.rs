@@ -8,6 +8,7 @@ use std::hint::black_box;
 
 use keyward::verify::{Outcome, Verifier};
 use keyward_bench::world::{Failure, NOW, World};
+use keyward_core::clock::Now;
 use keyward_core::decision::{Ask, DenyReason};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -61,8 +62,13 @@ fn judge(
 ) -> Result<(), &'static str> {
     for (secret, scope) in asked.iter().cycle().take(verdicts) {
         let ask = Ask { all_scopes: &[scope], ..Ask::default() };
-        let verdict =
-            verifier.verify(&world.caller, &verifier.read(black_box(secret)), None, black_box(&ask), black_box(NOW));
+        let verdict = verifier.verify(
+            &world.caller,
+            &verifier.read(black_box(secret)),
+            None,
+            black_box(&ask),
+            black_box(Now::at(NOW)),
+        );
         if !expected(&black_box(verdict).outcome) {
             return Err("a verdict was not the one expected");
         }

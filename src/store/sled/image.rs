@@ -5,9 +5,10 @@
 //!
 //! parts, one after the other                 what the view wrote
 //! directory: for each part                   length u64 │ keyed blake3 of its number u64 and its bytes, 32 bytes
-//! end, 136 bytes: "KEYWARDI" │ version u32 │ form of the parts u32 │ position: revision u64 │ chain, 32 bytes
+//! end, 144 bytes: "KEYWARDI" │ version u32 │ form of the parts u32 │ position: revision u64 │ chain, 32 bytes
 //!                 │ latest position: revision u64 │ chain, 32 bytes │ parts u32 │ 0 u32
-//!                 │ keyed blake3 of the directory and the 104 bytes before, 32 bytes
+//!                 │ latest time of a change in ms i64
+//!                 │ keyed blake3 of the directory and the 112 bytes before, 32 bytes
 //! ```
 //!
 //! All numbers are little-endian. Changes go on while an image is written, so it may hold some that came after its position,
@@ -25,6 +26,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
@@ -37,11 +39,11 @@ use crate::progress::Progress;
 use crate::store::View;
 
 /// The version of images that this program writes, and the only one it reads.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const MAGIC: &[u8; 8] = b"KEYWARDI";
 const EXTENSION: &str = "kwi";
 const ENTRY_BYTES: usize = 8 + 32;
-const COVERED_BYTES: usize = 104;
+const COVERED_BYTES: usize = 112;
 const END_BYTES: usize = COVERED_BYTES + 32;
 /// A part longer than this, or more parts, are not ours.
 const PART_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
@@ -137,6 +139,7 @@ pub(super) fn read(path: &Path, key: &ImageKey, view: &dyn View) -> Result<Image
         read
     });
     read.into_iter().collect::<Result<(), _>>()?;
+    view.reach_time(contents.latest_time);
     Ok(contents.image)
 }
 
@@ -206,7 +209,8 @@ fn write(
         directory.extend_from_slice(&(part.len() as u64).to_le_bytes());
         directory.extend_from_slice(key.of_part(number, &part).as_bytes());
     }
-    let latest = newest();
+    // In this order: what comes between the two is in the journal past the image's position.
+    let (latest_time, latest) = (view.latest_time(), newest());
     let mut end = Vec::with_capacity(END_BYTES);
     end.extend_from_slice(MAGIC);
     end.extend_from_slice(&VERSION.to_le_bytes());
@@ -217,6 +221,7 @@ fn write(
     }
     end.extend_from_slice(&u32::try_from(view.parts()).unwrap_or(u32::MAX).to_le_bytes());
     end.extend_from_slice(&0_u32.to_le_bytes());
+    end.extend_from_slice(&latest_time.0.to_le_bytes());
     let seal = key.of_end(&directory, &end);
     end.extend_from_slice(seal.as_bytes());
     out.write_all(&directory)?;
@@ -228,6 +233,7 @@ fn write(
 struct Contents {
     image: Image,
     form: u32,
+    latest_time: UnixMillis,
     /// Where each part is, how long it is, and its seal.
     parts: Vec<(u64, usize, [u8; 32])>,
 }
@@ -276,7 +282,8 @@ impl Contents {
         };
         let position = position_at(16).ok_or(ImageError::Damaged)?;
         let latest = position_at(56).ok_or(ImageError::Damaged)?;
-        Ok(Self { image: Image { position, latest, bytes }, form, parts })
+        let latest_time = UnixMillis(u64_at(104).cast_signed());
+        Ok(Self { image: Image { position, latest, bytes }, form, latest_time, parts })
     }
 
     fn part(&self, file: &File, key: &ImageKey, number: usize) -> Result<Vec<u8>, ImageError> {

@@ -8,6 +8,7 @@ use keyward::index::Index;
 use keyward::verify::Verifier;
 use keyward_bench::world::{Known, NOW, World};
 use keyward_core::access::Action;
+use keyward_core::clock::Now;
 use keyward_core::decision::{Ask, decide};
 use keyward_core::digest::Digest;
 use keyward_core::event::{Change, Record, Revision};
@@ -108,7 +109,7 @@ impl<M: Map> Keeps for M {
         let Ok(secret) = PresentedSecret::parse(&key.secret) else { return false };
         let Some(entry) = self.found(&world.peppers.current().digest(&secret)) else { return false };
         let ask = Ask { all_scopes: &[&key.scope], ..Ask::default() };
-        world.caller.may(Action::Verify, &entry.tenant) && decide(&entry.policy, &ask, NOW).is_ok()
+        world.caller.may(Action::Verify, &entry.tenant) && decide(&entry.policy, &ask, Now::at(NOW)).is_ok()
     }
 }
 

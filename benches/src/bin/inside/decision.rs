@@ -8,6 +8,7 @@ use keyward::verify::{Outcome, Verifier};
 use keyward_bench::figures::{median, ratio, rounded};
 use keyward_bench::options::Options;
 use keyward_bench::world::{Failure, NOW, World};
+use keyward_core::clock::Now;
 use keyward_core::decision::{Ask, DenyReason};
 use keyward_core::secret::PresentedSecret;
 use serde_json::{Map, Value, json};
@@ -46,7 +47,13 @@ impl Case {
         let judge = |secret: &str, scope: &str| {
             let ask = Ask { all_scopes: &[scope], ..Ask::default() };
             verifier
-                .verify(&world.caller, &verifier.read(black_box(secret)), None, black_box(&ask), black_box(NOW))
+                .verify(
+                    &world.caller,
+                    &verifier.read(black_box(secret)),
+                    None,
+                    black_box(&ask),
+                    black_box(Now::at(NOW)),
+                )
                 .outcome
         };
         let mut keys = keys.map(|key| match self {
