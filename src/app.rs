@@ -9,8 +9,8 @@ use std::future::pending;
 use std::io;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use keyward_core::clock::{Clock, UnixMillis};
@@ -24,7 +24,7 @@ use tonic_health::ServingStatus;
 use tower_layer::Layer;
 
 use self::face::{Face, VERDICT_NAMES, new_health, set_health};
-use self::opening::{Opening, fold};
+use self::opening::{Opening, compact, fold};
 use crate::authority::{Authority, AuthorityError, Parts};
 use crate::conditions;
 use crate::config::Settings;
@@ -34,7 +34,7 @@ use crate::grpc;
 use crate::grpc::calls::{CALLS, has_stream, is_quick};
 use crate::grpc::ready::{Gate, Ready};
 use crate::grpc::refusals;
-use crate::index::Index;
+use crate::index::{Index, Kind};
 use crate::keyring::{Keyring, KeyringError};
 use crate::layer::authn::AuthnLayer;
 use crate::layer::deadline::DeadlineLayer;
@@ -44,12 +44,12 @@ use crate::layer::metrics::MetricsLayer;
 use crate::layer::protocol::ProtocolLayer;
 use crate::layer::quick::QuickVerify;
 use crate::lifecycle::Tasks;
-use crate::metrics::{Calls, Metrics, Readings};
+use crate::metrics::{Calls, Metrics, Reading, Readings};
 use crate::net::{Conn, ListenAddr, Listener, Slots, connections_max};
 use crate::ops_http::{self, Ops, Phase};
 use crate::serve::{self, Answering};
 use crate::store::sled::{LockedDir, OpenError};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, TableFigures};
 use crate::verify::Verifier;
 
 /// Connections that have been accepted and wait to be served.
@@ -203,7 +203,8 @@ impl App {
         let index = Arc::new(Index::default());
         let slots = Slots::new(connections_max());
         let writable = Arc::new(AtomicBool::new(false));
-        let metrics = Arc::new(new_metrics(&index, &slots, &writable));
+        let opened = Arc::new(OnceLock::new());
+        let metrics = Arc::new(new_metrics(&index, &slots, &writable, &opened));
         let verdicts = metrics.verdicts();
 
         ops.spawn("refusals", refusals::tell_left_out(ops.stop_token()));
@@ -258,7 +259,10 @@ impl App {
             store.close().await?;
             return Err(error);
         }
+        // There was none before.
+        opened.set(store.clone()).unwrap_or_default();
         back.spawn("fold", fold(store.clone(), index.clone(), back.stop_token()));
+        back.spawn("compact", compact(index.clone(), back.stop_token()));
 
         let authority = Authority::new(Parts {
             store: store.clone(),
@@ -309,15 +313,43 @@ impl App {
     }
 }
 
-fn new_metrics(index: &Arc<Index>, slots: &Slots, writable: &Arc<AtomicBool>) -> Metrics {
+/// The store, once it is open.
+type Opened = Arc<OnceLock<Arc<dyn Store>>>;
+
+fn new_metrics(index: &Arc<Index>, slots: &Slots, writable: &Arc<AtomicBool>, opened: &Opened) -> Metrics {
     let (keys, revision, connections, writable) = (index.clone(), index.clone(), slots.clone(), writable.clone());
+    let (unused, compactions) = (index.clone(), index.clone());
+    let names = Kind::ALL.map(|kind| {
+        let (name, index) = (kind_name(kind), index.clone());
+        let reading: Reading = Box::new(move || index.names_in_use(kind) as u64);
+        (name, reading)
+    });
+    let table = |of: fn(TableFigures) -> u64| -> Reading {
+        let opened = opened.clone();
+        Box::new(move || opened.get().map_or(0, |store| of(store.table())))
+    };
     let readings = Readings {
         keys: Box::new(move || keys.len() as u64),
         revision: Box::new(move || revision.revision().0),
         connections: Box::new(move || connections.taken() as u64),
         writable: Box::new(move || u64::from(writable.load(Ordering::Relaxed))),
+        names: names.into(),
+        names_unused: Box::new(move || unused.names_unused() as u64),
+        name_compactions: Box::new(move || compactions.compactions()),
+        table_bytes: table(|figures| figures.bytes),
+        table_record_bytes: table(|figures| figures.record_bytes),
+        table_rebuilds: table(|figures| figures.rebuilds),
     };
     Metrics::new(CALLS.iter().map(|(path, _)| *path), readings)
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Tenant => "tenant",
+        Kind::Owner => "owner",
+        Kind::Environment => "environment",
+        Kind::Scope => "scope",
+    }
 }
 
 async fn bind(addrs: &[ListenAddr]) -> Result<Vec<Listener>, StartError> {

@@ -65,6 +65,37 @@ pub struct Readings {
     pub connections: Reading,
     /// 1 if changes can be made, else 0.
     pub writable: Reading,
+    /// For each kind of names, how many keys use.
+    pub names: Vec<(&'static str, Reading)>,
+    /// How many names are kept that no key uses.
+    pub names_unused: Reading,
+    /// How often the room of unused names was given back.
+    pub name_compactions: Reading,
+    /// Bytes of the table's files.
+    pub table_bytes: Reading,
+    /// Bytes of the records in the table.
+    pub table_record_bytes: Reading,
+    /// How often the table was built anew.
+    pub table_rebuilds: Reading,
+}
+
+/// Nothing is anywhere.
+impl Default for Readings {
+    fn default() -> Self {
+        let zero = || -> Reading { Box::new(|| 0) };
+        Self {
+            keys: zero(),
+            revision: zero(),
+            connections: zero(),
+            writable: zero(),
+            names: vec![],
+            names_unused: zero(),
+            name_compactions: zero(),
+            table_bytes: zero(),
+            table_record_bytes: zero(),
+            table_rebuilds: zero(),
+        }
+    }
 }
 
 /// All metrics of a server.
@@ -90,6 +121,16 @@ impl Metrics {
             "1 if changes can be made, 0 if the disk is full or stuck",
             Gauge(readings.writable),
         );
+        let help = "Different names that keys use, in any tenant, by kind";
+        registry.register("names", help, Kinds(readings.names));
+        registry.register("names_unused", "Names that are kept and no key uses", Gauge(readings.names_unused));
+        let help = "How often the room of unused names was given back";
+        registry.register("name_compactions", help, Count(readings.name_compactions));
+        registry.register_with_unit("table", "Size of the table's files", Unit::Bytes, Gauge(readings.table_bytes));
+        let help = "Size of the records in the table";
+        registry.register_with_unit("table_records", help, Unit::Bytes, Gauge(readings.table_record_bytes));
+        let help = "How often the table was built anew since the start, at the start itself included";
+        registry.register("table_rebuilds", help, Count(readings.table_rebuilds));
         let verdicts = Verdicts::register(&mut registry);
         let calls = Arc::new(Calls::register(&mut registry, paths));
         Self { registry, verdicts, calls }
@@ -265,6 +306,47 @@ impl EncodeMetric for Durations {
 
     fn metric_type(&self) -> MetricType {
         Self::TYPE
+    }
+}
+
+/// Gauges of one family, by kind, that are read when somebody asks.
+struct Kinds(Vec<(&'static str, Reading)>);
+
+impl fmt::Debug for Kinds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(kind, _)| kind)).finish()
+    }
+}
+
+impl EncodeMetric for Kinds {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        for (kind, reading) in &self.0 {
+            encoder.encode_family(&[("kind", *kind)])?.encode_gauge(&reading())?;
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+}
+
+/// A counter that is read when somebody asks.
+struct Count(Reading);
+
+impl fmt::Debug for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Count").field(&(self.0)()).finish()
+    }
+}
+
+impl EncodeMetric for Count {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        encoder.encode_counter::<NoLabelSet, u64, u64>(&(self.0)(), None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Counter
     }
 }
 

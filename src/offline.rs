@@ -8,6 +8,7 @@ use keyward_core::event::Revision;
 
 use crate::config::Settings;
 use crate::keyring::{Keyring, KeyringError};
+use crate::store::Bounds;
 use crate::store::sled::inspect::{Finding, inspect};
 use crate::store::sled::journal::ChainKey;
 use crate::store::sled::restore::{RestoreError, Restored, restore};
@@ -114,5 +115,7 @@ fn options(settings: &Settings) -> Result<Options, KeyringError> {
         retention: Retention { bytes: settings.journal_retention_bytes, time: settings.journal_retention_time },
         backup: BackupLimits { time: settings.backup_time_max, aside_bytes: settings.backup_aside_bytes_max },
         clock: Arc::new(SystemClock),
+        // No change is made here.
+        bounds: Bounds::NONE,
     })
 }

@@ -1,9 +1,11 @@
 //! Opening the store: it fills the index, which then follows it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
+use keyward_core::id::TenantId;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -12,12 +14,12 @@ use tokio_util::sync::CancellationToken;
 use super::{Deps, Engine, StartError};
 use crate::config::Settings;
 use crate::fatal::die;
-use crate::index::{Index, image};
+use crate::index::{self, Index, Step, image};
 use crate::keyring::Keyring;
 use crate::progress::Progress;
 use crate::store::memory::MemoryStore;
 use crate::store::sled::{BackupLimits, LockedDir, OpenError, Options, Retention, SledStore};
-use crate::store::{Store, StoreError, View};
+use crate::store::{Bounds, InUse, PartWriter, Store, StoreError, View};
 
 /// A store that is being opened, and fills the index.
 pub(super) struct Opening {
@@ -35,19 +37,25 @@ impl Opening {
     ) -> Self {
         let (sender, whole) = oneshot::channel();
         let view = Filling { index: index.clone(), whole: Mutex::new(Some(sender)) };
+        let bounds = Bounds {
+            tenants: settings.tenants_max,
+            owners_per_tenant: settings.owners_per_tenant_max,
+            scopes_per_tenant: settings.scopes_per_tenant_max,
+        };
         let options = Options {
             segment_bytes: settings.journal_segment_bytes,
             chain_key: keyring.chain_key(),
             retention: Retention { bytes: settings.journal_retention_bytes, time: settings.journal_retention_time },
             backup: BackupLimits { time: settings.backup_time_max, aside_bytes: settings.backup_aside_bytes_max },
             clock: deps.clock.clone(),
+            bounds,
         };
         let engine = deps.engine;
         let opened = spawn_blocking(move || -> Result<Arc<dyn Store>, OpenError> {
             match engine {
                 Engine::Memory => {
                     view.whole(Revision(0));
-                    Ok(Arc::new(MemoryStore::default()))
+                    Ok(Arc::new(MemoryStore::within(bounds)))
                 }
                 Engine::Sled => Ok(Arc::new(SledStore::open(dir, &options, Arc::new(view))?)),
             }
@@ -108,12 +116,33 @@ impl View for Filling {
         image::FORM
     }
 
-    fn write_part(&self, number: usize, out: &mut Vec<u8>) {
-        self.index.write_part(number, out);
+    fn writer(&self) -> Box<dyn PartWriter + '_> {
+        Box::new(Parts(self.index.write_image()))
     }
 
     fn read_part(&self, number: usize, bytes: &[u8]) -> Option<()> {
         self.index.read_part(number, bytes)
+    }
+
+    fn owners_in_use(&self, tenant: &TenantId, asked: &[&str]) -> Option<InUse> {
+        Some(in_use(self.index.owners_in_use(tenant, asked)))
+    }
+
+    fn scopes_in_use(&self, tenant: &TenantId, asked: &[&str]) -> Option<InUse> {
+        Some(in_use(self.index.scopes_in_use(tenant, asked)))
+    }
+}
+
+fn in_use(found: index::InUse) -> InUse {
+    InUse { count: found.count, missing: found.missing }
+}
+
+/// The parts of the index, on their way into an image.
+struct Parts<'a>(image::Writer<'a>);
+
+impl PartWriter for Parts<'_> {
+    fn write_part(&mut self, number: usize, out: &mut Vec<u8>) {
+        self.0.write_part(number, out);
     }
 }
 
@@ -127,6 +156,38 @@ async fn load(store: &dyn Store, index: &Index) -> Result<(), StoreError> {
     }
     index.reach(snapshot.revision);
     Ok(())
+}
+
+/// Between two looks whether a compaction of names can go on.
+const COMPACTION_PAUSE: Duration = Duration::from_millis(50);
+
+/// Gives back the room of names that are no longer used, whenever there is much of it, until the server stops.
+pub(super) async fn compact(index: Arc<Index>, stop: CancellationToken) {
+    let compacting = async {
+        loop {
+            index.compaction_wanted().await;
+            let steps = {
+                let (index, stop) = (index.clone(), stop.clone());
+                // In one go on a thread that may block: at the end all names of a generation are freed at once.
+                spawn_blocking(move || {
+                    let mut step = Step::More;
+                    while step == Step::More && !stop.is_cancelled() {
+                        step = index.compaction_step();
+                    }
+                    step
+                })
+            };
+            match steps.await {
+                Ok(Step::Wait) => tokio::time::sleep(COMPACTION_PAUSE).await,
+                Ok(Step::More | Step::Done) => {}
+                Err(panic) => die("the compaction of names panicked", &panic),
+            }
+        }
+    };
+    tokio::select! {
+        () = compacting => {}
+        () = stop.cancelled() => {}
+    }
 }
 
 /// Folds everything that comes into the index, until the server stops.

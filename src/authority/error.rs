@@ -8,7 +8,7 @@ use keyward_core::entropy::EntropyError;
 use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::ForbiddenMove;
 
-use crate::store::{BackupLimit, CommitError, StoreError};
+use crate::store::{BackupLimit, CommitError, Exceeded, StoreError};
 
 /// What a call was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +69,14 @@ pub enum AuthorityError {
         /// The limit.
         max: usize,
     },
+    /// The change needs a name that is not in use, and there may be no more of its kind. The field is named, and why.
+    #[error("{violation}")]
+    Bounded {
+        /// Which bound.
+        exceeded: Exceeded,
+        /// The field.
+        violation: Violation,
+    },
     /// Too many changes are waiting.
     #[error("too many changes are waiting")]
     Overloaded,
@@ -107,6 +115,39 @@ impl AuthorityError {
         }
     }
 
+    fn bounded(exceeded: Exceeded) -> Self {
+        let (field, rule) = match exceeded {
+            Exceeded::Tenants { max } => (
+                "tenant".to_owned(),
+                format!("would be one more than {max} tenants, which is all there may be (tenants_max)"),
+            ),
+            Exceeded::Owners { max } => (
+                "owner".to_owned(),
+                format!(
+                    "must be one that the tenant's keys have already: there may be {max} different ones (owners_per_tenant_max)"
+                ),
+            ),
+            Exceeded::Scopes { max, nth } => (
+                format!("scopes[{nth}]"),
+                format!(
+                    "must be one that the tenant's keys have already: there may be {max} different ones (scopes_per_tenant_max)"
+                ),
+            ),
+        };
+        Self::Bounded { exceeded, violation: Violation { field, rule } }
+    }
+
+    /// The same error where the request has the key's fields below another one.
+    #[must_use]
+    pub(super) fn below(self, at: &str) -> Self {
+        match self {
+            Self::Bounded { exceeded, violation: Violation { field, rule } } => {
+                Self::Bounded { exceeded, violation: Violation { field: format!("{at}{field}"), rule } }
+            }
+            other => other,
+        }
+    }
+
     pub(super) fn of_commit(error: CommitError, subject: Subject) -> Self {
         match error {
             CommitError::Unauthorized(Unauthorized::Key(reason)) => Self::CallerRefused(reason),
@@ -114,6 +155,7 @@ impl AuthorityError {
             CommitError::Exists => Self::Exists(subject),
             CommitError::Outdated => Self::Outdated,
             CommitError::TooLarge { bytes } => Self::TooLarge { bytes, max: RECORD_BYTES_MAX },
+            CommitError::Bounded(exceeded) => Self::bounded(exceeded),
             CommitError::Overloaded => Self::Overloaded,
             CommitError::NoRoom => Self::NoRoom,
             CommitError::Store(error) => Self::Store(error),

@@ -37,7 +37,7 @@ pub use self::error::{AuthorityError, Subject, Violation};
 pub use self::query::{Listed, Selector};
 pub use self::tenants::NewTenant;
 pub use self::update::KeyPatch;
-pub use crate::store::Backup;
+pub use crate::store::{Backup, Exceeded};
 
 /// How often a change is tried when another one comes between, before the caller is told.
 const CONFLICT_TRIES_MAX: usize = 64;
@@ -149,7 +149,8 @@ impl Authority {
             match self.commit(commit).await {
                 Ok(revision) => return Ok(Changed { record: KeyRecord { revision, ..key }, revision }),
                 Err(CommitError::Outdated) if terms.etag.is_none() => {}
-                Err(error) => return Err(AuthorityError::of_commit(error, Subject::Key)),
+                // Only an update needs further names.
+                Err(error) => return Err(AuthorityError::of_commit(error, Subject::Key).below("key.")),
             }
         }
         Err(AuthorityError::Outdated)

@@ -30,11 +30,14 @@ journal_retention_bytes = 4294967296
 journal_retention_time = "1year"
 backup_time_max = "10m"
 backup_aside_bytes_max = 268435456
+tenants_max = 10000
+owners_per_tenant_max = 100000
+scopes_per_tenant_max = 10000
 log_filter = "info"
 log_format = "text"
 "#;
 
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 18] = [
     "data_dir",
     "listen",
     "ops_listen",
@@ -48,6 +51,9 @@ const NAMES: [&str; 15] = [
     "journal_retention_time",
     "backup_time_max",
     "backup_aside_bytes_max",
+    "tenants_max",
+    "owners_per_tenant_max",
+    "scopes_per_tenant_max",
     "log_filter",
     "log_format",
 ];
@@ -159,6 +165,16 @@ impl Layers {
         Some(bytes)
     }
 
+    /// How many there may be of something that nobody can do without.
+    pub(super) fn count(&mut self, name: &str) -> Option<usize> {
+        let count: usize = self.value(name)?;
+        if count == 0 {
+            self.mistake(name, "must be at least 1");
+            return None;
+        }
+        Some(count)
+    }
+
     pub(super) fn duration(&mut self, name: &str, allowed: RangeInclusive<Duration>) -> Option<Duration> {
         let text: String = self.value(name)?;
         match humantime::parse_duration(&text) {
@@ -203,6 +219,9 @@ impl Layers {
             quoted(&humantime::format_duration(settings.journal_retention_time)),
             quoted(&humantime::format_duration(settings.backup_time_max)),
             settings.backup_aside_bytes_max.to_string(),
+            settings.tenants_max.to_string(),
+            settings.owners_per_tenant_max.to_string(),
+            settings.scopes_per_tenant_max.to_string(),
             quoted(&settings.log_filter),
             format!("\"{:?}\"", settings.log_format).to_lowercase(),
         ];

@@ -54,6 +54,12 @@ pub struct Settings {
     /// Bytes of records that change while a backup is read and are put aside in memory for it; with more, it breaks off.
     /// Default 256 MiB; at least 1 MiB.
     pub backup_aside_bytes_max: u64,
+    /// Tenants at most. Default 10,000. What is there already stays, as under each of these bounds.
+    pub tenants_max: usize,
+    /// Different owners that the keys of one tenant may have. Default 100,000.
+    pub owners_per_tenant_max: usize,
+    /// Different scopes that the keys of one tenant may have. Default 10,000.
+    pub scopes_per_tenant_max: usize,
     /// Which log lines to write, such as `info` or `keyward=debug,h2=warn`. Default `info`.
     pub log_filter: String,
     /// `text` or `json`. Default `text`.
@@ -129,6 +135,9 @@ impl Settings {
         let journal_retention_time = layers.duration("journal_retention_time", Duration::ZERO..=CENTURY);
         let backup_time_max = layers.duration("backup_time_max", Duration::from_secs(1)..=WEEK);
         let backup_aside_bytes_max = layers.bytes("backup_aside_bytes_max", 1024 * 1024..=i64::MAX as u64);
+        let tenants_max = layers.count("tenants_max");
+        let owners_per_tenant_max = layers.count("owners_per_tenant_max");
+        let scopes_per_tenant_max = layers.count("scopes_per_tenant_max");
         let log_filter: Option<String> = layers.value("log_filter");
         let log_format = layers.value("log_format");
 
@@ -165,6 +174,9 @@ impl Settings {
                 journal_retention_time: journal_retention_time?,
                 backup_time_max: backup_time_max?,
                 backup_aside_bytes_max: backup_aside_bytes_max?,
+                tenants_max: tenants_max?,
+                owners_per_tenant_max: owners_per_tenant_max?,
+                scopes_per_tenant_max: scopes_per_tenant_max?,
                 log_filter: log_filter?,
                 log_format: log_format?,
             })

@@ -11,7 +11,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::pb;
 use super::refusals;
-use crate::authority::{AuthorityError, Subject, Violation};
+use crate::authority::{AuthorityError, Exceeded, Subject, Violation};
 
 /// The domain of every ErrorInfo.
 pub const ERROR_DOMAIN: &str = "keyward";
@@ -183,6 +183,15 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
         AuthorityError::Forbidden(error) => (Code::FailedPrecondition, "STATE_FORBIDS", error.to_string()),
         AuthorityError::OwnKey => (Code::FailedPrecondition, "OWN_KEY", error.to_string()),
         AuthorityError::TooLarge { .. } => (Code::InvalidArgument, "KEY_TOO_LARGE", error.to_string()),
+        AuthorityError::Bounded { exceeded, violation } => {
+            let reason = match exceeded {
+                Exceeded::Tenants { .. } => "TOO_MANY_TENANTS",
+                Exceeded::Owners { .. } => "TOO_MANY_OWNERS",
+                Exceeded::Scopes { .. } => "TOO_MANY_SCOPES",
+            };
+            let (message, violations) = (violation.to_string(), std::slice::from_ref(violation));
+            return Told { code: Code::ResourceExhausted, reason, message, violations, retry_after: None };
+        }
         AuthorityError::Overloaded => {
             let message = "too many changes are waiting; try again".to_owned();
             let retry_after = Some(RETRY_AFTER);

@@ -52,7 +52,7 @@ impl Index {
         }
         let mut owners = [None; TOGETHER];
         for (((_, shard), entry), owner) in each().zip(entries).zip(&mut owners) {
-            *owner = entry.and_then(|at| self.names.owners.get(owner_of(shard.bytes(), at)));
+            *owner = entry.and_then(|at| shard.names().owners.get(owner_of(shard.bytes(), at)));
         }
         for name in owners.iter().flatten().map(|owner| owner.name.as_bytes()) {
             touched ^= name.first().map_or(0, |byte| u32::from(*byte));

@@ -1,7 +1,7 @@
 //! What Verify needs of a key, packed: numbers for what is shared, and texts as they are.
 //!
 //! ```text
-//! revision, tenant, owner, environment        varints; all but the first are numbers of names
+//! revision, tenant, owner, environment        varints; all but the first are numbers of names, of the shard's generation
 //! flags                                       state, and which of the optional parts are there
 //! [not_before] [expire_time]                  8 bytes each, milliseconds since 1970
 //! scopes                                      how many bytes, and their numbers: varints
@@ -12,6 +12,7 @@
 //!
 //! Most keys have neither of the last two lines.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use ipnet::IpNet;
@@ -23,7 +24,7 @@ use keyward_core::record::{KeyPolicy, KeyRecord, State};
 use keyward_core::scope::Scope;
 
 use super::codec::{Reader, cidr, put_bytes, put_cidr, put_varint};
-use super::names::{Names, OwnerName};
+use super::names::{Granted, GrantedScope, Kind, Names, Owner, OwnerName};
 use super::shard::Reading;
 
 const STATE: u8 = 0b0000_0011;
@@ -32,14 +33,14 @@ const EXPIRE_TIME: u8 = 0b0000_1000;
 const RESTRICTED: u8 = 0b0001_0000;
 const LABELLED: u8 = 0b0010_0000;
 
-/// Appends a key's packed entry.
+/// Appends a key's packed entry, which uses the names that it refers to from now on.
 pub(super) fn pack(key: &KeyRecord, names: &Names, out: &mut Vec<u8>) {
     let policy = &key.policy;
-    let tenant = names.tenants.number(&key.tenant);
+    let tenant = names.used::<TenantId>(&key.tenant);
     put_varint(out, key.revision.0);
     put_varint(out, tenant.into());
-    put_varint(out, names.owners.number(&OwnerName { tenant, name: &key.owner }).into());
-    put_varint(out, names.environments.number(&key.environment).into());
+    put_varint(out, names.used::<Owner>(&OwnerName { tenant, name: &key.owner }).into());
+    put_varint(out, names.used::<Environment>(&key.environment).into());
 
     let restricted = !policy.audiences.is_empty() || !policy.allowed_cidrs.is_empty();
     let state = match policy.state {
@@ -58,7 +59,8 @@ pub(super) fn pack(key: &KeyRecord, names: &Names, out: &mut Vec<u8>) {
     for time in [policy.not_before, policy.expire_time].into_iter().flatten() {
         out.extend_from_slice(&time.0.to_le_bytes());
     }
-    let numbers = policy.scopes.iter().map(|scope| u64::from(names.scopes.number(scope)));
+    let granted = policy.scopes.iter().map(|scope| GrantedScope { tenant, scope });
+    let numbers = granted.map(|granted| u64::from(names.used::<Granted>(&granted)));
     let mut scopes = Vec::with_capacity(2 * policy.scopes.len());
     numbers.for_each(|number| put_varint(&mut scopes, number));
     put_bytes(out, &scopes);
@@ -83,6 +85,43 @@ pub(super) fn revision_of(packed: &[u8]) -> Revision {
     Revision(Reader { bytes: packed, at: 0 }.varint())
 }
 
+/// Calls for each name that a packed entry uses: as often as it uses it.
+pub(super) fn each_name(packed: &[u8], mut call: impl FnMut(Kind, u32)) {
+    let mut from = Reader { bytes: packed, at: 0 };
+    from.varint();
+    [Kind::Tenant, Kind::Owner, Kind::Environment].into_iter().for_each(|kind| call(kind, from.small()));
+    from.at += times_end(packed, from.at);
+    let mut scopes = Reader { bytes: from.piece(), at: 0 };
+    while !scopes.is_empty() {
+        call(Kind::Scope, scopes.small());
+    }
+}
+
+/// Appends a packed entry with other numbers for its names.
+pub(super) fn renumber(packed: &[u8], mut number_of: impl FnMut(Kind, u32) -> u32, out: &mut Vec<u8>) {
+    let mut from = Reader { bytes: packed, at: 0 };
+    put_varint(out, from.varint());
+    for kind in [Kind::Tenant, Kind::Owner, Kind::Environment] {
+        put_varint(out, number_of(kind, from.small()).into());
+    }
+    let times = from.at..from.at + times_end(packed, from.at);
+    out.extend_from_slice(packed.get(times.clone()).unwrap_or_default());
+    from.at = times.end;
+    let mut scopes = Reader { bytes: from.piece(), at: 0 };
+    let mut numbers = Vec::with_capacity(scopes.bytes.len() + 8);
+    while !scopes.is_empty() {
+        put_varint(&mut numbers, number_of(Kind::Scope, scopes.small()).into());
+    }
+    put_bytes(out, &numbers);
+    out.extend_from_slice(packed.get(from.at..).unwrap_or_default());
+}
+
+/// How long flags and times are that begin here.
+fn times_end(packed: &[u8], at: usize) -> usize {
+    let flags = packed.get(at).copied().unwrap_or_default();
+    1 + [NOT_BEFORE, EXPIRE_TIME].into_iter().filter(|flag| flags & flag != 0).count() * 8
+}
+
 /// The owner of the entry that is packed here, by its number.
 pub(super) fn owner_of(bytes: &[u8], at: usize) -> u32 {
     let mut from = Reader { bytes, at };
@@ -91,11 +130,11 @@ pub(super) fn owner_of(bytes: &[u8], at: usize) -> u32 {
 }
 
 /// What Verify needs of a key, read where it lies. It keeps the form of the key that it was found in, whatever happens to
-/// the key meanwhile; so it is not for keeping.
+/// the key meanwhile, and with it a generation of names; so it is not for keeping, and lives no longer than a borrow of the index.
 pub struct Entry<'a> {
     shard: Reading,
-    names: &'a Names,
     parts: Parts,
+    index: PhantomData<&'a ()>,
 }
 
 /// Where the parts of an entry are in the bytes of its shard.
@@ -118,28 +157,28 @@ struct Parts {
     rest: Range<usize>,
 }
 
-impl<'a> Entry<'a> {
-    pub(super) fn at(range: Range<usize>, shard: Reading, names: &'a Names) -> Self {
+impl Entry<'_> {
+    pub(super) fn at(range: Range<usize>, shard: Reading) -> Self {
         let parts = Parts::read(shard.bytes(), range);
-        Self { shard, names, parts }
+        Self { shard, parts, index: PhantomData }
     }
 
     /// The tenant that the key belongs to.
     #[must_use]
-    pub fn tenant(&self) -> &'a TenantId {
-        named(self.names.tenants.get(self.parts.tenant))
+    pub fn tenant(&self) -> &TenantId {
+        named(self.names().tenants.get(self.parts.tenant))
     }
 
     /// Who the key was issued to.
     #[must_use]
-    pub fn owner(&self) -> &'a str {
-        &named(self.names.owners.get(self.parts.owner)).name
+    pub fn owner(&self) -> &str {
+        &named(self.names().owners.get(self.parts.owner)).name
     }
 
     /// Part of the secret.
     #[must_use]
-    pub fn environment(&self) -> &'a Environment {
-        named(self.names.environments.get(self.parts.environment))
+    pub fn environment(&self) -> &Environment {
+        named(self.names().environments.get(self.parts.environment))
     }
 
     /// Identity within the tenant.
@@ -209,6 +248,11 @@ impl<'a> Entry<'a> {
         self.shard.bytes()
     }
 
+    /// Those that the numbers in this shard are of.
+    fn names(&self) -> &Names {
+        self.shard.names()
+    }
+
     fn reader(&self, range: Range<usize>) -> Reader<'_> {
         Reader { bytes: &self.bytes()[..range.end], at: range.start }
     }
@@ -225,7 +269,8 @@ impl Policy for Entry<'_> {
 
     fn scopes(&self) -> impl Iterator<Item = &Scope> {
         let mut numbers = self.reader(self.parts.scopes.clone());
-        std::iter::from_fn(move || (!numbers.is_empty()).then(|| named(self.names.scopes.get(numbers.small()))))
+        let granted = &self.names().scopes;
+        std::iter::from_fn(move || (!numbers.is_empty()).then(|| &named(granted.get(numbers.small())).scope))
     }
 
     fn audiences(&self) -> impl Iterator<Item = &str> {
@@ -288,7 +333,7 @@ impl Parts {
 
 #[expect(
     clippy::expect_used,
-    reason = "an entry has no number but those that its names gave out, and they take none back"
+    reason = "a shard has no number but those that its generation of names gave out, which takes none back"
 )]
 fn named<T>(thing: Option<&T>) -> &T {
     thing.expect("a name that was given a number")

@@ -2,9 +2,13 @@
 //!
 //! ```text
 //! part 0 to 255      256 shards each: see Shard::write
-//! part 256           for each kind of name, in the order of their numbers: how many, and each with its length
-//!                    owners, each behind the number of its tenant; tenants; environments; scopes; and the peppers' ids
+//! part 256           how many names of each kind, and then each of them with how often entries in the parts before use it:
+//!                    tenants and environments: length and text; owners and scopes: the number of the tenant, length and text;
+//!                    and how many peppers, and their ids
 //! ```
+//!
+//! The names are numbered anew, in the order in which the entries come to them, so that those that no entry uses are not
+//! in the image: their number is what the entries have, and nothing else of them is kept.
 //!
 //! What is packed here is kept by this program for itself: whoever changes `entry`, `shard` or this changes [`FORM`] too, and
 //! images of another form are then not read. tests/it/image.rs holds it to that.
@@ -15,90 +19,164 @@ use std::sync::atomic::Ordering;
 use keyward_core::digest::PepperId;
 use keyward_core::id::{Environment, TenantId};
 use keyward_core::scope::Scope;
+use parking_lot::MutexGuard;
 
 use super::codec::{put_bytes, put_varint};
-use super::names::{Numbered, OwnerName, Sought};
+use super::compaction::{Compaction, Renumbering};
+use super::names::{Granted, GrantedScope, Kind, Names, Owner, OwnerName, Sought, Thing};
 use super::shard::{SHARDS, Shard};
 use super::{Index, TURNS};
 
 /// The form of the parts.
-pub const FORM: u32 = 1;
+pub const FORM: u32 = 2;
 /// Shards in one part.
 const PART_SHARDS: usize = 256;
-/// The part of the names, which comes after all others: names only come to be, so all that entries refer to are in it.
+/// The part of the names, which is written after all others and read before them.
 const NAMES: usize = SHARDS / PART_SHARDS;
 /// How many parts there are.
 pub const PARTS: usize = NAMES + 1;
 
+/// Writes an image, part by part. As long as there is one, no compaction goes on: all entries are of one generation.
+pub struct Writer<'a> {
+    index: &'a Index,
+    names: Arc<Names>,
+    numbers: Renumbering,
+    /// For each kind, the names in the order of their new numbers: their old ones, and how often they are used.
+    written: [Vec<(u32, u32)>; Kind::ALL.len()],
+    _no_compaction: MutexGuard<'a, Option<Compaction>>,
+}
+
 impl Index {
-    /// Appends the bytes of a part. Other threads may go on to fold changes in: each entry is in one of its forms.
-    pub fn write_part(&self, number: usize, out: &mut Vec<u8>) {
-        if number < NAMES {
-            let shards = &self.shards[number * PART_SHARDS..][..PART_SHARDS];
-            return shards.iter().for_each(|place| place.load().write(out));
+    /// Begins an image. It waits for a compaction that is under way, by finishing it.
+    #[must_use]
+    pub fn write_image(&self) -> Writer<'_> {
+        let mut no_compaction = self.compaction.lock();
+        self.finish_compaction(&mut no_compaction);
+        Writer {
+            index: self,
+            names: self.current.lock().clone(),
+            numbers: Renumbering::default(),
+            written: Default::default(),
+            _no_compaction: no_compaction,
         }
-        let names = &self.names;
-        // Owners before the tenants that they refer to, for the same reason.
-        write_all(out, names.owners.all(), |out, owner| {
-            put_varint(out, owner.tenant.into());
-            put_bytes(out, owner.name.as_bytes());
-        });
-        write_all(out, names.tenants.all(), |out, tenant| put_bytes(out, tenant.as_str().as_bytes()));
-        write_all(out, names.environments.all(), |out, it| put_bytes(out, it.as_str().as_bytes()));
-        write_all(out, names.scopes.all(), |out, scope| put_bytes(out, scope.as_str().as_bytes()));
-        write_all(out, self.peppers().into_iter(), |out, pepper| put_varint(out, pepper.0.into()));
     }
 
     /// Takes in a part, into an index that has nothing but other parts. `None`: the bytes are not of this form.
     pub fn read_part(&self, number: usize, mut bytes: &[u8]) -> Option<()> {
+        let names = self.current.lock().clone();
         if number == NAMES {
-            return self.read_names(&mut bytes).filter(|()| bytes.is_empty());
+            return self.read_names(&names, &mut bytes).filter(|()| bytes.is_empty());
         }
         for number in (number * PART_SHARDS..SHARDS).take(PART_SHARDS) {
-            let shard = Shard::read(&mut bytes)?;
-            let _turn = self.turns[number % TURNS].lock();
-            if shard.len() > 0 {
-                self.len.fetch_add(shard.len(), Ordering::Relaxed);
-                self.shards[number].store(Arc::new(shard));
+            let count = usize::try_from(varint(&mut bytes)?).ok()?;
+            if count == 0 {
+                continue;
             }
+            let shard = Shard::read(&mut bytes, count, names.clone())?;
+            let _turn = self.turns[number % TURNS].lock();
+            self.len.fetch_add(count, Ordering::Relaxed);
+            self.shards[number].store(Arc::new(shard));
         }
         bytes.is_empty().then_some(())
     }
 
-    fn read_names(&self, from: &mut &[u8]) -> Option<()> {
-        let names = &self.names;
-        read_all(from, &names.owners, |from| {
-            Some(OwnerName { tenant: u32::try_from(varint(from)?).ok()?, name: text(from)? })
-        })?;
-        read_all(from, &names.tenants, |from| TenantId::parse(text(from)?).ok())?;
-        read_all(from, &names.environments, |from| Environment::parse(text(from)?).ok())?;
-        read_all(from, &names.scopes, |from| Scope::parse(text(from)?).ok())?;
+    fn read_names(&self, names: &Names, from: &mut &[u8]) -> Option<()> {
+        read_all::<TenantId, _>(from, names, |from| TenantId::parse(text(from)?).ok())?;
+        read_all::<Owner, _>(from, names, |from| Some(OwnerName { tenant: small(from)?, name: text(from)? }))?;
+        read_all::<Environment, _>(from, names, |from| Environment::parse(text(from)?).ok())?;
+        let mut scope = None;
+        for number in 0..varint(from)? {
+            let tenant = small(from)?;
+            let scope = scope.insert(Scope::parse(text(from)?).ok()?);
+            note::<Granted>(from, names, &GrantedScope { tenant, scope }, number)?;
+        }
         for _ in 0..varint(from)? {
-            self.peppers.lock().insert(PepperId(u32::try_from(varint(from)?).ok()?));
+            self.peppers.lock().insert(PepperId(small(from)?));
         }
         Some(())
     }
 }
 
-fn write_all<T>(out: &mut Vec<u8>, things: impl Iterator<Item = T>, write: impl Fn(&mut Vec<u8>, T)) {
-    // More may come while they are written.
-    let things: Vec<T> = things.collect();
-    put_varint(out, things.len() as u64);
-    things.into_iter().for_each(|thing| write(out, thing));
+impl Writer<'_> {
+    /// Appends the bytes of the next part. Other threads may go on to fold changes in: each entry is in one of its forms.
+    /// The parts are to be written in order, because the last one has the names of all entries before it.
+    pub fn write_part(&mut self, number: usize, out: &mut Vec<u8>) {
+        if number == NAMES {
+            return self.write_names(out);
+        }
+        let (numbers, written) = (&mut self.numbers, &mut self.written);
+        for place in &self.index.shards[number * PART_SHARDS..][..PART_SHARDS] {
+            let shard = place.load_full();
+            let renumbered = shard.renumbered(self.names.clone(), |kind, number| {
+                let written = &mut written[kind as usize];
+                let new = numbers.of(kind, number, || {
+                    written.push((number, 0));
+                    u32::try_from(written.len() - 1).unwrap_or(u32::MAX)
+                });
+                if let Some((_, uses)) = written.get_mut(new as usize) {
+                    *uses = uses.saturating_add(1);
+                }
+                new
+            });
+            renumbered.write(out);
+        }
+    }
+
+    fn write_names(&mut self, out: &mut Vec<u8>) {
+        self.write_all::<TenantId>(out, |_, tenant, out| put_bytes(out, tenant.as_str().as_bytes()));
+        self.write_all::<Owner>(out, |writer, owner, out| {
+            put_varint(out, writer.tenant(owner.tenant).into());
+            put_bytes(out, owner.name.as_bytes());
+        });
+        self.write_all::<Environment>(out, |_, it, out| put_bytes(out, it.as_str().as_bytes()));
+        self.write_all::<Granted>(out, |writer, granted, out| {
+            put_varint(out, writer.tenant(granted.tenant).into());
+            put_bytes(out, granted.scope.as_str().as_bytes());
+        });
+        let peppers = self.index.peppers();
+        put_varint(out, peppers.len() as u64);
+        peppers.into_iter().for_each(|pepper| put_varint(out, pepper.0.into()));
+    }
+
+    fn write_all<T: Thing>(&mut self, out: &mut Vec<u8>, write: impl Fn(&mut Self, &T, &mut Vec<u8>)) {
+        let (names, written) = (self.names.clone(), std::mem::take(&mut self.written[T::KIND as usize]));
+        put_varint(out, written.len() as u64);
+        for (number, uses) in written {
+            // All of them were found in entries.
+            if let Some(thing) = T::of(&names).get(number) {
+                write(self, thing, out);
+                put_varint(out, uses.into());
+            }
+        }
+    }
+
+    /// The new number of a tenant: its owners and scopes are in entries that have it, too.
+    fn tenant(&mut self, number: u32) -> u32 {
+        self.numbers.of(Kind::Tenant, number, || u32::MAX)
+    }
 }
 
-/// Gives things the numbers that they had.
-fn read_all<'a, T: std::hash::Hash, S: Sought<T>>(
+/// Gives things the numbers that they had, with their uses.
+fn read_all<'a, T: Thing, S: Sought<T>>(
     from: &mut &'a [u8],
-    numbered: &Numbered<T>,
+    names: &Names,
     read: impl Fn(&mut &'a [u8]) -> Option<S>,
 ) -> Option<()> {
     for number in 0..varint(from)? {
         let thing = read(from)?;
-        if u64::from(numbered.number(&thing)) != number {
-            return None; // it has another number already, or stands here twice
-        }
+        note::<T>(from, names, &thing, number)?;
     }
+    Some(())
+}
+
+/// Gives a thing its number, and reads its uses. `None`: it has another number already, or stands there twice.
+fn note<T: Thing>(from: &mut &[u8], names: &Names, thing: &impl Sought<T>, number: u64) -> Option<()> {
+    let uses = small(from)?;
+    let given = T::of(names).number(thing);
+    if u64::from(given) != number {
+        return None;
+    }
+    names.ledger.note::<T>(names, given, uses);
     Some(())
 }
 
@@ -113,6 +191,10 @@ fn varint(from: &mut &[u8]) -> Option<u64> {
         }
     }
     None
+}
+
+fn small(from: &mut &[u8]) -> Option<u32> {
+    u32::try_from(varint(from)?).ok()
 }
 
 fn text<'a>(from: &mut &'a [u8]) -> Option<&'a str> {

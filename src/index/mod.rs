@@ -4,27 +4,36 @@
 //! cannot come alive again through a late read. Readers take no lock; a writer never holds them up.
 //!
 //! Reading order: `shard` (the entries of some digests), `entry` (what is kept of a key) and its `codec`, `names` (what keys
-//! share), `ahead` (reading ahead of lookups), `image` (all of it as bytes).
+//! share) and their `ledger` (what of it is in use), `compaction` (giving back what is not), `ahead` (reading ahead of
+//! lookups), `image` (all of it as bytes).
 
 pub mod ahead;
 mod codec;
+mod compaction;
 mod entry;
 pub mod image;
+mod ledger;
 mod names;
 mod shard;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 use keyward_core::clock::UnixMillis;
 use keyward_core::digest::{Digest, PepperId};
 use keyward_core::event::{Change, Record, Revision};
+use keyward_core::id::TenantId;
+use keyward_core::record::KeyRecord;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+use self::compaction::Compaction;
+pub use self::compaction::Step;
 pub use self::entry::Entry;
-use self::entry::pack;
+use self::entry::{each_name, pack, revision_of};
+pub use self::ledger::InUse;
+pub use self::names::Kind;
 use self::names::Names;
 use self::shard::{New, Place, SHARDS, Shard, shard_of};
 
@@ -35,7 +44,15 @@ const TURNS: usize = 64;
 #[derive(Debug)]
 pub struct Index {
     shards: Box<[Place]>,
-    names: Names,
+    /// The generation of names that shards are of, or are to be.
+    current: Mutex<Arc<Names>>,
+    /// One compaction at a time, and none while an image is written.
+    compaction: Mutex<Option<Compaction>>,
+    compacting: AtomicBool,
+    /// How many there were.
+    compactions: AtomicU64,
+    /// Told when there may be reason for one.
+    many_unused: Notify,
     len: AtomicUsize,
     revision: AtomicU64,
     /// The latest time of a change, in milliseconds.
@@ -48,10 +65,15 @@ pub struct Index {
 
 impl Default for Index {
     fn default() -> Self {
-        let empty = Arc::<Shard>::default();
+        let names = Names::first();
+        let empty = Arc::new(Shard::empty(names.clone()));
         Self {
             shards: std::iter::repeat_with(|| Place::new(empty.clone())).take(SHARDS).collect(),
-            names: Names::default(),
+            current: Mutex::new(names),
+            compaction: Mutex::default(),
+            compacting: AtomicBool::new(false),
+            compactions: AtomicU64::new(0),
+            many_unused: Notify::new(),
             len: AtomicUsize::new(0),
             revision: AtomicU64::new(0),
             time: AtomicI64::new(UnixMillis::MIN.0),
@@ -85,7 +107,7 @@ impl Index {
     pub fn get(&self, digest: &Digest) -> Option<Entry<'_>> {
         let shard = self.shards[shard_of(digest)].load();
         let range = shard.find(digest)?;
-        Some(Entry::at(range, shard, &self.names))
+        Some(Entry::at(range, shard))
     }
 
     /// How many keys there are.
@@ -112,32 +134,34 @@ impl Index {
         if let Some(latest) = records.iter().map(Record::time).max() {
             self.reach_time(latest);
         }
-        let mut packed = Vec::with_capacity(records.len() * 64);
-        let mut keys = Vec::with_capacity(records.len());
-        let mut peppers = HashSet::new();
-        for record in records {
-            let Record::Key(key) = record else { continue };
-            let begin = packed.len();
-            pack(key, &self.names, &mut packed);
-            keys.push((key.secret.digest, key.revision, begin..packed.len()));
-            peppers.insert(key.secret.pepper);
-        }
+        let keys = records.iter().filter_map(|record| match record {
+            Record::Key(key) => Some(&**key),
+            Record::Tenant(_) => None,
+        });
+        let mut keys: Vec<_> = keys.collect();
         if keys.is_empty() {
             return;
         }
         // Before the keys, so that whoever finds a key finds its pepper.
+        let peppers: HashSet<_> = keys.iter().map(|key| key.secret.pepper).collect();
         self.peppers.lock().extend(peppers);
-        keys.sort_unstable_by(|(a, newer, _), (b, older, _)| (a.as_bytes(), older).cmp(&(b.as_bytes(), newer)));
-        keys.dedup_by(|(later, ..), (first, ..)| later == first);
-        let new: Vec<_> = keys.into_iter().map(|(digest, _, range)| New { digest, packed: &packed[range] }).collect();
-        for new in new.chunk_by(|a, b| shard_of(&a.digest) == shard_of(&b.digest)) {
-            self.put(new);
+        let place = |key: &KeyRecord| *key.secret.digest.as_bytes();
+        keys.sort_unstable_by(|a, b| (place(a), b.revision).cmp(&(place(b), a.revision)));
+        keys.dedup_by(|older, newest| older.secret.digest == newest.secret.digest);
+        let mut packed = Vec::new();
+        for keys in keys.chunk_by(|a, b| shard_of(&a.secret.digest) == shard_of(&b.secret.digest)) {
+            self.put(keys, &mut packed);
         }
     }
 
-    /// Lets go of every key. The names that they had stay.
+    /// Lets go of every key and name.
     pub fn clear(&self) {
-        let empty = Arc::<Shard>::default();
+        let mut compaction = self.compaction.lock();
+        *compaction = None;
+        self.compacting.store(false, Ordering::Relaxed);
+        let names = Names::first();
+        let empty = Arc::new(Shard::empty(names.clone()));
+        *self.current.lock() = names;
         for (number, place) in self.shards.iter().enumerate() {
             let _turn = self.turns[number % TURNS].lock();
             self.len.fetch_sub(place.swap(empty.clone()).len(), Ordering::Relaxed);
@@ -146,16 +170,69 @@ impl Index {
         self.time.store(UnixMillis::MIN.0, Ordering::Relaxed);
     }
 
-    /// Puts entries into their shard.
-    fn put(&self, new: &[New<'_>]) {
-        let Some(number) = new.first().map(|new| shard_of(&new.digest)) else { return };
+    /// Puts the newest forms of keys into their shard, in the order of their digests. Forms that are there already in a newer
+    /// one are passed over.
+    fn put(&self, keys: &[&KeyRecord], packed: &mut Vec<u8>) {
+        let Some(number) = keys.first().map(|key| shard_of(&key.secret.digest)) else { return };
         let _turn = self.turns[number % TURNS].lock();
         let place = &self.shards[number];
         let old = place.load_full();
-        if let Some(changed) = old.with(new) {
-            self.len.fetch_add(changed.len() - old.len(), Ordering::Relaxed);
-            place.store(Arc::new(changed));
+        // Those of the shard that is there, and will be until the turn ends: a compaction waits for it, too.
+        let names = old.names();
+        packed.clear();
+        let (mut put, mut replaced) = (Vec::with_capacity(keys.len()), vec![]);
+        for key in keys {
+            let digest = key.secret.digest;
+            let held = old.find(&digest);
+            if held.clone().is_some_and(|held| revision_of(&old.bytes()[held]) >= key.revision) {
+                continue;
+            }
+            let begin = packed.len();
+            pack(key, names, packed);
+            put.push((digest, begin..packed.len()));
+            replaced.extend(held);
         }
+        if put.is_empty() {
+            return;
+        }
+        let new: Vec<_> = put.into_iter().map(|(digest, range)| New { digest, packed: &packed[range] }).collect();
+        let changed = old.with(&new);
+        self.len.fetch_add(changed.len() - old.len(), Ordering::Relaxed);
+        place.store(Arc::new(changed));
+        for held in replaced {
+            each_name(&old.bytes()[held], |kind, number| names.release_of(kind, number));
+        }
+    }
+
+    /// How many names of a kind keys use.
+    #[must_use]
+    pub fn names_in_use(&self, kind: Kind) -> usize {
+        self.current.lock().ledger.of_kind(kind)
+    }
+
+    /// How many names are kept that no key uses.
+    #[must_use]
+    pub fn names_unused(&self) -> usize {
+        let names = self.current.lock().clone();
+        names.len().saturating_sub(names.len_used())
+    }
+
+    /// How often the room of unused names was given back.
+    #[must_use]
+    pub fn compactions(&self) -> u64 {
+        self.compactions.load(Ordering::Relaxed)
+    }
+
+    /// How many owners the keys of a tenant have, and which of some they have not. Keys without an owner do not count.
+    #[must_use]
+    pub fn owners_in_use(&self, tenant: &TenantId, asked: &[&str]) -> InUse {
+        self.current.lock().ledger.clone().owners(tenant, asked)
+    }
+
+    /// How many scopes the keys of a tenant have, and which of some they have not.
+    #[must_use]
+    pub fn scopes_in_use(&self, tenant: &TenantId, asked: &[&str]) -> InUse {
+        self.current.lock().ledger.clone().scopes(tenant, asked)
     }
 
     /// Folds the next changes in.
@@ -165,6 +242,9 @@ impl Index {
         }
         if let Some(last) = changes.last() {
             self.reach(last.revision);
+        }
+        if self.wants_compaction() {
+            self.many_unused.notify_one();
         }
     }
 

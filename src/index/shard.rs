@@ -10,7 +10,9 @@ use arc_swap::{ArcSwap, Guard};
 use constant_time_eq::constant_time_eq;
 use keyward_core::digest::Digest;
 
-use super::entry::revision_of;
+use super::codec::put_varint;
+use super::entry::renumber;
+use super::names::{Kind, Names};
 
 /// Bytes of a digest that name its shard.
 const SHARD_BYTES: usize = 2;
@@ -37,8 +39,11 @@ pub(super) type Place = ArcSwap<Shard>;
 pub(super) type Reading = Guard<Arc<Shard>>;
 
 /// Entries in the order of their digests.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shard {
+    /// What the numbers in its entries are of. They are reached through the shard alone: a shard that was replaced can still be
+    /// read, and its numbers mean other names in another generation.
+    names: Arc<Names>,
     /// The prefix of each, and where it begins in `bytes`. Together, because who reads one reads the other.
     slots: Box<[Slot]>,
     /// The rest of each digest, and its packed entry.
@@ -71,6 +76,19 @@ fn split(digest: &Digest) -> (u32, &[u8]) {
 }
 
 impl Shard {
+    pub(super) fn empty(names: Arc<Names>) -> Self {
+        Self { names, slots: Box::default(), bytes: Box::default() }
+    }
+
+    pub(super) fn names(&self) -> &Arc<Names> {
+        &self.names
+    }
+
+    /// All packed entries.
+    pub(super) fn all_packed(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.len()).filter_map(|at| self.entry(at)).map(|(_, packed)| packed)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.slots.len()
     }
@@ -135,12 +153,11 @@ impl Shard {
         self.bytes.get(self.range(at)?)?.split_at_checked(REST_BYTES)
     }
 
-    /// This shard with other entries, which are in the order of their digests, none twice. One that is there in a form as
-    /// new or newer is left as it is. `None`: all of them are.
-    pub(super) fn with(&self, new: &[New<'_>]) -> Option<Self> {
+    /// This shard with other entries of its generation, which are in the order of their digests, none twice. They take the
+    /// places of those that are there.
+    pub(super) fn with(&self, new: &[New<'_>]) -> Self {
         let mut merged = Vec::with_capacity(self.len() + new.len());
         let mut bytes = 0;
-        let mut changed = false;
         let (mut at, mut new) = (0, new.iter().peekable());
         loop {
             let old = self.entry(at).map(|(rest, packed)| (self.slots[at].prefix, rest, packed));
@@ -155,45 +172,52 @@ impl Shard {
                     at += 1;
                     (prefix, rest, packed)
                 }
-                (Some((prefix, rest, held)), Some((name, packed))) if (prefix, rest) == name => {
-                    at += 1;
+                (old, Some(((prefix, rest), packed))) => {
+                    let replaced =
+                        old.is_some_and(|(old_prefix, old_rest, _)| (old_prefix, old_rest) == (prefix, rest));
+                    at += usize::from(replaced);
                     new.next();
-                    let newer = revision_of(packed) > revision_of(held);
-                    changed |= newer;
-                    (prefix, rest, if newer { packed } else { held })
-                }
-                (_, Some(((prefix, rest), packed))) => {
-                    new.next();
-                    changed = true;
                     (prefix, rest, packed)
                 }
             };
             bytes += rest.len() + packed.len();
             merged.push((prefix, rest, packed));
         }
-        changed.then(|| Self::of(&merged, bytes))
+        Self::of(self.names.clone(), &merged, bytes)
     }
 
-    /// Appends the shard: how many entries, how many bytes, all prefixes, where each entry begins and the last one ends, and all bytes.
+    /// The same entries with other numbers, which are of another generation.
+    pub(super) fn renumbered(&self, names: Arc<Names>, mut number_of: impl FnMut(Kind, u32) -> u32) -> Self {
+        let mut slots = Vec::with_capacity(self.slots.len());
+        let mut bytes = Vec::with_capacity(self.bytes.len() + self.bytes.len() / 16);
+        for at in 0..self.len() {
+            let Some((rest, packed)) = self.entry(at) else { continue };
+            slots.push(Slot { prefix: self.slots[at].prefix, start: start(&bytes) });
+            bytes.extend_from_slice(rest);
+            renumber(packed, &mut number_of, &mut bytes);
+        }
+        Self { names, slots: slots.into(), bytes: bytes.into() }
+    }
+
+    /// Appends the shard: how many entries, as a varint, and if there are any, how many bytes, all prefixes, where each entry
+    /// begins and the last one ends, and all bytes.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
-        let word = |number: usize| u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes();
-        out.extend_from_slice(&word(self.len()));
-        out.extend_from_slice(&word(self.bytes.len()));
+        put_varint(out, self.len() as u64);
+        if self.slots.is_empty() {
+            return;
+        }
+        let (starts, end) = (self.slots.iter().map(|slot| slot.start), start(&self.bytes));
         let prefixes = self.slots.iter().map(|slot| slot.prefix);
-        let end = (!self.slots.is_empty()).then_some(self.bytes.len() as u32);
-        let starts = self.slots.iter().map(|slot| slot.start).chain(end);
-        prefixes.chain(starts).for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
+        let words = [end].into_iter().chain(prefixes).chain(starts).chain([end]);
+        words.for_each(|number| out.extend_from_slice(&number.to_le_bytes()));
         out.extend_from_slice(&self.bytes);
     }
 
-    /// Takes what [`Shard::write`] wrote off the beginning of some bytes. `None`: it is not of that form.
-    pub(super) fn read(from: &mut &[u8]) -> Option<Self> {
-        let (head, rest) = from.split_first_chunk::<8>()?;
-        let word = |at: usize| head[at..].first_chunk().map(|b| u32::from_le_bytes(*b) as usize);
-        let (count, size) = (word(0)?, word(4)?);
-        // An empty shard has no starts.
-        let starts = if count == 0 { 0 } else { count + 1 };
-        let (words, rest) = rest.split_at_checked(4 * (count + starts))?;
+    /// Takes what [`Shard::write`] wrote off the beginning of some bytes. `None`: it is not of that form, or has no entry.
+    pub(super) fn read(from: &mut &[u8], count: usize, names: Arc<Names>) -> Option<Self> {
+        let (size, rest) = from.split_first_chunk::<4>()?;
+        let size = u32::from_le_bytes(*size) as usize;
+        let (words, rest) = rest.split_at_checked(count.checked_mul(2)?.checked_add(1)?.checked_mul(4)?)?;
         let (bytes, rest) = rest.split_at_checked(size)?;
         let word = |bytes: &[u8]| bytes.first_chunk().map(|b| u32::from_le_bytes(*b));
         let (prefixes, starts) = words.split_at(4 * count);
@@ -203,22 +227,25 @@ impl Shard {
         let ends = starts.chunks_exact(4).skip(1).filter_map(word);
         let each_has_a_name =
             slots.iter().zip(ends).all(|(slot, end)| slot.start as usize + REST_BYTES <= end as usize);
-        let within = starts.chunks_exact(4).next_back().and_then(word).map_or(size == 0, |end| end as usize == size);
+        let within = starts.chunks_exact(4).next_back().and_then(word).is_some_and(|end| end as usize == size);
         *from = rest;
         let sorted = slots.is_sorted_by_key(|slot| slot.prefix);
-        (sorted && each_has_a_name && within).then(|| Self { slots, bytes: bytes.into() })
+        (sorted && each_has_a_name && within).then(|| Self { names, slots, bytes: bytes.into() })
     }
 
-    fn of(entries: &[(u32, &[u8], &[u8])], size: usize) -> Self {
+    fn of(names: Arc<Names>, entries: &[(u32, &[u8], &[u8])], size: usize) -> Self {
         let mut slots = Vec::with_capacity(entries.len());
         let mut bytes = Vec::with_capacity(size);
         for (prefix, rest, packed) in entries {
-            // A shard of 4 GiB would be one of 65,536.
-            let start = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-            slots.push(Slot { prefix: *prefix, start });
+            slots.push(Slot { prefix: *prefix, start: start(&bytes) });
             bytes.extend_from_slice(rest);
             bytes.extend_from_slice(packed);
         }
-        Self { slots: slots.into(), bytes: bytes.into() }
+        Self { names, slots: slots.into(), bytes: bytes.into() }
     }
+}
+
+/// Where the next entry begins. A shard of 4 GiB would be one of 65,536.
+fn start(bytes: &[u8]) -> u32 {
+    u32::try_from(bytes.len()).unwrap_or(u32::MAX)
 }

@@ -17,6 +17,12 @@ pub(super) trait Current {
     fn has_digest(&self, digest: &Digest) -> Result<bool, StoreError>;
     fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError>;
 
+    /// Holds a key that is to be written, at this revision and over this form of it, against the bounds on names.
+    fn admit(&self, revision: Revision, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError>;
+
+    /// Holds one tenant more against their bound.
+    fn admit_tenant(&self) -> Result<(), CommitError>;
+
     /// A key of tenant `system`, by which changes are authorized: the same few again and again.
     fn caller(&mut self, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
         self.key(&TenantId::system(), key_id)
@@ -45,14 +51,16 @@ pub(super) fn stage(put: Put, revision: Revision, current: &impl Current) -> Res
             if current.key(&key.tenant, &key.key_id)?.is_some() || current.has_digest(&key.secret.digest)? {
                 return Err(CommitError::Exists);
             }
+            current.admit(revision, None, &key)?;
             key.revision = revision;
             staged_key(key)
         }
         Put::Key(mut key) => {
             let there = current.key(&key.tenant, &key.key_id)?;
-            if there.is_none_or(|t| t.revision != key.revision || t.secret.digest != key.secret.digest) {
+            if there.as_ref().is_none_or(|t| t.revision != key.revision || t.secret.digest != key.secret.digest) {
                 return Err(CommitError::Outdated);
             }
+            current.admit(revision, there.as_deref(), &key)?;
             key.revision = revision;
             staged_key(key)
         }
@@ -60,6 +68,7 @@ pub(super) fn stage(put: Put, revision: Revision, current: &impl Current) -> Res
             if current.tenant(&tenant.tenant)?.is_some() {
                 return Err(CommitError::Exists);
             }
+            current.admit_tenant()?;
             tenant.revision = revision;
             let bytes = encode_tenant(&tenant);
             Ok(Staged { record: Record::Tenant(Arc::from(tenant)), bytes })

@@ -12,8 +12,12 @@ use keyward_core::record::{KeyRecord, TenantRecord};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use super::bounds::{self, Kind, Pending, Uses};
 use super::check::{Current, authorize, stage};
-use super::{Backup, BackupError, Commit, CommitError, Condition, KeyQuery, Page, Part, Snapshot, Store, StoreError};
+use super::{
+    Backup, BackupError, Bounds, Commit, CommitError, Condition, Exceeded, KeyQuery, Page, Part, Snapshot, Store,
+    StoreError,
+};
 use crate::feed::{Feed, Resync, Subscription};
 
 /// Keeps everything in maps, and loses it with the process.
@@ -23,8 +27,12 @@ pub struct MemoryStore {
     feed: Feed,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    bounds: Bounds,
+    uses: Uses,
+    /// Whether the commit that is being staged does.
+    takes_power_away: bool,
     revision: Revision,
     keys: BTreeMap<(TenantId, KeyId), Arc<KeyRecord>>,
     digests: HashSet<Digest>,
@@ -34,7 +42,25 @@ struct State {
 
 impl Default for MemoryStore {
     fn default() -> Self {
-        Self { state: Mutex::default(), feed: Feed::starting_after(Revision(0)) }
+        Self::within(Bounds::NONE)
+    }
+}
+
+impl MemoryStore {
+    /// An empty store with bounds on its names.
+    #[must_use]
+    pub fn within(bounds: Bounds) -> Self {
+        let state = State {
+            bounds,
+            uses: Uses::default(),
+            takes_power_away: false,
+            revision: Revision(0),
+            keys: BTreeMap::new(),
+            digests: HashSet::new(),
+            tenants: BTreeMap::new(),
+            closed: false,
+        };
+        Self { state: Mutex::new(state), feed: Feed::starting_after(Revision(0)) }
     }
 }
 
@@ -78,6 +104,7 @@ impl Store for MemoryStore {
             return Err(StoreError::Closed.into());
         }
         authorize(&commit, &mut *state)?;
+        state.takes_power_away = commit.takes_power_away;
         let revision = state.revision.next();
         let staged = commit.puts.into_iter().map(|put| stage(put, revision, &*state));
         let records: Vec<_> = staged.map(|s| s.map(|s| s.record)).collect::<Result<_, _>>()?;
@@ -85,7 +112,8 @@ impl Store for MemoryStore {
             match record {
                 Record::Key(key) => {
                     state.digests.insert(key.secret.digest);
-                    state.keys.insert((key.tenant.clone(), key.key_id.clone()), key.clone());
+                    let before = state.keys.insert((key.tenant.clone(), key.key_id.clone()), key.clone());
+                    state.uses.change(before.as_deref(), key);
                 }
                 Record::Tenant(tenant) => {
                     state.tenants.insert(tenant.tenant.clone(), tenant.clone());
@@ -130,5 +158,18 @@ impl Current for State {
 
     fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {
         Ok(self.tenants.get(tenant).cloned())
+    }
+
+    fn admit(&self, _: Revision, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
+        if self.takes_power_away {
+            return Ok(());
+        }
+        let in_use = |kind: Kind, asked: &[&str]| Some(self.uses.in_use(&key.tenant, kind, asked));
+        bounds::check(&self.bounds, &Pending::default(), before, key, in_use)
+    }
+
+    fn admit_tenant(&self) -> Result<(), CommitError> {
+        let max = self.bounds.tenants;
+        if self.tenants.len() < max { Ok(()) } else { Err(CommitError::Bounded(Exceeded::Tenants { max })) }
     }
 }

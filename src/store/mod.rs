@@ -4,6 +4,7 @@
 //! embedded engine and an etcd transaction can promise: compare-and-set on record versions, and one revision that only
 //! grows. One conformance suite (tests/it/conformance.rs) runs on every engine. Only [`crate::app`] names an engine.
 
+mod bounds;
 mod check;
 pub mod memory;
 pub mod record;
@@ -21,6 +22,7 @@ use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::record::{KeyRecord, State, TenantRecord};
 use tokio::sync::mpsc;
 
+pub use self::bounds::{Bounds, Exceeded, InUse};
 use crate::feed::{Resync, Subscription};
 
 /// Keys that one page examines at most. A page that examines this many without finding its fill ends short.
@@ -81,6 +83,11 @@ pub trait Store: Send + Sync + 'static {
     /// Whether changes can be made now.
     async fn condition(&self) -> Condition;
 
+    /// What the table of an engine takes, as far as it has one. It is not looked for: it may be some seconds old.
+    fn table(&self) -> TableFigures {
+        TableFigures::default()
+    }
+
     /// Every record at one revision, as the bytes of a backup. One is made at a time, and nothing else waits for it.
     ///
     /// # Errors
@@ -123,12 +130,32 @@ pub trait View: Send + Sync + 'static {
     /// The form of its parts. Parts of another form are not read.
     fn form(&self) -> u32;
 
-    /// Appends the bytes of a part: every change up to [`View::revision`] at the time of the call, and perhaps later ones. The
-    /// last part is to be written last: what others refer to is in it.
-    fn write_part(&self, number: usize, out: &mut Vec<u8>);
+    /// Begins to write its parts out. Changes may go on meanwhile.
+    fn writer(&self) -> Box<dyn PartWriter + '_>;
 
-    /// Takes in what [`View::write_part`] wrote, into a view that is empty but for other parts. `None`: it is not of that form.
+    /// Takes in what a [`PartWriter`] wrote, into a view that is empty but for other parts. `None`: it is not of that form.
     fn read_part(&self, number: usize, bytes: &[u8]) -> Option<()>;
+
+    /// How many different owners the keys of a tenant have, and which of these they have not; keys without an owner do not
+    /// count. `None`: the view does not know, and nothing is bounded.
+    fn owners_in_use(&self, _tenant: &TenantId, _asked: &[&str]) -> Option<InUse> {
+        None
+    }
+
+    /// The same of scopes.
+    fn scopes_in_use(&self, _tenant: &TenantId, _asked: &[&str]) -> Option<InUse> {
+        None
+    }
+}
+
+/// Writes the parts of a view, one after the other in the order of their numbers.
+pub trait PartWriter {
+    /// Appends the bytes of a part: every change up to [`View::revision`] at the time of the call, and perhaps later ones.
+    fn write_part(&mut self, number: usize, out: &mut Vec<u8>);
+}
+
+impl PartWriter for () {
+    fn write_part(&mut self, _: usize, _: &mut Vec<u8>) {}
 }
 
 /// For whom opens an engine without a use for its records.
@@ -157,7 +184,9 @@ impl View for () {
         0
     }
 
-    fn write_part(&self, _: usize, _: &mut Vec<u8>) {}
+    fn writer(&self) -> Box<dyn PartWriter + '_> {
+        Box::new(())
+    }
 
     fn read_part(&self, _: usize, _: &[u8]) -> Option<()> {
         None
@@ -173,6 +202,17 @@ pub enum Condition {
     NoRoom,
     /// The disk has not answered for some seconds.
     Stuck,
+}
+
+/// What a table takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableFigures {
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Bytes of its records.
+    pub record_bytes: u64,
+    /// How often it was built anew when it was opened.
+    pub rebuilds: u64,
 }
 
 /// A backup on its way.
@@ -352,6 +392,9 @@ pub enum CommitError {
         /// Its size.
         bytes: usize,
     },
+    /// The commit brings a name into use, and a tenant has as many as it may have; or there may be no more tenants.
+    #[error("{0}")]
+    Bounded(Exceeded),
     /// The queue of commits is full.
     #[error("too many changes are waiting")]
     Overloaded,

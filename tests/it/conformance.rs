@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keyward::store::memory::MemoryStore;
 use keyward::store::sled::{BackupLimits, LockedDir, Options, Retention, SledStore};
-use keyward::store::{Commit, CommitError, KeyQuery, Put, Store};
+use keyward::store::{Bounds, Commit, CommitError, KeyQuery, Put, Store};
 use keyward_core::access::{Caller, Identity, Issue, Unauthorized};
 use keyward_core::clock::{ManualClock, UnixMillis};
 use keyward_core::decision::DenyReason;
@@ -66,6 +66,7 @@ pub(crate) fn options(segment_bytes: u64) -> Options {
         retention: Retention { bytes: u64::MAX, time: Duration::MAX },
         backup: BackupLimits { time: Duration::MAX, aside_bytes: u64::MAX },
         clock: Arc::new(ManualClock::at(UnixMillis(1_000))),
+        bounds: Bounds::NONE,
     }
 }
 

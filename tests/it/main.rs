@@ -32,6 +32,7 @@ mod layering;
 mod leaving;
 mod lists;
 mod model;
+mod names;
 mod old_bytes;
 mod ops;
 mod rescue;

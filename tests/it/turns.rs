@@ -58,7 +58,8 @@ impl Desk {
         };
         let index = Arc::new(Index::default());
         let zero = || -> keyward::metrics::Reading { Box::new(|| 0) };
-        let readings = Readings { keys: zero(), revision: zero(), connections: zero(), writable: zero() };
+        let readings =
+            Readings { keys: zero(), revision: zero(), connections: zero(), writable: zero(), ..Readings::default() };
         let metrics = Metrics::new(std::iter::empty(), readings);
         let gate = Gate::default();
         gate.open(Ready {

@@ -21,7 +21,7 @@ use keyward::files::{create_private_dir, write_durably};
 use keyward::index::Index;
 use keyward::keyring::Keyring;
 use keyward::store::sled::{BackupLimits, COMMIT_QUEUE_MAX, LockedDir, Options, Retention, SledStore};
-use keyward::store::{Commit, Put, Store};
+use keyward::store::{Bounds, Commit, Put, Store};
 use keyward::system::{SystemClock, SystemEntropy};
 use keyward_bench::typical::{Typical, scope};
 use keyward_bench::world::{Failure, ascending};
@@ -72,6 +72,7 @@ async fn main() -> Result<(), Failure> {
         retention: RETENTION,
         backup: BackupLimits { time: Duration::ZERO, aside_bytes: 0 },
         clock: Arc::new(SystemClock),
+        bounds: Bounds::NONE,
     };
     let store = Arc::new(SledStore::open(dir, &options, Arc::new(()))?);
     let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));

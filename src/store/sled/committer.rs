@@ -4,6 +4,7 @@
 //! the feed, answer. The table is written behind by a thread of its own. A failure of the disk ends the process: what
 //! the disk holds is then unknown, and a second sync may claim success for data that the kernel has dropped.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -28,9 +29,10 @@ use super::table::{Row, Table};
 use super::watermark::Watermark;
 use crate::fatal::die;
 use crate::feed::Feed;
+use crate::store::bounds::{self, Bounds, Exceeded, InUse, Kind, Pending};
 use crate::store::check::{Current, Staged, authorize, stage};
 use crate::store::record::pb;
-use crate::store::{Commit, CommitError, StoreError};
+use crate::store::{Commit, CommitError, StoreError, View};
 
 /// Commits in one group at most.
 const GROUP_COMMITS_MAX: usize = 256;
@@ -76,6 +78,9 @@ pub(super) struct Parts {
     /// The end of the log, as others see it.
     pub(super) durable_at: Arc<Mutex<Position>>,
     pub(super) keeper: Waker,
+    pub(super) bounds: Bounds,
+    /// It knows which names are in use.
+    pub(super) view: Arc<dyn View>,
 }
 
 /// How far the writers are.
@@ -91,7 +96,7 @@ pub(super) struct Progress {
 impl Committer {
     /// Starts the threads. They end when every sender of `queue` is gone and everything that was queued is done.
     pub(super) fn start(parts: Parts) -> std::io::Result<(Self, Progress)> {
-        let Parts { journal, watermark, queue, table, overlay, feed, durable_at, keeper } = parts;
+        let Parts { journal, watermark, queue, table, overlay, feed, durable_at, keeper, bounds, view } = parts;
         let revision = journal.position.revision;
         let gauge = journal.writer.gauge()?;
         let busy = Arc::new(Busy::default());
@@ -112,6 +117,7 @@ impl Committer {
             durable,
             groups,
             keeper,
+            names: BoundedNames { bounds, view, pending: RefCell::default() },
             busy,
             gauge,
             last_room,
@@ -149,6 +155,7 @@ struct Log {
     durable: watch::Sender<Revision>,
     groups: SyncSender<Group>,
     keeper: Waker,
+    names: BoundedNames,
     busy: Arc<Busy>,
     gauge: Gauge,
     last_room: Room,
@@ -213,8 +220,9 @@ impl Log {
         let mut staged = Group { rows: vec![], end: before };
         let mut changes = vec![];
         let mut replies = vec![];
-        let (overlay, table, callers) = (&self.overlay, &self.table, &mut self.callers);
-        let mut seen = Seen { group: Maps::default(), overlay, table, callers };
+        self.names.pending.get_mut().folded(self.names.view.revision());
+        let (overlay, table, names, callers) = (&*self.overlay, &*self.table, &self.names, &mut self.callers);
+        let mut seen = Seen { group: Maps::default(), overlay, table, names, callers, takes_power_away: false };
 
         let mut next = Some(first);
         while let Some(request) = next {
@@ -334,6 +342,7 @@ fn stage_all(
         return Err(CommitError::NoRoom);
     }
     authorize(&commit, seen)?;
+    seen.takes_power_away = commit.takes_power_away;
     let staged = commit.puts.into_iter().map(|put| stage(put, revision, seen)).collect::<Result<Vec<_>, _>>()?;
     let rows: Vec<Row> = staged.into_iter().map(|Staged { record, bytes }| Row { record, bytes }).collect();
     rows.iter().for_each(|row| seen.group.insert(&row.record));
@@ -362,6 +371,25 @@ struct Seen<'a> {
     overlay: &'a Overlay,
     table: &'a Table,
     callers: &'a mut Callers,
+    names: &'a BoundedNames,
+    /// Whether the commit that is being staged does.
+    takes_power_away: bool,
+}
+
+/// What bounds the names of commits.
+struct BoundedNames {
+    bounds: Bounds,
+    view: Arc<dyn View>,
+    pending: RefCell<Pending>,
+}
+
+impl BoundedNames {
+    fn in_use(&self, tenant: &TenantId, kind: Kind, asked: &[&str]) -> Option<InUse> {
+        match kind {
+            Kind::Owner => self.view.owners_in_use(tenant, asked),
+            Kind::Scope => self.view.scopes_in_use(tenant, asked),
+        }
+    }
 }
 
 impl Current for Seen<'_> {
@@ -392,6 +420,27 @@ impl Current for Seen<'_> {
             self.callers.insert(key_id.clone(), key.clone());
         }
         Ok(found)
+    }
+
+    fn admit(&self, revision: Revision, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
+        let BoundedNames { bounds, pending, .. } = self.names;
+        let in_use = |kind, asked: &[&str]| self.names.in_use(&key.tenant, kind, asked);
+        if !self.takes_power_away {
+            bounds::check(bounds, &pending.borrow(), before, key, in_use)?;
+        }
+        if in_use(Kind::Owner, &[]).is_some() {
+            pending.borrow_mut().note(revision, before, key);
+        }
+        Ok(())
+    }
+
+    fn admit_tenant(&self) -> Result<(), CommitError> {
+        let max = self.names.bounds.tenants;
+        // Those of the group are no others' yet.
+        if self.overlay.tenants() + self.group.tenants() < max {
+            return Ok(());
+        }
+        Err(CommitError::Bounded(Exceeded::Tenants { max }))
     }
 }
 

@@ -201,14 +201,16 @@ fn write(
     out: &mut impl Write,
 ) -> io::Result<Image> {
     let (mut part, mut directory, mut bytes) = (vec![], vec![], 0);
+    let mut writer = view.writer();
     for number in 0..view.parts() {
         part.clear();
-        view.write_part(number, &mut part);
+        writer.write_part(number, &mut part);
         out.write_all(&part)?;
         bytes += part.len() as u64;
         directory.extend_from_slice(&(part.len() as u64).to_le_bytes());
         directory.extend_from_slice(key.of_part(number, &part).as_bytes());
     }
+    drop(writer);
     // In this order: what comes between the two is in the journal past the image's position.
     let (latest_time, latest) = (view.latest_time(), newest());
     let mut end = Vec::with_capacity(END_BYTES);

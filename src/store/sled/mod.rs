@@ -61,7 +61,8 @@ use self::overlay::Overlay;
 use self::recovery::SoundTable;
 use self::table::Table;
 use super::{
-    Backup, BackupError, Commit, CommitError, Condition, KeyQuery, Page, Part, Snapshot, Store, StoreError, View,
+    Backup, BackupError, Bounds, Commit, CommitError, Condition, KeyQuery, Page, Part, Snapshot, Store, StoreError,
+    View,
 };
 use crate::feed::{Feed, Resync, Subscription};
 
@@ -94,6 +95,8 @@ pub struct Options {
     pub backup: BackupLimits,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// How many names may be in use.
+    pub bounds: Bounds,
 }
 
 /// A journal and a table.
@@ -133,7 +136,7 @@ impl SledStore {
             options,
             table: table.clone(),
             durable: durable_at.clone(),
-            view,
+            view: view.clone(),
             image: recovered.image,
         })?;
         let (committer, progress) = Committer::start(committer::Parts {
@@ -145,6 +148,8 @@ impl SledStore {
             feed: feed.clone(),
             durable_at,
             keeper: keeper.waker(),
+            bounds: options.bounds,
+            view,
         })?;
         Ok(Self {
             requests: Mutex::new(Some(requests)),

@@ -39,6 +39,11 @@ impl Overlay {
         self.0.read().tenant(tenant)
     }
 
+    /// How many tenants there are.
+    pub(super) fn tenants(&self) -> usize {
+        self.0.read().tenants()
+    }
+
     /// Adds records that have become durable.
     pub(super) fn insert<'a>(&self, records: impl Iterator<Item = &'a Record>) {
         let mut maps = self.0.write();
@@ -63,6 +68,10 @@ impl Maps {
 
     pub(super) fn tenant(&self, tenant: &TenantId) -> Option<Arc<TenantRecord>> {
         self.tenants.get(tenant).cloned()
+    }
+
+    pub(super) fn tenants(&self) -> usize {
+        self.tenants.len()
     }
 
     pub(super) fn insert(&mut self, record: &Record) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keyward::store::sled::{BackupLimits, LockedDir, Options as StoreOptions, Retention, SledStore};
-use keyward::store::{Commit, Put, Store};
+use keyward::store::{Bounds, Commit, Put, Store};
 use keyward_bench::figures::{median, percentile, ratio, rounded};
 use keyward_bench::options::Options;
 use keyward_bench::typical::Typical;
@@ -94,6 +94,7 @@ impl Bench {
             retention: Retention { bytes: u64::MAX, time: Duration::MAX },
             backup: BackupLimits { time: Duration::MAX, aside_bytes: u64::MAX },
             clock: Arc::new(ManualClock::at(NOW)),
+            bounds: Bounds::NONE,
         };
         let store = SledStore::open(LockedDir::lock(dir.path())?, &options, Arc::new(()))?;
         Ok(Self { dir, store: Arc::new(store), next: 0 })

@@ -1,0 +1,243 @@
+//! How many different names a tenant may have in use, and how many tenants there may be.
+//!
+//! A commit is held against the bounds where its other conditions are, before anything is written, and only for names that
+//! it brings into use. What is past a bound already (because the bound was lowered, say) stays, and so does everything that
+//! needs no further name. A commit that takes power away is not held against them.
+//!
+//! What is in use is known to the view, which lags behind the log by the changes that are under way. Their names are
+//! [`Pending`], and count as in use until the view has them: so a bound is never exceeded, and a name that a change under
+//! way gives up counts until that change is in force.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
+
+use keyward_core::event::Revision;
+use keyward_core::id::TenantId;
+use keyward_core::record::KeyRecord;
+
+use super::CommitError;
+
+/// Names under way of one tenant and kind that are told apart from those in use; if there are more, all count as further ones.
+const PENDING_EXAMINED_MAX: usize = 1_024;
+
+/// How many there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Tenants.
+    pub tenants: usize,
+    /// Different owners of one tenant's keys.
+    pub owners_per_tenant: usize,
+    /// Different scopes of one tenant's keys.
+    pub scopes_per_tenant: usize,
+}
+
+impl Bounds {
+    /// As many as anybody likes.
+    pub const NONE: Self = Self { tenants: usize::MAX, owners_per_tenant: usize::MAX, scopes_per_tenant: usize::MAX };
+
+    fn of(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Owner => self.owners_per_tenant,
+            Kind::Scope => self.scopes_per_tenant,
+        }
+    }
+}
+
+/// The bound that a commit would go past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exceeded {
+    /// There may be so many tenants.
+    Tenants {
+        /// The bound.
+        max: usize,
+    },
+    /// A tenant may have so many owners.
+    Owners {
+        /// The bound.
+        max: usize,
+    },
+    /// A tenant may have so many scopes.
+    Scopes {
+        /// The bound.
+        max: usize,
+        /// The place of the first of the key's scopes that is not in use.
+        nth: usize,
+    },
+}
+
+impl fmt::Display for Exceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tenants { max } => write!(f, "there are {max} tenants, and may be no more"),
+            Self::Owners { max } => write!(f, "the tenant's keys have {max} owners, and may have no more"),
+            Self::Scopes { max, .. } => write!(f, "the tenant's keys have {max} scopes, and may have no more"),
+        }
+    }
+}
+
+/// How many names of a kind a tenant has in use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InUse {
+    /// How many.
+    pub count: usize,
+    /// The places of those that were asked about and are not in use.
+    pub missing: Vec<usize>,
+}
+
+/// The kinds of names that are bounded for each tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    Owner,
+    Scope,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 2] = [Self::Owner, Self::Scope];
+
+    /// The names of this kind that a key uses, each with its place.
+    fn names_of(self, key: &KeyRecord) -> Vec<(usize, &str)> {
+        match self {
+            Self::Owner => Some(&*key.owner).filter(|owner| !owner.is_empty()).into_iter().enumerate().collect(),
+            Self::Scope => key.policy.scopes.iter().map(|scope| scope.as_str()).enumerate().collect(),
+        }
+    }
+
+    /// The names that a key uses and its form before did not, each once.
+    pub(super) fn added<'a>(self, before: Option<&KeyRecord>, key: &'a KeyRecord) -> Vec<(usize, &'a str)> {
+        let before: HashSet<_> =
+            before.map(|key| self.names_of(key)).into_iter().flatten().map(|(_, name)| name).collect();
+        let mut seen = HashSet::new();
+        self.names_of(key).into_iter().filter(|(_, name)| !before.contains(name) && seen.insert(*name)).collect()
+    }
+}
+
+/// Holds a key that is to be written against the bounds of its tenant. `in_use` says what the view has; `None`: it does not know.
+pub(super) fn check(
+    bounds: &Bounds,
+    pending: &Pending,
+    before: Option<&KeyRecord>,
+    key: &KeyRecord,
+    in_use: impl Fn(Kind, &[&str]) -> Option<InUse>,
+) -> Result<(), CommitError> {
+    for kind in Kind::ALL {
+        let (added, max) = (kind.added(before, key), bounds.of(kind));
+        if added.is_empty() {
+            continue;
+        }
+        let under_way = pending.of(&key.tenant, kind);
+        let Some(InUse { count, .. }) = in_use(kind, &[]) else { continue };
+        if count.saturating_add(under_way.len()).saturating_add(added.len()) <= max {
+            continue; // whatever of it is the same
+        }
+        let new: Vec<_> = added.iter().filter(|(_, name)| !under_way.contains(*name)).collect();
+        let mut asked: Vec<_> = new.iter().map(|(_, name)| *name).collect();
+        let told_apart = under_way.len() <= PENDING_EXAMINED_MAX;
+        asked.extend(under_way.iter().filter(|_| told_apart));
+        // At one time, so that nothing changes between the count and what is missing.
+        let Some(InUse { count, missing }) = in_use(kind, &asked) else { continue };
+        let first = missing.first().and_then(|first| new.get(*first));
+        let further = missing.len() + if told_apart { 0 } else { under_way.len() };
+        if let Some((nth, _)) = first
+            && count.saturating_add(further) > max
+        {
+            return Err(CommitError::Bounded(match kind {
+                Kind::Owner => Exceeded::Owners { max },
+                Kind::Scope => Exceeded::Scopes { max, nth: *nth },
+            }));
+        }
+    }
+    Ok(())
+}
+
+/// The names that changes bring into use which the view has not folded in yet.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    names: HashMap<TenantId, [HashMap<Box<str>, usize>; Kind::ALL.len()]>,
+    /// In the order of their revisions.
+    queue: VecDeque<(Revision, TenantId, Kind, Box<str>)>,
+}
+
+/// Names of one kind that are under way, and how many changes have each of them.
+pub(super) struct UnderWay<'a>(Option<&'a HashMap<Box<str>, usize>>);
+
+impl<'a> UnderWay<'a> {
+    fn len(&self) -> usize {
+        self.0.map_or(0, HashMap::len)
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        self.0.is_some_and(|names| names.contains_key(name))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &'a str> {
+        self.0.into_iter().flat_map(|names| names.keys().map(|name| &**name))
+    }
+}
+
+impl Pending {
+    fn of(&self, tenant: &TenantId, kind: Kind) -> UnderWay<'_> {
+        UnderWay(self.names.get(tenant).map(|kinds| &kinds[kind as usize]))
+    }
+
+    /// Notes the names of a change.
+    pub(super) fn note(&mut self, revision: Revision, before: Option<&KeyRecord>, key: &KeyRecord) {
+        for kind in Kind::ALL {
+            for (_, name) in kind.added(before, key) {
+                let of_tenant = self.names.entry(key.tenant.clone()).or_default();
+                *of_tenant[kind as usize].entry(name.into()).or_default() += 1;
+                self.queue.push_back((revision, key.tenant.clone(), kind, name.into()));
+            }
+        }
+    }
+
+    /// The view has every change up to this revision.
+    pub(super) fn folded(&mut self, revision: Revision) {
+        while self.queue.front().is_some_and(|(noted, ..)| *noted <= revision)
+            && let Some((_, tenant, kind, name)) = self.queue.pop_front()
+        {
+            let Some(of_tenant) = self.names.get_mut(&tenant) else { continue };
+            let names = &mut of_tenant[kind as usize];
+            if let Some(changes) = names.get_mut(&name) {
+                *changes -= 1;
+                if *changes == 0 {
+                    names.remove(&name);
+                }
+            }
+            if of_tenant.iter().all(HashMap::is_empty) {
+                self.names.remove(&tenant);
+            }
+        }
+    }
+}
+
+/// What keys use, counted one by one: for an engine without a view.
+#[derive(Debug, Default)]
+pub(super) struct Uses(HashMap<TenantId, [HashMap<String, usize>; Kind::ALL.len()]>);
+
+impl Uses {
+    /// A key is written over its form before.
+    pub(super) fn change(&mut self, before: Option<&KeyRecord>, key: &KeyRecord) {
+        let of_tenant = self.0.entry(key.tenant.clone()).or_default();
+        for kind in Kind::ALL {
+            let names = &mut of_tenant[kind as usize];
+            for (_, name) in kind.names_of(key) {
+                *names.entry(name.to_owned()).or_default() += 1;
+            }
+            for (_, name) in before.map(|key| kind.names_of(key)).unwrap_or_default() {
+                if let Some(uses) = names.get_mut(name) {
+                    *uses -= 1;
+                    if *uses == 0 {
+                        names.remove(name);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn in_use(&self, tenant: &TenantId, kind: Kind, asked: &[&str]) -> InUse {
+        let names = self.0.get(tenant).map(|kinds| &kinds[kind as usize]);
+        let has = |name: &str| names.is_some_and(|names| names.contains_key(name));
+        let missing = asked.iter().enumerate().filter(|(_, name)| !has(name)).map(|(at, _)| at).collect();
+        InUse { count: names.map_or(0, HashMap::len), missing }
+    }
+}
