@@ -83,6 +83,7 @@ impl Authority {
             if self.store.key(&key.tenant, &key.key_id).await?.is_some() {
                 return Err(AuthorityError::Exists(Subject::Key));
             }
+            self.store.admits(None, &key).map_err(|e| AuthorityError::of_commit(e, Subject::Key))?;
             return Ok(Created { key, secret: None, revision: self.store.revision() });
         }
         let commit = Commit {

@@ -129,9 +129,15 @@ impl Authority {
             }
             let now = self.now();
             let stamp = Stamp { time: now.latest(), actor: grant.actor() };
+            let former = key.clone();
             let before = key.policy.state;
             let moved = change(&mut key, &stamp)?;
+            let takes_power_away = key.policy.state != before && key.policy.state != State::Active;
             if moved == Moved::AlreadyThere || terms.validate_only {
+                if !takes_power_away {
+                    let admitted = self.store.admits(Some(&former), &key);
+                    admitted.map_err(|error| AuthorityError::of_commit(error, Subject::Key).below("key."))?;
+                }
                 let revision = key.revision;
                 // Whoever is told that a key is disabled may rely on it: the change may be durable and not yet in force.
                 self.index.reached(revision).await;
@@ -143,7 +149,7 @@ impl Authority {
                 method,
                 target: target(grant.tenant(), key_id),
                 time: stamp.time,
-                takes_power_away: key.policy.state != before && key.policy.state != State::Active,
+                takes_power_away,
                 puts: vec![Put::Key(Box::new(key.clone()))],
             };
             match self.commit(commit).await {

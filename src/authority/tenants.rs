@@ -40,7 +40,10 @@ impl Authority {
         if validate_only {
             return match self.store.tenant(&record.tenant).await? {
                 Some(_) => Err(AuthorityError::Exists(Subject::Tenant)),
-                None => Ok(Changed { record, revision }),
+                None => {
+                    self.store.admits_tenant().map_err(|e| AuthorityError::of_commit(e, Subject::Tenant))?;
+                    Ok(Changed { record, revision })
+                }
             };
         }
         let commit = Commit {

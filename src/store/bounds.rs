@@ -15,7 +15,7 @@ use keyward_core::event::Revision;
 use keyward_core::id::TenantId;
 use keyward_core::record::KeyRecord;
 
-use super::CommitError;
+use super::{CommitError, View};
 
 /// Names under way of one tenant and kind that are told apart from those in use; if there are more, all count as further ones.
 const PENDING_EXAMINED_MAX: usize = 1_024;
@@ -94,6 +94,14 @@ pub(super) enum Kind {
 impl Kind {
     pub(super) const ALL: [Self; 2] = [Self::Owner, Self::Scope];
 
+    /// What a view has of this kind.
+    pub(super) fn in_use(self, view: &dyn View, tenant: &TenantId, asked: &[&str]) -> Option<InUse> {
+        match self {
+            Self::Owner => view.owners_in_use(tenant, asked),
+            Self::Scope => view.scopes_in_use(tenant, asked),
+        }
+    }
+
     /// The names of this kind that a key uses, each with its place.
     fn names_of(self, key: &KeyRecord) -> Vec<(usize, &str)> {
         match self {
@@ -147,6 +155,12 @@ pub(super) fn check(
         }
     }
     Ok(())
+}
+
+/// Holds one tenant more than there are against their bound.
+pub(super) fn check_tenants(bounds: &Bounds, tenants: usize) -> Result<(), CommitError> {
+    let max = bounds.tenants;
+    if tenants < max { Ok(()) } else { Err(CommitError::Bounded(Exceeded::Tenants { max })) }
 }
 
 /// The names that changes bring into use which the view has not folded in yet.

@@ -15,8 +15,7 @@ use tokio::sync::mpsc;
 use super::bounds::{self, Kind, Pending, Uses};
 use super::check::{Current, authorize, stage};
 use super::{
-    Backup, BackupError, Bounds, Commit, CommitError, Condition, Exceeded, KeyQuery, Page, Part, Snapshot, Store,
-    StoreError,
+    Backup, BackupError, Bounds, Commit, CommitError, Condition, KeyQuery, Page, Part, Snapshot, Store, StoreError,
 };
 use crate::feed::{Feed, Resync, Subscription};
 
@@ -125,6 +124,14 @@ impl Store for MemoryStore {
         Ok(revision)
     }
 
+    fn admits(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
+        self.state.lock().check(before, key)
+    }
+
+    fn admits_tenant(&self) -> Result<(), CommitError> {
+        self.state.lock().admit_tenant()
+    }
+
     fn changes(&self, after: Revision) -> Result<Subscription, Resync> {
         self.feed.subscribe(after)
     }
@@ -147,6 +154,13 @@ impl Store for MemoryStore {
     }
 }
 
+impl State {
+    fn check(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
+        let in_use = |kind: Kind, asked: &[&str]| Some(self.uses.in_use(&key.tenant, kind, asked));
+        bounds::check(&self.bounds, &Pending::default(), before, key, in_use)
+    }
+}
+
 impl Current for State {
     fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
         Ok(self.keys.get(&(tenant.clone(), key_id.clone())).cloned())
@@ -161,15 +175,10 @@ impl Current for State {
     }
 
     fn admit(&self, _: Revision, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
-        if self.takes_power_away {
-            return Ok(());
-        }
-        let in_use = |kind: Kind, asked: &[&str]| Some(self.uses.in_use(&key.tenant, kind, asked));
-        bounds::check(&self.bounds, &Pending::default(), before, key, in_use)
+        if self.takes_power_away { Ok(()) } else { self.check(before, key) }
     }
 
     fn admit_tenant(&self) -> Result<(), CommitError> {
-        let max = self.bounds.tenants;
-        if self.tenants.len() < max { Ok(()) } else { Err(CommitError::Bounded(Exceeded::Tenants { max })) }
+        bounds::check_tenants(&self.bounds, self.tenants.len())
     }
 }

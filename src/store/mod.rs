@@ -71,6 +71,19 @@ pub trait Store: Send + Sync + 'static {
     /// See [`CommitError`]. Nothing has been written then.
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError>;
 
+    /// Whether a key may be written over its form before, as far as bounds on names are concerned: for whoever only asks.
+    /// A commit is held against them in any case, and beside others that are under way.
+    ///
+    /// # Errors
+    /// [`CommitError::Bounded`].
+    fn admits(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError>;
+
+    /// The same for one tenant more.
+    ///
+    /// # Errors
+    /// [`CommitError::Bounded`].
+    fn admits_tenant(&self) -> Result<(), CommitError>;
+
     /// The changes after a revision: ordered and without gaps.
     ///
     /// # Errors

@@ -28,6 +28,8 @@ pub(crate) struct Site {
     app: Option<App>,
     engine: Engine,
     ops_listen: &'static str,
+    /// What a start of this server changes in its settings.
+    pub(crate) change: fn(&mut Settings),
     pub(crate) dir: TempDir,
     pub(crate) clock: Arc<ManualClock>,
     entropy: Arc<Seeded>,
@@ -71,8 +73,15 @@ impl Site {
     }
 
     async fn with(engine: Engine, ops_listen: &'static str) -> Self {
+        Self::changed(engine, ops_listen, |_| {}).await
+    }
+
+    /// A server with other settings.
+    pub(crate) async fn changed(engine: Engine, ops_listen: &'static str, change: fn(&mut Settings)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self::with_settings(settings(dir.path(), ops_listen), dir, engine, ops_listen).await.unwrap()
+        let mut settings = settings(dir.path(), ops_listen);
+        change(&mut settings);
+        Self { change, ..Self::with_settings(settings, dir, engine, ops_listen).await.unwrap() }
     }
 
     async fn with_settings(
@@ -85,7 +94,7 @@ impl Site {
         let entropy = Arc::new(Seeded::new(0));
         let (app, channel) = start(settings, engine, &clock, &entropy).await?;
         let admin = std::fs::read_to_string(dir.path().join("admin.key")).unwrap().trim().to_owned();
-        Ok(Self { app: Some(app), engine, ops_listen, dir, clock, entropy, admin, channel })
+        Ok(Self { app: Some(app), engine, ops_listen, change: |_| {}, dir, clock, entropy, admin, channel })
     }
 
     /// Stops the server and starts another one on the same data.
@@ -100,7 +109,8 @@ impl Site {
 
     /// Starts a server on the data of one that was stopped.
     pub(crate) async fn try_start(&mut self) -> Result<(), StartError> {
-        let settings = settings(self.dir.path(), self.ops_listen);
+        let mut settings = settings(self.dir.path(), self.ops_listen);
+        (self.change)(&mut settings);
         let (app, channel) = start(settings, self.engine, &self.clock, &self.entropy).await?;
         (self.app, self.channel) = (Some(app), channel);
         Ok(())

@@ -65,6 +65,11 @@ impl Watched {
         self.parts_read.load(Ordering::Relaxed) == image::PARTS && self.started_over.load(Ordering::Relaxed) == 0
     }
 
+    /// Whether it was found that an image is of no use.
+    fn let_go_of_an_image(&self) -> bool {
+        self.started_over.load(Ordering::Relaxed) > 0
+    }
+
     fn records_taken(&self) -> usize {
         self.records_taken.load(Ordering::Relaxed)
     }
@@ -200,6 +205,25 @@ async fn wait_until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
+/// Waits until there is an image that a start reads: the journal since then is no longer than the image.
+async fn wait_for_a_useful_image(dir: &TempDir) {
+    wait_until("an image that a start reads", || {
+        let Some(image) = images(dir).pop() else { return false };
+        let Ok(bytes) = fs::metadata(&image).map(|found| found.len()) else { return false };
+        let revision: u64 = image.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+        let segments =
+            fs::read_dir(dir.path().join("journal")).unwrap().map(|it| fs::read(it.unwrap().path()).unwrap());
+        let later = segments.filter(|segment| first_of(segment) > revision);
+        later.map(|segment| segment.len() as u64).sum::<u64>() <= bytes
+    })
+    .await;
+}
+
+/// The revision of the first change in a segment.
+fn first_of(segment: &[u8]) -> u64 {
+    u64::from_le_bytes(segment[16..24].try_into().unwrap())
+}
+
 /// A stopped store with an image, changes after it, and a key that was disabled after it.
 async fn with_image() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -207,7 +231,7 @@ async fn with_image() -> TempDir {
     for number in 0..KEYS {
         create(&*open.store, number).await;
     }
-    wait_until("an image", || !images(&dir).is_empty()).await;
+    wait_for_a_useful_image(&dir).await;
     open.disable(DISABLED).await;
     open.is_whole(KEYS).await;
     open.close().await;
@@ -228,6 +252,7 @@ async fn a_start_from_an_image_knows_every_change_since() {
         create(&*open.store, number).await;
     }
     open.is_whole(3 * KEYS).await;
+    wait_for_a_useful_image(&dir).await;
     open.close().await;
     let open = Open::on(&dir);
     assert!(open.view.knew_an_image());
@@ -251,7 +276,7 @@ async fn an_image_that_was_written_amid_changes_is_whole() {
     }
     writers.join_all().await;
     open.disable(DISABLED).await;
-    wait_until("an image", || !images(&dir).is_empty()).await;
+    wait_for_a_useful_image(&dir).await;
     open.close().await;
     let open = Open::on(&dir);
     assert!(open.view.knew_an_image());
@@ -287,7 +312,7 @@ async fn a_damaged_image_is_not_used() {
     for bytes in spoiled {
         put(&bytes);
         let open = Open::on(&dir);
-        assert!(!open.view.knew_an_image());
+        assert!(!open.view.knew_an_image() && open.view.let_go_of_an_image());
         open.is_whole(KEYS).await;
         open.close().await;
     }
@@ -301,7 +326,7 @@ async fn a_damaged_image_is_not_used() {
 async fn an_image_of_another_form_is_not_used() {
     let dir = with_image().await;
     let open = Open::with(&dir, Watched::of_form(image::FORM + 1)).unwrap();
-    assert!(!open.view.knew_an_image());
+    assert!(!open.view.knew_an_image() && open.view.let_go_of_an_image());
     open.is_whole(KEYS).await;
     open.close().await;
 }
@@ -320,7 +345,7 @@ async fn an_image_of_another_log_is_not_used() {
     let (theirs, ours) = (images(&dir).remove(0), images(&other).remove(0));
     fs::copy(theirs, ours).unwrap();
     let open = Open::on(&other);
-    assert!(!open.view.knew_an_image());
+    assert!(!open.view.knew_an_image() && open.view.let_go_of_an_image());
     open.is_whole(KEYS).await;
     open.close().await;
 }
@@ -363,7 +388,7 @@ async fn an_image_of_a_log_that_has_parted_from_this_one_is_not_used() {
     assert!(at < parting && latest_of(&fs::read(&image).unwrap()) == parting.0 + 2);
     fs::copy(&image, there.path().join("index").join(image.file_name().unwrap())).unwrap();
     let open = Open::on(&there);
-    assert!(!open.view.knew_an_image());
+    assert!(!open.view.knew_an_image() && open.view.let_go_of_an_image());
     open.is_whole(KEYS + 3).await;
     open.close().await;
 }
@@ -384,6 +409,62 @@ async fn an_image_that_is_ahead_of_the_journal_stops_the_start() {
         let refused = Open::with(&dir, Watched::new()).err().unwrap();
         assert!(matches!(refused, OpenError::Missing { acknowledged, .. } if acknowledged.0 == latest), "{refused}");
     }
+}
+
+/// What comes after an image is read from the journal. If that is more than the image, a start is quicker from the table.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_not_read_where_the_journal_since_then_is_longer() {
+    let dir = with_image().await;
+    let image = images(&dir).remove(0);
+    let (name, bytes) = (image.file_name().unwrap().to_owned(), fs::read(&image).unwrap());
+    let open = Open::on(&dir);
+    for number in KEYS..3 * KEYS {
+        create(&*open.store, number).await;
+    }
+    wait_until("another image", || !image.exists()).await;
+    open.close().await;
+    images(&dir).iter().for_each(|image| fs::remove_file(image).unwrap());
+    fs::write(dir.path().join("index").join(name), &bytes).unwrap();
+    let open = Open::on(&dir);
+    assert_eq!(open.view.parts_read.load(Ordering::Relaxed), 0);
+    assert!(!open.view.let_go_of_an_image(), "and nothing is wrong with it");
+    open.is_whole(3 * KEYS).await;
+    wait_for_a_useful_image(&dir).await;
+    open.close().await;
+    let open = Open::on(&dir);
+    assert!(open.view.knew_an_image(), "another one was made in its place");
+    open.is_whole(3 * KEYS).await;
+    open.close().await;
+}
+
+/// An image that is not worth reading still knows what was acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_not_read_still_tells_of_missing_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let view = Watched::new();
+    view.write_from.store(u64::from(3 * KEYS), Ordering::Relaxed);
+    let open = Open::with(&dir, view).unwrap();
+    for number in 0..3 * KEYS {
+        create(&*open.store, number).await;
+    }
+    // It begins where the journal was when its writing began, and knows of all that came until it was written.
+    wait_until("an image", || !images(&dir).is_empty()).await;
+    let (image, bytes) = images(&dir).pop().map(|image| (image.clone(), fs::read(image).unwrap())).unwrap();
+    open.close().await;
+    let latest = latest_of(&bytes);
+    assert_eq!(latest, u64::from(3 * KEYS));
+    images(&dir).iter().for_each(|image| fs::remove_file(image).unwrap());
+    fs::write(&image, &bytes).unwrap();
+    fs::remove_file(dir.path().join("watermark")).unwrap();
+    fs::remove_dir_all(dir.path().join("table")).unwrap();
+    let mut segments: Vec<_> = fs::read_dir(dir.path().join("journal")).unwrap().map(|it| it.unwrap().path()).collect();
+    segments.sort();
+    let last = segments.into_iter().rfind(|segment| first_of(&fs::read(segment).unwrap()) <= latest).unwrap();
+    fs::remove_file(last).unwrap();
+    let view = Watched::new();
+    let refused = Open::with(&dir, view.clone()).err().unwrap();
+    assert!(matches!(refused, OpenError::Missing { acknowledged, .. } if acknowledged.0 == latest), "{refused}");
+    assert_eq!(view.parts_read.load(Ordering::Relaxed), 0);
 }
 
 /// Nobody is told of a revision twice, even where only the image knows of it.

@@ -11,6 +11,7 @@ mod backup;
 mod bad_input;
 mod batch;
 mod binary;
+mod bounds;
 mod clock;
 mod conformance;
 mod coverage;

@@ -29,7 +29,7 @@ use super::table::{Row, Table};
 use super::watermark::Watermark;
 use crate::fatal::die;
 use crate::feed::Feed;
-use crate::store::bounds::{self, Bounds, Exceeded, InUse, Kind, Pending};
+use crate::store::bounds::{self, Bounds, Kind, Pending};
 use crate::store::check::{Current, Staged, authorize, stage};
 use crate::store::record::pb;
 use crate::store::{Commit, CommitError, StoreError, View};
@@ -383,15 +383,6 @@ struct BoundedNames {
     pending: RefCell<Pending>,
 }
 
-impl BoundedNames {
-    fn in_use(&self, tenant: &TenantId, kind: Kind, asked: &[&str]) -> Option<InUse> {
-        match kind {
-            Kind::Owner => self.view.owners_in_use(tenant, asked),
-            Kind::Scope => self.view.scopes_in_use(tenant, asked),
-        }
-    }
-}
-
 impl Current for Seen<'_> {
     fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
         let newer = self.group.key(tenant, key_id).or_else(|| self.overlay.key(tenant, key_id));
@@ -423,8 +414,8 @@ impl Current for Seen<'_> {
     }
 
     fn admit(&self, revision: Revision, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
-        let BoundedNames { bounds, pending, .. } = self.names;
-        let in_use = |kind, asked: &[&str]| self.names.in_use(&key.tenant, kind, asked);
+        let BoundedNames { bounds, view, pending } = self.names;
+        let in_use = |kind: Kind, asked: &[&str]| kind.in_use(&**view, &key.tenant, asked);
         if !self.takes_power_away {
             bounds::check(bounds, &pending.borrow(), before, key, in_use)?;
         }
@@ -435,12 +426,8 @@ impl Current for Seen<'_> {
     }
 
     fn admit_tenant(&self) -> Result<(), CommitError> {
-        let max = self.names.bounds.tenants;
-        // Those of the group are no others' yet.
-        if self.overlay.tenants() + self.group.tenants() < max {
-            return Ok(());
-        }
-        Err(CommitError::Bounded(Exceeded::Tenants { max }))
+        // Those of the group are not among the others yet.
+        bounds::check_tenants(&self.names.bounds, self.overlay.tenants() + self.group.tenants())
     }
 }
 

@@ -1,6 +1,9 @@
 //! When an image of the view is made: a part of the keeper's work.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -15,11 +18,14 @@ use super::snapshot::SnapshotError;
 use crate::files::{create_private_dir, remove_unfinished};
 
 /// An image is made when the journal since the last one has so many full segments, and is as large as one part in so many of
-/// the image: reading it takes about as long as reading the image, and an image costs few times what the journal did.
-const IMAGE_SEGMENTS: u64 = 4;
+/// the image: so an image costs few times what the journal did, and a start rarely finds one that is not worth reading because the
+/// journal since then is longer ([`image::load`]).
+const IMAGE_SEGMENTS: u64 = 1;
 const IMAGE_PART: u64 = 4;
 /// Where there is none, so many keys are reason enough: to read them from the table takes half a second.
 const IMAGE_KEYS: u64 = 100_000;
+/// Bytes of a segment that are looked at together.
+const LOOKED_AT_BYTES: usize = 16 * 1024;
 /// How often, and how long apart, it is looked whether the index has come up to the journal: 5 seconds in all.
 const VIEW_TRIES: usize = 500;
 const VIEW_PAUSE: Duration = Duration::from_millis(10);
@@ -33,14 +39,7 @@ impl Charge {
         let mut later = segment_numbers(&self.journal)?;
         let Some(newest) = later.pop() else { return Ok(()) };
         let start = segment_start(&segment_path(&self.journal, newest))?;
-        let mut lacking = 0;
-        while let Some(number) = later.pop() {
-            let path = segment_path(&self.journal, number);
-            if image.is_some_and(|image| segment_start(&path).is_ok_and(|at| at.revision < image.position.revision)) {
-                break;
-            }
-            lacking += fs::metadata(&path)?.len();
-        }
+        let lacking = bytes_of_later(&self.journal, later, image.map(|image| image.position.revision))?;
         let due = match *image {
             Some(image) => lacking >= (IMAGE_SEGMENTS * self.segment_bytes).max(image.bytes / IMAGE_PART),
             None => lacking >= IMAGE_SEGMENTS * self.segment_bytes || self.keys()? >= IMAGE_KEYS,
@@ -99,4 +98,43 @@ impl Charge {
     fn keys(&self) -> Result<u64, KeepError> {
         Ok(self.table.sums().map_err(CutError::from).map_err(SnapshotError::from)?.keys.count())
     }
+}
+
+/// The bytes of those of some segments that begin at a revision or after it.
+fn bytes_of_later(journal: &Path, mut segments: Vec<u64>, revision: Option<Revision>) -> io::Result<u64> {
+    let mut bytes = 0;
+    while let Some(number) = segments.pop() {
+        let path = segment_path(journal, number);
+        if revision.is_some_and(|revision| segment_start(&path).is_ok_and(|at| at.revision < revision)) {
+            break;
+        }
+        bytes += fs::metadata(&path)?.len();
+    }
+    Ok(bytes)
+}
+
+/// About how many bytes of a journal come after a revision at which one of its segments begins. What cannot be read counts for
+/// nothing here; the start says what is wrong with it.
+pub(super) fn bytes_after(journal: &Path, revision: Revision) -> u64 {
+    let Ok(mut segments) = segment_numbers(journal) else { return 0 };
+    let Some(newest) = segments.pop() else { return 0 };
+    let used = used_bytes(&segment_path(journal, newest)).unwrap_or(0);
+    used + bytes_of_later(journal, segments, Some(revision)).unwrap_or(0)
+}
+
+/// About how much of a segment is written: it is made full of zeros, and no frame has as many zeros as are looked at.
+fn used_bytes(path: &Path) -> io::Result<u64> {
+    let file = File::open(path)?;
+    let (mut used, mut unused) = (0, file.metadata()?.len() / LOOKED_AT_BYTES as u64 + 1);
+    let mut block = vec![0; LOOKED_AT_BYTES];
+    while used < unused {
+        let middle = u64::midpoint(used, unused);
+        let read = file.read_at(&mut block, middle * LOOKED_AT_BYTES as u64)?;
+        if block.iter().take(read).all(|byte| *byte == 0) {
+            unused = middle;
+        } else {
+            used = middle + 1;
+        }
+    }
+    Ok(used * LOOKED_AT_BYTES as u64)
 }

@@ -38,7 +38,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(600);
 /// Snapshots that are kept.
 const SNAPSHOTS_KEPT: usize = 2;
 /// A snapshot or an image is made only if this much is free beside the size of the last one: it must not take what changes need.
-const FREE_BYTES_MIN: u64 = 128 * 1024 * 1024;
+pub(super) const FREE_BYTES_MIN: u64 = 128 * 1024 * 1024;
 
 /// What may be put aside in memory while a snapshot is made. Only the disk can hold it up, so this is far above what changes
 /// in that time.

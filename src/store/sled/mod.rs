@@ -34,6 +34,7 @@ mod rebuild;
 mod recovery;
 pub mod restore;
 pub mod salvage;
+mod shrink;
 pub mod snapshot;
 mod sums;
 pub mod table;
@@ -60,9 +61,10 @@ use self::keeper::Keeper;
 use self::overlay::Overlay;
 use self::recovery::SoundTable;
 use self::table::Table;
+use super::bounds::{self, Kind, Pending};
 use super::{
     Backup, BackupError, Bounds, Commit, CommitError, Condition, KeyQuery, Page, Part, Snapshot, Store, StoreError,
-    View,
+    TableFigures, View,
 };
 use crate::feed::{Feed, Resync, Subscription};
 
@@ -107,6 +109,9 @@ pub struct SledStore {
     table: Arc<Table>,
     feed: Feed,
     gauge: Arc<Gauge>,
+    table_rebuilds: u64,
+    bounds: Bounds,
+    view: Arc<dyn View>,
     looking: Arc<tokio::sync::Mutex<()>>,
     backing_up: Arc<tokio::sync::Mutex<()>>,
     backup_limits: BackupLimits,
@@ -149,7 +154,7 @@ impl SledStore {
             durable_at,
             keeper: keeper.waker(),
             bounds: options.bounds,
-            view,
+            view: view.clone(),
         })?;
         Ok(Self {
             requests: Mutex::new(Some(requests)),
@@ -158,6 +163,9 @@ impl SledStore {
             table,
             feed,
             gauge,
+            table_rebuilds: recovered.rebuilds,
+            bounds: options.bounds,
+            view,
             looking: Arc::default(),
             backing_up: Arc::default(),
             backup_limits: options.backup,
@@ -269,6 +277,15 @@ impl Store for SledStore {
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
+    fn admits(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
+        let in_use = |kind: Kind, asked: &[&str]| kind.in_use(&*self.view, &key.tenant, asked);
+        bounds::check(&self.bounds, &Pending::default(), before, key, in_use)
+    }
+
+    fn admits_tenant(&self) -> Result<(), CommitError> {
+        bounds::check_tenants(&self.bounds, self.overlay.tenants())
+    }
+
     fn changes(&self, after: Revision) -> Result<Subscription, Resync> {
         self.feed.subscribe(after)
     }
@@ -292,6 +309,10 @@ impl Store for SledStore {
             Ok(Ok(Ok(Room::Ample))) => Condition::Writable,
             Ok(_) => Condition::NoRoom,
         }
+    }
+
+    fn table(&self) -> TableFigures {
+        TableFigures { rebuilds: self.table_rebuilds, ..self.table.figures() }
     }
 
     async fn backup(&self, time: UnixMillis) -> Result<Backup, BackupError> {

@@ -13,11 +13,13 @@ use keyward_core::event::Revision;
 use parking_lot::Mutex;
 
 use super::dir::LockedDir;
-use super::image::{self, Image, ImageKey};
+use super::image::{self, Found, Image, ImageKey};
+use super::imaging::bytes_after;
 use super::journal::scan::{End, verify, verify_and_visit};
 use super::journal::writer::Writer;
 use super::journal::{ChainKey, Position};
 use super::rebuild::{catch_up, rebuild, rows_of};
+use super::shrink;
 use super::snapshot;
 use super::sums::SumKey;
 use super::table::{Table, TableError};
@@ -34,6 +36,8 @@ pub(super) struct Recovered {
     pub(super) table: Table,
     /// The image that the view was filled from.
     pub(super) image: Option<Image>,
+    /// How often the table was built anew.
+    pub(super) rebuilds: u64,
 }
 
 /// The journal, ready to go on.
@@ -58,8 +62,10 @@ pub(super) fn recover(
 ) -> Result<Recovered, OpenError> {
     let key = ChainKey(options.chain_key.clone());
     let (watermark, acknowledged) = Watermark::open(&dir.watermark())?;
+    shrink::settle(&dir.table())?;
     let (path, read) = (dir.table(), || -> Result<_, OpenError> {
-        let image = image::load(&dir.images(), &ImageKey::of(&key), view);
+        let lacks = |revision| bytes_after(&dir.journal(), revision);
+        let image = image::load(&dir.images(), &ImageKey::of(&key), view, lacks);
         check_journal_and_fill(dir, &key, acknowledged, image, view)
     });
     // sled reads here and there in its file as it opens, and uses one core; what it changes is its own.
@@ -82,24 +88,27 @@ pub(super) fn recover(
     } else {
         (table, view)
     };
-    let table = match table {
-        Some(table) if sound == SoundTable::Keep && catch_up(&dir.journal(), &key, &table, &end, lacking)? => table,
+    let (table, rebuilt) = match table {
+        Some(table) if sound == SoundTable::Keep && catch_up(&dir.journal(), &key, &table, &end, lacking)? => {
+            (table, false)
+        }
         unfit => {
             drop(unfit);
             lacking.start_over();
             let built = rebuild(dir, &key, &end)?;
             // It was built from what was checked; but what the index is to hold is what the table holds.
             built.check(lacking).map_err(OpenError::Table)?;
-            built
+            (built, true)
         }
     };
     if image.is_none() {
         view.whole(end.position.revision);
     }
+    let (table, renewed) = shrink::shrink(table, &dir.table(), &key).map_err(OpenError::Table)?;
     let position = end.position;
     tracing::info!(path = %dir.path().display(), revision = position.revision.0, "data directory is whole");
     let journal = Journal { writer, key, position };
-    Ok(Recovered { journal, watermark, table, image })
+    Ok(Recovered { journal, watermark, table, image, rebuilds: u64::from(rebuilt) + u64::from(renewed) })
 }
 
 /// Reads all of the journal, holds it against the watermark, and brings a view up to its end that was filled from an image.
@@ -108,23 +117,35 @@ fn check_journal_and_fill(
     dir: &LockedDir,
     key: &ChainKey,
     acknowledged: Option<Position>,
-    image: Option<Image>,
+    image: Found,
     view: &dyn View,
 ) -> Result<(End, Option<Image>), OpenError> {
     let watermark = acknowledged.unwrap_or(Position::START);
-    let Some(image) = image else {
-        let (end, met) = verify(&dir.journal(), key, &[watermark])?;
-        check_journal(dir, key, acknowledged, &end, &met)?;
-        return Ok((end, None));
+    let image = match image {
+        Found::Read(image) => image,
+        other => {
+            let (end, met) = verify(&dir.journal(), key, &[watermark])?;
+            check_journal(dir, key, acknowledged, &end, &met)?;
+            return match other {
+                // It tells what was acknowledged, also where it is not read.
+                Found::Costly(image) if image.latest.revision > end.position.revision => {
+                    Err(missing(dir, image.latest.revision, &end))
+                }
+                _ => Ok((end, None)),
+            };
+        }
     };
     let undecoded = Mutex::new(None);
     let fill = |entries: Vec<pb::JournalEntry>| {
+        // At once: of a key that changed several times, only the newest form is worked on.
+        let mut records = Vec::with_capacity(entries.len());
         for entry in entries {
             match rows_of(&entry) {
-                Ok(rows) => view.take(&rows.into_iter().map(|row| row.record).collect::<Vec<_>>()),
+                Ok(rows) => records.extend(rows.into_iter().map(|row| row.record)),
                 Err(error) => *undecoded.lock() = Some(error),
             }
         }
+        view.take(&records);
     };
     let (wanted, after) = ([watermark, image.position, image.latest], image.position.revision);
     let (end, met) = verify_and_visit(&dir.journal(), key, &wanted, after, fill)?;

@@ -16,8 +16,10 @@ use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use keyward_core::digest::Digest;
 use keyward_core::event::Record;
@@ -25,7 +27,7 @@ use keyward_core::id::{KeyId, TenantId};
 use keyward_core::record::{KeyRecord, TenantRecord};
 use parking_lot::Mutex;
 use sled::transaction::{ConflictableTransactionError, TransactionError};
-use sled::{Transactional, Tree};
+use sled::{Batch, Transactional, Tree};
 
 use super::cut::{Cuts, Kind};
 use super::journal::{ChainKey, Position};
@@ -33,13 +35,19 @@ use super::known::{Known, Name};
 use super::orderings::{facets_of, id_name, joined};
 use super::sums::{SumKey, Sums};
 use crate::files::{create_private_dir, lock_soon, named};
+use crate::progress::Progress;
 use crate::store::record::{DecodeError, decode_key, decode_tenant};
-use crate::store::{Page, StoreError};
+use crate::store::{Page, StoreError, TableFigures};
 
 /// sled's cache. The index serves the reads that matter.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// How often sled flushes by itself. The journal carries the promise; this only shortens the replay after a crash.
 const FLUSH_EVERY_MS: u64 = 1_000;
+
+/// How often it is looked, while the table is written, how much room its files take.
+const MEASURED_EVERY: Duration = Duration::from_secs(5);
+/// Records that are copied at once.
+const COPY_ROWS: usize = 1_024;
 
 /// The open table.
 pub struct Table {
@@ -51,8 +59,19 @@ pub struct Table {
     sum_key: SumKey,
     cuts: Mutex<Cuts>,
     known: Known,
+    size: Size,
     /// The last field: with it goes sled.
     _db: Closing,
+}
+
+/// What a table takes, as it was last measured.
+#[derive(Debug)]
+struct Size {
+    path: PathBuf,
+    files: AtomicU64,
+    /// Names and values of its records: noted when the table is read through, and kept from then on.
+    records: AtomicU64,
+    measured: Mutex<Instant>,
 }
 
 /// sled syncs its file when the last handle goes, and panics if it cannot.
@@ -86,6 +105,11 @@ impl Row {
         }
     }
 
+    /// Bytes of its name and of itself.
+    fn size(&self) -> u64 {
+        (self.name().len() + self.bytes.len()) as u64
+    }
+
     /// Its name in its tree.
     fn name(&self) -> &[u8] {
         match &self.record {
@@ -93,6 +117,12 @@ impl Row {
             Record::Tenant(tenant) => tenant.tenant.as_str().as_bytes(),
         }
     }
+}
+
+/// What is known of the contents of a table that was read through.
+pub(super) struct Contents {
+    known: Known,
+    record_bytes: u64,
 }
 
 /// Why the table cannot be used. It is then rebuilt from the journal, unless the disk fails.
@@ -136,6 +166,21 @@ impl Table {
     /// # Errors
     /// When sled fails. It may also panic.
     pub fn open(path: &Path, key: &ChainKey) -> Result<Self, TableError> {
+        Self::open_with(path, key, None)
+    }
+
+    /// Opens a table of which it is known what it holds: it was closed by [`Table::close`], and read through before.
+    pub(super) fn open_known(path: &Path, key: &ChainKey, contents: Contents) -> Result<Self, TableError> {
+        Self::open_with(path, key, Some(contents))
+    }
+
+    /// Closes the table, and gives what is known of it.
+    pub(super) fn close(self) -> Contents {
+        let Self { known, size, .. } = self;
+        Contents { known, record_bytes: size.records.into_inner() }
+    }
+
+    fn open_with(path: &Path, key: &ChainKey, contents: Option<Contents>) -> Result<Self, TableError> {
         create_private_dir(path).map_err(TableError::Disk)?;
         remove_half_snapshots(path);
         wait_for_its_threads(path).map_err(TableError::Disk)?;
@@ -147,8 +192,68 @@ impl Table {
         let (sum_key, cuts, _db) = (SumKey::of(key), Mutex::default(), Closing(Some(db)));
         // A note that is damaged is noticed when the table is read.
         let sums = meta.get(APPLIED)?.and_then(|bytes| Sums::decode(&sum_key, &bytes)).unwrap_or(Sums::EMPTY);
-        let known = Known::for_keys(sums.keys.count());
-        Ok(Self { keys, ids, facets, tenants, meta, sum_key, cuts, known, _db })
+        let contents =
+            contents.unwrap_or_else(|| Contents { known: Known::for_keys(sums.keys.count()), record_bytes: 0 });
+        let size = Size {
+            path: path.to_owned(),
+            files: AtomicU64::new(0),
+            records: AtomicU64::new(contents.record_bytes),
+            measured: Mutex::new(Instant::now()),
+        };
+        Ok(Self { keys, ids, facets, tenants, meta, sum_key, cuts, known: contents.known, size, _db })
+    }
+
+    /// What it takes, as it was last measured. Its records are known once it has been read through.
+    pub(super) fn figures(&self) -> TableFigures {
+        let (bytes, record_bytes) =
+            (self.size.files.load(Ordering::Relaxed), self.size.records.load(Ordering::Relaxed));
+        TableFigures { bytes, record_bytes, rebuilds: 0 }
+    }
+
+    /// Looks what its files take.
+    pub(super) fn measure(&self) -> TableFigures {
+        *self.size.measured.lock() = Instant::now();
+        self.size.files.store(bytes_below(&self.size.path), Ordering::Relaxed);
+        self.figures()
+    }
+
+    /// Notes what its records take.
+    pub(super) fn has_records_of(&self, bytes: u64) {
+        self.size.records.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Copies all of another table into this one, which is empty. Not in transactions: whoever does this discards a table that
+    /// was not filled, and only at the end does it say what it covers.
+    pub(super) fn fill_from(&self, other: &Self) -> Result<(), TableError> {
+        let sums = other.sums()?;
+        let mut progress = Progress::begin("copying the table, in keys", sums.keys.count());
+        let mut rows = other.rows();
+        loop {
+            let some = rows.by_ref().take(COPY_ROWS).collect::<Result<Vec<_>, _>>()?;
+            if some.is_empty() {
+                break;
+            }
+            let [mut keys, mut ids, mut facets, mut tenants] = std::array::from_fn(|_| Batch::default());
+            for row in &some {
+                self.size.records.fetch_add(row.size(), Ordering::Relaxed);
+                let Record::Key(key) = &row.record else {
+                    tenants.insert(row.name(), &*row.bytes);
+                    continue;
+                };
+                keys.insert(row.name(), &*row.bytes);
+                ids.insert(id_name(&key.tenant, &key.key_id), row.name());
+                facets_of(key).for_each(|facet| facets.insert(facet, &[]));
+            }
+            self.known.add(some.iter().flat_map(|row| self.names_of(row)));
+            for (tree, batch) in
+                [(&self.tenants, tenants), (&self.keys, keys), (&self.ids, ids), (&self.facets, facets)]
+            {
+                tree.apply_batch(batch)?;
+            }
+            progress.advance(some.len() as u64);
+        }
+        self.meta.insert(APPLIED, sums.encode(&self.sum_key))?;
+        Ok(())
     }
 
     /// The position in the log that the table covers.
@@ -179,6 +284,7 @@ impl Table {
         let trees = (&self.keys, &self.ids, &self.facets, &self.tenants, &self.meta);
         let written = trees.transaction(|(keys, ids, facets, tenants, meta)| {
             let mut sums = with_rows;
+            let mut replaced = 0;
             for row in &rows {
                 let (kind, name) = (row.kind(), row.name());
                 let old = match kind {
@@ -187,6 +293,7 @@ impl Table {
                 };
                 cuts.borrow_mut().keep(kind, name, old.as_ref());
                 if let Some(old) = &old {
+                    replaced += (name.len() + old.len()) as u64;
                     sums.of_mut(kind).remove(&self.sum_key, name, old);
                 }
                 let Record::Key(key) = &row.record else { continue };
@@ -202,12 +309,19 @@ impl Table {
                 }
             }
             meta.insert(APPLIED, sums.encode(&self.sum_key))?;
-            Ok(())
+            Ok(replaced)
         });
-        written.map_err(|error| match error {
-            TransactionError::Storage(error) => error.into(),
+        let replaced = written.map_err(|error| match error {
+            TransactionError::Storage(error) => TableError::from(error),
             TransactionError::Abort(error) => error,
-        })
+        })?;
+        let added = rows.iter().map(|row| row.size()).sum::<u64>();
+        // Modulo 2^64: in a table that was not read through it is not known what it held.
+        self.size.records.fetch_add(added.wrapping_sub(replaced), Ordering::Relaxed);
+        if self.size.measured.lock().elapsed() >= MEASURED_EVERY {
+            self.measure();
+        }
+        Ok(())
     }
 
     /// Every record: tenants, then keys in the order of their digests.
@@ -333,6 +447,18 @@ const APPLIED: &str = "applied";
 fn last_of_each(rows: &[Row]) -> impl Iterator<Item = &Row> {
     let last: HashMap<_, _> = rows.iter().enumerate().map(|(at, row)| ((row.kind(), row.name()), at)).collect();
     rows.iter().enumerate().filter(move |(at, row)| last.get(&(row.kind(), row.name())) == Some(at)).map(|(_, row)| row)
+}
+
+/// What the files in a directory and below it take, as far as that is to be had.
+fn bytes_below(dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let sizes = entries.flatten().map(|entry| match entry.metadata() {
+        Ok(found) if found.is_dir() => bytes_below(&entry.path()),
+        Ok(found) => found.len(),
+        // sled has just removed it.
+        Err(_) => 0,
+    });
+    sizes.sum()
 }
 
 /// sled locks its file and gives up at once if that fails. Nobody else has it, because the directory is locked; but threads

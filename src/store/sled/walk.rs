@@ -55,6 +55,8 @@ impl Table {
             }
             () => {
                 self.known().is_whole();
+                self.has_records_of(found.bytes);
+                self.measure();
                 Ok(())
             }
         }
@@ -66,6 +68,8 @@ impl Table {
 struct Found {
     keys: Sum,
     tenants: Sum,
+    /// Of the records of both, with their names.
+    bytes: u64,
     ids: Tally,
     facets: Tally,
     expected_ids: Tally,
@@ -76,6 +80,7 @@ impl Found {
     fn add(&mut self, other: &Self) {
         self.keys.join(&other.keys);
         self.tenants.join(&other.tenants);
+        self.bytes += other.bytes;
         self.ids.join(&other.ids);
         self.facets.join(&other.facets);
         self.expected_ids.join(&other.expected_ids);
@@ -160,6 +165,7 @@ impl Walk<'_> {
         for entry in self.table.tree(super::cut::Kind::Tenant) {
             let (name, bytes) = entry?;
             found.tenants.add(self.table.sum_key(), &name, &bytes);
+            found.bytes += (name.len() + bytes.len()) as u64;
             self.view.take(&[Record::Tenant(Arc::new(decode_tenant(&bytes)?))]);
         }
         Ok(found)
@@ -178,6 +184,7 @@ impl Walk<'_> {
                 return Err(TableError::Unsound("a record lies under the digest of another"));
             }
             found.keys.add(self.table.sum_key(), &digest, &bytes);
+            found.bytes += (digest.len() + bytes.len()) as u64;
             found.expected_ids.add(&self.names, &id_name(&record.tenant, &record.key_id), &digest);
             facets_of(&record).for_each(|facet| found.expected_facets.add(&self.names, &facet, &[]));
             batch.push(Record::Key(Arc::new(record)));

@@ -1,0 +1,331 @@
+//! Giving back what the table takes beyond its records. sled writes a page anew with each change and does not shrink its file,
+//! so a table can come to many times what is in it.
+//!
+//! At a start, once the table has been read and is sound, its records are copied into another one beside it, which takes its
+//! place when it is whole, checked and durable. A crash leaves either table at its place, or none and the old one beside it, under
+//! a name that the next start knows ([`settle`]). Whatever goes wrong before the change of places, the old table is kept.
+
+use std::fs::{self, File};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use super::journal::ChainKey;
+use super::journal::writer::free_bytes;
+use super::keeper::FREE_BYTES_MIN;
+use super::table::{Table, TableError};
+use crate::files::{named, sync_parent};
+
+/// A table is copied when its files are more than so many times its records,
+const TIMES_RECORDS: u64 = 4;
+/// and more than this.
+const BYTES_MIN: u64 = 256 * 1024 * 1024;
+/// What a copy may take, as a multiple of its records: the room that must be there for it.
+const COPY_TIMES_RECORDS: u64 = 4;
+
+/// Why a table was not copied.
+#[derive(Debug, thiserror::Error)]
+enum CopyError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error("there are {free} bytes free, and {needed} are needed")]
+    NoRoom { free: u64, needed: u64 },
+    #[error("sled panicked")]
+    Panicked,
+}
+
+/// Whether a table whose files and records have so many bytes is worth copying.
+fn is_bloated(files: u64, records: u64) -> bool {
+    files > BYTES_MIN && files / TIMES_RECORDS > records
+}
+
+/// Copies a table that was read and is sound, if it takes much more than it holds. Gives the table that is there then, and
+/// whether it is another one.
+///
+/// # Errors
+/// When the copy is at its place and does not open. The next start builds it anew.
+pub(super) fn shrink(table: Table, path: &Path, key: &ChainKey) -> Result<(Table, bool), TableError> {
+    let figures = table.measure();
+    if !is_bloated(figures.bytes, figures.record_bytes) {
+        return Ok((table, false));
+    }
+    tracing::info!(
+        bytes = figures.bytes,
+        records = figures.record_bytes,
+        "the table takes far more than its records; copying them into another one"
+    );
+    let renewed = renew(table, path, key)?;
+    if renewed.1 {
+        tracing::info!(
+            bytes = renewed.0.measure().bytes,
+            before = figures.bytes,
+            "the table was built anew from its records"
+        );
+    }
+    Ok(renewed)
+}
+
+/// Puts a copy of a table into its place, if one can be made.
+fn renew(table: Table, path: &Path, key: &ChainKey) -> Result<(Table, bool), TableError> {
+    let copied =
+        catch_unwind(AssertUnwindSafe(|| copy(&table, &fresh_of(path), key))).unwrap_or(Err(CopyError::Panicked));
+    let exchanged = copied.and_then(|copy| {
+        let known = copy.close();
+        make_durable(&fresh_of(path))?;
+        Ok(known)
+    });
+    match exchanged {
+        Ok(known) => {
+            drop(table);
+            exchange(path).map_err(TableError::Disk)?;
+            Ok((Table::open_known(path, key, known)?, true))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the table stays as large as it is for now");
+            // What is left of it is removed by the next start, if not now.
+            drop(fs::remove_dir_all(fresh_of(path)));
+            Ok((table, false))
+        }
+    }
+}
+
+/// Makes a copy of a table, and holds it against its sums.
+fn copy(table: &Table, to: &Path, key: &ChainKey) -> Result<Table, CopyError> {
+    remove(to)?;
+    let needed = FREE_BYTES_MIN + COPY_TIMES_RECORDS * table.figures().record_bytes;
+    let free = free_bytes(&File::open(to.parent().unwrap_or(Path::new(".")))?)?;
+    if free < needed {
+        return Err(CopyError::NoRoom { free, needed });
+    }
+    let copy = Table::open(to, key)?;
+    copy.fill_from(table)?;
+    copy.flush().map_err(TableError::from)?;
+    copy.check(&())?;
+    Ok(copy)
+}
+
+/// sled's own way of syncing leaves the length of a file, and its name, in the kernel's memory.
+fn make_durable(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            make_durable(&path)?;
+        } else {
+            File::open(&path).and_then(|file| file.sync_all()).map_err(named(&path))?;
+        }
+    }
+    File::open(dir)?.sync_all()?;
+    sync_parent(dir)
+}
+
+/// Lets a copy take the place of a table.
+fn exchange(path: &Path) -> io::Result<()> {
+    let old = old_of(path);
+    remove(&old)?;
+    fs::rename(path, &old)?;
+    fs::rename(fresh_of(path), path)?;
+    sync_parent(path)?;
+    remove(&old)
+}
+
+/// Finishes or takes back what a crash interrupted. It must come before anything that makes a table.
+pub(super) fn settle(path: &Path) -> io::Result<()> {
+    let old = old_of(path);
+    if !path.exists() && old.exists() {
+        fs::rename(&old, path)?;
+        sync_parent(path)?;
+    }
+    remove(&old)?;
+    remove(&fresh_of(path))
+}
+
+fn remove(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(named(dir)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Where a copy is made.
+fn fresh_of(table: &Path) -> PathBuf {
+    table.with_added_extension("new")
+}
+
+/// Where a table is while its copy takes its place.
+fn old_of(table: &Path) -> PathBuf {
+    table.with_added_extension("old")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use keyward_core::clock::UnixMillis;
+    use keyward_core::digest::{Digest, PepperId};
+    use keyward_core::event::{Record, Revision};
+    use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
+    use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, Stamp, State, TenantRecord};
+    use zeroize::Zeroizing;
+
+    use super::super::journal::{Chain, Position};
+    use super::super::table::Row;
+    use super::*;
+    use crate::store::record::{encode_key, encode_tenant};
+
+    fn key() -> ChainKey {
+        ChainKey(Zeroizing::new([7; 32]))
+    }
+
+    fn position(revision: u64) -> Position {
+        Position { revision: Revision(revision), chain: Chain([revision as u8; 32]) }
+    }
+
+    fn row(number: u32, revision: u64) -> Row {
+        let stamp = Stamp { time: UnixMillis(1_000), actor: ActorId::keyward() };
+        let record = KeyRecord {
+            key_id: KeyId::parse(&format!("key-{number}")).unwrap(),
+            tenant: TenantId::default_tenant(),
+            secret: SecretTrace {
+                version: 1,
+                digest: Digest::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes()),
+                pepper: PepperId(1),
+                hint: String::new(),
+            },
+            display_name: format!("form {revision}"),
+            description: String::new(),
+            owner: format!("owner-{}", u64::from(number) + revision),
+            environment: Environment::live(),
+            state_reason: String::new(),
+            policy: KeyPolicy {
+                state: State::Active,
+                scopes: vec![],
+                audiences: vec![],
+                allowed_cidrs: vec![],
+                not_before: None,
+                expire_time: None,
+            },
+            labels: BTreeMap::from([("n".to_owned(), number.to_string())]),
+            annotations: BTreeMap::new(),
+            created: stamp.clone(),
+            updated: stamp,
+            revision: Revision(revision),
+        };
+        let bytes = encode_key(&record);
+        Row { record: Record::Key(Arc::new(record)), bytes }
+    }
+
+    fn tenant() -> Row {
+        let record = TenantRecord {
+            tenant: TenantId::default_tenant(),
+            display_name: "Default".into(),
+            secret_prefix: SecretPrefix::kw(),
+            created: Stamp { time: UnixMillis(1_000), actor: ActorId::keyward() },
+            revision: Revision(1),
+        };
+        let bytes = encode_tenant(&record);
+        Row { record: Record::Tenant(Arc::new(record)), bytes }
+    }
+
+    /// A table that has been changed often.
+    fn planted(path: &Path) -> Table {
+        let table = Table::open(path, &key()).unwrap();
+        table.apply(&[tenant()], position(1)).unwrap();
+        for revision in 2..12 {
+            let rows: Vec<_> = (0..300).map(|number| row(number, revision)).collect();
+            table.apply(&rows, position(revision)).unwrap();
+        }
+        table
+    }
+
+    fn records(table: &Table) -> Vec<Vec<u8>> {
+        table.rows().map(|row| row.unwrap().bytes).collect()
+    }
+
+    #[test]
+    fn only_a_table_that_takes_far_more_than_it_holds_is_copied() {
+        let mib = 1024 * 1024;
+        assert!(is_bloated(1_400 * mib, 60 * mib));
+        assert!(!is_bloated(256 * mib, 1), "a small one is not worth it");
+        assert!(!is_bloated(1_400 * mib, 350 * mib));
+        assert!(is_bloated(1_404 * mib, 350 * mib));
+    }
+
+    #[test]
+    fn a_copy_holds_what_the_table_held_and_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("table");
+        let table = planted(&path);
+        let (held, sums, figures) = (records(&table), table.sums().unwrap(), table.figures());
+        let (table, renewed) = renew(table, &path, &key()).unwrap();
+        assert!(renewed);
+        assert_eq!((records(&table), table.sums().unwrap()), (held, sums));
+        assert_eq!(table.figures().record_bytes, figures.record_bytes);
+        let absent = Digest::from_bytes([0; 32]);
+        assert!(!table.has_digest(&absent).unwrap());
+        for number in 0..300 {
+            let Record::Key(key) = row(number, 11).record else { panic!("a key") };
+            assert_eq!(table.key(&key.tenant, &key.key_id).unwrap(), Some(key.clone()), "its id leads to it");
+            assert!(table.has_digest(&key.secret.digest).unwrap());
+        }
+        table.apply(&[row(300, 12)], position(12)).unwrap();
+        table.check(&()).unwrap();
+        drop(table);
+        let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["table"], "nothing is left beside it");
+        let table = Table::open(&path, &key()).unwrap();
+        table.check(&()).unwrap();
+        assert_eq!((records(&table).len(), table.applied().unwrap()), (302, position(12)));
+    }
+
+    /// What a crash leaves at each step.
+    #[test]
+    fn a_crash_at_any_step_leaves_a_whole_table() {
+        for step in 0..5 {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("table");
+            let table = planted(&path);
+            let held = records(&table);
+            match step {
+                // While the copy was being filled.
+                0 => drop(Table::open(&fresh_of(&path), &key()).unwrap()),
+                // When it was whole.
+                1 => drop(copy(&table, &fresh_of(&path), &key()).unwrap()),
+                _ => drop(copy(&table, &fresh_of(&path), &key()).unwrap().close()),
+            }
+            drop(table);
+            if step >= 2 {
+                fs::rename(&path, old_of(&path)).unwrap();
+            }
+            if step >= 3 {
+                fs::rename(fresh_of(&path), &path).unwrap();
+            }
+            if step == 4 {
+                // Half of the old one is gone.
+                fs::remove_file(old_of(&path).join("conf")).unwrap();
+            }
+            settle(&path).unwrap();
+            assert!(!old_of(&path).exists() && !fresh_of(&path).exists(), "step {step}");
+            let table = Table::open(&path, &key()).unwrap();
+            table.check(&()).unwrap();
+            assert_eq!(records(&table), held, "step {step}");
+        }
+    }
+
+    #[test]
+    fn a_table_whose_copy_fails_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("table");
+        let table = planted(&path);
+        let held = records(&table);
+        // A file where the copy is to be.
+        fs::write(fresh_of(&path), "in the way").unwrap();
+        let (table, renewed) = renew(table, &path, &key()).unwrap();
+        assert!(!renewed);
+        assert_eq!(records(&table), held);
+        table.apply(&[row(300, 12)], position(12)).unwrap();
+        table.check(&()).unwrap();
+    }
+}
