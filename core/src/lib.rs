@@ -4,6 +4,8 @@
 //! parameters ([`clock::Clock`], [`entropy::Entropy`]), so that whoever calls owns them.
 //!
 //! Reading order: [`limits`], [`id`], [`secret`], [`leak`], [`digest`], [`scope`], [`record`], [`decision`], [`access`], [`event`].
+//! Reading order: [`limits`], [`id`], [`secret`], [`digest`], [`scope`], [`record`], [`decision`], [`narrowing`],
+//! [`access`], [`event`].
 
 pub mod access;
 pub mod clock;
@@ -14,6 +16,7 @@ pub mod event;
 pub mod id;
 pub mod leak;
 pub mod limits;
+pub mod narrowing;
 pub mod record;
 pub mod scope;
 pub mod secret;

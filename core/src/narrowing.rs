@@ -1,0 +1,247 @@
+//! Which changes of a key take power away.
+
+use crate::clock::UnixMillis;
+use crate::record::{KeyPolicy, KeyRecord, State};
+
+/// Whether a change of a key may turn some verdict from allow to deny: one question, at one time, is enough. Such a change
+/// goes before all others, and whoever relies on an earlier verdict must hear of it.
+///
+/// It is false only where that is certain: the key was refused before, or all that the verdict depends on has stayed or become
+/// wider. Networks that cover the old ones only together count as narrower.
+#[must_use]
+pub fn narrows(before: &KeyRecord, after: &KeyRecord) -> bool {
+    if before.tenant != after.tenant || before.key_id != after.key_id || before.secret != after.secret {
+        return true;
+    }
+    match (before.policy.state, after.policy.state) {
+        (State::Active, State::Active) => policy_narrows(&before.policy, &after.policy),
+        (State::Active, State::Disabled | State::Revoked) | (State::Disabled, State::Revoked) => true,
+        // Nothing was allowed before.
+        (State::Disabled, State::Active | State::Disabled) | (State::Revoked, _) => false,
+    }
+}
+
+fn policy_narrows(before: &KeyPolicy, after: &KeyPolicy) -> bool {
+    // Without `..`, so that a new field does not compile until it is judged.
+    let KeyPolicy { state: _, scopes, audiences, allowed_cidrs, not_before, expire_time } = after;
+    let holds_all = before.scopes.iter().all(|old| scopes.iter().any(|new| new.covers(old.as_str())));
+    let heard_everywhere = covers(&before.audiences, audiences, |new, old| new == old);
+    let reached_from_everywhere = covers(&before.allowed_cidrs, allowed_cidrs, |new, old| new.contains(old));
+    let begins_as_early = begin(*not_before) <= begin(before.not_before);
+    let lasts_as_long = end(*expire_time) >= end(before.expire_time);
+    !(holds_all && heard_everywhere && reached_from_everywhere && begins_as_early && lasts_as_long)
+}
+
+/// Whether a restriction lets through all that an older one did. An empty one lets everything through.
+fn covers<T>(before: &[T], after: &[T], covers: impl Fn(&T, &T) -> bool) -> bool {
+    let each_is_covered = || before.iter().all(|old| after.iter().any(|new| covers(new, old)));
+    after.is_empty() || (!before.is_empty() && each_is_covered())
+}
+
+fn begin(not_before: Option<UnixMillis>) -> i64 {
+    not_before.map_or(i64::MIN, |time| time.0)
+}
+
+fn end(expire_time: Option<UnixMillis>) -> i64 {
+    expire_time.map_or(i64::MAX, |time| time.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::IpAddr;
+
+    use ipnet::IpNet;
+    use proptest::prelude::*;
+    use proptest::sample::subsequence;
+
+    use super::*;
+    use crate::decision::{Ask, decide};
+    use crate::digest::{Digest, PepperId};
+    use crate::event::Revision;
+    use crate::id::{ActorId, Environment, KeyId, TenantId};
+    use crate::record::{SecretTrace, Stamp};
+    use crate::scope::Scope;
+
+    const SCOPES: [&str; 6] = ["a", "a.*", "a.b", "a.b.*", "a.b.c", "b"];
+    const REQUIRED: [&str; 6] = ["a", "a.b", "a.b.c", "a.x", "b", "c"];
+    const AUDIENCES: [&str; 2] = ["billing", "mail"];
+    const NETWORKS: [&str; 6] = ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "0.0.0.0/0", "2001:db8::/32", "::/0"];
+    const ADDRESSES: [&str; 5] = ["10.1.2.3", "10.1.9.9", "10.9.9.9", "192.0.2.1", "2001:db8::1"];
+    const TIMES: std::ops::Range<i64> = 0..6;
+
+    fn key(policy: KeyPolicy) -> KeyRecord {
+        let stamp = Stamp { time: UnixMillis(1), actor: ActorId::keyward() };
+        KeyRecord {
+            key_id: KeyId::parse("key").unwrap(),
+            tenant: TenantId::default_tenant(),
+            secret: SecretTrace {
+                version: 1,
+                digest: Digest::from_bytes([1; 32]),
+                pepper: PepperId(1),
+                hint: String::new(),
+            },
+            display_name: String::new(),
+            description: String::new(),
+            owner: String::new(),
+            environment: Environment::live(),
+            state_reason: String::new(),
+            policy,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            created: stamp.clone(),
+            updated: stamp,
+            revision: Revision(1),
+        }
+    }
+
+    fn some<T: Clone + std::fmt::Debug + 'static>(of: Vec<T>) -> impl Strategy<Value = Vec<T>> {
+        let most = of.len();
+        subsequence(of, 0..=most)
+    }
+
+    fn time() -> impl Strategy<Value = Option<UnixMillis>> {
+        prop::option::of(TIMES.prop_map(UnixMillis))
+    }
+
+    fn policy() -> impl Strategy<Value = KeyPolicy> {
+        let scopes = SCOPES.iter().map(|scope| Scope::parse(scope).unwrap()).collect();
+        let networks = NETWORKS.iter().map(|net| net.parse::<IpNet>().unwrap()).collect();
+        let audiences = AUDIENCES.iter().map(|&audience| audience.to_owned()).collect();
+        let state = prop_oneof![6 => Just(State::Active), 1 => Just(State::Disabled), 1 => Just(State::Revoked)];
+        (state, some(scopes), some(audiences), some(networks), time(), time()).prop_map(
+            |(state, scopes, audiences, allowed_cidrs, not_before, expire_time)| KeyPolicy {
+                state,
+                scopes,
+                audiences,
+                allowed_cidrs,
+                not_before,
+                expire_time,
+            },
+        )
+    }
+
+    /// Every question that there is about these names, at every time.
+    fn some_question_is_lost(before: &KeyPolicy, after: &KeyPolicy) -> bool {
+        let audiences = std::iter::once(None).chain(AUDIENCES.map(Some));
+        let addresses: Vec<Option<IpAddr>> =
+            std::iter::once(None).chain(ADDRESSES.map(|ip| Some(ip.parse().unwrap()))).collect();
+        let scopes: Vec<&[&str]> = std::iter::once(&[][..]).chain(REQUIRED.iter().map(std::slice::from_ref)).collect();
+        let asks = audiences.flat_map(|audience| {
+            let (addresses, scopes) = (&addresses, &scopes);
+            addresses.iter().flat_map(move |&client_ip| {
+                scopes.iter().map(move |&all_scopes| Ask { all_scopes, any_scopes: &[], audience, client_ip })
+            })
+        });
+        let lost = |ask: Ask<'_>, now| decide(before, &ask, now).is_ok() && decide(after, &ask, now).is_err();
+        let mut asks = asks.flat_map(|ask| (-1..TIMES.end).map(move |now| (ask, UnixMillis(now))));
+        asks.any(|(ask, now)| lost(ask, now))
+    }
+
+    /// The same policy, wider in one way or in none.
+    fn widened(policy: &KeyPolicy, way: u8) -> KeyPolicy {
+        let mut wider = policy.clone();
+        match way {
+            0 => wider.scopes.push(Scope::parse("c").unwrap()),
+            1 => wider.audiences.clear(),
+            2 => wider.allowed_cidrs.clear(),
+            3 => wider.not_before = None,
+            4 => wider.expire_time = None,
+            5 => wider.state = State::Active,
+            6 if !wider.audiences.is_empty() => wider.audiences.push("more".into()),
+            7 if !wider.allowed_cidrs.is_empty() => wider.allowed_cidrs.push("192.0.2.0/24".parse().unwrap()),
+            _ => {}
+        }
+        // A revoked key stays so.
+        wider.state = if policy.state == State::Revoked { State::Revoked } else { wider.state };
+        wider
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn what_takes_an_answer_away_narrows(before in policy(), after in policy()) {
+            if some_question_is_lost(&before, &after) {
+                prop_assert!(narrows(&key(before), &key(after)));
+            }
+        }
+
+        #[test]
+        fn what_only_widens_does_not(policy in policy(), way in 0..9_u8) {
+            let wider = widened(&policy, way);
+            prop_assert!(!narrows(&key(policy), &key(wider)));
+        }
+
+        #[test]
+        fn what_a_verdict_does_not_depend_on_does_not(policy in policy(), name in "[a-z]{0,8}") {
+            let before = key(policy);
+            let mut after = before.clone();
+            after.display_name.clone_from(&name);
+            after.description.clone_from(&name);
+            after.owner.clone_from(&name);
+            after.labels.insert("name".into(), name.clone());
+            after.annotations.insert("name".into(), name);
+            after.revision = Revision(2);
+            prop_assert!(!narrows(&before, &after));
+        }
+
+    }
+
+    #[test]
+    fn each_part_alone_is_enough() {
+        let before = KeyPolicy {
+            state: State::Active,
+            scopes: vec![Scope::parse("a.*").unwrap()],
+            audiences: vec![],
+            allowed_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
+            not_before: None,
+            expire_time: Some(UnixMillis(10)),
+        };
+        let parts: [fn(&mut KeyPolicy); 7] = [
+            |after| after.state = State::Disabled,
+            |after| after.state = State::Revoked,
+            |after| after.scopes = vec![Scope::parse("a.b").unwrap()],
+            |after| after.audiences = vec!["billing".into()],
+            |after| after.allowed_cidrs = vec!["10.0.0.0/9".parse().unwrap()],
+            |after| after.not_before = Some(UnixMillis(5)),
+            |after| after.expire_time = Some(UnixMillis(9)),
+        ];
+        for (number, part) in parts.into_iter().enumerate() {
+            let mut after = before.clone();
+            part(&mut after);
+            assert!(narrows(&key(before.clone()), &key(after)), "part {number}");
+        }
+    }
+
+    #[test]
+    fn a_disabled_key_loses_nothing_more_until_it_is_revoked() {
+        let bare = |state| KeyPolicy {
+            state,
+            scopes: vec![],
+            audiences: vec![],
+            allowed_cidrs: vec![],
+            not_before: None,
+            expire_time: None,
+        };
+        let scoped = KeyPolicy { scopes: vec![Scope::parse("a").unwrap()], ..bare(State::Disabled) };
+        assert!(!narrows(&key(scoped), &key(bare(State::Disabled))));
+        assert!(narrows(&key(bare(State::Disabled)), &key(bare(State::Revoked))));
+        assert!(!narrows(&key(bare(State::Disabled)), &key(bare(State::Active))));
+    }
+
+    #[test]
+    fn another_secret_narrows() {
+        let policy = KeyPolicy {
+            state: State::Active,
+            scopes: vec![],
+            audiences: vec![],
+            allowed_cidrs: vec![],
+            not_before: None,
+            expire_time: None,
+        };
+        let before = key(policy);
+        let secret = SecretTrace { digest: Digest::from_bytes([2; 32]), ..before.secret.clone() };
+        assert!(narrows(&before, &KeyRecord { secret, ..before.clone() }));
+    }
+}
