@@ -73,6 +73,7 @@ impl Caller {
         disable: admin.disable_key(DisableKeyRequest) -> DisableKeyResponse;
         enable: admin.enable_key(EnableKeyRequest) -> EnableKeyResponse;
         revoke: admin.revoke_key(RevokeKeyRequest) -> RevokeKeyResponse;
+        create_tenant: admin.create_tenant(CreateTenantRequest) -> CreateTenantResponse;
         ask: verify.verify(VerifyRequest) -> VerifyResponse;
     }
 

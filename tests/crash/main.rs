@@ -6,6 +6,7 @@
 
 mod caller;
 mod controls;
+mod crowd;
 mod cuts;
 mod disks;
 mod faults;
@@ -70,6 +71,34 @@ enum Mode {
         /// The server
         addr: String,
         /// The file of an administrator's key
+        key_file: PathBuf,
+    },
+    /// How long DisableKey takes while callers of another tenant ask for all that they may, in so many rounds; needs root
+    Crowd(Common),
+    /// The viewer of `crowd`, in a process of its own
+    #[command(hide = true)]
+    Viewer {
+        /// The server
+        addr: String,
+        /// The file of its key
+        key_file: PathBuf,
+        /// What it lists
+        lists: String,
+    },
+    /// The issuer of `crowd`, in a process of its own
+    #[command(hide = true)]
+    Issuer {
+        /// The server
+        addr: String,
+        /// The file of its key
+        key_file: PathBuf,
+    },
+    /// The administrator of `crowd`, in a process of its own
+    #[command(hide = true)]
+    Disabler {
+        /// The server
+        addr: String,
+        /// The file of its key
         key_file: PathBuf,
     },
     /// Calls to the disk that fail: each file, each call, EIO and ENOSPC; needs strace
@@ -150,6 +179,10 @@ async fn run(mode: Mode) -> Result<bool, Failure> {
         Mode::Latency(common) => latency(&common).await,
         Mode::Writers { addr, key_file } => latency::write(&addr, &key_file).map(|()| true),
         Mode::Asker { addr, key_file } => latency::ask(&addr, &key_file).map(|()| true),
+        Mode::Crowd(common) => crowd(&common).await,
+        Mode::Viewer { addr, key_file, lists } => crowd::list(&addr, &key_file, &lists).map(|()| true),
+        Mode::Issuer { addr, key_file } => crowd::issue(&addr, &key_file).map(|()| true),
+        Mode::Disabler { addr, key_file } => crowd::disable_all(&addr, &key_file).map(|()| true),
         Mode::Faults(common) => faults(&common).await,
         Mode::Disks(common) => disks(&common).await,
         Mode::Flips(common) => flips(&common).await,
@@ -180,6 +213,12 @@ async fn controls(common: &Common) -> Result<bool, Failure> {
 async fn latency(common: &Common) -> Result<bool, Failure> {
     let mut run = common.run("latency")?;
     latency::run(&mut run, common.count).await?;
+    run.finish()
+}
+
+async fn crowd(common: &Common) -> Result<bool, Failure> {
+    let mut run = common.run("crowd")?;
+    crowd::run(&mut run, common.count).await?;
     run.finish()
 }
 

@@ -1,6 +1,7 @@
 //! A client of the least that a client can be: one request, ready as bytes, over a socket that blocks. What it costs is not
 //! in the way of what it measures.
 
+use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
@@ -15,6 +16,10 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
+const INITIAL_WINDOW_SIZE: u16 = 4;
+const WINDOW_MAX: u32 = i32::MAX as u32;
+/// The server is told of bytes of replies when they are so many.
+const TAKEN_MAX: u32 = 64 * 1024 * 1024;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const FRAME_HEAD_BYTES: usize = 9;
@@ -31,6 +36,20 @@ pub(crate) struct Wire {
     unread: Vec<u8>,
     /// Bytes of requests that the server has not said that it takes.
     window: i64,
+    /// Calls whose reply has begun.
+    begun: HashSet<u32>,
+    /// Bytes of replies that the server has not been told were taken.
+    taken: u32,
+}
+
+/// How a call ended whose reply nobody reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Replied,
+    /// With an error, that speaks of the disk or not.
+    Refused {
+        disk: bool,
+    },
 }
 
 /// How a call ended.
@@ -45,13 +64,34 @@ impl Wire {
         let mut socket = TcpStream::connect(addr)?;
         socket.set_nodelay(true)?;
         let mut hello = PREFACE.to_vec();
-        put_frame(&mut hello, SETTINGS, 0, 0, &[]);
+        put_frame(
+            &mut hello,
+            SETTINGS,
+            0,
+            0,
+            &[&INITIAL_WINDOW_SIZE.to_be_bytes()[..], &WINDOW_MAX.to_be_bytes()].concat(),
+        );
         put_frame(&mut hello, SETTINGS, END_STREAM, 0, &[]);
-        put_frame(&mut hello, WINDOW_UPDATE, 0, 0, &(i32::MAX - i32::from(u16::MAX)).to_be_bytes());
+        put_frame(&mut hello, WINDOW_UPDATE, 0, 0, &(WINDOW_MAX - u32::from(u16::MAX)).to_be_bytes());
         socket.write_all(&hello)?;
+        let mut wire = Self {
+            socket,
+            block: block(path, secret),
+            body: vec![],
+            next_stream: 1,
+            unread: vec![],
+            window: u16::MAX.into(),
+            begun: HashSet::new(),
+            taken: 0,
+        };
+        wire.ask_for(request);
+        Ok(wire)
+    }
+
+    /// Sends this request from now on.
+    pub(crate) fn ask_for(&mut self, request: &impl Message) {
         let message = request.encode_to_vec();
-        let body = [&[0], &(message.len() as u32).to_be_bytes()[..], &message].concat();
-        Ok(Self { socket, block: block(path, secret), body, next_stream: 1, unread: vec![], window: u16::MAX.into() })
+        self.body = [&[0], &(message.len() as u32).to_be_bytes()[..], &message].concat();
     }
 
     /// Sends the request so many times at once.
@@ -102,6 +142,43 @@ impl Wire {
         }
         self.unread.drain(..done);
         Ok(ends)
+    }
+
+    /// Waits for something to come, and gives the calls that have ended with it. Replies may have any length, and are passed
+    /// over.
+    pub(crate) fn ended(&mut self) -> Result<Vec<Ended>, Failure> {
+        let mut space = [0; 64 * 1024];
+        let bytes = self.socket.read(&mut space)?;
+        if bytes == 0 {
+            return Err("the server has closed the connection".into());
+        }
+        self.unread.extend_from_slice(&space[..bytes]);
+        let (mut ended, mut at) = (vec![], 0);
+        while let Some(head) = self.unread.get(at..at + FRAME_HEAD_BYTES) {
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let (kind, flags) = (head[3], head[4]);
+            let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+            let begin = at + FRAME_HEAD_BYTES;
+            let Some(payload) = self.unread.get(begin..begin + length as usize) else { break };
+            at = begin + length as usize;
+            match kind {
+                DATA => self.taken += length,
+                HEADERS if flags & END_STREAM == 0 => drop(self.begun.insert(stream)),
+                HEADERS if self.begun.remove(&stream) => ended.push(Ended::Replied),
+                // Its text is as it is: the server codes no strings.
+                HEADERS => ended.push(Ended::Refused { disk: payload.windows(4).any(|text| text == b"disk") }),
+                WINDOW_UPDATE if stream == 0 => self.window += i64::from(u32::from_be_bytes(payload.try_into()?)),
+                RST_STREAM | GOAWAY => return Err(format!("the server has sent a frame of kind {kind}").into()),
+                _ => {}
+            }
+        }
+        self.unread.drain(..at);
+        if self.taken > TAKEN_MAX {
+            let mut update = vec![];
+            put_frame(&mut update, WINDOW_UPDATE, 0, 0, &std::mem::take(&mut self.taken).to_be_bytes());
+            self.socket.write_all(&update)?;
+        }
+        Ok(ended)
     }
 }
 
