@@ -31,7 +31,7 @@ use crate::config::Settings;
 use crate::cores::Cores;
 use crate::files;
 use crate::grpc;
-use crate::grpc::calls::{CALLS, has_stream, is_quick};
+use crate::grpc::calls::{CALLS, has_stream, is_quick, is_urgent};
 use crate::grpc::ready::{Gate, Ready};
 use crate::grpc::refusals;
 use crate::index::{Index, Kind};
@@ -220,6 +220,7 @@ impl App {
         if let Some(listener) = ops_listener {
             serve_ops(&ops, listener, Ops { phase: phase.subscribe(), metrics });
         }
+        let urgent = cores.urgent();
         let face = Face { health, phase, front, ops, cores, shutdown_deadline: settings.shutdown_deadline };
 
         let mut opening = Opening::start(&deps, dir, &keyring, &settings, &index);
@@ -261,7 +262,8 @@ impl App {
         }
         // There was none before.
         opened.set(store.clone()).unwrap_or_default();
-        back.spawn("fold", fold(store.clone(), index.clone(), back.stop_token()));
+        // Every change waits for it.
+        back.spawn_on(&urgent, "fold", fold(store.clone(), index.clone(), back.stop_token()));
         back.spawn("compact", compact(index.clone(), back.stop_token()));
 
         let authority = Authority::new(Parts {
@@ -390,7 +392,8 @@ fn serve(
     let service = IncomingLayer.layer(MetricsLayer::new(calls.clone()).layer(service));
     let gate = gate.clone();
     let at_once = move |peer| QuickVerify::new(gate.clone(), &calls, peer);
-    let answering = Answering { service, at_once, at_home: is_quick, has_stream, elsewhere: Handle::current() };
+    let (urgent, elsewhere) = (cores.urgent(), Handle::current());
+    let answering = Answering { service, at_once, at_home: is_quick, has_stream, is_urgent, urgent, elsewhere };
 
     let (accepted, incoming) = mpsc::channel::<io::Result<Conn>>(ACCEPTED_MAX);
     for listener in listeners {

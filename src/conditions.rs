@@ -48,7 +48,7 @@ impl Watch {
         match condition {
             Condition::Writable => tracing::info!("changes can be made again"),
             Condition::NoRoom => tracing::error!(
-                "the disk is nearly full; changes are refused, save disabling and revoking while there is any room; make \
+                "the disk is nearly full; changes are refused, save those that take power away while there is any room; make \
                  room on the disk of the data directory"
             ),
             Condition::Stuck => tracing::error!(

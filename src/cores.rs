@@ -1,4 +1,5 @@
-//! One thread for each core, each with a runtime of its own, on which connections live.
+//! One thread for each core, each with a runtime of its own, on which connections live; and one for calls that go before
+//! others.
 //!
 //! A runtime of one thread steals no work and shares no queue: what a connection does stays in the caches of one core.
 //! Whatever may take long is done elsewhere, on the runtime that everything else runs on.
@@ -17,6 +18,7 @@ const BLOCKING_THREADS_MAX: usize = 16;
 #[derive(Debug)]
 pub struct Cores {
     homes: Vec<Home>,
+    urgent: Handle,
     threads: Vec<JoinHandle<()>>,
     end: DropGuard,
 }
@@ -61,34 +63,49 @@ impl Home {
 }
 
 impl Cores {
-    /// Starts this many threads.
+    /// Starts this many threads, and the one for what goes before others. Without any, all is done on the current runtime.
     ///
     /// # Errors
     /// When the system grants no thread, or nothing to wait for sockets with.
     pub fn start(count: usize) -> io::Result<Self> {
         let end = CancellationToken::new();
-        let mut cores = Self { homes: vec![], threads: vec![], end: end.clone().drop_guard() };
+        let mut cores =
+            Self { homes: vec![], urgent: Handle::current(), threads: vec![], end: end.clone().drop_guard() };
         for number in 0..count {
-            let runtime = Builder::new_current_thread()
-                .enable_all()
-                .max_blocking_threads(BLOCKING_THREADS_MAX)
-                .thread_name(format!("core-{number} wait"))
-                .build()?;
-            cores.homes.push(Home { runtime: runtime.handle().clone(), tenants: Arc::default() });
-            let end = end.clone();
-            let thread = std::thread::Builder::new().name(format!("core-{number}")).spawn(move || {
-                runtime.block_on(end.cancelled());
-                runtime.shutdown_background();
-            })?;
-            cores.threads.push(thread);
+            let runtime = cores.start_one(format!("core-{number}"), end.clone())?;
+            cores.homes.push(Home { runtime, tenants: Arc::default() });
+        }
+        if count > 0 {
+            cores.urgent = cores.start_one("urgent".to_owned(), end)?;
         }
         Ok(cores)
+    }
+
+    fn start_one(&mut self, name: String, end: CancellationToken) -> io::Result<Handle> {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS_MAX)
+            .thread_name(format!("{name} wait"))
+            .build()?;
+        let handle = runtime.handle().clone();
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            runtime.block_on(end.cancelled());
+            runtime.shutdown_background();
+        })?;
+        self.threads.push(thread);
+        Ok(handle)
     }
 
     /// Where connections live.
     #[must_use]
     pub fn homes(&self) -> &[Home] {
         &self.homes
+    }
+
+    /// Where calls are answered that go before others.
+    #[must_use]
+    pub fn urgent(&self) -> Handle {
+        self.urgent.clone()
     }
 
     /// Ends the threads and waits for them.

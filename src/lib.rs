@@ -13,8 +13,9 @@
 //! - [`authority`]: the write side. [`verify`]: the hot path.
 //! - [`index`]: every key in RAM. [`feed`]: the changes, in order.
 //! - [`store`]: the log and the table on disk.
-//! - [`keyring`], [`files`], [`system`], [`parallel`], [`progress`], [`fatal`]: the pepper file, durable small files, the real
-//!   clock and randomness, work on every core, how far a long start is, and the end of a process that must not go on.
+//! - [`keyring`], [`files`], [`system`], [`parallel`], [`fair`], [`progress`], [`fatal`]: the pepper file, durable small files,
+//!   the real clock and randomness, work on every core, turns of callers, how far a long start is, and the end of a process that
+//!   must not go on.
 
 pub mod app;
 pub mod authority;
@@ -22,6 +23,7 @@ pub mod cli;
 pub mod conditions;
 pub mod config;
 pub mod cores;
+pub mod fair;
 pub mod fatal;
 #[cfg(feature = "_faults")]
 pub mod faults;

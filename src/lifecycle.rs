@@ -24,14 +24,20 @@ pub struct Tasks {
 impl Tasks {
     /// Starts a task. One that panics takes the process with it: the others rely on it.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn_on(&Handle::current(), name, task);
+    }
+
+    /// The same, on a runtime of the caller's choice.
+    pub fn spawn_on(&self, runtime: &Handle, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let end = self.end.clone();
-        self.tracker.spawn(async move {
+        let task = async move {
             match end.run_until_cancelled_owned(AssertUnwindSafe(task).catch_unwind()).await {
                 Some(Ok(())) => tracing::debug!(task = name, "task ended"),
                 None => tracing::debug!(task = name, "task was cut off"),
                 Some(Err(_)) => die("a task that others rely on panicked", &name),
             }
-        });
+        };
+        self.tracker.spawn_on(task, runtime);
     }
 
     /// Starts a task, on a runtime of the caller's choice, on which nothing else relies. One that panics ends alone.

@@ -11,6 +11,7 @@ use crate::keyring::{Keyring, KeyringError};
 use crate::store::Bounds;
 use crate::store::sled::inspect::{Finding, inspect};
 use crate::store::sled::journal::ChainKey;
+use crate::store::sled::journal::writer::free_bytes;
 use crate::store::sled::restore::{RestoreError, Restored, restore};
 use crate::store::sled::salvage::{Salvaged, salvage};
 use crate::store::sled::snapshot::{self, Contents, SnapshotError};
@@ -117,5 +118,6 @@ fn options(settings: &Settings) -> Result<Options, KeyringError> {
         clock: Arc::new(SystemClock),
         // No change is made here.
         bounds: Bounds::NONE,
+        free_bytes,
     })
 }

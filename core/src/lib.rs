@@ -3,8 +3,7 @@
 //! Pure by construction: no I/O, no clock reads, no randomness of its own, no async. Time and randomness come in as
 //! parameters ([`clock::Clock`], [`entropy::Entropy`]), so that whoever calls owns them.
 //!
-//! Reading order: [`limits`], [`id`], [`secret`], [`leak`], [`digest`], [`scope`], [`record`], [`decision`], [`access`], [`event`].
-//! Reading order: [`limits`], [`id`], [`secret`], [`digest`], [`scope`], [`record`], [`decision`], [`narrowing`],
+//! Reading order: [`limits`], [`id`], [`secret`], [`leak`], [`digest`], [`scope`], [`record`], [`decision`], [`narrowing`],
 //! [`access`], [`event`].
 
 pub mod access;

@@ -56,6 +56,7 @@ mod tests {
     use proptest::sample::subsequence;
 
     use super::*;
+    use crate::clock::Now;
     use crate::decision::{Ask, decide};
     use crate::digest::{Digest, PepperId};
     use crate::event::Revision;
@@ -134,7 +135,7 @@ mod tests {
             })
         });
         let lost = |ask: Ask<'_>, now| decide(before, &ask, now).is_ok() && decide(after, &ask, now).is_err();
-        let mut asks = asks.flat_map(|ask| (-1..TIMES.end).map(move |now| (ask, UnixMillis(now))));
+        let mut asks = asks.flat_map(|ask| (-1..TIMES.end).map(move |now| (ask, Now::at(UnixMillis(now)))));
         asks.any(|(ask, now)| lost(ask, now))
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::TenantId;
+use keyward_core::record::KeyRecord;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -18,6 +19,7 @@ use crate::index::{self, Index, Step, image};
 use crate::keyring::Keyring;
 use crate::progress::Progress;
 use crate::store::memory::MemoryStore;
+use crate::store::sled::journal::writer::free_bytes;
 use crate::store::sled::{BackupLimits, LockedDir, OpenError, Options, Retention, SledStore};
 use crate::store::{Bounds, InUse, PartWriter, Store, StoreError, View};
 
@@ -49,6 +51,7 @@ impl Opening {
             backup: BackupLimits { time: settings.backup_time_max, aside_bytes: settings.backup_aside_bytes_max },
             clock: deps.clock.clone(),
             bounds,
+            free_bytes,
         };
         let engine = deps.engine;
         let opened = spawn_blocking(move || -> Result<Arc<dyn Store>, OpenError> {
@@ -106,6 +109,12 @@ impl View for Filling {
 
     fn reach_time(&self, time: UnixMillis) {
         self.index.reach_time(time);
+    }
+
+    fn revision_of(&self, key: &KeyRecord) -> Option<Revision> {
+        let entry = self.index.get(&key.secret.digest)?;
+        let same = *entry.tenant() == key.tenant && entry.key_id() == key.key_id.as_str();
+        same.then(|| entry.revision())
     }
 
     fn parts(&self) -> usize {

@@ -55,7 +55,7 @@ impl Authority {
             method: "Bootstrap",
             target: target(&key.tenant, &key.key_id),
             time: stamp.time,
-            takes_power_away: false,
+            narrows: false,
             puts: vec![
                 tenant(TenantId::default_tenant(), "Default"),
                 tenant(TenantId::system(), "Credentials of callers"),

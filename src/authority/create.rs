@@ -12,7 +12,7 @@ use keyward_core::scope::Scope;
 use keyward_core::secret::IssuedSecret;
 
 use super::{Authority, AuthorityError, Subject, check_expiry, check_policy, check_size, target};
-use crate::store::{Commit, Put};
+use crate::store::{Commit, Put, Reader};
 
 /// What is wrong with a key id that the program keeps for itself.
 const RESERVED_RULE: &str = "in tenant 'system' must not be 'keyward' or begin with 'keyward-' or 'keyward_': so Keyward itself is named in the log";
@@ -80,7 +80,8 @@ impl Authority {
         check_expiry("", &key.policy, stamp.time)?;
         check_size(&key)?;
         if validate_only {
-            if self.store.key(&key.tenant, &key.key_id).await?.is_some() {
+            let reader = Reader { caller: grant.actor(), urgent: false };
+            if self.store.key_for(&reader, &key.tenant, &key.key_id).await?.is_some() {
                 return Err(AuthorityError::Exists(Subject::Key));
             }
             self.store.admits(None, &key).map_err(|e| AuthorityError::of_commit(e, Subject::Key))?;
@@ -92,7 +93,7 @@ impl Authority {
             method: "CreateKey",
             target: target(&key.tenant, &key.key_id),
             time: stamp.time,
-            takes_power_away: false,
+            narrows: false,
             puts: vec![Put::NewKey(Box::new(key.clone()))],
         };
         let revision = self.commit(commit).await.map_err(|e| AuthorityError::of_commit(e, Subject::Key))?;

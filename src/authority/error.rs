@@ -8,6 +8,7 @@ use keyward_core::entropy::EntropyError;
 use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::ForbiddenMove;
 
+use crate::fair::Crowded;
 use crate::store::{BackupLimit, CommitError, Exceeded, StoreError};
 
 /// What a call was about.
@@ -77,8 +78,8 @@ pub enum AuthorityError {
         /// The field.
         violation: Violation,
     },
-    /// Too many changes are waiting.
-    #[error("too many changes are waiting")]
+    /// Too many calls of this kind are waiting, in all or of this caller.
+    #[error("too many calls of this kind are waiting")]
     Overloaded,
     /// The disk has no room.
     #[error("the disk has no room for the change")]
@@ -97,7 +98,22 @@ pub enum AuthorityError {
     Entropy(#[from] EntropyError),
     /// The store failed.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
+}
+
+impl From<StoreError> for AuthorityError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Overloaded => Self::Overloaded,
+            error @ (StoreError::Closed | StoreError::Engine(_) | StoreError::Decode(_)) => Self::Store(error),
+        }
+    }
+}
+
+impl From<Crowded> for AuthorityError {
+    fn from(_: Crowded) -> Self {
+        Self::Overloaded
+    }
 }
 
 impl AuthorityError {
@@ -158,7 +174,7 @@ impl AuthorityError {
             CommitError::Bounded(exceeded) => Self::bounded(exceeded),
             CommitError::Overloaded => Self::Overloaded,
             CommitError::NoRoom => Self::NoRoom,
-            CommitError::Store(error) => Self::Store(error),
+            CommitError::Store(error) => error.into(),
         }
     }
 }

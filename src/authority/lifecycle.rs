@@ -24,9 +24,9 @@ impl Authority {
             return Err(AuthorityError::OwnKey);
         }
         let method = match to {
-            State::Active => "EnableKey",
-            State::Disabled => "DisableKey",
-            State::Revoked => "RevokeKey",
+            State::Active => ("EnableKey", false),
+            State::Disabled => ("DisableKey", true),
+            State::Revoked => ("RevokeKey", true),
         };
         self.change(grant, method, key_id, terms, |key, stamp| Ok(key.move_to(to, reason, stamp)?)).await
     }

@@ -23,14 +23,15 @@ use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
 use keyward_core::id::{KeyId, TenantId};
 use keyward_core::limits::RECORD_BYTES_ISSUED_MAX;
-use keyward_core::record::{KeyPolicy, KeyRecord, Moved, Stamp, State, TenantRecord};
+use keyward_core::narrowing::narrows;
+use keyward_core::record::{KeyPolicy, KeyRecord, Moved, Stamp, TenantRecord};
 use zeroize::Zeroizing;
 
 use self::page_token::PageTokens;
 use self::turns::Turns;
 use crate::index::Index;
 use crate::store::record::stateless_key_bytes;
-use crate::store::{Commit, CommitError, Put, Store};
+use crate::store::{Commit, CommitError, Put, Reader, Store};
 
 pub use self::create::{Created, NewKey};
 pub use self::error::{AuthorityError, Subject, Violation};
@@ -110,11 +111,11 @@ impl Authority {
     }
 
     /// Reads a key, changes it, and commits it unless it came out as it was. Another change in between is no obstacle,
-    /// unless the caller named a version.
+    /// unless the caller named a version. One that may take power away is `urgent`.
     async fn change<A>(
         &self,
         grant: &Grant<A>,
-        method: &'static str,
+        (method, urgent): (&'static str, bool),
         key_id: &KeyId,
         terms: &Terms,
         change: impl Fn(&mut KeyRecord, &Stamp) -> Result<Moved, AuthorityError> + Send + Sync,
@@ -122,20 +123,20 @@ impl Authority {
     where
         A: Act + Sync,
     {
+        let reader = Reader { caller: grant.actor(), urgent };
         for _ in 0..CONFLICT_TRIES_MAX {
-            let mut key = self.existing(grant.tenant(), key_id).await?;
+            let before = self.existing(&reader, grant.tenant(), key_id).await?;
+            let mut key = before.clone();
             if terms.etag.as_ref().is_some_and(|tag| *tag != etag(key.revision)) {
                 return Err(AuthorityError::Outdated);
             }
             let now = self.now();
             let stamp = Stamp { time: now.latest(), actor: grant.actor() };
-            let former = key.clone();
-            let before = key.policy.state;
             let moved = change(&mut key, &stamp)?;
-            let takes_power_away = key.policy.state != before && key.policy.state != State::Active;
+            let narrows = narrows(&before, &key);
             if moved == Moved::AlreadyThere || terms.validate_only {
-                if !takes_power_away {
-                    let admitted = self.store.admits(Some(&former), &key);
+                if !narrows {
+                    let admitted = self.store.admits(Some(&before), &key);
                     admitted.map_err(|error| AuthorityError::of_commit(error, Subject::Key).below("key."))?;
                 }
                 let revision = key.revision;
@@ -149,7 +150,7 @@ impl Authority {
                 method,
                 target: target(grant.tenant(), key_id),
                 time: stamp.time,
-                takes_power_away,
+                narrows,
                 puts: vec![Put::Key(Box::new(key.clone()))],
             };
             match self.commit(commit).await {
@@ -175,8 +176,8 @@ impl Authority {
         Ok(revision)
     }
 
-    async fn existing(&self, tenant: &TenantId, key_id: &KeyId) -> Result<KeyRecord, AuthorityError> {
-        let key = self.store.key(tenant, key_id).await?;
+    async fn existing(&self, reader: &Reader, tenant: &TenantId, key_id: &KeyId) -> Result<KeyRecord, AuthorityError> {
+        let key = self.store.key_for(reader, tenant, key_id).await?;
         Ok(KeyRecord::clone(&*key.ok_or(AuthorityError::Missing(Subject::Key))?))
     }
 

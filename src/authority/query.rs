@@ -9,7 +9,7 @@ use keyward_core::id::KeyId;
 use keyward_core::record::{KeyRecord, State};
 
 use super::{Authority, AuthorityError};
-use crate::store::KeyQuery;
+use crate::store::{Held, KeyQuery, Reader};
 
 /// Which keys of a tenant.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +33,8 @@ pub struct Listed<R> {
     pub next_page_token: String,
     /// Every change up to this revision is in it.
     pub revision: Revision,
+    /// Dropped when the records are in the reply: so many lists are under way at a time.
+    pub held: Held,
 }
 
 impl Authority {
@@ -42,13 +44,14 @@ impl Authority {
     /// When there is none.
     pub async fn key(&self, grant: &Grant<Read>, key_id: &KeyId) -> Result<(KeyRecord, Revision), AuthorityError> {
         let revision = self.store.revision();
-        Ok((self.existing(grant.tenant(), key_id).await?, revision))
+        let reader = Reader { caller: grant.actor(), urgent: false };
+        Ok((self.existing(&reader, grant.tenant(), key_id).await?, revision))
     }
 
     /// A page of keys in the order of their ids.
     ///
     /// # Errors
-    /// When the tenant is missing, or the page token is not one of this query's.
+    /// When the tenant is missing, the page token is not one of this query's, or too many lists of the caller wait.
     pub async fn keys(
         &self,
         grant: &Grant<Read>,
@@ -62,11 +65,11 @@ impl Authority {
         let bound: Vec<&[u8]> = bound.iter().map(Vec::as_slice).collect();
         let after = self.page_tokens.open(page_token, &bound, KeyId::parse)?;
         let Selector { states, owner, labels, key_ids } = selector;
-        let tenant = grant.tenant().clone();
-        let page =
-            self.store.keys(KeyQuery { tenant, states, owner, labels, key_ids, after, limit: page_size }).await?;
+        let (caller, tenant) = (grant.actor(), grant.tenant().clone());
+        let query = KeyQuery { caller, tenant, states, owner, labels, key_ids, after, limit: page_size };
+        let page = self.store.keys(query).await?;
         let next_page_token = self.page_tokens.seal(page.next.as_ref().map(KeyId::as_str), &bound);
-        Ok(Listed { records: page.records, next_page_token, revision })
+        Ok(Listed { records: page.records, next_page_token, revision, held: page.held })
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use keyward_core::access::{Action, Caller, CreateTenant, Grant, Read};
 use keyward_core::event::Revision;
-use keyward_core::id::{SecretPrefix, TenantId};
+use keyward_core::id::{ActorId, SecretPrefix, TenantId};
 use keyward_core::record::{Stamp, TenantRecord};
 
 use super::{Authority, AuthorityError, Changed, Listed, Subject};
@@ -52,7 +52,7 @@ impl Authority {
             method: "CreateTenant",
             target: record.tenant.to_string(),
             time: record.created.time,
-            takes_power_away: false,
+            narrows: false,
             puts: vec![Put::NewTenant(Box::new(record.clone()))],
         };
         let revision = self.commit(commit).await.map_err(|e| AuthorityError::of_commit(e, Subject::Tenant))?;
@@ -82,7 +82,7 @@ impl Authority {
         let revision = self.store.revision();
         let after = self.page_tokens.open(page_token, QUERY, TenantId::parse)?;
         let page = match caller.narrowed_to(Action::Read) {
-            None => self.store.tenants(after, page_size).await?,
+            None => self.store.tenants(&ActorId::from(caller.key_id()), after, page_size).await?,
             // One by one: a page over all tenants would show in its token where others' are.
             Some(own) => {
                 let mut found = vec![];
@@ -97,6 +97,6 @@ impl Authority {
         };
         let next_page_token = self.page_tokens.seal(page.next.as_ref().map(TenantId::as_str), QUERY);
         let visible = page.records.into_iter().filter(|t| caller.may(Action::Read, &t.tenant));
-        Ok(Listed { records: visible.collect(), next_page_token, revision })
+        Ok(Listed { records: visible.collect(), next_page_token, revision, held: page.held })
     }
 }

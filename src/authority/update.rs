@@ -41,7 +41,8 @@ impl Authority {
     ///
     /// # Errors
     /// When the key is missing, has another version than the terms name, a field breaks its rule, the patch would change
-    /// what the caller's own key may do, or more of a revoked key than its label, labels and annotations.
+    /// what the caller's own key may do, or more of a revoked key than its label, labels and annotations, or too many
+    /// updates of this key by this caller wait.
     pub async fn update_key(
         &self,
         grant: &Grant<Issue>,
@@ -50,8 +51,9 @@ impl Authority {
         terms: &Terms,
     ) -> Result<Changed<KeyRecord>, AuthorityError> {
         let own = grant.is_own_key(key_id);
-        let _turn = self.turns.take(grant.tenant(), key_id).await?;
-        self.change(grant, "UpdateKey", key_id, terms, |key, stamp| {
+        let urgent = patch.may_narrow();
+        let _turn = self.turns.take(grant.tenant(), key_id, (grant.actor(), urgent)).await?;
+        self.change(grant, ("UpdateKey", urgent), key_id, terms, |key, stamp| {
             let before = key.clone();
             patch.apply(key);
             if own && key.policy != before.policy {
@@ -74,6 +76,13 @@ impl Authority {
 }
 
 impl KeyPatch {
+    /// Whether it changes what verdicts depend on. Only the record tells whether it takes power away.
+    fn may_narrow(&self) -> bool {
+        let Self { scopes, audiences, allowed_cidrs, not_before, expire_time, .. } = self;
+        let lists = audiences.is_some() || allowed_cidrs.is_some();
+        scopes.is_some() || lists || not_before.is_some() || expire_time.is_some()
+    }
+
     fn apply(&self, key: &mut KeyRecord) {
         fn set<T: Clone>(field: &mut T, value: &Option<T>) {
             if let Some(value) = value {

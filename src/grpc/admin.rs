@@ -1,12 +1,14 @@
 //! KeyAdmin: convert, ask permission, call the authority, convert.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::Stream;
 use keyward_core::access::{self, Act, Action, Caller, ChangeState, CreateTenant, Grant, Issue, Read};
 use keyward_core::id::TenantId;
 use keyward_core::record::{KeyRecord, State};
+use tokio::task::yield_now;
 use tonic::{Request, Response, Status};
 
 use super::convert::{self, StateChange};
@@ -16,6 +18,9 @@ use super::ready::Gate;
 use super::standing::Standing;
 use super::status::{Refusal, status};
 use crate::authority::{Authority, AuthorityError, Backup, Changed, Subject};
+
+/// Records of a list that are converted at once: a fraction of a millisecond.
+const SLICE_RECORDS: usize = 250;
 
 /// The service.
 pub struct AdminService {
@@ -66,6 +71,16 @@ fn grant<A: Act>(caller: &Caller, tenant: TenantId, subject: Subject) -> Result<
     caller.grant(tenant).map_err(|denied| AuthorityError::of_denial(denied, subject).into())
 }
 
+/// Converts the records of a list, and gives way to other calls between two slices, and before the reply is encoded.
+async fn in_slices<R, M>(records: &[Arc<R>], convert: impl Fn(&R) -> M) -> Vec<M> {
+    let mut messages = Vec::with_capacity(records.len());
+    for slice in records.chunks(SLICE_RECORDS) {
+        messages.extend(slice.iter().map(|record| convert(record)));
+        yield_now().await;
+    }
+    messages
+}
+
 #[tonic::async_trait]
 impl pb::key_admin_server::KeyAdmin for AdminService {
     async fn create_key(
@@ -101,11 +116,9 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
             let (tenant, selector, page_size) = convert::list(&message, caller.tenant_by_default())?;
             let grant = grant::<Read>(caller, tenant, Subject::Tenant)?;
             let listed = self.authority()?.keys(&grant, selector, page_size, &message.page_token).await?;
-            Ok(pb::ListKeysResponse {
-                keys: listed.records.iter().map(|key| convert::key(key)).collect(),
-                next_page_token: listed.next_page_token,
-                revision: listed.revision.0,
-            })
+            let keys = in_slices(&listed.records, convert::key).await;
+            drop(listed.held);
+            Ok(pb::ListKeysResponse { keys, next_page_token: listed.next_page_token, revision: listed.revision.0 })
         })
         .await
     }
@@ -202,8 +215,10 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
                 return Err(AuthorityError::Denied.into());
             }
             let listed = self.authority()?.tenants(caller, page_size, &message.page_token).await?;
+            let tenants = in_slices(&listed.records, convert::tenant).await;
+            drop(listed.held);
             Ok(pb::ListTenantsResponse {
-                tenants: listed.records.iter().map(|tenant| convert::tenant(tenant)).collect(),
+                tenants,
                 next_page_token: listed.next_page_token,
                 revision: listed.revision.0,
             })

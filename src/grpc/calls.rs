@@ -41,6 +41,12 @@ pub fn has_stream(path: &str) -> bool {
     path == STREAM_VERIFY || path.ends_with("/ServerReflectionInfo")
 }
 
+/// Whether a call does nothing but take power away. Such calls are answered before others, on a thread of their own.
+#[must_use]
+pub fn is_urgent(path: &str) -> bool {
+    matches!(path, "/keyward.v1.KeyAdmin/DisableKey" | "/keyward.v1.KeyAdmin/RevokeKey")
+}
+
 /// Whether a path needs no credential.
 #[must_use]
 pub fn is_open(path: &str) -> bool {

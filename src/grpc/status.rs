@@ -16,7 +16,7 @@ use crate::authority::{AuthorityError, Exceeded, Subject, Violation};
 /// The domain of every ErrorInfo.
 pub const ERROR_DOMAIN: &str = "keyward";
 
-/// How long a caller should wait before another try when too many changes are waiting.
+/// How long a caller should wait before another try when too many calls of a kind are waiting.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// How long a caller should wait while another backup is being made.
@@ -193,7 +193,7 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
             return Told { code: Code::ResourceExhausted, reason, message, violations, retry_after: None };
         }
         AuthorityError::Overloaded => {
-            let message = "too many changes are waiting; try again".to_owned();
+            let message = "too many calls of this kind are waiting; try again".to_owned();
             let retry_after = Some(RETRY_AFTER);
             return Told { code: Code::ResourceExhausted, reason: "OVERLOADED", message, violations: &[], retry_after };
         }

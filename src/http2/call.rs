@@ -97,6 +97,8 @@ pub(super) struct Calls<S, X> {
     pub(super) service: S,
     pub(super) at_home: fn(&str) -> bool,
     pub(super) has_stream: fn(&str) -> bool,
+    pub(super) is_urgent: fn(&str) -> bool,
+    pub(super) urgent: Handle,
     pub(super) elsewhere: Handle,
     pub(super) has_gone_elsewhere: bool,
     pub(super) extension: X,
@@ -114,7 +116,7 @@ where
         let body = Incoming::new(inbox, stream, self.events.clone());
         let mut request = head.to_request(body)?;
         let path = request.uri().path();
-        let (at_home, has_stream) = ((self.at_home)(path), (self.has_stream)(path));
+        let (at_home, is_urgent, has_stream) = ((self.at_home)(path), (self.is_urgent)(path), (self.has_stream)(path));
         request.extensions_mut().insert(self.extension.clone());
         let room = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
         let link = Link { stream, events: self.events.clone(), room: room.clone(), held: Mutex::default() };
@@ -130,6 +132,8 @@ where
             // task, which begins with a poll: the waker of this one is not needed.
             let pending = call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
             pending.then(|| Handle::current().spawn(call).abort_handle())
+        } else if is_urgent {
+            Some(self.urgent.spawn(call).abort_handle())
         } else {
             self.has_gone_elsewhere = true;
             Some(self.elsewhere.spawn(call).abort_handle())

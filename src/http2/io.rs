@@ -50,6 +50,10 @@ pub struct Answering<S, A, X> {
     /// Whether the request of a call, by its path, is a stream of messages. All others must be whole in
     /// [`REQUEST_TIME_MAX`](super::REQUEST_TIME_MAX).
     pub has_stream: fn(&str) -> bool,
+    /// Whether a call, by its path, goes before others.
+    pub is_urgent: fn(&str) -> bool,
+    /// Where such calls are answered. Their connection stays where it is.
+    pub urgent: Handle,
     /// Where the others are answered.
     pub elsewhere: Handle,
     /// What each request is given as an extension.
@@ -85,9 +89,11 @@ pub enum Served {
 impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
     /// A connection that is there already, on the current runtime.
     pub fn new(io: T, answering: Answering<S, A, X>) -> Self {
-        let Answering { at_once, service, at_home, has_stream, elsewhere, extension } = answering;
+        let Answering { at_once, service, at_home, has_stream, is_urgent, urgent, elsewhere, extension } = answering;
         let (events, heard) = unbounded_channel();
-        let calls = Calls { service, at_home, has_stream, elsewhere, has_gone_elsewhere: false, extension, events };
+        let has_gone_elsewhere = false;
+        let calls =
+            Calls { service, at_home, has_stream, is_urgent, urgent, elsewhere, has_gone_elsewhere, extension, events };
         let now = Instant::now();
         Self(Session {
             io,

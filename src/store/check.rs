@@ -23,6 +23,12 @@ pub(super) trait Current {
     /// Holds one tenant more against their bound.
     fn admit_tenant(&self) -> Result<(), CommitError>;
 
+    /// Whether a record is of the key's current version, and of the same secret.
+    fn is_current(&self, key: &KeyRecord) -> Result<bool, StoreError> {
+        let there = self.key(&key.tenant, &key.key_id)?;
+        Ok(there.is_some_and(|there| there.revision == key.revision && there.secret.digest == key.secret.digest))
+    }
+
     /// A key of tenant `system`, by which changes are authorized: the same few again and again.
     fn caller(&mut self, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
         self.key(&TenantId::system(), key_id)
@@ -44,8 +50,13 @@ pub(super) struct Staged {
     pub(super) bytes: Vec<u8>,
 }
 
-/// Checks one put against what is there, and gives its record the revision of the commit.
-pub(super) fn stage(put: Put, revision: Revision, current: &impl Current) -> Result<Staged, CommitError> {
+/// Checks one put against what is there, and gives its record the revision of the commit, which may take power away.
+pub(super) fn stage(
+    put: Put,
+    revision: Revision,
+    narrows: bool,
+    current: &impl Current,
+) -> Result<Staged, CommitError> {
     match put {
         Put::NewKey(mut key) => {
             if current.key(&key.tenant, &key.key_id)?.is_some() || current.has_digest(&key.secret.digest)? {
@@ -56,11 +67,14 @@ pub(super) fn stage(put: Put, revision: Revision, current: &impl Current) -> Res
             staged_key(key)
         }
         Put::Key(mut key) => {
-            let there = current.key(&key.tenant, &key.key_id)?;
-            if there.as_ref().is_none_or(|t| t.revision != key.revision || t.secret.digest != key.secret.digest) {
+            if !current.is_current(&key)? {
                 return Err(CommitError::Outdated);
             }
-            current.admit(revision, there.as_deref(), &key)?;
+            // What takes power away is never refused for want of a name.
+            if !narrows {
+                let there = current.key(&key.tenant, &key.key_id)?;
+                current.admit(revision, there.as_deref(), &key)?;
+            }
             key.revision = revision;
             staged_key(key)
         }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use keyward_core::clock::UnixMillis;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Change, Record, Revision};
-use keyward_core::id::{KeyId, TenantId};
+use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::record::{KeyRecord, TenantRecord};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 use super::bounds::{self, Kind, Pending, Uses};
 use super::check::{Current, authorize, stage};
 use super::{
-    Backup, BackupError, Bounds, Commit, CommitError, Condition, KeyQuery, Page, Part, Snapshot, Store, StoreError,
+    Backup, BackupError, Bounds, Commit, CommitError, Condition, KeyQuery, Page, Part, Reader, Snapshot, Store,
+    StoreError,
 };
 use crate::feed::{Feed, Resync, Subscription};
 
@@ -30,8 +31,6 @@ pub struct MemoryStore {
 struct State {
     bounds: Bounds,
     uses: Uses,
-    /// Whether the commit that is being staged does.
-    takes_power_away: bool,
     revision: Revision,
     keys: BTreeMap<(TenantId, KeyId), Arc<KeyRecord>>,
     digests: HashSet<Digest>,
@@ -52,7 +51,6 @@ impl MemoryStore {
         let state = State {
             bounds,
             uses: Uses::default(),
-            takes_power_away: false,
             revision: Revision(0),
             keys: BTreeMap::new(),
             digests: HashSet::new(),
@@ -77,7 +75,12 @@ impl Store for MemoryStore {
         Ok(Snapshot { revision: state.revision, records: count, parts })
     }
 
-    async fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
+    async fn key_for(
+        &self,
+        _reader: &Reader,
+        tenant: &TenantId,
+        key_id: &KeyId,
+    ) -> Result<Option<Arc<KeyRecord>>, StoreError> {
         self.state.lock().key(tenant, key_id)
     }
 
@@ -91,7 +94,12 @@ impl Store for MemoryStore {
         self.state.lock().tenant(tenant)
     }
 
-    async fn tenants(&self, after: Option<TenantId>, limit: usize) -> Result<Page<TenantRecord, TenantId>, StoreError> {
+    async fn tenants(
+        &self,
+        _caller: &ActorId,
+        after: Option<TenantId>,
+        limit: usize,
+    ) -> Result<Page<TenantRecord, TenantId>, StoreError> {
         let state = self.state.lock();
         let past = |t: &&Arc<TenantRecord>| after.as_ref().is_none_or(|after| t.tenant > *after);
         Ok(Page::first(state.tenants.values().filter(past).cloned(), limit, |t| t.tenant.clone()))
@@ -103,9 +111,9 @@ impl Store for MemoryStore {
             return Err(StoreError::Closed.into());
         }
         authorize(&commit, &mut *state)?;
-        state.takes_power_away = commit.takes_power_away;
+        let narrows = commit.narrows;
         let revision = state.revision.next();
-        let staged = commit.puts.into_iter().map(|put| stage(put, revision, &*state));
+        let staged = commit.puts.into_iter().map(|put| stage(put, revision, narrows, &*state));
         let records: Vec<_> = staged.map(|s| s.map(|s| s.record)).collect::<Result<_, _>>()?;
         for record in &records {
             match record {
@@ -175,7 +183,7 @@ impl Current for State {
     }
 
     fn admit(&self, _: Revision, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
-        if self.takes_power_away { Ok(()) } else { self.check(before, key) }
+        self.check(before, key)
     }
 
     fn admit_tenant(&self) -> Result<(), CommitError> {

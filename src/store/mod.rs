@@ -11,6 +11,7 @@ pub mod record;
 pub mod sled;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,16 +41,29 @@ pub trait Store: Send + Sync + 'static {
     /// When the engine cannot read.
     async fn load(&self) -> Result<Snapshot, StoreError>;
 
+    /// One key, as of the last commit or later, for the program itself.
+    ///
+    /// # Errors
+    /// When the engine cannot read.
+    async fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
+        self.key_for(&Reader { caller: ActorId::keyward(), urgent: false }, tenant, key_id).await
+    }
+
     /// One key, as of the last commit or later.
     ///
     /// # Errors
-    /// When the engine cannot read.
-    async fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError>;
+    /// When the engine cannot read, or too many reads wait.
+    async fn key_for(
+        &self,
+        reader: &Reader,
+        tenant: &TenantId,
+        key_id: &KeyId,
+    ) -> Result<Option<Arc<KeyRecord>>, StoreError>;
 
-    /// A page of keys in the order of their ids, as of the last commit or later.
+    /// A page of keys in the order of their ids, as of the last commit or later. Callers take turns.
     ///
     /// # Errors
-    /// When the engine cannot read.
+    /// When the engine cannot read, or too many lists wait.
     async fn keys(&self, query: KeyQuery) -> Result<Page<KeyRecord, KeyId>, StoreError>;
 
     /// One tenant, as of the last commit or later.
@@ -58,11 +72,16 @@ pub trait Store: Send + Sync + 'static {
     /// When the engine cannot read.
     async fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError>;
 
-    /// A page of tenants in the order of their ids, as of the last commit or later.
+    /// A page of tenants in the order of their ids, as of the last commit or later. Callers take turns.
     ///
     /// # Errors
-    /// When the engine cannot read.
-    async fn tenants(&self, after: Option<TenantId>, limit: usize) -> Result<Page<TenantRecord, TenantId>, StoreError>;
+    /// When the engine cannot read, or too many lists wait.
+    async fn tenants(
+        &self,
+        caller: &ActorId,
+        after: Option<TenantId>,
+        limit: usize,
+    ) -> Result<Page<TenantRecord, TenantId>, StoreError>;
 
     /// Writes records, their audit entry and their change: together, or not at all. Returns when the change is durable;
     /// an engine that cannot know whether it is stops the process. The store sets the records' revision.
@@ -136,6 +155,11 @@ pub trait View: Send + Sync + 'static {
 
     /// There was a change at this time, though what it changed may have changed again since.
     fn reach_time(&self, time: UnixMillis);
+
+    /// The revision of a key's last change up to [`View::revision`], if the view knows it. `None` says nothing.
+    fn revision_of(&self, _key: &KeyRecord) -> Option<Revision> {
+        None
+    }
 
     /// How many parts it is kept in. Without any, it is not kept.
     fn parts(&self) -> usize;
@@ -305,9 +329,20 @@ impl Snapshot {
     }
 }
 
+/// For whom a key is read.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    /// Who asks.
+    pub caller: ActorId,
+    /// For a change that may take power away: such a read waits for no other kind.
+    pub urgent: bool,
+}
+
 /// Which keys to list.
 #[derive(Clone, Debug)]
 pub struct KeyQuery {
+    /// Who asks.
+    pub caller: ActorId,
     /// Of this tenant.
     pub tenant: TenantId,
     /// In one of these states. Empty: in any.
@@ -344,6 +379,25 @@ pub struct Page<R, I> {
     pub records: Vec<Arc<R>>,
     /// Where the next page goes on. `None`: this is the last.
     pub next: Option<I>,
+    /// Dropped when the page has been made use of: so many are under way at a time.
+    pub held: Held,
+}
+
+/// Something to drop at the right time.
+#[derive(Default)]
+pub struct Held(Option<Box<dyn Send + Sync>>);
+
+impl Held {
+    /// Holds something.
+    pub(crate) fn of(held: impl Send + Sync + 'static) -> Self {
+        Self(Some(Box::new(held)))
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Held" } else { "Held by nothing" })
+    }
 }
 
 impl<R, I> Page<R, I> {
@@ -353,7 +407,7 @@ impl<R, I> Page<R, I> {
         let more = records.len() > limit;
         records.truncate(limit);
         let next = records.last().filter(|_| more).map(|last| id(last));
-        Self { records, next }
+        Self { records, next, held: Held::default() }
     }
 }
 
@@ -370,8 +424,9 @@ pub struct Commit {
     pub target: String,
     /// When.
     pub time: UnixMillis,
-    /// It takes power away, as disabling does: it is made even when the disk is nearly full.
-    pub takes_power_away: bool,
+    /// It may turn a verdict from allow to deny ([`keyward_core::narrowing::narrows`]): it goes before all other changes, and is
+    /// made even when the disk is nearly full.
+    pub narrows: bool,
     /// The records to write.
     pub puts: Vec<Put>,
 }
@@ -425,6 +480,9 @@ pub enum StoreError {
     /// It is closing, or closed.
     #[error("the store is closed")]
     Closed,
+    /// Too many reads of the same kind wait, in all or of one caller.
+    #[error("too many reads are waiting")]
+    Overloaded,
     /// The engine below failed.
     #[error("the storage engine failed: {0}")]
     Engine(String),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward::store::memory::MemoryStore;
+use keyward::store::sled::journal::writer::free_bytes;
 use keyward::store::sled::{BackupLimits, LockedDir, Options, Retention, SledStore};
 use keyward::store::{Bounds, Commit, CommitError, KeyQuery, Put, Store};
 use keyward_core::access::{Caller, Identity, Issue, Unauthorized};
@@ -67,6 +68,7 @@ pub(crate) fn options(segment_bytes: u64) -> Options {
         backup: BackupLimits { time: Duration::MAX, aside_bytes: u64::MAX },
         clock: Arc::new(ManualClock::at(UnixMillis(1_000))),
         bounds: Bounds::NONE,
+        free_bytes,
     }
 }
 
@@ -119,7 +121,7 @@ pub(crate) fn commit(puts: Vec<Put>) -> Commit {
         method: "Test",
         target: "default/x".into(),
         time: UnixMillis(1_000),
-        takes_power_away: false,
+        narrows: false,
         puts,
     }
 }
@@ -131,6 +133,7 @@ pub(crate) async fn create(store: &dyn Store, number: u32) -> KeyRecord {
 
 fn query(limit: usize) -> KeyQuery {
     KeyQuery {
+        caller: ActorId::keyward(),
         tenant: TenantId::default_tenant(),
         states: vec![],
         owner: None,

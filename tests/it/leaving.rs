@@ -70,8 +70,15 @@ async fn start(tasks: &Tasks, cores: &Cores) -> ListenAddr {
     let (accepted, incoming) = mpsc::channel(1);
     tasks.spawn("accept", listener.accept(Slots::new(8), accepted, tasks.stop_token()));
     let elsewhere = tokio::runtime::Handle::current();
-    let answering =
-        Answering { service: There, at_once: |_| Here, at_home: |path| path == HOME, has_stream: |_| false, elsewhere };
+    let answering = Answering {
+        service: There,
+        at_once: |_| Here,
+        at_home: |path| path == HOME,
+        has_stream: |_| false,
+        is_urgent: |_| false,
+        urgent: elsewhere.clone(),
+        elsewhere,
+    };
     tasks.spawn("serve", serve(tasks.clone(), cores.homes().to_vec(), incoming, answering));
     addr
 }

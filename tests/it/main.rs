@@ -47,4 +47,5 @@ mod slow_backup;
 mod stream;
 mod tenants;
 mod turns;
+mod urgent;
 mod wire;

@@ -20,7 +20,8 @@ use keyward::authority::{Authority, Parts};
 use keyward::files::{create_private_dir, write_durably};
 use keyward::index::Index;
 use keyward::keyring::Keyring;
-use keyward::store::sled::{BackupLimits, COMMIT_QUEUE_MAX, LockedDir, Options, Retention, SledStore};
+use keyward::store::sled::journal::writer::free_bytes;
+use keyward::store::sled::{BackupLimits, COMMIT_QUEUE_OF_ONE_MAX, LockedDir, Options, Retention, SledStore};
 use keyward::store::{Bounds, Commit, Put, Store};
 use keyward::system::{SystemClock, SystemEntropy};
 use keyward_bench::typical::{Typical, scope};
@@ -73,6 +74,7 @@ async fn main() -> Result<(), Failure> {
         backup: BackupLimits { time: Duration::ZERO, aside_bytes: 0 },
         clock: Arc::new(SystemClock),
         bounds: Bounds::NONE,
+        free_bytes,
     };
     let store = Arc::new(SledStore::open(dir, &options, Arc::new(()))?);
     let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));
@@ -96,7 +98,7 @@ async fn main() -> Result<(), Failure> {
     known.sort_unstable();
     let mut lines = vec![];
     let began = Instant::now();
-    let room = Arc::new(Semaphore::new(COMMIT_QUEUE_MAX));
+    let room = Arc::new(Semaphore::new(COMMIT_QUEUE_OF_ONE_MAX));
     let mut commits = JoinSet::new();
     let mut known = known.into_iter().peekable();
     let mut others = ascending(keys - kept).peekable();
@@ -160,7 +162,7 @@ fn commit(key: KeyRecord) -> Commit {
         method: "CreateKey",
         target: format!("{}/{}", key.tenant, key.key_id),
         time: SystemClock.now(),
-        takes_power_away: false,
+        narrows: false,
         puts: vec![Put::NewKey(Box::new(key))],
     }
 }

@@ -15,14 +15,15 @@ use std::time::{Duration, Instant};
 use keyward_core::digest::Digest;
 use keyward_core::event::{Change, Record, Revision};
 use keyward_core::id::{KeyId, TenantId};
-use keyward_core::record::{KeyRecord, TenantRecord};
+use keyward_core::record::{KeyRecord, State, TenantRecord};
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::journal::Position;
 use super::journal::frame::FrameBuilder;
-use super::journal::writer::{Gauge, Room, RoomError};
+use super::journal::writer::{FreeBytes, Gauge, Room, RoomError};
 use super::keeper::Waker;
+use super::lanes::{Lanes, Share, TABLE_QUEUE_GROUPS_MAX};
 use super::overlay::{Maps, Overlay};
 use super::recovery::Journal;
 use super::table::{Row, Table};
@@ -32,16 +33,17 @@ use crate::feed::Feed;
 use crate::store::bounds::{self, Bounds, Kind, Pending};
 use crate::store::check::{Current, Staged, authorize, stage};
 use crate::store::record::pb;
-use crate::store::{Commit, CommitError, StoreError, View};
+use crate::store::{Commit, CommitError, Put, StoreError, View};
 
 /// Commits in one group at most.
 const GROUP_COMMITS_MAX: usize = 256;
 /// A group takes no further commit once its payload has this size. A commit adds what its records add.
 const GROUP_BYTES_MAX: usize = 1024 * 1024;
-/// Groups that wait for the table's writer at most; then the committer waits too, and its queue fills.
-const TABLE_QUEUE_GROUPS_MAX: usize = 64;
-/// Rows that the table's writer puts into one transaction, while more are waiting.
-const TABLE_ROWS_MAX: usize = 1_024;
+/// Groups that wait for the table's writer, when they are [`TABLE_QUEUE_GROUPS_MAX`], may be so many more of changes that take
+/// power away. Then the committer waits.
+const TABLE_QUEUE_NARROWING_MAX: usize = 64;
+/// Rows that the table's writer puts into one transaction, while more are waiting. A read of a key waits for as long as that.
+const TABLE_ROWS_MAX: usize = 256;
 /// Keys of callers that are kept to authorize changes by, without asking the table each time.
 const CALLERS_MAX: usize = 1_024;
 /// With nothing to write, the table's writer looks this often whether the table still works.
@@ -71,7 +73,8 @@ pub(super) struct Committer {
 pub(super) struct Parts {
     pub(super) journal: Journal,
     pub(super) watermark: Watermark,
-    pub(super) queue: mpsc::Receiver<Request>,
+    pub(super) lanes: Arc<Lanes>,
+    pub(super) free_bytes: FreeBytes,
     pub(super) table: Arc<Table>,
     pub(super) overlay: Arc<Overlay>,
     pub(super) feed: Feed,
@@ -79,7 +82,7 @@ pub(super) struct Parts {
     pub(super) durable_at: Arc<Mutex<Position>>,
     pub(super) keeper: Waker,
     pub(super) bounds: Bounds,
-    /// It knows which names are in use.
+    /// It follows the log: it knows which names are in use, and versions of keys without a read of the table.
     pub(super) view: Arc<dyn View>,
 }
 
@@ -94,20 +97,24 @@ pub(super) struct Progress {
 }
 
 impl Committer {
-    /// Starts the threads. They end when every sender of `queue` is gone and everything that was queued is done.
+    /// Starts the threads. They end when the lanes are closed and everything that was queued is done.
     pub(super) fn start(parts: Parts) -> std::io::Result<(Self, Progress)> {
-        let Parts { journal, watermark, queue, table, overlay, feed, durable_at, keeper, bounds, view } = parts;
+        let Parts { journal, watermark, lanes, free_bytes, table, overlay, feed, durable_at, keeper, bounds, view } =
+            parts;
         let revision = journal.position.revision;
-        let gauge = journal.writer.gauge()?;
+        let gauge = journal.writer.gauge(free_bytes)?;
         let busy = Arc::new(Busy::default());
         let (durable, durable_seen) = watch::channel(revision);
         let (applied, applied_seen) = watch::channel(revision);
-        let (groups, written_behind) = sync_channel(TABLE_QUEUE_GROUPS_MAX);
-        let table_writer = TableWriter { table: table.clone(), overlay: overlay.clone(), applied };
+        let (groups, written_behind) = sync_channel(TABLE_QUEUE_GROUPS_MAX + TABLE_QUEUE_NARROWING_MAX);
+        let table_writer =
+            TableWriter { table: table.clone(), overlay: overlay.clone(), lanes: lanes.clone(), applied };
         let table_thread = spawn("table", move || table_writer.run(&written_behind))?;
-        let progress = Progress { durable: durable_seen, applied: applied_seen, busy: busy.clone() };
+        let progress = Progress { durable: durable_seen, applied: applied_seen.clone(), busy: busy.clone() };
         let last_room = Room::Ample;
         let mut log = Log {
+            applied: applied_seen,
+            lanes,
             journal,
             watermark,
             table,
@@ -123,7 +130,7 @@ impl Committer {
             last_room,
             callers: HashMap::new(),
         };
-        let journal_thread = spawn("committer", move || log.run(queue))?;
+        let journal_thread = spawn("committer", move || log.run())?;
         Ok((Self { journal: journal_thread, table: table_thread }, progress))
     }
 
@@ -146,6 +153,8 @@ fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> std::io::Re
 }
 
 struct Log {
+    applied: watch::Receiver<Revision>,
+    lanes: Arc<Lanes>,
     journal: Journal,
     watermark: Watermark,
     table: Arc<Table>,
@@ -202,10 +211,12 @@ impl Busy {
 }
 
 impl Log {
-    fn run(&mut self, mut queue: mpsc::Receiver<Request>) {
-        while let Some(first) = queue.blocking_recv() {
+    fn run(&mut self) {
+        loop {
+            let mut share = Share::default();
+            let Some(first) = self.lanes.first(&mut share) else { break };
             self.busy.begin();
-            self.commit_group(first, &mut queue);
+            self.commit_group(first, share);
             self.busy.end();
         }
         if let Err(error) = self.watermark.sync() {
@@ -213,7 +224,7 @@ impl Log {
         }
     }
 
-    fn commit_group(&mut self, first: Request, queue: &mut mpsc::Receiver<Request>) {
+    fn commit_group(&mut self, first: Request, mut share: Share) {
         let room = self.room();
         let before = self.journal.position;
         let mut frame = FrameBuilder::after(&before);
@@ -222,7 +233,7 @@ impl Log {
         let mut replies = vec![];
         self.names.pending.get_mut().folded(self.names.view.revision());
         let (overlay, table, names, callers) = (&*self.overlay, &*self.table, &self.names, &mut self.callers);
-        let mut seen = Seen { group: Maps::default(), overlay, table, names, callers, takes_power_away: false };
+        let mut seen = Seen { group: Maps::default(), overlay, table, names, callers, applied: &self.applied };
 
         let mut next = Some(first);
         while let Some(request) = next {
@@ -242,7 +253,7 @@ impl Log {
                 Err(error) => replies.push((request.reply, Err(error))),
             }
             let full = frame.len() == GROUP_COMMITS_MAX || frame.payload_bytes() >= GROUP_BYTES_MAX;
-            next = if full { None } else { queue.try_recv().ok() };
+            next = if full { None } else { self.lanes.next(&mut share) };
         }
         if frame.is_empty() {
             answer(replies);
@@ -275,6 +286,7 @@ impl Log {
         self.keep_callers(&staged.rows);
         self.feed.publish(changes);
         self.durable.send_replace(staged.end.revision);
+        self.lanes.is_behind();
         if self.groups.send(staged).is_err() {
             die("the table's writer has ended", &"no receiver");
         }
@@ -303,7 +315,10 @@ impl Log {
             match room {
                 Room::Ample => tracing::info!("the disk has room again; changes are made"),
                 Room::Scarce => {
-                    tracing::error!("the disk is nearly full: changes are refused, save disabling and revoking")
+                    tracing::error!("the disk is nearly full: changes are refused, save those that take power away")
+                }
+                Room::Last => {
+                    tracing::error!("the disk is all but full: changes are refused, save disabling and revoking")
                 }
                 Room::None => tracing::error!("the disk is full: changes are refused, and verdicts go on; make room"),
             }
@@ -338,12 +353,13 @@ fn stage_all(
     seen: &mut Seen<'_>,
     room: Room,
 ) -> Result<(pb::JournalEntry, Vec<Row>), CommitError> {
-    if room < Room::Ample && !(room == Room::Scarce && commit.takes_power_away) {
+    if !has_room(&commit, room) {
         return Err(CommitError::NoRoom);
     }
     authorize(&commit, seen)?;
-    seen.takes_power_away = commit.takes_power_away;
-    let staged = commit.puts.into_iter().map(|put| stage(put, revision, seen)).collect::<Result<Vec<_>, _>>()?;
+    let narrows = commit.narrows;
+    let staged =
+        commit.puts.into_iter().map(|put| stage(put, revision, narrows, seen)).collect::<Result<Vec<_>, _>>()?;
     let rows: Vec<Row> = staged.into_iter().map(|Staged { record, bytes }| Row { record, bytes }).collect();
     rows.iter().for_each(|row| seen.group.insert(&row.record));
     let redo = rows.iter().map(|row| {
@@ -365,6 +381,17 @@ fn stage_all(
     Ok((entry, rows))
 }
 
+/// Whether there is room for a change.
+fn has_room(commit: &Commit, room: Room) -> bool {
+    let stops = |put: &Put| matches!(put, Put::Key(key) if key.policy.state != State::Active);
+    match room {
+        Room::Ample => true,
+        Room::Scarce => commit.narrows,
+        Room::Last => commit.narrows && commit.puts.iter().all(stops),
+        Room::None => false,
+    }
+}
+
 /// What is there: in this group, else in the overlay, else in the table.
 struct Seen<'a> {
     group: Maps,
@@ -372,8 +399,7 @@ struct Seen<'a> {
     table: &'a Table,
     callers: &'a mut Callers,
     names: &'a BoundedNames,
-    /// Whether the commit that is being staged does.
-    takes_power_away: bool,
+    applied: &'a watch::Receiver<Revision>,
 }
 
 /// What bounds the names of commits.
@@ -391,6 +417,23 @@ impl Current for Seen<'_> {
 
     fn has_digest(&self, digest: &Digest) -> Result<bool, StoreError> {
         Ok(self.group.has_digest(digest) || self.overlay.has_digest(digest) || self.table.has_digest(digest)?)
+    }
+
+    /// A read of the table would wait for the transaction that is being written, and all that is committed with it.
+    fn is_current(&self, key: &KeyRecord) -> Result<bool, StoreError> {
+        let newer = self.group.key(&key.tenant, &key.key_id).or_else(|| self.overlay.key(&key.tenant, &key.key_id));
+        let same = |there: &KeyRecord| there.revision == key.revision && there.secret.digest == key.secret.digest;
+        if let Some(newer) = newer {
+            return Ok(same(&newer));
+        }
+        // The overlay has been asked first: what it has let go of counts as applied, and a view that has come as far knows it.
+        let applied = *self.applied.borrow();
+        if self.names.view.revision() >= applied
+            && let Some(revision) = self.names.view.revision_of(key)
+        {
+            return Ok(revision == key.revision);
+        }
+        Ok(self.table.key(&key.tenant, &key.key_id)?.is_some_and(|there| same(&there)))
     }
 
     fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {
@@ -416,9 +459,7 @@ impl Current for Seen<'_> {
     fn admit(&self, revision: Revision, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
         let BoundedNames { bounds, view, pending } = self.names;
         let in_use = |kind: Kind, asked: &[&str]| kind.in_use(&**view, &key.tenant, asked);
-        if !self.takes_power_away {
-            bounds::check(bounds, &pending.borrow(), before, key, in_use)?;
-        }
+        bounds::check(bounds, &pending.borrow(), before, key, in_use)?;
         if in_use(Kind::Owner, &[]).is_some() {
             pending.borrow_mut().note(revision, before, key);
         }
@@ -427,13 +468,14 @@ impl Current for Seen<'_> {
 
     fn admit_tenant(&self) -> Result<(), CommitError> {
         // Those of the group are not among the others yet.
-        bounds::check_tenants(&self.names.bounds, self.overlay.tenants() + self.group.tenants())
+        bounds::check_tenants(&self.names.bounds, self.overlay.tenant_count() + self.group.tenants())
     }
 }
 
 struct TableWriter {
     table: Arc<Table>,
     overlay: Arc<Overlay>,
+    lanes: Arc<Lanes>,
     applied: watch::Sender<Revision>,
 }
 
@@ -448,17 +490,20 @@ impl TableWriter {
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             };
+            self.lanes.is_taken();
             while group.rows.len() < TABLE_ROWS_MAX
                 && let Ok(next) = groups.try_recv()
             {
+                self.lanes.is_taken();
                 group.rows.extend(next.rows);
                 group.end = next.end;
             }
             if let Err(error) = self.table.apply(&group.rows, group.end) {
                 die("the table cannot be written; the next start replays what it lacks", &error);
             }
-            self.overlay.release(group.rows.iter().map(|row| &row.record));
+            // In this order: what the overlay lets go of counts as applied.
             self.applied.send_replace(group.end.revision);
+            self.overlay.release(group.rows.iter().map(|row| &row.record));
         }
     }
 

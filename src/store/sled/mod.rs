@@ -14,11 +14,12 @@
 //! <data>/index/        NNNNNNNNNNNNNNNNNNNN.kwi: what the index held, for a quick start
 //! ```
 //!
-//! Reading order: [`journal`] (frames and segments), [`table`] (sled), `recovery` (start-up), `committer` (the one
-//! writer).
+//! Reading order: [`journal`] (frames and segments), [`table`] (sled), `recovery` (start-up), `lanes` (what waits for) and
+//! `committer` (the one writer), `reads` (the readers).
 
 mod backup;
 mod committer;
+mod condition;
 mod cut;
 mod dir;
 mod error;
@@ -28,8 +29,10 @@ pub mod inspect;
 pub mod journal;
 mod keeper;
 mod known;
+mod lanes;
 mod orderings;
 mod overlay;
+mod reads;
 mod rebuild;
 mod recovery;
 pub mod restore;
@@ -38,34 +41,40 @@ mod shrink;
 pub mod snapshot;
 mod sums;
 pub mod table;
+#[cfg(test)]
+mod tests;
 mod walk;
 mod watermark;
 
 use std::sync::Arc;
+use std::thread::Builder;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::event::Revision;
-use keyward_core::id::{KeyId, TenantId};
+use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::record::{KeyRecord, TenantRecord};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_blocking;
-use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use self::committer::{Committer, Progress, Request};
-use self::journal::writer::{Gauge, Room};
+use self::condition::Looks;
+use self::journal::writer::{FreeBytes, Room};
 use self::keeper::Keeper;
+use self::lanes::{Lanes, Refused};
+use self::orderings::Scan;
 use self::overlay::Overlay;
+use self::reads::Readers;
 use self::recovery::SoundTable;
 use self::table::Table;
 use super::bounds::{self, Kind, Pending};
 use super::{
-    Backup, BackupError, Bounds, Commit, CommitError, Condition, KeyQuery, Page, Part, Snapshot, Store, StoreError,
-    TableFigures, View,
+    Backup, BackupError, Bounds, Commit, CommitError, Condition, Held, KeyQuery, Page, Part, Reader, Snapshot, Store,
+    StoreError, TableFigures, View,
 };
+use crate::fair::{self, Gate};
 use crate::feed::{Feed, Resync, Subscription};
 
 pub use self::backup::BackupLimits;
@@ -73,8 +82,22 @@ pub use self::dir::LockedDir;
 pub use self::error::OpenError;
 pub use self::keeper::Retention;
 
-/// Commits that wait for the committer at most; one more is refused.
-pub const COMMIT_QUEUE_MAX: usize = 1_024;
+/// Commits that wait for the committer at most, of those that take power away and of all others; one more is refused.
+pub const COMMIT_QUEUE_MAX: usize = 4_096;
+/// Of one caller, so many at most that take no power away. Callers take turns, so they wait for each other and hold up nobody
+/// else; refusing them would cost more, because they come again.
+pub const COMMIT_QUEUE_OF_ONE_MAX: usize = 2_560;
+
+/// Threads that read lists.
+const LIST_THREADS: usize = 2;
+/// Threads that read one key.
+const KEY_THREADS: usize = 2;
+/// Threads that read a key for a change that may take power away.
+const URGENT_THREADS: usize = 1;
+/// Lists that are being read or put into replies.
+const LISTS: fair::Bounds = fair::Bounds { of_all: 64, of_one: 32 };
+/// Lists that wait for that.
+const LISTS_WAITING: fair::Bounds = fair::Bounds { of_all: 4_096, of_one: 1_024 };
 
 /// A disk that has not answered for this long is called stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
@@ -99,22 +122,27 @@ pub struct Options {
     pub clock: Arc<dyn Clock>,
     /// How many names may be in use.
     pub bounds: Bounds,
+    /// What is free on the disk: [`journal::writer::free_bytes`], save in tests.
+    pub free_bytes: FreeBytes,
 }
 
 /// A journal and a table.
 pub struct SledStore {
-    requests: Mutex<Option<mpsc::Sender<Request>>>,
+    lanes: Arc<Lanes>,
     progress: Progress,
     overlay: Arc<Overlay>,
     table: Arc<Table>,
     feed: Feed,
-    gauge: Arc<Gauge>,
     table_rebuilds: u64,
     bounds: Bounds,
     view: Arc<dyn View>,
-    looking: Arc<tokio::sync::Mutex<()>>,
     backing_up: Arc<tokio::sync::Mutex<()>>,
     backup_limits: BackupLimits,
+    looks: Looks,
+    lists: Arc<Gate<ActorId>>,
+    list_readers: Readers,
+    key_readers: Readers,
+    urgent_readers: Readers,
     threads: Mutex<Option<(Committer, Keeper)>>,
     /// Unlocks the directory when dropped. Close the store first: its threads may outlive it otherwise.
     _dir: LockedDir,
@@ -133,8 +161,8 @@ impl SledStore {
         overlay.insert(recovered.table.every_tenant().map_err(|error| OpenError::Table(error.into()))?.iter());
         let feed = Feed::starting_after(recovered.journal.position.revision);
         let table = Arc::new(recovered.table);
-        let (requests, queue) = mpsc::channel(COMMIT_QUEUE_MAX);
-        let gauge = Arc::new(recovered.journal.writer.gauge()?);
+        let lanes = Arc::new(Lanes::new());
+        let looks = Looks::start(recovered.journal.writer.gauge(options.free_bytes)?)?;
         let durable_at = Arc::new(Mutex::new(recovered.journal.position));
         let keeper = Keeper::start(keeper::Parts {
             dir: &dir,
@@ -147,7 +175,8 @@ impl SledStore {
         let (committer, progress) = Committer::start(committer::Parts {
             journal: recovered.journal,
             watermark: recovered.watermark,
-            queue,
+            lanes: lanes.clone(),
+            free_bytes: options.free_bytes,
             table: table.clone(),
             overlay: overlay.clone(),
             feed: feed.clone(),
@@ -157,18 +186,21 @@ impl SledStore {
             view: view.clone(),
         })?;
         Ok(Self {
-            requests: Mutex::new(Some(requests)),
+            lanes,
             progress,
             overlay,
             table,
             feed,
-            gauge,
             table_rebuilds: recovered.rebuilds,
             bounds: options.bounds,
             view,
-            looking: Arc::default(),
             backing_up: Arc::default(),
             backup_limits: options.backup,
+            looks,
+            lists: Arc::new(Gate::new(LISTS, LISTS_WAITING)),
+            list_readers: Readers::start("lists", LIST_THREADS)?,
+            key_readers: Readers::start("reads", KEY_THREADS)?,
+            urgent_readers: Readers::start("urgent reads", URGENT_THREADS)?,
             threads: Mutex::new(Some((committer, keeper))),
             _dir: dir,
         })
@@ -198,13 +230,10 @@ impl SledStore {
         self.table.cuts().lock().bytes()
     }
 
-    /// Runs a read of the table on a thread that may block.
-    async fn read<T: Send + 'static>(
-        &self,
-        read: impl FnOnce(&Table) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let table = self.table.clone();
-        spawn_blocking(move || read(&table)).await.map_err(|panic| StoreError::Engine(panic.to_string()))?
+    /// How many changes wait for the committer: those that take power away, and all others.
+    #[must_use]
+    pub fn waiting(&self) -> [usize; 2] {
+        self.lanes.waiting()
     }
 
     /// Waits until the table covers everything that is durable now, and gives the revision it covers.
@@ -216,16 +245,24 @@ impl SledStore {
     }
 }
 
+impl Drop for SledStore {
+    /// The committer ends when it has done what waits.
+    fn drop(&mut self) {
+        self.lanes.close();
+    }
+}
+
 #[async_trait]
 impl Store for SledStore {
     async fn load(&self) -> Result<Snapshot, StoreError> {
         let revision = self.caught_up().await?;
-        let sums = self.read(|table| table.sums().map_err(|error| StoreError::Engine(error.to_string()))).await?;
+        let table = self.table.clone();
+        let sums = on_a_thread(move || table.sums().map_err(|error| StoreError::Engine(error.to_string()))).await?;
         let records = sums.tenants.count() + sums.keys.count();
         let (sender, parts) = mpsc::channel(4);
         let table = self.table.clone();
         // Ends with its channel, which the receiver of the snapshot holds.
-        drop(spawn_blocking(move || {
+        let reader = Builder::new().name("load".into()).spawn(move || {
             let mut batch = Vec::with_capacity(SNAPSHOT_BATCH_RECORDS);
             for record in table.records() {
                 match record {
@@ -239,41 +276,62 @@ impl Store for SledStore {
                 }
             }
             [Part::Records(batch), Part::End].into_iter().all(|part| sender.blocking_send(Ok(part)).is_ok())
-        }));
+        });
+        reader.map_err(|error| StoreError::Engine(error.to_string()))?;
         Ok(Snapshot { revision, records, parts })
     }
 
-    async fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
+    async fn key_for(
+        &self,
+        reader: &Reader,
+        tenant: &TenantId,
+        key_id: &KeyId,
+    ) -> Result<Option<Arc<KeyRecord>>, StoreError> {
         // What the overlay has let go is in the table; so ask the overlay first.
         if let Some(key) = self.overlay.key(tenant, key_id) {
             return Ok(Some(key));
         }
-        let (tenant, key_id) = (tenant.clone(), key_id.clone());
-        self.read(move |table| table.key(&tenant, &key_id)).await
+        let (table, tenant, key_id) = (self.table.clone(), tenant.clone(), key_id.clone());
+        let readers = if reader.urgent { &self.urgent_readers } else { &self.key_readers };
+        readers.read(reader.caller.clone(), move || table.key(&tenant, &key_id).map(Some)).await
     }
 
     async fn keys(&self, query: KeyQuery) -> Result<Page<KeyRecord, KeyId>, StoreError> {
         self.caught_up().await?;
-        self.read(move |table| table.keys(&query)).await
+        let (table, caller) = (self.table.clone(), query.caller.clone());
+        let place = self.lists.enter(caller.clone()).await.map_err(|_| StoreError::Overloaded)?;
+        let mut scan = Scan::new(query);
+        let slice = move || {
+            let _turn = table.slice();
+            table.list_on(&mut scan)
+        };
+        let mut page = self.list_readers.read(caller, slice).await?;
+        page.held = Held::of(place);
+        Ok(page)
     }
 
     async fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {
         Ok(self.overlay.tenant(tenant))
     }
 
-    async fn tenants(&self, after: Option<TenantId>, limit: usize) -> Result<Page<TenantRecord, TenantId>, StoreError> {
-        self.caught_up().await?;
-        self.read(move |table| table.tenants(after.as_ref(), limit)).await
+    async fn tenants(
+        &self,
+        caller: &ActorId,
+        after: Option<TenantId>,
+        limit: usize,
+    ) -> Result<Page<TenantRecord, TenantId>, StoreError> {
+        let place = self.lists.enter(caller.clone()).await.map_err(|_| StoreError::Overloaded)?;
+        let found = self.overlay.tenants(after.as_ref(), limit.saturating_add(1));
+        let page = Page::first(found.into_iter(), limit, |tenant| tenant.tenant.clone());
+        Ok(Page { held: Held::of(place), ..page })
     }
 
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
         let (reply, answer) = oneshot::channel();
-        let requests = self.requests.lock().clone().ok_or(StoreError::Closed)?;
-        requests.try_send(Request { commit, reply }).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => CommitError::Overloaded,
-            mpsc::error::TrySendError::Closed(_) => StoreError::Closed.into(),
+        self.lanes.push(Request { commit, reply }).map_err(|refused| match refused {
+            Refused::Full => CommitError::Overloaded,
+            Refused::Closed => StoreError::Closed.into(),
         })?;
-        drop(requests);
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
@@ -283,7 +341,7 @@ impl Store for SledStore {
     }
 
     fn admits_tenant(&self) -> Result<(), CommitError> {
-        bounds::check_tenants(&self.bounds, self.overlay.tenants())
+        bounds::check_tenants(&self.bounds, self.overlay.tenant_count())
     }
 
     fn changes(&self, after: Revision) -> Result<Subscription, Resync> {
@@ -295,19 +353,14 @@ impl Store for SledStore {
     }
 
     async fn condition(&self) -> Condition {
-        // A look that hangs keeps its thread: one at a time.
-        let Ok(looking) = self.looking.clone().try_lock_owned() else { return Condition::Stuck };
-        let gauge = self.gauge.clone();
-        let look = spawn_blocking(move || {
-            let _looking = looking;
-            gauge.room()
-        });
-        match timeout(STUCK_AFTER, look).await {
-            _ if self.progress.busy.lasted() > STUCK_AFTER => Condition::Stuck,
-            Err(_) => Condition::Stuck,
+        let room = self.looks.look(STUCK_AFTER).await;
+        let waited = self.progress.busy.lasted().max(self.lanes.held_for());
+        match room {
+            _ if waited > STUCK_AFTER => Condition::Stuck,
+            None => Condition::Stuck,
             _ if self.progress.busy.had_no_room(REFUSAL_COUNTS_FOR) => Condition::NoRoom,
-            Ok(Ok(Ok(Room::Ample))) => Condition::Writable,
-            Ok(_) => Condition::NoRoom,
+            Some(Ok(Room::Ample)) => Condition::Writable,
+            Some(_) => Condition::NoRoom,
         }
     }
 
@@ -322,10 +375,19 @@ impl Store for SledStore {
     }
 
     async fn close(&self) -> Result<(), StoreError> {
-        drop(self.requests.lock().take());
+        self.lanes.close();
         let Some((committer, keeper)) = self.threads.lock().take() else { return Ok(()) };
-        let joined = spawn_blocking(move || keeper.join().and(committer.join()));
-        joined.await.map_err(|panic| StoreError::Engine(panic.to_string()))??;
-        self.read(Table::flush).await
+        let table = self.table.clone();
+        on_a_thread(move || keeper.join().and(committer.join()).and_then(|()| table.flush())).await
     }
+}
+
+/// Does what blocks, now and then, on a thread of its own.
+async fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let (done, result) = oneshot::channel();
+    let thread = Builder::new().name("store".into()).spawn(move || drop(done.send(work())));
+    thread.map_err(|error| StoreError::Engine(error.to_string()))?;
+    result.await.map_err(|_| StoreError::Engine("a thread of the store panicked".into()))?
 }

@@ -1,7 +1,8 @@
 //! What is answered from memory before the table is asked: the keys that are durable in the journal and not yet in the
 //! table, and every tenant.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use keyward_core::digest::Digest;
@@ -22,7 +23,7 @@ pub(super) struct Overlay(RwLock<Maps>);
 pub(super) struct Maps {
     keys: HashMap<TenantId, HashMap<KeyId, Arc<KeyRecord>>>,
     digests: HashSet<Digest>,
-    tenants: HashMap<TenantId, Arc<TenantRecord>>,
+    tenants: BTreeMap<TenantId, Arc<TenantRecord>>,
 }
 
 impl Overlay {
@@ -40,8 +41,14 @@ impl Overlay {
     }
 
     /// How many tenants there are.
-    pub(super) fn tenants(&self) -> usize {
+    pub(super) fn tenant_count(&self) -> usize {
         self.0.read().tenants()
+    }
+
+    /// Tenants past one, at most so many.
+    pub(super) fn tenants(&self, after: Option<&TenantId>, most: usize) -> Vec<Arc<TenantRecord>> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.0.read().tenants.range((from, Bound::Unbounded)).take(most).map(|(_, tenant)| tenant.clone()).collect()
     }
 
     /// Adds records that have become durable.

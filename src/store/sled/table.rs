@@ -24,20 +24,20 @@ use std::time::{Duration, Instant};
 use keyward_core::digest::Digest;
 use keyward_core::event::Record;
 use keyward_core::id::{KeyId, TenantId};
-use keyward_core::record::{KeyRecord, TenantRecord};
-use parking_lot::Mutex;
+use keyward_core::record::KeyRecord;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use sled::transaction::{ConflictableTransactionError, TransactionError};
 use sled::{Batch, Transactional, Tree};
 
 use super::cut::{Cuts, Kind};
 use super::journal::{ChainKey, Position};
 use super::known::{Known, Name};
-use super::orderings::{facets_of, id_name, joined};
+use super::orderings::{facets_of, id_name};
 use super::sums::{SumKey, Sums};
 use crate::files::{create_private_dir, lock_soon, named};
 use crate::progress::Progress;
 use crate::store::record::{DecodeError, decode_key, decode_tenant};
-use crate::store::{Page, StoreError, TableFigures};
+use crate::store::{StoreError, TableFigures};
 
 /// sled's cache. The index serves the reads that matter.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
@@ -60,6 +60,9 @@ pub struct Table {
     cuts: Mutex<Cuts>,
     known: Known,
     size: Size,
+    /// Held for reading by each slice of a list, and for writing by each transaction. sled has a lock for both, for each key that
+    /// is read: a list would wait for a transaction at every key, or the writer for every list.
+    slices: RwLock<()>,
     /// The last field: with it goes sled.
     _db: Closing,
 }
@@ -200,7 +203,19 @@ impl Table {
             records: AtomicU64::new(contents.record_bytes),
             measured: Mutex::new(Instant::now()),
         };
-        Ok(Self { keys, ids, facets, tenants, meta, sum_key, cuts, known: contents.known, size, _db })
+        Ok(Self {
+            keys,
+            ids,
+            facets,
+            tenants,
+            meta,
+            sum_key,
+            cuts,
+            known: contents.known,
+            size,
+            slices: RwLock::default(),
+            _db,
+        })
     }
 
     /// What it takes, as it was last measured. Its records are known once it has been read through.
@@ -282,6 +297,7 @@ impl Table {
             with_rows.of_mut(row.kind()).add(&self.sum_key, row.name(), &row.bytes);
         }
         let trees = (&self.keys, &self.ids, &self.facets, &self.tenants, &self.meta);
+        let turn = self.slices.write();
         let written = trees.transaction(|(keys, ids, facets, tenants, meta)| {
             let mut sums = with_rows;
             let mut replaced = 0;
@@ -311,6 +327,8 @@ impl Table {
             meta.insert(APPLIED, sums.encode(&self.sum_key))?;
             Ok(replaced)
         });
+        // To the slices that wait: the next transaction comes at once.
+        RwLockWriteGuard::unlock_fair(turn);
         let replaced = written.map_err(|error| match error {
             TransactionError::Storage(error) => TableError::from(error),
             TransactionError::Abort(error) => error,
@@ -352,8 +370,13 @@ impl Table {
             return Ok(None);
         }
         let Some(digest) = self.ids.get(id)? else { return Ok(None) };
-        let bytes = self.keys.get(&digest)?.ok_or_else(|| StoreError::Engine("an id leads to no key".into()))?;
-        Ok(Some(Arc::new(decode_key(&bytes)?)))
+        self.key_of(&digest).map(Some)
+    }
+
+    /// The key that an id leads to.
+    pub(super) fn key_of(&self, digest: &[u8]) -> Result<Arc<KeyRecord>, StoreError> {
+        let bytes = self.keys.get(digest)?.ok_or_else(|| StoreError::Engine("an id leads to no key".into()))?;
+        Ok(Arc::new(decode_key(&bytes)?))
     }
 
     /// Whether a key of this digest is there.
@@ -369,15 +392,15 @@ impl Table {
         self.tenants.iter().values().map(|bytes| Ok(Record::Tenant(Arc::new(decode_tenant(&bytes?)?)))).collect()
     }
 
-    /// A page of tenants in the order of their ids.
-    ///
-    /// # Errors
-    /// When sled fails or a record is damaged.
-    pub fn tenants(&self, after: Option<&TenantId>, limit: usize) -> Result<Page<TenantRecord, TenantId>, StoreError> {
-        let start = after.map_or_else(Vec::new, |after| joined(&[after.as_str(), ""]));
-        let found = self.tenants.range(start..).values().take(limit.saturating_add(1));
-        let found = found.map(|bytes| Ok(Arc::new(decode_tenant(&bytes?)?))).collect::<Result<Vec<_>, StoreError>>()?;
-        Ok(Page::first(found.into_iter(), limit, |tenant| tenant.tenant.clone()))
+    /// A turn to read a slice of a list, in which nothing is written.
+    pub(super) fn slice(&self) -> RwLockReadGuard<'_, ()> {
+        self.slices.read()
+    }
+
+    /// Holds every list between two slices, as a transaction does.
+    #[cfg(test)]
+    pub(super) fn hold_slices(&self) -> RwLockWriteGuard<'_, ()> {
+        self.slices.write()
     }
 
     /// Which names it may hold.

@@ -35,6 +35,8 @@ const NOTICED_WITHIN: Duration = Duration::from_secs(3);
 /// Books: those of the load, and one for the changes of this mode.
 const BOOKS: usize = 9;
 const OWN_BOOK: usize = 8;
+/// 2100-01-01, when a narrowed key ends.
+const END_SECONDS: i64 = 4_102_444_800;
 const NO_SPACE: [&str; 3] = ["os error 28)", "code: 28,", "disk is full"];
 
 /// Fills a disk under a server, makes room, fills it again, and starts a server on it.
@@ -55,9 +57,11 @@ pub(crate) async fn run(run: &mut Run, scene: &Scene) -> Result<(), Failure> {
     probe.wait_for_admin(false).await?;
     refused_for_room(&create(&caller, &oracle).await?)?;
     // What this build does with little room: it takes power away, and gives none.
+    let narrowed = Change::Relabel("narrowed".to_owned());
+    change(&caller, &oracle, &kept, narrowed).await?.map_err(|e| format!("little room, no narrowing update: {e:?}"))?;
     change(&caller, &oracle, &kept, Change::Disable).await?.map_err(|e| format!("little room, no disable: {e:?}"))?;
     refused_for_room(&change(&caller, &oracle, &kept, Change::Enable).await?)?;
-    run.tally.count("full disks: with little room only a disable was made", 1);
+    run.tally.count("full disks: with little room only a narrowing update and a disable were made", 1);
 
     let rest = disk.fill(0)?;
     refused_for_room(&create(&caller, &oracle).await?)?;
@@ -166,7 +170,15 @@ async fn change(
         Change::Revoke => {
             caller.revoke(pb::RevokeKeyRequest { key_id, ..Default::default() }).await.map(|made| made.key)
         }
-        Change::Create(_) | Change::Relabel(_) => return Err("not a change of this mode".into()),
+        // And narrows it: the key that had no end has one.
+        Change::Relabel(display_name) => {
+            let expire_time = Some(prost_types::Timestamp { seconds: END_SECONDS, nanos: 0 });
+            let key = Some(pb::Key { key_id, display_name, expire_time, ..Default::default() });
+            let paths = vec!["display_name".to_owned(), "expire_time".to_owned()];
+            let update_mask = Some(prost_types::FieldMask { paths });
+            caller.update(pb::UpdateKeyRequest { key, update_mask, ..Default::default() }).await.map(|made| made.key)
+        }
+        Change::Create(_) => return Err("not a change of this mode".into()),
     };
     match made {
         Ok(told) => {

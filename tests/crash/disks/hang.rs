@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keyward::grpc::pb;
-use keyward::store::sled::COMMIT_QUEUE_MAX;
+use keyward::store::sled::COMMIT_QUEUE_OF_ONE_MAX;
 use rand::RngExt;
 use rustix::process::Signal;
 use tokio::sync::mpsc;
@@ -27,7 +27,7 @@ use crate::watch::Watch;
 
 const DISK_MEBIBYTES: u64 = 256;
 /// Changes that are under way when the disk hangs. A connection carries 256 calls.
-const CHANGES: usize = 1_800;
+const CHANGES: usize = 3_600;
 const CHANGES_PER_CONNECTION: usize = 200;
 /// Commits that the committer has taken off its queue when it hangs, at most: one group.
 const GROUP_MAX: usize = 256;
@@ -77,7 +77,7 @@ pub(crate) async fn run(run: &mut Run, scene: &Scene) -> Result<(), Failure> {
         });
     }
     drop(sender);
-    let least = CHANGES - COMMIT_QUEUE_MAX - GROUP_MAX;
+    let least = CHANGES - COMMIT_QUEUE_OF_ONE_MAX - GROUP_MAX;
     let (mut refused, mut slowest) = (0, Duration::ZERO);
     while refused < least {
         let answered = timeout(REFUSALS_LIMIT, answers.recv()).await;
@@ -113,7 +113,7 @@ pub(crate) async fn run(run: &mut Run, scene: &Scene) -> Result<(), Failure> {
         if answered?.refused { refused += 1 } else { made += 1 }
     }
     let waited = CHANGES - refused;
-    if made != waited || !(COMMIT_QUEUE_MAX..=COMMIT_QUEUE_MAX + GROUP_MAX).contains(&waited) {
+    if made != waited || !(COMMIT_QUEUE_OF_ONE_MAX..=COMMIT_QUEUE_OF_ONE_MAX + GROUP_MAX).contains(&waited) {
         return Err(format!("{refused} changes refused and {made} made, of {CHANGES}").into());
     }
     probe.wait_for_admin(true).await?;

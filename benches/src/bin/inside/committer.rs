@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use keyward::store::sled::journal::writer::free_bytes;
 use keyward::store::sled::{BackupLimits, LockedDir, Options as StoreOptions, Retention, SledStore};
 use keyward::store::{Bounds, Commit, Put, Store};
 use keyward_bench::figures::{median, percentile, ratio, rounded};
@@ -95,6 +96,7 @@ impl Bench {
             backup: BackupLimits { time: Duration::MAX, aside_bytes: u64::MAX },
             clock: Arc::new(ManualClock::at(NOW)),
             bounds: Bounds::NONE,
+            free_bytes,
         };
         let store = SledStore::open(LockedDir::lock(dir.path())?, &options, Arc::new(()))?;
         Ok(Self { dir, store: Arc::new(store), next: 0 })
@@ -140,7 +142,7 @@ impl Bench {
             method: "CreateKey",
             target,
             time: NOW,
-            takes_power_away: false,
+            narrows: false,
             puts: vec![Put::NewKey(Box::new(key.record(digest, PepperId(1), Revision(0))?))],
         })
     }

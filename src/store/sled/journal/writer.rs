@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +15,8 @@ use crate::files::private;
 const ZEROS_BYTES: usize = 64 * 1024;
 /// Below this much free space, only changes that take power away are made: the table grows behind the journal.
 const FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
+/// Below this much, of those only the ones that stop a key. A key can be narrowed without end, and stopped twice.
+const FREE_BYTES_TO_STOP: u64 = 32 * 1024 * 1024;
 /// Below this much, none is.
 const FREE_BYTES_LAST: u64 = 16 * 1024 * 1024;
 /// The size of a segment that is made when little is free, unless one group needs more.
@@ -36,6 +37,8 @@ pub struct Writer {
 pub enum Room {
     /// None.
     None,
+    /// Enough for disabling and revoking.
+    Last,
     /// Enough for changes that take power away.
     Scarce,
     /// Enough.
@@ -46,7 +49,8 @@ impl Room {
     fn of(free_bytes: u64) -> Self {
         match free_bytes {
             FREE_BYTES_MIN.. => Self::Ample,
-            FREE_BYTES_LAST.. => Self::Scarce,
+            FREE_BYTES_TO_STOP.. => Self::Scarce,
+            FREE_BYTES_LAST.. => Self::Last,
             _ => Self::None,
         }
     }
@@ -56,14 +60,20 @@ impl Room {
 ///
 /// # Errors
 /// When the system does not say.
-pub fn free_bytes(file: impl AsFd) -> io::Result<u64> {
+pub fn free_bytes(file: &File) -> io::Result<u64> {
     let stats = fstatvfs(file)?;
     Ok(stats.f_bavail.saturating_mul(stats.f_frsize))
 }
 
+/// How to ask for what is free on the disk of a file: [`free_bytes`], save in tests.
+pub type FreeBytes = fn(&File) -> io::Result<u64>;
+
 /// Looks at the room on the journal's disk.
 #[derive(Debug)]
-pub struct Gauge(File);
+pub struct Gauge {
+    disk: File,
+    free_bytes: FreeBytes,
+}
 
 impl Gauge {
     /// How much room there is now.
@@ -71,7 +81,7 @@ impl Gauge {
     /// # Errors
     /// When the system does not say.
     pub fn room(&self) -> io::Result<Room> {
-        free_bytes(&self.0).map(Room::of)
+        (self.free_bytes)(&self.disk).map(Room::of)
     }
 }
 
@@ -114,8 +124,8 @@ impl Writer {
     ///
     /// # Errors
     /// When the system refuses another handle.
-    pub fn gauge(&self) -> io::Result<Gauge> {
-        self.dir_file.try_clone().map(Gauge)
+    pub fn gauge(&self, free_bytes: FreeBytes) -> io::Result<Gauge> {
+        Ok(Gauge { disk: self.dir_file.try_clone()?, free_bytes })
     }
 
     /// Makes room for a frame of this length: goes on to a new segment if the current one is too full, and says whether it

@@ -1,0 +1,245 @@
+//! What waits for the committer, in two lanes: changes that take power away, and all others.
+//!
+//! The first lane is taken first, also into a group that is under construction, and neither fills with the other. When the
+//! table's writer is far behind, the second lane is held back, so that the first still finds places there. In both, callers
+//! take turns, and none can fill a lane alone.
+
+use std::time::{Duration, Instant};
+
+use keyward_core::id::ActorId;
+use parking_lot::{Condvar, Mutex};
+
+use super::committer::Request;
+use super::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX};
+use crate::fair::{Bounds, Queue};
+
+/// Changes that take power away, as long as others wait too, in one group at most: the others keep a part of it.
+const GROUP_NARROWING_MAX: usize = 192;
+/// While so many groups wait for the table's writer, only changes that take power away are taken.
+pub(super) const TABLE_QUEUE_GROUPS_MAX: usize = 64;
+
+const NARROWING: Bounds = Bounds { of_all: COMMIT_QUEUE_MAX, of_one: COMMIT_QUEUE_MAX / 8 };
+const ORDINARY: Bounds = Bounds { of_all: COMMIT_QUEUE_MAX, of_one: COMMIT_QUEUE_OF_ONE_MAX };
+
+pub(super) struct Lanes {
+    state: Mutex<State>,
+    /// There may be something to take.
+    work: Condvar,
+}
+
+struct State {
+    narrowing: Queue<ActorId, Request>,
+    ordinary: Queue<ActorId, Request>,
+    /// Groups that wait for the table's writer.
+    behind: usize,
+    /// When that writer last took one.
+    taken: Instant,
+    closed: bool,
+}
+
+/// Why a request is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    Full,
+    Closed,
+}
+
+/// What a group has taken so far.
+#[derive(Debug, Default)]
+pub(super) struct Share {
+    narrowing: usize,
+}
+
+impl Lanes {
+    pub(super) fn new() -> Self {
+        let state = State {
+            narrowing: Queue::new(NARROWING),
+            ordinary: Queue::new(ORDINARY),
+            behind: 0,
+            taken: Instant::now(),
+            closed: false,
+        };
+        Self { state: Mutex::new(state), work: Condvar::new() }
+    }
+
+    /// Adds a request to its lane.
+    pub(super) fn push(&self, request: Request) -> Result<(), Refused> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(Refused::Closed);
+        }
+        let lane = if request.commit.narrows { &mut state.narrowing } else { &mut state.ordinary };
+        lane.push(request.commit.actor.clone(), request).map_err(|_| Refused::Full)?;
+        drop(state);
+        self.work.notify_one();
+        Ok(())
+    }
+
+    /// Takes nothing more. What is there will still be given.
+    pub(super) fn close(&self) {
+        self.state.lock().closed = true;
+        self.work.notify_one();
+    }
+
+    /// Waits for the first request of a group. `None`: there will be no more.
+    pub(super) fn first(&self, share: &mut Share) -> Option<Request> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(request) = state.take(share) {
+                return Some(request);
+            }
+            if state.closed && state.ordinary.is_empty() {
+                return None;
+            }
+            self.work.wait(&mut state);
+        }
+    }
+
+    /// The next request of a group, if one is there.
+    pub(super) fn next(&self, share: &mut Share) -> Option<Request> {
+        self.state.lock().take(share)
+    }
+
+    /// Whether the second lane is held back.
+    #[cfg(test)]
+    pub(super) fn is_held(&self) -> bool {
+        self.state.lock().is_held()
+    }
+
+    /// How many wait, in the first lane and in the second.
+    pub(super) fn waiting(&self) -> [usize; 2] {
+        let state = self.state.lock();
+        [state.narrowing.len(), state.ordinary.len()]
+    }
+
+    /// A group goes to the table's writer.
+    pub(super) fn is_behind(&self) {
+        let mut state = self.state.lock();
+        if state.behind == 0 {
+            state.taken = Instant::now();
+        }
+        state.behind += 1;
+    }
+
+    /// The table's writer has taken a group.
+    pub(super) fn is_taken(&self) {
+        let mut state = self.state.lock();
+        let held = state.is_held();
+        state.behind -= 1;
+        state.taken = Instant::now();
+        if held {
+            self.work.notify_one();
+        }
+    }
+
+    /// For how long requests have been held back by a writer of the table that takes nothing.
+    pub(super) fn held_for(&self) -> Duration {
+        let state = self.state.lock();
+        if state.is_held() && !state.ordinary.is_empty() { state.taken.elapsed() } else { Duration::ZERO }
+    }
+}
+
+impl State {
+    fn is_held(&self) -> bool {
+        self.behind >= TABLE_QUEUE_GROUPS_MAX
+    }
+
+    fn take(&mut self, share: &mut Share) -> Option<Request> {
+        let others_wait = !self.is_held() && !self.ordinary.is_empty();
+        if !(others_wait && share.narrowing >= GROUP_NARROWING_MAX)
+            && let Some((_, request)) = self.narrowing.pop()
+        {
+            share.narrowing += 1;
+            return Some(request);
+        }
+        if self.is_held() { None } else { self.ordinary.pop().map(|(_, request)| request) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keyward_core::clock::UnixMillis;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::store::Commit;
+
+    fn request(actor: &str, narrows: bool) -> Request {
+        let commit = Commit {
+            actor: ActorId::parse(actor).unwrap(),
+            authorization: None,
+            method: "Test",
+            target: String::new(),
+            time: UnixMillis(0),
+            narrows,
+            puts: vec![],
+        };
+        Request { commit, reply: oneshot::channel().0 }
+    }
+
+    fn actors(lanes: &Lanes) -> Vec<String> {
+        let mut share = Share::default();
+        std::iter::from_fn(|| lanes.next(&mut share)).map(|request| request.commit.actor.to_string()).collect()
+    }
+
+    #[test]
+    fn what_takes_power_away_is_taken_first_and_has_room_where_the_rest_has_none() {
+        let lanes = Lanes::new();
+        for actor in ["one", "two"] {
+            while lanes.push(request(actor, false)).is_ok() {}
+        }
+        assert_eq!(lanes.push(request("three", false)), Err(Refused::Full));
+        lanes.push(request("last", true)).unwrap();
+        assert_eq!(lanes.first(&mut Share::default()).unwrap().commit.actor.as_str(), "last");
+    }
+
+    #[test]
+    fn one_caller_cannot_fill_a_lane() {
+        let lanes = Lanes::new();
+        for narrows in [true, false] {
+            let taken = (0..COMMIT_QUEUE_MAX).filter(|_| lanes.push(request("much", narrows)).is_ok()).count();
+            assert!(taken < COMMIT_QUEUE_MAX);
+            lanes.push(request("other", narrows)).unwrap();
+        }
+        // And has to wait for itself alone.
+        assert_eq!(actors(&lanes)[..3], ["much", "other", "much"]);
+    }
+
+    #[test]
+    fn a_flood_that_takes_power_away_leaves_others_a_part_of_each_group() {
+        let lanes = Lanes::new();
+        for actor in ["one", "two"] {
+            while lanes.push(request(actor, true)).is_ok() {}
+        }
+        lanes.push(request("other", false)).unwrap();
+        let at = actors(&lanes).iter().position(|actor| actor == "other");
+        assert_eq!(at, Some(GROUP_NARROWING_MAX));
+    }
+
+    #[test]
+    fn while_the_table_is_far_behind_only_what_takes_power_away_is_taken() {
+        let lanes = Lanes::new();
+        for _ in 0..TABLE_QUEUE_GROUPS_MAX {
+            lanes.is_behind();
+        }
+        lanes.push(request("other", false)).unwrap();
+        lanes.push(request("urgent", true)).unwrap();
+        assert_eq!(actors(&lanes), ["urgent"]);
+        assert!(lanes.held_for() > Duration::ZERO);
+        lanes.is_taken();
+        assert_eq!(actors(&lanes), ["other"]);
+        assert_eq!(lanes.held_for(), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_waits_when_the_lanes_close_is_still_given() {
+        let lanes = Lanes::new();
+        lanes.push(request("one", false)).unwrap();
+        lanes.push(request("two", true)).unwrap();
+        lanes.close();
+        assert_eq!(lanes.push(request("three", true)), Err(Refused::Closed));
+        let mut share = Share::default();
+        assert!(lanes.first(&mut share).is_some() && lanes.first(&mut share).is_some());
+        assert!(lanes.first(&mut share).is_none());
+    }
+}

@@ -1,0 +1,231 @@
+//! What goes on while a part of the engine is held: the table's writer, or the threads that read lists.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::poll;
+use keyward_core::clock::ManualClock;
+use keyward_core::digest::{Digest, PepperId};
+use keyward_core::id::Environment;
+use keyward_core::record::{KeyPolicy, SecretTrace, Stamp, State};
+use tokio::time::timeout;
+
+use super::journal::writer::free_bytes;
+use super::lanes::TABLE_QUEUE_GROUPS_MAX;
+use super::*;
+use crate::store::Put;
+
+/// Nothing here takes as long, however busy the machine is.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn open(dir: &tempfile::TempDir) -> Arc<SledStore> {
+    let options = Options {
+        segment_bytes: 1024 * 1024,
+        chain_key: Zeroizing::new([7; 32]),
+        retention: Retention { bytes: u64::MAX, time: Duration::MAX },
+        backup: BackupLimits { time: Duration::MAX, aside_bytes: u64::MAX },
+        clock: Arc::new(ManualClock::at(UnixMillis(1_000))),
+        bounds: Bounds::NONE,
+        free_bytes,
+    };
+    Arc::new(SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(())).unwrap())
+}
+
+fn key(number: u64) -> KeyRecord {
+    let stamp = Stamp { time: UnixMillis(1_000), actor: ActorId::keyward() };
+    KeyRecord {
+        key_id: KeyId::parse(&format!("key-{number:06}")).unwrap(),
+        tenant: TenantId::default_tenant(),
+        secret: SecretTrace {
+            version: 1,
+            digest: Digest::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes()),
+            pepper: PepperId(1),
+            hint: String::new(),
+        },
+        display_name: String::new(),
+        description: String::new(),
+        owner: String::new(),
+        environment: Environment::live(),
+        state_reason: String::new(),
+        policy: KeyPolicy {
+            state: State::Active,
+            scopes: vec![],
+            audiences: vec![],
+            allowed_cidrs: vec![],
+            not_before: None,
+            expire_time: None,
+        },
+        labels: Default::default(),
+        annotations: Default::default(),
+        created: stamp.clone(),
+        updated: stamp,
+        revision: Revision(0),
+    }
+}
+
+fn commit(put: Put, narrows: bool) -> Commit {
+    let (actor, target) = (ActorId::keyward(), String::new());
+    Commit { actor, authorization: None, method: "Test", target, time: UnixMillis(1_000), narrows, puts: vec![put] }
+}
+
+async fn create(store: &SledStore, number: u64) -> KeyRecord {
+    let revision = store.commit(commit(Put::NewKey(Box::new(key(number))), false)).await.unwrap();
+    KeyRecord { revision, ..key(number) }
+}
+
+fn disabled(mut key: KeyRecord) -> Commit {
+    key.policy.state = State::Disabled;
+    commit(Put::Key(Box::new(key)), true)
+}
+
+fn list(limit: usize) -> KeyQuery {
+    let tenant = TenantId::default_tenant();
+    let (states, labels, key_ids) = (vec![], Default::default(), vec![]);
+    KeyQuery { caller: ActorId::keyward(), tenant, states, owner: None, labels, key_ids, after: None, limit }
+}
+
+#[tokio::test]
+async fn while_the_table_is_held_keys_are_disabled_and_other_changes_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let held = store.table.cuts().lock();
+    // As many as may wait for it, each a group of its own.
+    let mut keys = vec![];
+    for number in 0..TABLE_QUEUE_GROUPS_MAX as u64 {
+        keys.push(create(&store, number).await);
+    }
+    // How many the writer has taken by then to write them at once is up to it.
+    while !store.lanes.is_held() {
+        keys.push(create(&store, keys.len() as u64).await);
+    }
+    let made = keys.len();
+    let mut waits = Box::pin(store.commit(commit(Put::NewKey(Box::new(key(9_000))), false)));
+    assert!(poll!(&mut waits).is_pending());
+    for key in keys.into_iter().take(20) {
+        timeout(LIMIT, store.commit(disabled(key))).await.expect("it waits for the table").unwrap();
+    }
+    assert!(poll!(&mut waits).is_pending(), "it does not wait for the table");
+    assert_eq!(store.waiting(), [0, 1]);
+    drop(held);
+    timeout(LIMIT, waits).await.unwrap().unwrap();
+    assert_eq!(store.keys(list(1_000)).await.unwrap().records.len(), made + 1);
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn while_all_lists_are_held_single_keys_are_read_and_disabled() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let made = create(&store, 1).await;
+    // In the table, and no longer kept beside it.
+    store.caught_up().await.unwrap();
+    let held = store.table.hold_slices();
+    let mut lists: Vec<_> = (0..LISTS.of_one + 10).map(|_| Box::pin(store.keys(list(10)))).collect();
+    for list in &mut lists {
+        assert!(poll!(list).is_pending());
+    }
+    for urgent in [false, true] {
+        let reader = Reader { caller: ActorId::keyward(), urgent };
+        let read = store.key_for(&reader, &made.tenant, &made.key_id);
+        assert!(timeout(LIMIT, read).await.expect("it waits for lists").unwrap().is_some());
+    }
+    timeout(LIMIT, store.commit(disabled(made))).await.expect("it waits for lists").unwrap();
+    drop(held);
+    for list in lists {
+        assert_eq!(timeout(LIMIT, list).await.unwrap().unwrap().records.len(), 1);
+    }
+    store.close().await.unwrap();
+}
+
+/// With many other reads of keys waiting, the one before a change that takes power away waits for none of them.
+#[tokio::test]
+async fn an_urgent_read_does_not_wait_for_other_reads_of_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let made = create(&store, 1).await;
+    store.caught_up().await.unwrap();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let held = Arc::new(Mutex::new(held));
+    let mut others: Vec<_> = (0..KEY_THREADS + 10)
+        .map(|_| {
+            let held = held.clone();
+            let read = move || Ok(Some(held.lock().recv().is_err()));
+            Box::pin(store.key_readers.read(ActorId::keyward(), read))
+        })
+        .collect();
+    for other in &mut others {
+        assert!(poll!(other).is_pending());
+    }
+    let reader = Reader { caller: ActorId::keyward(), urgent: true };
+    let read = store.key_for(&reader, &made.tenant, &made.key_id);
+    assert!(timeout(LIMIT, read).await.expect("it waits for other reads").unwrap().is_some());
+    drop(release);
+    for other in others {
+        assert!(timeout(LIMIT, other).await.unwrap().unwrap());
+    }
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_long_list_gives_way_to_a_short_one_of_another_caller() {
+    let readers = Readers::start("one", 1).unwrap();
+    let (began, begins) = oneshot::channel();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let (mut began, mut slices) = (Some(began), 0);
+    let order = Arc::new(Mutex::new(vec![]));
+    let noted = order.clone();
+    let long = readers.read(ActorId::keyward(), move || {
+        if let Some(began) = began.take() {
+            began.send(()).unwrap();
+            assert!(held.recv().is_err());
+        }
+        slices += 1;
+        Ok((slices == 100).then(|| noted.lock().push("long")))
+    });
+    let mut long = Box::pin(long);
+    assert!(poll!(&mut long).is_pending());
+    begins.await.unwrap();
+    let noted = order.clone();
+    let other = ActorId::parse("other").unwrap();
+    let mut short = Box::pin(readers.read(other, move || Ok(Some(noted.lock().push("short")))));
+    assert!(poll!(&mut short).is_pending());
+    drop(release);
+    timeout(LIMIT, long).await.unwrap().unwrap();
+    timeout(LIMIT, short).await.unwrap().unwrap();
+    assert_eq!(*order.lock(), ["short", "long"]);
+}
+
+#[tokio::test]
+async fn a_read_that_panics_ends_alone() {
+    let readers = Readers::start("one", 1).unwrap();
+    let read = readers.read(ActorId::keyward(), || -> Result<Option<()>, _> { panic!("sled may") });
+    assert!(timeout(LIMIT, read).await.unwrap().is_err());
+    assert_eq!(timeout(LIMIT, readers.read(ActorId::keyward(), || Ok(Some(7)))).await.unwrap().unwrap(), 7);
+}
+
+/// A list that is longer than a slice is the same as one that is not.
+#[tokio::test]
+async fn lists_are_whole_and_in_order_over_many_slices() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    const KEYS: u64 = 1_300;
+    let commits: Vec<_> = (0..KEYS).map(|n| key(n)).collect();
+    for some in commits.chunks(500) {
+        let commits = some.iter().map(|key| store.commit(commit(Put::NewKey(Box::new(key.clone())), false)));
+        for made in futures_util::future::join_all(commits).await {
+            made.unwrap();
+        }
+    }
+    let all = store.keys(list(2_000)).await.unwrap();
+    assert!(all.records.iter().map(|key| &key.key_id).eq(commits.iter().map(|key| &key.key_id)));
+    assert_eq!(all.next, None);
+    for limit in [511, 512, 513, 1_024, 1_299] {
+        let page = store.keys(list(limit)).await.unwrap();
+        assert_eq!((page.records.len(), page.next.as_ref()), (limit, Some(&commits[limit - 1].key_id)));
+        let rest = store.keys(KeyQuery { after: page.next, ..list(2_000) }).await.unwrap();
+        assert_eq!(rest.records.len(), KEYS as usize - limit);
+    }
+    let none = store.keys(KeyQuery { states: vec![State::Disabled, State::Revoked], ..list(10) }).await.unwrap();
+    assert!(none.records.is_empty() && none.next.is_none());
+    store.close().await.unwrap();
+}
