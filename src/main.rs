@@ -4,10 +4,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use keyward::cli::Cli;
+use mimalloc::MiMalloc;
+use zeroizing_alloc::ZeroAlloc;
 
-/// Cheaper than the system's where many small things come and go.
+/// Cheaper than the system's where many small things come and go. What is freed is overwritten with zeros, and what grows is
+/// moved and its old place overwritten: whoever freed a secret, in whatever crate, leaves no trace of it.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: ZeroAlloc<MiMalloc> = ZeroAlloc(MiMalloc);
 
 fn main() -> ExitCode {
     #[cfg(feature = "_faults")]
