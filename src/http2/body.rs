@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::{Body, Frame};
 use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
@@ -44,7 +44,7 @@ pub(super) struct Inbox(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    data: BytesMut,
+    data: Vec<u8>,
     end: Option<Result<(), Incomplete>>,
     waker: Option<Waker>,
 }
@@ -94,7 +94,8 @@ impl Body for Incoming {
             state.waker = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        let data = state.data.split().freeze();
+        // With its memory, which is overwritten when it has been read: a stream that goes on keeps nothing of it here.
+        let data = Bytes::from(std::mem::take(&mut state.data));
         // The rest of a request is taken for read when its call ends. To wake the connection for few bytes costs more than
         // their room: of all its calls, at most a quarter of the window.
         if state.end.is_none() || data.len() > UNTOLD_BYTES_MAX {

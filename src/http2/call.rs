@@ -3,9 +3,9 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -20,6 +20,7 @@ use tower_service::Service;
 
 use super::REPLY_BYTES_AHEAD;
 use super::body::{Inbox, Incoming};
+use super::buffer::wipe_stack_of_call;
 use super::head::Head;
 
 /// What a call has to say. What waits to be heard of one call is a head, [`REPLY_BYTES_AHEAD`], and trailers at most.
@@ -127,23 +128,32 @@ where
                 link.say(Event::Failed);
             }
         });
-        let task = if at_home {
+        let runtime = if at_home {
             // Most calls are answered at once, and a task costs more than they do. Who has to wait is asked again as a
             // task, which begins with a poll: the waker of this one is not needed.
-            let pending = call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
-            pending.then(|| Handle::current().spawn(call).abort_handle())
+            let pending = poll_cleanly(call.as_mut(), &mut Context::from_waker(Waker::noop())).is_pending();
+            pending.then(Handle::current)
         } else if is_urgent {
-            Some(self.urgent.spawn(call).abort_handle())
+            Some(self.urgent.clone())
         } else {
             self.has_gone_elsewhere = true;
-            Some(self.elsewhere.spawn(call).abort_handle())
+            Some(self.elsewhere.clone())
         };
+        let task =
+            runtime.map(|runtime| runtime.spawn(poll_fn(move |cx| poll_cleanly(call.as_mut(), cx))).abort_handle());
         Some(Running { task, room, has_stream })
     }
 
     fn has_gone_elsewhere(&self) -> bool {
         self.has_gone_elsewhere
     }
+}
+
+/// Polls a call, and leaves nothing on the stack of what it has worked on.
+fn poll_cleanly<F: Future>(call: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    let polled = call.poll(cx);
+    wipe_stack_of_call();
+    polled
 }
 
 /// The call's end of the talk. When it is dropped, the call has ended.

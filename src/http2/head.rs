@@ -6,6 +6,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 
 use super::HEADER_BYTES_MAX;
+use super::buffer::Buffer;
 use super::hpack::{CompressionError, Decoder, ENTRY_BYTES, Field, Name};
 
 /// The head of a request: its pseudo-headers and its fields, as bytes.
@@ -14,7 +15,9 @@ use super::hpack::{CompressionError, Decoder, ENTRY_BYTES, Field, Name};
 #[derive(Debug, Default)]
 pub struct Head {
     serial: u64,
-    text: Vec<u8>,
+    /// The serial of the first of the heads up to this one that have its credential.
+    credential: u64,
+    text: Buffer,
     fields: Vec<Span>,
     /// The size of the list, also of what is left out because it is too long.
     bytes: usize,
@@ -60,6 +63,13 @@ impl Head {
     #[must_use]
     pub fn serial(&self) -> u64 {
         self.serial
+    }
+
+    /// A number that two heads of the same connection have only if they give the same credential. It is the same for heads
+    /// that follow each other.
+    #[must_use]
+    pub fn credential_serial(&self) -> u64 {
+        self.credential
     }
 
     /// `:method`
@@ -132,12 +142,19 @@ impl Head {
         Some((name, rest.get(..span.value_bytes.into())?))
     }
 
+    /// Whether both give the same credential. In a time that says nothing of where credentials differ: one connection may
+    /// carry the calls of several callers.
+    fn has_credential_of(&self, other: &Self) -> bool {
+        let both = self.authorization().zip(other.authorization());
+        both.is_some_and(|(ours, theirs)| constant_time_eq::constant_time_eq(ours, theirs))
+    }
+
     /// Makes it a head without anything.
     fn clear(&mut self, serial: u64) {
         let (mut text, mut fields) = (std::mem::take(&mut self.text), std::mem::take(&mut self.fields));
         text.clear();
         fields.clear();
-        *self = Self { serial, text, fields, ..Self::default() };
+        *self = Self { serial, credential: serial, text, fields, ..Self::default() };
     }
 
     fn push(&mut self, Field { kind, name, value }: Field<'_>) {
@@ -178,14 +195,23 @@ pub(super) struct Heads {
     decoder: Decoder,
     serial: u64,
     last: Arc<Head>,
-    last_block: Vec<u8>,
+    /// What the next one is read into.
+    spare: Option<Arc<Head>>,
+    last_block: Buffer,
     /// The number of the table before and after the last block was read, if that is one number.
     last_version: Option<u64>,
 }
 
 impl Heads {
     pub(super) fn new() -> Self {
-        Self { decoder: Decoder::new(), serial: 0, last: Arc::default(), last_block: vec![], last_version: None }
+        Self {
+            decoder: Decoder::new(),
+            serial: 0,
+            last: Arc::default(),
+            spare: None,
+            last_block: Buffer::new(),
+            last_version: None,
+        }
     }
 
     /// Reads a whole block.
@@ -202,17 +228,26 @@ impl Heads {
         }
         self.last_version = None;
         self.serial += 1;
-        if Arc::get_mut(&mut self.last).is_none() {
-            self.last = Arc::default();
-        }
-        if let Some(head) = Arc::get_mut(&mut self.last) {
+        let mut next = self.spare.take().unwrap_or_default();
+        if let Some(head) = Arc::get_mut(&mut next) {
             head.clear(self.serial);
             self.decoder.decode(block, |field| head.push(field))?;
+            if head.has_credential_of(&self.last) {
+                head.credential = self.last.credential;
+            }
         }
-        if self.decoder.version() == version {
+        let mut before = std::mem::replace(&mut self.last, next);
+        // A call that waits for its body may still need the one before.
+        if let Some(head) = Arc::get_mut(&mut before) {
+            head.clear(0);
+            self.spare = Some(before);
+        }
+        // A credential is kept once as it came and once as it was read, and not a third time.
+        if self.decoder.version() == version && !self.decoder.repeats_credential() {
             self.last_version = Some(version);
+            self.last_block.replace(block);
+        } else {
             self.last_block.clear();
-            self.last_block.extend_from_slice(block);
         }
         Ok(&self.last)
     }

@@ -17,8 +17,10 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::body::Incoming;
+use super::buffer::{Buffer, wipe_stack_of_answers};
 use super::call::{Begin, Calls, Message};
 use super::code::Fault;
 use super::conn::Conn;
@@ -33,7 +35,7 @@ thread_local! {
     /// read.
     static READ: RefCell<Vec<u8>> = const { RefCell::new(vec![]) };
     /// What connections of this thread write from, while they have something to write.
-    static WRITE: RefCell<Vec<u8>> = const { RefCell::new(vec![]) };
+    static WRITE: RefCell<Buffer> = const { RefCell::new(Buffer::new()) };
     /// Which connection of this thread was read from last, by its address.
     static LAST_READ: Cell<usize> = const { Cell::new(0) };
 }
@@ -99,7 +101,7 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
             io,
             conn: Conn::new(at_once, calls),
             events: heard,
-            rest: vec![],
+            rest: Buffer::new(),
             has_whole_frames: false,
             stage: Stage::Open,
             timer: Box::pin(sleep_until(now + KEEPALIVE_INTERVAL)),
@@ -158,7 +160,7 @@ struct Session<T, A: AtOnce, C> {
     conn: Conn<A, C>,
     events: UnboundedReceiver<Message>,
     /// What was read and is not gone through: a part of a frame, or frames that there was no room to answer.
-    rest: Vec<u8>,
+    rest: Buffer,
     has_whole_frames: bool,
     stage: Stage,
     timer: Pin<Box<Sleep>>,
@@ -267,7 +269,7 @@ where
                 Poll::Ready(0) => return Err(End::Io(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(bytes) => written += bytes,
                 Poll::Pending => {
-                    self.conn.out.drain(..written);
+                    self.conn.out.consume(written);
                     return Ok(Poll::Pending);
                 }
             }
@@ -287,7 +289,6 @@ where
 
     fn poll_receive_into(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Result<bool, End>> {
         let mut filled = self.rest.len();
-        buffer[..filled].copy_from_slice(&self.rest);
         if !self.has_whole_frames {
             let mut space = ReadBuf::new(&mut buffer[filled..]);
             let read = Pin::new(&mut self.io).poll_read(cx, &mut space);
@@ -298,6 +299,7 @@ where
             }
             filled += bytes;
         }
+        buffer[..self.rest.len()].copy_from_slice(&self.rest);
         let now = Instant::now();
         let answered = self.conn.answered();
         let done = match self.conn.receive(&buffer[..filled], now.into_std()) {
@@ -315,20 +317,20 @@ where
         let is_alone = LAST_READ.replace(address) == address;
         self.pace.read(self.conn.answered() - answered, is_alone, std::time::Instant::now);
         self.has_whole_frames = self.conn.is_full();
-        self.rest.clear();
-        self.rest.extend_from_slice(&buffer[done..filled]);
+        self.rest.replace(&buffer[done..filled]);
         if self.rest.is_empty() {
-            self.rest = vec![];
+            self.rest = Buffer::new();
         }
         // Credentials and secrets were in it; whoever reads next has no business with them.
-        buffer[..filled].fill(0);
+        buffer[..filled].zeroize();
+        wipe_stack_of_answers();
         Poll::Ready(Ok(false))
     }
 
     /// Reads what nobody will answer. It says whether the peer has closed its end.
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, End>> {
-        let mut buffer = [0; 4096];
-        let mut space = ReadBuf::new(&mut buffer);
+        let mut buffer = Zeroizing::new([0; 4096]);
+        let mut space = ReadBuf::new(&mut *buffer);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut space))?;
         Poll::Ready(Ok(space.filled().is_empty()))
     }

@@ -12,6 +12,7 @@
 //! Everything that a peer can make grow has a bound, all of them here.
 
 mod body;
+mod buffer;
 mod call;
 mod code;
 mod conn;

@@ -14,7 +14,6 @@ use keyward_core::access::{Action, Caller};
 use keyward_core::clock::Now;
 use tonic::Code;
 use tracing::level_filters::LevelFilter;
-use zeroize::Zeroizing;
 
 use super::authn::credential_of;
 use crate::grpc::ready::{Gate, Ready};
@@ -57,7 +56,8 @@ pub struct QuickVerify {
 
 /// The caller that a connection's last call had.
 struct Known {
-    credential: Zeroizing<Box<[u8]>>,
+    /// The number that heads with its credential have. The credential itself is in the head, and nowhere else.
+    credential: u64,
     standing: Arc<Standing>,
 }
 
@@ -110,12 +110,12 @@ impl QuickVerify {
         if head.method() != b"POST" || !head.content_type().is_some_and(is_grpc) || head.has_encoding() {
             return None;
         }
-        let credential = credential_of(head.authorization()?)?;
         let known = match &mut self.known {
-            Some(known) if known.is(credential, self.peer) => known,
+            Some(known) if known.is(head, self.peer) => known,
             known => {
+                let credential = credential_of(head.authorization()?)?;
                 let standing = Arc::new(Standing::find(ready, credential, self.peer).ok()?);
-                known.insert(Known { credential: Zeroizing::new(credential.as_bytes().into()), standing })
+                known.insert(Known { credential: head.credential_serial(), standing })
             }
         };
         if !known.standing.is_current(ready) {
@@ -128,10 +128,9 @@ impl QuickVerify {
 }
 
 impl Known {
-    /// Whether the credential and where it comes from are these. In a time that says nothing of where credentials differ: one
-    /// connection may carry the calls of several callers.
-    fn is(&self, credential: &str, peer: Option<IpAddr>) -> bool {
-        self.standing.peer() == peer && constant_time_eq::constant_time_eq(&self.credential, credential.as_bytes())
+    /// Whether the credential and where it comes from are these: one connection may carry the calls of several callers.
+    fn is(&self, head: &Head, peer: Option<IpAddr>) -> bool {
+        self.standing.peer() == peer && self.credential == head.credential_serial()
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use self::stream::{Stream, Waiting};
 use super::body::UNTOLD_BYTES_MAX;
+use super::buffer::Buffer;
 use super::call::Begin;
 use super::code::{Code, Fault};
 use super::frame::{self, BITS_31, Head as FrameHead, PAYLOAD_BYTES_MAX, PREFACE, flag, kind, setting};
@@ -43,7 +44,7 @@ const PING_FAREWELL: [u8; 8] = *b"kw-leave";
 /// A connection.
 pub(super) struct Conn<A: AtOnce, C> {
     /// What is to be written to the network.
-    pub(super) out: Vec<u8>,
+    pub(super) out: Buffer,
     at_once: A,
     calls: C,
     phase: Phase,
@@ -111,7 +112,7 @@ struct Block {
 
 impl<A: AtOnce, C> Conn<A, C> {
     pub(super) fn new(at_once: A, calls: C) -> Self {
-        let mut out = vec![];
+        let mut out = Buffer::new();
         frame::put_settings(
             &mut out,
             &[

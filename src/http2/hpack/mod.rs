@@ -13,6 +13,7 @@ pub(super) use self::name::Name;
 pub(super) use self::table::{ENTRY_BYTES, Field};
 
 use self::table::Table;
+use super::buffer::Buffer;
 
 /// The size of the dynamic table that peers may use: what SETTINGS_HEADER_TABLE_SIZE is unless it is said.
 pub(super) const TABLE_BYTES: usize = 4096;
@@ -27,13 +28,15 @@ pub(super) struct CompressionError;
 /// Reads the header blocks of one connection.
 pub(super) struct Decoder {
     table: Table,
-    name: Vec<u8>,
-    value: Vec<u8>,
+    name: Buffer,
+    value: Buffer,
+    /// Whether a credential was written out that is in the table too.
+    repeats: bool,
 }
 
 impl Decoder {
     pub(super) fn new() -> Self {
-        Self { table: Table::new(TABLE_BYTES), name: vec![], value: vec![] }
+        Self { table: Table::new(TABLE_BYTES), name: Buffer::new(), value: Buffer::new(), repeats: false }
     }
 
     /// Another number after each change of what blocks are read by: a block that is read at the same number again has the
@@ -46,7 +49,21 @@ impl Decoder {
     ///
     /// # Errors
     /// When it breaks a rule of RFC 7541.
-    pub(super) fn decode(&mut self, block: &[u8], mut field: impl FnMut(Field<'_>)) -> Result<(), CompressionError> {
+    pub(super) fn decode(&mut self, block: &[u8], field: impl FnMut(Field<'_>)) -> Result<(), CompressionError> {
+        self.repeats = false;
+        let read = self.decode_fields(block, field);
+        // The last of them may have been a credential.
+        self.name.clear();
+        self.value.clear();
+        read
+    }
+
+    /// Whether the last block had a credential written out that the table has too.
+    pub(super) fn repeats_credential(&self) -> bool {
+        self.repeats
+    }
+
+    fn decode_fields(&mut self, block: &[u8], mut field: impl FnMut(Field<'_>)) -> Result<(), CompressionError> {
         let mut rest = block;
         let mut begun = false;
         while let Some(first) = rest.first() {
@@ -98,6 +115,7 @@ impl Decoder {
             Some(_) => Name::Bad,
             None => Name::of(&self.name, &self.value),
         };
+        self.repeats |= self.table.has_credential(kind, &self.name, &self.value);
         Ok(Literal { kind })
     }
 }

@@ -1,6 +1,9 @@
 //! The tables that header fields are looked up in (RFC 7541, section 2.3 and appendix A).
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+
+use constant_time_eq::constant_time_eq;
 
 use super::Name;
 
@@ -75,8 +78,8 @@ pub(super) const STATIC: [(&[u8], &[u8]); 61] = [
 
 /// A field of the dynamic table.
 struct Entry {
-    /// Its name, and right behind it its value.
-    text: Box<[u8]>,
+    /// Its name, and right behind it its value. There is one copy of a credential, however often a peer has it remembered.
+    text: Arc<[u8]>,
     name_bytes: usize,
     kind: Name,
 }
@@ -123,12 +126,27 @@ impl Table {
     pub(super) fn insert(&mut self, kind: Name, name: &[u8], value: &[u8]) {
         self.version += 1;
         let bytes = name.len() + value.len() + ENTRY_BYTES;
+        let shared = self.credential(kind, name, value).map(|entry| entry.text.clone());
         self.evict(self.bytes_max.saturating_sub(bytes));
         if bytes <= self.bytes_max {
             self.bytes += bytes;
-            let text = [name, value].concat().into();
+            let text = shared.unwrap_or_else(|| [name, value].concat().into());
             self.entries.push_front(Entry { text, name_bytes: name.len(), kind });
         }
+    }
+
+    /// Whether a field is a credential that is in the dynamic table.
+    pub(super) fn has_credential(&self, kind: Name, name: &[u8], value: &[u8]) -> bool {
+        self.credential(kind, name, value).is_some()
+    }
+
+    fn credential(&self, kind: Name, name: &[u8], value: &[u8]) -> Option<&Entry> {
+        if kind != Name::Authorization {
+            return None;
+        }
+        // In a time that says nothing of where they differ: it may be another caller's.
+        let is_it = |text: (&[u8], &[u8])| constant_time_eq(text.0, name) && constant_time_eq(text.1, value);
+        self.entries.iter().find(|entry| entry.text.split_at_checked(entry.name_bytes).is_some_and(is_it))
     }
 
     pub(super) fn resize(&mut self, bytes_max: usize) {

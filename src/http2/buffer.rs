@@ -1,0 +1,96 @@
+//! Memory that is used again and again, and keeps nothing of what was in it.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
+use zeroize::{Zeroize, zeroize_stack};
+
+/// Bytes of the stack that are overwritten when calls have been answered where they were read. What is answered so goes
+/// less deep.
+const AT_ONCE_STACK_BYTES: usize = if cfg!(debug_assertions) { 64 } else { 8 } * 1024;
+/// The same when a call on the long way has had its turn.
+const CALL_STACK_BYTES: usize = if cfg!(debug_assertions) { 256 } else { 32 } * 1024;
+
+/// Bytes that came or will go, and among which there may be secrets. What is taken out of it is overwritten, so that its
+/// spare room has none of them. What it frees, when it grows or goes, is the allocator's to overwrite.
+///
+/// It is written to as a vector; only its own methods may make it shorter.
+#[derive(Default)]
+pub(super) struct Buffer(Vec<u8>);
+
+impl Buffer {
+    pub(super) const fn new() -> Self {
+        Self(vec![])
+    }
+
+    /// Takes everything out.
+    pub(super) fn clear(&mut self) {
+        self.0.as_mut_slice().zeroize();
+        self.0.clear();
+    }
+
+    /// Takes out the first bytes.
+    pub(super) fn consume(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.0.len());
+        let rest = self.0.len() - bytes;
+        self.0.copy_within(bytes.., 0);
+        self.0[rest..].zeroize();
+        self.0.truncate(rest);
+    }
+
+    /// Puts other bytes in the place of what is there.
+    pub(super) fn replace(&mut self, bytes: &[u8]) {
+        self.clear();
+        self.0.extend_from_slice(bytes);
+    }
+}
+
+impl Deref for Buffer {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.0
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.0
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+/// Overwrites what functions that have returned left on the stack: those that hash a secret have had it there.
+pub(super) fn wipe_stack_of_answers() {
+    zeroize_stack::<AT_ONCE_STACK_BYTES>();
+}
+
+/// The same after a call on the long way.
+pub(super) fn wipe_stack_of_call() {
+    zeroize_stack::<CALL_STACK_BYTES>();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_stays_in_its_order() {
+        let mut buffer = Buffer::new();
+        buffer.extend_from_slice(b"abcdef");
+        buffer.consume(2);
+        assert_eq!(buffer.as_slice(), b"cdef");
+        buffer.consume(9);
+        assert!(buffer.is_empty());
+        buffer.replace(b"gh");
+        buffer.replace(b"i");
+        assert_eq!((buffer.as_slice(), format!("{buffer:?}")), (&b"i"[..], "1 bytes".to_owned()));
+        buffer.clear();
+        assert!(buffer.is_empty());
+    }
+}
