@@ -2,12 +2,13 @@
 //!
 //! [`pb`] is generated, [`convert`] and [`fields`] translate, [`status`] is the only place that builds a `Status`,
 //! [`calls`] says which call needs which permission, [`admin`] and [`verify`] are the services, [`stream_verify`] the one
-//! call that goes on, and [`standing`] what its caller may while it does.
+//! call that goes on, [`messages`] what it reads, and [`standing`] what its caller may while it does.
 
 pub mod admin;
 pub mod calls;
 pub mod convert;
 pub mod fields;
+pub mod messages;
 pub mod pb;
 pub mod ready;
 pub mod refusals;
@@ -22,6 +23,7 @@ use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 use self::admin::AdminService;
+use self::messages::Detaching;
 use self::pb::key_admin_server::KeyAdminServer;
 use self::pb::key_verify_server::KeyVerifyServer;
 use self::ready::Gate;
@@ -49,9 +51,8 @@ pub fn routes(
     routes.add_service(
         KeyAdminServer::new(AdminService::new(gate.clone())).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX),
     );
-    routes.add_service(
-        KeyVerifyServer::new(VerifyService::new(gate.clone(), stop)).max_decoding_message_size(BATCH_REQUEST_BYTES_MAX),
-    );
+    let verify = KeyVerifyServer::new(VerifyService::new(gate.clone(), stop));
+    routes.add_service(Detaching(verify.max_decoding_message_size(BATCH_REQUEST_BYTES_MAX)));
     if reflection {
         // Both: much software still speaks only v1alpha.
         let builder = || {

@@ -61,6 +61,9 @@ pub enum Refusal {
     /// The caller has given the call up.
     #[error("the call was cancelled")]
     Cancelled,
+    /// The body of a request is no row of gRPC's messages.
+    #[error("the request cannot be read: {0}")]
+    Unreadable(&'static str),
     /// The server stops while a stream is open.
     #[error("stopping")]
     Stopping,
@@ -146,6 +149,10 @@ fn told(refusal: &Refusal) -> Told<'_> {
             plain(Code::DeadlineExceeded, "REQUEST_TOO_SLOW", &message)
         }
         Refusal::Cancelled => plain(Code::Cancelled, "CANCELLED", "the call was cancelled"),
+        // The code that the library has for the same.
+        Refusal::Unreadable(why) => {
+            plain(Code::Internal, "REQUEST_UNREADABLE", &format!("the request cannot be read: {why}"))
+        }
         Refusal::Stopping => {
             plain(Code::Unavailable, "STOPPING", "keyward is stopping; open another stream and ask again there")
         }

@@ -5,14 +5,14 @@
 
 use std::pin::Pin;
 
-use futures_util::Stream;
 use futures_util::stream::try_unfold;
+use futures_util::{Stream, StreamExt};
 use keyward_core::access::Action;
 use keyward_core::event::Revision;
 use keyward_core::limits::CORRELATION_ID_BYTES_MAX;
 use prost::Message;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Status, Streaming};
+use tonic::{Request, Status};
 
 use super::VERIFY_REQUEST_BYTES_MAX;
 use super::calls::STREAM_VERIFY;
@@ -35,7 +35,7 @@ pub type Answers = Pin<Box<dyn Stream<Item = Result<pb::StreamVerifyResponse, St
 pub fn answers(
     gate: Gate,
     stop: &CancellationToken,
-    request: Request<Streaming<pb::StreamVerifyRequest>>,
+    request: Request<impl Stream<Item = Result<pb::StreamVerifyRequest, Status>> + Send + Unpin + 'static>,
 ) -> Result<Answers, Refusal> {
     let (_, mut extensions, requests) = request.into_parts();
     let standing = extensions.remove::<Standing>().ok_or(Refusal::NoCredential)?;
@@ -46,16 +46,16 @@ pub fn answers(
 }
 
 /// An open stream.
-struct Open {
+struct Open<R> {
     gate: Gate,
     standing: Standing,
-    requests: Streaming<pb::StreamVerifyRequest>,
+    requests: R,
     stop: CancellationToken,
     /// Requests that were answered in this turn.
     in_turn: usize,
 }
 
-impl Open {
+impl<R: Stream<Item = Result<pb::StreamVerifyRequest, Status>> + Unpin> Open<R> {
     /// The answer to the next request. `None`: there will be none.
     async fn next(&mut self) -> Result<Option<pb::StreamVerifyResponse>, Status> {
         if self.in_turn == TURN_ITEMS {
@@ -71,7 +71,7 @@ impl Open {
         let message = tokio::select! {
             // What has come is answered first.
             biased;
-            message = self.requests.message() => message?,
+            message = self.requests.next() => message.transpose()?,
             () = self.stop.cancelled() => return Err(status(Refusal::Stopping)),
         };
         let Some(message) = message else { return Ok(None) };

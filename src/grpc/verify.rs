@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use super::VERIFY_REQUEST_BYTES_MAX;
 use super::convert;
 use super::fields::Fields;
+use super::messages::{Detached, Messages};
 use super::pb;
 use super::ready::{Gate, Ready};
 use super::standing::Standing;
@@ -112,6 +113,9 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
         &self,
         request: Request<Streaming<pb::StreamVerifyRequest>>,
     ) -> Result<Response<Answers>, Status> {
+        let (metadata, mut extensions, _) = request.into_parts();
+        let messages = extensions.remove::<Detached>().map_or_else(Messages::empty, |body| body.messages());
+        let request = Request::from_parts(metadata, extensions, messages);
         answers(self.gate.clone(), &self.stop, request).map(Response::new).map_err(status)
     }
 }
