@@ -16,11 +16,11 @@ use crate::harness::{Handle, Issued, Site, disable, new_key};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_keyward");
 
 /// The program as a child process. A thread reads its log, so that a full pipe never holds it up.
-struct Program {
+pub(crate) struct Program {
     child: Killed,
     lines: Receiver<String>,
     seen: String,
-    addr: String,
+    pub(crate) addr: String,
 }
 
 /// A process that a failing test does not leave behind.
@@ -35,7 +35,7 @@ impl Drop for Killed {
 
 impl Program {
     /// Starts it on a port of its own, and waits until it serves.
-    fn serve(dir: &Path, args: &[&str]) -> Self {
+    pub(crate) fn serve(dir: &Path, args: &[&str]) -> Self {
         let mut command = keyward(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
         let mut child = Killed(command.arg(dir).args(args).stderr(Stdio::piped()).spawn().unwrap());
         let log = BufReader::new(child.0.stderr.take().unwrap());
@@ -60,13 +60,17 @@ impl Program {
         panic!("the log ended without '{text}':\n{}", self.seen);
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.0.id()
+    }
+
     fn caller(&self, secret: &str) -> Handle {
         let channel = Endpoint::from_shared(format!("http://{}", self.addr)).unwrap().connect_lazy();
         Handle::new(channel, Some(secret.to_owned()))
     }
 
     fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.0.id().to_string()]).status().unwrap();
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
@@ -92,7 +96,7 @@ pub(crate) fn text(output: &Output) -> (String, String) {
     (String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-fn admin_of(dir: &TempDir) -> String {
+pub(crate) fn admin_of(dir: &TempDir) -> String {
     fs::read_to_string(dir.path().join("admin.key")).unwrap().trim().to_owned()
 }
 
@@ -138,7 +142,7 @@ fn verdicts_go_before_everything_else_where_processors_are_short() {
     let dir = tempfile::tempdir().unwrap();
     let program = Program::serve(dir.path(), &[]);
     let mut niceness = std::collections::BTreeMap::<String, i32>::new();
-    for task in fs::read_dir(format!("/proc/{}/task", program.child.0.id())).unwrap() {
+    for task in fs::read_dir(format!("/proc/{}/task", program.pid())).unwrap() {
         // The name may have spaces; the niceness is the 17th field behind it (proc(5)).
         let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
         let (head, tail) = stat.rsplit_once(')').unwrap();
@@ -294,7 +298,7 @@ fn a_second_process_on_the_same_data_is_refused() {
     let second = keyward(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(dir.path()).output().unwrap();
     let (_, error) = text(&second);
     assert_eq!(second.status.code(), Some(1));
-    assert!(error.contains(&format!("in use by process {}", program.child.0.id())), "{error}");
+    assert!(error.contains(&format!("in use by process {}", program.pid())), "{error}");
     program.signal("TERM");
     assert_eq!(program.end().0, Some(0));
 }

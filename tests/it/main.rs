@@ -32,6 +32,7 @@ mod keys;
 mod layering;
 mod leaving;
 mod lists;
+mod memory;
 mod model;
 mod names;
 mod old_bytes;
