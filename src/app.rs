@@ -31,7 +31,7 @@ use crate::config::Settings;
 use crate::cores::Cores;
 use crate::files;
 use crate::grpc;
-use crate::grpc::calls::{CALLS, has_stream, is_quick, is_urgent};
+use crate::grpc::calls::{CALLS, has_long_reply, has_stream, is_quick, is_urgent};
 use crate::grpc::ready::{Gate, Ready};
 use crate::grpc::refusals;
 use crate::index::{Index, Kind};
@@ -393,7 +393,16 @@ fn serve(
     let gate = gate.clone();
     let at_once = move |peer| QuickVerify::new(gate.clone(), &calls, peer);
     let (urgent, elsewhere) = (cores.urgent(), Handle::current());
-    let answering = Answering { service, at_once, at_home: is_quick, has_stream, is_urgent, urgent, elsewhere };
+    let answering = Answering {
+        service,
+        at_once,
+        at_home: is_quick,
+        has_stream,
+        is_long: has_long_reply,
+        is_urgent,
+        urgent,
+        elsewhere,
+    };
 
     let (accepted, incoming) = mpsc::channel::<io::Result<Conn>>(ACCEPTED_MAX);
     for listener in listeners {

@@ -31,6 +31,8 @@ pub struct Answering<S, F> {
     pub at_home: fn(&str) -> bool,
     /// Whether the request of a call, by its path, is a stream of messages, which may take its time.
     pub has_stream: fn(&str) -> bool,
+    /// Whether the reply to a call, by its path, may be long: those of one connection are answered one after the other.
+    pub is_long: fn(&str) -> bool,
     /// Whether a call, by its path, goes before others.
     pub is_urgent: fn(&str) -> bool,
     /// Where such calls are answered. Their connections stay where they are.
@@ -46,11 +48,20 @@ impl<S, F> Answering<S, F> {
     where
         F: Fn(Peer) -> A,
     {
-        let Self { service, at_once, at_home, has_stream, is_urgent, urgent, elsewhere } = self;
+        let Self { service, at_once, at_home, has_stream, is_long, is_urgent, urgent, elsewhere } = self;
         let peer = conn.connect_info();
         let at_once = at_once(peer);
-        let answering =
-            http2::Answering { at_once, service, at_home, has_stream, is_urgent, urgent, elsewhere, extension: peer };
+        let answering = http2::Answering {
+            at_once,
+            service,
+            at_home,
+            has_stream,
+            is_long,
+            is_urgent,
+            urgent,
+            elsewhere,
+            extension: peer,
+        };
         Connection::new(conn, answering)
     }
 }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::call::{Event, Message};
+use super::room::Turn;
 use super::{STREAMS_MAX, WINDOW_BYTES};
 
 /// The end of a request that is not longer is told as read only with the end of its call.
@@ -20,11 +21,15 @@ pub(super) const UNTOLD_BYTES_MAX: usize = WINDOW_BYTES as usize / 4 / STREAMS_M
 /// What has come and is not read yet is at most the window of its stream, 1 MiB; reading it lets the peer send more.
 /// Trailers of a request mean nothing in gRPC and are not passed on, and a `content-length` is not held against what
 /// comes: messages say their own length.
+///
+/// The end of a request whose reply may be long is withheld until it has its turn.
 #[derive(Debug)]
 pub struct Incoming {
     inbox: Inbox,
     stream: u32,
     events: UnboundedSender<Message>,
+    /// What the last of it waits for.
+    turn: Option<Turn>,
 }
 
 /// Why a body is not whole and never will be.
@@ -74,8 +79,8 @@ impl State {
 }
 
 impl Incoming {
-    pub(super) fn new(inbox: Inbox, stream: u32, events: UnboundedSender<Message>) -> Self {
-        Self { inbox, stream, events }
+    pub(super) fn new(inbox: Inbox, stream: u32, events: UnboundedSender<Message>, turn: Option<Turn>) -> Self {
+        Self { inbox, stream, events, turn }
     }
 }
 
@@ -84,7 +89,16 @@ impl Body for Incoming {
     type Error = Incomplete;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Incomplete>>> {
-        let mut state = self.inbox.0.lock();
+        let Self { inbox, stream, events, turn } = self.get_mut();
+        let mut state = inbox.0.lock();
+        if let (Some(Ok(())), Some(taking)) = (state.end, &mut *turn) {
+            // Until then the request is kept as it came, and counts for the window.
+            if taking.poll(cx).is_pending() {
+                state.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            *turn = None;
+        }
         match state.end {
             Some(Err(incomplete)) => return Poll::Ready(Some(Err(incomplete))),
             Some(Ok(())) if state.data.is_empty() => return Poll::Ready(None),
@@ -100,14 +114,14 @@ impl Body for Incoming {
         // their room: of all its calls, at most a quarter of the window.
         if state.end.is_none() || data.len() > UNTOLD_BYTES_MAX {
             // If the connection is gone, nobody has to know.
-            drop(self.events.send(Message { stream: self.stream, event: Event::Read(data.len()) }));
+            drop(events.send(Message { stream: *stream, event: Event::Read(data.len()) }));
         }
         Poll::Ready(Some(Ok(Frame::data(data))))
     }
 
     fn is_end_stream(&self) -> bool {
         let state = self.inbox.0.lock();
-        matches!(state.end, Some(Ok(()))) && state.data.is_empty()
+        self.turn.is_none() && matches!(state.end, Some(Ok(()))) && state.data.is_empty()
     }
 }
 
@@ -129,7 +143,7 @@ mod tests {
             if ended {
                 inbox.end(Ok(()));
             }
-            let mut body = pin!(Incoming::new(inbox, 1, events));
+            let mut body = pin!(Incoming::new(inbox, 1, events, None));
             let frame = poll_fn(|cx| body.as_mut().poll_frame(cx)).await.unwrap().unwrap();
             assert_eq!(frame.into_data().unwrap().len(), bytes);
             assert_eq!(heard.try_recv().is_ok(), told, "{bytes} bytes");

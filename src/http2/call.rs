@@ -22,6 +22,7 @@ use super::REPLY_BYTES_AHEAD;
 use super::body::{Inbox, Incoming};
 use super::buffer::wipe_stack_of_call;
 use super::head::Head;
+use super::room::{Part, Place, Room, Turn};
 
 /// What a call has to say. What waits to be heard of one call is a head, [`REPLY_BYTES_AHEAD`], and trailers at most.
 #[derive(Debug)]
@@ -34,8 +35,8 @@ pub(super) struct Message {
 pub(super) enum Event {
     /// The head of the reply, and whether that is all of it.
     Head(Box<response::Parts>, bool),
-    /// A part of the reply, and what to give back to the call's room when it is sent.
-    Data(Bytes, usize),
+    /// A part of the reply.
+    Data(Part),
     /// The trailers that end the reply, or none.
     End(Option<Box<HeaderMap>>),
     /// There will be no (further) reply.
@@ -98,12 +99,14 @@ pub(super) struct Calls<S, X> {
     pub(super) service: S,
     pub(super) at_home: fn(&str) -> bool,
     pub(super) has_stream: fn(&str) -> bool,
+    pub(super) is_long: fn(&str) -> bool,
     pub(super) is_urgent: fn(&str) -> bool,
     pub(super) urgent: Handle,
     pub(super) elsewhere: Handle,
     pub(super) has_gone_elsewhere: bool,
     pub(super) extension: X,
     pub(super) events: UnboundedSender<Message>,
+    pub(super) room: Room,
 }
 
 impl<S, B, X> Begin for Calls<S, X>
@@ -114,13 +117,22 @@ where
     X: Clone + Send + Sync + 'static,
 {
     fn begin(&mut self, stream: u32, head: &Head, inbox: Inbox) -> Option<Running> {
-        let body = Incoming::new(inbox, stream, self.events.clone());
+        let turn = str::from_utf8(head.path()).is_ok_and(self.is_long).then(|| Turn::new(&self.room));
+        let has_turn = turn.as_ref().map(Turn::place);
+        let body = Incoming::new(inbox, stream, self.events.clone(), turn);
         let mut request = head.to_request(body)?;
         let path = request.uri().path();
         let (at_home, is_urgent, has_stream) = ((self.at_home)(path), (self.is_urgent)(path), (self.has_stream)(path));
         request.extensions_mut().insert(self.extension.clone());
         let room = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
-        let link = Link { stream, events: self.events.clone(), room: room.clone(), held: Mutex::default() };
+        let link = Link {
+            stream,
+            events: self.events.clone(),
+            ahead: room.clone(),
+            room: self.room.clone(),
+            held: Mutex::default(),
+            _turn: has_turn,
+        };
         let service = self.service.clone();
         let mut call = Box::pin(async move {
             // A panic ends its call and nothing else.
@@ -163,8 +175,13 @@ fn poll_cleanly<F: Future>(call: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::O
 struct Link {
     stream: u32,
     events: UnboundedSender<Message>,
-    room: Arc<Semaphore>,
+    /// How much the call may say before it is sent.
+    ahead: Arc<Semaphore>,
+    /// How much all calls of the connection may.
+    room: Room,
     held: Mutex<Vec<Event>>,
+    /// The turn of a call whose reply may be long: until it is said.
+    _turn: Option<Place>,
 }
 
 impl Link {
@@ -174,16 +191,26 @@ impl Link {
 
     async fn say_data(&self, data: Bytes) {
         let bytes = data.len().min(REPLY_BYTES_AHEAD);
-        let room = match self.room.try_acquire_many(bytes as u32) {
+        // It is there already, and counts.
+        let part = self.room.hold(data, bytes);
+        let ahead = match self.ahead.try_acquire_many(bytes as u32) {
             Err(TryAcquireError::NoPermits) => {
                 self.tell();
-                self.room.acquire_many(bytes as u32).await.ok()
+                self.ahead.acquire_many(bytes as u32).await.ok()
             }
             tried => tried.ok(),
         };
-        if let Some(room) = room {
-            room.forget();
-            self.say(Event::Data(data, bytes));
+        if let Some(ahead) = ahead {
+            ahead.forget();
+            self.say(Event::Data(part));
+        }
+    }
+
+    /// Waits until more may be said.
+    async fn wait_for_room(&self) {
+        if self.room.is_full() {
+            self.tell();
+            self.room.wait().await;
         }
     }
 
@@ -222,6 +249,7 @@ where
     }
     let mut body = pin!(body);
     let mut next = async || {
+        link.wait_for_room().await;
         poll_fn(|cx| {
             let polled = body.as_mut().poll_frame(cx).map_err(drop);
             if polled.is_pending() {
@@ -250,7 +278,12 @@ where
 mod tests {
     use super::*;
 
+    use std::cell::Cell;
+
+    use http_body::Frame;
     use tokio::sync::mpsc::unbounded_channel;
+
+    use crate::http2::{REPLIES_BYTES_MAX, STREAMS_MAX};
 
     /// Answers with one message.
     #[derive(Clone)]
@@ -270,12 +303,73 @@ mod tests {
         }
     }
 
+    /// A reply of one message after another, without an end. It counts them.
+    struct Endless<'a>(&'a Cell<usize>);
+
+    impl Body for Endless<'_> {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            self.0.set(self.0.get() + 1);
+            Poll::Ready(Some(Ok(Frame::data(vec![1; 1_000].into()))))
+        }
+    }
+
+    /// Answers with such a reply.
+    struct Streams<'a>(&'a Cell<usize>);
+
+    impl<'a> Service<Request<Incoming>> for Streams<'a> {
+        type Response = Response<Endless<'a>>;
+        type Error = Infallible;
+        type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Request<Incoming>) -> Self::Future {
+            std::future::ready(Ok(Response::new(Endless(self.0))))
+        }
+    }
+
+    #[test]
+    fn streams_are_asked_for_no_more_than_there_is_room_for_all_of_them() {
+        let (room, made) = (Room::default(), Cell::new(0));
+        let (events, mut heard) = unbounded_channel();
+        let link = |stream| Link {
+            stream,
+            events: events.clone(),
+            ahead: Arc::new(Semaphore::new(REPLY_BYTES_AHEAD)),
+            room: room.clone(),
+            held: Mutex::default(),
+            _turn: None,
+        };
+        let links: Vec<_> = (0..STREAMS_MAX as u32).map(link).collect();
+        let request = || Request::new(Incoming::new(Inbox::default(), 1, events.clone(), None));
+        let mut calls: Vec<_> = links.iter().map(|link| Box::pin(answer(Streams(&made), request(), link))).collect();
+        let cx = &mut Context::from_waker(Waker::noop());
+        for _ in 0..3 {
+            calls.iter_mut().for_each(|call| assert!(call.as_mut().poll(cx).is_pending()));
+            let most = REPLIES_BYTES_MAX.div_ceil(1_000);
+            assert!((most - 1..=most).contains(&made.get()), "{} of {most}", made.get());
+        }
+        // When something has been sent, they go on.
+        while room.is_full() {
+            drop(heard.try_recv().unwrap());
+        }
+        let before = made.get();
+        calls.iter_mut().for_each(|call| assert!(call.as_mut().poll(cx).is_pending()));
+        assert!(made.get() > before);
+    }
+
     #[tokio::test]
     async fn a_reply_that_is_there_is_told_at_once() {
         let (events, mut heard) = unbounded_channel();
-        let room = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
-        let link = Link { stream: 1, events: events.clone(), room, held: Mutex::default() };
-        let request = Request::new(Incoming::new(Inbox::default(), 1, events));
+        let ahead = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
+        let (held, room) = (Mutex::default(), Room::default());
+        let link = Link { stream: 1, events: events.clone(), ahead, room, held, _turn: None };
+        let request = Request::new(Incoming::new(Inbox::default(), 1, events, None));
         answer(Answers, request, &link).await;
         drop(link);
         let Some(Message { stream: 1, event: Event::Several(told) }) = heard.recv().await else {

@@ -25,6 +25,7 @@ use super::call::{Begin, Calls, Message};
 use super::code::Fault;
 use super::conn::Conn;
 use super::pace::Pace;
+use super::room::Room;
 use super::{AtOnce, FAREWELL_TIME, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LINGER_TIME, OUT_BYTES_MAX};
 
 /// Bytes that are read at once at most.
@@ -52,6 +53,9 @@ pub struct Answering<S, A, X> {
     /// Whether the request of a call, by its path, is a stream of messages. All others must be whole in
     /// [`REQUEST_TIME_MAX`](super::REQUEST_TIME_MAX).
     pub has_stream: fn(&str) -> bool,
+    /// Whether the reply to a call, by its path, may be long. Such calls have their turns, one at a time, and wait with them
+    /// while much waits for the peer.
+    pub is_long: fn(&str) -> bool,
     /// Whether a call, by its path, goes before others.
     pub is_urgent: fn(&str) -> bool,
     /// Where such calls are answered. Their connection stays where it is.
@@ -91,15 +95,27 @@ pub enum Served {
 impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
     /// A connection that is there already, on the current runtime.
     pub fn new(io: T, answering: Answering<S, A, X>) -> Self {
-        let Answering { at_once, service, at_home, has_stream, is_urgent, urgent, elsewhere, extension } = answering;
+        let Answering { at_once, service, at_home, has_stream, is_long, is_urgent, urgent, elsewhere, extension } =
+            answering;
+        let room = Room::default();
         let (events, heard) = unbounded_channel();
-        let has_gone_elsewhere = false;
-        let calls =
-            Calls { service, at_home, has_stream, is_urgent, urgent, elsewhere, has_gone_elsewhere, extension, events };
+        let calls = Calls {
+            service,
+            at_home,
+            has_stream,
+            is_long,
+            is_urgent,
+            urgent,
+            elsewhere,
+            has_gone_elsewhere: false,
+            extension,
+            events,
+            room: room.clone(),
+        };
         let now = Instant::now();
         Self(Session {
             io,
-            conn: Conn::new(at_once, calls),
+            conn: Conn::new(at_once, calls, room),
             events: heard,
             rest: Buffer::new(),
             has_whole_frames: false,

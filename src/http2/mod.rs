@@ -21,6 +21,7 @@ mod head;
 mod hpack;
 mod io;
 mod pace;
+mod room;
 
 use std::time::{Duration, Instant};
 
@@ -66,7 +67,9 @@ pub const FORESEEN_MAX: usize = 16;
 pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// Bytes that wait to be written to the network. Beyond it nothing is read, and no call says more.
 pub const OUT_BYTES_MAX: usize = 256 * 1024;
-/// Bytes of replies that were given at once and wait for the peer's windows. Beyond it new calls are refused.
+/// Bytes of replies that wait for the peer's windows, of all calls of a connection. Beyond it no call is answered at once, a
+/// call that is under way says no more, and one whose reply may be long is not begun to be answered; these are answered one
+/// at a time, so that one reply may go beyond it.
 pub const REPLIES_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of its reply that a call may say before they are sent; one message may be longer.
 pub const REPLY_BYTES_AHEAD: usize = 64 * 1024;

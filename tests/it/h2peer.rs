@@ -188,7 +188,7 @@ impl Peer {
         self.send(PING, 0, 0, &[mark; 8]).await;
         let mut frames = vec![];
         loop {
-            let frame = self.next().await.unwrap();
+            let Some(frame) = self.next().await else { panic!("the connection ended after {frames:?}") };
             if frame.kind == PING && frame.flags == END && frame.payload == [mark; 8] {
                 return frames;
             }

@@ -75,6 +75,7 @@ async fn start(tasks: &Tasks, cores: &Cores) -> ListenAddr {
         at_once: |_| Here,
         at_home: |path| path == HOME,
         has_stream: |_| false,
+        is_long: |_| false,
         is_urgent: |_| false,
         urgent: elsewhere.clone(),
         elsewhere,

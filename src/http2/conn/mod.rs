@@ -19,9 +19,10 @@ use super::code::{Code, Fault};
 use super::frame::{self, BITS_31, Head as FrameHead, PAYLOAD_BYTES_MAX, PREFACE, flag, kind, setting};
 use super::head::Heads;
 use super::hpack::Encoder;
+use super::room::Room;
 use super::{
     AtOnce, DRAIN_TIME_MAX, ERRORS_MAX, FORESEEN_MAX, GATHERED_BYTES_ALL_MAX, HEADER_BYTES_MAX, IDLE_FRAMES_MAX,
-    IDLE_FRAMES_PAID, OUT_BYTES_MAX, REPLIES_BYTES_MAX, STREAMS_MAX, WINDOW_BYTES,
+    IDLE_FRAMES_PAID, OUT_BYTES_MAX, STREAMS_MAX, WINDOW_BYTES,
 };
 
 /// Windows are this size until somebody says otherwise (RFC 9113, section 6.9.2).
@@ -62,8 +63,8 @@ pub(super) struct Conn<A: AtOnce, C> {
     streams: BTreeMap<u32, Stream>,
     /// Streams that have something to send, in turns.
     sendable: VecDeque<u32>,
-    /// Bytes of replies that were given at once and wait.
-    replies_bytes: usize,
+    /// What waits of replies.
+    room: Room,
     /// What the peer set the windows of its streams to.
     peer_window: i64,
     /// Bytes that may be sent to the peer.
@@ -111,7 +112,7 @@ struct Block {
 }
 
 impl<A: AtOnce, C> Conn<A, C> {
-    pub(super) fn new(at_once: A, calls: C) -> Self {
+    pub(super) fn new(at_once: A, calls: C, room: Room) -> Self {
         let mut out = Buffer::new();
         frame::put_settings(
             &mut out,
@@ -136,7 +137,7 @@ impl<A: AtOnce, C> Conn<A, C> {
             gathered_bytes: 0,
             streams: BTreeMap::new(),
             sendable: VecDeque::new(),
-            replies_bytes: 0,
+            room,
             peer_window: WINDOW_BYTES_AT_FIRST.into(),
             send_window: WINDOW_BYTES_AT_FIRST.into(),
             window: WINDOW_BYTES,
@@ -356,7 +357,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
 
     /// Whether there is no room for another call.
     fn is_crowded(&self) -> bool {
-        self.streams.len() + self.waiting.len() >= STREAMS_MAX || self.replies_bytes >= REPLIES_BYTES_MAX
+        self.streams.len() + self.waiting.len() >= STREAMS_MAX
     }
 
     /// Resets a stream for an error of the peer.
@@ -394,7 +395,6 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             self.give_back(waiting.body.len());
         }
         if let Some(stream) = self.streams.get_mut(&id) {
-            self.replies_bytes -= stream.reply_bytes();
             let unread = stream.cancel();
             let is_gone = stream.call.is_none();
             self.give_back(unread as usize);

@@ -1,6 +1,6 @@
 //! What is sent of replies, and when: as the windows of the peer allow, each stream in its turn.
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
 use super::stream::{Piece, Stream};
 use super::{Conn, frame};
@@ -33,7 +33,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             frame::put_headers(&mut self.out, id, true, |to| self.encoder.grpc_ok(to));
             return;
         }
-        self.replies_bytes += reply.len();
+        let reply = self.room.hold(reply, 0);
         self.streams.insert(id, Stream::of_reply(credit, reply));
         self.queue(id);
     }
@@ -64,8 +64,8 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
                     self.finish(id);
                 }
             }
-            Event::Data(data, room) => {
-                stream.pieces.push_back(Piece::Data(data, room));
+            Event::Data(part) => {
+                stream.pieces.push_back(Piece::Data(part));
                 self.queue(id);
             }
             Event::End(trailers) => {
@@ -132,26 +132,24 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     /// Sends one frame of a stream's body, and what ends it.
     fn send_of(&mut self, id: u32) -> Sent {
         let Some(stream) = self.streams.get_mut(&id) else { return Sent::Enough };
-        if let Some(Piece::Data(data, room)) = stream.pieces.front_mut() {
+        if let Some(Piece::Data(part)) = stream.pieces.front_mut() {
             let window = self.peer_window + stream.credit;
             let allowed = window.min(self.send_window).min(PAYLOAD_BYTES_MAX as i64);
             let Some(allowed) = usize::try_from(allowed).ok().filter(|allowed| *allowed > 0) else {
                 return if window <= 0 { Sent::Enough } else { Sent::Nothing };
             };
-            let bytes = allowed.min(data.len());
-            let whole = bytes == data.len();
-            frame::put_data(&mut self.out, id, false, &data[..bytes]);
+            let bytes = allowed.min(part.bytes.len());
+            let whole = bytes == part.bytes.len();
+            frame::put_data(&mut self.out, id, false, &part.bytes[..bytes]);
             self.idle_frames = self.idle_frames.saturating_sub(IDLE_FRAMES_PAID);
-            data.advance(bytes);
+            part.advance(bytes);
             self.send_window -= bytes as i64;
             stream.credit -= bytes as i64;
-            match (&stream.call, *room) {
-                (Some(call), room) if whole => call.make_room(room),
-                (_, 0) => self.replies_bytes -= bytes,
-                _ => {}
-            }
             if !whole {
                 return Sent::Some;
+            }
+            if let Some(call) = &stream.call {
+                call.make_room(part.ahead);
             }
             stream.pieces.pop_front();
         }

@@ -97,14 +97,12 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             Some(Flaw::TooLong) => return self.refuse(id, ends, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
             None => {}
         }
-        let Some(pass) = self.at_once.admit(&head) else {
-            return self.begin(
-                Opened { id, head: &head, credit: 0, padding: 0, until: self.at + REQUEST_TIME_MAX },
-                &[],
-                ends,
-            );
-        };
+        // What is answered at once cannot wait for room.
+        let pass = if self.room.is_full() { None } else { self.at_once.admit(&head) };
         let until = self.at + REQUEST_TIME_MAX;
+        let Some(pass) = pass else {
+            return self.begin(Opened { id, head: &head, credit: 0, padding: 0, until }, &[], ends);
+        };
         let waiting = Waiting { id, head, pass, body: vec![], padding: 0, credit: 0, until };
         if ends {
             return self.answer(waiting, &[]);
@@ -220,6 +218,9 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
 
     /// Answers a call at once, if it can be.
     fn answer(&mut self, waiting: Waiting<A::Pass>, body: &[u8]) -> Result<(), Fault> {
+        if self.room.is_full() {
+            return self.begin(Opened::of(&waiting), body, true);
+        }
         // A panic ends its call and nothing else.
         match catch_unwind(AssertUnwindSafe(|| self.at_once.answer(&waiting.pass, body))) {
             Ok(Some(reply)) => {

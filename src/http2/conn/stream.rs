@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use http::HeaderMap;
 
 use crate::http2::WINDOW_BYTES;
 use crate::http2::body::{Inbox, Incomplete};
 use crate::http2::call::Running;
 use crate::http2::head::Head;
+use crate::http2::room::Part;
 
 /// A call that may be answered at once, and whose body is still on its way.
 pub(super) struct Waiting<P> {
@@ -52,8 +52,8 @@ pub(super) struct Stream {
 /// A part of a reply that is to be sent.
 #[derive(Debug)]
 pub(super) enum Piece {
-    /// A part of the body, and what to give back to the call's room when it is sent.
-    Data(Bytes, usize),
+    /// A part of the body.
+    Data(Part),
     /// The trailers of any reply.
     Trailers(Box<HeaderMap>),
     /// The trailers of a reply of gRPC that went well.
@@ -80,8 +80,8 @@ impl Stream {
     }
 
     /// The stream of a reply that is there.
-    pub(super) fn of_reply(credit: i64, reply: Bytes) -> Self {
-        Self { credit, pieces: VecDeque::from([Piece::Data(reply, 0), Piece::Ok]), ..Self::default() }
+    pub(super) fn of_reply(credit: i64, reply: Part) -> Self {
+        Self { credit, pieces: VecDeque::from([Piece::Data(reply), Piece::Ok]), ..Self::default() }
     }
 
     /// Ends everything that goes on for it. It gives how many bytes came and were not read.
@@ -95,13 +95,5 @@ impl Stream {
             call.cancel();
         }
         std::mem::take(&mut self.unread)
-    }
-
-    /// Bytes of a reply that was given at once.
-    pub(super) fn reply_bytes(&self) -> usize {
-        match self.pieces.front() {
-            Some(Piece::Data(data, 0)) => data.len(),
-            _ => 0,
-        }
     }
 }

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use super::stream::Piece;
 use super::*;
 use crate::http2::body::Inbox;
 use crate::http2::call::{Event, Message, Running};
@@ -55,7 +56,7 @@ type Tested = Conn<Echo, Begun>;
 
 fn open() -> (Tested, Begun) {
     let begun = Begun::default();
-    let mut conn = Conn::new(Echo, begun.clone());
+    let mut conn = Conn::new(Echo, begun.clone(), Room::default());
     let mut hello = PREFACE.to_vec();
     frame::put_settings(&mut hello, &[]);
     assert_eq!(receive(&mut conn, &hello), Ok(()));
@@ -302,7 +303,7 @@ fn any_event() -> impl Strategy<Value = Message> {
             let (parts, ()) = http::Response::new(()).into_parts();
             Event::Head(Box::new(parts), false)
         }),
-        (1_usize..40_000).prop_map(|n| Event::Data(vec![b'r'; n].into(), n.min(65_536))),
+        (1_usize..40_000).prop_map(|n| Event::Data(Room::default().hold(vec![b'r'; n].into(), n.min(65_536)))),
         Just(()).prop_map(|()| Event::End(None)),
         Just(()).prop_map(|()| Event::Failed),
         (1_usize..40_000).prop_map(Event::Read),
@@ -332,8 +333,9 @@ proptest! {
             prop_assert!(conn.streams.len() + conn.waiting.len() <= STREAMS_MAX);
             let gathered: usize = conn.waiting.iter().map(|waiting| waiting.body.len()).sum();
             prop_assert_eq!(gathered, conn.gathered_bytes);
-            let replies: usize = conn.streams.values().map(Stream::reply_bytes).sum();
-            prop_assert_eq!(replies, conn.replies_bytes);
+            let pieces = conn.streams.values().flat_map(|stream| &stream.pieces);
+            let made_at_once = pieces.filter(|piece| matches!(piece, Piece::Data(part) if part.ahead == 0));
+            prop_assert_eq!(made_at_once.count() > 0, conn.room.waiting() > 0);
             // What the peer may send, has sent, and has not been told of is the window.
             let unread: u32 = conn.streams.values().map(|stream| stream.unread).sum();
             prop_assert_eq!(conn.window + conn.untold + unread + gathered as u32, WINDOW_BYTES);
