@@ -4,7 +4,7 @@
 //! parameters ([`clock::Clock`], [`entropy::Entropy`]), so that whoever calls owns them.
 //!
 //! Reading order: [`limits`], [`id`], [`secret`], [`leak`], [`digest`], [`scope`], [`record`], [`decision`], [`narrowing`],
-//! [`access`], [`event`].
+//! [`access`], [`event`], [`head`].
 
 pub mod access;
 pub mod clock;
@@ -12,6 +12,7 @@ pub mod decision;
 pub mod digest;
 pub mod entropy;
 pub mod event;
+pub mod head;
 pub mod id;
 pub mod leak;
 pub mod limits;

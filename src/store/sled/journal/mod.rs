@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use crc::{CRC_32_ISCSI, Crc, Table};
 use keyward_core::event::Revision;
+use keyward_core::head::Head;
 use zeroize::Zeroizing;
 
 /// The checksum of everything in the journal: CRC-32C (Castagnoli).
@@ -50,6 +51,18 @@ pub struct Position {
 impl Position {
     /// Before the first entry.
     pub const START: Self = Self { revision: Revision(0), chain: Chain::EMPTY };
+}
+
+impl From<Head> for Position {
+    fn from(head: Head) -> Self {
+        Self { revision: head.revision, chain: Chain(head.chain) }
+    }
+}
+
+impl From<Position> for Head {
+    fn from(position: Position) -> Self {
+        Self { revision: position.revision, chain: position.chain.0 }
+    }
 }
 
 /// Why the journal cannot be used as it is.
