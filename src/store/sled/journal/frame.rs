@@ -239,6 +239,19 @@ impl<'a> Frame<'a> {
     /// # Errors
     /// With what is wrong.
     pub fn follow<E: Entry>(&self, position: &Position, key: &ChainKey) -> Result<(Vec<E>, Position), &'static str> {
+        self.follow_through(position, key, |_| {})
+    }
+
+    /// As [`Frame::follow`], and tells the position after each entry. They are to be believed when this has returned.
+    ///
+    /// # Errors
+    /// With what is wrong.
+    pub fn follow_through<E: Entry>(
+        &self,
+        position: &Position,
+        key: &ChainKey,
+        mut meet: impl FnMut(Position),
+    ) -> Result<(Vec<E>, Position), &'static str> {
         let mut entries = Vec::new();
         let mut end = *position;
         for next in self.entries::<E>() {
@@ -247,6 +260,7 @@ impl<'a> Frame<'a> {
                 return Err("the revisions do not follow each other");
             }
             end = Position { revision: entry.revision(), chain: end.chain.after(key, encoded) };
+            meet(end);
             entries.push(entry);
         }
         if self.first != position.revision.next() || self.count as usize != entries.len() {
