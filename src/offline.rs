@@ -13,7 +13,7 @@ use crate::store::sled::inspect::{Finding, inspect};
 use crate::store::sled::journal::ChainKey;
 use crate::store::sled::journal::writer::free_bytes;
 use crate::store::sled::restore::{RestoreError, Restored, restore};
-use crate::store::sled::salvage::{Salvaged, salvage};
+use crate::store::sled::salvage::{Salvaged, Unproven, look, salvage};
 use crate::store::sled::snapshot::{self, Contents, SnapshotError};
 use crate::store::sled::{BackupLimits, LockedDir, OpenError, Options, Retention, SledStore};
 use crate::system::{SystemClock, SystemEntropy};
@@ -28,10 +28,15 @@ pub enum OfflineError {
     Open(#[from] OpenError),
     /// Acknowledged changes are missing.
     #[error(
-        "{0}\nNothing was changed. If it cannot be put back, `keyward rebuild --accept-data-loss` gathers what can be had, says \
-         what is gone, and moves the old files aside"
+        "{loss}\nNothing was changed. If it cannot be put back, `keyward rebuild --accept-data-loss` gathers what can be had, says \
+         what is gone, and moves the old files aside{}", .unproven.warning()
     )]
-    Loss(OpenError),
+    Loss {
+        /// Which.
+        loss: OpenError,
+        /// What is there of which nothing shows that it is of this log.
+        unproven: Box<Unproven>,
+    },
     /// The pepper file is not to be had.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
@@ -46,6 +51,15 @@ pub enum OfflineError {
     /// Nothing was restored.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+}
+
+/// What an operator accepts where the data is not whole.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Accepted {
+    /// Going on without acknowledged changes that are missing.
+    pub data_loss: bool,
+    /// Then also taking changes of which nothing shows that they are of this log.
+    pub unproven: bool,
 }
 
 /// How a rebuild went.
@@ -79,18 +93,18 @@ pub fn check_backup(path: &Path) -> Result<Contents, OfflineError> {
 ///
 /// # Errors
 /// When the disk fails, or changes are missing and that is not accepted.
-pub fn rebuild(settings: &Settings, accept_data_loss: bool) -> Result<Rebuilt, OfflineError> {
+pub fn rebuild(settings: &Settings, accepted: Accepted) -> Result<Rebuilt, OfflineError> {
     let dir = LockedDir::lock_existing(&settings.data_dir)?;
     let options = options(settings)?;
     match SledStore::rebuild(&dir, &options) {
         Ok(revision) => Ok(Rebuilt::Whole(revision)),
-        Err(loss) if loss.is_loss() && accept_data_loss => {
+        Err(loss) if loss.is_loss() && accepted.data_loss => {
             tracing::warn!("{loss}");
-            let salvaged = salvage(&dir, &options)?;
+            let salvaged = salvage(&dir, &options, accepted.unproven)?;
             SledStore::rebuild(&dir, &options)?;
             Ok(Rebuilt::Salvaged(salvaged))
         }
-        Err(loss) if loss.is_loss() => Err(OfflineError::Loss(loss)),
+        Err(loss) if loss.is_loss() => Err(OfflineError::Loss { loss, unproven: Box::new(look(&dir, &options)?) }),
         Err(error) => Err(error.into()),
     }
 }

@@ -5,7 +5,7 @@ use std::error::Error;
 use clap::Args;
 
 use super::Place;
-use crate::offline::{Rebuilt, rebuild};
+use crate::offline::{Accepted, Rebuilt, rebuild};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -13,6 +13,10 @@ pub(super) struct Options {
     /// them works again. What is gone is printed and noted in the journal, and the old files are moved aside
     #[arg(long)]
     accept_data_loss: bool,
+    /// Then also take changes that are in the journal, or snapshots and tables, of which nothing shows that they are of this log.
+    /// Whoever can write to the directory may have put them there, and may have made an administrator. They are printed either way
+    #[arg(long, requires = "accept_data_loss")]
+    accept_unproven: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -21,7 +25,8 @@ pub(super) struct Options {
 pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let (settings, _flush) = options.place.settings()?;
     let dir = settings.data_dir.display();
-    match rebuild(&settings, options.accept_data_loss)? {
+    let accepted = Accepted { data_loss: options.accept_data_loss, unproven: options.accept_unproven };
+    match rebuild(&settings, accepted)? {
         Rebuilt::Whole(revision) => {
             println!("{dir}: the table was built anew, up to revision {revision}; nothing is missing")
         }
@@ -29,6 +34,19 @@ pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
             println!("{dir}: {} keys were saved; the log goes on from revision {}", salvaged.keys, salvaged.revision);
             for (first, last) in &salvaged.missing {
                 println!("gone: the changes {first} to {last}");
+            }
+            for (first, last) in &salvaged.behind_damage {
+                println!(
+                    "from behind damage: the changes {first} to {last}; they were made with this pepper file, and fit in with all \
+                     else"
+                );
+            }
+            if !salvaged.unproven.is_empty() {
+                let what = match options.accept_unproven {
+                    true => "taken, though nothing shows that it is of this log",
+                    false => "left out, because nothing shows that it is of this log",
+                };
+                println!("{what}:{}", salvaged.unproven);
             }
             println!("the old files are in {}", salvaged.aside.display());
         }

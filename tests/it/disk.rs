@@ -31,7 +31,7 @@ async fn is_whole(site: &mut Site, [kept, disabled]: &[Issued; 2]) {
 }
 
 /// Where the last frame of a segment ends.
-fn end_of_frames(segment: &[u8]) -> usize {
+pub(crate) fn end_of_frames(segment: &[u8]) -> usize {
     let last = segment.iter().rposition(|&byte| byte != 0).unwrap();
     (last + 1).next_multiple_of(8)
 }

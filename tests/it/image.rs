@@ -475,7 +475,7 @@ async fn a_rescue_goes_on_past_what_an_image_knows_of() {
     let revision: u64 = image.file_stem().unwrap().to_str().unwrap().parse().unwrap();
     let latest = latest_of(&fs::read(&image).unwrap());
     cut_off(&dir, revision, Keep::UpToTheImage);
-    let salvaged = salvage(&LockedDir::lock(dir.path()).unwrap(), &options(SEGMENT_BYTES)).unwrap();
+    let salvaged = salvage(&LockedDir::lock(dir.path()).unwrap(), &options(SEGMENT_BYTES), false).unwrap();
     assert!(salvaged.revision.0 > latest, "{salvaged:?}");
     assert_eq!(salvaged.missing, [(Revision(revision + 1), Revision(latest))]);
     assert!(images(&dir).is_empty(), "it is moved aside with the log that it was of");

@@ -18,6 +18,7 @@ mod coverage;
 mod disabled_callers;
 mod disk;
 mod early;
+mod forged;
 mod golden;
 mod h2peer;
 mod harness;

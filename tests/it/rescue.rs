@@ -31,12 +31,12 @@ async fn stopped() -> (Site, Vec<Issued>) {
 }
 
 /// Where the frame of the change at this revision begins. Each change is a frame of its own here.
-fn frame_at(segment: &[u8], revision: u64) -> usize {
+pub(crate) fn frame_at(segment: &[u8], revision: u64) -> usize {
     let begins = |at: &usize| segment[*at..].starts_with(b"KWJG") && segment[at + 8..at + 16] == revision.to_le_bytes();
     (64..segment.len() - 16).step_by(8).find(begins).unwrap()
 }
 
-fn damage(path: &Path, at: usize) {
+pub(crate) fn damage(path: &Path, at: usize) {
     let mut bytes = fs::read(path).unwrap();
     bytes[at + 30] ^= 0x10;
     fs::write(path, bytes).unwrap();

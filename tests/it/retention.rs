@@ -313,7 +313,7 @@ async fn a_rescue_takes_what_a_table_that_was_set_aside_has() {
     fs::rename(dir.path().join("table"), dir.path().join("table.broken")).unwrap();
     let (locked, options) = (LockedDir::lock(dir.path()).unwrap(), keeping(u64::MAX));
     assert!(SledStore::rebuild(&locked, &options).unwrap_err().is_loss());
-    let salvaged = salvage(&locked, &options).unwrap();
+    let salvaged = salvage(&locked, &options, false).unwrap();
     assert_eq!((salvaged.keys, salvaged.missing.len()), (u64::from(KEYS), 0));
     drop(locked);
     starts_whole(&dir).await;

@@ -1,10 +1,15 @@
 //! The last resort: a data directory that lacks acknowledged changes, made into one that starts, with what can be had.
 //!
-//! Every sound record is gathered: from snapshots, from a table that is sound, and from every sound frame of the journal,
-//! also past damage. The newest form of each wins. What is missing is named, the old files are moved aside, and the new log
-//! begins with an entry that says what was given up.
+//! The state is taken from the newest snapshot or table that is sound, and later changes from the journal, also past damage. Only
+//! what was written with our key is taken, and only what is of one log: [`runs`] says how that is told. Everything else is listed,
+//! and taken only if that is wanted. What is missing is named, the old files are moved aside, and the new log begins with an entry
+//! that says what was given up.
+
+mod runs;
+mod sources;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -13,16 +18,16 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::ActorId;
 
+use self::runs::{Frames, Judged, Stretch, Tie, entries_of, judge};
+use self::sources::Sources;
 use super::cut::Kind;
 use super::dir::LockedDir;
-use super::image::{self, ImageKey};
-use super::journal::frame::{ALIGNMENT_BYTES, Frame, FrameBuilder, SEGMENT_HEADER_BYTES, read_segment_header};
-use super::journal::scan::{End, segment_numbers, segment_path};
+use super::journal::frame::FrameBuilder;
+use super::journal::scan::End;
 use super::journal::writer::{Room, RoomError, Writer};
 use super::journal::{Chain, ChainKey, Position};
 use super::rebuild::{aside_of, rows_of};
-use super::recovery::read_table;
-use super::snapshot::{self, SnapshotError};
+use super::snapshot;
 use super::sums::{SumKey, Sums};
 use super::table::Row;
 use super::watermark::Watermark;
@@ -30,29 +35,115 @@ use super::{OpenError, Options};
 use crate::files::{create_private_dir, named, private, sync_parent};
 use crate::store::record::pb;
 
+/// So many doubtful changes are listed; more are counted.
+const LISTED_MAX: usize = 1_000;
+/// Longer texts of a doubtful change are cut short: who wrote them is not known.
+const TEXT_MAX: usize = 200;
+/// A claim that nothing vouches for moves the revisions of the new log on by no more than this.
+const CLAIM_MAX: u64 = 1 << 40;
+
+/// Changes, as first and last revisions.
+pub type Ranges = Vec<(Revision, Revision)>;
+
+/// A change in the journal of which nothing shows that it is of this log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doubtful {
+    /// The revision that it claims.
+    pub revision: Revision,
+    /// The call that it claims.
+    pub method: String,
+    /// What it writes: each record as `<tenant>/<key_id>` or `<tenant>`.
+    pub targets: Vec<String>,
+}
+
+impl fmt::Display for Doubtful {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "revision {}: {} of {}", self.revision, self.method, self.targets.join(", "))
+    }
+}
+
+/// What cannot be shown to be of this log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unproven {
+    /// Changes in the journal.
+    pub changes: Vec<Doubtful>,
+    /// How many more there are.
+    pub more: usize,
+    /// Snapshots and tables of another log under the same pepper file.
+    pub files: Vec<PathBuf>,
+}
+
+impl Unproven {
+    /// Whether there is nothing of that kind.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.files.is_empty()
+    }
+
+    /// What an operator is to be told before it is decided on; nothing if there is nothing of that kind.
+    #[must_use]
+    pub fn warning(&self) -> String {
+        if self.is_empty() {
+            return String::new();
+        }
+        format!(
+            ". It leaves out what nothing shows to be of this log: somebody without the pepper file may have made it, or taken \
+             it from an older copy. With --accept-unproven it is taken too:{self}"
+        )
+    }
+}
+
+impl fmt::Display for Unproven {
+    /// A line for each, which begins with a line feed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.changes.iter().try_for_each(|change| write!(f, "\n  {change}"))?;
+        if self.more > 0 {
+            write!(f, "\n  and {} more", self.more)?;
+        }
+        self.files.iter().try_for_each(|path| write!(f, "\n  {}", path.display()))
+    }
+}
+
 /// What was saved, and what was not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Salvaged {
     /// How many keys there are.
     pub keys: u64,
-    /// The changes that are gone, as first and last revisions.
-    pub missing: Vec<(Revision, Revision)>,
+    /// The changes that are gone.
+    pub missing: Ranges,
+    /// Changes that were taken from behind damage. They were made with this pepper file, and fit in with everything else; but
+    /// what tied them to the rest is gone.
+    pub behind_damage: Ranges,
+    /// What cannot be shown to be of this log.
+    pub unproven: Unproven,
     /// The revision of the entry that says so.
     pub revision: Revision,
     /// Where the old files are.
     pub aside: PathBuf,
 }
 
-/// Gathers what can be had and begins a new log with it. The new log is made beside the old files; only when it is durable do
-/// they change places.
+/// Says what [`salvage`] would not take, and changes nothing but what sled changes when it opens.
+///
+/// # Errors
+/// When the disk fails, or nothing of what is there was written with our key.
+pub fn look(dir: &LockedDir, options: &Options) -> Result<Unproven, OpenError> {
+    let key = ChainKey(options.chain_key.clone());
+    Evidence::read(dir, &key)?.unproven(dir)
+}
+
+/// Gathers what can be had and begins a new log with it, with what is unproven if `take_unproven`. The new log is made beside the
+/// old files; only when it is durable do they change places.
 ///
 /// # Errors
 /// When the disk fails, or nothing of what is there was written with our key. Until the files change places, nothing has
 /// changed; a failure while they do leaves a directory without a layout, which no start takes for whole, and all old files,
 /// here or in the directory `lost.…`.
-pub fn salvage(dir: &LockedDir, options: &Options) -> Result<Salvaged, OpenError> {
+pub fn salvage(dir: &LockedDir, options: &Options, take_unproven: bool) -> Result<Salvaged, OpenError> {
     let key = ChainKey(options.chain_key.clone());
-    let found = gather(dir, &key, &SumKey::of(&key))?;
+    let evidence = Evidence::read(dir, &key)?;
+    let unproven = evidence.unproven(dir)?;
+    let found = evidence.gather(dir, &key, take_unproven)?;
+    drop(evidence);
     let missing = found.missing();
     let fresh = dir.path().join("rescue.new");
     if fresh.exists() {
@@ -80,7 +171,8 @@ pub fn salvage(dir: &LockedDir, options: &Options) -> Result<Salvaged, OpenError
     fs::remove_dir(&fresh).map_err(named(&fresh))?;
     sync_parent(&dir.journal())?;
     dir.finish()?;
-    Ok(Salvaged { keys, missing, revision, aside })
+    let behind_damage = found.behind_damage;
+    Ok(Salvaged { keys, missing, behind_damage, unproven, revision, aside })
 }
 
 /// Makes snapshot, journal and watermark in a directory of their own; gives the number of keys and the last revision.
@@ -103,7 +195,7 @@ fn begin_log(
     let end = End { start: base, position: base, segment: None };
     let mut writer = Writer::resume(&journal, options.segment_bytes, &end)?;
     let mut frame = FrameBuilder::after(&base);
-    frame.push(&confession(revision.next(), options.clock.now(), missing), key);
+    frame.push(&confession(found, options.clock.now(), missing), key);
     let at = frame.end();
     let frame = frame.finish();
     writer.make_room(frame.len(), &base, Room::Ample).map_err(|error| match error {
@@ -116,21 +208,132 @@ fn begin_log(
     Ok((keys, at.revision))
 }
 
-/// The entry that says what was given up.
-fn confession(revision: Revision, time: UnixMillis, missing: &[(Revision, Revision)]) -> pb::JournalEntry {
-    let ranges = missing.iter().map(|(first, last)| format!("{first}-{last}")).collect::<Vec<_>>().join(",");
+/// The entry that says what was given up, and what was taken on the operator's word alone.
+fn confession(found: &Found, time: UnixMillis, missing: &[(Revision, Revision)]) -> pb::JournalEntry {
+    let told = |ranges: &[(Revision, Revision)]| match ranges {
+        [] => "none".to_owned(),
+        _ => ranges.iter().map(|(first, last)| format!("{first}-{last}")).collect::<Vec<_>>().join(","),
+    };
+    let taken = match &*found.unproven {
+        [] => String::new(),
+        unproven => format!("; taken unproven: {}", told(unproven)),
+    };
     pb::JournalEntry {
-        revision: revision.0,
+        revision: found.highest.next().0,
         time_ms: time.0,
         actor: ActorId::keyward().to_string(),
         method: "AcceptDataLoss".into(),
-        target: format!("revisions {}", if ranges.is_empty() { "none" } else { &ranges }),
+        target: format!("revisions {}{taken}", told(missing)),
         redo: vec![],
     }
 }
 
 fn aside_path(dir: &Path, revision: Revision) -> PathBuf {
     dir.join(format!("lost.{:020}", revision.0))
+}
+
+/// What there is, and which of it is of one log.
+struct Evidence {
+    sources: Sources,
+    frames: Frames,
+    judged: Judged,
+    /// The whole source with the highest position, if any is believed.
+    base: Option<usize>,
+    /// The revision that the watermark claims. It takes no key to write one.
+    watermark: Revision,
+}
+
+impl Evidence {
+    fn read(dir: &LockedDir, key: &ChainKey) -> Result<Self, OpenError> {
+        let watermark = Watermark::open(&dir.watermark())?.1.map_or(Revision(0), |at| at.revision);
+        let sources = sources::find(dir, key)?;
+        let frames = runs::read(&dir.journal(), key, &sources.anchors)?;
+        let anything = sources.snapshots + frames.runs.len() + frames.not_genuine.len() > 0;
+        if anything && sources.anchors.is_empty() && frames.runs.is_empty() {
+            return Err(OpenError::ForeignJournal { journal: dir.journal() });
+        }
+        let judged = judge(&frames.runs, &sources.anchors);
+        let usable = (0..sources.anchors.len()).filter(|&nth| judged.anchors[nth] && sources.whole[nth]);
+        let base = usable.max_by_key(|&nth| sources.anchors[nth].position.revision);
+        Ok(Self { sources, frames, judged, base, watermark })
+    }
+
+    /// The frames that do not count.
+    fn doubtful(&self) -> Vec<Stretch> {
+        let runs = self.frames.runs.iter().zip(&self.judged.runs).filter(|(_, counts)| !**counts);
+        runs.flat_map(|(run, _)| run.stretches.iter().copied()).chain(self.frames.not_genuine.iter().copied()).collect()
+    }
+
+    fn unproven(&self, dir: &LockedDir) -> Result<Unproven, OpenError> {
+        let mut unproven = Unproven::default();
+        entries_of(&dir.journal(), &self.doubtful(), |entry| match unproven.changes.len() {
+            LISTED_MAX.. => unproven.more += 1,
+            _ => unproven.changes.push(doubtful(&entry)),
+        })?;
+        let files = self.sources.anchors.iter().zip(&self.judged.anchors).filter(|(_, counts)| !**counts);
+        unproven.files = files.map(|(anchor, _)| anchor.path.clone()).collect();
+        Ok(unproven)
+    }
+
+    /// The records, and what is known of the revisions.
+    fn gather(&self, dir: &LockedDir, key: &ChainKey, take_unproven: bool) -> Result<Found, OpenError> {
+        let mut found = Found::default();
+        let others = (0..self.sources.anchors.len()).filter(|&nth| take_unproven && self.sources.whole[nth]);
+        for nth in self.base.into_iter().chain(others) {
+            self.sources.records(nth, key, |row| found.add(row))?;
+            found.covered = found.covered.max(self.sources.anchors[nth].position.revision);
+        }
+        let base = self.base.map_or(Revision(0), |nth| self.sources.anchors[nth].position.revision);
+        for (run, counts) in self.frames.runs.iter().zip(&self.judged.runs) {
+            if *counts && run.end.revision > base {
+                entries_of(&dir.journal(), &run.stretches, |entry| found.take(&entry))?;
+                if run.tie == Tie::None {
+                    found.behind_damage.push((run.start.revision.max(base).next(), run.end.revision));
+                }
+            }
+        }
+        found.highest = found.highest.max(found.covered).max(self.sources.highest);
+        // Nobody is to be told of a revision twice; but who has no key must not move them out of reach either.
+        let claimed = self.frames.claimed.max(self.watermark);
+        match found.highest.0.checked_add(CLAIM_MAX) {
+            Some(most) if claimed.0 <= most => found.highest = found.highest.max(claimed),
+            _ => tracing::warn!(revision = claimed.0, "something claims a revision that cannot be; it is passed over"),
+        }
+        if take_unproven {
+            let most = Revision(found.highest.0.saturating_add(CLAIM_MAX));
+            entries_of(&dir.journal(), &self.doubtful(), |entry| {
+                if Revision(entry.revision) <= most {
+                    found.take(&entry);
+                    found.unproven.push((Revision(entry.revision), Revision(entry.revision)));
+                }
+            })?;
+        }
+        Ok(found)
+    }
+}
+
+/// What is to be told of a change that somebody may have made up.
+fn doubtful(entry: &pb::JournalEntry) -> Doubtful {
+    let told = |text: &str| text.chars().take(TEXT_MAX).flat_map(char::escape_debug).collect::<String>();
+    let targets = match rows_of(entry) {
+        Ok(rows) => rows.iter().map(|row| told(&name_of(&row.record))).collect(),
+        Err(error) => vec![format!("{}, whose records do not decode: {error}", told(&entry.target))],
+    };
+    Doubtful { revision: Revision(entry.revision), method: told(&entry.method), targets }
+}
+
+fn name_of(record: &Record) -> String {
+    match record {
+        Record::Tenant(tenant) => tenant.tenant.to_string(),
+        Record::Key(key) => format!("{}/{}", key.tenant, key.key_id),
+    }
+}
+
+fn revision_of(record: &Record) -> Revision {
+    match record {
+        Record::Tenant(tenant) => tenant.revision,
+        Record::Key(key) => key.revision,
+    }
 }
 
 /// The newest form of each record that was found: by kind and name, its revision and its bytes.
@@ -142,34 +345,50 @@ struct Found {
     records: Records,
     /// Everything up to this revision is in the records, whatever the journal has.
     covered: Revision,
-    /// Revisions past `covered` that the journal has, as first and last.
+    /// Revisions that were taken from the journal, as first and last.
     journal: BTreeMap<Revision, Revision>,
-    /// The highest revision that anything speaks of.
+    /// The highest revision that anyone may have been told of.
     highest: Revision,
-    /// Frames and snapshots that are there, and those of them that were surely written with our key.
-    there: usize,
-    ours: usize,
+    behind_damage: Ranges,
+    /// What was taken though nothing shows that it is of this log.
+    unproven: Ranges,
 }
 
 impl Found {
     fn add(&mut self, row: Row) {
-        let (place, revision) = match &row.record {
-            Record::Tenant(tenant) => ((Kind::Tenant, tenant.tenant.as_str().as_bytes().to_vec()), tenant.revision),
-            Record::Key(key) => ((Kind::Key, key.secret.digest.as_bytes().to_vec()), key.revision),
+        let revision = revision_of(&row.record);
+        let place = match &row.record {
+            Record::Tenant(tenant) => (Kind::Tenant, tenant.tenant.as_str().as_bytes().to_vec()),
+            Record::Key(key) => (Kind::Key, key.secret.digest.as_bytes().to_vec()),
         };
-        self.highest = self.highest.max(revision);
         match self.records.get(&place) {
             Some((newer, _)) if *newer >= revision => {}
             _ => drop(self.records.insert(place, (revision, row.bytes))),
         }
     }
 
-    fn covers(&mut self, revision: Revision) {
-        self.covered = self.covered.max(revision);
+    /// Takes a change from the journal.
+    fn take(&mut self, entry: &pb::JournalEntry) {
+        let revision = Revision(entry.revision);
+        match rows_of(entry) {
+            // A record that claims to be newer than its change would outlive every later change.
+            Ok(rows) if rows.iter().any(|row| revision_of(&row.record) != revision) => {
+                return tracing::warn!(
+                    revision = entry.revision,
+                    "a change was passed over: its records are of another one"
+                );
+            }
+            Ok(rows) => rows.into_iter().for_each(|row| self.add(row)),
+            Err(error) => return tracing::warn!(revision = entry.revision, %error, "a change was passed over"),
+        }
         self.highest = self.highest.max(revision);
+        match self.journal.range_mut(..=revision).next_back() {
+            Some((_, last)) if last.next() >= revision => *last = revision.max(*last),
+            _ => drop(self.journal.insert(revision, revision)),
+        }
     }
 
-    fn missing(&self) -> Vec<(Revision, Revision)> {
+    fn missing(&self) -> Ranges {
         let mut missing = Vec::new();
         let mut next = self.covered.next();
         for (&first, &last) in &self.journal {
@@ -182,96 +401,6 @@ impl Found {
             missing.push((next, self.highest));
         }
         missing
-    }
-}
-
-fn gather(dir: &LockedDir, key: &ChainKey, sum_key: &SumKey) -> Result<Found, OpenError> {
-    let mut found = Found::default();
-    if let (_, Some(watermark)) = Watermark::open(&dir.watermark())? {
-        found.highest = watermark.revision;
-    }
-    for (_, path) in snapshot::list(&dir.snapshots())? {
-        if let Ok(header) = snapshot::read_header(&path, None) {
-            found.there += 1;
-            found.highest = found.highest.max(header.position.revision);
-        }
-        // Its records are taken only once all of it is believed.
-        match snapshot::verify(&path, Some(sum_key), &|| Ok(())) {
-            Ok(contents) => {
-                let file = fs::File::open(&path)?;
-                let read = snapshot::read(file, Some(sum_key), |row| {
-                    found.add(row);
-                    Ok::<_, SnapshotError>(())
-                });
-                read.map_err(|error| io::Error::other(error.to_string()))?;
-                found.covers(contents.header.position.revision);
-                found.ours += 1;
-            }
-            Err(error) => tracing::warn!(path = %path.display(), %error, "passed over"),
-        }
-    }
-    // They have no records, only what Verify needs of them; but they know up to where others were told.
-    for (_, path) in image::list(&dir.images())? {
-        match image::verify(&path, &ImageKey::of(key)) {
-            Ok(image) => found.highest = found.highest.max(image.latest.revision),
-            Err(error) => tracing::warn!(path = %path.display(), %error, "passed over"),
-        }
-    }
-    // One that was set aside may be sound: it says so itself.
-    for path in [dir.table(), aside_of(&dir.table())].iter().filter(|path| path.exists()) {
-        match read_table(path, key) {
-            Ok(table) => {
-                for row in table.rows() {
-                    found.add(row.map_err(|error| OpenError::Table(error.into()))?);
-                }
-                let applied = table.applied().map_err(OpenError::Table)?.revision;
-                found.covers(applied);
-                found.ours += usize::from(applied > Revision(0));
-            }
-            Err(error) => tracing::warn!(path = %path.display(), %error, "passed over"),
-        }
-    }
-    for number in segment_numbers(&dir.journal())? {
-        let path = segment_path(&dir.journal(), number);
-        gather_segment(&fs::read(&path).map_err(named(&path))?, &path, key, &mut found);
-    }
-    if found.there > 0 && found.ours == 0 {
-        return Err(OpenError::ForeignJournal { journal: dir.journal() });
-    }
-    Ok(found)
-}
-
-/// Takes every sound frame of a segment, wherever it begins.
-fn gather_segment(bytes: &[u8], path: &Path, key: &ChainKey, found: &mut Found) {
-    let mut at = SEGMENT_HEADER_BYTES;
-    // What a frame must follow, if it is known: the chain then tells whether it is ours.
-    let mut before = read_segment_header(bytes).ok();
-    found.highest = found.highest.max(before.map_or(Revision(0), |start| start.revision));
-    while at < bytes.len() {
-        let Some(frame) = Frame::read(&bytes[at..]) else {
-            at += ALIGNMENT_BYTES;
-            before = None;
-            continue;
-        };
-        found.there += 1;
-        found.ours += usize::from(before.is_some_and(|before| frame.follow::<pb::JournalEntry>(&before, key).is_ok()));
-        before = Some(frame.claimed_end());
-        for entry in frame.entries::<pb::JournalEntry>() {
-            let Ok((entry, _)) = entry else { break };
-            match rows_of(&entry) {
-                Ok(rows) => {
-                    rows.into_iter().for_each(|row| found.add(row));
-                    let revision = Revision(entry.revision);
-                    found.highest = found.highest.max(revision);
-                    match found.journal.range_mut(..=revision).next_back() {
-                        Some((_, last)) if last.next() >= revision => *last = revision.max(*last),
-                        _ => drop(found.journal.insert(revision, revision)),
-                    }
-                }
-                Err(error) => tracing::warn!(path = %path.display(), revision = entry.revision, %error, "passed over"),
-            }
-        }
-        at += frame.bytes;
     }
 }
 

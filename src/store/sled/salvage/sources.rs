@@ -1,0 +1,108 @@
+//! What a rescue has beside the journal: snapshots and tables, each of which holds every record at one position.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use keyward_core::clock::UnixMillis;
+use keyward_core::event::{Record, Revision};
+
+use super::runs::Anchor;
+use crate::store::sled::OpenError;
+use crate::store::sled::dir::LockedDir;
+use crate::store::sled::image::{self, ImageKey};
+use crate::store::sled::journal::{ChainKey, Position};
+use crate::store::sled::rebuild::aside_of;
+use crate::store::sled::recovery::read_table;
+use crate::store::sled::snapshot::{self, SnapshotError};
+use crate::store::sled::sums::SumKey;
+use crate::store::sled::table::Row;
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Sources {
+    /// What a seal of ours vouches for.
+    pub(super) anchors: Vec<Anchor>,
+    /// For each anchor, whether all that it holds can be read and is what was written.
+    pub(super) whole: Vec<bool>,
+    /// The highest revision that a seal of ours vouches for.
+    pub(super) highest: Revision,
+    /// How many files say that they are snapshots, ours or not.
+    pub(super) snapshots: usize,
+}
+
+/// Looks at all of them.
+pub(super) fn find(dir: &LockedDir, key: &ChainKey) -> Result<Sources, OpenError> {
+    let sum_key = SumKey::of(key);
+    let mut sources = Sources::default();
+    for (_, path) in snapshot::list(&dir.snapshots())? {
+        sources.snapshots += usize::from(snapshot::read_header(&path, None).is_ok());
+        match snapshot::read_header(&path, Some(&sum_key)) {
+            Ok(header) => {
+                let whole = snapshot::verify(&path, Some(&sum_key), &|| Ok(())).map(drop);
+                sources.add(path, header.position, header.time, whole);
+            }
+            Err(error) => passed_over(&path, &error),
+        }
+    }
+    // One that was set aside may be sound: it says so itself.
+    for path in [dir.table(), aside_of(&dir.table())].into_iter().filter(|path| path.exists()) {
+        match read_table(&path, key) {
+            Ok(table) => {
+                let position = table.applied().map_err(OpenError::Table)?;
+                let mut time = UnixMillis(0);
+                for row in table.rows() {
+                    let row = row.map_err(|error| OpenError::Table(error.into()))?;
+                    time = time.max(match &row.record {
+                        Record::Tenant(tenant) => tenant.created.time,
+                        Record::Key(key) => key.updated.time,
+                    });
+                }
+                if position != Position::START {
+                    sources.add(path, position, time, Ok::<_, SnapshotError>(()));
+                }
+            }
+            Err(error) => passed_over(&path, &error),
+        }
+    }
+    // They have no records, only what Verify needs of them; but they know up to where others were told.
+    for (_, path) in image::list(&dir.images())? {
+        match image::verify(&path, &ImageKey::of(key)) {
+            Ok(image) => sources.highest = sources.highest.max(image.latest.revision),
+            Err(error) => passed_over(&path, &error),
+        }
+    }
+    Ok(sources)
+}
+
+impl Sources {
+    fn add(&mut self, path: PathBuf, position: Position, time: UnixMillis, whole: Result<(), SnapshotError>) {
+        if let Err(error) = &whole {
+            passed_over(&path, error);
+        }
+        self.highest = self.highest.max(position.revision);
+        self.anchors.push(Anchor { path, position, time });
+        self.whole.push(whole.is_ok());
+    }
+
+    /// Reads every record of one that is whole.
+    pub(super) fn records(&self, nth: usize, key: &ChainKey, mut visit: impl FnMut(Row)) -> Result<(), OpenError> {
+        let path = &self.anchors[nth].path;
+        if path.is_dir() {
+            let table = read_table(path, key).map_err(OpenError::Table)?;
+            return table.rows().try_for_each(|row| {
+                visit(row.map_err(|error| OpenError::Table(error.into()))?);
+                Ok(())
+            });
+        }
+        let read = snapshot::read(fs::File::open(path)?, Some(&SumKey::of(key)), |row| {
+            visit(row);
+            Ok::<_, SnapshotError>(())
+        });
+        read.map(drop).map_err(|error| io::Error::other(format!("{}: {error}", path.display())).into())
+    }
+}
+
+fn passed_over(path: &Path, error: &dyn std::fmt::Display) {
+    tracing::warn!(path = %path.display(), %error, "passed over");
+}
