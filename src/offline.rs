@@ -109,22 +109,27 @@ pub fn rebuild(settings: &Settings, accepted: Accepted) -> Result<Rebuilt, Offli
     }
 }
 
-/// Fills an empty data directory from a backup, and builds its table.
+/// Fills an empty data directory from a backup, and builds its table: all of it or nothing.
 ///
 /// # Errors
-/// When the backup is of no use, the directory is not empty, or the disk fails.
+/// When backup, journal or pepper file is of no use, the directory is not empty, or the disk fails.
 pub fn restore_backup(settings: &Settings, source: &Source) -> Result<Restored, OfflineError> {
     // Before anything is made: what is missing can be put there, and the directory is still empty.
-    let options = options(settings)?;
+    let keyring = keyring(settings)?;
     let dir = LockedDir::lock_empty(&settings.data_dir, Some(&settings.pepper_file))?;
-    let restored = restore(&dir, &options, source)?;
-    SledStore::rebuild(&dir, &options)?;
-    Ok(restored)
+    Ok(restore(&dir, &options_with(settings, &keyring), &|pepper| keyring.peppers.holds(pepper), source)?)
 }
 
 fn options(settings: &Settings) -> Result<Options, KeyringError> {
-    let keyring = Keyring::open(&settings.pepper_file, false, &SystemEntropy)?;
-    Ok(Options {
+    Ok(options_with(settings, &keyring(settings)?))
+}
+
+fn keyring(settings: &Settings) -> Result<Keyring, KeyringError> {
+    Keyring::open(&settings.pepper_file, false, &SystemEntropy)
+}
+
+fn options_with(settings: &Settings, keyring: &Keyring) -> Options {
+    Options {
         segment_bytes: settings.journal_segment_bytes,
         chain_key: keyring.chain_key(),
         retention: Retention { bytes: settings.journal_retention_bytes, time: settings.journal_retention_time },
@@ -133,5 +138,5 @@ fn options(settings: &Settings) -> Result<Options, KeyringError> {
         // No change is made here.
         bounds: Bounds::NONE,
         free_bytes,
-    })
+    }
 }

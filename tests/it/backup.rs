@@ -41,7 +41,7 @@ async fn backup(store: &SledStore, to: &Path) -> Revision {
 }
 
 fn restored(dir: &TempDir, source: &Source) -> Result<Restored, RestoreError> {
-    restore(&LockedDir::lock_empty(dir.path(), None).unwrap(), &options(SEGMENT_BYTES), source)
+    restore(&LockedDir::lock_empty(dir.path(), None).unwrap(), &options(SEGMENT_BYTES), &|_| true, source)
 }
 
 fn from(backup: PathBuf) -> Source {
@@ -232,7 +232,7 @@ async fn a_backup_is_restored_only_with_its_own_pepper_and_journal() {
     let mut foreign = options(SEGMENT_BYTES);
     foreign.chain_key = Zeroizing::new([8; 32]);
     let locked = LockedDir::lock_empty(to.path(), None).unwrap();
-    let refused = restore(&locked, &foreign, &from(path.clone())).unwrap_err();
+    let refused = restore(&locked, &foreign, &|_| true, &from(path.clone())).unwrap_err();
     assert!(refused.to_string().contains("was not made with this pepper file"), "{refused}");
     drop(locked);
 

@@ -24,7 +24,7 @@ pub(crate) struct Program {
 }
 
 /// A process that a failing test does not leave behind.
-struct Killed(Child);
+pub(crate) struct Killed(pub(crate) Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
@@ -64,18 +64,18 @@ impl Program {
         self.child.0.id()
     }
 
-    fn caller(&self, secret: &str) -> Handle {
+    pub(crate) fn caller(&self, secret: &str) -> Handle {
         let channel = Endpoint::from_shared(format!("http://{}", self.addr)).unwrap().connect_lazy();
         Handle::new(channel, Some(secret.to_owned()))
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
     /// Waits for its end; gives its exit code, if it was not a signal, and all that it logged.
-    fn end(mut self) -> (Option<i32>, String) {
+    pub(crate) fn end(mut self) -> (Option<i32>, String) {
         let code = self.child.0.wait().unwrap().code();
         for line in self.lines.iter() {
             self.seen.push_str(&line);

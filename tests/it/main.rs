@@ -39,6 +39,7 @@ mod names;
 mod old_bytes;
 mod ops;
 mod rescue;
+mod restores;
 mod restrictions;
 mod retention;
 mod running;

@@ -9,6 +9,10 @@ use crate::files::{create_private_dir, lock_soon, named, private, sync_parent, w
 
 /// The layout that this program writes, and the only one it knows.
 const FORMAT: &str = "keyward-data 1\n";
+/// Where a restore makes a directory, before it moves its parts out.
+const RESTORING: &str = "restore.new";
+/// The parts that it moves.
+const RESTORED: [&str; 4] = ["journal", "snapshot", "table", "watermark"];
 
 /// A data directory that no other process uses while this value lives.
 #[derive(Debug)]
@@ -25,6 +29,9 @@ impl LockedDir {
     pub fn lock(path: &Path) -> Result<Self, OpenError> {
         let dir = Self::lock_only(path)?;
         dir.check_format()?;
+        // All that a restore leaves that was ended behind its last step. Anything else stays.
+        drop(fs::remove_file(dir.restoring().join("lock")));
+        drop(fs::remove_dir(dir.restoring()));
         create_private_dir(&dir.journal()).map_err(named(&dir.journal()))?;
         Ok(dir)
     }
@@ -41,24 +48,64 @@ impl LockedDir {
         Self::lock(path)
     }
 
-    /// Makes and locks a directory that data is to be restored into. Until [`LockedDir::finish`] it has no layout, so that
+    /// Makes and locks a directory that data is to be restored into. Until [`LockedDir::finish_restore`] it has no layout, so that
     /// nothing takes it for whole.
     ///
     /// # Errors
-    /// When there is anything in it but a pepper file.
+    /// When there is anything in it but a pepper file, and what a restore left that was broken off.
     pub fn lock_empty(path: &Path, pepper: Option<&Path>) -> Result<Self, OpenError> {
         create_private_dir(path).map_err(named(path))?;
-        for entry in fs::read_dir(path).map_err(named(path))? {
-            let found = entry.map_err(named(path))?.path();
-            let known =
-                ["lock", "pepper", "lost+found"].iter().any(|known| found.file_name().is_some_and(|n| n == *known));
-            if !known && pepper != Some(&found) {
-                return Err(OpenError::NotEmpty { dir: path.to_owned(), found });
-            }
-        }
+        // Before the lock, which would be left where there is something else; and with it, when nobody else writes there.
+        check_empty(path, pepper)?;
         let dir = Self::lock_only(path)?;
-        create_private_dir(&dir.journal()).map_err(named(&dir.journal()))?;
+        check_empty(path, pepper)?;
         Ok(dir)
+    }
+
+    /// Locks a directory that is being made, and has no layout yet.
+    pub(super) fn unfinished(path: &Path) -> Result<Self, OpenError> {
+        Self::lock_only(path)
+    }
+
+    /// Where a restore makes a directory.
+    pub(super) fn restoring(&self) -> PathBuf {
+        self.path.join(RESTORING)
+    }
+
+    /// Moves what a restore has made to where it belongs. Broken off anywhere, it leaves a directory that has no layout, and that
+    /// [`LockedDir::remove_unfinished_restore`] empties; or one that is whole.
+    pub(super) fn finish_restore(&self) -> io::Result<()> {
+        let fresh = self.restoring();
+        // From here on, what lacks there is here.
+        write_durably(&fresh.join("format"), FORMAT.as_bytes()).map_err(named(&fresh))?;
+        for part in RESTORED {
+            fs::rename(fresh.join(part), self.path.join(part)).map_err(named(&fresh.join(part)))?;
+        }
+        sync_parent(&fresh).map_err(named(&self.path))?;
+        fs::rename(fresh.join("format"), self.format()).map_err(named(&self.format()))?;
+        sync_parent(&fresh).map_err(named(&self.path))?;
+        fs::remove_dir_all(&fresh).map_err(named(&fresh))
+    }
+
+    /// Removes what a restore has made and not finished, and nothing else.
+    pub(super) fn remove_unfinished_restore(&self) -> io::Result<()> {
+        let fresh = self.restoring();
+        if !fresh.exists() {
+            return Ok(());
+        }
+        for part in moved_parts(&self.path) {
+            let part = self.path.join(part);
+            let removed = if part.is_dir() { fs::remove_dir_all(&part) } else { fs::remove_file(&part) };
+            removed.map_err(named(&part))?;
+        }
+        sync_parent(&fresh).map_err(named(&self.path))?;
+        // Without this, nothing that is here counts as moved.
+        match fs::remove_file(fresh.join("format")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(named(&fresh)(error)),
+            _ => {}
+        }
+        sync_parent(&fresh.join("format")).map_err(named(&fresh))?;
+        fs::remove_dir_all(&fresh).map_err(named(&fresh))
     }
 
     /// Says that the layout is ours and everything is in place.
@@ -155,9 +202,32 @@ impl LockedDir {
     }
 }
 
+/// Sees that there is nothing in a directory that a restore would mix with its own.
+fn check_empty(path: &Path, pepper: Option<&Path>) -> Result<(), OpenError> {
+    let moved = moved_parts(path);
+    for entry in fs::read_dir(path).map_err(named(path))? {
+        let found = entry.map_err(named(path))?.path();
+        let name = found.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let known = ["lock", "pepper", "lost+found", RESTORING].contains(&name) || moved.contains(&name);
+        if !known && pepper != Some(&found) {
+            return Err(OpenError::NotEmpty { dir: path.to_owned(), found });
+        }
+    }
+    Ok(())
+}
+
+/// The parts of a directory that a restore had moved there when it was broken off.
+fn moved_parts(path: &Path) -> Vec<&'static str> {
+    let fresh = path.join(RESTORING);
+    if !fresh.join("format").exists() || path.join("format").exists() {
+        return vec![];
+    }
+    RESTORED.into_iter().filter(|part| path.join(part).exists() && !fresh.join(part).exists()).collect()
+}
+
 /// Whether there is anything that a data directory has, whole or not. One that is not there has nothing.
 fn holds_anything(path: &Path) -> io::Result<bool> {
-    let parts = ["journal", "table", "snapshot", "index", "watermark", "lost.", "rescue.new"];
+    let parts = ["journal", "table", "snapshot", "index", "watermark", "lost.", "rescue.new", RESTORING];
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),

@@ -30,9 +30,9 @@ pub enum OpenError {
     },
     /// It has data and no note of its layout.
     #[error(
-        "{path} is missing, though the directory has data: a restore or a rescue was interrupted there. Empty the directory and \
-         restore again, or, if there is a directory lost.*, move what is in it back first, and only then make {path} with the \
-         line 'keyward-data 1'"
+        "{path} is missing, though the directory has data: a restore or a rescue was interrupted there. If there is a directory \
+         restore.new, restore again; if there is a directory lost.*, move what is in it back, and only then make {path} with the \
+         line 'keyward-data 1'; otherwise empty the directory and restore again"
     )]
     NoFormat {
         /// The missing file.

@@ -1,20 +1,27 @@
 //! A data directory from a backup, and from the journal that went on after it.
+//!
+//! First everything is read, so that what is wrong is known before anything is written. Then the directory is made inside the one
+//! that is to hold it, under the name `restore.new`, with its table; and at the end its parts are moved to their places, the
+//! layout last. Whenever that is broken off, no start takes the directory for whole, and the next restore removes what is there.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use keyward_core::event::Revision;
+use keyward_core::digest::PepperId;
+use keyward_core::event::{Record, Revision};
 
 use super::dir::LockedDir;
 use super::journal::frame::FrameBuilder;
-use super::journal::scan::{End, scan};
+use super::journal::scan::{End, scan_between};
 use super::journal::writer::{Room, RoomError, Writer};
 use super::journal::{ChainKey, JournalError, Position};
+use super::rebuild::rows_of;
 use super::snapshot::{self, Contents, SnapshotError};
 use super::sums::SumKey;
 use super::watermark::Watermark;
-use super::{OpenError, Options};
+use super::{OpenError, Options, SledStore};
 use crate::files::{create_private_dir, private, sync_parent};
 use crate::store::record::pb;
 
@@ -44,8 +51,17 @@ pub enum RestoreError {
         source: SnapshotError,
     },
     /// The journal that went on after the backup cannot be read.
-    #[error("{0}")]
+    #[error("{0}{advice}", advice = advice(.0))]
     Journal(#[from] JournalError),
+    /// Keys that would be restored could not be verified.
+    #[error(
+        "there are keys under pepper {pepper}, which the pepper file does not have: put the pepper file there that belongs to the \
+         backup"
+    )]
+    ForeignPepper {
+        /// The missing pepper's name.
+        pepper: PepperId,
+    },
     /// The journal is not the one of the backup.
     #[error(
         "the journal {journal} does not go on from the backup, which ends at revision {revision}: it is another one, or begins later"
@@ -90,48 +106,86 @@ pub struct Restored {
     pub revision: Revision,
 }
 
-/// Fills an empty directory, or leaves it empty. The table is built when it is opened.
+/// Where a journal is damaged, everything before that can be had.
+fn advice(error: &JournalError) -> String {
+    match error {
+        JournalError::Damaged { after, .. } | JournalError::Gap { after, .. } if after.0 > 0 => {
+            format!("; or restore what comes before it, with --to-revision {after}")
+        }
+        _ => String::new(),
+    }
+}
+
+/// Fills a directory that was locked as an empty one, or leaves it empty. `knows` says whether there is a pepper: a key under
+/// another one could not be verified.
 ///
 /// # Errors
-/// See [`RestoreError`].
-pub fn restore(dir: &LockedDir, options: &Options, source: &Source) -> Result<Restored, RestoreError> {
-    fill(dir, options, source).inspect_err(|_| {
-        drop(dir.begin()); // the layout first: what is emptied must not pass for a new directory
-        for made in [dir.journal(), dir.snapshots()] {
-            drop(fs::remove_dir_all(made));
-        }
-        drop(fs::remove_file(dir.watermark()));
-    })
-}
-
-fn fill(dir: &LockedDir, options: &Options, source: &Source) -> Result<Restored, RestoreError> {
+/// See [`RestoreError`]. What is wrong with backup, journal or pepper file is found before anything is written.
+pub fn restore(
+    dir: &LockedDir,
+    options: &Options,
+    knows: &dyn Fn(PepperId) -> bool,
+    source: &Source,
+) -> Result<Restored, RestoreError> {
     let key = ChainKey(options.chain_key.clone());
-    let backup = copy_backup(dir, &SumKey::of(&key), &source.backup)?;
-    let from = backup.header.position;
-    if source.to.is_some_and(|to| to < from.revision) {
-        return Err(RestoreError::TooNew { wanted: source.to.unwrap_or_default(), from: from.revision });
+    let (from, peppers) = survey(&key, source)?;
+    if let Some(&pepper) = peppers.iter().find(|&&pepper| !knows(pepper)) {
+        return Err(RestoreError::ForeignPepper { pepper });
     }
-    let end = End { start: from, position: from, segment: None };
-    let writer = Writer::resume(&dir.journal(), options.segment_bytes, &end)?;
-    let journal = source.journal.clone().unwrap_or_default();
-    let mut copy = Copy { writer, key: &key, from, at: from, wanted: source.to, journal, failed: None };
-    if let Some(journal) = &source.journal {
-        scan(journal, &key, |entries: Vec<pb::JournalEntry>, to| copy.take(&entries, to))?;
-        copy.failed.take().map_or(Ok(()), Err)?;
-    }
-    let with = if source.journal.is_some() { "the journal" } else { "nothing after it (--journal)" };
-    if source.to.is_some_and(|to| to > copy.at.revision) {
-        return Err(out_of_reach(source, from.revision, with, copy.at.revision));
-    }
-    let (watermark, _) = Watermark::open(&dir.watermark())?;
-    watermark.note(&copy.at)?;
-    watermark.sync()?;
-    dir.finish()?;
-    Ok(Restored { backup, revision: copy.at.revision })
+    dir.remove_unfinished_restore()?;
+    let made = make(&dir.restoring(), options, &key, source, from);
+    let restored = made.inspect_err(|_| drop(dir.remove_unfinished_restore()))?;
+    dir.finish_restore()?;
+    Ok(restored)
 }
 
-fn out_of_reach(source: &Source, from: Revision, with: &'static str, to: Revision) -> RestoreError {
-    RestoreError::OutOfReach { wanted: source.to.unwrap_or(to), from, with, to }
+/// Reads all that is to be restored: gives the position of the backup, and the peppers that its keys need.
+fn survey(key: &ChainKey, source: &Source) -> Result<(Position, HashSet<PepperId>), RestoreError> {
+    let of_backup = |error| RestoreError::Backup { path: source.backup.clone(), source: error };
+    let mut peppers = HashSet::new();
+    let file = File::open(&source.backup).map_err(|error| of_backup(error.into()))?;
+    let contents = snapshot::read(file, Some(&SumKey::of(key)), |row| {
+        peppers.extend(pepper_of(&row.record));
+        Ok::<_, SnapshotError>(())
+    });
+    let from = contents.map_err(of_backup)?.header.position;
+    let mut copy = Copy { writer: None, key, from, at: from, source, peppers, failed: None };
+    copy.run()?;
+    Ok((from, copy.peppers))
+}
+
+fn pepper_of(record: &Record) -> Option<PepperId> {
+    match record {
+        Record::Key(key) => Some(key.secret.pepper),
+        Record::Tenant(_) => None,
+    }
+}
+
+/// Makes a whole data directory, but for its layout.
+fn make(
+    fresh: &Path,
+    options: &Options,
+    key: &ChainKey,
+    source: &Source,
+    from: Position,
+) -> Result<Restored, RestoreError> {
+    create_private_dir(fresh)?;
+    let dir = LockedDir::unfinished(fresh)?;
+    create_private_dir(&dir.journal())?;
+    let backup = copy_backup(&dir, &SumKey::of(key), &source.backup)?;
+    let end = End { start: from, position: from, segment: None };
+    let writer = Writer::resume(&dir.journal(), options.segment_bytes, &end).map_err(OpenError::from)?;
+    let writer = Some(writer);
+    let mut copy = Copy { writer, key, from, at: from, source, peppers: HashSet::new(), failed: None };
+    copy.run()?;
+    let at = copy.at;
+    drop(copy);
+    let (watermark, _) = Watermark::open(&dir.watermark())?;
+    watermark.note(&at)?;
+    watermark.sync()?;
+    drop(watermark);
+    SledStore::rebuild(&dir, options)?;
+    Ok(Restored { backup, revision: at.revision })
 }
 
 /// Puts a backup where snapshots are, once all of it has been read and believed.
@@ -150,43 +204,80 @@ fn copy_backup(dir: &LockedDir, key: &SumKey, backup: &Path) -> Result<Contents,
     Ok(contents)
 }
 
-/// Copies changes into a new journal.
+/// Copies changes into a new journal, or only reads them.
 struct Copy<'a> {
-    writer: Writer,
+    writer: Option<Writer>,
     key: &'a ChainKey,
     /// Where the backup ends.
     from: Position,
     /// Where the copy ends.
     at: Position,
-    wanted: Option<Revision>,
-    journal: PathBuf,
+    source: &'a Source,
+    /// Those that the keys in the changes need.
+    peppers: HashSet<PepperId>,
     failed: Option<RestoreError>,
 }
 
 impl Copy<'_> {
+    fn run(&mut self) -> Result<(), RestoreError> {
+        let (from, wanted) = (self.from.revision, self.source.to);
+        if let Some(wanted) = wanted.filter(|wanted| *wanted < from) {
+            return Err(RestoreError::TooNew { wanted, from });
+        }
+        let journal = self.source.journal.as_deref();
+        if let Some(journal) = journal {
+            let end = scan_between(journal, self.key, from, wanted, |entries: Vec<pb::JournalEntry>, to| {
+                self.take(&entries, to)
+            })?;
+            self.failed.take().map_or(Ok(()), Err)?;
+            let torn =
+                end.segment.filter(|last| last.torn > 0 && wanted.is_none_or(|wanted| self.at.revision < wanted));
+            if let Some(torn) = torn {
+                tracing::warn!(
+                    path = %torn.path.display(), byte = torn.offset, after = self.at.revision.0,
+                    "what comes next in the journal does not read: a crash tore it, or it was acknowledged and is damaged"
+                );
+            }
+        }
+        let to = self.at.revision;
+        match wanted.filter(|wanted| *wanted > to) {
+            Some(wanted) => {
+                let with = if journal.is_some() { "the journal" } else { "nothing after it (--journal)" };
+                Err(RestoreError::OutOfReach { wanted, from, with, to })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Takes the entries of a frame, and the position after it.
     fn take(&mut self, entries: &[pb::JournalEntry], to: Position) {
-        let done = self.wanted.is_some_and(|wanted| self.at.revision >= wanted);
-        if self.failed.is_some() || done || to.revision <= self.from.revision {
-            return;
+        if self.failed.is_none() && to.revision > self.from.revision {
+            self.failed = self.append(entries, to).err();
         }
-        self.failed = self.append(entries, to).err();
     }
 
     fn append(&mut self, entries: &[pb::JournalEntry], to: Position) -> Result<(), RestoreError> {
         let follows = entries.first().is_some_and(|first| first.revision == self.at.revision.next().0);
         let whole = follows.then(|| self.frame(entries));
         let Some(whole) = whole.filter(|frame| frame.end() == to) else {
-            return Err(RestoreError::Parted { journal: self.journal.clone(), revision: self.from.revision });
+            let journal = self.source.journal.clone().unwrap_or_default();
+            return Err(RestoreError::Parted { journal, revision: self.from.revision });
         };
-        let wanted = self.wanted.map_or(entries.len(), |wanted| entries.partition_point(|e| e.revision <= wanted.0));
+        let wanted = self.source.to.map_or(entries.len(), |to| entries.partition_point(|e| e.revision <= to.0));
         let frame = if wanted == entries.len() { whole } else { self.frame(&entries[..wanted]) };
+        for entry in &entries[..wanted] {
+            let rows =
+                rows_of(entry).map_err(|source| OpenError::Redo { revision: Revision(entry.revision), source })?;
+            self.peppers.extend(rows.iter().filter_map(|row| pepper_of(&row.record)));
+        }
         let end = frame.end();
-        let frame = frame.finish();
-        self.writer.make_room(frame.len(), &self.at, Room::Ample).map_err(|error| match error {
-            RoomError::NoRoom(error) | RoomError::Unknown(error) => error,
-        })?;
-        self.writer.append(&frame)?;
+        if let Some(writer) = &mut self.writer {
+            let frame = frame.finish();
+            writer.make_room(frame.len(), &self.at, Room::Ample).map_err(|error| match error {
+                RoomError::NoRoom(error) | RoomError::Unknown(error) => OpenError::from(error),
+            })?;
+            writer.append(&frame).map_err(OpenError::from)?;
+        }
         self.at = end;
         Ok(())
     }

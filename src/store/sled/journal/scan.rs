@@ -46,7 +46,8 @@ pub fn segment_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:012}.kwj"))
 }
 
-/// Reads every segment in `dir`, checks all of it, and says which of the wanted positions there are. It reads on every core.
+/// Reads every segment in `dir`, checks all of it, and says which of the wanted positions it leads through, also amid a frame. It
+/// reads on every core.
 ///
 /// # Errors
 /// When the journal is not whole. A torn end is not an error: see [`SegmentEnd::torn`].
@@ -74,6 +75,7 @@ pub fn verify_and_visit<E: Entry>(
             visit(entries);
         }
     };
+    let reading = Reading { dir, key, until: None };
     let progress = Mutex::new(Progress::begin("reading the journal, in segments", numbers.len() as u64));
     let failed = AtomicBool::new(false);
     let scanned = parallel::each(numbers.len(), |at| {
@@ -81,16 +83,13 @@ pub fn verify_and_visit<E: Entry>(
             return None;
         }
         let mut met = HashSet::new();
-        let mut meet = |at| met.extend(wanted.contains(&at).then_some(at));
+        let meet = |at| met.extend(wanted.contains(&at).then_some(at));
         let (number, last) = (numbers[at], at + 1 == numbers.len());
         // Each begins where its header says; whether the one before it ends there is seen when all are read.
         let scanned = if ends(at).is_some_and(|end| end.revision <= after) {
-            Scanned::of(dir, number, last, key, None, |_: Vec<Place>, at| meet(at))
+            reading.segment(number, last, None, meet, |_: Vec<Place>, _| {})
         } else {
-            Scanned::of(dir, number, last, key, None, |entries, at| {
-                meet(at);
-                visit(entries, at);
-            })
+            reading.segment(number, last, None, meet, visit)
         };
         failed.fetch_or(scanned.is_err(), Ordering::Relaxed);
         progress.lock().advance(1);
@@ -102,10 +101,8 @@ pub fn verify_and_visit<E: Entry>(
     }
     // What is wrong is said by who reads from the beginning.
     let mut met = HashSet::new();
-    let end = scan(dir, key, |entries, at| {
-        met.extend(wanted.contains(&at).then_some(at));
-        visit(entries, at);
-    })?;
+    let meet = |at| met.extend(wanted.contains(&at).then_some(at));
+    let end = reading.segments(&numbers, meet, visit)?;
     Ok((end, met))
 }
 
@@ -126,15 +123,6 @@ fn joined(scanned: Vec<Option<(Scanned, HashSet<Position>)>>) -> Option<(End, Ha
     Some(whole)
 }
 
-/// Reads every segment in `dir`, checks all of it, and hands the entries of each frame to `visit`, with the position after
-/// it.
-///
-/// # Errors
-/// When the journal is not whole. A torn end is not an error: see [`SegmentEnd::torn`].
-pub fn scan<E: Entry>(dir: &Path, key: &ChainKey, visit: impl FnMut(Vec<E>, Position)) -> Result<End, JournalError> {
-    scan_segments(dir, &segment_numbers(dir)?, key, visit)
-}
-
 /// Reads what comes after a revision, and somewhat more: it begins with a segment, and visits the frame that ends there.
 ///
 /// # Errors
@@ -151,31 +139,25 @@ pub fn scan_after<E: Entry>(
     {
         numbers.remove(0);
     }
-    scan_segments(dir, &numbers, key, visit)
+    Reading { dir, key, until: None }.segments(&numbers, |_| {}, visit)
 }
 
-fn scan_segments<E: Entry>(
+/// Reads what comes after a revision, and somewhat more, and ends with the frame that reaches another one, if one is given. What is
+/// before and behind that is not looked at, and may be damaged.
+///
+/// # Errors
+/// When what is read is not whole.
+pub fn scan_between<E: Entry>(
     dir: &Path,
-    numbers: &[u64],
     key: &ChainKey,
-    mut visit: impl FnMut(Vec<E>, Position),
+    after: Revision,
+    until: Option<Revision>,
+    visit: impl FnMut(Vec<E>, Position),
 ) -> Result<End, JournalError> {
-    let start = match numbers.first() {
-        Some(&first) => segment_start(&segment_path(dir, first))?,
-        None => Position::START,
-    };
-    let mut progress = Progress::begin("reading the journal, in segments", numbers.len() as u64);
-    let mut end = End { start, position: start, segment: None };
-    for (&number, expected) in numbers.iter().zip(numbers.first().copied().unwrap_or(1)..) {
-        if number != expected {
-            return Err(JournalError::Gap { path: segment_path(dir, expected), after: end.position.revision });
-        }
-        let last = numbers.last() == Some(&number);
-        let scanned = Scanned::of(dir, number, last, key, Some(end.position), &mut visit)?;
-        end = End { start, position: scanned.end, segment: Some(scanned.segment) };
-        progress.advance(1);
-    }
-    Ok(end)
+    let numbers = segment_numbers(dir)?;
+    let begins = |number: &u64| segment_start(&segment_path(dir, *number)).is_ok_and(|at| at.revision <= after);
+    let first = numbers.iter().rposition(begins).unwrap_or(0);
+    Reading { dir, key, until }.segments(&numbers[first..], |_| {}, visit)
 }
 
 /// The position after which a segment begins.
@@ -212,18 +194,62 @@ struct Scanned {
     segment: SegmentEnd,
 }
 
-impl Scanned {
+/// What is read, with which key, and up to where.
+struct Reading<'a> {
+    dir: &'a Path,
+    key: &'a ChainKey,
+    /// Nothing behind the frame that reaches this revision. `None`: all of it.
+    until: Option<Revision>,
+}
+
+impl Reading<'_> {
+    /// Reads segments, one after the other. `meet` is told of the position after each entry, `visit` of each frame's entries and
+    /// the position after it.
+    fn segments<E: Entry>(
+        &self,
+        numbers: &[u64],
+        mut meet: impl FnMut(Position),
+        mut visit: impl FnMut(Vec<E>, Position),
+    ) -> Result<End, JournalError> {
+        let start = match numbers.first() {
+            Some(&first) => segment_start(&segment_path(self.dir, first))?,
+            None => Position::START,
+        };
+        let mut progress = Progress::begin("reading the journal, in segments", numbers.len() as u64);
+        let mut end = End { start, position: start, segment: None };
+        for (&number, expected) in numbers.iter().zip(numbers.first().copied().unwrap_or(1)..) {
+            if self.is_done(end.position) {
+                break;
+            }
+            if number != expected {
+                return Err(JournalError::Gap { path: segment_path(self.dir, expected), after: end.position.revision });
+            }
+            let last = numbers.last() == Some(&number);
+            let scanned = self.segment(number, last, Some(end.position), &mut meet, &mut visit)?;
+            end = End { start, position: scanned.end, segment: Some(scanned.segment) };
+            progress.advance(1);
+        }
+        Ok(end)
+    }
+
     /// Reads a segment, which follows a position, if one is given.
-    fn of<E: Entry>(
-        dir: &Path,
+    fn segment<E: Entry>(
+        &self,
         number: u64,
         last: bool,
-        key: &ChainKey,
         after: Option<Position>,
+        mut meet: impl FnMut(Position),
         mut visit: impl FnMut(Vec<E>, Position),
-    ) -> Result<Self, JournalError> {
-        let path = segment_path(dir, number);
-        let bytes = fs::read(&path).map_err(|e| JournalError::io(&path, e))?;
+    ) -> Result<Scanned, JournalError> {
+        let path = segment_path(self.dir, number);
+        let mut bytes = Vec::new();
+        // What was read before an error is there.
+        let read = File::open(&path).and_then(|mut file| file.read_to_end(&mut bytes));
+        let unread = read.err().map(|error| JournalError::io(&path, error));
+        let unread = match unread {
+            Some(error) if self.until.is_none() || bytes.len() < SEGMENT_HEADER_BYTES => return Err(error),
+            unread => unread,
+        };
         let revision = |after: Option<Position>| after.map_or(Revision(0), |after| after.revision);
         let start = read_segment_header(&bytes).map_err(|wrong| wrong.in_file(&path, revision(after)))?;
         if after.is_some_and(|after| after != start) {
@@ -239,8 +265,11 @@ impl Scanned {
 
         let mut offset = SEGMENT_HEADER_BYTES;
         let mut last_frame = 0;
-        while let Some(frame) = bytes.get(offset..).and_then(Frame::read) {
-            let (entries, next) = frame.follow(&end, key).map_err(|what| damaged(offset, what, &end))?;
+        while !self.is_done(end)
+            && let Some(frame) = bytes.get(offset..).and_then(Frame::read)
+        {
+            let followed = frame.follow_through(&end, self.key, &mut meet);
+            let (entries, next) = followed.map_err(|what| damaged(offset, what, &end))?;
             visit(entries, next);
             end = next;
             last_frame = offset;
@@ -249,12 +278,21 @@ impl Scanned {
 
         let tail = bytes.get(offset..).unwrap_or_default();
         let torn = tail.iter().rposition(|&b| b != 0).map_or(0, |at| at + 1);
-        if torn > 0 && (!last || sound_frame_follows(&tail[..torn])) {
-            // It was acknowledged.
-            return Err(damaged(offset, "the frame is damaged", &end));
+        if !self.is_done(end) {
+            if let Some(error) = unread {
+                return Err(error);
+            }
+            if torn > 0 && (!last || sound_frame_follows(&tail[..torn])) {
+                // It was acknowledged.
+                return Err(damaged(offset, "the frame is damaged", &end));
+            }
         }
         let (offset, last_frame, torn) = (offset as u64, last_frame as u64, torn as u64);
-        Ok(Self { start, end, segment: SegmentEnd { number, path, offset, last_frame, torn } })
+        Ok(Scanned { start, end, segment: SegmentEnd { number, path, offset, last_frame, torn } })
+    }
+
+    fn is_done(&self, at: Position) -> bool {
+        self.until.is_some_and(|until| at.revision >= until)
     }
 }
 
