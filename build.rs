@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
-    let service = compile(&["keyward/v1/admin.proto", "keyward/v1/verify.proto"])?;
+    let service = compile(&["keyward/v1/admin.proto", "keyward/v1/audit.proto", "keyward/v1/verify.proto"])?;
     fs::write(out.join("keyward_v1.bin"), service.encode_to_vec())?;
     let builder = tonic_prost_build::configure().btree_map(".").skip_debug(SECRET_MESSAGES);
     builder.compile_fds(service)?;

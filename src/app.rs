@@ -23,7 +23,7 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tower_layer::Layer;
 
-use self::face::{Face, VERDICT_NAMES, new_health, set_health};
+use self::face::{Face, STORE_NAMES, VERDICT_NAMES, new_health, set_health};
 use self::opening::{Opening, compact, fold};
 use crate::authority::{Authority, AuthorityError, Parts};
 use crate::conditions;
@@ -279,7 +279,7 @@ impl App {
             answer_verdicts().await;
         }
         gate.open_for_changes(authority);
-        set_health(&face.health, &[conditions::ADMIN_SERVICE], ServingStatus::Serving).await;
+        set_health(&face.health, &STORE_NAMES, ServingStatus::Serving).await;
         let condition = conditions::Watch { store: store.clone(), health: face.health.clone(), writable };
         telling.spawn("condition", condition.run(telling.stop_token()));
         tracing::info!(keys = index.len(), revision = index.revision().0, "serving");
@@ -310,6 +310,9 @@ impl App {
         let flushed = tokio::time::timeout(FLUSH_DEADLINE, self.store.close()).await;
         self.face.close().await;
         flushed.unwrap_or_else(|_| Err(StoreError::Engine("flushing took too long".into())))?;
+        if let Some(head) = self.store.head() {
+            tracing::info!(%head, "the log ends here; kept elsewhere, its head shows later whether it is whole (--expect-head)");
+        }
         tracing::info!("stopped");
         Ok(())
     }

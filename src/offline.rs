@@ -9,15 +9,16 @@ use keyward_core::event::Revision;
 use crate::config::Settings;
 use crate::keyring::{Keyring, KeyringError};
 use crate::store::Bounds;
-use crate::store::sled::inspect::{Finding, inspect};
+use crate::store::sled::inspect::inspect;
 use crate::store::sled::journal::ChainKey;
 use crate::store::sled::journal::writer::free_bytes;
 use crate::store::sled::restore::{RestoreError, Restored, restore};
 use crate::store::sled::salvage::{Salvaged, Unproven, look, salvage};
 use crate::store::sled::snapshot::{self, Contents, SnapshotError};
-use crate::store::sled::{BackupLimits, LockedDir, OpenError, Options, Retention, SledStore};
+use crate::store::sled::{BackupLimits, Demands, LockedDir, OpenError, Options, Retention, SledStore};
 use crate::system::{SystemClock, SystemEntropy};
 
+pub use crate::store::sled::inspect::Inspected;
 pub use crate::store::sled::restore::Source;
 
 /// Why it was not done.
@@ -71,14 +72,14 @@ pub enum Rebuilt {
     Salvaged(Salvaged),
 }
 
-/// Reads all of a data directory and says what it found.
+/// Reads all of a data directory, holds its journal against [`Settings::expect_head`], and says what it found.
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn check(settings: &Settings) -> Result<Vec<Finding>, OfflineError> {
+pub fn check(settings: &Settings) -> Result<Inspected, OfflineError> {
     let dir = LockedDir::lock_existing(&settings.data_dir)?;
     let options = options(settings)?;
-    Ok(inspect(&dir, &ChainKey(options.chain_key))?)
+    Ok(inspect(&dir, &ChainKey(options.chain_key), settings.expect_head)?)
 }
 
 /// Reads all of a backup, and believes what is undamaged: it needs no pepper file.
@@ -138,5 +139,8 @@ fn options_with(settings: &Settings, keyring: &Keyring) -> Options {
         // No change is made here.
         bounds: Bounds::NONE,
         free_bytes,
+        // An expected head is for what is served. A table is built from the journal that is there, and a restore or a rescue begins
+        // another log.
+        demands: Demands { head: None, accept_watermark_loss: settings.accept_watermark_loss },
     }
 }

@@ -36,7 +36,7 @@ pub enum Role {
     Issuer,
     /// Reads keys and tenants.
     Viewer,
-    /// Reads keys and tenants.
+    /// Reads keys and tenants, and, of all tenants, the head of the log.
     Auditor,
     /// Verifies secrets, and nothing else.
     Verifier,
@@ -55,6 +55,8 @@ pub enum Action {
     CreateTenant,
     /// Reads everything of all tenants, digests included.
     Backup,
+    /// Reads the head of the log.
+    ReadHead,
     /// Verifies a secret.
     Verify,
 }
@@ -84,12 +86,14 @@ impl Role {
             | (Self::Operator | Self::Issuer | Self::Viewer | Self::Auditor, Action::Read)
             | (Self::Operator, Action::ChangeState)
             | (Self::Issuer, Action::Issue)
+            | (Self::Auditor, Action::ReadHead)
             | (Self::Verifier, Action::Verify) => true,
             (_, Action::CreateTenant | Action::Backup)
-            | (Self::Operator, Action::Issue | Action::Verify)
-            | (Self::Issuer, Action::ChangeState | Action::Verify)
-            | (Self::Viewer | Self::Auditor, Action::Issue | Action::ChangeState | Action::Verify)
-            | (Self::Verifier, Action::Read | Action::Issue | Action::ChangeState) => false,
+            | (Self::Operator, Action::Issue | Action::ReadHead | Action::Verify)
+            | (Self::Issuer, Action::ChangeState | Action::ReadHead | Action::Verify)
+            | (Self::Viewer, Action::Issue | Action::ChangeState | Action::ReadHead | Action::Verify)
+            | (Self::Auditor, Action::Issue | Action::ChangeState | Action::Verify)
+            | (Self::Verifier, Action::Read | Action::Issue | Action::ChangeState | Action::ReadHead) => false,
         }
     }
 }
@@ -193,6 +197,19 @@ impl Caller {
     #[must_use]
     pub fn may(&self, action: Action, tenant: &TenantId) -> bool {
         allows(&self.roles, action, tenant)
+    }
+
+    /// Permission to do `A` to what is of all tenants, such as the log.
+    ///
+    /// # Errors
+    /// When no plain role of the caller allows it.
+    pub fn grant_of_all<A: Act>(&self) -> Result<Grant<A>, Denied> {
+        if self.roles.iter().any(|r| r.role.allows(A::ACTION) && r.tenant.is_none()) {
+            // It stands for the whole: who acts on what is of all tenants acts on what is of none.
+            Ok(Grant { caller: self.identity.clone(), tenant: TenantId::system(), act: PhantomData })
+        } else {
+            Err(Denied::Role)
+        }
     }
 
     /// The tenants to which the caller's roles for an action are narrowed, in order. `None`: one of them is plain, and
@@ -349,6 +366,13 @@ impl Act for CreateTenant {
     const ACTION: Action = Action::CreateTenant;
 }
 
+/// [`Action::ReadHead`] as a type.
+#[derive(Debug)]
+pub struct ReadHead;
+impl Act for ReadHead {
+    const ACTION: Action = Action::ReadHead;
+}
+
 /// [`Action::Backup`] as a type.
 #[derive(Debug)]
 pub struct Backup;
@@ -376,9 +400,15 @@ mod tests {
         for scope in ["keyward.operator", "keyward.issuer", "keyward.viewer", "keyward.admin@acme", "keyward.verifier"]
         {
             let caller = caller(&[scope]);
-            for action in
-                [Action::Read, Action::Issue, Action::ChangeState, Action::CreateTenant, Action::Backup, Action::Verify]
-            {
+            for action in [
+                Action::Read,
+                Action::Issue,
+                Action::ChangeState,
+                Action::CreateTenant,
+                Action::Backup,
+                Action::ReadHead,
+                Action::Verify,
+            ] {
                 assert!(!caller.may(action, &TenantId::system()), "{scope} {action:?}");
             }
         }
@@ -387,6 +417,20 @@ mod tests {
             assert!(RoleScope::parse(&Scope::parse(scope).unwrap()).is_err(), "{scope}");
         }
         assert!(caller(&["keyward.viewer@system"]).may(Action::Read, &TenantId::system()));
+    }
+
+    #[test]
+    fn what_is_of_all_tenants_takes_a_plain_role() {
+        for scopes in [&["keyward.admin"][..], &["keyward.auditor"], &["keyward.auditor@acme", "keyward.auditor"]] {
+            assert!(caller(scopes).grant_of_all::<ReadHead>().is_ok(), "{scopes:?}");
+        }
+        let narrow = ["keyward.admin@acme", "keyward.auditor@acme", "keyward.auditor@system"];
+        let other = ["keyward.viewer", "keyward.operator", "keyward.issuer", "keyward.verifier", "keyward.*"];
+        for scope in narrow.iter().chain(&other) {
+            assert_eq!(caller(&[scope]).grant_of_all::<ReadHead>().err(), Some(Denied::Role), "{scope}");
+        }
+        let both = caller(&["keyward.auditor@acme", "keyward.viewer"]);
+        assert!(both.grant_of_all::<ReadHead>().is_err(), "a plain role for something else does not widen it");
     }
 
     #[test]

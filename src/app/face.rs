@@ -12,9 +12,13 @@ use crate::lifecycle::Tasks;
 use crate::ops_http::Phase;
 
 /// The services whose health is told, beside the whole (``).
-const HEALTH_NAMES: [&str; 3] = ["", "keyward.v1.KeyVerify", conditions::ADMIN_SERVICE];
+const HEALTH_NAMES: [&str; 4] = ["", "keyward.v1.KeyVerify", conditions::ADMIN_SERVICE, AUDIT_SERVICE];
+const AUDIT_SERVICE: &str = "keyward.v1.KeyAudit";
 /// Those that serve as soon as verdicts are answered.
 pub(super) const VERDICT_NAMES: [&str; 2] = ["", "keyward.v1.KeyVerify"];
+
+/// Those that serve once the store is open.
+pub(super) const STORE_NAMES: [&str; 2] = [conditions::ADMIN_SERVICE, AUDIT_SERVICE];
 
 /// What callers and probes see of a server.
 pub(super) struct Face {

@@ -20,7 +20,7 @@ use crate::keyring::Keyring;
 use crate::progress::Progress;
 use crate::store::memory::MemoryStore;
 use crate::store::sled::journal::writer::free_bytes;
-use crate::store::sled::{BackupLimits, LockedDir, OpenError, Options, Retention, SledStore};
+use crate::store::sled::{BackupLimits, Demands, LockedDir, OpenError, Options, Retention, SledStore};
 use crate::store::{Bounds, InUse, PartWriter, Store, StoreError, View};
 
 /// A store that is being opened, and fills the index.
@@ -52,6 +52,7 @@ impl Opening {
             clock: deps.clock.clone(),
             bounds,
             free_bytes,
+            demands: Demands { head: settings.expect_head, accept_watermark_loss: settings.accept_watermark_loss },
         };
         let engine = deps.engine;
         let opened = spawn_blocking(move || -> Result<Arc<dyn Store>, OpenError> {

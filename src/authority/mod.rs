@@ -7,6 +7,7 @@ mod backup;
 mod bootstrap;
 mod create;
 mod error;
+mod head;
 mod lifecycle;
 mod page_token;
 mod query;

@@ -6,13 +6,17 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Place;
-use crate::offline::{check, check_backup};
+use crate::config::Flags;
+use crate::offline::{Inspected, check, check_backup};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// A backup to check, instead of a data directory
     #[arg(value_name = "FILE")]
     backup: Option<PathBuf>,
+    /// The journal must lead through this head, REVISION:CHAIN, which was kept apart from it
+    #[arg(long, value_name = "HEAD", conflicts_with = "backup")]
+    expect_head: Option<String>,
     #[command(flatten)]
     place: Place,
 }
@@ -25,10 +29,14 @@ pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
         println!("ok     {}: whole, {keys} keys at revision {revision}", path.display());
         return Ok(());
     }
-    let (settings, _flush) = options.place.settings()?;
-    let findings = check(&settings)?;
+    let flags = Flags { expect_head: options.expect_head, ..Flags::default() };
+    let (settings, _flush) = options.place.settings(flags)?;
+    let Inspected { findings, head } = check(&settings)?;
     for finding in &findings {
         println!("{finding}");
+    }
+    if let Some(head) = head {
+        println!("head   {head}");
     }
     match findings.iter().filter(|finding| finding.doubt).count() {
         0 => Ok(()),

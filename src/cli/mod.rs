@@ -28,7 +28,7 @@ pub struct Cli {
 enum Command {
     /// Serve until SIGTERM or ctrl-c. The first start on an empty data directory writes an admin key to
     /// <DATA_DIR>/admin.key.
-    Serve(Options),
+    Serve(serve::Serve),
     /// Print the effective configuration, with the source of each setting.
     Config(Options),
     /// Fetch a backup from a running server: every key at one revision, in a file. Keep it apart from the data, and keep a
@@ -58,9 +58,9 @@ struct Place {
 }
 
 impl Place {
-    /// The settings, and what writes the log while it lives.
-    fn settings(self) -> Result<(Settings, Flush), Box<dyn Error>> {
-        let flags = Flags { data_dir: self.data_dir, pepper_file: self.pepper_file, ..Flags::default() };
+    /// The settings, with the flags of a command, and what writes the log while it lives.
+    fn settings(self, flags: Flags) -> Result<(Settings, Flush), Box<dyn Error>> {
+        let flags = Flags { data_dir: self.data_dir, pepper_file: self.pepper_file, ..flags };
         let settings = Settings::load(&flags, self.config)?.settings;
         let flush = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
         Ok((settings, flush))
@@ -88,6 +88,9 @@ struct Options {
     /// Listen on addresses that other machines reach although nothing encrypts there; for use behind a mesh
     #[arg(long)]
     allow_plaintext: bool,
+    /// The journal must lead through this head, REVISION:CHAIN, which was kept apart from it, or nothing is served
+    #[arg(long, value_name = "HEAD")]
+    expect_head: Option<String>,
     /// Which log lines to write, such as info or keyward=debug [default: info]
     #[arg(long, value_name = "FILTER")]
     log_filter: Option<String>,
@@ -98,9 +101,30 @@ struct Options {
 
 impl Options {
     fn split(self) -> (Flags, Option<PathBuf>) {
-        let Self { config, data_dir, listen, ops_listen, pepper_file, allow_plaintext, log_filter, log_format } = self;
+        let Self {
+            config,
+            data_dir,
+            listen,
+            ops_listen,
+            pepper_file,
+            allow_plaintext,
+            expect_head,
+            log_filter,
+            log_format,
+        } = self;
         let allow_plaintext = allow_plaintext.then_some(true);
-        (Flags { data_dir, listen, ops_listen, pepper_file, allow_plaintext, log_filter, log_format }, config)
+        let flags = Flags {
+            data_dir,
+            listen,
+            ops_listen,
+            pepper_file,
+            allow_plaintext,
+            expect_head,
+            log_filter,
+            log_format,
+            ..Flags::default()
+        };
+        (flags, config)
     }
 }
 
@@ -109,7 +133,7 @@ impl Cli {
     #[must_use]
     pub fn run(self) -> ExitCode {
         let done = match self.command {
-            Command::Serve(options) => serve::run(options.split()),
+            Command::Serve(options) => serve::run(options),
             Command::Config(options) => config::run(options.split()),
             Command::Backup(options) => backup::run(options),
             Command::Restore(options) => restore::run(options),

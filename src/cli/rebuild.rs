@@ -5,6 +5,7 @@ use std::error::Error;
 use clap::Args;
 
 use super::Place;
+use crate::config::Flags;
 use crate::offline::{Accepted, Rebuilt, rebuild};
 
 #[derive(Debug, Args)]
@@ -17,13 +18,17 @@ pub(super) struct Options {
     /// Whoever can write to the directory may have put them there, and may have made an administrator. They are printed either way
     #[arg(long, requires = "accept_data_loss")]
     accept_unproven: bool,
+    /// Go on where the watermark is missing beside a journal with changes: take the journal's end for the end of the log
+    #[arg(long)]
+    accept_watermark_loss: bool,
     #[command(flatten)]
     place: Place,
 }
 
 /// Rebuilds, and says what came of it.
 pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    let (settings, _flush) = options.place.settings()?;
+    let flags = Flags { accept_watermark_loss: options.accept_watermark_loss, ..Flags::default() };
+    let (settings, _flush) = options.place.settings(flags)?;
     let dir = settings.data_dir.display();
     let accepted = Accepted { data_loss: options.accept_data_loss, unproven: options.accept_unproven };
     match rebuild(&settings, accepted)? {

@@ -7,6 +7,7 @@ use clap::Args;
 use keyward_core::event::Revision;
 
 use super::Place;
+use crate::config::Flags;
 use crate::offline::{Source, restore_backup};
 
 #[derive(Debug, Args)]
@@ -26,7 +27,7 @@ pub(super) struct Options {
 
 /// Restores, and says what.
 pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    let (settings, _flush) = options.place.settings()?;
+    let (settings, _flush) = options.place.settings(Flags::default())?;
     let source = Source { backup: options.from, journal: options.journal, to: options.to_revision.map(Revision) };
     let restored = restore_backup(&settings, &source)?;
     println!(

@@ -1,20 +1,33 @@
 //! `keyward serve`.
 
 use std::error::Error;
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 
+use clap::Args;
 use tokio::sync::oneshot;
 
+use super::Options;
 use crate::app::{App, Deps, Engine};
 use crate::config::{Flags, Settings};
 use crate::lifecycle::StopSignals;
 use crate::system::{SystemClock, SystemEntropy, give_way, set_limits};
 use crate::telemetry;
 
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    #[command(flatten)]
+    settings: Options,
+    /// Start although the watermark is missing beside a journal with changes: take the journal's end for the end of the log. For one
+    /// start, so there is no setting for it
+    #[arg(long)]
+    accept_watermark_loss: bool,
+}
+
 /// Serves until a signal says stop.
-pub(super) fn run((flags, file): (Flags, Option<PathBuf>)) -> Result<(), Box<dyn Error>> {
+pub(super) fn run(options: Serve) -> Result<(), Box<dyn Error>> {
+    let (flags, file) = options.settings.split();
+    let flags = Flags { accept_watermark_loss: options.accept_watermark_loss, ..flags };
     let settings = Settings::load(&flags, file)?.settings;
     let _flush = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
     set_limits();

@@ -10,6 +10,7 @@ use std::time::Duration;
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::value::{Dict, Value};
 use figment::{Figment, Profile, Provider};
+use keyward_core::head::Head;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -33,11 +34,12 @@ backup_aside_bytes_max = 268435456
 tenants_max = 10000
 owners_per_tenant_max = 100000
 scopes_per_tenant_max = 10000
+expect_head = ""
 log_filter = "info"
 log_format = "text"
 "#;
 
-const NAMES: [&str; 18] = [
+const NAMES: [&str; 19] = [
     "data_dir",
     "listen",
     "ops_listen",
@@ -54,6 +56,7 @@ const NAMES: [&str; 18] = [
     "tenants_max",
     "owners_per_tenant_max",
     "scopes_per_tenant_max",
+    "expect_head",
     "log_filter",
     "log_format",
 ];
@@ -156,6 +159,20 @@ impl Layers {
         }
     }
 
+    pub(super) fn head(&mut self, name: &str) -> Option<Option<Head>> {
+        let text: String = self.value(name)?;
+        match text.trim() {
+            "" => Some(None),
+            text => match text.parse() {
+                Ok(head) => Some(Some(head)),
+                Err(error) => {
+                    self.mistake(name, &error.to_string());
+                    None
+                }
+            },
+        }
+    }
+
     pub(super) fn bytes(&mut self, name: &str, allowed: RangeInclusive<u64>) -> Option<u64> {
         let bytes: u64 = self.value(name)?;
         if !allowed.contains(&bytes) {
@@ -222,6 +239,7 @@ impl Layers {
             settings.tenants_max.to_string(),
             settings.owners_per_tenant_max.to_string(),
             settings.scopes_per_tenant_max.to_string(),
+            settings.expect_head.as_ref().map_or_else(|| quoted(&""), |head| quoted(head)),
             quoted(&settings.log_filter),
             format!("\"{:?}\"", settings.log_format).to_lowercase(),
         ];

@@ -9,6 +9,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use keyward_core::head::Head;
 use serde::Serialize;
 
 use self::layers::Layers;
@@ -60,6 +61,12 @@ pub struct Settings {
     pub owners_per_tenant_max: usize,
     /// Different scopes that the keys of one tenant may have. Default 10,000.
     pub scopes_per_tenant_max: usize,
+    /// A head of the log that was kept apart from it, as text ([`Head`]): the journal must lead through it, or nothing is served.
+    /// Default: none, also as an empty text.
+    pub expect_head: Option<Head>,
+    /// A watermark that is missing beside a journal with changes is no obstacle. Only on the command line: what was lost once is there
+    /// again after that start. Default false.
+    pub accept_watermark_loss: bool,
     /// Which log lines to write, such as `info` or `keyward=debug,h2=warn`. Default `info`.
     pub log_filter: String,
     /// `text` or `json`. Default `text`.
@@ -84,6 +91,12 @@ pub struct Flags {
     /// See [`Settings::allow_plaintext`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_plaintext: Option<bool>,
+    /// See [`Settings::expect_head`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expect_head: Option<String>,
+    /// See [`Settings::accept_watermark_loss`].
+    #[serde(skip)]
+    pub accept_watermark_loss: bool,
     /// See [`Settings::log_filter`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_filter: Option<String>,
@@ -138,6 +151,7 @@ impl Settings {
         let tenants_max = layers.count("tenants_max");
         let owners_per_tenant_max = layers.count("owners_per_tenant_max");
         let scopes_per_tenant_max = layers.count("scopes_per_tenant_max");
+        let expect_head = layers.head("expect_head");
         let log_filter: Option<String> = layers.value("log_filter");
         let log_format = layers.value("log_format");
 
@@ -177,6 +191,8 @@ impl Settings {
                 tenants_max: tenants_max?,
                 owners_per_tenant_max: owners_per_tenant_max?,
                 scopes_per_tenant_max: scopes_per_tenant_max?,
+                expect_head: expect_head?,
+                accept_watermark_loss: flags.accept_watermark_loss,
                 log_filter: log_filter?,
                 log_format: log_format?,
             })

@@ -52,7 +52,7 @@ impl AdminService {
 
 /// Answers a call whose request is whole: judges the caller again, who was admitted when its head came, and turns a refusal
 /// into its status.
-async fn answer<Q, A>(
+pub(super) async fn answer<Q, A>(
     gate: &Gate,
     action: Action,
     request: Request<Q>,

@@ -16,6 +16,7 @@ pub const CALLS: &[(&str, Action)] = &[
     ("/keyward.v1.KeyAdmin/GetTenant", Action::Read),
     ("/keyward.v1.KeyAdmin/ListTenants", Action::Read),
     ("/keyward.v1.KeyAdmin/Backup", Action::Backup),
+    ("/keyward.v1.KeyAudit/GetHead", Action::ReadHead),
     ("/keyward.v1.KeyVerify/Verify", Action::Verify),
     ("/keyward.v1.KeyVerify/BatchVerify", Action::Verify),
     (STREAM_VERIFY, Action::Verify),

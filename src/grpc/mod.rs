@@ -1,10 +1,11 @@
 //! The wire: from protobuf to the domain and back, and nothing else.
 //!
 //! [`pb`] is generated, [`convert`] and [`fields`] translate, [`status`] is the only place that builds a `Status`,
-//! [`calls`] says which call needs which permission, [`admin`] and [`verify`] are the services, [`stream_verify`] the one
-//! call that goes on, [`messages`] what it reads, and [`standing`] what its caller may while it does.
+//! [`calls`] says which call needs which permission, [`admin`], [`audit`] and [`verify`] are the services, [`stream_verify`]
+//! the one call that goes on, [`messages`] what it reads, and [`standing`] what its caller may while it does.
 
 pub mod admin;
+pub mod audit;
 pub mod calls;
 pub mod convert;
 pub mod fields;
@@ -23,8 +24,10 @@ use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 use self::admin::AdminService;
+use self::audit::AuditService;
 use self::messages::Detaching;
 use self::pb::key_admin_server::KeyAdminServer;
+use self::pb::key_audit_server::KeyAuditServer;
 use self::pb::key_verify_server::KeyVerifyServer;
 use self::ready::Gate;
 use self::verify::VerifyService;
@@ -50,6 +53,9 @@ pub fn routes(
     routes.add_service(health);
     routes.add_service(
         KeyAdminServer::new(AdminService::new(gate.clone())).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX),
+    );
+    routes.add_service(
+        KeyAuditServer::new(AuditService::new(gate.clone())).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX),
     );
     let verify = KeyVerifyServer::new(VerifyService::new(gate.clone(), stop));
     routes.add_service(Detaching(verify.max_decoding_message_size(BATCH_REQUEST_BYTES_MAX)));

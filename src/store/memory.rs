@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use keyward_core::clock::UnixMillis;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Change, Record, Revision};
+use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::record::{KeyRecord, TenantRecord};
 use parking_lot::Mutex;
@@ -146,6 +147,10 @@ impl Store for MemoryStore {
 
     fn revision(&self) -> Revision {
         self.state.lock().revision
+    }
+
+    fn head(&self) -> Option<Head> {
+        None
     }
 
     async fn condition(&self) -> Condition {

@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use keyward_core::access::{Authorization, Unauthorized};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
+use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::record::{KeyRecord, State, TenantRecord};
 use tokio::sync::mpsc;
@@ -111,6 +112,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// The revision of the last durable change.
     fn revision(&self) -> Revision;
+
+    /// The position of the last durable change, with the hash of the log up to it. `None`: the engine keeps no log that could be
+    /// cut or replaced behind its back, so there is nothing to hold one against.
+    fn head(&self) -> Option<Head>;
 
     /// Whether changes can be made now.
     async fn condition(&self) -> Condition;

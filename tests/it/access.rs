@@ -51,12 +51,13 @@ async fn a_callers_key_is_held_to_its_own_networks_and_audiences() {
 /// The whole table: for each role, the calls that it may make, and no others.
 #[tokio::test]
 async fn each_role_may_do_its_own_and_no_more() {
-    let table: [(&str, &[&str]); 7] = [
-        ("keyward.admin", &["read", "issue", "state", "tenant", "backup", "verify"]),
+    let table: [(&str, &[&str]); 8] = [
+        ("keyward.admin", &["read", "issue", "state", "tenant", "backup", "head", "verify"]),
         ("keyward.operator", &["read", "state"]),
         ("keyward.issuer", &["read", "issue"]),
         ("keyward.viewer", &["read"]),
-        ("keyward.auditor", &["read"]),
+        ("keyward.auditor", &["read", "head"]),
+        ("keyward.auditor@default", &["read"]),
         ("keyward.verifier", &["verify"]),
         ("keyward.admin@default", &["read", "issue", "state", "verify"]),
     ];
@@ -66,7 +67,7 @@ async fn each_role_may_do_its_own_and_no_more() {
         let caller = site.with_roles(&[role]).await;
         let tenant = pb::CreateTenantRequest { tenant: "t-new".into(), validate_only: true, ..Default::default() };
         let relabelled = update(&target.key, &["display_name"]);
-        let tried: [(&str, &str, Option<Status>); 10] = [
+        let tried: [(&str, &str, Option<Status>); 11] = [
             ("read", "GetKey", caller.get(get(&target.key)).await.err()),
             ("read", "ListKeys", caller.list(pb::ListKeysRequest::default()).await.err()),
             ("read", "ListTenants", caller.list_tenants(pb::ListTenantsRequest::default()).await.err()),
@@ -76,6 +77,7 @@ async fn each_role_may_do_its_own_and_no_more() {
             ("state", "DisableKey", caller.disable(disable(&target.key)).await.err()),
             ("tenant", "CreateTenant", caller.create_tenant(tenant).await.err()),
             ("backup", "Backup", caller.backup().await.err()),
+            ("head", "GetHead", caller.head(pb::GetHeadRequest {}).await.err()),
             ("verify", "Verify", caller.ask(ask(&target.secret)).await.err()),
         ];
         for (kind, call, refused) in tried {

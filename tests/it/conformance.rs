@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keyward::store::memory::MemoryStore;
 use keyward::store::sled::journal::writer::free_bytes;
-use keyward::store::sled::{BackupLimits, LockedDir, Options, Retention, SledStore};
+use keyward::store::sled::{BackupLimits, Demands, LockedDir, Options, Retention, SledStore};
 use keyward::store::{Bounds, Commit, CommitError, KeyQuery, Put, Store};
 use keyward_core::access::{Caller, Identity, Issue, Unauthorized};
 use keyward_core::clock::{ManualClock, UnixMillis};
@@ -69,6 +69,7 @@ pub(crate) fn options(segment_bytes: u64) -> Options {
         clock: Arc::new(ManualClock::at(UnixMillis(1_000))),
         bounds: Bounds::NONE,
         free_bytes,
+        demands: Demands::default(),
     }
 }
 

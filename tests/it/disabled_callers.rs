@@ -47,8 +47,9 @@ fn requests(secret: &str, target: &pb::Key) -> BTreeMap<&'static str, Vec<u8>> {
         named("/keyward.v1.KeyAdmin/ListTenants", &|| {
             pb::ListTenantsRequest { page_size: 7, ..Default::default() }.encode_to_vec()
         }),
-        // It has no fields: an unknown one is passed over.
+        // These have no fields: an unknown one is passed over.
         named("/keyward.v1.KeyAdmin/Backup", &|| vec![0xf8, 0x7f, 0x01]),
+        named("/keyward.v1.KeyAudit/GetHead", &|| vec![0xf8, 0x7f, 0x01]),
         named("/keyward.v1.KeyVerify/Verify", &|| ask(secret).encode_to_vec()),
         named("/keyward.v1.KeyVerify/BatchVerify", &|| batch.encode_to_vec()),
         named("/keyward.v1.KeyVerify/StreamVerify", &|| asked.encode_to_vec()),

@@ -127,13 +127,16 @@ async fn a_refused_start_leaves_the_journal_as_it_was() {
     let path = journal_segment(&site.dir);
     let end = end_of_frames(&fs::read(&path).unwrap());
     // Of the last change only the table knows now.
-    fs::remove_file(site.dir.path().join("watermark")).unwrap();
+    let watermark = site.dir.path().join("watermark");
+    let kept = fs::read(&watermark).unwrap();
+    fs::remove_file(&watermark).unwrap();
     flip(&path, end - 40);
     let damaged = fs::read(&path).unwrap();
     let refused = site.try_start().await.unwrap_err();
     assert!(matches!(&refused, StartError::Open(OpenError::Missing { .. })), "{refused}");
     assert_eq!(fs::read(&path).unwrap(), damaged);
     flip(&path, end - 40);
+    fs::write(&watermark, kept).unwrap();
     is_whole(&mut site, &keys).await;
 }
 
@@ -275,14 +278,31 @@ async fn a_table_from_another_time_or_another_server_is_mended() {
 }
 
 #[tokio::test]
-async fn a_watermark_that_is_gone_or_damaged_is_made_anew() {
+async fn a_watermark_that_is_gone_or_damaged_stops_the_start_unless_that_is_accepted() {
     let (mut site, keys) = stopped().await;
     let path = site.dir.path().join("watermark");
+    let spoil: [fn(&Path); 3] =
+        [|path| fs::remove_file(path).unwrap(), |path| flip(path, 20), |path| fs::write(path, "KWWM").unwrap()];
+    for spoil in spoil {
+        spoil(&path);
+        // Once more: the first try leaves an empty file.
+        for _ in 0..2 {
+            let refused = site.try_start().await.unwrap_err();
+            assert!(matches!(&refused, StartError::Open(OpenError::NoWatermark { found, .. }) if found.0 == 4));
+            assert!(refused.to_string().contains("--accept-watermark-loss"), "{refused}");
+        }
+        site.try_start_with(|settings| settings.accept_watermark_loss = true).await.unwrap();
+        site.stop().await;
+        is_whole(&mut site, &keys).await;
+        site.stop().await;
+    }
+    // What else there is tells of changes that are missing, and that is not what was accepted.
+    let segment = journal_segment(&site.dir);
+    let end = end_of_frames(&fs::read(&segment).unwrap());
+    flip(&segment, end - 40);
     fs::remove_file(&path).unwrap();
-    is_whole(&mut site, &keys).await;
-    site.stop().await;
-    flip(&path, 20);
-    is_whole(&mut site, &keys).await;
+    let refused = site.try_start_with(|settings| settings.accept_watermark_loss = true).await.unwrap_err();
+    assert!(matches!(&refused, StartError::Open(OpenError::Missing { .. })), "{refused}");
 }
 
 #[tokio::test]

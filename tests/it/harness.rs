@@ -9,6 +9,7 @@ use keyward::config::{Flags, Settings};
 use keyward::files::lock_soon;
 use keyward::grpc::pb;
 use keyward::grpc::pb::key_admin_client::KeyAdminClient;
+use keyward::grpc::pb::key_audit_client::KeyAuditClient;
 use keyward::grpc::pb::key_verify_client::KeyVerifyClient;
 use keyward::net::ListenAddr;
 use keyward::offline::{OfflineError, Source, restore_backup};
@@ -109,8 +110,14 @@ impl Site {
 
     /// Starts a server on the data of one that was stopped.
     pub(crate) async fn try_start(&mut self) -> Result<(), StartError> {
+        self.try_start_with(|_| {}).await
+    }
+
+    /// The same, with other settings.
+    pub(crate) async fn try_start_with(&mut self, change: impl FnOnce(&mut Settings)) -> Result<(), StartError> {
         let mut settings = settings(self.dir.path(), self.ops_listen);
         (self.change)(&mut settings);
+        change(&mut settings);
         let (app, channel) = start(settings, self.engine, &self.clock, &self.entropy).await?;
         (self.app, self.channel) = (Some(app), channel);
         Ok(())
@@ -221,6 +228,7 @@ impl Entropy for Seeded {
 #[derive(Clone)]
 pub(crate) struct Handle {
     admin: KeyAdminClient<Channel>,
+    audit: KeyAuditClient<Channel>,
     verify: KeyVerifyClient<Channel>,
     secret: Option<String>,
 }
@@ -235,7 +243,12 @@ macro_rules! calls {
 
 impl Handle {
     pub(crate) fn new(channel: Channel, secret: Option<String>) -> Self {
-        Self { admin: KeyAdminClient::new(channel.clone()), verify: KeyVerifyClient::new(channel), secret }
+        Self {
+            admin: KeyAdminClient::new(channel.clone()),
+            audit: KeyAuditClient::new(channel.clone()),
+            verify: KeyVerifyClient::new(channel),
+            secret,
+        }
     }
 
     calls! {
@@ -249,6 +262,7 @@ impl Handle {
         create_tenant: admin.create_tenant(CreateTenantRequest) -> CreateTenantResponse;
         get_tenant: admin.get_tenant(GetTenantRequest) -> GetTenantResponse;
         list_tenants: admin.list_tenants(ListTenantsRequest) -> ListTenantsResponse;
+        head: audit.get_head(GetHeadRequest) -> GetHeadResponse;
         ask: verify.verify(VerifyRequest) -> VerifyResponse;
         ask_all: verify.batch_verify(BatchVerifyRequest) -> BatchVerifyResponse;
     }

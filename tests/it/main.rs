@@ -22,6 +22,7 @@ mod forged;
 mod golden;
 mod h2peer;
 mod harness;
+mod head;
 mod http2_calls;
 mod http2_floods;
 mod http2_rules;

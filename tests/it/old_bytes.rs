@@ -127,7 +127,7 @@ async fn every_data_directory_there_has_been_is_opened_for_ever() {
             if without_table {
                 fs::remove_dir_all(dir.path().join("table")).unwrap();
             }
-            let findings = check(&small_settings(dir.path())).unwrap();
+            let findings = check(&small_settings(dir.path())).unwrap().findings;
             assert!(findings.iter().all(|finding| !finding.doubt), "{}: {findings:?}", golden.display());
             let mut site = Site::on(dir).await;
             assert_eq!(lines(&site, &secrets).await, expected, "{}", golden.display());

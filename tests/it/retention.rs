@@ -216,12 +216,14 @@ async fn a_start_that_would_lack_the_beginning_is_refused() {
     // With the journal gone too, a snapshot alone is no excuse to begin anew.
     kept.iter().for_each(|(bytes, path)| fs::write(path, bytes).unwrap());
     fs::rename(dir.path().join("journal"), dir.path().join("journal.kept")).unwrap();
+    let watermark = fs::read(dir.path().join("watermark")).unwrap();
     fs::remove_file(dir.path().join("watermark")).unwrap();
     let refused = try_open(&dir, &keeping(u64::MAX)).err().unwrap();
     assert!(matches!(refused, OpenError::Missing { .. }), "{refused}");
 
     fs::remove_dir_all(dir.path().join("journal")).unwrap();
     fs::rename(dir.path().join("journal.kept"), dir.path().join("journal")).unwrap();
+    fs::write(dir.path().join("watermark"), watermark).unwrap();
     starts_whole(&dir).await;
 }
 

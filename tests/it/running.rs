@@ -42,7 +42,7 @@ fn named(service: &str) -> HealthCheckRequest {
 async fn health_is_told_by_name_and_without_a_credential() {
     let site = Site::start().await;
     let mut health = HealthClient::new(site.channel());
-    for service in ["", "keyward.v1.KeyVerify", "keyward.v1.KeyAdmin"] {
+    for service in ["", "keyward.v1.KeyVerify", "keyward.v1.KeyAdmin", "keyward.v1.KeyAudit"] {
         let status = health.check(named(service)).await.unwrap().into_inner().status();
         assert_eq!(status, ServingStatus::Serving, "{service}");
     }
@@ -114,7 +114,7 @@ async fn until_the_data_is_loaded_calls_are_told_to_come_back() {
 #[tokio::test]
 async fn reflection_lists_the_services_in_both_versions() {
     let site = Site::start().await;
-    let services = ["grpc.health.v1.Health", "keyward.v1.KeyAdmin", "keyward.v1.KeyVerify"];
+    let services = ["grpc.health.v1.Health", "keyward.v1.KeyAdmin", "keyward.v1.KeyAudit", "keyward.v1.KeyVerify"];
 
     let request = v1::ServerReflectionRequest {
         message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),

@@ -21,7 +21,7 @@ use keyward::files::{create_private_dir, write_durably};
 use keyward::index::Index;
 use keyward::keyring::Keyring;
 use keyward::store::sled::journal::writer::free_bytes;
-use keyward::store::sled::{BackupLimits, COMMIT_QUEUE_OF_ONE_MAX, LockedDir, Options, Retention, SledStore};
+use keyward::store::sled::{BackupLimits, COMMIT_QUEUE_OF_ONE_MAX, Demands, LockedDir, Options, Retention, SledStore};
 use keyward::store::{Bounds, Commit, Put, Store};
 use keyward::system::{SystemClock, SystemEntropy};
 use keyward_bench::typical::{Typical, scope};
@@ -75,6 +75,7 @@ async fn main() -> Result<(), Failure> {
         clock: Arc::new(SystemClock),
         bounds: Bounds::NONE,
         free_bytes,
+        demands: Demands::default(),
     };
     let store = Arc::new(SledStore::open(dir, &options, Arc::new(()))?);
     let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));

@@ -4,10 +4,28 @@ use std::io;
 use std::path::PathBuf;
 
 use keyward_core::event::Revision;
+use keyward_core::head::Head;
 
 use super::journal::JournalError;
 use super::table::TableError;
 use crate::store::record::DecodeError;
+
+/// How a journal fails to lead through a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeadFault {
+    /// It ends before it.
+    #[error("it ends at revision {0}, so acknowledged changes are missing, or the whole directory is an older copy")]
+    TooShort(Revision),
+    /// It has other changes there.
+    #[error("it holds other changes up to that revision, so it was replaced, or goes on from a restore or a rescue")]
+    Differs,
+    /// It begins after it.
+    #[error(
+        "it begins after revision {0} and no longer reaches back to it, so this cannot be told; give a newer head, of which you \
+         know that it is of this log"
+    )]
+    OutOfReach(Revision),
+}
 
 /// Why a data directory is not opened. Nothing has been lost by trying.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +71,28 @@ pub enum OpenError {
         found: Revision,
         /// The journal.
         journal: PathBuf,
+    },
+    /// The watermark is gone, and with it the only note of how far the journal went.
+    #[error(
+        "the watermark {path} is missing or damaged, and the journal has changes up to revision {found}: nothing says whether these \
+         are all that were acknowledged. Put it back; or, if you know that they are, from a revision or a head that was kept \
+         elsewhere (--expect-head), start once with --accept-watermark-loss"
+    )]
+    NoWatermark {
+        /// The watermark.
+        path: PathBuf,
+        /// The last revision in the journal.
+        found: Revision,
+    },
+    /// The journal does not lead through the head that it is held against.
+    #[error("the journal {journal} is not the one of the head {head}: {what}")]
+    OtherHead {
+        /// What was to be found.
+        head: Head,
+        /// The journal.
+        journal: PathBuf,
+        /// What was found instead.
+        what: HeadFault,
     },
     /// The journal is another one.
     #[error(
@@ -157,6 +197,8 @@ impl OpenError {
             | Self::NotEmpty { .. }
             | Self::ForeignJournal { .. }
             | Self::NothingToBuildFrom { .. }
+            | Self::NoWatermark { .. }
+            | Self::OtherHead { .. }
             | Self::Table(_)
             | Self::Io(_) => false,
         }

@@ -5,13 +5,14 @@ use std::fmt;
 use std::path::Path;
 
 use keyward_core::event::Revision;
+use keyward_core::head::Head;
 
 use super::OpenError;
 use super::dir::LockedDir;
 use super::image::{self, Image, ImageKey};
 use super::journal::scan::{End, segment_numbers, verify};
 use super::journal::{ChainKey, Position};
-use super::recovery::{check_beginning, read_table};
+use super::recovery::{check_beginning, head_fault, read_table};
 use super::snapshot;
 use super::sums::SumKey;
 use super::table::Table;
@@ -45,12 +46,21 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Reads everything in a directory. It changes nothing but what sled changes when it opens; a watermark that is missing is
+/// What was found out about a directory.
+#[derive(Clone, Debug)]
+pub struct Inspected {
+    /// About each part.
+    pub findings: Vec<Finding>,
+    /// Where the journal ends, if it is whole.
+    pub head: Option<Head>,
+}
+
+/// Reads everything in a directory, and holds the journal against a head, if one is given. It changes nothing but what sled changes when it opens; a watermark that is missing is
 /// made, empty.
 ///
 /// # Errors
 /// When the disk fails. What is wrong with the data is among the findings.
-pub fn inspect(dir: &LockedDir, key: &ChainKey) -> Result<Vec<Finding>, OpenError> {
+pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Result<Inspected, OpenError> {
     let sum_key = SumKey::of(key);
     let (_, watermark) = Watermark::open(&dir.watermark())?;
     let mut findings = Vec::new();
@@ -87,14 +97,15 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey) -> Result<Vec<Finding>, OpenErro
     drop(table);
 
     let at_images = images.iter().flat_map(|(_, image)| [image.position, image.latest]);
-    let wanted: Vec<_> = places.iter().map(|(_, at, _)| *at).chain(at_images).chain(watermark).collect();
+    let wanted = places.iter().map(|(_, at, _)| *at).chain(at_images).chain(watermark);
+    let wanted: Vec<_> = wanted.chain(expected.map(Position::from)).collect();
     let (end, mut met) = match verify(&dir.journal(), key, &wanted) {
         Ok(verified) => verified,
         Err(error) => {
             findings.insert(0, Finding::doubt(dir.journal().display(), error));
             let whole = |at: Position, keys| format!("whole, {keys} keys at revision {}", at.revision);
             findings.extend(places.into_iter().map(|(part, at, keys)| Finding::fine(part, whole(at, keys))));
-            return Ok(findings);
+            return Ok(Inspected { findings, head: None });
         }
     };
     met.insert(end.start);
@@ -103,13 +114,21 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey) -> Result<Vec<Finding>, OpenErro
         findings.push(Finding::doubt(dir.journal().display(), error));
     }
     findings.push(of_watermark(dir, watermark, &end, &met));
+    findings.extend(expected.map(|head| of_head(head, &end, &met)));
     for (part, at, keys) in places {
         findings.push(of_place(&part, at, keys, &end, &met));
     }
     for (path, image) in images {
         findings.push(of_image(&path, &image, &end, &met));
     }
-    Ok(findings)
+    Ok(Inspected { findings, head: Some(end.position.into()) })
+}
+
+fn of_head(head: Head, end: &End, met: &HashSet<Position>) -> Finding {
+    match head_fault(head, end, met) {
+        None => Finding::fine("head", format_args!("the journal leads through {head}")),
+        Some(fault) => Finding::doubt("head", format_args!("the journal does not lead through {head}: {fault}")),
+    }
 }
 
 fn of_journal(dir: &LockedDir, end: &End) -> Result<Finding, OpenError> {
@@ -127,7 +146,10 @@ fn of_watermark(dir: &LockedDir, watermark: Option<Position>, end: &End, met: &H
     let path = dir.watermark();
     match watermark {
         None if end.position == Position::START => Finding::fine(path.display(), "nothing is acknowledged yet"),
-        None => Finding::doubt(path.display(), "missing or damaged; the next start makes it anew from the journal"),
+        None => Finding::doubt(
+            path.display(),
+            "missing or damaged, so nothing says how far the journal went; a start needs --accept-watermark-loss",
+        ),
         Some(at) if at.revision > end.position.revision => Finding::doubt(
             path.display(),
             format_args!(

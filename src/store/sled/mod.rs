@@ -53,6 +53,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::event::Revision;
+use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::record::{KeyRecord, TenantRecord};
 use parking_lot::Mutex;
@@ -61,6 +62,7 @@ use zeroize::Zeroizing;
 
 use self::committer::{Committer, Progress, Request};
 use self::condition::Looks;
+use self::journal::Position;
 use self::journal::writer::{FreeBytes, Room};
 use self::keeper::Keeper;
 use self::lanes::{Lanes, Refused};
@@ -79,7 +81,7 @@ use crate::feed::{Feed, Resync, Subscription};
 
 pub use self::backup::BackupLimits;
 pub use self::dir::LockedDir;
-pub use self::error::OpenError;
+pub use self::error::{HeadFault, OpenError};
 pub use self::keeper::Retention;
 
 /// Commits that wait for the committer at most, of those that take power away and of all others; one more is refused.
@@ -124,6 +126,17 @@ pub struct Options {
     pub bounds: Bounds,
     /// What is free on the disk: [`journal::writer::free_bytes`], save in tests.
     pub free_bytes: FreeBytes,
+    /// What the directory is held against beside itself.
+    pub demands: Demands,
+}
+
+/// What an operator asks of a data directory before anything is served from it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Demands {
+    /// The journal must lead through this head, which was kept apart from it.
+    pub head: Option<Head>,
+    /// A watermark that is missing beside a journal with changes is no obstacle.
+    pub accept_watermark_loss: bool,
 }
 
 /// A journal and a table.
@@ -143,6 +156,8 @@ pub struct SledStore {
     list_readers: Readers,
     key_readers: Readers,
     urgent_readers: Readers,
+    /// The end of the log.
+    durable_at: Arc<Mutex<Position>>,
     threads: Mutex<Option<(Committer, Keeper)>>,
     /// Unlocks the directory when dropped. Close the store first: its threads may outlive it otherwise.
     _dir: LockedDir,
@@ -180,7 +195,7 @@ impl SledStore {
             table: table.clone(),
             overlay: overlay.clone(),
             feed: feed.clone(),
-            durable_at,
+            durable_at: durable_at.clone(),
             keeper: keeper.waker(),
             bounds: options.bounds,
             view: view.clone(),
@@ -191,6 +206,7 @@ impl SledStore {
             overlay,
             table,
             feed,
+            durable_at,
             table_rebuilds: recovered.rebuilds,
             bounds: options.bounds,
             view,
@@ -350,6 +366,10 @@ impl Store for SledStore {
 
     fn revision(&self) -> Revision {
         *self.progress.durable.borrow()
+    }
+
+    fn head(&self) -> Option<Head> {
+        Some((*self.durable_at.lock()).into())
     }
 
     async fn condition(&self) -> Condition {

@@ -1,7 +1,7 @@
 //! Start-up: from whatever a directory holds to a journal and a table that agree, or a refusal that says what is wrong.
 //!
 //! In this order: an image of the view, if there is one; journal (damage before its end refuses), watermark (acknowledged and
-//! missing refuses), table (opened; one that is ahead of the journal refuses), then the first writes: a torn end is cut, and
+//! missing refuses), a head that an operator kept, table (opened; one that is ahead of the journal refuses), then the first writes: a torn end is cut, and
 //! what is there is made durable. Now a view that was filled from an image is whole. The table is read all through, before the
 //! first writes if the view is to be filled from it; one in doubt is moved aside and built anew; and what it lacks is replayed.
 
@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use keyward_core::event::Revision;
+use keyward_core::head::Head;
 use parking_lot::Mutex;
 
 use super::dir::LockedDir;
@@ -24,7 +25,7 @@ use super::snapshot;
 use super::sums::SumKey;
 use super::table::{Table, TableError};
 use super::watermark::Watermark;
-use super::{OpenError, Options};
+use super::{HeadFault, OpenError, Options};
 use crate::parallel;
 use crate::store::View;
 use crate::store::record::pb;
@@ -66,7 +67,7 @@ pub(super) fn recover(
     let (path, read) = (dir.table(), || -> Result<_, OpenError> {
         let lacks = |revision| bytes_after(&dir.journal(), revision);
         let image = image::load(&dir.images(), &ImageKey::of(&key), view, lacks);
-        check_journal_and_fill(dir, &key, acknowledged, image, view)
+        check_journal_and_fill(dir, &key, (acknowledged, options.demands.head), image, view)
     });
     // sled reads here and there in its file as it opens, and uses one core; what it changes is its own.
     let (opened, read) = parallel::both(|| open_table(&path, &key), read);
@@ -75,6 +76,7 @@ pub(super) fn recover(
         table = read_through(table, &dir.table(), view)?;
     }
     let table = check_table_is_not_ahead(table, &end, dir)?;
+    check_watermark(dir, acknowledged, options.demands.accept_watermark_loss, &end)?;
 
     // Nothing was touched so far; now it is known that nothing is missing. What was read must be on the disk, not only in
     // the kernel's memory, before anything is built on it.
@@ -116,16 +118,18 @@ pub(super) fn recover(
 fn check_journal_and_fill(
     dir: &LockedDir,
     key: &ChainKey,
-    acknowledged: Option<Position>,
+    (acknowledged, head): (Option<Position>, Option<Head>),
     image: Found,
     view: &dyn View,
 ) -> Result<(End, Option<Image>), OpenError> {
     let watermark = acknowledged.unwrap_or(Position::START);
+    let wanted = [watermark].into_iter().chain(head.map(Position::from));
     let image = match image {
         Found::Read(image) => image,
         other => {
-            let (end, met) = verify(&dir.journal(), key, &[watermark])?;
-            check_journal(dir, key, acknowledged, &end, &met)?;
+            let (end, met) = verify(&dir.journal(), key, &wanted.collect::<Vec<_>>())?;
+            check_journal(dir, key, watermark, &end, &met)?;
+            check_head(dir, head, &end, &met)?;
             return match other {
                 // It tells what was acknowledged, also where it is not read.
                 Found::Costly(image) if image.latest.revision > end.position.revision => {
@@ -147,12 +151,13 @@ fn check_journal_and_fill(
         }
         view.take(&records);
     };
-    let (wanted, after) = ([watermark, image.position, image.latest], image.position.revision);
-    let (end, met) = verify_and_visit(&dir.journal(), key, &wanted, after, fill)?;
-    check_journal(dir, key, acknowledged, &end, &met)?;
+    let wanted: Vec<_> = wanted.chain([image.position, image.latest]).collect();
+    let (end, met) = verify_and_visit(&dir.journal(), key, &wanted, image.position.revision, fill)?;
+    check_journal(dir, key, watermark, &end, &met)?;
     if image.latest.revision > end.position.revision {
         return Err(missing(dir, image.latest.revision, &end));
     }
+    check_head(dir, head, &end, &met)?;
     let is_there = |at: &Position| met.contains(at) || *at == end.start;
     let unfit = match undecoded.into_inner() {
         Some(error) => Some(error.to_string()),
@@ -169,11 +174,10 @@ fn check_journal_and_fill(
 fn check_journal(
     dir: &LockedDir,
     key: &ChainKey,
-    acknowledged: Option<Position>,
+    watermark: Position,
     end: &End,
     met: &HashSet<Position>,
 ) -> Result<(), OpenError> {
-    let watermark = acknowledged.unwrap_or(Position::START);
     let found = end.position.revision;
     check_beginning(dir, key, end)?;
     if watermark.revision > found {
@@ -186,9 +190,42 @@ fn check_journal(
     if let Some(torn) = end.segment.as_ref().filter(|s| s.torn > 0) {
         tracing::warn!(path = %torn.path.display(), bytes = torn.torn, "cutting off a change that was never acknowledged");
     }
-    if acknowledged.is_none() && found > Revision(0) {
-        tracing::warn!("the watermark is missing or damaged; making it anew from the journal");
+    Ok(())
+}
+
+/// Holds a journal that was read against a head that an operator kept.
+fn check_head(dir: &LockedDir, head: Option<Head>, end: &End, met: &HashSet<Position>) -> Result<(), OpenError> {
+    let fault = head.and_then(|head| Some((head, head_fault(head, end, met)?)));
+    fault.map_or(Ok(()), |(head, what)| Err(OpenError::OtherHead { head, journal: dir.journal(), what }))
+}
+
+/// How a journal that was read fails to lead through a head.
+pub(super) fn head_fault(head: Head, end: &End, met: &HashSet<Position>) -> Option<HeadFault> {
+    let position = Position::from(head);
+    match () {
+        () if met.contains(&position) || position == end.start => None,
+        () if head.revision > end.position.revision => Some(HeadFault::TooShort(end.position.revision)),
+        () if head.revision < end.start.revision => Some(HeadFault::OutOfReach(end.start.revision)),
+        () => Some(HeadFault::Differs),
     }
+}
+
+/// Nobody can tell an end of the journal that was cut off with the watermark from one that is whole. Asked last: what else there is
+/// may tell of changes that are missing.
+fn check_watermark(
+    dir: &LockedDir,
+    acknowledged: Option<Position>,
+    accept_loss: bool,
+    end: &End,
+) -> Result<(), OpenError> {
+    let (path, found) = (dir.watermark(), end.position.revision);
+    if acknowledged.is_some() || found == Revision(0) {
+        return Ok(());
+    }
+    if !accept_loss {
+        return Err(OpenError::NoWatermark { path, found });
+    }
+    tracing::warn!(path = %path.display(), revision = found.0, "the watermark is lost; it is made anew from the journal");
     Ok(())
 }
 

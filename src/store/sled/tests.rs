@@ -27,6 +27,7 @@ fn open(dir: &tempfile::TempDir) -> Arc<SledStore> {
         clock: Arc::new(ManualClock::at(UnixMillis(1_000))),
         bounds: Bounds::NONE,
         free_bytes,
+        demands: Demands::default(),
     };
     Arc::new(SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(())).unwrap())
 }

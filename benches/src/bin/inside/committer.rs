@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keyward::store::sled::journal::writer::free_bytes;
-use keyward::store::sled::{BackupLimits, LockedDir, Options as StoreOptions, Retention, SledStore};
+use keyward::store::sled::{BackupLimits, Demands, LockedDir, Options as StoreOptions, Retention, SledStore};
 use keyward::store::{Bounds, Commit, Put, Store};
 use keyward_bench::figures::{median, percentile, ratio, rounded};
 use keyward_bench::options::Options;
@@ -97,6 +97,7 @@ impl Bench {
             clock: Arc::new(ManualClock::at(NOW)),
             bounds: Bounds::NONE,
             free_bytes,
+            demands: Demands::default(),
         };
         let store = SledStore::open(LockedDir::lock(dir.path())?, &options, Arc::new(()))?;
         Ok(Self { dir, store: Arc::new(store), next: 0 })
