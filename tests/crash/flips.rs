@@ -1,5 +1,6 @@
 //! Rot: in the directory of a server that has ended, one bit is flipped, or a file is cut short, or removed. Then either
-//! everything is right, or the start is refused and says what is wrong. Each start has little time and memory.
+//! everything is right, or the start is refused and says what is wrong. A lost watermark is always refused, and everything is right
+//! once its loss is accepted. Each start has little time and memory.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -35,6 +36,9 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const MEMORY_LIMIT: &str = "--as=4294967296";
 /// Directories that are tried at one time.
 const AT_ONCE: usize = 2;
+/// A watermark, and as much of it as its checksum covers, itself included.
+const WATERMARK_BYTES: u64 = 64;
+const WATERMARK_CHECKED_BYTES: u64 = 52;
 /// Of the flipped bits, so many of ten are in bytes that are not zero: much of the files is room for more.
 const USED_OF_TEN: u32 = 8;
 
@@ -68,8 +72,12 @@ pub(crate) async fn run(run: &mut Run, count: u64) -> Result<(), Failure> {
 fn judge(run: &mut Run, scene: &Scene, damage: &Damage, outcome: Result<Outcome, Failure>) {
     run.tally.count(damage.kind(), 1);
     match outcome {
-        Ok(Outcome::Right { findings, rebuilt }) => {
-            let what = if rebuilt { "all right, with the table built anew" } else { "all right" };
+        Ok(Outcome::Right { findings, rebuilt, accepted }) => {
+            let what = match (accepted, rebuilt) {
+                (true, _) => "start refused, and all right once the loss of the watermark was accepted",
+                (false, true) => "all right, with the table built anew",
+                (false, false) => "all right",
+            };
             run.tally.count(&format!("{}: {what}", damage.kind()), 1);
             run.tally.add(&findings);
             if !findings.is_clean() {
@@ -122,7 +130,12 @@ enum Damage {
 
 /// What came of it.
 enum Outcome {
-    Right { findings: Findings, rebuilt: bool },
+    Right {
+        findings: Findings,
+        rebuilt: bool,
+        /// The loss of the watermark had to be accepted.
+        accepted: bool,
+    },
     Refused,
 }
 
@@ -228,11 +241,22 @@ impl Original {
         launch.wrapper = vec!["prlimit".to_owned(), MEMORY_LIMIT.to_owned(), "--core=0".to_owned()];
         let mut server = launch.spawn()?;
         let started = server.serving(START_LIMIT).await;
-        if let Err(failure) = started {
-            if !server.has_ended()? {
-                return Err(failure);
+        let accepted = damage.takes_the_watermark();
+        match started {
+            Ok(()) if accepted => return Err(server.complaint("it started without a watermark")),
+            Ok(()) => {}
+            Err(failure) => {
+                if !server.has_ended()? {
+                    return Err(failure);
+                }
+                damage.refused(&mut server).await?;
+                if !accepted {
+                    return Ok(Outcome::Refused);
+                }
+                launch.args.push("--accept-watermark-loss".to_owned());
+                server = launch.spawn()?;
+                server.serving(START_LIMIT).await?;
             }
-            return damage.refused(&mut server).await.map(|()| Outcome::Refused);
         }
         let rebuilt = server.log().iter().any(|line| line.contains("built anew") || line.contains("building"));
         let findings = compare(&server, &self.oracle.snapshot()?).await?;
@@ -248,7 +272,7 @@ impl Original {
         if !status.success() || server.has_panicked() {
             return Err(server.complaint(&format!("it served, and ended with {status}")));
         }
-        Ok(Outcome::Right { findings, rebuilt })
+        Ok(Outcome::Right { findings, rebuilt, accepted })
     }
 }
 
@@ -257,6 +281,16 @@ impl Damage {
         match self {
             Self::Flip { file, .. } | Self::Cut { file, .. } | Self::Remove { file } => file,
         }
+    }
+
+    /// Whether the watermark says nothing any more: what is covered by its checksum is no longer what was written.
+    fn takes_the_watermark(&self) -> bool {
+        self.file() == Path::new("watermark")
+            && match self {
+                Self::Remove { .. } => true,
+                Self::Cut { bytes, .. } => *bytes < WATERMARK_BYTES,
+                Self::Flip { at, .. } => *at < WATERMARK_CHECKED_BYTES,
+            }
     }
 
     fn kind(&self) -> &'static str {

@@ -141,6 +141,7 @@ impl Run {
             log: root.join("server.log"),
             segment_bytes,
             admin_key: None,
+            args: vec![],
             // The least that may be set, so that snapshots are made and old segments go.
             env: vec![("KEYWARD_JOURNAL_RETENTION_BYTES".to_owned(), (1024 * 1024).to_string())],
         };

@@ -34,6 +34,8 @@ pub(crate) struct Launch {
     pub(crate) segment_bytes: u64,
     /// The file with the first administrator's key; by default the one in the data directory.
     pub(crate) admin_key: Option<PathBuf>,
+    /// More words of its command line.
+    pub(crate) args: Vec<String>,
     /// Variables of its environment, which is otherwise empty.
     pub(crate) env: Vec<(String, String)>,
 }
@@ -45,7 +47,7 @@ impl Launch {
         let mut command = Command::new(words.next().unwrap_or_default());
         command.args(words).args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "off"]);
         // One line for each call would drown what is of interest.
-        command.args(["--log-filter", "info,keyward::layer=warn", "--data-dir"]).arg(&self.data_dir);
+        command.args(["--log-filter", "info,keyward::layer=warn", "--data-dir"]).arg(&self.data_dir).args(&self.args);
         command.env_clear().env("KEYWARD_JOURNAL_SEGMENT_BYTES", self.segment_bytes.to_string());
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
