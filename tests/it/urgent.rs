@@ -25,6 +25,7 @@ use keyward_core::access::{Caller, ChangeState, Grant, Identity, Issue};
 use keyward_core::clock::{ManualClock, UnixMillis};
 use keyward_core::digest::{Digest, Pepper, PepperRing};
 use keyward_core::event::Revision;
+use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, State, TenantRecord};
 use keyward_core::scope::Scope;
@@ -168,6 +169,10 @@ impl Store for Watched {
 
     fn revision(&self) -> Revision {
         self.inner.revision()
+    }
+
+    fn head(&self) -> Option<Head> {
+        self.inner.head()
     }
 
     async fn condition(&self) -> Condition {
