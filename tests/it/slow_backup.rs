@@ -18,9 +18,10 @@ use keyward_core::record::KeyRecord;
 use tempfile::TempDir;
 use tokio::time::advance;
 use tonic::Code;
+use tonic::transport::Endpoint;
 
 use crate::conformance::{commit, key, options};
-use crate::harness::{Site, error_reason, new_key, small_settings, update};
+use crate::harness::{Handle, Site, error_reason, new_key, small_settings, update};
 use crate::retention::{segments, snapshots, wait_until};
 
 const SEGMENT_BYTES: u64 = 64 * 1024;
@@ -249,7 +250,10 @@ async fn site_with_large_keys(keys: usize) -> (Site, Vec<pb::Key>) {
 async fn who_reads_a_backup_slowly_is_told_which_limit_it_met() {
     let (site, keys) = site_with_large_keys(1_800).await;
     let admin = site.admin();
-    let mut backup = admin.backup().await.unwrap();
+    // A reader with a small window, so that little of it is on its way.
+    let endpoint = Endpoint::from_shared(format!("http://{}", site.addr())).unwrap();
+    let slow = endpoint.initial_stream_window_size(64 * 1024).connect_lazy();
+    let mut backup = Handle::new(slow, Some(site.admin_secret().to_owned())).backup().await.unwrap();
     let changes = keys.iter().map(|key| async {
         let changed = pb::Key { display_name: "Changed".into(), ..key.clone() };
         admin.update(update(&changed, &["display_name"])).await.unwrap();
