@@ -70,6 +70,10 @@ class Server:
         return (self.data_dir / "admin.key").read_text().removesuffix("\n")
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def log_text(self) -> str:
         return "\n".join(self.log)
 

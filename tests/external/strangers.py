@@ -1,0 +1,195 @@
+"""Services in four languages and three proxies, each of which calls a server at a fixed rate."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import DEADLINE_SECONDS, environment
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+RATE = 1_000
+"""Calls a second."""
+
+CALLS = RATE * int(os.environ.get("STRANGERS_SECONDS", "20"))
+"""Calls of each client. A slow machine takes longer for them, and is not asked for fewer."""
+
+WORKERS = 4
+"""Calls that are under way at once, at most. Most of the time it is one."""
+
+LOOK_SECONDS = 0.02
+"""How often the sockets of the server are looked at."""
+
+
+def tools() -> Path:
+    """Where `install` puts what it builds."""
+    return Path(os.environ["EXTERNAL_TOOLS"])
+
+
+def client_command(client: str) -> list[str]:
+    match client:
+        case "grpc-go":
+            return [str(tools() / "go-client")]
+        case "grpc-java":
+            java = tools() / "java"
+            return ["java", "-cp", f"{java / 'classes'}:{java / 'lib'}/*", "keyward.external.Client"]
+        case "grpc-js":
+            return ["node", str(HERE / "clients/js/client.js")]
+        case "grpcio":
+            return [sys.executable, str(HERE / "clients/python_client.py")]
+    raise ValueError(client)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a client says of its calls."""
+
+    calls: int
+    failed: dict[str, int]
+    cancelled: int
+    first_error: str
+    stream_ok: bool
+    seconds: float
+
+
+def drive(client: str, target: str, key: str, secret: str, workers: int, cancel_percent: int) -> Report:
+    """Runs a client to its end."""
+    asked = {
+        "TARGET": target,
+        "KEY": key,
+        "SECRET": secret,
+        "CALLS": CALLS,
+        "RATE": RATE,
+        "WORKERS": workers,
+        "CANCEL_PERCENT": cancel_percent,
+        "PROTO_DIR": ROOT / "proto",
+        "NODE_PATH": tools() / "js/node_modules",
+    }
+    done = subprocess.run(
+        client_command(client),
+        env=environment() | {name: str(value) for name, value in asked.items()},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS + 5 * CALLS / RATE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Report(**json.loads(done.stdout))
+
+
+class Accepted:
+    """Counts the connections that a process accepts, by the sockets that it holds.
+
+    The kernel gives each socket a number of its own, so one that takes the place of another is seen, also if the
+    process gives it the same file descriptor.
+    """
+
+    def __init__(self, process: int) -> None:
+        self._descriptors = Path(f"/proc/{process}/fd")
+        self._before = self._sockets()
+        self._seen: set[str] = set()
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Accepted:
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._watch.join()
+
+    @property
+    def count(self) -> int:
+        return len(self._seen)
+
+    def _look(self) -> None:
+        while not self._ended.wait(LOOK_SECONDS):
+            self._seen |= self._sockets() - self._before
+
+    def _sockets(self) -> set[str]:
+        sockets = set()
+        for descriptor in os.listdir(self._descriptors):
+            try:
+                target = os.readlink(self._descriptors / descriptor)
+            except FileNotFoundError:  # closed meanwhile
+                continue
+            if target.startswith("socket:"):
+                sockets.add(target)
+        return sockets
+
+
+@contextmanager
+def proxy(name: str, upstream: str, directory: Path) -> Iterator[str]:
+    """A proxy in front of an address. It gives its own."""
+    port = free_port()
+    template = next((HERE / "proxies").glob(f"{name}.*"))
+    # Under its own name: Envoy knows the format by the ending.
+    config = directory / template.name
+    text = template.read_text()
+    host, upstream_port = upstream.rsplit(":", 1)
+    places: dict[str, Any] = {"port": port, "upstream": upstream, "upstream_host": host, "upstream_port": upstream_port}
+    for place, value in places.items():
+        text = text.replace(f"{{{place}}}", str(value))
+    config.write_text(text)
+    log = directory / "proxy.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            proxy_command(name, config), cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+    try:
+        wait_for_listener(port, process, log)
+        yield f"127.0.0.1:{port}"
+        assert process.poll() is None, log.read_text(errors="replace")
+    finally:
+        process.kill()
+        process.wait(DEADLINE_SECONDS)
+
+
+def proxy_command(name: str, config: Path) -> list[str]:
+    match name:
+        case "haproxy":
+            return [program("haproxy"), "-db", "-f", str(config)]
+        case "nginx":
+            return [program("nginx"), "-p", str(config.parent), "-c", str(config), "-e", "stderr"]
+        case "envoy":
+            envoy = Path(sys.executable).with_name("envoy")
+            options = ["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]
+            return [str(envoy), "--config-path", str(config), *options]
+    raise ValueError(name)
+
+
+def program(name: str) -> str:
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    assert found, f"{name} is not installed"
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_listener(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(int(DEADLINE_SECONDS / LOOK_SECONDS)):
+        assert process.poll() is None, log.read_text(errors="replace")
+        try:
+            socket.create_connection(("127.0.0.1", port), DEADLINE_SECONDS).close()
+            return
+        except ConnectionRefusedError:
+            threading.Event().wait(LOOK_SECONDS)
+    raise AssertionError(f"it does not listen:\n{log.read_text(errors='replace')}")

@@ -1,0 +1,107 @@
+"""The strangers' matrix: ordinary clients and proxies, each on one connection, at 1,000 calls a second.
+
+Their calls take as long as `STRANGERS_SECONDS` says, 20 by default. A stream stays open on the same connection all the
+while, and must answer at the end as it did at the beginning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Start
+from harness import Server
+from strangers import CALLS, RATE, WORKERS, Accepted, Report, drive, proxy
+from test_grpcio import client_of
+
+CANCEL_PERCENT = 75
+"""Calls that are given up as soon as they are sent, where some are."""
+
+
+class CallsWereLost(AssertionError):
+    """A client did not get what it asked for."""
+
+
+def lost(client: str, reason: str) -> Any:
+    """A client that loses calls today. Strict: the mend must take the mark away."""
+    return pytest.param(client, marks=pytest.mark.xfail(strict=True, raises=CallsWereLost, reason=reason))
+
+
+IDLE_FRAMES = "GOAWAY 11 after 10,000 frames that carry no call on: {}"
+ERRORS = "GOAWAY 11 after 1,024 errors of the peer: {}"
+
+
+@pytest.fixture
+def server(start: Start) -> Server:
+    # What a connection ended with is told by one line at this level.
+    return start(log_filter="info,keyward::serve=debug")
+
+
+def run(
+    server: Server,
+    client: str,
+    through: str | None = None,
+    *,
+    workers: int = WORKERS,
+    cancel_percent: int = 0,
+    connections: int = 1,
+) -> Report:
+    """Has a client make its calls, all of which must succeed, over so many connections."""
+    operator = client_of(server)
+    secret = operator.create("Zapier").secret
+    service = operator.create("Orders service", tenant="system", scopes=["keyward.verifier"])
+    with Accepted(server.pid) as accepted:
+        report = drive(client, through or server.address, service.secret, secret, workers, cancel_percent)
+    ends = [line for line in server.log if "a connection ended with an error" in line]
+    told = f"{report}, {accepted.count} connections"
+    print(told)
+    if report.failed or not report.stream_ok or accepted.count != connections:
+        raise CallsWereLost("\n".join([told, *ends]))
+    assert report.calls == CALLS
+    if report.calls / report.seconds < RATE / 2:
+        warnings.warn(f"a slow machine, which shows less than it should: {told}", stacklevel=2)
+    return report
+
+
+@pytest.mark.parametrize(
+    "client", [lost("grpc-go", IDLE_FRAMES.format("a PING with each call")), "grpc-java", "grpcio", "grpc-js"]
+)
+def test_an_ordinary_client_loses_no_call(server: Server, client: str) -> None:
+    report = run(server, client)
+    assert report.cancelled == 0
+
+
+@pytest.mark.parametrize(
+    "client", ["grpc-go", lost("grpc-java", ERRORS.format("DATA behind its RST_STREAM")), "grpcio", "grpc-js"]
+)
+def test_a_client_that_gives_up_calls_loses_no_other(server: Server, client: str) -> None:
+    report = run(server, client, cancel_percent=CANCEL_PERCENT)
+    assert report.cancelled > CALLS / 4
+
+
+# HAProxy and Envoy send all calls over one connection. nginx gives each call that is under way one of its own: one to
+# the stream, and another to all other calls, as long as these come one after the other.
+@pytest.mark.parametrize(
+    ("name", "workers", "connections"),
+    [
+        pytest.param(
+            "haproxy",
+            WORKERS,
+            1,
+            id="haproxy",
+            marks=pytest.mark.xfail(
+                strict=True,
+                raises=CallsWereLost,
+                reason=IDLE_FRAMES.format("a WINDOW_UPDATE on each stream that has ended"),
+            ),
+        ),
+        pytest.param("envoy", WORKERS, 1, id="envoy"),
+        pytest.param("nginx", 1, 2, id="nginx"),
+    ],
+)
+def test_a_proxy_loses_no_call(server: Server, name: str, workers: int, connections: int, tmp_path: Path) -> None:
+    with proxy(name, server.address, tmp_path) as address:
+        run(server, "grpc-go", address, workers=workers, connections=connections)
