@@ -86,6 +86,32 @@ async fn frames_that_come_with_calls_are_no_flood() {
     }
 }
 
+/// grpc-java sends the rest of a request that it has given up behind its RST_STREAM.
+#[tokio::test]
+async fn data_behind_a_reset_of_the_peer_is_no_flood_of_errors() {
+    let site = Site::in_memory().await;
+    let mut peer = Peer::open(&site).await;
+    let (block, question) = (head_of(VERIFY, site.admin_secret()), body(&ask("nonsense")));
+    let mut stream = 1_u32;
+    for mark in 0..(2 * ERRORS_MAX / 100) as u8 {
+        let mut calls = vec![];
+        for _ in 0..100 {
+            calls.extend(frame(HEADERS, END_HEADERS, stream, &block));
+            calls.extend(frame(RST_STREAM, 0, stream, &CANCEL));
+            calls.extend(frame(DATA, END, stream, &question));
+            stream += 2;
+        }
+        peer.write(&calls).await;
+        for frame in peer.until_pong(mark).await {
+            assert!(frame.kind != GOAWAY, "it is cut before stream {stream}");
+            // STREAM_CLOSED (RFC 9113, section 5.1).
+            assert!(frame.kind != RST_STREAM || frame.code() == 5, "{frame:?}");
+        }
+    }
+    peer.call(stream, &block, &question).await;
+    assert_eq!(peer.reply::<pb::VerifyResponse>(stream).await.reason(), Reason::Malformed);
+}
+
 /// A proxy's connection carries the calls of many: what one of them does ends no call of another.
 #[tokio::test]
 async fn calls_that_are_under_way_outlive_the_first_excess() {

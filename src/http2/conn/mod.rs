@@ -74,6 +74,8 @@ pub(super) struct Conn<A: AtOnce, C> {
     /// Bytes that the peer has not been told that it may send again.
     untold: u32,
     resets: VecDeque<u32>,
+    /// Streams that the peer reset itself. Some clients send the rest of a request all the same.
+    peer_resets: VecDeque<u32>,
     errors: u32,
     idle_frames: u32,
     leaving: Leaving,
@@ -143,6 +145,7 @@ impl<A: AtOnce, C> Conn<A, C> {
             window: WINDOW_BYTES,
             untold: 0,
             resets: VecDeque::new(),
+            peer_resets: VecDeque::new(),
             errors: 0,
             idle_frames: 0,
             leaving: Leaving::No,
@@ -379,10 +382,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
 
     /// Frames that the peer has sent before it knows of a reset are no errors.
     fn remember_reset(&mut self, stream: u32) {
-        if self.resets.len() == RESETS_REMEMBERED {
-            self.resets.pop_front();
-        }
-        self.resets.push_back(stream);
+        remember(&mut self.resets, stream);
     }
 
     /// Ends whatever goes on for a stream. The place of a call is free when it has ended.
@@ -421,6 +421,14 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             frame::put_window_update(&mut self.out, 0, std::mem::take(&mut self.untold));
         }
     }
+}
+
+/// Keeps the latest streams, as many as are remembered.
+fn remember(streams: &mut VecDeque<u32>, stream: u32) {
+    if streams.len() == RESETS_REMEMBERED {
+        streams.pop_front();
+    }
+    streams.push_back(stream);
 }
 
 impl<A: AtOnce, C> Drop for Conn<A, C> {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use http::{HeaderMap, StatusCode};
 
 use super::stream::{Stream, Waiting};
-use super::{Block, Conn, Leaving};
+use super::{Block, Conn, Leaving, remember};
 use crate::http2::body::Inbox;
 use crate::http2::call::Begin;
 use crate::http2::code::{Code, Fault};
@@ -162,6 +162,11 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             if self.resets.contains(&id) {
                 return self.idle_frame();
             }
+            if self.peer_resets.contains(&id) {
+                // grpc-java sends RST_STREAM for a call that is given up, and its DATA behind that.
+                frame::put_reset(&mut self.out, id, Code::StreamClosed);
+                return self.idle_frame();
+            }
             return self.reset_for(id, Code::StreamClosed);
         };
         let Some(window) = stream.window.checked_sub(bytes) else {
@@ -293,6 +298,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             return Err(Fault::protocol("RST_STREAM of a stream that was never begun"));
         }
         self.forget(frame.stream);
+        remember(&mut self.peer_resets, frame.stream);
         self.idle_frame_if_gone(frame.stream)
     }
 }
