@@ -137,7 +137,7 @@ pub(super) fn check(
         if count.saturating_add(under_way.len()).saturating_add(added.len()) <= max {
             continue; // whatever of it is the same
         }
-        let new: Vec<_> = added.iter().filter(|(_, name)| !under_way.contains(*name)).collect();
+        let new: Vec<_> = added.iter().filter(|(_, name)| !under_way.contains(name)).collect();
         let mut asked: Vec<_> = new.iter().map(|(_, name)| *name).collect();
         let told_apart = under_way.len() <= PENDING_EXAMINED_MAX;
         asked.extend(under_way.iter().filter(|_| told_apart));

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use keyward::index::{Index, Kind, image};
+use keyward::index::{Index, Kind, Step, image};
 use keyward_core::decision::Policy;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{Environment, TenantId};
-use keyward_core::record::KeyRecord;
+use keyward_core::record::{KeyPolicy, KeyRecord};
 use keyward_core::scope::Scope;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -102,7 +102,7 @@ fn nobody_reads_the_name_of_another_key_while_names_are_given_back() {
     const FORMS: u64 = 120;
     let index = Index::default();
     fold(&index, (0..KEYS).map(|number| form(number, 1)));
-    let (done, reads) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (done, reads, images) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     thread::scope(|scope| {
         for reader in 0..3_u32 {
             let (index, done, reads) = (&index, &done, &reads);
@@ -129,6 +129,7 @@ fn nobody_reads_the_name_of_another_key_while_names_are_given_back() {
             while !done.load(Ordering::Relaxed) {
                 let copy = of_image(&index);
                 assert_eq!(copy.len(), KEYS as usize);
+                images.fetch_add(1, Ordering::Relaxed);
                 assert!((0..KEYS).all(|number| assert_own_names(&copy, &key(number).secret.digest) > 0));
             }
         });
@@ -150,10 +151,44 @@ fn nobody_reads_the_name_of_another_key_while_names_are_given_back() {
         done.store(true, Ordering::Relaxed);
         written.into_iter().for_each(|written| written.unwrap());
     });
-    assert!(reads.into_inner() > 0 && index.compactions() > 0);
+    let (reads, images, compactions) = (reads.into_inner(), images.into_inner(), index.compactions());
+    assert!(reads > 0 && images > 0 && compactions > 0, "{reads} reads, {images} images, {compactions} compactions");
     index.compact();
     assert_eq!(Kind::ALL.map(|kind| index.names_in_use(kind)), [64, 64, 1, 320], "each use was counted once");
     assert_eq!(index.names_unused(), 0);
+}
+
+/// The entries of an image must all be of one generation.
+#[test]
+fn no_compaction_goes_on_while_an_image_is_written() {
+    const KEYS: u32 = 340;
+    let index = Index::default();
+    let many = |number: u32| {
+        let scopes = (0..50).map(|nth| Scope::parse(&format!("scope-{number}.{nth}")).unwrap());
+        KeyRecord { policy: KeyPolicy { scopes: scopes.collect(), ..key(number).policy }, ..form(number, 1) }
+    };
+    fold(&index, (0..KEYS).map(many));
+    assert_eq!(index.compaction_step(), Step::Done, "nothing is unused");
+    fold(&index, (0..KEYS).map(|number| form(number, 2)));
+    assert!(index.wants_compaction());
+    let (copy, mut writer, mut part) = (Index::default(), index.write_image(), vec![]);
+    for number in 0..image::PARTS {
+        part.clear();
+        writer.write_part(number, &mut part);
+        thread::scope(|scope| assert_eq!(scope.spawn(|| index.compaction_step()).join().unwrap(), Step::Wait));
+        // A change goes on all the same.
+        fold(&index, [form(u32::try_from(number).unwrap(), 3 + number as u64)]);
+        copy.read_part(number, &part).unwrap();
+    }
+    drop(writer);
+    assert!((0..KEYS).all(|number| assert_own_names(&copy, &key(number).secret.digest) > 1));
+    let mut steps = 0;
+    while index.compaction_step() == Step::More {
+        steps += 1;
+    }
+    assert!(steps > 64, "it is done in short steps: {steps}");
+    assert_eq!((index.names_unused(), index.compactions()), (0, 1));
+    assert!((0..KEYS).all(|number| assert_own_names(&index, &key(number).secret.digest) > 1));
 }
 
 /// What a step does to an index.

@@ -24,7 +24,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::harness::{START, Seeded, Site, new_key, strings};
+use crate::harness::{START, Seeded, Site, new_key, strings, update};
 
 /// Sends a request, and gives the status and the whole reply.
 async fn http(addr: &ListenAddr, method: &str, path: &str) -> (u16, String) {
@@ -336,6 +336,49 @@ async fn keys_and_the_revision_are_those_of_the_answers() {
     assert_eq!(value(&text, "keyward_connections"), Some(1.0));
     let build = format!("keyward_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
     assert_eq!(value(&text, &build), Some(1.0));
+}
+
+/// Waits until a series has a value that will do.
+async fn wait_for_value(ops: &ListenAddr, series: &str, will_do: impl Fn(f64) -> bool) {
+    let waiting = async {
+        while !value(&metrics(ops).await, series).is_some_and(&will_do) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap_or_else(|_| panic!("waited in vain: {series}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_in_use_are_told_by_kind_and_others_are_given_back() {
+    let site = Site::with_ops().await;
+    let (ops, admin) = (site.ops_addr(), site.admin());
+    let key = admin.issued(pb::CreateKeyRequest { owner: "owner".into(), ..new_key("Churn", &["a"]) }).await.key;
+    let names = async |kind: &str| value(&metrics(&ops).await, &format!("keyward_names{{kind=\"{kind}\"}}"));
+    // The administrator's are among them: the tenant `system`, no owner, and its role.
+    for (kind, count) in [("tenant", 2.0), ("owner", 3.0), ("environment", 1.0), ("scope", 2.0)] {
+        assert_eq!(names(kind).await, Some(count), "{kind}");
+    }
+    for round in 0..300 {
+        let scopes = (0..60).map(|nth| format!("scope-{round}.{nth}")).collect();
+        admin.update(update(&pb::Key { scopes, ..key.clone() }, &["scopes"])).await.unwrap();
+    }
+    assert_eq!(names("scope").await, Some(61.0));
+    wait_for_value(&ops, "keyward_name_compactions_total", |count| count >= 1.0).await;
+    wait_for_value(&ops, "keyward_names_unused", |count| count <= 16_384.0).await;
+    assert_eq!(names("scope").await, Some(61.0));
+    assert_eq!(admin.read(&key).await.scopes[0], "scope-299.0");
+}
+
+#[tokio::test]
+async fn what_the_table_takes_is_told() {
+    let site = Site::changed(Engine::Sled, "127.0.0.1:0", |_| {}).await;
+    let (ops, admin) = (site.ops_addr(), site.admin());
+    let text = metrics(&ops).await;
+    assert!(value(&text, "keyward_table_bytes").unwrap() > 0.0, "{text}");
+    assert_eq!(value(&text, "keyward_table_rebuilds_total"), Some(0.0), "a first start builds it, and not anew");
+    let before = value(&text, "keyward_table_records_bytes").unwrap();
+    admin.issue("Zapier", &[]).await;
+    wait_for_value(&ops, "keyward_table_records_bytes", |bytes| bytes >= before + 100.0).await;
 }
 
 #[tokio::test]

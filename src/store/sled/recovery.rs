@@ -100,7 +100,8 @@ pub(super) fn recover(
             let built = rebuild(dir, &key, &end)?;
             // It was built from what was checked; but what the index is to hold is what the table holds.
             built.check(lacking).map_err(OpenError::Table)?;
-            (built, true)
+            // At a first start there was nothing to build.
+            (built, end.position != Position::START)
         }
     };
     if image.is_none() {

@@ -163,6 +163,9 @@ fn asking(secret: &str) -> pb::StreamVerifyRequest {
     pb::StreamVerifyRequest { request: Some(ask(secret)) }
 }
 
+/// Makes a question of a secret.
+type Question<'a> = &'a dyn Fn(&String) -> pb::VerifyRequest;
+
 /// Asks about secrets at once, on the long way, in batches and on a stream that stays open, also with mistakes. The memory is
 /// looked at after each of them, or at the end.
 async fn ask_in_all_ways(line: &mut Line, watched: &Watched, each: bool) {
@@ -172,7 +175,7 @@ async fn ask_in_all_ways(line: &mut Line, watched: &Watched, each: bool) {
             watched.has_no_secret(after);
         }
     };
-    let bodies = |count, question: &dyn Fn(&String) -> pb::VerifyRequest| {
+    let bodies = |count, question: Question<'_>| {
         secrets[..count].iter().map(|secret| body(&question(secret))).collect::<Vec<_>>()
     };
     let explained = |secret: &String| pb::VerifyRequest { explain: true, ..ask(secret) };
@@ -193,7 +196,7 @@ async fn ask_in_all_ways(line: &mut Line, watched: &Watched, each: bool) {
     let as_scope = |secret: &String| pb::VerifyRequest { all_scopes: vec![secret.clone()], ..ask(secret) };
     let wrong_mode = |secret: &String| pb::VerifyRequest { mode: 77, ..ask(secret) };
     let too_new = |secret: &String| pb::VerifyRequest { min_revision: 1 << 40, ..ask(secret) };
-    let mistakes: [(&str, &dyn Fn(&String) -> pb::VerifyRequest); 8] = [
+    let mistakes: [(&str, Question<'_>); 8] = [
         ("a mistyped secret", &mistyped),
         ("a secret that is too long", &longer),
         ("a secret as a tenant", &as_tenant),
