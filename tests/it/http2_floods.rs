@@ -279,7 +279,7 @@ async fn replies_that_wait_for_a_window_are_bounded() {
         let most = BOUND / reply + 1;
         let least = if fills { most - 1 } else { 1 };
         // The requests that wait fit into the server's window.
-        let calls = most as u32 + 6;
+        let calls = if fills { most as u32 + 6 } else { 12 };
         let mut peer = Peer::with(&site, &[(4, 0)]).await;
         let batch = body(&batch);
         let mut begun = 0;
