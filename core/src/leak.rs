@@ -14,8 +14,7 @@ const DECODINGS_MAX: usize = 3;
 
 /// Whether a text holds the secret of a key, in whatever surroundings.
 ///
-/// The time that it takes grows with the length of the text and nothing else: some 100 ns for 64 bytes that look like a
-/// secret, less for others. The caller bounds the length.
+/// The time that it takes grows with the length of the text and nothing else. The caller bounds the length.
 #[must_use]
 pub fn holds_secret(text: &str) -> bool {
     // No way of writing that is undone here makes a text shorter.

@@ -285,13 +285,7 @@ pub(crate) fn list(addr: &str, key_file: &Path, lists: &str) -> Result<(), Failu
 }
 
 /// Keeps all the calls under way that there may be until its input ends, and prints what came of them.
-fn crowd(
-    addr: &str,
-    key_file: &Path,
-    path: &str,
-    request: &(impl Message + Sync),
-    connections: usize,
-) -> Result<(), Failure> {
+fn crowd(addr: &str, key_file: &Path, path: &str, request: &impl Message, connections: usize) -> Result<(), Failure> {
     let secret = fs::read_to_string(key_file)?;
     let stop = AtomicBool::new(false);
     let began = Instant::now();

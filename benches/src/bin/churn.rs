@@ -50,13 +50,13 @@ async fn main() -> Result<(), Failure> {
     let calls = server.calls().await?;
     let text = |number: u64| format!("key-{number:09}");
     let create = move |number: u64| {
-        Change::Create(CreateKeyRequest {
+        Change::Create(Box::new(CreateKeyRequest {
             key_id: text(number),
             display_name: format!("Integration {number}"),
             owner: format!("customer-{}", number % 1_000),
             scopes: vec!["orders.read".into()],
             ..Default::default()
-        })
+        }))
     };
     calls.all(keys, create).await?;
     println!("{keys} keys: {} MiB", server.resident()? >> 20);
@@ -99,7 +99,7 @@ async fn main() -> Result<(), Failure> {
         }
     }
     for (name, taken) in ["with", "without"].iter().zip(&mut starts) {
-        let of = |pick: fn(&(f64, f64, u64)) -> f64| median(&mut taken.iter().map(pick).collect::<Vec<_>>());
+        let of = |pick: fn(&(f64, f64, u64)) -> f64| median(&taken.iter().map(pick).collect::<Vec<_>>());
         println!(
             "start {name} the image: verdicts after {:.3} s, all after {:.3} s, {:.0} MiB",
             of(|one| one.0),
@@ -188,7 +188,7 @@ impl Server {
 }
 
 enum Change {
-    Create(CreateKeyRequest),
+    Create(Box<CreateKeyRequest>),
     Scopes(String, Vec<String>),
 }
 
@@ -236,7 +236,7 @@ async fn made(client: &mut KeyAdminClient<Channel>, credential: &str, change: Ch
         Ok(request)
     }
     match change {
-        Change::Create(key) => client.create_key(with(key, credential)?).await.map(drop),
+        Change::Create(key) => client.create_key(with(*key, credential)?).await.map(drop),
         Change::Scopes(key_id, scopes) => {
             let update = UpdateKeyRequest {
                 key: Some(Key { key_id, scopes, ..Default::default() }),
