@@ -61,6 +61,7 @@ def test_the_services_are_found_by_reflection_of_v1alpha(anyone: Grpcurl) -> Non
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
         "keyward.v1.KeyAdmin",
+        "keyward.v1.KeyAudit",
         "keyward.v1.KeyVerify",
     }
 
