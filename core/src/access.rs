@@ -254,7 +254,8 @@ fn allows(roles: &[RoleScope], action: Action, tenant: &TenantId) -> bool {
     roles.iter().any(|r| r.role.allows(action) && r.reaches(tenant))
 }
 
-/// Permission, as a value, to do `A` in one tenant. Only [`Caller::grant`] makes one, and the calls that need permission
+/// Permission, as a value, to do `A` in one tenant. Only [`Caller::grant`] makes one, and the calls that need
+/// permission
 /// take it, so a forgotten check does not compile.
 #[derive(Debug)]
 pub struct Grant<A> {
@@ -284,7 +285,8 @@ impl<A> Grant<A> {
 }
 
 impl<A: Act> Grant<A> {
-    /// The permission as a condition of a change, to be checked again when the change is made. `clock` is the clock's reading.
+    /// The permission as a condition of a change, to be checked again when the change is made. `clock` is the
+    /// clock's reading.
     #[must_use]
     pub fn authorization(&self, clock: UnixMillis) -> Authorization {
         Authorization { caller: self.caller.clone(), action: A::ACTION, tenant: self.tenant.clone(), clock }
@@ -319,7 +321,8 @@ impl Authorization {
         &self.caller.key_id
     }
 
-    /// Whether the caller may still do this, by their key as it is now. `latest` is the time of the change, before which no
+    /// Whether the caller may still do this, by their key as it is now. `latest` is the time of the change,
+    /// before which no
     /// change so far was made.
     ///
     /// # Errors
