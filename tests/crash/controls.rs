@@ -34,7 +34,7 @@ pub(crate) struct Control {
 /// All of them.
 pub(crate) const CONTROLS: [Control; 2] = [
     Control { feature: "fault-ack-before-sync", variant: Variant::Plain },
-    Control { feature: "fault-skip-dir-sync", variant: Variant::Rollover },
+    Control { feature: "fault-skip-dir-sync", variant: Variant::NewSegment },
 ];
 
 /// Builds each program, and cuts its power until the comparison finds it out.

@@ -2,6 +2,7 @@
 //!
 //! Life goes on upon the copy until the next cut, so one directory sees several.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +31,9 @@ const SHORT_RUN: u64 = 100;
 /// How long a bulk load may take.
 const BULK_LIMIT: Duration = Duration::from_secs(600);
 const BULK_POLL: Duration = Duration::from_millis(5);
+/// How long the next segment may take to come, at several a second.
+const SEGMENT_LIMIT: Duration = Duration::from_secs(30);
+const SEGMENT_POLL: Duration = Duration::from_micros(200);
 /// As many calls at a time as two connections carry.
 const BULK: Shape =
     Shape { mix: Mix::Bulk, clients: 512, connections: 2, keys_per_client: BULK_KEYS as usize / 512 + 1 };
@@ -45,6 +49,9 @@ pub(crate) enum Variant {
     Churn,
     /// The journal goes on to a new segment several times a second.
     Rollover,
+    /// As [`Self::Rollover`], and the power fails just after the first change in a new segment was acknowledged: most
+    /// often no other sync has made the segment's name durable by then.
+    NewSegment,
     /// 100,000 keys are being created by 512 clients at once.
     Bulk,
     /// The server is starting, also for the first time, and with its table removed.
@@ -54,14 +61,14 @@ pub(crate) enum Variant {
 impl Variant {
     fn shape(self) -> Shape {
         match self {
-            Self::Plain | Self::Rollover | Self::Start => Shape::of(Mix::Ordinary),
+            Self::Plain | Self::Rollover | Self::NewSegment | Self::Start => Shape::of(Mix::Ordinary),
             Self::Churn => Shape::of(Mix::Churn),
             Self::Bulk => BULK,
         }
     }
 
     pub(crate) fn segment_bytes(self) -> u64 {
-        if self == Self::Rollover { SMALL_SEGMENT } else { LARGE_SEGMENT }
+        if matches!(self, Self::Rollover | Self::NewSegment) { SMALL_SEGMENT } else { LARGE_SEGMENT }
     }
 
     fn disk_mebibytes(self) -> u64 {
@@ -77,6 +84,7 @@ impl Variant {
             Self::Plain => "cuts under plain load",
             Self::Churn => "cuts while few keys change over and over",
             Self::Rollover => "cuts with a new segment several times a second",
+            Self::NewSegment => "cuts just after the first change in a new segment",
             Self::Bulk => "cuts during a bulk load of 100,000 keys",
             Self::Start => "cuts during a start",
         }
@@ -87,12 +95,13 @@ impl Variant {
 pub(crate) async fn run(run: &mut Run, count: u64) -> Result<(), Failure> {
     let bulk = count.div_ceil(40).min(count);
     let rest = count - bulk;
-    let quarter = |n: u64| (rest + n) / 4;
+    let part = |n: u64| (rest + n) / 5;
     let plan = [
-        (Variant::Plain, quarter(3)),
-        (Variant::Churn, quarter(2)),
-        (Variant::Rollover, quarter(1)),
-        (Variant::Start, quarter(0)),
+        (Variant::Plain, part(4)),
+        (Variant::Churn, part(3)),
+        (Variant::Rollover, part(2)),
+        (Variant::NewSegment, part(1)),
+        (Variant::Start, part(0)),
         (Variant::Bulk, bulk),
     ];
     for (variant, mut left) in plan {
@@ -200,7 +209,9 @@ impl World {
         }
         // Sometimes with nothing under way: then no later sync covers up for one that was left out.
         let mut load = Some(load);
-        if self.variant != Variant::Bulk && run.rng.random_ratio(1, 3) {
+        if self.variant == Variant::NewSegment {
+            self.first_change_in_a_new_segment().await?;
+        } else if self.variant != Variant::Bulk && run.rng.random_ratio(1, 3) {
             finish(load.take()).await?;
         }
         freeze(&server).await?;
@@ -211,6 +222,35 @@ impl World {
         finish(load).await?;
         snapshot.sync()?;
         Ok(snapshot)
+    }
+
+    /// Waits until the journal has gone on to a new segment, and a change was acknowledged after that.
+    async fn first_change_in_a_new_segment(&self) -> Result<(), Failure> {
+        let began = Instant::now();
+        let last = self.last_segment()?;
+        let mut acknowledged = None;
+        while acknowledged.is_none_or(|then| self.oracle.acknowledged() == then) {
+            if began.elapsed() > SEGMENT_LIMIT {
+                return Err(format!("no change in a new segment after {SEGMENT_LIMIT:?}").into());
+            }
+            if acknowledged.is_none() && self.last_segment()? != last {
+                acknowledged = Some(self.oracle.acknowledged());
+            }
+            sleep(SEGMENT_POLL).await;
+        }
+        Ok(())
+    }
+
+    /// The name of the journal's last segment: their names are in the order of their numbers.
+    fn last_segment(&self) -> Result<Option<OsString>, Failure> {
+        let mut last = None;
+        for entry in std::fs::read_dir(self.launch.data_dir.join("journal"))? {
+            let name = entry?.file_name();
+            if Path::new(&name).extension().is_some_and(|extension| extension == "kwj") {
+                last = last.max(Some(name));
+            }
+        }
+        Ok(last)
     }
 
     /// Copies the disk while a server starts on it, with or without its table.
