@@ -171,6 +171,12 @@ impl Head {
         // Within the limit above, all of these fit.
         let (at, place) = (self.text.len() as u16, self.fields.len() as u16);
         self.text.extend_from_slice(name);
+    /// There is a field that is too long to be read.
+    fn push_too_long(&mut self) {
+        self.bytes = usize::MAX;
+        self.flaw = self.flaw.or(Some(Flaw::TooLong));
+    }
+
         self.text.extend_from_slice(value);
         self.fields.push(Span { kind, at, name_bytes: name.len() as u16, value_bytes: value.len() as u16 });
         let given = match kind {
@@ -226,9 +232,10 @@ impl Heads {
         if again {
             return Ok(&self.last);
         }
+    /// What the block is read into that goes on in the next frame.
+    partial: Option<Arc<Head>>,
         self.last_version = None;
-        self.serial += 1;
-        let mut next = self.spare.take().unwrap_or_default();
+        let mut next = self.begin();
         if let Some(head) = Arc::get_mut(&mut next) {
             head.clear(self.serial);
             self.decoder.decode(block, |field| head.push(field))?;
@@ -238,6 +245,7 @@ impl Heads {
         }
         let mut before = std::mem::replace(&mut self.last, next);
         // A call that waits for its body may still need the one before.
+            partial: None,
         if let Some(head) = Arc::get_mut(&mut before) {
             head.clear(0);
             self.spare = Some(before);
@@ -261,6 +269,7 @@ mod tests {
 
     fn read(heads: &mut Heads, parts: &[&[u8]]) -> Arc<Head> {
         heads.read(&parts.concat()).unwrap().clone()
+        self.follow(next);
     }
 
     fn literal(form: u8, name: &str, value: &str) -> Vec<u8> {
@@ -269,6 +278,54 @@ mod tests {
         block.push(value.len() as u8);
         block.extend(value.as_bytes());
         block
+    }
+
+    /// Reads the next frame of a block that has several. Of what is too long for a head nothing is kept. It gives the head
+    /// with the last.
+    ///
+    /// # Errors
+    /// When the block breaks a rule of RFC 7541.
+    pub(super) fn read_piece(&mut self, piece: &[u8], is_last: bool) -> Result<Option<&Arc<Head>>, CompressionError> {
+        let mut next = self.partial.take().unwrap_or_else(|| self.begin());
+        if let Some(head) = Arc::get_mut(&mut next) {
+            self.decoder.decode_piece(piece, is_last, |field| match field {
+                Some(field) => head.push(field),
+                None => head.push_too_long(),
+            })?;
+        }
+        if !is_last {
+            self.partial = Some(next);
+            return Ok(None);
+        }
+        self.follow(next);
+        self.last_version = None;
+        self.last_block.clear();
+        Ok(Some(&self.last))
+    }
+
+    /// A head without anything.
+    fn begin(&mut self) -> Arc<Head> {
+        self.serial += 1;
+        let mut next = self.spare.take().unwrap_or_default();
+        if let Some(head) = Arc::get_mut(&mut next) {
+            head.clear(self.serial);
+        }
+        next
+    }
+
+    /// Makes a head that was read the last one.
+    fn follow(&mut self, mut next: Arc<Head>) {
+        if let Some(head) = Arc::get_mut(&mut next)
+            && head.has_credential_of(&self.last)
+        {
+            head.credential = self.last.credential;
+        }
+        let mut before = std::mem::replace(&mut self.last, next);
+        // A call that waits for its body may still need the one before.
+        if let Some(head) = Arc::get_mut(&mut before) {
+            head.clear(0);
+            self.spare = Some(before);
+        }
     }
 
     #[test]

@@ -37,13 +37,15 @@ pub use self::io::{Answering, Connection, End, Served};
 pub const STREAMS_MAX: usize = 256;
 /// The headers of a call at most, counted as SETTINGS_MAX_HEADER_LIST_SIZE does. Longer ones are answered with status 431.
 pub const HEADER_BYTES_MAX: usize = 16 * 1024;
-/// A header block at most, as it comes: coded, one that is too long may be read to its end so that it can be answered.
-pub const BLOCK_BYTES_MAX: usize = 2 * HEADER_BYTES_MAX;
-/// Frames that a header block comes in at most.
+/// Frames that a header block comes in at most, of 16 KiB each. One that is too long for a head is read to its end, field by
+/// field, so that it can be answered and those behind it can be read; at most 48 KiB of it are kept meanwhile.
 pub const BLOCK_FRAMES_MAX: u32 = 16;
-/// Resets that a peer may provoke by errors of its own before its connection is drained (MadeYouReset, CVE-2025-8671). Every
-/// [`KEEPALIVE_INTERVAL`] half of them are forgotten.
+/// Resets that a peer may provoke by errors of its own, beside those that its calls pay for, before its connection is drained
+/// (MadeYouReset, CVE-2025-8671). Every [`KEEPALIVE_INTERVAL`] half of them are forgotten.
 pub const ERRORS_MAX: u32 = 1_024;
+/// So many calls that came whole and were answered whole pay for one of them: a connection that lives long, or carries the
+/// calls of many, always has some that fail.
+pub const ERROR_CALLS: u32 = 8;
 /// Frames that carry no call on and that a peer may send in [`KEEPALIVE_INTERVAL`] beside those that its calls pay for: PING,
 /// SETTINGS, PRIORITY, empty DATA, what is unknown or comes for streams that are gone. Beyond it the connection is drained;
 /// beyond it once more, closed.

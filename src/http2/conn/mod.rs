@@ -110,7 +110,6 @@ struct Block {
     stream: u32,
     ends_stream: bool,
     frames: u32,
-    bytes: Vec<u8>,
 }
 
 impl<A: AtOnce, C> Conn<A, C> {

@@ -1,6 +1,7 @@
 //! What a peer sends of its calls: their heads, their bodies, and their ends.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::{HeaderMap, StatusCode};
@@ -12,9 +13,10 @@ use crate::http2::call::Begin;
 use crate::http2::code::{Code, Fault};
 use crate::http2::frame::{self, Head as FrameHead, flag};
 use crate::http2::head::{Flaw, Head};
-use crate::http2::{
-    AtOnce, BLOCK_BYTES_MAX, BLOCK_FRAMES_MAX, GATHERED_BYTES_ALL_MAX, GATHERED_BYTES_MAX, REQUEST_TIME_MAX,
-};
+use crate::http2::{AtOnce, BLOCK_FRAMES_MAX, GATHERED_BYTES_ALL_MAX, GATHERED_BYTES_MAX, REQUEST_TIME_MAX};
+
+/// What others are read by is lost (RFC 9113, section 4.3).
+const UNREAD: Fault = Fault::new(Code::Compression, "a header block cannot be read");
 
 /// What a HEADERS frame says of priorities, if it does (RFC 9113, section 6.2).
 const PRIORITY_BYTES: usize = 5;
@@ -51,9 +53,11 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         }
         let ends_stream = frame.has(flag::END_STREAM);
         if frame.has(flag::END_HEADERS) {
-            return self.block(frame.stream, ends_stream, fragment);
+            let head = self.heads.read(fragment).map_err(|_| UNREAD)?.clone();
+            return self.head(frame.stream, ends_stream, head);
         }
-        self.block = Some(Block { stream: frame.stream, ends_stream, frames: 1, bytes: fragment.to_vec() });
+        self.heads.read_piece(fragment, false).map_err(|_| UNREAD)?;
+        self.block = Some(Block { stream: frame.stream, ends_stream, frames: 1 });
         Ok(())
     }
 
@@ -62,21 +66,19 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             return Err(Fault::protocol("CONTINUATION of nothing"));
         };
         block.frames += 1;
-        block.bytes.extend_from_slice(payload);
-        if block.bytes.len() > BLOCK_BYTES_MAX || block.frames > BLOCK_FRAMES_MAX {
+        if block.frames > BLOCK_FRAMES_MAX {
             return Err(Fault::calm("a header block without end"));
         }
-        if frame.has(flag::END_HEADERS) {
-            return self.block(block.stream, block.ends_stream, &block.bytes);
-        }
-        self.block = Some(block);
-        Ok(())
+        let read = self.heads.read_piece(payload, frame.has(flag::END_HEADERS)).map_err(|_| UNREAD)?;
+        let Some(head) = read.cloned() else {
+            self.block = Some(block);
+            return Ok(());
+        };
+        self.head(block.stream, block.ends_stream, head)
     }
 
-    /// A whole header block. It is read whatever becomes of its stream, because others are read by it.
-    fn block(&mut self, id: u32, ends: bool, block: &[u8]) -> Result<(), Fault> {
-        let unread = Fault::new(Code::Compression, "a header block cannot be read");
-        let head = self.heads.read(block).map_err(|_| unread)?.clone();
+    /// A header block has been read.
+    fn head(&mut self, id: u32, ends: bool, head: Arc<Head>) -> Result<(), Fault> {
         if id <= self.last_stream {
             return self.trailers(id, ends, head.flaw_of_trailers());
         }

@@ -13,6 +13,7 @@ pub(super) use self::name::Name;
 pub(super) use self::table::{ENTRY_BYTES, Field};
 
 use self::table::Table;
+use super::HEADER_BYTES_MAX;
 use super::buffer::Buffer;
 
 /// The size of the dynamic table that peers may use: what SETTINGS_HEADER_TABLE_SIZE is unless it is said.
@@ -21,9 +22,65 @@ pub(super) const TABLE_BYTES: usize = 4096;
 /// Bytes of an integer past its first at most: 28 bits, far beyond the length of anything that is accepted.
 const INTEGER_BYTES_MAX: u32 = 4;
 
+/// Bytes of a string at most, as it comes. In a block of several frames a longer one is passed over, because its field is too
+/// long for every head and for the table: by the longest Huffman codes, of 30 bits, these would still be 4,369 bytes.
+const STRING_BYTES_MAX: usize = HEADER_BYTES_MAX;
+const _: () = assert!(STRING_BYTES_MAX * 8 / 30 >= TABLE_BYTES);
+
 /// A header block that cannot be read. What its connection remembers is lost with it (RFC 7541, section 2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CompressionError;
+
+/// Why reading stops.
+enum Stop {
+    /// A rule of RFC 7541 is broken.
+    Broken,
+    /// A field goes on behind what is there.
+    Short,
+    /// A string of the field is too long. The rest begins with the first byte of it.
+    Long(Skip),
+}
+
+impl From<CompressionError> for Stop {
+    fn from(_: CompressionError) -> Self {
+        Self::Broken
+    }
+}
+
+/// What is still to come of a field that is passed over.
+#[derive(Clone, Copy)]
+struct Skip {
+    /// Bytes of the string that is come to.
+    bytes: usize,
+    /// Whether that is the name, behind which comes the value.
+    is_name: bool,
+    /// Whether the field is to be remembered.
+    indexed: bool,
+}
+
+impl Skip {
+    /// Passes over what is there, and says whether that is all of the field.
+    fn pass(&mut self, rest: &mut &[u8]) -> Result<bool, Stop> {
+        loop {
+            let (passed, further) = rest.split_at(self.bytes.min(rest.len()));
+            *rest = further;
+            self.bytes -= passed.len();
+            if self.bytes > 0 {
+                return Ok(false);
+            }
+            if !self.is_name {
+                return Ok(true);
+            }
+            let mut at = *rest;
+            match integer(&mut at, 7) {
+                Ok(bytes) => (self.bytes, self.is_name) = (bytes, false),
+                Err(Stop::Short) => return Ok(false),
+                Err(stop) => return Err(stop),
+            }
+            *rest = at;
+        }
+    }
+}
 
 /// Reads the header blocks of one connection.
 pub(super) struct Decoder {
@@ -32,11 +89,25 @@ pub(super) struct Decoder {
     value: Buffer,
     /// Whether a credential was written out that is in the table too.
     repeats: bool,
+    /// Of a block in pieces: the part of a field that goes on in the next one.
+    rest: Buffer,
+    /// Of a block in pieces: whether a field has come.
+    begun: bool,
+    /// Of a block in pieces: the field that is passed over.
+    skip: Option<Skip>,
 }
 
 impl Decoder {
     pub(super) fn new() -> Self {
-        Self { table: Table::new(TABLE_BYTES), name: Buffer::new(), value: Buffer::new(), repeats: false }
+        Self {
+            table: Table::new(TABLE_BYTES),
+            name: Buffer::new(),
+            value: Buffer::new(),
+            repeats: false,
+            rest: Buffer::new(),
+            begun: false,
+            skip: None,
+        }
     }
 
     /// Another number after each change of what blocks are read by: a block that is read at the same number again has the
@@ -50,12 +121,66 @@ impl Decoder {
     /// # Errors
     /// When it breaks a rule of RFC 7541.
     pub(super) fn decode(&mut self, block: &[u8], field: impl FnMut(Field<'_>)) -> Result<(), CompressionError> {
-        self.repeats = false;
-        let read = self.decode_fields(block, field);
+        (self.repeats, self.begun) = (false, false);
+        let read = self.decode_fields(&mut &*block, field);
         // The last of them may have been a credential.
         self.name.clear();
         self.value.clear();
-        read
+        read.map_err(|_| CompressionError)
+    }
+
+    /// Reads the next piece of a block, and gives each field that ends in it, in order; `None` is one that is passed over
+    /// because it is too long. Between two pieces at most one field is kept, which is not longer than two strings may be.
+    ///
+    /// # Errors
+    /// When it breaks a rule of RFC 7541, or the last piece ends within a field.
+    pub(super) fn decode_piece(
+        &mut self,
+        piece: &[u8],
+        is_last: bool,
+        field: impl FnMut(Option<Field<'_>>),
+    ) -> Result<(), CompressionError> {
+        let mut block = std::mem::take(&mut self.rest);
+        block.extend_from_slice(piece);
+        let mut rest = block.as_slice();
+        let read = self.decode_rest(&mut rest, field);
+        self.name.clear();
+        self.value.clear();
+        let is_whole = rest.is_empty() && self.skip.is_none();
+        let read_bytes = block.len() - rest.len();
+        read?;
+        if is_last {
+            self.begun = false;
+            return is_whole.then_some(()).ok_or(CompressionError);
+        }
+        block.consume(read_bytes);
+        self.rest = block;
+        Ok(())
+    }
+
+    fn decode_rest(
+        &mut self,
+        rest: &mut &[u8],
+        mut field: impl FnMut(Option<Field<'_>>),
+    ) -> Result<(), CompressionError> {
+        loop {
+            if let Some(mut skip) = self.skip {
+                let is_over = skip.pass(rest).map_err(|_| CompressionError)?;
+                self.skip = (!is_over).then_some(skip);
+                if !is_over {
+                    return Ok(());
+                }
+                field(None);
+                if skip.indexed {
+                    self.table.clear();
+                }
+            }
+            match self.decode_fields(rest, |read| field(Some(read))) {
+                Ok(()) | Err(Stop::Short) => return Ok(()),
+                Err(Stop::Long(skip)) => (self.skip, self.begun) = (Some(skip), true),
+                Err(Stop::Broken) => return Err(CompressionError),
+            }
+        }
     }
 
     /// Whether the last block had a credential written out that the table has too.
@@ -63,43 +188,53 @@ impl Decoder {
         self.repeats
     }
 
-    fn decode_fields(&mut self, block: &[u8], mut field: impl FnMut(Field<'_>)) -> Result<(), CompressionError> {
-        let mut rest = block;
-        let mut begun = false;
-        while let Some(first) = rest.first() {
+    /// Reads fields up to one that does not end, which is left in `rest`.
+    fn decode_fields(&mut self, rest: &mut &[u8], mut field: impl FnMut(Field<'_>)) -> Result<(), Stop> {
+        let mut at = *rest;
+        while let Some(first) = at.first() {
             // The five forms of section 6.
             if first & 0x80 != 0 {
-                let index = integer(&mut rest, 7)?;
+                let index = integer(&mut at, 7)?;
                 field(self.table.get(index).ok_or(CompressionError)?);
             } else if first & 0x40 != 0 {
-                let read = self.literal(&mut rest, 6)?;
-                field(read.field(&self.name, &self.value));
-                self.table.insert(read.kind, &self.name, &self.value);
+                let kind = self.literal(&mut at, 6, rest)?;
+                field(Field { kind, name: &self.name, value: &self.value });
+                self.table.insert(kind, &self.name, &self.value);
             } else if first & 0x20 != 0 {
-                let size = integer(&mut rest, 5)?;
+                let size = integer(&mut at, 5)?;
                 // Only before all fields (section 4.2), and never above what we allow.
-                if begun || size > TABLE_BYTES {
-                    return Err(CompressionError);
+                if self.begun || size > TABLE_BYTES {
+                    return Err(Stop::Broken);
                 }
                 self.table.resize(size);
+                *rest = at;
                 continue;
             } else {
                 // Without indexing, or never: that is for those who send it on.
-                let read = self.literal(&mut rest, 4)?;
-                field(read.field(&self.name, &self.value));
+                let kind = self.literal(&mut at, 4, rest)?;
+                field(Field { kind, name: &self.name, value: &self.value });
             }
-            begun = true;
+            self.begun = true;
+            *rest = at;
         }
         Ok(())
     }
 
-    /// Reads a field that is written out into `name` and `value`.
-    fn literal(&mut self, rest: &mut &[u8], prefix: u32) -> Result<Literal, CompressionError> {
+    /// Reads a field that is written out into `name` and `value`, and says what it is. If a string is too long, the `left`
+    /// begins with its first byte.
+    fn literal<'a>(&mut self, rest: &mut &'a [u8], prefix: u32, left: &mut &'a [u8]) -> Result<Name, Stop> {
         self.name.clear();
         self.value.clear();
+        let mut too_long = |rest: &mut &'a [u8], stop: Stop, is_name| match stop {
+            Stop::Long(skip) => {
+                *left = *rest;
+                Stop::Long(Skip { is_name, indexed: prefix == 6, ..skip })
+            }
+            stop => stop,
+        };
         let known = match integer(rest, prefix)? {
             0 => {
-                string(rest, &mut self.name)?;
+                string(rest, &mut self.name).map_err(|stop| too_long(rest, stop, true))?;
                 None
             }
             index => {
@@ -109,39 +244,28 @@ impl Decoder {
                 known.kind.holds_for_any_value().then_some(known.kind)
             }
         };
-        string(rest, &mut self.value)?;
+        string(rest, &mut self.value).map_err(|stop| too_long(rest, stop, false))?;
         let kind = match known {
             Some(kind) if name::is_value(&self.value) => kind,
             Some(_) => Name::Bad,
             None => Name::of(&self.name, &self.value),
         };
         self.repeats |= self.table.has_credential(kind, &self.name, &self.value);
-        Ok(Literal { kind })
-    }
-}
-
-/// A field that was written out.
-struct Literal {
-    kind: Name,
-}
-
-impl Literal {
-    fn field<'a>(&self, name: &'a [u8], value: &'a [u8]) -> Field<'a> {
-        Field { kind: self.kind, name, value }
+        Ok(kind)
     }
 }
 
 /// Reads an integer whose first bits are the last `prefix` bits of a byte (section 5.1).
-fn integer(rest: &mut &[u8], prefix: u32) -> Result<usize, CompressionError> {
+fn integer(rest: &mut &[u8], prefix: u32) -> Result<usize, Stop> {
     let ones = (1_usize << prefix) - 1;
-    let (first, mut tail) = rest.split_first().ok_or(CompressionError)?;
+    let (first, mut tail) = rest.split_first().ok_or(Stop::Short)?;
     let mut value = usize::from(*first) & ones;
     if value == ones {
         let mut shift = 0;
         loop {
-            let (byte, further) = tail.split_first().ok_or(CompressionError)?;
+            let (byte, further) = tail.split_first().ok_or(Stop::Short)?;
             if shift == 7 * INTEGER_BYTES_MAX {
-                return Err(CompressionError);
+                return Err(Stop::Broken);
             }
             value += usize::from(byte & 0x7f) << shift;
             (shift, tail) = (shift + 7, further);
@@ -154,14 +278,17 @@ fn integer(rest: &mut &[u8], prefix: u32) -> Result<usize, CompressionError> {
     Ok(value)
 }
 
-/// Reads a string (section 5.2).
-fn string(rest: &mut &[u8], to: &mut Vec<u8>) -> Result<(), CompressionError> {
-    let is_coded = rest.first().ok_or(CompressionError)? & 0x80 != 0;
-    let length = integer(rest, 7)?;
-    let (text, further) = rest.split_at_checked(length).ok_or(CompressionError)?;
+/// Reads a string (section 5.2). Of one that is too long, the length alone is read.
+fn string(rest: &mut &[u8], to: &mut Vec<u8>) -> Result<(), Stop> {
+    let is_coded = rest.first().ok_or(Stop::Short)? & 0x80 != 0;
+    let bytes = integer(rest, 7)?;
+    if bytes > STRING_BYTES_MAX {
+        return Err(Stop::Long(Skip { bytes, is_name: false, indexed: false }));
+    }
+    let (text, further) = rest.split_at_checked(bytes).ok_or(Stop::Short)?;
     *rest = further;
     if is_coded {
-        return huffman::decode(text, to);
+        return Ok(huffman::decode(text, to)?);
     }
     to.extend_from_slice(text);
     Ok(())

@@ -149,6 +149,12 @@ impl Table {
         self.entries.iter().find(|entry| entry.text.split_at_checked(entry.name_bytes).is_some_and(is_it))
     }
 
+    /// Forgets all that it remembers, for an entry that is larger than the table (RFC 7541, section 4.4).
+    pub(super) fn clear(&mut self) {
+        self.version += 1;
+        self.evict(0);
+    }
+
     pub(super) fn resize(&mut self, bytes_max: usize) {
         self.version += 1;
         self.bytes_max = bytes_max;

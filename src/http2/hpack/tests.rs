@@ -212,3 +212,104 @@ proptest! {
         }
     }
 }
+
+/// The same fields, and the same table afterwards, however a block is cut.
+fn decode_in_pieces(
+    decoder: &mut Decoder,
+    block: &[u8],
+    sizes: &[usize],
+) -> Result<Vec<Option<(String, String)>>, CompressionError> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (mut fields, mut rest, mut sizes) = (vec![], block, sizes.iter().cycle());
+    loop {
+        let (piece, further) = rest.split_at(rest.len().min(*sizes.next().unwrap()));
+        rest = further;
+        decoder.decode_piece(piece, rest.is_empty(), |field| {
+            fields.push(field.map(|field| (text(field.name), text(field.value))));
+        })?;
+        assert!(decoder.rest.len() <= 2 * STRING_BYTES_MAX + 16, "{} bytes are kept", decoder.rest.len());
+        if rest.is_empty() {
+            return Ok(fields);
+        }
+    }
+}
+
+/// A field that is written out, without the Huffman code.
+fn literal(form: u8, name: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut field = vec![form];
+    for text in [name, value] {
+        if text.len() < 0x7f {
+            field.push(text.len() as u8);
+        } else {
+            field.push(0x7f);
+            let mut rest = text.len() - 0x7f;
+            while rest >= 0x80 {
+                field.push(rest as u8 | 0x80);
+                rest >>= 7;
+            }
+            field.push(rest as u8);
+        }
+        field.extend_from_slice(text);
+    }
+    field
+}
+
+#[test]
+fn a_field_that_is_too_long_is_passed_over_and_empties_the_table_if_it_is_to_be_remembered() {
+    let (long, most) = (vec![b'x'; STRING_BYTES_MAX + 1], vec![b'x'; STRING_BYTES_MAX]);
+    for sizes in [&[1_usize][..], &[16_384], &[7, 16_384, 1]] {
+        for (name, value) in [(&b"a"[..], &long[..]), (&long, b""), (&long, b"b"), (&long, &long)] {
+            for form in [0, 0x10, 0x40] {
+                let mut decoder = Decoder::new();
+                decode(&mut decoder, &literal(0x40, b"n", b"v")).unwrap();
+                let block = [&[0x82][..], &literal(form, name, value), &[0x84]].concat();
+                let read = decode_in_pieces(&mut decoder, &block, sizes).unwrap();
+                assert_eq!((read.len(), &read[1]), (3, &None));
+                assert!(read[0].is_some() && read[2].is_some());
+                assert_eq!(decode(&mut decoder, &[0x80 | 62]).is_err(), form == 0x40);
+                // Cut off, it is no block.
+                let mut decoder = Decoder::new();
+                let end = block.len() - 2;
+                assert_eq!(decode_in_pieces(&mut decoder, &block[..end], sizes), Err(CompressionError));
+            }
+        }
+        let mut decoder = Decoder::new();
+        let read = decode_in_pieces(&mut decoder, &literal(0, &most, &most), sizes).unwrap();
+        assert!(read[0].is_some(), "it is just not too long");
+    }
+    let mut decoder = Decoder::new();
+    let late = [literal(0, b"a", &long), vec![0x20]].concat();
+    assert_eq!(decode_in_pieces(&mut decoder, &late, &[16_384]), Err(CompressionError), "a size behind a field");
+}
+
+proptest! {
+    #[test]
+    fn a_block_means_the_same_in_pieces(
+        blocks in prop::collection::vec(
+            prop::collection::vec(prop_oneof![
+                Just(vec![0x82]),
+                Just(vec![0x80 | 62]),
+                Just(vec![0x80 | 63]),
+                Just(vec![0x3f, 0x45]),
+                (prop_oneof![Just(0_u8), Just(0x40)], "[a-z]{1,9}", "[ -~]{0,300}").prop_map(
+                    |(form, name, value)| literal(form, name.as_bytes(), value.as_bytes())
+                ),
+                prop::collection::vec(any::<u8>(), 1..4),
+            ], 0..8),
+            1..5,
+        ),
+        sizes in prop::collection::vec(1_usize..100, 1..6),
+    ) {
+        let (mut whole, mut cut) = (Decoder::new(), Decoder::new());
+        for block in blocks {
+            let block = block.concat();
+            let read = decode(&mut whole, &block);
+            let in_pieces = decode_in_pieces(&mut cut, &block, &sizes);
+            let in_pieces = in_pieces.map(|fields| fields.into_iter().map(Option::unwrap).collect::<Vec<_>>());
+            prop_assert_eq!(&read, &in_pieces);
+            if read.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
