@@ -29,6 +29,9 @@ pub struct Head {
     content_type: Given,
     authorization: Given,
     encoding: Given,
+    timeout: Given,
+    /// How long the body is said to be.
+    content_length: Option<u64>,
 }
 
 /// Why a head cannot be answered.
@@ -102,6 +105,17 @@ impl Head {
         !matches!(self.encoding, Given::Never)
     }
 
+    /// `grpc-timeout`: whether it is given, and, if that is exactly once, which it is.
+    #[must_use]
+    pub fn timeout(&self) -> Option<Option<&[u8]>> {
+        (!matches!(self.timeout, Given::Never)).then(|| self.only(self.timeout))
+    }
+
+    /// `content-length`: how many bytes the body must have, if that is said.
+    pub(super) fn content_length(&self) -> Option<u64> {
+        self.content_length
+    }
+
     /// A request with this head. `None`: its path or its method is none.
     pub(super) fn to_request<B>(&self, body: B) -> Option<Request<B>> {
         let mut request = Request::new(body);
@@ -157,6 +171,12 @@ impl Head {
         *self = Self { serial, credential: serial, text, fields, ..Self::default() };
     }
 
+    /// There is a field that is too long to be read.
+    fn push_too_long(&mut self) {
+        self.bytes = usize::MAX;
+        self.flaw = self.flaw.or(Some(Flaw::TooLong));
+    }
+
     fn push(&mut self, Field { kind, name, value }: Field<'_>) {
         self.bytes = self.bytes.saturating_add(name.len() + value.len() + ENTRY_BYTES);
         if self.bytes > HEADER_BYTES_MAX {
@@ -171,14 +191,16 @@ impl Head {
         // Within the limit above, all of these fit.
         let (at, place) = (self.text.len() as u16, self.fields.len() as u16);
         self.text.extend_from_slice(name);
-    /// There is a field that is too long to be read.
-    fn push_too_long(&mut self) {
-        self.bytes = usize::MAX;
-        self.flaw = self.flaw.or(Some(Flaw::TooLong));
-    }
-
         self.text.extend_from_slice(value);
         self.fields.push(Span { kind, at, name_bytes: name.len() as u16, value_bytes: value.len() as u16 });
+        if kind == Name::ContentLength {
+            // Several are one if they say the same (RFC 9110, section 8.6).
+            let bytes = read_length(value).filter(|bytes| self.content_length.is_none_or(|other| other == *bytes));
+            match bytes {
+                Some(bytes) => self.content_length = Some(bytes),
+                None => self.flaw = Some(Flaw::Malformed),
+            }
+        }
         let given = match kind {
             Name::Method => &mut self.method,
             Name::Scheme => &mut self.scheme,
@@ -187,10 +209,17 @@ impl Head {
             Name::ContentType => &mut self.content_type,
             Name::Authorization => &mut self.authorization,
             Name::GrpcEncoding => &mut self.encoding,
-            Name::Te | Name::Plain | Name::Bad => return,
+            Name::GrpcTimeout => &mut self.timeout,
+            Name::ContentLength | Name::Te | Name::Plain | Name::Bad => return,
         };
         *given = if matches!(given, Given::Never) { Given::Once(place) } else { Given::Often };
     }
+}
+
+/// A `content-length`: digits, and nothing else.
+fn read_length(value: &[u8]) -> Option<u64> {
+    let digits = str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    digits?.parse().ok()
 }
 
 /// Reads the header blocks of a connection, and remembers the last.
@@ -203,6 +232,8 @@ pub(super) struct Heads {
     last: Arc<Head>,
     /// What the next one is read into.
     spare: Option<Arc<Head>>,
+    /// What the block is read into that goes on in the next frame.
+    partial: Option<Arc<Head>>,
     last_block: Buffer,
     /// The number of the table before and after the last block was read, if that is one number.
     last_version: Option<u64>,
@@ -215,6 +246,7 @@ impl Heads {
             serial: 0,
             last: Arc::default(),
             spare: None,
+            partial: None,
             last_block: Buffer::new(),
             last_version: None,
         }
@@ -232,24 +264,12 @@ impl Heads {
         if again {
             return Ok(&self.last);
         }
-    /// What the block is read into that goes on in the next frame.
-    partial: Option<Arc<Head>>,
         self.last_version = None;
         let mut next = self.begin();
         if let Some(head) = Arc::get_mut(&mut next) {
-            head.clear(self.serial);
             self.decoder.decode(block, |field| head.push(field))?;
-            if head.has_credential_of(&self.last) {
-                head.credential = self.last.credential;
-            }
         }
-        let mut before = std::mem::replace(&mut self.last, next);
-        // A call that waits for its body may still need the one before.
-            partial: None,
-        if let Some(head) = Arc::get_mut(&mut before) {
-            head.clear(0);
-            self.spare = Some(before);
-        }
+        self.follow(next);
         // A credential is kept once as it came and once as it was read, and not a third time.
         if self.decoder.version() == version && !self.decoder.repeats_credential() {
             self.last_version = Some(version);
@@ -258,26 +278,6 @@ impl Heads {
             self.last_block.clear();
         }
         Ok(&self.last)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const REQUEST: &[&[u8]] = &[b"\x83\x86\x84"];
-
-    fn read(heads: &mut Heads, parts: &[&[u8]]) -> Arc<Head> {
-        heads.read(&parts.concat()).unwrap().clone()
-        self.follow(next);
-    }
-
-    fn literal(form: u8, name: &str, value: &str) -> Vec<u8> {
-        let mut block = vec![form, name.len() as u8];
-        block.extend(name.as_bytes());
-        block.push(value.len() as u8);
-        block.extend(value.as_bytes());
-        block
     }
 
     /// Reads the next frame of a block that has several. Of what is too long for a head nothing is kept. It gives the head
@@ -326,6 +326,25 @@ mod tests {
             head.clear(0);
             self.spare = Some(before);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REQUEST: &[&[u8]] = &[b"\x83\x86\x84"];
+
+    fn read(heads: &mut Heads, parts: &[&[u8]]) -> Arc<Head> {
+        heads.read(&parts.concat()).unwrap().clone()
+    }
+
+    fn literal(form: u8, name: &str, value: &str) -> Vec<u8> {
+        let mut block = vec![form, name.len() as u8];
+        block.extend(name.as_bytes());
+        block.push(value.len() as u8);
+        block.extend(value.as_bytes());
+        block
     }
 
     #[test]

@@ -96,14 +96,7 @@ def test_every_case_passes_or_is_known(results: Results) -> None:
     assert known.keys() <= results.keys(), "h2spec/known.toml names a case that is none"
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case["package"]) for case in KNOWN if not case.get("mend")])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case["package"]) for case in KNOWN])
 def test_a_known_case_is_as_it_was(results: Results, case: dict[str, Any]) -> None:
     assert case["rfc9113"] and case["reason"]
     assert results[case["package"], case["name"]] == case["result"], "take it out of h2spec/known.toml"
-
-
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="content-length is not looked at")
-@pytest.mark.parametrize("case", [pytest.param(case, id=case["package"]) for case in KNOWN if case.get("mend")])
-def test_a_case_that_is_to_be_mended(results: Results, case: dict[str, Any]) -> None:
-    """When it passes, take it out of h2spec/known.toml; with the last one goes this test."""
-    assert results[case["package"], case["name"]] == "passed"

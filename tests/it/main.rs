@@ -25,6 +25,7 @@ mod harness;
 mod head;
 mod http2_calls;
 mod http2_floods;
+mod http2_heads;
 mod http2_rules;
 mod http2_time;
 mod http2_windows;

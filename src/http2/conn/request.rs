@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use http::{HeaderMap, StatusCode};
 
-use super::stream::{Stream, Waiting};
+use super::stream::{Length, Stream, Waiting};
 use super::{Block, Conn, Leaving, remember};
 use crate::http2::body::Inbox;
 use crate::http2::call::Begin;
@@ -27,6 +27,7 @@ struct Opened<'a> {
     head: &'a Head,
     credit: i64,
     padding: u32,
+    length: Length,
     until: Instant,
 }
 
@@ -37,6 +38,7 @@ impl<'a> Opened<'a> {
             head: &waiting.head,
             credit: waiting.credit,
             padding: waiting.padding,
+            length: waiting.length,
             until: waiting.until,
         }
     }
@@ -52,6 +54,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             fragment = fragment.get(PRIORITY_BYTES..).ok_or(Fault::size("HEADERS without their priority"))?;
         }
         let ends_stream = frame.has(flag::END_STREAM);
+        // Blocks are read whatever becomes of their streams, because others are read by them.
         if frame.has(flag::END_HEADERS) {
             let head = self.heads.read(fragment).map_err(|_| UNREAD)?.clone();
             return self.head(frame.stream, ends_stream, head);
@@ -99,13 +102,17 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             Some(Flaw::TooLong) => return self.refuse(id, ends, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
             None => {}
         }
+        let mut length = Length::of(&head);
+        if ends && !length.take(0, true) {
+            return self.reset_for(id, Code::Protocol);
+        }
         // What is answered at once cannot wait for room.
         let pass = if self.room.is_full() { None } else { self.at_once.admit(&head) };
         let until = self.at + REQUEST_TIME_MAX;
         let Some(pass) = pass else {
-            return self.begin(Opened { id, head: &head, credit: 0, padding: 0, until }, &[], ends);
+            return self.begin(Opened { id, head: &head, credit: 0, padding: 0, length, until }, &[], ends);
         };
-        let waiting = Waiting { id, head, pass, body: vec![], padding: 0, credit: 0, until };
+        let waiting = Waiting { id, head, pass, body: vec![], padding: 0, length, credit: 0, until };
         if ends {
             return self.answer(waiting, &[]);
         }
@@ -126,7 +133,11 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         if at.is_none() && inbox == Some(false) {
             return self.reset_for(id, Code::StreamClosed);
         }
-        if !ends || flaw.is_some() {
+        let length = match at.and_then(|at| self.waiting.get_mut(at)) {
+            Some(waiting) => Some(&mut waiting.length),
+            None => self.streams.get_mut(&id).map(|stream| &mut stream.length),
+        };
+        if !ends || flaw.is_some() || length.is_some_and(|length| !length.take(0, true)) {
             return self.reset_for(id, Code::Protocol);
         }
         if let Some(waiting) = at.and_then(|at| self.waiting.remove(at)) {
@@ -176,6 +187,10 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             return self.reset_for(id, Code::FlowControl);
         };
         stream.window = window;
+        if !stream.length.take(data.len(), ends) {
+            self.give_back(data.len());
+            return self.reset_for(id, Code::Protocol);
+        }
         // Padding is read as soon as it is here.
         stream.untold += padding;
         stream.unread += data.len() as u32;
@@ -193,6 +208,11 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     fn data_of_waiting(&mut self, at: usize, data: &[u8], padding: u32, ends: bool) -> Result<(), Fault> {
         let Some(waiting) = self.waiting.get_mut(at) else { return Ok(()) };
         waiting.padding += padding;
+        if !waiting.length.take(data.len(), ends) {
+            let id = waiting.id;
+            self.give_back(data.len());
+            return self.reset_for(id, Code::Protocol);
+        }
         if ends && waiting.body.is_empty() {
             // The usual way: the body in one piece, read where it lies.
             let waiting = self.waiting.remove(at);
@@ -246,7 +266,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
 
     /// Begins a call on the long way, with as much of its body as is there.
     fn begin(&mut self, opened: Opened<'_>, body: &[u8], ends: bool) -> Result<(), Fault> {
-        let Opened { id, head, credit, padding, until } = opened;
+        let Opened { id, head, credit, padding, length, until } = opened;
         let inbox = Inbox::default();
         if !body.is_empty() {
             inbox.push(body);
@@ -261,7 +281,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         let inbox = (!ends).then_some(inbox);
         let until = (!ends && !call.has_stream).then_some(until);
         let stream = Stream::of_call(credit, inbox, call, body.len() as u32, padding);
-        self.streams.insert(id, Stream { until, ..stream });
+        self.streams.insert(id, Stream { until, length, ..stream });
         Ok(())
     }
 

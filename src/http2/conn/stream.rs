@@ -12,6 +12,24 @@ use crate::http2::call::Running;
 use crate::http2::head::Head;
 use crate::http2::room::Part;
 
+/// How many bytes of a body are still to come, if its head says how long it is (RFC 9113, section 8.1.1).
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Length(Option<u64>);
+
+impl Length {
+    pub(super) fn of(head: &Head) -> Self {
+        Self(head.content_length())
+    }
+
+    /// So many bytes have come, and perhaps the end. It says whether that fits.
+    pub(super) fn take(&mut self, bytes: usize, ends: bool) -> bool {
+        let Some(left) = &mut self.0 else { return true };
+        let Some(rest) = left.checked_sub(bytes as u64) else { return false };
+        *left = rest;
+        !ends || rest == 0
+    }
+}
+
 /// A call that may be answered at once, and whose body is still on its way.
 pub(super) struct Waiting<P> {
     pub(super) id: u32,
@@ -20,6 +38,7 @@ pub(super) struct Waiting<P> {
     pub(super) body: Vec<u8>,
     /// Bytes of padding that came with it.
     pub(super) padding: u32,
+    pub(super) length: Length,
     pub(super) credit: i64,
     /// When the body must be whole.
     pub(super) until: Instant,
@@ -32,6 +51,7 @@ pub(super) struct Stream {
     pub(super) credit: i64,
     /// Where the body goes; `None` when all of it is there, or nobody wants it any more.
     pub(super) inbox: Option<Inbox>,
+    pub(super) length: Length,
     /// When the body must be whole; `None` when it is, or may take its time.
     pub(super) until: Option<Instant>,
     /// Bytes that the peer may send.

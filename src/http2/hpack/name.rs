@@ -15,8 +15,12 @@ pub(crate) enum Name {
     Authorization,
     /// `content-type`
     ContentType,
+    /// `content-length`
+    ContentLength,
     /// `grpc-encoding`
     GrpcEncoding,
+    /// `grpc-timeout`
+    GrpcTimeout,
     /// `te`, which says `trailers`
     Te,
     /// Any other field.
@@ -41,7 +45,9 @@ impl Name {
             b":authority" => Self::Authority,
             b"authorization" => Self::Authorization,
             b"content-type" => Self::ContentType,
+            b"content-length" => Self::ContentLength,
             b"grpc-encoding" => Self::GrpcEncoding,
+            b"grpc-timeout" => Self::GrpcTimeout,
             b"te" if value == b"trailers" => Self::Te,
             b"te" | b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding" | b"upgrade" | b"" => {
                 Self::Bad

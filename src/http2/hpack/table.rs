@@ -180,6 +180,7 @@ fn static_kind(index: usize) -> Name {
         // :status, which no request has, and transfer-encoding.
         8..=14 | 57 => Name::Bad,
         23 => Name::Authorization,
+        28 => Name::ContentLength,
         31 => Name::ContentType,
         _ => Name::Plain,
     }
