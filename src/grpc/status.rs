@@ -31,6 +31,9 @@ pub enum Refusal {
     /// The request is not one of gRPC.
     #[error("not of gRPC")]
     NotGrpc,
+    /// The caller's `grpc-timeout` is malformed.
+    #[error("a malformed grpc-timeout")]
+    BadTimeout,
     /// The call carries no credential.
     #[error("no credential")]
     NoCredential,
@@ -119,9 +122,12 @@ fn told(refusal: &Refusal) -> Told<'_> {
         retry_after: None,
     };
     match refusal {
-        // The code that grpc-go has for both.
+        // The codes of the first three are those of grpc-go.
         Refusal::NotPost => plain(Code::Internal, "NOT_POST", "a call of gRPC is a POST"),
-        Refusal::NotGrpc => plain(Code::Internal, "NOT_GRPC", "the content-type must be application/grpc"),
+        Refusal::NotGrpc => plain(Code::InvalidArgument, "NOT_GRPC", "the content-type must be application/grpc"),
+        Refusal::BadTimeout => {
+            plain(Code::Internal, "TIMEOUT_MALFORMED", "grpc-timeout must be 1 to 8 digits and one of H, M, S, m, u, n")
+        }
         Refusal::NoCredential => plain(
             Code::Unauthenticated,
             "CREDENTIAL_MISSING",

@@ -49,7 +49,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let deadline = timeout_of(request.headers()).and_then(|timeout| Instant::now().checked_add(timeout));
+        let timeout = timeout_of(request.headers()).ok().flatten();
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         Limited { inner: self.inner.call(request), deadline, timer: None }
     }
 }
@@ -145,21 +146,33 @@ impl HttpBody for LimitedBody {
     }
 }
 
-/// How long the caller will wait: at most eight digits and a unit. What is no such thing is no deadline.
-fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+/// A `grpc-timeout` that is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MalformedTimeout;
+
+/// How long the caller will wait, if they say so. Of several the last counts, as in grpc-go.
+///
+/// # Errors
+/// When one of them is malformed.
+pub(super) fn timeout_of(headers: &HeaderMap) -> Result<Option<Duration>, MalformedTimeout> {
+    let mut timeouts = headers.get_all("grpc-timeout").iter().map(|value| read_timeout(value.as_bytes()));
+    timeouts.try_fold(None, |_, timeout| Ok(Some(timeout.ok_or(MalformedTimeout)?)))
+}
+
+/// Reads a timeout: one to eight digits and a unit (gRPC over HTTP/2, "Requests"). `None`: it is malformed.
+pub(super) fn read_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let number: u64 = digits.parse().ok()?;
+    let number = digits.iter().fold(0, |number, digit| 10 * number + u64::from(digit - b'0'));
     match unit {
-        "H" => Some(Duration::from_secs(number * 3_600)),
-        "M" => Some(Duration::from_secs(number * 60)),
-        "S" => Some(Duration::from_secs(number)),
-        "m" => Some(Duration::from_millis(number)),
-        "u" => Some(Duration::from_micros(number)),
-        "n" => Some(Duration::from_nanos(number)),
+        b'H' => Some(Duration::from_secs(number * 3_600)),
+        b'M' => Some(Duration::from_secs(number * 60)),
+        b'S' => Some(Duration::from_secs(number)),
+        b'm' => Some(Duration::from_millis(number)),
+        b'u' => Some(Duration::from_micros(number)),
+        b'n' => Some(Duration::from_nanos(number)),
         _ => None,
     }
 }
@@ -244,11 +257,7 @@ mod tests {
 
     #[test]
     fn timeouts_are_read_by_the_grammar_of_grpc() {
-        let read = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert("grpc-timeout", text.parse().unwrap());
-            timeout_of(&headers)
-        };
+        let read = |text: &str| read_timeout(text.as_bytes());
         assert_eq!(read("2H"), Some(Duration::from_secs(7_200)));
         assert_eq!(read("3M"), Some(Duration::from_secs(180)));
         assert_eq!(read("99999999S"), Some(Duration::from_secs(99_999_999)));
@@ -258,6 +267,14 @@ mod tests {
         for bad in ["", "S", "1", "1s", "100000000S", "-1S", "+1S", "1 S", "1.5S"] {
             assert_eq!(read(bad), None, "{bad:?}");
         }
-        assert_eq!(timeout_of(&HeaderMap::new()), None);
+        let of = |values: &[&str]| {
+            let name = || http::HeaderName::from_static("grpc-timeout");
+            timeout_of(&values.iter().map(|value| (name(), value.parse().unwrap())).collect())
+        };
+        assert_eq!(of(&[]), Ok(None));
+        assert_eq!(of(&["1S", "2S"]), Ok(Some(Duration::from_secs(2))));
+        for bad in [&["x"][..], &["1S", "x"], &["x", "1S"]] {
+            assert_eq!(of(bad), Err(MalformedTimeout), "{bad:?}");
+        }
     }
 }

@@ -1,5 +1,6 @@
-//! What is no call of gRPC is answered in HTTP's own words, before anything else looks at it: methods other than POST with 405,
-//! other content types than application/grpc with 415 (gRPC over HTTP/2, "Requests").
+//! What is no call of gRPC is answered in HTTP's own words, before anything else looks at it: other content types than
+//! application/grpc with 415, a malformed grpc-timeout with 400, methods other than POST with 405 (gRPC over HTTP/2,
+//! "Requests"). Order and codes are those of grpc-go.
 
 use std::future::{Ready, ready};
 use std::task::{Context, Poll};
@@ -10,6 +11,7 @@ use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::deadline::timeout_of;
 use crate::grpc::status::{Refusal, status};
 
 /// Refuses what is no call of gRPC.
@@ -58,12 +60,15 @@ where
 }
 
 fn refusal_of<B>(request: &Request<B>) -> Option<(Refusal, StatusCode)> {
-    if request.method() != Method::POST {
-        return Some((Refusal::NotPost, StatusCode::METHOD_NOT_ALLOWED));
-    }
     let content_type = request.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-    let is_grpc = content_type.is_some_and(is_grpc);
-    (!is_grpc).then_some((Refusal::NotGrpc, StatusCode::UNSUPPORTED_MEDIA_TYPE))
+    if !content_type.is_some_and(is_grpc) {
+        return Some((Refusal::NotGrpc, StatusCode::UNSUPPORTED_MEDIA_TYPE));
+    }
+    if timeout_of(request.headers()).is_err() {
+        return Some((Refusal::BadTimeout, StatusCode::BAD_REQUEST));
+    }
+    let is_post = request.method() == Method::POST;
+    (!is_post).then_some((Refusal::NotPost, StatusCode::METHOD_NOT_ALLOWED))
 }
 
 /// `application/grpc`, perhaps with the name of a codec or parameters behind it. `application/grpc-web` is another protocol.

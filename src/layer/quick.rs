@@ -16,6 +16,7 @@ use tonic::Code;
 use tracing::level_filters::LevelFilter;
 
 use super::authn::credential_of;
+use super::deadline::read_timeout;
 use crate::grpc::ready::{Gate, Ready};
 use crate::grpc::standing::Standing;
 use crate::grpc::verify::{quick_batch_reply, quick_reply};
@@ -108,6 +109,10 @@ impl QuickVerify {
         (self.admitted, self.good_at) = (None, None);
         let which = PATHS.iter().position(|path| path.as_bytes() == head.path())?;
         if head.method() != b"POST" || !head.content_type().is_some_and(is_grpc) || head.has_encoding() {
+            return None;
+        }
+        // The answer does not wait, so the time is of no matter here, save that it must be one.
+        if head.timeout().is_some_and(|timeout| timeout.and_then(read_timeout).is_none()) {
             return None;
         }
         let known = match &mut self.known {
