@@ -383,7 +383,6 @@ where
 
     /// Does what is due, and says when the next thing will be.
     fn tick(&mut self, now: Instant) -> Result<Instant, End> {
-        self.conn.calm_down();
         // A request that begins later is due later than the next look.
         let late = self.conn.end_late_requests(now.into_std());
         let mut next = self.heard + KEEPALIVE_INTERVAL;

@@ -164,6 +164,37 @@ async fn a_request_that_is_not_whole_in_time_is_refused() {
     app.stop().await.unwrap();
 }
 
+/// Requests that come late, one after the other, let time be looked at often. That is no reason to forget what was sent.
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_late_forgive_no_flood() {
+    let dir = tempfile::tempdir().unwrap();
+    let app = here(&dir).await;
+    let mut peer = Peer::to(&app.addrs()[0]).await;
+    peer.write(PREFACE).await;
+    peer.settings(&[]).await;
+    let late = head("/grpc.health.v1.Health/Check");
+    let flood = frame(PING, END, 0, &[7; 8]).repeat(400);
+    let (began, step) = (Instant::now(), Duration::from_millis(200));
+    let mut cut = false;
+    for stream in (1..).step_by(2) {
+        peer.send(HEADERS, END_HEADERS, stream, &late).await;
+        // From when on one of them is late at each step.
+        if began.elapsed() > REQUEST_TIME_MAX + step {
+            peer.write(&flood).await;
+        }
+        let next = Instant::now() + step;
+        while let Some(frame) = peer.next_in(next.saturating_duration_since(Instant::now())).await {
+            cut |= frame.kind == GOAWAY;
+        }
+        if cut {
+            break;
+        }
+        assert!(began.elapsed() < 2 * REQUEST_TIME_MAX, "it is never cut");
+    }
+    drop(peer);
+    app.stop().await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stream_of_requests_may_take_its_time() {
     let dir = tempfile::tempdir().unwrap();

@@ -21,8 +21,8 @@ use super::head::Heads;
 use super::hpack::Encoder;
 use super::room::Room;
 use super::{
-    AtOnce, DRAIN_TIME_MAX, ERRORS_MAX, FORESEEN_MAX, GATHERED_BYTES_ALL_MAX, HEADER_BYTES_MAX, IDLE_FRAMES_MAX,
-    IDLE_FRAMES_PAID, OUT_BYTES_MAX, STREAMS_MAX, WINDOW_BYTES,
+    AtOnce, DRAIN_TIME_MAX, ERROR_CALLS, ERRORS_MAX, FORESEEN_MAX, GATHERED_BYTES_ALL_MAX, HEADER_BYTES_MAX,
+    IDLE_FRAMES_MAX, IDLE_FRAMES_PAID, KEEPALIVE_INTERVAL, OUT_BYTES_MAX, STREAMS_MAX, WINDOW_BYTES,
 };
 
 /// Windows are this size until somebody says otherwise (RFC 9113, section 6.9.2).
@@ -76,8 +76,11 @@ pub(super) struct Conn<A: AtOnce, C> {
     resets: VecDeque<u32>,
     /// Streams that the peer reset itself. Some clients send the rest of a request all the same.
     peer_resets: VecDeque<u32>,
+    /// [`ERROR_CALLS`] for each error.
     errors: u32,
     idle_frames: u32,
+    /// When errors and idle frames were last forgotten.
+    calm_since: Instant,
     leaving: Leaving,
     /// For what the connection is drained, and when it is closed at the latest.
     drained: Option<(Fault, Instant)>,
@@ -124,6 +127,7 @@ impl<A: AtOnce, C> Conn<A, C> {
             ],
         );
         frame::put_window_update(&mut out, 0, WINDOW_BYTES - WINDOW_BYTES_AT_FIRST);
+        let at = Instant::now();
         Self {
             out,
             at_once,
@@ -147,9 +151,10 @@ impl<A: AtOnce, C> Conn<A, C> {
             peer_resets: VecDeque::new(),
             errors: 0,
             idle_frames: 0,
+            calm_since: at,
             leaving: Leaving::No,
             drained: None,
-            at: Instant::now(),
+            at,
         }
     }
 }
@@ -237,12 +242,6 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     /// Asks whether the peer is still there.
     pub(super) fn ping(&mut self) {
         frame::put_ping(&mut self.out, false, &PING_KEEPALIVE);
-    }
-
-    /// A while has passed: what a peer may do in it begins anew.
-    pub(super) fn calm_down(&mut self) {
-        self.idle_frames = 0;
-        self.errors /= 2;
     }
 
     /// Ends the wait for requests that should be whole by now, and says when the next one should be.
@@ -338,8 +337,19 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         }
     }
 
+    /// After a while, what a peer may do in it begins anew.
+    fn calm_down(&mut self) {
+        let passed = self.at.saturating_duration_since(self.calm_since).as_secs() / KEEPALIVE_INTERVAL.as_secs();
+        if passed > 0 {
+            self.calm_since = self.at;
+            self.idle_frames = 0;
+            self.errors = u32::try_from(passed).ok().and_then(|halved| self.errors.checked_shr(halved)).unwrap_or(0);
+        }
+    }
+
     /// A frame that carries no call on.
     fn idle_frame(&mut self) -> Result<(), Fault> {
+        self.calm_down();
         self.idle_frames += 1;
         if self.idle_frames > IDLE_FRAMES_MAX {
             return self.drain_for(Fault::calm("too many frames that carry no call on"));
@@ -362,10 +372,16 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         self.streams.len() + self.waiting.len() >= STREAMS_MAX
     }
 
+    /// A call that came whole and whose reply was sent whole.
+    fn pay_for_errors(&mut self) {
+        self.errors = self.errors.saturating_sub(1);
+    }
+
     /// Resets a stream for an error of the peer.
     fn reset_for(&mut self, stream: u32, code: Code) -> Result<(), Fault> {
-        self.errors += 1;
-        if self.errors > ERRORS_MAX {
+        self.calm_down();
+        self.errors += ERROR_CALLS;
+        if self.errors > ERRORS_MAX * ERROR_CALLS {
             self.drain_for(Fault::calm("too many errors"))?;
         }
         self.reset(stream, code);

@@ -28,6 +28,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         let bytes = reply.len() as i64;
         let fits = bytes <= self.send_window && bytes <= self.peer_window + credit && reply.len() <= PAYLOAD_BYTES_MAX;
         if fits {
+            self.pay_for_errors();
             self.send_window -= bytes;
             frame::put_data(&mut self.out, id, false, &reply);
             frame::put_headers(&mut self.out, id, true, |to| self.encoder.grpc_ok(to));
@@ -181,6 +182,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         if stream.call.is_none() {
             self.streams.remove(&id);
         }
+        self.pay_for_errors();
         self.give_back(unread as usize);
     }
 

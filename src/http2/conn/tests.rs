@@ -4,6 +4,7 @@ mod foreseen;
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -238,6 +239,40 @@ fn a_call_that_ends_without_an_answer_is_reset() {
     let code = (Code::Internal as u32).to_be_bytes().to_vec();
     assert_eq!(frames(&conn.out), [(kind::RST_STREAM, 1, code)]);
     assert!(conn.streams.is_empty());
+}
+
+/// Whether a connection outlives so many rounds of calls, so far apart, of which some are in error and some are answered.
+fn outlives(rounds: u32, apart: Duration, in_error: u32, answered: u32) -> bool {
+    let (mut conn, _) = open();
+    let (began, mut stream) = (Instant::now(), 1);
+    (0..rounds).all(|round| {
+        for call in 0..in_error + answered {
+            let mut bytes = head(stream, if call < in_error { "/long" } else { "/" });
+            if call < in_error {
+                frame::put_window_update(&mut bytes, stream, 0);
+            } else {
+                frame::put_data(&mut bytes, stream, true, b"x");
+                frame::put_window_update(&mut bytes, 0, 20);
+            }
+            conn.out.clear();
+            assert_eq!(conn.receive(&bytes, began + apart * round), Ok(bytes.len()));
+            conn.hear(Message { stream, event: Event::Done });
+            stream += 2;
+        }
+        conn.drained().is_none()
+    })
+}
+
+/// What is rare is no attack, however long it goes on.
+#[test]
+fn errors_of_a_peer_are_weighed_against_its_calls_and_time() {
+    let (now, many) = (Duration::ZERO, 3 * ERRORS_MAX);
+    assert!(outlives(many, now, 1, ERROR_CALLS), "one of nine calls is in error");
+    assert!(!outlives(many, now, 1, ERROR_CALLS / 2), "one of five is");
+    assert!(!outlives(many, now, 1, 0), "all of them are");
+    assert!(outlives(many, Duration::from_secs(1), 1, 0), "one a second is");
+    assert!(outlives(100, KEEPALIVE_INTERVAL, ERRORS_MAX / 2, 0), "so many are forgotten meanwhile");
+    assert!(!outlives(100, KEEPALIVE_INTERVAL, ERRORS_MAX / 2 + 10, 0), "and no more");
 }
 
 /// A frame of any kind, more often one that means something.
