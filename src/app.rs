@@ -5,7 +5,6 @@ mod face;
 mod opening;
 
 use std::fs;
-use std::future::pending;
 use std::io;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -43,7 +42,7 @@ use crate::layer::log::LogLayer;
 use crate::layer::metrics::MetricsLayer;
 use crate::layer::protocol::ProtocolLayer;
 use crate::layer::quick::QuickVerify;
-use crate::lifecycle::Tasks;
+use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::{Calls, Metrics, Reading, Readings};
 use crate::net::{Conn, ListenAddr, Listener, Slots, connections_max};
 use crate::ops_http::{self, Ops, Phase};
@@ -148,7 +147,8 @@ pub enum StartError {
 }
 
 impl StartError {
-    async fn give_up(face: Face) -> Self {
+    async fn give_up(face: Face, stop: &Stop) -> Self {
+        face.drain(stop).await;
         face.turn_away().await;
         face.close().await;
         Self::Stopped
@@ -174,7 +174,7 @@ impl App {
     /// # Errors
     /// When anything it needs is not to be had. See [`StartError`].
     pub async fn start(settings: Settings, deps: Deps) -> Result<Self, StartError> {
-        Self::start_unless(settings, deps, pending()).await
+        Self::start_unless(settings, deps, &Stop::default()).await
     }
 
     /// Starts a server, or gives the start up once it is told to stop: then callers who are being served are let go of in
@@ -185,9 +185,9 @@ impl App {
     pub async fn start_unless(
         settings: Settings,
         deps: Deps,
-        stop: impl Future<Output = ()>,
+        stop: &Stop,
     ) -> Result<Self, StartError> {
-        let mut stop = pin!(stop);
+        let mut asked = pin!(stop.asked());
         #[cfg(feature = "_faults")]
         crate::faults::declare();
         let in_data_dir = |source| StartError::DataDir { path: settings.data_dir.clone(), source };
@@ -221,7 +221,8 @@ impl App {
             serve_ops(&ops, listener, Ops { phase: phase.subscribe(), metrics });
         }
         let urgent = cores.urgent();
-        let face = Face { health, phase, front, ops, cores, shutdown_deadline: settings.shutdown_deadline };
+        let (drain_delay, shutdown_deadline) = (settings.drain_delay, settings.shutdown_deadline);
+        let face = Face { health, phase, front, ops, cores, drain_delay, shutdown_deadline };
 
         let mut opening = Opening::start(&deps, dir, &keyring, &settings, &index);
         let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));
@@ -236,7 +237,7 @@ impl App {
         // Verdicts come first: where there is an image of the index, long before the table has been read.
         let revision = tokio::select! {
             revision = opening.index_is_whole() => revision.unwrap_or_default(),
-            () = &mut stop => return Err(StartError::give_up(face).await),
+            () = &mut asked => return Err(StartError::give_up(face, stop).await),
         };
         index.reach(revision);
         warn_of_clock(deps.clock.now(), index.latest_time());
@@ -254,7 +255,7 @@ impl App {
         }
         let store = tokio::select! {
             store = opening.store() => store?,
-            () = &mut stop => return Err(StartError::give_up(face).await),
+            () = &mut asked => return Err(StartError::give_up(face, stop).await),
         };
         if let Err(error) = sound {
             store.close().await?;
@@ -298,7 +299,15 @@ impl App {
         self.ops_addr.as_ref()
     }
 
-    /// Says NOT_SERVING, takes no more connections, lets calls finish, and flushes.
+    /// Says NOT_SERVING, and goes on answering for the setting `drain_delay`, or until `stop` ends that. A stop comes next.
+    pub async fn drain(&self, stop: &Stop) {
+        // Probes are told of the stop, and no longer of the disk.
+        self.telling.stop(Duration::ZERO).await;
+        self.face.drain(stop).await;
+    }
+
+    /// Says NOT_SERVING, takes no more connections, lets calls finish, and flushes. There is no drain delay: see
+    /// [`App::drain`].
     ///
     /// # Errors
     /// When the flush fails. What was acknowledged is durable even then.

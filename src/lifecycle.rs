@@ -1,7 +1,9 @@
 //! Tasks with owners, and signals.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::io;
 use std::panic::AssertUnwindSafe;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -71,27 +73,108 @@ impl Tasks {
     }
 }
 
-/// SIGTERM and SIGINT.
-#[derive(Debug)]
-pub struct StopSignals {
-    terminate: Signal,
-    interrupt: Signal,
+/// What an operator asks of a server that is to stop. Clones are of one stop.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    asked: CancellationToken,
+    drain_begun: CancellationToken,
+    drain_over: CancellationToken,
 }
 
-impl StopSignals {
-    /// Takes the signals over from the system's default, which is to end the process at once.
+impl Stop {
+    /// Asks the server to stop.
+    pub fn ask(&self) {
+        self.asked.cancel();
+    }
+
+    /// Waits until the server is asked to stop.
+    pub async fn asked(&self) {
+        self.asked.cancelled().await;
+    }
+
+    /// Ends the drain delay, if it is going on, and says whether it was.
+    pub fn end_drain(&self) -> bool {
+        let is_draining = self.drain_begun.is_cancelled() && !self.drain_over.is_cancelled();
+        if is_draining {
+            self.drain_over.cancel();
+        }
+        is_draining
+    }
+
+    /// Waits for the drain delay, or until it is ended.
+    pub async fn drain(&self, delay: Duration) {
+        self.drain_begun.cancel();
+        // However it ends, the token says so afterwards.
+        drop(timeout(delay, self.drain_over.cancelled()).await);
+        self.drain_over.cancel();
+    }
+}
+
+/// A signal that the program takes itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caught {
+    /// SIGTERM.
+    Terminate,
+    /// SIGINT, as of ctrl-c.
+    Interrupt,
+    /// SIGHUP.
+    Hangup,
+    /// SIGUSR1.
+    User1,
+    /// SIGUSR2.
+    User2,
+}
+
+impl Caught {
+    /// Its name, as in signal(7).
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Terminate => "SIGTERM",
+            Self::Interrupt => "SIGINT",
+            Self::Hangup => "SIGHUP",
+            Self::User1 => "SIGUSR1",
+            Self::User2 => "SIGUSR2",
+        }
+    }
+
+    /// The exit code of a process that ends at once because of it, by the convention of shells.
+    #[must_use]
+    pub fn exit_code(self) -> i32 {
+        128 + self.kind().as_raw_value()
+    }
+
+    fn kind(self) -> SignalKind {
+        match self {
+            Self::Terminate => SignalKind::terminate(),
+            Self::Interrupt => SignalKind::interrupt(),
+            Self::Hangup => SignalKind::hangup(),
+            Self::User1 => SignalKind::user_defined1(),
+            Self::User2 => SignalKind::user_defined2(),
+        }
+    }
+}
+
+/// The signals that come.
+#[derive(Debug)]
+pub struct Signals(Vec<(Caught, Signal)>);
+
+impl Signals {
+    /// Takes these signals over from the system's default, which is to end the process at once.
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    pub fn listen(which: &[Caught]) -> io::Result<Self> {
+        let listened = which.iter().map(|&caught| Ok((caught, signal(caught.kind())?)));
+        listened.collect::<io::Result<_>>().map(Self)
     }
 
-    /// Waits for the next one, and says by which exit code a process dies of it.
-    pub async fn next(&mut self) -> i32 {
-        tokio::select! {
-            _ = self.terminate.recv() => 128 + 15,
-            _ = self.interrupt.recv() => 128 + 2,
-        }
+    /// Waits for the next one.
+    pub async fn next(&mut self) -> Caught {
+        poll_fn(|cx| {
+            let come = self.0.iter_mut().find_map(|(caught, signal)| signal.poll_recv(cx).is_ready().then_some(*caught));
+            come.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
     }
 }

@@ -38,6 +38,8 @@ pub enum Phase {
     Loading,
     /// It answers calls.
     Serving,
+    /// It answers calls, and says that others should go elsewhere: it is about to stop.
+    Draining,
     /// It takes no more connections, and lets calls finish.
     Stopping,
 }
@@ -93,6 +95,7 @@ impl Ops {
         match *self.phase.borrow() {
             Phase::Loading => text(StatusCode::SERVICE_UNAVAILABLE, "loading"),
             Phase::Serving => text(StatusCode::OK, "ok"),
+            Phase::Draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining"),
             Phase::Stopping => text(StatusCode::SERVICE_UNAVAILABLE, "stopping"),
         }
     }

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::{EnvFilter, reload};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,22 +27,46 @@ pub fn parse_filter(filter: &str) -> Result<EnvFilter, ParseError> {
 /// not stop verdicts.
 const LINES_WAITING_MAX: usize = 16_384;
 
-/// Writes what is still waiting when it is dropped.
+/// The log of the process. What is still waiting is written when it is dropped.
 #[must_use]
-pub struct Flush {
+pub struct Log {
+    set_filter: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error>>,
     _guard: WorkerGuard,
 }
 
+impl Log {
+    /// Puts another filter in place. What `tell` logs at `info` is written whatever the filters say.
+    pub fn set_filter(&self, filter: EnvFilter, tell: impl FnOnce()) {
+        let set = |filter| {
+            if let Err(error) = (self.set_filter)(filter) {
+                tracing::error!(%error, "cannot set the log filter");
+            }
+        };
+        set(EnvFilter::new("info"));
+        tell();
+        set(filter);
+    }
+}
+
 /// Starts logging. A second time in one process changes nothing.
-pub fn start(filter: EnvFilter, format: LogFormat) -> Flush {
+pub fn start(filter: EnvFilter, format: LogFormat) -> Log {
     let writer = NonBlockingBuilder::default().buffered_lines_limit(LINES_WAITING_MAX).lossy(true);
     let (writer, guard) = writer.finish(std::io::stderr());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
-    let started = match format {
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
+    let builder = tracing_subscriber::fmt().with_writer(writer);
     // Another subscriber is in place only where tests share a process; theirs then serves.
-    drop(started);
-    Flush { _guard: guard }
+    match format {
+        LogFormat::Text => {
+            let builder = builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+            let builder = builder.with_env_filter(filter).with_filter_reloading();
+            let handle = builder.reload_handle();
+            drop(builder.try_init());
+            Log { set_filter: Box::new(move |filter| handle.reload(filter)), _guard: guard }
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_env_filter(filter).with_filter_reloading();
+            let handle = builder.reload_handle();
+            drop(builder.try_init());
+            Log { set_filter: Box::new(move |filter| handle.reload(filter)), _guard: guard }
+        }
+    }
 }

@@ -8,7 +8,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::conditions;
 use crate::cores::Cores;
-use crate::lifecycle::Tasks;
+use crate::lifecycle::{Stop, Tasks};
 use crate::ops_http::Phase;
 
 /// The services whose health is told, beside the whole (``).
@@ -30,10 +30,24 @@ pub(super) struct Face {
     pub(super) ops: Tasks,
     /// Where connections live. They outlive everything that talks to callers.
     pub(super) cores: Cores,
+    pub(super) drain_delay: Duration,
     pub(super) shutdown_deadline: Duration,
 }
 
 impl Face {
+    /// Says NOT_SERVING, and goes on answering for the drain delay, so that whoever sends calls here hears of it and sends
+    /// them elsewhere. There is no delay if no call was answered yet.
+    pub(super) async fn drain(&self, stop: &Stop) {
+        let before = self.phase.send_replace(Phase::Draining);
+        set_health(&self.health, &HEALTH_NAMES, ServingStatus::NotServing).await;
+        let delay = if before == Phase::Serving { self.drain_delay } else { Duration::ZERO };
+        if !delay.is_zero() {
+            let delay = humantime::format_duration(delay);
+            tracing::info!(drain_delay = %delay, "draining; a second signal ends the drain delay");
+        }
+        stop.drain(delay).await;
+    }
+
     /// Says NOT_SERVING, takes no more connections, and lets calls finish.
     pub(super) async fn turn_away(&self) {
         self.phase.send_replace(Phase::Stopping);
@@ -42,6 +56,7 @@ impl Face {
         for name in HEALTH_NAMES {
             self.health.clone().clear_service_status(name).await;
         }
+        tracing::info!("letting calls finish; a second signal ends the process at once");
         if !self.front.stop(self.shutdown_deadline).await {
             tracing::warn!("some connections did not finish in time and are cut off");
         }

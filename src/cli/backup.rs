@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::lifecycle::StopSignals;
+use crate::lifecycle::{Caught, Signals};
 use crate::net::ListenAddr;
 use crate::remote::{Server, backup};
 
@@ -27,7 +27,7 @@ pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let server = Server { addr: options.server, key_file: options.key_file };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let fetched = runtime.block_on(async {
-        let mut signals = StopSignals::listen()?;
+        let mut signals = Signals::listen(&[Caught::Terminate, Caught::Interrupt, Caught::Hangup])?;
         tokio::select! {
             fetched = backup(&server, &options.to) => Ok::<_, Box<dyn Error>>(fetched?),
             _ = signals.next() => Err("interrupted; there is no backup".into()),

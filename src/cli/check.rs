@@ -30,7 +30,7 @@ pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     let flags = Flags { expect_head: options.expect_head, ..Flags::default() };
-    let (settings, _flush) = options.place.settings(flags)?;
+    let (settings, _log) = options.place.settings(flags)?;
     let Inspected { findings, head } = check(&settings)?;
     for finding in &findings {
         println!("{finding}");

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Flags, Settings};
-use crate::telemetry::{self, Flush, LogFormat};
+use crate::telemetry::{self, Log, LogFormat};
 
 /// Keyward: a key authority. It issues API keys, and answers over gRPC whether a key may do this now.
 #[derive(Debug, Parser)]
@@ -59,11 +59,11 @@ struct Place {
 
 impl Place {
     /// The settings, with the flags of a command, and what writes the log while it lives.
-    fn settings(self, flags: Flags) -> Result<(Settings, Flush), Box<dyn Error>> {
+    fn settings(self, flags: Flags) -> Result<(Settings, Log), Box<dyn Error>> {
         let flags = Flags { data_dir: self.data_dir, pepper_file: self.pepper_file, ..flags };
         let settings = Settings::load(&flags, self.config)?.settings;
-        let flush = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
-        Ok((settings, flush))
+        let log = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
+        Ok((settings, log))
     }
 }
 

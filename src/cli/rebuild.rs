@@ -28,7 +28,7 @@ pub(super) struct Options {
 /// Rebuilds, and says what came of it.
 pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let flags = Flags { accept_watermark_loss: options.accept_watermark_loss, ..Flags::default() };
-    let (settings, _flush) = options.place.settings(flags)?;
+    let (settings, _log) = options.place.settings(flags)?;
     let dir = settings.data_dir.display();
     let accepted = Accepted { data_loss: options.accept_data_loss, unproven: options.accept_unproven };
     match rebuild(&settings, accepted)? {

@@ -27,7 +27,7 @@ pub(super) struct Options {
 
 /// Restores, and says what.
 pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    let (settings, _flush) = options.place.settings(Flags::default())?;
+    let (settings, _log) = options.place.settings(Flags::default())?;
     let source = Source { backup: options.from, journal: options.journal, to: options.to_revision.map(Revision) };
     let restored = restore_backup(&settings, &source)?;
     println!(

@@ -1,18 +1,20 @@
 //! `keyward serve`.
 
+use std::cell::Cell;
 use std::error::Error;
-use std::pin::pin;
 use std::sync::Arc;
 
 use clap::Args;
-use tokio::sync::oneshot;
 
 use super::Options;
-use crate::app::{App, Deps, Engine};
-use crate::config::{Flags, Settings};
-use crate::lifecycle::StopSignals;
+use crate::app::{App, Deps, Engine, StartError};
+use crate::config::{Effective, Flags, Mistakes, Settings};
+use crate::lifecycle::{Caught, Signals, Stop};
 use crate::system::{SystemClock, SystemEntropy, give_way, set_limits};
-use crate::telemetry;
+use crate::telemetry::{self, Log};
+
+/// Those that a server takes itself.
+const SIGNALS: [Caught; 5] = [Caught::Terminate, Caught::Interrupt, Caught::Hangup, Caught::User1, Caught::User2];
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
@@ -24,12 +26,20 @@ pub(super) struct Serve {
     accept_watermark_loss: bool,
 }
 
+/// How a server ends.
+enum Ended {
+    /// As it was asked to, or because it cannot start.
+    InOrder(Result<(), Box<dyn Error>>),
+    /// With this exit code, without waiting for what is under way.
+    AtOnce(i32),
+}
+
 /// Serves until a signal says stop.
 pub(super) fn run(options: Serve) -> Result<(), Box<dyn Error>> {
     let (flags, file) = options.settings.split();
     let flags = Flags { accept_watermark_loss: options.accept_watermark_loss, ..flags };
-    let settings = Settings::load(&flags, file)?.settings;
-    let _flush = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
+    let settings = Settings::load(&flags, file.clone())?.settings;
+    let log = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
     set_limits();
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if settings.serving_threads > 0 {
@@ -37,37 +47,77 @@ pub(super) fn run(options: Serve) -> Result<(), Box<dyn Error>> {
         runtime.on_thread_start(give_way);
     }
     let runtime = runtime.enable_all().build()?;
-    let served = runtime.block_on(serve(settings));
+    let ended = runtime.block_on(async {
+        let signals = Signals::listen(&SIGNALS)?;
+        let (stop, first) = (Stop::default(), Cell::new(None));
+        let obeying = obey(signals, &stop, &first, || reread_log_filter(&log, Settings::load(&flags, file.clone())));
+        Ok::<_, Box<dyn Error>>(tokio::select! {
+            ended = serve(settings, &stop, &first) => ended,
+            code = obeying => Ended::AtOnce(code),
+        })
+    });
     // What has not ended by its deadline is not waited for once more.
     runtime.shutdown_background();
-    served
+    match ended? {
+        Ended::InOrder(ended) => ended,
+        Ended::AtOnce(code) => {
+            drop(log);
+            std::process::exit(code)
+        }
+    }
 }
 
-async fn serve(settings: Settings) -> Result<(), Box<dyn Error>> {
-    let mut signals = StopSignals::listen()?;
+/// Serves until it is asked to stop, by the signal in `asked_by`.
+async fn serve(settings: Settings, stop: &Stop, asked_by: &Cell<Option<Caught>>) -> Ended {
     let deps = Deps { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy), engine: Engine::Sled };
-    let (tell, told) = oneshot::channel::<()>();
-    let mut starting = pin!(App::start_unless(settings, deps, async { drop(told.await) }));
-    let app = tokio::select! {
-        started = &mut starting => started?,
-        code = signals.next() => {
-            drop(tell);
-            tokio::select! {
-                started = starting => if let Ok(app) = started { app.stop().await?; },
-                _ = signals.next() => {}
-            }
+    let app = match App::start_unless(settings, deps, stop).await {
+        Ok(app) => app,
+        Err(StartError::Stopped) => {
             // What is being read changes nothing that the next start would not do again, and cannot be cut short otherwise.
             tracing::warn!("stopped while starting");
-            std::process::exit(code)
+            return Ended::AtOnce(asked_by.get().map_or(1, Caught::exit_code));
         }
+        Err(error) => return Ended::InOrder(Err(error.into())),
     };
-    signals.next().await;
-    tracing::info!("stopping; a second signal ends the process at once");
-    tokio::select! {
-        stopped = app.stop() => Ok(stopped?),
-        code = signals.next() => {
-            tracing::warn!("stopped at once by a second signal");
-            std::process::exit(code)
+    stop.asked().await;
+    app.drain(stop).await;
+    Ended::InOrder(app.stop().await.map_err(Into::into))
+}
+
+/// Does what signals say. It gives an exit code when the process must end at once.
+async fn obey(mut signals: Signals, stop: &Stop, first: &Cell<Option<Caught>>, reread: impl Fn()) -> i32 {
+    loop {
+        let caught = signals.next().await;
+        let signal = caught.name();
+        match caught {
+            Caught::Hangup => reread(),
+            Caught::User1 | Caught::User2 => tracing::info!(signal, "this signal means nothing here and is ignored"),
+            Caught::Terminate | Caught::Interrupt if first.get().is_none() => {
+                tracing::info!(signal, "stopping");
+                first.set(Some(caught));
+                stop.ask();
+            }
+            Caught::Terminate | Caught::Interrupt if stop.end_drain() => {
+                tracing::info!(signal, "the drain delay is cut short");
+            }
+            Caught::Terminate | Caught::Interrupt => {
+                tracing::warn!(signal, "stopped at once by another signal");
+                return caught.exit_code();
+            }
         }
+    }
+}
+
+/// Takes the log filter from settings that were read again, and nothing else.
+fn reread_log_filter(log: &Log, settings: Result<Effective, Mistakes>) {
+    let kept = |error: &dyn std::fmt::Display| tracing::error!(%error, "SIGHUP: the log filter stays as it is");
+    let settings = match settings {
+        Ok(effective) => effective.settings,
+        Err(mistakes) => return kept(&mistakes),
+    };
+    let filter = &settings.log_filter;
+    match telemetry::parse_filter(filter) {
+        Ok(parsed) => log.set_filter(parsed, || tracing::info!(log_filter = filter, "SIGHUP: the log filter was read again")),
+        Err(error) => kept(&error),
     }
 }

@@ -25,6 +25,7 @@ listen = ["127.0.0.1:50051"]
 ops_listen = "127.0.0.1:9464"
 allow_plaintext = false
 reflection = true
+drain_delay = "0s"
 shutdown_deadline = "10s"
 journal_segment_bytes = 16777216
 journal_retention_bytes = 4294967296
@@ -39,7 +40,7 @@ log_filter = "info"
 log_format = "text"
 "#;
 
-const NAMES: [&str; 19] = [
+const NAMES: [&str; 20] = [
     "data_dir",
     "listen",
     "ops_listen",
@@ -47,6 +48,7 @@ const NAMES: [&str; 19] = [
     "allow_plaintext",
     "reflection",
     "serving_threads",
+    "drain_delay",
     "shutdown_deadline",
     "journal_segment_bytes",
     "journal_retention_bytes",
@@ -230,6 +232,7 @@ impl Layers {
             settings.allow_plaintext.to_string(),
             settings.reflection.to_string(),
             settings.serving_threads.to_string(),
+            quoted(&humantime::format_duration(settings.drain_delay)),
             quoted(&humantime::format_duration(settings.shutdown_deadline)),
             settings.journal_segment_bytes.to_string(),
             settings.journal_retention_bytes.to_string(),

@@ -40,6 +40,9 @@ pub struct Settings {
     /// Threads that serve connections, one runtime each. Default: one for each core; at most 256. With 0, connections are
     /// served by the runtime that does everything else.
     pub serving_threads: usize,
+    /// How long a server that is to stop says NOT_SERVING and still answers, so that load balancers send calls elsewhere before
+    /// it takes no more. The shutdown deadline begins afterwards. Default 0, at most 1 h.
+    pub drain_delay: Duration,
     /// How long connections may take to finish when the server stops. Default 10 s, at most 1 h.
     pub shutdown_deadline: Duration,
     /// Size of new journal segments. Default 16 MiB; from 64 KiB to 1 GiB.
@@ -142,6 +145,7 @@ impl Settings {
         let allow_plaintext = layers.value("allow_plaintext");
         let reflection = layers.value("reflection");
         let serving_threads = layers.serving_threads();
+        let drain_delay = layers.duration("drain_delay", Duration::ZERO..=Duration::from_secs(3_600));
         let shutdown_deadline = layers.duration("shutdown_deadline", Duration::ZERO..=Duration::from_secs(3_600));
         let journal_segment_bytes = layers.bytes("journal_segment_bytes", 64 * 1024..=1024 * 1024 * 1024);
         let journal_retention_bytes = layers.bytes("journal_retention_bytes", 1024 * 1024..=i64::MAX as u64);
@@ -182,6 +186,7 @@ impl Settings {
                 allow_plaintext: allow_plaintext?,
                 reflection: reflection?,
                 serving_threads: serving_threads?,
+                drain_delay: drain_delay?,
                 shutdown_deadline: shutdown_deadline?,
                 journal_segment_bytes: journal_segment_bytes?,
                 journal_retention_bytes: journal_retention_bytes?,

@@ -36,8 +36,14 @@ impl Drop for Killed {
 impl Program {
     /// Starts it on a port of its own, and waits until it serves.
     pub(crate) fn serve(dir: &Path, args: &[&str]) -> Self {
+        Self::serve_in(dir, args, &[])
+    }
+
+    /// The same, with these variables in its environment.
+    pub(crate) fn serve_in(dir: &Path, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = keyward(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
-        let mut child = Killed(command.arg(dir).args(args).stderr(Stdio::piped()).spawn().unwrap());
+        command.arg(dir).args(args).envs(environment.iter().copied());
+        let mut child = Killed(command.stderr(Stdio::piped()).spawn().unwrap());
         let log = BufReader::new(child.0.stderr.take().unwrap());
         let (sender, lines) = channel();
         std::thread::spawn(move || log.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
@@ -49,7 +55,7 @@ impl Program {
     }
 
     /// Reads the log up to a line that has this text.
-    fn wait_for(&mut self, text: &str) -> String {
+    pub(crate) fn wait_for(&mut self, text: &str) -> String {
         while let Ok(line) = self.lines.recv() {
             self.seen.push_str(&line);
             self.seen.push('\n');
@@ -263,32 +269,6 @@ fn bytes_below(dir: &Path, found: &mut Vec<(String, Vec<u8>)>) {
             found.push((path.display().to_string(), fs::read(&path).unwrap()));
         }
     }
-}
-
-#[test]
-fn signals_stop_it_cleanly() {
-    for signal in ["TERM", "INT"] {
-        let dir = tempfile::tempdir().unwrap();
-        let program = Program::serve(dir.path(), &[]);
-        program.signal(signal);
-        let (code, log) = program.end();
-        assert_eq!(code, Some(0), "{log}");
-        assert!(log.trim_end().ends_with("stopped"), "{log}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_signal_ends_it_at_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut program = Program::serve(dir.path(), &[]);
-    // A connection that never says anything: a graceful stop would wait for it until the deadline.
-    let silent = tokio::net::TcpStream::connect(&program.addr).await.unwrap();
-    program.signal("TERM");
-    program.wait_for("a second signal");
-    program.signal("TERM");
-    let (code, log) = program.end();
-    assert_eq!(code, Some(143), "{log}");
-    drop(silent);
 }
 
 #[test]

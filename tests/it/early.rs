@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use keyward::app::{App, Deps, Engine, StartError};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
+use keyward::lifecycle::Stop;
 use keyward_core::clock::ManualClock;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use tempfile::TempDir;
 use tokio::sync::mpsc::unbounded_channel;
-use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Code;
@@ -41,6 +41,10 @@ impl Small {
     }
 
     fn parts(&self) -> (Settings, Deps) {
+        self.parts_with(Duration::ZERO)
+    }
+
+    fn parts_with(&self, drain_delay: Duration) -> (Settings, Deps) {
         let flags = Flags {
             data_dir: Some(self.data()),
             listen: vec![format!("unix:{}", self.socket().display())],
@@ -49,7 +53,12 @@ impl Small {
             ..Flags::default()
         };
         let settings = Settings::load(&flags, None).unwrap().settings;
-        let settings = Settings { journal_segment_bytes: 64 * 1024, journal_retention_bytes: 512 * 1024, ..settings };
+        let settings = Settings {
+            journal_segment_bytes: 64 * 1024,
+            journal_retention_bytes: 512 * 1024,
+            drain_delay,
+            ..settings
+        };
         let deps =
             Deps { clock: Arc::new(ManualClock::at(START)), entropy: Arc::new(Seeded::new(11)), engine: Engine::Sled };
         (settings, deps)
@@ -135,19 +144,24 @@ struct Held {
     pipe: PathBuf,
     snapshot: PathBuf,
     starting: JoinHandle<Result<App, StartError>>,
-    stop: oneshot::Sender<()>,
+    stop: Stop,
 }
 
 impl Held {
     async fn start(small: &Small) -> Self {
+        Self::start_with(small, Duration::ZERO).await
+    }
+
+    async fn start_with(small: &Small, drain_delay: Duration) -> Self {
         fs::remove_dir_all(small.data().join("table")).unwrap();
         let pipe = small.files("snapshot", "kws").pop().unwrap();
         let snapshot = small.dir.path().join("moved");
         fs::rename(&pipe, &snapshot).unwrap();
         mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let (settings, deps) = small.parts();
-        let starting = tokio::spawn(async { App::start_unless(settings, deps, async { drop(stopped.await) }).await });
+        let stop = Stop::default();
+        let (settings, deps) = small.parts_with(drain_delay);
+        let asked = stop.clone();
+        let starting = tokio::spawn(async move { App::start_unless(settings, deps, &asked).await });
         let (path, header) = (pipe.clone(), fs::read(&snapshot).unwrap()[..HEADER_BYTES].to_vec());
         spawn_blocking(move || write_all(&mut open_pipe(&path), &header)).await.unwrap();
         // It waits for the rest now, and goes no further.
@@ -186,7 +200,7 @@ async fn verdicts_are_answered_while_the_table_is_built_and_changes_are_not() {
     let Held { pipe, snapshot, starting, stop } = held;
     spawn_blocking(move || Held::release(&pipe, &snapshot)).await.unwrap();
     let app = starting.await.unwrap().unwrap();
-    drop(stop); // too late for the start
+    stop.ask(); // too late for the start
     assert_eq!(small.health("keyward.v1.KeyAdmin").await, Some(ServingStatus::Serving));
     admin.enable_key(&disabled.key).await;
     assert_eq!(admin.reason(&disabled.secret).await, Reason::Ok);
@@ -209,11 +223,30 @@ async fn whoever_is_answered_early_is_let_go_of_in_order_by_a_stop() {
     let mut watch = HealthClient::new(small.channel()).watch(watched).await.unwrap().into_inner();
     assert_eq!(watch.message().await.unwrap().unwrap().status, 1);
 
-    drop(held.stop);
+    held.stop.ask();
     assert_eq!(watch.message().await.unwrap().unwrap().status, 2, "probes are told");
     assert_eq!(answers.message().await.unwrap_err().code(), Code::Unavailable, "it is told to go elsewhere");
     assert!(matches!(held.starting.await.unwrap(), Err(StartError::Stopped)));
     assert_eq!(small.health("").await, None, "nobody listens any more");
     // The thread that reads is no task: it ends with the process, or as here, when there is no more to read.
+    spawn_blocking(move || Held::release(&held.pipe, &held.snapshot)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_start_that_answers_verdicts_drains_too() {
+    let (small, [kept, _]) = Small::stopped().await;
+    let held = Held::start_with(&small, Duration::from_secs(3_600)).await;
+    held.stop.ask();
+    let begun = Instant::now();
+    while small.health("keyward.v1.KeyVerify").await != Some(ServingStatus::NotServing) {
+        assert!(begun.elapsed() < Duration::from_secs(30), "probes are not told");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(small.admin().reason(&kept.secret).await, Reason::Ok, "on a new connection");
+    while !held.stop.end_drain() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it does not drain");
+        tokio::task::yield_now().await;
+    }
+    assert!(matches!(held.starting.await.unwrap(), Err(StartError::Stopped)));
     spawn_blocking(move || Held::release(&held.pipe, &held.snapshot)).await.unwrap();
 }

@@ -15,13 +15,19 @@ use crate::harness::{START, Seeded, Site, ask};
 
 /// A server on this runtime, whose clock is its own.
 async fn here(dir: &tempfile::TempDir) -> App {
+    here_with(dir, |_| {}).await
+}
+
+/// The same, with other settings.
+pub(crate) async fn here_with(dir: &tempfile::TempDir, change: fn(&mut Settings)) -> App {
     let flags = Flags {
         data_dir: Some(dir.path().join("data")),
         listen: vec!["127.0.0.1:0".into()],
         ops_listen: Some("off".into()),
         ..Flags::default()
     };
-    let settings = Settings { serving_threads: 0, ..Settings::load(&flags, None).unwrap().settings };
+    let mut settings = Settings { serving_threads: 0, ..Settings::load(&flags, None).unwrap().settings };
+    change(&mut settings);
     let deps =
         Deps { clock: Arc::new(ManualClock::at(START)), entropy: Arc::new(Seeded::new(3)), engine: Engine::Memory };
     App::start(settings, deps).await.unwrap()

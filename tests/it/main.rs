@@ -49,6 +49,7 @@ mod segments;
 mod serving;
 mod settings;
 mod slow_backup;
+mod stopping;
 mod stream;
 mod tenants;
 mod turns;

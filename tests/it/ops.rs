@@ -42,7 +42,7 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, method: &str,
     (reply.split(' ').nth(1).unwrap().parse().unwrap(), reply)
 }
 
-async fn get(addr: &ListenAddr, path: &str) -> (u16, String) {
+pub(crate) async fn get(addr: &ListenAddr, path: &str) -> (u16, String) {
     let (status, reply) = http(addr, "GET", path).await;
     (status, reply.split_once("\r\n\r\n").unwrap().1.trim_end().to_owned())
 }
