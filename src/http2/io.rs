@@ -26,7 +26,10 @@ use super::code::Fault;
 use super::conn::Conn;
 use super::pace::Pace;
 use super::room::Room;
-use super::{AtOnce, FAREWELL_TIME, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LINGER_TIME, OUT_BYTES_MAX};
+use super::{
+    AtOnce, FAREWELL_TIME, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LINGER_TIME, OUT_BYTES_MAX, QUIET_FAREWELL_TIME,
+    QUIET_LINGER_TIME,
+};
 
 /// Bytes that are read at once at most.
 const READ_BYTES: usize = 64 * 1024;
@@ -123,6 +126,7 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
             timer: Box::pin(sleep_until(now + KEEPALIVE_INTERVAL)),
             heard: now,
             asked: None,
+            told: None,
             deadline: None,
             pace: Pace::new(std::time::Instant::now()),
         })
@@ -134,11 +138,25 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
     /// # Errors
     /// Those of `transfer`.
     pub fn transfer<U>(self, transfer: impl FnOnce(T) -> io::Result<U>) -> io::Result<Connection<U, S, A, X>> {
-        let Session { io, conn, events, rest, has_whole_frames, stage, timer, heard, asked, deadline, pace } = self.0;
+        let Session { io, conn, events, rest, has_whole_frames, stage, timer, heard, asked, told, deadline, pace } =
+            self.0;
         let io = transfer(io)?;
         // A timer belongs to a runtime.
         let timer = Box::pin(sleep_until(timer.deadline()));
-        Ok(Connection(Session { io, conn, events, rest, has_whole_frames, stage, timer, heard, asked, deadline, pace }))
+        Ok(Connection(Session {
+            io,
+            conn,
+            events,
+            rest,
+            has_whole_frames,
+            stage,
+            timer,
+            heard,
+            asked,
+            told,
+            deadline,
+            pace,
+        }))
     }
 
     /// Answers its calls until it ends; after `stop`, until those that were begun are answered. One that `leaves` does so
@@ -184,9 +202,19 @@ struct Session<T, A: AtOnce, C> {
     heard: Instant,
     /// When the peer was asked whether it is still there.
     asked: Option<Instant>,
-    /// When it has had time enough to hear of the stop, or of the end.
+    /// When the peer was told of a stop.
+    told: Option<Told>,
+    /// When it has had time enough to hear of the end.
     deadline: Option<Instant>,
     pace: Pace,
+}
+
+/// How a connection stood when a stop came.
+#[derive(Clone, Copy)]
+struct Told {
+    at: Instant,
+    was_quiet: bool,
+    last_stream: u32,
 }
 
 /// How far a connection is.
@@ -238,16 +266,19 @@ where
                     return Poll::Ready(Ok(Served::UntilItLeaves));
                 }
                 Stage::Open => {
-                    if self.deadline.is_none() && stop.as_mut().poll(cx).is_ready() {
-                        self.conn.tell_of_end();
-                        self.set_deadline(FAREWELL_TIME);
+                    if self.told.is_none() && stop.as_mut().poll(cx).is_ready() {
+                        self.tell_of_stop();
                     }
-                    self.look_at_the_time(cx)?;
                     while !self.conn.is_full()
                         && let Poll::Ready(Some(message)) = self.events.poll_recv(cx)
                     {
                         self.conn.hear(message);
                     }
+                    // The last call may just have ended.
+                    if let Some(due) = self.farewell_due() {
+                        self.wake_by(due);
+                    }
+                    self.look_at_the_time(cx)?;
                     self.conn.send();
                     let was_full = self.conn.is_full();
                     let written = self.poll_write(cx)?;
@@ -266,6 +297,9 @@ where
                     }
                     ready!(self.poll_write(cx)?);
                     ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+                    if self.had_no_calls_since_told() {
+                        self.set_deadline(QUIET_LINGER_TIME);
+                    }
                     self.stage = Stage::Lingering(fault);
                 }
                 Stage::Lingering(fault) => {
@@ -357,11 +391,34 @@ where
         self.set_deadline(LINGER_TIME);
     }
 
+    fn tell_of_stop(&mut self) {
+        self.told = Some(Told {
+            at: Instant::now(),
+            was_quiet: self.conn.is_quiet(),
+            last_stream: self.conn.last_stream(),
+        });
+        self.conn.tell_of_end();
+    }
+
+    /// When a peer that has been told of a stop has had time enough to hear of it.
+    fn farewell_due(&self) -> Option<Instant> {
+        let told = self.told.filter(|_| self.conn.awaits_farewell())?;
+        Some(told.at + if self.conn.is_quiet() { QUIET_FAREWELL_TIME } else { FAREWELL_TIME })
+    }
+
+    fn had_no_calls_since_told(&self) -> bool {
+        self.told.is_some_and(|told| told.was_quiet && told.last_stream == self.conn.last_stream())
+    }
+
     fn set_deadline(&mut self, time: std::time::Duration) {
         let deadline = Instant::now() + time;
         self.deadline = Some(deadline);
-        if deadline < self.timer.deadline() {
-            self.timer.as_mut().reset(deadline);
+        self.wake_by(deadline);
+    }
+
+    fn wake_by(&mut self, time: Instant) {
+        if time < self.timer.deadline() {
+            self.timer.as_mut().reset(time);
         }
     }
 
@@ -396,13 +453,11 @@ where
             self.asked = Some(now);
             next = now + KEEPALIVE_TIMEOUT;
         }
-        if self.conn.awaits_farewell()
-            && let Some(deadline) = self.deadline
-        {
-            if now >= deadline {
+        if let Some(due) = self.farewell_due() {
+            if now >= due {
                 self.conn.leave();
             } else {
-                next = next.min(deadline);
+                next = next.min(due);
             }
         }
         if let Some((fault, until)) = self.conn.drained() {

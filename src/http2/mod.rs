@@ -79,10 +79,15 @@ pub const REPLY_BYTES_AHEAD: usize = 64 * 1024;
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long it may take to answer.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a peer may take to hear of a stop, before it is told which calls were the last.
+/// How long a peer with calls under way may take to hear of a stop, before it is told which calls were the last.
 pub const FAREWELL_TIME: Duration = Duration::from_secs(5);
+/// How long a peer may take that has none, or has yet to say anything: it must not hold up the stop. It learns of a call that
+/// it begins later that nobody has seen it.
+pub const QUIET_FAREWELL_TIME: Duration = Duration::from_millis(500);
 /// How long a peer may take to close its end, so that it reads what it was told last.
 pub const LINGER_TIME: Duration = Duration::from_secs(1);
+/// How long one may take that had no calls since it was told of a stop.
+pub const QUIET_LINGER_TIME: Duration = Duration::from_millis(250);
 
 /// Answers calls where they are read, if that can be done at once. Each connection has its own.
 pub trait AtOnce {

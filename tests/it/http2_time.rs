@@ -259,3 +259,54 @@ async fn a_stop_is_told_and_then_meant() {
     drop(peer);
     stopping.await.unwrap().unwrap();
 }
+/// How long a stop takes while these bytes are all that a peer has said, which stays, and listens to nothing.
+async fn stop_beside(said: &[u8]) -> Duration {
+    let dir = tempfile::tempdir().unwrap();
+    let app = here_with(&dir, |_| {}).await;
+    let keyward::net::ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!() };
+    let mut idle = tokio::net::TcpStream::connect(addr).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut idle, said).await.unwrap();
+    // Another one, whose answer shows that the server has seen both.
+    let mut other = Peer::to(&app.addrs()[0]).await;
+    other.write(PREFACE).await;
+    other.settings(&[]).await;
+    other.until_pong(1).await;
+    drop(other);
+    let began = Instant::now();
+    app.stop().await.unwrap();
+    drop(idle);
+    began.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_idle_connection_holds_up_a_stop() {
+    let no_settings = frame(SETTINGS, 0, 0, &[]);
+    let open = [PREFACE, &no_settings].concat();
+    for said in [&b""[..], b"PRI * HTTP/2.0\r\n", PREFACE, &open, &[&open[..], b"\0\0\x08"].concat()] {
+        let took = stop_beside(said).await;
+        assert!(took < Duration::from_secs(1), "{took:?} beside a peer that has said {}", said.escape_ascii());
+    }
+}
+
+
+/// A call that a deaf peer has under way holds up a stop until it is answered, and no longer.
+#[tokio::test(start_paused = true)]
+async fn a_stop_ends_with_the_last_call() {
+    let dir = tempfile::tempdir().unwrap();
+    let app = here(&dir).await;
+    let secret = std::fs::read_to_string(dir.path().join("data/admin.key")).unwrap();
+    let mut peer = Peer::to(&app.addrs()[0]).await;
+    peer.write(PREFACE).await;
+    peer.settings(&[]).await;
+    peer.send(HEADERS, END_HEADERS, 1, &head_of(VERIFY, secret.trim())).await;
+    peer.until_pong(1).await;
+    let began = Instant::now();
+    let stopping = tokio::spawn(app.stop());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!stopping.is_finished());
+    peer.send(DATA, END, 1, &body(&ask("nonsense"))).await;
+    assert_eq!(peer.reply::<pb::VerifyResponse>(1).await.reason(), Reason::Malformed);
+    stopping.await.unwrap().unwrap();
+    let took = began.elapsed();
+    assert!(took < Duration::from_millis(3_100), "{took:?}: two for the call, and one for the peer to read");
+}

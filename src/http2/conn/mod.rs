@@ -265,6 +265,16 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         }
     }
 
+    /// Whether no call is under way.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.streams.is_empty() && self.waiting.is_empty()
+    }
+
+    /// The youngest stream that the peer has begun.
+    pub(super) fn last_stream(&self) -> u32 {
+        self.last_stream
+    }
+
     /// Whether the peer has been told of the end and has not said that it knows.
     pub(super) fn awaits_farewell(&self) -> bool {
         self.leaving == Leaving::Told
@@ -306,7 +316,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
 
     /// Whether nothing more will ever be said.
     pub(super) fn has_left(&self) -> bool {
-        matches!(self.leaving, Leaving::After(_)) && self.streams.is_empty() && self.waiting.is_empty()
+        matches!(self.leaving, Leaving::After(_)) && self.is_quiet()
     }
 
     fn frame(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
