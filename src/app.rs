@@ -49,6 +49,7 @@ use crate::ops_http::{self, Ops, Phase};
 use crate::serve::{self, Answering};
 use crate::store::sled::{LockedDir, OpenError};
 use crate::store::{Store, StoreError, TableFigures};
+use crate::systemd;
 use crate::verify::Verifier;
 
 /// Connections that have been accepted and wait to be served.
@@ -182,11 +183,7 @@ impl App {
     ///
     /// # Errors
     /// As [`App::start`], and [`StartError::Stopped`].
-    pub async fn start_unless(
-        settings: Settings,
-        deps: Deps,
-        stop: &Stop,
-    ) -> Result<Self, StartError> {
+    pub async fn start_unless(settings: Settings, deps: Deps, stop: &Stop) -> Result<Self, StartError> {
         let mut asked = pin!(stop.asked());
         #[cfg(feature = "_faults")]
         crate::faults::declare();
@@ -220,6 +217,7 @@ impl App {
         if let Some(listener) = ops_listener {
             serve_ops(&ops, listener, Ops { phase: phase.subscribe(), metrics });
         }
+        ops.spawn("systemd", systemd::tell(phase.subscribe()));
         let urgent = cores.urgent();
         let (drain_delay, shutdown_deadline) = (settings.drain_delay, settings.shutdown_deadline);
         let face = Face { health, phase, front, ops, cores, drain_delay, shutdown_deadline };

@@ -8,7 +8,7 @@
 //! - [`offline`]: what is done to data that nobody serves. [`remote`]: what is asked of a server from outside.
 //! - [`lifecycle`]: signals and shutdown. [`conditions`]: whether changes can be made. [`net`]: listeners. [`cores`],
 //!   [`serve`]: connections, and where they live. [`http2`]: what they speak.
-//! - [`ops_http`]: probes and metrics over HTTP. [`metrics`]: what is counted.
+//! - [`systemd`]: notifications of readiness. [`ops_http`]: probes and metrics over HTTP. [`metrics`]: what is counted.
 //! - [`layer`], [`grpc`]: calls come in: who calls, may they, and from the wire to the domain and back.
 //! - [`authority`]: the write side. [`verify`]: the hot path.
 //! - [`index`]: every key in RAM. [`feed`]: the changes, in order.
@@ -45,5 +45,6 @@ pub mod remote;
 pub mod serve;
 pub mod store;
 pub mod system;
+pub mod systemd;
 pub mod telemetry;
 pub mod verify;

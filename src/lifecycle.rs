@@ -172,7 +172,8 @@ impl Signals {
     /// Waits for the next one.
     pub async fn next(&mut self) -> Caught {
         poll_fn(|cx| {
-            let come = self.0.iter_mut().find_map(|(caught, signal)| signal.poll_recv(cx).is_ready().then_some(*caught));
+            let come =
+                self.0.iter_mut().find_map(|(caught, signal)| signal.poll_recv(cx).is_ready().then_some(*caught));
             come.map_or(Poll::Pending, Poll::Ready)
         })
         .await

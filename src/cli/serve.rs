@@ -117,7 +117,9 @@ fn reread_log_filter(log: &Log, settings: Result<Effective, Mistakes>) {
     };
     let filter = &settings.log_filter;
     match telemetry::parse_filter(filter) {
-        Ok(parsed) => log.set_filter(parsed, || tracing::info!(log_filter = filter, "SIGHUP: the log filter was read again")),
+        Ok(parsed) => {
+            log.set_filter(parsed, || tracing::info!(log_filter = filter, "SIGHUP: the log filter was read again"))
+        }
         Err(error) => kept(&error),
     }
 }

@@ -392,11 +392,8 @@ where
     }
 
     fn tell_of_stop(&mut self) {
-        self.told = Some(Told {
-            at: Instant::now(),
-            was_quiet: self.conn.is_quiet(),
-            last_stream: self.conn.last_stream(),
-        });
+        self.told =
+            Some(Told { at: Instant::now(), was_quiet: self.conn.is_quiet(), last_stream: self.conn.last_stream() });
         self.conn.tell_of_end();
     }
 

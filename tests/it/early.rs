@@ -53,12 +53,8 @@ impl Small {
             ..Flags::default()
         };
         let settings = Settings::load(&flags, None).unwrap().settings;
-        let settings = Settings {
-            journal_segment_bytes: 64 * 1024,
-            journal_retention_bytes: 512 * 1024,
-            drain_delay,
-            ..settings
-        };
+        let settings =
+            Settings { journal_segment_bytes: 64 * 1024, journal_retention_bytes: 512 * 1024, drain_delay, ..settings };
         let deps =
             Deps { clock: Arc::new(ManualClock::at(START)), entropy: Arc::new(Seeded::new(11)), engine: Engine::Sled };
         (settings, deps)

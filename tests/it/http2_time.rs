@@ -288,7 +288,6 @@ async fn no_idle_connection_holds_up_a_stop() {
     }
 }
 
-
 /// A call that a deaf peer has under way holds up a stop until it is answered, and no longer.
 #[tokio::test(start_paused = true)]
 async fn a_stop_ends_with_the_last_call() {

@@ -28,6 +28,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "progress",
             "serve",
             "store",
+            "systemd",
             "verify",
         ],
     ),
@@ -58,6 +59,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("serve", &["cores", "http2", "lifecycle", "net"]),
     ("store", &["fair", "fatal", "feed", "files", "parallel", "progress"]),
     ("system", &[]),
+    ("systemd", &["ops_http"]),
     ("telemetry", &[]),
     ("verify", &["index"]),
 ];
@@ -78,6 +80,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("papaya", &["index"]),
     ("prometheus_client", &["metrics"]),
     ("rand", &["system"]),
+    ("sd_notify", &["systemd"]),
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

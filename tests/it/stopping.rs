@@ -1,6 +1,7 @@
 //! Signals, the drain delay, and how long a stop takes.
 
 use std::fs;
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use keyward::app::Engine;
@@ -14,7 +15,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::binary::{Program, admin_of};
-use crate::h2peer::{HEADERS, END_HEADERS, PREFACE, Peer, VERIFY, head_of};
+use crate::h2peer::{END_HEADERS, HEADERS, PREFACE, Peer, VERIFY, head_of};
 use crate::harness::{Handle, Site};
 use crate::http2_time::here_with;
 use crate::ops::get;
@@ -175,4 +176,40 @@ fn signals_that_mean_nothing_are_ignored() {
     }
     program.signal("TERM");
     assert_eq!(program.end().0, Some(0));
+}
+
+#[test]
+fn a_service_manager_is_told_of_readiness_and_of_the_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let listen = UnixDatagram::bind(&path).unwrap();
+    listen.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let told = || {
+        let mut message = [0; 256];
+        let bytes = listen.recv(&mut message).unwrap();
+        String::from_utf8_lossy(&message[..bytes]).into_owned()
+    };
+    let environment = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("KEYWARD_DRAIN_DELAY", "1h")];
+    let mut program = Program::serve_in(&dir.path().join("data"), &[], &environment);
+    assert_eq!(told(), "READY=1\n");
+    program.signal("TERM");
+    program.wait_for("draining");
+    assert_eq!(told(), "STOPPING=1\n", "before the drain delay");
+    program.signal("TERM");
+    assert_eq!(program.end().0, Some(0));
+    listen.set_nonblocking(true).unwrap();
+    assert!(listen.recv(&mut [0; 256]).is_err(), "each once");
+}
+
+#[test]
+fn a_service_manager_that_does_not_listen_is_no_obstacle() {
+    let dir = tempfile::tempdir().unwrap();
+    let nobody = dir.path().join("nobody");
+    let environment = [("NOTIFY_SOCKET", nobody.to_str().unwrap())];
+    let mut program = Program::serve_in(&dir.path().join("data"), &[], &environment);
+    program.signal("TERM");
+    program.wait_for("stopping");
+    let (code, log) = program.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("cannot notify the service manager"), "{log}");
 }
