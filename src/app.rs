@@ -201,7 +201,7 @@ impl App {
         let slots = Slots::new(connections_max());
         let writable = Arc::new(AtomicBool::new(false));
         let opened = Arc::new(OnceLock::new());
-        let metrics = Arc::new(new_metrics(&index, &slots, &writable, &opened));
+        let metrics = Arc::new(new_metrics(&index, &slots, &writable, &opened, &deps.clock));
         let verdicts = metrics.verdicts();
 
         ops.spawn("refusals", refusals::tell_left_out(ops.stop_token()));
@@ -269,11 +269,13 @@ impl App {
             store: store.clone(),
             index: index.clone(),
             peppers,
-            clock: deps.clock,
+            clock: deps.clock.clone(),
             entropy: deps.entropy,
             page_token_key,
         });
         bootstrap(&authority, &settings.data_dir).await?;
+        // The log is told where there is none.
+        store.lasting_administrators(deps.clock.now());
         if let Some(answer_verdicts) = answer_verdicts {
             answer_verdicts().await;
         }
@@ -328,7 +330,13 @@ impl App {
 /// The store, once it is open.
 type Opened = Arc<OnceLock<Arc<dyn Store>>>;
 
-fn new_metrics(index: &Arc<Index>, slots: &Slots, writable: &Arc<AtomicBool>, opened: &Opened) -> Metrics {
+fn new_metrics(
+    index: &Arc<Index>,
+    slots: &Slots,
+    writable: &Arc<AtomicBool>,
+    opened: &Opened,
+    clock: &Arc<dyn Clock>,
+) -> Metrics {
     let (keys, revision, connections, writable) = (index.clone(), index.clone(), slots.clone(), writable.clone());
     let (unused, compactions) = (index.clone(), index.clone());
     let names = Kind::ALL.map(|kind| {
@@ -340,11 +348,14 @@ fn new_metrics(index: &Arc<Index>, slots: &Slots, writable: &Arc<AtomicBool>, op
         let opened = opened.clone();
         Box::new(move || opened.get().map_or(0, |store| of(store.table())))
     };
+    let (lasting, clock) = (opened.clone(), clock.clone());
+    let administrators = move || lasting.get().map_or(0, |store| store.lasting_administrators(clock.now()) as u64);
     let readings = Readings {
         keys: Box::new(move || keys.len() as u64),
         revision: Box::new(move || revision.revision().0),
         connections: Box::new(move || connections.taken() as u64),
         writable: Box::new(move || u64::from(writable.load(Ordering::Relaxed))),
+        administrators: Box::new(administrators),
         names: names.into(),
         names_unused: Box::new(move || unused.names_unused() as u64),
         name_compactions: Box::new(move || compactions.compactions()),

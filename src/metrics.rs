@@ -65,6 +65,8 @@ pub struct Readings {
     pub connections: Reading,
     /// 1 if changes can be made, else 0.
     pub writable: Reading,
+    /// How many lasting administrators there are.
+    pub administrators: Reading,
     /// For each kind of names, how many keys use.
     pub names: Vec<(&'static str, Reading)>,
     /// How many names are kept that no key uses.
@@ -88,6 +90,7 @@ impl Default for Readings {
             revision: zero(),
             connections: zero(),
             writable: zero(),
+            administrators: zero(),
             names: vec![],
             names_unused: zero(),
             name_compactions: zero(),
@@ -121,6 +124,9 @@ impl Metrics {
             "1 if changes can be made, 0 if the disk is full or stuck",
             Gauge(readings.writable),
         );
+        let help = "Administrators that last: active keys of tenant system with keyward.admin, without an end, networks or \
+                    audiences; 0 also until changes can be made";
+        registry.register("lasting_administrators", help, Gauge(readings.administrators));
         let help = "Different names that keys use, in any tenant, by kind";
         registry.register("names", help, Kinds(readings.names));
         registry.register("names_unused", "Names that are kept and no key uses", Gauge(readings.names_unused));

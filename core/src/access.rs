@@ -25,6 +25,22 @@ const ROLE_RULE: BrokenRule = BrokenRule(
      or narrowed to a tenant as in keyward.issuer@acme; narrowed to 'system', only .viewer, .auditor or .verifier",
 );
 
+const ROLE_ELSEWHERE_RULE: BrokenRule = BrokenRule(
+    "must not begin with 'keyward.' outside tenant 'system': such scopes are roles of Keyward's own callers, and give nothing here; \
+     if the key is for a caller of Keyward, create it in tenant 'system'",
+);
+
+/// Whether a scope may be given to a key of a tenant: roles in `system`, and anything but roles elsewhere.
+///
+/// # Errors
+/// With the rule that it breaks.
+pub fn check_scope(tenant: &TenantId, scope: &Scope) -> Result<(), BrokenRule> {
+    if tenant.is_system() {
+        return RoleScope::parse(scope).map(drop);
+    }
+    if scope.as_str().starts_with("keyward.") { Err(ROLE_ELSEWHERE_RULE) } else { Ok(()) }
+}
+
 /// What a caller is trusted with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -319,6 +335,12 @@ impl Authorization {
     #[must_use]
     pub fn key_id(&self) -> &KeyId {
         &self.caller.key_id
+    }
+
+    /// What the clock showed when the change was asked for.
+    #[must_use]
+    pub fn clock(&self) -> UnixMillis {
+        self.clock
     }
 
     /// Whether the caller may still do this, by their key as it is now. `latest` is the time of the change,

@@ -4,9 +4,10 @@
 //! parameters ([`clock::Clock`], [`entropy::Entropy`]), so that whoever calls owns them.
 //!
 //! Reading order: [`limits`], [`id`], [`secret`], [`leak`], [`digest`], [`scope`], [`record`], [`decision`], [`narrowing`],
-//! [`access`], [`event`], [`head`].
+//! [`access`], [`administrators`], [`event`], [`head`].
 
 pub mod access;
+pub mod administrators;
 pub mod clock;
 pub mod decision;
 pub mod digest;

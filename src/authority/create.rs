@@ -11,7 +11,7 @@ use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, Stamp, State};
 use keyward_core::scope::Scope;
 use keyward_core::secret::IssuedSecret;
 
-use super::{Authority, AuthorityError, Subject, check_expiry, check_policy, check_size, target};
+use super::{Authority, AuthorityError, Subject, check_expiry, check_scopes, check_size, check_times, target};
 use crate::store::{Commit, Put, Reader};
 
 /// What is wrong with a key id that the program keeps for itself.
@@ -76,7 +76,8 @@ impl Authority {
         let now = self.now();
         let stamp = Stamp { time: now.latest(), actor: grant.actor() };
         let (key, secret) = self.issue(grant.tenant(), &tenant.secret_prefix, new, &stamp)?;
-        check_policy("", grant.tenant(), &key.policy)?;
+        check_scopes("", grant.tenant(), &key.policy.scopes)?;
+        check_times("", &key.policy)?;
         check_expiry("", &key.policy, stamp.time)?;
         check_size(&key)?;
         if validate_only {

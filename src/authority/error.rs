@@ -62,6 +62,12 @@ pub enum AuthorityError {
     /// A key may not take away its own power: the last administrator would lock everyone out.
     #[error("a key cannot change its own state, scopes, networks, audiences or times; use another key")]
     OwnKey,
+    /// It would leave no administrator that lasts, and so, one day, nobody who could make one.
+    #[error(
+        "no lasting administrator would be left: make another one first, a key of tenant 'system' with keyward.admin that has no \
+         expire_time, no allowed_cidrs and no audiences but 'keyward'"
+    )]
+    LastAdministrator,
     /// All fields are within their limits, and together they are too large.
     #[error("the key has {bytes} bytes in all, of at most {max}")]
     TooLarge {
@@ -172,6 +178,7 @@ impl AuthorityError {
             CommitError::Outdated => Self::Outdated,
             CommitError::TooLarge { bytes } => Self::TooLarge { bytes, max: RECORD_BYTES_MAX },
             CommitError::Bounded(exceeded) => Self::bounded(exceeded),
+            CommitError::LastAdministrator => Self::LastAdministrator,
             CommitError::Overloaded => Self::Overloaded,
             CommitError::NoRoom => Self::NoRoom,
             CommitError::Store(error) => error.into(),

@@ -17,15 +17,16 @@ mod update;
 
 use std::sync::Arc;
 
-use keyward_core::access::{Act, Grant, RoleScope};
+use keyward_core::access::{Act, Grant, check_scope};
 use keyward_core::clock::{Clock, Now, UnixMillis};
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
-use keyward_core::id::{KeyId, TenantId};
+use keyward_core::id::{BrokenRule, KeyId, TenantId};
 use keyward_core::limits::RECORD_BYTES_ISSUED_MAX;
 use keyward_core::narrowing::narrows;
 use keyward_core::record::{KeyPolicy, KeyRecord, Moved, Stamp, TenantRecord};
+use keyward_core::scope::Scope;
 use zeroize::Zeroizing;
 
 use self::page_token::PageTokens;
@@ -140,6 +141,8 @@ impl Authority {
                     let admitted = self.store.admits(Some(&before), &key);
                     admitted.map_err(|error| AuthorityError::of_commit(error, Subject::Key).below("key."))?;
                 }
+                let kept = self.store.keeps_administrator(&key, now.clock());
+                kept.map_err(|error| AuthorityError::of_commit(error, Subject::Key))?;
                 let revision = key.revision;
                 // Whoever is told that a key is disabled may rely on it: the change may be durable and not yet in force.
                 self.index.reached(revision).await;
@@ -191,13 +194,24 @@ fn target(tenant: &TenantId, key_id: &KeyId) -> String {
     format!("{tenant}/{key_id}")
 }
 
-/// What must hold of a key's scopes and times, wherever they come from. `at` is where the request has them.
-fn check_policy(at: &str, tenant: &TenantId, policy: &KeyPolicy) -> Result<(), AuthorityError> {
-    if tenant.is_system() {
-        for (nth, scope) in policy.scopes.iter().enumerate() {
-            RoleScope::parse(scope).map_err(|rule| AuthorityError::bad_field(format!("{at}scopes[{nth}]"), rule.0))?;
-        }
+/// What must hold of scopes that a key is to have. `at` is where the request has them.
+fn check_scopes(at: &str, tenant: &TenantId, scopes: &[Scope]) -> Result<(), AuthorityError> {
+    for (nth, scope) in scopes.iter().enumerate() {
+        let of_scope = |rule: BrokenRule| AuthorityError::bad_field(format!("{at}scopes[{nth}]"), rule.0);
+        check_scope(tenant, scope).map_err(of_scope)?;
     }
+    if tenant.is_system() && scopes.is_empty() {
+        return Err(AuthorityError::bad_field(
+            format!("{at}scopes"),
+            "must have a role, such as keyward.verifier: without one, a key of tenant 'system' may do nothing; if it is not for a \
+             caller of Keyward, it belongs in another tenant",
+        ));
+    }
+    Ok(())
+}
+
+/// What must hold of a key's times, wherever they come from. `at` is where the request has them.
+fn check_times(at: &str, policy: &KeyPolicy) -> Result<(), AuthorityError> {
     if let (Some(from), Some(until)) = (policy.not_before, policy.expire_time)
         && until <= from
     {

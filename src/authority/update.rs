@@ -9,7 +9,7 @@ use keyward_core::id::KeyId;
 use keyward_core::record::{KeyRecord, Moved};
 use keyward_core::scope::Scope;
 
-use super::{Authority, AuthorityError, Changed, Terms, check_expiry, check_policy, check_size};
+use super::{Authority, AuthorityError, Changed, Terms, check_expiry, check_scopes, check_size, check_times};
 
 /// New values for some fields of a key; `None` leaves a field as it is.
 #[derive(Clone, Debug, Default)]
@@ -60,7 +60,11 @@ impl Authority {
                 return Err(AuthorityError::OwnKey);
             }
             key.check_rewritten(&before)?;
-            check_policy("key.", grant.tenant(), &key.policy)?;
+            // What is stored already is not judged again.
+            if let Some(scopes) = &patch.scopes {
+                check_scopes("key.", grant.tenant(), scopes)?;
+            }
+            check_times("key.", &key.policy)?;
             if patch.expire_time.is_some() {
                 check_expiry("key.", &key.policy, stamp.time)?;
             }

@@ -195,6 +195,7 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
         ),
         AuthorityError::Forbidden(error) => (Code::FailedPrecondition, "STATE_FORBIDS", error.to_string()),
         AuthorityError::OwnKey => (Code::FailedPrecondition, "OWN_KEY", error.to_string()),
+        AuthorityError::LastAdministrator => (Code::FailedPrecondition, "LAST_ADMINISTRATOR", error.to_string()),
         AuthorityError::TooLarge { .. } => (Code::InvalidArgument, "KEY_TOO_LARGE", error.to_string()),
         AuthorityError::Bounded { exceeded, violation } => {
             let reason = match exceeded {

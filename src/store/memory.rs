@@ -13,6 +13,7 @@ use keyward_core::record::{KeyRecord, TenantRecord};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use super::administrators::Administrators;
 use super::bounds::{self, Kind, Pending, Uses};
 use super::check::{Current, authorize, stage};
 use super::{
@@ -36,6 +37,7 @@ struct State {
     keys: BTreeMap<(TenantId, KeyId), Arc<KeyRecord>>,
     digests: HashSet<Digest>,
     tenants: BTreeMap<TenantId, Arc<TenantRecord>>,
+    administrators: Administrators,
     closed: bool,
 }
 
@@ -56,6 +58,7 @@ impl MemoryStore {
             keys: BTreeMap::new(),
             digests: HashSet::new(),
             tenants: BTreeMap::new(),
+            administrators: Administrators::default(),
             closed: false,
         };
         Self { state: Mutex::new(state), feed: Feed::starting_after(Revision(0)) }
@@ -112,11 +115,15 @@ impl Store for MemoryStore {
             return Err(StoreError::Closed.into());
         }
         authorize(&commit, &mut *state)?;
-        let narrows = commit.narrows;
+        let (narrows, clock) = (commit.narrows, commit.clock());
         let revision = state.revision.next();
         let staged = commit.puts.into_iter().map(|put| stage(put, revision, narrows, &*state));
         let records: Vec<_> = staged.map(|s| s.map(|s| s.record)).collect::<Result<_, _>>()?;
+        state.administrators.check(records.iter(), clock)?;
         for record in &records {
+            if state.administrators.take(record).is_some() {
+                state.administrators.tell(clock);
+            }
             match record {
                 Record::Key(key) => {
                     state.digests.insert(key.secret.digest);
@@ -139,6 +146,17 @@ impl Store for MemoryStore {
 
     fn admits_tenant(&self) -> Result<(), CommitError> {
         self.state.lock().admit_tenant()
+    }
+
+    fn keeps_administrator(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError> {
+        let record = Record::Key(Arc::new(key.clone()));
+        self.state.lock().administrators.check([&record].into_iter(), clock)
+    }
+
+    fn lasting_administrators(&self, clock: UnixMillis) -> usize {
+        let administrators = &mut self.state.lock().administrators;
+        administrators.tell(clock);
+        administrators.count(clock)
     }
 
     fn changes(&self, after: Revision) -> Result<Subscription, Resync> {

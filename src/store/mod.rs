@@ -4,6 +4,7 @@
 //! embedded engine and an etcd transaction can promise: compare-and-set on record versions, and one revision that only
 //! grows. One conformance suite (tests/it/conformance.rs) runs on every engine. Only [`crate::app`] names an engine.
 
+mod administrators;
 mod bounds;
 mod check;
 pub mod memory;
@@ -103,6 +104,17 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`CommitError::Bounded`].
     fn admits_tenant(&self) -> Result<(), CommitError>;
+
+    /// Whether a lasting administrator remains when a key is written, by the clock's reading: for whoever only asks. A commit is
+    /// held to it in any case.
+    ///
+    /// # Errors
+    /// [`CommitError::LastAdministrator`].
+    fn keeps_administrator(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError>;
+
+    /// How many lasting administrators there are ([`keyward_core::administrators`]), by the clock's reading. Where there is none,
+    /// it says so in the log, once.
+    fn lasting_administrators(&self, clock: UnixMillis) -> usize;
 
     /// The changes after a revision: ordered and without gaps.
     ///
@@ -436,6 +448,13 @@ pub struct Commit {
     pub puts: Vec<Put>,
 }
 
+impl Commit {
+    /// What the clock showed when it was asked for; without a caller, the time of the change.
+    pub(crate) fn clock(&self) -> UnixMillis {
+        self.authorization.as_ref().map_or(self.time, Authorization::clock)
+    }
+}
+
 /// One record to write, and what must hold for it.
 #[derive(Debug)]
 pub enum Put {
@@ -468,6 +487,9 @@ pub enum CommitError {
     /// The commit brings a name into use, and a tenant has as many as it may have; or there may be no more tenants.
     #[error("{0}")]
     Bounded(Exceeded),
+    /// The commit would take the number of lasting administrators from one or more to none.
+    #[error("no lasting administrator would be left")]
+    LastAdministrator,
     /// The queue of commits is full.
     #[error("too many changes are waiting")]
     Overloaded,

@@ -230,7 +230,7 @@ def test_a_verifier_verifies_and_administers_nothing(admin: Grpcurl, verifier: G
 
 
 def test_a_customers_key_is_no_credential_for_keyward(admin: Grpcurl) -> None:
-    customer = admin.with_key(create(admin, "Zapier", scopes=["keyward.admin"])["secret"])
+    customer = admin.with_key(create(admin, "Zapier", scopes=["admin"])["secret"])
     assert customer.refused(f"{ADMIN}/ListKeys").code == "Unauthenticated"
 
 

@@ -12,7 +12,7 @@ async fn a_call_without_a_working_credential_is_refused() {
     assert_eq!((refused.code(), &*error_reason(&refused)), (Code::Unauthenticated, "CREDENTIAL_MISSING"));
 
     // A key of another tenant is no credential, whatever its scopes are called.
-    let ordinary = site.admin().issue("Ordinary", &["keyward.admin"]).await;
+    let ordinary = site.admin().issue("Ordinary", &["admin"]).await;
     for bad in ["garbage", &ordinary.secret] {
         let refused = site.caller(bad).list(pb::ListKeysRequest::default()).await.unwrap_err();
         assert_eq!((refused.code(), &*error_reason(&refused)), (Code::Unauthenticated, "CREDENTIAL_REFUSED"));

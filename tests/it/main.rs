@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
 mod access;
+mod administrators;
 mod ahead;
 mod backup;
 mod bad_input;

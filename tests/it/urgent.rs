@@ -163,6 +163,14 @@ impl Store for Watched {
         self.inner.admits_tenant()
     }
 
+    fn keeps_administrator(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError> {
+        self.inner.keeps_administrator(key, clock)
+    }
+
+    fn lasting_administrators(&self, clock: UnixMillis) -> usize {
+        self.inner.lasting_administrators(clock)
+    }
+
     fn changes(&self, after: Revision) -> Result<Subscription, Resync> {
         self.inner.changes(after)
     }

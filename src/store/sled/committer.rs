@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use keyward_core::clock::UnixMillis;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Change, Record, Revision};
 use keyward_core::id::{KeyId, TenantId};
@@ -30,6 +31,7 @@ use super::table::{Row, Table};
 use super::watermark::Watermark;
 use crate::fatal::die;
 use crate::feed::Feed;
+use crate::store::administrators::{self, Administrators, Before};
 use crate::store::bounds::{self, Bounds, Kind, Pending};
 use crate::store::check::{Current, Staged, authorize, stage};
 use crate::store::record::pb;
@@ -84,6 +86,7 @@ pub(super) struct Parts {
     pub(super) bounds: Bounds,
     /// It follows the log: it knows which names are in use, and versions of keys without a read of the table.
     pub(super) view: Arc<dyn View>,
+    pub(super) administrators: Arc<Mutex<Administrators>>,
 }
 
 /// How far the writers are.
@@ -99,7 +102,7 @@ pub(super) struct Progress {
 impl Committer {
     /// Starts the threads. They end when the lanes are closed and everything that was queued is done.
     pub(super) fn start(parts: Parts) -> std::io::Result<(Self, Progress)> {
-        let Parts { journal, watermark, lanes, free_bytes, table, overlay, feed, durable_at, keeper, bounds, view } =
+        let Parts { journal, watermark, lanes, free_bytes, table, overlay, feed, durable_at, keeper, bounds, view, administrators } =
             parts;
         let revision = journal.position.revision;
         let gauge = journal.writer.gauge(free_bytes)?;
@@ -125,6 +128,7 @@ impl Committer {
             groups,
             keeper,
             names: BoundedNames { bounds, view, pending: RefCell::default() },
+            administrators,
             busy,
             gauge,
             last_room,
@@ -165,6 +169,7 @@ struct Log {
     groups: SyncSender<Group>,
     keeper: Waker,
     names: BoundedNames,
+    administrators: Arc<Mutex<Administrators>>,
     busy: Arc<Busy>,
     gauge: Gauge,
     last_room: Room,
@@ -233,7 +238,9 @@ impl Log {
         let mut replies = vec![];
         self.names.pending.get_mut().folded(self.names.view.revision());
         let (overlay, table, names, callers) = (&*self.overlay, &*self.table, &self.names, &mut self.callers);
-        let mut seen = Seen { group: Maps::default(), overlay, table, names, callers, applied: &self.applied };
+        let (administrators, taken) = (&*self.administrators, vec![]);
+        let mut seen =
+            Seen { group: Maps::default(), overlay, table, names, administrators, taken, callers, applied: &self.applied };
 
         let mut next = Some(first);
         while let Some(request) = next {
@@ -255,6 +262,7 @@ impl Log {
             let full = frame.len() == GROUP_COMMITS_MAX || frame.payload_bytes() >= GROUP_BYTES_MAX;
             next = if full { None } else { self.lanes.next(&mut share) };
         }
+        let taken = seen.taken;
         if frame.is_empty() {
             answer(replies);
             return;
@@ -277,6 +285,7 @@ impl Log {
                         %error, "no segment of the journal can be made; changes are refused, and verdicts go on; look after the disk"
                     );
                 }
+                self.administrators.lock().take_back(taken);
                 // Also to those that were refused: what they were refused for may be one of these.
                 answer(replies.into_iter().map(|(reply, _)| (reply, Err(CommitError::NoRoom))));
                 return;
@@ -357,10 +366,11 @@ fn stage_all(
         return Err(CommitError::NoRoom);
     }
     authorize(&commit, seen)?;
-    let narrows = commit.narrows;
+    let (narrows, clock) = (commit.narrows, commit.clock());
     let staged =
         commit.puts.into_iter().map(|put| stage(put, revision, narrows, seen)).collect::<Result<Vec<_>, _>>()?;
     let rows: Vec<Row> = staged.into_iter().map(|Staged { record, bytes }| Row { record, bytes }).collect();
+    seen.keep_administrator(&rows, clock)?;
     rows.iter().for_each(|row| seen.group.insert(&row.record));
     let redo = rows.iter().map(|row| {
         let bytes = row.bytes.clone();
@@ -399,6 +409,9 @@ struct Seen<'a> {
     table: &'a Table,
     callers: &'a mut Callers,
     names: &'a BoundedNames,
+    administrators: &'a Mutex<Administrators>,
+    /// What the group has changed of them.
+    taken: Vec<Before>,
     applied: &'a watch::Receiver<Revision>,
 }
 
@@ -407,6 +420,20 @@ struct BoundedNames {
     bounds: Bounds,
     view: Arc<dyn View>,
     pending: RefCell<Pending>,
+}
+
+impl Seen<'_> {
+    /// Sees that a lasting administrator remains, and takes in who they are then.
+    fn keep_administrator(&mut self, rows: &[Row], clock: UnixMillis) -> Result<(), CommitError> {
+        if !rows.iter().any(|row| administrators::concerns(&row.record)) {
+            return Ok(());
+        }
+        let mut administrators = self.administrators.lock();
+        administrators.check(rows.iter().map(|row| &row.record), clock)?;
+        self.taken.extend(rows.iter().filter_map(|row| administrators.take(&row.record)));
+        administrators.tell(clock);
+        Ok(())
+    }
 }
 
 impl Current for Seen<'_> {

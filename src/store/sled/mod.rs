@@ -17,6 +17,7 @@
 //! Reading order: [`journal`] (frames and segments), [`table`] (sled), `recovery` (start-up), `lanes` (what waits for) and
 //! `committer` (the one writer), `reads` (the readers).
 
+mod administrators;
 mod backup;
 mod committer;
 mod condition;
@@ -52,7 +53,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use keyward_core::clock::{Clock, UnixMillis};
-use keyward_core::event::Revision;
+use keyward_core::event::{Record, Revision};
 use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::record::{KeyRecord, TenantRecord};
@@ -71,6 +72,7 @@ use self::overlay::Overlay;
 use self::reads::Readers;
 use self::recovery::SoundTable;
 use self::table::Table;
+use super::administrators::Administrators;
 use super::bounds::{self, Kind, Pending};
 use super::{
     Backup, BackupError, Bounds, Commit, CommitError, Condition, Held, KeyQuery, Page, Part, Reader, Snapshot, Store,
@@ -149,6 +151,7 @@ pub struct SledStore {
     table_rebuilds: u64,
     bounds: Bounds,
     view: Arc<dyn View>,
+    administrators: Arc<Mutex<Administrators>>,
     backing_up: Arc<tokio::sync::Mutex<()>>,
     backup_limits: BackupLimits,
     looks: Looks,
@@ -174,6 +177,9 @@ impl SledStore {
         let recovered = recovery::recover(&dir, options, SoundTable::Keep, &*view)?;
         let overlay = Arc::new(Overlay::default());
         overlay.insert(recovered.table.every_tenant().map_err(|error| OpenError::Table(error.into()))?.iter());
+        let administrators = administrators::read(&recovered.table);
+        let administrators = administrators.map_err(|error| OpenError::Table(error.into()))?;
+        let administrators = Arc::new(Mutex::new(administrators));
         let feed = Feed::starting_after(recovered.journal.position.revision);
         let table = Arc::new(recovered.table);
         let lanes = Arc::new(Lanes::new());
@@ -199,6 +205,7 @@ impl SledStore {
             keeper: keeper.waker(),
             bounds: options.bounds,
             view: view.clone(),
+            administrators: administrators.clone(),
         })?;
         Ok(Self {
             lanes,
@@ -210,6 +217,7 @@ impl SledStore {
             table_rebuilds: recovered.rebuilds,
             bounds: options.bounds,
             view,
+            administrators,
             backing_up: Arc::default(),
             backup_limits: options.backup,
             looks,
@@ -358,6 +366,17 @@ impl Store for SledStore {
 
     fn admits_tenant(&self) -> Result<(), CommitError> {
         bounds::check_tenants(&self.bounds, self.overlay.tenant_count())
+    }
+
+    fn keeps_administrator(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError> {
+        let record = Record::Key(Arc::new(key.clone()));
+        self.administrators.lock().check([&record].into_iter(), clock)
+    }
+
+    fn lasting_administrators(&self, clock: UnixMillis) -> usize {
+        let mut administrators = self.administrators.lock();
+        administrators.tell(clock);
+        administrators.count(clock)
     }
 
     fn changes(&self, after: Revision) -> Result<Subscription, Resync> {

@@ -1,0 +1,97 @@
+//! The lasting administrators of an engine ([`keyward_core::administrators`]). A change that would leave none is refused, where
+//! its other conditions are checked: two administrators that disable each other at the same moment are one behind the other there.
+
+use std::collections::HashMap;
+
+use keyward_core::administrators::lasting_from;
+use keyward_core::clock::UnixMillis;
+use keyward_core::event::Record;
+use keyward_core::id::KeyId;
+use keyward_core::record::KeyRecord;
+
+use super::CommitError;
+
+/// The keys that are lasting administrators, each with the time from which it is one.
+#[derive(Debug, Default)]
+pub(super) struct Administrators {
+    from: HashMap<KeyId, UnixMillis>,
+    /// Whether the log has been told that there is none.
+    told: bool,
+}
+
+/// What there was before a record was taken, to take it back.
+#[derive(Debug)]
+pub(super) struct Before {
+    key_id: KeyId,
+    from: Option<UnixMillis>,
+}
+
+impl Administrators {
+    /// How many there are at a time.
+    pub(super) fn count(&self, at: UnixMillis) -> usize {
+        self.from.values().filter(|from| **from <= at).count()
+    }
+
+    /// Whether one remains when these records are written. Where there is none before either, nothing is refused: that would keep
+    /// out whoever is to mend it.
+    pub(super) fn check<'a>(
+        &self,
+        records: impl Iterator<Item = &'a Record> + Clone,
+        at: UnixMillis,
+    ) -> Result<(), CommitError> {
+        let written = || records.clone().filter_map(of_system);
+        let lasts = |key_id: &KeyId| self.from.get(key_id).is_some_and(|from| *from <= at);
+        let will_last = |key: &KeyRecord| lasting_from(key).is_some_and(|from| from <= at);
+        let loses_one = written().any(|key| lasts(&key.key_id) && !will_last(key));
+        let untouched = || self.from.keys().any(|id| lasts(id) && written().all(|key| key.key_id != *id));
+        if loses_one && !untouched() && !written().any(will_last) {
+            return Err(CommitError::LastAdministrator);
+        }
+        Ok(())
+    }
+
+    /// Takes in a record that is written.
+    pub(super) fn take(&mut self, record: &Record) -> Option<Before> {
+        let key = of_system(record)?;
+        let before = match lasting_from(key) {
+            Some(from) => self.from.insert(key.key_id.clone(), from),
+            None => self.from.remove(&key.key_id),
+        };
+        Some(Before { key_id: key.key_id.clone(), from: before })
+    }
+
+    /// Takes records back that were not written after all.
+    pub(super) fn take_back(&mut self, taken: Vec<Before>) {
+        for Before { key_id, from } in taken.into_iter().rev() {
+            match from {
+                Some(from) => self.from.insert(key_id, from),
+                None => self.from.remove(&key_id),
+            };
+        }
+    }
+
+    /// Tells the log, once, that there is none.
+    pub(super) fn tell(&mut self, at: UnixMillis) {
+        let lacking = self.count(at) == 0;
+        if lacking && !self.told {
+            tracing::warn!(
+                "there is no lasting administrator: no key of tenant 'system' that is active now, without an end, with \
+                 keyward.admin of all tenants, and bound to no network and no other audience; nothing keeps the last \
+                 administrator from being lost; create such a key, or make one offline with `keyward admin-key`"
+            );
+        }
+        self.told = lacking;
+    }
+}
+
+fn of_system(record: &Record) -> Option<&KeyRecord> {
+    match record {
+        Record::Key(key) => Some(&**key).filter(|key| key.tenant.is_system()),
+        Record::Tenant(_) => None,
+    }
+}
+
+/// Whether a record is a key of tenant `system`.
+pub(super) fn concerns(record: &Record) -> bool {
+    of_system(record).is_some()
+}

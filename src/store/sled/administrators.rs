@@ -1,0 +1,43 @@
+//! The lasting administrators that a table holds.
+
+use keyward_core::event::Record;
+use keyward_core::id::{ActorId, TenantId};
+use keyward_core::record::State;
+
+use super::orderings::Scan;
+use super::table::Table;
+use crate::store::administrators::Administrators;
+use crate::store::{KeyQuery, StoreError};
+
+/// Keys that are read at a time.
+const BATCH_KEYS: usize = 1_000;
+
+/// Reads the active keys of tenant `system`: before the store is open, because only the committer follows them from then on.
+pub(super) fn read(table: &Table) -> Result<Administrators, StoreError> {
+    let mut found = Administrators::default();
+    let mut query = KeyQuery {
+        caller: ActorId::keyward(),
+        tenant: TenantId::system(),
+        states: vec![State::Active],
+        owner: None,
+        labels: Default::default(),
+        key_ids: vec![],
+        after: None,
+        limit: BATCH_KEYS,
+    };
+    loop {
+        let mut scan = Scan::new(query.clone());
+        let page = loop {
+            if let Some(page) = table.list_on(&mut scan)? {
+                break page;
+            }
+        };
+        for key in page.records {
+            found.take(&Record::Key(key));
+        }
+        match page.next {
+            Some(next) => query.after = Some(next),
+            None => return Ok(found),
+        }
+    }
+}
