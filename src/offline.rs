@@ -1,17 +1,23 @@
-//! What is done to data that nobody serves: check, rebuild, restore. Like [`crate::app`], it puts things together and names
+//! What is done to data that nobody serves: check, rebuild, restore, one administrator more. Like [`crate::app`], it puts things together and names
 //! an engine.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use keyward_core::clock::Clock;
 use keyward_core::event::Revision;
+use keyward_core::id::{ActorId, KeyId};
+use keyward_core::record::Stamp;
 
+use crate::authority::{AuthorityError, Maker};
 use crate::config::Settings;
 use crate::keyring::{Keyring, KeyringError};
 use crate::store::Bounds;
 use crate::store::sled::inspect::inspect;
 use crate::store::sled::journal::ChainKey;
 use crate::store::sled::journal::writer::free_bytes;
+use crate::store::sled::mint::{Log, MintError};
 use crate::store::sled::restore::{RestoreError, Restored, restore};
 use crate::store::sled::salvage::{Salvaged, Unproven, look, salvage};
 use crate::store::sled::snapshot::{self, Contents, SnapshotError};
@@ -52,6 +58,24 @@ pub enum OfflineError {
     /// Nothing was restored.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// No administrator was made.
+    #[error(transparent)]
+    Mint(#[from] MintError),
+    /// No key can be made.
+    #[error(transparent)]
+    Issue(#[from] AuthorityError),
+    /// The new secret cannot be handed over.
+    #[error("the new key cannot be written to where it should go: {0}; nothing was changed")]
+    Keep(io::Error),
+}
+
+/// A new administrator.
+#[derive(Debug)]
+pub struct Minted {
+    /// Its id, in tenant `system`.
+    pub key_id: KeyId,
+    /// The revision at which it exists.
+    pub revision: Revision,
 }
 
 /// What an operator accepts where the data is not whole.
@@ -119,6 +143,27 @@ pub fn restore_backup(settings: &Settings, source: &Source) -> Result<Restored, 
     let keyring = keyring(settings)?;
     let dir = LockedDir::lock_empty(&settings.data_dir, Some(&settings.pepper_file))?;
     Ok(restore(&dir, &options_with(settings, &keyring), &|pepper| keyring.peppers.holds(pepper), source)?)
+}
+
+/// Adds a lasting administrator to a data directory, and changes nothing else. `keep` gets the secret before the change is made and
+/// must put it where it stays: an administrator that nobody can be would count as one.
+///
+/// # Errors
+/// When the directory is in use, damaged or empty, the pepper file is not its own, or the disk fails.
+pub fn mint_administrator(
+    settings: &Settings,
+    keep: impl FnOnce(&str) -> io::Result<()>,
+) -> Result<Minted, OfflineError> {
+    let dir = LockedDir::lock_existing(&settings.data_dir)?;
+    let keyring = keyring(settings)?;
+    let log = Log::open(&dir, &options_with(settings, &keyring))?;
+    let stamp = Stamp { time: SystemClock.now().max(log.latest_time()), actor: ActorId::keyward() };
+    let maker = Maker { peppers: &keyring.peppers, entropy: &SystemEntropy };
+    let description = "Made offline by `keyward admin-key`. Replace it by a key of your own, and disable it.";
+    let (key, secret) = maker.administrator("Administrator made offline", description, &stamp)?;
+    keep(&secret.reveal()).map_err(OfflineError::Keep)?;
+    let key_id = key.key_id.clone();
+    Ok(Minted { key_id, revision: log.append("MintAdministrator", key)? })
 }
 
 fn options(settings: &Settings) -> Result<Options, KeyringError> {

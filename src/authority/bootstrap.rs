@@ -1,12 +1,10 @@
 //! The first commit of an empty log: the two tenants, and a key for the first administrator.
 
-use keyward_core::access::Role;
 use keyward_core::event::Revision;
-use keyward_core::id::{ActorId, Environment, SecretPrefix, TenantId};
+use keyward_core::id::{ActorId, SecretPrefix, TenantId};
 use keyward_core::record::{Stamp, TenantRecord};
-use keyward_core::scope::Scope;
 
-use super::{Authority, AuthorityError, NewKey, Subject, target};
+use super::{Authority, AuthorityError, Maker, Subject, target};
 use crate::store::{Commit, Put};
 
 impl Authority {
@@ -32,22 +30,12 @@ impl Authority {
                 revision: Revision(0),
             }))
         };
-        let admin = NewKey {
-            key_id: None,
-            display_name: "Bootstrap administrator".to_owned(),
-            description: "Made at the first start. Replace it by a key of your own, and disable it.".to_owned(),
-            owner: String::new(),
-            environment: Environment::live(),
-            scopes: vec![Scope::parse(Role::Admin.scope()).map_err(|r| AuthorityError::bad_field("scopes", r.0))?],
-            audiences: vec![],
-            allowed_cidrs: vec![],
-            labels: Default::default(),
-            annotations: Default::default(),
-            not_before: None,
-            expire_time: None,
-            disabled: false,
-        };
-        let (key, secret) = self.issue(&TenantId::system(), &SecretPrefix::kw(), admin, &stamp)?;
+        let maker = Maker { peppers: &self.peppers, entropy: &*self.entropy };
+        let (key, secret) = maker.administrator(
+            "Bootstrap administrator",
+            "Made at the first start. Replace it by a key of your own, and disable it.",
+            &stamp,
+        )?;
         keep(&secret.reveal())?;
         let commit = Commit {
             actor: stamp.actor.clone(),

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use keyward_core::access::{Grant, Issue};
+use keyward_core::access::{Grant, Issue, Role};
 use keyward_core::clock::UnixMillis;
+use keyward_core::digest::PepperRing;
+use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
 use keyward_core::id::{Environment, KeyId, SecretPrefix, TenantId};
 use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, Stamp, State};
@@ -109,10 +111,32 @@ impl Authority {
         new: NewKey,
         stamp: &Stamp,
     ) -> Result<(KeyRecord, IssuedSecret), AuthorityError> {
-        let secret = IssuedSecret::generate(prefix, &new.environment, &*self.entropy)?;
+        let maker = Maker { peppers: &self.peppers, entropy: &*self.entropy };
+        let (key, secret) = maker.issue(tenant, prefix, new, stamp)?;
+        Ok((KeyRecord { revision: self.store.revision(), ..key }, secret))
+    }
+}
+
+/// What secrets are made with.
+pub struct Maker<'a> {
+    /// The current one keys the digest.
+    pub peppers: &'a PepperRing,
+    /// The randomness.
+    pub entropy: &'a dyn Entropy,
+}
+
+impl Maker<'_> {
+    fn issue(
+        &self,
+        tenant: &TenantId,
+        prefix: &SecretPrefix,
+        new: NewKey,
+        stamp: &Stamp,
+    ) -> Result<(KeyRecord, IssuedSecret), AuthorityError> {
+        let secret = IssuedSecret::generate(prefix, &new.environment, self.entropy)?;
         let key_id = match new.key_id {
             Some(chosen) => chosen,
-            None => KeyId::generate(stamp.time, &*self.entropy)?,
+            None => KeyId::generate(stamp.time, self.entropy)?,
         };
         let pepper = self.peppers.current();
         let key = KeyRecord {
@@ -141,8 +165,36 @@ impl Authority {
             annotations: new.annotations,
             created: stamp.clone(),
             updated: stamp.clone(),
-            revision: self.store.revision(),
+            revision: Revision(0),
         };
         Ok((key, secret))
+    }
+
+    /// Makes a lasting administrator and its secret, and commits nothing.
+    ///
+    /// # Errors
+    /// When there is no randomness.
+    pub fn administrator(
+        &self,
+        display_name: &str,
+        description: &str,
+        stamp: &Stamp,
+    ) -> Result<(KeyRecord, IssuedSecret), AuthorityError> {
+        let new = NewKey {
+            key_id: None,
+            display_name: display_name.to_owned(),
+            description: description.to_owned(),
+            owner: String::new(),
+            environment: Environment::live(),
+            scopes: vec![Scope::parse(Role::Admin.scope()).map_err(|r| AuthorityError::bad_field("scopes", r.0))?],
+            audiences: vec![],
+            allowed_cidrs: vec![],
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            not_before: None,
+            expire_time: None,
+            disabled: false,
+        };
+        self.issue(&TenantId::system(), &SecretPrefix::kw(), new, stamp)
     }
 }

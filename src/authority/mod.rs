@@ -35,7 +35,7 @@ use crate::index::Index;
 use crate::store::record::stateless_key_bytes;
 use crate::store::{Commit, CommitError, Put, Reader, Store};
 
-pub use self::create::{Created, NewKey};
+pub use self::create::{Created, Maker, NewKey};
 pub use self::error::{AuthorityError, Subject, Violation};
 pub use self::query::{Listed, Selector};
 pub use self::tenants::NewTenant;

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod admin_key;
 mod backup;
 mod check;
 mod config;
@@ -39,6 +40,9 @@ enum Command {
     Restore(restore::Options),
     /// Read all of a data directory that nobody serves, or of a backup, and say what is wrong. Exits with 1 on any doubt.
     Check(check::Options),
+    /// Make a new administrator in a data directory that nobody serves: where the last one was lost. Its key goes to standard
+    /// output, as one line, and is never shown again.
+    AdminKey(admin_key::Options),
     /// Build the table of a data directory that nobody serves anew, from its snapshot and its journal.
     Rebuild(rebuild::Options),
 }
@@ -138,6 +142,7 @@ impl Cli {
             Command::Backup(options) => backup::run(options),
             Command::Restore(options) => restore::run(options),
             Command::Check(options) => check::run(options),
+            Command::AdminKey(options) => admin_key::run(options),
             Command::Rebuild(options) => rebuild::run(options),
         };
         match done {

@@ -95,3 +95,38 @@ fn of_system(record: &Record) -> Option<&KeyRecord> {
 pub(super) fn concerns(record: &Record) -> bool {
     of_system(record).is_some()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::store::record::decode_key;
+
+    /// A group of changes that had no room was not made.
+    #[test]
+    fn what_was_not_written_is_taken_back() {
+        let hex = include_str!("../../testdata/records/key-v1-bare.hex");
+        let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(hex.split_whitespace().collect::<String>().as_bytes());
+        let mut key = decode_key(&bytes.unwrap()).unwrap();
+        key.tenant = keyward_core::id::TenantId::system();
+        key.policy.scopes = vec![keyward_core::scope::Scope::parse("keyward.admin").unwrap()];
+        key.policy.state = keyward_core::record::State::Active;
+        let now = UnixMillis(1_000);
+        let record = |key: &KeyRecord| Record::Key(Arc::new(key.clone()));
+        let mut dated = key.clone();
+        dated.policy.expire_time = Some(UnixMillis(2_000));
+        let other = KeyRecord { key_id: KeyId::parse("other").unwrap(), ..key.clone() };
+
+        let mut administrators = Administrators::default();
+        administrators.take(&record(&key));
+        let taken: Vec<_> = [record(&dated), record(&key), record(&dated), record(&other)]
+            .iter()
+            .filter_map(|record| administrators.take(record))
+            .collect();
+        assert_eq!(administrators.from.keys().collect::<Vec<_>>(), [&other.key_id]);
+        administrators.take_back(taken);
+        assert_eq!(administrators.from.keys().collect::<Vec<_>>(), [&key.key_id]);
+        assert!(administrators.check([&record(&dated)].into_iter(), now).is_err());
+    }
+}

@@ -8,10 +8,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
 use keyward::grpc::pb::{self, Reason};
+use keyward_core::clock::UnixMillis;
 use tempfile::TempDir;
 use tonic::transport::Endpoint;
 
-use crate::harness::{Handle, Issued, Site, disable, new_key};
+use crate::administrators::write_to;
+use crate::harness::{Handle, Issued, START, Site, disable, new_key};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_keyward");
 
@@ -141,6 +143,33 @@ async fn a_start_whose_clock_is_behind_the_log_says_by_how_much() {
     let program = Program::serve(site.dir.path(), &[]);
     let line = program.seen.lines().find(|line| line.contains(SAYS)).unwrap();
     assert!(line.contains("WARN") && line.contains("behind=") && line.contains("years"), "{line}");
+}
+
+#[tokio::test]
+async fn a_start_without_a_lasting_administrator_says_so() {
+    const SAYS: &str = "there is no lasting administrator";
+    let mut site = Site::start().await;
+    site.stop().await;
+    let program = Program::serve(site.dir.path(), &[]);
+    program.signal("TERM");
+    let (_, log) = program.end();
+    assert!(!log.contains(SAYS), "{log}");
+    // Before it begins to last, nothing keeps it from being dated.
+    write_to(site.dir.path(), START, |mut key| {
+        key.policy.not_before = Some(START);
+        Some(key)
+    })
+    .await;
+    write_to(site.dir.path(), UnixMillis(START.0 - 1), |mut key| {
+        key.policy.expire_time = Some(UnixMillis(START.0 + 100 * 31_557_600_000));
+        Some(key)
+    })
+    .await;
+    let program = Program::serve(site.dir.path(), &[]);
+    let line = program.seen.lines().find(|line| line.contains(SAYS)).expect(&program.seen);
+    assert!(line.contains("WARN") && line.contains("keyward admin-key"), "{line}");
+    program.signal("TERM");
+    program.end();
 }
 
 #[test]

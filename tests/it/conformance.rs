@@ -45,6 +45,7 @@ on_every_engine![
     a_key_is_made_once,
     a_stale_version_is_refused,
     a_change_is_made_only_while_its_caller_may,
+    the_last_lasting_administrator_stays,
     a_commit_is_all_or_nothing,
     a_record_past_its_limit_is_refused,
     pages_are_ordered_and_complete,
@@ -250,6 +251,36 @@ async fn a_change_is_made_only_while_its_caller_may(store: Arc<dyn Store>) {
     let other = Identity { digest: Digest::from_bytes([9; 32]), ..identity.clone() };
     let commit = Commit { authorization: granted(&other), ..issue(950) };
     assert_eq!(refusal(store.commit(commit).await), Unauthorized::Key(DenyReason::Unknown));
+}
+
+async fn the_last_lasting_administrator_stays(store: Arc<dyn Store>) {
+    let administrator = |number: u32| {
+        let mut made = KeyRecord { tenant: TenantId::system(), ..key(number) };
+        made.policy.scopes = vec![Scope::parse("keyward.admin").unwrap()];
+        made
+    };
+    let disabled = |key: &KeyRecord, revision: Revision| {
+        let mut key = KeyRecord { revision, ..key.clone() };
+        key.policy.state = State::Disabled;
+        Put::Key(Box::new(key))
+    };
+    assert_eq!(store.lasting_administrators(UnixMillis(1_000)), 0);
+    let (one, two) = (administrator(1), administrator(2));
+    let of_one = store.commit(commit(vec![Put::NewKey(Box::new(one.clone()))])).await.unwrap();
+    let last = disabled(&one, of_one);
+    let Put::Key(asked) = &last else { unreachable!() };
+    assert!(matches!(store.keeps_administrator(asked, UnixMillis(1_000)), Err(CommitError::LastAdministrator)));
+    assert!(matches!(store.commit(commit(vec![last])).await, Err(CommitError::LastAdministrator)));
+    assert_eq!(store.revision(), of_one);
+    assert_eq!(read(&*store, &one).await.unwrap().policy.state, State::Active);
+
+    // Two at once are as bad as one after the other; one that is made with the same commit is good.
+    let of_two = store.commit(commit(vec![Put::NewKey(Box::new(two.clone()))])).await.unwrap();
+    let both = vec![disabled(&one, of_one), disabled(&two, of_two)];
+    assert!(matches!(store.commit(commit(both)).await, Err(CommitError::LastAdministrator)));
+    let three = Put::NewKey(Box::new(administrator(3)));
+    store.commit(commit(vec![disabled(&one, of_one), disabled(&two, of_two), three])).await.unwrap();
+    assert_eq!(store.lasting_administrators(UnixMillis(1_000)), 1);
 }
 
 async fn a_commit_is_all_or_nothing(store: Arc<dyn Store>) {

@@ -51,7 +51,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("main", &[]),
     ("metrics", &[]),
     ("net", &[]),
-    ("offline", &["config", "keyring", "store", "system"]),
+    ("offline", &["authority", "config", "keyring", "store", "system"]),
     ("ops_http", &["metrics", "net"]),
     ("parallel", &[]),
     ("progress", &[]),

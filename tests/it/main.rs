@@ -37,6 +37,7 @@ mod layering;
 mod leaving;
 mod lists;
 mod memory;
+mod minted;
 mod model;
 mod names;
 mod old_bytes;

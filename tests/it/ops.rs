@@ -340,6 +340,16 @@ async fn keys_and_the_revision_are_those_of_the_answers() {
 }
 
 /// Waits until a series has a value that will do.
+#[tokio::test]
+async fn lasting_administrators_are_told() {
+    let site = Site::with_ops().await;
+    let count = async || value(&metrics(&site.ops_addr()).await, "keyward_lasting_administrators");
+    assert_eq!(count().await, Some(1.0));
+    site.with_roles(&["keyward.admin"]).await;
+    site.with_roles(&["keyward.admin@default", "keyward.issuer"]).await;
+    assert_eq!(count().await, Some(2.0));
+}
+
 async fn wait_for_value(ops: &ListenAddr, series: &str, will_do: impl Fn(f64) -> bool) {
     let waiting = async {
         while !value(&metrics(ops).await, series).is_some_and(&will_do) {

@@ -102,8 +102,20 @@ pub(super) struct Progress {
 impl Committer {
     /// Starts the threads. They end when the lanes are closed and everything that was queued is done.
     pub(super) fn start(parts: Parts) -> std::io::Result<(Self, Progress)> {
-        let Parts { journal, watermark, lanes, free_bytes, table, overlay, feed, durable_at, keeper, bounds, view, administrators } =
-            parts;
+        let Parts {
+            journal,
+            watermark,
+            lanes,
+            free_bytes,
+            table,
+            overlay,
+            feed,
+            durable_at,
+            keeper,
+            bounds,
+            view,
+            administrators,
+        } = parts;
         let revision = journal.position.revision;
         let gauge = journal.writer.gauge(free_bytes)?;
         let busy = Arc::new(Busy::default());
@@ -239,8 +251,16 @@ impl Log {
         self.names.pending.get_mut().folded(self.names.view.revision());
         let (overlay, table, names, callers) = (&*self.overlay, &*self.table, &self.names, &mut self.callers);
         let (administrators, taken) = (&*self.administrators, vec![]);
-        let mut seen =
-            Seen { group: Maps::default(), overlay, table, names, administrators, taken, callers, applied: &self.applied };
+        let mut seen = Seen {
+            group: Maps::default(),
+            overlay,
+            table,
+            names,
+            administrators,
+            taken,
+            callers,
+            applied: &self.applied,
+        };
 
         let mut next = Some(first);
         while let Some(request) = next {

@@ -31,6 +31,7 @@ pub mod journal;
 mod keeper;
 mod known;
 mod lanes;
+pub mod mint;
 mod orderings;
 mod overlay;
 mod reads;

@@ -1,0 +1,42 @@
+//! `keyward admin-key`.
+
+use std::error::Error;
+use std::io::{self, Write};
+
+use clap::Args;
+use zeroize::Zeroizing;
+
+use super::Place;
+use crate::config::Flags;
+use crate::offline::mint_administrator;
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Makes an administrator. Its key is alone on standard output, so that it can go to a file; all else goes to stderr.
+pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    let (settings, _flush) = options.place.settings(Flags::default())?;
+    let mut printed = false;
+    let minted = mint_administrator(&settings, |secret| {
+        let line = Zeroizing::new(format!("{secret}\n"));
+        let mut out = io::stdout();
+        out.write_all(line.as_bytes())?;
+        out.flush()?;
+        printed = true;
+        Ok(())
+    });
+    let minted = minted.map_err(|error| match printed {
+        true => format!("{error}\nThe key that was printed may or may not work: try it after the next start"),
+        false => error.to_string(),
+    })?;
+    eprintln!(
+        "{}: {} is a new administrator, from revision {} on; its key was printed and is shown nowhere else",
+        settings.data_dir.display(),
+        minted.key_id,
+        minted.revision
+    );
+    Ok(())
+}
