@@ -9,6 +9,21 @@ use prost::Message;
 /// Messages that carry a secret do not derive Debug; src/grpc/pb.rs gives them one that leaves it out.
 const SECRET_MESSAGES: [&str; 2] = ["keyward.v1.VerifyRequest", "keyward.v1.CreateKeyResponse"];
 
+/// Files of protobuf's own. Reflection shows them, because the services' files may import them.
+const WELL_KNOWN: [&str; 11] = [
+    "google/protobuf/any.proto",
+    "google/protobuf/api.proto",
+    "google/protobuf/descriptor.proto",
+    "google/protobuf/duration.proto",
+    "google/protobuf/empty.proto",
+    "google/protobuf/field_mask.proto",
+    "google/protobuf/source_context.proto",
+    "google/protobuf/struct.proto",
+    "google/protobuf/timestamp.proto",
+    "google/protobuf/type.proto",
+    "google/protobuf/wrappers.proto",
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -17,6 +32,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("keyward_v1.bin"), service.encode_to_vec())?;
     let builder = tonic_prost_build::configure().btree_map(".").skip_debug(SECRET_MESSAGES);
     builder.compile_fds(service)?;
+
+    let health = compile(&["grpc/health/v1/health.proto"])?;
+    fs::write(out.join("grpc_health_v1.bin"), health.encode_to_vec())?;
+    tonic_prost_build::configure().btree_map(".").compile_fds(health)?;
+    fs::write(out.join("well_known.bin"), compile(&WELL_KNOWN)?.encode_to_vec())?;
 
     let storage = compile(&["keyward/storage/v1/storage.proto"])?;
     tonic_prost_build::configure().build_client(false).build_server(false).btree_map(".").compile_fds(storage)?;

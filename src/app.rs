@@ -19,10 +19,9 @@ use keyward_core::event::Revision;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tonic::service::Routes;
-use tonic_health::ServingStatus;
 use tower_layer::Layer;
 
-use self::face::{Face, STORE_NAMES, VERDICT_NAMES, new_health, set_health};
+use self::face::{Face, HEALTH_NAMES, STORE_NAMES, VERDICT_NAMES};
 use self::opening::{Opening, compact, fold};
 use crate::authority::{Authority, AuthorityError, Parts};
 use crate::conditions;
@@ -33,6 +32,7 @@ use crate::grpc;
 use crate::grpc::calls::{CALLS, has_long_reply, has_stream, is_quick, is_urgent};
 use crate::grpc::ready::{Gate, Ready};
 use crate::grpc::refusals;
+use crate::health::Health;
 use crate::index::{Index, Kind};
 use crate::keyring::{Keyring, KeyringError};
 use crate::layer::authn::AuthnLayer;
@@ -144,7 +144,7 @@ pub enum StartError {
     Store(#[from] StoreError),
     /// The descriptors do not decode.
     #[error("reflection: {0}")]
-    Reflection(#[from] tonic_reflection::server::Error),
+    Reflection(#[from] prost::DecodeError),
 }
 
 impl StartError {
@@ -195,7 +195,7 @@ impl App {
 
         let [front, back, telling, ops] = std::array::from_fn(|_| Tasks::default());
         let gate = Gate::default();
-        let health = new_health().await;
+        let health = Health::new(&HEALTH_NAMES);
         let phase = watch::Sender::new(Phase::Loading);
         let index = Arc::new(Index::default());
         let slots = Slots::new(connections_max());
@@ -209,9 +209,7 @@ impl App {
         let ops_listener = bind_ops(settings.ops_listen.as_ref()).await?;
         let addrs = listeners.iter().map(|listener| listener.addr().clone()).collect();
         let ops_addr = ops_listener.as_ref().map(|listener| listener.addr().clone());
-        let service = tonic_health::server::HealthService::from_health_reporter(health.clone());
-        let service = tonic_health::pb::health_server::HealthServer::new(service);
-        let routes = grpc::routes(&gate, front.stop_token(), service, settings.reflection)?;
+        let routes = grpc::routes(&gate, &front.stop_token(), health.clone(), settings.reflection)?;
         let cores = start_cores(settings.serving_threads)?;
         serve(&front, listeners, slots, &cores, routes, &gate, metrics.calls());
         if let Some(listener) = ops_listener {
@@ -229,7 +227,7 @@ impl App {
         let answer_verdicts = async || {
             gate.open(ready);
             face.phase.send_replace(Phase::Serving);
-            set_health(&face.health, &VERDICT_NAMES, ServingStatus::Serving).await;
+            face.health.set(&VERDICT_NAMES, true);
             tracing::info!(keys = index.len(), revision = index.revision().0, "answering verdicts");
         };
         // Verdicts come first: where there is an image of the index, long before the table has been read.
@@ -280,7 +278,7 @@ impl App {
             answer_verdicts().await;
         }
         gate.open_for_changes(authority);
-        set_health(&face.health, &STORE_NAMES, ServingStatus::Serving).await;
+        face.health.set(&STORE_NAMES, true);
         let condition = conditions::Watch { store: store.clone(), health: face.health.clone(), writable };
         telling.spawn("condition", condition.run(telling.stop_token()));
         tracing::info!(keys = index.len(), revision = index.revision().0, "serving");

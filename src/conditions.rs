@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
 
+use crate::health::Health;
 use crate::store::{Condition, Store};
 
 /// The service whose health depends on the disk.
@@ -22,7 +21,7 @@ pub struct Watch {
     /// The store.
     pub store: Arc<dyn Store>,
     /// What probes see.
-    pub health: HealthReporter,
+    pub health: Health,
     /// What metrics see.
     pub writable: Arc<AtomicBool>,
 }
@@ -40,11 +39,11 @@ impl Watch {
                 continue;
             }
             last = condition;
-            self.tell(condition).await;
+            self.tell(condition);
         }
     }
 
-    async fn tell(&self, condition: Condition) {
+    fn tell(&self, condition: Condition) {
         match condition {
             Condition::Writable => tracing::info!("changes can be made again"),
             Condition::NoRoom => tracing::error!(
@@ -58,7 +57,6 @@ impl Watch {
         }
         let writable = condition == Condition::Writable;
         self.writable.store(writable, Ordering::Relaxed);
-        let status = if writable { ServingStatus::Serving } else { ServingStatus::NotServing };
-        self.health.set_service_status(ADMIN_SERVICE, status).await;
+        self.health.set(&[ADMIN_SERVICE], writable);
     }
 }

@@ -6,7 +6,7 @@
 //! - [`cli`], [`config`], [`telemetry`]: what an operator says, and what he is told.
 //! - [`app`]: puts everything together; the only place that names a storage engine.
 //! - [`offline`]: what is done to data that nobody serves. [`remote`]: what is asked of a server from outside.
-//! - [`lifecycle`]: signals and shutdown. [`conditions`]: whether changes can be made. [`net`]: listeners. [`cores`],
+//! - [`lifecycle`]: signals and shutdown. [`conditions`]: whether changes can be made. [`health`]: what probes are told. [`net`]: listeners. [`cores`],
 //!   [`serve`]: connections, and where they live. [`http2`]: what they speak.
 //! - [`systemd`]: notifications of readiness. [`ops_http`]: probes and metrics over HTTP. [`metrics`]: what is counted.
 //! - [`layer`], [`grpc`]: calls come in: who calls, may they, and from the wire to the domain and back.
@@ -30,6 +30,7 @@ pub mod faults;
 pub mod feed;
 pub mod files;
 pub mod grpc;
+pub mod health;
 pub mod http2;
 pub mod index;
 pub mod keyring;

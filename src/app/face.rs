@@ -3,16 +3,15 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
 
 use crate::conditions;
 use crate::cores::Cores;
+use crate::health::Health;
 use crate::lifecycle::{Stop, Tasks};
 use crate::ops_http::Phase;
 
 /// The services whose health is told, beside the whole (``).
-const HEALTH_NAMES: [&str; 4] = ["", "keyward.v1.KeyVerify", conditions::ADMIN_SERVICE, AUDIT_SERVICE];
+pub(super) const HEALTH_NAMES: [&str; 4] = ["", "keyward.v1.KeyVerify", conditions::ADMIN_SERVICE, AUDIT_SERVICE];
 const AUDIT_SERVICE: &str = "keyward.v1.KeyAudit";
 /// Those that serve as soon as verdicts are answered.
 pub(super) const VERDICT_NAMES: [&str; 2] = ["", "keyward.v1.KeyVerify"];
@@ -22,7 +21,7 @@ pub(super) const STORE_NAMES: [&str; 2] = [conditions::ADMIN_SERVICE, AUDIT_SERV
 
 /// What callers and probes see of a server.
 pub(super) struct Face {
-    pub(super) health: HealthReporter,
+    pub(super) health: Health,
     pub(super) phase: watch::Sender<Phase>,
     /// What talks to callers. It ends first.
     pub(super) front: Tasks,
@@ -39,7 +38,7 @@ impl Face {
     /// them elsewhere. There is no delay if no call was answered yet.
     pub(super) async fn drain(&self, stop: &Stop) {
         let before = self.phase.send_replace(Phase::Draining);
-        set_health(&self.health, &HEALTH_NAMES, ServingStatus::NotServing).await;
+        self.health.set(&HEALTH_NAMES, false);
         let delay = if before == Phase::Serving { self.drain_delay } else { Duration::ZERO };
         if !delay.is_zero() {
             let delay = humantime::format_duration(delay);
@@ -51,11 +50,7 @@ impl Face {
     /// Says NOT_SERVING, takes no more connections, and lets calls finish.
     pub(super) async fn turn_away(&self) {
         self.phase.send_replace(Phase::Stopping);
-        set_health(&self.health, &HEALTH_NAMES, ServingStatus::NotServing).await;
-        // With the names gone, watchers get the news and then the end of their stream, and do not hold up the rest.
-        for name in HEALTH_NAMES {
-            self.health.clone().clear_service_status(name).await;
-        }
+        self.health.set(&HEALTH_NAMES, false);
         tracing::info!("letting calls finish; a second signal ends the process at once");
         if !self.front.stop(self.shutdown_deadline).await {
             tracing::warn!("some connections did not finish in time and are cut off");
@@ -65,18 +60,5 @@ impl Face {
     pub(super) async fn close(self) {
         self.ops.stop(Duration::ZERO).await;
         self.cores.stop();
-    }
-}
-
-pub(super) async fn new_health() -> HealthReporter {
-    // The reporter begins with SERVING for the whole; nothing listens yet that could see it.
-    let health = HealthReporter::new();
-    set_health(&health, &HEALTH_NAMES, ServingStatus::NotServing).await;
-    health
-}
-
-pub(super) async fn set_health(health: &HealthReporter, names: &[&str], status: ServingStatus) {
-    for name in names {
-        health.set_service_status(name, status).await;
     }
 }

@@ -18,6 +18,22 @@ pub use generated::*;
 /// The descriptors of the services, with their comments.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/keyward_v1.bin"));
 
+/// The descriptors of protobuf's own files.
+pub const WELL_KNOWN_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/well_known.bin"));
+
+/// The standard health service.
+pub mod health {
+    #[expect(clippy::allow_attributes, clippy::must_use_candidate, reason = "generated")]
+    mod generated {
+        tonic::include_proto!("grpc.health.v1");
+    }
+
+    pub use generated::*;
+
+    /// The descriptors of the service, with their comments.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/grpc_health_v1.bin"));
+}
+
 impl fmt::Debug for VerifyRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VerifyRequest").field("tenant", &self.tenant).finish_non_exhaustive()

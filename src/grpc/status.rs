@@ -34,6 +34,9 @@ pub enum Refusal {
     /// The caller's `grpc-timeout` is malformed.
     #[error("a malformed grpc-timeout")]
     BadTimeout,
+    /// Health is asked for a service that there is not.
+    #[error("no such service")]
+    NoSuchService,
     /// The call carries no credential.
     #[error("no credential")]
     NoCredential,
@@ -128,6 +131,7 @@ fn told(refusal: &Refusal) -> Told<'_> {
         Refusal::BadTimeout => {
             plain(Code::Internal, "TIMEOUT_MALFORMED", "grpc-timeout must be 1 to 8 digits and one of H, M, S, m, u, n")
         }
+        Refusal::NoSuchService => plain(Code::NotFound, "SERVICE_UNKNOWN", "service: there is no such service"),
         Refusal::NoCredential => plain(
             Code::Unauthenticated,
             "CREDENTIAL_MISSING",

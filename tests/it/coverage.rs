@@ -19,7 +19,7 @@ use keyward_core::entropy::Entropy;
 fn described() -> BTreeSet<String> {
     let sets = [
         pb::DESCRIPTORS,
-        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        pb::health::DESCRIPTORS,
         tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
     ];

@@ -42,6 +42,7 @@ mod model;
 mod names;
 mod old_bytes;
 mod ops;
+mod probes;
 mod rescue;
 mod restores;
 mod restrictions;

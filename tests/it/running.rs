@@ -1,4 +1,4 @@
-//! Starting, stopping, health, reflection, sockets.
+//! Starting, stopping, health, sockets.
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use keyward::authority::{Authority, Parts, Terms};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward::grpc::ready::Gate;
+use keyward::health::Health;
 use keyward::index::Index;
 use keyward::layer::authn::AuthnLayer;
 use keyward::store::memory::MemoryStore;
@@ -27,7 +28,6 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
-use tonic_reflection::pb::{v1, v1alpha};
 
 use zeroize::Zeroizing;
 
@@ -98,10 +98,7 @@ async fn until_the_data_is_loaded_calls_are_told_to_come_back() {
     let gate = Gate::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let reporter = tonic_health::server::HealthReporter::new();
-    let health = tonic_health::server::HealthService::from_health_reporter(reporter);
-    let health = tonic_health::pb::health_server::HealthServer::new(health);
-    let routes = keyward::grpc::routes(&gate, CancellationToken::new(), health, false).unwrap();
+    let routes = keyward::grpc::routes(&gate, &CancellationToken::new(), Health::new(&[]), false).unwrap();
     let server = Server::builder().layer(AuthnLayer::new(gate)).add_routes(routes);
     let serving = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
@@ -109,35 +106,6 @@ async fn until_the_data_is_loaded_calls_are_told_to_come_back() {
     let refused = Handle::new(channel, Some("anything".into())).ask(pb::VerifyRequest::default()).await.unwrap_err();
     assert_eq!((refused.code(), &*error_reason(&refused)), (Code::Unavailable, "STARTING"));
     serving.abort();
-}
-
-#[tokio::test]
-async fn reflection_lists_the_services_in_both_versions() {
-    let site = Site::start().await;
-    let services = ["grpc.health.v1.Health", "keyward.v1.KeyAdmin", "keyward.v1.KeyAudit", "keyward.v1.KeyVerify"];
-
-    let request = v1::ServerReflectionRequest {
-        message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),
-        ..Default::default()
-    };
-    let mut client = v1::server_reflection_client::ServerReflectionClient::new(site.channel());
-    let mut replies = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
-    let reply = replies.message().await.unwrap().unwrap().message_response;
-    let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(list)) = reply else { panic!() };
-    let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
-    assert!(services.iter().all(|service| names.iter().any(|name| name == service)), "{names:?}");
-
-    let request = v1alpha::ServerReflectionRequest {
-        message_request: Some(v1alpha::server_reflection_request::MessageRequest::ListServices(String::new())),
-        ..Default::default()
-    };
-    let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(site.channel());
-    let mut replies = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
-    let reply = replies.message().await.unwrap().unwrap().message_response;
-    let Some(v1alpha::server_reflection_response::MessageResponse::ListServicesResponse(list)) = reply else {
-        panic!()
-    };
-    assert!(list.service.len() >= services.len());
 }
 
 fn settings(dir: &tempfile::TempDir, listen: &[String]) -> Settings {
