@@ -20,7 +20,7 @@ use super::status::{Refusal, status};
 use crate::authority::{Authority, AuthorityError, Backup, Changed, Subject};
 
 /// Records of a list that are converted at once: a fraction of a millisecond.
-const SLICE_RECORDS: usize = 250;
+const SLICE_RECORDS: usize = 500;
 
 /// The service.
 pub struct AdminService {

@@ -212,7 +212,6 @@ impl SledStore {
             lanes,
             progress,
             overlay,
-            table,
             feed,
             durable_at,
             table_rebuilds: recovered.rebuilds,
@@ -223,9 +222,10 @@ impl SledStore {
             backup_limits: options.backup,
             looks,
             lists: Arc::new(Gate::new(LISTS, LISTS_WAITING)),
-            list_readers: Readers::start("lists", LIST_THREADS)?,
-            key_readers: Readers::start("reads", KEY_THREADS)?,
-            urgent_readers: Readers::start("urgent reads", URGENT_THREADS)?,
+            list_readers: Readers::start("lists", LIST_THREADS, Some(table.clone()))?,
+            key_readers: Readers::start("reads", KEY_THREADS, None)?,
+            urgent_readers: Readers::start("urgent reads", URGENT_THREADS, None)?,
+            table,
             threads: Mutex::new(Some((committer, keeper))),
             _dir: dir,
         })
@@ -322,15 +322,10 @@ impl Store for SledStore {
     }
 
     async fn keys(&self, query: KeyQuery) -> Result<Page<KeyRecord, KeyId>, StoreError> {
-        self.caught_up().await?;
-        let (table, caller) = (self.table.clone(), query.caller.clone());
+        let (table, overlay, caller) = (self.table.clone(), self.overlay.clone(), query.caller.clone());
         let place = self.lists.enter(caller.clone()).await.map_err(|_| StoreError::Overloaded)?;
         let mut scan = Scan::new(query);
-        let slice = move || {
-            let _turn = table.slice();
-            table.list_on(&mut scan)
-        };
-        let mut page = self.list_readers.read(caller, slice).await?;
+        let mut page = self.list_readers.read(caller, move || table.list_on(&overlay, &mut scan)).await?;
         page.held = Held::of(place);
         Ok(page)
     }

@@ -7,14 +7,16 @@ use keyward_core::id::{KeyId, TenantId};
 use keyward_core::record::{KeyRecord, State};
 use sled::IVec;
 
+use super::overlay::Overlay;
 use super::table::Table;
 use crate::store::{Held, KeyQuery, PAGE_SCAN_MAX, Page, StoreError};
 
-/// How long one slice of a list takes, or so: somewhat longer than a transaction, so that lists have their part of the time where
-/// much is written.
-const SLICE_TIME: Duration = Duration::from_millis(25);
+/// How long one slice of a list takes, or so. Then another caller's list has its turn.
+const SLICE_TIME: Duration = Duration::from_millis(10);
 /// Keys that one slice looks at, at most. Tests have many slices.
 const SLICE_KEYS: usize = if cfg!(test) { 512 } else { 8_192 };
+/// Keys that one slice has from the overlay, at most.
+const NEWER_KEYS: usize = if cfg!(test) { 64 } else { 1_024 };
 /// The time is looked at after so many keys.
 const KEYS_BETWEEN_LOOKS: usize = 32;
 
@@ -34,33 +36,66 @@ impl Scan {
     pub(super) fn new(query: KeyQuery) -> Self {
         Self { query, found: vec![], examined: 0 }
     }
+
+    /// The page, when enough has been found, or there is no more.
+    fn page(&mut self) -> Page<KeyRecord, KeyId> {
+        Page::first(std::mem::take(&mut self.found).into_iter(), self.query.limit, |key| key.key_id.clone())
+    }
 }
 
 impl Table {
-    /// Goes on with a list of keys in the order of their ids, for one slice. It gives the page when that is whole.
+    /// Goes on with a list of keys in the order of their ids, for one slice. It gives the page when that is whole. What is durable
+    /// and not in the table yet comes from the overlay: a list does not wait for the table's writer.
+    ///
+    /// Only in a [`Table::turn_to_list`]: what the overlay has let go of by then is in the table, and nothing else comes to it.
     ///
     /// # Errors
     /// When sled fails or a record is damaged.
-    pub(super) fn list_on(&self, scan: &mut Scan) -> Result<Option<Page<KeyRecord, KeyId>>, StoreError> {
+    pub(super) fn list_on(
+        &self,
+        overlay: &Overlay,
+        scan: &mut Scan,
+    ) -> Result<Option<Page<KeyRecord, KeyId>>, StoreError> {
         let began = Instant::now();
+        let newer = overlay.keys_after(&scan.query.tenant, scan.query.after.as_ref(), NEWER_KEYS);
+        let there_are_more = newer.len() == NEWER_KEYS;
+        let mut newer = newer.into_iter().peekable();
         let mut candidates = self.candidates(&scan.query);
+        let mut older = candidates.next().transpose()?;
         for number in 1..=SLICE_KEYS {
-            let next = candidates.next().transpose()?;
-            let Some((key_id, digest)) = next.filter(|_| scan.found.len() <= scan.query.limit) else {
-                let found = std::mem::take(&mut scan.found);
-                return Ok(Some(Page::first(found.into_iter(), scan.query.limit, |key| key.key_id.clone())));
-            };
+            if scan.found.len() > scan.query.limit {
+                return Ok(Some(scan.page()));
+            }
             if scan.examined == PAGE_SCAN_MAX {
                 let (records, next) = (std::mem::take(&mut scan.found), scan.query.after.take());
                 return Ok(Some(Page { records, next, held: Held::default() }));
             }
-            scan.examined += 1;
-            let key = match digest {
-                Some(digest) => Some(self.key_of(&digest)?),
-                None => self.key(&scan.query.tenant, &key_id)?,
-            };
-            scan.found.extend(key.filter(|key| scan.query.selects(key)));
-            scan.query.after = Some(key_id);
+            // Both are in the order of their ids. Of a key that is in both, the newer form counts.
+            let is_next = |newer: &Arc<KeyRecord>| older.as_ref().is_none_or(|(id, _)| newer.key_id <= *id);
+            if let Some(key) = newer.next_if(is_next) {
+                if older.as_ref().is_some_and(|(id, _)| *id == key.key_id) {
+                    older = candidates.next().transpose()?;
+                }
+                let key_id = key.key_id.clone();
+                if scan.query.selects(&key) {
+                    scan.examined += 1;
+                    scan.found.push(key);
+                }
+                scan.query.after = Some(key_id);
+            } else if there_are_more && newer.peek().is_none() {
+                break;
+            } else if let Some((key_id, digest)) = older.take() {
+                scan.examined += 1;
+                let key = match digest {
+                    Some(digest) => Some(self.key_of(&digest)?),
+                    None => self.key(&scan.query.tenant, &key_id)?,
+                };
+                scan.found.extend(key.filter(|key| scan.query.selects(key)));
+                scan.query.after = Some(key_id);
+                older = candidates.next().transpose()?;
+            } else {
+                return Ok(Some(scan.page()));
+            }
             if number.is_multiple_of(KEYS_BETWEEN_LOOKS) && began.elapsed() >= SLICE_TIME {
                 break;
             }

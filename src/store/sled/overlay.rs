@@ -21,7 +21,7 @@ pub(super) struct Overlay(RwLock<Maps>);
 
 #[derive(Debug, Default)]
 pub(super) struct Maps {
-    keys: HashMap<TenantId, HashMap<KeyId, Arc<KeyRecord>>>,
+    keys: HashMap<TenantId, BTreeMap<KeyId, Arc<KeyRecord>>>,
     digests: HashSet<Digest>,
     tenants: BTreeMap<TenantId, Arc<TenantRecord>>,
 }
@@ -29,6 +29,14 @@ pub(super) struct Maps {
 impl Overlay {
     pub(super) fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Option<Arc<KeyRecord>> {
         self.0.read().key(tenant, key_id)
+    }
+
+    /// The first keys of a tenant past an id, in the order of their ids, at most so many.
+    pub(super) fn keys_after(&self, tenant: &TenantId, after: Option<&KeyId>, most: usize) -> Vec<Arc<KeyRecord>> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let maps = self.0.read();
+        let of_tenant = maps.keys.get(tenant).into_iter();
+        of_tenant.flat_map(|keys| keys.range((from, Bound::Unbounded))).take(most).map(|(_, key)| key.clone()).collect()
     }
 
     pub(super) fn has_digest(&self, digest: &Digest) -> bool {

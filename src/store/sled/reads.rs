@@ -1,22 +1,28 @@
 //! Reading the table: on a few threads of its own, so that nothing else waits for them, and no read waits for many.
 //!
 //! Three kinds, each with its own threads: the read before a change that takes power away, other reads of one key, and lists.
-//! Callers take turns. A list is read in slices, and between two of them whoever else waits has a turn: other lists, and the
-//! table's writer.
+//! Callers take turns. A list is read in slices, and between two of them another caller's list has its turn; and from time to
+//! time the table's writer has one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use keyward_core::id::ActorId;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
+use super::table::Table;
 use crate::fair::{Bounds, Queue};
 use crate::store::StoreError;
 
 /// Reads that wait, of one kind.
 const WAITING: Bounds = Bounds { of_all: 16_384, of_one: 4_096 };
+
+/// For how long lists are read while the table's writer waits, or so: some times as long as its transaction takes. Where much is
+/// written, this decides what each of them has of the machine.
+const TURN_TIME: Duration = Duration::from_millis(60);
 
 /// Threads that read.
 pub(super) struct Readers {
@@ -27,6 +33,8 @@ pub(super) struct Readers {
 struct Shared {
     state: Mutex<State>,
     work: Condvar,
+    /// For lists: nothing is written to it during a turn.
+    table: Option<Arc<Table>>,
 }
 
 struct State {
@@ -44,10 +52,10 @@ enum Step {
 }
 
 impl Readers {
-    /// Starts threads.
-    pub(super) fn start(name: &str, threads: usize) -> std::io::Result<Self> {
+    /// Starts threads. With a table, they take turns with what writes it.
+    pub(super) fn start(name: &str, threads: usize, table: Option<Arc<Table>>) -> std::io::Result<Self> {
         let state = State { queue: Queue::new(WAITING), closed: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new() });
+        let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), table });
         let readers = Self { shared: shared.clone(), threads: Mutex::default() };
         for _ in 0..threads {
             let shared = shared.clone();
@@ -117,22 +125,32 @@ impl Drop for Readers {
 
 impl Shared {
     fn run(&self) {
-        let mut state = self.state.lock();
-        loop {
-            let Some((caller, mut job)) = state.queue.pop() else {
-                if state.closed {
-                    return;
+        while self.wait() {
+            let _turn = self.table.as_ref().map(|table| table.turn_to_list());
+            let began = Instant::now();
+            while began.elapsed() < TURN_TIME
+                && let Some((caller, mut job)) = self.take()
+            {
+                // sled may panic: its caller hears that there is no answer.
+                let step = catch_unwind(AssertUnwindSafe(&mut job)).unwrap_or(Step::Done);
+                let mut state = self.state.lock();
+                if step == Step::Again && !state.closed {
+                    state.queue.push_again(caller, job);
                 }
-                self.work.wait(&mut state);
-                continue;
-            };
-            drop(state);
-            // sled may panic: its caller hears that there is no answer.
-            let step = catch_unwind(AssertUnwindSafe(&mut job)).unwrap_or(Step::Done);
-            state = self.state.lock();
-            if step == Step::Again && !state.closed {
-                state.queue.push_again(caller, job);
             }
         }
+    }
+
+    /// Waits until there is something to read. It says no when there will be nothing more.
+    fn wait(&self) -> bool {
+        let mut state = self.state.lock();
+        while state.queue.is_empty() && !state.closed {
+            self.work.wait(&mut state);
+        }
+        !state.closed
+    }
+
+    fn take(&self) -> Option<(ActorId, Job)> {
+        self.state.lock().queue.pop()
     }
 }

@@ -60,9 +60,9 @@ pub struct Table {
     cuts: Mutex<Cuts>,
     known: Known,
     size: Size,
-    /// Held for reading by each slice of a list, and for writing by each transaction. sled has a lock for both, for each key that
-    /// is read: a list would wait for a transaction at every key, or the writer for every list.
-    slices: RwLock<()>,
+    /// Held for reading by those that read lists, in turns, and for writing by each transaction. sled has a lock of its own for
+    /// each key that is read: where much is written, a list would wait for a transaction at every few keys.
+    turns: RwLock<()>,
     /// The last field: with it goes sled.
     _db: Closing,
 }
@@ -213,7 +213,7 @@ impl Table {
             cuts,
             known: contents.known,
             size,
-            slices: RwLock::default(),
+            turns: RwLock::default(),
             _db,
         })
     }
@@ -297,7 +297,7 @@ impl Table {
             with_rows.of_mut(row.kind()).add(&self.sum_key, row.name(), &row.bytes);
         }
         let trees = (&self.keys, &self.ids, &self.facets, &self.tenants, &self.meta);
-        let turn = self.slices.write();
+        let turn = self.turns.write();
         let written = trees.transaction(|(keys, ids, facets, tenants, meta)| {
             let mut sums = with_rows;
             let mut replaced = 0;
@@ -327,7 +327,7 @@ impl Table {
             meta.insert(APPLIED, sums.encode(&self.sum_key))?;
             Ok(replaced)
         });
-        // To the slices that wait: the next transaction comes at once.
+        // To the lists that wait: the next transaction comes at once.
         RwLockWriteGuard::unlock_fair(turn);
         let replaced = written.map_err(|error| match error {
             TransactionError::Storage(error) => TableError::from(error),
@@ -392,15 +392,15 @@ impl Table {
         self.tenants.iter().values().map(|bytes| Ok(Record::Tenant(Arc::new(decode_tenant(&bytes?)?)))).collect()
     }
 
-    /// A turn to read a slice of a list, in which nothing is written.
-    pub(super) fn slice(&self) -> RwLockReadGuard<'_, ()> {
-        self.slices.read()
+    /// A turn to read lists, in which nothing is written.
+    pub(super) fn turn_to_list(&self) -> RwLockReadGuard<'_, ()> {
+        self.turns.read()
     }
 
-    /// Holds every list between two slices, as a transaction does.
+    /// Holds all lists, as a transaction does.
     #[cfg(test)]
-    pub(super) fn hold_slices(&self) -> RwLockWriteGuard<'_, ()> {
-        self.slices.write()
+    pub(super) fn hold_lists(&self) -> RwLockWriteGuard<'_, ()> {
+        self.turns.write()
     }
 
     /// Which names it may hold.

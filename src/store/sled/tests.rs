@@ -122,7 +122,7 @@ async fn while_all_lists_are_held_single_keys_are_read_and_disabled() {
     let made = create(&store, 1).await;
     // In the table, and no longer kept beside it.
     store.caught_up().await.unwrap();
-    let held = store.table.hold_slices();
+    let held = store.table.hold_lists();
     let mut lists: Vec<_> = (0..LISTS.of_one + 10).map(|_| Box::pin(store.keys(list(10)))).collect();
     for list in &mut lists {
         assert!(poll!(list).is_pending());
@@ -171,7 +171,7 @@ async fn an_urgent_read_does_not_wait_for_other_reads_of_keys() {
 
 #[tokio::test]
 async fn a_long_list_gives_way_to_a_short_one_of_another_caller() {
-    let readers = Readers::start("one", 1).unwrap();
+    let readers = Readers::start("one", 1, None).unwrap();
     let (began, begins) = oneshot::channel();
     let (release, held) = std::sync::mpsc::channel::<()>();
     let (mut began, mut slices) = (Some(began), 0);
@@ -203,7 +203,7 @@ async fn a_long_list_gives_way_to_a_short_one_of_another_caller() {
 
 #[tokio::test]
 async fn a_read_that_panics_ends_alone() {
-    let readers = Readers::start("one", 1).unwrap();
+    let readers = Readers::start("one", 1, None).unwrap();
     let read = readers.read(ActorId::keyward(), || -> Result<Option<()>, _> { panic!("sled may") });
     assert!(timeout(LIMIT, read).await.unwrap().is_err());
     assert_eq!(timeout(LIMIT, readers.read(ActorId::keyward(), || Ok(Some(7)))).await.unwrap().unwrap(), 7);
@@ -233,5 +233,52 @@ async fn lists_are_whole_and_in_order_over_many_slices() {
     }
     let none = store.keys(KeyQuery { states: vec![State::Disabled, State::Revoked], ..list(10) }).await.unwrap();
     assert!(none.records.is_empty() && none.next.is_none());
+    store.close().await.unwrap();
+}
+
+/// What is durable is listed before the table has it: keys that it lacks, in their place, and the newer form of others.
+#[tokio::test]
+#[expect(clippy::await_holding_lock, reason = "it holds up what would need it, and nothing else")]
+async fn while_the_table_is_held_lists_have_what_it_lacks() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    const KEYS: u64 = 400;
+    let create_all = async |numbers: &mut dyn Iterator<Item = u64>| {
+        let creates: Vec<_> = numbers.map(|number| create(&store, number)).collect();
+        futures_util::future::join_all(creates).await
+    };
+    let older = create_all(&mut (0..KEYS).filter(|number| number % 3 == 0)).await;
+    store.caught_up().await.unwrap();
+    let held = store.table.cuts().lock();
+    create_all(&mut (0..KEYS).filter(|number| number % 3 != 0)).await;
+    for key in older.iter().step_by(10) {
+        store.commit(disabled(key.clone())).await.unwrap();
+    }
+    let is_disabled = |number: &u64| number.is_multiple_of(30);
+    let listed = async |states: &[State], limit: usize| {
+        let (mut numbers, mut after) = (vec![], None);
+        loop {
+            let query = KeyQuery { states: states.to_vec(), after, ..list(limit) };
+            let page = timeout(LIMIT, store.keys(query)).await.expect("it waits for the table").unwrap();
+            numbers.extend(page.records.iter().map(|key| key.key_id.as_str()[4..].parse::<u64>().unwrap()));
+            after = page.next;
+            if after.is_none() {
+                return numbers;
+            }
+        }
+    };
+    let all = async || {
+        for limit in [1, 63, 64, 65, 1_000] {
+            assert!(listed(&[], limit).await.into_iter().eq(0..KEYS), "{limit}");
+            assert!(listed(&[State::Disabled], limit).await.into_iter().eq((0..KEYS).filter(is_disabled)), "{limit}");
+            let active = (0..KEYS).filter(|number| !is_disabled(number));
+            assert!(listed(&[State::Active], limit).await.into_iter().eq(active), "{limit}");
+        }
+    };
+    all().await;
+    drop(held);
+    all().await;
+    store.caught_up().await.unwrap();
+    all().await;
     store.close().await.unwrap();
 }
