@@ -42,8 +42,9 @@ const GROUP_COMMITS_MAX: usize = 256;
 /// A group takes no further commit once its payload has this size. A commit adds what its records add.
 const GROUP_BYTES_MAX: usize = 1024 * 1024;
 /// Groups that wait for the table's writer, when they are [`TABLE_QUEUE_GROUPS_MAX`], may be so many more of changes that take
-/// power away. Then the committer waits.
-const TABLE_QUEUE_NARROWING_MAX: usize = 64;
+/// power away. Then the committer waits. They are mostly small, and the writer puts many into one transaction; their bytes have a
+/// bound of their own.
+const TABLE_QUEUE_NARROWING_MAX: usize = 2_048;
 /// Rows that the table's writer puts into one transaction, while more are waiting. A read of a key waits for as long as that.
 const TABLE_ROWS_MAX: usize = 256;
 /// Keys of callers that are kept to authorize changes by, without asking the table each time.
@@ -315,7 +316,7 @@ impl Log {
         self.keep_callers(&staged.rows);
         self.feed.publish(changes);
         self.durable.send_replace(staged.end.revision);
-        self.lanes.is_behind();
+        self.lanes.is_behind(bytes_of(&staged));
         if self.groups.send(staged).is_err() {
             die("the table's writer has ended", &"no receiver");
         }
@@ -537,11 +538,11 @@ impl TableWriter {
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            self.lanes.is_taken();
+            self.lanes.is_taken(bytes_of(&group));
             while group.rows.len() < TABLE_ROWS_MAX
                 && let Ok(next) = groups.try_recv()
             {
-                self.lanes.is_taken();
+                self.lanes.is_taken(bytes_of(&next));
                 group.rows.extend(next.rows);
                 group.end = next.end;
             }
@@ -561,4 +562,9 @@ impl TableWriter {
             die("the table has failed; the next start replays what it lacks", &error);
         }
     }
+}
+
+/// Bytes of a group's records.
+fn bytes_of(group: &Group) -> usize {
+    group.rows.iter().map(|row| row.bytes.len()).sum()
 }

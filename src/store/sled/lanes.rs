@@ -17,6 +17,8 @@ use crate::fair::{Bounds, Queue};
 const GROUP_NARROWING_MAX: usize = 192;
 /// While so many groups wait for the table's writer, only changes that take power away are taken.
 pub(super) const TABLE_QUEUE_GROUPS_MAX: usize = 64;
+/// While groups of so many bytes wait for it, none are.
+pub(super) const TABLE_QUEUE_BYTES_MAX: usize = 128 * 1024 * 1024;
 
 const NARROWING: Bounds = Bounds { of_all: COMMIT_QUEUE_MAX, of_one: COMMIT_QUEUE_MAX / 8 };
 const ORDINARY: Bounds = Bounds { of_all: COMMIT_QUEUE_MAX, of_one: COMMIT_QUEUE_OF_ONE_MAX };
@@ -32,6 +34,8 @@ struct State {
     ordinary: Queue<ActorId, Request>,
     /// Groups that wait for the table's writer.
     behind: usize,
+    /// Bytes of their records.
+    behind_bytes: usize,
     /// When that writer last took one.
     taken: Instant,
     closed: bool,
@@ -56,6 +60,7 @@ impl Lanes {
             narrowing: Queue::new(NARROWING),
             ordinary: Queue::new(ORDINARY),
             behind: 0,
+            behind_bytes: 0,
             taken: Instant::now(),
             closed: false,
         };
@@ -88,7 +93,7 @@ impl Lanes {
             if let Some(request) = state.take(share) {
                 return Some(request);
             }
-            if state.closed && state.ordinary.is_empty() {
+            if state.closed && state.narrowing.is_empty() && state.ordinary.is_empty() {
                 return None;
             }
             self.work.wait(&mut state);
@@ -112,20 +117,22 @@ impl Lanes {
         [state.narrowing.len(), state.ordinary.len()]
     }
 
-    /// A group goes to the table's writer.
-    pub(super) fn is_behind(&self) {
+    /// A group of so many bytes goes to the table's writer.
+    pub(super) fn is_behind(&self, bytes: usize) {
         let mut state = self.state.lock();
         if state.behind == 0 {
             state.taken = Instant::now();
         }
         state.behind += 1;
+        state.behind_bytes += bytes;
     }
 
-    /// The table's writer has taken a group.
-    pub(super) fn is_taken(&self) {
+    /// The table's writer has taken a group of so many bytes.
+    pub(super) fn is_taken(&self, bytes: usize) {
         let mut state = self.state.lock();
         let held = state.is_held();
         state.behind -= 1;
+        state.behind_bytes -= bytes;
         state.taken = Instant::now();
         if held {
             self.work.notify_one();
@@ -135,16 +142,26 @@ impl Lanes {
     /// For how long requests have been held back by a writer of the table that takes nothing.
     pub(super) fn held_for(&self) -> Duration {
         let state = self.state.lock();
-        if state.is_held() && !state.ordinary.is_empty() { state.taken.elapsed() } else { Duration::ZERO }
+        let waits = !state.ordinary.is_empty() || (state.is_full() && !state.narrowing.is_empty());
+        if state.is_held() && waits { state.taken.elapsed() } else { Duration::ZERO }
     }
 }
 
 impl State {
+    /// Whether the second lane is held back.
     fn is_held(&self) -> bool {
-        self.behind >= TABLE_QUEUE_GROUPS_MAX
+        self.behind >= TABLE_QUEUE_GROUPS_MAX || self.is_full()
+    }
+
+    /// Whether both are.
+    fn is_full(&self) -> bool {
+        self.behind_bytes >= TABLE_QUEUE_BYTES_MAX
     }
 
     fn take(&mut self, share: &mut Share) -> Option<Request> {
+        if self.is_full() {
+            return None;
+        }
         let others_wait = !self.is_held() && !self.ordinary.is_empty();
         if !(others_wait && share.narrowing >= GROUP_NARROWING_MAX)
             && let Some((_, request)) = self.narrowing.pop()
@@ -220,15 +237,28 @@ mod tests {
     fn while_the_table_is_far_behind_only_what_takes_power_away_is_taken() {
         let lanes = Lanes::new();
         for _ in 0..TABLE_QUEUE_GROUPS_MAX {
-            lanes.is_behind();
+            lanes.is_behind(1);
         }
         lanes.push(request("other", false)).unwrap();
         lanes.push(request("urgent", true)).unwrap();
         assert_eq!(actors(&lanes), ["urgent"]);
         assert!(lanes.held_for() > Duration::ZERO);
-        lanes.is_taken();
+        lanes.is_taken(1);
         assert_eq!(actors(&lanes), ["other"]);
         assert_eq!(lanes.held_for(), Duration::ZERO);
+    }
+
+    #[test]
+    fn when_the_table_is_behind_by_too_many_bytes_nothing_is_taken() {
+        let lanes = Lanes::new();
+        lanes.is_behind(TABLE_QUEUE_BYTES_MAX - 1);
+        lanes.push(request("one", true)).unwrap();
+        assert_eq!(actors(&lanes), ["one"]);
+        lanes.is_behind(1);
+        lanes.push(request("two", true)).unwrap();
+        assert!(actors(&lanes).is_empty() && lanes.held_for() > Duration::ZERO);
+        lanes.is_taken(1);
+        assert_eq!(actors(&lanes), ["two"]);
     }
 
     #[test]
