@@ -46,6 +46,14 @@ def table() -> str:
             f"| p99 of Verify at {measured['rate']:,}/s, half of the echo's peak | {measured['p99_us']:,.0f} us | "
             f"echo {measured['echo_p99_us']:,.0f} us | **{measured['ratio']:.2f}** |"
         )
+    if measured := found.get("fairness"):
+        alone = measured.pop("alone")
+        for flood, times in measured.items():
+            what, connections = flood.rsplit(", ", 1)
+            others.append(
+                f"| p99 of one caller's Verify, 200/s, beside four who flood with {what} on {connections} connections each | "
+                f"{times['p99_us']:,} us | alone {alone['p99_us']:,} us | {times['p99_us'] / alone['p99_us']:.1f} |"
+            )
     if measured := found.get("refusals"):
         for reason, what in (("UNKNOWN", "an unknown secret"), ("MALFORMED", "garbage")):
             others.append(
