@@ -61,7 +61,7 @@ async fn a_body_that_does_not_fit_its_content_length_is_malformed() {
             frame(DATA, END, stream, body),
             [frame(DATA, 0, stream + 2, left), frame(DATA, END, stream + 2, right)].concat(),
             [
-                frame(DATA, PADDED, stream + 4, &[&[1], &left[..], &[0]].concat()),
+                frame(DATA, PADDED, stream + 4, &[&[1][..], left, &[0]].concat()),
                 frame(DATA, 0, stream + 4, right),
                 frame(HEADERS, END_HEADERS | END, stream + 4, &trailers),
             ]
