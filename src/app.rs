@@ -193,7 +193,7 @@ impl App {
         let dir = LockedDir::lock(&settings.data_dir)?;
         let keyring = Keyring::open(&settings.pepper_file, !dir.has_data()?, &*deps.entropy)?;
 
-        let [front, back, telling, ops] = std::array::from_fn(|_| Tasks::default());
+        let [doors, front, back, telling, ops] = std::array::from_fn(|_| Tasks::default());
         let gate = Gate::default();
         let health = Health::new(&HEALTH_NAMES);
         let phase = watch::Sender::new(Phase::Loading);
@@ -211,14 +211,15 @@ impl App {
         let ops_addr = ops_listener.as_ref().map(|listener| listener.addr().clone());
         let routes = grpc::routes(&gate, &front.stop_token(), health.clone(), settings.reflection)?;
         let cores = start_cores(settings.serving_threads)?;
-        serve(&front, listeners, slots, &cores, routes, &gate, metrics.calls());
+        let incoming = accept(&doors, listeners, &slots);
+        serve(&front, incoming, &cores, routes, &gate, metrics.calls());
         if let Some(listener) = ops_listener {
             serve_ops(&ops, listener, Ops { phase: phase.subscribe(), metrics });
         }
         ops.spawn("systemd", systemd::tell(phase.subscribe()));
         let urgent = cores.urgent();
         let (drain_delay, shutdown_deadline) = (settings.drain_delay, settings.shutdown_deadline);
-        let face = Face { health, phase, front, ops, cores, drain_delay, shutdown_deadline };
+        let face = Face { health, phase, doors, front, ops, cores, drain_delay, shutdown_deadline };
 
         let mut opening = Opening::start(&deps, dir, &keyring, &settings, &index);
         let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));
@@ -396,10 +397,18 @@ fn start_cores(count: usize) -> Result<Cores, StartError> {
     Cores::start(count).map_err(|source| StartError::Threads { count, source })
 }
 
+/// Accepts connections on all listeners. When all have ended, no more come.
+fn accept(doors: &Tasks, listeners: Vec<Listener>, slots: &Slots) -> mpsc::Receiver<io::Result<Conn>> {
+    let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
+    for listener in listeners {
+        doors.spawn("accept", listener.accept(slots.clone(), accepted.clone(), doors.stop_token()));
+    }
+    incoming
+}
+
 fn serve(
     tasks: &Tasks,
-    listeners: Vec<Listener>,
-    slots: Slots,
+    incoming: mpsc::Receiver<io::Result<Conn>>,
     cores: &Cores,
     routes: Routes,
     gate: &Gate,
@@ -422,11 +431,6 @@ fn serve(
         urgent,
         elsewhere,
     };
-
-    let (accepted, incoming) = mpsc::channel::<io::Result<Conn>>(ACCEPTED_MAX);
-    for listener in listeners {
-        tasks.spawn("accept", listener.accept(slots.clone(), accepted.clone(), tasks.stop_token()));
-    }
     tasks.spawn("serve", serve::serve(tasks.clone(), cores.homes().to_vec(), incoming, answering));
 }
 

@@ -167,29 +167,31 @@ impl Listener {
         &self.addr
     }
 
-    /// Accepts connections and hands them on until `stop`.
+    /// Accepts connections and hands them on until `stop`, and those that wait in the kernel's queue then, which would be
+    /// reset.
     pub async fn accept(self, slots: Slots, to: mpsc::Sender<io::Result<Conn>>, stop: CancellationToken) {
         let _cleanup = RemoveSocket::of(&self.addr);
-        let accept = async {
-            // The slot first: at the limit, connections wait in the kernel's queue.
-            while let Ok(free) = slots.free.clone().acquire_owned().await {
-                match self.accept_one().await {
-                    Ok(stream) => {
-                        if to.send(Ok(Conn::new(stream, slots.take(free)))).await.is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => {
-                        tracing::warn!(listen = %self.addr, %error, "cannot accept a connection; pausing");
-                        sleep(ACCEPT_PAUSE).await;
+        // The slot first: at the limit, connections wait in the kernel's queue.
+        let next = async || Some((slots.free.clone().acquire_owned().await.ok()?, self.accept_one().await));
+        // What was accepted is handed on in any case.
+        while let Some(Some((free, accepted))) = stop.run_until_cancelled(next()).await {
+            match accepted {
+                Ok(stream) => {
+                    if to.send(Ok(Conn::new(stream, slots.take(free)))).await.is_err() {
+                        return;
                     }
                 }
+                Err(error) => {
+                    tracing::warn!(listen = %self.addr, %error, "cannot accept a connection; pausing");
+                    stop.run_until_cancelled(sleep(ACCEPT_PAUSE)).await;
+                }
             }
-        };
-        tokio::select! {
-            () = accept => {}
-            () = stop.cancelled() => {}
         }
+        let Ok(waiting) = self.socket.into_waiting() else { return };
+        while let Ok(free) = slots.free.clone().try_acquire_owned()
+            && let Ok(stream) = waiting.accept_one()
+            && to.send(Ok(Conn::new(stream, slots.take(free)))).await.is_ok()
+        {}
     }
 
     async fn accept_one(&self) -> io::Result<Stream> {
@@ -201,6 +203,41 @@ impl Listener {
                 Ok(Stream::Tcp(stream))
             }
             Socket::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+impl Socket {
+    /// The socket without its runtime, which need not have heard yet of who waits.
+    fn into_waiting(self) -> io::Result<Waiting> {
+        Ok(match self {
+            Self::Tcp(listener) => Waiting::Tcp(listener.into_std()?),
+            Self::Unix(listener) => Waiting::Unix(listener.into_std()?),
+        })
+    }
+}
+
+/// A listener that waits for nobody.
+#[derive(Debug)]
+enum Waiting {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener),
+}
+
+impl Waiting {
+    fn accept_one(&self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(TcpStream::from_std(stream)?))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                Ok(Stream::Unix(UnixStream::from_std(stream)?))
+            }
         }
     }
 }

@@ -66,7 +66,7 @@ impl<S, F> Answering<S, F> {
     }
 }
 
-/// Serves the connections that come in until they end, or finish after `tasks` is told to stop.
+/// Serves the connections that come in, as long as some may come, until they end, or finish after `tasks` is told to stop.
 ///
 /// Without homes, connections live on the current runtime. With homes, one that calls for what is answered elsewhere goes
 /// there, once and for all: whoever makes changes, hundreds at a time, takes nothing from verdicts on the core that he was
@@ -86,7 +86,7 @@ pub async fn serve<S, B, F, A>(
     let stop = tasks.stop_token();
     let moves = !homes.is_empty();
     let homes = if moves { homes } else { vec![Home::here()] };
-    while let Some(Some(accepted)) = stop.run_until_cancelled(incoming.recv()).await {
+    while let Some(accepted) = incoming.recv().await {
         let Some(home) = homes.iter().min_by_key(|home| home.taken()) else { return };
         let Ok(parked) = accepted.and_then(Conn::park) else { continue };
         // A token of its own: what all share, all cores would wait for.

@@ -10,6 +10,9 @@ use crate::health::Health;
 use crate::lifecycle::{Stop, Tasks};
 use crate::ops_http::Phase;
 
+/// How long it may take to hand on the connections that have been accepted.
+const DOORS_DEADLINE: Duration = Duration::from_secs(1);
+
 /// The services whose health is told, beside the whole (``).
 pub(super) const HEALTH_NAMES: [&str; 4] = ["", "keyward.v1.KeyVerify", conditions::ADMIN_SERVICE, AUDIT_SERVICE];
 const AUDIT_SERVICE: &str = "keyward.v1.KeyAudit";
@@ -23,7 +26,10 @@ pub(super) const STORE_NAMES: [&str; 2] = [conditions::ADMIN_SERVICE, AUDIT_SERV
 pub(super) struct Face {
     pub(super) health: Health,
     pub(super) phase: watch::Sender<Phase>,
-    /// What talks to callers. It ends first.
+    /// What accepts the connections of callers. It ends first: whoever is told of the end connects anew, and must then find that
+    /// nobody listens, instead of being reset.
+    pub(super) doors: Tasks,
+    /// What talks to callers. It ends next.
     pub(super) front: Tasks,
     /// What tells operators how it goes. It ends last, because a stop is something to be told of.
     pub(super) ops: Tasks,
@@ -51,6 +57,7 @@ impl Face {
     pub(super) async fn turn_away(&self) {
         self.phase.send_replace(Phase::Stopping);
         self.health.set(&HEALTH_NAMES, false);
+        self.doors.stop(DOORS_DEADLINE).await;
         tracing::info!("letting calls finish; a second signal ends the process at once");
         if !self.front.stop(self.shutdown_deadline).await {
             tracing::warn!("some connections did not finish in time and are cut off");

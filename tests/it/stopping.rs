@@ -7,15 +7,16 @@ use std::time::Duration;
 use keyward::app::Engine;
 use keyward::grpc::pb::Reason;
 use keyward::lifecycle::Stop;
-use keyward::net::ListenAddr;
+use keyward::net::{ListenAddr, Listener, Slots};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::binary::{Program, admin_of};
-use crate::h2peer::{END_HEADERS, HEADERS, PREFACE, Peer, VERIFY, head_of};
+use crate::h2peer::{END_HEADERS, GOAWAY, HEADERS, PREFACE, Peer, VERIFY, head_of};
 use crate::harness::{Handle, Site};
 use crate::http2_time::here_with;
 use crate::ops::get;
@@ -212,4 +213,36 @@ fn a_service_manager_that_does_not_listen_is_no_obstacle() {
     let (code, log) = program.end();
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("cannot notify the service manager"), "{log}");
+}
+
+/// Whoever has connected has a connection, also if nobody has accepted it when the stop comes.
+#[tokio::test]
+async fn a_connection_that_waits_to_be_accepted_is_not_reset_by_a_stop() {
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let ListenAddr::Tcp(addr) = listener.addr().clone() else { panic!() };
+    let waiting: Vec<_> = (0..3).map(|_| std::net::TcpStream::connect(addr).unwrap()).collect();
+    let (accepted, mut incoming) = tokio::sync::mpsc::channel(8);
+    let stop = CancellationToken::new();
+    stop.cancel();
+    listener.accept(Slots::new(8), accepted, stop).await;
+    let mut handed_on = vec![];
+    while let Some(conn) = incoming.recv().await {
+        handed_on.push(conn.unwrap());
+    }
+    assert_eq!(handed_on.len(), waiting.len());
+    assert!(std::net::TcpStream::connect(addr).is_err(), "and then nobody listens");
+}
+
+/// Whoever hears of the end and connects anew must find that nobody listens.
+#[tokio::test]
+async fn nobody_listens_any_more_when_a_connection_is_told_of_the_end() {
+    let mut site = Site::in_memory().await;
+    let ListenAddr::Tcp(addr) = site.addr() else { panic!() };
+    let mut peer = Peer::open(&site).await;
+    peer.until_pong(1).await;
+    let stopping = tokio::spawn(site.app().stop());
+    peer.find(|frame| frame.kind == GOAWAY).await;
+    assert!(std::net::TcpStream::connect(addr).is_err());
+    drop(peer);
+    stopping.await.unwrap().unwrap();
 }
