@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,21 @@ UNIX = ("-unix",)
 class Server:
     """One `keyward serve` process. Its log is read while it is written."""
 
-    def __init__(self, data_dir: Path, listen: str = TCP, log_filter: str = "info") -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        listen: str = TCP,
+        log_filter: str = "info",
+        ops: str = "off",
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self.data_dir = data_dir
         self.log: list[str] = []
         self._more_log = threading.Condition()
         self._log_ended = False
         self._process = subprocess.Popen(
-            command(data_dir, listen) + ["--log-format", "json", "--log-filter", log_filter],
-            env=environment(),
+            command(data_dir, listen, ops) + ["--log-format", "json", "--log-filter", log_filter],
+            env=environment() | {f"KEYWARD_{name.upper()}": value for name, value in (settings or {}).items()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -64,6 +71,11 @@ class Server:
     def address(self) -> str:
         """Where it listens, in the form that clients take."""
         return str(self.wait_for_log("listening")["listen"])
+
+    @property
+    def ops_address(self) -> str:
+        """Where it answers probes, if it does."""
+        return str(self.wait_for_log("ops listening")["listen"])
 
     @property
     def admin_key(self) -> str:
@@ -142,10 +154,10 @@ def open_channel(target: str) -> grpc.Channel:
     return grpc.insecure_channel(target, options)
 
 
-def command(data_dir: Path, listen: str = TCP) -> list[str]:
+def command(data_dir: Path, listen: str = TCP, ops: str = "off") -> list[str]:
     serve = [os.environ["KEYWARD_BIN"], "serve", "--data-dir", str(data_dir), "--listen", listen]
-    # Nobody asks for probes here, and their port is the same for every server on the machine.
-    return serve + ["--ops-listen", "off"]
+    # Where nobody asks for probes, they are off: their port is the same for every server on the machine.
+    return serve + ["--ops-listen", ops]
 
 
 def environment() -> dict[str, str]:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness import DEADLINE_SECONDS, environment
 
@@ -64,13 +63,15 @@ class Report:
     seconds: float
 
 
-def drive(client: str, target: str, key: str, secret: str, workers: int, cancel_percent: int) -> Report:
+def drive(
+    client: str, target: str, key: str, secret: str, workers: int = WORKERS, cancel_percent: int = 0, calls: int = CALLS
+) -> Report:
     """Runs a client to its end."""
     asked = {
         "TARGET": target,
         "KEY": key,
         "SECRET": secret,
-        "CALLS": CALLS,
+        "CALLS": calls,
         "RATE": RATE,
         "WORKERS": workers,
         "CANCEL_PERCENT": cancel_percent,
@@ -83,7 +84,7 @@ def drive(client: str, target: str, key: str, secret: str, workers: int, cancel_
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=DEADLINE_SECONDS + 5 * CALLS / RATE,
+        timeout=DEADLINE_SECONDS + 5 * calls / RATE,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -133,17 +134,17 @@ class Accepted:
 
 
 @contextmanager
-def proxy(name: str, upstream: str, directory: Path) -> Iterator[str]:
-    """A proxy in front of an address. It gives its own."""
+def proxy(name: str, template: str, directory: Path, **upstreams: str) -> Iterator[str]:
+    """A proxy in front of some addresses, by a template that names them. It gives its own."""
     port = free_port()
-    template = next((HERE / "proxies").glob(f"{name}.*"))
+    template_file = next((HERE / "proxies").glob(f"{template}.*"))
     # Under its own name: Envoy knows the format by the ending.
-    config = directory / template.name
-    text = template.read_text()
-    host, upstream_port = upstream.rsplit(":", 1)
-    places: dict[str, Any] = {"port": port, "upstream": upstream, "upstream_host": host, "upstream_port": upstream_port}
-    for place, value in places.items():
-        text = text.replace(f"{{{place}}}", str(value))
+    config = directory / template_file.name
+    text = template_file.read_text().replace("{port}", str(port))
+    for place, address in upstreams.items():
+        host, upstream_port = address.rsplit(":", 1)
+        for part, value in {"": address, "_host": host, "_port": upstream_port}.items():
+            text = text.replace(f"{{{place}{part}}}", value)
     config.write_text(text)
     log = directory / "proxy.log"
     with log.open("wb") as output:

@@ -82,5 +82,5 @@ def test_a_client_that_gives_up_calls_loses_no_other(server: Server, client: str
     ],
 )
 def test_a_proxy_loses_no_call(server: Server, name: str, workers: int, connections: int, tmp_path: Path) -> None:
-    with proxy(name, server.address, tmp_path) as address:
+    with proxy(name, name, tmp_path, upstream=server.address) as address:
         run(server, "grpc-go", address, workers=workers, connections=connections)
