@@ -38,11 +38,20 @@ const TURN_BYTES_MAX: usize = 32 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How many connections there may be: never so many that the journal could not open its next segment.
+/// If there may be fewer than usual, the log says so.
 #[must_use]
 pub fn connections_max() -> usize {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let files = files.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX);
-    files.saturating_sub(FILES_RESERVED).clamp(1, CONNECTIONS_MAX)
+    let connections = files.saturating_sub(FILES_RESERVED).clamp(1, CONNECTIONS_MAX);
+    if connections < CONNECTIONS_MAX {
+        tracing::warn!(
+            files,
+            connections,
+            "the limit of open files leaves room for fewer connections than {CONNECTIONS_MAX}; raise it (ulimit -n, LimitNOFILE)"
+        );
+    }
+    connections
 }
 
 /// Where to listen.
@@ -70,6 +79,10 @@ impl FromStr for ListenAddr {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.strip_prefix("unix:") {
+            // Elsewhere an @ makes it a name outside the file system; here it would make a file of that name.
+            Some(path) if path.starts_with('@') => {
+                Err("must be the path of a socket in the file system; ./@ begins a path with an @".to_owned())
+            }
             Some(path) if !path.is_empty() => Ok(Self::Unix(path.into())),
             _ => text.parse().map(Self::Tcp).map_err(|_| {
                 "must be an address with a port, such as 127.0.0.1:50051 or [::1]:50051, or unix:/path".to_owned()

@@ -45,7 +45,12 @@ impl Program {
     pub(crate) fn serve_in(dir: &Path, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = keyward(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
         command.arg(dir).args(args).envs(environment.iter().copied());
-        let mut child = Killed(command.stderr(Stdio::piped()).spawn().unwrap());
+        Self::of(command.stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// A program that has just been started, once it serves.
+    fn of(child: Child) -> Self {
+        let mut child = Killed(child);
         let log = BufReader::new(child.0.stderr.take().unwrap());
         let (sender, lines) = channel();
         std::thread::spawn(move || log.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
@@ -372,4 +377,18 @@ async fn a_log_that_nobody_reads_does_not_hold_up_verdicts() {
         assert_eq!(verdict.expect("a verdict is held up by the log"), Reason::Ok);
     }
     drop((child, reader));
+}
+
+#[test]
+fn a_low_limit_of_open_files_is_told_with_what_it_leaves() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut shell = Command::new("sh");
+    let script =
+        format!("ulimit -n 200 && exec {PROGRAM} serve --listen 127.0.0.1:0 --ops-listen off --data-dir \"$0\"");
+    let shell = shell.args(["-c", &script]).arg(dir.path()).env_clear().stdin(Stdio::null()).stderr(Stdio::piped());
+    let program = Program::of(shell.spawn().unwrap());
+    assert!(program.seen.contains("leaves room for fewer connections than 8192"), "{}", program.seen);
+    assert!(program.seen.contains("files=200 connections=72"), "{}", program.seen);
+    program.signal("TERM");
+    assert_eq!(program.end().0, Some(0));
 }
