@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::{EnvFilter, reload};
 
 /// How log lines look.
@@ -21,6 +21,23 @@ pub enum LogFormat {
 /// When it is not one.
 pub fn parse_filter(filter: &str) -> Result<EnvFilter, ParseError> {
     EnvFilter::builder().parse(filter)
+}
+
+/// Says what is wrong with a filter: also with one that is in order and lets no line of ours through, because a level or a
+/// module is spelt wrong.
+///
+/// # Errors
+/// With that.
+pub fn check_filter(filter: &str) -> Result<(), String> {
+    parse_filter(filter).map_err(|error| format!("is not a filter: {error}"))?;
+    // An empty text is a level, too.
+    let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
+    if filter.split(',').map(str::trim).any(|part| is_level(part) || part.starts_with("keyward")) {
+        return Ok(());
+    }
+    Err("would silence every line of Keyward: name a level, such as info, or a module, such as keyward=debug; off is for \
+         silence"
+        .to_owned())
 }
 
 /// Log lines that wait to be written at most. When whoever reads them hangs, further ones are dropped: a stuck log must

@@ -1,9 +1,11 @@
 //! The layers of configuration, and what is wrong with them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::io;
 use std::num::NonZero;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
@@ -92,15 +94,15 @@ impl Layers {
     pub(super) fn read(flags: &Flags, file: Option<PathBuf>) -> Self {
         let mut layers = Self { figment: Figment::from(Toml::string(DEFAULTS)), mistakes: vec![] };
         if let Some(path) = file {
-            if path.is_file() {
-                layers.add(&format!("in {}", path.display()), &Toml::file_exact(&path));
-            } else {
-                layers.mistakes.push(format!("the configuration file {} is not there", path.display()));
+            match fs::read_to_string(&path) {
+                Ok(text) => layers.add(&format!("in {}", path.display()), &Toml::string(&text)),
+                Err(error) => layers.mistakes.push(unreadable(&path, &error)),
             }
         }
-        let environment = Env::prefixed(ENV_PREFIX).filter(|name| {
+        let links = service_links();
+        let environment = Env::prefixed(ENV_PREFIX).filter(move |name| {
             let name = name.as_str();
-            !name.eq_ignore_ascii_case(ENV_CONFIG) && !is_service_link(name)
+            !name.eq_ignore_ascii_case(ENV_CONFIG) && !links.contains(&variable(name))
         });
         layers.add(ENVIRONMENT, &environment);
         layers.add("on the command line", &Serialized::defaults(flags));
@@ -118,6 +120,16 @@ impl Layers {
                 None
             }
         }
+    }
+
+    /// A path, which is not empty.
+    pub(super) fn path(&mut self, name: &str) -> Option<PathBuf> {
+        let path: PathBuf = self.value(name)?;
+        if path.as_os_str().is_empty() {
+            self.mistake(name, "must not be empty");
+            return None;
+        }
+        Some(path)
     }
 
     pub(super) fn serving_threads(&mut self) -> Option<usize> {
@@ -299,9 +311,49 @@ fn variable(name: &str) -> String {
     format!("{ENV_PREFIX}{}", name.to_ascii_uppercase())
 }
 
-/// Whether Kubernetes put a variable there for a Service that is called like us, such as `KEYWARD_SERVICE_HOST` or
-/// `KEYWARD_PORT_50051_TCP`.
-fn is_service_link(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    name.ends_with("service_host") || name.contains("service_port") || name.ends_with("port") || name.contains("port_")
+/// Why a configuration file cannot be read.
+fn unreadable(path: &Path, error: &io::Error) -> String {
+    let file = format!("the configuration file {}", path.display());
+    if path.as_os_str().is_empty() {
+        return "the name of the configuration file (--config, KEYWARD_CONFIG) must not be empty".to_owned();
+    }
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("{file} is not there"),
+        io::ErrorKind::IsADirectory => format!("{file} is a directory"),
+        io::ErrorKind::InvalidData => format!("{file} is not UTF-8"),
+        _ => format!("{file} cannot be read: {error}"),
+    }
+}
+
+/// The variables that Kubernetes put there for a Service that is called like us, or begins so.
+fn service_links() -> HashSet<String> {
+    let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    let links = variables.filter(|(name, value)| {
+        let value = value.to_string_lossy();
+        name.strip_prefix("KEYWARD").is_some_and(|rest| is_service_link(rest, &value))
+    });
+    links.map(|(name, _)| name).collect()
+}
+
+/// Whether a variable is one of those, by its name behind the Service's first word, such as `_SERVICE_HOST`, `_PORT` or
+/// `_HEADLESS_PORT_50051_TCP_ADDR`. `_PORT` alone might be a setting that is spelt wrong, so its value must be a link too.
+fn is_service_link(name: &str, value: &str) -> bool {
+    let is_port = name.match_indices("_SERVICE_PORT").any(|(at, found)| {
+        let rest = &name[at + found.len()..];
+        rest.is_empty() || rest.starts_with('_')
+    });
+    let is_link = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
+    let is_part = name.match_indices("_PORT_").any(|(at, found)| {
+        let parts: Vec<_> = name[at + found.len()..].split('_').collect();
+        let (port, protocol, what) = match parts[..] {
+            [port, protocol] => (port, protocol, "PORT"),
+            [port, protocol, what] => (port, protocol, what),
+            _ => return false,
+        };
+        !port.is_empty()
+            && port.bytes().all(|byte| byte.is_ascii_digit())
+            && ["TCP", "UDP", "SCTP"].contains(&protocol)
+            && ["PROTO", "PORT", "ADDR"].contains(&what)
+    });
+    name.ends_with("_SERVICE_HOST") || is_port || is_part || name.ends_with("_PORT") && is_link
 }

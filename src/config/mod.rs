@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use self::layers::Layers;
 use crate::net::ListenAddr;
-use crate::telemetry::{LogFormat, parse_filter};
+use crate::telemetry::{LogFormat, check_filter};
 
 const CENTURY: Duration = Duration::from_secs(100 * 31_557_600);
 const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -138,10 +138,14 @@ impl Settings {
     /// With everything that is wrong.
     pub fn load(flags: &Flags, file: Option<PathBuf>) -> Result<Effective, Mistakes> {
         let mut layers = Layers::read(flags, file);
-        let data_dir: Option<PathBuf> = layers.value("data_dir");
+        let data_dir = layers.path("data_dir");
         let listen = layers.listen_addrs("listen");
         let ops_listen = layers.listen_addr_or_off("ops_listen");
-        let pepper_file: Option<Option<PathBuf>> = layers.value("pepper_file");
+        // Without a default of its own: only what was set can be wrong.
+        let pepper_file = match layers.value::<Option<PathBuf>>("pepper_file") {
+            Some(Some(_)) => layers.path("pepper_file").map(Some),
+            absent => absent,
+        };
         let allow_plaintext = layers.value("allow_plaintext");
         let reflection = layers.value("reflection");
         let serving_threads = layers.serving_threads();
@@ -159,8 +163,8 @@ impl Settings {
         let log_filter: Option<String> = layers.value("log_filter");
         let log_format = layers.value("log_format");
 
-        if let Some(Err(error)) = log_filter.as_deref().map(parse_filter) {
-            layers.mistake("log_filter", &format!("is not a filter: {error}"));
+        if let Some(Err(error)) = log_filter.as_deref().map(check_filter) {
+            layers.mistake("log_filter", &error);
         }
         if allow_plaintext == Some(false) {
             let open = listen.iter().flatten().filter(|addr| !addr.is_local());

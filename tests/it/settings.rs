@@ -58,7 +58,10 @@ fn flags_beat_the_environment_which_beats_the_file() {
         .env("KEYWARD_SERVICE_HOST", "10.0.0.1")
         .env("KEYWARD_SERVICE_PORT_GRPC", "50051")
         .env("KEYWARD_PORT", "tcp://10.0.0.1:50051")
+        .env("KEYWARD_PORT_50051_TCP", "tcp://10.0.0.1:50051")
         .env("KEYWARD_PORT_50051_TCP_ADDR", "10.0.0.1")
+        .env("KEYWARD_HEADLESS_PORT_53_UDP_PROTO", "udp")
+        .env("KEYWARD_HEADLESS_PORT", "sctp://10.0.0.1:50051")
         .output()
         .unwrap();
     let (listing, error) = text(&output);
@@ -100,4 +103,78 @@ fn a_configuration_file_that_is_not_there_or_not_toml_is_named() {
     let output = keyward(&["config", "--config"]).arg(&file).output().unwrap();
     assert!(!output.status.success());
     assert!(text(&output).1.contains("keyward.toml"), "{}", text(&output).1);
+}
+
+#[test]
+fn a_variable_is_refused_unless_it_is_a_setting_or_a_link_of_kubernetes() {
+    let wrong = [
+        ("KEYWARD_PORT", "6000"),
+        ("KEYWARD_GRPC_PORT", "1"),
+        ("KEYWARD_IMPORT", "x"),
+        ("KEYWARD_SERVICE_PORTS", "1"),
+        ("KEYWARD_PORT_GRPC", "1"),
+        ("KEYWARD_PORT_1_TCP_NAME", "x"),
+        ("KEYWARD_PORT_X_TCP", "x"),
+        ("KEYWARD_SERVICE_HOSTS", "x"),
+    ];
+    for (name, value) in wrong {
+        let output = keyward(&["config"]).env(name, value).output().unwrap();
+        let (_, error) = text(&output);
+        assert!(error.contains(&format!("{name} (in the environment): is not a setting")), "{name}: {error}");
+    }
+}
+
+#[test]
+fn what_is_empty_is_refused_by_name() {
+    for name in
+        ["KEYWARD_DATA_DIR", "KEYWARD_PEPPER_FILE", "KEYWARD_LISTEN", "KEYWARD_LOG_FILTER", "KEYWARD_DRAIN_DELAY"]
+    {
+        let output = keyward(&["config"]).env(name, "").output().unwrap();
+        let (listing, error) = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{name}: {listing}");
+        assert!(error.contains(&format!("{name} (in the environment): ")), "{name}: {error}");
+        assert!(!error.contains("  ,") && !error.contains(": :"), "{error}");
+    }
+    for (flag, said) in [("--data-dir", "data_dir (on the command line): must not be empty"), ("--config", "--config")]
+    {
+        let (_, error) = text(&keyward(&["config", flag, ""]).output().unwrap());
+        assert!(error.contains(said), "{error}");
+    }
+}
+
+#[test]
+fn a_log_filter_that_would_silence_everything_is_refused() {
+    for filter in ["inof", "keywrad=debug", "h2=debug", "", "[span]=info"] {
+        let (_, error) = text(&keyward(&["config", "--log-filter", filter]).output().unwrap());
+        let said = "log_filter (on the command line): would silence every line";
+        assert!(error.contains(said), "{filter}: {error}");
+    }
+    for filter in ["off", "WARN", "info,h2=debug", "keyward::http2=trace", "h2=off, error"] {
+        let output = keyward(&["config", "--log-filter", filter]).output().unwrap();
+        assert!(output.status.success(), "{filter}: {}", text(&output).1);
+    }
+}
+
+#[test]
+fn a_socket_outside_the_file_system_is_refused() {
+    for flag in ["--listen", "--ops-listen"] {
+        let (_, error) = text(&keyward(&["config", flag, "unix:@keyward"]).output().unwrap());
+        assert!(error.contains("must be the path of a socket in the file system"), "{error}");
+    }
+}
+
+#[test]
+fn a_configuration_that_is_no_file_is_told_as_what_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, error) = text(&keyward(&["config", "--config"]).arg(dir.path()).output().unwrap());
+    assert!(error.contains("is a directory"), "{error}");
+    fs::write(dir.path().join("binary"), [0xff, 0xfe]).unwrap();
+    let (_, error) = text(&keyward(&["config", "--config"]).arg(dir.path().join("binary")).output().unwrap());
+    assert!(error.contains("is not UTF-8"), "{error}");
+    // A pipe is as good as a file.
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    std::io::Write::write_all(&mut writer, b"reflection = false\n").unwrap();
+    drop(writer);
+    let output = keyward(&["config", "--config", "/dev/stdin"]).stdin(reader).output().unwrap();
+    assert!(text(&output).0.contains("reflection = false # in /dev/stdin"), "{}", text(&output).1);
 }
