@@ -17,7 +17,7 @@ use crate::store::Bounds;
 use crate::store::sled::inspect::inspect;
 use crate::store::sled::journal::ChainKey;
 use crate::store::sled::journal::writer::free_bytes;
-use crate::store::sled::mint::{Log, MintError};
+use crate::store::sled::own_entry::{Log, MintError};
 use crate::store::sled::restore::{RestoreError, Restored, restore};
 use crate::store::sled::salvage::{Salvaged, Unproven, look, salvage};
 use crate::store::sled::snapshot::{self, Contents, SnapshotError};
@@ -25,7 +25,8 @@ use crate::store::sled::{BackupLimits, Demands, LockedDir, OpenError, Options, R
 use crate::system::{SystemClock, SystemEntropy};
 
 pub use crate::store::sled::inspect::Inspected;
-pub use crate::store::sled::restore::Source;
+pub use crate::store::sled::own_entry::ByState;
+pub use crate::store::sled::restore::{Source, rfc3339};
 
 /// Why it was not done.
 #[derive(Debug, thiserror::Error)]
@@ -163,7 +164,7 @@ pub fn mint_administrator(
     let (key, secret) = maker.administrator("Administrator made offline", description, &stamp)?;
     keep(&secret.reveal()).map_err(OfflineError::Keep)?;
     let key_id = key.key_id.clone();
-    Ok(Minted { key_id, revision: log.append("MintAdministrator", key)? })
+    Ok(Minted { key_id, revision: log.append_key("MintAdministrator", key)? })
 }
 
 fn options(settings: &Settings) -> Result<Options, KeyringError> {

@@ -8,7 +8,7 @@ use keyward_core::event::Revision;
 
 use super::Place;
 use crate::config::Flags;
-use crate::offline::{Source, restore_backup};
+use crate::offline::{ByState, Source, restore_backup, rfc3339};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -30,6 +30,7 @@ pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let (settings, _log) = options.place.settings(Flags::default())?;
     let source = Source { backup: options.from, journal: options.journal, to: options.to_revision.map(Revision) };
     let restored = restore_backup(&settings, &source)?;
+    let has_journal = source.journal.is_some();
     println!(
         "{}: restored to revision {}, from a backup of {} keys at revision {}",
         settings.data_dir.display(),
@@ -37,5 +38,21 @@ pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
         restored.backup.keys,
         restored.backup.header.position.revision
     );
+    let ByState { active, disabled, revoked } = restored.keys;
+    println!(
+        "everything after revision {} of {} is missing; there are {} keys: {active} active, {disabled} disabled, {revoked} revoked",
+        restored.revision,
+        rfc3339(restored.time),
+        active + disabled + revoked
+    );
+    println!(
+        "keys that were disabled or revoked since then work again: disable them once more before you serve this data to anybody"
+    );
+    if !has_journal {
+        println!(
+            "with --journal DIR, the journal directory of the old server, a restore goes on with the changes since the backup, as far as \
+             they are there"
+        );
+    }
     Ok(())
 }

@@ -15,11 +15,12 @@ from harness import DEADLINE_SECONDS, Grpcurl, Server
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+OPERATING = (ROOT / "docs/operating.md").read_text()
 
 
-def blocks(language: str, sections: str) -> list[str]:
+def blocks(language: str, sections: str, document: str = README) -> list[str]:
     """The code blocks of a language in the sections whose headings match."""
-    parts = re.split(r"^## ", README, flags=re.MULTILINE)
+    parts = re.split(r"^## ", document, flags=re.MULTILINE)
     text = "".join(part for part in parts if re.match(sections, part))
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
@@ -71,6 +72,50 @@ def test_the_backup_of_the_readme_is_made_and_restored_as_printed(server: Server
     assert told.returncode == 0, told.stderr
     assert "keys.kwb: 1 keys at revision 1" in told.stdout, told.stdout
     assert "restored to revision 1" in told.stdout, told.stdout
+
+
+def run_as_printed(lines: str, server: Server, path: str = "") -> str:
+    """What the lines of a document print, in the folder where ./data is."""
+    lines = lines.replace("127.0.0.1:50051", server.address).replace("target/release/keyward", os.environ["KEYWARD_BIN"])
+    told = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", lines],
+        cwd=server.data_dir.parent,
+        env={"PATH": f"{path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
+    return told.stdout
+
+
+def test_a_lost_administrator_is_replaced_as_printed(server: Server, tmp_path: Path) -> None:
+    offline, online = blocks("sh", "The last administrator is lost", OPERATING)
+    (server.data_dir / "admin.key").unlink()
+    server.stop()
+    assert "WRONG" not in run_as_printed(offline, server)
+    assert (server.data_dir / "admin.key.new").stat().st_mode & 0o077 == 0
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    (bin_dir / "grpcurl").symlink_to(GRPCURL_EXECUTABLE)
+    again = Server(server.data_dir).wait_until_serving()
+    try:
+        keys = json.loads(run_as_printed(online, again, str(bin_dir)))["keys"]
+    finally:
+        again.clean_up()
+    assert [key["displayName"] for key in keys] == ["Bootstrap administrator", "Administrator made offline"]
+
+
+def test_a_restore_after_an_incident_works_as_printed(server: Server) -> None:
+    [backup, *_] = blocks("sh", "Back up and restore")
+    run_as_printed(backup, server)
+    admin = Grpcurl(server.address, server.admin_key)
+    key = admin.call("keyward.v1.KeyAdmin/CreateKey", key_id="zapier", display_name="Zapier")["key"]
+    admin.call("keyward.v1.KeyAdmin/DisableKey", key_id=key["keyId"], reason="leaked")
+    server.stop()
+    [restore] = blocks("sh", "Restore after an incident", OPERATING)
+    told = run_as_printed(restore, server)
+    assert "everything after revision 3 of" in told and "2 keys: 1 active, 1 disabled, 0 revoked" in told, told
 
 
 def test_the_service_of_the_readme_verifies_as_printed(server: Server) -> None:

@@ -29,6 +29,10 @@ const SEGMENT_BYTES: u64 = 64 * 1024;
 /// The records of a snapshot begin here: what is before differs in the time, and what is behind, in the hash.
 const HEADER_BYTES: usize = 104;
 const HASH_BYTES: usize = 32;
+/// What the table has noted: its version and position, sums, and a seal.
+const APPLIED_BYTES: usize = 121;
+const POSITION_BYTES: usize = 1 + 8 + 32;
+const SEAL_BYTES: usize = 32;
 
 async fn backup(store: &SledStore, to: &Path) -> Revision {
     let mut backup = store.backup(UnixMillis(1_000)).await.unwrap();
@@ -98,11 +102,14 @@ async fn a_backup_is_every_key_at_one_revision_while_changes_go_on() {
         assert_eq!(restored(&other_way, &source).unwrap().revision, *revision);
         let again = files.path().join("again");
         let store = open(&other_way, SEGMENT_BYTES);
-        assert_eq!(backup(&store, &again).await, *revision);
+        // The restore's own entry comes behind it, and has no record.
+        assert_eq!(backup(&store, &again).await, revision.next());
         store.close().await.unwrap();
         let records = |path: &Path| {
             let bytes = fs::read(path).unwrap();
-            bytes[HEADER_BYTES..bytes.len() - HASH_BYTES].to_vec()
+            let applied = bytes.len() - HASH_BYTES - APPLIED_BYTES;
+            let sums = &bytes[applied + POSITION_BYTES..bytes.len() - HASH_BYTES - SEAL_BYTES];
+            (bytes[HEADER_BYTES..applied].to_vec(), sums.to_vec())
         };
         assert!(records(path) == records(&again), "the backup of revision {revision} holds something else");
     }
@@ -135,7 +142,7 @@ async fn a_directory_is_restored_to_any_revision() {
         let source = Source { journal, to: Some(Revision(revision)), ..from(oldest.clone()) };
         assert_eq!(restored(&to, &source).unwrap().revision, Revision(revision));
         let store = open(&to, SEGMENT_BYTES);
-        assert_eq!(store.revision(), Revision(revision));
+        assert_eq!(store.revision(), Revision(revision).next());
         let mut found = 0;
         for number in 0..=60 {
             let key = store.key(&key(number).tenant, &key(number).key_id).await.unwrap();

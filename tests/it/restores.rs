@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use keyward::store::sled::{LockedDir, OpenError};
 use tempfile::TempDir;
 
-use crate::binary::{Killed, keyward, text};
+use crate::binary::{Killed, Program, keyward, text};
 use crate::disk::copy_dir;
 use crate::harness::{Site, journal_segment};
 use crate::rescue::{damage, frame_at};
@@ -238,4 +238,63 @@ async fn a_restore_removes_nothing_that_it_has_not_made() {
         assert!(!done && error.contains(&format!("{name} is there")), "{error}");
         assert_eq!(fs::read_to_string(to.path().join(name).join("file")).unwrap(), "mine");
     }
+}
+
+/// A backup, a key that was disabled since, and a restore without the journal: the key works again, and everybody is told.
+#[tokio::test]
+async fn a_restore_says_what_is_missing_until_something_has_changed() {
+    const SAYS: &str =
+        "everything after that revision is missing, and keys that were disabled or revoked since then work again";
+    let mut old = Old::make().await;
+    old.site.try_start().await.unwrap();
+    let keys = old.site.admin().list(Default::default()).await.unwrap().keys;
+    let leaked = keys.into_iter().find(|key| key.display_name == "Key 3").unwrap();
+    old.site.admin().disable_key(&leaked).await;
+    old.site.stop().await;
+
+    let bare = |to: &Path| {
+        let mut command = keyward(&["restore"]);
+        command.arg(old.files.path().join("backup")).arg("--data-dir").arg(to);
+        text(&command.output().unwrap())
+    };
+    let to = old.target();
+    let (out, error) = bare(to.path());
+    let lines: Vec<_> = out.lines().collect();
+    assert_eq!(lines.len(), 4, "{out}{error}");
+    assert!(lines[0].ends_with("restored to revision 4, from a backup of 4 keys at revision 4"), "{out}");
+    assert_eq!(
+        lines[1],
+        "everything after revision 4 of 2026-01-01T00:00:00Z is missing; there are 4 keys: 4 active, 0 disabled, 0 revoked"
+    );
+    assert!(lines[2].contains("disabled or revoked since then work again"), "{out}");
+    assert!(lines[3].contains("--journal DIR"), "{out}");
+    fs::copy(old.site.dir.path().join("admin.key"), to.path().join("admin.key")).unwrap();
+    let admin = fs::read_to_string(to.path().join("admin.key")).unwrap().trim().to_owned();
+    for change in [false, true] {
+        let program = Program::serve(to.path(), &[]);
+        if change {
+            program.caller(&admin).disable_key(&leaked).await;
+        }
+        program.signal("TERM");
+        let (_, log) = program.end();
+        let line = log.lines().find(|line| line.contains(SAYS)).expect(&log);
+        let what =
+            "revision 4 of 2026-01-01T00:00:00Z, from a backup of revision 4; 4 keys: 4 active, 0 disabled, 0 revoked";
+        assert!(line.contains("WARN") && line.contains(what), "{line}");
+    }
+    let program = Program::serve(to.path(), &[]);
+    program.signal("TERM");
+    assert!(!program.end().1.contains(SAYS), "something has changed since");
+    is_sound(to.path());
+
+    // With the journal, the key stays disabled; and that is said.
+    let to = old.target();
+    let (done, out, error) = old.restore(to.path(), &[]);
+    let told = "everything after revision 9 of 2026-01-01T00:00:00Z is missing; there are 8 keys: 7 active, 1 disabled, 0 revoked";
+    assert!(done && out.contains(told) && !out.contains("--journal DIR"), "{out}{error}");
+}
+
+fn is_sound(dir: &Path) {
+    let (out, error) = text(&keyward(&["check", "--data-dir"]).arg(dir).output().unwrap());
+    assert!(out.contains("head") && !out.contains("WRONG"), "{out}{error}");
 }

@@ -31,9 +31,9 @@ pub mod journal;
 mod keeper;
 mod known;
 mod lanes;
-pub mod mint;
 mod orderings;
 mod overlay;
+pub mod own_entry;
 mod reads;
 mod rebuild;
 mod recovery;
@@ -176,6 +176,7 @@ impl SledStore {
     /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
     pub fn open(dir: LockedDir, options: &Options, view: Arc<dyn View>) -> Result<Self, OpenError> {
         let recovered = recovery::recover(&dir, options, SoundTable::Keep, &*view)?;
+        own_entry::tell_of_restore(&dir, &recovered.journal.key, &recovered.journal.position)?;
         let overlay = Arc::new(Overlay::default());
         overlay.insert(recovered.table.every_tenant().map_err(|error| OpenError::Table(error.into()))?.iter());
         let administrators = administrators::read(&recovered.table);

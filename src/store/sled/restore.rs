@@ -5,10 +5,13 @@
 //! layout last. Whenever that is broken off, no start takes the directory for whole, and the next restore removes what is there.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
 
+use keyward_core::clock::UnixMillis;
 use keyward_core::digest::PepperId;
 use keyward_core::event::{Record, Revision};
 
@@ -17,11 +20,12 @@ use super::journal::frame::FrameBuilder;
 use super::journal::scan::{End, scan_between};
 use super::journal::writer::{Room, RoomError, Writer};
 use super::journal::{ChainKey, JournalError, Position};
+use super::own_entry::{ByState, Log};
 use super::rebuild::rows_of;
 use super::snapshot::{self, Contents, SnapshotError};
 use super::sums::SumKey;
 use super::watermark::Watermark;
-use super::{OpenError, Options, SledStore};
+use super::{OpenError, Options};
 use crate::files::{create_private_dir, private, sync_parent};
 use crate::store::record::pb;
 
@@ -102,8 +106,31 @@ pub enum RestoreError {
 pub struct Restored {
     /// What the backup held.
     pub backup: Contents,
-    /// The last revision.
+    /// The last revision of the lost log that is there. The restore's own entry has the next one.
     pub revision: Revision,
+    /// When that was the last one: when the backup was made, or its change.
+    pub time: UnixMillis,
+    /// The keys that there are.
+    pub keys: ByState,
+}
+
+/// As the log keeps it, and as operators are told at each start until something has changed.
+impl fmt::Display for Restored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ByState { active, disabled, revoked } = self.keys;
+        let (backup, all) = (self.backup.header.position.revision, active + disabled + revoked);
+        write!(f, "revision {} of {}, from a backup of revision {backup}; ", self.revision, rfc3339(self.time))?;
+        write!(f, "{all} keys: {active} active, {disabled} disabled, {revoked} revoked")
+    }
+}
+
+/// A time as people read it, to the second.
+#[must_use]
+pub fn rfc3339(time: UnixMillis) -> String {
+    let since = Duration::from_millis(u64::try_from(time.0).unwrap_or(0));
+    UNIX_EPOCH
+        .checked_add(since)
+        .map_or_else(|| time.to_string(), |time| humantime::format_rfc3339_seconds(time).to_string())
 }
 
 /// Where a journal is damaged, everything before that can be had.
@@ -149,7 +176,7 @@ fn survey(key: &ChainKey, source: &Source) -> Result<(Position, HashSet<PepperId
         Ok::<_, SnapshotError>(())
     });
     let from = contents.map_err(of_backup)?.header.position;
-    let mut copy = Copy { writer: None, key, from, at: from, source, peppers, failed: None };
+    let mut copy = Copy { writer: None, key, from, at: from, source, peppers, time: None, failed: None };
     copy.run()?;
     Ok((from, copy.peppers))
 }
@@ -176,16 +203,18 @@ fn make(
     let end = End { start: from, position: from, segment: None };
     let writer = Writer::resume(&dir.journal(), options.segment_bytes, &end).map_err(OpenError::from)?;
     let writer = Some(writer);
-    let mut copy = Copy { writer, key, from, at: from, source, peppers: HashSet::new(), failed: None };
+    let mut copy = Copy { writer, key, from, at: from, source, peppers: HashSet::new(), time: None, failed: None };
     copy.run()?;
-    let at = copy.at;
+    let (at, time) = (copy.at, copy.time.unwrap_or(backup.header.time));
     drop(copy);
     let (watermark, _) = Watermark::open(&dir.watermark())?;
     watermark.note(&at)?;
     watermark.sync()?;
     drop(watermark);
-    SledStore::rebuild(&dir, options)?;
-    Ok(Restored { backup, revision: at.revision })
+    let log = Log::build(&dir, options)?;
+    let restored = Restored { backup, revision: at.revision, time, keys: log.keys() };
+    log.append_restore(restored.to_string(), options.clock.now())?;
+    Ok(restored)
 }
 
 /// Puts a backup where snapshots are, once all of it has been read and believed.
@@ -215,6 +244,8 @@ struct Copy<'a> {
     source: &'a Source,
     /// Those that the keys in the changes need.
     peppers: HashSet<PepperId>,
+    /// When the last of the copied changes was made.
+    time: Option<UnixMillis>,
     failed: Option<RestoreError>,
 }
 
@@ -268,6 +299,7 @@ impl Copy<'_> {
         for entry in &entries[..wanted] {
             let rows =
                 rows_of(entry).map_err(|source| OpenError::Redo { revision: Revision(entry.revision), source })?;
+            self.time = Some(UnixMillis(entry.time_ms));
             self.peppers.extend(rows.iter().filter_map(|row| pepper_of(&row.record)));
         }
         let end = frame.end();

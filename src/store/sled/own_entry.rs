@@ -1,0 +1,228 @@
+//! Entries of the program's own in a directory that nobody serves: one key more, for operators who have lost every administrator; and
+//! what a restore notes of itself.
+//!
+//! The directory is opened as a start opens it, with all its checks, and one entry is appended to the journal. The table gets it at
+//! the next start, from there.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use keyward_core::clock::UnixMillis;
+use keyward_core::event::{Record, Revision};
+use keyward_core::id::ActorId;
+use keyward_core::record::{KeyRecord, State};
+
+use super::dir::LockedDir;
+use super::journal::frame::FrameBuilder;
+use super::journal::scan::scan_after;
+use super::journal::writer::{Room, RoomError};
+use super::journal::{ChainKey, Position};
+use super::recovery::{self, Recovered, SoundTable};
+use super::{OpenError, Options};
+use crate::store::record::{encode_key, pb};
+use crate::store::{PartWriter, View};
+
+/// The entry that ends a restore.
+const RESTORE: &str = "RestoreBackup";
+
+/// A directory that is whole, and ready for one entry more.
+pub struct Log {
+    recovered: Recovered,
+    room: Room,
+    seen: Seen,
+}
+
+/// Why no key was added.
+#[derive(Debug, thiserror::Error)]
+pub enum MintError {
+    /// The directory is not whole, or the disk failed.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Nothing was ever committed.
+    #[error("there is no log here yet; the first start of `keyward serve` makes an administrator")]
+    Empty,
+    /// There is no room for a change that takes no power away.
+    #[error("the disk is nearly full; make room first")]
+    NoRoom,
+}
+
+/// How many keys there are, by their state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByState {
+    /// Those that work, unless their time is over.
+    pub active: u64,
+    /// Those that may work again.
+    pub disabled: u64,
+    /// Those that never will.
+    pub revoked: u64,
+}
+
+impl Log {
+    /// Opens a directory, and repairs in it what a start repairs.
+    ///
+    /// # Errors
+    /// When it is damaged, lacks acknowledged changes or has no log yet, or there is no room.
+    pub fn open(dir: &LockedDir, options: &Options) -> Result<Self, MintError> {
+        let log = Self::recover(dir, options, SoundTable::Keep)?;
+        match log.room {
+            _ if log.recovered.journal.position.revision == Revision(0) => Err(MintError::Empty),
+            Room::Ample | Room::Scarce => Ok(log),
+            Room::Last | Room::None => Err(MintError::NoRoom),
+        }
+    }
+
+    /// Opens a directory that a restore has filled, and builds its table. Whether there is room is for the disk to say.
+    pub(super) fn build(dir: &LockedDir, options: &Options) -> Result<Self, OpenError> {
+        Self::recover(dir, options, SoundTable::BuildAnew)
+    }
+
+    fn recover(dir: &LockedDir, options: &Options, sound: SoundTable) -> Result<Self, OpenError> {
+        let seen = Seen::default();
+        let recovered = recovery::recover(dir, options, sound, &seen)?;
+        let room = recovered.journal.writer.gauge(options.free_bytes).and_then(|gauge| gauge.room())?;
+        Ok(Self { recovered, room, seen })
+    }
+
+    /// The latest time of a record: no entry may be stamped with an earlier one.
+    #[must_use]
+    pub fn latest_time(&self) -> UnixMillis {
+        self.seen.latest_time()
+    }
+
+    /// How many keys there are in a table that was built anew.
+    pub(super) fn keys(&self) -> ByState {
+        let [active, disabled, revoked] = self.seen.keys.each_ref().map(|count| count.load(Ordering::Relaxed));
+        ByState { active, disabled, revoked }
+    }
+
+    /// Appends an entry with a new key, and gives its revision. It is durable then.
+    ///
+    /// # Errors
+    /// When the disk fails. The entry may be there all the same.
+    pub fn append_key(self, method: &str, mut key: KeyRecord) -> Result<Revision, MintError> {
+        key.revision = self.recovered.journal.position.revision.next();
+        let (time, target) = (key.updated.time, format!("{}/{}", key.tenant, key.key_id));
+        let redo = vec![pb::Redo { record: Some(pb::redo::Record::Key(encode_key(&key))) }];
+        Ok(self.append(method, target, time, redo)?)
+    }
+
+    /// Appends the entry that ends a restore.
+    pub(super) fn append_restore(self, what: String, time: UnixMillis) -> Result<Revision, OpenError> {
+        let time = time.max(self.latest_time());
+        self.append(RESTORE, what, time, vec![])
+    }
+
+    fn append(
+        mut self,
+        method: &str,
+        target: String,
+        time: UnixMillis,
+        redo: Vec<pb::Redo>,
+    ) -> Result<Revision, OpenError> {
+        self.recovered.table.flush().map_err(|error| OpenError::Table(error.into()))?;
+        let journal = &mut self.recovered.journal;
+        let before = journal.position;
+        let entry = pb::JournalEntry {
+            revision: before.revision.next().0,
+            time_ms: time.0,
+            actor: ActorId::keyward().to_string(),
+            method: method.to_owned(),
+            target,
+            redo,
+        };
+        let mut frame = FrameBuilder::after(&before);
+        frame.push(&entry, &journal.key);
+        let end = frame.end();
+        let frame = frame.finish();
+        journal.writer.make_room(frame.len(), &before, self.room).map_err(|error| match error {
+            RoomError::NoRoom(error) | RoomError::Unknown(error) => error,
+        })?;
+        journal.writer.append(&frame)?;
+        // In the order of every commit: what is acknowledged is in the journal.
+        self.recovered.watermark.note(&end)?;
+        self.recovered.watermark.sync()?;
+        Ok(end.revision)
+    }
+}
+
+/// Tells the log of a restore, if nothing has been changed since.
+pub(super) fn tell_of_restore(dir: &LockedDir, key: &ChainKey, end: &Position) -> Result<(), OpenError> {
+    let Some(before) = end.revision.0.checked_sub(1) else { return Ok(()) };
+    let mut last = None;
+    scan_after(&dir.journal(), key, Revision(before), |entries: Vec<pb::JournalEntry>, _| {
+        last = entries.into_iter().next_back().filter(|entry| entry.revision == end.revision.0).or(last.take());
+    })?;
+    if let Some(restore) = last.filter(|entry| entry.method == RESTORE) {
+        tracing::warn!(
+            restored = restore.target,
+            "this data was restored, and nothing has been changed since: everything after that revision is missing, and keys that were \
+             disabled or revoked since then work again; disable them once more, or restore again with --journal, the journal directory \
+             of the old server; the next change ends this warning"
+        );
+    }
+    Ok(())
+}
+
+/// Finds out the latest time of all records, and how many keys there are.
+#[derive(Debug)]
+struct Seen {
+    latest: AtomicI64,
+    /// Active, disabled and revoked.
+    keys: [AtomicU64; 3],
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self { latest: AtomicI64::new(i64::MIN), keys: Default::default() }
+    }
+}
+
+impl View for Seen {
+    fn take(&self, records: &[Record]) {
+        for record in records {
+            self.reach_time(record.time());
+            if let Record::Key(key) = record {
+                let nth = match key.policy.state {
+                    State::Active => 0,
+                    State::Disabled => 1,
+                    State::Revoked => 2,
+                };
+                self.keys[nth].fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// A time that is too late does no harm.
+    fn start_over(&self) {
+        self.keys.iter().for_each(|count| count.store(0, Ordering::Relaxed));
+    }
+
+    fn whole(&self, _: Revision) {}
+
+    fn revision(&self) -> Revision {
+        Revision(0)
+    }
+
+    fn latest_time(&self) -> UnixMillis {
+        UnixMillis(self.latest.load(Ordering::Relaxed))
+    }
+
+    fn reach_time(&self, time: UnixMillis) {
+        self.latest.fetch_max(time.0, Ordering::Relaxed);
+    }
+
+    fn parts(&self) -> usize {
+        0
+    }
+
+    fn form(&self) -> u32 {
+        0
+    }
+
+    fn writer(&self) -> Box<dyn PartWriter + '_> {
+        Box::new(())
+    }
+
+    fn read_part(&self, _: usize, _: &[u8]) -> Option<()> {
+        None
+    }
+}
