@@ -12,7 +12,8 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
-use crate::harness::{Seeded, Site, new_key};
+use crate::administrators::write_to;
+use crate::harness::{START, Seeded, Site, new_key};
 use keyward_core::entropy::Entropy;
 
 /// The paths of all calls that the served descriptors describe.
@@ -86,12 +87,21 @@ async fn every_call_refuses_an_anonymous_caller() {
 
 #[tokio::test]
 async fn every_call_refuses_a_caller_without_a_role_for_it() {
-    let site = Site::start().await;
+    let mut site = Site::start().await;
     let credential = async |label: &str, roles: &[&str]| {
         let request = pb::CreateKeyRequest { tenant: "system".into(), ..new_key(label, roles) };
         site.admin().issued(request).await.secret
     };
-    let (bare, verifier) = (credential("No role", &[]).await, credential("Verifier", &["keyward.verifier"]).await);
+    let (bare, verifier) =
+        (credential("No role", &["keyward.viewer"]).await, credential("Verifier", &["keyward.verifier"]).await);
+    // No call makes one any more.
+    site.stop().await;
+    write_to(site.dir.path(), START, |mut key| {
+        key.policy.scopes.clear();
+        (key.display_name == "No role").then_some(key)
+    })
+    .await;
+    site.try_start().await.unwrap();
     for (path, action) in CALLS {
         assert_eq!(call(&site, path, Some(&bare)).await.unwrap_err().code(), Code::PermissionDenied, "{path}");
         if *action != Action::Verify {
