@@ -147,25 +147,98 @@ impl Verifier {
 }
 
 /// One line of an explanation: a check, and how it went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explained {
     /// The check's name.
     pub check: &'static str,
     /// Why it failed, if it did.
     pub failure: Option<DenyReason>,
+    /// What to look at, if there is anything.
+    pub detail: String,
 }
 
 /// Every check of a verdict, in order, not only the first that failed.
 #[must_use]
-pub fn explain(outcome: &Outcome<'_>, ask: &Ask<'_>, now: Now) -> Vec<Explained> {
-    let line = |check, failure| Explained { check, failure };
+pub fn explain(secret: &Presented<'_>, outcome: &Outcome<'_>, ask: &Ask<'_>, now: Now) -> Vec<Explained> {
+    let line = |check, failure| Explained { check, failure, detail: String::new() };
     match outcome {
-        Outcome::NoKey(DenyReason::Malformed) => vec![line("form", Some(DenyReason::Malformed))],
+        Outcome::NoKey(DenyReason::Malformed) => {
+            vec![Explained { detail: around(secret.text), ..line("form", Some(DenyReason::Malformed)) }]
+        }
         Outcome::NoKey(reason) => vec![line("form", None), line("known", Some(*reason))],
         Outcome::Allow(entry) | Outcome::Deny(entry, _) => {
             let found = [line("form", None), line("known", None)];
             let checks = Check::ORDER.into_iter().map(|c| line(c.name(), c.run(entry, ask, now).err()));
             found.into_iter().chain(checks).collect()
+        }
+    }
+}
+
+/// What stands around a text that was presented as a secret, and is no part of one. It depends on nothing that stands in there: whether
+/// that is nearly a secret is for nobody to learn.
+fn around(text: &str) -> String {
+    const SCHEME: &str = "bearer";
+    const QUOTES: &[char] = &['"', '\'', '`', '\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}', '\u{ab}', '\u{bb}'];
+    let (mut rest, mut found) = (text, [None; 3]);
+    loop {
+        let trimmed = rest.trim();
+        let unquoted = trimmed.trim_matches(QUOTES);
+        let scheme = unquoted.split_at_checked(SCHEME.len()).filter(|(word, after)| {
+            word.eq_ignore_ascii_case(SCHEME) && (after.is_empty() || after.starts_with([' ', ':', '\t']))
+        });
+        if trimmed != rest {
+            found[0] = Some("white space");
+        }
+        if unquoted != trimmed {
+            found[1] = Some("quotes");
+        }
+        let inner = match scheme {
+            Some((_, after)) => {
+                found[2] = Some("'Bearer'");
+                after.trim_start_matches(':')
+            }
+            None => unquoted,
+        };
+        if inner.len() == rest.len() {
+            break;
+        }
+        rest = inner;
+    }
+    let found: Vec<_> = found.into_iter().flatten().collect();
+    if found.is_empty() { String::new() } else { format!("the secret must be given without {}", found.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_around_a_secret_is_named_whatever_it_is() {
+        let said = |what: &str| {
+            if what.is_empty() { String::new() } else { format!("the secret must be given without {what}") }
+        };
+        let cases = [
+            ("SECRET", ""),
+            (" SECRET", "white space"),
+            ("SECRET\n", "white space"),
+            ("\"SECRET\"", "quotes"),
+            ("'SECRET", "quotes"),
+            ("\u{201c}SECRET\u{201d}", "quotes"),
+            ("Bearer SECRET", "white space, 'Bearer'"),
+            ("bearer:SECRET", "'Bearer'"),
+            (" \"Bearer SECRET\" ", "white space, quotes, 'Bearer'"),
+            ("\"' SECRET '\"", "white space, quotes"),
+            ("bearerSECRET", ""),
+            ("SEC RET", ""),
+            ("", ""),
+            ("\"", "quotes"),
+        ];
+        // The same, whether what stands in there has the form of a secret, nearly has it, or has nothing of it.
+        let secret = "kw_live_0000000000000000000000000000000000000000000";
+        for inner in [format!("{secret}000000"), format!("{secret}000001"), "x".to_owned(), "kw_".to_owned()] {
+            for (text, what) in cases {
+                assert_eq!(around(&text.replace("SECRET", &inner)), said(what), "{text}");
+            }
         }
     }
 }

@@ -65,9 +65,10 @@ impl Typical {
             display_name: self.display_name,
             description: String::new(),
             owner: self.owner,
-            environment: Environment::live(),
             state_reason: String::new(),
+            stated: None,
             policy: KeyPolicy {
+                environment: Environment::live(),
                 state: State::Active,
                 scopes: self.scopes.iter().map(|scope| Scope::parse(scope)).collect::<Result<_, _>>()?,
                 audiences: vec![],

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use crate::clock::{Now, UnixMillis};
 use ipnet::IpNet;
 
+use crate::id::Environment;
 use crate::record::{KeyPolicy, State};
 use crate::scope::Scope;
 
@@ -18,6 +19,8 @@ pub struct Ask<'a> {
     pub all_scopes: &'a [&'a str],
     /// The key must hold one of these, if there are any.
     pub any_scopes: &'a [&'a str],
+    /// The environment that the key must be of.
+    pub environment: Option<&'a str>,
     /// The service that the key is presented to.
     pub audience: Option<&'a str>,
     /// Where the end caller comes from.
@@ -27,6 +30,8 @@ pub struct Ask<'a> {
 /// What a verdict depends on, however it is kept. An empty list of scopes grants nothing; an empty list of audiences or
 /// networks restricts nothing.
 pub trait Policy {
+    /// Which environment the key is of.
+    fn environment(&self) -> &Environment;
     /// Whether the key works.
     fn state(&self) -> State;
     /// What it may do.
@@ -42,6 +47,10 @@ pub trait Policy {
 }
 
 impl Policy for KeyPolicy {
+    fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
     fn state(&self) -> State {
         self.state
     }
@@ -82,6 +91,8 @@ pub enum DenyReason {
     NotYetValid,
     /// The key's time is over.
     Expired,
+    /// The key is of another environment.
+    EnvironmentMismatch,
     /// The key is not meant for this audience.
     AudienceMismatch,
     /// The end caller's address is not among the key's networks, or is not known.
@@ -96,7 +107,7 @@ impl DenyReason {
     pub fn http_status(self) -> u32 {
         match self {
             Self::Malformed | Self::Unknown | Self::Disabled | Self::Revoked | Self::NotYetValid | Self::Expired => 401,
-            Self::AudienceMismatch | Self::IpNotAllowed | Self::ScopeMissing => 403,
+            Self::EnvironmentMismatch | Self::AudienceMismatch | Self::IpNotAllowed | Self::ScopeMissing => 403,
         }
     }
 }
@@ -110,6 +121,8 @@ pub enum Check {
     NotBefore,
     /// Its time is not over.
     ExpireTime,
+    /// It is of the environment.
+    Environment,
     /// It is meant for the audience.
     Audience,
     /// The end caller comes from one of its networks.
@@ -122,10 +135,11 @@ pub enum Check {
 
 impl Check {
     /// The order in which checks run.
-    pub const ORDER: [Self; 7] = [
+    pub const ORDER: [Self; 8] = [
         Self::State,
         Self::NotBefore,
         Self::ExpireTime,
+        Self::Environment,
         Self::Audience,
         Self::ClientIp,
         Self::AllScopes,
@@ -139,6 +153,7 @@ impl Check {
             Self::State => "state",
             Self::NotBefore => "not_before",
             Self::ExpireTime => "expire_time",
+            Self::Environment => "environment",
             Self::Audience => "audience",
             Self::ClientIp => "client_ip",
             Self::AllScopes => "all_scopes",
@@ -160,6 +175,10 @@ impl Check {
             },
             Self::NotBefore => (key.not_before().is_none_or(|from| now.clock() >= from), DenyReason::NotYetValid),
             Self::ExpireTime => (key.expire_time().is_none_or(|until| now.latest() < until), DenyReason::Expired),
+            Self::Environment => {
+                let same = |asked: &str| key.environment().as_str() == asked;
+                (ask.environment.is_none_or(same), DenyReason::EnvironmentMismatch)
+            }
             Self::Audience => {
                 let named = || ask.audience.is_some_and(|asked| key.audiences().any(|a| a == asked));
                 (key.audiences().next().is_none() || named(), DenyReason::AudienceMismatch)
@@ -194,6 +213,7 @@ mod tests {
 
     fn key() -> KeyPolicy {
         KeyPolicy {
+            environment: Environment::live(),
             state: State::Active,
             scopes: vec![Scope::parse("orders.*").unwrap(), Scope::parse("users.read").unwrap()],
             audiences: vec![],
@@ -272,6 +292,7 @@ mod tests {
     #[test]
     fn the_first_failure_in_order_is_the_reason() {
         let mut worst = KeyPolicy {
+            environment: Environment::parse("test").unwrap(),
             state: State::Revoked,
             not_before: Some(UnixMillis(NOW.0 + 1)),
             expire_time: Some(UnixMillis(NOW.0 - 1)),
@@ -280,13 +301,14 @@ mod tests {
             scopes: vec![],
         };
         let wanted = ["a"];
-        let ask = Ask { all_scopes: &wanted, ..Ask::default() };
+        let ask = Ask { all_scopes: &wanted, environment: Some("live"), ..Ask::default() };
         let mut reasons = vec![];
         let mut mend: Vec<fn(&mut KeyPolicy)> = vec![
             |k| k.state = State::Disabled,
             |k| k.state = State::Active,
             |k| k.not_before = None,
             |k| k.expire_time = None,
+            |k| k.environment = Environment::live(),
             |k| k.audiences.clear(),
             |k| k.allowed_cidrs.clear(),
             |k| k.scopes.push(Scope::parse("a").unwrap()),
@@ -302,6 +324,7 @@ mod tests {
                 DenyReason::Disabled,
                 DenyReason::NotYetValid,
                 DenyReason::Expired,
+                DenyReason::EnvironmentMismatch,
                 DenyReason::AudienceMismatch,
                 DenyReason::IpNotAllowed,
                 DenyReason::ScopeMissing,

@@ -23,13 +23,14 @@ pub fn narrows(before: &KeyRecord, after: &KeyRecord) -> bool {
 
 fn policy_narrows(before: &KeyPolicy, after: &KeyPolicy) -> bool {
     // Without `..`, so that a new field does not compile until it is judged.
-    let KeyPolicy { state: _, scopes, audiences, allowed_cidrs, not_before, expire_time } = after;
+    let KeyPolicy { environment, state: _, scopes, audiences, allowed_cidrs, not_before, expire_time } = after;
     let holds_all = before.scopes.iter().all(|old| scopes.iter().any(|new| new.covers(old.as_str())));
     let heard_everywhere = covers(&before.audiences, audiences, |new, old| new == old);
     let reached_from_everywhere = covers(&before.allowed_cidrs, allowed_cidrs, |new, old| new.contains(old));
     let begins_as_early = begin(*not_before) <= begin(before.not_before);
     let lasts_as_long = end(*expire_time) >= end(before.expire_time);
-    !(holds_all && heard_everywhere && reached_from_everywhere && begins_as_early && lasts_as_long)
+    let of_the_same = *environment == before.environment;
+    !(of_the_same && holds_all && heard_everywhere && reached_from_everywhere && begins_as_early && lasts_as_long)
 }
 
 /// Whether a restriction lets through all that an older one did. An empty one lets everything through.
@@ -85,8 +86,8 @@ mod tests {
             display_name: String::new(),
             description: String::new(),
             owner: String::new(),
-            environment: Environment::live(),
             state_reason: String::new(),
+            stated: None,
             policy,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
@@ -112,6 +113,7 @@ mod tests {
         let state = prop_oneof![6 => Just(State::Active), 1 => Just(State::Disabled), 1 => Just(State::Revoked)];
         (state, some(scopes), some(audiences), some(networks), time(), time()).prop_map(
             |(state, scopes, audiences, allowed_cidrs, not_before, expire_time)| KeyPolicy {
+                environment: Environment::live(),
                 state,
                 scopes,
                 audiences,
@@ -131,7 +133,13 @@ mod tests {
         let asks = audiences.flat_map(|audience| {
             let (addresses, scopes) = (&addresses, &scopes);
             addresses.iter().flat_map(move |&client_ip| {
-                scopes.iter().map(move |&all_scopes| Ask { all_scopes, any_scopes: &[], audience, client_ip })
+                scopes.iter().map(move |&all_scopes| Ask {
+                    all_scopes,
+                    any_scopes: &[],
+                    environment: None,
+                    audience,
+                    client_ip,
+                })
             })
         });
         let lost = |ask: Ask<'_>, now| decide(before, &ask, now).is_ok() && decide(after, &ask, now).is_err();
@@ -192,6 +200,7 @@ mod tests {
     #[test]
     fn each_part_alone_is_enough() {
         let before = KeyPolicy {
+            environment: Environment::live(),
             state: State::Active,
             scopes: vec![Scope::parse("a.*").unwrap()],
             audiences: vec![],
@@ -199,7 +208,8 @@ mod tests {
             not_before: None,
             expire_time: Some(UnixMillis(10)),
         };
-        let parts: [fn(&mut KeyPolicy); 7] = [
+        let parts: [fn(&mut KeyPolicy); 8] = [
+            |after| after.environment = Environment::parse("test").unwrap(),
             |after| after.state = State::Disabled,
             |after| after.state = State::Revoked,
             |after| after.scopes = vec![Scope::parse("a.b").unwrap()],
@@ -218,6 +228,7 @@ mod tests {
     #[test]
     fn a_disabled_key_loses_nothing_more_until_it_is_revoked() {
         let bare = |state| KeyPolicy {
+            environment: Environment::live(),
             state,
             scopes: vec![],
             audiences: vec![],
@@ -234,6 +245,7 @@ mod tests {
     #[test]
     fn another_secret_narrows() {
         let policy = KeyPolicy {
+            environment: Environment::live(),
             state: State::Active,
             scopes: vec![],
             audiences: vec![],

@@ -25,10 +25,10 @@ pub struct KeyRecord {
     pub description: String,
     /// Who the key was issued to.
     pub owner: String,
-    /// Part of the secret.
-    pub environment: Environment,
     /// Why the key is in its state.
     pub state_reason: String,
+    /// When the key came into its state, and by whom. `None`: unknown, because it did so before this was noted.
+    pub stated: Option<Stamp>,
     /// What a verdict depends on.
     pub policy: KeyPolicy,
     /// Indexed labels.
@@ -59,6 +59,8 @@ pub struct SecretTrace {
 /// The part of a key that decides verdicts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyPolicy {
+    /// Part of the secret. Never changes.
+    pub environment: Environment,
     /// Whether the key works.
     pub state: State,
     /// What it may do. Empty: nothing.
@@ -96,9 +98,9 @@ pub struct Stamp {
 /// What a move did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moved {
-    /// The key is in another state than before.
+    /// The key is in another state than before, or has another reason for it.
     Changed,
-    /// The key was in that state already, and was left as it was.
+    /// The key was in that state already, for that reason or for none that is given, and was left as it was.
     AlreadyThere,
 }
 
@@ -114,16 +116,20 @@ pub enum ForbiddenMove {
 }
 
 impl KeyRecord {
-    /// Moves the key to another state.
+    /// Moves the key to another state, or gives another reason for the one it is in. An empty reason for that leaves the old one.
+    /// Who brought the key into its state, and when, stays as long as the state.
     ///
     /// # Errors
     /// When the key is revoked and is asked to be anything else.
     pub fn move_to(&mut self, state: State, reason: &str, by: &Stamp) -> Result<Moved, ForbiddenMove> {
         match (self.policy.state, state) {
             (State::Revoked, State::Active | State::Disabled) => Err(ForbiddenMove::Revival),
-            (from, to) if from == to => Ok(Moved::AlreadyThere),
-            (State::Active | State::Disabled, to) | (State::Revoked, to @ State::Revoked) => {
-                self.policy.state = to;
+            (from, to) if from == to && (reason.is_empty() || reason == self.state_reason) => Ok(Moved::AlreadyThere),
+            (from @ (State::Active | State::Disabled), to) | (from @ State::Revoked, to @ State::Revoked) => {
+                if from != to {
+                    self.policy.state = to;
+                    self.stated = Some(by.clone());
+                }
                 reason.clone_into(&mut self.state_reason);
                 self.updated = by.clone();
                 Ok(Moved::Changed)

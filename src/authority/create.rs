@@ -151,9 +151,10 @@ impl Maker<'_> {
             display_name: new.display_name,
             description: new.description,
             owner: new.owner,
-            environment: new.environment,
             state_reason: String::new(),
+            stated: Some(stamp.clone()),
             policy: KeyPolicy {
+                environment: new.environment,
                 state: if new.disabled { State::Disabled } else { State::Active },
                 scopes: new.scopes,
                 audiences: new.audiences,

@@ -207,8 +207,8 @@ pub fn list(request: &pb::ListKeysRequest, default: TenantId) -> Result<(TenantI
     }
     states.sort_unstable_by_key(|state| *state as u8);
     states.dedup();
-    let owner = f.text("selector.owner", selector.owner, OWNER_BYTES_MAX);
-    let labels = f.labels("selector.labels", selector.labels);
+    let owner = f.sought_text("selector.owner", selector.owner, OWNER_BYTES_MAX);
+    let labels = f.sought_labels("selector.labels", selector.labels);
     let key_ids = f.list("selector.key_ids", &selector.key_ids, SELECTOR_KEY_IDS_MAX, |id| {
         KeyId::parse(id).map_err(|rule| rule.0)
     });
@@ -239,10 +239,12 @@ pub fn key(key: &KeyRecord) -> pb::Key {
         display_name: key.display_name.clone(),
         description: key.description.clone(),
         owner: key.owner.clone(),
-        environment: key.environment.to_string(),
+        environment: key.policy.environment.to_string(),
         hint: key.secret.hint.clone(),
         state: state(key.policy.state).into(),
         state_reason: key.state_reason.clone(),
+        state_by: key.stated.as_ref().map(|stated| stated.actor.to_string()).unwrap_or_default(),
+        state_time: key.stated.as_ref().map(|stated| timestamp(stated.time)),
         scopes: key.policy.scopes.iter().map(|s| s.as_str().to_owned()).collect(),
         audiences: key.policy.audiences.clone(),
         labels: key.labels.clone(),
@@ -299,6 +301,7 @@ pub fn reason(reason: Option<DenyReason>) -> pb::Reason {
         Some(DenyReason::Revoked) => pb::Reason::Revoked,
         Some(DenyReason::NotYetValid) => pb::Reason::NotYetValid,
         Some(DenyReason::Expired) => pb::Reason::Expired,
+        Some(DenyReason::EnvironmentMismatch) => pb::Reason::EnvironmentMismatch,
         Some(DenyReason::AudienceMismatch) => pb::Reason::AudienceMismatch,
         Some(DenyReason::IpNotAllowed) => pb::Reason::IpNotAllowed,
         Some(DenyReason::ScopeMissing) => pb::Reason::ScopeMissing,

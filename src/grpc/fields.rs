@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use keyward_core::address::{parse_address, parse_block};
 use keyward_core::clock::UnixMillis;
 use keyward_core::id::BrokenRule;
 use keyward_core::leak::holds_secret;
@@ -15,6 +16,7 @@ use keyward_core::scope::{self, Scope};
 use prost_types::Timestamp;
 
 use super::status::Refusal;
+use super::text;
 use crate::authority::Violation;
 
 /// 9999-12-31T23:59:59.999Z, the last time that a Timestamp can name.
@@ -84,24 +86,49 @@ impl Fields {
         if value.is_empty() { Some(default()) } else { self.parse(field, value, parse) }
     }
 
-    /// A text of at most `bytes_max` bytes without control characters.
+    /// A text that people read and compare, of at most `bytes_max` bytes: without characters that nobody sees, and in one form.
     pub fn text(&mut self, field: &str, value: String, bytes_max: usize) -> String {
+        if !self.has_no_secret(field, &value) {
+            return value;
+        }
+        if value.len() > bytes_max {
+            self.wrong(field, format!("must be at most {bytes_max} bytes"));
+            return value;
+        }
+        if let Some(rule) = text::broken_rule(&value) {
+            self.wrong(field, rule);
+        }
+        let value = text::normalized(value);
+        if value.len() > bytes_max {
+            self.wrong(field, format!("must be at most {bytes_max} bytes in normalization form C"));
+        }
+        value
+    }
+
+    /// A text that must not be empty.
+    pub fn required_text(&mut self, field: &str, value: String, bytes_max: usize) -> String {
+        if value.is_empty() {
+            self.wrong(field, "must not be empty");
+        }
+        self.text(field, value, bytes_max)
+    }
+
+    /// A text to be held against what is kept, of at most `bytes_max` bytes. What was kept before there were rules for it must be
+    /// found too, so only its form is made the same.
+    pub fn sought_text(&mut self, field: &str, value: String, bytes_max: usize) -> String {
+        text::normalized(self.opaque_text(field, value, bytes_max))
+    }
+
+    /// A text that is not kept, and stays as it is: of at most `bytes_max` bytes without control characters.
+    pub fn opaque_text(&mut self, field: &str, value: String, bytes_max: usize) -> String {
         if value.len() > bytes_max {
             self.wrong(field, format!("must be at most {bytes_max} bytes"));
         }
         if value.chars().any(char::is_control) {
             self.wrong(field, "must have no control characters");
         }
-        self.no_secret(field, &value);
+        self.has_no_secret(field, &value);
         value
-    }
-
-    /// A text that must not be empty.
-    pub fn required_text(&mut self, field: &str, value: String, bytes_max: usize) -> String {
-        if value.trim().is_empty() {
-            self.wrong(field, "must not be empty");
-        }
-        self.text(field, value, bytes_max)
     }
 
     /// Scopes to grant.
@@ -117,23 +144,16 @@ impl Fields {
     /// Audiences of a key.
     pub fn audiences(&mut self, field: &str, values: &[String]) -> Vec<String> {
         self.list(field, values, AUDIENCES_MAX, |text| {
-            let fits = (1..=AUDIENCE_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control);
-            fits.then(|| text.to_owned()).ok_or("must be 1 to 128 bytes without control characters")
+            if !(1..=AUDIENCE_BYTES_MAX).contains(&text.len()) {
+                return Err(format!("must be 1 to {AUDIENCE_BYTES_MAX} bytes"));
+            }
+            text::broken_rule(text).map_or_else(|| Ok(text::normalized(text.to_owned())), Err)
         })
     }
 
     /// CIDR blocks.
     pub fn cidrs(&mut self, field: &str, values: &[String]) -> Vec<IpNet> {
-        self.list(field, values, CIDRS_MAX, |text| {
-            let net: IpNet = text.parse().map_err(|_| "must be a CIDR block such as 10.0.0.0/8 or 2001:db8::/32")?;
-            if net != net.trunc() {
-                return Err("must have no bits set past its prefix length");
-            }
-            match net {
-                IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some() => Err("must be written as an IPv4 block"),
-                net => Ok(net),
-            }
-        })
+        self.list(field, values, CIDRS_MAX, |text| parse_block(text).map_err(|bad| bad.to_string()))
     }
 
     /// An address.
@@ -141,23 +161,49 @@ impl Fields {
         if value.is_empty() {
             return None;
         }
-        let ip = value.parse::<IpAddr>().map_err(|_| self.wrong(field, "must be an IPv4 or IPv6 address"));
-        // `::ffff:10.0.0.1` is what a dual-stack socket calls 10.0.0.1.
-        ip.ok().map(|ip| ip.to_canonical())
+        let ip = parse_address(value);
+        if ip.is_none() {
+            self.wrong(field, "must be an IPv4 or IPv6 address, perhaps with a port or a zone");
+        }
+        ip
     }
 
-    /// Labels.
+    /// Labels of a key.
     pub fn labels(&mut self, field: &str, values: BTreeMap<String, String>) -> BTreeMap<String, String> {
-        self.map_names(field, &values, LABELS_MAX, |name| {
-            name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b))
-        });
+        if !self.label_names(field, &values) {
+            return values;
+        }
+        let one_form = |(name, value)| (name, text::normalized(value));
+        let fits = |value: &String| value.len() <= LABEL_VALUE_BYTES_MAX;
+        if !values.values().all(fits) {
+            self.wrong(field, format!("values must be at most {LABEL_VALUE_BYTES_MAX} bytes"));
+            return values;
+        }
+        if let Some(rule) = values.values().find_map(|value| text::broken_rule(value)) {
+            self.wrong(field, format!("values {rule}"));
+        }
+        values.into_iter().map(one_form).collect()
+    }
+
+    /// Labels to be held against those of keys; see [`Fields::sought_text`].
+    pub fn sought_labels(&mut self, field: &str, values: BTreeMap<String, String>) -> BTreeMap<String, String> {
+        if !self.label_names(field, &values) {
+            return values;
+        }
         if values.values().any(|v| v.len() > LABEL_VALUE_BYTES_MAX || v.chars().any(char::is_control)) {
             self.wrong(
                 field,
                 format!("values must be at most {LABEL_VALUE_BYTES_MAX} bytes without control characters"),
             );
+            return values;
         }
-        values
+        values.into_iter().map(|(name, value)| (name, text::normalized(value))).collect()
+    }
+
+    fn label_names(&mut self, field: &str, values: &BTreeMap<String, String>) -> bool {
+        self.map_names(field, values, LABELS_MAX, |name| {
+            name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b))
+        })
     }
 
     /// Annotations.
@@ -202,12 +248,12 @@ impl Fields {
     }
 
     /// A list of at most `count_max` values that all parse.
-    pub fn list<T>(
+    pub fn list<T, E: Into<String>>(
         &mut self,
         field: &str,
         values: &[String],
         count_max: usize,
-        parse: impl Fn(&str) -> Result<T, &'static str>,
+        parse: impl Fn(&str) -> Result<T, E>,
     ) -> Vec<T> {
         if values.len() > count_max {
             self.wrong(field, format!("must have at most {count_max} entries"));
@@ -215,7 +261,9 @@ impl Fields {
         }
         let parsed = values.iter().enumerate().filter_map(|(at, value)| {
             let field = format!("{field}[{at}]");
-            self.no_secret(&field, value);
+            if !self.has_no_secret(&field, value) {
+                return None;
+            }
             parse(value).map_err(|rule| self.wrong(field, rule)).ok()
         });
         parsed.collect()
@@ -223,11 +271,13 @@ impl Fields {
 
     /// People paste secrets where labels belong. What is written there is kept and shown, so it must not be one, however it
     /// is written.
-    fn no_secret(&mut self, field: &str, value: &str) {
+    fn has_no_secret(&mut self, field: &str, value: &str) -> bool {
         // A text past every limit is refused for that; nobody is to be kept busy with it.
-        if value.len() <= TEXT_BYTES_MAX && holds_secret(value) {
+        let holds_one = value.len() <= TEXT_BYTES_MAX && holds_secret(value);
+        if holds_one {
             self.wrong(field, "must not contain the secret of a key");
         }
+        !holds_one
     }
 
     fn map_names(
@@ -236,15 +286,19 @@ impl Fields {
         values: &BTreeMap<String, String>,
         count_max: usize,
         valid: impl Fn(&str) -> bool,
-    ) {
+    ) -> bool {
         if values.len() > count_max {
             self.wrong(field, format!("must have at most {count_max} entries"));
-            return;
+            return false;
         }
-        values.iter().flat_map(|(name, value)| [name, value]).for_each(|text| self.no_secret(field, text));
+        if !values.iter().flat_map(|(name, value)| [name, value]).all(|text| self.has_no_secret(field, text)) {
+            return false;
+        }
         if !values.keys().all(|name| (1..=LABEL_NAME_BYTES_MAX).contains(&name.len()) && valid(name)) {
             let rule = "names must be 1 to 63 bytes; of labels: letters, digits, '-', '_', '.' and '/'";
             self.wrong(field, rule);
+            return false;
         }
+        true
     }
 }

@@ -19,6 +19,7 @@ pub mod refusals;
 pub mod standing;
 pub mod status;
 pub mod stream_verify;
+mod text;
 pub mod verify;
 pub mod wire;
 

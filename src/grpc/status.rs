@@ -255,6 +255,7 @@ fn credential_message(reason: DenyReason) -> &'static str {
         DenyReason::Revoked => "the caller's key is revoked",
         DenyReason::NotYetValid => "the caller's key is not valid yet",
         DenyReason::Expired => "the caller's key has expired",
+        DenyReason::EnvironmentMismatch => "the caller's key is of another environment",
         DenyReason::AudienceMismatch => "the caller's key is for other audiences than 'keyward'",
         DenyReason::IpNotAllowed => "the caller's key may not be used from this address",
         DenyReason::ScopeMissing => "the caller's key lacks a scope",

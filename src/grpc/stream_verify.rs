@@ -113,6 +113,6 @@ fn askable(message: pb::StreamVerifyRequest) -> Result<pb::VerifyRequest, Refusa
 /// A correlation id that breaks no rule, or none: nobody is sent a secret, or 64 KiB, for their error.
 fn if_sound(correlation_id: String) -> String {
     let mut fields = Fields::default();
-    let read = fields.text("correlation_id", correlation_id, CORRELATION_ID_BYTES_MAX);
+    let read = fields.opaque_text("correlation_id", correlation_id, CORRELATION_ID_BYTES_MAX);
     fields.finish(Some(read)).unwrap_or_default()
 }

@@ -1,14 +1,14 @@
 //! KeyVerify: convert, decide, convert.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use keyward_core::access::{Action, Caller};
+use keyward_core::address::parse_address;
 use keyward_core::clock::Now;
 use keyward_core::decision::{Ask, DenyReason};
 use keyward_core::event::Revision;
-use keyward_core::id::TenantId;
+use keyward_core::id::{Environment, TenantId};
 use keyward_core::limits::{AUDIENCE_BYTES_MAX, BATCH_ITEMS_MAX, CORRELATION_ID_BYTES_MAX, SECRET_BYTES_MIN};
 use keyward_core::scope::check_required;
 use prost::Message;
@@ -26,6 +26,7 @@ use super::ready::{Gate, Ready};
 use super::standing::Standing;
 use super::status::{Refusal, item_error, status};
 use super::stream_verify::{Answers, answers};
+use super::text;
 use super::wire::{Answer, Question, Replies, Told, messages, secret_of_message};
 use crate::index::ahead::TOGETHER;
 use crate::verify::foreseen::Foreseen;
@@ -149,24 +150,34 @@ pub(super) fn verdict(
     fields.required_scopes("all_scopes", &message.all_scopes);
     fields.required_scopes("any_scopes", &message.any_scopes);
     let client_ip = fields.ip("client_ip", &message.client_ip);
-    let audience = fields.text("audience", message.audience, AUDIENCE_BYTES_MAX);
-    let correlation_id = fields.text("correlation_id", message.correlation_id, CORRELATION_ID_BYTES_MAX);
+    let environment =
+        fields.parse_or("environment", &message.environment, |e| Environment::parse(e).map(Some), || None);
+    let audience = fields.opaque_text("audience", message.audience, AUDIENCE_BYTES_MAX);
+    let correlation_id = fields.opaque_text("correlation_id", message.correlation_id, CORRELATION_ID_BYTES_MAX);
     if pb::Mode::try_from(message.mode).is_err() {
         fields.wrong("mode", "must be MODE_ENFORCE or MODE_PEEK");
     }
     let tenant = fields.finish(tenant)?;
 
     let (all_scopes, any_scopes) = (borrowed(&message.all_scopes), borrowed(&message.any_scopes));
-    let ask = Ask {
+    let mut ask = Ask {
         all_scopes: &all_scopes,
         any_scopes: &any_scopes,
+        environment: environment.as_ref().and_then(Option::as_ref).map(Environment::as_str),
         audience: (!audience.is_empty()).then_some(&*audience),
         client_ip,
     };
     let now = ready.now();
     let presented = ready.verifier.read(&secret);
-    let Verdict { as_of, outcome } = ready.verifier.verify(caller, &presented, tenant.as_ref(), &ask, now);
-    let checks = if message.explain { explain(&outcome, &ask, now) } else { vec![] };
+    let mut verdict = ready.verifier.verify(caller, &presented, tenant.as_ref(), &ask, now);
+    // Audiences are kept in one form, save those that were kept before: so the text as it is comes first.
+    let one_form = text::normalized(audience.clone());
+    if is_of_another_audience(&verdict.outcome) && one_form != audience {
+        ask.audience = Some(&one_form);
+        verdict = ready.verifier.verify(caller, &presented, tenant.as_ref(), &ask, now);
+    }
+    let Verdict { as_of, outcome } = verdict;
+    let checks = if message.explain { explain(&presented, &outcome, &ask, now) } else { vec![] };
     let (failure, key) = match outcome {
         Outcome::Allow(entry) => (None, Some(convert::verified_key(&entry))),
         Outcome::Deny(entry, reason) => {
@@ -186,6 +197,10 @@ pub(super) fn verdict(
         checks: checks.into_iter().map(check).collect(),
         correlation_id,
     })
+}
+
+fn is_of_another_audience(outcome: &Outcome<'_>) -> bool {
+    matches!(outcome, Outcome::Deny(_, DenyReason::AudienceMismatch))
 }
 
 fn borrowed(texts: &[String]) -> Vec<&str> {
@@ -268,14 +283,23 @@ impl<'a> Judged<'a> {
         }
         let given = |text: &str| !text.is_empty();
         let tenant = given(question.tenant).then(|| TenantId::parse(question.tenant)).transpose().ok()?;
-        let client_ip = given(question.client_ip).then(|| question.client_ip.parse::<IpAddr>()).transpose().ok()?;
+        let client_ip = match question.client_ip {
+            "" => None,
+            text => Some(parse_address(text)?),
+        };
+        if given(question.environment) {
+            Environment::parse(question.environment).ok()?;
+        }
         let ask = Ask {
             all_scopes,
             any_scopes,
             audience: given(question.audience).then_some(question.audience),
-            client_ip: client_ip.map(|ip| ip.to_canonical()),
+            client_ip,
+            environment: given(question.environment).then_some(question.environment),
         };
-        Some(Self(ready.verifier.verify(caller, secret, tenant.as_ref(), &ask, now)))
+        let verdict = ready.verifier.verify(caller, secret, tenant.as_ref(), &ask, now);
+        let is_final = !is_of_another_audience(&verdict.outcome) || question.audience.is_ascii();
+        is_final.then_some(Self(verdict))
     }
 
     fn failure(&self) -> Option<DenyReason> {
@@ -311,5 +335,6 @@ fn check(line: Explained) -> pb::Check {
         check: line.check.to_owned(),
         passed: line.failure.is_none(),
         reason: convert::reason(line.failure).into(),
+        detail: line.detail,
     }
 }

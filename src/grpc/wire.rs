@@ -40,6 +40,8 @@ pub struct Question<'a> {
     pub explain: bool,
     /// See the proto.
     pub min_revision: u64,
+    /// See the proto.
+    pub environment: &'a str,
 }
 
 /// A short list of texts.
@@ -86,6 +88,7 @@ impl<'a> Question<'a> {
                 0x40 => question.mode = varint(&mut rest)?,
                 0x48 => question.explain = varint(&mut rest)? != 0,
                 0x50 => question.min_revision = varint(&mut rest)?,
+                0x62 => question.environment = text(&mut rest)?,
                 _ => return None,
             }
         }

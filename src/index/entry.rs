@@ -40,7 +40,7 @@ pub(super) fn pack(key: &KeyRecord, names: &Names, out: &mut Vec<u8>) {
     put_varint(out, key.revision.0);
     put_varint(out, tenant.into());
     put_varint(out, names.used::<Owner>(&OwnerName { tenant, name: &key.owner }).into());
-    put_varint(out, names.used::<Environment>(&key.environment).into());
+    put_varint(out, names.used::<Environment>(&key.policy.environment).into());
 
     let restricted = !policy.audiences.is_empty() || !policy.allowed_cidrs.is_empty();
     let state = match policy.state {
@@ -175,12 +175,6 @@ impl Entry<'_> {
         &named(self.names().owners.get(self.parts.owner)).name
     }
 
-    /// Part of the secret.
-    #[must_use]
-    pub fn environment(&self) -> &Environment {
-        named(self.names().environments.get(self.parts.environment))
-    }
-
     /// Identity within the tenant.
     #[must_use]
     pub fn key_id(&self) -> &str {
@@ -235,6 +229,7 @@ impl Entry<'_> {
     #[must_use]
     pub fn to_policy(&self) -> KeyPolicy {
         KeyPolicy {
+            environment: self.environment().clone(),
             state: self.state(),
             scopes: self.scopes().cloned().collect(),
             audiences: self.audiences().map(str::to_owned).collect(),
@@ -263,6 +258,10 @@ impl Entry<'_> {
 }
 
 impl Policy for Entry<'_> {
+    fn environment(&self) -> &Environment {
+        named(self.names().environments.get(self.parts.environment))
+    }
+
     fn state(&self) -> State {
         self.parts.state
     }

@@ -51,10 +51,11 @@ pub fn encode_key(key: &KeyRecord) -> Vec<u8> {
     envelope(&key_to_pb(key))
 }
 
-/// How many bytes a key comes to without the reason of its state.
+/// How many bytes a key comes to without what is noted of its state: its reason, who set it, and when.
 #[must_use]
 pub fn stateless_key_bytes(key: &KeyRecord) -> usize {
-    let stateless = pb::KeyRecord { state_reason: String::new(), ..key_to_pb(key) };
+    let (state_reason, state_by) = (String::new(), String::new());
+    let stateless = pb::KeyRecord { state_reason, state_by, state_time_ms: 0, ..key_to_pb(key) };
     1 + stateless.encoded_len() + CHECKSUM_BYTES
 }
 
@@ -72,7 +73,7 @@ fn key_to_pb(key: &KeyRecord) -> pb::KeyRecord {
         display_name: key.display_name.clone(),
         description: key.description.clone(),
         owner: key.owner.clone(),
-        environment: key.environment.to_string(),
+        environment: key.policy.environment.to_string(),
         state: match key.policy.state {
             State::Active => pb::StoredState::Active,
             State::Disabled => pb::StoredState::Disabled,
@@ -92,6 +93,8 @@ fn key_to_pb(key: &KeyRecord) -> pb::KeyRecord {
         update_time_ms: key.updated.time.0,
         updated_by: key.updated.actor.to_string(),
         revision: key.revision.0,
+        state_by: key.stated.as_ref().map(|stated| stated.actor.to_string()).unwrap_or_default(),
+        state_time_ms: key.stated.as_ref().map_or(0, |stated| stated.time.0),
     }
 }
 
@@ -122,9 +125,13 @@ pub fn decode_key(bytes: &[u8]) -> Result<KeyRecord, DecodeError> {
         display_name: pb.display_name,
         description: pb.description,
         owner: pb.owner,
-        environment: Environment::parse(&pb.environment).map_err(|_| DecodeError::Body("environment"))?,
         state_reason: pb.state_reason,
+        stated: match pb.state_by.as_str() {
+            "" => None,
+            actor => Some(stamp(pb.state_time_ms, actor)?),
+        },
         policy: KeyPolicy {
+            environment: Environment::parse(&pb.environment).map_err(|_| DecodeError::Body("environment"))?,
             state,
             scopes: parse_all(&pb.scopes, |s| Scope::parse(s).map_err(|_| DecodeError::Body("scopes")))?,
             audiences: pb.audiences,

@@ -35,7 +35,7 @@ async fn every_field_of_a_new_key_is_held_to_its_rule() {
         ("audiences", pb::CreateKeyRequest { audiences: many(33), ..base() }),
         ("allowed_cidrs[0]", pb::CreateKeyRequest { allowed_cidrs: vec![MARK.into()], ..base() }),
         ("allowed_cidrs[0]", pb::CreateKeyRequest { allowed_cidrs: strings(&["10.0.0.1/8"]), ..base() }),
-        ("allowed_cidrs[0]", pb::CreateKeyRequest { allowed_cidrs: strings(&["10.0.0.1"]), ..base() }),
+        ("allowed_cidrs[0]", pb::CreateKeyRequest { allowed_cidrs: strings(&["010.0.0.0/8"]), ..base() }),
         ("allowed_cidrs[0]", pb::CreateKeyRequest { allowed_cidrs: strings(&["10.0.0.0/33"]), ..base() }),
         ("allowed_cidrs[0]", pb::CreateKeyRequest { allowed_cidrs: strings(&["::ffff:10.0.0.0/104"]), ..base() }),
         ("labels", pb::CreateKeyRequest { labels: map(&marked(" "), "x"), ..base() }),

@@ -88,9 +88,10 @@ pub(crate) fn key(number: u32) -> KeyRecord {
         display_name: format!("Key {number}"),
         description: String::new(),
         owner: format!("owner-{}", number % 3),
-        environment: Environment::live(),
         state_reason: String::new(),
+        stated: None,
         policy: KeyPolicy {
+            environment: Environment::live(),
             state: State::Active,
             scopes: vec![],
             audiences: vec![],

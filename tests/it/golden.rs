@@ -54,9 +54,10 @@ fn full_key() -> KeyRecord {
         display_name: "Zapier".into(),
         description: "The sync of the CRM".into(),
         owner: "customer-7".into(),
-        environment: Environment::live(),
         state_reason: "unpaid".into(),
+        stated: None,
         policy: KeyPolicy {
+            environment: Environment::live(),
             state: State::Disabled,
             scopes: vec![Scope::parse("orders.*").unwrap(), Scope::parse("users.read").unwrap()],
             audiences: vec!["billing".into()],
@@ -77,7 +78,9 @@ fn bare_key() -> KeyRecord {
         description: String::new(),
         owner: String::new(),
         state_reason: String::new(),
+        stated: None,
         policy: KeyPolicy {
+            environment: Environment::live(),
             state: State::Active,
             scopes: vec![],
             audiences: vec![],
@@ -222,6 +225,9 @@ prop_compose! {
         nets in prop::collection::vec((any::<[u8; 4]>(), 0..=32_u8), 0..3),
         times in (prop::option::of(1..i64::MAX), prop::option::of(1..i64::MAX)),
         labels in prop::collection::btree_map("[a-z]{1,9}", "\\PC{0,9}", 0..4),
+        stated in prop::option::of((any::<i64>(), "[a-z]{3,9}").prop_map(|(time, actor)| {
+            Stamp { time: UnixMillis(time), actor: ActorId::parse(&actor).unwrap() }
+        })),
         digest: [u8; 32],
         numbers: (u32, u32, u64),
     ) -> KeyRecord {
@@ -238,6 +244,7 @@ prop_compose! {
             },
             display_name, description, owner, state_reason,
             policy: KeyPolicy {
+                environment: Environment::live(),
                 state,
                 scopes: scopes.iter().map(|s| Scope::parse(s).unwrap()).collect(),
                 audiences: vec![],
@@ -245,6 +252,7 @@ prop_compose! {
                 not_before: times.0.map(UnixMillis),
                 expire_time: times.1.map(UnixMillis),
             },
+            stated,
             labels,
             revision: Revision(numbers.2),
             ..full_key()

@@ -30,7 +30,8 @@ fn policies() -> impl Strategy<Value = KeyPolicy> {
     let time = || option::of(any::<i64>().prop_map(UnixMillis));
     let lists = (vec(scope, 0..8), vec("\\PC{0,40}", 0..3), vec(cidr, 0..3));
     (state, lists, time(), time()).prop_map(|(state, (scopes, audiences, allowed_cidrs), not_before, expire_time)| {
-        KeyPolicy { state, scopes, audiences, allowed_cidrs, not_before, expire_time }
+        let environment = Environment::live();
+        KeyPolicy { environment, state, scopes, audiences, allowed_cidrs, not_before, expire_time }
     })
 }
 
@@ -52,8 +53,8 @@ prop_compose! {
         record.secret.digest = Digest::from_bytes(digest);
         record.revision = Revision(revision);
         record.tenant = TenantId::parse(&tenant).unwrap();
-        record.environment = Environment::parse(&environment).unwrap();
         record.key_id = KeyId::parse(&key_id).unwrap();
+        let policy = KeyPolicy { environment: Environment::parse(&environment).unwrap(), ..policy };
         KeyRecord { owner, display_name, labels, policy, ..record }
     }
 }
@@ -63,7 +64,7 @@ fn assert_holds(index: &Index, record: &KeyRecord) {
     let entry = index.get(&record.secret.digest).unwrap();
     assert_eq!(entry.to_policy(), record.policy);
     assert_eq!(entry.revision(), record.revision);
-    assert_eq!((entry.tenant(), entry.environment()), (&record.tenant, &record.environment));
+    assert_eq!((entry.tenant(), entry.environment()), (&record.tenant, &record.policy.environment));
     assert_eq!((entry.to_key_id(), entry.display_name()), (record.key_id.clone(), &*record.display_name));
     assert_eq!((entry.owner(), entry.expire_time()), (&*record.owner, record.policy.expire_time));
     let labels: BTreeMap<_, _> = entry.labels().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();

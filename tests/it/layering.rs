@@ -78,11 +78,13 @@ const CRATES: &[(&str, &[&str])] = &[
     ("figment", &["config"]),
     ("hyper", &["ops_http"]),
     ("hyper_util", &["ops_http"]),
+    ("icu_properties", &["grpc"]),
     ("indicatif", &["progress"]),
     ("papaya", &["index"]),
     ("prometheus_client", &["metrics"]),
     ("rand", &["system"]),
     ("sd_notify", &["systemd"]),
+    ("unicode_normalization", &["grpc"]),
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

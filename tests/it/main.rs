@@ -19,6 +19,7 @@ mod coverage;
 mod disabled_callers;
 mod disk;
 mod early;
+mod fields;
 mod forged;
 mod golden;
 mod h2peer;

@@ -9,15 +9,16 @@ use proptest::test_runner::{Config, TestRunner};
 use crate::harness::{Handle, Issued, Site, after_start, ask, disable, error_reason, new_key, strings, update};
 
 const SCOPES: [&[&str]; 4] = [&[], &["a"], &["a.*"], &["a", "b.c"]];
+const REASONS: [&str; 3] = ["", "unpaid", "leaked"];
 const WANTED: [&str; 4] = ["a", "a.x", "b", "b.c"];
 
 /// A call, or what else can happen. Keys are named by the order of their making.
 #[derive(Clone, Debug)]
 enum Step {
     Create { scopes: usize, owner: u8, waits_ms: Option<u16>, lives_ms: Option<u16>, disabled: bool },
-    Disable(u8),
-    Enable(u8),
-    Revoke(u8),
+    Disable(u8, usize),
+    Enable(u8, usize),
+    Revoke(u8, usize),
     Rescope(u8, usize),
     Reown(u8, u8),
     Expire(u8, Option<u16>),
@@ -30,13 +31,14 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let scopes = 0..SCOPES.len();
     let times = (prop::option::weighted(0.2, 1..1_000_u16), prop::option::weighted(0.3, 1..2_000_u16));
+    let named = || (any::<u8>(), 0..REASONS.len());
     prop_oneof![
         4 => (scopes.clone(), 0..3_u8, times, prop::bool::weighted(0.1)).prop_map(
             |(scopes, owner, (waits_ms, lives_ms), disabled)| Step::Create { scopes, owner, waits_ms, lives_ms, disabled }
         ),
-        3 => any::<u8>().prop_map(Step::Disable),
-        3 => any::<u8>().prop_map(Step::Enable),
-        1 => any::<u8>().prop_map(Step::Revoke),
+        3 => named().prop_map(|(key, reason)| Step::Disable(key, reason)),
+        3 => named().prop_map(|(key, reason)| Step::Enable(key, reason)),
+        1 => named().prop_map(|(key, reason)| Step::Revoke(key, reason)),
         2 => (any::<u8>(), scopes).prop_map(|(key, scopes)| Step::Rescope(key, scopes)),
         1 => (any::<u8>(), 0..3_u8).prop_map(|(key, owner)| Step::Reown(key, owner)),
         1 => (any::<u8>(), prop::option::of(1..2_000_u16)).prop_map(|(key, lives)| Step::Expire(key, lives)),
@@ -51,6 +53,9 @@ fn step() -> impl Strategy<Value = Step> {
 struct Known {
     issued: Issued,
     state: &'static str,
+    reason: &'static str,
+    /// When it came into its state.
+    stated_ms: i64,
     fields: Fields,
 }
 
@@ -107,11 +112,12 @@ impl Model {
                 let issued = admin.issued(request).await;
                 self.has_changed();
                 let state = if disabled { "disabled" } else { "active" };
-                self.known.push(Known { issued, state, fields: Fields { name: 0, scopes, owner, starts_ms, ends_ms } });
+                let (fields, stated_ms) = (Fields { name: 0, scopes, owner, starts_ms, ends_ms }, self.latest_ms);
+                self.known.push(Known { issued, state, reason: "", stated_ms, fields });
             }
-            Step::Disable(key) => self.moved(&admin, key, "disabled").await,
-            Step::Enable(key) => self.moved(&admin, key, "active").await,
-            Step::Revoke(key) => self.moved(&admin, key, "revoked").await,
+            Step::Disable(key, reason) => self.moved(&admin, key, "disabled", REASONS[reason]).await,
+            Step::Enable(key, reason) => self.moved(&admin, key, "active", REASONS[reason]).await,
+            Step::Revoke(key, reason) => self.moved(&admin, key, "revoked", REASONS[reason]).await,
             Step::Rescope(key, scopes) => {
                 let sent = pb::Key { scopes: strings(SCOPES[scopes]), ..Default::default() };
                 self.rewritten(&admin, key, "scopes", sent, |fields| fields.scopes = scopes).await;
@@ -169,19 +175,30 @@ impl Model {
         }
     }
 
-    async fn moved(&mut self, admin: &Handle, key: u8, to: &'static str) {
+    async fn moved(&mut self, admin: &Handle, key: u8, to: &'static str, reason: &'static str) {
+        let at_ms = self.latest_ms.max(self.now_ms);
         let Some(known) = self.pick(key) else { return };
-        let name = disable(&known.issued.key);
-        let (key_id, tenant) = (name.key_id.clone(), name.tenant.clone());
+        let name = pb::DisableKeyRequest { reason: reason.into(), ..disable(&known.issued.key) };
+        let (key_id, tenant, reason_too) = (name.key_id.clone(), name.tenant.clone(), reason.to_owned());
         let done = match to {
             "disabled" => admin.disable(name).await.map(drop),
-            "active" => admin.enable(pb::EnableKeyRequest { key_id, tenant, ..Default::default() }).await.map(drop),
-            _ => admin.revoke(pb::RevokeKeyRequest { key_id, tenant, ..Default::default() }).await.map(drop),
+            "active" => {
+                let request = pb::EnableKeyRequest { key_id, tenant, reason: reason_too, ..Default::default() };
+                admin.enable(request).await.map(drop)
+            }
+            _ => {
+                let request = pb::RevokeKeyRequest { key_id, tenant, reason: reason_too, ..Default::default() };
+                admin.revoke(request).await.map(drop)
+            }
         };
         let forbidden = known.state == "revoked" && to != "revoked";
         assert_eq!(done.is_err(), forbidden);
-        if !forbidden && known.state != to {
-            known.state = to;
+        let (moves, explains) = (known.state != to, !reason.is_empty() && known.reason != reason);
+        if !forbidden && (moves || explains) {
+            if moves {
+                (known.state, known.stated_ms) = (to, at_ms);
+            }
+            known.reason = reason;
             self.has_changed();
         }
     }
@@ -194,6 +211,9 @@ impl Model {
     async fn compare(&self) {
         let admin = self.site.admin();
         for known in &self.known {
+            let told = admin.read(&known.issued.key).await;
+            let told = (&*told.state_reason, told.state_time, told.state_by == known.issued.key.created_by);
+            assert_eq!(told, (known.reason, after_start(known.stated_ms), true), "{:?}", known.issued.key);
             for wanted in WANTED {
                 let request = pb::VerifyRequest { all_scopes: strings(&[wanted]), ..ask(&known.issued.secret) };
                 let verdict = admin.ask(request).await.unwrap();

@@ -24,7 +24,7 @@ fn form(number: u32, revision: u64) -> KeyRecord {
     let tag = format!("{number}-{revision}");
     record.tenant = TenantId::parse(&format!("t{}", tag.replace('-', "x"))).unwrap();
     record.owner = format!("owner-{tag}");
-    record.environment = Environment::parse(&format!("e{}", revision % 5)).unwrap();
+    record.policy.environment = Environment::parse(&format!("e{}", revision % 5)).unwrap();
     record.policy.scopes = (0..5).map(|nth| Scope::parse(&format!("scope-{tag}.{nth}")).unwrap()).collect();
     record.display_name = tag;
     record

@@ -111,8 +111,18 @@ async fn an_explanation_lists_every_check_in_order() {
         [("state", Reason::Disabled), ("client_ip", Reason::IpNotAllowed), ("all_scopes", Reason::ScopeMissing)];
     assert_eq!(failed, expected);
     let names: Vec<_> = verdict.checks.iter().map(|check| &*check.check).collect();
-    let order =
-        ["form", "known", "state", "not_before", "expire_time", "audience", "client_ip", "all_scopes", "any_scopes"];
+    let order = [
+        "form",
+        "known",
+        "state",
+        "not_before",
+        "expire_time",
+        "environment",
+        "audience",
+        "client_ip",
+        "all_scopes",
+        "any_scopes",
+    ];
     assert_eq!(names, order);
 
     let garbage = pb::VerifyRequest { explain: true, ..ask("garbage") };

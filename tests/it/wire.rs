@@ -32,6 +32,7 @@ fn of_ours(question: &Question<'_>) -> pb::VerifyRequest {
         explain: question.explain,
         min_revision: question.min_revision,
         correlation_id: String::new(),
+        environment: question.environment.into(),
     }
 }
 
@@ -43,6 +44,7 @@ prop_compose! {
         mode in prop_oneof![0..4_i32, any::<i32>()],
         explain: bool,
         min_revision in prop_oneof![0..300_u64, any::<u64>()],
+        environment in prop_oneof![Just(String::new()), "\\PC{0,9}"],
         correlation_id in prop_oneof![9 => Just(String::new()), 1 => "[a-z]{1,9}"],
     ) -> pb::VerifyRequest {
         pb::VerifyRequest {
@@ -56,6 +58,7 @@ prop_compose! {
             explain,
             min_revision,
             correlation_id,
+            environment,
         }
     }
 }
@@ -122,7 +125,7 @@ proptest! {
         scopes in vec("[a-z]{1,9}(\\.[a-z]{1,9}){0,3}", 0..5),
         labels in btree_map("[a-z]{0,9}", "\\PC{0,20}", 0..4),
         expire_time in prop::option::of(prop_oneof![any::<i32>().prop_map(i64::from), 0..253_402_300_799_999_i64]),
-        (decision, reason) in (0..3_i32, 0..13_i32),
+        (decision, reason) in (0..3_i32, 0..18_i32),
         http_status in prop_oneof![Just(0_u32), Just(200), Just(401), any::<u32>()],
         as_of_revision in prop_oneof![0..300_u64, any::<u64>()],
         told in 0..3,

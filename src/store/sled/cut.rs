@@ -278,9 +278,10 @@ mod tests {
             display_name: "Key".to_owned(),
             description: note,
             owner: String::new(),
-            environment: Environment::live(),
             state_reason: String::new(),
+            stated: None,
             policy: KeyPolicy {
+                environment: Environment::live(),
                 state: State::Active,
                 scopes: vec![],
                 audiences: vec![],

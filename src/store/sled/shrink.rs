@@ -197,9 +197,10 @@ mod tests {
             display_name: format!("form {revision}"),
             description: String::new(),
             owner: format!("owner-{}", u64::from(number) + revision),
-            environment: Environment::live(),
             state_reason: String::new(),
+            stated: None,
             policy: KeyPolicy {
+                environment: Environment::live(),
                 state: State::Active,
                 scopes: vec![],
                 audiences: vec![],

@@ -46,9 +46,10 @@ fn key(number: u64) -> KeyRecord {
         display_name: String::new(),
         description: String::new(),
         owner: String::new(),
-        environment: Environment::live(),
         state_reason: String::new(),
+        stated: None,
         policy: KeyPolicy {
+            environment: Environment::live(),
             state: State::Active,
             scopes: vec![],
             audiences: vec![],

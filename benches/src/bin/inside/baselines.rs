@@ -78,7 +78,7 @@ impl Plain {
             tenant: key.tenant.clone(),
             display_name: key.display_name.as_str().into(),
             owner: key.owner.as_str().into(),
-            environment: key.environment.clone(),
+            environment: key.policy.environment.clone(),
             policy: key.policy.clone(),
             labels: key.labels.clone(),
             revision: key.revision,
