@@ -59,6 +59,7 @@ def test_the_services_are_found_by_reflection_of_v1alpha(anyone: Grpcurl) -> Non
     # This grpcurl knows no other version, so an answer is an answer of v1alpha.
     assert set(anyone.read("list").split()) == {
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
         "keyward.v1.KeyAdmin",
         "keyward.v1.KeyAudit",
