@@ -112,55 +112,50 @@ impl DenyReason {
     }
 }
 
-/// One check of a key that was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Check {
+/// Makes the checks, their order and their names from one list, so that none can be missing in the order.
+macro_rules! checks {
+    ($($(#[$doc:meta])* $check:ident $name:literal,)+) => {
+        /// One check of a key that was found.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Check {
+            $($(#[$doc])* $check,)+
+        }
+
+        impl Check {
+            /// The order in which checks run.
+            pub const ORDER: [Self; [$($name),+].len()] = [$(Self::$check),+];
+
+            /// The name by which callers know the check: that of the field it reads.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$check => $name,)+
+                }
+            }
+        }
+    };
+}
+
+checks! {
     /// The key is active.
-    State,
+    State "state",
     /// Its time has come.
-    NotBefore,
+    NotBefore "not_before",
     /// Its time is not over.
-    ExpireTime,
+    ExpireTime "expire_time",
     /// It is of the environment.
-    Environment,
+    Environment "environment",
     /// It is meant for the audience.
-    Audience,
+    Audience "audience",
     /// The end caller comes from one of its networks.
-    ClientIp,
+    ClientIp "client_ip",
     /// It holds all the scopes that must all be held.
-    AllScopes,
+    AllScopes "all_scopes",
     /// It holds one of the scopes of which one must be held.
-    AnyScopes,
+    AnyScopes "any_scopes",
 }
 
 impl Check {
-    /// The order in which checks run.
-    pub const ORDER: [Self; 8] = [
-        Self::State,
-        Self::NotBefore,
-        Self::ExpireTime,
-        Self::Environment,
-        Self::Audience,
-        Self::ClientIp,
-        Self::AllScopes,
-        Self::AnyScopes,
-    ];
-
-    /// The name by which callers know the check: that of the field it reads.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::State => "state",
-            Self::NotBefore => "not_before",
-            Self::ExpireTime => "expire_time",
-            Self::Environment => "environment",
-            Self::Audience => "audience",
-            Self::ClientIp => "client_ip",
-            Self::AllScopes => "all_scopes",
-            Self::AnyScopes => "any_scopes",
-        }
-    }
-
     /// Runs the check.
     ///
     /// # Errors
