@@ -177,6 +177,7 @@ impl AuthorityError {
             CommitError::Exists => Self::Exists(subject),
             CommitError::Outdated => Self::Outdated,
             CommitError::TooLarge { bytes } => Self::TooLarge { bytes, max: RECORD_BYTES_MAX },
+            CommitError::TooLong { bytes, max } => Self::TooLarge { bytes, max },
             CommitError::Bounded(exceeded) => Self::bounded(exceeded),
             CommitError::LastAdministrator => Self::LastAdministrator,
             CommitError::Overloaded => Self::Overloaded,

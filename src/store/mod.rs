@@ -484,6 +484,14 @@ pub enum CommitError {
         /// Its size.
         bytes: usize,
     },
+    /// All records of the commit together are too large for one frame of the journal.
+    #[error("the change has {bytes} bytes, of at most {max}")]
+    TooLong {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
     /// The commit brings a name into use, and a tenant has as many as it may have; or there may be no more tenants.
     #[error("{0}")]
     Bounded(Exceeded),

@@ -91,7 +91,7 @@ fn forged(revision: u64, method: &str, target: &str, record: Vec<u8>) -> Vec<u8>
         redo: vec![Redo { record: Some(redo::Record::Key(record)) }],
     };
     frame.push(&entry, &no_key);
-    frame.finish()
+    frame.finish().unwrap()
 }
 
 /// Gives a frame another chain field, and the checksum that goes with it.

@@ -136,7 +136,7 @@ fn journal_frames_are_written_and_read_as_ever() {
     let mut builder = FrameBuilder::after(&start);
     entries.iter().for_each(|entry| builder.push(entry, &key));
     let end = builder.end();
-    let golden = holds("journal/frame-v1.hex", &builder.finish());
+    let golden = holds("journal/frame-v1.hex", &builder.finish().unwrap());
     let frame = Frame::read(&golden).unwrap();
     assert_eq!(frame.bytes, golden.len());
     assert_eq!(frame.follow(&start, &key), Ok((entries, end)));

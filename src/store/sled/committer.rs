@@ -16,12 +16,13 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Change, Record, Revision};
 use keyward_core::id::{KeyId, TenantId};
+use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::{KeyRecord, State, TenantRecord};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use super::journal::Position;
-use super::journal::frame::FrameBuilder;
+use super::journal::frame::{FrameBuilder, PAYLOAD_BYTES_MAX};
 use super::journal::writer::{FreeBytes, Gauge, Room, RoomError};
 use super::keeper::Waker;
 use super::lanes::{Lanes, Share, TABLE_QUEUE_GROUPS_MAX};
@@ -34,12 +35,12 @@ use crate::feed::Feed;
 use crate::store::administrators::{self, Administrators, Before};
 use crate::store::bounds::{self, Bounds, Kind, Pending};
 use crate::store::check::{Current, Staged, authorize, stage};
-use crate::store::record::pb;
+use crate::store::record::{encode_key, encode_tenant, pb};
 use crate::store::{Commit, CommitError, Put, StoreError, View};
 
 /// Commits in one group at most.
 const GROUP_COMMITS_MAX: usize = 256;
-/// A group takes no further commit once its payload has this size. A commit adds what its records add.
+/// A group takes no further commit once its payload has this size, and none that would take it past [`PAYLOAD_BYTES_MAX`].
 const GROUP_BYTES_MAX: usize = 1024 * 1024;
 /// Groups that wait for the table's writer, when they are [`TABLE_QUEUE_GROUPS_MAX`], may be so many more of changes that take
 /// power away. Then the committer waits. They are mostly small, and the writer puts many into one transaction; their bytes have a
@@ -47,6 +48,9 @@ const GROUP_BYTES_MAX: usize = 1024 * 1024;
 const TABLE_QUEUE_NARROWING_MAX: usize = 2_048;
 /// Rows that the table's writer puts into one transaction, while more are waiting. A read of a key waits for as long as that.
 const TABLE_ROWS_MAX: usize = 256;
+/// Bytes of an entry beside its texts and its records; and of each record, what its revision and its place in the entry take.
+const ENTRY_BYTES_EXTRA: usize = 64;
+const RECORD_BYTES_EXTRA: usize = 32;
 /// Keys of callers that are kept to authorize changes by, without asking the table each time.
 const CALLERS_MAX: usize = 1_024;
 /// With nothing to write, the table's writer looks this often whether the table still works.
@@ -146,6 +150,7 @@ impl Committer {
             gauge,
             last_room,
             callers: HashMap::new(),
+            held: None,
         };
         let journal_thread = spawn("committer", move || log.run())?;
         Ok((Self { journal: journal_thread, table: table_thread }, progress))
@@ -188,6 +193,8 @@ struct Log {
     last_room: Room,
     /// The current form of some callers' keys. Only this thread changes any key.
     callers: Callers,
+    /// What the last group had no room for.
+    held: Option<Request>,
 }
 
 type Callers = HashMap<KeyId, Arc<KeyRecord>>;
@@ -232,7 +239,7 @@ impl Log {
     fn run(&mut self) {
         loop {
             let mut share = Share::default();
-            let Some(first) = self.lanes.first(&mut share) else { break };
+            let Some(first) = self.held.take().or_else(|| self.lanes.first(&mut share)) else { break };
             self.busy.begin();
             self.commit_group(first, share);
             self.busy.end();
@@ -265,6 +272,16 @@ impl Log {
 
         let mut next = Some(first);
         while let Some(request) = next {
+            let bytes = entry_bytes_max(&request.commit);
+            if !frame.has_room_for(bytes) {
+                if !frame.is_empty() {
+                    self.held = Some(request);
+                    break;
+                }
+                replies.push((request.reply, Err(CommitError::TooLong { bytes, max: PAYLOAD_BYTES_MAX })));
+                next = self.lanes.next(&mut share);
+                continue;
+            }
             let revision = frame.end().revision.next();
             match stage_all(request.commit, revision, &mut seen, room) {
                 Ok((entry, rows)) => {
@@ -290,7 +307,11 @@ impl Log {
         }
 
         staged.end = frame.end();
-        let frame = frame.finish();
+        let frame = match frame.finish() {
+            Ok(frame) => frame,
+            // Each change was held against the bound. Nobody is told that it was made.
+            Err(error) => die("the journal cannot be written", &error),
+        };
         match self.journal.writer.make_room(frame.len(), &before, room) {
             Ok(rolled_over) => {
                 self.make_durable(&frame, staged.end);
@@ -374,6 +395,21 @@ fn answer(replies: impl IntoIterator<Item = (Reply, Result<Revision, CommitError
     for (reply, outcome) in replies {
         drop(reply.send(outcome));
     }
+}
+
+/// The bytes of a commit's entry, or somewhat more: before it is staged it has no revision.
+pub(super) fn entry_bytes_max(commit: &Commit) -> usize {
+    let about = |record_bytes: usize| ENTRY_BYTES_EXTRA + commit.target.len() + commit.method.len() + record_bytes;
+    let record_bytes = |put: &Put| match put {
+        Put::NewKey(key) | Put::Key(key) => encode_key(key).len(),
+        Put::NewTenant(tenant) => encode_tenant(tenant).len(),
+    };
+    let bytes = match &commit.puts[..] {
+        // No record is longer, and so nearly all commits need not be looked at.
+        [] | [_] => RECORD_BYTES_MAX + RECORD_BYTES_EXTRA,
+        puts => puts.iter().map(|put| record_bytes(put) + RECORD_BYTES_EXTRA).sum(),
+    };
+    about(bytes + commit.actor.to_string().len())
 }
 
 /// Checks a commit, and turns it into its entry and rows. What it puts is then seen by the next commit of the group.

@@ -189,7 +189,9 @@ impl OpenError {
             | Self::NoBeginning { .. }
             | Self::NoSoundSnapshot { .. }
             | Self::Redo { .. } => true,
-            Self::Journal(JournalError::Io { .. } | JournalError::UnknownVersion { .. })
+            Self::Journal(
+                JournalError::Io { .. } | JournalError::TooLong { .. } | JournalError::UnknownVersion { .. },
+            )
             | Self::InUse { .. }
             | Self::UnknownFormat { .. }
             | Self::NoFormat { .. }

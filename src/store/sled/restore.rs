@@ -304,7 +304,7 @@ impl Copy<'_> {
         }
         let end = frame.end();
         if let Some(writer) = &mut self.writer {
-            let frame = frame.finish();
+            let frame = frame.finish().map_err(OpenError::from)?;
             writer.make_room(frame.len(), &self.at, Room::Ample).map_err(|error| match error {
                 RoomError::NoRoom(error) | RoomError::Unknown(error) => OpenError::from(error),
             })?;

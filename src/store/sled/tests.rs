@@ -10,6 +10,8 @@ use keyward_core::id::Environment;
 use keyward_core::record::{KeyPolicy, SecretTrace, Stamp, State};
 use tokio::time::timeout;
 
+use super::committer::entry_bytes_max;
+use super::journal::frame::PAYLOAD_BYTES_MAX;
 use super::journal::writer::free_bytes;
 use super::lanes::TABLE_QUEUE_GROUPS_MAX;
 use super::*;
@@ -282,4 +284,39 @@ async fn while_the_table_is_held_lists_have_what_it_lacks() {
     store.caught_up().await.unwrap();
     all().await;
     store.close().await.unwrap();
+/// New keys in one commit, with descriptions as long as a record takes.
+fn many(first: u64, count: u64) -> Commit {
+    let long = |number| Put::NewKey(Box::new(KeyRecord { description: "x".repeat(3_500), ..key(number) }));
+    Commit { puts: (first..first + count).map(long).collect(), ..commit(Put::NewKey(Box::new(key(first))), false) }
+}
+
+#[tokio::test]
+async fn what_no_frame_takes_is_refused_and_what_nearly_fills_one_is_read_again() {
+    let fits = (PAYLOAD_BYTES_MAX - 200) / (entry_bytes_max(&many(0, 101)) - entry_bytes_max(&many(0, 100)));
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let refused = store.commit(many(0, fits as u64 + 2)).await;
+    assert!(matches!(refused, Err(CommitError::TooLong { max: PAYLOAD_BYTES_MAX, .. })), "{refused:?}");
+    assert_eq!(store.revision(), Revision(0), "nothing is written");
+
+    // While the first is written, the others wait: each small one begins a group that has no room for a large one.
+    let (large, small) = (fits as u64, 5);
+    let mut waiting = vec![tokio::spawn({
+        let store = store.clone();
+        async move { store.commit(many(0, large)).await }
+    })];
+    for number in 1..=small {
+        for commit in [commit(Put::NewKey(Box::new(key(1_000_000 + number))), false), many(number * large, large)] {
+            let store = store.clone();
+            waiting.push(tokio::spawn(async move { store.commit(commit).await }));
+        }
+    }
+    for acknowledged in waiting {
+        acknowledged.await.unwrap().unwrap();
+    }
+    assert_eq!(store.revision(), Revision(1 + 2 * small));
+    store.close().await.unwrap();
+    drop(store);
+    let store = open(&dir);
+    assert_eq!(store.revision(), Revision(1 + 2 * small));
 }

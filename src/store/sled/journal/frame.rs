@@ -14,7 +14,7 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 use prost::Message;
 
-use super::{CRC32C, Chain, ChainKey, Position};
+use super::{CRC32C, Chain, ChainKey, JournalError, Position};
 use crate::store::record::pb;
 
 /// The version of segments that this program writes, and the only one it knows.
@@ -23,7 +23,7 @@ pub const VERSION: u32 = 1;
 pub const SEGMENT_HEADER_BYTES: usize = 64;
 /// Frames begin at multiples of this.
 pub const ALIGNMENT_BYTES: usize = 8;
-/// A payload longer than this is not one of ours.
+/// A payload longer than this is not one of ours: it is neither written nor read.
 pub const PAYLOAD_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// A frame is at most this long.
@@ -33,6 +33,8 @@ const SEGMENT_MAGIC: &[u8; 8] = b"KEYWARDJ";
 const FRAME_MAGIC: &[u8; 4] = b"KWJG";
 const FRAME_HEADER_BYTES: usize = 24;
 const CHAIN_BYTES: usize = 32;
+/// The length before an entry.
+const LENGTH_BYTES_MAX: usize = 10;
 
 /// The header of a segment that begins after `position`.
 #[must_use]
@@ -124,11 +126,20 @@ impl FrameBuilder {
         self.bytes.len() - FRAME_HEADER_BYTES
     }
 
-    /// The finished frame.
+    /// Whether an entry of at most so many bytes has room yet.
     #[must_use]
-    pub fn finish(mut self) -> Vec<u8> {
-        let payload = u32::try_from(self.payload_bytes()).unwrap_or(u32::MAX);
-        debug_assert!(payload as usize <= PAYLOAD_BYTES_MAX, "the committer bounds its groups");
+    pub fn has_room_for(&self, entry_bytes: usize) -> bool {
+        self.payload_bytes() + LENGTH_BYTES_MAX + entry_bytes <= PAYLOAD_BYTES_MAX
+    }
+
+    /// The finished frame.
+    ///
+    /// # Errors
+    /// When it has more than [`PAYLOAD_BYTES_MAX`]: nothing would read it.
+    pub fn finish(mut self) -> Result<Vec<u8>, JournalError> {
+        let bytes = self.payload_bytes();
+        let payload = u32::try_from(bytes).ok().filter(|_| bytes <= PAYLOAD_BYTES_MAX);
+        let payload = payload.ok_or(JournalError::TooLong { bytes })?;
         self.bytes[..4].copy_from_slice(FRAME_MAGIC);
         self.bytes[4..8].copy_from_slice(&payload.to_le_bytes());
         self.bytes[8..16].copy_from_slice(&self.first.0.to_le_bytes());
@@ -137,7 +148,7 @@ impl FrameBuilder {
         let crc = checksum(&self.bytes).to_le_bytes();
         self.bytes[20..24].copy_from_slice(&crc);
         self.bytes.resize(self.bytes.len().next_multiple_of(ALIGNMENT_BYTES), 0);
-        self.bytes
+        Ok(self.bytes)
     }
 }
 

@@ -96,6 +96,12 @@ pub enum JournalError {
         /// The last revision before the gap.
         after: Revision,
     },
+    /// A frame that nothing would read is not written.
+    #[error("changes of {bytes} bytes do not fit into one frame of the journal")]
+    TooLong {
+        /// Their size.
+        bytes: usize,
+    },
     /// A segment of a later program.
     #[error("{path} has journal version {version}, and this program knows only {}", frame::VERSION)]
     UnknownVersion {
@@ -113,6 +119,7 @@ impl JournalError {
         match self {
             Self::Io { .. } => "the journal cannot be read or written",
             Self::Damaged { .. } | Self::Gap { .. } => "the journal is not whole",
+            Self::TooLong { .. } => "a change is too long for the journal",
             Self::UnknownVersion { .. } => "the journal is of a later program",
         }
     }

@@ -197,7 +197,7 @@ fn begin_log(
     let mut frame = FrameBuilder::after(&base);
     frame.push(&confession(found, options.clock.now(), missing), key);
     let at = frame.end();
-    let frame = frame.finish();
+    let frame = frame.finish()?;
     writer.make_room(frame.len(), &base, Room::Ample).map_err(|error| match error {
         RoomError::NoRoom(error) | RoomError::Unknown(error) => error,
     })?;
