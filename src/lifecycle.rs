@@ -46,6 +46,8 @@ impl Tasks {
     pub fn spawn_lone_on(&self, runtime: &Handle, task: impl Future<Output = ()> + Send + 'static) {
         // A token of its own: it is looked at again and again, and what all share, all cores would wait for.
         let end = self.end.child_token();
+        // What it is wrapped in would each have room for it.
+        let task = Box::pin(task);
         self.tracker.spawn_on(
             async move {
                 let _ended = end.run_until_cancelled_owned(task).await;
