@@ -95,6 +95,7 @@ impl Stop {
     }
 
     /// Ends the drain delay, if it is going on, and says whether it was.
+    #[must_use]
     pub fn end_drain(&self) -> bool {
         let is_draining = self.drain_begun.is_cancelled() && !self.drain_over.is_cancelled();
         if is_draining {

@@ -52,7 +52,7 @@ impl Reflection {
     async fn try_ask(&mut self, asked: Option<Asked>) -> Result<Told, Status> {
         let request = ServerReflectionRequest { host: "somewhere".into(), message_request: asked };
         self.requests.send(request.clone()).unwrap();
-        let answer = self.answers.message().await?.expect("the stream goes on");
+        let answer = self.answers.message().await?.unwrap();
         assert_eq!(answer.original_request, Some(request));
         assert_eq!(answer.valid_host, "somewhere");
         Ok(answer.message_response.unwrap())

@@ -5,6 +5,7 @@ use keyward_core::id::{ActorId, TenantId};
 use keyward_core::record::State;
 
 use super::orderings::Scan;
+use super::overlay::Overlay;
 use super::table::Table;
 use crate::store::administrators::Administrators;
 use crate::store::{KeyQuery, StoreError};
@@ -28,7 +29,7 @@ pub(super) fn read(table: &Table) -> Result<Administrators, StoreError> {
     loop {
         let mut scan = Scan::new(query.clone());
         let page = loop {
-            if let Some(page) = table.list_on(&mut scan)? {
+            if let Some(page) = table.list_on(&Overlay::default(), &mut scan)? {
                 break page;
             }
         };

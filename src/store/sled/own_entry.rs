@@ -132,7 +132,7 @@ impl Log {
         let mut frame = FrameBuilder::after(&before);
         frame.push(&entry, &journal.key);
         let end = frame.end();
-        let frame = frame.finish();
+        let frame = frame.finish()?;
         journal.writer.make_room(frame.len(), &before, self.room).map_err(|error| match error {
             RoomError::NoRoom(error) | RoomError::Unknown(error) => error,
         })?;

@@ -284,6 +284,8 @@ async fn while_the_table_is_held_lists_have_what_it_lacks() {
     store.caught_up().await.unwrap();
     all().await;
     store.close().await.unwrap();
+}
+
 /// New keys in one commit, with descriptions as long as a record takes.
 fn many(first: u64, count: u64) -> Commit {
     let long = |number| Put::NewKey(Box::new(KeyRecord { description: "x".repeat(3_500), ..key(number) }));
@@ -301,18 +303,13 @@ async fn what_no_frame_takes_is_refused_and_what_nearly_fills_one_is_read_again(
 
     // While the first is written, the others wait: each small one begins a group that has no room for a large one.
     let (large, small) = (fits as u64, 5);
-    let mut waiting = vec![tokio::spawn({
-        let store = store.clone();
-        async move { store.commit(many(0, large)).await }
-    })];
+    let mut waiting = vec![store.commit(many(0, large))];
     for number in 1..=small {
-        for commit in [commit(Put::NewKey(Box::new(key(1_000_000 + number))), false), many(number * large, large)] {
-            let store = store.clone();
-            waiting.push(tokio::spawn(async move { store.commit(commit).await }));
-        }
+        waiting.push(store.commit(commit(Put::NewKey(Box::new(key(1_000_000 + number))), false)));
+        waiting.push(store.commit(many(number * large, large)));
     }
-    for acknowledged in waiting {
-        acknowledged.await.unwrap().unwrap();
+    for acknowledged in futures_util::future::join_all(waiting).await {
+        acknowledged.unwrap();
     }
     assert_eq!(store.revision(), Revision(1 + 2 * small));
     store.close().await.unwrap();
