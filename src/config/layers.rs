@@ -314,9 +314,6 @@ fn variable(name: &str) -> String {
 /// Why a configuration file cannot be read.
 fn unreadable(path: &Path, error: &io::Error) -> String {
     let file = format!("the configuration file {}", path.display());
-    if path.as_os_str().is_empty() {
-        return "the name of the configuration file (--config, KEYWARD_CONFIG) must not be empty".to_owned();
-    }
     match error.kind() {
         io::ErrorKind::NotFound => format!("{file} is not there"),
         io::ErrorKind::IsADirectory => format!("{file} is a directory"),

@@ -135,11 +135,12 @@ fn what_is_empty_is_refused_by_name() {
         assert!(error.contains(&format!("{name} (in the environment): ")), "{name}: {error}");
         assert!(!error.contains("  ,") && !error.contains(": :"), "{error}");
     }
-    for (flag, said) in [("--data-dir", "data_dir (on the command line): must not be empty"), ("--config", "--config")]
-    {
+    for flag in ["--data-dir", "--pepper-file", "--config"] {
         let (_, error) = text(&keyward(&["config", flag, ""]).output().unwrap());
-        assert!(error.contains(said), "{error}");
+        assert!(error.contains(&format!("a value is required for '{flag}")), "{error}");
     }
+    let (_, error) = text(&keyward(&["config"]).env("KEYWARD_CONFIG", "").output().unwrap());
+    assert!(error.contains("--config"), "{error}");
 }
 
 #[test]
