@@ -282,7 +282,7 @@ impl Reading<'_> {
             if let Some(error) = unread {
                 return Err(error);
             }
-            if torn > 0 && (!last || sound_frame_follows(&tail[..torn])) {
+            if torn > 0 && (!last || sound_frame_follows(tail, torn)) {
                 // It was acknowledged.
                 return Err(damaged(offset, "the frame is damaged", &end));
             }
@@ -301,9 +301,10 @@ fn does_not_follow(path: &Path, after: Revision) -> JournalError {
     JournalError::Damaged { path: path.to_owned(), offset: 0, what, after }
 }
 
-/// Whether a sound frame begins anywhere after the first place. If so, the damaged one before it had been acknowledged.
-fn sound_frame_follows(tail: &[u8]) -> bool {
-    (ALIGNMENT_BYTES..tail.len()).step_by(ALIGNMENT_BYTES).any(|at| Frame::read(&tail[at..]).is_some())
+/// Whether a sound frame begins anywhere after the first place and before `end`. If so, the damaged one before it had been
+/// acknowledged. It may itself end in zeros, past `end`.
+fn sound_frame_follows(tail: &[u8], end: usize) -> bool {
+    (ALIGNMENT_BYTES..end).step_by(ALIGNMENT_BYTES).any(|at| Frame::read(&tail[at..]).is_some())
 }
 
 impl HeaderError {
@@ -312,6 +313,29 @@ impl HeaderError {
         match self {
             Self::UnknownVersion(version) => JournalError::UnknownVersion { path, version },
             Self::Damaged => JournalError::Damaged { path, offset: 0, what: "the segment's header is damaged", after },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::frame::FrameBuilder;
+    use super::*;
+    use crate::store::record::pb;
+    use zeroize::Zeroizing;
+
+    #[test]
+    fn the_last_frame_is_sound_however_many_zeros_it_ends_in() {
+        let key = ChainKey(Zeroizing::new([7; 32]));
+        for length in 0..2_000 {
+            let entry = pb::JournalEntry { revision: 1, target: "x".repeat(length), ..Default::default() };
+            let mut frame = FrameBuilder::after(&Position::START);
+            frame.push(&entry, &key);
+            let mut tail = vec![1; ALIGNMENT_BYTES];
+            tail.extend(frame.finish().unwrap());
+            let end = tail.iter().rposition(|&byte| byte != 0).unwrap() + 1;
+            tail.resize(tail.len() + 100, 0);
+            assert!(sound_frame_follows(&tail, end), "{length}");
         }
     }
 }
