@@ -252,10 +252,12 @@ async fn a_caller_whose_key_changes_is_noticed_on_his_next_call() {
         assert_eq!(code(&service).await.unwrap().reason(), Reason::Ok);
         assert_eq!(code(&Handle::new(channel.clone(), credential)).await.unwrap_err(), Code::Unauthenticated);
     }
-    // Without its role, and with an end that the clock brings and no change.
-    let bare = admin.update(update(&pb::Key { scopes: vec![], ..caller.key.clone() }, &["scopes"])).await.unwrap();
+    // With another role, and with an end that the clock brings and no change.
+    let viewer = pb::Key { scopes: strings(&["keyward.viewer"]), ..caller.key.clone() };
+    let viewer = admin.update(update(&viewer, &["scopes"])).await.unwrap();
     assert_eq!(code(&service).await.unwrap_err(), Code::PermissionDenied);
-    let ends = pb::Key { scopes: strings(&["keyward.verifier"]), expire_time: after_start(1_000), ..bare.key.unwrap() };
+    let ends =
+        pb::Key { scopes: strings(&["keyward.verifier"]), expire_time: after_start(1_000), ..viewer.key.unwrap() };
     admin.update(update(&ends, &["scopes", "expire_time"])).await.unwrap();
     assert_eq!(code(&service).await.unwrap().reason(), Reason::Ok);
     server.clock.advance_ms(1_000);
