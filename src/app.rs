@@ -298,7 +298,8 @@ impl App {
         self.ops_addr.as_ref()
     }
 
-    /// Says NOT_SERVING, and goes on answering for the setting `drain_delay`, or until `stop` ends that. A stop comes next.
+    /// Says NOT_SERVING, and goes on answering for the setting `drain_delay`, or until `stop` ends that. A stop comes
+    /// next.
     pub async fn drain(&self, stop: &Stop) {
         // Probes are told of the stop, and no longer of the disk.
         self.telling.stop(Duration::ZERO).await;

@@ -1,5 +1,5 @@
-//! Which services answer calls, as probes are told. The app and [`crate::conditions`] tell it, and [`crate::grpc::health`]
-//! passes it on.
+//! Which services answer calls, as probes are told. The app and [`crate::conditions`] tell it, and
+//! [`crate::grpc::health`] passes it on.
 
 use std::collections::BTreeMap;
 

@@ -180,8 +180,8 @@ impl Listener {
         &self.addr
     }
 
-    /// Accepts connections and hands them on until `stop`, and those that wait in the kernel's queue then, which would be
-    /// reset.
+    /// Accepts connections and hands them on until `stop`, and those that wait in the kernel's queue then, which would
+    /// be reset.
     pub async fn accept(self, slots: Slots, to: mpsc::Sender<io::Result<Conn>>, stop: CancellationToken) {
         let _cleanup = RemoveSocket::of(&self.addr);
         // The slot first: at the limit, connections wait in the kernel's queue.

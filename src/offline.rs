@@ -1,5 +1,5 @@
-//! What is done to data that nobody serves: check, rebuild, restore, one administrator more. Like [`crate::app`], it puts things together and names
-//! an engine.
+//! What is done to data that nobody serves: check, rebuild, restore, one administrator more. Like [`crate::app`], it
+//! puts things together and names an engine.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -146,8 +146,8 @@ pub fn restore_backup(settings: &Settings, source: &Source) -> Result<Restored, 
     Ok(restore(&dir, &options_with(settings, &keyring), &|pepper| keyring.peppers.holds(pepper), source)?)
 }
 
-/// Adds a lasting administrator to a data directory, and changes nothing else. `keep` gets the secret before the change is made and
-/// must put it where it stays: an administrator that nobody can be would count as one.
+/// Adds a lasting administrator to a data directory, and changes nothing else. `keep` gets the secret before the change
+/// is made and must put it where it stays: an administrator that nobody can be would count as one.
 ///
 /// # Errors
 /// When the directory is in use, damaged or empty, the pepper file is not its own, or the disk fails.
@@ -185,8 +185,8 @@ fn options_with(settings: &Settings, keyring: &Keyring) -> Options {
         // No change is made here.
         bounds: Bounds::NONE,
         free_bytes,
-        // An expected head is for what is served. A table is built from the journal that is there, and a restore or a rescue begins
-        // another log.
+        // An expected head is for what is served. A table is built from the journal that is there, and a restore or a
+        // rescue begins another log.
         demands: Demands { head: None, accept_watermark_loss: settings.accept_watermark_loss },
     }
 }

@@ -66,7 +66,8 @@ impl<S, F> Answering<S, F> {
     }
 }
 
-/// Serves the connections that come in, as long as some may come, until they end, or finish after `tasks` is told to stop.
+/// Serves the connections that come in, as long as some may come, until they end, or finish after `tasks` is told to
+/// stop.
 ///
 /// Without homes, connections live on the current runtime. With homes, one that calls for what is answered elsewhere goes
 /// there, once and for all: whoever makes changes, hundreds at a time, takes nothing from verdicts on the core that he was

@@ -5,8 +5,8 @@ use tokio::sync::watch;
 
 use crate::ops_http::Phase;
 
-/// Follows the server's life, to its stop: READY as soon as `/readyz` says so, then STOPPING. Without `NOTIFY_SOCKET` nobody is
-/// told.
+/// Follows the server's life, to its stop: READY as soon as `/readyz` says so, then STOPPING. Without `NOTIFY_SOCKET`
+/// nobody is told.
 pub async fn tell(mut phase: watch::Receiver<Phase>) {
     if phase.wait_for(|&now| now != Phase::Loading).await.is_ok_and(|now| *now == Phase::Serving) {
         notify(&NotifyState::Ready);

@@ -23,8 +23,8 @@ pub fn parse_filter(filter: &str) -> Result<EnvFilter, ParseError> {
     EnvFilter::builder().parse(filter)
 }
 
-/// Says what is wrong with a filter: also with one that is in order and lets no line of ours through, because a level or a
-/// module is spelt wrong.
+/// Says what is wrong with a filter: also with one that is in order and lets no line of ours through, because a level
+/// or a module is spelt wrong.
 ///
 /// # Errors
 /// With that.

@@ -174,8 +174,8 @@ pub fn explain(secret: &Presented<'_>, outcome: &Outcome<'_>, ask: &Ask<'_>, now
     }
 }
 
-/// What stands around a text that was presented as a secret, and is no part of one. It depends on nothing that stands in there: whether
-/// that is nearly a secret is for nobody to learn.
+/// What stands around a text that was presented as a secret, and is no part of one. It depends on nothing that stands
+/// in there: whether that is nearly a secret is for nobody to learn.
 fn around(text: &str) -> String {
     const SCHEME: &str = "bearer";
     const QUOTES: &[char] = &['"', '\'', '`', '\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}', '\u{ab}', '\u{bb}'];

@@ -1,5 +1,5 @@
-//! Networks and addresses as people write them: one reading for both, so that what a key is bound to and where a caller comes from
-//! never mean different things.
+//! Networks and addresses as people write them: one reading for both, so that what a key is bound to and where a caller
+//! comes from never mean different things.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -31,8 +31,8 @@ pub enum BadBlock {
     Mapped(IpNet),
 }
 
-/// Reads a network: a block, or one address, which is a block of its own. Nothing is guessed: a leading zero is refused, because some
-/// programs read it as octal.
+/// Reads a network: a block, or one address, which is a block of its own. Nothing is guessed: a leading zero is
+/// refused, because some programs read it as octal.
 ///
 /// # Errors
 /// When it is of no form, or means another block than it says.
@@ -58,8 +58,8 @@ pub fn parse_block(text: &str) -> Result<IpNet, BadBlock> {
     Ok(net)
 }
 
-/// Reads the address of a caller, as servers and proxies write it: a port behind it, brackets around it and a zone are cut off, and an
-/// IPv4 address within IPv6 is that IPv4 address. `None`: it is of no form.
+/// Reads the address of a caller, as servers and proxies write it: a port behind it, brackets around it and a zone are
+/// cut off, and an IPv4 address within IPv6 is that IPv4 address. `None`: it is of no form.
 #[must_use]
 pub fn parse_address(text: &str) -> Option<IpAddr> {
     let address = match text.parse::<IpAddr>() {

@@ -4,9 +4,9 @@ use crate::access::{AUDIENCE, Role};
 use crate::clock::UnixMillis;
 use crate::record::{KeyPolicy, KeyRecord, State};
 
-/// From when on a key is a lasting administrator: active in tenant `system`, without an end, with `keyward.admin` that is not
-/// narrowed to a tenant, bound to no network and to no audience but Keyward. [`UnixMillis::MIN`]: it has no `not_before`. `None`:
-/// it is none, or not for ever.
+/// From when on a key is a lasting administrator: active in tenant `system`, without an end, with `keyward.admin` that
+/// is not narrowed to a tenant, bound to no network and to no audience but Keyward. [`UnixMillis::MIN`]: it has no
+/// `not_before`. `None`: it is none, or not for ever.
 #[must_use]
 pub fn lasting_from(key: &KeyRecord) -> Option<UnixMillis> {
     // Without `..`, so that a new field does not compile until it is judged.

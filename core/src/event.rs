@@ -11,7 +11,8 @@ use crate::record::{KeyRecord, TenantRecord};
 pub struct Revision(pub u64);
 
 impl Revision {
-    /// The revision of the next change. The last one there can be has none, and gives itself: only damaged bytes claim it.
+    /// The revision of the next change. The last one there can be has none, and gives itself: only damaged bytes claim
+    /// it.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1))

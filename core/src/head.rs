@@ -1,7 +1,7 @@
 //! The head of the log: how far it goes, and a hash of all of it.
 //!
-//! Kept apart from the data, a head shows whether the log was cut, replaced or put back later on: a log that goes on from it
-//! has it among its positions, and any other has not.
+//! Kept apart from the data, a head shows whether the log was cut, replaced or put back later on: a log that goes on
+//! from it has it among its positions, and any other has not.
 
 use std::fmt;
 use std::str::FromStr;

@@ -3,8 +3,8 @@
 //! Pure by construction: no I/O, no clock reads, no randomness of its own, no async. Time and randomness come in as
 //! parameters ([`clock::Clock`], [`entropy::Entropy`]), so that whoever calls owns them.
 //!
-//! Reading order: [`limits`], [`id`], [`secret`], [`leak`], [`digest`], [`scope`], [`address`], [`record`], [`decision`], [`narrowing`],
-//! [`access`], [`administrators`], [`event`], [`head`].
+//! Reading order: [`limits`], [`id`], [`secret`], [`leak`], [`digest`], [`scope`], [`address`], [`record`],
+//! [`decision`], [`narrowing`], [`access`], [`administrators`], [`event`], [`head`].
 
 pub mod access;
 pub mod address;

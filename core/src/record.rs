@@ -116,8 +116,8 @@ pub enum ForbiddenMove {
 }
 
 impl KeyRecord {
-    /// Moves the key to another state, or gives another reason for the one it is in. An empty reason for that leaves the old one.
-    /// Who brought the key into its state, and when, stays as long as the state.
+    /// Moves the key to another state, or gives another reason for the one it is in. An empty reason for that leaves
+    /// the old one. Who brought the key into its state, and when, stays as long as the state.
     ///
     /// # Errors
     /// When the key is revoked and is asked to be anything else.

@@ -26,8 +26,8 @@ pub(super) const STORE_NAMES: [&str; 2] = [conditions::ADMIN_SERVICE, AUDIT_SERV
 pub(super) struct Face {
     pub(super) health: Health,
     pub(super) phase: watch::Sender<Phase>,
-    /// What accepts the connections of callers. It ends first: whoever is told of the end connects anew, and must then find that
-    /// nobody listens, instead of being reset.
+    /// What accepts the connections of callers. It ends first: whoever is told of the end connects anew, and must then
+    /// find that nobody listens, instead of being reset.
     pub(super) doors: Tasks,
     /// What talks to callers. It ends next.
     pub(super) front: Tasks,
@@ -40,8 +40,8 @@ pub(super) struct Face {
 }
 
 impl Face {
-    /// Says NOT_SERVING, and goes on answering for the drain delay, so that whoever sends calls here hears of it and sends
-    /// them elsewhere. There is no delay if no call was answered yet.
+    /// Says NOT_SERVING, and goes on answering for the drain delay, so that whoever sends calls here hears of it and
+    /// sends them elsewhere. There is no delay if no call was answered yet.
     pub(super) async fn drain(&self, stop: &Stop) {
         let before = self.phase.send_replace(Phase::Draining);
         self.health.set(&HEALTH_NAMES, false);

@@ -40,8 +40,8 @@ enum Command {
     Restore(restore::Options),
     /// Read all of a data directory that nobody serves, or of a backup, and say what is wrong. Exits with 1 on any doubt.
     Check(check::Options),
-    /// Make a new administrator in a data directory that nobody serves: where the last one was lost. Its key goes to standard
-    /// output, as one line, and is never shown again.
+    /// Make a new administrator in a data directory that nobody serves: where the last one was lost. Its key goes to
+    /// standard output, as one line, and is never shown again.
     AdminKey(admin_key::Options),
     /// Build the table of a data directory that nobody serves anew, from its snapshot and its journal.
     Rebuild(rebuild::Options),

@@ -14,11 +14,13 @@ pub(super) struct Options {
     /// them works again. What is gone is printed and noted in the journal, and the old files are moved aside
     #[arg(long)]
     accept_data_loss: bool,
-    /// Then also take changes that are in the journal, or snapshots and tables, of which nothing shows that they are of this log.
-    /// Whoever can write to the directory may have put them there, and may have made an administrator. They are printed either way
+    /// Then also take changes that are in the journal, or snapshots and tables, of which nothing shows that they are of
+    /// this log. Whoever can write to the directory may have put them there, and may have made an administrator. They
+    /// are printed either way
     #[arg(long, requires = "accept_data_loss")]
     accept_unproven: bool,
-    /// Go on where the watermark is missing beside a journal with changes: take the journal's end for the end of the log
+    /// Go on where the watermark is missing beside a journal with changes: take the journal's end for the end of the
+    /// log
     #[arg(long)]
     accept_watermark_loss: bool,
     #[command(flatten)]

@@ -20,8 +20,8 @@ const SIGNALS: [Caught; 5] = [Caught::Terminate, Caught::Interrupt, Caught::Hang
 pub(super) struct Serve {
     #[command(flatten)]
     settings: Options,
-    /// Start although the watermark is missing beside a journal with changes: take the journal's end for the end of the log. For one
-    /// start, so there is no setting for it
+    /// Start although the watermark is missing beside a journal with changes: take the journal's end for the end of the
+    /// log. For one start, so there is no setting for it
     #[arg(long)]
     accept_watermark_loss: bool,
 }

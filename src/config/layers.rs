@@ -333,7 +333,8 @@ fn service_links() -> HashSet<String> {
 }
 
 /// Whether a variable is one of those, by its name behind the Service's first word, such as `_SERVICE_HOST`, `_PORT` or
-/// `_HEADLESS_PORT_50051_TCP_ADDR`. `_PORT` alone might be a setting that is spelt wrong, so its value must be a link too.
+/// `_HEADLESS_PORT_50051_TCP_ADDR`. `_PORT` alone might be a setting that is spelt wrong, so its value must be a link
+/// too.
 fn is_service_link(name: &str, value: &str) -> bool {
     let is_port = name.match_indices("_SERVICE_PORT").any(|(at, found)| {
         let rest = &name[at + found.len()..];

@@ -40,8 +40,8 @@ pub struct Settings {
     /// Threads that serve connections, one runtime each. Default: one for each core; at most 256. With 0, connections are
     /// served by the runtime that does everything else.
     pub serving_threads: usize,
-    /// How long a server that is to stop says NOT_SERVING and still answers, so that load balancers send calls elsewhere before
-    /// it takes no more. The shutdown deadline begins afterwards. Default 0, at most 1 h.
+    /// How long a server that is to stop says NOT_SERVING and still answers, so that load balancers send calls
+    /// elsewhere before it takes no more. The shutdown deadline begins afterwards. Default 0, at most 1 h.
     pub drain_delay: Duration,
     /// How long connections may take to finish when the server stops. Default 10 s, at most 1 h.
     pub shutdown_deadline: Duration,
@@ -64,11 +64,11 @@ pub struct Settings {
     pub owners_per_tenant_max: usize,
     /// Different scopes that the keys of one tenant may have. Default 10,000.
     pub scopes_per_tenant_max: usize,
-    /// A head of the log that was kept apart from it, as text ([`Head`]): the journal must lead through it, or nothing is served.
-    /// Default: none, also as an empty text.
+    /// A head of the log that was kept apart from it, as text ([`Head`]): the journal must lead through it, or nothing
+    /// is served. Default: none, also as an empty text.
     pub expect_head: Option<Head>,
-    /// A watermark that is missing beside a journal with changes is no obstacle. Only on the command line: what was lost once is there
-    /// again after that start. Default false.
+    /// A watermark that is missing beside a journal with changes is no obstacle. Only on the command line: what was
+    /// lost once is there again after that start. Default false.
     pub accept_watermark_loss: bool,
     /// Which log lines to write, such as `info` or `keyward=debug,h2=warn`. Default `info`.
     pub log_filter: String,

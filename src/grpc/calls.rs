@@ -48,7 +48,8 @@ pub fn is_urgent(path: &str) -> bool {
     matches!(path, "/keyward.v1.KeyAdmin/DisableKey" | "/keyward.v1.KeyAdmin/RevokeKey")
 }
 
-/// Whether a reply may be long, up to some megabytes: the answers to a batch, and pages. A stream and a backup come in pieces.
+/// Whether a reply may be long, up to some megabytes: the answers to a batch, and pages. A stream and a backup come in
+/// pieces.
 #[must_use]
 pub fn has_long_reply(path: &str) -> bool {
     matches!(

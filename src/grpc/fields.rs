@@ -86,7 +86,8 @@ impl Fields {
         if value.is_empty() { Some(default()) } else { self.parse(field, value, parse) }
     }
 
-    /// A text that people read and compare, of at most `bytes_max` bytes: without characters that nobody sees, and in one form.
+    /// A text that people read and compare, of at most `bytes_max` bytes: without characters that nobody sees, and in
+    /// one form.
     pub fn text(&mut self, field: &str, value: String, bytes_max: usize) -> String {
         if !self.has_no_secret(field, &value) {
             return value;
@@ -113,8 +114,8 @@ impl Fields {
         self.text(field, value, bytes_max)
     }
 
-    /// A text to be held against what is kept, of at most `bytes_max` bytes. What was kept before there were rules for it must be
-    /// found too, so only its form is made the same.
+    /// A text to be held against what is kept, of at most `bytes_max` bytes. What was kept before there were rules for
+    /// it must be found too, so only its form is made the same.
     pub fn sought_text(&mut self, field: &str, value: String, bytes_max: usize) -> String {
         text::normalized(self.opaque_text(field, value, bytes_max))
     }

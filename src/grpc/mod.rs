@@ -1,9 +1,9 @@
 //! The wire: from protobuf to the domain and back, and nothing else.
 //!
 //! [`pb`] is generated, [`convert`] and [`fields`] translate, [`status`] is the only place that builds a `Status`,
-//! [`calls`] says which call needs which permission, [`admin`], [`audit`] and [`verify`] are the services, [`stream_verify`]
-//! the one call that goes on, [`messages`] what it reads, and [`standing`] what its caller may while it does. [`health`] and
-//! [`reflection`] are open to anyone.
+//! [`calls`] says which call needs which permission, [`admin`], [`audit`] and [`verify`] are the services,
+//! [`stream_verify`] the one call that goes on, [`messages`] what it reads, and [`standing`] what its caller may while
+//! it does. [`health`] and [`reflection`] are open to anyone.
 
 pub mod admin;
 pub mod audit;

@@ -19,8 +19,8 @@ pub(super) const UNTOLD_BYTES_MAX: usize = WINDOW_BYTES as usize / 4 / STREAMS_M
 /// The body of a request.
 ///
 /// What has come and is not read yet is at most the window of its stream, 1 MiB; reading it lets the peer send more.
-/// Trailers of a request mean nothing in gRPC and are not passed on. A body that is not as long as its `content-length` never
-/// ends: its call is reset.
+/// Trailers of a request mean nothing in gRPC and are not passed on. A body that is not as long as its `content-length`
+/// never ends: its call is reset.
 ///
 /// The end of a request whose reply may be long is withheld until it has its turn.
 #[derive(Debug)]

@@ -280,8 +280,8 @@ impl Heads {
         Ok(&self.last)
     }
 
-    /// Reads the next frame of a block that has several. Of what is too long for a head nothing is kept. It gives the head
-    /// with the last.
+    /// Reads the next frame of a block that has several. Of what is too long for a head nothing is kept. It gives the
+    /// head with the last.
     ///
     /// # Errors
     /// When the block breaks a rule of RFC 7541.

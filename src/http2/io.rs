@@ -56,8 +56,8 @@ pub struct Answering<S, A, X> {
     /// Whether the request of a call, by its path, is a stream of messages. All others must be whole in
     /// [`REQUEST_TIME_MAX`](super::REQUEST_TIME_MAX).
     pub has_stream: fn(&str) -> bool,
-    /// Whether the reply to a call, by its path, may be long. Such calls have their turns, one at a time, and wait with them
-    /// while much waits for the peer.
+    /// Whether the reply to a call, by its path, may be long. Such calls have their turns, one at a time, and wait with
+    /// them while much waits for the peer.
     pub is_long: fn(&str) -> bool,
     /// Whether a call, by its path, goes before others.
     pub is_urgent: fn(&str) -> bool,

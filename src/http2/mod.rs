@@ -37,14 +37,14 @@ pub use self::io::{Answering, Connection, End, Served};
 pub const STREAMS_MAX: usize = 256;
 /// The headers of a call at most, counted as SETTINGS_MAX_HEADER_LIST_SIZE does. Longer ones are answered with status 431.
 pub const HEADER_BYTES_MAX: usize = 16 * 1024;
-/// Frames that a header block comes in at most, of 16 KiB each. One that is too long for a head is read to its end, field by
-/// field, so that it can be answered and those behind it can be read; at most 48 KiB of it are kept meanwhile.
+/// Frames that a header block comes in at most, of 16 KiB each. One that is too long for a head is read to its end,
+/// field by field, so that it can be answered and those behind it can be read; at most 48 KiB of it are kept meanwhile.
 pub const BLOCK_FRAMES_MAX: u32 = 16;
-/// Resets that a peer may provoke by errors of its own, beside those that its calls pay for, before its connection is drained
-/// (MadeYouReset, CVE-2025-8671). Every [`KEEPALIVE_INTERVAL`] half of them are forgotten.
+/// Resets that a peer may provoke by errors of its own, beside those that its calls pay for, before its connection is
+/// drained (MadeYouReset, CVE-2025-8671). Every [`KEEPALIVE_INTERVAL`] half of them are forgotten.
 pub const ERRORS_MAX: u32 = 1_024;
-/// So many calls that came whole and were answered whole pay for one of them: a connection that lives long, or carries the
-/// calls of many, always has some that fail.
+/// So many calls that came whole and were answered whole pay for one of them: a connection that lives long, or carries
+/// the calls of many, always has some that fail.
 pub const ERROR_CALLS: u32 = 8;
 /// Frames that carry no call on and that a peer may send in [`KEEPALIVE_INTERVAL`] beside those that its calls pay for: PING,
 /// SETTINGS, PRIORITY, empty DATA, what is unknown or comes for streams that are gone. Beyond it the connection is drained;
@@ -69,9 +69,9 @@ pub const FORESEEN_MAX: usize = 16;
 pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// Bytes that wait to be written to the network. Beyond it nothing is read, and no call says more.
 pub const OUT_BYTES_MAX: usize = 256 * 1024;
-/// Bytes of replies that wait for the peer's windows, of all calls of a connection. Beyond it no call is answered at once, a
-/// call that is under way says no more, and one whose reply may be long is not begun to be answered; these are answered one
-/// at a time, so that one reply may go beyond it.
+/// Bytes of replies that wait for the peer's windows, of all calls of a connection. Beyond it no call is answered at
+/// once, a call that is under way says no more, and one whose reply may be long is not begun to be answered; these are
+/// answered one at a time, so that one reply may go beyond it.
 pub const REPLIES_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of its reply that a call may say before they are sent; one message may be longer.
 pub const REPLY_BYTES_AHEAD: usize = 64 * 1024;
@@ -81,8 +81,8 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a peer with calls under way may take to hear of a stop, before it is told which calls were the last.
 pub const FAREWELL_TIME: Duration = Duration::from_secs(5);
-/// How long a peer may take that has none, or has yet to say anything: it must not hold up the stop. It learns of a call that
-/// it begins later that nobody has seen it.
+/// How long a peer may take that has none, or has yet to say anything: it must not hold up the stop. It learns of a
+/// call that it begins later that nobody has seen it.
 pub const QUIET_FAREWELL_TIME: Duration = Duration::from_millis(500);
 /// How long a peer may take to close its end, so that it reads what it was told last.
 pub const LINGER_TIME: Duration = Duration::from_secs(1);

@@ -1,5 +1,6 @@
-//! The lasting administrators of an engine ([`keyward_core::administrators`]). A change that would leave none is refused, where
-//! its other conditions are checked: two administrators that disable each other at the same moment are one behind the other there.
+//! The lasting administrators of an engine ([`keyward_core::administrators`]). A change that would leave none is
+//! refused, where its other conditions are checked: two administrators that disable each other at the same moment are
+//! one behind the other there.
 
 use std::collections::HashMap;
 
@@ -32,8 +33,8 @@ impl Administrators {
         self.from.values().filter(|from| **from <= at).count()
     }
 
-    /// Whether one remains when these records are written. Where there is none before either, nothing is refused: that would keep
-    /// out whoever is to mend it.
+    /// Whether one remains when these records are written. Where there is none before either, nothing is refused: that
+    /// would keep out whoever is to mend it.
     pub(super) fn check<'a>(
         &self,
         records: impl Iterator<Item = &'a Record> + Clone,

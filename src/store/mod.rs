@@ -105,15 +105,15 @@ pub trait Store: Send + Sync + 'static {
     /// [`CommitError::Bounded`].
     fn admits_tenant(&self) -> Result<(), CommitError>;
 
-    /// Whether a lasting administrator remains when a key is written, by the clock's reading: for whoever only asks. A commit is
-    /// held to it in any case.
+    /// Whether a lasting administrator remains when a key is written, by the clock's reading: for whoever only asks. A
+    /// commit is held to it in any case.
     ///
     /// # Errors
     /// [`CommitError::LastAdministrator`].
     fn keeps_administrator(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError>;
 
-    /// How many lasting administrators there are ([`keyward_core::administrators`]), by the clock's reading. Where there is none,
-    /// it says so in the log, once.
+    /// How many lasting administrators there are ([`keyward_core::administrators`]), by the clock's reading. Where
+    /// there is none, it says so in the log, once.
     fn lasting_administrators(&self, clock: UnixMillis) -> usize;
 
     /// The changes after a revision: ordered and without gaps.
@@ -125,8 +125,8 @@ pub trait Store: Send + Sync + 'static {
     /// The revision of the last durable change.
     fn revision(&self) -> Revision;
 
-    /// The position of the last durable change, with the hash of the log up to it. `None`: the engine keeps no log that could be
-    /// cut or replaced behind its back, so there is nothing to hold one against.
+    /// The position of the last durable change, with the hash of the log up to it. `None`: the engine keeps no log that
+    /// could be cut or replaced behind its back, so there is nothing to hold one against.
     fn head(&self) -> Option<Head>;
 
     /// Whether changes can be made now.

@@ -1,6 +1,6 @@
-//! Rot: in the directory of a server that has ended, one bit is flipped, or a file is cut short, or removed. Then either
-//! everything is right, or the start is refused and says what is wrong. A lost watermark is always refused, and everything is right
-//! once its loss is accepted. Each start has little time and memory.
+//! Rot: in the directory of a server that has ended, one bit is flipped, or a file is cut short, or removed. Then
+//! either everything is right, or the start is refused and says what is wrong. A lost watermark is always refused, and
+//! everything is right once its loss is accepted. Each start has little time and memory.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

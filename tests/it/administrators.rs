@@ -185,7 +185,8 @@ fn interleavings(count: usize) -> Vec<Vec<usize>> {
     all
 }
 
-/// Runs cases of whom each acts on and what each does, in every order; gives how many commits were refused as the last ones.
+/// Runs cases of whom each acts on and what each does, in every order; gives how many commits were refused as the last
+/// ones.
 async fn every_order(store: &dyn Store, cases: impl IntoIterator<Item = (Vec<usize>, Vec<Deed>)>) -> usize {
     let (mut next, mut old, mut refused) = (0, vec![], 0);
     for (on, deeds) in cases {

@@ -27,8 +27,8 @@ use crate::rescue::frame_at;
 
 const SEGMENT_BYTES: u64 = 64 * 1024;
 
-/// What somebody does who can write to the directory and has no pepper file: takes the last change back, and everything that knows
-/// of it.
+/// What somebody does who can write to the directory and has no pepper file: takes the last change back, and everything
+/// that knows of it.
 fn cut_the_last_change(dir: &Path, segment: &Path, last: u64) {
     let mut bytes = fs::read(segment).unwrap();
     let (at, end) = (frame_at(&bytes, last), end_of_frames(&bytes));

@@ -261,8 +261,8 @@ async fn a_peer_that_does_not_read_is_not_read_either() {
     }
 }
 
-/// A peer that opens no window makes replies wait. Beyond some megabytes of them no more are made, in whichever way they are
-/// made: the calls wait, and are answered when the peer reads.
+/// A peer that opens no window makes replies wait. Beyond some megabytes of them no more are made, in whichever way
+/// they are made: the calls wait, and are answered when the peer reads.
 #[tokio::test]
 async fn replies_that_wait_for_a_window_are_bounded() {
     const BOUND: usize = 4 * 1024 * 1024;

@@ -170,7 +170,8 @@ async fn a_request_that_is_not_whole_in_time_is_refused() {
     app.stop().await.unwrap();
 }
 
-/// Requests that come late, one after the other, let time be looked at often. That is no reason to forget what was sent.
+/// Requests that come late, one after the other, let time be looked at often. That is no reason to forget what was
+/// sent.
 #[tokio::test(start_paused = true)]
 async fn requests_that_are_late_forgive_no_flood() {
     let dir = tempfile::tempdir().unwrap();

@@ -40,7 +40,8 @@ fn entries(dir: &Path, after: u64) -> Vec<JournalEntry> {
     found
 }
 
-/// A stopped server, of whose administrators one has expired and the other is nowhere to be found; and the keys that it holds, of both tenants.
+/// A stopped server, of whose administrators one has expired and the other is nowhere to be found; and the keys that it
+/// holds, of both tenants.
 struct Locked {
     site: Site,
     keys: BTreeMap<String, pb::Key>,

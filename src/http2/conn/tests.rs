@@ -241,7 +241,8 @@ fn a_call_that_ends_without_an_answer_is_reset() {
     assert!(conn.streams.is_empty());
 }
 
-/// Whether a connection outlives so many rounds of calls, so far apart, of which some are in error and some are answered.
+/// Whether a connection outlives so many rounds of calls, so far apart, of which some are in error and some are
+/// answered.
 fn outlives(rounds: u32, apart: Duration, in_error: u32, answered: u32) -> bool {
     let (mut conn, _) = open();
     let (began, mut stream) = (Instant::now(), 1);

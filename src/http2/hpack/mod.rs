@@ -22,8 +22,9 @@ pub(super) const TABLE_BYTES: usize = 4096;
 /// Bytes of an integer past its first at most: 28 bits, far beyond the length of anything that is accepted.
 const INTEGER_BYTES_MAX: u32 = 4;
 
-/// Bytes of a string at most, as it comes. In a block of several frames a longer one is passed over, because its field is too
-/// long for every head and for the table: by the longest Huffman codes, of 30 bits, these would still be 4,369 bytes.
+/// Bytes of a string at most, as it comes. In a block of several frames a longer one is passed over, because its field
+/// is too long for every head and for the table: by the longest Huffman codes, of 30 bits, these would still be 4,369
+/// bytes.
 const STRING_BYTES_MAX: usize = HEADER_BYTES_MAX;
 const _: () = assert!(STRING_BYTES_MAX * 8 / 30 >= TABLE_BYTES);
 
@@ -129,8 +130,9 @@ impl Decoder {
         read.map_err(|_| CompressionError)
     }
 
-    /// Reads the next piece of a block, and gives each field that ends in it, in order; `None` is one that is passed over
-    /// because it is too long. Between two pieces at most one field is kept, which is not longer than two strings may be.
+    /// Reads the next piece of a block, and gives each field that ends in it, in order; `None` is one that is passed
+    /// over because it is too long. Between two pieces at most one field is kept, which is not longer than two strings
+    /// may be.
     ///
     /// # Errors
     /// When it breaks a rule of RFC 7541, or the last piece ends within a field.
@@ -220,8 +222,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// Reads a field that is written out into `name` and `value`, and says what it is. If a string is too long, the `left`
-    /// begins with its first byte.
+    /// Reads a field that is written out into `name` and `value`, and says what it is. If a string is too long, the
+    /// `left` begins with its first byte.
     fn literal<'a>(&mut self, rest: &mut &'a [u8], prefix: u32, left: &mut &'a [u8]) -> Result<Name, Stop> {
         self.name.clear();
         self.value.clear();

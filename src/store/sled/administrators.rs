@@ -13,7 +13,8 @@ use crate::store::{KeyQuery, StoreError};
 /// Keys that are read at a time.
 const BATCH_KEYS: usize = 1_000;
 
-/// Reads the active keys of tenant `system`: before the store is open, because only the committer follows them from then on.
+/// Reads the active keys of tenant `system`: before the store is open, because only the committer follows them from
+/// then on.
 pub(super) fn read(table: &Table) -> Result<Administrators, StoreError> {
     let mut found = Administrators::default();
     let mut query = KeyQuery {

@@ -40,15 +40,17 @@ use crate::store::{Commit, CommitError, Put, StoreError, View};
 
 /// Commits in one group at most.
 const GROUP_COMMITS_MAX: usize = 256;
-/// A group takes no further commit once its payload has this size, and none that would take it past [`PAYLOAD_BYTES_MAX`].
+/// A group takes no further commit once its payload has this size, and none that would take it past
+/// [`PAYLOAD_BYTES_MAX`].
 const GROUP_BYTES_MAX: usize = 1024 * 1024;
-/// Groups that wait for the table's writer, when they are [`TABLE_QUEUE_GROUPS_MAX`], may be so many more of changes that take
-/// power away. Then the committer waits. They are mostly small, and the writer puts many into one transaction; their bytes have a
-/// bound of their own.
+/// Groups that wait for the table's writer, when they are [`TABLE_QUEUE_GROUPS_MAX`], may be so many more of changes
+/// that take power away. Then the committer waits. They are mostly small, and the writer puts many into one
+/// transaction; their bytes have a bound of their own.
 const TABLE_QUEUE_NARROWING_MAX: usize = 2_048;
 /// Rows that the table's writer puts into one transaction, while more are waiting. A read of a key waits for as long as that.
 const TABLE_ROWS_MAX: usize = 256;
-/// Bytes of an entry beside its texts and its records; and of each record, what its revision and its place in the entry take.
+/// Bytes of an entry beside its texts and its records; and of each record, what its revision and its place in the entry
+/// take.
 const ENTRY_BYTES_EXTRA: usize = 64;
 const RECORD_BYTES_EXTRA: usize = 32;
 /// Keys of callers that are kept to authorize changes by, without asking the table each time.

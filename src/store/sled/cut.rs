@@ -362,7 +362,8 @@ mod tests {
         }
         for mut reading in readings {
             while !reading.ended && reading.read(3) {}
-            // Each of them is whole, or was overtaken and says so. One that was read to its end may be overtaken after that.
+            // Each of them is whole, or was overtaken and says so. One that was read to its end may be overtaken after
+            // that.
             prop_assert!(reading.ended || reading.cut.overtaken.is_cancelled());
             prop_assert!(!reading.ended || reading.given == reading.expected);
             prop_assert!(reading.ended || bytes_max < u64::MAX);

@@ -48,14 +48,15 @@ impl LockedDir {
         Self::lock(path)
     }
 
-    /// Makes and locks a directory that data is to be restored into. Until [`LockedDir::finish_restore`] it has no layout, so that
-    /// nothing takes it for whole.
+    /// Makes and locks a directory that data is to be restored into. Until [`LockedDir::finish_restore`] it has no
+    /// layout, so that nothing takes it for whole.
     ///
     /// # Errors
     /// When there is anything in it but a pepper file, and what a restore left that was broken off.
     pub fn lock_empty(path: &Path, pepper: Option<&Path>) -> Result<Self, OpenError> {
         create_private_dir(path).map_err(named(path))?;
-        // Before the lock, which would be left where there is something else; and with it, when nobody else writes there.
+        // Before the lock, which would be left where there is something else; and with it, when nobody else writes
+        // there.
         check_empty(path, pepper)?;
         let dir = Self::lock_only(path)?;
         check_empty(path, pepper)?;
@@ -72,8 +73,8 @@ impl LockedDir {
         self.path.join(RESTORING)
     }
 
-    /// Moves what a restore has made to where it belongs. Broken off anywhere, it leaves a directory that has no layout, and that
-    /// [`LockedDir::remove_unfinished_restore`] empties; or one that is whole.
+    /// Moves what a restore has made to where it belongs. Broken off anywhere, it leaves a directory that has no
+    /// layout, and that [`LockedDir::remove_unfinished_restore`] empties; or one that is whole.
     pub(super) fn finish_restore(&self) -> io::Result<()> {
         let fresh = self.restoring();
         // From here on, what lacks there is here.

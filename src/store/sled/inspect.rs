@@ -55,8 +55,8 @@ pub struct Inspected {
     pub head: Option<Head>,
 }
 
-/// Reads everything in a directory, and holds the journal against a head, if one is given. It changes nothing but what sled changes when it opens; a watermark that is missing is
-/// made, empty.
+/// Reads everything in a directory, and holds the journal against a head, if one is given. It changes nothing but what
+/// sled changes when it opens; a watermark that is missing is made, empty.
 ///
 /// # Errors
 /// When the disk fails. What is wrong with the data is among the findings.

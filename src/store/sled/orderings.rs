@@ -44,10 +44,11 @@ impl Scan {
 }
 
 impl Table {
-    /// Goes on with a list of keys in the order of their ids, for one slice. It gives the page when that is whole. What is durable
-    /// and not in the table yet comes from the overlay: a list does not wait for the table's writer.
+    /// Goes on with a list of keys in the order of their ids, for one slice. It gives the page when that is whole. What
+    /// is durable and not in the table yet comes from the overlay: a list does not wait for the table's writer.
     ///
-    /// Only in a [`Table::turn_to_list`]: what the overlay has let go of by then is in the table, and nothing else comes to it.
+    /// Only in a [`Table::turn_to_list`]: what the overlay has let go of by then is in the table, and nothing else
+    /// comes to it.
     ///
     /// # Errors
     /// When sled fails or a record is damaged.

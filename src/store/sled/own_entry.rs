@@ -1,8 +1,8 @@
-//! Entries of the program's own in a directory that nobody serves: one key more, for operators who have lost every administrator; and
-//! what a restore notes of itself.
+//! Entries of the program's own in a directory that nobody serves: one key more, for operators who have lost every
+//! administrator; and what a restore notes of itself.
 //!
-//! The directory is opened as a start opens it, with all its checks, and one entry is appended to the journal. The table gets it at
-//! the next start, from there.
+//! The directory is opened as a start opens it, with all its checks, and one entry is appended to the journal. The
+//! table gets it at the next start, from there.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 

@@ -1,8 +1,8 @@
 //! Reading the table: on a few threads of its own, so that nothing else waits for them, and no read waits for many.
 //!
-//! Three kinds, each with its own threads: the read before a change that takes power away, other reads of one key, and lists.
-//! Callers take turns. A list is read in slices, and between two of them another caller's list has its turn; and from time to
-//! time the table's writer has one.
+//! Three kinds, each with its own threads: the read before a change that takes power away, other reads of one key, and
+//! lists. Callers take turns. A list is read in slices, and between two of them another caller's list has its turn; and
+//! from time to time the table's writer has one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use crate::store::StoreError;
 /// Reads that wait, of one kind.
 const WAITING: Bounds = Bounds { of_all: 16_384, of_one: 4_096 };
 
-/// For how long lists are read while the table's writer waits, or so: some times as long as its transaction takes. Where much is
-/// written, this decides what each of them has of the machine.
+/// For how long lists are read while the table's writer waits, or so: some times as long as its transaction takes.
+/// Where much is written, this decides what each of them has of the machine.
 const TURN_TIME: Duration = Duration::from_millis(60);
 
 /// Threads that read.

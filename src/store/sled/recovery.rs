@@ -1,9 +1,10 @@
 //! Start-up: from whatever a directory holds to a journal and a table that agree, or a refusal that says what is wrong.
 //!
-//! In this order: an image of the view, if there is one; journal (damage before its end refuses), watermark (acknowledged and
-//! missing refuses), a head that an operator kept, table (opened; one that is ahead of the journal refuses), then the first writes: a torn end is cut, and
-//! what is there is made durable. Now a view that was filled from an image is whole. The table is read all through, before the
-//! first writes if the view is to be filled from it; one in doubt is moved aside and built anew; and what it lacks is replayed.
+//! In this order: an image of the view, if there is one; journal (damage before its end refuses), watermark
+//! (acknowledged and missing refuses), a head that an operator kept, table (opened; one that is ahead of the journal
+//! refuses), then the first writes: a torn end is cut, and what is there is made durable. Now a view that was filled
+//! from an image is whole. The table is read all through, before the first writes if the view is to be filled from it;
+//! one in doubt is moved aside and built anew; and what it lacks is replayed.
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -211,8 +212,8 @@ pub(super) fn head_fault(head: Head, end: &End, met: &HashSet<Position>) -> Opti
     }
 }
 
-/// Nobody can tell an end of the journal that was cut off with the watermark from one that is whole. Asked last: what else there is
-/// may tell of changes that are missing.
+/// Nobody can tell an end of the journal that was cut off with the watermark from one that is whole. Asked last: what
+/// else there is may tell of changes that are missing.
 fn check_watermark(
     dir: &LockedDir,
     acknowledged: Option<Position>,

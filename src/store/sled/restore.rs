@@ -1,8 +1,9 @@
 //! A data directory from a backup, and from the journal that went on after it.
 //!
-//! First everything is read, so that what is wrong is known before anything is written. Then the directory is made inside the one
-//! that is to hold it, under the name `restore.new`, with its table; and at the end its parts are moved to their places, the
-//! layout last. Whenever that is broken off, no start takes the directory for whole, and the next restore removes what is there.
+//! First everything is read, so that what is wrong is known before anything is written. Then the directory is made
+//! inside the one that is to hold it, under the name `restore.new`, with its table; and at the end its parts are moved
+//! to their places, the layout last. Whenever that is broken off, no start takes the directory for whole, and the next
+//! restore removes what is there.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -143,8 +144,8 @@ fn advice(error: &JournalError) -> String {
     }
 }
 
-/// Fills a directory that was locked as an empty one, or leaves it empty. `knows` says whether there is a pepper: a key under
-/// another one could not be verified.
+/// Fills a directory that was locked as an empty one, or leaves it empty. `knows` says whether there is a pepper: a key
+/// under another one could not be verified.
 ///
 /// # Errors
 /// See [`RestoreError`]. What is wrong with backup, journal or pepper file is found before anything is written.

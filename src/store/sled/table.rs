@@ -60,8 +60,8 @@ pub struct Table {
     cuts: Mutex<Cuts>,
     known: Known,
     size: Size,
-    /// Held for reading by those that read lists, in turns, and for writing by each transaction. sled has a lock of its own for
-    /// each key that is read: where much is written, a list would wait for a transaction at every few keys.
+    /// Held for reading by those that read lists, in turns, and for writing by each transaction. sled has a lock of its
+    /// own for each key that is read: where much is written, a list would wait for a transaction at every few keys.
     turns: RwLock<()>,
     /// The last field: with it goes sled.
     _db: Closing,

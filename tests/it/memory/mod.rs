@@ -1,5 +1,5 @@
-//! What a server keeps in its memory when it has answered: nothing of the secrets of keys, and of its callers' credentials
-//! what their open connections need.
+//! What a server keeps in its memory when it has answered: nothing of the secrets of keys, and of its callers'
+//! credentials what their open connections need.
 //!
 //! The server is a process of its own, and its memory is read as a debugger would read it: this one knows the secrets.
 
@@ -60,7 +60,8 @@ impl Watched {
         assert!(found.is_empty(), "{} of {} secrets are there after {after}: {some:#?}", of.len(), self.secrets.len());
     }
 
-    /// What is found when nothing more goes away: replies are on the network before the calls that gave them have quite ended.
+    /// What is found when nothing more goes away: replies are on the network before the calls that gave them have quite
+    /// ended.
     fn settled(&self, pieces: &Pieces, is_clean: impl Fn(&[Found]) -> bool) -> Vec<Found> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -166,8 +167,8 @@ fn asking(secret: &str) -> pb::StreamVerifyRequest {
 /// Makes a question of a secret.
 type Question<'a> = &'a dyn Fn(&String) -> pb::VerifyRequest;
 
-/// Asks about secrets at once, on the long way, in batches and on a stream that stays open, also with mistakes. The memory is
-/// looked at after each of them, or at the end.
+/// Asks about secrets at once, on the long way, in batches and on a stream that stays open, also with mistakes. The
+/// memory is looked at after each of them, or at the end.
 async fn ask_in_all_ways(line: &mut Line, watched: &Watched, each: bool) {
     let secrets = &watched.secrets;
     let look = |after: &str| {

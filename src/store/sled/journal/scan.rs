@@ -46,8 +46,8 @@ pub fn segment_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:012}.kwj"))
 }
 
-/// Reads every segment in `dir`, checks all of it, and says which of the wanted positions it leads through, also amid a frame. It
-/// reads on every core.
+/// Reads every segment in `dir`, checks all of it, and says which of the wanted positions it leads through, also amid a
+/// frame. It reads on every core.
 ///
 /// # Errors
 /// When the journal is not whole. A torn end is not an error: see [`SegmentEnd::torn`].
@@ -142,8 +142,8 @@ pub fn scan_after<E: Entry>(
     Reading { dir, key, until: None }.segments(&numbers, |_| {}, visit)
 }
 
-/// Reads what comes after a revision, and somewhat more, and ends with the frame that reaches another one, if one is given. What is
-/// before and behind that is not looked at, and may be damaged.
+/// Reads what comes after a revision, and somewhat more, and ends with the frame that reaches another one, if one is
+/// given. What is before and behind that is not looked at, and may be damaged.
 ///
 /// # Errors
 /// When what is read is not whole.
@@ -203,8 +203,8 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Reads segments, one after the other. `meet` is told of the position after each entry, `visit` of each frame's entries and
-    /// the position after it.
+    /// Reads segments, one after the other. `meet` is told of the position after each entry, `visit` of each frame's
+    /// entries and the position after it.
     fn segments<E: Entry>(
         &self,
         numbers: &[u64],
@@ -301,8 +301,8 @@ fn does_not_follow(path: &Path, after: Revision) -> JournalError {
     JournalError::Damaged { path: path.to_owned(), offset: 0, what, after }
 }
 
-/// Whether a sound frame begins anywhere after the first place and before `end`. If so, the damaged one before it had been
-/// acknowledged. It may itself end in zeros, past `end`.
+/// Whether a sound frame begins anywhere after the first place and before `end`. If so, the damaged one before it had
+/// been acknowledged. It may itself end in zeros, past `end`.
 fn sound_frame_follows(tail: &[u8], end: usize) -> bool {
     (ALIGNMENT_BYTES..end).step_by(ALIGNMENT_BYTES).any(|at| Frame::read(&tail[at..]).is_some())
 }

@@ -1,9 +1,9 @@
 //! The last resort: a data directory that lacks acknowledged changes, made into one that starts, with what can be had.
 //!
-//! The state is taken from the newest snapshot or table that is sound, and later changes from the journal, also past damage. Only
-//! what was written with our key is taken, and only what is of one log: [`runs`] says how that is told. Everything else is listed,
-//! and taken only if that is wanted. What is missing is named, the old files are moved aside, and the new log begins with an entry
-//! that says what was given up.
+//! The state is taken from the newest snapshot or table that is sound, and later changes from the journal, also past
+//! damage. Only what was written with our key is taken, and only what is of one log: [`runs`] says how that is told.
+//! Everything else is listed, and taken only if that is wanted. What is missing is named, the old files are moved
+//! aside, and the new log begins with an entry that says what was given up.
 
 mod runs;
 mod sources;
@@ -111,8 +111,8 @@ pub struct Salvaged {
     pub keys: u64,
     /// The changes that are gone.
     pub missing: Ranges,
-    /// Changes that were taken from behind damage. They were made with this pepper file, and fit in with everything else; but
-    /// what tied them to the rest is gone.
+    /// Changes that were taken from behind damage. They were made with this pepper file, and fit in with everything
+    /// else; but what tied them to the rest is gone.
     pub behind_damage: Ranges,
     /// What cannot be shown to be of this log.
     pub unproven: Unproven,
@@ -131,8 +131,8 @@ pub fn look(dir: &LockedDir, options: &Options) -> Result<Unproven, OpenError> {
     Evidence::read(dir, &key)?.unproven(dir)
 }
 
-/// Gathers what can be had and begins a new log with it, with what is unproven if `take_unproven`. The new log is made beside the
-/// old files; only when it is durable do they change places.
+/// Gathers what can be had and begins a new log with it, with what is unproven if `take_unproven`. The new log is made
+/// beside the old files; only when it is durable do they change places.
 ///
 /// # Errors
 /// When the disk fails, or nothing of what is there was written with our key. Until the files change places, nothing has

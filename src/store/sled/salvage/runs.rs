@@ -1,12 +1,12 @@
 //! The journal as a rescue reads it: past damage, and believing nothing that takes no key to make.
 //!
-//! A frame is *genuine* if its entries lead to the chain that it claims from some position, for nobody can compute that chain
-//! without the key. Where the position may stand: at the end of the frame before, in the segment's header, in the 32 bytes
-//! before the frame, which are the chain of a frame that was damaged, or in a sealed file. Genuine frames that follow one another
-//! are a *run*.
+//! A frame is *genuine* if its entries lead to the chain that it claims from some position, for nobody can compute that
+//! chain without the key. Where the position may stand: at the end of the frame before, in the segment's header, in the
+//! 32 bytes before the frame, which are the chain of a frame that was damaged, or in a sealed file. Genuine frames that
+//! follow one another are a *run*.
 //!
-//! Genuine is not enough: the log before a restore has the same key and the same revisions as the one after it. So everything that
-//! counts must fit together: see [`judge`].
+//! Genuine is not enough: the log before a restore has the same key and the same revisions as the one after it. So
+//! everything that counts must fit together: see [`judge`].
 
 use std::cmp::{Ordering, Reverse};
 use std::fs;
@@ -25,8 +25,8 @@ use crate::store::sled::journal::{Chain, ChainKey, Position};
 const CHAIN_BYTES: usize = 32;
 /// Where a segment's header has the chain before its first entry.
 const HEADER_CHAIN: usize = 24;
-/// Changes get their time before they get their place in the log, so that of two neighbours the later may seem this much
-/// earlier; and clocks are put right. In milliseconds.
+/// Changes get their time before they get their place in the log, so that of two neighbours the later may seem this
+/// much earlier; and clocks are put right. In milliseconds.
 const TIME_SLACK_MS: i64 = 60_000;
 
 /// A position that a sealed file vouches for.
@@ -146,8 +146,8 @@ impl Frames {
     }
 }
 
-/// What is written where the chain before a frame may stand. Whoever can write to the file chooses these bytes, but not what the
-/// chain makes of them.
+/// What is written where the chain before a frame may stand. Whoever can write to the file chooses these bytes, but not
+/// what the chain makes of them.
 fn written_before(bytes: &[u8], at: usize) -> impl Iterator<Item = Chain> {
     let chain_at = |from: usize| bytes.get(from..)?.first_chunk().copied().map(Chain);
     let header = if at == SEGMENT_HEADER_BYTES { chain_at(HEADER_CHAIN) } else { None };
@@ -197,7 +197,8 @@ impl Run {
         }
     }
 
-    /// Whether a run and an anchor can be of one log: it leads through the anchor, or ends before it, or begins after it.
+    /// Whether a run and an anchor can be of one log: it leads through the anchor, or ends before it, or begins after
+    /// it.
     fn allows(&self, nth: usize, anchor: &Anchor) -> bool {
         let at = anchor.position.revision;
         self.met.contains(&nth)
@@ -236,9 +237,9 @@ pub(super) struct Judged {
     pub(super) anchors: Vec<bool>,
 }
 
-/// Says which runs, given in the order of the journal, and which anchors are of one log. Of two that exclude each other, the
-/// younger counts: a log that goes on after a restore is younger than all of the log before it, and nobody can make what is
-/// genuine any younger. Of two of one age, what is tied to more counts.
+/// Says which runs, given in the order of the journal, and which anchors are of one log. Of two that exclude each
+/// other, the younger counts: a log that goes on after a restore is younger than all of the log before it, and nobody
+/// can make what is genuine any younger. Of two of one age, what is tied to more counts.
 pub(super) fn judge(runs: &[Run], anchors: &[Anchor]) -> Judged {
     let mut judged = Judged { runs: vec![false; runs.len()], anchors: vec![false; anchors.len()] };
     let mut order: Vec<_> = (0..anchors.len()).map(Item::Anchor).chain((0..runs.len()).map(Item::Run)).collect();
