@@ -87,6 +87,12 @@ pub enum AuthorityError {
     /// Too many calls of this kind are waiting, in all or of this caller.
     #[error("too many calls of this kind are waiting")]
     Overloaded,
+    /// The conditions of a list have next to nothing in common.
+    #[error(
+        "selector: each of these conditions has many keys, and all of them together next to none: give the keys you look for one \
+         label of their own and list by that, or list by one condition and compare the rest yourself"
+    )]
+    TooSparse,
     /// The disk has no room.
     #[error("the disk has no room for the change")]
     NoRoom,
@@ -111,6 +117,7 @@ impl From<StoreError> for AuthorityError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Overloaded => Self::Overloaded,
+            StoreError::TooSparse => Self::TooSparse,
             error @ (StoreError::Closed | StoreError::Engine(_) | StoreError::Decode(_)) => Self::Store(error),
         }
     }

@@ -210,6 +210,7 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
             let (message, violations) = (violation.to_string(), std::slice::from_ref(violation));
             return Told { code: Code::ResourceExhausted, reason, message, violations, retry_after: None };
         }
+        AuthorityError::TooSparse => (Code::FailedPrecondition, "SELECTOR_TOO_SPARSE", error.to_string()),
         AuthorityError::Overloaded => {
             let message = "too many calls of this kind are waiting; try again".to_owned();
             let retry_after = Some(RETRY_AFTER);

@@ -28,8 +28,11 @@ use tokio::sync::mpsc;
 pub use self::bounds::{Bounds, Exceeded, InUse};
 use crate::feed::{Resync, Subscription};
 
-/// Keys that one page examines at most. A page that examines this many without finding its fill ends short.
-pub const PAGE_SCAN_MAX: usize = 10_000;
+/// Keys that one page of a list by conditions looks at, at most, beside [`EXAMINED_PER_FOUND`] for each that it gives. A
+/// page that has looked at as many ends short, and one that has found none by then is refused.
+pub const EXAMINED_MIN: usize = 200;
+/// See [`EXAMINED_MIN`].
+pub const EXAMINED_PER_FOUND: usize = 20;
 
 /// A log of keys and tenants, and the reads of the admin path. Verify never comes here.
 #[async_trait]
@@ -518,6 +521,10 @@ pub enum StoreError {
     /// Too many reads of the same kind wait, in all or of one caller.
     #[error("too many reads are waiting")]
     Overloaded,
+    /// The conditions of a list have next to nothing in common, and each has much: to find what meets all of them takes
+    /// more than one call may take.
+    #[error("of the keys that meet each condition of the list, next to none meet all")]
+    TooSparse,
     /// The engine below failed.
     #[error("the storage engine failed: {0}")]
     Engine(String),

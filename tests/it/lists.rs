@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use keyward::grpc::pb::{self, KeySelector, State};
 
-use crate::harness::{Handle, Site, bad_fields, new_key};
+use tonic::Code;
+
+use crate::harness::{Handle, Site, bad_fields, error_reason, new_key};
 
 #[tokio::test]
 async fn disabled_keys_are_listed_apart_from_active_ones() {
@@ -88,6 +90,24 @@ async fn pages_give_every_key_once_and_in_order() {
         }
         assert!(seen.iter().eq(&made), "{page_size}: {seen:?}");
     }
+}
+
+/// The selector is well formed; what it asks for would take too long.
+#[tokio::test]
+async fn a_selector_whose_conditions_have_nothing_in_common_is_refused_by_name() {
+    let site = Site::start().await;
+    let admin = site.admin();
+    for number in 0..520 {
+        let of = if number % 2 == 0 { ("team", "growth") } else { ("tier", "gold") };
+        let labels = [(of.0.to_owned(), of.1.to_owned())].into();
+        admin.issued(pb::CreateKeyRequest { labels, ..new_key(&format!("key {number}"), &[]) }).await;
+    }
+    let labels = [("team", "growth"), ("tier", "gold")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let selector = KeySelector { labels: labels.into(), ..Default::default() };
+    let request = pb::ListKeysRequest { selector: Some(selector), ..Default::default() };
+    let refused = admin.list(request).await.unwrap_err();
+    assert_eq!((refused.code(), &*error_reason(&refused)), (Code::FailedPrecondition, "SELECTOR_TOO_SPARSE"));
+    assert!(refused.message().starts_with("selector: "), "{}", refused.message());
 }
 
 #[tokio::test]

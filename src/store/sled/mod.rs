@@ -27,6 +27,7 @@ mod error;
 mod image;
 mod imaging;
 pub mod inspect;
+mod intersection;
 pub mod journal;
 mod keeper;
 mod known;

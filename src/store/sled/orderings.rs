@@ -1,4 +1,5 @@
-//! Listing keys: the orderings that the table keeps beside its records.
+//! Listing keys: the orderings that the table keeps beside its records. A list by several conditions reads what their
+//! orderings have in common.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,9 +8,13 @@ use keyward_core::id::{KeyId, TenantId};
 use keyward_core::record::{KeyRecord, State};
 use sled::IVec;
 
+use super::intersection::{Intersection, Looked, Union};
 use super::overlay::Overlay;
 use super::table::Table;
-use crate::store::{Held, KeyQuery, PAGE_SCAN_MAX, Page, StoreError};
+use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, Held, KeyQuery, Page, StoreError};
+
+/// Every state that a key may have.
+const STATES: [State; 3] = [State::Active, State::Disabled, State::Revoked];
 
 /// How long one slice of a list takes, or so. Then another caller's list has its turn.
 const SLICE_TIME: Duration = Duration::from_millis(10);
@@ -20,14 +25,13 @@ const NEWER_KEYS: usize = if cfg!(test) { 64 } else { 1_024 };
 /// The time is looked at after so many keys.
 const KEYS_BETWEEN_LOOKS: usize = 32;
 
-type Candidate = (KeyId, Option<IVec>);
-
 /// A list on its way.
 #[derive(Debug)]
 pub(super) struct Scan {
     /// What is left of it.
     query: KeyQuery,
     found: Vec<Arc<KeyRecord>>,
+    /// Keys of the table that were looked at.
     examined: usize,
 }
 
@@ -37,9 +41,29 @@ impl Scan {
         Self { query, found: vec![], examined: 0 }
     }
 
+    /// Keys of the table that it has looked at so far.
+    #[cfg(test)]
+    pub(super) fn examined(&self) -> usize {
+        self.examined
+    }
+
     /// The page, when enough has been found, or there is no more.
     fn page(&mut self) -> Page<KeyRecord, KeyId> {
         Page::first(std::mem::take(&mut self.found).into_iter(), self.query.limit, |key| key.key_id.clone())
+    }
+
+    /// The page, when as many keys were looked at as may be. An empty one would be no progress that a caller sees.
+    fn short_page(&mut self) -> Result<Page<KeyRecord, KeyId>, StoreError> {
+        if self.found.is_empty() {
+            return Err(StoreError::TooSparse);
+        }
+        let (records, next) = (std::mem::take(&mut self.found), self.query.after.take());
+        Ok(Page { records, next, held: Held::default() })
+    }
+
+    /// Whether it has looked at as many keys as it may. Those that a caller names are few.
+    fn has_examined_enough(&self) -> bool {
+        self.query.key_ids.is_empty() && self.examined >= EXAMINED_MIN + EXAMINED_PER_FOUND * self.found.len()
     }
 }
 
@@ -51,7 +75,8 @@ impl Table {
     /// comes to it.
     ///
     /// # Errors
-    /// When sled fails or a record is damaged.
+    /// When sled fails or a record is damaged; [`StoreError::TooSparse`] when several conditions have next to nothing in
+    /// common.
     pub(super) fn list_on(
         &self,
         overlay: &Overlay,
@@ -62,38 +87,36 @@ impl Table {
         let there_are_more = newer.len() == NEWER_KEYS;
         let mut newer = newer.into_iter().peekable();
         let mut candidates = self.candidates(&scan.query);
-        let mut older = candidates.next().transpose()?;
+        let mut older = candidates.next()?;
         for number in 1..=SLICE_KEYS {
             if scan.found.len() > scan.query.limit {
                 return Ok(Some(scan.page()));
             }
-            if scan.examined == PAGE_SCAN_MAX {
-                let (records, next) = (std::mem::take(&mut scan.found), scan.query.after.take());
-                return Ok(Some(Page { records, next, held: Held::default() }));
+            if scan.has_examined_enough() {
+                return scan.short_page().map(Some);
             }
             // Both are in the order of their ids. Of a key that is in both, the newer form counts.
-            let is_next = |newer: &Arc<KeyRecord>| older.as_ref().is_none_or(|(id, _)| newer.key_id <= *id);
+            let is_next = |newer: &Arc<KeyRecord>| older.as_ref().is_none_or(|older| newer.key_id <= older.key_id);
             if let Some(key) = newer.next_if(is_next) {
-                if older.as_ref().is_some_and(|(id, _)| *id == key.key_id) {
-                    older = candidates.next().transpose()?;
+                if older.as_ref().is_some_and(|older| older.key_id == key.key_id) {
+                    older = candidates.next()?;
                 }
                 let key_id = key.key_id.clone();
-                if scan.query.selects(&key) {
-                    scan.examined += 1;
-                    scan.found.push(key);
-                }
+                scan.found.extend(scan.query.selects(&key).then_some(key));
                 scan.query.after = Some(key_id);
             } else if there_are_more && newer.peek().is_none() {
                 break;
-            } else if let Some((key_id, digest)) = older.take() {
+            } else if let Some(Looked { key_id, value: digest, is_in_all }) = older.take() {
                 scan.examined += 1;
-                let key = match digest {
-                    Some(digest) => Some(self.key_of(&digest)?),
-                    None => self.key(&scan.query.tenant, &key_id)?,
-                };
-                scan.found.extend(key.filter(|key| scan.query.selects(key)));
+                if is_in_all {
+                    let key = match &*digest {
+                        [] => self.key(&scan.query.tenant, &key_id)?,
+                        digest => Some(self.key_of(digest)?),
+                    };
+                    scan.found.extend(key.filter(|key| scan.query.selects(key)));
+                }
                 scan.query.after = Some(key_id);
-                older = candidates.next().transpose()?;
+                older = candidates.next()?;
             } else {
                 return Ok(Some(scan.page()));
             }
@@ -104,41 +127,49 @@ impl Table {
         Ok(None)
     }
 
-    /// The ids of the keys that may meet a query, in order, from the narrowest tree that has them all; and their digests where
-    /// that tree has them too.
-    fn candidates(&self, query: &KeyQuery) -> Box<dyn Iterator<Item = Result<Candidate, StoreError>> + '_> {
+    /// The keys that may meet a query, in the order of their ids.
+    fn candidates(&self, query: &KeyQuery) -> Candidates<'_> {
         if !query.key_ids.is_empty() {
             let mut ids = query.key_ids.clone();
             ids.retain(|id| query.after.as_ref().is_none_or(|after| id > after));
             ids.sort_unstable();
             ids.dedup();
-            return Box::new(ids.into_iter().map(|id| Ok((id, None))));
+            return Candidates::Named(ids.into_iter());
         }
-        let tenant = query.tenant.as_str();
-        let (tree, has_digests, above) = if let Some(owner) = &query.owner {
-            (self.facets(), false, joined(&[tenant, "o", owner, ""]))
-        } else if let Some((name, value)) = query.labels.first_key_value() {
-            (self.facets(), false, joined(&[tenant, "l", name, value, ""]))
-        } else if let [state @ (State::Disabled | State::Revoked)] = query.states[..] {
-            (self.facets(), false, joined(&[tenant, "s", state_name(state), ""]))
-        } else {
-            (self.ids(), true, joined(&[tenant, ""]))
+        let states = if query.states.is_empty() { &STATES[..] } else { &query.states };
+        let union = |facet: &dyn Fn(&'static str) -> Vec<u8>| {
+            Union::new(self.facets(), states.iter().map(|state| facet(state_name(*state))))
         };
-        let mut from = above.clone();
-        if let Some(after) = &query.after {
-            from.extend_from_slice(after.as_str().as_bytes());
-            from.push(0); // the least name past `after`
+        let tenant = query.tenant.as_str();
+        let owner = query.owner.iter().map(|owner| union(&|state| joined(&[tenant, "o", owner, state, ""])));
+        let labels = query.labels.iter();
+        let labels = labels.map(|(name, value)| union(&|state| joined(&[tenant, "l", name, value, state, ""])));
+        let mut unions: Vec<_> = owner.chain(labels).collect();
+        if unions.is_empty() {
+            unions.push(if states.len() < STATES.len() {
+                union(&|state| joined(&[tenant, "s", state, ""]))
+            } else {
+                Union::new(self.ids(), [joined(&[tenant, ""])])
+            });
         }
-        let inside = tree.range(from..).take_while({
-            let above = above.clone();
-            move |entry| entry.as_ref().is_ok_and(|(name, _)| name.starts_with(&above)) || entry.is_err()
-        });
-        Box::new(inside.map(move |entry| {
-            let (name, digest) = entry?;
-            let id = std::str::from_utf8(&name[above.len()..]).ok().and_then(|id| KeyId::parse(id).ok());
-            id.map(|id| (id, has_digests.then_some(digest)))
-                .ok_or_else(|| StoreError::Engine("an ordering holds what is not an id".into()))
-        }))
+        Candidates::InOrderings(Intersection::new(unions, query.after.as_ref()))
+    }
+}
+
+/// Keys that may meet a query.
+enum Candidates<'a> {
+    /// Those that it names.
+    Named(std::vec::IntoIter<KeyId>),
+    /// Those that all of its conditions have.
+    InOrderings(Intersection<'a>),
+}
+
+impl Candidates<'_> {
+    fn next(&mut self) -> Result<Option<Looked>, StoreError> {
+        match self {
+            Self::Named(ids) => Ok(ids.next().map(|key_id| Looked { key_id, value: IVec::default(), is_in_all: true })),
+            Self::InOrderings(all) => all.next(),
+        }
     }
 }
 
@@ -147,16 +178,12 @@ pub(super) fn id_name(tenant: &TenantId, key_id: &KeyId) -> Vec<u8> {
     joined(&[tenant.as_str(), key_id.as_str()])
 }
 
-/// The names by which a key may be listed.
+/// The names by which a key may be listed. Each has the state: so no list that asks for one reads keys of others.
 pub(super) fn facets_of(key: &KeyRecord) -> impl Iterator<Item = Vec<u8>> + '_ {
-    let (tenant, id) = (key.tenant.as_str(), key.key_id.as_str());
-    let owner = (!key.owner.is_empty()).then(|| joined(&[tenant, "o", &key.owner, id]));
-    let labels = key.labels.iter().map(move |(name, value)| joined(&[tenant, "l", name, value, id]));
-    let state = match key.policy.state {
-        State::Active => None, // nearly all keys: the ids are their ordering
-        state @ (State::Disabled | State::Revoked) => Some(joined(&[tenant, "s", state_name(state), id])),
-    };
-    owner.into_iter().chain(labels).chain(state)
+    let (tenant, id, state) = (key.tenant.as_str(), key.key_id.as_str(), state_name(key.policy.state));
+    let owner = (!key.owner.is_empty()).then(|| joined(&[tenant, "o", &key.owner, state, id]));
+    let labels = key.labels.iter().map(move |(name, value)| joined(&[tenant, "l", name, value, state, id]));
+    owner.into_iter().chain(labels).chain([joined(&[tenant, "s", state, id])])
 }
 
 fn state_name(state: State) -> &'static str {

@@ -3,9 +3,10 @@
 //! ```text
 //! keys     digest (32 bytes)                 -> record
 //! ids      tenant 0 key_id                   -> digest
-//! facets   tenant 0 facet 0 key_id           -> nothing; a facet is `o` owner, `l` name 0 value, or `s` state
+//! facets   tenant 0 facet 0 state 0 key_id   -> nothing; a facet is `o` 0 owner, `l` 0 name 0 value, or `s`
 //! tenants  tenant                            -> record
 //! meta     "applied"                         -> position in the log, counts and sums
+//!          "layout"                          -> the version of the above; a table of another one is built anew
 //! ```
 //!
 //! The position is written in the same transaction as what it covers. Beside it stand
@@ -194,7 +195,11 @@ impl Table {
         let (tenants, meta) = (tree("tenants")?, tree("meta")?);
         let (sum_key, cuts, _db) = (SumKey::of(key), Mutex::default(), Closing(Some(db)));
         // A note that is damaged is noticed when the table is read.
-        let sums = meta.get(APPLIED)?.and_then(|bytes| Sums::decode(&sum_key, &bytes)).unwrap_or(Sums::EMPTY);
+        let applied = meta.get(APPLIED)?;
+        if applied.is_none() {
+            meta.insert(LAYOUT, &[LAYOUT_VERSION])?;
+        }
+        let sums = applied.and_then(|bytes| Sums::decode(&sum_key, &bytes)).unwrap_or(Sums::EMPTY);
         let contents =
             contents.unwrap_or_else(|| Contents { known: Known::for_keys(sums.keys.count()), record_bytes: 0 });
         let size = Size {
@@ -457,6 +462,11 @@ impl Table {
         Ok(())
     }
 
+    /// Whether its trees are those of this version of the program.
+    pub(super) fn has_this_layout(&self) -> Result<bool, TableError> {
+        Ok(self.meta.get(LAYOUT)?.is_some_and(|version| *version == [LAYOUT_VERSION]))
+    }
+
     /// The position it covers, and what it holds.
     pub(super) fn sums(&self) -> Result<Sums, TableError> {
         let Some(bytes) = self.meta.get(APPLIED)? else { return Ok(Sums::EMPTY) };
@@ -465,6 +475,9 @@ impl Table {
 }
 
 const APPLIED: &str = "applied";
+const LAYOUT: &str = "layout";
+/// Version 1 had no note of it, and no states in its facets.
+const LAYOUT_VERSION: u8 = 2;
 
 /// The last row of each record: within one transaction, only that one is written.
 fn last_of_each(rows: &[Row]) -> impl Iterator<Item = &Row> {

@@ -14,8 +14,9 @@ use super::committer::entry_bytes_max;
 use super::journal::frame::PAYLOAD_BYTES_MAX;
 use super::journal::writer::free_bytes;
 use super::lanes::TABLE_QUEUE_GROUPS_MAX;
+use super::orderings::Scan;
 use super::*;
-use crate::store::Put;
+use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, Put};
 
 /// Nothing here takes as long, however busy the machine is.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -283,6 +284,127 @@ async fn while_the_table_is_held_lists_have_what_it_lacks() {
     all().await;
     store.caught_up().await.unwrap();
     all().await;
+    store.close().await.unwrap();
+}
+
+fn labelled(number: u64, owner: &str, labels: &[(&str, &str)], state: State) -> KeyRecord {
+    let labels = labels.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let mut key = KeyRecord { owner: owner.into(), labels, ..key(number) };
+    key.policy.state = state;
+    key
+}
+
+async fn create_all(store: &SledStore, keys: impl Iterator<Item = KeyRecord>) {
+    let keys: Vec<_> = keys.collect();
+    let put = |key: &KeyRecord| Put::NewKey(Box::new(key.clone()));
+    for some in keys.chunks(500) {
+        let puts = some.iter().map(put).collect();
+        store.commit(Commit { puts, ..commit(put(&some[0]), false) }).await.unwrap();
+    }
+    store.caught_up().await.unwrap();
+}
+
+/// All pages of a list. None of them looks at more keys than it may, and none that leads on is empty.
+fn pages(store: &SledStore, query: KeyQuery) -> Result<Vec<u64>, StoreError> {
+    let (mut numbers, mut query) = (vec![], query);
+    loop {
+        let mut scan = Scan::new(query.clone());
+        let page = loop {
+            if let Some(page) = store.table.list_on(&store.overlay, &mut scan)? {
+                break page;
+            }
+        };
+        let may_examine = EXAMINED_MIN + EXAMINED_PER_FOUND * page.records.len();
+        assert!(scan.examined() <= may_examine, "{} of {may_examine}", scan.examined());
+        assert!(page.next.is_none() || !page.records.is_empty());
+        numbers.extend(page.records.iter().map(|key| key.key_id.as_str()[4..].parse::<u64>().unwrap()));
+        query.after = page.next;
+        if query.after.is_none() {
+            return Ok(numbers);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_few_disabled_keys_of_an_owner_with_many_are_listed_without_reading_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    const KEYS: u64 = 6_000;
+    let state = |number: u64| match number {
+        3_000 | 5_990 => State::Disabled,
+        17 => State::Revoked,
+        _ => State::Active,
+    };
+    create_all(&store, (0..KEYS).map(|n| labelled(n, "acme", &[("team", "growth")], state(n)))).await;
+    let of_owner = |states: &[State]| KeyQuery { owner: Some("acme".into()), states: states.to_vec(), ..list(50) };
+    let of_label = |states: &[State]| {
+        let labels = [("team".to_owned(), "growth".to_owned())].into();
+        KeyQuery { labels, states: states.to_vec(), ..list(50) }
+    };
+    let of_any = |states: &[State]| KeyQuery { states: states.to_vec(), ..list(50) };
+    for query in [of_owner, of_any] as [fn(&[State]) -> KeyQuery; 2] {
+        assert_eq!(pages(&store, query(&[State::Disabled])).unwrap(), [3_000, 5_990]);
+        assert_eq!(pages(&store, query(&[State::Disabled, State::Revoked])).unwrap(), [17, 3_000, 5_990]);
+        assert_eq!(pages(&store, query(&[State::Active])).unwrap().len() as u64, KEYS - 3);
+        assert_eq!(pages(&store, query(&[])).unwrap().len() as u64, KEYS);
+    }
+    assert_eq!(pages(&store, of_label(&[State::Disabled])).unwrap(), [3_000, 5_990]);
+    let both = KeyQuery { owner: Some("acme".into()), ..of_label(&[State::Revoked]) };
+    assert_eq!(pages(&store, both).unwrap(), [17]);
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn conditions_with_much_each_and_next_to_nothing_in_common_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let owner = |number: u64| if number % 2 == 0 { "even" } else { "odd" };
+    // Of `even`, the first 300 are gold, and one past many others.
+    let labels = |number: u64| match number {
+        number if number % 2 == 1 || number < 600 || number == 3_000 => &[("tier", "gold")][..],
+        _ => &[],
+    };
+    create_all(&store, (0..4_000).map(|n| labelled(n, owner(n), labels(n), State::Active))).await;
+    let gold = |owner: &str, limit: usize| KeyQuery {
+        owner: Some(owner.into()),
+        labels: [("tier".to_owned(), "gold".to_owned())].into(),
+        ..list(limit)
+    };
+    assert_eq!(pages(&store, gold("odd", 50)).unwrap().len(), 2_000);
+    let first = store.keys(gold("even", 250)).await.unwrap();
+    assert_eq!(first.records.len(), 250);
+    // The page after it gives what there is, and ends short.
+    let second = store.keys(KeyQuery { after: first.next, ..gold("even", 250) }).await.unwrap();
+    assert_eq!((second.records.len(), second.next.is_some()), (50, true));
+    let after = Some(KeyId::parse("key-002000").unwrap());
+    let refused = store.keys(KeyQuery { after, ..gold("even", 250) }).await.unwrap_err();
+    assert!(matches!(refused, StoreError::TooSparse), "{refused}");
+    // Where one of them has few, there is an end.
+    let after = Some(KeyId::parse("key-003800").unwrap());
+    assert!(pages(&store, KeyQuery { after, ..gold("even", 250) }).unwrap().is_empty());
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_table_of_another_layout_is_built_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    create_all(&store, (0..700).map(|n| labelled(n, "acme", &[], State::Active))).await;
+    store.close().await.unwrap();
+    drop(store);
+    let path = LockedDir::lock(dir.path()).unwrap().table();
+    {
+        let db = sled::open(&path).unwrap();
+        db.open_tree("meta").unwrap().remove("layout").unwrap();
+        db.flush().unwrap();
+    }
+    let store = open(&dir);
+    assert_eq!(Store::table(&*store).rebuilds, 1);
+    assert_eq!(pages(&store, KeyQuery { owner: Some("acme".into()), ..list(100) }).unwrap().len(), 700);
+    store.close().await.unwrap();
+    drop(store);
+    let store = open(&dir);
+    assert_eq!(Store::table(&*store).rebuilds, 0);
     store.close().await.unwrap();
 }
 

@@ -33,6 +33,9 @@ impl Table {
     /// When anything does not fit.
     pub fn check(&self, view: &dyn View) -> Result<(), TableError> {
         let noted = self.sums()?;
+        if !self.has_this_layout()? {
+            return Err(TableError::Unsound("its layout is that of another version of keyward"));
+        }
         let walk = Walk {
             table: self,
             view,
