@@ -68,7 +68,7 @@ pub const FORESEEN_MAX: usize = 16;
 /// was sent of the request is kept, for as long.
 pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// Bytes that wait to be written to the network. Beyond it nothing is read, and no call says more.
-pub const OUT_BYTES_MAX: usize = 256 * 1024;
+pub const OUT_BYTES_MAX: usize = 128 * 1024;
 /// Bytes of replies that wait for the peer's windows, of all calls of a connection. Beyond it no call is answered at
 /// once, a call that is under way says no more, and one whose reply may be long is not begun to be answered; these are
 /// answered one at a time, so that one reply may go beyond it.
