@@ -41,9 +41,9 @@ use crate::layer::incoming::IncomingLayer;
 use crate::layer::log::LogLayer;
 use crate::layer::metrics::MetricsLayer;
 use crate::layer::protocol::ProtocolLayer;
-use crate::layer::quick::QuickVerify;
+use crate::layer::quick::{self, QuickVerify};
 use crate::lifecycle::{Stop, Tasks};
-use crate::metrics::{Calls, Metrics, Reading, Readings};
+use crate::metrics::{Metrics, Reading, Readings};
 use crate::net::{Conn, ListenAddr, Listener, Slots, connections_max};
 use crate::ops_http::{self, Ops, Phase};
 use crate::serve::{self, Answering};
@@ -212,7 +212,7 @@ impl App {
         let routes = grpc::routes(&gate, &front.stop_token(), health.clone(), settings.reflection)?;
         let cores = start_cores(settings.serving_threads)?;
         let incoming = accept(&doors, listeners, &slots);
-        serve(&front, incoming, &cores, routes, &gate, metrics.calls());
+        serve(&front, incoming, &cores, routes, &gate, &metrics);
         if let Some(listener) = ops_listener {
             serve_ops(&ops, listener, Ops { phase: phase.subscribe(), metrics });
         }
@@ -363,7 +363,7 @@ fn new_metrics(
         table_record_bytes: table(|figures| figures.record_bytes),
         table_rebuilds: table(|figures| figures.rebuilds),
     };
-    Metrics::new(CALLS.iter().map(|(path, _)| *path), readings)
+    Metrics::new(CALLS.iter().map(|(path, _)| *path), quick::PATHS, readings)
 }
 
 fn kind_name(kind: Kind) -> &'static str {
@@ -413,14 +413,15 @@ fn serve(
     cores: &Cores,
     routes: Routes,
     gate: &Gate,
-    calls: Arc<Calls>,
+    metrics: &Metrics,
 ) {
+    let (calls, ways) = (metrics.calls(), metrics.ways());
     let service = LogLayer.layer(routes.prepare());
     let service = DeadlineLayer.layer(AuthnLayer::new(gate.clone()).layer(service));
     let service = ProtocolLayer.layer(service);
     let service = IncomingLayer.layer(MetricsLayer::new(calls.clone()).layer(service));
     let gate = gate.clone();
-    let at_once = move |peer| QuickVerify::new(gate.clone(), &calls, peer);
+    let at_once = move |peer| QuickVerify::new(gate.clone(), &calls, ways.clone(), peer);
     let (urgent, elsewhere) = (cores.urgent(), Handle::current());
     let answering = Answering {
         service,

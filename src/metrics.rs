@@ -4,6 +4,8 @@
 //! allocation and no search in a map on the way of a call. Labels are a call's name, a code and a reason, all of them
 //! known here beforehand: nothing that a caller sends, and no tenant, owner, key or secret, can become one.
 
+mod ways;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +18,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Registry, Unit};
+
+pub use self::ways::{Detour, Ways};
 
 /// The content type of the text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -107,12 +111,13 @@ pub struct Metrics {
     registry: Registry,
     verdicts: Verdicts,
     calls: Arc<Calls>,
+    ways: [Ways; 2],
 }
 
 impl Metrics {
-    /// Metrics of a server that offers the calls at these paths.
+    /// Metrics of a server that offers the calls at these paths, and answers two of them where they are read.
     #[must_use]
-    pub fn new(paths: impl IntoIterator<Item = &'static str>, readings: Readings) -> Self {
+    pub fn new(paths: impl IntoIterator<Item = &'static str>, at_once: [&'static str; 2], readings: Readings) -> Self {
         // The crate ends each help text with a full stop.
         let mut registry = Registry::with_prefix("keyward");
         registry.register("build", "The program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -139,7 +144,8 @@ impl Metrics {
         registry.register("table_rebuilds", help, Count(readings.table_rebuilds));
         let verdicts = Verdicts::register(&mut registry);
         let calls = Arc::new(Calls::register(&mut registry, paths));
-        Self { registry, verdicts, calls }
+        let ways = Ways::register(&mut registry, at_once.map(short));
+        Self { registry, verdicts, calls, ways }
     }
 
     /// Counts verdicts.
@@ -152,6 +158,12 @@ impl Metrics {
     #[must_use]
     pub fn calls(&self) -> Arc<Calls> {
         self.calls.clone()
+    }
+
+    /// Counts the ways of the calls that may be answered where they are read, in the order in which these were given.
+    #[must_use]
+    pub fn ways(&self) -> [Ways; 2] {
+        self.ways.clone()
     }
 
     /// Everything, in the OpenMetrics text format.

@@ -22,7 +22,7 @@ use super::convert;
 use super::fields::Fields;
 use super::messages::{Detached, Messages};
 use super::pb;
-use super::ready::{Gate, Ready};
+use super::ready::{Detour, Gate, Ready};
 use super::standing::Standing;
 use super::status::{Refusal, item_error, status};
 use super::stream_verify::{Answers, answers};
@@ -210,29 +210,29 @@ fn borrowed(texts: &[String]) -> Vec<&str> {
 /// The body of the reply to a call of Verify that can be answered with a verdict at once. `None`: the request breaks a
 /// rule, or asks for more than that, and [`VerifyService`] says what.
 #[must_use]
-pub fn quick_reply(ready: &Ready, caller: &Caller, foreseen: &mut Foreseen, body: &[u8]) -> Option<Bytes> {
+pub fn quick_reply(ready: &Ready, caller: &Caller, foreseen: &mut Foreseen, body: &[u8]) -> Result<Bytes, Detour> {
     if body.len() > VERIFY_REQUEST_BYTES_MAX {
-        return None;
+        return Err(Detour::LongRequest);
     }
-    let question = Question::of_body(body)?;
+    let question = Question::of_body(body).ok_or(Detour::Message)?;
     let secret = foreseen.find(question.secret).unwrap_or_else(|| ready.verifier.read(question.secret));
     let judged = Judged::of(ready, caller, &question, &secret, ready.now())?;
     ready.verdicts.count(judged.failure());
-    Some(judged.answer().to_body())
+    Ok(judged.answer().to_body())
 }
 
 /// The same for a call of BatchVerify, all of whose items can be answered with a verdict at once.
 #[must_use]
-pub fn quick_batch_reply(ready: &Ready, caller: &Caller, _: &mut Foreseen, body: &[u8]) -> Option<Bytes> {
+pub fn quick_batch_reply(ready: &Ready, caller: &Caller, _: &mut Foreseen, body: &[u8]) -> Result<Bytes, Detour> {
     let now = ready.now();
     let about = (body.len() / ITEM_BYTES_TYPICAL + 1).min(BATCH_ITEMS_MAX);
     let (mut replies, mut failures) = (Replies::with_room_for(about), Vec::with_capacity(about));
-    let mut messages = messages(body)?;
+    let mut messages = messages(body).ok_or(Detour::Message)?;
     let is_large = ready.verifier.index().is_large();
     let mut together = Vec::with_capacity(TOGETHER);
     loop {
         for message in messages.by_ref().take(TOGETHER) {
-            let message = message?;
+            let message = message.ok_or(Detour::Message)?;
             let secret = secret_of_message(message).filter(|_| is_large).map(|secret| ready.verifier.read(secret));
             together.push((message, secret));
         }
@@ -240,11 +240,11 @@ pub fn quick_batch_reply(ready: &Ready, caller: &Caller, _: &mut Foreseen, body:
             break;
         }
         if failures.len() + together.len() > BATCH_ITEMS_MAX {
-            return None;
+            return Err(Detour::Message);
         }
         ready.verifier.read_ahead(together.iter().filter_map(|(_, secret)| secret.as_ref()));
         for (message, secret) in together.drain(..) {
-            let question = Question::of_message(message)?;
+            let question = Question::of_message(message).ok_or(Detour::Message)?;
             let is_its_own = |secret: &Presented<'_>| secret.is(question.secret);
             let secret = secret.filter(is_its_own).unwrap_or_else(|| ready.verifier.read(question.secret));
             let judged = Judged::of(ready, caller, &question, &secret, now)?;
@@ -253,11 +253,11 @@ pub fn quick_batch_reply(ready: &Ready, caller: &Caller, _: &mut Foreseen, body:
         }
     }
     if failures.is_empty() {
-        return None;
+        return Err(Detour::Message);
     }
     // Only now that it is certain that this is the answer.
     failures.into_iter().for_each(|failure| ready.verdicts.count(failure));
-    Some(replies.to_body())
+    Ok(replies.to_body())
 }
 
 /// A verdict that is not written yet.
@@ -270,25 +270,33 @@ impl<'a> Judged<'a> {
         question: &Question<'_>,
         secret: &Presented<'_>,
         now: Now,
-    ) -> Option<Self> {
+    ) -> Result<Self, Detour> {
         let (all_scopes, any_scopes) = (question.all_scopes.as_slice(), question.any_scopes.as_slice());
         let well_formed =
             all_scopes.iter().chain(any_scopes).all(|scope| is_plain(scope) && check_required(scope).is_ok())
                 && is_plain(question.audience)
                 && !question.audience.chars().any(char::is_control)
-                && question.mode <= MODE_MAX
-                && !question.explain;
-        if !well_formed || Revision(question.min_revision) > ready.verifier.index().revision() {
-            return None;
+                && question.mode <= MODE_MAX;
+        if !well_formed {
+            return Err(Detour::Message);
+        }
+        if question.explain {
+            return Err(Detour::Explain);
+        }
+        if Revision(question.min_revision) > ready.verifier.index().revision() {
+            return Err(Detour::MinRevision);
         }
         let given = |text: &str| !text.is_empty();
-        let tenant = given(question.tenant).then(|| TenantId::parse(question.tenant)).transpose().ok()?;
+        let tenant = given(question.tenant)
+            .then(|| TenantId::parse(question.tenant))
+            .transpose()
+            .map_err(|_| Detour::Message)?;
         let client_ip = match question.client_ip {
             "" => None,
-            text => Some(parse_address(text)?),
+            text => Some(parse_address(text).ok_or(Detour::Message)?),
         };
         if given(question.environment) {
-            Environment::parse(question.environment).ok()?;
+            Environment::parse(question.environment).map_err(|_| Detour::Message)?;
         }
         let ask = Ask {
             all_scopes,
@@ -299,7 +307,7 @@ impl<'a> Judged<'a> {
         };
         let verdict = ready.verifier.verify(caller, secret, tenant.as_ref(), &ask, now);
         let is_final = !is_of_another_audience(&verdict.outcome) || question.audience.is_ascii();
-        is_final.then_some(Self(verdict))
+        if is_final { Ok(Self(verdict)) } else { Err(Detour::Message) }
     }
 
     fn failure(&self) -> Option<DenyReason> {

@@ -89,6 +89,15 @@ pub const LINGER_TIME: Duration = Duration::from_secs(1);
 /// How long one may take that had no calls since it was told of a stop.
 pub const QUIET_LINGER_TIME: Duration = Duration::from_millis(250);
 
+/// Why a connection has no call answered at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// [`REPLIES_BYTES_MAX`] wait.
+    NoRoom,
+    /// Its request is longer than [`GATHERED_BYTES_MAX`], or all together than [`GATHERED_BYTES_ALL_MAX`].
+    Long,
+}
+
 /// Answers calls where they are read, if that can be done at once. Each connection has its own.
 pub trait AtOnce {
     /// What admitted a call, until it is answered.
@@ -109,6 +118,11 @@ pub trait AtOnce {
     /// The reply to a call by its whole body, as the body of a reply of gRPC whose status is OK. `None`: it takes the long
     /// way after all.
     fn answer(&mut self, pass: &Self::Pass, body: &[u8]) -> Option<Bytes>;
+
+    /// A call takes the long way by its connection's doing, before or after it was admitted.
+    fn lets_pass(&mut self, head: &Head, why: Unfit) {
+        let _ = (head, why);
+    }
 
     /// A call that was admitted will not be answered: its caller has given it up, or it failed.
     fn give_up(&mut self, pass: &Self::Pass);

@@ -21,8 +21,8 @@ use crate::grpc::ready::{Gate, Ready};
 use crate::grpc::standing::Standing;
 use crate::grpc::verify::{quick_batch_reply, quick_reply};
 use crate::grpc::wire::secret_of;
-use crate::http2::{AtOnce, Head};
-use crate::metrics::{Call, Calls};
+use crate::http2::{AtOnce, Head, Unfit};
+use crate::metrics::{Call, Calls, Detour, Ways};
 use crate::net::Peer;
 use crate::verify::foreseen::Foreseen;
 
@@ -30,7 +30,7 @@ use crate::verify::foreseen::Foreseen;
 pub const PATHS: [&str; 2] = ["/keyward.v1.KeyVerify/Verify", "/keyward.v1.KeyVerify/BatchVerify"];
 
 /// Makes the body of a reply of that of a request, if that can be done at once.
-type ToReply = fn(&Ready, &Caller, &mut Foreseen, &[u8]) -> Option<Bytes>;
+type ToReply = fn(&Ready, &Caller, &mut Foreseen, &[u8]) -> Result<Bytes, Detour>;
 
 /// What answers each of them.
 const REPLIES: [ToReply; 2] = [quick_reply, quick_batch_reply];
@@ -40,6 +40,7 @@ pub struct QuickVerify {
     gate: Gate,
     peer: Option<IpAddr>,
     calls: [Arc<Call>; 2],
+    ways: [Ways; 2],
     known: Option<Known>,
     /// The last head that was admitted, and for which call.
     admitted: Option<(u64, usize)>,
@@ -75,11 +76,12 @@ pub struct Pass {
 impl QuickVerify {
     /// The short way on a connection of this peer.
     #[must_use]
-    pub fn new(gate: Gate, calls: &Calls, peer: Peer) -> Self {
+    pub fn new(gate: Gate, calls: &Calls, ways: [Ways; 2], peer: Peer) -> Self {
         Self {
             gate,
             peer: peer.ip(),
             calls: PATHS.map(|path| calls.of(path)),
+            ways,
             known: None,
             admitted: None,
             good_at: None,
@@ -91,12 +93,12 @@ impl QuickVerify {
     }
 
     /// Which call a head is of, if it may take the short way and its caller is good.
-    fn which(&mut self, head: &Head) -> Option<usize> {
+    fn which(&mut self, head: &Head) -> Result<usize, Detour> {
         // Each call is to be logged.
         if LevelFilter::current() >= LevelFilter::DEBUG {
-            return None;
+            return Err(Detour::LogLevel);
         }
-        let ready = self.gate.ready().ok()?;
+        let ready = self.gate.ready().map_err(|_| Detour::Starting)?;
         let now = *self.now.get_or_insert_with(|| ready.now());
         if let (Some((serial, which)), Some(known)) = (self.admitted, &self.known)
             && serial == head.serial()
@@ -104,32 +106,60 @@ impl QuickVerify {
             && (self.good_at == Some(now) || known.standing.unchanged(ready, None, now).is_some())
         {
             self.good_at = Some(now);
-            return Some(which);
+            return Ok(which);
         }
         (self.admitted, self.good_at) = (None, None);
-        let which = PATHS.iter().position(|path| path.as_bytes() == head.path())?;
-        if head.method() != b"POST" || !head.content_type().is_some_and(is_grpc) || head.has_encoding() {
-            return None;
-        }
+        // Of another call nothing is counted here.
+        let which = which_of(head).ok_or(Detour::Head)?;
         // The answer does not wait, so the time is of no matter here, save that it must be one.
-        if head.timeout().is_some_and(|timeout| timeout.and_then(read_timeout).is_none()) {
-            return None;
+        let is_bad = |timeout: Option<&[u8]>| timeout.and_then(read_timeout).is_none();
+        if head.method() != b"POST"
+            || !head.content_type().is_some_and(is_grpc)
+            || head.has_encoding()
+            || head.timeout().is_some_and(is_bad)
+        {
+            return Err(Detour::Head);
         }
         let known = match &mut self.known {
             Some(known) if known.is(head, self.peer) => known,
             known => {
-                let credential = credential_of(head.authorization()?)?;
-                let standing = Arc::new(Standing::find(ready, credential, self.peer).ok()?);
+                let credential = head.authorization().and_then(credential_of).ok_or(Detour::Caller)?;
+                let found = Standing::find(ready, credential, self.peer).map_err(|_| Detour::Caller)?;
+                let standing = Arc::new(found);
                 known.insert(Known { credential: head.credential_serial(), standing })
             }
         };
         if !known.standing.is_current(ready) {
-            Arc::make_mut(&mut known.standing).refresh(ready).ok()?;
+            Arc::make_mut(&mut known.standing).refresh(ready).map_err(|_| Detour::Caller)?;
         }
-        known.standing.unchanged(ready, None, now)?.may_somewhere(Action::Verify).then_some(())?;
+        let caller = known.standing.unchanged(ready, None, now).ok_or(Detour::Caller)?;
+        if !caller.may_somewhere(Action::Verify) {
+            return Err(Detour::Caller);
+        }
         (self.admitted, self.good_at) = (Some((head.serial(), which)), Some(now));
-        Some(which)
+        Ok(which)
     }
+
+    /// Counts a call that takes the long way, if it is one that has a short one.
+    #[cold]
+    fn count_detour(&self, head: &Head, why: Detour) {
+        if let Some(which) = which_of(head) {
+            self.ways[which].detour(why);
+        }
+    }
+
+    fn reply(&mut self, pass: &Pass, body: &[u8]) -> Result<Bytes, Detour> {
+        let ready = self.gate.ready().map_err(|_| Detour::Starting)?;
+        let now = *self.now.get_or_insert_with(|| ready.now());
+        // The body may have come long after the head. A caller who has changed meanwhile takes the long way, which refuses.
+        let caller = pass.standing.unchanged(ready, Some(pass.judged_at), now).ok_or(Detour::Caller)?;
+        REPLIES[pass.which](ready, caller, &mut self.foreseen, body)
+    }
+}
+
+/// Which call a head is of.
+fn which_of(head: &Head) -> Option<usize> {
+    PATHS.iter().position(|path| path.as_bytes() == head.path())
 }
 
 impl Known {
@@ -162,23 +192,34 @@ impl AtOnce for QuickVerify {
     }
 
     fn admit(&mut self, head: &Head) -> Option<Pass> {
-        let which = self.which(head)?;
+        let which = match self.which(head) {
+            Ok(which) => which,
+            Err(why) => {
+                self.count_detour(head, why);
+                return None;
+            }
+        };
         let standing = self.known.as_ref()?.standing.clone();
         Some(Pass { which, standing, judged_at: self.good_at?, began: self.read_at })
     }
 
     fn answer(&mut self, pass: &Pass, body: &[u8]) -> Option<Bytes> {
-        let ready = self.gate.ready().ok()?;
-        let now = *self.now.get_or_insert_with(|| ready.now());
-        // The body may have come long after the head. A caller who has changed meanwhile takes the long way, which refuses.
-        let caller = pass.standing.unchanged(ready, Some(pass.judged_at), now)?;
-        let reply = REPLIES[pass.which](ready, caller, &mut self.foreseen, body)?;
+        let reply = self.reply(pass, body).map_err(|why| self.ways[pass.which].detour(why)).ok()?;
         if pass.began == self.read_at {
             self.answered[pass.which] += 1;
         } else {
+            self.ways[pass.which].at_once(1);
             self.calls[pass.which].count(Code::Ok.into(), pass.began.elapsed());
         }
         Some(reply)
+    }
+
+    fn lets_pass(&mut self, head: &Head, why: Unfit) {
+        let why = match why {
+            Unfit::NoRoom => Detour::PeerReadsSlowly,
+            Unfit::Long => Detour::LongRequest,
+        };
+        self.count_detour(head, why);
     }
 
     fn give_up(&mut self, pass: &Pass) {
@@ -192,10 +233,13 @@ impl AtOnce for QuickVerify {
         }
         // They came together and their replies leave together.
         let took = self.read_at.elapsed();
-        for (call, answered) in self.calls.iter().zip(&mut self.answered) {
+        for ((call, ways), answered) in self.calls.iter().zip(&self.ways).zip(&mut self.answered) {
             match std::mem::take(answered) {
                 0 => {}
-                answered => call.count_many(answered, Code::Ok.into(), took),
+                answered => {
+                    ways.at_once(answered);
+                    call.count_many(answered, Code::Ok.into(), took);
+                }
             }
         }
     }

@@ -58,4 +58,5 @@ mod stream;
 mod tenants;
 mod turns;
 mod urgent;
+mod ways;
 mod wire;

@@ -51,7 +51,7 @@ fn is(status: u16, body: &str) -> (u16, String) {
     (status, body.to_owned())
 }
 
-async fn metrics(addr: &ListenAddr) -> String {
+pub(crate) async fn metrics(addr: &ListenAddr) -> String {
     let (status, text) = get(addr, "/metrics").await;
     assert_eq!(status, 200);
     assert!(text.ends_with("# EOF"), "{text}");
@@ -59,7 +59,7 @@ async fn metrics(addr: &ListenAddr) -> String {
 }
 
 /// The value of a series in a text of metrics.
-fn value(text: &str, series: &str) -> Option<f64> {
+pub(crate) fn value(text: &str, series: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
 }
 
@@ -274,7 +274,7 @@ async fn calls_are_counted_by_name_and_code_with_how_long_they_took() {
 }
 
 fn own_metrics() -> Metrics {
-    Metrics::new(CALLS.iter().map(|(path, _)| *path), Readings::default())
+    Metrics::new(CALLS.iter().map(|(path, _)| *path), keyward::layer::quick::PATHS, Readings::default())
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::http2::call::Begin;
 use crate::http2::code::{Code, Fault};
 use crate::http2::frame::{self, Head as FrameHead, flag};
 use crate::http2::head::{Flaw, Head};
-use crate::http2::{AtOnce, BLOCK_FRAMES_MAX, GATHERED_BYTES_ALL_MAX, GATHERED_BYTES_MAX, REQUEST_TIME_MAX};
+use crate::http2::{AtOnce, BLOCK_FRAMES_MAX, GATHERED_BYTES_ALL_MAX, GATHERED_BYTES_MAX, REQUEST_TIME_MAX, Unfit};
 
 /// What others are read by is lost (RFC 9113, section 4.3).
 const UNREAD: Fault = Fault::new(Code::Compression, "a header block cannot be read");
@@ -107,7 +107,12 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             return self.reset_for(id, Code::Protocol);
         }
         // What is answered at once cannot wait for room.
-        let pass = if self.room.is_full() { None } else { self.at_once.admit(&head) };
+        let pass = if self.room.is_full() {
+            self.at_once.lets_pass(&head, Unfit::NoRoom);
+            None
+        } else {
+            self.at_once.admit(&head)
+        };
         let until = self.at + REQUEST_TIME_MAX;
         let Some(pass) = pass else {
             return self.begin(Opened { id, head: &head, credit: 0, padding: 0, length, until }, &[], ends);
@@ -231,6 +236,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             return waiting.map_or(Ok(()), |waiting| self.answer_gathered(waiting));
         }
         let Some(mut waiting) = self.waiting.remove(at) else { return Ok(()) };
+        self.at_once.lets_pass(&waiting.head, Unfit::Long);
         self.gathered_bytes -= waiting.body.len();
         waiting.body.extend_from_slice(data);
         self.begin(Opened::of(&waiting), &waiting.body, ends)
@@ -246,6 +252,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     /// Answers a call at once, if it can be.
     fn answer(&mut self, waiting: Waiting<A::Pass>, body: &[u8]) -> Result<(), Fault> {
         if self.room.is_full() {
+            self.at_once.lets_pass(&waiting.head, Unfit::NoRoom);
             return self.begin(Opened::of(&waiting), body, true);
         }
         // A panic ends its call and nothing else.

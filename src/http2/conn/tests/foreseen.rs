@@ -1,6 +1,7 @@
-//! What a connection shows ahead of its answers.
+//! What a connection shows ahead of its answers, and what it does not have answered.
 
 use super::*;
+use crate::http2::{REPLIES_BYTES_MAX, Unfit};
 
 /// Answers as [`Echo`] does, and says what it is shown, and when.
 #[derive(Clone, Default)]
@@ -24,6 +25,10 @@ impl AtOnce for Foresees {
     fn answer(&mut self, pass: &(), body: &[u8]) -> Option<Bytes> {
         self.0.borrow_mut().push(String::from_utf8_lossy(body).into_owned());
         Echo.answer(pass, body)
+    }
+
+    fn lets_pass(&mut self, head: &Head, why: Unfit) {
+        self.0.borrow_mut().push(format!("lets {} pass: {why:?}", String::from_utf8_lossy(head.path())));
     }
 
     fn give_up(&mut self, (): &()) {}
@@ -75,4 +80,30 @@ fn bodies_are_shown_some_at_a_time_before_the_first_of_them_is_answered() {
     call(49, "last", &mut bytes);
     conn.receive(&bytes, Instant::now()).unwrap();
     assert_eq!(said(&foresees), ["foresees later panic last", "later", "panic", "last"]);
+}
+
+#[test]
+fn calls_that_take_the_long_way_by_their_connections_doing_are_told_with_the_reason() {
+    let (foresees, room) = (Foresees::default(), Room::default());
+    let mut conn = Conn::new(foresees.clone(), Begun::default(), room.clone());
+    let mut bytes = PREFACE.to_vec();
+    frame::put_settings(&mut bytes, &[]);
+    bytes.extend(head(1, "/"));
+    for _ in 0..9 {
+        frame::put_data(&mut bytes, 1, false, &[b'x'; 16 * 1024]);
+    }
+    bytes.extend(head(3, "/"));
+    frame::put_data(&mut bytes, 3, false, b"piece");
+    let mut rest = &*bytes;
+    while !rest.is_empty() {
+        rest = &rest[conn.receive(rest, Instant::now()).unwrap()..];
+    }
+    let told = || Vec::from_iter(foresees.0.take().into_iter().filter(|line| line.starts_with("lets")));
+    assert_eq!(told(), ["lets / pass: Long"]);
+    let _full = room.hold(vec![0; REPLIES_BYTES_MAX].into(), 0);
+    bytes.clear();
+    frame::put_data(&mut bytes, 3, true, b"last");
+    bytes.extend(head(5, "/"));
+    conn.receive(&bytes, Instant::now()).unwrap();
+    assert_eq!(told(), ["lets / pass: NoRoom", "lets / pass: NoRoom"]);
 }
