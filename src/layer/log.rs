@@ -13,9 +13,16 @@ use pin_project_lite::pin_project;
 use tonic::Code;
 use tower_layer::Layer;
 use tower_service::Service;
+use tracing::Level;
 
 use crate::grpc::calls::{action_of, known};
 use crate::grpc::standing::Standing;
+
+/// Whether calls are logged. Another part of the program may be logged in as much detail without that.
+#[must_use]
+pub fn is_on() -> bool {
+    tracing::enabled!(Level::DEBUG)
+}
 
 /// Logs each call.
 #[derive(Clone, Copy, Debug)]

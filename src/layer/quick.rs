@@ -13,10 +13,10 @@ use bytes::Bytes;
 use keyward_core::access::{Action, Caller};
 use keyward_core::clock::Now;
 use tonic::Code;
-use tracing::level_filters::LevelFilter;
 
 use super::authn::credential_of;
 use super::deadline::read_timeout;
+use super::log;
 use crate::grpc::ready::{Gate, Ready};
 use crate::grpc::standing::Standing;
 use crate::grpc::verify::{quick_batch_reply, quick_reply};
@@ -94,8 +94,7 @@ impl QuickVerify {
 
     /// Which call a head is of, if it may take the short way and its caller is good.
     fn which(&mut self, head: &Head) -> Result<usize, Detour> {
-        // Each call is to be logged.
-        if LevelFilter::current() >= LevelFilter::DEBUG {
+        if log::is_on() {
             return Err(Detour::LogLevel);
         }
         let ready = self.gate.ready().map_err(|_| Detour::Starting)?;

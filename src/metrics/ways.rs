@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 pub enum Detour {
     /// The data is still being loaded.
     Starting,
-    /// Each call is logged: the level of the log is `debug` or finer.
+    /// Each call is logged, as the log's filter has it.
     LogLevel,
     /// Another method or content type than usual, a compressed message, or a `grpc-timeout` that is malformed.
     Head,

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -76,6 +77,12 @@ class Server:
     def ops_address(self) -> str:
         """Where it answers probes, if it does."""
         return str(self.wait_for_log("ops listening")["listen"])
+
+    def metrics(self) -> dict[str, float]:
+        """What it counts, by name and labels, as the text has them."""
+        with urllib.request.urlopen(f"http://{self.ops_address}/metrics", timeout=DEADLINE_SECONDS) as reply:
+            lines = reply.read().decode().splitlines()
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
 
     @property
     def admin_key(self) -> str:

@@ -20,6 +20,13 @@ CANCEL_PERCENT = 75
 """Calls that are given up as soon as they are sent, where some are."""
 
 
+VERIFY_WAYS = 'keyward_calls_by_way_total{call="KeyVerify/Verify",way="'
+"""How the server names the ways that verdicts take."""
+
+AT_ONCE_SHARE = 0.99
+"""Of ordinary calls so many must be answered where they are read."""
+
+
 class CallsWereLost(AssertionError):
     """A client did not get what it asked for."""
 
@@ -27,7 +34,7 @@ class CallsWereLost(AssertionError):
 @pytest.fixture
 def server(start: Start) -> Server:
     # What a connection ended with is told by one line at this level.
-    return start(log_filter="info,keyward::serve=debug")
+    return start(log_filter="info,keyward::serve=debug", ops="127.0.0.1:0")
 
 
 def run(
@@ -51,6 +58,8 @@ def run(
     if report.failed or not report.stream_ok or accepted.count != connections:
         raise CallsWereLost("\n".join([told, *ends]))
     assert report.calls == CALLS
+    ways = {name: count for name, count in server.metrics().items() if name.startswith(VERIFY_WAYS) and count}
+    assert ways.get(f'{VERIFY_WAYS}AT_ONCE"}}', 0) >= AT_ONCE_SHARE * sum(ways.values()), ways
     if report.calls / report.seconds < RATE / 2:
         warnings.warn(f"a slow machine, which shows less than it should: {told}", stacklevel=2)
     return report
