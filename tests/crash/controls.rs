@@ -81,9 +81,10 @@ async fn doctored_books(run: &mut Run, scene: &Scene) -> Result<(), Failure> {
     }
 
     type Tamper = fn(&mut Book) -> Option<()>;
-    let tampers: [(&str, Tamper, [u64; 3]); 5] = [
+    let tampers: [(&str, Tamper, [u64; 3]); 6] = [
         ("a key is forgotten", |book| book.keys.pop().map(drop), [0, 0, 1]),
         ("a key has another label", |book| book.keys.first_mut().map(|key| key.label.push('!')), [0, 0, 1]),
+        ("a key has another reason", |book| book.keys.first_mut().map(|key| key.reason.push('!')), [0, 0, 1]),
         ("a key is newer", |book| book.keys.first_mut().map(|key| key.revision += 1), [1, 0, 0]),
         ("a client has seen a later revision", see_the_future, [1, 0, 0]),
         ("two keys have each other's secret", swap_secrets, [0, 2, 0]),

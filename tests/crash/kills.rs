@@ -1,13 +1,16 @@
-//! SIGKILL at random instants: under load, during a start, while the table is rebuilt, during a backup.
+//! SIGKILL at random instants: under load, during a start, while the table is rebuilt, during a backup, while an
+//! administrator is made offline.
 
 use std::fs::{self, File};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use keyward::grpc::pb;
 use rand::RngExt;
 use tokio::time::{sleep, timeout};
 
 use crate::Failure;
+use crate::caller::Caller;
 use crate::load::{Load, Mix, Shape};
 use crate::offline::Offline;
 use crate::run::{Run, SMALL_SEGMENT, Scene};
@@ -32,6 +35,8 @@ pub(crate) async fn run(run: &mut Run, count: u64) -> Result<(), Failure> {
         start_takes: Duration::from_millis(300),
         rebuild_takes: Duration::from_secs(1),
         backup_takes: Duration::ZERO,
+        mint_takes: Duration::from_millis(300),
+        minted: vec![],
         offline: Offline::of(&run.program),
     };
     while kills.left > 0 && !run.gives_up() {
@@ -73,6 +78,10 @@ struct Kills {
     rebuild_takes: Duration,
     /// The same for a backup.
     backup_takes: Duration,
+    /// The same for one administrator more.
+    mint_takes: Duration,
+    /// The keys of administrators that were made offline in the current directory.
+    minted: Vec<String>,
     offline: Offline,
 }
 
@@ -80,6 +89,7 @@ impl Kills {
     /// One data directory: from its first start to its last kill.
     async fn directory(&mut self, run: &mut Run, scene: &Scene) -> Result<(), Failure> {
         let oracle = scene.oracle(FIRST_KEYS.clients)?;
+        self.minted.clear();
         let mut before = self.left;
         let end = self.left.saturating_sub(KILLS_PER_DIRECTORY);
         self.starts(run, scene, Start::First).await?;
@@ -106,6 +116,9 @@ impl Kills {
                 self.offline.check_directory(&scene.launch, &mut run.tally)?;
             }
 
+            if run.rng.random_ratio(1, 4) {
+                self.mint(run, scene).await?;
+            }
             let rebuild = match run.rng.random_range(0..4) {
                 0 => {
                     self.starts(run, scene, Start::Plain).await?;
@@ -122,6 +135,7 @@ impl Kills {
             server = scene.launch.serve().await?;
             *(if rebuild { &mut self.rebuild_takes } else { &mut self.start_takes }) = began.elapsed();
 
+            self.check_minted(&server).await?;
             let findings = compare(&server, &oracle).await?;
             verified = findings.changes;
             run.tally.add(&findings);
@@ -135,6 +149,45 @@ impl Kills {
         self.offline.check_directory(&scene.launch, &mut run.tally)?;
         run.tally.add_changes(oracle.acknowledged(), verified);
         run.tally.count("data directories", 1);
+        Ok(())
+    }
+
+    /// Makes one administrator more offline, and kills that at a random instant once in a while.
+    async fn mint(&mut self, run: &mut Run, scene: &Scene) -> Result<(), Failure> {
+        if !self.offline.has_admin_key {
+            run.tally.count("NOT DONE, the program has no `admin-key`", 1);
+            return Ok(());
+        }
+        let began = Instant::now();
+        let mut minting = self.offline.mint(&scene.launch)?;
+        let killed = run.rng.random();
+        if killed {
+            sleep(self.mint_takes.mul_f64(run.rng.random_range(0.0..1.2))).await;
+            minting.kill()?;
+        }
+        let minted = minting.wait_with_output()?;
+        let secret = String::from_utf8_lossy(&minted.stdout).trim().to_owned();
+        match (killed, minted.status.success()) {
+            (false, false) => return Err(format!("admin-key: {}", minted.status).into()),
+            (true, false) => run.tally.count("kills while an administrator was made offline", 1),
+            (true, true) => run.tally.count("kills just after an administrator was made offline", 1),
+            (false, true) => {
+                self.mint_takes = began.elapsed();
+                run.tally.count("administrators made offline", 1);
+            }
+        }
+        // What it has said is true, also if it was killed just then.
+        self.minted.extend((!secret.is_empty()).then_some(secret));
+        Ok(())
+    }
+
+    /// Those that were made offline are administrators.
+    async fn check_minted(&self, server: &Server) -> Result<(), Failure> {
+        for secret in &self.minted {
+            let caller = Caller::connect(server.reach()?.0, secret).await?;
+            let request = pb::ListKeysRequest { page_size: 1, ..Default::default() };
+            caller.list(request).await.map_err(|e| format!("an administrator made offline is refused: {e:?}"))?;
+        }
         Ok(())
     }
 

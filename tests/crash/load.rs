@@ -181,16 +181,18 @@ impl Client {
         self.oracle.books()[self.number].lock().keys[at].clone()
     }
 
-    /// A change that the key's state allows and that changes something.
-    fn change_of(&mut self, key: &Key, label: String) -> Change {
-        if self.shape.mix == Mix::Churn || key.state == pb::State::Revoked {
-            return Change::Relabel(label);
+    /// A change that the key's state allows and that changes something. `name` is new, and so another reason.
+    fn change_of(&mut self, key: &Key, name: String) -> Change {
+        if self.shape.mix == Mix::Churn {
+            return Change::Relabel(name);
         }
         match (self.rng.random_range(0..10), key.state) {
-            (0..5, _) => Change::Relabel(label),
-            (5, _) => Change::Revoke,
-            (_, pb::State::Disabled) => Change::Enable,
-            _ => Change::Disable,
+            (0..5, _) => Change::Relabel(name),
+            (5, _) | (_, pb::State::Revoked) => Change::Revoke(name),
+            (6, pb::State::Active) => Change::Enable(name),
+            (6, _) => Change::Disable(name),
+            (_, pb::State::Disabled) => Change::Enable(name),
+            _ => Change::Disable(name),
         }
     }
 
@@ -207,11 +209,16 @@ impl Client {
                 let update_mask = Some(prost_types::FieldMask { paths: vec!["display_name".to_owned()] });
                 (caller.update(pb::UpdateKeyRequest { key, update_mask, ..Default::default() }).await?.key, None)
             }
-            Change::Disable => {
-                (caller.disable(pb::DisableKeyRequest { key_id, ..Default::default() }).await?.key, None)
+            Change::Disable(reason) => {
+                let request = pb::DisableKeyRequest { key_id, reason, ..Default::default() };
+                (caller.disable(request).await?.key, None)
             }
-            Change::Enable => (caller.enable(pb::EnableKeyRequest { key_id, ..Default::default() }).await?.key, None),
-            Change::Revoke => (caller.revoke(pb::RevokeKeyRequest { key_id, ..Default::default() }).await?.key, None),
+            Change::Enable(reason) => {
+                (caller.enable(pb::EnableKeyRequest { key_id, reason, ..Default::default() }).await?.key, None)
+            }
+            Change::Revoke(reason) => {
+                (caller.revoke(pb::RevokeKeyRequest { key_id, reason, ..Default::default() }).await?.key, None)
+            }
         })
     }
 

@@ -17,6 +17,7 @@ pub(crate) struct Offline {
     program: PathBuf,
     has_check: bool,
     pub(crate) has_backup: bool,
+    pub(crate) has_admin_key: bool,
 }
 
 impl Offline {
@@ -27,7 +28,12 @@ impl Offline {
             command.args([name, "--help"]).env_clear().stdout(Stdio::null()).stderr(Stdio::null());
             command.status().is_ok_and(|status| status.success())
         };
-        Self { program: program.to_owned(), has_check: has("check"), has_backup: has("backup") }
+        Self {
+            program: program.to_owned(),
+            has_check: has("check"),
+            has_backup: has("backup"),
+            has_admin_key: has("admin-key"),
+        }
     }
 
     /// Lets the program check a data directory that nobody serves.
@@ -69,5 +75,14 @@ impl Offline {
         command.arg(LIMIT_SECONDS).arg(&self.program).arg("backup").arg(to).env_clear();
         command.args(["--server", addr, "--key-file"]).arg(key_file).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().map_err(|e| format!("cannot run timeout: {e}").into())
+    }
+
+    /// Starts to make one administrator more, in a directory that nobody serves. Its key is all that the process says.
+    pub(crate) fn mint(&self, launch: &Launch) -> Result<Child, Failure> {
+        // Not by way of `timeout`: what is killed must be the program itself.
+        let mut command = Command::new(&self.program);
+        command.args(["admin-key", "--data-dir"]).arg(&launch.data_dir).env_clear();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.spawn().map_err(|e| format!("cannot start {}: {e}", self.program.display()).into())
     }
 }

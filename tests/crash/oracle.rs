@@ -21,6 +21,8 @@ pub(crate) struct Key {
     pub(crate) secret: Option<String>,
     pub(crate) label: String,
     pub(crate) state: pb::State,
+    /// Why it is in that state.
+    pub(crate) reason: String,
     /// The revision of its last change.
     pub(crate) revision: u64,
     /// Its changes that were acknowledged.
@@ -36,22 +38,43 @@ pub(crate) enum Change {
     Create(String),
     /// It gets this label.
     Relabel(String),
-    Disable,
-    Enable,
-    Revoke,
+    /// It comes into a state for a reason, or gets another reason for the one that it is in.
+    Disable(String),
+    Enable(String),
+    Revoke(String),
+}
+
+/// What is compared of a key beside its revision.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Form {
+    pub(crate) label: String,
+    pub(crate) state: pb::State,
+    pub(crate) reason: String,
+}
+
+impl Form {
+    /// Of a key as the server tells of it.
+    pub(crate) fn told(key: &pb::Key) -> Self {
+        Self { label: key.display_name.clone(), state: key.state(), reason: key.state_reason.clone() }
+    }
+
+    /// Of a key as a book has it.
+    pub(crate) fn of(key: &Key) -> Self {
+        Self { label: key.label.clone(), state: key.state, reason: key.reason.clone() }
+    }
 }
 
 impl Change {
-    /// The label and state that it leads to.
-    pub(crate) fn outcome(&self, key: Option<&Key>) -> (String, pb::State) {
-        let label = key.map(|key| key.label.clone()).unwrap_or_default();
-        let state = key.map_or(pb::State::Active, |key| key.state);
+    /// What it leads to.
+    pub(crate) fn outcome(&self, key: Option<&Key>) -> Form {
+        let before = key.map_or(Form { state: pb::State::Active, ..Form::default() }, Form::of);
+        let in_state = |state, reason: &String| Form { state, reason: reason.clone(), ..before.clone() };
         match self {
-            Self::Create(label) => (label.clone(), pb::State::Active),
-            Self::Relabel(label) => (label.clone(), state),
-            Self::Disable => (label, pb::State::Disabled),
-            Self::Enable => (label, pb::State::Active),
-            Self::Revoke => (label, pb::State::Revoked),
+            Self::Create(label) => Form { label: label.clone(), state: pb::State::Active, reason: String::new() },
+            Self::Relabel(label) => Form { label: label.clone(), ..before },
+            Self::Disable(reason) => in_state(pb::State::Disabled, reason),
+            Self::Enable(reason) => in_state(pb::State::Active, reason),
+            Self::Revoke(reason) => in_state(pb::State::Revoked, reason),
         }
     }
 }
@@ -90,6 +113,7 @@ impl Book {
             Some(key) => {
                 key.label.clone_from(&told.display_name);
                 key.state = told.state();
+                key.reason.clone_from(&told.state_reason);
                 key.revision = told.revision;
                 key.compared = false;
             }
@@ -98,6 +122,7 @@ impl Book {
                 secret,
                 label: told.display_name.clone(),
                 state: told.state(),
+                reason: told.state_reason.clone(),
                 revision: told.revision,
                 acknowledged: 0,
                 compared: false,
@@ -161,8 +186,7 @@ impl Oracle {
         let mut book = self.books[client].lock();
         let told = told.ok_or("a reply has no key")?;
         let pending = book.pending.clone().ok_or("a reply to nothing")?;
-        let (label, state) = pending.change.outcome(book.key(&pending.id));
-        if told.key_id != pending.id || told.display_name != label || told.state() != state {
+        if told.key_id != pending.id || Form::told(told) != pending.change.outcome(book.key(&pending.id)) {
             return Err(format!("{:?} was answered with {told:?}", pending).into());
         }
         if told.revision <= book.revision {

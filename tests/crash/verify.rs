@@ -10,7 +10,7 @@ use keyward::grpc::pb;
 use crate::Failure;
 use crate::caller::Caller;
 use crate::load::{decides, reason};
-use crate::oracle::{Book, Key, Oracle, Pending};
+use crate::oracle::{Book, Form, Key, Oracle, Pending};
 use crate::server::Server;
 
 /// Keys that GetKey is asked about at most.
@@ -124,13 +124,13 @@ fn compare_book(
             continue;
         };
         let open = pending.filter(|pending| pending.id == key.id);
-        if told.display_name == key.label && told.state() == key.state && told.revision == key.revision {
+        if Form::told(&told) == Form::of(key) && told.revision == key.revision {
             findings.changes += key.acknowledged;
         } else if told.revision < key.revision {
             findings.lose(1, format!("{key:?} is as it was before: {told:?}"));
         } else if let Some(open) = open
             && told.revision > key.revision
-            && open.change.outcome(Some(key)) == (told.display_name.clone(), told.state())
+            && open.change.outcome(Some(key)) == Form::told(&told)
         {
             findings.changes += key.acknowledged;
             made = Some(told.clone());
@@ -145,7 +145,7 @@ fn compare_book(
         && book.key(&open.id).is_none()
         && let Some(told) = listed.remove(&open.id)
     {
-        if open.change.outcome(None) != (told.display_name.clone(), told.state()) {
+        if open.change.outcome(None) != Form::told(&told) {
             findings.invent(format!("a new key, asked for as {open:?}, is {told:?}"));
         }
         findings.keys += 1;

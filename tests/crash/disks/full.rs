@@ -59,13 +59,15 @@ pub(crate) async fn run(run: &mut Run, scene: &Scene) -> Result<(), Failure> {
     // What this build does with little room: it takes power away, and gives none.
     let narrowed = Change::Relabel("narrowed".to_owned());
     change(&caller, &oracle, &kept, narrowed).await?.map_err(|e| format!("little room, no narrowing update: {e:?}"))?;
-    change(&caller, &oracle, &kept, Change::Disable).await?.map_err(|e| format!("little room, no disable: {e:?}"))?;
-    refused_for_room(&change(&caller, &oracle, &kept, Change::Enable).await?)?;
+    change(&caller, &oracle, &kept, Change::Disable("leaked".to_owned()))
+        .await?
+        .map_err(|e| format!("little room, no disable: {e:?}"))?;
+    refused_for_room(&change(&caller, &oracle, &kept, Change::Enable(String::new())).await?)?;
     run.tally.count("full disks: with little room only a narrowing update and a disable were made", 1);
 
     let rest = disk.fill(0)?;
     refused_for_room(&create(&caller, &oracle).await?)?;
-    refused_for_room(&change(&caller, &oracle, &kept, Change::Revoke).await?)?;
+    refused_for_room(&change(&caller, &oracle, &kept, Change::Revoke(String::new())).await?)?;
     let seen = watch.verdicts();
     if has_ended_within(&mut server, FULL_FOR).await? {
         let status = server.end(END_LIMIT).await?;
@@ -161,14 +163,14 @@ async fn change(
     let key_id = key.id.clone();
     oracle.ask(OWN_BOOK, &key_id, change.clone());
     let made = match change {
-        Change::Disable => {
-            caller.disable(pb::DisableKeyRequest { key_id, ..Default::default() }).await.map(|made| made.key)
+        Change::Disable(reason) => {
+            caller.disable(pb::DisableKeyRequest { key_id, reason, ..Default::default() }).await.map(|made| made.key)
         }
-        Change::Enable => {
-            caller.enable(pb::EnableKeyRequest { key_id, ..Default::default() }).await.map(|made| made.key)
+        Change::Enable(reason) => {
+            caller.enable(pb::EnableKeyRequest { key_id, reason, ..Default::default() }).await.map(|made| made.key)
         }
-        Change::Revoke => {
-            caller.revoke(pb::RevokeKeyRequest { key_id, ..Default::default() }).await.map(|made| made.key)
+        Change::Revoke(reason) => {
+            caller.revoke(pb::RevokeKeyRequest { key_id, reason, ..Default::default() }).await.map(|made| made.key)
         }
         // And narrows it: the key that had no end has one.
         Change::Relabel(display_name) => {
