@@ -36,17 +36,87 @@ pub fn create_private_dir(path: &Path) -> io::Result<()> {
     sync_parent(path)
 }
 
+/// A file that only its owner may read, and that is there whole or not at all. It is written under another name, with
+/// `.new` behind its own, and dropped before it is committed, it is removed.
+#[derive(Debug)]
+pub struct NewFile {
+    file: File,
+    temporary: Option<PathBuf>,
+    path: PathBuf,
+}
+
+impl NewFile {
+    /// Begins a file. What was begun of it before is overwritten.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let temporary = path.with_added_extension("new");
+        let file = private().read(true).write(true).create(true).truncate(true).open(&temporary)?;
+        Ok(Self { file, temporary: Some(temporary), path: path.to_owned() })
+    }
+
+    /// Makes what was written durable, and says where it is: to read it back before it gets its name.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn sync(&self) -> io::Result<&Path> {
+        self.file.sync_all()?;
+        Ok(self.temporary.as_ref().unwrap_or(&self.path))
+    }
+
+    /// Makes what was written durable, and gives it its name, which the caller makes durable.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn rename(mut self) -> io::Result<File> {
+        self.sync()?;
+        let file = self.file.try_clone()?;
+        if let Some(temporary) = &self.temporary {
+            fs::rename(temporary, &self.path)?;
+        }
+        self.temporary = None;
+        Ok(file)
+    }
+
+    /// Makes what was written durable, and its name.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn commit(self) -> io::Result<()> {
+        let path = self.path.clone();
+        self.rename()?;
+        sync_parent(&path)
+    }
+}
+
+impl Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        // Its room may be what others need, and there is nothing in it. What is left is removed by [`remove_unfinished`].
+        if let Some(temporary) = &self.temporary {
+            drop(fs::remove_file(temporary));
+        }
+    }
+}
+
 /// Writes a file that only its owner may read, so that it is there whole or not at all.
 ///
 /// # Errors
 /// When the file system refuses.
 pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_added_extension("new");
-    let mut file = private().write(true).create(true).truncate(true).open(&temporary)?;
+    let mut file = NewFile::create(path)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    sync_parent(path)
+    file.commit()
 }
 
 /// The files of an extension whose names are numbers, the highest first. A directory that is not there has none.
@@ -65,7 +135,7 @@ pub fn numbered(dir: &Path, extension: &str) -> io::Result<Vec<(u64, PathBuf)>> 
     Ok(found)
 }
 
-/// Removes files that were being made when the process ended: [`write_durably`] and its like give them another name first.
+/// Removes files that were being made when the process ended, see [`NewFile`].
 ///
 /// # Errors
 /// When the directory cannot be read, or the file system refuses.

@@ -19,6 +19,7 @@
 
 pub mod app;
 pub mod authority;
+pub mod bytes_codec;
 pub mod cli;
 pub mod conditions;
 pub mod config;

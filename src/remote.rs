@@ -11,7 +11,7 @@ use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 use zeroize::Zeroizing;
 
-use crate::files::{private, sync_parent};
+use crate::files::NewFile;
 use crate::grpc::pb;
 use crate::grpc::pb::key_admin_client::KeyAdminClient;
 use crate::net::ListenAddr;
@@ -105,20 +105,10 @@ pub async fn backup(server: &Server, to: &Path) -> Result<Fetched, RemoteError> 
         return Err(RemoteError::Exists(to.to_owned()));
     }
     let pieces = ask(server).await?;
-    let unfinished = Unfinished(to.with_added_extension("new"));
-    let fetched = receive(pieces, &unfinished.0).await?;
-    fs::rename(&unfinished.0, to).and_then(|()| sync_parent(to)).map_err(of_file)?;
+    let mut file = NewFile::create(to).map_err(of_file)?;
+    let fetched = receive(pieces, &mut file, to).await?;
+    file.commit().map_err(of_file)?;
     Ok(fetched)
-}
-
-/// A file that is being made. Dropped, it is removed, unless it has got its name.
-struct Unfinished(PathBuf);
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        // There is nothing to remove once it has its name.
-        drop(fs::remove_file(&self.0));
-    }
 }
 
 async fn ask(server: &Server) -> Result<tonic::Streaming<pb::BackupResponse>, RemoteError> {
@@ -139,16 +129,18 @@ async fn ask(server: &Server) -> Result<tonic::Streaming<pb::BackupResponse>, Re
     Ok(KeyAdminClient::new(channel).backup(request).await?.into_inner())
 }
 
-async fn receive(mut pieces: tonic::Streaming<pb::BackupResponse>, to: &Path) -> Result<Fetched, RemoteError> {
+async fn receive(
+    mut pieces: tonic::Streaming<pb::BackupResponse>,
+    file: &mut NewFile,
+    to: &Path,
+) -> Result<Fetched, RemoteError> {
     let of_file = |source| RemoteError::File { path: to.to_owned(), source };
-    let mut file = private().write(true).create(true).truncate(true).open(to).map_err(of_file)?;
     let (mut revision, mut bytes) = (0, 0);
     while let Some(response) = pieces.message().await? {
         file.write_all(&response.piece).map_err(of_file)?;
         (revision, bytes) = (response.revision, bytes + response.piece.len() as u64);
     }
-    file.sync_all().map_err(of_file)?;
     // Read back from the file, not from memory.
-    let contents = check_backup(to)?;
+    let contents = check_backup(file.sync().map_err(of_file)?)?;
     Ok(Fetched { revision, keys: contents.keys, bytes })
 }

@@ -8,6 +8,7 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::decision::Policy;
 
 use super::pb;
+use crate::bytes_codec::{Cursor, put_varint, varint_bytes};
 use crate::index::Entry;
 
 /// Scopes that the reader takes in each list. Longer lists are prost's.
@@ -74,10 +75,10 @@ impl<'a> Question<'a> {
 
     /// Reads a message. `None`: prost must read it, or refuse it.
     #[must_use]
-    pub fn of_message(mut rest: &'a [u8]) -> Option<Self> {
-        let mut question = Self::default();
-        while !rest.is_empty() {
-            match varint(&mut rest)? {
+    pub fn of_message(message: &'a [u8]) -> Option<Self> {
+        let (mut question, mut rest) = (Self::default(), Cursor(message));
+        while !rest.0.is_empty() {
+            match rest.varint()? {
                 // Number and wire type: 2 is a length and that many bytes, 0 a number.
                 0x0a => question.secret = text(&mut rest)?,
                 0x12 => question.tenant = text(&mut rest)?,
@@ -85,9 +86,9 @@ impl<'a> Question<'a> {
                 0x22 => question.any_scopes.push(text(&mut rest)?)?,
                 0x2a => question.audience = text(&mut rest)?,
                 0x32 => question.client_ip = text(&mut rest)?,
-                0x40 => question.mode = varint(&mut rest)?,
-                0x48 => question.explain = varint(&mut rest)? != 0,
-                0x50 => question.min_revision = varint(&mut rest)?,
+                0x40 => question.mode = rest.varint()?,
+                0x48 => question.explain = rest.varint()? != 0,
+                0x50 => question.min_revision = rest.varint()?,
                 0x62 => question.environment = text(&mut rest)?,
                 _ => return None,
             }
@@ -104,19 +105,20 @@ pub fn secret_of(body: &[u8]) -> Option<&str> {
 
 /// The secret in a request, if it comes first, as it does from every client that writes fields in their order.
 #[must_use]
-pub fn secret_of_message(mut rest: &[u8]) -> Option<&str> {
-    (varint(&mut rest)? == 0x0a).then(|| text(&mut rest)).flatten()
+pub fn secret_of_message(message: &[u8]) -> Option<&str> {
+    let mut rest = Cursor(message);
+    (rest.varint()? == 0x0a).then(|| text(&mut rest)).flatten()
 }
 
 /// The requests in the body of a BatchVerify. Where one of them is not to be read, `None` stands in its place.
 #[must_use]
 pub fn messages(body: &[u8]) -> Option<impl Iterator<Item = Option<&[u8]>>> {
-    let mut rest = only_message(body)?;
+    let mut rest = Cursor(only_message(body)?);
     Some(std::iter::from_fn(move || {
-        (!rest.is_empty()).then(|| {
-            let message = (varint(&mut rest) == Some(0x0a)).then(|| bytes(&mut rest)).flatten();
+        (!rest.0.is_empty()).then(|| {
+            let message = (rest.varint() == Some(0x0a)).then(|| rest.prefixed()).flatten();
             // What cannot be read has no end that could be found.
-            rest = if message.is_some() { rest } else { &[] };
+            rest = if message.is_some() { rest } else { Cursor(&[]) };
             message
         })
     }))
@@ -129,28 +131,8 @@ fn only_message(body: &[u8]) -> Option<&[u8]> {
     (message.len() == u32::from_be_bytes([a, b, c, d]) as usize).then_some(message)
 }
 
-/// A number of up to nine bytes. The tenth could overflow, which prost shall judge.
-fn varint(rest: &mut &[u8]) -> Option<u64> {
-    let mut number = 0;
-    for (at, &byte) in rest.iter().enumerate().take(9) {
-        number |= u64::from(byte & 0x7f) << (7 * at);
-        if byte < 0x80 {
-            *rest = &rest[at + 1..];
-            return Some(number);
-        }
-    }
-    None
-}
-
-fn bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let len = usize::try_from(varint(rest)?).ok()?;
-    let (bytes, after) = rest.split_at_checked(len)?;
-    *rest = after;
-    Some(bytes)
-}
-
-fn text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
-    std::str::from_utf8(bytes(rest)?).ok()
+fn text<'a>(rest: &mut Cursor<'a>) -> Option<&'a str> {
+    std::str::from_utf8(rest.prefixed()?).ok()
 }
 
 /// A verdict to be written.
@@ -323,11 +305,6 @@ fn time_bytes(time: UnixMillis) -> usize {
     number_bytes(seconds) + number_bytes(nanos)
 }
 
-fn varint_bytes(number: u64) -> usize {
-    let bits = u64::BITS - (number | 1).leading_zeros();
-    bits.div_ceil(7) as usize
-}
-
 /// Fields of these numbers have tags of one byte. What is zero or empty is not written.
 fn number_bytes(number: u64) -> usize {
     if number == 0 { 0 } else { 1 + varint_bytes(number) }
@@ -339,14 +316,6 @@ fn text_bytes(text: &[u8]) -> usize {
 
 fn nested_bytes(len: usize) -> usize {
     1 + varint_bytes(len as u64) + len
-}
-
-fn put_varint(out: &mut BytesMut, mut number: u64) {
-    while number >= 0x80 {
-        out.put_u8((number & 0x7f) as u8 | 0x80);
-        number >>= 7;
-    }
-    out.put_u8(number as u8); // below 0x80
 }
 
 fn put_number(out: &mut BytesMut, tag: u8, number: u64) {

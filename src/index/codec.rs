@@ -5,13 +5,7 @@ use std::ops::Range;
 
 use ipnet::IpNet;
 
-pub(super) fn put_varint(out: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        out.push((number & 0x7f) as u8 | 0x80);
-        number >>= 7;
-    }
-    out.push(number as u8); // below 0x80
-}
+use crate::bytes_codec::put_varint;
 
 pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_varint(out, bytes.len() as u64);

@@ -15,6 +15,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use crate::bytes_codec::put_varint;
 use ipnet::IpNet;
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::Policy;
@@ -23,7 +24,7 @@ use keyward_core::id::{BrokenRule, Environment, KeyId, TenantId};
 use keyward_core::record::{KeyPolicy, KeyRecord, State};
 use keyward_core::scope::Scope;
 
-use super::codec::{Reader, cidr, put_bytes, put_cidr, put_varint};
+use super::codec::{Reader, cidr, put_bytes, put_cidr};
 use super::names::{Granted, GrantedScope, Kind, Names, Owner, OwnerName};
 use super::shard::Reading;
 

@@ -16,12 +16,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crate::bytes_codec::{Cursor, put_varint};
 use keyward_core::digest::PepperId;
 use keyward_core::id::{Environment, TenantId};
 use keyward_core::scope::Scope;
 use parking_lot::MutexGuard;
 
-use super::codec::{put_bytes, put_varint};
+use super::codec::put_bytes;
 use super::compaction::{Compaction, Renumbering};
 use super::names::{Granted, GrantedScope, Kind, Names, Owner, OwnerName, Sought, Thing};
 use super::shard::{SHARDS, Shard};
@@ -62,13 +63,14 @@ impl Index {
     }
 
     /// Takes in a part, into an index that has nothing but other parts. `None`: the bytes are not of this form.
-    pub fn read_part(&self, number: usize, mut bytes: &[u8]) -> Option<()> {
+    pub fn read_part(&self, number: usize, bytes: &[u8]) -> Option<()> {
+        let mut bytes = Cursor(bytes);
         let names = self.current.lock().clone();
         if number == NAMES {
-            return self.read_names(&names, &mut bytes).filter(|()| bytes.is_empty());
+            return self.read_names(&names, &mut bytes).filter(|()| bytes.0.is_empty());
         }
         for number in (number * PART_SHARDS..SHARDS).take(PART_SHARDS) {
-            let count = usize::try_from(varint(&mut bytes)?).ok()?;
+            let count = usize::try_from(bytes.varint()?).ok()?;
             if count == 0 {
                 continue;
             }
@@ -77,20 +79,20 @@ impl Index {
             self.len.fetch_add(count, Ordering::Relaxed);
             self.shards[number].store(Arc::new(shard));
         }
-        bytes.is_empty().then_some(())
+        bytes.0.is_empty().then_some(())
     }
 
-    fn read_names(&self, names: &Names, from: &mut &[u8]) -> Option<()> {
+    fn read_names(&self, names: &Names, from: &mut Cursor<'_>) -> Option<()> {
         read_all::<TenantId, _>(from, names, |from| TenantId::parse(text(from)?).ok())?;
         read_all::<Owner, _>(from, names, |from| Some(OwnerName { tenant: small(from)?, name: text(from)? }))?;
         read_all::<Environment, _>(from, names, |from| Environment::parse(text(from)?).ok())?;
         let mut scope = None;
-        for number in 0..varint(from)? {
+        for number in 0..from.varint()? {
             let tenant = small(from)?;
             let scope = scope.insert(Scope::parse(text(from)?).ok()?);
             note::<Granted>(from, names, &GrantedScope { tenant, scope }, number)?;
         }
-        for _ in 0..varint(from)? {
+        for _ in 0..from.varint()? {
             self.peppers.lock().insert(PepperId(small(from)?));
         }
         Some(())
@@ -158,11 +160,11 @@ impl Writer<'_> {
 
 /// Gives things the numbers that they had, with their uses.
 fn read_all<'a, T: Thing, S: Sought<T>>(
-    from: &mut &'a [u8],
+    from: &mut Cursor<'a>,
     names: &Names,
-    read: impl Fn(&mut &'a [u8]) -> Option<S>,
+    read: impl Fn(&mut Cursor<'a>) -> Option<S>,
 ) -> Option<()> {
-    for number in 0..varint(from)? {
+    for number in 0..from.varint()? {
         let thing = read(from)?;
         note::<T>(from, names, &thing, number)?;
     }
@@ -170,7 +172,7 @@ fn read_all<'a, T: Thing, S: Sought<T>>(
 }
 
 /// Gives a thing its number, and reads its uses. `None`: it has another number already, or stands there twice.
-fn note<T: Thing>(from: &mut &[u8], names: &Names, thing: &impl Sought<T>, number: u64) -> Option<()> {
+fn note<T: Thing>(from: &mut Cursor<'_>, names: &Names, thing: &impl Sought<T>, number: u64) -> Option<()> {
     let uses = small(from)?;
     let given = T::of(names).number(thing);
     if u64::from(given) != number {
@@ -180,26 +182,10 @@ fn note<T: Thing>(from: &mut &[u8], names: &Names, thing: &impl Sought<T>, numbe
     Some(())
 }
 
-fn varint(from: &mut &[u8]) -> Option<u64> {
-    let mut number = 0;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = from.split_first()?;
-        *from = rest;
-        number |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return Some(number);
-        }
-    }
-    None
+fn small(from: &mut Cursor<'_>) -> Option<u32> {
+    u32::try_from(from.varint()?).ok()
 }
 
-fn small(from: &mut &[u8]) -> Option<u32> {
-    u32::try_from(varint(from)?).ok()
-}
-
-fn text<'a>(from: &mut &'a [u8]) -> Option<&'a str> {
-    let length = usize::try_from(varint(from)?).ok()?;
-    let (text, rest) = from.split_at_checked(length)?;
-    *from = rest;
-    std::str::from_utf8(text).ok()
+fn text<'a>(from: &mut Cursor<'a>) -> Option<&'a str> {
+    std::str::from_utf8(from.prefixed()?).ok()
 }

@@ -6,11 +6,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::bytes_codec::{Cursor, put_varint};
 use arc_swap::{ArcSwap, Guard};
 use constant_time_eq::constant_time_eq;
 use keyward_core::digest::Digest;
 
-use super::codec::put_varint;
 use super::entry::renumber;
 use super::names::{Kind, Names};
 
@@ -214,12 +214,11 @@ impl Shard {
     }
 
     /// Takes what [`Shard::write`] wrote off the beginning of some bytes. `None`: it is not of that form, or has no entry.
-    pub(super) fn read(from: &mut &[u8], count: usize, names: Arc<Names>) -> Option<Self> {
-        let (size, rest) = from.split_first_chunk::<4>()?;
-        let size = u32::from_le_bytes(*size) as usize;
-        let (words, rest) = rest.split_at_checked(count.checked_mul(2)?.checked_add(1)?.checked_mul(4)?)?;
-        let (bytes, rest) = rest.split_at_checked(size)?;
-        let word = |bytes: &[u8]| bytes.first_chunk().map(|b| u32::from_le_bytes(*b));
+    pub(super) fn read(from: &mut Cursor<'_>, count: usize, names: Arc<Names>) -> Option<Self> {
+        let size = from.u32()? as usize;
+        let words = from.take(count.checked_mul(2)?.checked_add(1)?.checked_mul(4)?)?;
+        let bytes = from.take(size)?;
+        let word = |bytes| Cursor(bytes).u32();
         let (prefixes, starts) = words.split_at(4 * count);
         let slots: Box<[Slot]> = (prefixes.chunks_exact(4).zip(starts.chunks_exact(4)))
             .filter_map(|(prefix, start)| Some(Slot { prefix: word(prefix)?, start: word(start)? }))
@@ -228,7 +227,6 @@ impl Shard {
         let each_has_a_name =
             slots.iter().zip(ends).all(|(slot, end)| slot.start as usize + REST_BYTES <= end as usize);
         let within = starts.chunks_exact(4).next_back().and_then(word).is_some_and(|end| end as usize == size);
-        *from = rest;
         let sorted = slots.is_sorted_by_key(|slot| slot.prefix);
         (sorted && each_has_a_name && within).then(|| Self { names, slots, bytes: bytes.into() })
     }

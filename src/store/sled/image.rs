@@ -33,7 +33,8 @@ use zeroize::Zeroizing;
 
 use super::journal::{Chain, ChainKey, Position};
 use super::snapshot::{MayGoOn, Stoppable};
-use crate::files::{create_private_dir, numbered, private, sync_parent};
+use crate::bytes_codec::Cursor;
+use crate::files::{NewFile, create_private_dir, numbered};
 use crate::parallel;
 use crate::progress::Progress;
 use crate::store::View;
@@ -209,19 +210,12 @@ pub(super) fn create(
 ) -> io::Result<Image> {
     create_private_dir(dir)?;
     let path = dir.join(format!("{:020}.{EXTENSION}", position.revision.0));
-    let temporary = path.with_added_extension("new");
-    let write_whole = || {
-        let file = private().write(true).create(true).truncate(true).open(&temporary)?;
-        let mut out = BufWriter::with_capacity(BUFFER_BYTES, Stoppable { inner: &file, may_go_on });
-        let image = write(view, position, newest, key, &mut out)?;
-        out.flush()?;
-        drop(out);
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        sync_parent(&path)?;
-        Ok(image)
-    };
-    let image = write_whole().inspect_err(|_: &io::Error| drop(fs::remove_file(&temporary)))?;
+    let mut file = NewFile::create(&path)?;
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, Stoppable { inner: &mut file, may_go_on });
+    let image = write(view, position, newest, key, &mut out)?;
+    out.flush()?;
+    drop(out);
+    file.commit()?;
     // One that cannot be removed is passed over, as long as there is a newer one.
     for (_, other) in list(dir)?.iter().filter(|(_, other)| *other != path) {
         if let Err(error) = fs::remove_file(other) {
@@ -289,15 +283,19 @@ impl Contents {
         let end_at = bytes.checked_sub(END_BYTES as u64).ok_or(ImageError::Damaged)?;
         let mut end = [0; END_BYTES];
         file.read_exact_at(&mut end, end_at)?;
-        let u32_at = |at: usize| end[at..].first_chunk().map_or(0, |b| u32::from_le_bytes(*b));
-        let u64_at = |at: usize| end[at..].first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
-        if !end.starts_with(MAGIC) {
+        let mut rest = Cursor(&end);
+        if rest.array() != Some(*MAGIC) {
             return Err(ImageError::Damaged);
         }
-        if u32_at(8) != VERSION {
+        if rest.u32() != Some(VERSION) {
             return Err(ImageError::OtherForm);
         }
-        let (form, count) = (u32_at(12), u32_at(96) as usize);
+        let form = rest.u32().ok_or(ImageError::Damaged)?;
+        let mut position = || Some(Position { revision: Revision(rest.u64()?), chain: Chain(rest.array()?) });
+        let (position, latest) = position().zip(position()).ok_or(ImageError::Damaged)?;
+        let count = rest.u32().ok_or(ImageError::Damaged)? as usize;
+        rest.take(4); // zeros
+        let latest_time = UnixMillis(rest.i64().ok_or(ImageError::Damaged)?);
         if count > PARTS_MAX {
             return Err(ImageError::Damaged);
         }
@@ -311,7 +309,7 @@ impl Contents {
         let (mut parts, mut at) = (Vec::with_capacity(count), 0);
         for entry in directory.chunks_exact(ENTRY_BYTES) {
             let (length, seal) = entry.split_at(8);
-            let length = length.first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
+            let length = Cursor(length).u64().ok_or(ImageError::Damaged)?;
             if length > PART_BYTES_MAX {
                 return Err(ImageError::Damaged);
             }
@@ -321,13 +319,6 @@ impl Contents {
         if at != directory_at {
             return Err(ImageError::Damaged);
         }
-        let position_at = |at: usize| {
-            let chain = Chain(*end[at + 8..].first_chunk()?);
-            Some(Position { revision: Revision(u64_at(at)), chain })
-        };
-        let position = position_at(16).ok_or(ImageError::Damaged)?;
-        let latest = position_at(56).ok_or(ImageError::Damaged)?;
-        let latest_time = UnixMillis(u64_at(104).cast_signed());
         Ok(Self { image: Image { position, latest, bytes }, form, latest_time, parts })
     }
 

@@ -7,7 +7,6 @@
 //! one in doubt is moved aside and built anew; and what it lacks is replayed.
 
 use std::collections::HashSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use keyward_core::event::Revision;
@@ -24,7 +23,7 @@ use super::rebuild::{catch_up, rebuild, rows_of};
 use super::shrink;
 use super::snapshot;
 use super::sums::SumKey;
-use super::table::{Table, TableError};
+use super::table::{Table, TableError, guard};
 use super::watermark::Watermark;
 use super::{HeadFault, OpenError, Options};
 use crate::parallel;
@@ -284,7 +283,7 @@ fn read_through(table: Option<Table>, path: &Path, view: &dyn View) -> Result<Op
 /// What is done with a table, if it can be. A disk that fails is no reason to rebuild it: what is there may be sound, and there
 /// may be no room for another.
 fn usable<T>(path: &Path, what: impl FnOnce() -> Result<T, TableError>) -> Result<Option<T>, OpenError> {
-    match caught(what) {
+    match guard(what) {
         Ok(done) => Ok(Some(done)),
         Err(TableError::Disk(error)) => Err(OpenError::Table(TableError::Disk(error))),
         Err(error) => {
@@ -296,14 +295,9 @@ fn usable<T>(path: &Path, what: impl FnOnce() -> Result<T, TableError>) -> Resul
 
 /// Opens the table and reads all of it.
 pub(super) fn read_table(path: &Path, key: &ChainKey) -> Result<Table, TableError> {
-    caught(|| {
+    guard(|| {
         let table = Table::open(path, key)?;
         table.check(&())?;
         Ok(table)
     })
-}
-
-/// sled panics where it meets bytes that it does not expect.
-fn caught<T>(what: impl FnOnce() -> Result<T, TableError>) -> Result<T, TableError> {
-    catch_unwind(AssertUnwindSafe(what)).unwrap_or(Err(TableError::Unsound("sled panicked over it")))
 }

@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
@@ -27,7 +27,7 @@ use super::snapshot::{self, Contents, SnapshotError};
 use super::sums::SumKey;
 use super::watermark::Watermark;
 use super::{OpenError, Options};
-use crate::files::{create_private_dir, private, sync_parent};
+use crate::files::{NewFile, create_private_dir};
 use crate::store::record::pb;
 
 /// What to restore.
@@ -224,13 +224,10 @@ fn copy_backup(dir: &LockedDir, key: &SumKey, backup: &Path) -> Result<Contents,
     let header = snapshot::read_header(backup, Some(key)).map_err(of_backup)?;
     create_private_dir(&dir.snapshots())?;
     let path = snapshot::path_of(&dir.snapshots(), header.position.revision);
-    let temporary = path.with_added_extension("new");
-    let mut copy = private().write(true).create(true).truncate(true).open(&temporary)?;
+    let mut copy = NewFile::create(&path)?;
     io::copy(&mut File::open(backup)?, &mut copy)?;
-    copy.sync_all()?;
-    let contents = snapshot::verify(&temporary, Some(key), &|| Ok(())).map_err(of_backup)?;
-    fs::rename(&temporary, &path)?;
-    sync_parent(&path)?;
+    let contents = snapshot::verify(copy.sync()?, Some(key), &|| Ok(())).map_err(of_backup)?;
+    copy.commit()?;
     Ok(contents)
 }
 

@@ -13,7 +13,7 @@
 //! for the time. The hash needs no key, so that a backup can be checked where the pepper is not; the header's seal and the
 //! sums are keyed, so that a file which somebody else made is not believed.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +25,8 @@ use super::cut::{Cut, CutError, Kind};
 use super::journal::{CRC32C, Chain, Position};
 use super::sums::{SumKey, Sums};
 use super::table::Row;
-use crate::files::{numbered, private};
+use crate::bytes_codec::Cursor;
+use crate::files::{NewFile, numbered};
 use crate::store::record::{DecodeError, decode_key, decode_tenant};
 
 /// The version of snapshots that this program writes, and the only one it knows.
@@ -220,16 +221,10 @@ pub(super) fn create(
     may_go_on: MayGoOn<'_>,
 ) -> Result<(Contents, PathBuf), SnapshotError> {
     let path = path_of(dir, cut.sums().position.revision);
-    let temporary = path.with_added_extension("new");
-    let made = (|| {
-        let mut file = private().write(true).create(true).truncate(true).open(&temporary)?;
-        write(cut, key, time, &mut Stoppable { inner: &mut file, may_go_on })?;
-        file.sync_all()?;
-        verify(&temporary, Some(key), may_go_on)
-    })();
-    let contents = made.inspect_err(|_| drop(fs::remove_file(&temporary)))?;
-    fs::rename(&temporary, &path)?;
-    crate::files::sync_parent(&path)?;
+    let mut file = NewFile::create(&path)?;
+    write(cut, key, time, &mut Stoppable { inner: &mut file, may_go_on })?;
+    let contents = verify(file.sync()?, Some(key), may_go_on)?;
+    file.commit()?;
     Ok((contents, path))
 }
 
@@ -251,18 +246,19 @@ fn parse_header(input: &mut impl Read, key: Option<&SumKey>) -> Result<Header, S
     const DAMAGED: SnapshotError = SnapshotError::Damaged("its header is not that of a snapshot");
     let mut bytes = [0; HEADER_BYTES];
     read_exactly(input, &mut bytes)?;
-    let u32_at = |at: usize| bytes[at..].first_chunk().map(|b| u32::from_le_bytes(*b));
-    if !bytes.starts_with(MAGIC) || u32_at(96) != Some(CRC32C.checksum(&bytes[..96])) {
+    if !bytes.starts_with(MAGIC) || Cursor(&bytes[96..]).u32() != Some(CRC32C.checksum(&bytes[..96])) {
         return Err(DAMAGED);
     }
-    match u32_at(8) {
+    let mut rest = Cursor(&bytes[MAGIC.len()..]);
+    match rest.u32() {
         Some(VERSION) => {}
         other => return Err(SnapshotError::UnknownVersion(other.unwrap_or_default())),
     }
-    let revision = bytes[16..].first_chunk().map(|b| u64::from_le_bytes(*b)).ok_or(DAMAGED)?;
-    let chain = *bytes[24..].first_chunk().ok_or(DAMAGED)?;
-    let time = bytes[56..].first_chunk().map(|b| i64::from_le_bytes(*b)).ok_or(DAMAGED)?;
-    let seal: [u8; 32] = *bytes[SEALED_BYTES..].first_chunk().ok_or(DAMAGED)?;
+    rest.take(4); // zeros
+    let revision = rest.u64().ok_or(DAMAGED)?;
+    let chain = rest.array().ok_or(DAMAGED)?;
+    let time = rest.i64().ok_or(DAMAGED)?;
+    let seal: [u8; 32] = rest.array().ok_or(DAMAGED)?;
     if key.is_some_and(|key| blake3::Hash::from(key.seal(&bytes[..SEALED_BYTES])) != seal) {
         return Err(SnapshotError::Foreign);
     }

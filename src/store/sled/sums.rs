@@ -6,6 +6,7 @@
 
 use keyward_core::event::Revision;
 
+use crate::bytes_codec::Cursor;
 use zeroize::Zeroizing;
 
 use super::cut::Kind;
@@ -107,11 +108,10 @@ impl Sums {
         if blake3::keyed_hash(&key.0, covered) != *<&[u8; 32]>::try_from(seal).ok()? || covered[0] != Self::VERSION {
             return None;
         }
-        let u64_at = |at: usize| covered[at..].first_chunk().map(|b| u64::from_le_bytes(*b));
-        let u128_at = |at: usize| covered[at..].first_chunk().map(|b| u128::from_le_bytes(*b));
-        let sum_at = |at: usize| Some(Sum { count: u64_at(at)?, hashes: u128_at(at + 8)? });
-        let position = Position { revision: Revision(u64_at(1)?), chain: Chain(*covered[9..].first_chunk()?) };
-        Some(Self { position, keys: sum_at(41)?, tenants: sum_at(65)? })
+        let mut rest = Cursor(&covered[1..]);
+        let position = Position { revision: Revision(rest.u64()?), chain: Chain(rest.array()?) };
+        let mut sum = || Some(Sum { count: rest.u64()?, hashes: rest.u128()? });
+        Some(Self { position, keys: sum()?, tenants: sum()? })
     }
 }
 

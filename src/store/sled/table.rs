@@ -78,6 +78,11 @@ struct Size {
     measured: Mutex<Instant>,
 }
 
+/// Reads a table that may be damaged: sled panics where it meets bytes that it does not expect.
+pub(super) fn guard<T>(read: impl FnOnce() -> Result<T, TableError>) -> Result<T, TableError> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or(Err(TableError::Unsound("sled panicked over it")))
+}
+
 /// sled syncs its file when the last handle goes, and panics if it cannot.
 struct Closing(Option<sled::Db>);
 

@@ -2,7 +2,6 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,7 +11,7 @@ use sled::Tree;
 
 use super::orderings::{facets_of, id_name};
 use super::sums::Sum;
-use super::table::{Table, TableError};
+use super::table::{Table, TableError, guard};
 use crate::parallel;
 use crate::progress::Progress;
 use crate::store::View;
@@ -121,7 +120,6 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// sled panics where it meets bytes that it does not expect.
     fn part(&self, number: usize) -> Result<Found, TableError> {
         if self.failed.load(Ordering::Relaxed) {
             return Ok(Found::default());
@@ -132,7 +130,7 @@ impl Walk<'_> {
             2 => self.tenants(),
             _ => self.keys(number - WHOLE_TREES),
         };
-        let read = catch_unwind(AssertUnwindSafe(read)).unwrap_or(Err(TableError::Unsound("sled panicked over it")));
+        let read = guard(read);
         self.failed.fetch_or(read.is_err(), Ordering::Relaxed);
         read
     }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use keyward_core::event::Revision;
 
 use super::journal::{CRC32C, Chain, Position};
+use crate::bytes_codec::Cursor;
 use crate::files::{named, private, sync_parent};
 
 const BYTES: usize = 64;
@@ -66,11 +67,11 @@ fn encode(position: &Position) -> [u8; BYTES] {
 }
 
 fn decode(bytes: &[u8; BYTES]) -> Option<Position> {
-    let word = |at| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    let sound = bytes.starts_with(MAGIC) && word(4) == VERSION && word(CHECKED) == CRC32C.checksum(&bytes[..CHECKED]);
-    let revision = u64::from_le_bytes(bytes[8..16].try_into().ok()?);
-    let chain = bytes[16..CHECKED].try_into().ok()?;
-    sound.then_some(Position { revision: Revision(revision), chain: Chain(chain) })
+    let mut rest = Cursor(bytes);
+    let is_ours = rest.array() == Some(*MAGIC) && rest.u32() == Some(VERSION);
+    let position = Position { revision: Revision(rest.u64()?), chain: Chain(rest.array()?) };
+    let is_whole = rest.u32() == Some(CRC32C.checksum(&bytes[..CHECKED]));
+    (is_ours && is_whole).then_some(position)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use keyward_core::event::Revision;
 use prost::Message;
 
 use super::{CRC32C, Chain, ChainKey, JournalError, Position};
+use crate::bytes_codec::Cursor;
 use crate::store::record::pb;
 
 /// The version of segments that this program writes, and the only one it knows.
@@ -64,15 +65,17 @@ pub enum HeaderError {
 /// When it is not a header that this program knows.
 pub fn read_segment_header(bytes: &[u8]) -> Result<Position, HeaderError> {
     let header = bytes.first_chunk::<SEGMENT_HEADER_BYTES>().ok_or(HeaderError::Damaged)?;
-    if !header.starts_with(SEGMENT_MAGIC) || u32_at(header, 56) != CRC32C.checksum(&header[..56]) {
+    if !header.starts_with(SEGMENT_MAGIC) || Cursor(&header[56..]).u32() != Some(CRC32C.checksum(&header[..56])) {
         return Err(HeaderError::Damaged);
     }
-    if u32_at(header, 8) != VERSION {
-        return Err(HeaderError::UnknownVersion(u32_at(header, 8)));
+    let mut rest = Cursor(&header[SEGMENT_MAGIC.len()..]);
+    match rest.u32() {
+        Some(VERSION) => {}
+        other => return Err(HeaderError::UnknownVersion(other.unwrap_or_default())),
     }
-    let mut chain = [0; CHAIN_BYTES];
-    chain.copy_from_slice(&header[24..56]);
-    let revision = u64_at(header, 16).checked_sub(1).ok_or(HeaderError::Damaged)?;
+    rest.take(4); // zeros
+    let revision = rest.u64().and_then(|first| first.checked_sub(1)).ok_or(HeaderError::Damaged)?;
+    let chain = rest.array().ok_or(HeaderError::Damaged)?;
     Ok(Position { revision: Revision(revision), chain: Chain(chain) })
 }
 
@@ -195,22 +198,22 @@ impl<'a> Frame<'a> {
     /// Reads the frame that begins with `bytes`, which may go on past it. `None`: there is no sound frame here.
     #[must_use]
     pub fn read(bytes: &'a [u8]) -> Option<Self> {
-        if !bytes.starts_with(FRAME_MAGIC) || bytes.len() < FRAME_HEADER_BYTES {
-            return None;
-        }
-        let payload = u32_at(bytes, 4) as usize;
-        if payload > PAYLOAD_BYTES_MAX {
+        let mut header = Cursor(bytes.first_chunk::<FRAME_HEADER_BYTES>()?);
+        let is_ours = header.array() == Some(*FRAME_MAGIC);
+        let payload = header.u32()? as usize;
+        let (first, count, sum) = (Revision(header.u64()?), header.u32()?, header.u32()?);
+        if !is_ours || payload > PAYLOAD_BYTES_MAX {
             return None;
         }
         let unpadded = FRAME_HEADER_BYTES + payload + CHAIN_BYTES;
         let frame = bytes.get(..unpadded)?;
-        if u32_at(frame, 20) != checksum(frame) {
+        if sum != checksum(frame) {
             return None;
         }
         let (payload, chain) = frame[FRAME_HEADER_BYTES..].split_at(payload);
         Some(Self {
-            first: Revision(u64_at(frame, 8)),
-            count: u32_at(frame, 16),
+            first,
+            count,
             payload,
             chain: Chain(chain.try_into().ok()?),
             bytes: unpadded.next_multiple_of(ALIGNMENT_BYTES),
@@ -301,12 +304,4 @@ fn checksum(frame: &[u8]) -> u32 {
     digest.update(&frame[..20]);
     digest.update(&frame[FRAME_HEADER_BYTES..]);
     digest.finalize()
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }

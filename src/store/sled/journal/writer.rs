@@ -1,6 +1,6 @@
 //! Appending to the journal.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use rustix::fs::fstatvfs;
 use super::frame::{SEGMENT_HEADER_BYTES, segment_header};
 use super::scan::{End, SegmentEnd, segment_path};
 use super::{JournalError, Position};
-use crate::files::private;
+use crate::files::{NewFile, private};
 
 const ZEROS_BYTES: usize = 64 * 1024;
 /// Below this much free space, only changes that take power away are made: the table grows behind the journal.
@@ -196,8 +196,7 @@ impl Segment {
         let path = segment_path(dir, number);
         let bytes = bytes.max(SEGMENT_HEADER_BYTES as u64 + room);
         let create = || -> io::Result<File> {
-            let temporary = path.with_added_extension("new");
-            let mut file = private().read(true).write(true).create(true).truncate(true).open(&temporary)?;
+            let mut file = NewFile::create(&path)?;
             file.write_all(&segment_header(after))?;
             let mut left = bytes - SEGMENT_HEADER_BYTES as u64;
             while left > 0 {
@@ -205,15 +204,9 @@ impl Segment {
                 file.write_all(&[0; ZEROS_BYTES][..some as usize])?; // at most ZEROS_BYTES
                 left -= some;
             }
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            Ok(file)
+            file.rename()
         };
-        let file = create().map_err(|e| {
-            // Its room may be what others need; and there is nothing in it.
-            drop(fs::remove_file(path.with_added_extension("new")));
-            JournalError::io(&path, e)
-        })?;
+        let file = create().map_err(|e| JournalError::io(&path, e))?;
         Ok(Self { number, path, file, offset: SEGMENT_HEADER_BYTES as u64, bytes })
     }
 }

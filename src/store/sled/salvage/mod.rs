@@ -32,7 +32,7 @@ use super::sums::{SumKey, Sums};
 use super::table::Row;
 use super::watermark::Watermark;
 use super::{OpenError, Options};
-use crate::files::{create_private_dir, named, private, sync_parent};
+use crate::files::{NewFile, create_private_dir, named, sync_parent};
 use crate::store::record::pb;
 
 /// So many doubtful changes are listed; more are counted.
@@ -420,14 +420,13 @@ fn write_snapshot(
         }
     }
     let path = snapshot::path_of(snapshots, at.revision);
-    let temporary = path.with_added_extension("new");
-    let mut file = io::BufWriter::new(private().write(true).create(true).truncate(true).open(&temporary)?);
+    let mut new = NewFile::create(&path)?;
+    let mut file = io::BufWriter::new(&mut new);
     let batch = records.iter().map(|((kind, _), (_, bytes))| (*kind, bytes.as_slice()));
     snapshot::write_records(&sums, key, time, batch, &mut file).map_err(|error| io::Error::other(error.to_string()))?;
     file.flush()?;
-    file.get_ref().sync_all()?;
-    snapshot::verify(&temporary, Some(key), &|| Ok(())).map_err(|error| io::Error::other(error.to_string()))?;
-    fs::rename(&temporary, &path)?;
-    sync_parent(&path)?;
+    drop(file);
+    snapshot::verify(new.sync()?, Some(key), &|| Ok(())).map_err(|error| io::Error::other(error.to_string()))?;
+    new.commit()?;
     Ok(sums.keys.count())
 }
