@@ -53,6 +53,7 @@ mod segments;
 mod serving;
 mod settings;
 mod slow_backup;
+mod standing;
 mod stopping;
 mod stream;
 mod tenants;

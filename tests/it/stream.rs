@@ -23,13 +23,13 @@ pub(crate) fn asking(request: pb::VerifyRequest) -> pb::StreamVerifyRequest {
 }
 
 /// An open stream.
-struct Talk {
+pub(crate) struct Talk {
     requests: mpsc::Sender<pb::StreamVerifyRequest>,
     answers: Streaming<pb::StreamVerifyResponse>,
 }
 
 impl Talk {
-    async fn open(caller: &Handle) -> Self {
+    pub(crate) async fn open(caller: &Handle) -> Self {
         let (requests, sent) = mpsc::channel(1);
         Self { requests, answers: caller.stream(ReceiverStream::new(sent)).await.unwrap() }
     }
@@ -42,7 +42,7 @@ impl Talk {
         timeout(PATIENCE, self.answers.message()).await.unwrap()
     }
 
-    async fn ask(&mut self, request: pb::VerifyRequest) -> Result<pb::StreamVerifyResponse, Status> {
+    pub(crate) async fn ask(&mut self, request: pb::VerifyRequest) -> Result<pb::StreamVerifyResponse, Status> {
         // At its end a stream takes nothing more, and says why when it is listened to.
         drop(self.requests.send(asking(request)).await);
         self.hear().await.map(Option::unwrap)

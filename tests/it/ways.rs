@@ -9,7 +9,7 @@ use crate::harness::{Site, ask, strings};
 use crate::ops::metrics;
 
 /// The ways that calls of a kind have taken.
-async fn ways(site: &Site, call: &str) -> BTreeMap<String, u64> {
+pub(crate) async fn ways(site: &Site, call: &str) -> BTreeMap<String, u64> {
     let text = metrics(&site.ops_addr()).await;
     let prefix = format!("keyward_calls_by_way_total{{call=\"KeyVerify/{call}\",way=\"");
     let ways = text.lines().filter_map(|line| {

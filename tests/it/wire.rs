@@ -74,7 +74,6 @@ proptest! {
     fn a_request_is_read_as_prost_reads_it(request in requests()) {
         let bytes = request.encode_to_vec();
         let usual = request.all_scopes.len() <= 8 && request.any_scopes.len() <= 8
-            && request.mode >= 0 && request.min_revision < 1 << 63
             && request.correlation_id.is_empty();
         let read = Question::of_message(&bytes);
         prop_assert_eq!(read.is_some(), usual, "what is usual is read");
