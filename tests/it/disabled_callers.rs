@@ -121,7 +121,7 @@ async fn rest_of(body: Body) -> (usize, Result<Vec<u8>, Status>) {
     }
 }
 
-struct Pieces<S>(S);
+pub(crate) struct Pieces<S>(S);
 
 impl<S> http_body::Body for Pieces<S>
 where
@@ -265,6 +265,8 @@ async fn a_long_reply_breaks_off_when_its_caller_is_disabled() {
     }
 }
 
-fn http_body_of(bytes: Vec<u8>) -> Pieces<impl futures_util::Stream<Item = Result<Frame<Bytes>, Status>> + Unpin> {
+pub(crate) fn http_body_of(
+    bytes: Vec<u8>,
+) -> Pieces<impl futures_util::Stream<Item = Result<Frame<Bytes>, Status>> + Unpin> {
     Pieces(futures_util::stream::iter([Ok(Frame::data(Bytes::from(bytes)))]))
 }

@@ -58,6 +58,7 @@ mod stopping;
 mod stream;
 mod tenants;
 mod turns;
+mod two_ways;
 mod urgent;
 mod ways;
 mod wire;
