@@ -5,8 +5,8 @@
 //! 25 ms. No DisableKey may be refused, and [`BOUNDS`] holds for their times; the viewer keeps at least half of the
 //! rate that it has alone; and nobody hears of the disk, of which nothing is wrong.
 //!
-//! There are two kinds of lists: pages of 1,000 keys, and a selector that names 1,000 keys in a state that none of them is
-//! in: no list has the server look at more keys for less. Each kind of client is a process of its own, as in [`crate::latency`]. The crowds go behind everything else, because
+//! There are two kinds of lists: pages of 1,000 keys, and a selector that names 400 keys in a state that none of them is
+//! in (60 calls on each connection): no list has the server look at more keys for less. Each kind of client is a process of its own, as in [`crate::latency`]. The crowds go behind everything else, because
 //! in life they are on other machines; the administrator goes before everything else.
 
 use std::fs;
@@ -31,6 +31,8 @@ const KEYS: u64 = 100_000;
 const VIEWER_CONNECTIONS: usize = 4;
 const ISSUER_CONNECTIONS: usize = 8;
 const CALLS_PER_CONNECTION: usize = 250;
+/// The same for lists that name 400 keys: each fits into a frame, and all of them fit into the server's window.
+const LONG_CALLS_PER_CONNECTION: usize = 60;
 /// Keys of the other tenant that are disabled in one round.
 const DISABLES: usize = 200;
 const DISABLE_EVERY: Duration = Duration::from_millis(25);
@@ -44,7 +46,7 @@ const BOUNDS: [Duration; 2] = [Duration::from_millis(100), Duration::from_millis
 const KEPT_PERCENT_MIN: u64 = 50;
 
 /// What the viewer asks for.
-const LISTS: [(&str, &str); 2] = [("pages of 1,000", "pages"), ("1,000 keys and none found", "none")];
+const LISTS: [(&str, &str); 2] = [("pages of 1,000", "pages"), ("400 keys and none found", "none")];
 
 /// Measures both kinds of lists in so many rounds.
 pub(crate) async fn run(run: &mut Run, rounds: u64) -> Result<(), Failure> {
@@ -115,7 +117,7 @@ impl Keys {
             wire.send(more as usize)?;
             sent += more;
         }
-        let page = pb::ListKeysRequest { page_size: 1_000, ..Default::default() };
+        let page = pb::ListKeysRequest { page_size: 400, ..Default::default() };
         let selector = Some(pb::KeySelector { tenant: "acme".to_owned(), ..Default::default() });
         let named = admin.list(pb::ListKeysRequest { selector, ..page }).await?.keys;
         let ids: Vec<_> = named.into_iter().map(|key| key.key_id).collect();
@@ -280,7 +282,7 @@ fn new_key() -> pb::CreateKeyRequest {
 
 /// What the issuer's process does.
 pub(crate) fn issue(addr: &str, key_file: &Path) -> Result<(), Failure> {
-    crowd(addr, key_file, CREATE, &new_key(), ISSUER_CONNECTIONS)
+    crowd(addr, key_file, CREATE, &new_key(), [ISSUER_CONNECTIONS, CALLS_PER_CONNECTION])
 }
 
 /// What the viewer's process does: it asks for pages, or for what is not there.
@@ -292,17 +294,24 @@ pub(crate) fn list(addr: &str, key_file: &Path, lists: &str) -> Result<(), Failu
         None
     };
     let request = pb::ListKeysRequest { selector, page_size: 1_000, ..Default::default() };
-    crowd(addr, key_file, LIST, &request, VIEWER_CONNECTIONS)
+    let calls = if lists == "none" { LONG_CALLS_PER_CONNECTION } else { CALLS_PER_CONNECTION };
+    crowd(addr, key_file, LIST, &request, [VIEWER_CONNECTIONS, calls])
 }
 
 /// Keeps all the calls under way that there may be until its input ends, and prints what came of them.
-fn crowd(addr: &str, key_file: &Path, path: &str, request: &impl Message, connections: usize) -> Result<(), Failure> {
+fn crowd(
+    addr: &str,
+    key_file: &Path,
+    path: &str,
+    request: &impl Message,
+    [connections, calls]: [usize; 2],
+) -> Result<(), Failure> {
     let secret = fs::read_to_string(key_file)?;
     let stop = AtomicBool::new(false);
     let began = Instant::now();
     let mut got = std::thread::scope(|scope| {
         let crowds: Vec<_> =
-            (0..connections).map(|_| scope.spawn(|| crowd_on(addr, &secret, path, request, &stop))).collect();
+            (0..connections).map(|_| scope.spawn(|| crowd_on(addr, &secret, path, request, calls, &stop))).collect();
         let waited = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
         stop.store(true, Ordering::Relaxed);
         waited?;
@@ -324,9 +333,16 @@ fn crowd(addr: &str, key_file: &Path, path: &str, request: &impl Message, connec
 }
 
 /// It hangs up with calls under way: what they come to does not count.
-fn crowd_on(addr: &str, secret: &str, path: &str, request: &impl Message, stop: &AtomicBool) -> Result<Got, Failure> {
+fn crowd_on(
+    addr: &str,
+    secret: &str,
+    path: &str,
+    request: &impl Message,
+    calls: usize,
+    stop: &AtomicBool,
+) -> Result<Got, Failure> {
     let mut wire = Wire::connect(addr, secret, path, request)?;
-    wire.send(CALLS_PER_CONNECTION)?;
+    wire.send(calls)?;
     let mut got = Got { replied: 0, refused: 0, disk: 0, millis: 0 };
     while !stop.load(Ordering::Relaxed) {
         let ended = wire.ended()?;
