@@ -190,7 +190,11 @@ impl App {
         let in_data_dir = |source| StartError::DataDir { path: settings.data_dir.clone(), source };
         files::create_private_dir(&settings.data_dir).map_err(in_data_dir)?;
         // Before the ports: who starts twice should hear of the data, not of a port.
-        let dir = LockedDir::lock(&settings.data_dir)?;
+        let dir = LockedDir::lock_unchanged(&settings.data_dir)?;
+        if !dir.has_data()? {
+            opening::check_room_for_first_start(&dir)?;
+            dir.prepare()?;
+        }
         let keyring = Keyring::open(&settings.pepper_file, !dir.has_data()?, &*deps.entropy)?;
 
         let [doors, front, back, telling, ops] = std::array::from_fn(|_| Tasks::default());
@@ -221,7 +225,7 @@ impl App {
         let (drain_delay, shutdown_deadline) = (settings.drain_delay, settings.shutdown_deadline);
         let face = Face { health, phase, doors, front, ops, cores, drain_delay, shutdown_deadline };
 
-        let mut opening = Opening::start(&deps, dir, &keyring, &settings, &index);
+        let mut opening = Opening::start(&deps, dir, &keyring, &settings, &index, &gate);
         let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));
         let verifier = Verifier::new(index.clone(), peppers.clone());
         let ready = Ready { verifier, peppers: peppers.clone(), verdicts, clock: deps.clock.clone() };
@@ -249,15 +253,19 @@ impl App {
         }
         if let Err(error) = &sound {
             tracing::error!(%error, "it will not start");
+            opening.wait_no_longer();
         }
         let store = tokio::select! {
-            store = opening.store() => store?,
+            store = opening.store() => store,
             () = &mut asked => return Err(StartError::give_up(face, stop).await),
         };
         if let Err(error) = sound {
-            store.close().await?;
+            if let Ok(store) = store {
+                store.close().await?;
+            }
             return Err(error);
         }
+        let store = store?;
         // There was none before.
         opened.set(store.clone()).unwrap_or_default();
         // Every change waits for it.

@@ -9,24 +9,30 @@ use keyward_core::id::TenantId;
 use keyward_core::record::KeyRecord;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, spawn_blocking};
-use tokio_util::sync::CancellationToken;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Deps, Engine, StartError};
 use crate::config::Settings;
 use crate::fatal::die;
+use crate::grpc::ready::Gate;
 use crate::index::{self, Index, Step, image};
 use crate::keyring::Keyring;
+use crate::lifecycle::Tasks;
 use crate::progress::Progress;
 use crate::store::memory::MemoryStore;
-use crate::store::sled::journal::writer::free_bytes;
+use crate::store::sled::journal::writer::{FREE_BYTES_LAST, FREE_BYTES_MIN, free_bytes};
 use crate::store::sled::{BackupLimits, Demands, LockedDir, OpenError, Options, Retention, SledStore};
 use crate::store::{Bounds, InUse, PartWriter, Store, StoreError, View};
 
 /// A store that is being opened, and fills the index.
 pub(super) struct Opening {
     whole: oneshot::Receiver<Revision>,
-    opened: JoinHandle<Result<Arc<dyn Store>, OpenError>>,
+    opened: oneshot::Receiver<Result<Arc<dyn Store>, StartError>>,
+    /// Ends a wait for room.
+    waits: CancellationToken,
+    _end: DropGuard,
 }
 
 impl Opening {
@@ -36,6 +42,7 @@ impl Opening {
         keyring: &Keyring,
         settings: &Settings,
         index: &Arc<Index>,
+        gate: &Gate,
     ) -> Self {
         let (sender, whole) = oneshot::channel();
         let view = Filling { index: index.clone(), whole: Mutex::new(Some(sender)) };
@@ -54,17 +61,22 @@ impl Opening {
             free_bytes,
             demands: Demands { head: settings.expect_head, accept_watermark_loss: settings.accept_watermark_loss },
         };
-        let engine = deps.engine;
-        let opened = spawn_blocking(move || -> Result<Arc<dyn Store>, OpenError> {
-            match engine {
+        let (tasks, engine, gate) = (Tasks::default(), deps.engine, gate.clone());
+        let (done, opened) = oneshot::channel();
+        let waits = tasks.stop_token();
+        let stop = waits.clone();
+        tasks.spawn("open", async move {
+            let store: Result<Arc<dyn Store>, _> = match engine {
                 Engine::Memory => {
                     view.whole(Revision(0));
                     Ok(Arc::new(MemoryStore::within(bounds)))
                 }
-                Engine::Sled => Ok(Arc::new(SledStore::open(dir, &options, Arc::new(view))?)),
-            }
+                Engine::Sled => open(dir, options, Arc::new(view), &gate, &stop).await,
+            };
+            // Nobody waits for it any more only if the start was given up.
+            drop(done.send(store));
         });
-        Self { whole, opened }
+        Self { whole, opened, _end: waits.clone().drop_guard(), waits }
     }
 
     /// The revision at which the index is whole, once it is. `None`: the store is not opened.
@@ -72,10 +84,95 @@ impl Opening {
         (&mut self.whole).await.ok()
     }
 
+    /// Fails instead of waiting for room on the disk.
+    pub(super) fn wait_no_longer(&self) {
+        self.waits.cancel();
+    }
+
     /// The store, once it is open.
     pub(super) async fn store(self) -> Result<Arc<dyn Store>, StartError> {
-        Ok(self.opened.await.map_err(|panic| StoreError::Engine(panic.to_string()))??)
+        self.opened.await.map_err(|_| StoreError::Closed)?
     }
+}
+
+/// Sees that a new directory has room for its first change.
+///
+/// # Errors
+/// [`OpenError::NoRoom`], when it has not.
+pub(super) fn check_room_for_first_start(dir: &LockedDir) -> Result<(), OpenError> {
+    match dir.free_bytes(free_bytes)? {
+        FREE_BYTES_MIN.. => Ok(()),
+        free => Err(OpenError::NoRoom { dir: dir.path().to_owned(), free, needed: FREE_BYTES_MIN }),
+    }
+}
+
+/// How often it is looked whether a full disk has room again.
+const ROOM_LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
+
+/// Opens the store. On a disk that is full, verdicts come first: the index is filled without writing anything, and the store is
+/// opened when there is room.
+async fn open(
+    dir: LockedDir,
+    options: Options,
+    view: Arc<dyn View>,
+    gate: &Gate,
+    stop: &CancellationToken,
+) -> Result<Arc<dyn Store>, StartError> {
+    let options = Arc::new(options);
+    let (mut filled, mut needed) = (None, FREE_BYTES_LAST);
+    loop {
+        let free = free_on(&dir).await?;
+        if free < needed {
+            tracing::error!(
+                free,
+                needed,
+                "the disk of the data directory is full: nothing is written, changes are refused and verdicts answered from what \
+                 is there; the start goes on when there is room"
+            );
+            gate.wait_for_room(true);
+            if filled.is_none() {
+                let (dir, options, view) = (dir.clone(), options.clone(), view.clone());
+                filled = blocking(move || SledStore::fill(&dir, &options, &*view)).await??;
+            }
+            while free_on(&dir).await? < needed {
+                if stop.run_until_cancelled(sleep(ROOM_LOOKED_AT_EVERY)).await.is_none() {
+                    return Err(OpenError::GaveUp { dir: dir.path().to_owned() }.into());
+                }
+            }
+            tracing::info!("the disk has room again; the start goes on");
+        }
+        let attempt = (dir.clone(), options.clone(), view.clone());
+        let (opened, now_filled) = blocking(move || {
+            let (dir, options, view) = attempt;
+            let opened = dir.prepare().and_then(|()| SledStore::open_filled(dir, &options, view, &mut filled));
+            (opened, filled)
+        })
+        .await?;
+        filled = now_filled;
+        match opened {
+            Ok(store) => {
+                gate.wait_for_room(false);
+                return Ok(Arc::new(store));
+            }
+            Err(error) if error.is_want_of_room() => {
+                tracing::error!(%error, "there is not enough room on the disk for the start");
+                if filled.is_none() {
+                    view.start_over();
+                }
+                needed = free_on(&dir).await?.saturating_add(FREE_BYTES_LAST);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+async fn free_on(dir: &LockedDir) -> Result<u64, StartError> {
+    let dir = dir.clone();
+    Ok(blocking(move || dir.free_bytes(free_bytes)).await?.map_err(OpenError::from)?)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StartError> {
+    Ok(spawn_blocking(work).await.map_err(|panic| StoreError::Engine(panic.to_string()))?)
 }
 
 /// The index, as the store fills it and keeps a copy of it.

@@ -1,6 +1,7 @@
 //! What the services work with, once it is there: what verdicts take, and often later, when the table is read, what changes and
 //! lists take. Until then health says NOT_SERVING and calls answer UNAVAILABLE.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use keyward_core::clock::{Clock, Now};
@@ -40,6 +41,7 @@ pub struct Gate(Arc<Doors>);
 struct Doors {
     ready: OnceLock<Ready>,
     authority: OnceLock<Authority>,
+    waits_for_room: AtomicBool,
 }
 
 impl Gate {
@@ -51,6 +53,11 @@ impl Gate {
     /// Opens the gate for changes and lists. A second time changes nothing.
     pub fn open_for_changes(&self, authority: Authority) {
         drop(self.0.authority.set(authority));
+    }
+
+    /// Says whether the start waits for room on the disk.
+    pub fn wait_for_room(&self, waits: bool) {
+        self.0.waits_for_room.store(waits, Ordering::Relaxed);
     }
 
     /// What verdicts are made with.
@@ -66,6 +73,9 @@ impl Gate {
     /// # Errors
     /// While the store is being opened.
     pub fn authority(&self) -> Result<&Authority, Refusal> {
-        self.0.authority.get().ok_or(Refusal::Starting)
+        self.0.authority.get().ok_or_else(|| match self.0.waits_for_room.load(Ordering::Relaxed) {
+            true => Refusal::StartNeedsRoom,
+            false => Refusal::Starting,
+        })
     }
 }

@@ -22,6 +22,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// How long a caller should wait while another backup is being made.
 const RETRY_BACKUP_AFTER: Duration = Duration::from_secs(10);
 
+/// How long a caller should wait while the start waits for room on the disk.
+const RETRY_ROOM_AFTER: Duration = Duration::from_secs(5);
+
 /// Why a call is not answered.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
@@ -49,6 +52,9 @@ pub enum Refusal {
     /// The data is still being loaded.
     #[error("starting")]
     Starting,
+    /// The start goes on when there is room on the disk, and until then verdicts alone are answered.
+    #[error("the disk is full, and the start waits for room")]
+    StartNeedsRoom,
     /// The revision asked for has not been reached in time.
     #[error("the revision asked for was not reached in time")]
     RevisionNotReached,
@@ -144,6 +150,14 @@ fn told(refusal: &Refusal) -> Told<'_> {
         Refusal::Starting => Told {
             retry_after: Some(RETRY_AFTER),
             ..plain(Code::Unavailable, "STARTING", "keyward is loading its data; try again")
+        },
+        Refusal::StartNeedsRoom => Told {
+            retry_after: Some(RETRY_ROOM_AFTER),
+            ..plain(
+                Code::Unavailable,
+                "DISK_FULL",
+                "keyward was started on a full disk and answers verdicts alone until there is room; its log says more",
+            )
         },
         Refusal::RevisionNotReached => Told {
             retry_after: Some(RETRY_AFTER),

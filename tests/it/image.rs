@@ -26,25 +26,25 @@ use crate::disk::copy_dir;
 
 const SEGMENT_BYTES: u64 = 16 * 1024;
 /// So many fill some segments.
-const KEYS: u32 = 400;
+pub(crate) const KEYS: u32 = 400;
 const DISABLED: u32 = 5;
 /// The end of an image, which says what it is of.
 const END_BYTES: usize = 144;
 
 /// An index that keeps an account of what it was filled with.
-struct Watched {
-    index: Arc<Index>,
+pub(crate) struct Watched {
+    pub(crate) index: Arc<Index>,
     form: u32,
     /// It is written out from this revision on.
     write_from: AtomicU64,
     parts_read: AtomicUsize,
     records_taken: AtomicUsize,
     started_over: AtomicUsize,
-    whole: Mutex<Vec<Revision>>,
+    pub(crate) whole: Mutex<Vec<Revision>>,
 }
 
 impl Watched {
-    fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Self::of_form(image::FORM)
     }
 
@@ -61,16 +61,16 @@ impl Watched {
     }
 
     /// Whether it was filled from an image.
-    fn knew_an_image(&self) -> bool {
+    pub(crate) fn knew_an_image(&self) -> bool {
         self.parts_read.load(Ordering::Relaxed) == image::PARTS && self.started_over.load(Ordering::Relaxed) == 0
     }
 
     /// Whether it was found that an image is of no use.
-    fn let_go_of_an_image(&self) -> bool {
+    pub(crate) fn let_go_of_an_image(&self) -> bool {
         self.started_over.load(Ordering::Relaxed) > 0
     }
 
-    fn records_taken(&self) -> usize {
+    pub(crate) fn records_taken(&self) -> usize {
         self.records_taken.load(Ordering::Relaxed)
     }
 }
@@ -225,7 +225,7 @@ fn first_of(segment: &[u8]) -> u64 {
 }
 
 /// A stopped store with an image, changes after it, and a key that was disabled after it.
-async fn with_image() -> TempDir {
+pub(crate) async fn with_image() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let open = Open::on(&dir);
     for number in 0..KEYS {

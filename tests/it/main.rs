@@ -21,6 +21,7 @@ mod disk;
 mod early;
 mod fields;
 mod forged;
+mod full_disk;
 mod golden;
 mod h2peer;
 mod harness;

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::conformance::{commit, create, key, options};
 
 const SEGMENT_BYTES: u64 = 16 * 1024;
-const KEYS: u32 = 600;
+pub(crate) const KEYS: u32 = 600;
 
 fn keeping(bytes: u64) -> Options {
     Options { retention: Retention { bytes, time: Duration::MAX }, ..options(SEGMENT_BYTES) }
@@ -59,7 +59,7 @@ async fn is_whole(store: &SledStore, last: u32) {
 }
 
 /// A stopped store whose journal no longer goes back to the beginning.
-async fn shortened() -> TempDir {
+pub(crate) async fn shortened() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let store = try_open(&dir, &keeping(4 * SEGMENT_BYTES)).unwrap();
     for number in 0..10 {

@@ -1,10 +1,13 @@
 //! The data directory: who may use it, and in which layout.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::OpenError;
+use super::journal::writer::FreeBytes;
 use crate::files::{create_private_dir, lock_soon, named, private, sync_parent, write_durably};
 
 /// The layout that this program writes, and the only one it knows.
@@ -14,11 +17,11 @@ const RESTORING: &str = "restore.new";
 /// The parts that it moves.
 const RESTORED: [&str; 4] = ["journal", "snapshot", "table", "watermark"];
 
-/// A data directory that no other process uses while this value lives.
-#[derive(Debug)]
+/// A data directory that no other process uses while this value, or a clone of it, lives.
+#[derive(Clone, Debug)]
 pub struct LockedDir {
     path: PathBuf,
-    _lock: File,
+    lock: Arc<File>,
 }
 
 impl LockedDir {
@@ -27,13 +30,44 @@ impl LockedDir {
     /// # Errors
     /// When another process uses it, or its layout is not known.
     pub fn lock(path: &Path) -> Result<Self, OpenError> {
-        let dir = Self::lock_only(path)?;
-        dir.check_format()?;
-        // All that a restore leaves that was ended behind its last step. Anything else stays.
-        drop(fs::remove_file(dir.restoring().join("lock")));
-        drop(fs::remove_dir(dir.restoring()));
-        create_private_dir(&dir.journal()).map_err(named(&dir.journal()))?;
+        let dir = Self::lock_unchanged(path)?;
+        dir.prepare()?;
         Ok(dir)
+    }
+
+    /// Locks a directory and checks its layout, and changes nothing there, save that it makes the file of the lock if that
+    /// is missing. Before anything is written, [`LockedDir::prepare`] must have been called.
+    ///
+    /// # Errors
+    /// When another process uses it, or its layout is not known.
+    pub fn lock_unchanged(path: &Path) -> Result<Self, OpenError> {
+        let dir = Self { path: path.to_owned(), lock: Arc::new(lock_file(path)?) };
+        dir.has_format()?;
+        Ok(dir)
+    }
+
+    /// Notes who uses the directory, and gives an empty one our layout.
+    ///
+    /// # Errors
+    /// When the disk fails or is full.
+    pub fn prepare(&self) -> Result<(), OpenError> {
+        self.note_holder()?;
+        if !self.has_format()? {
+            self.finish()?;
+        }
+        // All that a restore leaves that was ended behind its last step. Anything else stays.
+        drop(fs::remove_file(self.restoring().join("lock")));
+        drop(fs::remove_dir(self.restoring()));
+        create_private_dir(&self.journal()).map_err(named(&self.journal()))?;
+        Ok(())
+    }
+
+    /// What is free on its disk, in bytes.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn free_bytes(&self, free_bytes: FreeBytes) -> io::Result<u64> {
+        free_bytes(&self.lock)
     }
 
     /// Locks a directory that has data.
@@ -127,22 +161,15 @@ impl LockedDir {
     }
 
     fn lock_only(path: &Path) -> Result<Self, OpenError> {
-        let lock_path = path.join("lock");
-        let mut options = private();
-        let opened = options.read(true).write(true).create(true).truncate(false).open(&lock_path);
-        let mut lock = opened.map_err(named(&lock_path))?;
-        match lock_soon(&lock) {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                lock.read_to_string(&mut holder).map_err(named(&lock_path))?;
-                return Err(OpenError::InUse { dir: path.to_owned(), holder: holder.trim().to_owned() });
-            }
-            Err(TryLockError::Error(error)) => return Err(named(&lock_path)(error).into()),
-        }
-        lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(named(&lock_path))?;
+        let dir = Self { path: path.to_owned(), lock: Arc::new(lock_file(path)?) };
+        dir.note_holder()?;
+        Ok(dir)
+    }
 
-        Ok(Self { path: path.to_owned(), _lock: lock })
+    fn note_holder(&self) -> io::Result<()> {
+        let holder = format!("{}\n", std::process::id());
+        let noted = self.lock.write_all_at(holder.as_bytes(), 0).and_then(|()| self.lock.set_len(holder.len() as u64));
+        noted.map_err(named(&self.path.join("lock")))
     }
 
     /// Whether anything was ever committed here.
@@ -151,12 +178,16 @@ impl LockedDir {
     /// When the directory cannot be read.
     pub fn has_data(&self) -> Result<bool, OpenError> {
         let journal = self.journal();
-        let first =
-            fs::read_dir(&journal).and_then(|mut entries| entries.next().transpose()).map_err(named(&journal))?;
+        let first = match fs::read_dir(&journal).and_then(|mut entries| entries.next().transpose()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            first => first.map_err(named(&journal))?,
+        };
         Ok(first.is_some() || self.table().exists() || self.snapshots().exists() || self.images().exists())
     }
 
-    pub(super) fn path(&self) -> &Path {
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
@@ -184,10 +215,11 @@ impl LockedDir {
         self.path.join("watermark")
     }
 
-    fn check_format(&self) -> Result<(), OpenError> {
+    /// Whether the layout is ours. `false`: the directory is empty, and has none yet.
+    fn has_format(&self) -> Result<bool, OpenError> {
         let path = self.format();
         match fs::read(&path) {
-            Ok(format) if format == FORMAT.as_bytes() => Ok(()),
+            Ok(format) if format == FORMAT.as_bytes() => Ok(true),
             Ok(found) => {
                 let found = String::from_utf8_lossy(&found).trim().chars().take(64).collect();
                 Err(OpenError::UnknownFormat { path, found })
@@ -196,10 +228,35 @@ impl LockedDir {
                 if holds_anything(&self.path).map_err(named(&self.path))? {
                     return Err(OpenError::NoFormat { path });
                 }
-                Ok(self.finish()?)
+                Ok(false)
             }
             Err(error) => Err(named(&path)(error).into()),
         }
+    }
+}
+
+/// Opens the file of a directory's lock, and locks it.
+fn lock_file(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join("lock");
+    let mut options = private();
+    let opened = options.read(true).write(true).create(true).truncate(false).open(&path);
+    let mut lock = opened.map_err(named(&path))?;
+    match lock_soon(&lock) {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            lock.read_to_string(&mut holder).map_err(named(&path))?;
+            Err(OpenError::InUse { dir: dir.to_owned(), holder: holder_of(holder.trim()) })
+        }
+        Err(TryLockError::Error(error)) => Err(named(&path)(error).into()),
+    }
+}
+
+/// Who holds a lock, by what its file says. One that starts on a full disk does not write there, so it may be of another.
+fn holder_of(noted: &str) -> String {
+    match noted.parse::<u32>() {
+        Ok(process) if Path::new("/proc").join(process.to_string()).exists() => format!("process {process}"),
+        _ => "another process".to_owned(),
     }
 }
 

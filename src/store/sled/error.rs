@@ -31,11 +31,11 @@ pub enum HeadFault {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process uses it.
-    #[error("the data directory {dir} is in use by process {holder}; stop that one, or choose another --data-dir")]
+    #[error("the data directory {dir} is in use by {holder}; stop that one, or choose another --data-dir")]
     InUse {
         /// The directory.
         dir: PathBuf,
-        /// The process.
+        /// The process, as `process 7`, if it is known.
         holder: String,
     },
     /// Its layout is not known.
@@ -132,6 +132,25 @@ pub enum OpenError {
         /// The directory.
         dir: PathBuf,
     },
+    /// A new directory is on a disk that has no room for it.
+    #[error(
+        "{dir} has no data yet, and its disk has {free} bytes free, of at least {needed} that a first start needs: make room, or \
+         choose another --data-dir"
+    )]
+    NoRoom {
+        /// The directory.
+        dir: PathBuf,
+        /// What is free, in bytes.
+        free: u64,
+        /// What must be, in bytes.
+        needed: u64,
+    },
+    /// The start was given up while it waited for room on the disk.
+    #[error("the disk of {dir} is full, and the start was given up before there was room")]
+    GaveUp {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// A table was to be built anew, and only the one that is there can be had.
     #[error(
         "the snapshot {path} is of no use ({why}), and the journal alone does not go back far enough to build a table from: the \
@@ -179,6 +198,17 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// Whether the disk was full.
+    #[must_use]
+    pub fn is_want_of_room(&self) -> bool {
+        let cause = match self {
+            Self::Io(error) | Self::Table(TableError::Disk(error)) => error,
+            Self::Journal(JournalError::Io { source, .. }) => source,
+            _ => return false,
+        };
+        matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+
     /// Whether the data itself lacks something. Otherwise something around it is in the way.
     #[must_use]
     pub fn is_loss(&self) -> bool {
@@ -197,6 +227,8 @@ impl OpenError {
             | Self::NoFormat { .. }
             | Self::NoData { .. }
             | Self::NotEmpty { .. }
+            | Self::NoRoom { .. }
+            | Self::GaveUp { .. }
             | Self::ForeignJournal { .. }
             | Self::NothingToBuildFrom { .. }
             | Self::NoWatermark { .. }

@@ -24,6 +24,7 @@ mod condition;
 mod cut;
 mod dir;
 mod error;
+mod filling;
 mod image;
 mod imaging;
 pub mod inspect;
@@ -87,6 +88,7 @@ pub use self::backup::BackupLimits;
 pub use self::dir::LockedDir;
 pub use self::error::{HeadFault, OpenError};
 pub use self::keeper::Retention;
+pub use self::recovery::Filled;
 
 /// Commits that wait for the committer at most, of those that take power away and of all others; one more is refused.
 pub const COMMIT_QUEUE_MAX: usize = 4_096;
@@ -176,7 +178,30 @@ impl SledStore {
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
     pub fn open(dir: LockedDir, options: &Options, view: Arc<dyn View>) -> Result<Self, OpenError> {
-        let recovered = recovery::recover(&dir, options, SoundTable::Keep, &*view)?;
+        Self::open_filled(dir, options, view, &mut None)
+    }
+
+    /// Fills `view` from the image or a snapshot, and the journal, and writes nothing: for a disk that is full. [`View::whole`]
+    /// is called if that is possible. What is given back must be handed to [`SledStore::open_filled`] later.
+    ///
+    /// # Errors
+    /// When the directory is damaged or lacks acknowledged changes, as far as can be told without the table.
+    pub fn fill(dir: &LockedDir, options: &Options, view: &dyn View) -> Result<Option<Filled>, OpenError> {
+        filling::fill(dir, options, view)
+    }
+
+    /// As [`SledStore::open`], with a view that was filled before, if `filled` says so. As soon as `view` is whole, `filled` says
+    /// so, also where this fails then.
+    ///
+    /// # Errors
+    /// As [`SledStore::open`].
+    pub fn open_filled(
+        dir: LockedDir,
+        options: &Options,
+        view: Arc<dyn View>,
+        filled: &mut Option<Filled>,
+    ) -> Result<Self, OpenError> {
+        let recovered = recovery::recover(&dir, options, SoundTable::Keep, &*view, filled)?;
         own_entry::tell_of_restore(&dir, &recovered.journal.key, &recovered.journal.position)?;
         let overlay = Arc::new(Overlay::default());
         overlay.insert(recovered.table.every_tenant().map_err(|error| OpenError::Table(error.into()))?.iter());
@@ -238,9 +263,9 @@ impl SledStore {
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
     pub fn rebuild(dir: &LockedDir, options: &Options) -> Result<Revision, OpenError> {
-        let recovered = match recovery::recover(dir, options, SoundTable::BuildAnew, &()) {
+        let recovered = match recovery::recover(dir, options, SoundTable::BuildAnew, &(), &mut None) {
             Err(OpenError::NoSoundSnapshot { path, why }) => {
-                match recovery::recover(dir, options, SoundTable::Keep, &()) {
+                match recovery::recover(dir, options, SoundTable::Keep, &(), &mut None) {
                     Ok(_) => return Err(OpenError::NothingToBuildFrom { path, why }),
                     Err(error) => return Err(error),
                 }

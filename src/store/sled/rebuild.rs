@@ -57,7 +57,7 @@ pub(super) fn rebuild(dir: &LockedDir, key: &ChainKey, end: &End) -> Result<Tabl
 }
 
 /// A file that is of no use, and why.
-type Unsound = Option<(PathBuf, String)>;
+pub(super) type Unsound = Option<(PathBuf, String)>;
 
 /// The snapshots from which the journal goes on, the newest first, as far as they are sound.
 fn bases(dir: &LockedDir, key: &SumKey, end: &End) -> Result<(Vec<PathBuf>, Unsound), OpenError> {
@@ -77,7 +77,7 @@ fn bases(dir: &LockedDir, key: &SumKey, end: &End) -> Result<(Vec<PathBuf>, Unso
     Ok((bases, unsound))
 }
 
-fn nothing_to_build_from(dir: &LockedDir, end: &End, unsound: Unsound) -> OpenError {
+pub(super) fn nothing_to_build_from(dir: &LockedDir, end: &End, unsound: Unsound) -> OpenError {
     match unsound {
         Some((path, why)) => OpenError::NoSoundSnapshot { path, why },
         None => OpenError::NoBeginning { start: end.start.revision, snapshots: dir.snapshots() },

@@ -28,7 +28,7 @@ use super::watermark::Watermark;
 use super::{HeadFault, OpenError, Options};
 use crate::parallel;
 use crate::store::View;
-use crate::store::record::pb;
+use crate::store::record::{DecodeError, pb};
 
 /// An opened directory.
 pub(super) struct Recovered {
@@ -48,6 +48,15 @@ pub(super) struct Journal {
     pub(super) position: Position,
 }
 
+/// What a view was filled with, which is then whole.
+#[derive(Clone, Copy, Debug)]
+pub struct Filled {
+    /// Everything up to here is in it, and nothing after.
+    pub(super) position: Position,
+    /// The image that it was begun with.
+    pub(super) image: Option<Image>,
+}
+
 /// What becomes of a table that is sound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SoundTable {
@@ -60,11 +69,16 @@ pub(super) fn recover(
     options: &Options,
     sound: SoundTable,
     view: &dyn View,
+    filled: &mut Option<Filled>,
 ) -> Result<Recovered, OpenError> {
+    let before = *filled;
     let key = ChainKey(options.chain_key.clone());
     let (watermark, acknowledged) = Watermark::open(&dir.watermark())?;
     shrink::settle(&dir.table())?;
     let (path, read) = (dir.table(), || -> Result<_, OpenError> {
+        if let Some(filled) = before {
+            return check_filled(dir, &key, (acknowledged, options.demands.head), &filled);
+        }
         let lacks = |revision| bytes_after(&dir.journal(), revision);
         let image = image::load(&dir.images(), &ImageKey::of(&key), view, lacks);
         check_journal_and_fill(dir, &key, (acknowledged, options.demands.head), image, view)
@@ -72,7 +86,8 @@ pub(super) fn recover(
     // sled reads here and there in its file as it opens, and uses one core; what it changes is its own.
     let (opened, read) = parallel::both(|| open_table(&path, &key), read);
     let ((end, image), mut table) = (read?, opened?);
-    if image.is_none() {
+    let is_full = before.is_some() || image.is_some();
+    if !is_full {
         table = read_through(table, &dir.table(), view)?;
     }
     let table = check_table_is_not_ahead(table, &end, dir)?;
@@ -84,8 +99,12 @@ pub(super) fn recover(
     watermark.note(&end.position)?;
     watermark.sync()?;
 
-    let (table, lacking): (_, &dyn View) = if image.is_some() {
+    let mut whole = || {
         view.whole(end.position.revision);
+        *filled = Some(Filled { position: end.position, image });
+    };
+    let (table, lacking): (_, &dyn View) = if is_full {
+        whole();
         (read_through(table, &dir.table(), &())?, &())
     } else {
         (table, view)
@@ -104,8 +123,8 @@ pub(super) fn recover(
             (built, end.position != Position::START)
         }
     };
-    if image.is_none() {
-        view.whole(end.position.revision);
+    if !is_full {
+        whole();
     }
     let (table, renewed) = shrink::shrink(table, &dir.table(), &key).map_err(OpenError::Table)?;
     let position = end.position;
@@ -114,9 +133,24 @@ pub(super) fn recover(
     Ok(Recovered { journal, watermark, table, image, rebuilds: u64::from(rebuilt) + u64::from(renewed) })
 }
 
+/// Reads all of the journal once more, for a view that was filled before.
+fn check_filled(
+    dir: &LockedDir,
+    key: &ChainKey,
+    kept: (Option<Position>, Option<Head>),
+    filled: &Filled,
+) -> Result<(End, Option<Image>), OpenError> {
+    let (end, _) = check_journal_and_fill(dir, key, kept, Found::None, &())?;
+    match filled.position {
+        position if position == end.position => Ok((end, filled.image)),
+        position if position.revision > end.position.revision => Err(missing(dir, position.revision, &end)),
+        position => Err(OpenError::Foreign { revision: position.revision, journal: dir.journal() }),
+    }
+}
+
 /// Reads all of the journal, holds it against the watermark, and brings a view up to its end that was filled from an image.
 /// An image that is of no use is let go of.
-fn check_journal_and_fill(
+pub(super) fn check_journal_and_fill(
     dir: &LockedDir,
     key: &ChainKey,
     (acknowledged, head): (Option<Position>, Option<Head>),
@@ -141,17 +175,7 @@ fn check_journal_and_fill(
         }
     };
     let undecoded = Mutex::new(None);
-    let fill = |entries: Vec<pb::JournalEntry>| {
-        // At once: of a key that changed several times, only the newest form is worked on.
-        let mut records = Vec::with_capacity(entries.len());
-        for entry in entries {
-            match rows_of(&entry) {
-                Ok(rows) => records.extend(rows.into_iter().map(|row| row.record)),
-                Err(error) => *undecoded.lock() = Some(error),
-            }
-        }
-        view.take(&records);
-    };
+    let fill = taken_by(view, &undecoded);
     let wanted: Vec<_> = wanted.chain([image.position, image.latest]).collect();
     let (end, met) = verify_and_visit(&dir.journal(), key, &wanted, image.position.revision, fill)?;
     check_journal(dir, key, watermark, &end, &met)?;
@@ -169,6 +193,24 @@ fn check_journal_and_fill(
         return Ok((end, image::of_no_use(&dir.images(), &why, view)));
     }
     Ok((end, Some(image)))
+}
+
+/// What hands the records of entries to a view, and notes those that do not decode.
+pub(super) fn taken_by(
+    view: &dyn View,
+    undecoded: &Mutex<Option<DecodeError>>,
+) -> impl Fn(Vec<pb::JournalEntry>) + Sync {
+    |entries| {
+        // At once: of a key that changed several times, only the newest form is worked on.
+        let mut records = Vec::with_capacity(entries.len());
+        for entry in entries {
+            match rows_of(&entry) {
+                Ok(rows) => records.extend(rows.into_iter().map(|row| row.record)),
+                Err(error) => *undecoded.lock() = Some(error),
+            }
+        }
+        view.take(&records);
+    }
 }
 
 /// Holds a journal that was read against the watermark.
@@ -213,7 +255,7 @@ pub(super) fn head_fault(head: Head, end: &End, met: &HashSet<Position>) -> Opti
 
 /// Nobody can tell an end of the journal that was cut off with the watermark from one that is whole. Asked last: what
 /// else there is may tell of changes that are missing.
-fn check_watermark(
+pub(super) fn check_watermark(
     dir: &LockedDir,
     acknowledged: Option<Position>,
     accept_loss: bool,

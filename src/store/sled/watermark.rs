@@ -35,13 +35,17 @@ impl Watermark {
         let mut options = private();
         let opened = options.read(true).write(true).create(true).truncate(false).open(path);
         let file = opened.map_err(named(path))?;
-        let mut bytes = [0; BYTES];
-        let position = match file.read_exact_at(&mut bytes, 0) {
-            Ok(()) => decode(&bytes),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
-            Err(error) => return Err(named(path)(error)),
-        };
+        let position = position_in(&file).map_err(named(path))?;
         Ok((Self { file, path: path.to_owned() }, position))
+    }
+
+    /// What the file holds, without making it: `None` if it is not there or damaged.
+    pub(super) fn read(path: &Path) -> io::Result<Option<Position>> {
+        match File::open(path) {
+            Ok(file) => position_in(&file).map_err(named(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(named(path)(error)),
+        }
     }
 
     /// Notes a position. It survives the end of the process, and a power cut once [`Watermark::sync`] has run.
@@ -52,6 +56,15 @@ impl Watermark {
     /// Makes the last note, and the file's name, durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_all().and_then(|()| sync_parent(&self.path)).map_err(named(&self.path))
+    }
+}
+
+fn position_in(file: &File) -> io::Result<Option<Position>> {
+    let mut bytes = [0; BYTES];
+    match file.read_exact_at(&mut bytes, 0) {
+        Ok(()) => Ok(decode(&bytes)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

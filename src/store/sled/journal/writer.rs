@@ -14,11 +14,11 @@ use crate::files::{NewFile, private};
 
 const ZEROS_BYTES: usize = 64 * 1024;
 /// Below this much free space, only changes that take power away are made: the table grows behind the journal.
-const FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
+pub const FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 /// Below this much, of those only the ones that stop a key. A key can be narrowed without end, and stopped twice.
 const FREE_BYTES_TO_STOP: u64 = 32 * 1024 * 1024;
-/// Below this much, none is.
-const FREE_BYTES_LAST: u64 = 16 * 1024 * 1024;
+/// Below this much, none is, and a start writes nothing.
+pub const FREE_BYTES_LAST: u64 = 16 * 1024 * 1024;
 /// The size of a segment that is made when little is free, unless one group needs more.
 const SEGMENT_BYTES_SCARCE: u64 = 256 * 1024;
 

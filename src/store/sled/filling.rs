@@ -1,0 +1,106 @@
+//! Filling a view without writing anything: for a start on a disk that is full. The table is left alone, because sled writes as it
+//! opens; what it holds is in the image, or in a snapshot, and in the journal.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use parking_lot::Mutex;
+
+use super::dir::LockedDir;
+use super::image::{self, ImageKey};
+use super::journal::scan::{End, verify_and_visit};
+use super::journal::{ChainKey, Position};
+use super::rebuild::{Unsound, nothing_to_build_from};
+use super::recovery::{Filled, check_journal_and_fill, check_watermark, taken_by};
+use super::snapshot::{self, SnapshotError};
+use super::sums::SumKey;
+use super::watermark::Watermark;
+use super::{OpenError, Options};
+use crate::files::named;
+use crate::store::View;
+
+/// Records that a view takes at once.
+const RECORDS: usize = 1_024;
+
+/// Fills a view with everything that is in the log, and says that it is whole. `None`: only the table may have it all, and it cannot
+/// be read yet.
+///
+/// # Errors
+/// When the directory is damaged or lacks acknowledged changes, as far as can be told without the table.
+pub(super) fn fill(dir: &LockedDir, options: &Options, view: &dyn View) -> Result<Option<Filled>, OpenError> {
+    let key = ChainKey(options.chain_key.clone());
+    let acknowledged = Watermark::read(&dir.watermark())?;
+    // However long the journal since then is, nothing quicker can be read.
+    let image = image::load(&dir.images(), &ImageKey::of(&key), view, |_| 0);
+    let (end, image) = check_journal_and_fill(dir, &key, (acknowledged, options.demands.head), image, view)?;
+    check_watermark(dir, acknowledged, options.demands.accept_watermark_loss, &end)?;
+    if image.is_none() {
+        match fill_from_records(dir, &key, &end, view) {
+            Ok(()) => {}
+            Err(error @ (OpenError::NoSoundSnapshot { .. } | OpenError::NoBeginning { .. })) => {
+                tracing::error!(%error, "verdicts wait until the table can be opened, which takes room on the disk");
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    make_durable(dir, &end)?;
+    view.whole(end.position.revision);
+    Ok(Some(Filled { position: end.position, image }))
+}
+
+/// Fills a view from the newest sound snapshot, if there is one, and the journal.
+fn fill_from_records(dir: &LockedDir, key: &ChainKey, end: &End, view: &dyn View) -> Result<(), OpenError> {
+    let (sum_key, mut unsound): (_, Unsound) = (SumKey::of(key), None);
+    for (revision, path) in snapshot::list(&dir.snapshots())? {
+        if revision < end.start.revision || revision > end.position.revision {
+            continue;
+        }
+        let why = match take_snapshot(&path, &sum_key, view) {
+            Ok(base) if follow(dir, key, base, end, view)? => return Ok(()),
+            Ok(_) => "it is not of this journal".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(path = %path.display(), %why, "a snapshot is of no use");
+        unsound = Some((path, why));
+        view.start_over();
+    }
+    if end.start == Position::START && follow(dir, key, Position::START, end, view)? {
+        return Ok(());
+    }
+    view.start_over();
+    Err(nothing_to_build_from(dir, end, unsound))
+}
+
+fn take_snapshot(path: &Path, key: &SumKey, view: &dyn View) -> Result<Position, SnapshotError> {
+    let mut records = Vec::with_capacity(RECORDS);
+    let contents = snapshot::read(File::open(path)?, Some(key), |row| {
+        records.push(row.record);
+        if records.len() == RECORDS {
+            view.take(&records);
+            records.clear();
+        }
+        Ok::<_, SnapshotError>(())
+    })?;
+    view.take(&records);
+    Ok(contents.header.position)
+}
+
+/// Hands what comes after a position to a view. `false`: the journal does not lead through it.
+fn follow(dir: &LockedDir, key: &ChainKey, base: Position, end: &End, view: &dyn View) -> Result<bool, OpenError> {
+    let undecoded = Mutex::new(None);
+    let visit = taken_by(view, &undecoded);
+    let (_, met) = verify_and_visit(&dir.journal(), key, &[base], base.revision, visit)?;
+    match undecoded.into_inner() {
+        Some(source) => Err(OpenError::Redo { revision: end.position.revision, source }),
+        None => Ok(base == end.start || met.contains(&base)),
+    }
+}
+
+/// What was read may be in the kernel's memory alone, if the process that wrote it ended before its sync.
+fn make_durable(dir: &LockedDir, end: &End) -> io::Result<()> {
+    let segment = end.segment.as_ref().map(|segment| segment.path.clone());
+    let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all()).map_err(named(path));
+    segment.into_iter().chain([dir.journal()]).try_for_each(|path| sync(&path))
+}
