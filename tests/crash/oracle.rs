@@ -105,6 +105,12 @@ impl Book {
         self.keys.iter().rev().find(|key| key.id == id)
     }
 
+    /// The keys of which it is known how they are.
+    pub(crate) fn settled(&self) -> Vec<Key> {
+        let open = self.pending.as_ref().map(|pending| &pending.id);
+        self.keys.iter().filter(|key| Some(&key.id) != open).cloned().collect()
+    }
+
     /// Takes the pending change as made, in the form in which the server tells of the key.
     pub(crate) fn settle(&mut self, told: &pb::Key, secret: Option<String>) {
         self.pending = None;

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -45,10 +46,11 @@ impl Launch {
     pub(crate) fn spawn(&self) -> Result<Server, Failure> {
         let mut words = self.wrapper.iter().map(String::as_str).chain([path(&self.program)?]);
         let mut command = Command::new(words.next().unwrap_or_default());
-        command.args(words).args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "off"]);
+        command.args(words).args(["serve", "--listen", "127.0.0.1:0"]);
         // One line for each call would drown what is of interest.
         command.args(["--log-filter", "info,keyward::layer=warn", "--data-dir"]).arg(&self.data_dir).args(&self.args);
         command.env_clear().env("KEYWARD_JOURNAL_SEGMENT_BYTES", self.segment_bytes.to_string());
+        command.env("KEYWARD_OPS_LISTEN", "off");
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         let mut child = child.map_err(|e| format!("cannot start {}: {e}", self.program.display()))?;
@@ -63,7 +65,7 @@ impl Launch {
                 drop(sender.send(line));
             }
         });
-        Ok(Server { launch: self.clone(), child, lines, seen: vec![], addr: None })
+        Ok(Server { launch: self.clone(), child, lines, seen: vec![], addr: None, ops_addr: None })
     }
 
     /// Starts the process, and waits until it serves.
@@ -85,6 +87,7 @@ pub(crate) struct Server {
     lines: UnboundedReceiver<String>,
     seen: Vec<String>,
     addr: Option<String>,
+    ops_addr: Option<String>,
 }
 
 impl Drop for Server {
@@ -114,8 +117,10 @@ impl Server {
     pub(crate) async fn any_line(&mut self, texts: &[&str]) -> Result<String, Failure> {
         while let Some(line) = self.lines.recv().await {
             self.seen.push(line.clone());
-            if let Some((_, addr)) = line.split_once("listening listen=") {
-                self.addr = Some(addr.trim().to_owned());
+            if let Some((before, addr)) = line.split_once("listening listen=") {
+                let is_ops = before.ends_with("ops ");
+                let of = if is_ops { &mut self.ops_addr } else { &mut self.addr };
+                *of = Some(addr.trim().to_owned());
             }
             if texts.iter().any(|text| line.contains(text)) {
                 return Ok(line);
@@ -137,6 +142,16 @@ impl Server {
         let addr = self.addr.as_deref().ok_or("the server does not listen yet")?;
         let secret = self.launch.admin_key.clone().unwrap_or_else(|| self.launch.data_dir.join("admin.key"));
         Ok((addr, secret))
+    }
+
+    /// What a path of the address for probes answers: the first line. Only once it listens there.
+    pub(crate) fn probe(&self, path: &str) -> Result<String, Failure> {
+        let mut probe = TcpStream::connect(self.ops_addr.as_deref().ok_or("there are no probes")?)?;
+        probe.set_read_timeout(Some(END_LIMIT))?;
+        write!(probe, "GET {path} HTTP/1.1\r\nhost: keyward\r\n\r\n")?;
+        let mut line = String::new();
+        BufReader::new(probe).read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
     }
 
     /// The process that serves: with a wrapper that starts another, that one.

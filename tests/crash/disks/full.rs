@@ -1,6 +1,7 @@
 //! A full disk: a small tmpfs that somebody else fills. Changes are refused, those that take power away last; verdicts go
-//! on; with room again all goes on. A start on a full disk works, or says what it lacks.
+//! on; with room again all goes on. A start on a full disk answers verdicts, writes nothing, and goes on when there is room.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use keyward::grpc::pb;
 use rand::RngExt;
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -18,9 +19,10 @@ use crate::Failure;
 use crate::caller::Caller;
 use crate::health::Probe;
 use crate::image::command;
+use crate::load::{decides, reason};
 use crate::oracle::{Change, Key, Oracle};
 use crate::run::{Run, Scene};
-use crate::server::{END_LIMIT, START_LIMIT};
+use crate::server::{END_LIMIT, Launch, SERVING, START_LIMIT};
 use crate::watch::Watch;
 
 const DISK_BYTES: &str = "size=192m";
@@ -102,25 +104,93 @@ pub(crate) async fn run(run: &mut Run, scene: &Scene) -> Result<(), Failure> {
     }
     run.tally.count("verdicts compared while a disk failed", watch.finish().await?);
 
-    let mut server = launch.spawn()?;
-    match server.serving(START_LIMIT).await {
-        Ok(()) => {
-            run.tally.count("full disks: a start on it served", 1);
-            server.kill().await?;
-        }
-        Err(failure) if !server.has_ended()? => return Err(failure),
-        Err(_) => {
-            let status = server.end(END_LIMIT).await?;
-            if status.code() != Some(1) || !says(&server, &NO_SPACE, "keyward: ") {
-                return Err(
-                    server.complaint(&format!("a start on a full disk ended with {status}, and does not say why"))
-                );
-            }
-            run.tally.count("full disks: a start on it was refused, with the cause", 1);
-        }
-    }
+    disk.fill(0)?;
+    let mut start = launch.clone();
+    start.env.push(("KEYWARD_OPS_LISTEN".to_owned(), "127.0.0.1:0".to_owned()));
+    start_on_full_disk(run, &disk, &start, &oracle).await?;
+    start_of_new_data(run, &disk, &start).await?;
     disk.make_room()?;
     judge(run, scene, &launch, &oracle).await
+}
+
+/// Starts a server on a full disk, and makes room under it.
+async fn start_on_full_disk(run: &mut Run, disk: &Tmpfs, launch: &Launch, oracle: &Arc<Oracle>) -> Result<(), Failure> {
+    let before = files_below(&launch.data_dir)?;
+    let mut server = launch.spawn()?;
+    timeout(START_LIMIT, server.line("answering verdicts")).await??;
+    let mut probe = Probe::connect(&server).await?;
+    probe.wait_for_admin(false).await?;
+    for (path, found) in [("/livez", "HTTP/1.1 200 OK"), ("/readyz", "HTTP/1.1 200 OK")] {
+        if server.probe(path)? != found {
+            return Err(
+                server.complaint(&format!("a start on a full disk answers {path} with {}", server.probe(path)?))
+            );
+        }
+    }
+    let caller = server.caller().await?;
+    let known: Vec<_> = oracle.books().iter().flat_map(|book| book.lock().settled()).collect();
+    let mut found = [0_u64; 2];
+    for key in known {
+        let Some(secret) = key.secret.clone() else { continue };
+        let verdict = caller.ask(pb::VerifyRequest { secret, ..Default::default() }).await?;
+        if verdict.reason() != reason(key.state) || !decides(&verdict) {
+            return Err(server.complaint(&format!("started on a full disk, {key:?} gets {verdict:?}")));
+        }
+        found[usize::from(key.state == pb::State::Active)] += 1;
+    }
+    if found.contains(&0) {
+        return Err(format!("no verdict of one kind was asked for: {found:?} denied and allowed").into());
+    }
+    run.tally.count("verdicts compared after a start on a full disk", found.iter().sum());
+    let listed = caller.list(pb::ListKeysRequest::default()).await.map(drop);
+    for answer in [create(&caller, oracle).await?.map(drop), listed] {
+        let Err(refused) = answer else { return Err("a call was answered for which the disk must be written".into()) };
+        let reason = refused.get_details_error_info().map(|info| info.reason);
+        if refused.code() != Code::Unavailable || reason.as_deref() != Some("DISK_FULL") {
+            return Err(server.complaint(&format!("started on a full disk, a change gets {refused:?}")));
+        }
+    }
+    oracle.refused(OWN_BOOK);
+    if files_below(&launch.data_dir)? != before {
+        return Err("a start on a full disk has written".into());
+    }
+    disk.make_room()?;
+    timeout(START_LIMIT, server.line(SERVING)).await??;
+    probe.wait_for_admin(true).await?;
+    create(&caller, oracle).await?.map_err(|refused| format!("there is room, and yet: {refused:?}"))?;
+    if files_below(&launch.data_dir)? == before {
+        return Err("nothing differs after a change: what is compared does not tell".into());
+    }
+    run.tally.count("full disks: a start on it answered verdicts, wrote nothing, and went on when there was room", 1);
+    server.kill().await
+}
+
+/// Where there is nothing to answer from, a start says what it lacks.
+async fn start_of_new_data(run: &mut Run, disk: &Tmpfs, launch: &Launch) -> Result<(), Failure> {
+    disk.fill(0)?;
+    let data_dir = disk.0.join("new");
+    fs::create_dir(&data_dir)?;
+    let mut server = Launch { data_dir, ..launch.clone() }.spawn()?;
+    let status = server.end(END_LIMIT).await?;
+    if status.code() != Some(1) || !says(&server, &["has no data yet, and its disk has 0 bytes free"], "keyward: ") {
+        return Err(server.complaint(&format!("a first start on a full disk ended with {status}")));
+    }
+    run.tally.count("full disks: a first start on it was refused, with the cause", 1);
+    Ok(())
+}
+
+/// All files below a directory, and what is in them.
+fn files_below(dir: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>, Failure> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(files_below(&path)?);
+        } else {
+            found.insert(path.clone(), fs::read(&path)?);
+        }
+    }
+    Ok(found)
 }
 
 async fn works_again(caller: &Caller, oracle: &Arc<Oracle>) -> Result<(), Failure> {
