@@ -80,14 +80,16 @@ pub enum Engine {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The data directory is not opened.
-    #[error(transparent)]
+    #[error("{0}{advice}", advice = advice(.0))]
     Open(#[from] OpenError),
     /// The pepper file is not to be had.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
     /// There are no threads to serve on.
     #[error(
-        "cannot start {count} threads to serve on: {source}; set serving_threads (KEYWARD_SERVING_THREADS) to fewer"
+        "cannot start {count} threads to serve on: {source}; {what}, or set serving_threads \
+         (KEYWARD_SERVING_THREADS) to fewer",
+        what = files::limit_of(source).unwrap_or("look after the system")
     )]
     Threads {
         /// How many were wanted.
@@ -145,6 +147,17 @@ pub enum StartError {
     /// The descriptors do not decode.
     #[error("reflection: {0}")]
     Reflection(#[from] prost::DecodeError),
+}
+
+/// What to do about data that is not whole.
+fn advice(error: &OpenError) -> &'static str {
+    match error.is_loss() {
+        true => {
+            "\nIf it cannot be put back, `keyward rebuild` says what can be had without it, and goes on with that only if it is told \
+             to (--accept-data-loss)"
+        }
+        false => "",
+    }
 }
 
 impl StartError {

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
+use rustix::io::Errno;
+
 /// How often, and how long apart, [`lock_soon`] tries: two seconds in all.
 const LOCK_TRIES: usize = 200;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
@@ -19,9 +21,32 @@ pub fn private() -> fs::OpenOptions {
     options
 }
 
+/// An error of the system, with the file that it is about.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {source}")]
+struct Named {
+    path: PathBuf,
+    source: io::Error,
+}
+
 /// Adds the file's name to an error of the system, which does not tell it.
 pub fn named(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
-    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+    move |source| io::Error::new(source.kind(), Named { path: path.to_owned(), source })
+}
+
+/// Which limit an error of the system is of, and what to do. `None`: of none.
+#[must_use]
+pub fn limit_of(error: &io::Error) -> Option<&'static str> {
+    let named = error.get_ref().and_then(|inner| inner.downcast_ref::<Named>());
+    let source = named.map_or(error, |named| &named.source);
+    match Errno::from_io_error(source)? {
+        Errno::MFILE | Errno::NFILE => Some("no more files may be open; raise the limit (ulimit -n, LimitNOFILE)"),
+        Errno::AGAIN => Some(
+            "no more threads may be started; raise the limit of processes (ulimit -u, TasksMax, pids.max) or of memory (ulimit -v)",
+        ),
+        Errno::NOMEM => Some("there is not enough memory; raise its limit (ulimit -v, MemoryMax)"),
+        _ => None,
+    }
 }
 
 /// Makes a directory that only its owner may enter, and those above it, unless it is there.

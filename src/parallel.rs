@@ -1,8 +1,9 @@
 //! A piece of work in many parts, on every core.
 
+use std::io;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::thread::{self, Builder};
 
 /// Threads at most: what is read lies on one disk.
 const THREADS_MAX: usize = 8;
@@ -23,7 +24,9 @@ pub fn each<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
     };
     let threads = thread::available_parallelism().map_or(1, usize::from).clamp(1, THREADS_MAX).min(count);
     let mut done = thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(worker)).collect();
+        // Where no more threads are granted, those that there are do it all.
+        let start = |_| Builder::new().spawn_scoped(scope, worker).ok();
+        let others: Vec<_> = (1..threads).map_while(start).collect();
         let mut done = worker();
         for other in others {
             done.extend(other.join().unwrap_or_else(|panic| resume_unwind(panic)));
@@ -35,11 +38,14 @@ pub fn each<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
 }
 
 /// Does two things at a time, one of them on a thread of its own. A panic in it is passed on.
-pub fn both<A: Send, B>(other: impl FnOnce() -> A + Send, here: impl FnOnce() -> B) -> (A, B) {
+///
+/// # Errors
+/// When no thread is granted. Nothing was done then.
+pub fn both<A: Send, B>(other: impl FnOnce() -> A + Send, here: impl FnOnce() -> B) -> io::Result<(A, B)> {
     thread::scope(|scope| {
-        let other = scope.spawn(other);
+        let other = Builder::new().spawn_scoped(scope, other)?;
         let here = here();
-        (other.join().unwrap_or_else(|panic| resume_unwind(panic)), here)
+        Ok((other.join().unwrap_or_else(|panic| resume_unwind(panic)), here))
     })
 }
 

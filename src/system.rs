@@ -1,10 +1,14 @@
 //! The real clock and the real randomness: the only place that asks the system for either. And what the process asks of
 //! the system for itself.
 
+use std::io;
+use std::num::NonZero;
+use std::thread::{self, available_parallelism};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::entropy::{Entropy, EntropyError};
+use parking_lot::RwLock;
 use rand::TryRng;
 #[expect(clippy::disallowed_types, reason = "this is the randomness that everything else takes as a parameter")]
 use rand::rngs::SysRng;
@@ -41,6 +45,90 @@ pub fn give_way() {
     if let Err(error) = getpriority_process(None).and_then(|now| setpriority_process(None, now + NICER)) {
         tracing::warn!(%error, "cannot let verdicts go first");
     }
+}
+
+/// Threads of a server beside those that serve connections and those of its runtime: the store's, sled's, the log's, and some
+/// that come and go.
+const OTHER_THREADS: usize = 24;
+
+/// Files that a server opens beside connections and those of [`FILES_OF_A_THREAD`].
+const OTHER_FILES: u64 = 32;
+/// Files of each thread that serves connections.
+const FILES_OF_A_THREAD: u64 = 3;
+
+/// Threads of what works on data that nobody serves: sled's, the log's, and one to read beside.
+pub const THREADS_OF_A_TOOL: usize = 12;
+
+/// What the system does not grant.
+#[derive(Debug, thiserror::Error)]
+pub enum SystemError {
+    /// Threads.
+    #[error(
+        "this needs {needed} threads, and the system grants {granted}: {source}; raise the limit of processes (ulimit -u, \
+         TasksMax, pids.max) or of memory (ulimit -v), or, of a server, set serving_threads (KEYWARD_SERVING_THREADS) to fewer"
+    )]
+    Threads {
+        /// How many it needs.
+        needed: usize,
+        /// How many could be started.
+        granted: usize,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Open files.
+    #[error("a server needs {needed} open files, and the limit is {granted}; raise it (ulimit -n, LimitNOFILE)")]
+    Files {
+        /// How many it needs, without any connection.
+        needed: u64,
+        /// The limit.
+        granted: u64,
+    },
+    /// A clock that shows a time.
+    #[error("the system's clock shows a time before 1970: set it")]
+    Clock,
+}
+
+/// How many threads a server has at its start, if so many serve connections.
+#[must_use]
+pub fn threads_of_a_server(serving: usize) -> usize {
+    serving + available_parallelism().map_or(1, NonZero::get) + OTHER_THREADS
+}
+
+/// Sees that so many threads can be started, by starting them all for a moment. Some are started later where nobody can be
+/// told that it fails.
+///
+/// # Errors
+/// [`SystemError::Threads`].
+pub fn check_threads(needed: usize) -> Result<(), SystemError> {
+    let end = RwLock::new(());
+    thread::scope(|scope| {
+        let _held = end.write();
+        (0..needed).try_for_each(|granted| {
+            let started = thread::Builder::new().spawn_scoped(scope, || drop(end.read()));
+            started.map(drop).map_err(|source| SystemError::Threads { needed, granted, source })
+        })
+    })
+}
+
+/// Sees that the files of a server can be opened. Some are opened where nobody can be told that it fails.
+///
+/// # Errors
+/// [`SystemError::Files`].
+pub fn check_files(serving: usize) -> Result<(), SystemError> {
+    let needed = OTHER_FILES + FILES_OF_A_THREAD * (serving as u64 + 1);
+    match getrlimit(Resource::Nofile).current {
+        Some(granted) if granted < needed => Err(SystemError::Files { needed, granted }),
+        _ => Ok(()),
+    }
+}
+
+/// Sees that the clock shows a time that sled takes.
+///
+/// # Errors
+/// [`SystemError::Clock`].
+#[expect(clippy::disallowed_methods, reason = "sled asks this clock, whatever all else takes as a parameter")]
+pub fn check_clock() -> Result<(), SystemError> {
+    SystemTime::now().duration_since(UNIX_EPOCH).map(drop).map_err(|_| SystemError::Clock)
 }
 
 /// Asks for as many open files as the system grants, and for no core dumps, which would hold secrets. A refusal is logged

@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Flags, Settings};
+use crate::system::{THREADS_OF_A_TOOL, check_clock, check_threads};
 use crate::telemetry::{self, Log, LogFormat};
 
 /// Keyward: a key authority. It issues API keys, and answers over gRPC whether a key may do this now.
@@ -64,6 +65,8 @@ struct Place {
 impl Place {
     /// The settings, with the flags of a command, and what writes the log while it lives.
     fn settings(self, flags: Flags) -> Result<(Settings, Log), Box<dyn Error>> {
+        check_clock()?;
+        check_threads(THREADS_OF_A_TOOL)?;
         let flags = Flags { data_dir: self.data_dir, pepper_file: self.pepper_file, ..flags };
         let settings = Settings::load(&flags, self.config)?.settings;
         let log = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);

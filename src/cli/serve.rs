@@ -10,7 +10,9 @@ use super::Options;
 use crate::app::{App, Deps, Engine, StartError};
 use crate::config::{Effective, Flags, Mistakes, Settings};
 use crate::lifecycle::{Caught, Signals, Stop};
-use crate::system::{SystemClock, SystemEntropy, give_way, set_limits};
+use crate::system::{
+    SystemClock, SystemEntropy, check_clock, check_files, check_threads, give_way, set_limits, threads_of_a_server,
+};
 use crate::telemetry::{self, Log};
 
 /// Those that a server takes itself.
@@ -39,8 +41,12 @@ pub(super) fn run(options: Serve) -> Result<(), Box<dyn Error>> {
     let (flags, file) = options.settings.split();
     let flags = Flags { accept_watermark_loss: options.accept_watermark_loss, ..flags };
     let settings = Settings::load(&flags, file.clone())?.settings;
+    check_clock()?;
+    // Before the log, which has a thread too.
+    check_threads(threads_of_a_server(settings.serving_threads))?;
     let log = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
     set_limits();
+    check_files(settings.serving_threads)?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if settings.serving_threads > 0 {
         // Verdicts have threads of their own, which are started from this one; and the store's are started from the runtime's.

@@ -49,7 +49,7 @@ impl Program {
     }
 
     /// A program that has just been started, once it serves.
-    fn of(child: Child) -> Self {
+    pub(crate) fn of(child: Child) -> Self {
         let mut child = Killed(child);
         let log = BufReader::new(child.0.stderr.take().unwrap());
         let (sender, lines) = channel();

@@ -37,6 +37,7 @@ mod index;
 mod keys;
 mod layering;
 mod leaving;
+mod limits;
 mod lists;
 mod memory;
 mod minted;

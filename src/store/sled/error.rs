@@ -8,6 +8,7 @@ use keyward_core::head::Head;
 
 use super::journal::JournalError;
 use super::table::TableError;
+use crate::files::limit_of;
 use crate::store::record::DecodeError;
 
 /// How a journal fails to lead through a head.
@@ -188,13 +189,21 @@ pub enum OpenError {
     },
     /// The table cannot be had, for want of a working disk or of room on it.
     #[error(
-        "the table (the directory 'table' in the data directory) cannot be opened or built: {0}; look after the disk, and \
-         make room if it is full"
+        "the table (the directory 'table' in the data directory) cannot be opened or built: {0}{advice}",
+        advice = advice(.0)
     )]
     Table(TableError),
-    /// The disk failed.
-    #[error("the disk failed: {0}")]
+    /// The disk failed, or the system has not given what the start needs.
+    #[error("{what}: {0}", what = limit_of(.0).unwrap_or("the disk failed"))]
     Io(#[from] io::Error),
+}
+
+/// What to do about a table that is not to be had.
+fn advice(error: &TableError) -> &'static str {
+    match error {
+        TableError::Disk(error) if limit_of(error).is_some() => "",
+        _ => "; look after the disk, and make room if it is full",
+    }
 }
 
 impl OpenError {

@@ -84,7 +84,7 @@ pub(super) fn recover(
         check_journal_and_fill(dir, &key, (acknowledged, options.demands.head), image, view)
     });
     // sled reads here and there in its file as it opens, and uses one core; what it changes is its own.
-    let (opened, read) = parallel::both(|| open_table(&path, &key), read);
+    let (opened, read) = parallel::both(|| open_table(&path, &key), read)?;
     let ((end, image), mut table) = (read?, opened?);
     let is_full = before.is_some() || image.is_some();
     if !is_full {

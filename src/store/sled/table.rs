@@ -35,7 +35,7 @@ use super::journal::{ChainKey, Position};
 use super::known::{Known, Name};
 use super::orderings::{facets_of, id_name};
 use super::sums::{SumKey, Sums};
-use crate::files::{create_private_dir, lock_soon, named};
+use crate::files::{create_private_dir, limit_of, lock_soon, named};
 use crate::progress::Progress;
 use crate::store::record::{DecodeError, decode_key, decode_tenant};
 use crate::store::{StoreError, TableFigures};
@@ -138,7 +138,7 @@ pub(super) struct Contents {
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
     /// The disk fails, or is full. This says nothing about the table.
-    #[error("the disk fails: {0}")]
+    #[error("{what}: {0}", what = limit_of(.0).unwrap_or("the disk fails"))]
     Disk(io::Error),
     /// It is not what the journal says.
     #[error("{0}")]
