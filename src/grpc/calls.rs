@@ -3,6 +3,8 @@
 
 use keyward_core::access::Action;
 
+use super::{ADMIN_REQUEST_BYTES_MAX, BATCH_REQUEST_BYTES_MAX, OPEN_REQUEST_BYTES_MAX};
+
 /// Every call of our own services, and the action it takes.
 pub const CALLS: &[(&str, Action)] = &[
     ("/keyward.v1.KeyAdmin/CreateKey", Action::Issue),
@@ -56,6 +58,16 @@ pub fn has_long_reply(path: &str) -> bool {
         path,
         "/keyward.v1.KeyVerify/BatchVerify" | "/keyward.v1.KeyAdmin/ListKeys" | "/keyward.v1.KeyAdmin/ListTenants"
     )
+}
+
+/// The bytes of a message that a call takes at most. (A request of Verify must have fewer still, which is seen once it is read.)
+#[must_use]
+pub fn message_bytes_max(path: &str) -> usize {
+    match path {
+        _ if is_open(path) => OPEN_REQUEST_BYTES_MAX,
+        _ if path.starts_with("/keyward.v1.KeyVerify/") => BATCH_REQUEST_BYTES_MAX,
+        _ => ADMIN_REQUEST_BYTES_MAX,
+    }
 }
 
 /// Whether a path needs no credential.

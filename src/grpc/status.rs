@@ -164,9 +164,9 @@ fn told(refusal: &Refusal) -> Told<'_> {
             ..plain(Code::FailedPrecondition, "REVISION_NOT_REACHED", "min_revision was not reached in time")
         },
         Refusal::TooLong { max } => {
-            // The code that the library has for the same.
+            // The code that grpc-go, grpc-java and the C core have for the same.
             let message = format!("the request must be at most {max} bytes");
-            plain(Code::OutOfRange, "REQUEST_TOO_LONG", &message)
+            plain(Code::ResourceExhausted, "REQUEST_TOO_LONG", &message)
         }
         Refusal::TooSlow { max } => {
             let message = format!("the request was not whole {} s after its headers", max.as_secs());

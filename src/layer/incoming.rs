@@ -1,4 +1,4 @@
-//! The body of a request as services read it: one that is not whole says why, in a status.
+//! The body of a request as services read it: one that is not whole, or whose messages are too long, says why, in a status.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -10,6 +10,7 @@ use tonic::Status;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use crate::grpc::calls::message_bytes_max;
 use crate::grpc::status::{Refusal, status};
 use crate::http2::{Incoming, Incomplete, REQUEST_TIME_MAX};
 
@@ -44,33 +45,105 @@ where
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        self.inner.call(request.map(RequestBody))
+        let max = message_bytes_max(request.uri().path());
+        self.inner.call(request.map(|body| RequestBody { body, lengths: Lengths::of_at_most(max) }))
     }
 }
 
 /// The body of a request.
 #[derive(Debug)]
-pub struct RequestBody(Incoming);
+pub struct RequestBody {
+    body: Incoming,
+    lengths: Lengths,
+}
+
+/// The length of a message, and whether it is compressed.
+const PREFIX_BYTES: usize = 5;
+
+/// Reads the lengths of messages as they pass. tonic has bounds of its own for them, and its refusals tell programs nothing.
+#[derive(Debug)]
+struct Lengths {
+    max: usize,
+    prefix: [u8; PREFIX_BYTES],
+    prefix_bytes: usize,
+    /// Of the message that passes.
+    bytes_left: usize,
+}
+
+impl Lengths {
+    fn of_at_most(max: usize) -> Self {
+        Self { max, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, bytes_left: 0 }
+    }
+
+    fn pass(&mut self, mut data: &[u8]) -> Result<(), Refusal> {
+        while let Some((first, rest)) = data.split_first() {
+            if self.bytes_left > 0 {
+                let passed = self.bytes_left.min(data.len());
+                (self.bytes_left, data) = (self.bytes_left - passed, &data[passed..]);
+                continue;
+            }
+            self.prefix[self.prefix_bytes] = *first;
+            (self.prefix_bytes, data) = (self.prefix_bytes + 1, rest);
+            if self.prefix_bytes == PREFIX_BYTES {
+                let [_, a, b, c, d] = self.prefix;
+                (self.prefix_bytes, self.bytes_left) = (0, u32::from_be_bytes([a, b, c, d]) as usize);
+                if self.bytes_left > self.max {
+                    return Err(Refusal::TooLong { max: self.max });
+                }
+            }
+        }
+        Ok(())
+    }
+}
 
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.0).poll_frame(cx));
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         Poll::Ready(frame.map(|frame| {
-            frame.map_err(|incomplete| match incomplete {
+            let frame = frame.map_err(|incomplete| match incomplete {
                 Incomplete::Cancelled => status(Refusal::Cancelled),
                 Incomplete::TooSlow => status(Refusal::TooSlow { max: REQUEST_TIME_MAX }),
-            })
+            })?;
+            if let Some(data) = frame.data_ref() {
+                self.lengths.pass(data).map_err(status)?;
+            }
+            Ok(frame)
         }))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(length: u32) -> Vec<u8> {
+        let mut bytes = vec![0];
+        bytes.extend(length.to_be_bytes());
+        bytes.resize(PREFIX_BYTES + length as usize, 7);
+        bytes
+    }
+
+    #[test]
+    fn each_message_is_measured_however_its_bytes_come() {
+        let sound = [message(0), message(10), message(3), message(10)].concat();
+        let long = [sound.clone(), message(11)].concat();
+        for pieces in 1..=sound.len() {
+            let mut lengths = Lengths::of_at_most(10);
+            assert!(sound.chunks(pieces).all(|piece| lengths.pass(piece).is_ok()), "{pieces}");
+            let mut lengths = Lengths::of_at_most(10);
+            let refused = long.chunks(pieces).find_map(|piece| lengths.pass(piece).err());
+            assert!(matches!(refused, Some(Refusal::TooLong { max: 10 })), "{pieces}");
+        }
     }
 }

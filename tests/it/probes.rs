@@ -208,10 +208,10 @@ async fn what_anyone_may_ask_is_short() {
     // The number of its field and its length take three bytes.
     let longest = "x".repeat(OPEN_REQUEST_BYTES_MAX - 3);
     let mut health = HealthClient::new(site.channel());
-    for (name, code) in [(longest.clone(), Code::NotFound), (format!("{longest}x"), Code::OutOfRange)] {
+    for (name, code) in [(longest.clone(), Code::NotFound), (format!("{longest}x"), Code::ResourceExhausted)] {
         assert_eq!(health.check(named(&name)).await.unwrap_err().code(), code);
     }
     let mut reflection = Reflection::open(site.channel(), "v1").await;
     let refused = reflection.try_ask(Some(Asked::FileContainingSymbol(longest))).await.unwrap_err();
-    assert_eq!(refused.code(), Code::OutOfRange);
+    assert_eq!(refused.code(), Code::ResourceExhausted);
 }
