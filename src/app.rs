@@ -494,6 +494,11 @@ async fn bootstrap(authority: &Authority, data_dir: &std::path::Path) -> Result<
         .await?;
     if kept.is_some() {
         tracing::info!(path = %path.display(), "wrote the first administrator's key; move it to a safe place");
+    } else if path.exists() {
+        tracing::warn!(
+            path = %path.display(), "the first administrator's key still lies beside the data; move it to a safe place, or replace it by \
+                                     a key of your own, disable it and remove the file"
+        );
     }
     let exposed = fs::metadata(&path)
         .is_ok_and(|found| std::os::unix::fs::PermissionsExt::mode(&found.permissions()) & 0o077 != 0);

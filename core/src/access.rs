@@ -337,6 +337,12 @@ impl Authorization {
         &self.caller.key_id
     }
 
+    /// The address that the caller called from.
+    #[must_use]
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.caller.peer
+    }
+
     /// What the clock showed when the change was asked for.
     #[must_use]
     pub fn clock(&self) -> UnixMillis {

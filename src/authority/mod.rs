@@ -17,7 +17,7 @@ mod update;
 
 use std::sync::Arc;
 
-use keyward_core::access::{Act, Grant, check_scope};
+use keyward_core::access::{Act, Authorization, Grant, check_scope};
 use keyward_core::clock::{Clock, Now, UnixMillis};
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
@@ -175,7 +175,13 @@ impl Authority {
 
     /// Commits, and waits until verdicts see the change.
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        let (actor, method, target) = (commit.actor.clone(), commit.method, commit.target.clone());
+        let peer = commit.authorization.as_ref().and_then(Authorization::peer);
         let revision = self.store.commit(commit).await?;
+        let peer = peer.map(tracing::field::display);
+        // A tenant is its own target.
+        let tenant = target.split('/').next().unwrap_or_default();
+        tracing::info!(method, tenant, target, revision = revision.0, caller = %actor, peer, "changed");
         self.index.reached(revision).await;
         Ok(revision)
     }

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use futures_util::future::Either;
 use http::{HeaderMap, Request, Response, header};
 use keyward_core::access::Action;
+use keyward_core::id::KeyId;
 use pin_project_lite::pin_project;
 use tonic::body::Body;
 use tower_layer::Layer;
@@ -80,25 +81,37 @@ where
                 let by = action.map(|action| Admission { gate: self.gate.clone(), standing, action, call });
                 Either::Left(Admitted { inner: self.inner.call(request), by })
             }
-            Err(refusal) => {
-                refusals::log(call, None, peer, &refusal);
+            Err((caller, refusal)) => {
+                refusals::log(call, caller.as_ref(), peer, &refusal);
                 Either::Right(ready(Ok(status(refusal).into_http())))
             }
         }
     }
 }
 
-fn admit(gate: &Gate, action: Option<Action>, headers: &HeaderMap, peer: Option<IpAddr>) -> Result<Standing, Refusal> {
-    let credential = bearer(headers).ok_or(Refusal::NoCredential)?;
-    let ready = gate.ready()?;
-    let mut standing = Standing::find(ready, credential, peer).map_err(Refusal::BadCredential)?;
+/// Who calls; or why not, and whose credential it is, if that is known.
+fn admit(
+    gate: &Gate,
+    action: Option<Action>,
+    headers: &HeaderMap,
+    peer: Option<IpAddr>,
+) -> Result<Standing, (Option<KeyId>, Refusal)> {
+    let found = || {
+        let credential = bearer(headers).ok_or(Refusal::NoCredential)?;
+        let ready = gate.ready()?;
+        Ok((ready, Standing::find(ready, credential, peer).map_err(Refusal::BadCredential)?))
+    };
+    let (ready, mut standing) = found().map_err(|refusal| (None, refusal))?;
     let now = ready.now();
-    match action {
-        Some(action) => drop(standing.caller(ready, action, now)?),
+    let judged = match action {
+        Some(action) => standing.caller(ready, action, now).map(drop),
         // A path that is not a call goes on, and is answered with UNIMPLEMENTED.
-        None => standing.works(ready, now)?,
+        None => standing.works(ready, now),
+    };
+    match judged {
+        Ok(()) => Ok(standing),
+        Err(refusal) => Err((Some(standing.key_id().clone()), refusal)),
     }
-    Ok(standing)
 }
 
 /// Who was admitted to do what.

@@ -1,7 +1,8 @@
-//! One line in the log for each call that was admitted: which, by whom, how it went, how long it took. Never what was in
+//! One line in the log for each call that was admitted: which, by whom, from where, how it went, how long it took. Never what was in
 //! it.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -90,6 +91,7 @@ where
 struct Call {
     path: &'static str,
     caller: KeyId,
+    peer: Option<IpAddr>,
     level: tracing::Level,
     began: Instant,
 }
@@ -97,22 +99,24 @@ struct Call {
 impl Call {
     /// What is to be logged of a call: admin calls at INFO, verifications at DEBUG, probes not at all.
     fn of<B>(request: &Request<B>) -> Option<Self> {
-        let caller = request.extensions().get::<Standing>()?.key_id().clone();
+        let standing = request.extensions().get::<Standing>()?;
+        let (caller, peer) = (standing.key_id().clone(), standing.peer());
         let level = match action_of(request.uri().path()) {
             Some(Action::Verify) => tracing::Level::DEBUG,
             _ => tracing::Level::INFO,
         };
         let wanted = level <= tracing::level_filters::LevelFilter::current();
-        wanted.then(|| Self { path: known(request.uri().path()), caller, level, began: Instant::now() })
+        wanted.then(|| Self { path: known(request.uri().path()), caller, peer, level, began: Instant::now() })
     }
 
     fn log(self, code: Code) {
         let micros = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
         let Self { path, caller, level, .. } = self;
+        let peer = self.peer.map(tracing::field::display);
         if level == tracing::Level::DEBUG {
-            tracing::debug!(call = path, %caller, ?code, duration_us = micros, "call");
+            tracing::debug!(call = path, %caller, peer, ?code, duration_us = micros, "call");
         } else {
-            tracing::info!(call = path, %caller, ?code, duration_us = micros, "call");
+            tracing::info!(call = path, %caller, peer, ?code, duration_us = micros, "call");
         }
     }
 }

@@ -39,6 +39,7 @@ mod layering;
 mod leaving;
 mod limits;
 mod lists;
+mod logs;
 mod memory;
 mod minted;
 mod model;
