@@ -12,13 +12,18 @@ use crate::offline::mint_administrator;
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
+    /// Go on where the watermark is missing beside a journal with changes: take the journal's end for the end of the
+    /// log
+    #[arg(long)]
+    accept_watermark_loss: bool,
     #[command(flatten)]
     place: Place,
 }
 
 /// Makes an administrator. Its key is alone on standard output, so that it can go to a file; all else goes to stderr.
 pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    let (settings, _flush) = options.place.settings(Flags::default())?;
+    let flags = Flags { accept_watermark_loss: options.accept_watermark_loss, ..Flags::default() };
+    let (settings, _flush) = options.place.settings(flags)?;
     let mut printed = false;
     let minted = mint_administrator(&settings, |secret| {
         let line = Zeroizing::new(format!("{secret}\n"));
