@@ -44,7 +44,7 @@ use crate::layer::protocol::ProtocolLayer;
 use crate::layer::quick::{self, QuickVerify};
 use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::{Metrics, Reading, Readings};
-use crate::net::{Conn, ListenAddr, Listener, Slots, connections_max};
+use crate::net::{Conn, ListenAddr, Listener, Slots, SocketAccess, connections_max};
 use crate::ops_http::{self, Ops, Phase};
 use crate::serve::{self, Answering};
 use crate::store::sled::{LockedDir, OpenError};
@@ -222,8 +222,8 @@ impl App {
         let verdicts = metrics.verdicts();
 
         ops.spawn("refusals", refusals::tell_left_out(ops.stop_token()));
-        let listeners = bind(&settings.listen).await?;
-        let ops_listener = bind_ops(settings.ops_listen.as_ref()).await?;
+        let listeners = bind(&settings.listen, &settings.sockets).await?;
+        let ops_listener = bind_ops(settings.ops_listen.as_ref(), &settings.sockets).await?;
         let addrs = listeners.iter().map(|listener| listener.addr().clone()).collect();
         let ops_addr = ops_listener.as_ref().map(|listener| listener.addr().clone());
         let routes = grpc::routes(&gate, &front.stop_token(), health.clone(), settings.reflection)?;
@@ -396,10 +396,10 @@ fn kind_name(kind: Kind) -> &'static str {
     }
 }
 
-async fn bind(addrs: &[ListenAddr]) -> Result<Vec<Listener>, StartError> {
+async fn bind(addrs: &[ListenAddr], access: &SocketAccess) -> Result<Vec<Listener>, StartError> {
     let mut listeners = Vec::with_capacity(addrs.len());
     for addr in addrs {
-        let bound = Listener::bind(addr).await;
+        let bound = Listener::bind_for(addr, access).await;
         let listener = bound.map_err(|source| StartError::Listen { addr: addr.clone(), source })?;
         tracing::info!(listen = %listener.addr(), "listening");
         listeners.push(listener);
@@ -407,9 +407,9 @@ async fn bind(addrs: &[ListenAddr]) -> Result<Vec<Listener>, StartError> {
     Ok(listeners)
 }
 
-async fn bind_ops(addr: Option<&ListenAddr>) -> Result<Option<Listener>, StartError> {
+async fn bind_ops(addr: Option<&ListenAddr>, access: &SocketAccess) -> Result<Option<Listener>, StartError> {
     let Some(addr) = addr else { return Ok(None) };
-    let bound = Listener::bind(addr).await;
+    let bound = Listener::bind_for(addr, access).await;
     let listener = bound.map_err(|source| StartError::OpsListen { addr: addr.clone(), source })?;
     tracing::info!(listen = %listener.addr(), "ops listening");
     Ok(Some(listener))

@@ -5,7 +5,7 @@ use std::fs;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustix::fs::Mode;
+use rustix::process::umask;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -100,6 +102,56 @@ impl fmt::Display for ListenAddr {
     }
 }
 
+/// Who may connect to Unix sockets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// Their mode.
+    pub mode: u32,
+    /// Their group. `None`: that of the process.
+    pub group: Option<Group>,
+}
+
+impl Default for SocketAccess {
+    /// The owner and the group: whoever else is on the machine has no business there.
+    fn default() -> Self {
+        Self { mode: 0o660, group: None }
+    }
+}
+
+/// A group of the system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// What it was called by, which may be its number.
+    name: String,
+    number: u32,
+}
+
+/// Where groups have their numbers.
+const GROUPS: &str = "/etc/group";
+
+impl FromStr for Group {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let group = |number| Self { name: name.to_owned(), number };
+        if let Ok(number) = name.parse() {
+            return Ok(group(number));
+        }
+        let groups = fs::read_to_string(GROUPS).map_err(|error| format!("{GROUPS} cannot be read: {error}"))?;
+        let number = groups.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
+        });
+        number.map(group).ok_or_else(|| format!("must be a group in {GROUPS}, or its number"))
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
 /// The connections that there may be at one time, and how many there are.
 #[derive(Clone, Debug)]
 pub struct Slots {
@@ -159,6 +211,14 @@ impl Listener {
     /// # Errors
     /// When it is taken or not to be had.
     pub async fn bind(addr: &ListenAddr) -> io::Result<Self> {
+        Self::bind_for(addr, &SocketAccess::default()).await
+    }
+
+    /// Binds an address; a Unix socket for those who may connect to it.
+    ///
+    /// # Errors
+    /// When it is taken or not to be had.
+    pub async fn bind_for(addr: &ListenAddr, access: &SocketAccess) -> io::Result<Self> {
         match addr {
             ListenAddr::Tcp(addr) => {
                 let socket = TcpListener::bind(addr).await?;
@@ -166,9 +226,16 @@ impl Listener {
             }
             ListenAddr::Unix(path) => {
                 remove_stale_socket(path)?;
-                let socket = UnixListener::bind(path)?;
-                // The owner and the group: whoever else is on the machine has no business here.
-                fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+                // Nobody else may connect before it is theirs.
+                let before = umask(Mode::RWXG | Mode::RWXO);
+                let bound = UnixListener::bind(path);
+                umask(before);
+                let socket = bound?;
+                if let Some(group) = &access.group {
+                    let refused = |error| named(error, &format!("cannot give the socket to the group {group}"));
+                    chown(path, None, Some(group.number)).map_err(refused)?;
+                }
+                fs::set_permissions(path, fs::Permissions::from_mode(access.mode))?;
                 Ok(Self { addr: addr.clone(), socket: Socket::Unix(socket) })
             }
         }
@@ -432,6 +499,10 @@ impl AsyncWrite for Conn {
             Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
+}
+
+fn named(error: io::Error, what: &str) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
 /// Removes the socket of a process that was killed. One that somebody listens on stays, and binding then says so.

@@ -1,7 +1,9 @@
 //! What is done to data that nobody serves: check, rebuild, restore, one administrator more. Like [`crate::app`], it
 //! puts things together and names an engine.
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +14,9 @@ use keyward_core::record::Stamp;
 
 use crate::authority::{AuthorityError, Maker};
 use crate::config::Settings;
+use crate::files::named;
 use crate::keyring::{Keyring, KeyringError};
+use crate::net::ListenAddr;
 use crate::store::Bounds;
 use crate::store::sled::inspect::inspect;
 use crate::store::sled::journal::ChainKey;
@@ -105,6 +109,46 @@ pub fn check(settings: &Settings) -> Result<Inspected, OfflineError> {
     let dir = LockedDir::lock_existing(&settings.data_dir)?;
     let options = options(settings)?;
     Ok(inspect(&dir, &ChainKey(options.chain_key), settings.expect_head)?)
+}
+
+/// Looks at the files and directories that settings name, and says what a start would refuse. Nothing is locked or written.
+#[must_use]
+pub fn look_at_files(settings: &Settings) -> Vec<String> {
+    let sockets = settings.listen.iter().chain(&settings.ops_listen).filter_map(|addr| match addr {
+        ListenAddr::Unix(path) => Some(path),
+        ListenAddr::Tcp(_) => None,
+    });
+    let sockets = sockets.filter_map(|path| look_at_socket(path).err());
+    let data = look_at_data(&settings.data_dir, &settings.pepper_file);
+    data.err().map(|error| error.to_string()).into_iter().chain(sockets).collect()
+}
+
+fn look_at_data(dir: &Path, pepper: &Path) -> Result<(), OfflineError> {
+    let is_dir = match fs::metadata(dir) {
+        Ok(found) if !found.is_dir() => {
+            return Err(OfflineError::Open(OpenError::NotADirectory { dir: dir.to_owned() }));
+        }
+        Ok(_) => true,
+        // The start makes it, and those above it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(OpenError::from(named(dir)(error)).into()),
+    };
+    let has_data = is_dir && LockedDir::holds_data(dir)?;
+    match Keyring::open(pepper, false, &SystemEntropy) {
+        Err(KeyringError::Missing { .. }) if !has_data => Ok(()),
+        opened => Ok(opened.map(drop)?),
+    }
+}
+
+fn look_at_socket(path: &Path) -> Result<(), String> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !parent.is_dir() {
+        return Err(format!("{} is to have a socket, and is no directory that can be entered", parent.display()));
+    }
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => Err(format!("{} is there, and no socket", path.display())),
+        _ => Ok(()),
+    }
 }
 
 /// Reads all of a backup, and believes what is undamaged: it needs no pepper file.

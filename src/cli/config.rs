@@ -1,15 +1,24 @@
-//! `keyward config`: what the settings come to.
+//! `keyward config`: what the settings come to, and whether the files that they name are there.
 
 use std::error::Error;
 use std::path::PathBuf;
 
 use crate::config::{Flags, Settings};
+use crate::offline::look_at_files;
 
-/// Prints the effective configuration as a TOML file.
+/// Prints the effective configuration as a TOML file, and then says what is wrong with the files that it names.
 pub(super) fn run((flags, file): (Flags, Option<PathBuf>)) -> Result<(), Box<dyn Error>> {
     let effective = Settings::load(&flags, file)?;
     for (name, value, source) in effective.listing {
         println!("{name} = {value} # {source}");
     }
-    Ok(())
+    let wrong = look_at_files(&effective.settings);
+    match wrong.len() {
+        0 => Ok(()),
+        1 => Err(format!("a file that the configuration names is not as it must be: {}", wrong[0]).into()),
+        count => {
+            let lines: String = wrong.iter().map(|what| format!("\n  - {what}")).collect();
+            Err(format!("{count} files that the configuration names are not as they must be:{lines}").into())
+        }
+    }
 }

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::{Flags, Mistakes, Settings};
-use crate::net::ListenAddr;
+use crate::net::{Group, ListenAddr};
 
 /// Every setting, with its default as TOML. `pepper_file` has one that depends on `data_dir`, and `serving_threads` one
 /// that depends on the machine.
@@ -25,6 +25,8 @@ const DEFAULTS: &str = r#"
 data_dir = "./data"
 listen = ["127.0.0.1:50051"]
 ops_listen = "127.0.0.1:9464"
+socket_mode = "0660"
+socket_group = ""
 allow_plaintext = false
 reflection = true
 drain_delay = "0s"
@@ -42,11 +44,13 @@ log_filter = "info"
 log_format = "text"
 "#;
 
-const NAMES: [&str; 20] = [
+const NAMES: [&str; 22] = [
     "data_dir",
     "listen",
     "ops_listen",
     "pepper_file",
+    "socket_mode",
+    "socket_group",
     "allow_plaintext",
     "reflection",
     "serving_threads",
@@ -88,6 +92,14 @@ pub(super) struct Layers {
 enum OneOrMany {
     One(String),
     Many(Vec<String>),
+}
+
+/// A number, or a text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum NumberOrText {
+    Number(u32),
+    Text(String),
 }
 
 impl Layers {
@@ -196,6 +208,39 @@ impl Layers {
         Some(bytes)
     }
 
+    /// The mode of a file, as octal digits.
+    pub(super) fn mode(&mut self, name: &str) -> Option<u32> {
+        let text = match self.value::<NumberOrText>(name)? {
+            NumberOrText::Text(text) => Some(text),
+            // A variable has no kinds: its digits are those of a text. Elsewhere a number has another base.
+            NumberOrText::Number(number) => (self.source(name) == ENVIRONMENT).then(|| number.to_string()),
+        };
+        let mode = text.and_then(|text| u32::from_str_radix(text.trim(), 8).ok());
+        let mode = mode.filter(|mode| *mode <= 0o777);
+        if mode.is_none() {
+            self.mistake(name, "must be a text of octal digits, such as \"0660\"");
+        }
+        mode
+    }
+
+    /// A group of the system, by name or number. None: an empty text.
+    pub(super) fn group(&mut self, name: &str) -> Option<Option<Group>> {
+        let text = match self.value::<NumberOrText>(name)? {
+            NumberOrText::Number(number) => number.to_string(),
+            NumberOrText::Text(text) => text.trim().to_owned(),
+        };
+        if text.is_empty() {
+            return Some(None);
+        }
+        match text.parse() {
+            Ok(group) => Some(Some(group)),
+            Err(error) => {
+                self.mistake(name, &error);
+                None
+            }
+        }
+    }
+
     /// How many there may be of something that nobody can do without.
     pub(super) fn count(&mut self, name: &str) -> Option<usize> {
         let count: usize = self.value(name)?;
@@ -241,6 +286,8 @@ impl Layers {
             format!("[{}]", listen.join(", ")),
             settings.ops_listen.as_ref().map_or_else(|| quoted(&OFF), |addr| quoted(addr)),
             quoted(&settings.pepper_file.display()),
+            format!("\"{:04o}\"", settings.sockets.mode),
+            settings.sockets.group.as_ref().map_or_else(|| quoted(&""), |group| quoted(group)),
             settings.allow_plaintext.to_string(),
             settings.reflection.to_string(),
             settings.serving_threads.to_string(),

@@ -13,7 +13,7 @@ use keyward_core::head::Head;
 use serde::Serialize;
 
 use self::layers::Layers;
-use crate::net::ListenAddr;
+use crate::net::{ListenAddr, SocketAccess};
 use crate::telemetry::{LogFormat, check_filter};
 
 const CENTURY: Duration = Duration::from_secs(100 * 31_557_600);
@@ -33,6 +33,8 @@ pub struct Settings {
     pub ops_listen: Option<ListenAddr>,
     /// The pepper file. Default `<data_dir>/pepper`; made at the first start.
     pub pepper_file: PathBuf,
+    /// Who may connect to Unix sockets, of `listen` and `ops_listen`. Default: mode 0660, and the group that the process has.
+    pub sockets: SocketAccess,
     /// Listen on addresses that other machines reach although nothing encrypts there. Default false.
     pub allow_plaintext: bool,
     /// Serve reflection. Default true.
@@ -146,6 +148,7 @@ impl Settings {
             Some(Some(_)) => layers.path("pepper_file").map(Some),
             absent => absent,
         };
+        let (socket_mode, socket_group) = (layers.mode("socket_mode"), layers.group("socket_group"));
         let allow_plaintext = layers.value("allow_plaintext");
         let reflection = layers.value("reflection");
         let serving_threads = layers.serving_threads();
@@ -187,6 +190,7 @@ impl Settings {
                 listen: listen?,
                 ops_listen: ops_listen?,
                 pepper_file,
+                sockets: SocketAccess { mode: socket_mode?, group: socket_group? },
                 allow_plaintext: allow_plaintext?,
                 reflection: reflection?,
                 serving_threads: serving_threads?,

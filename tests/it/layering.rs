@@ -54,7 +54,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("main", &[]),
     ("metrics", &[]),
     ("net", &[]),
-    ("offline", &["authority", "config", "keyring", "store", "system"]),
+    ("offline", &["authority", "config", "files", "keyring", "net", "store", "system"]),
     ("ops_http", &["metrics", "net"]),
     ("parallel", &[]),
     ("progress", &[]),

@@ -1,8 +1,9 @@
 //! The configuration: where settings come from, and what is said of mistakes.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use crate::binary::{keyward, text};
+use crate::binary::{Program, keyward, text};
 
 #[test]
 fn all_mistakes_of_the_configuration_are_told_at_once_with_their_sources() {
@@ -178,4 +179,107 @@ fn a_configuration_that_is_no_file_is_told_as_what_it_is() {
     drop(writer);
     let output = keyward(&["config", "--config", "/dev/stdin"]).stdin(reader).output().unwrap();
     assert!(text(&output).0.contains("reflection = false # in /dev/stdin"), "{}", text(&output).1);
+}
+
+#[test]
+fn the_files_that_a_configuration_names_are_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, pepper) = (dir.path().join("data"), dir.path().join("pepper"));
+    let config = |listen: &str| {
+        let mut command = keyward(&["config", "--listen", listen, "--data-dir"]);
+        let output = command.arg(&data).arg("--pepper-file").arg(&pepper).output().unwrap();
+        let (listing, error) = text(&output);
+        assert!(listing.contains("log_format = "), "it prints what they come to all the same: {error}");
+        (output.status.code(), error)
+    };
+    assert_eq!(config("127.0.0.1:1"), (Some(0), String::new()), "a first start makes what is missing");
+    assert!(!data.exists() && !pepper.exists(), "and only that does");
+    let (code, error) = config(&format!("unix:{}/none/socket", dir.path().display()));
+    assert!(code == Some(1) && error.contains("/none is to have a socket"), "{error}");
+    let (code, error) = config(&format!("unix:{}", std::env::current_exe().unwrap().display()));
+    assert!(code == Some(1) && error.contains("is there, and no socket"), "{error}");
+
+    fs::write(&pepper, "root 00\n").unwrap();
+    fs::set_permissions(&pepper, fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(config("127.0.0.1:1").1.contains("may be read by others"));
+    fs::set_permissions(&pepper, fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(config("127.0.0.1:1").1.contains("line 1: must have 64 hex digits"));
+    fs::remove_file(&pepper).unwrap();
+    fs::write(&data, "a file").unwrap();
+    assert!(config("127.0.0.1:1").1.contains("data is not a directory"));
+    fs::remove_file(&data).unwrap();
+
+    let program = Program::serve(&data, &["--pepper-file", pepper.to_str().unwrap()]);
+    assert_eq!(config("127.0.0.1:1"), (Some(0), String::new()), "also while a server uses them");
+    program.signal("TERM");
+    program.end();
+    fs::remove_file(&pepper).unwrap();
+    let (code, error) = config("127.0.0.1:1");
+    assert!(
+        code == Some(1) && error.contains("pepper is missing, and the keys of this data verify only with it"),
+        "{error}"
+    );
+    fs::write(data.join("format"), "keyward-data 9\n").unwrap();
+    let (_, error) = config(&format!("unix:{}/none/socket", dir.path().display()));
+    assert!(error.contains("2 files that the configuration names") && error.contains("keyward-data 9"), "{error}");
+}
+
+#[test]
+fn unix_sockets_have_the_mode_and_the_group_that_are_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, ops) = (dir.path().join("socket"), dir.path().join("ops"));
+    let (listen, ops_listen) = (format!("unix:{}", socket.display()), format!("unix:{}", ops.display()));
+    // Only root may give a file to a group that it is not in.
+    let own = fs::metadata(dir.path()).unwrap().gid();
+    let group = if rustix::process::geteuid().is_root() { 4_321 } else { own };
+    let serve = |environment: &[(&str, &str)]| {
+        let mut command = keyward(&["serve", "--listen", "127.0.0.1:0", "--listen", &listen, "--data-dir"]);
+        command.arg(dir.path().join("data")).env("KEYWARD_OPS_LISTEN", &ops_listen).envs(environment.iter().copied());
+        let program = Program::of(command.stderr(std::process::Stdio::piped()).spawn().unwrap());
+        let found = [&socket, &ops].map(|path| {
+            let found = fs::metadata(path).unwrap();
+            (found.mode() & 0o7777, found.gid())
+        });
+        program.signal("TERM");
+        assert_eq!(program.end().0, Some(0));
+        found
+    };
+    assert_eq!(serve(&[]), [(0o660, own); 2], "as it was");
+    let number = group.to_string();
+    assert_eq!(serve(&[("KEYWARD_SOCKET_MODE", "0666"), ("KEYWARD_SOCKET_GROUP", &number)]), [(0o666, group); 2]);
+    assert_eq!(serve(&[("KEYWARD_SOCKET_MODE", "600")]), [(0o600, own); 2]);
+
+    let file = dir.path().join("keyward.toml");
+    let config = |text: &str| {
+        fs::write(&file, text).unwrap();
+        keyward(&["config", "--config"]).arg(&file).output().unwrap()
+    };
+    let (listing, error) = text(&config("socket_mode = \"0606\"\nsocket_group = \"root\"\n"));
+    assert!(
+        listing.contains("socket_mode = \"0606\" # in ") && listing.contains("socket_group = \"root\" # in "),
+        "{error}"
+    );
+    for (wrong, said) in [
+        ("socket_mode = 0o660", "socket_mode (in "),
+        ("socket_mode = 660", "must be a text of octal digits"),
+        ("socket_mode = \"0888\"", "must be a text of octal digits"),
+        ("socket_mode = \"1777\"", "must be a text of octal digits"),
+        ("socket_group = \"no such group\"", "socket_group (in "),
+    ] {
+        let (_, error) = text(&config(wrong));
+        assert!(error.contains(said), "{wrong}: {error}");
+    }
+}
+
+/// The table of the README has every setting, and no other.
+#[test]
+fn the_table_of_settings_is_complete() {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let table = readme.split("| file | flag | default |").nth(1).unwrap().split("\n\n").next().unwrap();
+    let documented: Vec<_> = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    let (listing, _) = text(&keyward(&["config"]).output().unwrap());
+    let mut settings: Vec<_> = listing.lines().filter_map(|line| line.split(' ').next()).collect();
+    let mut documented = documented.clone();
+    (settings.sort_unstable(), documented.sort_unstable());
+    assert_eq!(documented, settings);
 }

@@ -42,7 +42,7 @@ impl LockedDir {
     /// When another process uses it, or its layout is not known.
     pub fn lock_unchanged(path: &Path) -> Result<Self, OpenError> {
         let dir = Self { path: path.to_owned(), lock: Arc::new(lock_file(path)?) };
-        dir.has_format()?;
+        Parts(path).has_format()?;
         Ok(dir)
     }
 
@@ -52,7 +52,7 @@ impl LockedDir {
     /// When the disk fails or is full.
     pub fn prepare(&self) -> Result<(), OpenError> {
         self.note_holder()?;
-        if !self.has_format()? {
+        if !Parts(&self.path).has_format()? {
             self.finish()?;
         }
         // All that a restore leaves that was ended behind its last step. Anything else stays.
@@ -177,12 +177,16 @@ impl LockedDir {
     /// # Errors
     /// When the directory cannot be read.
     pub fn has_data(&self) -> Result<bool, OpenError> {
-        let journal = self.journal();
-        let first = match fs::read_dir(&journal).and_then(|mut entries| entries.next().transpose()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            first => first.map_err(named(&journal))?,
-        };
-        Ok(first.is_some() || self.table().exists() || self.snapshots().exists() || self.images().exists())
+        Parts(&self.path).has_data()
+    }
+
+    /// The same of a directory that may be in use, whose layout must be known.
+    ///
+    /// # Errors
+    /// When it is not, or the directory cannot be read.
+    pub fn holds_data(path: &Path) -> Result<bool, OpenError> {
+        let parts = Parts(path);
+        Ok(parts.has_format()? && parts.has_data()?)
     }
 
     /// Where it is.
@@ -214,10 +218,24 @@ impl LockedDir {
     pub(super) fn watermark(&self) -> PathBuf {
         self.path.join("watermark")
     }
+}
+
+/// A directory, by path alone.
+struct Parts<'a>(&'a Path);
+
+impl Parts<'_> {
+    fn has_data(&self) -> Result<bool, OpenError> {
+        let journal = self.0.join("journal");
+        let first = match fs::read_dir(&journal).and_then(|mut entries| entries.next().transpose()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            first => first.map_err(named(&journal))?,
+        };
+        Ok(first.is_some() || ["table", "snapshot", "index"].iter().any(|part| self.0.join(part).exists()))
+    }
 
     /// Whether the layout is ours. `false`: the directory is empty, and has none yet.
     fn has_format(&self) -> Result<bool, OpenError> {
-        let path = self.format();
+        let path = self.0.join("format");
         match fs::read(&path) {
             Ok(format) if format == FORMAT.as_bytes() => Ok(true),
             Ok(found) => {
@@ -225,7 +243,7 @@ impl LockedDir {
                 Err(OpenError::UnknownFormat { path, found })
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if holds_anything(&self.path).map_err(named(&self.path))? {
+                if holds_anything(self.0).map_err(named(self.0))? {
                     return Err(OpenError::NoFormat { path });
                 }
                 Ok(false)

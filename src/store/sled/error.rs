@@ -133,6 +133,12 @@ pub enum OpenError {
         /// The directory.
         dir: PathBuf,
     },
+    /// Something else is where it is to be.
+    #[error("{dir} is not a directory")]
+    NotADirectory {
+        /// Where.
+        dir: PathBuf,
+    },
     /// A new directory is on a disk that has no room for it.
     #[error(
         "{dir} has no data yet, and its disk has {free} bytes free, of at least {needed} that a first start needs: make room, or \
@@ -236,6 +242,7 @@ impl OpenError {
             | Self::NoFormat { .. }
             | Self::NoData { .. }
             | Self::NotEmpty { .. }
+            | Self::NotADirectory { .. }
             | Self::NoRoom { .. }
             | Self::GaveUp { .. }
             | Self::ForeignJournal { .. }
