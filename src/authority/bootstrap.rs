@@ -44,6 +44,7 @@ impl Authority {
             target: target(&key.tenant, &key.key_id),
             time: stamp.time,
             narrows: false,
+            goes_first: false,
             puts: vec![
                 tenant(TenantId::default_tenant(), "Default"),
                 tenant(TenantId::system(), "Credentials of callers"),

@@ -97,6 +97,7 @@ impl Authority {
             target: target(&key.tenant, &key.key_id),
             time: stamp.time,
             narrows: false,
+            goes_first: false,
             puts: vec![Put::NewKey(Box::new(key.clone()))],
         };
         let revision = self.commit(commit).await.map_err(|e| AuthorityError::of_commit(e, Subject::Key))?;

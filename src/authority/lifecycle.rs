@@ -4,7 +4,7 @@ use keyward_core::access::{ChangeState, Grant};
 use keyward_core::id::KeyId;
 use keyward_core::record::{KeyRecord, State};
 
-use super::{Authority, AuthorityError, Changed, Terms};
+use super::{Authority, AuthorityError, Call, Changed, Terms};
 
 impl Authority {
     /// Moves a key to another state. A key that is there already is left as it is.
@@ -23,11 +23,12 @@ impl Authority {
         if grant.is_own_key(key_id) {
             return Err(AuthorityError::OwnKey);
         }
-        let method = match to {
+        let (method, stops) = match to {
             State::Active => ("EnableKey", false),
             State::Disabled => ("DisableKey", true),
             State::Revoked => ("RevokeKey", true),
         };
-        self.change(grant, method, key_id, terms, |key, stamp| Ok(key.move_to(to, reason, stamp)?)).await
+        let call = Call { method, is_urgent: stops, stops };
+        self.change(grant, call, key_id, terms, |key, stamp| Ok(key.move_to(to, reason, stamp)?)).await
     }
 }

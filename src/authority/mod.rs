@@ -81,6 +81,16 @@ pub struct Changed<R> {
     pub revision: Revision,
 }
 
+/// What a change of a key is made by.
+#[derive(Clone, Copy, Debug)]
+struct Call {
+    method: &'static str,
+    /// It may take power away.
+    is_urgent: bool,
+    /// It does nothing else, and goes first also where there is none left to take.
+    stops: bool,
+}
+
 /// How a change is to be made.
 #[derive(Clone, Debug, Default)]
 pub struct Terms {
@@ -113,11 +123,11 @@ impl Authority {
     }
 
     /// Reads a key, changes it, and commits it unless it came out as it was. Another change in between is no obstacle,
-    /// unless the caller named a version. One that may take power away is `urgent`.
+    /// unless the caller named a version.
     async fn change<A>(
         &self,
         grant: &Grant<A>,
-        (method, urgent): (&'static str, bool),
+        call: Call,
         key_id: &KeyId,
         terms: &Terms,
         change: impl Fn(&mut KeyRecord, &Stamp) -> Result<Moved, AuthorityError> + Send + Sync,
@@ -125,7 +135,7 @@ impl Authority {
     where
         A: Act + Sync,
     {
-        let reader = Reader { caller: grant.actor(), urgent };
+        let reader = Reader { caller: grant.actor(), urgent: call.is_urgent };
         for _ in 0..CONFLICT_TRIES_MAX {
             let before = self.existing(&reader, grant.tenant(), key_id).await?;
             let mut key = before.clone();
@@ -151,10 +161,11 @@ impl Authority {
             let commit = Commit {
                 actor: stamp.actor,
                 authorization: Some(grant.authorization(now.clock())),
-                method,
+                method: call.method,
                 target: target(grant.tenant(), key_id),
                 time: stamp.time,
                 narrows,
+                goes_first: narrows || call.stops,
                 puts: vec![Put::Key(Box::new(key.clone()))],
             };
             match self.commit(commit).await {

@@ -53,6 +53,7 @@ impl Authority {
             target: record.tenant.to_string(),
             time: record.created.time,
             narrows: false,
+            goes_first: false,
             puts: vec![Put::NewTenant(Box::new(record.clone()))],
         };
         let revision = self.commit(commit).await.map_err(|e| AuthorityError::of_commit(e, Subject::Tenant))?;

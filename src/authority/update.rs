@@ -9,7 +9,7 @@ use keyward_core::id::KeyId;
 use keyward_core::record::{KeyRecord, Moved};
 use keyward_core::scope::Scope;
 
-use super::{Authority, AuthorityError, Changed, Terms, check_expiry, check_scopes, check_size, check_times};
+use super::{Authority, AuthorityError, Call, Changed, Terms, check_expiry, check_scopes, check_size, check_times};
 
 /// New values for some fields of a key; `None` leaves a field as it is.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +53,8 @@ impl Authority {
         let own = grant.is_own_key(key_id);
         let urgent = patch.may_narrow();
         let _turn = self.turns.take(grant.tenant(), key_id, (grant.actor(), urgent)).await?;
-        self.change(grant, ("UpdateKey", urgent), key_id, terms, |key, stamp| {
+        let call = Call { method: "UpdateKey", is_urgent: urgent, stops: false };
+        self.change(grant, call, key_id, terms, |key, stamp| {
             let before = key.clone();
             patch.apply(key);
             if own && key.policy != before.policy {

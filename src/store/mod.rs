@@ -447,6 +447,9 @@ pub struct Commit {
     /// It may turn a verdict from allow to deny ([`keyward_core::narrowing::narrows`]): it goes before all other changes, and is
     /// made even when the disk is nearly full.
     pub narrows: bool,
+    /// It goes before all other changes, whether or not it narrows: it gives no power, and its caller means to take some. It is
+    /// made with little room on the disk, but not with the last, which is for what narrows.
+    pub goes_first: bool,
     /// The records to write.
     pub puts: Vec<Put>,
 }

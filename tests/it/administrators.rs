@@ -128,6 +128,7 @@ impl Round {
             actor: ActorId::from(&actor.key_id),
             authorization: Some(authorization),
             narrows: true,
+            goes_first: true,
             ..commit(vec![Put::Key(Box::new(target))])
         }
     }

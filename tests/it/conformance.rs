@@ -125,6 +125,7 @@ pub(crate) fn commit(puts: Vec<Put>) -> Commit {
         target: "default/x".into(),
         time: UnixMillis(1_000),
         narrows: false,
+        goes_first: false,
         puts,
     }
 }

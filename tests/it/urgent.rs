@@ -285,7 +285,11 @@ async fn with_the_queue_full_a_key_is_disabled_and_before_all_that_waits() {
     let store = open_with(&dir, held_disk);
     create(&*store, 1).await;
     create(&*store, 2).await;
+    create(&*store, 3).await;
     let authority = authority(store.clone()).await;
+    let three = key(3).key_id;
+    let disabled = authority.change_state(&grants("operator").1, &three, State::Disabled, "", &Terms::default()).await;
+    disabled.unwrap();
     *HELD.0.lock().unwrap() = true;
     timeout(LIMIT, AT_THE_DISK.notified()).await.unwrap();
     let by = |caller: &str, number: u32| {
@@ -315,15 +319,17 @@ async fn with_the_queue_full_a_key_is_disabled_and_before_all_that_waits() {
     let (one, two) = (key(1).key_id, key(2).key_id);
     let mut disable = Box::pin(authority.change_state(&state, &one, State::Disabled, "", &terms));
     let mut narrow = Box::pin(authority.update_key(&issue, &two, &patch, &terms));
-    assert!(poll!(&mut disable).is_pending() && poll!(&mut narrow).is_pending());
-    // Until both are in the queue: whoever reads the key first has to hear of it.
+    let mut again = Box::pin(authority.change_state(&state, &three, State::Disabled, "another reason", &terms));
+    assert!(poll!(&mut disable).is_pending() && poll!(&mut narrow).is_pending() && poll!(&mut again).is_pending());
+    // Until all are in the queue: whoever reads the key first has to hear of it.
     let mut queued = 0;
-    while queued < 2 {
+    while queued < 3 {
         tokio::select! {
             biased;
             () = tokio::task::yield_now() => {}
             refused = &mut disable => panic!("{:?}", refused.err()),
             refused = &mut narrow => panic!("{:?}", refused.err()),
+            refused = &mut again => panic!("{:?}", refused.err()),
         }
         queued = store.waiting()[0];
     }
@@ -332,8 +338,8 @@ async fn with_the_queue_full_a_key_is_disabled_and_before_all_that_waits() {
         *held = false;
         HELD.1.notify_all();
     }
-    let (disabled, narrowed) = timeout(LIMIT, async { tokio::join!(disable, narrow) }).await.unwrap();
-    let last_narrowing = disabled.unwrap().revision.max(narrowed.unwrap().revision);
+    let (disabled, narrowed, again) = timeout(LIMIT, async { tokio::join!(disable, narrow, again) }).await.unwrap();
+    let last_narrowing = disabled.unwrap().revision.max(narrowed.unwrap().revision).max(again.unwrap().revision);
     timeout(LIMIT, first).await.unwrap().unwrap();
     for commit in waiting.into_iter().chain(others) {
         let revision = timeout(LIMIT, commit).await.unwrap().unwrap();
@@ -368,10 +374,13 @@ async fn with_little_room_a_key_can_be_narrowed_and_with_less_still_be_stopped()
     no_room(authority.update_key(&issue, &one, &described("longer"), &terms).await.err());
     authority.change_state(&state, &two, State::Disabled, "", &terms).await.unwrap();
     no_room(authority.change_state(&state, &two, State::Active, "", &terms).await.err());
+    // Another reason takes nothing away, but whoever gives it is stopping a key.
+    authority.change_state(&state, &two, State::Disabled, "unpaid", &terms).await.unwrap();
 
     // A key can be narrowed any number of times: what is left is kept for stopping keys.
     FREE.store(31 * MIB, Ordering::Relaxed);
     no_room(authority.update_key(&issue, &one, &expires_at(1_000), &terms).await.err());
+    no_room(authority.change_state(&state, &two, State::Disabled, "still unpaid", &terms).await.err());
     authority.change_state(&state, &one, State::Disabled, "", &terms).await.unwrap();
 
     FREE.store(15 * MIB, Ordering::Relaxed);

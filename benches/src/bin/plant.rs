@@ -164,6 +164,7 @@ fn commit(key: KeyRecord) -> Commit {
         target: format!("{}/{}", key.tenant, key.key_id),
         time: SystemClock.now(),
         narrows: false,
+        goes_first: false,
         puts: vec![Put::NewKey(Box::new(key))],
     }
 }

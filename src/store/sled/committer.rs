@@ -455,7 +455,7 @@ fn has_room(commit: &Commit, room: Room) -> bool {
     let stops = |put: &Put| matches!(put, Put::Key(key) if key.policy.state != State::Active);
     match room {
         Room::Ample => true,
-        Room::Scarce => commit.narrows,
+        Room::Scarce => commit.narrows || commit.goes_first,
         Room::Last => commit.narrows && commit.puts.iter().all(stops),
         Room::None => false,
     }

@@ -70,7 +70,16 @@ fn key(number: u64) -> KeyRecord {
 
 fn commit(put: Put, narrows: bool) -> Commit {
     let (actor, target) = (ActorId::keyward(), String::new());
-    Commit { actor, authorization: None, method: "Test", target, time: UnixMillis(1_000), narrows, puts: vec![put] }
+    Commit {
+        actor,
+        authorization: None,
+        method: "Test",
+        target,
+        time: UnixMillis(1_000),
+        narrows,
+        goes_first: narrows,
+        puts: vec![put],
+    }
 }
 
 async fn create(store: &SledStore, number: u64) -> KeyRecord {

@@ -144,6 +144,7 @@ impl Bench {
             target,
             time: NOW,
             narrows: false,
+            goes_first: false,
             puts: vec![Put::NewKey(Box::new(key.record(digest, PepperId(1), Revision(0))?))],
         })
     }
