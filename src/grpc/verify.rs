@@ -207,9 +207,10 @@ fn borrowed(texts: &[String]) -> Vec<&str> {
     texts.iter().map(String::as_str).collect()
 }
 
-/// The body of the reply to a call of Verify that can be answered with a verdict at once. `None`: the request breaks a
-/// rule, or asks for more than that, and [`VerifyService`] says what.
-#[must_use]
+/// The body of the reply to a call of Verify that can be answered with a verdict at once.
+///
+/// # Errors
+/// With why it cannot: the request breaks a rule, or asks for more than that, and [`VerifyService`] says what.
 pub fn quick_reply(ready: &Ready, caller: &Caller, foreseen: &mut Foreseen, body: &[u8]) -> Result<Bytes, Detour> {
     if body.len() > VERIFY_REQUEST_BYTES_MAX {
         return Err(Detour::LongRequest);
@@ -222,7 +223,9 @@ pub fn quick_reply(ready: &Ready, caller: &Caller, foreseen: &mut Foreseen, body
 }
 
 /// The same for a call of BatchVerify, all of whose items can be answered with a verdict at once.
-#[must_use]
+///
+/// # Errors
+/// As [`quick_reply`], for any item.
 pub fn quick_batch_reply(ready: &Ready, caller: &Caller, _: &mut Foreseen, body: &[u8]) -> Result<Bytes, Detour> {
     let now = ready.now();
     let about = (body.len() / ITEM_BYTES_TYPICAL + 1).min(BATCH_ITEMS_MAX);

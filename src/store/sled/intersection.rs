@@ -143,7 +143,7 @@ mod tests {
         (0..below)
             .filter(|_| {
                 *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (*seed >> 33) as u32 % one_in == 0
+                ((*seed >> 33) as u32).is_multiple_of(one_in)
             })
             .collect()
     }

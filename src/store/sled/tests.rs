@@ -367,7 +367,7 @@ async fn the_few_disabled_keys_of_an_owner_with_many_are_listed_without_reading_
 async fn conditions_with_much_each_and_next_to_nothing_in_common_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let owner = |number: u64| if number % 2 == 0 { "even" } else { "odd" };
+    let owner = |number: u64| if number.is_multiple_of(2) { "even" } else { "odd" };
     // Of `even`, the first 300 are gold, and one past many others.
     let labels = |number: u64| match number {
         number if number % 2 == 1 || number < 600 || number == 3_000 => &[("tier", "gold")][..],
