@@ -39,11 +39,16 @@ impl Entropy for SystemEntropy {
     }
 }
 
-/// Lets other threads go before this one, and those that it starts, where processors are short.
-pub fn give_way() {
-    // On Linux, a priority is that of the calling thread.
-    if let Err(error) = getpriority_process(None).and_then(|now| setpriority_process(None, now + NICER)) {
-        tracing::warn!(%error, "cannot let verdicts go first");
+/// What lets the calling thread of now go before those that do this, and before those that they start, where processors are
+/// short.
+pub fn giving_way() -> impl Fn() + Send + Sync + 'static {
+    // On Linux, a priority is that of the calling thread. From here, because a thread has that of the one that starts it, which
+    // may have given way already.
+    let nice = getpriority_process(None).map(|now| now + NICER);
+    move || {
+        if let Err(error) = nice.and_then(|nice| setpriority_process(None, nice)) {
+            tracing::warn!(%error, "cannot let verdicts go first");
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::app::{App, Deps, Engine, StartError};
 use crate::config::{Effective, Flags, Mistakes, Settings};
 use crate::lifecycle::{Caught, Signals, Stop};
 use crate::system::{
-    SystemClock, SystemEntropy, check_clock, check_files, check_threads, give_way, set_limits, threads_of_a_server,
+    SystemClock, SystemEntropy, check_clock, check_files, check_threads, giving_way, set_limits, threads_of_a_server,
 };
 use crate::telemetry::{self, Log};
 
@@ -50,7 +50,7 @@ pub(super) fn run(options: Serve) -> Result<(), Box<dyn Error>> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if settings.serving_threads > 0 {
         // Verdicts have threads of their own, which are started from this one; and the store's are started from the runtime's.
-        runtime.on_thread_start(give_way);
+        runtime.on_thread_start(giving_way());
     }
     let runtime = runtime.enable_all().build()?;
     let ended = runtime.block_on(async {
