@@ -321,7 +321,7 @@ async fn a_message_past_the_limit_is_refused() {
     let refused = [
         site.admin().ask(ask(&"x".repeat(70_000))).await.unwrap_err(),
         site.admin().ask(ask(&huge)).await.unwrap_err(),
-        site.admin().ask_all(pb::BatchVerifyRequest { requests: of_a_batch, ..Default::default() }).await.unwrap_err(),
+        site.admin().ask_all(pb::BatchVerifyRequest { requests: of_a_batch }).await.unwrap_err(),
         site.admin().create(pb::CreateKeyRequest { description: huge, ..new_key("Zapier", &[]) }).await.unwrap_err(),
     ];
     for refused in refused {
