@@ -127,7 +127,7 @@ async fn a_request_that_makes_no_sense_is_told_so_in_its_place_and_the_stream_go
         (Some(pb::VerifyRequest { all_scopes: strings(&["a.*"]), ..named() }), "3 BAD_FIELDS all_scopes[0]", "this"),
         (Some(pb::VerifyRequest { client_ip: "nowhere".into(), ..named() }), "3 BAD_FIELDS client_ip", "this"),
         (Some(pb::VerifyRequest { min_revision: u64::MAX, ..named() }), "9 REVISION_NOT_REACHED", "this"),
-        (Some(pb::VerifyRequest { secret: "x".repeat(65_536), ..named() }), "11 REQUEST_TOO_LONG", "this"),
+        (Some(pb::VerifyRequest { secret: "x".repeat(65_536), ..named() }), "8 REQUEST_TOO_LONG", "this"),
         // What is wrong with it must not come back.
         (Some(labelled(&issued.secret)), "3 BAD_FIELDS correlation_id", ""),
         (Some(labelled(&"x".repeat(65))), "3 BAD_FIELDS correlation_id", ""),
