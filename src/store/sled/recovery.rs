@@ -109,6 +109,9 @@ pub(super) fn recover(
     } else {
         (table, view)
     };
+    if let Some(table) = &table {
+        table.convert().map_err(OpenError::Table)?;
+    }
     let (table, rebuilt) = match table {
         Some(table) if sound == SoundTable::Keep && catch_up(&dir.journal(), &key, &table, &end, lacking)? => {
             (table, false)

@@ -6,7 +6,7 @@
 //! facets   tenant 0 facet 0 state 0 key_id   -> nothing; a facet is `o` 0 owner, `l` 0 name 0 value, or `s`
 //! tenants  tenant                            -> record
 //! meta     "applied"                         -> position in the log, counts and sums
-//!          "layout"                          -> the version of the above; a table of another one is built anew
+//!          "layout"                          -> the version of the above
 //! ```
 //!
 //! The position is written in the same transaction as what it covers. Beside it stand
@@ -467,9 +467,43 @@ impl Table {
         Ok(())
     }
 
-    /// Whether its trees are those of this version of the program.
+    /// Whether its orderings are those of this version of the program, and not of one before.
+    ///
+    /// # Errors
+    /// When they are of a version that is not known.
     pub(super) fn has_this_layout(&self) -> Result<bool, TableError> {
-        Ok(self.meta.get(LAYOUT)?.is_some_and(|version| *version == [LAYOUT_VERSION]))
+        match self.meta.get(LAYOUT)?.as_deref() {
+            Some([LAYOUT_VERSION]) => Ok(true),
+            // Version 1 had no note of it, and no states in its facets.
+            None => Ok(false),
+            Some(_) => Err(TableError::Unsound("its layout is that of another version of keyward")),
+        }
+    }
+
+    /// Makes its orderings those of this version. It must have been checked: they are made from its records. What a crash
+    /// leaves is made again, because the note of it comes last.
+    pub(super) fn convert(&self) -> Result<(), TableError> {
+        if self.has_this_layout()? {
+            return Ok(());
+        }
+        let mut progress =
+            Progress::begin("making the orderings of the table anew, in keys", self.sums()?.keys.count());
+        self.facets.clear()?;
+        let mut keys = self.keys.iter().values();
+        loop {
+            let (mut batch, mut count) = (Batch::default(), 0);
+            for bytes in keys.by_ref().take(COPY_ROWS) {
+                facets_of(&decode_key(&bytes?)?).for_each(|facet| batch.insert(facet, &[]));
+                count += 1;
+            }
+            if count == 0 {
+                break;
+            }
+            self.facets.apply_batch(batch)?;
+            progress.advance(count);
+        }
+        self.meta.insert(LAYOUT, &[LAYOUT_VERSION])?;
+        Ok(())
     }
 
     /// The position it covers, and what it holds.
@@ -481,7 +515,6 @@ impl Table {
 
 const APPLIED: &str = "applied";
 const LAYOUT: &str = "layout";
-/// Version 1 had no note of it, and no states in its facets.
 const LAYOUT_VERSION: u8 = 2;
 
 /// The last row of each record: within one transaction, only that one is written.

@@ -395,26 +395,32 @@ async fn conditions_with_much_each_and_next_to_nothing_in_common_are_refused() {
 }
 
 #[tokio::test]
-async fn a_table_of_another_layout_is_built_anew() {
+async fn a_table_of_the_layout_before_is_converted_and_one_of_an_unknown_layout_built_anew() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
     create_all(&store, (0..700).map(|n| labelled(n, "acme", &[], State::Active))).await;
     store.close().await.unwrap();
     drop(store);
     let path = LockedDir::lock(dir.path()).unwrap().table();
-    {
-        let db = sled::open(&path).unwrap();
-        db.open_tree("meta").unwrap().remove("layout").unwrap();
-        db.flush().unwrap();
+    for (layout, rebuilds) in [(None, 0), (Some([9]), 1), (Some([2]), 0)] {
+        {
+            let db = sled::open(&path).unwrap();
+            let (meta, facets) = (db.open_tree("meta").unwrap(), db.open_tree("facets").unwrap());
+            match layout {
+                Some(layout) => drop(meta.insert("layout", &layout).unwrap()),
+                None => {
+                    meta.remove("layout").unwrap();
+                    facets.clear().unwrap();
+                    facets.insert("default\0o\0acme\0key-000007", b"").unwrap();
+                }
+            }
+            db.flush().unwrap();
+        }
+        let store = open(&dir);
+        assert_eq!(Store::table(&*store).rebuilds, rebuilds, "{layout:?}");
+        assert_eq!(pages(&store, KeyQuery { owner: Some("acme".into()), ..list(100) }).unwrap().len(), 700);
+        store.close().await.unwrap();
     }
-    let store = open(&dir);
-    assert_eq!(Store::table(&*store).rebuilds, 1);
-    assert_eq!(pages(&store, KeyQuery { owner: Some("acme".into()), ..list(100) }).unwrap().len(), 700);
-    store.close().await.unwrap();
-    drop(store);
-    let store = open(&dir);
-    assert_eq!(Store::table(&*store).rebuilds, 0);
-    store.close().await.unwrap();
 }
 
 /// New keys in one commit, with descriptions as long as a record takes.
