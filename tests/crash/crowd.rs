@@ -342,6 +342,7 @@ fn crowd_on(
     stop: &AtomicBool,
 ) -> Result<Got, Failure> {
     let mut wire = Wire::connect(addr, secret, path, request)?;
+    wire.wait_for_window(calls)?;
     wire.send(calls)?;
     let mut got = Got { replied: 0, refused: 0, disk: 0, millis: 0 };
     while !stop.load(Ordering::Relaxed) {

@@ -94,6 +94,14 @@ impl Wire {
         self.body = [&[0], &(message.len() as u32).to_be_bytes()[..], &message].concat();
     }
 
+    /// Waits, before the first call, until the server takes the request so many times at once.
+    pub(crate) fn wait_for_window(&mut self, times: usize) -> Result<(), Failure> {
+        while self.window < (times * self.body.len()) as i64 {
+            self.ended()?;
+        }
+        Ok(())
+    }
+
     /// Sends the request so many times at once.
     pub(crate) fn send(&mut self, times: usize) -> Result<(), Failure> {
         let mut bytes = vec![];
