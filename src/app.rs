@@ -18,6 +18,7 @@ use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower_layer::Layer;
 
@@ -29,15 +30,16 @@ use crate::config::Settings;
 use crate::cores::Cores;
 use crate::files;
 use crate::grpc;
-use crate::grpc::calls::{CALLS, has_long_reply, has_stream, is_quick, is_urgent};
+use crate::grpc::calls::{CALLS, has_long_reply, has_stream, is_open, is_quick, is_urgent};
 use crate::grpc::ready::{Gate, Ready};
 use crate::grpc::refusals;
 use crate::health::Health;
+use crate::http2::{Budget, Callers};
 use crate::index::{Index, Kind};
 use crate::keyring::{Keyring, KeyringError};
 use crate::layer::authn::AuthnLayer;
 use crate::layer::deadline::DeadlineLayer;
-use crate::layer::incoming::IncomingLayer;
+use crate::layer::incoming::{IncomingLayer, IncompleteLayer};
 use crate::layer::log::LogLayer;
 use crate::layer::metrics::MetricsLayer;
 use crate::layer::protocol::ProtocolLayer;
@@ -215,10 +217,11 @@ impl App {
         let health = Health::new(&HEALTH_NAMES);
         let phase = watch::Sender::new(Phase::Loading);
         let index = Arc::new(Index::default());
-        let slots = Slots::new(connections_max());
+        let slots = Slots::kept(connections_max(), settings.listen.len());
         let writable = Arc::new(AtomicBool::new(false));
         let opened = Arc::new(OnceLock::new());
-        let metrics = Arc::new(new_metrics(&index, &slots, &writable, &opened, &deps.clock));
+        let budget = Budget::new(settings.stranger_request_bytes_max, settings.request_bytes_max);
+        let metrics = Arc::new(new_metrics(&index, &slots, &budget, &writable, &opened, &deps.clock));
         let verdicts = metrics.verdicts();
 
         ops.spawn("refusals", refusals::tell_left_out(ops.stop_token()));
@@ -228,10 +231,10 @@ impl App {
         let ops_addr = ops_listener.as_ref().map(|listener| listener.addr().clone());
         let routes = grpc::routes(&gate, &front.stop_token(), health.clone(), settings.reflection)?;
         let cores = start_cores(settings.serving_threads)?;
-        let incoming = accept(&doors, listeners, &slots);
-        serve(&front, incoming, &cores, routes, &gate, &metrics);
+        let incoming = accept(&doors, listeners, &slots, &front.stop_token());
+        serve(&front, incoming, budget, &cores, routes, &gate, &metrics);
         if let Some(listener) = ops_listener {
-            serve_ops(&ops, listener, Ops { phase: phase.subscribe(), metrics });
+            serve_ops(&ops, listener, Ops { phase: phase.subscribe(), slots: slots.clone(), metrics });
         }
         ops.spawn("systemd", systemd::tell(phase.subscribe()));
         let urgent = cores.urgent();
@@ -354,11 +357,13 @@ type Opened = Arc<OnceLock<Arc<dyn Store>>>;
 fn new_metrics(
     index: &Arc<Index>,
     slots: &Slots,
+    budget: &Budget,
     writable: &Arc<AtomicBool>,
     opened: &Opened,
     clock: &Arc<dyn Clock>,
 ) -> Metrics {
     let (keys, revision, connections, writable) = (index.clone(), index.clone(), slots.clone(), writable.clone());
+    let (strangers, turned_away) = (slots.clone(), slots.clone());
     let (unused, compactions) = (index.clone(), index.clone());
     let names = Kind::ALL.map(|kind| {
         let (name, index) = (kind_name(kind), index.clone());
@@ -371,10 +376,21 @@ fn new_metrics(
     };
     let (lasting, clock) = (opened.clone(), clock.clone());
     let administrators = move || lasting.get().map_or(0, |store| store.lasting_administrators(clock.now()) as u64);
+    let callers = [("strangers", Callers::Strangers), ("known", Callers::Known)];
+    let of_callers = |of: fn(&Budget, Callers) -> u64| {
+        callers.map(|(name, callers)| -> (&'static str, Reading) {
+            let budget = budget.clone();
+            (name, Box::new(move || of(&budget, callers)))
+        })
+    };
     let readings = Readings {
+        request_bytes: of_callers(|budget, callers| budget.held(callers) as u64).into(),
+        requests_without_room: of_callers(|budget, callers| budget.refused(callers)).into(),
         keys: Box::new(move || keys.len() as u64),
         revision: Box::new(move || revision.revision().0),
-        connections: Box::new(move || connections.taken() as u64),
+        connections: Box::new(move || connections.taken().all as u64),
+        connections_of_strangers: Box::new(move || strangers.taken().by_strangers as u64),
+        connections_turned_away: Box::new(move || turned_away.taken().turned_away),
         writable: Box::new(move || u64::from(writable.load(Ordering::Relaxed))),
         administrators: Box::new(administrators),
         names: names.into(),
@@ -420,10 +436,15 @@ fn start_cores(count: usize) -> Result<Cores, StartError> {
 }
 
 /// Accepts connections on all listeners. When all have ended, no more come.
-fn accept(doors: &Tasks, listeners: Vec<Listener>, slots: &Slots) -> mpsc::Receiver<io::Result<Conn>> {
+fn accept(
+    doors: &Tasks,
+    listeners: Vec<Listener>,
+    slots: &Slots,
+    end: &CancellationToken,
+) -> mpsc::Receiver<io::Result<Conn>> {
     let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
     for listener in listeners {
-        doors.spawn("accept", listener.accept(slots.clone(), accepted.clone(), doors.stop_token()));
+        doors.spawn("accept", listener.accept(slots.clone(), accepted.clone(), doors.stop_token(), end.clone()));
     }
     incoming
 }
@@ -431,28 +452,31 @@ fn accept(doors: &Tasks, listeners: Vec<Listener>, slots: &Slots) -> mpsc::Recei
 fn serve(
     tasks: &Tasks,
     incoming: mpsc::Receiver<io::Result<Conn>>,
+    budget: Budget,
     cores: &Cores,
     routes: Routes,
     gate: &Gate,
     metrics: &Metrics,
 ) {
     let (calls, ways) = (metrics.calls(), metrics.ways());
-    let service = LogLayer.layer(routes.prepare());
+    let service = LogLayer.layer(IncompleteLayer.layer(routes.prepare()));
     let service = DeadlineLayer.layer(AuthnLayer::new(gate.clone()).layer(service));
     let service = ProtocolLayer.layer(service);
     let service = IncomingLayer.layer(MetricsLayer::new(calls.clone()).layer(service));
     let gate = gate.clone();
-    let at_once = move |peer| QuickVerify::new(gate.clone(), &calls, ways.clone(), peer);
+    let at_once = move |peer, connection| QuickVerify::new(gate.clone(), &calls, ways.clone(), peer, connection);
     let (urgent, elsewhere) = (cores.urgent(), Handle::current());
     let answering = Answering {
         service,
         at_once,
         at_home: is_quick,
+        is_open,
         has_stream,
         is_long: has_long_reply,
         is_urgent,
         urgent,
         elsewhere,
+        budget,
     };
     tasks.spawn("serve", serve::serve(tasks.clone(), cores.homes().to_vec(), incoming, answering));
 }
@@ -460,7 +484,8 @@ fn serve(
 fn serve_ops(tasks: &Tasks, listener: Listener, ops: Ops) {
     let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
     let slots = Slots::new(ops_http::CONNECTIONS_MAX);
-    tasks.spawn("accept ops", listener.accept(slots, accepted, tasks.stop_token()));
+    let stop = tasks.stop_token();
+    tasks.spawn("accept ops", listener.accept(slots, accepted, stop.clone(), stop));
     tasks.spawn("serve ops", ops.serve(incoming));
 }
 

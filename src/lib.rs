@@ -13,8 +13,9 @@
 //! - [`authority`]: the write side. [`verify`]: the hot path.
 //! - [`index`]: every key in RAM. [`feed`]: the changes, in order.
 //! - [`store`]: the log and the table on disk.
-//! - [`keyring`], [`files`], [`system`], [`parallel`], [`fair`], [`progress`], [`fatal`]: the pepper file, durable small files,
-//!   the real clock and randomness, work on every core, turns of callers, how far a long start is, and the end of a process that
+//! - [`keyring`], [`files`], [`system`], [`machine`], [`parallel`], [`fair`], [`progress`], [`fatal`]: the pepper file, durable
+//!   small files, the real clock and randomness, how much memory there is, work on every core, turns of callers, how far a long
+//!   start is, and the end of a process that
 //!   must not go on.
 
 pub mod app;
@@ -37,6 +38,7 @@ pub mod index;
 pub mod keyring;
 pub mod layer;
 pub mod lifecycle;
+pub mod machine;
 pub mod metrics;
 pub mod net;
 pub mod offline;

@@ -67,10 +67,18 @@ pub struct Readings {
     pub revision: Reading,
     /// How many connections of callers are open.
     pub connections: Reading,
+    /// How many of them have not had a credential that works.
+    pub connections_of_strangers: Reading,
+    /// How many of these were turned away so that others get in.
+    pub connections_turned_away: Reading,
     /// 1 if changes can be made, else 0.
     pub writable: Reading,
     /// How many lasting administrators there are.
     pub administrators: Reading,
+    /// For each kind of callers, bytes that are held for requests under way.
+    pub request_bytes: Vec<(&'static str, Reading)>,
+    /// For each kind of callers, how many requests there was no room for.
+    pub requests_without_room: Vec<(&'static str, Reading)>,
     /// For each kind of names, how many keys use.
     pub names: Vec<(&'static str, Reading)>,
     /// How many names are kept that no key uses.
@@ -93,8 +101,12 @@ impl Default for Readings {
             keys: zero(),
             revision: zero(),
             connections: zero(),
+            connections_of_strangers: zero(),
+            connections_turned_away: zero(),
             writable: zero(),
             administrators: zero(),
+            request_bytes: vec![],
+            requests_without_room: vec![],
             names: vec![],
             names_unused: zero(),
             name_compactions: zero(),
@@ -124,6 +136,10 @@ impl Metrics {
         registry.register("keys", "Keys there are, in any state", Gauge(readings.keys));
         registry.register("revision", "Every change up to this one is in verdicts", Gauge(readings.revision));
         registry.register("connections", "Open connections of callers", Gauge(readings.connections));
+        let help = "Those that have not had a credential that works";
+        registry.register("connections_without_credential", help, Gauge(readings.connections_of_strangers));
+        let help = "Connections that have not had a credential that works and were ended so that others get in";
+        registry.register("connections_turned_away", help, Count(readings.connections_turned_away));
         registry.register(
             "writable",
             "1 if changes can be made, 0 if the disk is full or stuck",
@@ -132,8 +148,13 @@ impl Metrics {
         let help = "Administrators that last: active keys of tenant system with keyward.admin, without an end, networks or \
                     audiences; 0 also until changes can be made";
         registry.register("lasting_administrators", help, Gauge(readings.administrators));
+        let help = "Held for requests under way, by whether their connection has had a credential that works";
+        let held = Gauges("callers", readings.request_bytes);
+        registry.register_with_unit("requests_held", help, Unit::Bytes, held);
+        let help = "Calls that were refused, and connections that ended, because that was as much as it may be";
+        registry.register("requests_without_room", help, Counts("callers", readings.requests_without_room));
         let help = "Different names that keys use, in any tenant, by kind";
-        registry.register("names", help, Kinds(readings.names));
+        registry.register("names", help, Gauges("kind", readings.names));
         registry.register("names_unused", "Names that are kept and no key uses", Gauge(readings.names_unused));
         let help = "How often the room of unused names was given back";
         registry.register("name_compactions", help, Count(readings.name_compactions));
@@ -330,25 +351,47 @@ impl EncodeMetric for Durations {
     }
 }
 
-/// Gauges of one family, by kind, that are read when somebody asks.
-struct Kinds(Vec<(&'static str, Reading)>);
+/// Gauges of one family, by a label, that are read when somebody asks.
+struct Gauges(&'static str, Vec<(&'static str, Reading)>);
 
-impl fmt::Debug for Kinds {
+impl fmt::Debug for Gauges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|(kind, _)| kind)).finish()
+        f.debug_list().entries(self.1.iter().map(|(kind, _)| kind)).finish()
     }
 }
 
-impl EncodeMetric for Kinds {
+impl EncodeMetric for Gauges {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        for (kind, reading) in &self.0 {
-            encoder.encode_family(&[("kind", *kind)])?.encode_gauge(&reading())?;
+        for (kind, reading) in &self.1 {
+            encoder.encode_family(&[(self.0, *kind)])?.encode_gauge(&reading())?;
         }
         Ok(())
     }
 
     fn metric_type(&self) -> MetricType {
         MetricType::Gauge
+    }
+}
+
+/// The same for counters.
+struct Counts(&'static str, Vec<(&'static str, Reading)>);
+
+impl fmt::Debug for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.1.iter().map(|(kind, _)| kind)).finish()
+    }
+}
+
+impl EncodeMetric for Counts {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        for (kind, reading) in &self.1 {
+            encoder.encode_family(&[(self.0, *kind)])?.encode_counter::<NoLabelSet, u64, u64>(&reading(), None)?;
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Counter
     }
 }
 

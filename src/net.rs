@@ -1,5 +1,7 @@
 //! Listeners: TCP and Unix sockets, bounded, and told apart from each other for whoever asks where a call came from.
 
+mod slots;
+
 use std::fmt;
 use std::fs;
 use std::future::Future;
@@ -9,8 +11,6 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,12 +18,15 @@ use rustix::fs::Mode;
 use rustix::process::umask;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
-/// Connections at one time, over all listeners, if the process may open as many files. Further ones wait to be accepted.
+use self::slots::Slot;
+pub use self::slots::{Mark, Slots, Taken};
+
+/// Connections at one time, over all listeners, if the process may open as many files.
 const CONNECTIONS_MAX: usize = 8_192;
 /// Files that are kept for everything else: the journal, the table, the runtime.
 const FILES_RESERVED: usize = 128;
@@ -152,46 +155,6 @@ impl fmt::Display for Group {
     }
 }
 
-/// The connections that there may be at one time, and how many there are.
-#[derive(Clone, Debug)]
-pub struct Slots {
-    free: Arc<Semaphore>,
-    /// Not what the semaphore lacks: listeners that wait for a connection hold a permit already.
-    taken: Arc<AtomicUsize>,
-}
-
-impl Slots {
-    /// Slots for this many connections.
-    #[must_use]
-    pub fn new(max: usize) -> Self {
-        Self { free: Arc::new(Semaphore::new(max)), taken: Arc::default() }
-    }
-
-    /// How many connections there are.
-    #[must_use]
-    pub fn taken(&self) -> usize {
-        self.taken.load(Ordering::Relaxed)
-    }
-
-    fn take(&self, permit: OwnedSemaphorePermit) -> Slot {
-        self.taken.fetch_add(1, Ordering::Relaxed);
-        Slot { taken: self.taken.clone(), _permit: permit }
-    }
-}
-
-/// A connection's slot, free again when this is dropped.
-#[derive(Debug)]
-struct Slot {
-    taken: Arc<AtomicUsize>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.taken.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// A bound listener.
 #[derive(Debug)]
 pub struct Listener {
@@ -248,16 +211,23 @@ impl Listener {
     }
 
     /// Accepts connections and hands them on until `stop`, and those that wait in the kernel's queue then, which would
-    /// be reset.
-    pub async fn accept(self, slots: Slots, to: mpsc::Sender<io::Result<Conn>>, stop: CancellationToken) {
+    /// be reset. Each is told to go by a child of `end`.
+    pub async fn accept(
+        self,
+        slots: Slots,
+        to: mpsc::Sender<io::Result<Conn>>,
+        stop: CancellationToken,
+        end: CancellationToken,
+    ) {
         let _cleanup = RemoveSocket::of(&self.addr);
-        // The slot first: at the limit, connections wait in the kernel's queue.
-        let next = async || Some((slots.free.clone().acquire_owned().await.ok()?, self.accept_one().await));
-        // What was accepted is handed on in any case.
-        while let Some(Some((free, accepted))) = stop.run_until_cancelled(next()).await {
+        let door = slots.door();
+        while let Some(accepted) = stop.run_until_cancelled(self.accept_one()).await {
             match accepted {
                 Ok(stream) => {
-                    if to.send(Ok(Conn::new(stream, slots.take(free)))).await.is_err() {
+                    // While there is no place for it, others wait in the kernel's queue.
+                    let entered = stop.run_until_cancelled(door.enter(&end)).await;
+                    let Some(slot) = entered.or_else(|| door.try_enter(&end)) else { break };
+                    if to.send(Ok(Conn::new(stream, slot))).await.is_err() {
                         return;
                     }
                 }
@@ -268,9 +238,9 @@ impl Listener {
             }
         }
         let Ok(waiting) = self.socket.into_waiting() else { return };
-        while let Ok(free) = slots.free.clone().try_acquire_owned()
-            && let Ok(stream) = waiting.accept_one()
-            && to.send(Ok(Conn::new(stream, slots.take(free)))).await.is_ok()
+        while let Ok(stream) = waiting.accept_one()
+            && let Some(slot) = door.try_enter(&end)
+            && to.send(Ok(Conn::new(stream, slot))).await.is_ok()
         {}
     }
 
@@ -370,6 +340,18 @@ enum ParkedStream {
 impl Conn {
     fn new(stream: Stream, slot: Slot) -> Self {
         Self { stream, greeting: Some(Greeting::expected()), turn_bytes_left: TURN_BYTES_MAX, slot }
+    }
+
+    /// Says of it that it has had a credential that works.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        self.slot.mark()
+    }
+
+    /// What tells it to go, because all shall or because another one needs its place.
+    #[must_use]
+    pub fn leave(&self) -> CancellationToken {
+        self.slot.leave()
     }
 
     /// Takes a connection off its runtime. A peer that is still to say that it speaks HTTP/2 has all of its time for it
@@ -540,6 +522,8 @@ impl Drop for RemoveSocket {
 mod tests {
     use super::*;
 
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
     use std::task::Wake;
 
     struct Woken(std::sync::atomic::AtomicBool);
@@ -554,8 +538,7 @@ mod tests {
     async fn a_connection_that_always_has_more_to_read_gives_others_their_turn() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         while theirs.try_write(&[0; 4_096]).is_ok() {}
-        let slots = Slots::new(1);
-        let slot = slots.take(slots.free.clone().try_acquire_owned().unwrap());
+        let slot = Slots::new(1).door().enter(&CancellationToken::new()).await;
         let mut conn = Conn::new(Stream::Unix(ours), slot);
         conn.stream_readable().await;
 

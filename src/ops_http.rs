@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::metrics::{CONTENT_TYPE, Metrics};
-use crate::net::Conn;
+use crate::net::{Conn, Slots, Taken};
 
 /// Connections at one time. Further ones wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -49,6 +49,8 @@ pub enum Phase {
 pub struct Ops {
     /// Where the server is in its life.
     pub phase: watch::Receiver<Phase>,
+    /// The places for connections of callers.
+    pub slots: Slots,
     /// What it counts.
     pub metrics: Arc<Metrics>,
 }
@@ -94,10 +96,27 @@ impl Ops {
     fn readiness(&self) -> Response<String> {
         match *self.phase.borrow() {
             Phase::Loading => text(StatusCode::SERVICE_UNAVAILABLE, "loading"),
-            Phase::Serving => text(StatusCode::OK, "ok"),
+            Phase::Serving => self.room(),
             Phase::Draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining"),
             Phase::Stopping => text(StatusCode::SERVICE_UNAVAILABLE, "stopping"),
         }
+    }
+
+    /// Ready, and how full it is if it is. Callers without a credential cannot make it unready: they make room for others.
+    fn room(&self) -> Response<String> {
+        let Taken { of, all, by_strangers, turned_away, is_full, is_full_of_known } = self.slots.taken();
+        if is_full_of_known {
+            let line = format!("full: {all} of {of} connections, all of callers with a credential; further ones wait");
+            return text(StatusCode::SERVICE_UNAVAILABLE, &line);
+        }
+        if is_full {
+            let line = format!(
+                "ok\nfull: {all} of {of} connections, {by_strangers} of callers without a credential, of which the oldest make \
+                 room for further ones ({turned_away} so far)"
+            );
+            return text(StatusCode::OK, &line);
+        }
+        text(StatusCode::OK, "ok")
     }
 
     fn exposition(&self) -> Response<String> {

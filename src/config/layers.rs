@@ -19,8 +19,8 @@ use serde::de::DeserializeOwned;
 use super::{Flags, Mistakes, Settings};
 use crate::net::{Group, ListenAddr};
 
-/// Every setting, with its default as TOML. `pepper_file` has one that depends on `data_dir`, and `serving_threads` one
-/// that depends on the machine.
+/// Every setting, with its default as TOML. `pepper_file` has one that depends on `data_dir`, and `serving_threads`
+/// and `request_bytes_max` ones that depend on the machine.
 const DEFAULTS: &str = r#"
 data_dir = "./data"
 listen = ["127.0.0.1:50051"]
@@ -39,12 +39,13 @@ backup_aside_bytes_max = 268435456
 tenants_max = 10000
 owners_per_tenant_max = 100000
 scopes_per_tenant_max = 10000
+stranger_request_bytes_max = 67108864
 expect_head = ""
 log_filter = "info"
 log_format = "text"
 "#;
 
-const NAMES: [&str; 22] = [
+const NAMES: [&str; 24] = [
     "data_dir",
     "listen",
     "ops_listen",
@@ -64,6 +65,8 @@ const NAMES: [&str; 22] = [
     "tenants_max",
     "owners_per_tenant_max",
     "scopes_per_tenant_max",
+    "stranger_request_bytes_max",
+    "request_bytes_max",
     "expect_head",
     "log_filter",
     "log_format",
@@ -77,6 +80,9 @@ const ENV_CONFIG: &str = "config";
 
 /// The most threads that may serve connections.
 const SERVING_THREADS_MAX: usize = 256;
+
+/// The least that may be held for requests under way.
+const REQUEST_BYTES_LEAST: u64 = 1024 * 1024;
 
 /// The value of an address where nothing shall listen.
 const OFF: &str = "off";
@@ -153,6 +159,17 @@ impl Layers {
             return None;
         }
         Some(threads)
+    }
+
+    /// Bytes that may be held for requests under way; `default` if nothing is said.
+    pub(super) fn request_bytes(&mut self, name: &str, default: impl FnOnce() -> u64) -> Option<usize> {
+        let bytes: Option<u64> = self.value(name)?;
+        let bytes = bytes.unwrap_or_else(default);
+        if bytes < REQUEST_BYTES_LEAST {
+            self.mistake(name, &format!("must be at least {REQUEST_BYTES_LEAST} bytes"));
+            return None;
+        }
+        usize::try_from(bytes).ok()
     }
 
     pub(super) fn listen_addrs(&mut self, name: &str) -> Option<Vec<ListenAddr>> {
@@ -301,6 +318,8 @@ impl Layers {
             settings.tenants_max.to_string(),
             settings.owners_per_tenant_max.to_string(),
             settings.scopes_per_tenant_max.to_string(),
+            settings.stranger_request_bytes_max.to_string(),
+            settings.request_bytes_max.to_string(),
             settings.expect_head.as_ref().map_or_else(|| quoted(&""), |head| quoted(head)),
             quoted(&settings.log_filter),
             format!("\"{:?}\"", settings.log_format).to_lowercase(),

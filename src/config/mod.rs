@@ -13,10 +13,15 @@ use keyward_core::head::Head;
 use serde::Serialize;
 
 use self::layers::Layers;
+use crate::machine;
 use crate::net::{ListenAddr, SocketAccess};
 use crate::telemetry::{LogFormat, check_filter};
 
 const CENTURY: Duration = Duration::from_secs(100 * 31_557_600);
+/// What may be held for requests under way of callers with a credential, if there is enough memory.
+const REQUEST_BYTES_MOST: u64 = 1024 * 1024 * 1024;
+/// Without one.
+const STRANGER_REQUEST_BYTES: u64 = 64 * 1024 * 1024;
 const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// The settings of a server. A field's name is its name in the file; in the environment it is in capitals behind
@@ -66,6 +71,12 @@ pub struct Settings {
     pub owners_per_tenant_max: usize,
     /// Different scopes that the keys of one tenant may have. Default 10,000.
     pub scopes_per_tenant_max: usize,
+    /// Bytes that may be held for requests under way of callers on connections that have not had a credential that
+    /// works. Further ones are refused. Default 64 MiB; at least 1 MiB. Each connection may hold 8 KiB in any case.
+    pub stranger_request_bytes_max: usize,
+    /// The same for all other callers, of which one connection may have an eighth. Default 1 GiB, or a quarter of the
+    /// memory that the process may have if that is less; at least 1 MiB.
+    pub request_bytes_max: usize,
     /// A head of the log that was kept apart from it, as text ([`Head`]): the journal must lead through it, or nothing
     /// is served. Default: none, also as an empty text.
     pub expect_head: Option<Head>,
@@ -162,6 +173,10 @@ impl Settings {
         let tenants_max = layers.count("tenants_max");
         let owners_per_tenant_max = layers.count("owners_per_tenant_max");
         let scopes_per_tenant_max = layers.count("scopes_per_tenant_max");
+        let stranger_request_bytes_max = layers.request_bytes("stranger_request_bytes_max", || STRANGER_REQUEST_BYTES);
+        let request_bytes_max = layers.request_bytes("request_bytes_max", || {
+            machine::memory_bytes().map_or(REQUEST_BYTES_MOST, |bytes| REQUEST_BYTES_MOST.min(bytes / 4))
+        });
         let expect_head = layers.head("expect_head");
         let log_filter: Option<String> = layers.value("log_filter");
         let log_format = layers.value("log_format");
@@ -204,6 +219,8 @@ impl Settings {
                 tenants_max: tenants_max?,
                 owners_per_tenant_max: owners_per_tenant_max?,
                 scopes_per_tenant_max: scopes_per_tenant_max?,
+                stranger_request_bytes_max: stranger_request_bytes_max?,
+                request_bytes_max: request_bytes_max?,
                 expect_head: expect_head?,
                 accept_watermark_loss: flags.accept_watermark_loss,
                 log_filter: log_filter?,

@@ -3,7 +3,8 @@
 
 use keyward_core::access::Action;
 
-use super::{ADMIN_REQUEST_BYTES_MAX, BATCH_REQUEST_BYTES_MAX, OPEN_REQUEST_BYTES_MAX};
+use super::{ADMIN_REQUEST_BYTES_MAX, BATCH_REQUEST_BYTES_MAX, STREAM_MESSAGE_BYTES_MAX};
+use crate::http2::OPEN_MESSAGE_BYTES_MAX;
 
 /// Every call of our own services, and the action it takes.
 pub const CALLS: &[(&str, Action)] = &[
@@ -64,7 +65,8 @@ pub fn has_long_reply(path: &str) -> bool {
 #[must_use]
 pub fn message_bytes_max(path: &str) -> usize {
     match path {
-        _ if is_open(path) => OPEN_REQUEST_BYTES_MAX,
+        _ if is_open(path) => OPEN_MESSAGE_BYTES_MAX,
+        STREAM_VERIFY => STREAM_MESSAGE_BYTES_MAX,
         _ if path.starts_with("/keyward.v1.KeyVerify/") => BATCH_REQUEST_BYTES_MAX,
         _ => ADMIN_REQUEST_BYTES_MAX,
     }

@@ -21,7 +21,7 @@ use zeroize::Zeroize;
 
 use super::calls::STREAM_VERIFY;
 use super::status::{Refusal, status};
-use super::{BATCH_REQUEST_BYTES_MAX, pb};
+use super::{STREAM_MESSAGE_BYTES_MAX, pb};
 
 /// Whether a message is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
@@ -97,8 +97,8 @@ impl Messages {
             return Err(Refusal::Unreadable("messages must not be compressed"));
         }
         let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        if length > BATCH_REQUEST_BYTES_MAX {
-            return Err(Refusal::TooLong { max: BATCH_REQUEST_BYTES_MAX });
+        if length > STREAM_MESSAGE_BYTES_MAX {
+            return Err(Refusal::TooLong { max: STREAM_MESSAGE_BYTES_MAX });
         }
         let Some(message) = rest.get(..length) else { return Ok(None) };
         let message = pb::StreamVerifyRequest::decode(message);

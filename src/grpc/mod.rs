@@ -37,6 +37,7 @@ use self::pb::key_verify_server::KeyVerifyServer;
 use self::ready::Gate;
 use self::verify::VerifyService;
 use crate::health::Health;
+use crate::http2::OPEN_MESSAGE_BYTES_MAX;
 
 /// An admin request longer than this is refused.
 pub const ADMIN_REQUEST_BYTES_MAX: usize = 1024 * 1024;
@@ -44,8 +45,8 @@ pub const ADMIN_REQUEST_BYTES_MAX: usize = 1024 * 1024;
 pub const VERIFY_REQUEST_BYTES_MAX: usize = 64 * 1024;
 /// A batch longer than this is refused. One of 1,000 with long fields fits.
 pub const BATCH_REQUEST_BYTES_MAX: usize = 1024 * 1024;
-/// A request to health or reflection, which take no credential, longer than this is refused.
-pub const OPEN_REQUEST_BYTES_MAX: usize = 8 * 1024;
+/// A message that is longer ends its stream; one of a stream of verdicts whose request is too long is answered with an error.
+pub const STREAM_MESSAGE_BYTES_MAX: usize = 256 * 1024;
 
 /// All services. Streams end when `stop` is cancelled. Reflection is served if `reflection` is set.
 ///
@@ -59,7 +60,7 @@ pub fn routes(
 ) -> Result<Routes, prost::DecodeError> {
     let mut routes = RoutesBuilder::default();
     let health = HealthServer::new(HealthService::new(health, stop.clone()));
-    routes.add_service(health.max_decoding_message_size(OPEN_REQUEST_BYTES_MAX));
+    routes.add_service(health.max_decoding_message_size(OPEN_MESSAGE_BYTES_MAX));
     routes.add_service(
         KeyAdminServer::new(AdminService::new(gate.clone())).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX),
     );

@@ -28,8 +28,9 @@ use tonic_reflection::pb::v1::{
 use tower_service::Service;
 
 use self::catalogue::Catalogue;
+use super::pb;
 use super::status::{Refusal, status};
-use super::{OPEN_REQUEST_BYTES_MAX, pb};
+use crate::http2::OPEN_MESSAGE_BYTES_MAX;
 
 /// The path of the call in v1.
 const V1_PATH: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
@@ -55,7 +56,7 @@ pub fn services(stop: CancellationToken) -> Result<(V1, V1Alpha), DecodeError> {
         tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
     ])?;
     let reflection = Reflection { catalogue: Arc::new(catalogue), stop };
-    let v1 = ServerReflectionServer::new(reflection).max_decoding_message_size(OPEN_REQUEST_BYTES_MAX);
+    let v1 = ServerReflectionServer::new(reflection).max_decoding_message_size(OPEN_MESSAGE_BYTES_MAX);
     Ok((v1.clone(), V1Alpha(v1)))
 }
 

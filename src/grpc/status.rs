@@ -70,6 +70,15 @@ pub enum Refusal {
         /// How long it may take.
         max: Duration,
     },
+    /// The server holds as much of requests as it may.
+    #[error("there is no room for the request")]
+    NoRoom,
+    /// A connection without a credential has too many calls under way.
+    #[error("{max} calls are under way on a connection without a credential")]
+    TooManyCalls {
+        /// How many there may be.
+        max: usize,
+    },
     /// The caller has given the call up.
     #[error("the call was cancelled")]
     Cancelled,
@@ -171,6 +180,18 @@ fn told(refusal: &Refusal) -> Told<'_> {
         Refusal::TooSlow { max } => {
             let message = format!("the request was not whole {} s after its headers", max.as_secs());
             plain(Code::DeadlineExceeded, "REQUEST_TOO_SLOW", &message)
+        }
+        Refusal::NoRoom => Told {
+            retry_after: Some(RETRY_AFTER),
+            ..plain(
+                Code::ResourceExhausted,
+                "NO_ROOM_FOR_REQUEST",
+                "keyward holds as much of requests that are under way as it may; try again",
+            )
+        },
+        Refusal::TooManyCalls { max } => {
+            let message = format!("a connection may have {max} calls at a time until one of them has a credential");
+            plain(Code::ResourceExhausted, "TOO_MANY_CALLS", &message)
         }
         Refusal::Cancelled => plain(Code::Cancelled, "CANCELLED", "the call was cancelled"),
         // The code that the library has for the same.

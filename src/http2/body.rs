@@ -11,10 +11,12 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::call::{Event, Message};
 use super::room::Turn;
-use super::{STREAMS_MAX, WINDOW_BYTES};
+use super::{OPEN_MESSAGE_BYTES_MAX, STREAMS_MAX, WHOLE_BYTES_MAX, WINDOW_BYTES};
 
 /// The end of a request that is not longer is told as read only with the end of its call.
 pub(super) const UNTOLD_BYTES_MAX: usize = WINDOW_BYTES as usize / 4 / STREAMS_MAX;
+/// Whether a message is compressed, and its length.
+const PREFIX_BYTES: usize = 5;
 
 /// The body of a request.
 ///
@@ -22,12 +24,16 @@ pub(super) const UNTOLD_BYTES_MAX: usize = WINDOW_BYTES as usize / 4 / STREAMS_M
 /// Trailers of a request mean nothing in gRPC and are not passed on. A body that is not as long as its `content-length`
 /// never ends: its call is reset.
 ///
-/// The end of a request whose reply may be long is withheld until it has its turn.
+/// The end of a request whose reply may be long is withheld until it has its turn. A stream of messages is given message by
+/// message: what is not whole is not read.
 #[derive(Debug)]
 pub struct Incoming {
     inbox: Inbox,
     stream: u32,
     events: UnboundedSender<Message>,
+    messages: Messages,
+    /// Bytes of whole messages that were given, and are told as read when more is asked for: until then whoever asks has them.
+    given: usize,
     /// What the last of it waits for.
     turn: Option<Turn>,
 }
@@ -41,6 +47,71 @@ pub enum Incomplete {
     /// It did not come within [`REQUEST_TIME_MAX`](super::REQUEST_TIME_MAX).
     #[error("the request was not whole in time")]
     TooSlow,
+    /// A message is longer than [`OPEN_MESSAGE_BYTES_MAX`], of a call that has no more.
+    #[error("a message is too long")]
+    TooLong,
+    /// All connections, or this one, hold as much of requests as they may.
+    #[error("there is no room for the request")]
+    NoRoom,
+    /// Its connection has [`STRANGER_CALLS_MAX`](super::STRANGER_CALLS_MAX) calls under way, and no credential.
+    #[error("there are too many calls without a credential")]
+    Crowded,
+}
+
+/// How the body of a request is given to who answers it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Messages {
+    /// As it comes.
+    #[default]
+    AsTheyCome,
+    /// Whole messages, as long as they are not longer than [`WHOLE_BYTES_MAX`].
+    Whole,
+    /// Whole messages of at most [`OPEN_MESSAGE_BYTES_MAX`].
+    Short,
+}
+
+/// What is there of the first message in some bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum First {
+    /// A part.
+    Part,
+    /// All of it: so many bytes, with its prefix.
+    Whole(usize),
+    /// It says that it is longer than it may be.
+    TooLong,
+}
+
+impl First {
+    pub(super) fn of(bytes: &[u8], bytes_max: usize) -> Self {
+        let Some([_, length @ ..]) = bytes.first_chunk::<PREFIX_BYTES>() else { return Self::Part };
+        let length = u32::from_be_bytes(*length) as usize;
+        match length {
+            _ if length > bytes_max => Self::TooLong,
+            _ if bytes.len() < PREFIX_BYTES + length => Self::Part,
+            _ => Self::Whole(PREFIX_BYTES + length),
+        }
+    }
+}
+
+impl Messages {
+    /// How many of the first of these bytes may be read. `None`: a message is too long.
+    fn readable(self, bytes: &[u8]) -> Option<usize> {
+        let bytes_max = match self {
+            Self::AsTheyCome => return Some(bytes.len()),
+            Self::Whole => WHOLE_BYTES_MAX,
+            Self::Short => OPEN_MESSAGE_BYTES_MAX,
+        };
+        let mut readable = 0;
+        loop {
+            match First::of(&bytes[readable..], bytes_max) {
+                First::Part => return Some(readable),
+                First::Whole(length) => readable += length,
+                // Whoever reads it says what is wrong with it.
+                First::TooLong if self == Self::Whole => return Some(bytes.len()),
+                First::TooLong => return (readable > 0).then_some(readable),
+            }
+        }
+    }
 }
 
 /// Where the connection puts what comes in. However small the pieces are, they are kept as one.
@@ -55,17 +126,26 @@ struct State {
 }
 
 impl Inbox {
-    /// Puts data behind what is there.
-    pub(super) fn push(&self, data: &[u8]) {
+    /// Puts data behind what is there. It says whether anybody wants it.
+    pub(super) fn push(&self, data: &[u8]) -> bool {
         let mut state = self.0.lock();
+        if state.end.is_some() {
+            return false;
+        }
         state.data.extend_from_slice(data);
         state.wake();
+        true
     }
 
-    /// Nothing more will come, or the call is over.
+    /// Nothing more will come, or the call is over. What was said first counts.
     pub(super) fn end(&self, end: Result<(), Incomplete>) {
         let mut state = self.0.lock();
-        state.end = Some(end);
+        if end.is_err() {
+            state.data = vec![];
+        }
+        if !matches!(state.end, Some(Err(_))) {
+            state.end = Some(end);
+        }
         state.wake();
     }
 }
@@ -79,8 +159,20 @@ impl State {
 }
 
 impl Incoming {
-    pub(super) fn new(inbox: Inbox, stream: u32, events: UnboundedSender<Message>, turn: Option<Turn>) -> Self {
-        Self { inbox, stream, events, turn }
+    pub(super) fn new(
+        inbox: Inbox,
+        stream: u32,
+        events: UnboundedSender<Message>,
+        messages: Messages,
+        turn: Option<Turn>,
+    ) -> Self {
+        Self { inbox, stream, events, messages, given: 0, turn }
+    }
+
+    /// Why it will never be whole, if that is known.
+    #[must_use]
+    pub fn incomplete(&self) -> Option<Incomplete> {
+        self.inbox.0.lock().end.and_then(Result::err)
     }
 }
 
@@ -89,7 +181,10 @@ impl Body for Incoming {
     type Error = Incomplete;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Incomplete>>> {
-        let Self { inbox, stream, events, turn } = self.get_mut();
+        let Self { inbox, stream, events, messages, given, turn } = self.get_mut();
+        if *given > 0 {
+            drop(events.send(Message { stream: *stream, event: Event::Read(std::mem::take(given)) }));
+        }
         let mut state = inbox.0.lock();
         if let (Some(Ok(())), Some(taking)) = (state.end, &mut *turn) {
             // Until then the request is kept as it came, and counts for the window.
@@ -104,12 +199,24 @@ impl Body for Incoming {
             Some(Ok(())) if state.data.is_empty() => return Poll::Ready(None),
             _ => {}
         }
-        if state.data.is_empty() {
+        let Some(mut readable) = messages.readable(&state.data) else {
+            return Poll::Ready(Some(Err(Incomplete::TooLong)));
+        };
+        if state.end.is_some() {
+            // What is not whole never will be.
+            readable = state.data.len();
+        }
+        if readable == 0 {
             state.waker = Some(cx.waker().clone());
             return Poll::Pending;
         }
         // With its memory, which is overwritten when it has been read: a stream that goes on keeps nothing of it here.
-        let data = Bytes::from(std::mem::take(&mut state.data));
+        let rest = state.data.split_off(readable);
+        let data = Bytes::from(std::mem::replace(&mut state.data, rest));
+        if *messages != Messages::AsTheyCome {
+            *given = readable;
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
         // The rest of a request is taken for read when its call ends. To wake the connection for few bytes costs more than
         // their room: of all its calls, at most a quarter of the window.
         if state.end.is_none() || data.len() > UNTOLD_BYTES_MAX {
@@ -139,11 +246,11 @@ mod tests {
         for (bytes, ended, told) in [(10, true, false), (10, false, true), (UNTOLD_BYTES_MAX + 1, true, true)] {
             let (events, mut heard) = unbounded_channel();
             let inbox = Inbox::default();
-            inbox.push(&vec![1; bytes]);
+            assert!(inbox.push(&vec![1; bytes]));
             if ended {
                 inbox.end(Ok(()));
             }
-            let mut body = pin!(Incoming::new(inbox, 1, events, None));
+            let mut body = pin!(Incoming::new(inbox, 1, events, Messages::AsTheyCome, None));
             let frame = poll_fn(|cx| body.as_mut().poll_frame(cx)).await.unwrap().unwrap();
             assert_eq!(frame.into_data().unwrap().len(), bytes);
             assert_eq!(heard.try_recv().is_ok(), told, "{bytes} bytes");

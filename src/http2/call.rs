@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 use tower_service::Service;
 
 use super::REPLY_BYTES_AHEAD;
-use super::body::{Inbox, Incoming};
+use super::body::{Inbox, Incoming, Messages};
 use super::buffer::wipe_stack_of_call;
 use super::head::Head;
 use super::room::{Part, Place, Room, Turn};
@@ -53,22 +53,26 @@ pub(super) enum Event {
 #[derive(Debug)]
 pub(super) struct Running {
     task: Option<AbortHandle>,
+    has_ended: bool,
     /// How much the call may say before it is sent, in bytes.
     room: Arc<Semaphore>,
-    /// Whether its request is a stream of messages, which may take its time.
-    pub(super) has_stream: bool,
 }
 
 impl Running {
     /// A call that nobody answers.
     #[cfg(test)]
     pub(super) fn never() -> Self {
-        Self { task: None, room: Arc::new(Semaphore::new(REPLY_BYTES_AHEAD)), has_stream: false }
+        Self { task: None, has_ended: false, room: Arc::new(Semaphore::new(REPLY_BYTES_AHEAD)) }
     }
 
     /// A part of the reply is sent.
     pub(super) fn make_room(&self, bytes: usize) {
         self.room.add_permits(bytes);
+    }
+
+    /// Whether it has ended already, where it was begun.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended
     }
 
     /// Ends the call, soon: it says when it has ended.
@@ -85,8 +89,30 @@ impl Drop for Running {
     }
 }
 
+/// What a connection has to know of a call before it begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Manner {
+    /// Whether it is answered without a credential: it begins when its first message is whole.
+    pub(super) is_open: bool,
+    /// Whether its request is a stream of messages, which may take its time.
+    pub(super) has_stream: bool,
+}
+
+impl Manner {
+    fn messages(self) -> Messages {
+        match self {
+            Self { has_stream: false, .. } => Messages::AsTheyCome,
+            Self { is_open: true, .. } => Messages::Short,
+            Self { is_open: false, .. } => Messages::Whole,
+        }
+    }
+}
+
 /// Begins calls.
 pub(super) trait Begin {
+    /// What a connection has to know of a call, by its head.
+    fn manner(&self, head: &Head) -> Manner;
+
     /// Begins a call. `None`: its head is of no request.
     fn begin(&mut self, stream: u32, head: &Head, inbox: Inbox) -> Option<Running>;
 
@@ -98,6 +124,7 @@ pub(super) trait Begin {
 pub(super) struct Calls<S, X> {
     pub(super) service: S,
     pub(super) at_home: fn(&str) -> bool,
+    pub(super) is_open: fn(&str) -> bool,
     pub(super) has_stream: fn(&str) -> bool,
     pub(super) is_long: fn(&str) -> bool,
     pub(super) is_urgent: fn(&str) -> bool,
@@ -116,13 +143,18 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     X: Clone + Send + Sync + 'static,
 {
+    fn manner(&self, head: &Head) -> Manner {
+        let Ok(path) = str::from_utf8(head.path()) else { return Manner::default() };
+        Manner { is_open: (self.is_open)(path), has_stream: (self.has_stream)(path) }
+    }
+
     fn begin(&mut self, stream: u32, head: &Head, inbox: Inbox) -> Option<Running> {
         let turn = str::from_utf8(head.path()).is_ok_and(self.is_long).then(|| Turn::new(&self.room));
         let has_turn = turn.as_ref().map(Turn::place);
-        let body = Incoming::new(inbox, stream, self.events.clone(), turn);
+        let body = Incoming::new(inbox, stream, self.events.clone(), self.manner(head).messages(), turn);
         let mut request = head.to_request(body)?;
         let path = request.uri().path();
-        let (at_home, is_urgent, has_stream) = ((self.at_home)(path), (self.is_urgent)(path), (self.has_stream)(path));
+        let (at_home, is_urgent) = ((self.at_home)(path), (self.is_urgent)(path));
         request.extensions_mut().insert(self.extension.clone());
         let room = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
         let link = Link {
@@ -153,7 +185,8 @@ where
         };
         let task =
             runtime.map(|runtime| runtime.spawn(poll_fn(move |cx| poll_cleanly(call.as_mut(), cx))).abort_handle());
-        Some(Running { task, room, has_stream })
+        let has_ended = task.is_none();
+        Some(Running { task, has_ended, room })
     }
 
     fn has_gone_elsewhere(&self) -> bool {
@@ -346,7 +379,7 @@ mod tests {
             _turn: None,
         };
         let links: Vec<_> = (0..STREAMS_MAX as u32).map(link).collect();
-        let request = || Request::new(Incoming::new(Inbox::default(), 1, events.clone(), None));
+        let request = || Request::new(Incoming::new(Inbox::default(), 1, events.clone(), Messages::AsTheyCome, None));
         let mut calls: Vec<_> = links.iter().map(|link| Box::pin(answer(Streams(&made), request(), link))).collect();
         let cx = &mut Context::from_waker(Waker::noop());
         for _ in 0..3 {
@@ -369,7 +402,7 @@ mod tests {
         let ahead = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
         let (held, room) = (Mutex::default(), Room::default());
         let link = Link { stream: 1, events: events.clone(), ahead, room, held, _turn: None };
-        let request = Request::new(Incoming::new(Inbox::default(), 1, events, None));
+        let request = Request::new(Incoming::new(Inbox::default(), 1, events, Messages::AsTheyCome, None));
         answer(Answers, request, &link).await;
         drop(link);
         let Some(Message { stream: 1, event: Event::Several(told) }) = heard.recv().await else {

@@ -75,6 +75,11 @@ impl Head {
         self.credential
     }
 
+    /// About how much memory it takes, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<Self>() + self.bytes
+    }
+
     /// `:method`
     #[must_use]
     pub fn method(&self) -> &[u8] {
@@ -250,6 +255,13 @@ impl Heads {
             last_block: Buffer::new(),
             last_version: None,
         }
+    }
+
+    /// About how much memory is kept for it, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let heads = [Some(&self.last), self.spare.as_ref(), self.partial.as_ref()].into_iter().flatten();
+        let heads = heads.map(|head| head.text.capacity() + head.fields.capacity() * size_of::<Span>());
+        heads.sum::<usize>() + self.last_block.capacity() + self.decoder.bytes()
     }
 
     /// Reads a whole block.

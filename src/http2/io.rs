@@ -15,11 +15,11 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_util::sync::CancellationToken;
 use tower_service::Service;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::body::Incoming;
+use super::budget::Budget;
 use super::buffer::{Buffer, wipe_stack_of_answers};
 use super::call::{Begin, Calls, Message};
 use super::code::Fault;
@@ -53,6 +53,9 @@ pub struct Answering<S, A, X> {
     pub service: S,
     /// Whether a call, by its path, is answered where its connection lives: those that never take long.
     pub at_home: fn(&str) -> bool,
+    /// Whether a call, by its path, is answered without a credential. Its messages are short, and it begins when the first of
+    /// them is whole.
+    pub is_open: fn(&str) -> bool,
     /// Whether the request of a call, by its path, is a stream of messages. All others must be whole in
     /// [`REQUEST_TIME_MAX`](super::REQUEST_TIME_MAX).
     pub has_stream: fn(&str) -> bool,
@@ -67,6 +70,8 @@ pub struct Answering<S, A, X> {
     pub elsewhere: Handle,
     /// What each request is given as an extension.
     pub extension: X,
+    /// What all connections may hold of requests.
+    pub budget: Budget,
 }
 
 /// Why a connection ended, if not in order.
@@ -78,6 +83,9 @@ pub enum End {
     /// The peer does not answer.
     #[error("nothing was heard for too long")]
     Silence,
+    /// Its place was needed.
+    #[error("another connection needs its place")]
+    TurnedAway,
     /// The network failed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -85,6 +93,15 @@ pub enum End {
 
 /// A connection and its calls. Dropping it ends both.
 pub struct Connection<T, S, A: AtOnce, X>(Session<T, A, Calls<S, X>>);
+
+/// How a connection is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// When the peer knows, and the calls that were begun are answered.
+    InOrder,
+    /// At once.
+    AtOnce,
+}
 
 /// Where [`Connection::serve`] has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,13 +115,14 @@ pub enum Served {
 impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
     /// A connection that is there already, on the current runtime.
     pub fn new(io: T, answering: Answering<S, A, X>) -> Self {
-        let Answering { at_once, service, at_home, has_stream, is_long, is_urgent, urgent, elsewhere, extension } =
-            answering;
+        let Answering { at_once, service, at_home, is_open, has_stream, is_long, is_urgent, .. } = answering;
+        let Answering { urgent, elsewhere, extension, budget, .. } = answering;
         let room = Room::default();
         let (events, heard) = unbounded_channel();
         let calls = Calls {
             service,
             at_home,
+            is_open,
             has_stream,
             is_long,
             is_urgent,
@@ -118,7 +136,7 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
         let now = Instant::now();
         Self(Session {
             io,
-            conn: Conn::new(at_once, calls, room),
+            conn: Conn::new(at_once, calls, room, budget),
             events: heard,
             rest: Buffer::new(),
             has_whole_frames: false,
@@ -159,13 +177,13 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
         }))
     }
 
-    /// Answers its calls until it ends; after `stop`, until those that were begun are answered. One that `leaves` does so
+    /// Answers its calls until it ends; after `stop`, until those that were begun are answered, or no longer. One that `leaves` does so
     /// when a call has begun that is answered elsewhere; until then it may keep its thread awake for a call that is about to
     /// come.
     ///
     /// # Errors
     /// See [`End`].
-    pub async fn serve<B>(&mut self, stop: &CancellationToken, leaves: bool) -> Result<Served, End>
+    pub async fn serve<B>(&mut self, stop: impl Future<Output = Stop>, leaves: bool) -> Result<Served, End>
     where
         T: AsyncRead + AsyncWrite + Unpin,
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
@@ -173,7 +191,7 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
         B: Body<Data = Bytes> + Send + 'static,
         X: Clone + Send + Sync + 'static,
     {
-        let mut stop = pin!(stop.cancelled());
+        let mut stop = pin!(stop);
         loop {
             let polled = poll_fn(|cx| match self.0.poll(cx, stop.as_mut(), leaves) {
                 Poll::Pending if leaves && self.0.pace.is_hurried(std::time::Instant::now) => Poll::Ready(None),
@@ -235,7 +253,7 @@ where
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        stop: Pin<&mut impl Future<Output = ()>>,
+        stop: Pin<&mut impl Future<Output = Stop>>,
         leaves: bool,
     ) -> Poll<Result<Served, End>> {
         if self.conn.out.capacity() == 0 {
@@ -256,7 +274,7 @@ where
     fn go_on(
         &mut self,
         cx: &mut Context<'_>,
-        mut stop: Pin<&mut impl Future<Output = ()>>,
+        mut stop: Pin<&mut impl Future<Output = Stop>>,
         leaves: bool,
     ) -> Poll<Result<Served, End>> {
         loop {
@@ -266,7 +284,15 @@ where
                     return Poll::Ready(Ok(Served::UntilItLeaves));
                 }
                 Stage::Open => {
-                    if self.told.is_none() && stop.as_mut().poll(cx).is_ready() {
+                    if self.told.is_none()
+                        && let Poll::Ready(stop) = stop.as_mut().poll(cx)
+                    {
+                        if stop == Stop::AtOnce {
+                            self.conn.turn_away();
+                            // A peer that reads hears of it. The others are not waited for.
+                            drop(self.poll_write(cx));
+                            return Poll::Ready(Err(End::TurnedAway));
+                        }
                         self.tell_of_stop();
                     }
                     while !self.conn.is_full()
@@ -282,6 +308,12 @@ where
                     self.conn.send();
                     let was_full = self.conn.is_full();
                     let written = self.poll_write(cx)?;
+                    // What is held now is what will be held for longer.
+                    if let Err(fault) = self.conn.settle(self.rest.len()) {
+                        // To wait for a peer that does not read would take the room that there is not.
+                        drop(self.poll_write(cx));
+                        return Poll::Ready(Err(End::Fault(fault)));
+                    }
                     if self.conn.has_left() {
                         self.end(self.conn.drained().map(|(fault, _)| fault));
                     } else if was_full {
@@ -295,7 +327,11 @@ where
                     if self.poll_deadline(cx).is_ready() {
                         return Poll::Ready(end_of(fault));
                     }
-                    ready!(self.poll_write(cx)?);
+                    let written = self.poll_write(cx)?;
+                    if self.conn.settle(0).is_err() {
+                        return Poll::Ready(end_of(fault));
+                    }
+                    ready!(written);
                     ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
                     if self.had_no_calls_since_told() {
                         self.set_deadline(QUIET_LINGER_TIME);

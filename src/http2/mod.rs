@@ -6,12 +6,13 @@
 //! HTTP/2's windows, owned by its connection.
 //!
 //! [`Connection`] is a connection's whole life, which may go on on another runtime than it began on. `frame` and `hpack` read and write what goes over the wire, `head` is a request
-//! as far as its headers go, `conn` knows the rules and does no I/O, `call` runs what takes the long way, `io` moves
-//! the bytes and keeps the time, and `pace` says when to wait awake.
+//! as far as its headers go, `conn` knows the rules and does no I/O, `call` runs what takes the long way, `budget`
+//! bounds what all connections hold of requests, `io` moves the bytes and keeps the time, and `pace` says when to wait awake.
 //!
 //! Everything that a peer can make grow has a bound, all of them here.
 
 mod body;
+mod budget;
 mod buffer;
 mod call;
 mod code;
@@ -28,9 +29,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 pub use self::body::{Incoming, Incomplete};
+pub use self::budget::{Budget, Callers};
 pub use self::code::{Code, Fault};
 pub use self::head::Head;
-pub use self::io::{Answering, Connection, End, Served};
+pub use self::io::{Answering, Connection, End, Served, Stop};
 
 /// Calls that a connection has under way at most. Further ones are refused with REFUSED_STREAM. The place of a call that
 /// its caller has given up is free when the call has really ended.
@@ -58,6 +60,21 @@ pub const IDLE_FRAMES_PAID: u32 = 4;
 pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
 /// Bytes of requests that a peer may send before they are read, for each call and for all calls of a connection.
 pub const WINDOW_BYTES: u32 = 1024 * 1024;
+/// A message of an open call (one that is answered without a credential) at most. It is kept by the connection until it is
+/// whole, and no call has begun before that.
+pub const OPEN_MESSAGE_BYTES_MAX: usize = 8 * 1024;
+/// Calls that a connection has under way at most while it has not had a credential that works.
+pub const STRANGER_CALLS_MAX: usize = 64;
+/// What each connection may hold of requests, however much all others hold: enough for a probe.
+pub const OWN_BYTES: usize = 8 * 1024;
+/// What a call under way counts in the budget for requests beside the bytes of its request: its task, and what reads and writes
+/// its messages. It is less than it takes, some 10 KiB, so that each connection has room for one within its own bytes.
+pub const CALL_BYTES: usize = 6 * 1024;
+/// What a call counts in the budget whose request is on its way and that has not begun, beside its head.
+pub const WAITING_BYTES: usize = 256;
+/// A message of a stream is kept by the connection until it is whole, unless it is longer. Half of the window may be untold to
+/// the peer; so a peer can always send the rest of one.
+pub const WHOLE_BYTES_MAX: usize = WINDOW_BYTES as usize / 4;
 /// A request that is gathered to be answered at once: longer ones take the long way.
 pub const GATHERED_BYTES_MAX: usize = 128 * 1024;
 /// All of them on a connection: half of the window, so that other calls go on.
@@ -111,6 +128,10 @@ pub trait AtOnce {
     fn foresee<'a>(&mut self, bodies: impl Iterator<Item = &'a [u8]>) {
         drop(bodies);
     }
+
+    /// Whether the head of a call that is not answered at once has a credential that works. It is asked until one has, or a call
+    /// was admitted: then its connection is no stranger's.
+    fn is_known(&mut self, head: &Head) -> bool;
 
     /// Whether a call may be answered at once, by its head alone.
     fn admit(&mut self, head: &Head) -> Option<Self::Pass>;

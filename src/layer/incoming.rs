@@ -1,18 +1,28 @@
-//! The body of a request as services read it: one that is not whole, or whose messages are too long, says why, in a status.
+//! The body of a request as services read it: one that is not whole, or whose messages are too long, says why, in a status. A
+//! call that was begun only to be refused comes to no service.
 
+use std::future::{Ready, ready as done};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::Request;
+use futures_util::future::Either;
+use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
+use tonic::body::Body as ReplyBody;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use crate::grpc::STREAM_MESSAGE_BYTES_MAX;
 use crate::grpc::calls::message_bytes_max;
 use crate::grpc::status::{Refusal, status};
-use crate::http2::{Incoming, Incomplete, REQUEST_TIME_MAX};
+use crate::http2::{
+    Incoming, Incomplete, OPEN_MESSAGE_BYTES_MAX, REQUEST_TIME_MAX, STRANGER_CALLS_MAX, WHOLE_BYTES_MAX,
+};
+
+// What a stream holds of a message that is not whole is then held by its connection, and counted.
+const _: () = assert!(STREAM_MESSAGE_BYTES_MAX <= WHOLE_BYTES_MAX);
 
 /// Hands bodies on as [`RequestBody`].
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +57,54 @@ where
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         let max = message_bytes_max(request.uri().path());
         self.inner.call(request.map(|body| RequestBody { body, lengths: Lengths::of_at_most(max) }))
+    }
+}
+
+fn refusal_of(incomplete: Incomplete) -> Refusal {
+    match incomplete {
+        Incomplete::Cancelled => Refusal::Cancelled,
+        Incomplete::TooSlow => Refusal::TooSlow { max: REQUEST_TIME_MAX },
+        Incomplete::TooLong => Refusal::TooLong { max: OPEN_MESSAGE_BYTES_MAX },
+        Incomplete::NoRoom => Refusal::NoRoom,
+        Incomplete::Crowded => Refusal::TooManyCalls { max: STRANGER_CALLS_MAX },
+    }
+}
+
+/// Answers calls whose requests will never be whole.
+#[derive(Clone, Copy, Debug)]
+pub struct IncompleteLayer;
+
+impl<S> Layer<S> for IncompleteLayer {
+    type Service = Refusing<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Refusing { inner }
+    }
+}
+
+/// See [`IncompleteLayer`].
+#[derive(Clone, Debug)]
+pub struct Refusing<S> {
+    inner: S,
+}
+
+impl<S> Service<Request<RequestBody>> for Refusing<S>
+where
+    S: Service<Request<RequestBody>, Response = Response<ReplyBody>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Either<S::Future, Ready<Result<S::Response, S::Error>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
+        match request.body().body.incomplete() {
+            None => Either::Left(self.inner.call(request)),
+            Some(incomplete) => Either::Right(done(Ok(status(refusal_of(incomplete)).into_http()))),
+        }
     }
 }
 
@@ -103,10 +161,7 @@ impl Body for RequestBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         Poll::Ready(frame.map(|frame| {
-            let frame = frame.map_err(|incomplete| match incomplete {
-                Incomplete::Cancelled => status(Refusal::Cancelled),
-                Incomplete::TooSlow => status(Refusal::TooSlow { max: REQUEST_TIME_MAX }),
-            })?;
+            let frame = frame.map_err(|incomplete| status(refusal_of(incomplete)))?;
             if let Some(data) = frame.data_ref() {
                 self.lengths.pass(data).map_err(status)?;
             }

@@ -1,5 +1,6 @@
 //! Middleware: what happens to every call before a service sees it. Outermost first: [`incoming`],
-//! [`metrics`], [`protocol`], then [`deadline`], [`authn`] with [`judged`], and [`log`]. [`quick`] answers what need not come to them.
+//! [`metrics`], [`protocol`], then [`deadline`], [`authn`] with [`judged`], [`log`], and [`incoming`] once
+//! more. [`quick`] answers what need not come to them.
 
 pub mod authn;
 pub mod deadline;

@@ -23,7 +23,7 @@ use crate::grpc::verify::{quick_batch_reply, quick_reply};
 use crate::grpc::wire::secret_of;
 use crate::http2::{AtOnce, Head, Unfit};
 use crate::metrics::{Call, Calls, Detour, Ways};
-use crate::net::Peer;
+use crate::net::{Mark, Peer};
 use crate::verify::foreseen::Foreseen;
 
 /// The calls that have a short way.
@@ -39,6 +39,7 @@ const REPLIES: [ToReply; 2] = [quick_reply, quick_batch_reply];
 pub struct QuickVerify {
     gate: Gate,
     peer: Option<IpAddr>,
+    connection: Mark,
     calls: [Arc<Call>; 2],
     ways: [Ways; 2],
     known: Option<Known>,
@@ -74,12 +75,13 @@ pub struct Pass {
 }
 
 impl QuickVerify {
-    /// The short way on a connection of this peer.
+    /// The short way on a connection of this peer. The connection is marked when it has had a credential that works.
     #[must_use]
-    pub fn new(gate: Gate, calls: &Calls, ways: [Ways; 2], peer: Peer) -> Self {
+    pub fn new(gate: Gate, calls: &Calls, ways: [Ways; 2], peer: Peer, connection: Mark) -> Self {
         Self {
             gate,
             peer: peer.ip(),
+            connection,
             calls: PATHS.map(|path| calls.of(path)),
             ways,
             known: None,
@@ -123,8 +125,10 @@ impl QuickVerify {
             Some(known) if known.is(head, self.peer) => known,
             known => {
                 let credential = head.authorization().and_then(credential_of).ok_or(Detour::Caller)?;
-                let found = Standing::find(ready, credential, self.peer).map_err(|_| Detour::Caller)?;
-                let standing = Arc::new(found);
+                let mut standing = Standing::find(ready, credential, self.peer).map_err(|_| Detour::Caller)?;
+                standing.works(ready, now).map_err(|_| Detour::Caller)?;
+                self.connection.becomes_known();
+                let standing = Arc::new(standing);
                 known.insert(Known { credential: head.credential_serial(), standing })
             }
         };
@@ -188,6 +192,17 @@ impl AtOnce for QuickVerify {
         if let (Some(first), Some(second)) = (secrets.next(), secrets.next()) {
             self.foreseen.read(&ready.verifier, [first, second].into_iter().chain(secrets));
         }
+    }
+
+    fn is_known(&mut self, head: &Head) -> bool {
+        let (Ok(ready), Some(value)) = (self.gate.ready(), head.authorization()) else { return false };
+        let now = *self.now.get_or_insert_with(|| ready.now());
+        let standing = credential_of(value).and_then(|credential| Standing::find(ready, credential, self.peer).ok());
+        let is_known = standing.is_some_and(|mut standing| standing.works(ready, now).is_ok());
+        if is_known {
+            self.connection.becomes_known();
+        }
+        is_known
     }
 
     fn admit(&mut self, head: &Head) -> Option<Pass> {

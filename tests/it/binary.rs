@@ -43,8 +43,20 @@ impl Program {
 
     /// The same, with these variables in its environment.
     pub(crate) fn serve_in(dir: &Path, args: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut command = keyward(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
-        command.arg(dir).args(args).envs(environment.iter().copied());
+        let mut command = keyward(&[]);
+        command.envs(environment.iter().copied());
+        Self::begin(command, dir, args)
+    }
+
+    /// The same, where it may open no more files than this.
+    pub(crate) fn serve_within(files: usize, dir: &Path, args: &[&str]) -> Self {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={files}:{files}")).arg(PROGRAM).env_clear().stdin(Stdio::null());
+        Self::begin(command, dir, args)
+    }
+
+    fn begin(mut command: Command, dir: &Path, args: &[&str]) -> Self {
+        command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(dir).args(args);
         Self::of(command.stderr(Stdio::piped()).spawn().unwrap())
     }
 
@@ -71,6 +83,12 @@ impl Program {
             }
         }
         panic!("the log ended without '{text}':\n{}", self.seen);
+    }
+
+    /// What the first line that has this text says behind it.
+    pub(crate) fn said(&self, text: &str) -> &str {
+        let line = self.seen.lines().find_map(|line| line.split_once(text)).unwrap();
+        line.1.split_whitespace().next().unwrap()
     }
 
     pub(crate) fn pid(&self) -> u32 {

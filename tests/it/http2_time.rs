@@ -9,6 +9,8 @@ use keyward::grpc::pb::{self, Reason};
 use keyward::http2::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, REQUEST_TIME_MAX};
 use keyward_core::clock::ManualClock;
 use tokio::time::{Instant, timeout};
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 use crate::h2peer::*;
 use crate::harness::{START, Seeded, Site, ask};
@@ -80,6 +82,45 @@ async fn a_peer_that_sends_a_frame_drop_by_drop_is_gone_too() {
     let (_, took) = timeout(Duration::from_secs(300), rest(&mut reader)).await.expect("it is closed");
     assert!(took < Duration::from_secs(60), "{took:?}");
     dripping.abort();
+    app.stop().await.unwrap();
+}
+
+/// Of an open call nothing has begun until its request is whole; of a stream of messages, each has as long.
+#[tokio::test(start_paused = true)]
+async fn an_open_call_whose_request_or_message_is_not_whole_in_time_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let app = here(&dir).await;
+    let ask = body(&ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices(String::new())),
+        ..ServerReflectionRequest::default()
+    });
+    let reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+    for (path, sent) in [
+        ("/grpc.health.v1.Health/Check", &[0][..]),
+        (reflection, &ask[..6]),
+        (reflection, &[&ask[..], &ask[..6]].concat()),
+    ] {
+        let mut peer = Peer::to(&app.addrs()[0]).await;
+        peer.write(PREFACE).await;
+        peer.settings(&[]).await;
+        peer.send(HEADERS, END_HEADERS, 1, &head(path)).await;
+        peer.send(DATA, 0, 1, sent).await;
+        let began = Instant::now();
+        let (mut reader, mut writer) = peer.split();
+        let ended = async {
+            loop {
+                let frame = reader.read().await.unwrap();
+                match frame.kind {
+                    HEADERS if frame.ends() => return,
+                    PING if frame.flags == 0 => writer.write(&super::h2peer::frame(PING, END, 0, &frame.payload)).await,
+                    _ => {}
+                }
+            }
+        };
+        timeout(Duration::from_secs(300), ended).await.expect("it ends");
+        let took = began.elapsed();
+        assert!(took >= REQUEST_TIME_MAX && took < REQUEST_TIME_MAX + Duration::from_secs(1), "{path} {took:?}");
+    }
     app.stop().await.unwrap();
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{Request, Response};
 use keyward::cores::Cores;
-use keyward::http2::{AtOnce, Head, Incoming};
+use keyward::http2::{AtOnce, Budget, Head, Incoming};
 use keyward::lifecycle::Tasks;
 use keyward::net::{ListenAddr, Listener, Slots};
 use keyward::serve::{Answering, serve};
@@ -27,6 +27,10 @@ impl AtOnce for Here {
     type Pass = ();
 
     fn begin(&mut self, _: Instant) {}
+
+    fn is_known(&mut self, _: &Head) -> bool {
+        true
+    }
 
     fn admit(&mut self, head: &Head) -> Option<()> {
         (head.path() == HOME.as_bytes()).then_some(())
@@ -68,17 +72,20 @@ async fn start(tasks: &Tasks, cores: &Cores) -> ListenAddr {
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
     let addr = listener.addr().clone();
     let (accepted, incoming) = mpsc::channel(1);
-    tasks.spawn("accept", listener.accept(Slots::new(8), accepted, tasks.stop_token()));
+    let stop = tasks.stop_token();
+    tasks.spawn("accept", listener.accept(Slots::new(8), accepted, stop.clone(), stop));
     let elsewhere = tokio::runtime::Handle::current();
     let answering = Answering {
         service: There,
-        at_once: |_| Here,
+        at_once: |_, _| Here,
         at_home: |path| path == HOME,
+        is_open: |_| false,
         has_stream: |_| false,
         is_long: |_| false,
         is_urgent: |_| false,
         urgent: elsewhere.clone(),
         elsewhere,
+        budget: Budget::new(1 << 30, 1 << 30),
     };
     tasks.spawn("serve", serve(tasks.clone(), cores.homes().to_vec(), incoming, answering));
     addr

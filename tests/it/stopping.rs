@@ -224,7 +224,7 @@ async fn a_connection_that_waits_to_be_accepted_is_not_reset_by_a_stop() {
     let (accepted, mut incoming) = tokio::sync::mpsc::channel(8);
     let stop = CancellationToken::new();
     stop.cancel();
-    listener.accept(Slots::new(8), accepted, stop).await;
+    listener.accept(Slots::new(8), accepted, stop.clone(), stop).await;
     let mut handed_on = vec![];
     while let Some(conn) = incoming.recv().await {
         handed_on.push(conn.unwrap());

@@ -1,6 +1,7 @@
 //! What a connection knows, and the rules it keeps: frames go in, frames come out, and no I/O is done.
 
 mod control;
+mod counting;
 mod reply;
 mod request;
 mod stream;
@@ -11,8 +12,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
+use self::request::Opened;
 use self::stream::{Stream, Waiting};
-use super::body::UNTOLD_BYTES_MAX;
+use super::body::{Incomplete, UNTOLD_BYTES_MAX};
+use super::budget::{Account, Budget};
 use super::buffer::Buffer;
 use super::call::Begin;
 use super::code::{Code, Fault};
@@ -65,6 +68,11 @@ pub(super) struct Conn<A: AtOnce, C> {
     sendable: VecDeque<u32>,
     /// What waits of replies.
     room: Room,
+    account: Account,
+    /// What all calls count in the budget for requests.
+    counted: usize,
+    /// What was read and is not gone through, in bytes.
+    rest_bytes: usize,
     /// What the peer set the windows of its streams to.
     peer_window: i64,
     /// Bytes that may be sent to the peer.
@@ -78,6 +86,8 @@ pub(super) struct Conn<A: AtOnce, C> {
     peer_resets: VecDeque<u32>,
     /// [`ERROR_CALLS`] for each error.
     errors: u32,
+    /// Calls that were refused because a peer without a credential had too many.
+    crowded: u32,
     idle_frames: u32,
     /// When errors and idle frames were last forgotten.
     calm_since: Instant,
@@ -116,7 +126,7 @@ struct Block {
 }
 
 impl<A: AtOnce, C> Conn<A, C> {
-    pub(super) fn new(at_once: A, calls: C, room: Room) -> Self {
+    pub(super) fn new(at_once: A, calls: C, room: Room, budget: Budget) -> Self {
         let mut out = Buffer::new();
         frame::put_settings(
             &mut out,
@@ -143,6 +153,9 @@ impl<A: AtOnce, C> Conn<A, C> {
             streams: BTreeMap::new(),
             sendable: VecDeque::new(),
             room,
+            account: Account::open(budget),
+            counted: 0,
+            rest_bytes: 0,
             peer_window: WINDOW_BYTES_AT_FIRST.into(),
             send_window: WINDOW_BYTES_AT_FIRST.into(),
             window: WINDOW_BYTES,
@@ -150,6 +163,7 @@ impl<A: AtOnce, C> Conn<A, C> {
             resets: VecDeque::new(),
             peer_resets: VecDeque::new(),
             errors: 0,
+            crowded: 0,
             idle_frames: 0,
             calm_since: at,
             leaving: Leaving::No,
@@ -247,9 +261,11 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     /// Ends the wait for requests that should be whole by now, and says when the next one should be.
     pub(super) fn end_late_requests(&mut self, now: Instant) -> Option<Instant> {
         // In the order of their beginning.
-        while let Some(waiting) = self.waiting.pop_front_if(|waiting| waiting.until <= now) {
-            self.gathered_bytes -= waiting.body.len();
-            self.refuse_late(&waiting);
+        while self.waiting.front().is_some_and(|waiting| waiting.until <= now)
+            && let Some(waiting) = self.take_waiting(0)
+        {
+            // Only a head that is of no request is an error, and those never wait.
+            let _refused = self.refuse(Opened::of(&waiting), waiting.body.len(), false, Incomplete::TooSlow);
         }
         self.streams.values_mut().for_each(|stream| stream.end_if_late(now));
         let waiting = self.waiting.front().map(|waiting| waiting.until);
@@ -288,6 +304,11 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         }
     }
 
+    /// Says that the connection ends now.
+    pub(super) fn turn_away(&mut self) {
+        frame::put_goaway(&mut self.out, self.last_stream, Code::NoError, "others need its place");
+    }
+
     /// For what the connection is drained, if its peer has done it, and when it is closed at the latest.
     pub(super) fn drained(&self) -> Option<(Fault, Instant)> {
         self.drained
@@ -308,10 +329,10 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
 
     /// Ends all calls.
     pub(super) fn end_calls(&mut self) {
-        for waiting in self.waiting.drain(..) {
-            self.at_once.give_up(&waiting.pass);
-        }
+        self.give_up_waiting();
+        self.waiting.clear();
         self.streams.clear();
+        (self.counted, self.gathered_bytes) = (0, 0);
     }
 
     /// Whether nothing more will ever be said.
@@ -352,7 +373,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         let passed = self.at.saturating_duration_since(self.calm_since).as_secs() / KEEPALIVE_INTERVAL.as_secs();
         if passed > 0 {
             self.calm_since = self.at;
-            self.idle_frames = 0;
+            (self.idle_frames, self.crowded) = (0, 0);
             self.errors = u32::try_from(passed).ok().and_then(|halved| self.errors.checked_shr(halved)).unwrap_or(0);
         }
     }
@@ -413,10 +434,11 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     /// Ends whatever goes on for a stream. The place of a call is free when it has ended.
     fn forget(&mut self, id: u32) {
         if let Some(at) = self.find_waiting(id)
-            && let Some(waiting) = self.waiting.remove(at)
+            && let Some(waiting) = self.take_waiting(at)
         {
-            self.at_once.give_up(&waiting.pass);
-            self.gathered_bytes -= waiting.body.len();
+            if let Some(pass) = &waiting.pass {
+                self.at_once.give_up(pass);
+            }
             self.give_back(waiting.body.len());
         }
         if let Some(stream) = self.streams.get_mut(&id) {
@@ -424,7 +446,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             let is_gone = stream.call.is_none();
             self.give_back(unread as usize);
             if is_gone {
-                self.streams.remove(&id);
+                self.remove_stream(id);
             }
         }
     }
@@ -456,10 +478,16 @@ fn remember(streams: &mut VecDeque<u32>, stream: u32) {
     streams.push_back(stream);
 }
 
+impl<A: AtOnce, C> Conn<A, C> {
+    fn give_up_waiting(&mut self) {
+        for pass in self.waiting.iter().filter_map(|waiting| waiting.pass.as_ref()) {
+            self.at_once.give_up(pass);
+        }
+    }
+}
+
 impl<A: AtOnce, C> Drop for Conn<A, C> {
     fn drop(&mut self) {
-        for waiting in &self.waiting {
-            self.at_once.give_up(&waiting.pass);
-        }
+        self.give_up_waiting();
     }
 }

@@ -35,7 +35,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             return;
         }
         let reply = self.room.hold(reply, 0);
-        self.streams.insert(id, Stream::of_reply(credit, reply));
+        self.add_stream(id, Stream::of_reply(credit, reply));
         self.queue(id);
     }
 
@@ -49,6 +49,8 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             Event::Several(_) => {} // above
             Event::Done => {
                 stream.call = None;
+                // Its request is gone with it.
+                self.counted -= std::mem::take(&mut stream.counted);
                 if stream.is_over {
                     self.streams.remove(&id);
                 } else if !matches!(stream.pieces.back(), Some(Piece::Trailers(_) | Piece::End)) {
@@ -80,6 +82,11 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     /// A call has read a part of its request.
     fn was_read(&mut self, id: u32, bytes: usize) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
+        self.counted -= stream.was_read(bytes);
+        if stream.is_free {
+            stream.untold += bytes as u32;
+            return self.tell_of_window(id);
+        }
         // What a call reads of a stream that was given up has been counted then.
         let bytes = stream.unread.min(bytes as u32);
         stream.unread -= bytes;
@@ -180,7 +187,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         }
         let unread = std::mem::take(&mut stream.unread);
         if stream.call.is_none() {
-            self.streams.remove(&id);
+            self.remove_stream(id);
         }
         self.pay_for_errors();
         self.give_back(unread as usize);

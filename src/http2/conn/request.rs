@@ -8,12 +8,15 @@ use http::{HeaderMap, StatusCode};
 
 use super::stream::{Length, Stream, Waiting};
 use super::{Block, Conn, Leaving, remember};
-use crate::http2::body::Inbox;
-use crate::http2::call::Begin;
+use crate::http2::body::{First, Inbox, Incomplete};
+use crate::http2::call::{Begin, Manner};
 use crate::http2::code::{Code, Fault};
 use crate::http2::frame::{self, Head as FrameHead, flag};
 use crate::http2::head::{Flaw, Head};
-use crate::http2::{AtOnce, BLOCK_FRAMES_MAX, GATHERED_BYTES_ALL_MAX, GATHERED_BYTES_MAX, REQUEST_TIME_MAX, Unfit};
+use crate::http2::{
+    AtOnce, BLOCK_FRAMES_MAX, CALL_BYTES, GATHERED_BYTES_ALL_MAX, GATHERED_BYTES_MAX, OPEN_MESSAGE_BYTES_MAX,
+    REQUEST_TIME_MAX, STRANGER_CALLS_MAX, Unfit,
+};
 
 /// What others are read by is lost (RFC 9113, section 4.3).
 const UNREAD: Fault = Fault::new(Code::Compression, "a header block cannot be read");
@@ -21,18 +24,22 @@ const UNREAD: Fault = Fault::new(Code::Compression, "a header block cannot be re
 /// What a HEADERS frame says of priorities, if it does (RFC 9113, section 6.2).
 const PRIORITY_BYTES: usize = 5;
 
+/// Calls that a peer without a credential is told by a status that they are too many, in a while. Further ones are reset.
+const CROWDED_TOLD_MAX: u32 = 16;
+
 /// A call that is to take the long way.
-struct Opened<'a> {
+pub(super) struct Opened<'a> {
     id: u32,
     head: &'a Head,
     credit: i64,
     padding: u32,
     length: Length,
     until: Instant,
+    manner: Manner,
 }
 
 impl<'a> Opened<'a> {
-    fn of<P>(waiting: &'a Waiting<P>) -> Self {
+    pub(super) fn of<P>(waiting: &'a Waiting<P>) -> Self {
         Self {
             id: waiting.id,
             head: &waiting.head,
@@ -40,6 +47,7 @@ impl<'a> Opened<'a> {
             padding: waiting.padding,
             length: waiting.length,
             until: waiting.until,
+            manner: Manner { is_open: waiting.pass.is_none(), has_stream: waiting.has_stream },
         }
     }
 }
@@ -99,7 +107,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         self.pay();
         match head.flaw_of_request() {
             Some(Flaw::Malformed) => return self.reset_for(id, Code::Protocol),
-            Some(Flaw::TooLong) => return self.refuse(id, ends, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
+            Some(Flaw::TooLong) => return self.answer_with(id, ends, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
             None => {}
         }
         let mut length = Length::of(&head);
@@ -114,14 +122,50 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             self.at_once.admit(&head)
         };
         let until = self.at + REQUEST_TIME_MAX;
-        let Some(pass) = pass else {
-            return self.begin(Opened { id, head: &head, credit: 0, padding: 0, length, until }, &[], ends);
+        if !self.account.is_known() && (pass.is_some() || self.at_once.is_known(&head)) {
+            self.account.becomes_known();
+        }
+        let waiting = Waiting {
+            id,
+            head,
+            pass,
+            counted: 0,
+            has_stream: false,
+            body: vec![],
+            padding: 0,
+            length,
+            credit: 0,
+            until,
         };
-        let waiting = Waiting { id, head, pass, body: vec![], padding: 0, length, credit: 0, until };
+        if waiting.pass.is_none() {
+            return self.begin_or_wait(waiting, ends);
+        }
         if ends {
             return self.answer(waiting, &[]);
         }
-        self.waiting.push_back(waiting);
+        self.add_waiting(waiting);
+        Ok(())
+    }
+
+    /// A call that takes the long way: it begins now or, if it is an open one, when its first message is whole.
+    fn begin_or_wait(&mut self, mut call: Waiting<A::Pass>, ends: bool) -> Result<(), Fault> {
+        let manner = self.calls.manner(&call.head);
+        let opened = Opened { manner, ..Opened::of(&call) };
+        if !self.account.is_known() && self.streams.len() + self.waiting.len() >= STRANGER_CALLS_MAX {
+            self.calm_down();
+            self.crowded += 1;
+            if self.crowded > CROWDED_TOLD_MAX {
+                // Whoever goes on has been told, and gets no reply that is longer than the request.
+                self.reset(call.id, Code::RefusedStream);
+                return self.idle_frame();
+            }
+            return self.refuse(opened, 0, ends, Incomplete::Crowded);
+        }
+        if ends || !manner.is_open {
+            return self.begin(opened, &[], ends);
+        }
+        call.has_stream = manner.has_stream;
+        self.add_waiting(call);
         Ok(())
     }
 
@@ -145,7 +189,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         if !ends || flaw.is_some() || length.is_some_and(|length| !length.take(0, true)) {
             return self.reset_for(id, Code::Protocol);
         }
-        if let Some(waiting) = at.and_then(|at| self.waiting.remove(at)) {
+        if let Some(waiting) = at.and_then(|at| self.take_waiting(at)) {
             return self.answer_gathered(waiting);
         }
         self.end_body(id);
@@ -198,9 +242,20 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         }
         // Padding is read as soon as it is here.
         stream.untold += padding;
-        stream.unread += data.len() as u32;
         if !data.is_empty() {
-            inbox.push(data);
+            let is_kept = inbox.push(data);
+            if is_kept {
+                stream.counted += data.len();
+                self.counted += data.len();
+                stream.wait_for_message(self.at);
+            } else {
+                stream.untold += data.len() as u32;
+            }
+            if is_kept && !stream.is_free {
+                stream.unread += data.len() as u32;
+            } else {
+                self.give_back(data.len());
+            }
         }
         if ends {
             self.end_body(id);
@@ -218,9 +273,12 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             self.give_back(data.len());
             return self.reset_for(id, Code::Protocol);
         }
+        if waiting.pass.is_none() {
+            return self.data_of_open(at, data, ends);
+        }
         if ends && waiting.body.is_empty() {
             // The usual way: the body in one piece, read where it lies.
-            let waiting = self.waiting.remove(at);
+            let waiting = self.take_waiting(at);
             return waiting.map_or(Ok(()), |waiting| self.answer(waiting, data));
         }
         let is_long = waiting.body.len() + data.len() > GATHERED_BYTES_MAX
@@ -228,42 +286,70 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             || waiting.padding as usize > GATHERED_BYTES_MAX;
         if !is_long {
             waiting.body.extend_from_slice(data);
+            waiting.counted += data.len();
+            self.counted += data.len();
             self.gathered_bytes += data.len();
             if !ends {
                 return Ok(());
             }
-            let waiting = self.waiting.remove(at);
+            let waiting = self.take_waiting(at);
             return waiting.map_or(Ok(()), |waiting| self.answer_gathered(waiting));
         }
-        let Some(mut waiting) = self.waiting.remove(at) else { return Ok(()) };
+        let Some(mut waiting) = self.take_waiting(at) else { return Ok(()) };
         self.at_once.lets_pass(&waiting.head, Unfit::Long);
-        self.gathered_bytes -= waiting.body.len();
         waiting.body.extend_from_slice(data);
+        self.begin(Opened::of(&waiting), &waiting.body, ends)
+    }
+
+    /// A part of the body of an open call. It begins when there is something that it can be answered by.
+    fn data_of_open(&mut self, at: usize, data: &[u8], ends: bool) -> Result<(), Fault> {
+        let Some(waiting) = self.waiting.get_mut(at) else { return Ok(()) };
+        waiting.body.extend_from_slice(data);
+        waiting.counted += data.len();
+        self.counted += data.len();
+        self.gathered_bytes += data.len();
+        let first = First::of(&waiting.body, OPEN_MESSAGE_BYTES_MAX);
+        let is_long = match first {
+            First::TooLong => true,
+            First::Whole(bytes) => !waiting.has_stream && waiting.body.len() > bytes,
+            First::Part => false,
+        };
+        let is_long = is_long || waiting.padding as usize > GATHERED_BYTES_MAX;
+        let begins = ends || waiting.has_stream && matches!(first, First::Whole(_));
+        if !is_long && !begins {
+            return Ok(());
+        }
+        let Some(waiting) = self.take_waiting(at) else { return Ok(()) };
+        if is_long {
+            return self.refuse(Opened::of(&waiting), waiting.body.len(), ends, Incomplete::TooLong);
+        }
         self.begin(Opened::of(&waiting), &waiting.body, ends)
     }
 
     /// Answers a call whose body came in pieces.
     fn answer_gathered(&mut self, mut waiting: Waiting<A::Pass>) -> Result<(), Fault> {
         let body = std::mem::take(&mut waiting.body);
-        self.gathered_bytes -= body.len();
         self.answer(waiting, &body)
     }
 
     /// Answers a call at once, if it can be.
     fn answer(&mut self, waiting: Waiting<A::Pass>, body: &[u8]) -> Result<(), Fault> {
-        if self.room.is_full() {
-            self.at_once.lets_pass(&waiting.head, Unfit::NoRoom);
+        let pass = waiting.pass.as_ref().filter(|_| !self.room.is_full());
+        let Some(pass) = pass else {
+            if waiting.pass.is_some() {
+                self.at_once.lets_pass(&waiting.head, Unfit::NoRoom);
+            }
             return self.begin(Opened::of(&waiting), body, true);
-        }
+        };
         // A panic ends its call and nothing else.
-        match catch_unwind(AssertUnwindSafe(|| self.at_once.answer(&waiting.pass, body))) {
+        match catch_unwind(AssertUnwindSafe(|| self.at_once.answer(pass, body))) {
             Ok(Some(reply)) => {
                 self.answered += 1;
                 self.reply(waiting.id, waiting.credit, reply);
             }
             Ok(None) => return self.begin(Opened::of(&waiting), body, true),
             Err(_) => {
-                self.at_once.give_up(&waiting.pass);
+                self.at_once.give_up(pass);
                 self.reset(waiting.id, Code::Internal);
             }
         }
@@ -273,7 +359,11 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
 
     /// Begins a call on the long way, with as much of its body as is there.
     fn begin(&mut self, opened: Opened<'_>, body: &[u8], ends: bool) -> Result<(), Fault> {
-        let Opened { id, head, credit, padding, length, until } = opened;
+        let counted = CALL_BYTES + body.len();
+        if !self.has_room_for(counted) {
+            return self.refuse(opened, body.len(), ends, Incomplete::NoRoom);
+        }
+        let Opened { id, head, credit, padding, length, until, manner } = opened;
         let inbox = Inbox::default();
         if !body.is_empty() {
             inbox.push(body);
@@ -286,9 +376,46 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             return self.reset_for(id, Code::Protocol);
         };
         let inbox = (!ends).then_some(inbox);
-        let until = (!ends && !call.has_stream).then_some(until);
-        let stream = Stream::of_call(credit, inbox, call, body.len() as u32, padding);
-        self.streams.insert(id, Stream { until, length, ..stream });
+        let until = (!ends && !manner.has_stream).then_some(until);
+        // What was answered where it began holds nothing.
+        let counted = if call.has_ended() { 0 } else { counted };
+        let is_free = manner.has_stream && !manner.is_open;
+        let mut stream = Stream::of_call(credit, inbox, call, body.len() as u32, padding);
+        (stream.until, stream.counted, stream.manner, stream.is_free) = (until, counted, manner, is_free);
+        stream.length = length;
+        if !body.is_empty() {
+            stream.wait_for_message(self.at);
+        }
+        if is_free {
+            stream.unread = 0;
+            self.give_back(body.len());
+        }
+        self.add_stream(id, stream);
+        Ok(())
+    }
+
+    /// Begins a call only to be refused: there is one place that does. So much of its body has come.
+    pub(super) fn refuse(
+        &mut self,
+        opened: Opened<'_>,
+        bytes: usize,
+        ends: bool,
+        why: Incomplete,
+    ) -> Result<(), Fault> {
+        if why == Incomplete::NoRoom {
+            self.account.count_refusal();
+        }
+        self.give_back(bytes);
+        let inbox = Inbox::default();
+        inbox.end(Err(why));
+        let Some(call) = self.calls.begin(opened.id, opened.head, inbox.clone()) else {
+            return self.reset_for(opened.id, Code::Protocol);
+        };
+        let inbox = (!ends).then_some(inbox);
+        let mut stream = Stream::of_call(opened.credit, inbox, call, bytes as u32, opened.padding);
+        (stream.unread, stream.untold) = (0, stream.untold + bytes as u32);
+        stream.length = opened.length;
+        self.add_stream(opened.id, stream);
         Ok(())
     }
 
@@ -301,17 +428,8 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         }
     }
 
-    /// Begins a call whose body did not come in time, only to be refused: there is one place that does.
-    pub(super) fn refuse_late(&mut self, waiting: &Waiting<A::Pass>) {
-        // Only a head that is of no request is reset instead, and those never wait.
-        let _begun = self.begin(Opened::of(waiting), &waiting.body, false);
-        if let Some(stream) = self.streams.get_mut(&waiting.id) {
-            stream.end_if_late(waiting.until);
-        }
-    }
-
     /// Answers with a status of HTTP alone.
-    fn refuse(&mut self, id: u32, ends: bool, status: StatusCode) -> Result<(), Fault> {
+    fn answer_with(&mut self, id: u32, ends: bool, status: StatusCode) -> Result<(), Fault> {
         frame::put_headers(&mut self.out, id, true, |to| self.encoder.head(status, &HeaderMap::new(), to));
         if !ends {
             self.reset(id, Code::NoError);

@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use http::HeaderMap;
 
-use crate::http2::WINDOW_BYTES;
 use crate::http2::body::{Inbox, Incomplete};
-use crate::http2::call::Running;
+use crate::http2::call::{Manner, Running};
 use crate::http2::head::Head;
 use crate::http2::room::Part;
+use crate::http2::{CALL_BYTES, REQUEST_TIME_MAX, WINDOW_BYTES};
 
 /// How many bytes of a body are still to come, if its head says how long it is (RFC 9113, section 8.1.1).
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,7 +34,12 @@ impl Length {
 pub(super) struct Waiting<P> {
     pub(super) id: u32,
     pub(super) head: Arc<Head>,
-    pub(super) pass: P,
+    /// What admitted it. `None`: it is an open call, which takes the long way when its first message is whole.
+    pub(super) pass: Option<P>,
+    /// What it counts in the budget for requests.
+    pub(super) counted: usize,
+    /// Whether it is the head of a stream of messages.
+    pub(super) has_stream: bool,
     pub(super) body: Vec<u8>,
     /// Bytes of padding that came with it.
     pub(super) padding: u32,
@@ -60,6 +65,11 @@ pub(super) struct Stream {
     pub(super) unread: u32,
     /// Bytes that were read, and that the peer has not been told of.
     pub(super) untold: u32,
+    /// What its call counts in the budget for requests.
+    pub(super) counted: usize,
+    pub(super) manner: Manner,
+    /// Whether what came of its request is taken for read by the window of the connection, because the budget bounds it.
+    pub(super) is_free: bool,
     /// What is to be sent.
     pub(super) pieces: VecDeque<Piece>,
     /// Whether it is in the queue of those that have something to send.
@@ -97,6 +107,27 @@ impl Stream {
             inbox.end(Err(Incomplete::TooSlow));
             self.until = None;
         }
+    }
+
+    /// A part of a message has come to an open call that goes on: the rest may take as long as a request.
+    pub(super) fn wait_for_message(&mut self, now: Instant) {
+        if self.manner.is_open && self.manner.has_stream && self.inbox.is_some() {
+            self.until = self.until.or(Some(now + REQUEST_TIME_MAX));
+        }
+    }
+
+    /// So much of its request was read and is gone. It says how much less it counts.
+    pub(super) fn was_read(&mut self, bytes: usize) -> usize {
+        if !self.manner.has_stream {
+            // Whoever reads keeps it until the call ends.
+            return 0;
+        }
+        let less = bytes.min(self.counted.saturating_sub(CALL_BYTES));
+        self.counted -= less;
+        if self.counted <= CALL_BYTES {
+            self.until = None;
+        }
+        less
     }
 
     /// The stream of a reply that is there.

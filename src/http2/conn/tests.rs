@@ -1,6 +1,7 @@
 //! Connections without a network, whose calls do what a test says.
 
 mod foreseen;
+mod room;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -12,9 +13,10 @@ use proptest::prelude::*;
 use super::stream::Piece;
 use super::*;
 use crate::http2::body::Inbox;
-use crate::http2::call::{Event, Message, Running};
+use crate::http2::call::{Event, Manner, Message, Running};
 use crate::http2::frame::HEAD_BYTES;
 use crate::http2::head::Head;
+use crate::http2::{Callers, WHOLE_BYTES_MAX};
 
 /// Answers calls whose bodies say so, at once.
 struct Echo;
@@ -23,6 +25,10 @@ impl AtOnce for Echo {
     type Pass = ();
 
     fn begin(&mut self, _: Instant) {}
+
+    fn is_known(&mut self, head: &Head) -> bool {
+        head.authorization().is_some()
+    }
 
     fn admit(&mut self, head: &Head) -> Option<()> {
         (head.path() == b"/").then_some(())
@@ -43,6 +49,11 @@ impl AtOnce for Echo {
 struct Begun(Rc<RefCell<Vec<u32>>>);
 
 impl Begin for Begun {
+    fn manner(&self, head: &Head) -> Manner {
+        let path = head.path();
+        Manner { is_open: path.starts_with(b"/open"), has_stream: path.ends_with(b"stream") }
+    }
+
     fn begin(&mut self, stream: u32, _: &Head, _: Inbox) -> Option<Running> {
         self.0.borrow_mut().push(stream);
         Some(Running::never())
@@ -55,9 +66,14 @@ impl Begin for Begun {
 
 type Tested = Conn<Echo, Begun>;
 
+/// More than anything here takes.
+fn roomy() -> Budget {
+    Budget::new(1 << 30, 1 << 30)
+}
+
 fn open() -> (Tested, Begun) {
     let begun = Begun::default();
-    let mut conn = Conn::new(Echo, begun.clone(), Room::default());
+    let mut conn = Conn::new(Echo, begun.clone(), Room::default(), roomy());
     let mut hello = PREFACE.to_vec();
     frame::put_settings(&mut hello, &[]);
     assert_eq!(receive(&mut conn, &hello), Ok(()));
@@ -198,6 +214,7 @@ fn what_a_call_leaves_unread_is_given_back() {
 #[test]
 fn the_place_of_a_call_is_free_when_it_has_ended_and_not_before() {
     let (mut conn, begun) = open();
+    conn.account.becomes_known();
     let reset = |stream| {
         let mut bytes = vec![];
         frame::put_reset(&mut bytes, stream, Code::NoError);
@@ -369,6 +386,8 @@ proptest! {
             prop_assert!(conn.streams.len() + conn.waiting.len() <= STREAMS_MAX);
             let gathered: usize = conn.waiting.iter().map(|waiting| waiting.body.len()).sum();
             prop_assert_eq!(gathered, conn.gathered_bytes);
+            let waiting: usize = conn.waiting.iter().map(|waiting| waiting.counted).sum();
+            prop_assert_eq!(waiting + conn.streams.values().map(|stream| stream.counted).sum::<usize>(), conn.counted);
             let pieces = conn.streams.values().flat_map(|stream| &stream.pieces);
             let made_at_once = pieces.filter(|piece| matches!(piece, Piece::Data(part) if part.ahead == 0));
             prop_assert_eq!(made_at_once.count() > 0, conn.room.waiting() > 0);

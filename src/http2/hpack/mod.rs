@@ -117,6 +117,11 @@ impl Decoder {
         self.table.version()
     }
 
+    /// Bytes that are kept, as the size of the table is counted.
+    pub(super) fn bytes(&self) -> usize {
+        self.table.bytes() + self.name.capacity() + self.value.capacity() + self.rest.capacity()
+    }
+
     /// Reads a whole block, and gives each of its fields, in order.
     ///
     /// # Errors

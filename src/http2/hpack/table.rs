@@ -112,6 +112,11 @@ impl Table {
         self.version
     }
 
+    /// Its size, as it is counted (RFC 7541, section 4.1).
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(super) fn get(&self, index: usize) -> Option<Field<'_>> {
         let index = index.checked_sub(1)?;
         if let Some((name, value)) = STATIC.get(index) {

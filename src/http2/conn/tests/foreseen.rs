@@ -18,6 +18,10 @@ impl AtOnce for Foresees {
         assert_ne!(bodies.last().map(|body| &**body), Some("panic"));
     }
 
+    fn is_known(&mut self, head: &Head) -> bool {
+        Echo.is_known(head)
+    }
+
     fn admit(&mut self, head: &Head) -> Option<()> {
         Echo.admit(head)
     }
@@ -39,7 +43,7 @@ impl AtOnce for Foresees {
 #[test]
 fn bodies_are_shown_some_at_a_time_before_the_first_of_them_is_answered() {
     let (foresees, said) = (Foresees::default(), |seen: &Foresees| std::mem::take(&mut *seen.0.borrow_mut()));
-    let mut conn = Conn::new(foresees.clone(), Begun::default(), Room::default());
+    let mut conn = Conn::new(foresees.clone(), Begun::default(), Room::default(), roomy());
     let mut bytes = PREFACE.to_vec();
     frame::put_settings(&mut bytes, &[]);
     bytes.extend(head(1, "/long"));

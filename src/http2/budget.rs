@@ -1,0 +1,178 @@
+//! How much of requests that are not answered yet may be held in the whole process: one bound for callers of whom nothing is
+//! known, and one for those whose connection has had a credential that works.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use super::OWN_BYTES;
+
+/// What is taken at a time: most of what comes and goes on a connection changes nothing that others see.
+const STEP_BYTES: usize = 4 * 1024;
+/// The part of a bound that one connection may have.
+const SHARE: usize = 8;
+
+const _: () = assert!(OWN_BYTES.is_multiple_of(STEP_BYTES));
+
+/// The bounds of a process, and what is held under them. Clones are of the same.
+#[derive(Clone, Debug)]
+pub struct Budget(Arc<[Pool; 2]>);
+
+/// Whose requests they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Callers {
+    /// Of connections that have not had a credential that works.
+    Strangers,
+    /// Of all others.
+    Known,
+}
+
+#[derive(Debug)]
+struct Pool {
+    bytes_max: usize,
+    held: AtomicUsize,
+    refused: AtomicU64,
+}
+
+impl Budget {
+    /// Bounds in bytes. Each connection may hold 8 KiB beside them, if they are used up.
+    #[must_use]
+    pub fn new(strangers_bytes_max: usize, known_bytes_max: usize) -> Self {
+        Self(Arc::new([strangers_bytes_max, known_bytes_max].map(|bytes_max| Pool {
+            bytes_max,
+            held: AtomicUsize::new(0),
+            refused: AtomicU64::new(0),
+        })))
+    }
+
+    /// Bytes that are held now, with what each connection has for itself.
+    #[must_use]
+    pub fn held(&self, callers: Callers) -> usize {
+        self.pool(callers).held.load(Ordering::Relaxed)
+    }
+
+    /// How many calls were refused because there was no room, and connections ended.
+    #[must_use]
+    pub fn refused(&self, callers: Callers) -> u64 {
+        self.pool(callers).refused.load(Ordering::Relaxed)
+    }
+
+    fn pool(&self, callers: Callers) -> &Pool {
+        let [strangers, known] = &*self.0;
+        match callers {
+            Callers::Strangers => strangers,
+            Callers::Known => known,
+        }
+    }
+}
+
+/// What a connection holds. It gives it back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Account {
+    budget: Budget,
+    callers: Callers,
+    /// Never less than its own bytes.
+    taken: usize,
+}
+
+impl Account {
+    /// The account of a connection of which nothing is known.
+    pub(super) fn open(budget: Budget) -> Self {
+        let account = Self { budget, callers: Callers::Strangers, taken: OWN_BYTES };
+        account.pool().held.fetch_add(OWN_BYTES, Ordering::Relaxed);
+        account
+    }
+
+    /// Whether its connection has had a credential that works.
+    pub(super) fn is_known(&self) -> bool {
+        self.callers == Callers::Known
+    }
+
+    /// Its connection has had a credential that works.
+    pub(super) fn becomes_known(&mut self) {
+        self.pool().held.fetch_sub(self.taken, Ordering::Relaxed);
+        self.callers = Callers::Known;
+        self.pool().held.fetch_add(self.taken, Ordering::Relaxed);
+    }
+
+    /// So many bytes are held now. It says whether they may be; if not, nothing has changed.
+    pub(super) fn holds(&mut self, bytes: usize) -> bool {
+        if bytes <= self.taken && self.taken - bytes < STEP_BYTES || bytes <= OWN_BYTES && self.taken == OWN_BYTES {
+            return true;
+        }
+        let wanted = bytes.next_multiple_of(STEP_BYTES).max(OWN_BYTES);
+        let Some(more) = wanted.checked_sub(self.taken) else {
+            self.pool().held.fetch_sub(self.taken - wanted, Ordering::Relaxed);
+            self.taken = wanted;
+            return true;
+        };
+        let pool = self.pool();
+        let is_mine = wanted <= OWN_BYTES.max(pool.bytes_max / SHARE);
+        if !is_mine || pool.held.fetch_add(more, Ordering::Relaxed) + more > pool.bytes_max {
+            if is_mine {
+                pool.held.fetch_sub(more, Ordering::Relaxed);
+            }
+            return false;
+        }
+        self.taken = wanted;
+        true
+    }
+
+    /// So many bytes are held now, whether they may be or not.
+    pub(super) fn holds_all_the_same(&mut self, bytes: usize) {
+        let wanted = bytes.next_multiple_of(STEP_BYTES).max(OWN_BYTES);
+        self.pool().held.fetch_add(wanted, Ordering::Relaxed);
+        self.pool().held.fetch_sub(self.taken, Ordering::Relaxed);
+        self.taken = wanted;
+    }
+
+    /// Counts a refusal.
+    pub(super) fn count_refusal(&self) {
+        self.pool().refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn pool(&self) -> &Pool {
+        self.budget.pool(self.callers)
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.pool().held.fetch_sub(self.taken, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1024 * 1024;
+
+    #[test]
+    fn an_account_has_its_own_bytes_and_a_share_of_the_rest() {
+        let budget = Budget::new(MIB, 16 * MIB);
+        let mut accounts: Vec<_> = (0..9).map(|_| Account::open(budget.clone())).collect();
+        assert_eq!(budget.held(Callers::Strangers), 9 * OWN_BYTES);
+        assert!(!accounts[0].holds(MIB / SHARE + 1), "more than its share");
+        let full = accounts.iter_mut().filter_map(|account| account.holds(MIB / SHARE).then_some(())).count();
+        assert_eq!(full, 7, "what the others have for themselves is taken");
+        assert!(accounts.iter_mut().all(|account| account.holds(OWN_BYTES)), "each has that");
+        assert_eq!(budget.held(Callers::Strangers), 9 * OWN_BYTES);
+        drop(accounts);
+        assert_eq!(budget.held(Callers::Strangers), 0);
+    }
+
+    #[test]
+    fn what_a_connection_holds_moves_with_it_when_it_is_known() {
+        let budget = Budget::new(MIB, 16 * MIB);
+        let mut account = Account::open(budget.clone());
+        assert!(account.holds(100_000));
+        account.becomes_known();
+        assert_eq!(budget.held(Callers::Strangers), 0);
+        assert!((100_000..104_096).contains(&budget.held(Callers::Known)));
+        account.holds_all_the_same(32 * MIB);
+        assert!(!account.holds(33 * MIB) && account.holds(MIB));
+        assert_eq!(budget.held(Callers::Known), MIB);
+        drop(account);
+        assert_eq!(budget.held(Callers::Known), 0);
+    }
+}

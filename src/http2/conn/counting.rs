@@ -1,0 +1,95 @@
+//! What a connection counts in the budget for requests, and what it does when there is no room.
+
+use super::stream::{Stream, Waiting};
+use super::{Conn, Opened};
+use crate::http2::body::Incomplete;
+use crate::http2::call::Begin;
+use crate::http2::code::Fault;
+use crate::http2::{AtOnce, CALL_BYTES, WAITING_BYTES, frame};
+
+impl<A: AtOnce, C: Begin> Conn<A, C> {
+    /// Settles what is held now, with so many bytes that were read and are not gone through. While there is no room for all
+    /// of it, the youngest call whose request is not whole is refused.
+    ///
+    /// # Errors
+    /// When no call can be refused, and nothing is known of the peer. It has been told so then.
+    pub(in crate::http2) fn settle(&mut self, rest_bytes: usize) -> Result<(), Fault> {
+        self.rest_bytes = rest_bytes;
+        while !self.has_room_for(0) {
+            if self.refuse_youngest()? {
+                continue;
+            }
+            if self.account.is_known() {
+                // At most a read and the calls that have begun.
+                self.account.holds_all_the_same(self.counted + self.rest_bytes);
+                return Ok(());
+            }
+            self.account.count_refusal();
+            let fault = Fault::calm("there is no room for more of callers without a credential");
+            frame::put_goaway(&mut self.out, self.last_stream, fault.code, fault.what);
+            return Err(fault);
+        }
+        Ok(())
+    }
+
+    /// Whether there is room for so many bytes more. If there is, it is taken.
+    pub(super) fn has_room_for(&mut self, bytes: usize) -> bool {
+        let mut held = self.counted + self.rest_bytes + bytes;
+        if !self.account.is_known() {
+            // All that a peer can make grow: whoever is nobody has no other bound in the whole process.
+            let streams = (self.resets.capacity() + self.peer_resets.capacity()) * size_of::<u32>();
+            // An empty one belongs to the thread.
+            let out = if self.out.is_empty() { 0 } else { self.out.capacity() };
+            held += self.heads.bytes() + streams + out + self.room.waiting();
+        }
+        self.account.holds(held)
+    }
+
+    /// Refuses the youngest call whose request is on its way, if there is one.
+    fn refuse_youngest(&mut self) -> Result<bool, Fault> {
+        let has_part = |stream: &Stream| stream.inbox.is_some() && !stream.is_over && stream.counted > CALL_BYTES;
+        let stream = self.streams.iter().rev().find(|(_, stream)| has_part(stream)).map(|(id, _)| *id);
+        let waiting = self.waiting.back().map(|waiting| waiting.id);
+        if waiting > stream {
+            let Some(waiting) = self.take_waiting(self.waiting.len() - 1) else { return Ok(false) };
+            self.refuse(Opened::of(&waiting), waiting.body.len(), false, Incomplete::NoRoom)?;
+            return Ok(true);
+        }
+        let Some(stream) = stream.and_then(|id| self.streams.get_mut(&id)) else { return Ok(false) };
+        self.account.count_refusal();
+        self.counted -= stream.counted - CALL_BYTES;
+        stream.counted = CALL_BYTES;
+        stream.until = None;
+        // What was not read of it is given back at its end.
+        if let Some(inbox) = &stream.inbox {
+            inbox.end(Err(Incomplete::NoRoom));
+        }
+        Ok(true)
+    }
+
+    /// A call waits for its body.
+    pub(super) fn add_waiting(&mut self, mut waiting: Waiting<A::Pass>) {
+        waiting.counted = WAITING_BYTES + waiting.head.bytes();
+        self.counted += waiting.counted;
+        self.waiting.push_back(waiting);
+    }
+
+    /// It does so no more.
+    pub(super) fn take_waiting(&mut self, at: usize) -> Option<Waiting<A::Pass>> {
+        let waiting = self.waiting.remove(at)?;
+        self.counted -= waiting.counted;
+        self.gathered_bytes -= waiting.body.len();
+        Some(waiting)
+    }
+
+    pub(super) fn add_stream(&mut self, id: u32, stream: Stream) {
+        self.counted += stream.counted;
+        self.streams.insert(id, stream);
+    }
+
+    pub(super) fn remove_stream(&mut self, id: u32) {
+        if let Some(stream) = self.streams.remove(&id) {
+            self.counted -= stream.counted;
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What a connection holds of requests, and what becomes of those that there is no room for.
+
+use super::*;
+use crate::http2::{CALL_BYTES, OPEN_MESSAGE_BYTES_MAX, OWN_BYTES, STRANGER_CALLS_MAX};
+
+const MIB: usize = 1024 * 1024;
+
+fn open_with(budget: &Budget) -> (Tested, Begun) {
+    let begun = Begun::default();
+    let mut conn = Conn::new(Echo, begun.clone(), Room::default(), budget.clone());
+    let mut hello = PREFACE.to_vec();
+    frame::put_settings(&mut hello, &[]);
+    receive(&mut conn, &hello).unwrap();
+    (conn, begun)
+}
+
+/// The head of a call with a credential.
+fn head_of(stream: u32, path: &str) -> Vec<u8> {
+    let mut bytes = vec![];
+    frame::put_headers(&mut bytes, stream, false, |to| {
+        to.extend([0x83, 0x86, 0x04, path.len() as u8]);
+        to.extend(path.as_bytes());
+        to.extend(b"\x0f\x08\x01x");
+    });
+    bytes
+}
+
+fn part(stream: u32, ends: bool, data: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![];
+    frame::put_data(&mut bytes, stream, ends, data);
+    bytes
+}
+
+fn message(length: usize) -> Vec<u8> {
+    let mut message = vec![0];
+    message.extend((length as u32).to_be_bytes());
+    message.resize(5 + length, b'm');
+    message
+}
+
+#[test]
+fn an_open_call_begins_when_its_first_message_is_whole_and_the_window_is_not_given_back_before() {
+    for (path, begins_at_its_message) in [("/open", false), ("/open/stream", true)] {
+        let (mut conn, begun) = open();
+        receive(&mut conn, &head(1, path)).unwrap();
+        let sent = message(OPEN_MESSAGE_BYTES_MAX);
+        for piece in sent[..8_000].chunks(1_000) {
+            receive(&mut conn, &part(1, false, piece)).unwrap();
+        }
+        assert_eq!(conn.window + conn.untold, WINDOW_BYTES - 8_000, "{path}");
+        assert!(begun.0.borrow().is_empty(), "{path}");
+        receive(&mut conn, &part(1, false, &sent[8_000..])).unwrap();
+        assert_eq!(begun.0.borrow().len(), usize::from(begins_at_its_message), "{path}");
+        receive(&mut conn, &part(1, true, b"")).unwrap();
+        assert_eq!(begun.0.borrow()[..], [1], "{path}");
+    }
+}
+
+#[test]
+fn a_message_of_an_open_call_that_is_too_long_is_refused_by_its_first_bytes() {
+    for path in ["/open", "/open/stream"] {
+        let (mut conn, begun) = open();
+        receive(&mut conn, &head(1, path)).unwrap();
+        receive(&mut conn, &part(1, false, &message(OPEN_MESSAGE_BYTES_MAX + 1)[..5])).unwrap();
+        assert_eq!(begun.0.borrow()[..], [1], "{path} is begun only to be refused");
+        assert_eq!(conn.window + conn.untold, WINDOW_BYTES, "{path}");
+        // What comes of it still is not kept.
+        receive(&mut conn, &part(1, false, &[0; 10_000])).unwrap();
+        assert_eq!((conn.window + conn.untold, conn.counted), (WINDOW_BYTES, 0), "{path}");
+    }
+}
+
+#[test]
+fn a_connection_without_a_credential_has_few_calls_under_way() {
+    let (mut conn, begun) = open();
+    let calls = STRANGER_CALLS_MAX as u32;
+    for nth in 0..calls {
+        receive(&mut conn, &head(2 * nth + 1, "/open")).unwrap();
+    }
+    assert!(begun.0.borrow().is_empty());
+    receive(&mut conn, &head(2 * calls + 1, "/open")).unwrap();
+    assert_eq!(begun.0.borrow()[..], [2 * calls + 1], "one more is begun only to be refused");
+    // Whoever goes on is told by resets alone.
+    let mut id = 2 * calls + 3;
+    for _ in 0..64 {
+        receive(&mut conn, &head(id, "/open")).unwrap();
+        id += 2;
+    }
+    assert_eq!(begun.0.borrow().len(), 16);
+    // A credential makes room.
+    receive(&mut conn, &head_of(id, "/long")).unwrap();
+    receive(&mut conn, &head(id + 2, "/open")).unwrap();
+    assert_eq!(begun.0.borrow()[16..], [id]);
+    assert_eq!(conn.waiting.len(), STRANGER_CALLS_MAX + 1);
+}
+
+#[test]
+fn the_youngest_requests_are_refused_when_there_is_no_room_for_all() {
+    let budget = Budget::new(MIB, MIB);
+    // An eighth is as much as one connection may have.
+    let (mut conn, begun) = open_with(&budget);
+    receive(&mut conn, &head_of(1, "/long")).unwrap();
+    receive(&mut conn, &head(3, "/")).unwrap();
+    for stream in [1, 3, 1, 3] {
+        receive(&mut conn, &part(stream, false, &[0; 15_000])).unwrap();
+        conn.settle(0).unwrap();
+    }
+    receive(&mut conn, &head(5, "/")).unwrap();
+    receive(&mut conn, &head(7, "/long")).unwrap();
+    receive(&mut conn, &part(5, false, &[0; 16_000])).unwrap();
+    receive(&mut conn, &part(5, false, &[0; 16_000])).unwrap();
+    receive(&mut conn, &part(7, false, &[0; 16_000])).unwrap();
+    conn.settle(0).unwrap();
+    assert_eq!(budget.refused(Callers::Known), 0);
+    receive(&mut conn, &part(1, false, &[0; 16_000])).unwrap();
+    conn.settle(0).unwrap();
+    assert_eq!(budget.refused(Callers::Known), 1, "the body of 7 is gone");
+    assert_eq!(conn.streams[&7].counted, CALL_BYTES);
+    receive(&mut conn, &part(1, false, &[0; 16_000])).unwrap();
+    conn.settle(0).unwrap();
+    assert_eq!((budget.refused(Callers::Known), begun.0.borrow()[..].to_vec()), (2, vec![1, 7, 5]));
+    assert!(budget.held(Callers::Known) <= MIB / 8);
+    // All that was sent of those may be sent again; what is kept is of 1 and 3.
+    assert_eq!(conn.streams[&1].counted, CALL_BYTES + 62_000);
+    drop(conn);
+    assert_eq!(budget.held(Callers::Known), 0);
+}
+
+#[test]
+fn a_connection_without_a_credential_ends_when_there_is_no_room_for_what_it_holds_otherwise() {
+    let budget = Budget::new(MIB, MIB);
+    let (mut conn, _) = open_with(&budget);
+    let mut others: Vec<_> = (0..8).map(|_| open_with(&budget).0).collect();
+    for other in &mut others {
+        (0..).take_while(|kib| other.settle(kib * 1024).is_ok()).for_each(drop);
+    }
+    let refused = budget.refused(Callers::Strangers);
+    assert!(conn.settle(OWN_BYTES / 2).is_ok(), "each has that");
+    let fault = conn.settle(3 * OWN_BYTES).unwrap_err();
+    assert_eq!(fault.code, Code::EnhanceYourCalm);
+    assert_eq!(budget.refused(Callers::Strangers), refused + 1);
+    drop(others);
+    assert!(conn.settle(3 * OWN_BYTES).is_ok());
+}
+
+#[test]
+fn a_stream_of_a_caller_with_a_credential_holds_up_no_other_with_half_a_message() {
+    let (mut conn, _) = open();
+    let mut streams = 0;
+    // Far more than the window of the connection.
+    for nth in 0..40 {
+        let id = 2 * nth + 1;
+        receive(&mut conn, &head_of(id, "/stream")).unwrap();
+        for _ in 0..6 {
+            receive(&mut conn, &part(id, false, &[0; 16_000])).unwrap();
+        }
+        streams += 1;
+    }
+    assert_eq!(conn.streams.len(), streams);
+    assert_eq!(conn.counted, streams * (CALL_BYTES + 96_000));
+    conn.hear(Message { stream: 1, event: Event::Read(90_000) });
+    assert_eq!(conn.streams[&1].counted, CALL_BYTES + 6_000);
+    const { assert!(96_000 < WHOLE_BYTES_MAX) };
+}
