@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -14,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 const KEPT_FOR_LISTENER: usize = 16;
 /// The part of all places that only connections may have that have had a credential that works.
 const KEPT_FOR_KNOWN: usize = 4;
+/// The part of all places that is kept free for who comes next, so that nobody waits until another one has gone.
+const KEPT_FREE: usize = 64;
 /// How often it is logged that connections were turned away.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -32,7 +33,7 @@ pub struct Taken {
     pub by_strangers: usize,
     /// How many connections were turned away so that others get in.
     pub turned_away: u64,
-    /// Whether another connection gets in only if one goes.
+    /// Whether one has to go for the next.
     pub is_full: bool,
     /// Whether that is because of connections that never have to go.
     pub is_full_of_known: bool,
@@ -44,7 +45,6 @@ struct Shared {
     state: Mutex<State>,
     /// Told when there may be a place.
     freed: Notify,
-    turned_away: AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +55,8 @@ struct Bounds {
     /// For all listeners beside what is kept for them.
     common: usize,
     strangers: usize,
+    /// Of both, how many are to be free.
+    free: usize,
     /// Whether strangers ever have to go.
     turns_away: bool,
 }
@@ -71,6 +73,8 @@ struct State {
     logged_at: Option<Instant>,
     /// Connections that were turned away since then.
     unlogged: u64,
+    /// And in all.
+    turned_away: u64,
 }
 
 #[derive(Debug)]
@@ -107,7 +111,7 @@ impl Slots {
     /// So many places. When they are taken, further connections wait.
     #[must_use]
     pub fn new(places: usize) -> Self {
-        let bounds = Bounds { all: places, kept: 0, common: places, strangers: places, turns_away: false };
+        let bounds = Bounds { all: places, kept: 0, common: places, strangers: places, free: 0, turns_away: false };
         Self::within(bounds)
     }
 
@@ -117,7 +121,8 @@ impl Slots {
     pub fn kept(places: usize, listeners: usize) -> Self {
         let kept = (places / KEPT_FOR_LISTENER).min(places / (2 * listeners.max(1)));
         let strangers = (places - places / KEPT_FOR_KNOWN).max(1);
-        Self::within(Bounds { all: places, kept, common: places - kept * listeners, strangers, turns_away: true })
+        let (common, free) = (places - kept * listeners, places / KEPT_FREE);
+        Self::within(Bounds { all: places, kept, common, strangers, free, turns_away: true })
     }
 
     fn within(bounds: Bounds) -> Self {
@@ -128,24 +133,26 @@ impl Slots {
             leaving: BTreeSet::new(),
             logged_at: None,
             unlogged: 0,
+            turned_away: 0,
         };
-        let (state, turned_away) = (Mutex::new(state), AtomicU64::new(0));
-        Self(Arc::new(Shared { bounds, state, freed: Notify::new(), turned_away }))
+        Self(Arc::new(Shared { bounds, state: Mutex::new(state), freed: Notify::new() }))
     }
 
     /// How they are taken now.
     #[must_use]
     pub fn taken(&self) -> Taken {
-        let Shared { bounds, state, turned_away, .. } = &*self.0;
+        let Shared { bounds, state, .. } = &*self.0;
         let state = state.lock();
-        let is_full = state.common(bounds) >= bounds.common || state.of_strangers() >= bounds.strangers;
+        let is_full = state.needs_place(bounds) || !state.has_common_place(bounds);
         Taken {
             of: bounds.all,
             all: state.all(),
             by_strangers: state.strangers.len(),
-            turned_away: turned_away.load(Ordering::Relaxed),
+            turned_away: state.turned_away,
             is_full,
-            is_full_of_known: is_full && state.oldest(bounds).is_none() && state.leaving.is_empty(),
+            is_full_of_known: !state.has_common_place(bounds)
+                && state.oldest(bounds).is_none()
+                && state.leaving.is_empty(),
         }
     }
 
@@ -173,8 +180,18 @@ impl State {
     }
 
     fn has_place(&self, bounds: &Bounds, listener: usize) -> bool {
-        self.taken[listener] < bounds.kept
-            || self.common(bounds) < bounds.common && self.of_strangers() < bounds.strangers
+        self.taken[listener] < bounds.kept || self.has_common_place(bounds)
+    }
+
+    fn has_common_place(&self, bounds: &Bounds) -> bool {
+        self.common(bounds) < bounds.common && self.of_strangers() < bounds.strangers
+    }
+
+    /// Whether too few places would be free with the next one, when those have gone who have to.
+    fn needs_place(&self, bounds: &Bounds) -> bool {
+        bounds.turns_away
+            && (self.strangers.len() + bounds.free >= bounds.strangers
+                || self.common(bounds) + bounds.free >= bounds.common + self.leaving.len())
     }
 
     /// The stranger who goes next. What is kept for a listener is not taken from its connections for others.
@@ -188,6 +205,7 @@ impl State {
         let Some(stranger) = self.strangers.remove(&serial) else { return };
         self.leaving.insert(serial);
         stranger.leave.cancel();
+        self.turned_away += 1;
         self.unlogged += 1;
         if self.logged_at.is_none_or(|logged_at| now.duration_since(logged_at) >= LOG_INTERVAL) {
             self.logged_at = Some(now);
@@ -195,24 +213,25 @@ impl State {
                 connections = self.all(),
                 without_credential = self.strangers.len(),
                 turned_away = std::mem::take(&mut self.unlogged),
-                "there is no place for another connection: the oldest that have had no credential are turned away"
+                "the places for connections are taken: the oldest that have had no credential are turned away"
             );
         }
     }
 }
 
 impl Shared {
-    /// A place, if there is one. If not, a stranger is told to go, unless another one is about to.
+    /// A place, if there is one. If there are few, a stranger is told to go; if there is none, unless another one is about to.
     fn enter(self: &Arc<Self>, listener: usize, end: &CancellationToken) -> Option<Slot> {
         let mut state = self.state.lock();
-        if !state.has_place(&self.bounds, listener) {
-            if self.bounds.turns_away
-                && state.leaving.is_empty()
-                && let Some(oldest) = state.oldest(&self.bounds)
-            {
-                self.turned_away.fetch_add(1, Ordering::Relaxed);
-                state.turn_away(oldest, Instant::now());
-            }
+        let has_place = state.has_place(&self.bounds, listener);
+        if state.taken[listener] >= self.bounds.kept
+            && (has_place || state.leaving.is_empty())
+            && state.needs_place(&self.bounds)
+            && let Some(oldest) = state.oldest(&self.bounds)
+        {
+            state.turn_away(oldest, Instant::now());
+        }
+        if !has_place {
             return None;
         }
         let (serial, leave) = (state.next, end.child_token());
@@ -329,6 +348,25 @@ mod tests {
         assert_eq!(local.len(), 2);
         assert!(local.iter().chain(&known).all(|slot| !goes(slot)), "these are its own, and known callers stay");
         assert_eq!(slots.taken().all, 32);
+    }
+
+    #[test]
+    fn of_many_places_some_are_kept_free_for_who_comes_next() {
+        let slots = Slots::kept(128, 1);
+        let (door, stop) = (slots.door(), stop());
+        let mut strangers: Vec<_> = (0..94).map(|_| slots.0.enter(door.listener, &stop).unwrap()).collect();
+        assert!(slots.taken().is_full && strangers.iter().all(|slot| !goes(slot)));
+        // Two come in without a wait.
+        for nth in 0..2 {
+            strangers.push(slots.0.enter(door.listener, &stop).unwrap());
+            assert!(goes(&strangers[nth]) && !goes(&strangers[nth + 1]));
+        }
+        assert!(slots.0.enter(door.listener, &stop).is_none());
+        drop(strangers.remove(0));
+        strangers.push(slots.0.enter(door.listener, &stop).unwrap());
+        let taken = slots.taken();
+        assert_eq!((taken.all, taken.by_strangers, taken.turned_away), (96, 94, 3));
+        assert!(taken.is_full && !taken.is_full_of_known);
     }
 
     #[tokio::test]
