@@ -72,7 +72,7 @@ pub struct Settings {
     /// Different scopes that the keys of one tenant may have. Default 10,000.
     pub scopes_per_tenant_max: usize,
     /// Bytes that may be held for requests under way of callers on connections that have not had a credential that
-    /// works. Further ones are refused. Default 64 MiB; at least 1 MiB. Each connection may hold 8 KiB in any case.
+    /// works. Further ones are refused. Default 64 MiB; at least 1 MiB. Each connection may hold 12 KiB in any case.
     pub stranger_request_bytes_max: usize,
     /// The same for all other callers, of which one connection may have an eighth. Default 1 GiB, or a quarter of the
     /// memory that the process may have if that is less; at least 1 MiB.

@@ -7,11 +7,11 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use parking_lot::Mutex;
-use tokio::sync::mpsc::UnboundedSender;
 
 use super::call::{Event, Message};
+use super::events::Events;
 use super::room::Turn;
-use super::{OPEN_MESSAGE_BYTES_MAX, STREAMS_MAX, WHOLE_BYTES_MAX, WINDOW_BYTES};
+use super::{OPEN_MESSAGE_BYTES_MAX, SINGLE_BYTES_MAX, STREAMS_MAX, WHOLE_BYTES_MAX, WINDOW_BYTES};
 
 /// The end of a request that is not longer is told as read only with the end of its call.
 pub(super) const UNTOLD_BYTES_MAX: usize = WINDOW_BYTES as usize / 4 / STREAMS_MAX;
@@ -20,17 +20,16 @@ const PREFIX_BYTES: usize = 5;
 
 /// The body of a request.
 ///
-/// What has come and is not read yet is at most the window of its stream, 1 MiB; reading it lets the peer send more.
+/// What has come and is not read yet is bounded by the budget or, of an open call, by the window of its stream.
 /// Trailers of a request mean nothing in gRPC and are not passed on. A body that is not as long as its `content-length`
 /// never ends: its call is reset.
 ///
-/// The end of a request whose reply may be long is withheld until it has its turn. A stream of messages is given message by
-/// message: what is not whole is not read.
+/// The end of a request whose reply may be long is withheld until it has its turn. What is not a whole message is not read.
 #[derive(Debug)]
 pub struct Incoming {
     inbox: Inbox,
     stream: u32,
-    events: UnboundedSender<Message>,
+    events: Events,
     messages: Messages,
     /// Bytes of whole messages that were given, and are told as read when more is asked for: until then whoever asks has them.
     given: usize,
@@ -66,6 +65,8 @@ pub(super) enum Messages {
     AsTheyCome,
     /// Whole messages, as long as they are not longer than [`WHOLE_BYTES_MAX`].
     Whole,
+    /// Whole messages, as long as they are not longer than [`SINGLE_BYTES_MAX`].
+    Single,
     /// Whole messages of at most [`OPEN_MESSAGE_BYTES_MAX`].
     Short,
 }
@@ -99,6 +100,7 @@ impl Messages {
         let bytes_max = match self {
             Self::AsTheyCome => return Some(bytes.len()),
             Self::Whole => WHOLE_BYTES_MAX,
+            Self::Single => SINGLE_BYTES_MAX,
             Self::Short => OPEN_MESSAGE_BYTES_MAX,
         };
         let mut readable = 0;
@@ -107,8 +109,8 @@ impl Messages {
                 First::Part => return Some(readable),
                 First::Whole(length) => readable += length,
                 // Whoever reads it says what is wrong with it.
-                First::TooLong if self == Self::Whole => return Some(bytes.len()),
-                First::TooLong => return (readable > 0).then_some(readable),
+                First::TooLong if self == Self::Short => return (readable > 0).then_some(readable),
+                First::TooLong => return Some(bytes.len()),
             }
         }
     }
@@ -137,6 +139,11 @@ impl Inbox {
         true
     }
 
+    /// Why all of it will never come, if that is known.
+    pub(super) fn incomplete(&self) -> Option<Incomplete> {
+        self.0.lock().end.and_then(Result::err)
+    }
+
     /// Nothing more will come, or the call is over. What was said first counts.
     pub(super) fn end(&self, end: Result<(), Incomplete>) {
         let mut state = self.0.lock();
@@ -159,20 +166,14 @@ impl State {
 }
 
 impl Incoming {
-    pub(super) fn new(
-        inbox: Inbox,
-        stream: u32,
-        events: UnboundedSender<Message>,
-        messages: Messages,
-        turn: Option<Turn>,
-    ) -> Self {
+    pub(super) fn new(inbox: Inbox, stream: u32, events: Events, messages: Messages, turn: Option<Turn>) -> Self {
         Self { inbox, stream, events, messages, given: 0, turn }
     }
 
     /// Why it will never be whole, if that is known.
     #[must_use]
     pub fn incomplete(&self) -> Option<Incomplete> {
-        self.inbox.0.lock().end.and_then(Result::err)
+        self.inbox.incomplete()
     }
 }
 
@@ -183,7 +184,7 @@ impl Body for Incoming {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Incomplete>>> {
         let Self { inbox, stream, events, messages, given, turn } = self.get_mut();
         if *given > 0 {
-            drop(events.send(Message { stream: *stream, event: Event::Read(std::mem::take(given)) }));
+            events.send(Message { stream: *stream, event: Event::Read(std::mem::take(given)) });
         }
         let mut state = inbox.0.lock();
         if let (Some(Ok(())), Some(taking)) = (state.end, &mut *turn) {
@@ -220,8 +221,7 @@ impl Body for Incoming {
         // The rest of a request is taken for read when its call ends. To wake the connection for few bytes costs more than
         // their room: of all its calls, at most a quarter of the window.
         if state.end.is_none() || data.len() > UNTOLD_BYTES_MAX {
-            // If the connection is gone, nobody has to know.
-            drop(events.send(Message { stream: *stream, event: Event::Read(data.len()) }));
+            events.send(Message { stream: *stream, event: Event::Read(data.len()) });
         }
         Poll::Ready(Some(Ok(Frame::data(data))))
     }
@@ -239,12 +239,12 @@ mod tests {
     use std::future::poll_fn;
     use std::pin::pin;
 
-    use tokio::sync::mpsc::unbounded_channel;
+    use crate::http2::events::events;
 
     #[tokio::test]
     async fn what_is_read_is_told_unless_it_is_the_short_end_of_a_request() {
         for (bytes, ended, told) in [(10, true, false), (10, false, true), (UNTOLD_BYTES_MAX + 1, true, true)] {
-            let (events, mut heard) = unbounded_channel();
+            let (events, mut heard) = events();
             let inbox = Inbox::default();
             assert!(inbox.push(&vec![1; bytes]));
             if ended {
@@ -253,7 +253,8 @@ mod tests {
             let mut body = pin!(Incoming::new(inbox, 1, events, Messages::AsTheyCome, None));
             let frame = poll_fn(|cx| body.as_mut().poll_frame(cx)).await.unwrap().unwrap();
             assert_eq!(frame.into_data().unwrap().len(), bytes);
-            assert_eq!(heard.try_recv().is_ok(), told, "{bytes} bytes");
+            let is_told = heard.poll(&Context::from_waker(Waker::noop())).is_ready();
+            assert_eq!(is_told, told, "{bytes} bytes");
         }
     }
 }

@@ -34,7 +34,7 @@ struct Pool {
 }
 
 impl Budget {
-    /// Bounds in bytes. Each connection may hold 8 KiB beside them, if they are used up.
+    /// Bounds in bytes. Each connection may hold [`OWN_BYTES`] all the same.
     #[must_use]
     pub fn new(strangers_bytes_max: usize, known_bytes_max: usize) -> Self {
         Self(Arc::new([strangers_bytes_max, known_bytes_max].map(|bytes_max| Pool {

@@ -13,16 +13,16 @@ use http::{HeaderMap, Request, Response, response};
 use http_body::Body;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Semaphore, TryAcquireError};
 use tokio::task::AbortHandle;
 use tower_service::Service;
 
-use super::REPLY_BYTES_AHEAD;
 use super::body::{Inbox, Incoming, Messages};
 use super::buffer::wipe_stack_of_call;
+use super::events::Events;
 use super::head::Head;
 use super::room::{Part, Place, Room, Turn};
+use super::{CALL_BYTES, OPEN_STREAM_BYTES, REPLY_BYTES_AHEAD};
 
 /// What a call has to say. What waits to be heard of one call is a head, [`REPLY_BYTES_AHEAD`], and trailers at most.
 #[derive(Debug)]
@@ -92,18 +92,29 @@ impl Drop for Running {
 /// What a connection has to know of a call before it begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Manner {
-    /// Whether it is answered without a credential: it begins when its first message is whole.
+    /// Whether it is answered without a credential: its messages are short, and it begins when its request is whole or has no
+    /// end that is near.
     pub(super) is_open: bool,
     /// Whether its request is a stream of messages, which may take its time.
     pub(super) has_stream: bool,
 }
 
 impl Manner {
+    /// What such a call counts in the budget for requests, beside the bytes of its request.
+    pub(super) fn call_bytes(self) -> usize {
+        match self {
+            Self { is_open: true, has_stream: true } => OPEN_STREAM_BYTES,
+            _ => CALL_BYTES,
+        }
+    }
+
     fn messages(self) -> Messages {
         match self {
-            Self { has_stream: false, .. } => Messages::AsTheyCome,
-            Self { is_open: true, .. } => Messages::Short,
-            Self { is_open: false, .. } => Messages::Whole,
+            // It has begun when it was whole.
+            Self { is_open: true, has_stream: false } => Messages::AsTheyCome,
+            Self { is_open: true, has_stream: true } => Messages::Short,
+            Self { is_open: false, has_stream: true } => Messages::Whole,
+            Self { is_open: false, has_stream: false } => Messages::Single,
         }
     }
 }
@@ -132,7 +143,7 @@ pub(super) struct Calls<S, X> {
     pub(super) elsewhere: Handle,
     pub(super) has_gone_elsewhere: bool,
     pub(super) extension: X,
-    pub(super) events: UnboundedSender<Message>,
+    pub(super) events: Events,
     pub(super) room: Room,
 }
 
@@ -149,12 +160,14 @@ where
     }
 
     fn begin(&mut self, stream: u32, head: &Head, inbox: Inbox) -> Option<Running> {
+        // There is one place that refuses, and it does not take long.
+        let is_refused = inbox.incomplete().is_some();
         let turn = str::from_utf8(head.path()).is_ok_and(self.is_long).then(|| Turn::new(&self.room));
         let has_turn = turn.as_ref().map(Turn::place);
         let body = Incoming::new(inbox, stream, self.events.clone(), self.manner(head).messages(), turn);
         let mut request = head.to_request(body)?;
         let path = request.uri().path();
-        let (at_home, is_urgent) = ((self.at_home)(path), (self.is_urgent)(path));
+        let (at_home, is_urgent) = (is_refused || (self.at_home)(path), (self.is_urgent)(path));
         request.extensions_mut().insert(self.extension.clone());
         let room = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
         let link = Link {
@@ -207,7 +220,7 @@ fn poll_cleanly<F: Future>(call: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::O
 /// something costs two changes of threads and a write to the network, and a reply is mostly a head, one message and trailers.
 struct Link {
     stream: u32,
-    events: UnboundedSender<Message>,
+    events: Events,
     /// How much the call may say before it is sent.
     ahead: Arc<Semaphore>,
     /// How much all calls of the connection may.
@@ -255,8 +268,7 @@ impl Link {
             1 => held.remove(0),
             _ => Event::Several(held),
         };
-        // A connection that is gone wants no answer.
-        drop(self.events.send(Message { stream: self.stream, event }));
+        self.events.send(Message { stream: self.stream, event });
     }
 }
 
@@ -313,8 +325,8 @@ mod tests {
 
     use std::cell::Cell;
 
+    use crate::http2::events::events;
     use http_body::Frame;
-    use tokio::sync::mpsc::unbounded_channel;
 
     use crate::http2::{REPLIES_BYTES_MAX, STREAMS_MAX};
 
@@ -369,7 +381,7 @@ mod tests {
     #[test]
     fn streams_are_asked_for_no_more_than_there_is_room_for_all_of_them() {
         let (room, made) = (Room::default(), Cell::new(0));
-        let (events, mut heard) = unbounded_channel();
+        let (events, mut heard) = events();
         let link = |stream| Link {
             stream,
             events: events.clone(),
@@ -389,7 +401,7 @@ mod tests {
         }
         // When something has been sent, they go on.
         while room.is_full() {
-            drop(heard.try_recv().unwrap());
+            assert!(heard.poll(cx).is_ready());
         }
         let before = made.get();
         calls.iter_mut().for_each(|call| assert!(call.as_mut().poll(cx).is_pending()));
@@ -398,20 +410,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_reply_that_is_there_is_told_at_once() {
-        let (events, mut heard) = unbounded_channel();
+        let (events, mut heard) = events();
         let ahead = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
         let (held, room) = (Mutex::default(), Room::default());
         let link = Link { stream: 1, events: events.clone(), ahead, room, held, _turn: None };
         let request = Request::new(Incoming::new(Inbox::default(), 1, events, Messages::AsTheyCome, None));
         answer(Answers, request, &link).await;
         drop(link);
-        let Some(Message { stream: 1, event: Event::Several(told) }) = heard.recv().await else {
+        let cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(Message { stream: 1, event: Event::Several(told) }) = heard.poll(&cx) else {
             unreachable!("nothing is told, or in parts");
         };
         assert!(
             matches!(&told[..], [Event::Head(_, false), Event::Data(..), Event::End(None), Event::Done]),
             "{told:?}"
         );
-        assert!(heard.recv().await.is_none());
+        assert!(heard.poll(&cx).is_pending());
     }
 }

@@ -12,7 +12,6 @@ use http::{Request, Response};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower_service::Service;
@@ -21,9 +20,10 @@ use zeroize::{Zeroize, Zeroizing};
 use super::body::Incoming;
 use super::budget::Budget;
 use super::buffer::{Buffer, wipe_stack_of_answers};
-use super::call::{Begin, Calls, Message};
+use super::call::{Begin, Calls};
 use super::code::Fault;
 use super::conn::Conn;
+use super::events::{Heard, events};
 use super::pace::Pace;
 use super::room::Room;
 use super::{
@@ -33,6 +33,9 @@ use super::{
 
 /// Bytes that are read at once at most.
 const READ_BYTES: usize = 64 * 1024;
+
+/// Spare room that what waits to be written may have.
+const OUT_BYTES_KEPT: usize = 1024;
 
 thread_local! {
     /// What connections of this thread read into. None of them keeps it: most of the time most of them have nothing to
@@ -53,8 +56,8 @@ pub struct Answering<S, A, X> {
     pub service: S,
     /// Whether a call, by its path, is answered where its connection lives: those that never take long.
     pub at_home: fn(&str) -> bool,
-    /// Whether a call, by its path, is answered without a credential. Its messages are short, and it begins when the first of
-    /// them is whole.
+    /// Whether a call, by its path, is answered without a credential. Its messages are short, and it begins when its request
+    /// is whole, or with its head if that is a stream of messages.
     pub is_open: fn(&str) -> bool,
     /// Whether the request of a call, by its path, is a stream of messages. All others must be whole in
     /// [`REQUEST_TIME_MAX`](super::REQUEST_TIME_MAX).
@@ -118,7 +121,7 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
         let Answering { at_once, service, at_home, is_open, has_stream, is_long, is_urgent, .. } = answering;
         let Answering { urgent, elsewhere, extension, budget, .. } = answering;
         let room = Room::default();
-        let (events, heard) = unbounded_channel();
+        let (events, heard) = events();
         let calls = Calls {
             service,
             at_home,
@@ -210,7 +213,7 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
 struct Session<T, A: AtOnce, C> {
     io: T,
     conn: Conn<A, C>,
-    events: UnboundedReceiver<Message>,
+    events: Heard,
     /// What was read and is not gone through: a part of a frame, or frames that there was no room to answer.
     rest: Buffer,
     has_whole_frames: bool,
@@ -267,6 +270,9 @@ where
                     *kept = out;
                 }
             });
+        } else if self.conn.out.capacity() > 2 * self.conn.out.len() + OUT_BYTES_KEPT {
+            // It waits for a peer that does not read, as one of many perhaps.
+            self.conn.out.shrink_to_fit();
         }
         polled
     }
@@ -296,7 +302,7 @@ where
                         self.tell_of_stop();
                     }
                     while !self.conn.is_full()
-                        && let Poll::Ready(Some(message)) = self.events.poll_recv(cx)
+                        && let Poll::Ready(message) = self.events.poll(cx)
                     {
                         self.conn.hear(message);
                     }
@@ -423,6 +429,7 @@ where
 
     /// Reads nothing more.
     fn end(&mut self, fault: Option<Fault>) {
+        self.events.close();
         self.stage = Stage::Ending(fault);
         self.set_deadline(LINGER_TIME);
     }

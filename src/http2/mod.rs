@@ -6,7 +6,8 @@
 //! HTTP/2's windows, owned by its connection.
 //!
 //! [`Connection`] is a connection's whole life, which may go on on another runtime than it began on. `frame` and `hpack` read and write what goes over the wire, `head` is a request
-//! as far as its headers go, `conn` knows the rules and does no I/O, `call` runs what takes the long way, `budget`
+//! as far as its headers go, `conn` knows the rules and does no I/O, `call` runs what takes the long way, which says by
+//! `events` what it has to, `budget`
 //! bounds what all connections hold of requests, `io` moves the bytes and keeps the time, and `pace` says when to wait awake.
 //!
 //! Everything that a peer can make grow has a bound, all of them here.
@@ -17,6 +18,7 @@ mod buffer;
 mod call;
 mod code;
 mod conn;
+mod events;
 mod frame;
 mod head;
 mod hpack;
@@ -61,20 +63,25 @@ pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
 /// Bytes of requests that a peer may send before they are read, for each call and for all calls of a connection.
 pub const WINDOW_BYTES: u32 = 1024 * 1024;
 /// A message of an open call (one that is answered without a credential) at most. It is kept by the connection until it is
-/// whole, and no call has begun before that.
+/// whole; a call that is no stream has not begun before that.
 pub const OPEN_MESSAGE_BYTES_MAX: usize = 8 * 1024;
 /// Calls that a connection has under way at most while it has not had a credential that works.
 pub const STRANGER_CALLS_MAX: usize = 64;
 /// What each connection may hold of requests, however much all others hold: enough for a probe.
-pub const OWN_BYTES: usize = 8 * 1024;
+pub const OWN_BYTES: usize = 12 * 1024;
 /// What a call under way counts in the budget for requests beside the bytes of its request: its task, and what reads and writes
-/// its messages. It is less than it takes, some 10 KiB, so that each connection has room for one within its own bytes.
-pub const CALL_BYTES: usize = 6 * 1024;
+/// its messages.
+pub const CALL_BYTES: usize = 10 * 1024;
+/// The same for an open call whose request is a stream of messages: it begins with its head, since its caller may wait for that
+/// of the reply.
+pub const OPEN_STREAM_BYTES: usize = 20 * 1024;
 /// What a call counts in the budget whose request is on its way and that has not begun, beside its head.
 pub const WAITING_BYTES: usize = 256;
 /// A message of a stream is kept by the connection until it is whole, unless it is longer. Half of the window may be untold to
 /// the peer; so a peer can always send the rest of one.
 pub const WHOLE_BYTES_MAX: usize = WINDOW_BYTES as usize / 4;
+/// The same of a message of a call that is no stream. Whoever reads a part would make room for all of it.
+pub const SINGLE_BYTES_MAX: usize = 1024 * 1024;
 /// A request that is gathered to be answered at once: longer ones take the long way.
 pub const GATHERED_BYTES_MAX: usize = 128 * 1024;
 /// All of them on a connection: half of the window, so that other calls go on.

@@ -1,11 +1,19 @@
 //! What a connection counts in the budget for requests, and what it does when there is no room.
 
+use std::collections::BTreeMap;
+
 use super::stream::{Stream, Waiting};
 use super::{Conn, Opened};
 use crate::http2::body::Incomplete;
 use crate::http2::call::Begin;
 use crate::http2::code::Fault;
-use crate::http2::{AtOnce, CALL_BYTES, WAITING_BYTES, frame};
+use crate::http2::head::Head;
+use crate::http2::{AtOnce, WAITING_BYTES, frame};
+
+/// What a call counts that waits for its body.
+pub(super) fn counted_of(head: &Head) -> usize {
+    WAITING_BYTES + head.bytes()
+}
 
 impl<A: AtOnce, C: Begin> Conn<A, C> {
     /// Settles what is held now, with so many bytes that were read and are not gone through. While there is no room for all
@@ -15,6 +23,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     /// When no call can be refused, and nothing is known of the peer. It has been told so then.
     pub(in crate::http2) fn settle(&mut self, rest_bytes: usize) -> Result<(), Fault> {
         self.rest_bytes = rest_bytes;
+        self.shrink();
         while !self.has_room_for(0) {
             if self.refuse_youngest()? {
                 continue;
@@ -38,16 +47,30 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         if !self.account.is_known() {
             // All that a peer can make grow: whoever is nobody has no other bound in the whole process.
             let streams = (self.resets.capacity() + self.peer_resets.capacity()) * size_of::<u32>();
-            // An empty one belongs to the thread.
-            let out = if self.out.is_empty() { 0 } else { self.out.capacity() };
-            held += self.heads.bytes() + streams + out + self.room.waiting();
+            // Its spare room belongs to the thread.
+            held += self.heads.bytes() + streams + self.out.len() + self.room.waiting();
         }
         self.account.holds(held)
     }
 
+    /// Gives back what a peer has made grow of whom nothing is known, and what is of no use any more.
+    fn shrink(&mut self) {
+        if self.account.is_known() {
+            return;
+        }
+        if self.waiting.capacity() > 2 * self.waiting.len() {
+            self.waiting.shrink_to_fit();
+        }
+        if self.streams.is_empty() {
+            // An empty one keeps room for some.
+            self.streams = BTreeMap::new();
+        }
+    }
+
     /// Refuses the youngest call whose request is on its way, if there is one.
     fn refuse_youngest(&mut self) -> Result<bool, Fault> {
-        let has_part = |stream: &Stream| stream.inbox.is_some() && !stream.is_over && stream.counted > CALL_BYTES;
+        let has_part =
+            |stream: &Stream| stream.inbox.is_some() && !stream.is_over && stream.counted > stream.manner.call_bytes();
         let stream = self.streams.iter().rev().find(|(_, stream)| has_part(stream)).map(|(id, _)| *id);
         let waiting = self.waiting.back().map(|waiting| waiting.id);
         if waiting > stream {
@@ -57,8 +80,9 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         }
         let Some(stream) = stream.and_then(|id| self.streams.get_mut(&id)) else { return Ok(false) };
         self.account.count_refusal();
-        self.counted -= stream.counted - CALL_BYTES;
-        stream.counted = CALL_BYTES;
+        let call_bytes = stream.manner.call_bytes();
+        self.counted -= stream.counted - call_bytes;
+        stream.counted = call_bytes;
         stream.until = None;
         // What was not read of it is given back at its end.
         if let Some(inbox) = &stream.inbox {
@@ -69,7 +93,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
 
     /// A call waits for its body.
     pub(super) fn add_waiting(&mut self, mut waiting: Waiting<A::Pass>) {
-        waiting.counted = WAITING_BYTES + waiting.head.bytes();
+        waiting.counted = counted_of(&waiting.head);
         self.counted += waiting.counted;
         self.waiting.push_back(waiting);
     }

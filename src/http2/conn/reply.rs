@@ -84,7 +84,9 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         self.counted -= stream.was_read(bytes);
         if stream.is_free {
-            stream.untold += bytes as u32;
+            if stream.manner.has_stream {
+                stream.untold += bytes as u32;
+            }
             return self.tell_of_window(id);
         }
         // What a call reads of a stream that was given up has been counted then.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use http::{HeaderMap, StatusCode};
 
+use super::counting::counted_of;
 use super::stream::{Length, Stream, Waiting};
 use super::{Block, Conn, Leaving, remember};
 use crate::http2::body::{First, Inbox, Incomplete};
@@ -14,8 +15,8 @@ use crate::http2::code::{Code, Fault};
 use crate::http2::frame::{self, Head as FrameHead, flag};
 use crate::http2::head::{Flaw, Head};
 use crate::http2::{
-    AtOnce, BLOCK_FRAMES_MAX, CALL_BYTES, GATHERED_BYTES_ALL_MAX, GATHERED_BYTES_MAX, OPEN_MESSAGE_BYTES_MAX,
-    REQUEST_TIME_MAX, STRANGER_CALLS_MAX, Unfit,
+    AtOnce, BLOCK_FRAMES_MAX, GATHERED_BYTES_ALL_MAX, GATHERED_BYTES_MAX, OPEN_MESSAGE_BYTES_MAX, REQUEST_TIME_MAX,
+    STRANGER_CALLS_MAX, Unfit,
 };
 
 /// What others are read by is lost (RFC 9113, section 4.3).
@@ -24,7 +25,8 @@ const UNREAD: Fault = Fault::new(Code::Compression, "a header block cannot be re
 /// What a HEADERS frame says of priorities, if it does (RFC 9113, section 6.2).
 const PRIORITY_BYTES: usize = 5;
 
-/// Calls that a peer without a credential is told by a status that they are too many, in a while. Further ones are reset.
+/// Calls of a peer without a credential that are refused by a status, in a while, because they are too many or there is no
+/// room. Further ones are reset.
 const CROWDED_TOLD_MAX: u32 = 16;
 
 /// A call that is to take the long way.
@@ -47,7 +49,7 @@ impl<'a> Opened<'a> {
             padding: waiting.padding,
             length: waiting.length,
             until: waiting.until,
-            manner: Manner { is_open: waiting.pass.is_none(), has_stream: waiting.has_stream },
+            manner: Manner { is_open: waiting.pass.is_none(), has_stream: false },
         }
     }
 }
@@ -125,18 +127,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         if !self.account.is_known() && (pass.is_some() || self.at_once.is_known(&head)) {
             self.account.becomes_known();
         }
-        let waiting = Waiting {
-            id,
-            head,
-            pass,
-            counted: 0,
-            has_stream: false,
-            body: vec![],
-            padding: 0,
-            length,
-            credit: 0,
-            until,
-        };
+        let waiting = Waiting { id, head, pass, counted: 0, body: vec![], padding: 0, length, credit: 0, until };
         if waiting.pass.is_none() {
             return self.begin_or_wait(waiting, ends);
         }
@@ -147,26 +138,28 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         Ok(())
     }
 
-    /// A call that takes the long way: it begins now or, if it is an open one, when its first message is whole.
-    fn begin_or_wait(&mut self, mut call: Waiting<A::Pass>, ends: bool) -> Result<(), Fault> {
+    /// A call that takes the long way: it begins now or, if it is an open one and no stream, when its request is whole.
+    fn begin_or_wait(&mut self, call: Waiting<A::Pass>, ends: bool) -> Result<(), Fault> {
         let manner = self.calls.manner(&call.head);
         let opened = Opened { manner, ..Opened::of(&call) };
-        if !self.account.is_known() && self.streams.len() + self.waiting.len() >= STRANGER_CALLS_MAX {
-            self.calm_down();
-            self.crowded += 1;
-            if self.crowded > CROWDED_TOLD_MAX {
-                // Whoever goes on has been told, and gets no reply that is longer than the request.
-                self.reset(call.id, Code::RefusedStream);
-                return self.idle_frame();
-            }
+        if !self.account.is_known() && self.has_as_many_as_a_stranger_may() {
             return self.refuse(opened, 0, ends, Incomplete::Crowded);
         }
-        if ends || !manner.is_open {
+        if ends || manner.has_stream || !manner.is_open {
             return self.begin(opened, &[], ends);
         }
-        call.has_stream = manner.has_stream;
+        if !self.account.is_known() && !self.has_room_for(counted_of(&call.head)) {
+            return self.refuse(opened, 0, ends, Incomplete::NoRoom);
+        }
         self.add_waiting(call);
         Ok(())
+    }
+
+    fn has_as_many_as_a_stranger_may(&self) -> bool {
+        // Those that were answered where they began are not heard yet, and take no place.
+        let is_under_way = |stream: &&Stream| stream.call.as_ref().is_none_or(|call| !call.has_ended());
+        self.waiting.len() + self.streams.len() >= STRANGER_CALLS_MAX
+            && self.waiting.len() + self.streams.values().filter(is_under_way).count() >= STRANGER_CALLS_MAX
     }
 
     /// Trailers of a request. Nothing in them means anything in gRPC, but they end its body.
@@ -254,6 +247,9 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             if is_kept && !stream.is_free {
                 stream.unread += data.len() as u32;
             } else {
+                if is_kept {
+                    stream.tell_single(data.len());
+                }
                 self.give_back(data.len());
             }
         }
@@ -301,22 +297,20 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         self.begin(Opened::of(&waiting), &waiting.body, ends)
     }
 
-    /// A part of the body of an open call. It begins when there is something that it can be answered by.
+    /// A part of the body of an open call, which begins when it is whole.
     fn data_of_open(&mut self, at: usize, data: &[u8], ends: bool) -> Result<(), Fault> {
         let Some(waiting) = self.waiting.get_mut(at) else { return Ok(()) };
         waiting.body.extend_from_slice(data);
         waiting.counted += data.len();
         self.counted += data.len();
         self.gathered_bytes += data.len();
-        let first = First::of(&waiting.body, OPEN_MESSAGE_BYTES_MAX);
-        let is_long = match first {
+        let is_long = match First::of(&waiting.body, OPEN_MESSAGE_BYTES_MAX) {
             First::TooLong => true,
-            First::Whole(bytes) => !waiting.has_stream && waiting.body.len() > bytes,
+            First::Whole(bytes) => waiting.body.len() > bytes,
             First::Part => false,
         };
         let is_long = is_long || waiting.padding as usize > GATHERED_BYTES_MAX;
-        let begins = ends || waiting.has_stream && matches!(first, First::Whole(_));
-        if !is_long && !begins {
+        if !is_long && !ends {
             return Ok(());
         }
         let Some(waiting) = self.take_waiting(at) else { return Ok(()) };
@@ -359,7 +353,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
 
     /// Begins a call on the long way, with as much of its body as is there.
     fn begin(&mut self, opened: Opened<'_>, body: &[u8], ends: bool) -> Result<(), Fault> {
-        let counted = CALL_BYTES + body.len();
+        let counted = opened.manner.call_bytes() + body.len();
         if !self.has_room_for(counted) {
             return self.refuse(opened, body.len(), ends, Incomplete::NoRoom);
         }
@@ -379,7 +373,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         let until = (!ends && !manner.has_stream).then_some(until);
         // What was answered where it began holds nothing.
         let counted = if call.has_ended() { 0 } else { counted };
-        let is_free = manner.has_stream && !manner.is_open;
+        let is_free = !manner.is_open;
         let mut stream = Stream::of_call(credit, inbox, call, body.len() as u32, padding);
         (stream.until, stream.counted, stream.manner, stream.is_free) = (until, counted, manner, is_free);
         stream.length = length;
@@ -388,6 +382,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         }
         if is_free {
             stream.unread = 0;
+            stream.tell_single(body.len());
             self.give_back(body.len());
         }
         self.add_stream(id, stream);
@@ -406,6 +401,15 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             self.account.count_refusal();
         }
         self.give_back(bytes);
+        if !self.account.is_known() && matches!(why, Incomplete::NoRoom | Incomplete::Crowded) {
+            self.calm_down();
+            self.crowded += 1;
+            if self.crowded > CROWDED_TOLD_MAX {
+                // Whoever goes on has been told, and gets no reply that is longer than the request.
+                self.reset(opened.id, Code::RefusedStream);
+                return self.idle_frame();
+            }
+        }
         let inbox = Inbox::default();
         inbox.end(Err(why));
         let Some(call) = self.calls.begin(opened.id, opened.head, inbox.clone()) else {

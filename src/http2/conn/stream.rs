@@ -10,7 +10,7 @@ use crate::http2::body::{Inbox, Incomplete};
 use crate::http2::call::{Manner, Running};
 use crate::http2::head::Head;
 use crate::http2::room::Part;
-use crate::http2::{CALL_BYTES, REQUEST_TIME_MAX, WINDOW_BYTES};
+use crate::http2::{REQUEST_TIME_MAX, WINDOW_BYTES};
 
 /// How many bytes of a body are still to come, if its head says how long it is (RFC 9113, section 8.1.1).
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,12 +34,10 @@ impl Length {
 pub(super) struct Waiting<P> {
     pub(super) id: u32,
     pub(super) head: Arc<Head>,
-    /// What admitted it. `None`: it is an open call, which takes the long way when its first message is whole.
+    /// What admitted it. `None`: it is an open call, which takes the long way when its request is whole.
     pub(super) pass: Option<P>,
     /// What it counts in the budget for requests.
     pub(super) counted: usize,
-    /// Whether it is the head of a stream of messages.
-    pub(super) has_stream: bool,
     pub(super) body: Vec<u8>,
     /// Bytes of padding that came with it.
     pub(super) padding: u32,
@@ -122,12 +120,20 @@ impl Stream {
             // Whoever reads keeps it until the call ends.
             return 0;
         }
-        let less = bytes.min(self.counted.saturating_sub(CALL_BYTES));
+        let less = bytes.min(self.counted.saturating_sub(self.manner.call_bytes()));
         self.counted -= less;
-        if self.counted <= CALL_BYTES {
+        if self.counted <= self.manner.call_bytes() {
             self.until = None;
         }
         less
+    }
+
+    /// The peer may send as many bytes again of a request that is no stream, whose message may be longer than the window: what
+    /// is kept of it is bounded by the budget.
+    pub(super) fn tell_single(&mut self, bytes: usize) {
+        if !self.manner.has_stream {
+            self.untold += bytes as u32;
+        }
     }
 
     /// The stream of a reply that is there.

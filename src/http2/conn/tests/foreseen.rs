@@ -89,7 +89,7 @@ fn bodies_are_shown_some_at_a_time_before_the_first_of_them_is_answered() {
 #[test]
 fn calls_that_take_the_long_way_by_their_connections_doing_are_told_with_the_reason() {
     let (foresees, room) = (Foresees::default(), Room::default());
-    let mut conn = Conn::new(foresees.clone(), Begun::default(), room.clone());
+    let mut conn = Conn::new(foresees.clone(), Begun::default(), room.clone(), roomy());
     let mut bytes = PREFACE.to_vec();
     frame::put_settings(&mut bytes, &[]);
     bytes.extend(head(1, "/"));
