@@ -6,7 +6,7 @@ mod opening;
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -202,14 +202,8 @@ impl App {
         let mut asked = pin!(stop.asked());
         #[cfg(feature = "_faults")]
         crate::faults::declare();
-        let in_data_dir = |source| StartError::DataDir { path: settings.data_dir.clone(), source };
-        files::create_private_dir(&settings.data_dir).map_err(in_data_dir)?;
         // Before the ports: who starts twice should hear of the data, not of a port.
-        let dir = LockedDir::lock_unchanged(&settings.data_dir)?;
-        if !dir.has_data()? {
-            opening::check_room_for_first_start(&dir)?;
-            dir.prepare()?;
-        }
+        let dir = lock(&settings.data_dir)?;
         let keyring = Keyring::open(&settings.pepper_file, !dir.has_data()?, &*deps.entropy)?;
 
         let [doors, front, back, telling, ops] = std::array::from_fn(|_| Tasks::default());
@@ -412,6 +406,18 @@ fn kind_name(kind: Kind) -> &'static str {
     }
 }
 
+/// Locks the data directory, which is made if there is none.
+fn lock(data_dir: &Path) -> Result<LockedDir, StartError> {
+    let failed = |source| StartError::DataDir { path: data_dir.to_owned(), source };
+    files::create_private_dir(data_dir).map_err(failed)?;
+    let dir = LockedDir::lock_unchanged(data_dir)?;
+    if !dir.has_data()? {
+        opening::check_room_for_first_start(&dir)?;
+        dir.prepare()?;
+    }
+    Ok(dir)
+}
+
 async fn bind(addrs: &[ListenAddr], access: &SocketAccess) -> Result<Vec<Listener>, StartError> {
     let mut listeners = Vec::with_capacity(addrs.len());
     for addr in addrs {
@@ -508,7 +514,7 @@ fn check_peppers(index: &Index, peppers: &PepperRing, path: &std::path::Path) ->
 }
 
 /// On an empty log: makes the first administrator's key and keeps it in a file.
-async fn bootstrap(authority: &Authority, data_dir: &std::path::Path) -> Result<(), StartError> {
+async fn bootstrap(authority: &Authority, data_dir: &Path) -> Result<(), StartError> {
     let path = data_dir.join("admin.key");
     let kept = authority
         .bootstrap(|secret| {
