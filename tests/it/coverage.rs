@@ -109,3 +109,26 @@ async fn every_call_refuses_a_caller_without_a_role_for_it() {
         }
     }
 }
+
+/// The messages that have a field for a secret, by their names.
+#[test]
+fn a_message_that_carries_a_secret_does_not_show_it() {
+    const SECRET: &str = "kw_live_an-unguessable-text";
+    let request = pb::VerifyRequest { secret: SECRET.into(), ..Default::default() };
+    let shown = [
+        ("CreateKeyResponse", format!("{:#?}", pb::CreateKeyResponse { secret: SECRET.into(), ..Default::default() })),
+        ("VerifyRequest", format!("{request:#?}")),
+    ];
+    for (message, text) in &shown {
+        assert!(text.starts_with(message) && !text.contains("unguessable"), "{text}");
+    }
+    let batch = pb::BatchVerifyRequest { requests: vec![request.clone()] };
+    let stream = pb::StreamVerifyRequest { request: Some(request) };
+    assert!(!format!("{batch:?} {stream:?}").contains("unguessable"));
+
+    let files = FileDescriptorSet::decode(pb::DESCRIPTORS).unwrap().file;
+    let messages = files.iter().filter(|file| file.package() == "keyward.v1").flat_map(|file| &file.message_type);
+    let with_secret = messages.filter(|message| message.field.iter().any(|field| field.name() == "secret"));
+    let with_secret: BTreeSet<_> = with_secret.map(|message| message.name()).collect();
+    assert_eq!(with_secret, shown.iter().map(|(message, _)| *message).collect());
+}

@@ -28,11 +28,11 @@ import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.locks.LockSupport;
 import java.util.stream.Collectors;
-import keyward.v1.Verify.Decision;
-import keyward.v1.Verify.StreamVerifyRequest;
-import keyward.v1.Verify.StreamVerifyResponse;
-import keyward.v1.Verify.VerifyRequest;
-import keyward.v1.Verify.VerifyResponse;
+import keyward.v1.Decision;
+import keyward.v1.StreamVerifyRequest;
+import keyward.v1.StreamVerifyResponse;
+import keyward.v1.VerifyRequest;
+import keyward.v1.VerifyResponse;
 
 /** A service in Java that talks to Keyward through grpc-java. See ../README.md. */
 public final class Client {
