@@ -3,12 +3,13 @@
 
 mod face;
 mod opening;
+mod readings;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -24,18 +25,19 @@ use tower_layer::Layer;
 
 use self::face::{Face, HEALTH_NAMES, STORE_NAMES, VERDICT_NAMES};
 use self::opening::{Opening, compact, fold};
+use self::readings::new_metrics;
 use crate::authority::{Authority, AuthorityError, Parts};
 use crate::conditions;
 use crate::config::Settings;
 use crate::cores::Cores;
 use crate::files;
 use crate::grpc;
-use crate::grpc::calls::{CALLS, has_long_reply, has_stream, is_open, is_quick, is_urgent};
+use crate::grpc::calls::{has_long_reply, has_stream, is_open, is_quick, is_urgent};
 use crate::grpc::ready::{Gate, Ready};
 use crate::grpc::refusals;
 use crate::health::Health;
-use crate::http2::{Budget, Callers};
-use crate::index::{Index, Kind};
+use crate::http2::Budget;
+use crate::index::Index;
 use crate::keyring::{Keyring, KeyringError};
 use crate::layer::authn::AuthnLayer;
 use crate::layer::deadline::DeadlineLayer;
@@ -43,14 +45,14 @@ use crate::layer::incoming::{IncomingLayer, IncompleteLayer};
 use crate::layer::log::LogLayer;
 use crate::layer::metrics::MetricsLayer;
 use crate::layer::protocol::ProtocolLayer;
-use crate::layer::quick::{self, QuickVerify};
+use crate::layer::quick::QuickVerify;
 use crate::lifecycle::{Stop, Tasks};
-use crate::metrics::{Metrics, Reading, Readings};
+use crate::metrics::Metrics;
 use crate::net::{Conn, ListenAddr, Listener, Slots, SocketAccess, connections_max};
 use crate::ops_http::{self, Ops, Phase};
 use crate::serve::{self, Answering};
 use crate::store::sled::{LockedDir, OpenError};
-use crate::store::{Store, StoreError, TableFigures};
+use crate::store::{Store, StoreError};
 use crate::systemd;
 use crate::verify::Verifier;
 
@@ -215,7 +217,7 @@ impl App {
         let writable = Arc::new(AtomicBool::new(false));
         let opened = Arc::new(OnceLock::new());
         let budget = Budget::new(settings.stranger_request_bytes_max, settings.request_bytes_max);
-        let metrics = Arc::new(new_metrics(&index, &slots, &budget, &writable, &opened, &deps.clock));
+        let metrics = Arc::new(new_metrics(&index, &slots, &budget, &writable, &opened, &deps.clock, &phase));
         let verdicts = metrics.verdicts();
 
         ops.spawn("refusals", refusals::tell_left_out(ops.stop_token()));
@@ -342,67 +344,6 @@ impl App {
         }
         tracing::info!("stopped");
         Ok(())
-    }
-}
-
-/// The store, once it is open.
-type Opened = Arc<OnceLock<Arc<dyn Store>>>;
-
-fn new_metrics(
-    index: &Arc<Index>,
-    slots: &Slots,
-    budget: &Budget,
-    writable: &Arc<AtomicBool>,
-    opened: &Opened,
-    clock: &Arc<dyn Clock>,
-) -> Metrics {
-    let (keys, revision, connections, writable) = (index.clone(), index.clone(), slots.clone(), writable.clone());
-    let (strangers, turned_away) = (slots.clone(), slots.clone());
-    let (unused, compactions) = (index.clone(), index.clone());
-    let names = Kind::ALL.map(|kind| {
-        let (name, index) = (kind_name(kind), index.clone());
-        let reading: Reading = Box::new(move || index.names_in_use(kind) as u64);
-        (name, reading)
-    });
-    let table = |of: fn(TableFigures) -> u64| -> Reading {
-        let opened = opened.clone();
-        Box::new(move || opened.get().map_or(0, |store| of(store.table())))
-    };
-    let (lasting, clock) = (opened.clone(), clock.clone());
-    let administrators = move || lasting.get().map_or(0, |store| store.lasting_administrators(clock.now()) as u64);
-    let callers = [("strangers", Callers::Strangers), ("known", Callers::Known)];
-    let of_callers = |of: fn(&Budget, Callers) -> u64| {
-        callers.map(|(name, callers)| -> (&'static str, Reading) {
-            let budget = budget.clone();
-            (name, Box::new(move || of(&budget, callers)))
-        })
-    };
-    let readings = Readings {
-        request_bytes: of_callers(|budget, callers| budget.held(callers) as u64).into(),
-        requests_without_room: of_callers(|budget, callers| budget.refused(callers)).into(),
-        keys: Box::new(move || keys.len() as u64),
-        revision: Box::new(move || revision.revision().0),
-        connections: Box::new(move || connections.taken().all as u64),
-        connections_of_strangers: Box::new(move || strangers.taken().by_strangers as u64),
-        connections_turned_away: Box::new(move || turned_away.taken().turned_away),
-        writable: Box::new(move || u64::from(writable.load(Ordering::Relaxed))),
-        administrators: Box::new(administrators),
-        names: names.into(),
-        names_unused: Box::new(move || unused.names_unused() as u64),
-        name_compactions: Box::new(move || compactions.compactions()),
-        table_bytes: table(|figures| figures.bytes),
-        table_record_bytes: table(|figures| figures.record_bytes),
-        table_rebuilds: table(|figures| figures.rebuilds),
-    };
-    Metrics::new(CALLS.iter().map(|(path, _)| *path), quick::PATHS, readings)
-}
-
-fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Tenant => "tenant",
-        Kind::Owner => "owner",
-        Kind::Environment => "environment",
-        Kind::Scope => "scope",
     }
 }
 

@@ -4,6 +4,9 @@
 //! allocation and no search in a map on the way of a call. Labels are a call's name, a code and a reason, all of them
 //! known here beforehand: nothing that a caller sends, and no tenant, owner, key or secret, can become one.
 
+mod classic;
+mod process;
+mod read;
 mod ways;
 
 use std::fmt;
@@ -19,10 +22,34 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Registry, Unit};
 
+use self::read::{Count, Found, Gauge, Labelled, LabelledCounts};
 pub use self::ways::{Detour, Ways};
 
-/// The content type of the text.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The commit that the program was built from, if whoever built it said so.
+const COMMIT: &str = match option_env!("KEYWARD_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
+/// The form of the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// What Prometheus has always read.
+    Text,
+    /// OpenMetrics.
+    OpenMetrics,
+}
+
+impl Format {
+    /// Its content type.
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
 
 /// The codes of gRPC, each at its number.
 const CODES: [&str; 17] = [
@@ -59,10 +86,31 @@ type Labels<const N: usize> = [(&'static str, &'static str); N];
 /// Tells a number that is kept elsewhere, when somebody asks.
 pub type Reading = Box<dyn Fn() -> u64 + Send + Sync>;
 
+/// Tells a number that is kept elsewhere, if it is known.
+pub type Finding = Box<dyn Fn() -> Option<f64> + Send + Sync>;
+
 /// The numbers that are kept elsewhere.
 pub struct Readings {
+    /// When the process started, in seconds since 1970.
+    pub start_seconds: f64,
+    /// For each phase of a server's life, 1 if it is in it, else 0.
+    pub phases: Vec<(&'static str, Reading)>,
     /// How many keys there are.
     pub keys: Reading,
+    /// For each state, how many keys are in it.
+    pub keys_by_state: Vec<(&'static str, Reading)>,
+    /// The last change that is durable.
+    pub journal_revision: Reading,
+    /// The last change that is in the table.
+    pub table_revision: Reading,
+    /// How many changes wait to be made.
+    pub changes_waiting: Reading,
+    /// Free bytes of the data directory's disk.
+    pub disk_free_bytes: Finding,
+    /// When the newest sound snapshot was made, in seconds since 1970.
+    pub last_snapshot: Finding,
+    /// When the last backup was made, in seconds since 1970.
+    pub last_backup: Finding,
     /// The revision up to which changes are visible.
     pub revision: Reading,
     /// How many connections of callers are open.
@@ -97,8 +145,18 @@ pub struct Readings {
 impl Default for Readings {
     fn default() -> Self {
         let zero = || -> Reading { Box::new(|| 0) };
+        let unknown = || -> Finding { Box::new(|| None) };
         Self {
+            start_seconds: 0.0,
+            phases: vec![],
             keys: zero(),
+            keys_by_state: vec![],
+            journal_revision: zero(),
+            table_revision: zero(),
+            changes_waiting: zero(),
+            disk_free_bytes: unknown(),
+            last_snapshot: unknown(),
+            last_backup: unknown(),
             revision: zero(),
             connections: zero(),
             connections_of_strangers: zero(),
@@ -131,10 +189,29 @@ impl Metrics {
     #[must_use]
     pub fn new(paths: impl IntoIterator<Item = &'static str>, at_once: [&'static str; 2], readings: Readings) -> Self {
         // The crate ends each help text with a full stop.
-        let mut registry = Registry::with_prefix("keyward");
-        registry.register("build", "The program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        let mut all = Registry::default();
+        process::register(&mut all, readings.start_seconds);
+        let registry = all.sub_registry_with_prefix("keyward");
+        let build = [("version", env!("CARGO_PKG_VERSION")), ("commit", COMMIT)];
+        registry.register("build", "The program", Info::new(build));
+        let help = "1 for the phase of its life that it is in: loading (no verdicts yet), checking (verdicts, and no changes \
+                    yet), serving, draining or stopping";
+        registry.register("phase", help, Labelled("phase", readings.phases));
         registry.register("keys", "Keys there are, in any state", Gauge(readings.keys));
+        let help = "Keys by state; an expired key is in the state that it was in";
+        registry.register("keys_by_state", help, Labelled("state", readings.keys_by_state));
         registry.register("revision", "Every change up to this one is in verdicts", Gauge(readings.revision));
+        let help = "The last change that is durable, in the journal";
+        registry.register("journal_revision", help, Gauge(readings.journal_revision));
+        let help = "The last change that is in the table, which is written behind the journal";
+        registry.register("table_revision", help, Gauge(readings.table_revision));
+        registry.register("changes_waiting", "Changes that wait to be made", Gauge(readings.changes_waiting));
+        let help = "Free space of the disk of the data directory, as of a second ago";
+        registry.register_with_unit("disk_free", help, Unit::Bytes, Found(readings.disk_free_bytes));
+        let help = "When the newest sound snapshot in the data directory was made; absent if there is none";
+        registry.register_with_unit("last_snapshot_timestamp", help, Unit::Seconds, Found(readings.last_snapshot));
+        let help = "When the last backup was made that was read to its end; absent if there was none since the start";
+        registry.register_with_unit("last_backup_timestamp", help, Unit::Seconds, Found(readings.last_backup));
         registry.register("connections", "Open connections of callers", Gauge(readings.connections));
         let help = "Those that have not had a credential that works";
         registry.register("connections_without_credential", help, Gauge(readings.connections_of_strangers));
@@ -149,12 +226,12 @@ impl Metrics {
                     audiences; 0 also until changes can be made";
         registry.register("lasting_administrators", help, Gauge(readings.administrators));
         let help = "Held for requests under way, by whether their connection has had a credential that works";
-        let held = Gauges("callers", readings.request_bytes);
+        let held = Labelled("callers", readings.request_bytes);
         registry.register_with_unit("requests_held", help, Unit::Bytes, held);
         let help = "Calls that were refused, and connections that ended, because that was as much as it may be";
-        registry.register("requests_without_room", help, Counts("callers", readings.requests_without_room));
+        registry.register("requests_without_room", help, LabelledCounts("callers", readings.requests_without_room));
         let help = "Different names that keys use, in any tenant, by kind";
-        registry.register("names", help, Gauges("kind", readings.names));
+        registry.register("names", help, Labelled("kind", readings.names));
         registry.register("names_unused", "Names that are kept and no key uses", Gauge(readings.names_unused));
         let help = "How often the room of unused names was given back";
         registry.register("name_compactions", help, Count(readings.name_compactions));
@@ -163,10 +240,10 @@ impl Metrics {
         registry.register_with_unit("table_records", help, Unit::Bytes, Gauge(readings.table_record_bytes));
         let help = "How often the table was built anew since the start, at the start itself included";
         registry.register("table_rebuilds", help, Count(readings.table_rebuilds));
-        let verdicts = Verdicts::register(&mut registry);
-        let calls = Arc::new(Calls::register(&mut registry, paths));
-        let ways = Ways::register(&mut registry, at_once.map(short));
-        Self { registry, verdicts, calls, ways }
+        let verdicts = Verdicts::register(registry);
+        let calls = Arc::new(Calls::register(registry, paths));
+        let ways = Ways::register(registry, at_once.map(short));
+        Self { registry: all, verdicts, calls, ways }
     }
 
     /// Counts verdicts.
@@ -187,14 +264,17 @@ impl Metrics {
         self.ways.clone()
     }
 
-    /// Everything, in the OpenMetrics text format.
+    /// Everything, in a form.
     ///
     /// # Errors
-    /// When a number has no form in that format, such as a gauge beyond 63 bits.
-    pub fn text(&self) -> Result<String, fmt::Error> {
+    /// When a number has no form in it, such as a gauge beyond 63 bits.
+    pub fn text(&self, format: Format) -> Result<String, fmt::Error> {
         let mut text = String::new();
         text::encode(&mut text, &self.registry)?;
-        Ok(text)
+        Ok(match format {
+            Format::OpenMetrics => text,
+            Format::Text => classic::of_open_metrics(&text),
+        })
     }
 }
 
@@ -348,87 +428,5 @@ impl EncodeMetric for Durations {
 
     fn metric_type(&self) -> MetricType {
         Self::TYPE
-    }
-}
-
-/// Gauges of one family, by a label, that are read when somebody asks.
-struct Gauges(&'static str, Vec<(&'static str, Reading)>);
-
-impl fmt::Debug for Gauges {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.1.iter().map(|(kind, _)| kind)).finish()
-    }
-}
-
-impl EncodeMetric for Gauges {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        for (kind, reading) in &self.1 {
-            encoder.encode_family(&[(self.0, *kind)])?.encode_gauge(&reading())?;
-        }
-        Ok(())
-    }
-
-    fn metric_type(&self) -> MetricType {
-        MetricType::Gauge
-    }
-}
-
-/// The same for counters.
-struct Counts(&'static str, Vec<(&'static str, Reading)>);
-
-impl fmt::Debug for Counts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.1.iter().map(|(kind, _)| kind)).finish()
-    }
-}
-
-impl EncodeMetric for Counts {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        for (kind, reading) in &self.1 {
-            encoder.encode_family(&[(self.0, *kind)])?.encode_counter::<NoLabelSet, u64, u64>(&reading(), None)?;
-        }
-        Ok(())
-    }
-
-    fn metric_type(&self) -> MetricType {
-        MetricType::Counter
-    }
-}
-
-/// A counter that is read when somebody asks.
-struct Count(Reading);
-
-impl fmt::Debug for Count {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Count").field(&(self.0)()).finish()
-    }
-}
-
-impl EncodeMetric for Count {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        encoder.encode_counter::<NoLabelSet, u64, u64>(&(self.0)(), None)
-    }
-
-    fn metric_type(&self) -> MetricType {
-        MetricType::Counter
-    }
-}
-
-/// A gauge that is read when somebody asks.
-struct Gauge(Reading);
-
-impl fmt::Debug for Gauge {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Gauge").field(&(self.0)()).finish()
-    }
-}
-
-impl EncodeMetric for Gauge {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        encoder.encode_gauge(&(self.0)())
-    }
-
-    fn metric_type(&self) -> MetricType {
-        MetricType::Gauge
     }
 }

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::metrics::{CONTENT_TYPE, Metrics};
+use crate::metrics::{Format, Metrics};
 use crate::net::{Conn, Slots, Taken};
 
 /// Connections at one time. Further ones wait to be accepted.
@@ -79,14 +79,14 @@ impl Ops {
     }
 
     fn answer<B>(&self, request: &Request<B>) -> Response<String> {
-        let known: fn(&Self) -> Response<String> = match request.uri().path() {
-            "/livez" => |_| text(StatusCode::OK, "ok"),
-            "/readyz" => Self::readiness,
-            "/metrics" => Self::exposition,
+        let known: fn(&Self, &HeaderMap) -> Response<String> = match request.uri().path() {
+            "/livez" => |_, _| text(StatusCode::OK, "ok"),
+            "/readyz" => |ops, _| ops.readiness(),
+            "/metrics" => |ops, headers| ops.exposition(format_of(headers)),
             _ => return text(StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics"),
         };
         if matches!(*request.method(), Method::GET | Method::HEAD) {
-            return known(self);
+            return known(self, request.headers());
         }
         let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD");
         refused.headers_mut().insert(header::ALLOW, ALLOWED);
@@ -119,15 +119,37 @@ impl Ops {
         text(StatusCode::OK, "ok")
     }
 
-    fn exposition(&self) -> Response<String> {
-        match self.metrics.text() {
-            Ok(metrics) => reply(StatusCode::OK, HeaderValue::from_static(CONTENT_TYPE), metrics),
+    fn exposition(&self, format: Format) -> Response<String> {
+        match self.metrics.text(format) {
+            Ok(metrics) => reply(StatusCode::OK, HeaderValue::from_static(format.content_type()), metrics),
             Err(error) => {
                 tracing::error!(%error, "cannot write the metrics");
                 text(StatusCode::INTERNAL_SERVER_ERROR, "cannot write the metrics")
             }
         }
     }
+}
+
+/// What a client prefers that says so: OpenMetrics only by its name, and only if no other text is wanted more.
+fn format_of(headers: &HeaderMap) -> Format {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let (mut open_metrics, mut other) = (0.0, 0.0);
+    for range in accepted.flat_map(|value| value.split(',')) {
+        let mut parts = range.split(';').map(|part| part.trim().to_ascii_lowercase());
+        let media = parts.next().unwrap_or_default();
+        let parameters: Vec<_> = parts.collect();
+        let parameter = |name: &str| parameters.iter().find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+        let weight = parameter("q").map_or(1.0, |q| q.parse::<f32>().unwrap_or(0.0));
+        let (best, versions): (_, &[&str]) = match &*media {
+            "application/openmetrics-text" => (&mut open_metrics, &["1.0.0", "0.0.1"]),
+            "text/plain" => (&mut other, &["0.0.4"]),
+            _ => continue,
+        };
+        if parameter("version").is_none_or(|version| versions.contains(&version)) {
+            *best = weight.max(*best);
+        }
+    }
+    if open_metrics > 0.0 && open_metrics >= other { Format::OpenMetrics } else { Format::Text }
 }
 
 fn text(status: StatusCode, line: &str) -> Response<String> {

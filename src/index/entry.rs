@@ -86,6 +86,21 @@ pub(super) fn revision_of(packed: &[u8]) -> Revision {
     Revision(Reader { bytes: packed, at: 0 }.varint())
 }
 
+/// The state in a packed entry.
+pub(super) fn state_of(packed: &[u8]) -> State {
+    let mut from = Reader { bytes: packed, at: 0 };
+    let [_revision, _tenant, _owner, _environment] = std::array::from_fn(|_| from.varint());
+    state_in(from.byte())
+}
+
+fn state_in(flags: u8) -> State {
+    match flags & STATE {
+        0 => State::Active,
+        1 => State::Disabled,
+        _ => State::Revoked,
+    }
+}
+
 /// Calls for each name that a packed entry uses: as often as it uses it.
 pub(super) fn each_name(packed: &[u8], mut call: impl FnMut(Kind, u32)) {
     let mut from = Reader { bytes: packed, at: 0 };
@@ -303,11 +318,7 @@ impl Parts {
         let revision = Revision(from.varint());
         let [tenant, owner, environment] = std::array::from_fn(|_| from.small());
         let flags = from.byte();
-        let state = match flags & STATE {
-            0 => State::Active,
-            1 => State::Disabled,
-            _ => State::Revoked,
-        };
+        let state = state_in(flags);
         let mut time = |flag| (flags & flag != 0).then(|| UnixMillis(from.millis()));
         let (not_before, expire_time) = (time(NOT_BEFORE), time(EXPIRE_TIME));
         let [scopes, key_id, display_name] = std::array::from_fn(|_| from.piece_range());

@@ -24,6 +24,7 @@ use parking_lot::MutexGuard;
 
 use super::codec::put_bytes;
 use super::compaction::{Compaction, Renumbering};
+use super::entry::state_of;
 use super::names::{Granted, GrantedScope, Kind, Names, Owner, OwnerName, Sought, Thing};
 use super::shard::{SHARDS, Shard};
 use super::{Index, TURNS};
@@ -77,6 +78,7 @@ impl Index {
             let shard = Shard::read(&mut bytes, count, names.clone())?;
             let _turn = self.turns[number % TURNS].lock();
             self.len.fetch_add(count, Ordering::Relaxed);
+            shard.all_packed().for_each(|packed| self.states.add(state_of(packed)));
             self.shards[number].store(Arc::new(shard));
         }
         bytes.0.is_empty().then_some(())

@@ -4,7 +4,7 @@
 //! cannot come alive again through a late read. Readers take no lock; a writer never holds them up.
 //!
 //! Reading order: `shard` (the entries of some digests), `entry` (what is kept of a key) and its `codec`, `names` (what keys
-//! share) and their `ledger` (what of it is in use), `compaction` (giving back what is not), `ahead` (reading ahead of
+//! share) and their `ledger` (what of it is in use), `compaction` (giving back what is not), `states` (how many are in each), `ahead` (reading ahead of
 //! lookups), `image` (all of it as bytes).
 
 pub mod ahead;
@@ -15,6 +15,7 @@ pub mod image;
 mod ledger;
 mod names;
 mod shard;
+mod states;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -24,18 +25,19 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::digest::{Digest, PepperId};
 use keyward_core::event::{Change, Record, Revision};
 use keyward_core::id::TenantId;
-use keyward_core::record::KeyRecord;
+use keyward_core::record::{KeyRecord, State};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use self::compaction::Compaction;
 pub use self::compaction::Step;
 pub use self::entry::Entry;
-use self::entry::{each_name, pack, revision_of};
+use self::entry::{each_name, pack, revision_of, state_of};
 pub use self::ledger::InUse;
 pub use self::names::Kind;
 use self::names::Names;
 use self::shard::{New, Place, SHARDS, Shard, shard_of};
+use self::states::States;
 
 /// Writers of one shard take turns. So many may be at work at a time.
 const TURNS: usize = 64;
@@ -54,6 +56,7 @@ pub struct Index {
     /// Told when there may be reason for one.
     many_unused: Notify,
     len: AtomicUsize,
+    states: States,
     revision: AtomicU64,
     /// The latest time of a change, in milliseconds.
     time: AtomicI64,
@@ -75,6 +78,7 @@ impl Default for Index {
             compactions: AtomicU64::new(0),
             many_unused: Notify::new(),
             len: AtomicUsize::new(0),
+            states: States::default(),
             revision: AtomicU64::new(0),
             time: AtomicI64::new(UnixMillis::MIN.0),
             reached: watch::Sender::new(Revision(0)),
@@ -114,6 +118,12 @@ impl Index {
     #[must_use]
     pub fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed)
+    }
+
+    /// How many keys there are in a state. While changes are folded in, the sum over all states may be off by those.
+    #[must_use]
+    pub fn len_in(&self, state: State) -> usize {
+        self.states.of(state)
     }
 
     /// Whether there is no key.
@@ -164,7 +174,9 @@ impl Index {
         *self.current.lock() = names;
         for (number, place) in self.shards.iter().enumerate() {
             let _turn = self.turns[number % TURNS].lock();
-            self.len.fetch_sub(place.swap(empty.clone()).len(), Ordering::Relaxed);
+            let gone = place.swap(empty.clone());
+            self.len.fetch_sub(gone.len(), Ordering::Relaxed);
+            gone.all_packed().for_each(|packed| self.states.remove(state_of(packed)));
         }
         self.peppers.lock().clear();
         self.time.store(UnixMillis::MIN.0, Ordering::Relaxed);
@@ -189,6 +201,7 @@ impl Index {
             }
             let begin = packed.len();
             pack(key, names, packed);
+            self.states.add(key.policy.state);
             put.push((digest, begin..packed.len()));
             replaced.extend(held);
         }
@@ -200,6 +213,7 @@ impl Index {
         self.len.fetch_add(changed.len() - old.len(), Ordering::Relaxed);
         place.store(Arc::new(changed));
         for held in replaced {
+            self.states.remove(state_of(&old.bytes()[held.clone()]));
             each_name(&old.bytes()[held], |kind, number| names.release_of(kind, number));
         }
     }

@@ -140,6 +140,11 @@ pub trait Store: Send + Sync + 'static {
         TableFigures::default()
     }
 
+    /// How far it is, and what it has last made. Nothing is looked for: some of it may be some seconds old.
+    fn figures(&self) -> Figures {
+        Figures::at(self.revision())
+    }
+
     /// Every record at one revision, as the bytes of a backup. One is made at a time, and nothing else waits for it.
     ///
     /// # Errors
@@ -270,6 +275,31 @@ pub struct TableFigures {
     pub record_bytes: u64,
     /// How often it was built anew when it was opened.
     pub rebuilds: u64,
+}
+
+/// How far an engine is, and what it has last made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figures {
+    /// The last durable change.
+    pub durable: Revision,
+    /// The last change that is in the table.
+    pub applied: Revision,
+    /// Changes that wait to be made.
+    pub waiting: usize,
+    /// Free bytes of its disk, when it was last looked at.
+    pub free_bytes: Option<u64>,
+    /// The time of the newest snapshot that is known to be sound.
+    pub snapshot: Option<UnixMillis>,
+    /// The time of the last backup that was read to its end, since the engine was opened.
+    pub backup: Option<UnixMillis>,
+}
+
+impl Figures {
+    /// Those of an engine that does everything at once, and keeps nothing.
+    #[must_use]
+    pub fn at(revision: Revision) -> Self {
+        Self { durable: revision, applied: revision, waiting: 0, free_bytes: None, snapshot: None, backup: None }
+    }
 }
 
 /// A backup on its way.

@@ -91,12 +91,18 @@ proptest! {
             }
             index.fold(&records.iter().map(|record| Record::Key(Arc::new(record.clone()))).collect::<Vec<_>>());
             prop_assert_eq!(index.len(), newest.len());
+            for state in [State::Active, State::Disabled, State::Revoked] {
+                let expected = newest.values().filter(|record| record.policy.state == state).count();
+                prop_assert_eq!(index.len_in(state), expected, "{:?}", state);
+            }
             // Of those that are there, and of neighbours that are not.
             let others = (0..40).map(|byte| Digest::from_bytes([byte; 32]));
             index.read_ahead(&newest.keys().map(|digest| Digest::from_bytes(*digest)).chain(others).collect::<Vec<_>>());
             newest.values().for_each(|record| assert_holds(&index, record));
         }
         prop_assert!(index.get(&Digest::from_bytes([8; 32])).is_none());
+        index.clear();
+        prop_assert_eq!([State::Active, State::Disabled, State::Revoked].map(|state| index.len_in(state)), [0; 3]);
     }
 }
 

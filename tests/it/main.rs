@@ -20,6 +20,7 @@ mod disabled_callers;
 mod disk;
 mod early;
 mod fields;
+mod figures;
 mod forged;
 mod full_disk;
 mod golden;

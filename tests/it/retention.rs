@@ -78,6 +78,7 @@ pub(crate) async fn shortened() -> TempDir {
         }
     }
     wait_until("two snapshots", || snapshots(&dir).len() == 2);
+    assert!(store.figures().snapshot.is_some(), "metrics are told of them");
     store.close().await.unwrap();
     dir
 }
@@ -85,6 +86,7 @@ pub(crate) async fn shortened() -> TempDir {
 async fn starts_whole(dir: &TempDir) {
     let store = try_open(dir, &keeping(4 * SEGMENT_BYTES)).unwrap();
     is_whole(&store, KEYS).await;
+    wait_until("the snapshots were read", || store.figures().snapshot.is_some());
     store.close().await.unwrap();
 }
 

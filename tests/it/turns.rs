@@ -205,7 +205,7 @@ async fn each_verdict_of_a_stream_counts_and_an_error_does_not() {
     let mut answers = desk.answers(stream::iter((0..7).map(numbered)).chain(stream::iter([wrong])));
     let (given, _) = at_once(&mut answers).await;
     assert_eq!(given.len(), 8);
-    let text = desk.metrics.text().unwrap();
+    let text = desk.metrics.text(keyward::metrics::Format::Text).unwrap();
     let counted = text.lines().filter(|line| line.starts_with("keyward_verdicts_total") && !line.ends_with(" 0"));
     assert_eq!(counted.collect::<Vec<_>>(), ["keyward_verdicts_total{reason=\"MALFORMED\"} 7"]);
 }

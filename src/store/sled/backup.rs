@@ -12,6 +12,7 @@ use tokio::time::{Instant, error::Elapsed, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::cut::{Cut, CutError};
+use super::latest::Latest;
 use super::snapshot::{self, SnapshotError};
 use super::table::Table;
 use crate::store::{Backup, BackupError, BackupLimit};
@@ -38,6 +39,7 @@ pub(super) async fn start(
     time: UnixMillis,
     limits: BackupLimits,
     turn: OwnedMutexGuard<()>,
+    latest: Arc<Latest>,
 ) -> Result<Backup, BackupError> {
     let deadline = Instant::now().checked_add(limits.time);
     let begun = spawn_blocking({
@@ -58,6 +60,9 @@ pub(super) async fn start(
         // Before the reader sees the end: who has a whole backup may ask for the next one.
         drop(cut);
         drop(turn);
+        if written.is_ok() {
+            latest.note_backup(time);
+        }
         if let Err(error) = written {
             let why = pieces.broke_off.unwrap_or_else(|| of_snapshot(error));
             tracing::warn!(error = %why, revision = revision.0, "a backup broke off");

@@ -360,7 +360,7 @@ impl Log {
 
     /// How much room there is for this group. A disk that does not say has none.
     fn room(&mut self) -> Room {
-        let room = self.gauge.room().unwrap_or_else(|error| {
+        let room = self.gauge.room().map(|(_, room)| room).unwrap_or_else(|error| {
             tracing::error!(%error, "the journal's disk does not say what is free");
             Room::None
         });

@@ -1,6 +1,7 @@
 //! Looking at the disk, on a thread of its own: a look that hangs holds up nothing else, and nothing else holds up a look.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::Builder;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::journal::writer::{Gauge, Room};
+use super::latest::Latest;
 
 type Look = oneshot::Sender<io::Result<Room>>;
 
@@ -17,9 +19,9 @@ type Look = oneshot::Sender<io::Result<Room>>;
 pub(super) struct Looks(SyncSender<Look>);
 
 impl Looks {
-    pub(super) fn start(gauge: Gauge) -> io::Result<Self> {
+    pub(super) fn start(gauge: Gauge, latest: Arc<Latest>) -> io::Result<Self> {
         let (looks, asked) = sync_channel(1);
-        Builder::new().name("disk".into()).spawn(move || look_when_asked(&asked, &gauge))?;
+        Builder::new().name("disk".into()).spawn(move || look_when_asked(&asked, &gauge, &latest))?;
         Ok(Self(looks))
     }
 
@@ -32,8 +34,12 @@ impl Looks {
     }
 }
 
-fn look_when_asked(asked: &Receiver<Look>, gauge: &Gauge) {
+fn look_when_asked(asked: &Receiver<Look>, gauge: &Gauge, latest: &Latest) {
     while let Ok(look) = asked.recv() {
-        drop(look.send(gauge.room()));
+        let room = gauge.room().map(|(free, room)| {
+            latest.note_free_bytes(free);
+            room
+        });
+        drop(look.send(room));
     }
 }

@@ -28,6 +28,7 @@ use super::journal::frame::Frame;
 use super::journal::scan::{segment_numbers, segment_path, segment_start};
 use super::journal::writer::free_bytes;
 use super::journal::{ChainKey, JournalError, Position};
+use super::latest::Latest;
 use super::snapshot::{self, SnapshotError};
 use super::table::Table;
 use crate::files::{create_private_dir, remove_unfinished, sync_parent};
@@ -62,6 +63,8 @@ pub(super) struct Parts<'a> {
     pub(super) view: Arc<dyn View>,
     /// The image that the view was filled from.
     pub(super) image: Option<Image>,
+    /// What metrics see.
+    pub(super) latest: Arc<Latest>,
 }
 
 /// What the keeper works with.
@@ -78,6 +81,7 @@ pub(super) struct Charge {
     pub(super) segment_bytes: u64,
     pub(super) retention: Retention,
     pub(super) clock: Arc<dyn Clock>,
+    latest: Arc<Latest>,
     pub(super) stopping: Arc<AtomicBool>,
 }
 
@@ -103,7 +107,7 @@ impl Waker {
 
 impl Keeper {
     pub(super) fn start(parts: Parts<'_>) -> io::Result<Self> {
-        let Parts { dir, options, table, durable, view, image } = parts;
+        let Parts { dir, options, table, durable, view, image, latest } = parts;
         let stopping = Arc::new(AtomicBool::new(false));
         let charge = Charge {
             journal: dir.journal(),
@@ -117,6 +121,7 @@ impl Keeper {
             segment_bytes: options.segment_bytes,
             retention: options.retention,
             clock: options.clock.clone(),
+            latest,
             stopping: stopping.clone(),
         };
         let (wake, woken) = sync_channel(1);
@@ -221,7 +226,7 @@ impl Charge {
         let mut damaged = Vec::new();
         for (_, path) in snapshot::list(&self.snapshots)? {
             match snapshot::verify(&path, Some(self.table.sum_key()), &|| self.serving()) {
-                Ok(_) => {}
+                Ok(contents) => self.latest.note_snapshot(contents.header.time),
                 Err(SnapshotError::Io(error)) => return Err(error.into()),
                 Err(error) => {
                     tracing::error!(path = %path.display(), %error, "a snapshot is damaged; another one is made");
@@ -313,6 +318,7 @@ impl Charge {
         let key = self.table.sum_key();
         let (contents, path) = snapshot::create(&mut cut, key, self.clock.now(), &self.snapshots, &may_go_on)?;
         let revision = contents.header.position.revision.0;
+        self.latest.note_snapshot(contents.header.time);
         tracing::info!(path = %path.display(), revision, keys = contents.keys, "made a snapshot");
         Ok(path)
     }

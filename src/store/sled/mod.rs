@@ -33,6 +33,7 @@ pub mod journal;
 mod keeper;
 mod known;
 mod lanes;
+mod latest;
 mod orderings;
 mod overlay;
 pub mod own_entry;
@@ -70,6 +71,7 @@ use self::journal::Position;
 use self::journal::writer::{FreeBytes, Room};
 use self::keeper::Keeper;
 use self::lanes::{Lanes, Refused};
+use self::latest::Latest;
 use self::orderings::Scan;
 use self::overlay::Overlay;
 use self::reads::Readers;
@@ -78,8 +80,8 @@ use self::table::Table;
 use super::administrators::Administrators;
 use super::bounds::{self, Kind, Pending};
 use super::{
-    Backup, BackupError, Bounds, Commit, CommitError, Condition, Held, KeyQuery, Page, Part, Reader, Snapshot, Store,
-    StoreError, TableFigures, View,
+    Backup, BackupError, Bounds, Commit, CommitError, Condition, Figures, Held, KeyQuery, Page, Part, Reader, Snapshot,
+    Store, StoreError, TableFigures, View,
 };
 use crate::fair::{self, Gate};
 use crate::feed::{Feed, Resync, Subscription};
@@ -159,6 +161,7 @@ pub struct SledStore {
     backing_up: Arc<tokio::sync::Mutex<()>>,
     backup_limits: BackupLimits,
     looks: Looks,
+    latest: Arc<Latest>,
     lists: Arc<Gate<ActorId>>,
     list_readers: Readers,
     key_readers: Readers,
@@ -211,7 +214,8 @@ impl SledStore {
         let feed = Feed::starting_after(recovered.journal.position.revision);
         let table = Arc::new(recovered.table);
         let lanes = Arc::new(Lanes::new());
-        let looks = Looks::start(recovered.journal.writer.gauge(options.free_bytes)?)?;
+        let latest = Arc::new(Latest::default());
+        let looks = Looks::start(recovered.journal.writer.gauge(options.free_bytes)?, latest.clone())?;
         let durable_at = Arc::new(Mutex::new(recovered.journal.position));
         let keeper = Keeper::start(keeper::Parts {
             dir: &dir,
@@ -220,6 +224,7 @@ impl SledStore {
             durable: durable_at.clone(),
             view: view.clone(),
             image: recovered.image,
+            latest: latest.clone(),
         })?;
         let (committer, progress) = Committer::start(committer::Parts {
             journal: recovered.journal,
@@ -248,6 +253,7 @@ impl SledStore {
             backing_up: Arc::default(),
             backup_limits: options.backup,
             looks,
+            latest,
             lists: Arc::new(Gate::new(LISTS, LISTS_WAITING)),
             list_readers: Readers::start("lists", LIST_THREADS, Some(table.clone()))?,
             key_readers: Readers::start("reads", KEY_THREADS, None)?,
@@ -430,10 +436,21 @@ impl Store for SledStore {
         TableFigures { rebuilds: self.table_rebuilds, ..self.table.figures() }
     }
 
+    fn figures(&self) -> Figures {
+        Figures {
+            durable: self.revision(),
+            applied: *self.progress.applied.borrow(),
+            waiting: self.waiting().iter().sum(),
+            free_bytes: self.latest.free_bytes(),
+            snapshot: self.latest.snapshot(),
+            backup: self.latest.backup(),
+        }
+    }
+
     async fn backup(&self, time: UnixMillis) -> Result<Backup, BackupError> {
         let turn = self.backing_up.clone().try_lock_owned().map_err(|_| BackupError::Busy)?;
         self.caught_up().await.map_err(|error| BackupError::Failed(error.to_string()))?;
-        backup::start(self.table.clone(), time, self.backup_limits, turn).await
+        backup::start(self.table.clone(), time, self.backup_limits, turn, self.latest.clone()).await
     }
 
     async fn close(&self) -> Result<(), StoreError> {

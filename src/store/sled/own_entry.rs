@@ -78,7 +78,7 @@ impl Log {
     fn recover(dir: &LockedDir, options: &Options, sound: SoundTable) -> Result<Self, OpenError> {
         let seen = Seen::default();
         let recovered = recovery::recover(dir, options, sound, &seen, &mut None)?;
-        let room = recovered.journal.writer.gauge(options.free_bytes).and_then(|gauge| gauge.room())?;
+        let (_, room) = recovered.journal.writer.gauge(options.free_bytes).and_then(|gauge| gauge.room())?;
         Ok(Self { recovered, room, seen })
     }
 

@@ -76,12 +76,12 @@ pub struct Gauge {
 }
 
 impl Gauge {
-    /// How much room there is now.
+    /// How many bytes are free now, and how much room that is.
     ///
     /// # Errors
     /// When the system does not say.
-    pub fn room(&self) -> io::Result<Room> {
-        (self.free_bytes)(&self.disk).map(Room::of)
+    pub fn room(&self) -> io::Result<(u64, Room)> {
+        (self.free_bytes)(&self.disk).map(|free| (free, Room::of(free)))
     }
 }
 

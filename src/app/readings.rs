@@ -1,0 +1,128 @@
+//! The numbers that metrics read from all over a server.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use keyward_core::clock::{Clock, UnixMillis};
+use keyward_core::record::State;
+use tokio::sync::watch;
+
+use crate::grpc::calls::CALLS;
+use crate::http2::{Budget, Callers};
+use crate::index::{Index, Kind};
+use crate::layer::quick;
+use crate::metrics::{Finding, Metrics, Reading, Readings};
+use crate::net::Slots;
+use crate::ops_http::Phase;
+use crate::store::{Figures, Store, TableFigures};
+
+/// The store, once it is open.
+pub(super) type Opened = Arc<OnceLock<Arc<dyn Store>>>;
+
+pub(super) fn new_metrics(
+    index: &Arc<Index>,
+    slots: &Slots,
+    budget: &Budget,
+    writable: &Arc<AtomicBool>,
+    opened: &Opened,
+    clock: &Arc<dyn Clock>,
+    phase: &watch::Sender<Phase>,
+) -> Metrics {
+    let (keys, revision, connections, writable) = (index.clone(), index.clone(), slots.clone(), writable.clone());
+    let (strangers, turned_away) = (slots.clone(), slots.clone());
+    let (unused, compactions) = (index.clone(), index.clone());
+    let names = Kind::ALL.map(|kind| {
+        let (name, index) = (kind_name(kind), index.clone());
+        let reading: Reading = Box::new(move || index.names_in_use(kind) as u64);
+        (name, reading)
+    });
+    let table = |of: fn(TableFigures) -> u64| -> Reading {
+        let opened = opened.clone();
+        Box::new(move || opened.get().map_or(0, |store| of(store.table())))
+    };
+    let figure = |of: fn(Figures) -> u64| -> Reading {
+        let opened = opened.clone();
+        Box::new(move || opened.get().map_or(0, |store| of(store.figures())))
+    };
+    let found = |of: fn(Figures) -> Option<f64>| -> Finding {
+        let opened = opened.clone();
+        Box::new(move || of(opened.get()?.figures()))
+    };
+    let states = STATES.map(|(name, state)| {
+        let index = index.clone();
+        let reading: Reading = Box::new(move || index.len_in(state) as u64);
+        (name, reading)
+    });
+    let phases = PHASES.map(|name| {
+        let (phase, opened) = (phase.subscribe(), opened.clone());
+        let reading: Reading = Box::new(move || u64::from(phase_name(*phase.borrow(), opened.get().is_some()) == name));
+        (name, reading)
+    });
+    let (lasting, start_seconds, clock) = (opened.clone(), seconds(clock.now()), clock.clone());
+    let administrators = move || lasting.get().map_or(0, |store| store.lasting_administrators(clock.now()) as u64);
+    let callers = [("strangers", Callers::Strangers), ("known", Callers::Known)];
+    let of_callers = |of: fn(&Budget, Callers) -> u64| {
+        callers.map(|(name, callers)| -> (&'static str, Reading) {
+            let budget = budget.clone();
+            (name, Box::new(move || of(&budget, callers)))
+        })
+    };
+    let readings = Readings {
+        request_bytes: of_callers(|budget, callers| budget.held(callers) as u64).into(),
+        requests_without_room: of_callers(|budget, callers| budget.refused(callers)).into(),
+        start_seconds,
+        phases: phases.into(),
+        keys_by_state: states.into(),
+        journal_revision: figure(|figures| figures.durable.0),
+        table_revision: figure(|figures| figures.applied.0),
+        changes_waiting: figure(|figures| figures.waiting as u64),
+        disk_free_bytes: found(|figures| figures.free_bytes.map(|bytes| bytes as f64)),
+        last_snapshot: found(|figures| figures.snapshot.map(seconds)),
+        last_backup: found(|figures| figures.backup.map(seconds)),
+        keys: Box::new(move || keys.len() as u64),
+        revision: Box::new(move || revision.revision().0),
+        connections: Box::new(move || connections.taken().all as u64),
+        connections_of_strangers: Box::new(move || strangers.taken().by_strangers as u64),
+        connections_turned_away: Box::new(move || turned_away.taken().turned_away),
+        writable: Box::new(move || u64::from(writable.load(Ordering::Relaxed))),
+        administrators: Box::new(administrators),
+        names: names.into(),
+        names_unused: Box::new(move || unused.names_unused() as u64),
+        name_compactions: Box::new(move || compactions.compactions()),
+        table_bytes: table(|figures| figures.bytes),
+        table_record_bytes: table(|figures| figures.record_bytes),
+        table_rebuilds: table(|figures| figures.rebuilds),
+    };
+    Metrics::new(CALLS.iter().map(|(path, _)| *path), quick::PATHS, readings)
+}
+
+/// The states of keys, as metrics call them.
+const STATES: [(&str, State); 3] =
+    [("active", State::Active), ("disabled", State::Disabled), ("revoked", State::Revoked)];
+
+/// The phases of a server's life, as metrics call them.
+const PHASES: [&str; 5] = ["loading", "checking", "serving", "draining", "stopping"];
+
+fn phase_name(phase: Phase, is_open: bool) -> &'static str {
+    match phase {
+        Phase::Loading => "loading",
+        Phase::Serving if !is_open => "checking",
+        Phase::Serving => "serving",
+        Phase::Draining => "draining",
+        Phase::Stopping => "stopping",
+    }
+}
+
+/// A time as metrics tell it.
+fn seconds(time: UnixMillis) -> f64 {
+    time.0 as f64 / 1e3
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Tenant => "tenant",
+        Kind::Owner => "owner",
+        Kind::Environment => "environment",
+        Kind::Scope => "scope",
+    }
+}

@@ -1,0 +1,35 @@
+//! How many keys there are in each state: counted with each change, so that nobody has to go through them.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use keyward_core::record::State;
+
+/// Counts of keys.
+#[derive(Debug, Default)]
+pub(super) struct States {
+    active: AtomicUsize,
+    disabled: AtomicUsize,
+    revoked: AtomicUsize,
+}
+
+impl States {
+    pub(super) fn of(&self, state: State) -> usize {
+        self.counter(state).load(Ordering::Relaxed)
+    }
+
+    pub(super) fn add(&self, state: State) {
+        self.counter(state).fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn remove(&self, state: State) {
+        self.counter(state).fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn counter(&self, state: State) -> &AtomicUsize {
+        match state {
+            State::Active => &self.active,
+            State::Disabled => &self.disabled,
+            State::Revoked => &self.revoked,
+        }
+    }
+}
