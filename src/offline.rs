@@ -2,12 +2,13 @@
 //! puts things together and names an engine.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use keyward_core::clock::Clock;
+use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, KeyId};
 use keyward_core::record::Stamp;
@@ -18,19 +19,22 @@ use crate::files::named;
 use crate::keyring::{Keyring, KeyringError};
 use crate::net::ListenAddr;
 use crate::store::Bounds;
+use crate::store::record::pb;
 use crate::store::sled::inspect::inspect;
-use crate::store::sled::journal::ChainKey;
+use crate::store::sled::journal::scan::{scan_between, segment_numbers, segment_path, segment_start};
 use crate::store::sled::journal::writer::free_bytes;
+use crate::store::sled::journal::{ChainKey, Position};
 use crate::store::sled::own_entry::{Log, MintError};
 use crate::store::sled::restore::{RestoreError, Restored, restore};
 use crate::store::sled::salvage::{Salvaged, Unproven, look, salvage};
-use crate::store::sled::snapshot::{self, Contents, SnapshotError};
+use crate::store::sled::snapshot;
 use crate::store::sled::{BackupLimits, Demands, LockedDir, OpenError, Options, Retention, SledStore};
 use crate::system::{SystemClock, SystemEntropy};
 
 pub use crate::store::sled::inspect::Inspected;
 pub use crate::store::sled::own_entry::ByState;
 pub use crate::store::sled::restore::{Source, rfc3339};
+pub use crate::store::sled::snapshot::{Contents, SnapshotError};
 
 /// Why it was not done.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +110,7 @@ pub enum Rebuilt {
 /// # Errors
 /// When it cannot be read.
 pub fn check(settings: &Settings) -> Result<Inspected, OfflineError> {
-    let dir = LockedDir::lock_existing(&settings.data_dir)?;
+    let dir = LockedDir::lock_to_read(&settings.data_dir)?;
     let options = options(settings)?;
     Ok(inspect(&dir, &ChainKey(options.chain_key), settings.expect_head)?)
 }
@@ -157,6 +161,61 @@ fn look_at_socket(path: &Path) -> Result<(), String> {
 /// When it is damaged.
 pub fn check_backup(path: &Path) -> Result<Contents, OfflineError> {
     snapshot::verify_without_key(path).map_err(|source| OfflineError::Backup { path: path.to_owned(), source })
+}
+
+/// The same of bytes that come from anywhere.
+///
+/// # Errors
+/// When they are damaged, or cannot be read.
+pub fn check_backup_bytes(input: impl Read) -> Result<Contents, SnapshotError> {
+    snapshot::verify_bytes_without_key(input)
+}
+
+/// What the journal notes of a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Noted {
+    /// Its revision.
+    pub revision: Revision,
+    /// When.
+    pub time: UnixMillis,
+    /// Who: the `key_id` of the caller's key, or `keyward` for the program itself.
+    pub actor: String,
+    /// The call.
+    pub method: String,
+    /// What it was done to: `tenant/key_id` or `tenant`.
+    pub target: String,
+}
+
+/// Reads what the journal notes of some revisions, in order, and says with which revision the journal begins. It changes
+/// nothing. What was handed over before an error is sound.
+///
+/// # Errors
+/// When the directory is in use or has no data, the pepper file is not its own, or the journal is damaged.
+pub fn journal(
+    settings: &Settings,
+    wanted: RangeInclusive<Revision>,
+    mut visit: impl FnMut(Noted),
+) -> Result<Revision, OfflineError> {
+    let dir = LockedDir::lock_to_read(&settings.data_dir)?;
+    let key = ChainKey(keyring(settings)?.chain_key());
+    let (first, last) = wanted.into_inner();
+    let until = (last < Revision(u64::MAX)).then_some(last);
+    let after = Revision(first.0.saturating_sub(1));
+    let read = scan_between(&dir.journal(), &key, after, until, |entries: Vec<pb::JournalEntry>, _| {
+        for entry in entries.into_iter().filter(|entry| (first.0..=last.0).contains(&entry.revision)) {
+            visit(Noted {
+                revision: Revision(entry.revision),
+                time: UnixMillis(entry.time_ms),
+                actor: entry.actor,
+                method: entry.method,
+                target: entry.target,
+            });
+        }
+    });
+    read.map_err(OpenError::from)?;
+    let begins = segment_numbers(&dir.journal()).map_err(OpenError::from)?.first().copied();
+    let begins = begins.map(|number| segment_start(&segment_path(&dir.journal(), number))).transpose();
+    Ok(begins.map_err(OpenError::from)?.unwrap_or(Position::START).revision.next())
 }
 
 /// Builds the table anew. Where acknowledged changes are missing, it does so only if their loss is accepted.

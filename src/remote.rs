@@ -1,21 +1,26 @@
-//! What is asked of a running server from outside: a backup.
+//! What is asked of a running server from outside: a backup, and its health.
+
+mod addr;
+mod health;
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio::task::spawn_blocking;
 use tonic::metadata::MetadataValue;
 use tonic::metadata::errors::InvalidMetadataValue;
 use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 use zeroize::Zeroizing;
 
+pub use self::addr::RemoteAddr;
+pub use self::health::{Health, HealthError, health};
 use crate::files::NewFile;
 use crate::grpc::pb;
 use crate::grpc::pb::key_admin_client::KeyAdminClient;
-use crate::net::ListenAddr;
-use crate::offline::{OfflineError, check_backup};
+use crate::offline::{Contents, OfflineError, SnapshotError, check_backup, check_backup_bytes};
 
 /// How long a server may take to be reached.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
@@ -28,7 +33,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Server {
     /// Its address.
-    pub addr: ListenAddr,
+    pub addr: RemoteAddr,
     /// The file of the caller's key: one line.
     pub key_file: PathBuf,
 }
@@ -51,7 +56,7 @@ pub enum RemoteError {
     #[error("{0} exists already; a backup never overwrites anything")]
     Exists(PathBuf),
     /// The key file cannot be read.
-    #[error("the key file {path}: {source}; name the file of an administrator's key with --key-file")]
+    #[error("the key file {path}: {source}; name a file that has a key with the role keyward.backup or keyward.admin")]
     KeyFile {
         /// The file.
         path: PathBuf,
@@ -65,7 +70,7 @@ pub enum RemoteError {
     #[error("no server answers at {addr}: {}", cause(source))]
     Connect {
         /// Its address.
-        addr: ListenAddr,
+        addr: RemoteAddr,
         /// What happened.
         source: tonic::transport::Error,
     },
@@ -83,6 +88,12 @@ pub enum RemoteError {
     /// What arrived is not whole.
     #[error(transparent)]
     Damaged(#[from] OfflineError),
+    /// What was handed on is not whole.
+    #[error("what was written is not a whole backup: {0}")]
+    NotWhole(#[from] SnapshotError),
+    /// It cannot be handed on.
+    #[error("the backup cannot be written to where it should go: {0}")]
+    Output(io::Error),
 }
 
 /// What is at the bottom of an error. The library's own words for it are "transport error".
@@ -117,11 +128,7 @@ async fn ask(server: &Server) -> Result<tonic::Streaming<pb::BackupResponse>, Re
     let mut credential = MetadataValue::try_from(&*Zeroizing::new(format!("Bearer {}", key.trim())))?;
     credential.set_sensitive(true);
     let of_addr = |source| RemoteError::Connect { addr: server.addr.clone(), source };
-    let uri = match &server.addr {
-        ListenAddr::Tcp(addr) => format!("http://{addr}"),
-        unix @ ListenAddr::Unix(_) => unix.to_string(),
-    };
-    let endpoint = Endpoint::from_shared(uri).map_err(of_addr)?.connect_timeout(CONNECT_TIME_MAX);
+    let endpoint = Endpoint::from_shared(server.addr.uri()).map_err(of_addr)?.connect_timeout(CONNECT_TIME_MAX);
     let endpoint = endpoint.http2_keep_alive_interval(KEEPALIVE_INTERVAL).keep_alive_timeout(KEEPALIVE_TIMEOUT);
     let channel = endpoint.connect().await.map_err(of_addr)?;
     let mut request = Request::new(pb::BackupRequest {});
@@ -143,4 +150,38 @@ async fn receive(
     // Read back from the file, not from memory.
     let contents = check_backup(file.sync().map_err(of_file)?)?;
     Ok(Fetched { revision, keys: contents.keys, bytes })
+}
+
+/// Fetches a backup and writes it to `out` as it comes. It is checked on the way: an error means that what was written is
+/// of no use.
+///
+/// # Errors
+/// See [`RemoteError`].
+pub async fn backup_to(server: &Server, out: impl Write + Send + 'static) -> Result<Fetched, RemoteError> {
+    let mut pieces = ask(server).await?;
+    let (checked, check) = io::pipe().map_err(RemoteError::Output)?;
+    let checking = spawn_blocking(move || check_to_end(checked));
+    let mut outputs = (out, check);
+    let (mut revision, mut bytes) = (0, 0);
+    while let Some(response) = pieces.message().await? {
+        (revision, bytes) = (response.revision, bytes + response.piece.len() as u64);
+        // Either may have to be read first; a signal must be heard meanwhile.
+        let written = spawn_blocking(move || {
+            outputs.0.write_all(&response.piece)?;
+            outputs.0.flush()?;
+            outputs.1.write_all(&response.piece)?;
+            Ok(outputs)
+        });
+        outputs = written.await.map_err(io::Error::other).flatten().map_err(RemoteError::Output)?;
+    }
+    drop(outputs);
+    let contents = checking.await.map_err(|panic| RemoteError::Output(io::Error::other(panic)))??;
+    Ok(Fetched { revision, keys: contents.keys, bytes })
+}
+
+/// Checks what comes through a pipe, and reads it to its end also when it is damaged, so that nobody waits for room in it.
+fn check_to_end(mut pipe: io::PipeReader) -> Result<Contents, SnapshotError> {
+    let checked = check_backup_bytes(&mut pipe);
+    io::copy(&mut pipe, &mut io::sink())?;
+    checked
 }

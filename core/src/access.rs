@@ -21,8 +21,9 @@ use crate::scope::Scope;
 pub const AUDIENCE: &str = "keyward";
 
 const ROLE_RULE: BrokenRule = BrokenRule(
-    "in tenant 'system' a scope must be a role: keyward.admin, .operator, .issuer, .viewer, .auditor or .verifier, plain \
-     or narrowed to a tenant as in keyward.issuer@acme; narrowed to 'system', only .viewer, .auditor or .verifier",
+    "in tenant 'system' a scope must be a role: keyward.admin, .operator, .issuer, .viewer, .auditor, .backup or .verifier, \
+     plain or, save .backup, narrowed to a tenant as in keyward.issuer@acme; narrowed to 'system', only .viewer, .auditor or \
+     .verifier",
 );
 
 const ROLE_ELSEWHERE_RULE: BrokenRule = BrokenRule(
@@ -54,6 +55,8 @@ pub enum Role {
     Viewer,
     /// Reads keys and tenants, and, of all tenants, the head of the log.
     Auditor,
+    /// Makes backups of all tenants, and nothing else. It is never narrowed.
+    Backup,
     /// Verifies secrets, and nothing else.
     Verifier,
 }
@@ -79,7 +82,8 @@ pub enum Action {
 
 impl Role {
     /// Every role.
-    pub const ALL: [Self; 6] = [Self::Admin, Self::Operator, Self::Issuer, Self::Viewer, Self::Auditor, Self::Verifier];
+    pub const ALL: [Self; 7] =
+        [Self::Admin, Self::Operator, Self::Issuer, Self::Viewer, Self::Auditor, Self::Backup, Self::Verifier];
 
     /// The role as a scope.
     #[must_use]
@@ -90,6 +94,7 @@ impl Role {
             Self::Issuer => "keyward.issuer",
             Self::Viewer => "keyward.viewer",
             Self::Auditor => "keyward.auditor",
+            Self::Backup => "keyward.backup",
             Self::Verifier => "keyward.verifier",
         }
     }
@@ -103,8 +108,10 @@ impl Role {
             | (Self::Operator, Action::ChangeState)
             | (Self::Issuer, Action::Issue)
             | (Self::Auditor, Action::ReadHead)
+            | (Self::Backup, Action::Backup)
             | (Self::Verifier, Action::Verify) => true,
-            (_, Action::CreateTenant | Action::Backup)
+            (Self::Backup, _)
+            | (_, Action::CreateTenant | Action::Backup)
             | (Self::Operator, Action::Issue | Action::ReadHead | Action::Verify)
             | (Self::Issuer, Action::ChangeState | Action::ReadHead | Action::Verify)
             | (Self::Viewer, Action::Issue | Action::ChangeState | Action::ReadHead | Action::Verify)
@@ -125,7 +132,8 @@ impl RoleScope {
     /// Reads a scope as a role.
     ///
     /// # Errors
-    /// When the scope is not a role, or would let its holder write in tenant `system` without being a plain admin.
+    /// When the scope is not a role, would let its holder write in tenant `system` without being a plain admin, or narrows
+    /// a role that is of all tenants or none.
     pub fn parse(scope: &Scope) -> Result<Self, BrokenRule> {
         let (name, tenant) = match scope.as_str().split_once('@') {
             Some((name, tenant)) => (name, Some(TenantId::parse(tenant).map_err(|_| ROLE_RULE)?)),
@@ -133,7 +141,8 @@ impl RoleScope {
         };
         let role = Role::ALL.into_iter().find(|role| role.scope() == name).ok_or(ROLE_RULE)?;
         let reads = matches!(role, Role::Viewer | Role::Auditor | Role::Verifier);
-        if tenant.as_ref().is_some_and(TenantId::is_system) && !reads {
+        let is_of_all = role == Role::Backup;
+        if tenant.as_ref().is_some_and(|tenant| is_of_all || tenant.is_system() && !reads) {
             return Err(ROLE_RULE);
         }
         Ok(Self { role, tenant })
@@ -428,8 +437,15 @@ mod tests {
 
     #[test]
     fn only_a_plain_admin_writes_in_system() {
-        for scope in ["keyward.operator", "keyward.issuer", "keyward.viewer", "keyward.admin@acme", "keyward.verifier"]
-        {
+        let scopes = [
+            "keyward.operator",
+            "keyward.issuer",
+            "keyward.viewer",
+            "keyward.admin@acme",
+            "keyward.backup",
+            "keyward.verifier",
+        ];
+        for scope in scopes {
             let caller = caller(&[scope]);
             for action in [
                 Action::Read,
@@ -444,7 +460,13 @@ mod tests {
             }
         }
         assert!(caller(&["keyward.admin"]).may(Action::Issue, &TenantId::system()));
-        for scope in ["keyward.admin@system", "keyward.issuer@system", "keyward.operator@system"] {
+        for scope in [
+            "keyward.admin@system",
+            "keyward.issuer@system",
+            "keyward.operator@system",
+            "keyward.backup@system",
+            "keyward.backup@acme",
+        ] {
             assert!(RoleScope::parse(&Scope::parse(scope).unwrap()).is_err(), "{scope}");
         }
         assert!(caller(&["keyward.viewer@system"]).may(Action::Read, &TenantId::system()));
@@ -456,10 +478,13 @@ mod tests {
             assert!(caller(scopes).grant_of_all::<ReadHead>().is_ok(), "{scopes:?}");
         }
         let narrow = ["keyward.admin@acme", "keyward.auditor@acme", "keyward.auditor@system"];
-        let other = ["keyward.viewer", "keyward.operator", "keyward.issuer", "keyward.verifier", "keyward.*"];
+        let other =
+            ["keyward.viewer", "keyward.operator", "keyward.issuer", "keyward.backup", "keyward.verifier", "keyward.*"];
         for scope in narrow.iter().chain(&other) {
             assert_eq!(caller(&[scope]).grant_of_all::<ReadHead>().err(), Some(Denied::Role), "{scope}");
         }
+        assert!(caller(&["keyward.backup"]).grant_of_all::<Backup>().is_ok());
+        assert_eq!(caller(&["keyward.admin@acme"]).grant_of_all::<Backup>().err(), Some(Denied::Role));
         let both = caller(&["keyward.auditor@acme", "keyward.viewer"]);
         assert!(both.grant_of_all::<ReadHead>().is_err(), "a plain role for something else does not widen it");
     }

@@ -1,44 +1,58 @@
 //! `keyward backup`.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use crate::lifecycle::{Caught, Signals};
-use crate::net::ListenAddr;
-use crate::remote::{Server, backup};
+use crate::remote::{RemoteAddr, Server, backup, backup_to};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// The file to make; it must not be there yet
+    /// The file to make, which must not be there yet; - is standard output
     #[arg(value_name = "FILE")]
     to: PathBuf,
-    /// The server: an address, or unix:/path
+    /// The server: a host or an address with a port, or unix:/path
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
-    server: ListenAddr,
-    /// The file of an administrator's key
+    server: RemoteAddr,
+    /// The file of a key with the role keyward.backup or keyward.admin
     #[arg(long, value_name = "FILE", default_value = "./data/admin.key")]
     key_file: PathBuf,
 }
 
 /// Fetches a backup and says what it holds. A signal ends it, and leaves nothing behind.
 pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    let server = Server { addr: options.server, key_file: options.key_file };
+    let Options { to, server: addr, key_file } = options;
+    let to_stdout = to == Path::new("-");
+    if to_stdout && io::stdout().is_terminal() {
+        return Err("a backup is no text for a terminal: send it to a file or a program".into());
+    }
+    if !addr.is_local() {
+        eprintln!("keyward: the key and the backup go to {addr} unencrypted, unless something in between encrypts");
+    }
+    let server = Server { addr, key_file };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let fetched = runtime.block_on(async {
+    let fetching = async {
         let mut signals = Signals::listen(&[Caught::Terminate, Caught::Interrupt, Caught::Hangup])?;
+        let fetched =
+            async { if to_stdout { backup_to(&server, io::stdout()).await } else { backup(&server, &to).await } };
         tokio::select! {
-            fetched = backup(&server, &options.to) => Ok::<_, Box<dyn Error>>(fetched?),
+            fetched = fetched => Ok::<_, Box<dyn Error>>(fetched?),
             _ = signals.next() => Err("interrupted; there is no backup".into()),
         }
-    })?;
-    println!(
-        "{}: {} keys at revision {}, {} bytes, read back and whole",
-        options.to.display(),
-        fetched.keys,
-        fetched.revision,
-        fetched.bytes
-    );
+    };
+    let fetched = runtime.block_on(fetching);
+    // Whoever checks what comes is not waited for if nothing comes any more.
+    runtime.shutdown_background();
+    let fetched = fetched?;
+    let (keys, revision, bytes) = (fetched.keys, fetched.revision, fetched.bytes);
+    let holds = format!("{keys} keys at revision {revision}, {bytes} bytes");
+    if to_stdout {
+        eprintln!("{holds}, checked on the way");
+    } else {
+        println!("{}: {holds}, read back and whole", to.display());
+    }
     Ok(())
 }

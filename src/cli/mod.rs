@@ -4,6 +4,8 @@ mod admin_key;
 mod backup;
 mod check;
 mod config;
+mod health;
+mod journal;
 mod rebuild;
 mod restore;
 mod serve;
@@ -39,8 +41,15 @@ enum Command {
     /// Fill an empty data directory from a backup. The pepper file must be in place. With --journal, go on with the changes
     /// since the backup, up to --to-revision.
     Restore(restore::Options),
-    /// Read all of a data directory that nobody serves, or of a backup, and say what is wrong. Exits with 1 on any doubt.
+    /// Read all of a data directory that nobody serves, or of a backup, and say what is wrong. The directory need not be
+    /// writable. Exits with 1 on any doubt.
     Check(check::Options),
+    /// Ask a running server whether it serves. The exit code is 0 if it does, 1 if it does not, 3 if it gives no answer, and 4
+    /// if it has no such service.
+    Health(health::Options),
+    /// Print who did what to which key and when, from the journal of a data directory that nobody serves: revision, time, key
+    /// of the caller, call, target, with tabs between them. It need not be writable.
+    Journal(journal::Options),
     /// Make a new administrator in a data directory that nobody serves: where the last one was lost. Its key goes to
     /// standard output, as one line, and is never shown again.
     AdminKey(admin_key::Options),
@@ -145,6 +154,8 @@ impl Cli {
             Command::Backup(options) => backup::run(options),
             Command::Restore(options) => restore::run(options),
             Command::Check(options) => check::run(options),
+            Command::Health(options) => return health::run(&options),
+            Command::Journal(options) => journal::run(options),
             Command::AdminKey(options) => admin_key::run(options),
             Command::Rebuild(options) => rebuild::run(options),
         };

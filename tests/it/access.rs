@@ -51,13 +51,14 @@ async fn a_callers_key_is_held_to_its_own_networks_and_audiences() {
 /// The whole table: for each role, the calls that it may make, and no others.
 #[tokio::test]
 async fn each_role_may_do_its_own_and_no_more() {
-    let table: [(&str, &[&str]); 8] = [
+    let table: [(&str, &[&str]); 9] = [
         ("keyward.admin", &["read", "issue", "state", "tenant", "backup", "head", "verify"]),
         ("keyward.operator", &["read", "state"]),
         ("keyward.issuer", &["read", "issue"]),
         ("keyward.viewer", &["read"]),
         ("keyward.auditor", &["read", "head"]),
         ("keyward.auditor@default", &["read"]),
+        ("keyward.backup", &["backup"]),
         ("keyward.verifier", &["verify"]),
         ("keyward.admin@default", &["read", "issue", "state", "verify"]),
     ];
@@ -127,7 +128,14 @@ async fn only_an_administrator_makes_or_touches_credentials() {
     let site = Site::start().await;
     let admin = site.admin();
     let victim = admin.issued(system_key(&["keyward.viewer"])).await;
-    let all_but_admin = ["keyward.operator", "keyward.issuer", "keyward.verifier", "keyward.viewer", "keyward.auditor"];
+    let all_but_admin = [
+        "keyward.operator",
+        "keyward.issuer",
+        "keyward.verifier",
+        "keyward.viewer",
+        "keyward.auditor",
+        "keyward.backup",
+    ];
     let caller = site.with_roles(&all_but_admin).await;
     for scopes in [&["keyward.admin"][..], &[]] {
         assert_eq!(caller.create(system_key(scopes)).await.unwrap_err().code(), Code::NotFound);

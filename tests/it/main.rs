@@ -63,6 +63,7 @@ mod standing;
 mod stopping;
 mod stream;
 mod tenants;
+mod tools;
 mod turns;
 mod two_ways;
 mod urgent;

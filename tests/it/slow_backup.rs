@@ -277,7 +277,7 @@ async fn the_command_line_leaves_a_whole_backup_or_nothing() {
     let (mut site, keys) = site_with_large_keys(300).await;
     let files = tempfile::tempdir().unwrap();
     let (to, unfinished) = (files.path().join("keys.kwb"), files.path().join("keys.kwb.new"));
-    let server = Server { addr: site.addr(), key_file: site.dir.path().join("admin.key") };
+    let server = Server { addr: site.addr().to_string().parse().unwrap(), key_file: site.dir.path().join("admin.key") };
     {
         let mut fetching = std::pin::pin!(keyward::remote::backup(&server, &to));
         while !unfinished.exists() && !to.exists() {

@@ -21,6 +21,8 @@ const RESTORED: [&str; 4] = ["journal", "snapshot", "table", "watermark"];
 #[derive(Clone, Debug)]
 pub struct LockedDir {
     path: PathBuf,
+    is_writable: bool,
+    /// The file of the lock, or the directory itself where there is none that could be locked, and nothing be served.
     lock: Arc<File>,
 }
 
@@ -41,7 +43,7 @@ impl LockedDir {
     /// # Errors
     /// When another process uses it, or its layout is not known.
     pub fn lock_unchanged(path: &Path) -> Result<Self, OpenError> {
-        let dir = Self { path: path.to_owned(), lock: Arc::new(lock_file(path)?) };
+        let dir = Self { path: path.to_owned(), is_writable: true, lock: Arc::new(lock_file(path)?) };
         Parts(path).has_format()?;
         Ok(dir)
     }
@@ -80,6 +82,24 @@ impl LockedDir {
             return Err(OpenError::NoData { dir: path.to_owned() });
         }
         Self::lock(path)
+    }
+
+    /// Locks a directory that has data, to read it alone. It need not be writable: a copy, or a disk that is mounted
+    /// read-only. Nothing is made or repaired in it, save that it makes the file of the lock if it can.
+    ///
+    /// # Errors
+    /// When it has none, another process uses it, or its layout is not known.
+    pub fn lock_to_read(path: &Path) -> Result<Self, OpenError> {
+        let holds = path.join("format").exists() || holds_anything(path).map_err(named(path))?;
+        if !holds {
+            return Err(OpenError::NoData { dir: path.to_owned() });
+        }
+        let (lock, is_writable) = match lock_file(path) {
+            Err(OpenError::Io(error)) if is_read_only(&error) => (lock_unwritable(path)?, false),
+            lock => (lock?, true),
+        };
+        Parts(path).has_format()?;
+        Ok(Self { path: path.to_owned(), is_writable, lock: Arc::new(lock) })
     }
 
     /// Makes and locks a directory that data is to be restored into. Until [`LockedDir::finish_restore`] it has no
@@ -161,7 +181,7 @@ impl LockedDir {
     }
 
     fn lock_only(path: &Path) -> Result<Self, OpenError> {
-        let dir = Self { path: path.to_owned(), lock: Arc::new(lock_file(path)?) };
+        let dir = Self { path: path.to_owned(), is_writable: true, lock: Arc::new(lock_file(path)?) };
         dir.note_holder()?;
         Ok(dir)
     }
@@ -189,13 +209,18 @@ impl LockedDir {
         Ok(parts.has_format()? && parts.has_data()?)
     }
 
+    /// Whether anything can be written in it.
+    pub(super) fn is_writable(&self) -> bool {
+        self.is_writable
+    }
+
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn journal(&self) -> PathBuf {
+    pub(crate) fn journal(&self) -> PathBuf {
         self.path.join("journal")
     }
 
@@ -268,6 +293,32 @@ fn lock_file(dir: &Path) -> Result<File, OpenError> {
         }
         Err(TryLockError::Error(error)) => Err(named(&path)(error).into()),
     }
+}
+
+/// Locks a directory in which nothing can be written.
+fn lock_unwritable(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join("lock");
+    let lock = match File::open(&path) {
+        Ok(lock) => lock,
+        // Nothing tells of a server then; what is read is checked anyway.
+        Err(error) if error.kind() == io::ErrorKind::NotFound || is_read_only(&error) => {
+            return Ok(File::open(dir).map_err(named(dir))?);
+        }
+        Err(error) => return Err(named(&path)(error).into()),
+    };
+    match lock_soon(&lock) {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            let holder = fs::read_to_string(&path).map_err(named(&path))?;
+            Err(OpenError::InUse { dir: dir.to_owned(), holder: holder_of(holder.trim()) })
+        }
+        Err(TryLockError::Error(error)) => Err(named(&path)(error).into()),
+    }
+}
+
+/// Whether an error says that nothing can be written.
+fn is_read_only(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
 /// Who holds a lock, by what its file says. One that starts on a full disk does not write there, so it may be of another.

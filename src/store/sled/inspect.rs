@@ -1,8 +1,12 @@
 //! Looking at a data directory that nobody serves: what is there, and what is in doubt.
 
 use std::collections::HashSet;
+use std::env;
 use std::fmt;
-use std::path::Path;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 
 use keyward_core::event::Revision;
 use keyward_core::head::Head;
@@ -17,6 +21,7 @@ use super::snapshot;
 use super::sums::SumKey;
 use super::table::Table;
 use super::watermark::Watermark;
+use crate::files::{named, private};
 
 /// What was found out about one part.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,13 +61,13 @@ pub struct Inspected {
 }
 
 /// Reads everything in a directory, and holds the journal against a head, if one is given. It changes nothing but what
-/// sled changes when it opens; a watermark that is missing is made, empty.
+/// sled changes when it opens; where nothing can be written, a copy of the table is read.
 ///
 /// # Errors
 /// When the disk fails. What is wrong with the data is among the findings.
 pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Result<Inspected, OpenError> {
     let sum_key = SumKey::of(key);
-    let (_, watermark) = Watermark::open(&dir.watermark())?;
+    let watermark = Watermark::read(&dir.watermark())?;
     let mut findings = Vec::new();
     let (mut places, mut images) = (Vec::new(), Vec::new());
     for (_, path) in snapshot::list(&dir.snapshots())? {
@@ -80,7 +85,10 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Resul
         }
     }
     let table_path = dir.table();
-    let table = match table_path.exists().then(|| read_table(&table_path, key)) {
+    // It goes when this ends, after the table that lies in it.
+    let copy = if table_path.exists() && !dir.is_writable() { Some(Copy::of(&table_path)?) } else { None };
+    let read_path = copy.as_ref().map_or(&table_path, |copy| &copy.0);
+    let table = match table_path.exists().then(|| read_table(read_path, key)) {
         None => {
             findings.push(Finding::fine(table_path.display(), "not there; the next start builds it"));
             None
@@ -95,6 +103,7 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Resul
         places.push((table_path.display().to_string(), sums.position, sums.keys.count()));
     }
     drop(table);
+    drop(copy);
 
     let at_images = images.iter().flat_map(|(_, image)| [image.position, image.latest]);
     let wanted = places.iter().map(|(_, at, _)| *at).chain(at_images).chain(watermark);
@@ -122,6 +131,47 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Resul
         findings.push(of_image(&path, &image, &end, &met));
     }
     Ok(Inspected { findings, head: Some(end.position.into()) })
+}
+
+/// A copy of a table, for as long as this lives: sled writes to what it opens.
+struct Copy(PathBuf);
+
+impl Copy {
+    fn of(table: &Path) -> Result<Self, OpenError> {
+        let path = env::temp_dir().join(format!("keyward-check-{}", std::process::id()));
+        // What is there already is not ours, and stays.
+        DirBuilder::new().mode(0o700).create(&path).map_err(named(&path))?;
+        let copy = Self(path);
+        copy_files(table, &copy.0)?;
+        Ok(copy)
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "cannot remove the copy of the table");
+        }
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) -> Result<(), OpenError> {
+    for entry in fs::read_dir(from).map_err(named(from))? {
+        let entry = entry.map_err(named(from))?;
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type().map_err(named(&from))?.is_dir() {
+            DirBuilder::new().mode(0o700).create(&to).map_err(named(&to))?;
+            copy_files(&from, &to)?;
+        } else {
+            // Not fs::copy, which would make a copy that cannot be written either.
+            let copied = File::open(&from).and_then(|mut from| {
+                let mut to = private().write(true).create_new(true).open(&to)?;
+                io::copy(&mut from, &mut to)
+            });
+            copied.map_err(named(&from))?;
+        }
+    }
+    Ok(())
 }
 
 fn of_head(head: Head, end: &End, met: &HashSet<Position>) -> Finding {

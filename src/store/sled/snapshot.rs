@@ -211,6 +211,14 @@ pub fn verify_without_key(path: &Path) -> Result<Contents, SnapshotError> {
     verify(path, None, &|| Ok(()))
 }
 
+/// The same of bytes that come from anywhere.
+///
+/// # Errors
+/// When they are damaged, or cannot be read.
+pub fn verify_bytes_without_key(input: impl Read) -> Result<Contents, SnapshotError> {
+    read(input, None, |_| Ok(()))
+}
+
 /// Makes a snapshot file that is there whole or not at all, and reads it back before it gets its name. It breaks off with the
 /// error that `may_go_on` gives.
 pub(super) fn create(

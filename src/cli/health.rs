@@ -1,0 +1,62 @@
+//! `keyward health`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::remote::{Health, HealthError, RemoteAddr, health};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// The service, such as keyward.v1.KeyAdmin [default: the server as a whole]
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    service: String,
+    /// The server: a host or an address with a port, or unix:/path
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    addr: RemoteAddr,
+    /// How long it may take, such as 500ms
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+/// It answers no calls.
+const NOT_SERVING: u8 = 1;
+// 2 is a wrong command line.
+/// It is not reached, or does not answer in time.
+const NO_ANSWER: u8 = 3;
+/// It has no such service.
+const UNKNOWN_SERVICE: u8 = 4;
+
+/// Says how the service is, in a line and in the exit code.
+pub(super) fn run(options: &Options) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("keyward: {error}");
+            return NO_ANSWER.into();
+        }
+    };
+    let asked = runtime.block_on(health(&options.addr, &options.service, options.timeout));
+    // A name that is being looked up ends on a thread of its own, and nobody waits for it.
+    runtime.shutdown_background();
+    match asked {
+        Ok(Health::Serving) => {
+            println!("SERVING");
+            ExitCode::SUCCESS
+        }
+        Ok(Health::NotServing) => {
+            println!("NOT_SERVING");
+            NOT_SERVING.into()
+        }
+        Err(error) => {
+            eprintln!("keyward: {error}");
+            match error {
+                HealthError::Unknown { .. } => UNKNOWN_SERVICE.into(),
+                HealthError::Connect { .. } | HealthError::TimedOut { .. } | HealthError::Refused(_) => {
+                    NO_ANSWER.into()
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! `keyward journal`.
+
+use std::error::Error;
+use std::io::{self, BufWriter, Write};
+
+use clap::Args;
+use keyward_core::event::Revision;
+
+use super::Place;
+use crate::config::Flags;
+use crate::offline::{Noted, OfflineError, journal, rfc3339};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// The first revision to print
+    #[arg(long, value_name = "REVISION", default_value_t = 1)]
+    from: u64,
+    /// The last revision to print [default: all that is there]
+    #[arg(long, value_name = "REVISION")]
+    to: Option<u64>,
+    /// Only what was done to this: TENANT/KEY_ID, or TENANT for the tenant itself
+    #[arg(long, value_name = "TARGET")]
+    target: Option<String>,
+    /// Only what this caller did: the key_id of a key of tenant system, or keyward for the program itself
+    #[arg(long, value_name = "KEY_ID")]
+    actor: Option<String>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Prints a line for each change: revision, time, who, what, and to what, with tabs between them.
+pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
+    let (settings, _log) = options.place.settings(Flags::default())?;
+    let is_wanted = |noted: &Noted| {
+        options.target.as_ref().is_none_or(|target| *target == noted.target)
+            && options.actor.as_ref().is_none_or(|actor| *actor == noted.actor)
+    };
+    let mut out = BufWriter::new(io::stdout().lock());
+    let mut written = Ok(());
+    let last = options.to.map_or(Revision(u64::MAX), Revision);
+    let begins = journal(&settings, Revision(options.from)..=last, |noted| {
+        if written.is_ok() && is_wanted(&noted) {
+            let Noted { revision, time, actor, method, target } = &noted;
+            written = writeln!(out, "{revision}\t{}\t{actor}\t{method}\t{target}", rfc3339(*time));
+        }
+    });
+    let written = written.and_then(|()| out.flush());
+    // What was printed is sound, also if something behind it is not.
+    let begins = begins.map_err(|error: OfflineError| error.to_string())?;
+    match written {
+        // Whoever reads has read enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+        other => other?,
+    }
+    if begins.0 > options.from {
+        eprintln!(
+            "keyward: the journal begins with revision {begins}; what was before it has gone (journal_retention_time)"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! Asks a server for its health, as a probe does.
+
+use std::time::Duration;
+
+use tonic::transport::Endpoint;
+use tonic::{Code, Request, Status};
+
+use super::{RemoteAddr, cause};
+use crate::grpc::pb::health::HealthCheckRequest;
+use crate::grpc::pb::health::health_check_response::ServingStatus;
+use crate::grpc::pb::health::health_client::HealthClient;
+
+/// What a server says of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It answers calls.
+    Serving,
+    /// It answers no calls.
+    NotServing,
+}
+
+/// Why the health is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum HealthError {
+    /// The server is not reached.
+    #[error("no server answers at {addr}: {}", cause(source))]
+    Connect {
+        /// Its address.
+        addr: RemoteAddr,
+        /// What happened.
+        source: tonic::transport::Error,
+    },
+    /// It did not answer in time.
+    #[error("{addr} has not answered within {}", humantime::format_duration(*within))]
+    TimedOut {
+        /// Its address.
+        addr: RemoteAddr,
+        /// How long it had.
+        within: Duration,
+    },
+    /// It has no such service.
+    #[error("the server at {addr} has no service '{service}'")]
+    Unknown {
+        /// Its address.
+        addr: RemoteAddr,
+        /// The service.
+        service: String,
+    },
+    /// It answered with an error.
+    #[error("the server answered {:?}: {}", .0.code(), .0.message())]
+    Refused(#[from] Status),
+}
+
+/// Asks how a service is; the empty name is the server as a whole.
+///
+/// # Errors
+/// When there is no answer `within` this time. See [`HealthError`].
+pub async fn health(addr: &RemoteAddr, service: &str, within: Duration) -> Result<Health, HealthError> {
+    let of_addr = |source| HealthError::Connect { addr: addr.clone(), source };
+    let asked = async {
+        let channel = Endpoint::from_shared(addr.uri()).map_err(of_addr)?.connect().await.map_err(of_addr)?;
+        let request = Request::new(HealthCheckRequest { service: service.to_owned() });
+        match HealthClient::new(channel).check(request).await {
+            Ok(reply) if reply.get_ref().status() == ServingStatus::Serving => Ok(Health::Serving),
+            Ok(_) => Ok(Health::NotServing),
+            Err(status) if status.code() == Code::NotFound => {
+                Err(HealthError::Unknown { addr: addr.clone(), service: service.to_owned() })
+            }
+            Err(status) => Err(status.into()),
+        }
+    };
+    let answered = tokio::time::timeout(within, asked).await;
+    answered.unwrap_or_else(|_| Err(HealthError::TimedOut { addr: addr.clone(), within }))
+}
