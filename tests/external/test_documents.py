@@ -26,7 +26,8 @@ def blocks(language: str, sections: str, document: str = README) -> list[str]:
 
 
 def test_the_operators_story_of_the_readme_works_as_printed(server: Server, tmp_path: Path) -> None:
-    lines = "".join(blocks("sh", "The operator's story|Give each caller|How a service calls"))
+    printed = blocks("sh", "The operator's story|Give each caller|How a service calls")
+    lines = "".join(block for block in printed if "grpc_tools" not in block)
     assert lines.count("kw Key") == 12, "the story has changed: so must this test"
     bin_dir = tmp_path / "bin"
     bin_dir.mkdir()
@@ -61,8 +62,9 @@ def test_the_backup_of_the_readme_is_made_and_restored_as_printed(server: Server
     lines = "".join(blocks("sh", "Back up and restore"))
     assert lines.count("target/release/keyward") == 4, "the section has changed: so must this test"
     lines = lines.replace("127.0.0.1:50051", server.address).replace("target/release/keyward", os.environ["KEYWARD_BIN"])
+    before = set(server.data_dir.parent.iterdir())
     told = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", lines],
+        ["bash", "-euo", "pipefail", "-c", lines + 'test ! -e "$KEPT"\n'],
         cwd=server.data_dir.parent,  # where ./data is
         env={"PATH": os.environ["PATH"]},
         capture_output=True,
@@ -70,6 +72,7 @@ def test_the_backup_of_the_readme_is_made_and_restored_as_printed(server: Server
         timeout=DEADLINE_SECONDS,
     )
     assert told.returncode == 0, told.stderr
+    assert set(server.data_dir.parent.iterdir()) == before, "no copy of the pepper is left where the program is built"
     assert "keys.kwb: 1 keys at revision 1" in told.stdout, told.stdout
     assert "restored to revision 1" in told.stdout, told.stdout
 
@@ -108,7 +111,7 @@ def test_a_lost_administrator_is_replaced_as_printed(server: Server, tmp_path: P
 
 def test_a_restore_after_an_incident_works_as_printed(server: Server) -> None:
     [backup, *_] = blocks("sh", "Back up and restore")
-    run_as_printed(backup, server)
+    run_as_printed(backup.replace("$(mktemp -d)", str(server.data_dir.parent)), server)
     admin = Grpcurl(server.address, server.admin_key)
     key = admin.call("keyward.v1.KeyAdmin/CreateKey", key_id="zapier", display_name="Zapier")["key"]
     admin.call("keyward.v1.KeyAdmin/DisableKey", key_id=key["keyId"], reason="leaked")
@@ -124,19 +127,40 @@ def test_the_service_of_the_readme_verifies_as_printed(server: Server) -> None:
     service = admin.call(create, tenant="system", display_name="Orders service", scopes=["keyward.verifier"])
     secret = admin.call(create, display_name="Zapier", scopes=["orders.*"])["secret"]
     [code] = blocks("python", "How a service calls")
-    code += (
-        "\nimport os\nSERVICE_KEY = os.environ['SERVICE_KEY']\n"
-        "for scope in ['orders.read', 'users.read']:\n"
-        "    print(allowed(os.environ['SECRET'], scope, '192.0.2.1').http_status)\n"
+    [stubs] = [block for block in blocks("sh", "How a service calls") if "grpc_tools" in block]
+    code = code.replace("127.0.0.1:50051", server.address).replace("timeout=1)", "timeout=20)") + (
+        "\nimport sys\n"
+        "for line in sys.stdin:\n"
+        "    header, scope = line.split()\n"
+        "    print(http_status(bytes.fromhex(header), scope, '192.0.2.1'), flush=True)\n"
     )
-    told = subprocess.run(
-        [sys.executable, "-c", code.replace("127.0.0.1:50051", server.address).replace("timeout=0.2", "timeout=20")],
-        env={**os.environ, "SERVICE_KEY": service["secret"], "SECRET": secret},
-        capture_output=True,
+    status = ["git", "status", "--porcelain"]
+    before = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    python = Path(sys.executable).parent
+    run = f'{stubs}\ntest -f "$STUBS/keyward/v1/verify_pb2.pyi"\nPYTHONPATH="$STUBS" exec python -c "$CODE"'
+    with subprocess.Popen(
+        ["bash", "-euc", run],
+        cwd=ROOT,
+        env={"PATH": f"{python}:{os.environ['PATH']}", "SERVICE_KEY": service["secret"], "CODE": code},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=DEADLINE_SECONDS,
-    )
-    assert told.stdout.split() == ["200", "403"], told.stderr
+    ) as program:
+        assert program.stdin and program.stdout
+
+        def answer(header: bytes, scope: str) -> int:
+            assert program.stdin and program.stdout
+            print(header.hex(), scope, file=program.stdin, flush=True)
+            return int(program.stdout.readline())
+
+        assert answer(secret.encode(), "orders.read") == 200
+        assert answer(secret.encode(), "users.read") == 403
+        assert answer(b"nonsense", "orders.read") == 401
+        assert answer(b"kw_live_\xff\xfe", "orders.read") == 401, "not for a stranger to make it 503"
+        server.stop()
+        assert answer(secret.encode(), "orders.read") == 503
+        program.stdin.close()
+    assert subprocess.run(status, cwd=ROOT, capture_output=True, text=True, check=True).stdout == before
 
 
 def test_the_protos_keep_the_rules_of_buf() -> None:
