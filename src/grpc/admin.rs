@@ -1,14 +1,12 @@
 //! KeyAdmin: convert, ask permission, call the authority, convert.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::Stream;
 use keyward_core::access::{self, Act, Action, Caller, ChangeState, CreateTenant, Grant, Issue, Read};
 use keyward_core::id::TenantId;
 use keyward_core::record::{KeyRecord, State};
-use tokio::task::yield_now;
 use tonic::{Request, Response, Status};
 
 use super::convert::{self, StateChange};
@@ -18,9 +16,6 @@ use super::ready::Gate;
 use super::standing::Standing;
 use super::status::{Refusal, status};
 use crate::authority::{Authority, AuthorityError, Backup, Changed, Subject};
-
-/// Records of a list that are converted at once: a fraction of a millisecond.
-const SLICE_RECORDS: usize = 500;
 
 /// The service.
 pub struct AdminService {
@@ -71,16 +66,6 @@ fn grant<A: Act>(caller: &Caller, tenant: TenantId, subject: Subject) -> Result<
     caller.grant(tenant).map_err(|denied| AuthorityError::of_denial(denied, subject).into())
 }
 
-/// Converts the records of a list, and gives way to other calls between two slices, and before the reply is encoded.
-async fn in_slices<R, M>(records: &[Arc<R>], convert: impl Fn(&R) -> M) -> Vec<M> {
-    let mut messages = Vec::with_capacity(records.len());
-    for slice in records.chunks(SLICE_RECORDS) {
-        messages.extend(slice.iter().map(|record| convert(record)));
-        yield_now().await;
-    }
-    messages
-}
-
 #[tonic::async_trait]
 impl pb::key_admin_server::KeyAdmin for AdminService {
     async fn create_key(
@@ -116,7 +101,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
             let (tenant, selector, page_size) = convert::list(&message, caller.tenant_by_default())?;
             let grant = grant::<Read>(caller, tenant, Subject::Tenant)?;
             let listed = self.authority()?.keys(&grant, selector, page_size, &message.page_token).await?;
-            let keys = in_slices(&listed.records, convert::key).await;
+            let keys = listed.records.iter().map(|key| convert::key(key)).collect();
             drop(listed.held);
             Ok(pb::ListKeysResponse { keys, next_page_token: listed.next_page_token, revision: listed.revision.0 })
         })
@@ -215,7 +200,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
                 return Err(AuthorityError::Denied.into());
             }
             let listed = self.authority()?.tenants(caller, page_size, &message.page_token).await?;
-            let tenants = in_slices(&listed.records, convert::tenant).await;
+            let tenants = listed.records.iter().map(|tenant| convert::tenant(tenant)).collect();
             drop(listed.held);
             Ok(pb::ListTenantsResponse {
                 tenants,
