@@ -1,7 +1,7 @@
 //! Opening the store: it fills the index, which then follows it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
@@ -108,6 +108,9 @@ pub(super) fn check_room_for_first_start(dir: &LockedDir) -> Result<(), OpenErro
 
 /// How often it is looked whether a full disk has room again.
 const ROOM_LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
+/// How often a start that found no room is tried again though there is no more than before: a quota or a want of inodes does not
+/// show in the free bytes.
+const TRIED_AGAIN_EVERY: Duration = Duration::from_secs(30);
 
 /// Opens the store. On a disk that is full, verdicts come first: the index is filled without writing anything, and the store is
 /// opened when there is room.
@@ -134,12 +137,15 @@ async fn open(
                 let (dir, options, view) = (dir.clone(), options.clone(), view.clone());
                 filled = blocking(move || SledStore::fill(&dir, &options, &*view)).await??;
             }
-            while free_on(&dir).await? < needed {
+            let began = Instant::now();
+            // Below the first bound nothing is tried.
+            let may_try = |free| free >= needed || (free >= FREE_BYTES_LAST && began.elapsed() >= TRIED_AGAIN_EVERY);
+            while !may_try(free_on(&dir).await?) {
                 if stop.run_until_cancelled(sleep(ROOM_LOOKED_AT_EVERY)).await.is_none() {
                     return Err(OpenError::GaveUp { dir: dir.path().to_owned() }.into());
                 }
             }
-            tracing::info!("the disk has room again; the start goes on");
+            tracing::info!("the start is tried again");
         }
         let attempt = (dir.clone(), options.clone(), view.clone());
         let (opened, now_filled) = blocking(move || {

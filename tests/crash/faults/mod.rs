@@ -23,7 +23,7 @@ use crate::flips::copy;
 use crate::load::{Load, Mix, Shape};
 use crate::oracle::{Change, Oracle};
 use crate::run::{Run, SMALL_SEGMENT, Scene};
-use crate::server::{END_LIMIT, Server};
+use crate::server::{END_LIMIT, SERVING, Server};
 use crate::verify::compare;
 use crate::watch::Watch;
 
@@ -74,11 +74,15 @@ struct Template {
     new_snapshot: String,
 }
 
+/// What the log says of a start that waits until a full disk has room.
+const WAITS_FOR_ROOM: &str = "the start goes on when there is room";
+
 /// What came of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     StartRefused,
     Ended,
+    WaitsForRoom,
     WentOn,
 }
 
@@ -87,6 +91,7 @@ impl Outcome {
         match self {
             Self::StartRefused => "the start was refused, with file and cause",
             Self::Ended => "the process ended, with file, cause and advice",
+            Self::WaitsForRoom => "the start waited for room on the disk, with file and cause",
             Self::WentOn => "calls were refused, or none, and it went on",
         }
     }
@@ -136,11 +141,18 @@ impl Template {
             }
         }
         let mut server = scene.launch.spawn()?;
-        let started = server.serving(START_LIMIT).await;
-        let outcome = match started {
-            Err(failure) if !server.has_ended()? => return Err(failure),
-            Err(_) => told(&case, &scene, &mut server).await?,
-            Ok(()) => under_load(run, &scene, &mut server, &oracle, &case, &trace).await?,
+        let came = timeout(START_LIMIT, server.any_line(&[SERVING, WAITS_FOR_ROOM])).await;
+        let outcome = match came {
+            Err(_) => return Err(server.complaint(&format!("it does not serve {START_LIMIT:?} after its start"))),
+            Ok(Err(failure)) if !server.has_ended()? => return Err(failure),
+            Ok(Err(_)) => told(&case, &scene, &mut server).await?,
+            Ok(Ok(line)) if line.contains(WAITS_FOR_ROOM) => {
+                if !server.log().iter().any(|line| case.is_told_by(line, &scene.launch.data_dir)) {
+                    return Err(server.complaint("it waits for room, and does not say which file failed and how"));
+                }
+                Outcome::WaitsForRoom
+            }
+            Ok(Ok(_)) => under_load(run, &scene, &mut server, &oracle, &case, &trace).await?,
         };
         if !injected(&trace) {
             return Err(server.complaint("the fault never came"));
