@@ -186,8 +186,8 @@ pub struct App {
 }
 
 impl App {
-    /// Starts a server. It listens at once, says NOT_SERVING while it loads, and SERVING when this returns; of verdicts often
-    /// long before.
+    /// Starts a server. It listens at once, says NOT_SERVING while it loads, and SERVING when this returns;
+    /// of verdicts often long before.
     ///
     /// # Errors
     /// When anything it needs is not to be had. See [`StartError`].
@@ -195,8 +195,8 @@ impl App {
         Self::start_unless(settings, deps, &Stop::default()).await
     }
 
-    /// Starts a server, or gives the start up once it is told to stop: then callers who are being served are let go of in
-    /// order. A thread may still be reading, and nothing but the end of the process ends it.
+    /// Starts a server, or gives the start up once it is told to stop: then callers who are being served are
+    /// let go of in order. A thread may still be reading, and nothing but the end of the process ends it.
     ///
     /// # Errors
     /// As [`App::start`], and [`StartError::Stopped`].

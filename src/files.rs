@@ -127,7 +127,8 @@ impl Write for NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        // Its room may be what others need, and there is nothing in it. What is left is removed by [`remove_unfinished`].
+        // Its room may be what others need, and there is nothing in it. What is left is removed by
+        // [`remove_unfinished`].
         if let Some(temporary) = &self.temporary {
             drop(fs::remove_file(temporary));
         }
@@ -176,8 +177,9 @@ fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
     }
 }
 
-/// Locks a file for this process alone. Whoever lets go of it within two seconds is waited for: a lock outlives its file's
-/// last use for a moment where a thread still winds up, or a child process was just begun.
+/// Locks a file for this process alone. Whoever lets go of it within two seconds is waited for: a lock
+/// outlives its file's last use for a moment where a thread still winds up, or a child process was just
+/// begun.
 ///
 /// # Errors
 /// When another holds it, or the file system refuses.

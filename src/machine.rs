@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-/// The memory that the process may have, in bytes: the least bound of its control groups, or that of the machine. `None`: it cannot be told.
+/// The memory that the process may have, in bytes: the least bound of its control groups, or that of the
+/// machine. `None`: it cannot be told.
 #[must_use]
 pub fn memory_bytes() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_of(&text));

@@ -115,7 +115,8 @@ pub fn check(settings: &Settings) -> Result<Inspected, OfflineError> {
     Ok(inspect(&dir, &ChainKey(options.chain_key), settings.expect_head)?)
 }
 
-/// Looks at the files and directories that settings name, and says what a start would refuse. Nothing is locked or written.
+/// Looks at the files and directories that settings name, and says what a start would refuse. Nothing is
+/// locked or written.
 #[must_use]
 pub fn look_at_files(settings: &Settings) -> Vec<String> {
     let sockets = settings.listen.iter().chain(&settings.ops_listen).filter_map(|addr| match addr {
@@ -186,8 +187,8 @@ pub struct Noted {
     pub target: String,
 }
 
-/// Reads what the journal notes of some revisions, in order, and says with which revision the journal begins. It changes
-/// nothing. What was handed over before an error is sound.
+/// Reads what the journal notes of some revisions, in order, and says with which revision the journal begins.
+/// It changes nothing. What was handed over before an error is sound.
 ///
 /// # Errors
 /// When the directory is in use or has no data, the pepper file is not its own, or the journal is damaged.

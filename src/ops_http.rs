@@ -1,7 +1,8 @@
 //! Probes and metrics over plain HTTP/1.1, for orchestrators and Prometheus: `/livez`, `/readyz`, `/metrics`.
 //!
-//! Nothing secret is here, nothing can be changed from here, and everything is bounded: connections, their length, and the
-//! size of a request. A connection carries one request, so that one which is kept open never stands in the way of a stop.
+//! Nothing secret is here, nothing can be changed from here, and everything is bounded: connections, their
+//! length, and the size of a request. A connection carries one request, so that one which is kept open never
+//! stands in the way of a stop.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -102,7 +103,8 @@ impl Ops {
         }
     }
 
-    /// Ready, and how full it is if it is. Callers without a credential cannot make it unready: they make room for others.
+    /// Ready, and how full it is if it is. Callers without a credential cannot make it unready: they make
+    /// room for others.
     fn room(&self) -> Response<String> {
         let Taken { of, all, by_strangers, turned_away, is_full, is_full_of_known } = self.slots.taken();
         if is_full_of_known {

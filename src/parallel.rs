@@ -8,8 +8,8 @@ use std::thread::{self, Builder};
 /// Threads at most: what is read lies on one disk.
 const THREADS_MAX: usize = 8;
 
-/// Does `work` for each number below `count`, the smallest first, and gives what came of each in order. It returns when all
-/// of it is done. A panic in one part is passed on.
+/// Does `work` for each number below `count`, the smallest first, and gives what came of each in order. It
+/// returns when all of it is done. A panic in one part is passed on.
 pub fn each<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let next = AtomicUsize::new(0);
     let worker = || {

@@ -152,8 +152,8 @@ async fn receive(
     Ok(Fetched { revision, keys: contents.keys, bytes })
 }
 
-/// Fetches a backup and writes it to `out` as it comes. It is checked on the way: an error means that what was written is
-/// of no use.
+/// Fetches a backup and writes it to `out` as it comes. It is checked on the way: an error means that what
+/// was written is of no use.
 ///
 /// # Errors
 /// See [`RemoteError`].
@@ -179,7 +179,8 @@ pub async fn backup_to(server: &Server, out: impl Write + Send + 'static) -> Res
     Ok(Fetched { revision, keys: contents.keys, bytes })
 }
 
-/// Checks what comes through a pipe, and reads it to its end also when it is damaged, so that nobody waits for room in it.
+/// Checks what comes through a pipe, and reads it to its end also when it is damaged, so that nobody waits
+/// for room in it.
 fn check_to_end(mut pipe: io::PipeReader) -> Result<Contents, SnapshotError> {
     let checked = check_backup_bytes(&mut pipe);
     io::copy(&mut pipe, &mut io::sink())?;

@@ -1,7 +1,8 @@
 //! From accepted connections to calls: HTTP/2 on the core that a connection was given.
 //!
-//! Connections go to the core that has fewest of them: gRPC keeps few connections for long, and a hash of their ports, as
-//! the kernel would spread them over several sockets, puts five of eight on one of two cores on average.
+//! Connections go to the core that has fewest of them: gRPC keeps few connections for long, and a hash of
+//! their ports, as the kernel would spread them over several sockets, puts five of eight on one of two cores
+//! on average.
 
 use std::convert::Infallible;
 use std::io;
@@ -76,9 +77,9 @@ impl<S, F> Answering<S, F> {
 /// Serves the connections that come in, as long as some may come, until they end, or finish after `tasks` is told to
 /// stop.
 ///
-/// Without homes, connections live on the current runtime. With homes, one that calls for what is answered elsewhere goes
-/// there, once and for all: whoever makes changes, hundreds at a time, takes nothing from verdicts on the core that he was
-/// given.
+/// Without homes, connections live on the current runtime. With homes, one that calls for what is answered
+/// elsewhere goes there, once and for all: whoever makes changes, hundreds at a time, takes nothing from
+/// verdicts on the core that he was given.
 pub async fn serve<S, B, F, A>(
     tasks: Tasks,
     homes: Vec<Home>,

@@ -14,7 +14,8 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use rustix::process::{Resource, Rlimit, getpriority_process, getrlimit, setpriority_process, setrlimit};
 
-/// How much nicer (setpriority(2)) than verdicts everything else is: where processors are short, it has a tenth of the share.
+/// How much nicer (setpriority(2)) than verdicts everything else is: where processors are short, it has a
+/// tenth of the share.
 const NICER: i32 = 10;
 
 /// The system's clock.
@@ -39,11 +40,11 @@ impl Entropy for SystemEntropy {
     }
 }
 
-/// What lets the calling thread of now go before those that do this, and before those that they start, where processors are
-/// short.
+/// What lets the calling thread of now go before those that do this, and before those that they start, where
+/// processors are short.
 pub fn giving_way() -> impl Fn() + Send + Sync + 'static {
-    // On Linux, a priority is that of the calling thread. From here, because a thread has that of the one that starts it, which
-    // may have given way already.
+    // On Linux, a priority is that of the calling thread. From here, because a thread has that of the one
+    // that starts it, which may have given way already.
     let nice = getpriority_process(None).map(|now| now + NICER);
     move || {
         if let Err(error) = nice.and_then(|nice| setpriority_process(None, nice)) {
@@ -52,8 +53,8 @@ pub fn giving_way() -> impl Fn() + Send + Sync + 'static {
     }
 }
 
-/// Threads of a server beside those that serve connections and those of its runtime: the store's, sled's, the log's, and some
-/// that come and go.
+/// Threads of a server beside those that serve connections and those of its runtime: the store's, sled's, the
+/// log's, and some that come and go.
 const OTHER_THREADS: usize = 24;
 
 /// Files that a server opens beside connections and those of [`FILES_OF_A_THREAD`].
@@ -99,8 +100,8 @@ pub fn threads_of_a_server(serving: usize) -> usize {
     serving + available_parallelism().map_or(1, NonZero::get) + OTHER_THREADS
 }
 
-/// Sees that so many threads can be started, by starting them all for a moment. Some are started later where nobody can be
-/// told that it fails.
+/// Sees that so many threads can be started, by starting them all for a moment. Some are started later where
+/// nobody can be told that it fails.
 ///
 /// # Errors
 /// [`SystemError::Threads`].
@@ -136,8 +137,8 @@ pub fn check_clock() -> Result<(), SystemError> {
     SystemTime::now().duration_since(UNIX_EPOCH).map(drop).map_err(|_| SystemError::Clock)
 }
 
-/// Asks for as many open files as the system grants, and for no core dumps, which would hold secrets. A refusal is logged
-/// and no obstacle.
+/// Asks for as many open files as the system grants, and for no core dumps, which would hold secrets. A
+/// refusal is logged and no obstacle.
 pub fn set_limits() {
     let files = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });

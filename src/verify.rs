@@ -95,8 +95,8 @@ impl Verifier {
         }
     }
 
-    /// Decides about a secret for a caller. A key outside the caller's tenants, or outside `tenant` if that is given, is
-    /// unknown.
+    /// Decides about a secret for a caller. A key outside the caller's tenants, or outside `tenant` if that
+    /// is given, is unknown.
     #[must_use]
     pub fn verify(
         &self,

@@ -132,8 +132,8 @@ impl RoleScope {
     /// Reads a scope as a role.
     ///
     /// # Errors
-    /// When the scope is not a role, would let its holder write in tenant `system` without being a plain admin, or narrows
-    /// a role that is of all tenants or none.
+    /// When the scope is not a role, would let its holder write in tenant `system` without being a plain
+    /// admin, or narrows a role that is of all tenants or none.
     pub fn parse(scope: &Scope) -> Result<Self, BrokenRule> {
         let (name, tenant) = match scope.as_str().split_once('@') {
             Some((name, tenant)) => (name, Some(TenantId::parse(tenant).map_err(|_| ROLE_RULE)?)),

@@ -139,8 +139,8 @@ impl KeyRecord {
 }
 
 impl KeyRecord {
-    /// Whether the fields of a key may become those of this one. What a revoked key was stays as it was, for whoever asks
-    /// later; how people find and call it may change.
+    /// Whether the fields of a key may become those of this one. What a revoked key was stays as it was, for
+    /// whoever asks later; how people find and call it may change.
     ///
     /// # Errors
     /// When the key is revoked, and more than its label, its labels or its annotations differ.

@@ -108,12 +108,12 @@ pub(super) fn check_room_for_first_start(dir: &LockedDir) -> Result<(), OpenErro
 
 /// How often it is looked whether a full disk has room again.
 const ROOM_LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
-/// How often a start that found no room is tried again though there is no more than before: a quota or a want of inodes does not
-/// show in the free bytes.
+/// How often a start that found no room is tried again though there is no more than before: a quota or a want
+/// of inodes does not show in the free bytes.
 const TRIED_AGAIN_EVERY: Duration = Duration::from_secs(30);
 
-/// Opens the store. On a disk that is full, verdicts come first: the index is filled without writing anything, and the store is
-/// opened when there is room.
+/// Opens the store. On a disk that is full, verdicts come first: the index is filled without writing
+/// anything, and the store is opened when there is room.
 async fn open(
     dir: LockedDir,
     options: Options,

@@ -10,8 +10,8 @@ impl Authority {
     /// Moves a key to another state. A key that is there already is left as it is.
     ///
     /// # Errors
-    /// When the key is missing, is the caller's own, has another version than the terms name, or is revoked and asked to
-    /// be anything else.
+    /// When the key is missing, is the caller's own, has another version than the terms name, or is revoked
+    /// and asked to be anything else.
     pub async fn change_state(
         &self,
         grant: &Grant<ChangeState>,

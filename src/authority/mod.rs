@@ -1,7 +1,7 @@
 //! The write side: every change of a key or tenant goes through here, and so does every read of the admin path.
 //!
-//! Each call takes a [`Grant`], so that none can be made without permission, and ends in one commit. It returns when the
-//! change is durable and in force: the index has folded it, so the next verdict sees it.
+//! Each call takes a [`Grant`], so that none can be made without permission, and ends in one commit. It
+//! returns when the change is durable and in force: the index has folded it, so the next verdict sees it.
 
 mod backup;
 mod bootstrap;
@@ -154,7 +154,8 @@ impl Authority {
                 let kept = self.store.keeps_administrator(&key, now.clock());
                 kept.map_err(|error| AuthorityError::of_commit(error, Subject::Key))?;
                 let revision = key.revision;
-                // Whoever is told that a key is disabled may rely on it: the change may be durable and not yet in force.
+                // Whoever is told that a key is disabled may rely on it: the change may be durable and not
+                // yet in force.
                 self.index.reached(revision).await;
                 return Ok(Changed { record: key, revision });
             }
@@ -178,8 +179,8 @@ impl Authority {
         Err(AuthorityError::Outdated)
     }
 
-    /// The time of a change. Its stamp has the latest, so that it is not before any change so far, also where the clock was
-    /// set back.
+    /// The time of a change. Its stamp has the latest, so that it is not before any change so far, also where
+    /// the clock was set back.
     fn now(&self) -> Now {
         Now::new(self.clock.now(), self.index.latest_time())
     }
@@ -248,8 +249,8 @@ fn check_expiry(at: &str, policy: &KeyPolicy, now: UnixMillis) -> Result<(), Aut
     Ok(())
 }
 
-/// All fields within their limits can still be too large together. What a change of state has added does not count: there
-/// is room kept for it.
+/// All fields within their limits can still be too large together. What a change of state has added does not
+/// count: there is room kept for it.
 fn check_size(key: &KeyRecord) -> Result<(), AuthorityError> {
     match stateless_key_bytes(key) {
         bytes if bytes > RECORD_BYTES_ISSUED_MAX => {

@@ -40,9 +40,9 @@ impl Authority {
     /// Changes a key's fields.
     ///
     /// # Errors
-    /// When the key is missing, has another version than the terms name, a field breaks its rule, the patch would change
-    /// what the caller's own key may do, or more of a revoked key than its label, labels and annotations, or too many
-    /// updates of this key by this caller wait.
+    /// When the key is missing, has another version than the terms name, a field breaks its rule, the patch
+    /// would change what the caller's own key may do, or more of a revoked key than its label, labels and
+    /// annotations, or too many updates of this key by this caller wait.
     pub async fn update_key(
         &self,
         grant: &Grant<Issue>,

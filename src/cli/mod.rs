@@ -35,20 +35,20 @@ enum Command {
     Serve(serve::Serve),
     /// Print the effective configuration, with the source of each setting.
     Config(Options),
-    /// Fetch a backup from a running server: every key at one revision, in a file. Keep it apart from the data, and keep a
-    /// copy of the pepper file, without which it is of no use.
+    /// Fetch a backup from a running server: every key at one revision, in a file. Keep it apart from the
+    /// data, and keep a copy of the pepper file, without which it is of no use.
     Backup(backup::Options),
-    /// Fill an empty data directory from a backup. The pepper file must be in place. With --journal, go on with the changes
-    /// since the backup, up to --to-revision.
+    /// Fill an empty data directory from a backup. The pepper file must be in place. With --journal, go on
+    /// with the changes since the backup, up to --to-revision.
     Restore(restore::Options),
-    /// Read all of a data directory that nobody serves, or of a backup, and say what is wrong. The directory need not be
-    /// writable. Exits with 1 on any doubt.
+    /// Read all of a data directory that nobody serves, or of a backup, and say what is wrong. The directory
+    /// need not be writable. Exits with 1 on any doubt.
     Check(check::Options),
-    /// Ask a running server whether it serves. The exit code is 0 if it does, 1 if it does not, 3 if it gives no answer, and 4
-    /// if it has no such service.
+    /// Ask a running server whether it serves. The exit code is 0 if it does, 1 if it does not, 3 if it gives
+    /// no answer, and 4 if it has no such service.
     Health(health::Options),
-    /// Print who did what to which key and when, from the journal of a data directory that nobody serves: revision, time, key
-    /// of the caller, call, target, with tabs between them. It need not be writable.
+    /// Print who did what to which key and when, from the journal of a data directory that nobody serves:
+    /// revision, time, key of the caller, call, target, with tabs between them. It need not be writable.
     Journal(journal::Options),
     /// Make a new administrator in a data directory that nobody serves: where the last one was lost. Its key goes to
     /// standard output, as one line, and is never shown again.

@@ -10,8 +10,9 @@ use crate::offline::{Accepted, Rebuilt, rebuild};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// Where acknowledged changes are missing and cannot be put back: go on without them. A key whose disabling is among
-    /// them works again. What is gone is printed and noted in the journal, and the old files are moved aside
+    /// Where acknowledged changes are missing and cannot be put back: go on without them. A key whose
+    /// disabling is among them works again. What is gone is printed and noted in the journal, and the old
+    /// files are moved aside
     #[arg(long)]
     accept_data_loss: bool,
     /// Then also take changes that are in the journal, or snapshots and tables, of which nothing shows that they are of

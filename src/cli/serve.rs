@@ -49,7 +49,8 @@ pub(super) fn run(options: Serve) -> Result<(), Box<dyn Error>> {
     check_files(settings.serving_threads)?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if settings.serving_threads > 0 {
-        // Verdicts have threads of their own, which are started from this one; and the store's are started from the runtime's.
+        // Verdicts have threads of their own, which are started from this one; and the store's are started
+        // from the runtime's.
         runtime.on_thread_start(giving_way());
     }
     let runtime = runtime.enable_all().build()?;
@@ -79,7 +80,8 @@ async fn serve(settings: Settings, stop: &Stop, asked_by: &Cell<Option<Caught>>)
     let app = match App::start_unless(settings, deps, stop).await {
         Ok(app) => app,
         Err(StartError::Stopped) => {
-            // What is being read changes nothing that the next start would not do again, and cannot be cut short otherwise.
+            // What is being read changes nothing that the next start would not do again, and cannot be cut
+            // short otherwise.
             tracing::warn!("stopped while starting");
             return Ended::AtOnce(asked_by.get().map_or(1, Caught::exit_code));
         }

@@ -32,20 +32,21 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Where to listen: addresses with ports, and `unix:/path`. Default `127.0.0.1:50051`.
     pub listen: Vec<ListenAddr>,
-    /// Where to answer probes and metrics over HTTP: `/livez`, `/readyz`, `/metrics`. `off` or an empty text for nowhere.
-    /// Addresses that other machines reach are allowed, because Prometheus reads from elsewhere and nothing secret is
-    /// there. Default `127.0.0.1:9464`.
+    /// Where to answer probes and metrics over HTTP: `/livez`, `/readyz`, `/metrics`. `off` or an empty text
+    /// for nowhere. Addresses that other machines reach are allowed, because Prometheus reads from elsewhere
+    /// and nothing secret is there. Default `127.0.0.1:9464`.
     pub ops_listen: Option<ListenAddr>,
     /// The pepper file. Default `<data_dir>/pepper`; made at the first start.
     pub pepper_file: PathBuf,
-    /// Who may connect to Unix sockets, of `listen` and `ops_listen`. Default: mode 0660, and the group that the process has.
+    /// Who may connect to Unix sockets, of `listen` and `ops_listen`. Default: mode 0660, and the group that
+    /// the process has.
     pub sockets: SocketAccess,
     /// Listen on addresses that other machines reach although nothing encrypts there. Default false.
     pub allow_plaintext: bool,
     /// Serve reflection. Default true.
     pub reflection: bool,
-    /// Threads that serve connections, one runtime each. Default: one for each core; at most 256. With 0, connections are
-    /// served by the runtime that does everything else.
+    /// Threads that serve connections, one runtime each. Default: one for each core; at most 256. With 0,
+    /// connections are served by the runtime that does everything else.
     pub serving_threads: usize,
     /// How long a server that is to stop says NOT_SERVING and still answers, so that load balancers send calls
     /// elsewhere before it takes no more. The shutdown deadline begins afterwards. Default 0, at most 1 h.
@@ -62,8 +63,8 @@ pub struct Settings {
     pub journal_retention_time: Duration,
     /// How long one backup may be read before it breaks off. Default 10 minutes; from 1 s to 7 days.
     pub backup_time_max: Duration,
-    /// Bytes of records that change while a backup is read and are put aside in memory for it; with more, it breaks off.
-    /// Default 256 MiB; at least 1 MiB.
+    /// Bytes of records that change while a backup is read and are put aside in memory for it; with more, it
+    /// breaks off. Default 256 MiB; at least 1 MiB.
     pub backup_aside_bytes_max: u64,
     /// Tenants at most. Default 10,000. What is there already stays, as under each of these bounds.
     pub tenants_max: usize,

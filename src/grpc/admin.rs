@@ -45,8 +45,8 @@ impl AdminService {
     }
 }
 
-/// Answers a call whose request is whole: judges the caller again, who was admitted when its head came, and turns a refusal
-/// into its status.
+/// Answers a call whose request is whole: judges the caller again, who was admitted when its head came, and
+/// turns a refusal into its status.
 pub(super) async fn answer<Q, A>(
     gate: &Gate,
     action: Action,

@@ -1,5 +1,5 @@
-//! Which call needs which permission. A test holds this list against the descriptors: a call that is not here is refused
-//! to everyone.
+//! Which call needs which permission. A test holds this list against the descriptors: a call that is not here
+//! is refused to everyone.
 
 use keyward_core::access::Action;
 
@@ -32,8 +32,8 @@ pub const STREAM_VERIFY: &str = "/keyward.v1.KeyVerify/StreamVerify";
 pub const OPEN_SERVICES: &[&str] =
     &["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/"];
 
-/// Whether a call never takes long: it reads memory alone. Such calls are answered on the core of their connection. So is a
-/// stream of verdicts, each of which is as short; it gives way to others by itself.
+/// Whether a call never takes long: it reads memory alone. Such calls are answered on the core of their
+/// connection. So is a stream of verdicts, each of which is as short; it gives way to others by itself.
 #[must_use]
 pub fn is_quick(path: &str) -> bool {
     path.starts_with("/keyward.v1.KeyVerify/") || path.starts_with("/grpc.health.v1.Health/")
@@ -61,7 +61,8 @@ pub fn has_long_reply(path: &str) -> bool {
     )
 }
 
-/// The bytes of a message that a call takes at most. (A request of Verify must have fewer still, which is seen once it is read.)
+/// The bytes of a message that a call takes at most. (A request of Verify must have fewer still, which is
+/// seen once it is read.)
 #[must_use]
 pub fn message_bytes_max(path: &str) -> usize {
     match path {

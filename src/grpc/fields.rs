@@ -270,8 +270,8 @@ impl Fields {
         parsed.collect()
     }
 
-    /// People paste secrets where labels belong. What is written there is kept and shown, so it must not be one, however it
-    /// is written.
+    /// People paste secrets where labels belong. What is written there is kept and shown, so it must not be
+    /// one, however it is written.
     fn has_no_secret(&mut self, field: &str, value: &str) -> bool {
         // A text past every limit is refused for that; nobody is to be kept busy with it.
         let holds_one = value.len() <= TEXT_BYTES_MAX && holds_secret(value);

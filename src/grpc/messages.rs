@@ -1,7 +1,7 @@
 //! The requests of a stream that stays open, read out of its body.
 //!
-//! tonic's reader keeps what it has read until the stream ends, be that days. A request has a secret in it; here its bytes
-//! go when it has been taken out.
+//! tonic's reader keeps what it has read until the stream ends, be that days. A request has a secret in it;
+//! here its bytes go when it has been taken out.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,8 +28,8 @@ const PREFIX_BYTES: usize = 5;
 
 /// The requests of a StreamVerify, in their order.
 ///
-/// It ends with an error when the body is no row of messages, or with one that is too long; and without one when its caller
-/// has gone.
+/// It ends with an error when the body is no row of messages, or with one that is too long; and without one
+/// when its caller has gone.
 pub struct Messages {
     body: Body,
     /// What has come and was not taken out. However small the pieces come, they are kept as one.

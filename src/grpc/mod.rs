@@ -45,7 +45,8 @@ pub const ADMIN_REQUEST_BYTES_MAX: usize = 1024 * 1024;
 pub const VERIFY_REQUEST_BYTES_MAX: usize = 64 * 1024;
 /// A batch longer than this is refused. One of 1,000 with long fields fits.
 pub const BATCH_REQUEST_BYTES_MAX: usize = 1024 * 1024;
-/// A message that is longer ends its stream; one of a stream of verdicts whose request is too long is answered with an error.
+/// A message that is longer ends its stream; one of a stream of verdicts whose request is too long is
+/// answered with an error.
 pub const STREAM_MESSAGE_BYTES_MAX: usize = 256 * 1024;
 
 /// All services. Streams end when `stop` is cancelled. Reflection is served if `reflection` is set.

@@ -1,5 +1,5 @@
-//! What the services work with, once it is there: what verdicts take, and often later, when the table is read, what changes and
-//! lists take. Until then health says NOT_SERVING and calls answer UNAVAILABLE.
+//! What the services work with, once it is there: what verdicts take, and often later, when the table is
+//! read, what changes and lists take. Until then health says NOT_SERVING and calls answer UNAVAILABLE.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};

@@ -1,7 +1,7 @@
 //! Verify's messages by hand, for the calls that most are: read without copying, written in one piece.
 //!
-//! The reader takes only what it knows and leaves everything else to prost: that its reading agrees with prost's, and that
-//! the writer's bytes are prost's bytes, are properties that tests hold over all messages.
+//! The reader takes only what it knows and leaves everything else to prost: that its reading agrees with
+//! prost's, and that the writer's bytes are prost's bytes, are properties that tests hold over all messages.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use keyward_core::clock::UnixMillis;

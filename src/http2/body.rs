@@ -24,14 +24,16 @@ const PREFIX_BYTES: usize = 5;
 /// Trailers of a request mean nothing in gRPC and are not passed on. A body that is not as long as its `content-length`
 /// never ends: its call is reset.
 ///
-/// The end of a request whose reply may be long is withheld until it has its turn. What is not a whole message is not read.
+/// The end of a request whose reply may be long is withheld until it has its turn. What is not a whole
+/// message is not read.
 #[derive(Debug)]
 pub struct Incoming {
     inbox: Inbox,
     stream: u32,
     events: Events,
     messages: Messages,
-    /// Bytes of whole messages that were given, and are told as read when more is asked for: until then whoever asks has them.
+    /// Bytes of whole messages that were given, and are told as read when more is asked for: until then
+    /// whoever asks has them.
     given: usize,
     /// What the last of it waits for.
     turn: Option<Turn>,
@@ -218,8 +220,8 @@ impl Body for Incoming {
             *given = readable;
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
-        // The rest of a request is taken for read when its call ends. To wake the connection for few bytes costs more than
-        // their room: of all its calls, at most a quarter of the window.
+        // The rest of a request is taken for read when its call ends. To wake the connection for few bytes
+        // costs more than their room: of all its calls, at most a quarter of the window.
         if state.end.is_none() || data.len() > UNTOLD_BYTES_MAX {
             events.send(Message { stream: *stream, event: Event::Read(data.len()) });
         }

@@ -1,5 +1,5 @@
-//! How much of requests that are not answered yet may be held in the whole process: one bound for callers of whom nothing is
-//! known, and one for those whose connection has had a credential that works.
+//! How much of requests that are not answered yet may be held in the whole process: one bound for callers of
+//! whom nothing is known, and one for those whose connection has had a credential that works.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -92,8 +92,8 @@ impl Drop for Running {
 /// What a connection has to know of a call before it begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Manner {
-    /// Whether it is answered without a credential: its messages are short, and it begins when its request is whole or has no
-    /// end that is near.
+    /// Whether it is answered without a credential: its messages are short, and it begins when its request is
+    /// whole or has no end that is near.
     pub(super) is_open: bool,
     /// Whether its request is a stream of messages, which may take its time.
     pub(super) has_stream: bool,
@@ -216,8 +216,9 @@ fn poll_cleanly<F: Future>(call: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::O
 
 /// The call's end of the talk. When it is dropped, the call has ended.
 ///
-/// What is said is held until the call has to wait or ends, and is then told at once: each time that its connection hears of
-/// something costs two changes of threads and a write to the network, and a reply is mostly a head, one message and trailers.
+/// What is said is held until the call has to wait or ends, and is then told at once: each time that its
+/// connection hears of something costs two changes of threads and a write to the network, and a reply is
+/// mostly a head, one message and trailers.
 struct Link {
     stream: u32,
     events: Events,

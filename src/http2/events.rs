@@ -1,7 +1,8 @@
 //! What calls have to say, in order, until their connection hears it.
 //!
-//! Unlike a channel of the runtime it keeps no memory for those that are heard, and gives all that there is: a connection
-//! that stops in between, because it has had its turn, would keep the replies of a crowd of refused calls meanwhile.
+//! Unlike a channel of the runtime it keeps no memory for those that are heard, and gives all that there is:
+//! a connection that stops in between, because it has had its turn, would keep the replies of a crowd of
+//! refused calls meanwhile.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -68,8 +68,8 @@ impl Head {
         self.serial
     }
 
-    /// A number that two heads of the same connection have only if they give the same credential. It is the same for heads
-    /// that follow each other.
+    /// A number that two heads of the same connection have only if they give the same credential. It is the
+    /// same for heads that follow each other.
     #[must_use]
     pub fn credential_serial(&self) -> u64 {
         self.credential
@@ -161,8 +161,8 @@ impl Head {
         Some((name, rest.get(..span.value_bytes.into())?))
     }
 
-    /// Whether both give the same credential. In a time that says nothing of where credentials differ: one connection may
-    /// carry the calls of several callers.
+    /// Whether both give the same credential. In a time that says nothing of where credentials differ: one
+    /// connection may carry the calls of several callers.
     fn has_credential_of(&self, other: &Self) -> bool {
         let both = self.authorization().zip(other.authorization());
         both.is_some_and(|(ours, theirs)| constant_time_eq::constant_time_eq(ours, theirs))
@@ -229,8 +229,8 @@ fn read_length(value: &[u8]) -> Option<u64> {
 
 /// Reads the header blocks of a connection, and remembers the last.
 ///
-/// Clients send the same block again and again. It has the same meaning as long as the dynamic table has not changed, and
-/// that has not if its number is still the same.
+/// Clients send the same block again and again. It has the same meaning as long as the dynamic table has not
+/// changed, and that has not if its number is still the same.
 pub(super) struct Heads {
     decoder: Decoder,
     serial: u64,

@@ -56,8 +56,8 @@ pub struct Answering<S, A, X> {
     pub service: S,
     /// Whether a call, by its path, is answered where its connection lives: those that never take long.
     pub at_home: fn(&str) -> bool,
-    /// Whether a call, by its path, is answered without a credential. Its messages are short, and it begins when its request
-    /// is whole, or with its head if that is a stream of messages.
+    /// Whether a call, by its path, is answered without a credential. Its messages are short, and it begins
+    /// when its request is whole, or with its head if that is a stream of messages.
     pub is_open: fn(&str) -> bool,
     /// Whether the request of a call, by its path, is a stream of messages. All others must be whole in
     /// [`REQUEST_TIME_MAX`](super::REQUEST_TIME_MAX).
@@ -153,8 +153,8 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
         })
     }
 
-    /// Takes its socket off a runtime, or puts it on the current one. All else goes with it: what was read and what is to
-    /// be written, the calls under way, and the times that it keeps.
+    /// Takes its socket off a runtime, or puts it on the current one. All else goes with it: what was read
+    /// and what is to be written, the calls under way, and the times that it keeps.
     ///
     /// # Errors
     /// Those of `transfer`.
@@ -180,9 +180,9 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
         }))
     }
 
-    /// Answers its calls until it ends; after `stop`, until those that were begun are answered, or no longer. One that `leaves` does so
-    /// when a call has begun that is answered elsewhere; until then it may keep its thread awake for a call that is about to
-    /// come.
+    /// Answers its calls until it ends; after `stop`, until those that were begun are answered, or no longer.
+    /// One that `leaves` does so when a call has begun that is answered elsewhere; until then it may keep its
+    /// thread awake for a call that is about to come.
     ///
     /// # Errors
     /// See [`End`].

@@ -1,14 +1,16 @@
 //! HTTP/2 for a server of gRPC (RFC 9113), on connections that are there already.
 //!
-//! It does what gRPC needs and nothing beside: no push, no priorities, no CONNECT, no upgrade from HTTP/1. A call that can
-//! be answered at once (see [`AtOnce`]) is answered where its frames are read, from the bytes that were read, and its reply
-//! is written straight behind the others. All other calls take the long way: each is a task, with bodies that flow under
-//! HTTP/2's windows, owned by its connection.
+//! It does what gRPC needs and nothing beside: no push, no priorities, no CONNECT, no upgrade from HTTP/1. A
+//! call that can be answered at once (see [`AtOnce`]) is answered where its frames are read, from the bytes
+//! that were read, and its reply is written straight behind the others. All other calls take the long way:
+//! each is a task, with bodies that flow under HTTP/2's windows, owned by its connection.
 //!
-//! [`Connection`] is a connection's whole life, which may go on on another runtime than it began on. `frame` and `hpack` read and write what goes over the wire, `head` is a request
-//! as far as its headers go, `conn` knows the rules and does no I/O, `call` runs what takes the long way, which says by
+//! [`Connection`] is a connection's whole life, which may go on on another runtime than it began on. `frame`
+//! and `hpack` read and write what goes over the wire, `head` is a request as far as its headers go, `conn`
+//! knows the rules and does no I/O, `call` runs what takes the long way, which says by
 //! `events` what it has to, `budget`
-//! bounds what all connections hold of requests, `io` moves the bytes and keeps the time, and `pace` says when to wait awake.
+//! bounds what all connections hold of requests, `io` moves the bytes and keeps the time, and `pace` says
+//! when to wait awake.
 //!
 //! Everything that a peer can make grow has a bound, all of them here.
 
@@ -36,10 +38,11 @@ pub use self::code::{Code, Fault};
 pub use self::head::Head;
 pub use self::io::{Answering, Connection, End, Served, Stop};
 
-/// Calls that a connection has under way at most. Further ones are refused with REFUSED_STREAM. The place of a call that
-/// its caller has given up is free when the call has really ended.
+/// Calls that a connection has under way at most. Further ones are refused with REFUSED_STREAM. The place of
+/// a call that its caller has given up is free when the call has really ended.
 pub const STREAMS_MAX: usize = 256;
-/// The headers of a call at most, counted as SETTINGS_MAX_HEADER_LIST_SIZE does. Longer ones are answered with status 431.
+/// The headers of a call at most, counted as SETTINGS_MAX_HEADER_LIST_SIZE does. Longer ones are answered
+/// with status 431.
 pub const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Frames that a header block comes in at most, of 16 KiB each. One that is too long for a head is read to its end,
 /// field by field, so that it can be answered and those behind it can be read; at most 48 KiB of it are kept meanwhile.
@@ -50,35 +53,35 @@ pub const ERRORS_MAX: u32 = 1_024;
 /// So many calls that came whole and were answered whole pay for one of them: a connection that lives long, or carries
 /// the calls of many, always has some that fail.
 pub const ERROR_CALLS: u32 = 8;
-/// Frames that carry no call on and that a peer may send in [`KEEPALIVE_INTERVAL`] beside those that its calls pay for: PING,
-/// SETTINGS, PRIORITY, empty DATA, what is unknown or comes for streams that are gone. Beyond it the connection is drained;
-/// beyond it once more, closed.
+/// Frames that carry no call on and that a peer may send in [`KEEPALIVE_INTERVAL`] beside those that its
+/// calls pay for: PING, SETTINGS, PRIORITY, empty DATA, what is unknown or comes for streams that are gone.
+/// Beyond it the connection is drained; beyond it once more, closed.
 pub const IDLE_FRAMES_MAX: u32 = 10_000;
-/// So many of them each frame pays for that begins a call, or carries data of one in either direction. Common clients send a
-/// PING with each read (a probe of the bandwidth), a WINDOW_UPDATE on a stream that has just ended, or an RST_STREAM for each
-/// call that they give up.
+/// So many of them each frame pays for that begins a call, or carries data of one in either direction. Common
+/// clients send a PING with each read (a probe of the bandwidth), a WINDOW_UPDATE on a stream that has just
+/// ended, or an RST_STREAM for each call that they give up.
 pub const IDLE_FRAMES_PAID: u32 = 4;
 /// How long calls under way may take to end on a connection that is drained for what its peer did.
 pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
 /// Bytes of requests that a peer may send before they are read, for each call and for all calls of a connection.
 pub const WINDOW_BYTES: u32 = 1024 * 1024;
-/// A message of an open call (one that is answered without a credential) at most. It is kept by the connection until it is
-/// whole; a call that is no stream has not begun before that.
+/// A message of an open call (one that is answered without a credential) at most. It is kept by the
+/// connection until it is whole; a call that is no stream has not begun before that.
 pub const OPEN_MESSAGE_BYTES_MAX: usize = 8 * 1024;
 /// Calls that a connection has under way at most while it has not had a credential that works.
 pub const STRANGER_CALLS_MAX: usize = 64;
 /// What each connection may hold of requests, however much all others hold: enough for a probe.
 pub const OWN_BYTES: usize = 12 * 1024;
-/// What a call under way counts in the budget for requests beside the bytes of its request: its task, and what reads and writes
-/// its messages.
+/// What a call under way counts in the budget for requests beside the bytes of its request: its task, and
+/// what reads and writes its messages.
 pub const CALL_BYTES: usize = 10 * 1024;
-/// The same for an open call whose request is a stream of messages: it begins with its head, since its caller may wait for that
-/// of the reply.
+/// The same for an open call whose request is a stream of messages: it begins with its head, since its caller
+/// may wait for that of the reply.
 pub const OPEN_STREAM_BYTES: usize = 20 * 1024;
 /// What a call counts in the budget whose request is on its way and that has not begun, beside its head.
 pub const WAITING_BYTES: usize = 256;
-/// A message of a stream is kept by the connection until it is whole, unless it is longer. Half of the window may be untold to
-/// the peer; so a peer can always send the rest of one.
+/// A message of a stream is kept by the connection until it is whole, unless it is longer. Half of the window
+/// may be untold to the peer; so a peer can always send the rest of one.
 pub const WHOLE_BYTES_MAX: usize = WINDOW_BYTES as usize / 4;
 /// The same of a message of a call that is no stream. Whoever reads a part would make room for all of it.
 pub const SINGLE_BYTES_MAX: usize = 1024 * 1024;
@@ -88,8 +91,8 @@ pub const GATHERED_BYTES_MAX: usize = 128 * 1024;
 pub const GATHERED_BYTES_ALL_MAX: usize = WINDOW_BYTES as usize / 2;
 /// Bodies that are looked at before the first of them is answered.
 pub const FORESEEN_MAX: usize = 16;
-/// How long a request may take from its head to its end, unless it is a stream of messages. A caller holds a place, and what
-/// was sent of the request is kept, for as long.
+/// How long a request may take from its head to its end, unless it is a stream of messages. A caller holds a
+/// place, and what was sent of the request is kept, for as long.
 pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// Bytes that wait to be written to the network. Beyond it nothing is read, and no call says more.
 pub const OUT_BYTES_MAX: usize = 128 * 1024;
@@ -136,15 +139,15 @@ pub trait AtOnce {
         drop(bodies);
     }
 
-    /// Whether the head of a call that is not answered at once has a credential that works. It is asked until one has, or a call
-    /// was admitted: then its connection is no stranger's.
+    /// Whether the head of a call that is not answered at once has a credential that works. It is asked until
+    /// one has, or a call was admitted: then its connection is no stranger's.
     fn is_known(&mut self, head: &Head) -> bool;
 
     /// Whether a call may be answered at once, by its head alone.
     fn admit(&mut self, head: &Head) -> Option<Self::Pass>;
 
-    /// The reply to a call by its whole body, as the body of a reply of gRPC whose status is OK. `None`: it takes the long
-    /// way after all.
+    /// The reply to a call by its whole body, as the body of a reply of gRPC whose status is OK. `None`: it
+    /// takes the long way after all.
     fn answer(&mut self, pass: &Self::Pass, body: &[u8]) -> Option<Bytes>;
 
     /// A call takes the long way by its connection's doing, before or after it was admitted.

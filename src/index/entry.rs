@@ -1,7 +1,8 @@
 //! What Verify needs of a key, packed: numbers for what is shared, and texts as they are.
 //!
 //! ```text
-//! revision, tenant, owner, environment        varints; all but the first are numbers of names, of the shard's generation
+//! revision, tenant, owner, environment        varints; all but the first are numbers of names, of the
+//!                                             shard's generation
 //! flags                                       state, and which of the optional parts are there
 //! [not_before] [expire_time]                  8 bytes each, milliseconds since 1970
 //! scopes                                      how many bytes, and their numbers: varints
@@ -145,8 +146,9 @@ pub(super) fn owner_of(bytes: &[u8], at: usize) -> u32 {
     owner as u32
 }
 
-/// What Verify needs of a key, read where it lies. It keeps the form of the key that it was found in, whatever happens to
-/// the key meanwhile, and with it a generation of names; so it is not for keeping, and lives no longer than a borrow of the index.
+/// What Verify needs of a key, read where it lies. It keeps the form of the key that it was found in,
+/// whatever happens to the key meanwhile, and with it a generation of names; so it is not for keeping, and
+/// lives no longer than a borrow of the index.
 pub struct Entry<'a> {
     shard: Reading,
     parts: Parts,

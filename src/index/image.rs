@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! part 0 to 255      256 shards each: see Shard::write
-//! part 256           how many names of each kind, and then each of them with how often entries in the parts before use it:
+//! part 256           how many names of each kind, and then each of them with how often entries in the parts
+//!                    before use it:
 //!                    tenants and environments: length and text; owners and scopes: the number of the tenant, length and text;
 //!                    and how many peppers, and their ids
 //! ```
 //!
-//! The names are numbered anew, in the order in which the entries come to them, so that those that no entry uses are not
-//! in the image: their number is what the entries have, and nothing else of them is kept.
+//! The names are numbered anew, in the order in which the entries come to them, so that those that no entry
+//! uses are not in the image: their number is what the entries have, and nothing else of them is kept.
 //!
-//! What is packed here is kept by this program for itself: whoever changes `entry`, `shard` or this changes [`FORM`] too, and
-//! images of another form are then not read. tests/it/image.rs holds it to that.
+//! What is packed here is kept by this program for itself: whoever changes `entry`, `shard` or this changes
+//! [`FORM`] too, and images of another form are then not read. tests/it/image.rs holds it to that.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -102,8 +103,9 @@ impl Index {
 }
 
 impl Writer<'_> {
-    /// Appends the bytes of the next part. Other threads may go on to fold changes in: each entry is in one of its forms.
-    /// The parts are to be written in order, because the last one has the names of all entries before it.
+    /// Appends the bytes of the next part. Other threads may go on to fold changes in: each entry is in one
+    /// of its forms. The parts are to be written in order, because the last one has the names of all entries
+    /// before it.
     pub fn write_part(&mut self, number: usize, out: &mut Vec<u8>) {
         if number == NAMES {
             return self.write_names(out);

@@ -3,9 +3,9 @@
 //! The index is the fold of the feed, and nothing else changes it: readers never write back, so a key that is disabled
 //! cannot come alive again through a late read. Readers take no lock; a writer never holds them up.
 //!
-//! Reading order: `shard` (the entries of some digests), `entry` (what is kept of a key) and its `codec`, `names` (what keys
-//! share) and their `ledger` (what of it is in use), `compaction` (giving back what is not), `states` (how many are in each), `ahead` (reading ahead of
-//! lookups), `image` (all of it as bytes).
+//! Reading order: `shard` (the entries of some digests), `entry` (what is kept of a key) and its `codec`,
+//! `names` (what keys share) and their `ledger` (what of it is in use), `compaction` (giving back what is
+//! not), `states` (how many are in each), `ahead` (reading ahead of lookups), `image` (all of it as bytes).
 
 pub mod ahead;
 mod codec;
@@ -89,7 +89,8 @@ impl Default for Index {
 }
 
 impl Index {
-    /// The revision up to which every change is in the index. Read it before an entry, and the entry is at least as new.
+    /// The revision up to which every change is in the index. Read it before an entry, and the entry is at
+    /// least as new.
     #[must_use]
     pub fn revision(&self) -> Revision {
         Revision(self.revision.load(Ordering::Acquire))
@@ -138,8 +139,8 @@ impl Index {
         self.peppers.lock().clone()
     }
 
-    /// Folds records in that are not newer than a change still to come. Older forms of a record are passed over. It costs
-    /// least when the records come in the order of their digests.
+    /// Folds records in that are not newer than a change still to come. Older forms of a record are passed
+    /// over. It costs least when the records come in the order of their digests.
     pub fn fold(&self, records: &[Record]) {
         if let Some(latest) = records.iter().map(Record::time).max() {
             self.reach_time(latest);
@@ -182,8 +183,8 @@ impl Index {
         self.time.store(UnixMillis::MIN.0, Ordering::Relaxed);
     }
 
-    /// Puts the newest forms of keys into their shard, in the order of their digests. Forms that are there already in a newer
-    /// one are passed over.
+    /// Puts the newest forms of keys into their shard, in the order of their digests. Forms that are there
+    /// already in a newer one are passed over.
     fn put(&self, keys: &[&KeyRecord], packed: &mut Vec<u8>) {
         let Some(number) = keys.first().map(|key| shard_of(&key.secret.digest)) else { return };
         let _turn = self.turns[number % TURNS].lock();

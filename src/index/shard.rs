@@ -41,8 +41,8 @@ pub(super) type Reading = Guard<Arc<Shard>>;
 /// Entries in the order of their digests.
 #[derive(Debug)]
 pub(super) struct Shard {
-    /// What the numbers in its entries are of. They are reached through the shard alone: a shard that was replaced can still be
-    /// read, and its numbers mean other names in another generation.
+    /// What the numbers in its entries are of. They are reached through the shard alone: a shard that was
+    /// replaced can still be read, and its numbers mean other names in another generation.
     names: Arc<Names>,
     /// The prefix of each, and where it begins in `bytes`. Together, because who reads one reads the other.
     slots: Box<[Slot]>,
@@ -153,8 +153,8 @@ impl Shard {
         self.bytes.get(self.range(at)?)?.split_at_checked(REST_BYTES)
     }
 
-    /// This shard with other entries of its generation, which are in the order of their digests, none twice. They take the
-    /// places of those that are there.
+    /// This shard with other entries of its generation, which are in the order of their digests, none twice.
+    /// They take the places of those that are there.
     pub(super) fn with(&self, new: &[New<'_>]) -> Self {
         let mut merged = Vec::with_capacity(self.len() + new.len());
         let mut bytes = 0;
@@ -199,8 +199,8 @@ impl Shard {
         Self { names, slots: slots.into(), bytes: bytes.into() }
     }
 
-    /// Appends the shard: how many entries, as a varint, and if there are any, how many bytes, all prefixes, where each entry
-    /// begins and the last one ends, and all bytes.
+    /// Appends the shard: how many entries, as a varint, and if there are any, how many bytes, all prefixes,
+    /// where each entry begins and the last one ends, and all bytes.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         put_varint(out, self.len() as u64);
         if self.slots.is_empty() {
@@ -213,7 +213,8 @@ impl Shard {
         out.extend_from_slice(&self.bytes);
     }
 
-    /// Takes what [`Shard::write`] wrote off the beginning of some bytes. `None`: it is not of that form, or has no entry.
+    /// Takes what [`Shard::write`] wrote off the beginning of some bytes. `None`: it is not of that form, or
+    /// has no entry.
     pub(super) fn read(from: &mut Cursor<'_>, count: usize, names: Arc<Names>) -> Option<Self> {
         let size = from.u32()? as usize;
         let words = from.take(count.checked_mul(2)?.checked_add(1)?.checked_mul(4)?)?;

@@ -1,5 +1,5 @@
-//! The body of a request as services read it: one that is not whole, or whose messages are too long, says why, in a status. A
-//! call that was begun only to be refused comes to no service.
+//! The body of a request as services read it: one that is not whole, or whose messages are too long, says
+//! why, in a status. A call that was begun only to be refused comes to no service.
 
 use std::future::{Ready, ready as done};
 use std::pin::Pin;
@@ -118,7 +118,8 @@ pub struct RequestBody {
 /// The length of a message, and whether it is compressed.
 const PREFIX_BYTES: usize = 5;
 
-/// Reads the lengths of messages as they pass. tonic has bounds of its own for them, and its refusals tell programs nothing.
+/// Reads the lengths of messages as they pass. tonic has bounds of its own for them, and its refusals tell
+/// programs nothing.
 #[derive(Debug)]
 struct Lengths {
     max: usize,

@@ -1,5 +1,5 @@
-//! One line in the log for each call that was admitted: which, by whom, from where, how it went, how long it took. Never what was in
-//! it.
+//! One line in the log for each call that was admitted: which, by whom, from where, how it went, how long it
+//! took. Never what was in it.
 
 use std::future::Future;
 use std::net::IpAddr;

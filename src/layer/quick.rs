@@ -1,9 +1,10 @@
-//! The short way for Verify and BatchVerify: what most calls are is answered without the router, without a task and without
-//! copying more of the request than a secret that is read ahead, where its frames are read.
+//! The short way for Verify and BatchVerify: what most calls are is answered without the router, without a
+//! task and without copying more of the request than a secret that is read ahead, where its frames are read.
 //!
-//! Only a call that is answered with a verdict goes this way. Whatever is out of the ordinary (a caller to be refused, a
-//! field that breaks a rule, a revision to wait for, an explanation, a long message) takes the long way from its beginning,
-//! so that there is one place that refuses. A verdict on both ways is made by the same code.
+//! Only a call that is answered with a verdict goes this way. Whatever is out of the ordinary (a caller to be
+//! refused, a field that breaks a rule, a revision to wait for, an explanation, a long message) takes the
+//! long way from its beginning, so that there is one place that refuses. A verdict on both ways is made by
+//! the same code.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -154,7 +155,8 @@ impl QuickVerify {
     fn reply(&mut self, pass: &Pass, body: &[u8]) -> Result<Bytes, Detour> {
         let ready = self.gate.ready().map_err(|_| Detour::Starting)?;
         let now = *self.now.get_or_insert_with(|| ready.now());
-        // The body may have come long after the head. A caller who has changed meanwhile takes the long way, which refuses.
+        // The body may have come long after the head. A caller who has changed meanwhile takes the long way,
+        // which refuses.
         let caller = pass.standing.unchanged(ready, Some(pass.judged_at), now).ok_or(Detour::Caller)?;
         REPLIES[pass.which](ready, caller, &mut self.foreseen, body)
     }

@@ -1,5 +1,6 @@
-//! The text format of Prometheus, version 0.0.4, made from the OpenMetrics text of our own metrics. The two differ in the lines
-//! before the samples: there a family has the name of its samples, suffix and all, and neither unit nor end are told.
+//! The text format of Prometheus, version 0.0.4, made from the OpenMetrics text of our own metrics. The two
+//! differ in the lines before the samples: there a family has the name of its samples, suffix and all, and
+//! neither unit nor end are told.
 
 /// The same metrics in the older format.
 pub(super) fn of_open_metrics(text: &str) -> String {

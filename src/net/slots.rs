@@ -1,5 +1,6 @@
-//! Places for connections: so many in all, of which some are kept for each listener, and some for callers who have given a
-//! credential that works. A connection that has had none goes, the oldest first, when another one needs its place.
+//! Places for connections: so many in all, of which some are kept for each listener, and some for callers who
+//! have given a credential that works. A connection that has had none goes, the oldest first, when another
+//! one needs its place.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -115,8 +116,8 @@ impl Slots {
         Self::within(bounds)
     }
 
-    /// So many places for so many listeners. A sixteenth is kept for each of them, and a quarter for callers with a credential
-    /// that works. When the rest is taken, the oldest connection that has had none goes.
+    /// So many places for so many listeners. A sixteenth is kept for each of them, and a quarter for callers
+    /// with a credential that works. When the rest is taken, the oldest connection that has had none goes.
     #[must_use]
     pub fn kept(places: usize, listeners: usize) -> Self {
         let kept = (places / KEPT_FOR_LISTENER).min(places / (2 * listeners.max(1)));
@@ -220,7 +221,8 @@ impl State {
 }
 
 impl Shared {
-    /// A place, if there is one. If there are few, a stranger is told to go; if there is none, unless another one is about to.
+    /// A place, if there is one. If there are few, a stranger is told to go; if there is none, unless another
+    /// one is about to.
     fn enter(self: &Arc<Self>, listener: usize, end: &CancellationToken) -> Option<Slot> {
         let mut state = self.state.lock();
         let has_place = state.has_place(&self.bounds, listener);

@@ -28,8 +28,8 @@ use tokio::sync::mpsc;
 pub use self::bounds::{Bounds, Exceeded, InUse};
 use crate::feed::{Resync, Subscription};
 
-/// Keys that one page of a list by conditions looks at, at most, beside [`EXAMINED_PER_FOUND`] for each that it gives. A
-/// page that has looked at as many ends short, and one that has found none by then is refused.
+/// Keys that one page of a list by conditions looks at, at most, beside [`EXAMINED_PER_FOUND`] for each that
+/// it gives. A page that has looked at as many ends short, and one that has found none by then is refused.
 pub const EXAMINED_MIN: usize = 200;
 /// See [`EXAMINED_MIN`].
 pub const EXAMINED_PER_FOUND: usize = 20;
@@ -95,8 +95,8 @@ pub trait Store: Send + Sync + 'static {
     /// See [`CommitError`]. Nothing has been written then.
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError>;
 
-    /// Whether a key may be written over its form before, as far as bounds on names are concerned: for whoever only asks.
-    /// A commit is held against them in any case, and beside others that are under way.
+    /// Whether a key may be written over its form before, as far as bounds on names are concerned: for
+    /// whoever only asks. A commit is held against them in any case, and beside others that are under way.
     ///
     /// # Errors
     /// [`CommitError::Bounded`].
@@ -158,9 +158,9 @@ pub trait Store: Send + Sync + 'static {
     async fn close(&self) -> Result<(), StoreError>;
 }
 
-/// A view of the log outside of the engine. It takes in what an engine reads when it opens, so that nothing has to be read
-/// twice; and the engine may keep a copy of it in parts, so that the next start need not read every record. Several threads may
-/// call it at a time.
+/// A view of the log outside of the engine. It takes in what an engine reads when it opens, so that nothing
+/// has to be read twice; and the engine may keep a copy of it in parts, so that the next start need not read
+/// every record. Several threads may call it at a time.
 pub trait View: Send + Sync + 'static {
     /// Records that are there, in any order. Of two forms of one, the newer one counts.
     fn take(&self, records: &[Record]);
@@ -168,8 +168,8 @@ pub trait View: Send + Sync + 'static {
     /// What was handed over so far is of no use.
     fn start_over(&self);
 
-    /// Every record up to this revision has been handed over, and nothing that was acknowledged is missing. The engine may
-    /// still have to read its own table before it takes changes.
+    /// Every record up to this revision has been handed over, and nothing that was acknowledged is missing.
+    /// The engine may still have to read its own table before it takes changes.
     fn whole(&self, revision: Revision);
 
     /// The revision up to which every change is in the view.
@@ -195,11 +195,12 @@ pub trait View: Send + Sync + 'static {
     /// Begins to write its parts out. Changes may go on meanwhile.
     fn writer(&self) -> Box<dyn PartWriter + '_>;
 
-    /// Takes in what a [`PartWriter`] wrote, into a view that is empty but for other parts. `None`: it is not of that form.
+    /// Takes in what a [`PartWriter`] wrote, into a view that is empty but for other parts. `None`: it is not
+    /// of that form.
     fn read_part(&self, number: usize, bytes: &[u8]) -> Option<()>;
 
-    /// How many different owners the keys of a tenant have, and which of these they have not; keys without an owner do not
-    /// count. `None`: the view does not know, and nothing is bounded.
+    /// How many different owners the keys of a tenant have, and which of these they have not; keys without an
+    /// owner do not count. `None`: the view does not know, and nothing is bounded.
     fn owners_in_use(&self, _tenant: &TenantId, _asked: &[&str]) -> Option<InUse> {
         None
     }
@@ -212,7 +213,8 @@ pub trait View: Send + Sync + 'static {
 
 /// Writes the parts of a view, one after the other in the order of their numbers.
 pub trait PartWriter {
-    /// Appends the bytes of a part: every change up to [`View::revision`] at the time of the call, and perhaps later ones.
+    /// Appends the bytes of a part: every change up to [`View::revision`] at the time of the call, and
+    /// perhaps later ones.
     fn write_part(&mut self, number: usize, out: &mut Vec<u8>);
 }
 
@@ -307,8 +309,8 @@ impl Figures {
 pub struct Backup {
     /// The revision that it is of.
     pub revision: Revision,
-    /// Its bytes in pieces, and an error if it breaks off. It is whole when the channel ends without one; what is whole says
-    /// so itself, in its last bytes.
+    /// Its bytes in pieces, and an error if it breaks off. It is whole when the channel ends without one;
+    /// what is whole says so itself, in its last bytes.
     pub pieces: mpsc::Receiver<Result<Vec<u8>, BackupError>>,
 }
 
@@ -474,11 +476,12 @@ pub struct Commit {
     pub target: String,
     /// When.
     pub time: UnixMillis,
-    /// It may turn a verdict from allow to deny ([`keyward_core::narrowing::narrows`]): it goes before all other changes, and is
-    /// made even when the disk is nearly full.
+    /// It may turn a verdict from allow to deny ([`keyward_core::narrowing::narrows`]): it goes before all
+    /// other changes, and is made even when the disk is nearly full.
     pub narrows: bool,
-    /// It goes before all other changes, whether or not it narrows: it gives no power, and its caller means to take some. It is
-    /// made with little room on the disk, but not with the last, which is for what narrows.
+    /// It goes before all other changes, whether or not it narrows: it gives no power, and its caller means
+    /// to take some. It is made with little room on the disk, but not with the last, which is for what
+    /// narrows.
     pub goes_first: bool,
     /// The records to write.
     pub puts: Vec<Put>,

@@ -143,8 +143,8 @@ async fn cuts_until_red(run: &mut Run, scene: &Scene, control: &Control) -> Resu
     Ok(None)
 }
 
-/// Builds the program with a feature, and leaves `target/debug/keyward` to the program without it: cargo keeps the builds
-/// of both, so that is quick.
+/// Builds the program with a feature, and leaves `target/debug/keyward` to the program without it: cargo
+/// keeps the builds of both, so that is quick.
 fn build(feature: &str, out: &Path) -> Result<PathBuf, Failure> {
     let built = cargo(&["--features", feature])?;
     let program = out.join(format!("keyward-{feature}"));

@@ -1,12 +1,14 @@
 //! How long a DisableKey takes while small roles of another tenant ask for as much as they may.
 //!
-//! A viewer of `acme` keeps 4 connections of 250 ListKeys under way on 100,000 keys, an issuer of `acme` 8 connections of 250
-//! CreateKey, and both ask again at once, refused or not. Meanwhile an administrator disables keys of another tenant, one every
-//! 25 ms. No DisableKey may be refused, and [`BOUNDS`] holds for their times; the viewer keeps at least half of the
-//! rate that it has alone; and nobody hears of the disk, of which nothing is wrong.
+//! A viewer of `acme` keeps 4 connections of 250 ListKeys under way on 100,000 keys, an issuer of `acme` 8
+//! connections of 250 CreateKey, and both ask again at once, refused or not. Meanwhile an administrator
+//! disables keys of another tenant, one every 25 ms. No DisableKey may be refused, and [`BOUNDS`] holds for
+//! their times; the viewer keeps at least half of the rate that it has alone; and nobody hears of the disk,
+//! of which nothing is wrong.
 //!
-//! There are two kinds of lists: pages of 1,000 keys, and a selector that names 400 keys in a state that none of them is
-//! in (60 calls on each connection): no list has the server look at more keys for less. Each kind of client is a process of its own, as in [`crate::latency`]. The crowds go behind everything else, because
+//! There are two kinds of lists: pages of 1,000 keys, and a selector that names 400 keys in a state that none
+//! of them is in (60 calls on each connection): no list has the server look at more keys for less. Each kind
+//! of client is a process of its own, as in [`crate::latency`]. The crowds go behind everything else, because
 //! in life they are on other machines; the administrator goes before everything else.
 
 use std::fs;
@@ -384,8 +386,8 @@ fn disable(server: &Server, targets: &[String]) -> Result<(Vec<Duration>, u64), 
     Ok((times, refused))
 }
 
-/// What the administrator's process does: it disables the keys whose ids it reads, one after the other, and prints what each
-/// took, in nanoseconds, and what came of it.
+/// What the administrator's process does: it disables the keys whose ids it reads, one after the other, and
+/// prints what each took, in nanoseconds, and what came of it.
 pub(crate) fn disable_all(addr: &str, key_file: &Path) -> Result<(), Failure> {
     let secret = fs::read_to_string(key_file)?;
     let ids = std::io::read_to_string(std::io::stdin())?;

@@ -180,8 +180,8 @@ impl Original {
         Ok(original)
     }
 
-    /// Serves a copy without damage. What was open at the end stays open in the oracle: a change that was found made here,
-    /// but never acknowledged, may rightly be gone from a damaged copy.
+    /// Serves a copy without damage. What was open at the end stays open in the oracle: a change that was
+    /// found made here, but never acknowledged, may rightly be gone from a damaged copy.
     async fn is_sound(&self, run: &mut Run) -> Result<(), Failure> {
         let mut scene = run.scene(SMALL_SEGMENT)?;
         copy(&self.dir, &scene.launch.data_dir)?;
@@ -316,8 +316,8 @@ impl Damage {
         Ok(())
     }
 
-    /// Sees that a start that was refused ended in order, and that its last word names the file, or the directory of its
-    /// kind.
+    /// Sees that a start that was refused ended in order, and that its last word names the file, or the
+    /// directory of its kind.
     async fn refused(&self, server: &mut Server) -> Result<(), Failure> {
         let status = server.end(END_LIMIT).await?;
         let said = server.log().iter().rev().find(|line| line.starts_with("keyward: ")).cloned();

@@ -1,5 +1,5 @@
-//! Other commands of the program: `check` after a crash, and `backup`, to be killed in. A program that lacks one of them
-//! is not tested by it, and the tally says so.
+//! Other commands of the program: `check` after a crash, and `backup`, to be killed in. A program that lacks
+//! one of them is not tested by it, and the tally says so.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -21,8 +21,8 @@ const CALLS_AT_ONCE: usize = 64;
 /// What a comparison came to.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Findings {
-    /// Keys that were compared: by list, by a verdict if their secret is known, and by GetKey if they have changed since
-    /// the last comparison and are among the first 5,000.
+    /// Keys that were compared: by list, by a verdict if their secret is known, and by GetKey if they have
+    /// changed since the last comparison and are among the first 5,000.
     pub(crate) keys: u64,
     /// Acknowledged changes that those keys include.
     pub(crate) changes: u64,
@@ -108,8 +108,8 @@ pub(crate) async fn compare(server: &Server, oracle: &Arc<Oracle>) -> Result<Fin
     Ok(findings)
 }
 
-/// Compares the keys of a book with the list, and takes them off it. Gives the key as the pending change has made it, if
-/// it has.
+/// Compares the keys of a book with the list, and takes them off it. Gives the key as the pending change has
+/// made it, if it has.
 fn compare_book(
     book: &mut Book,
     pending: Option<&Pending>,

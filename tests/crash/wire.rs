@@ -1,5 +1,5 @@
-//! A client of the least that a client can be: one request, ready as bytes, over a socket that blocks. What it costs is not
-//! in the way of what it measures.
+//! A client of the least that a client can be: one request, ready as bytes, over a socket that blocks. What
+//! it costs is not in the way of what it measures.
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
@@ -152,8 +152,8 @@ impl Wire {
         Ok(ends)
     }
 
-    /// Waits for something to come, and gives the calls that have ended with it. Replies may have any length, and are passed
-    /// over.
+    /// Waits for something to come, and gives the calls that have ended with it. Replies may have any length,
+    /// and are passed over.
     pub(crate) fn ended(&mut self) -> Result<Vec<Ended>, Failure> {
         let mut space = [0; 64 * 1024];
         let bytes = self.socket.read(&mut space)?;

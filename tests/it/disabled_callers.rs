@@ -1,5 +1,5 @@
-//! A caller whose key was disabled does nothing more: not with a call that was begun before, and not with a reply that is
-//! still on its way.
+//! A caller whose key was disabled does nothing more: not with a call that was begun before, and not with a
+//! reply that is still on its way.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;

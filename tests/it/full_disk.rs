@@ -1,5 +1,5 @@
-//! A start on a disk that is full: verdicts are answered from what is there, and nothing is written. tests/crash does it to a real
-//! server, on a real disk.
+//! A start on a disk that is full: verdicts are answered from what is there, and nothing is written.
+//! tests/crash does it to a real server, on a real disk.
 
 use std::collections::BTreeMap;
 use std::fs;

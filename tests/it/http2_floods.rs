@@ -197,8 +197,8 @@ async fn there_are_no_more_calls_than_places() {
     }
 }
 
-/// Rapid reset (CVE-2023-44487): calls that are begun and given up at once hold their places until they have ended, and a
-/// caller on another connection is answered all the while.
+/// Rapid reset (CVE-2023-44487): calls that are begun and given up at once hold their places until they have
+/// ended, and a caller on another connection is answered all the while.
 #[tokio::test]
 async fn calls_that_are_given_up_at_once_gain_nothing() {
     let site = Site::in_memory().await;

@@ -290,7 +290,8 @@ async fn a_damaged_image_is_not_used() {
     let path = images(&dir).remove(0);
     let sound = fs::read(&path).unwrap();
     let end = sound.len();
-    // A text of an entry, what tells of a shard, a name, the directory, each field of the end, its seal; and pieces of it.
+    // A text of an entry, what tells of a shard, a name, the directory, each field of the end, its seal; and
+    // pieces of it.
     let text = sound.windows(6).position(|bytes| bytes == b"Key 17").unwrap();
     let directory = [END_BYTES + 45, END_BYTES + 20];
     let fields = [144, 136, 132, 128, 120, 88, 80, 48, 44, 40, 32, 1];
@@ -411,7 +412,8 @@ async fn an_image_that_is_ahead_of_the_journal_stops_the_start() {
     }
 }
 
-/// What comes after an image is read from the journal. If that is more than the image, a start is quicker from the table.
+/// What comes after an image is read from the journal. If that is more than the image, a start is quicker
+/// from the table.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_is_not_read_where_the_journal_since_then_is_longer() {
     let dir = with_image().await;
@@ -481,7 +483,8 @@ async fn a_rescue_goes_on_past_what_an_image_knows_of() {
     assert!(images(&dir).is_empty(), "it is moved aside with the log that it was of");
 }
 
-/// The form that had the latest time is overwritten before the image is made: it is in no record, nor in the journal past the image.
+/// The form that had the latest time is overwritten before the image is made: it is in no record, nor in the
+/// journal past the image.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_knows_the_latest_time_of_the_log() {
     const LATE: UnixMillis = UnixMillis(9_000);
@@ -582,7 +585,8 @@ async fn change(store: &SledStore, number: u32, change: impl FnOnce(&mut KeyReco
     store.commit(commit(vec![Put::Key(Box::new(changed))])).await.unwrap();
 }
 
-/// The golden bytes of the parts: who changes them must change [`image::FORM`] too, or a start would misread older images.
+/// The golden bytes of the parts: who changes them must change [`image::FORM`] too, or a start would misread
+/// older images.
 #[test]
 fn the_form_of_an_image_has_not_drifted() {
     let index = Index::default();

@@ -1,4 +1,5 @@
-//! A connection that makes changes leaves the core that it was given, which is for verdicts, and takes along all that it has.
+//! A connection that makes changes leaves the core that it was given, which is for verdicts, and takes along
+//! all that it has.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};

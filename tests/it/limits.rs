@@ -10,8 +10,8 @@ use crate::binary::{Program, keyward, text};
 /// A user that has no processes.
 const NOBODY: u32 = 54_321;
 
-/// The program under limits of the shell, which `limits` sets. A limit of processes binds anybody but root, so it runs as another
-/// user there.
+/// The program under limits of the shell, which `limits` sets. A limit of processes binds anybody but root,
+/// so it runs as another user there.
 fn limited(limits: &str, dir: &Path) -> Command {
     let mut command = if rustix::process::geteuid().is_root() {
         chown(dir, Some(NOBODY), Some(NOBODY)).unwrap();

@@ -1,7 +1,7 @@
 //! Keyward from the outside: a real server on a port of its own, with a clock and randomness that the test owns.
 //!
-//! One file per behaviour; `coverage`, `layering`, `golden` and `model` hold for the whole system; `conformance` is what
-//! every storage engine must do. Start reading in `harness`.
+//! One file per behaviour; `coverage`, `layering`, `golden` and `model` hold for the whole system;
+//! `conformance` is what every storage engine must do. Start reading in `harness`.
 
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 

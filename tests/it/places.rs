@@ -11,8 +11,8 @@ use crate::harness::{Handle, ask};
 use crate::ops::{get, value};
 
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
-/// 128 are kept for everything else, which leaves 32 places: a sixteenth for each listener, a quarter for callers with a
-/// credential.
+/// 128 are kept for everything else, which leaves 32 places: a sixteenth for each listener, a quarter for
+/// callers with a credential.
 const FILES: usize = 160;
 const STRANGERS_MAX: usize = 24;
 

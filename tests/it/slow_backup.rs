@@ -25,8 +25,8 @@ use crate::harness::{Handle, Site, error_reason, new_key, small_settings, update
 use crate::retention::{segments, snapshots, wait_until};
 
 const SEGMENT_BYTES: u64 = 64 * 1024;
-/// What the journal may have beyond its limit: the segment that is written, the one that is made next, and what the older of
-/// two snapshots does not cover yet.
+/// What the journal may have beyond its limit: the segment that is written, the one that is made next, and
+/// what the older of two snapshots does not cover yet.
 const SEGMENTS_KEPT: u64 = 8;
 const MIB: u64 = 1024 * 1024;
 
@@ -95,8 +95,8 @@ async fn retention_does_not_wait_for_a_backup_that_is_read_slowly() {
     let mut bytes = vec![];
     let first = || segments(&dir).first().cloned();
     let begun_at = first();
-    // Some 50 segments. The keeper looks when one is full, and makes one snapshot each time: what was there before goes with
-    // the second.
+    // Some 50 segments. The keeper looks when one is full, and makes one snapshot each time: what was there
+    // before goes with the second.
     for number in 0..KEYS {
         rewrite(&store, number, number + 1).await;
         if number % 20 == 19 && number > 200 {

@@ -253,8 +253,8 @@ async fn a_stream_takes_the_role_of_a_verifier_and_stays_within_its_tenants_of_n
     assert_eq!((unknown.reason(), unknown.key), (Reason::Unknown, None));
 }
 
-/// Answers are larger than requests here, so that they soon fill what lies between. Requests have 256 bytes and more: of
-/// smaller frames, h2 closes the connection when it holds some thousands that nobody has read.
+/// Answers are larger than requests here, so that they soon fill what lies between. Requests have 256 bytes
+/// and more: of smaller frames, h2 closes the connection when it holds some thousands that nobody has read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_sends_and_does_not_read_is_held_back_and_loses_nothing() {
     const FAR_TOO_MANY: usize = 60_000;

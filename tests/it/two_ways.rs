@@ -98,8 +98,8 @@ struct Reply {
     status: Vec<(String, Vec<u8>)>,
 }
 
-/// Asks by one of the ways: a call that names its encoding, though it is that of all others, is not answered where it is
-/// read.
+/// Asks by one of the ways: a call that names its encoding, though it is that of all others, is not answered
+/// where it is read.
 async fn reply(channel: &mut Channel, path: &str, credential: &str, message: &[u8], quick: bool) -> Reply {
     let mut request = Request::post(format!("http://keyward{path}"))
         .header("content-type", "application/grpc")

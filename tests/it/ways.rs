@@ -1,4 +1,5 @@
-//! Which way calls of Verify take. Nothing else would tell if none took the short one any more, save that all is slower.
+//! Which way calls of Verify take. Nothing else would tell if none took the short one any more, save that all
+//! is slower.
 
 use std::collections::BTreeMap;
 

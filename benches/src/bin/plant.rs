@@ -1,11 +1,13 @@
-//! Makes a data directory with many keys, through the store and without a server, for sizes at which CreateKey takes hours.
+//! Makes a data directory with many keys, through the store and without a server, for sizes at which
+//! CreateKey takes hours.
 //!
 //! `plant <data directory> <keys> <file for secrets> <secrets kept>`
 //!
-//! The journal, its chain and its retention, the table and the pepper file are what the server makes; so is the first commit,
-//! with the administrator's key. Each key is a commit of its own. What differs is the order: sled is slow where inserts fall
-//! all over a tree that exceeds its cache, so keys come in the order of their digests, with ids in the same order. What is
-//! read back is the same, but sled's pages are fuller, and lie in the file as they are read at a start.
+//! The journal, its chain and its retention, the table and the pepper file are what the server makes; so is
+//! the first commit, with the administrator's key. Each key is a commit of its own. What differs is the
+//! order: sled is slow where inserts fall all over a tree that exceeds its cache, so keys come in the order
+//! of their digests, with ids in the same order. What is read back is the same, but sled's pages are fuller,
+//! and lie in the file as they are read at a start.
 //!
 //! It prints how many keys were committed in a second.
 

@@ -16,8 +16,8 @@ pub(super) fn counted_of(head: &Head) -> usize {
 }
 
 impl<A: AtOnce, C: Begin> Conn<A, C> {
-    /// Settles what is held now, with so many bytes that were read and are not gone through. While there is no room for all
-    /// of it, the youngest call whose request is not whole is refused.
+    /// Settles what is held now, with so many bytes that were read and are not gone through. While there is
+    /// no room for all of it, the youngest call whose request is not whole is refused.
     ///
     /// # Errors
     /// When no call can be refused, and nothing is known of the peer. It has been told so then.

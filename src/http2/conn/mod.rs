@@ -33,8 +33,8 @@ const WINDOW_BYTES_AT_FIRST: u32 = 65_535;
 /// The peer is told that it may send as many bytes again once they are so many.
 const TOLD_FROM_BYTES: u32 = WINDOW_BYTES / 4;
 
-// What is gathered, what calls do not tell of, and what the peer is not told yet are never the whole window: otherwise a peer
-// whose calls wait for a disk could send nothing more, and would wait with its verdicts.
+// What is gathered, what calls do not tell of, and what the peer is not told yet are never the whole window:
+// otherwise a peer whose calls wait for a disk could send nothing more, and would wait with its verdicts.
 const _: () = assert!(
     TOLD_FROM_BYTES as usize - 1 + GATHERED_BYTES_ALL_MAX + STREAMS_MAX * UNTOLD_BYTES_MAX < WINDOW_BYTES as usize
 );
@@ -174,8 +174,8 @@ impl<A: AtOnce, C> Conn<A, C> {
 }
 
 impl<A: AtOnce, C: Begin> Conn<A, C> {
-    /// Goes through what was read, and says how much of it is done with: all whole frames, unless so much is to be written
-    /// that nothing should be added to it.
+    /// Goes through what was read, and says how much of it is done with: all whole frames, unless so much is
+    /// to be written that nothing should be added to it.
     ///
     /// # Errors
     /// When the connection cannot go on. The peer has been told so then.
@@ -314,8 +314,8 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         self.drained
     }
 
-    /// Takes no more calls because of what the peer does, and says so. Those under way are answered: they may be those of
-    /// other callers, behind a proxy. A peer that goes on is cut off.
+    /// Takes no more calls because of what the peer does, and says so. Those under way are answered: they may
+    /// be those of other callers, behind a proxy. A peer that goes on is cut off.
     fn drain_for(&mut self, fault: Fault) -> Result<(), Fault> {
         if self.drained.is_some() {
             return Err(fault);

@@ -25,8 +25,8 @@ const UNREAD: Fault = Fault::new(Code::Compression, "a header block cannot be re
 /// What a HEADERS frame says of priorities, if it does (RFC 9113, section 6.2).
 const PRIORITY_BYTES: usize = 5;
 
-/// Calls of a peer without a credential that are refused by a status, in a while, because they are too many or there is no
-/// room. Further ones are reset.
+/// Calls of a peer without a credential that are refused by a status, in a while, because they are too many
+/// or there is no room. Further ones are reset.
 const CROWDED_TOLD_MAX: u32 = 16;
 
 /// A call that is to take the long way.

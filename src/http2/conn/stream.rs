@@ -66,7 +66,8 @@ pub(super) struct Stream {
     /// What its call counts in the budget for requests.
     pub(super) counted: usize,
     pub(super) manner: Manner,
-    /// Whether what came of its request is taken for read by the window of the connection, because the budget bounds it.
+    /// Whether what came of its request is taken for read by the window of the connection, because the budget
+    /// bounds it.
     pub(super) is_free: bool,
     /// What is to be sent.
     pub(super) pieces: VecDeque<Piece>,
@@ -91,7 +92,8 @@ pub(super) enum Piece {
 }
 
 impl Stream {
-    /// The stream of a call whose body goes to this inbox, or is all there. So much of it has come, with so much padding.
+    /// The stream of a call whose body goes to this inbox, or is all there. So much of it has come, with so
+    /// much padding.
     pub(super) fn of_call(credit: i64, inbox: Option<Inbox>, call: Running, unread: u32, padding: u32) -> Self {
         let window = WINDOW_BYTES.saturating_sub(unread + padding);
         Self { credit, inbox, window, unread, untold: padding, call: Some(call), ..Self::default() }
@@ -128,8 +130,8 @@ impl Stream {
         less
     }
 
-    /// The peer may send as many bytes again of a request that is no stream, whose message may be longer than the window: what
-    /// is kept of it is bounded by the budget.
+    /// The peer may send as many bytes again of a request that is no stream, whose message may be longer than
+    /// the window: what is kept of it is bounded by the budget.
     pub(super) fn tell_single(&mut self, bytes: usize) {
         if !self.manner.has_stream {
             self.untold += bytes as u32;

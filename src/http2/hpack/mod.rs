@@ -111,8 +111,8 @@ impl Decoder {
         }
     }
 
-    /// Another number after each change of what blocks are read by: a block that is read at the same number again has the
-    /// same meaning.
+    /// Another number after each change of what blocks are read by: a block that is read at the same number
+    /// again has the same meaning.
     pub(super) fn version(&self) -> u64 {
         self.table.version()
     }

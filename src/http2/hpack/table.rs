@@ -78,7 +78,8 @@ pub(super) const STATIC: [(&[u8], &[u8]); 61] = [
 
 /// A field of the dynamic table.
 struct Entry {
-    /// Its name, and right behind it its value. There is one copy of a credential, however often a peer has it remembered.
+    /// Its name, and right behind it its value. There is one copy of a credential, however often a peer has
+    /// it remembered.
     text: Arc<[u8]>,
     name_bytes: usize,
     kind: Name,

@@ -1,8 +1,9 @@
 //! The one writer: takes the commits that wait, makes them durable as one group, and only then lets anyone see them.
 //!
-//! For each group: check every commit against what is there, append one frame, sync once, note the watermark, publish to
-//! the feed, answer. The table is written behind by a thread of its own. A failure of the disk ends the process: what
-//! the disk holds is then unknown, and a second sync may claim success for data that the kernel has dropped.
+//! For each group: check every commit against what is there, append one frame, sync once, note the watermark,
+//! publish to the feed, answer. The table is written behind by a thread of its own. A failure of the disk
+//! ends the process: what the disk holds is then unknown, and a second sync may claim success for data that
+//! the kernel has dropped.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -47,7 +48,8 @@ const GROUP_BYTES_MAX: usize = 1024 * 1024;
 /// that take power away. Then the committer waits. They are mostly small, and the writer puts many into one
 /// transaction; their bytes have a bound of their own.
 const TABLE_QUEUE_NARROWING_MAX: usize = 2_048;
-/// Rows that the table's writer puts into one transaction, while more are waiting. A read of a key waits for as long as that.
+/// Rows that the table's writer puts into one transaction, while more are waiting. A read of a key waits for
+/// as long as that.
 const TABLE_ROWS_MAX: usize = 256;
 /// Bytes of an entry beside its texts and its records; and of each record, what its revision and its place in the entry
 /// take.
@@ -166,8 +168,8 @@ impl Committer {
     }
 }
 
-/// Starts a writer. sled may panic under it; a process that has lost a writer would serve on and refuse every change, so
-/// it ends instead.
+/// Starts a writer. sled may panic under it; a process that has lost a writer would serve on and refuse every
+/// change, so it ends instead.
 fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
     Builder::new().name(name.into()).spawn(move || {
         if catch_unwind(AssertUnwindSafe(run)).is_err() {
@@ -293,7 +295,8 @@ impl Log {
                     staged.rows.extend(rows);
                     replies.push((request.reply, Ok(revision)));
                 }
-                // sled refuses everything for good once it has failed. Each change would be refused, and health say SERVING.
+                // sled refuses everything for good once it has failed. Each change would be refused, and
+                // health say SERVING.
                 Err(CommitError::Store(error)) => {
                     die("the table cannot be read; the next start replays what it lacks", &error)
                 }
@@ -512,7 +515,8 @@ impl Current for Seen<'_> {
         if let Some(newer) = newer {
             return Ok(same(&newer));
         }
-        // The overlay has been asked first: what it has let go of counts as applied, and a view that has come as far knows it.
+        // The overlay has been asked first: what it has let go of counts as applied, and a view that has come
+        // as far knows it.
         let applied = *self.applied.borrow();
         if self.names.view.revision() >= applied
             && let Some(revision) = self.names.view.revision_of(key)
@@ -593,8 +597,9 @@ impl TableWriter {
         }
     }
 
-    /// sled flushes by itself, and once that has failed it refuses everything for good. With no change that gets as far as
-    /// this thread, nobody would notice: each would be refused, and the health would be SERVING.
+    /// sled flushes by itself, and once that has failed it refuses everything for good. With no change that
+    /// gets as far as this thread, nobody would notice: each would be refused, and the health would be
+    /// SERVING.
     fn probe(&self) {
         if let Err(error) = self.table.applied() {
             die("the table has failed; the next start replays what it lacks", &error);

@@ -1,4 +1,5 @@
-//! Looking at the disk, on a thread of its own: a look that hangs holds up nothing else, and nothing else holds up a look.
+//! Looking at the disk, on a thread of its own: a look that hangs holds up nothing else, and nothing else
+//! holds up a look.
 
 use std::io;
 use std::sync::Arc;

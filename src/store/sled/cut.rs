@@ -1,11 +1,12 @@
 //! A cut: every record of the table as it is at one position, read while the table is being written.
 //!
-//! The cut reads in batches. Before the table's writer overwrites a record, it puts the old bytes aside, unless the cut has
-//! passed it already; and the cut takes what was put aside over what it finds. So the writer never waits for the whole of a
-//! cut, and a cut holds no more in memory than what changed meanwhile, up to a bound.
+//! The cut reads in batches. Before the table's writer overwrites a record, it puts the old bytes aside,
+//! unless the cut has passed it already; and the cut takes what was put aside over what it finds. So the
+//! writer never waits for the whole of a cut, and a cut holds no more in memory than what changed meanwhile,
+//! up to a bound.
 //!
-//! Several cuts may be read at a time, each at its own position. None waits for another: what the writer puts aside for two
-//! of them is one piece of memory that both refer to.
+//! Several cuts may be read at a time, each at its own position. None waits for another: what the writer puts
+//! aside for two of them is one piece of memory that both refer to.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;

@@ -37,8 +37,8 @@ impl LockedDir {
         Ok(dir)
     }
 
-    /// Locks a directory and checks its layout, and changes nothing there, save that it makes the file of the lock if that
-    /// is missing. Before anything is written, [`LockedDir::prepare`] must have been called.
+    /// Locks a directory and checks its layout, and changes nothing there, save that it makes the file of the
+    /// lock if that is missing. Before anything is written, [`LockedDir::prepare`] must have been called.
     ///
     /// # Errors
     /// When another process uses it, or its layout is not known.
@@ -321,7 +321,8 @@ fn is_read_only(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
-/// Who holds a lock, by what its file says. One that starts on a full disk does not write there, so it may be of another.
+/// Who holds a lock, by what its file says. One that starts on a full disk does not write there, so it may be
+/// of another.
 fn holder_of(noted: &str) -> String {
     match noted.parse::<u32>() {
         Ok(process) if Path::new("/proc").join(process.to_string()).exists() => format!("process {process}"),

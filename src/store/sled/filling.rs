@@ -1,5 +1,5 @@
-//! Filling a view without writing anything: for a start on a disk that is full. The table is left alone, because sled writes as it
-//! opens; what it holds is in the image, or in a snapshot, and in the journal.
+//! Filling a view without writing anything: for a start on a disk that is full. The table is left alone,
+//! because sled writes as it opens; what it holds is in the image, or in a snapshot, and in the journal.
 
 use std::fs::File;
 use std::io;
@@ -23,8 +23,8 @@ use crate::store::View;
 /// Records that a view takes at once.
 const RECORDS: usize = 1_024;
 
-/// Fills a view with everything that is in the log, and says that it is whole. `None`: only the table may have it all, and it cannot
-/// be read yet.
+/// Fills a view with everything that is in the log, and says that it is whole. `None`: only the table may
+/// have it all, and it cannot be read yet.
 ///
 /// # Errors
 /// When the directory is damaged or lacks acknowledged changes, as far as can be told without the table.

@@ -11,13 +11,13 @@
 //!                 │ keyed blake3 of the directory and the 112 bytes before, 32 bytes
 //! ```
 //!
-//! All numbers are little-endian. Changes go on while an image is written, so it may hold some that came after its position,
-//! none after its latest one. The journal is folded into it from its position on; what is there already is then passed over,
-//! because no form of a record replaces a newer one.
+//! All numbers are little-endian. Changes go on while an image is written, so it may hold some that came
+//! after its position, none after its latest one. The journal is folded into it from its position on; what is
+//! there already is then passed over, because no form of a record replaces a newer one.
 //!
-//! An image is believed if its seals are ours and both its positions are in the journal: then all that it holds is of this log.
-//! It is a copy and nothing else: without it, or in doubt, the table is read. But one that is ahead of the journal tells of
-//! changes that were acknowledged and are missing.
+//! An image is believed if its seals are ours and both its positions are in the journal: then all that it
+//! holds is of this log. It is a copy and nothing else: without it, or in doubt, the table is read. But one
+//! that is ahead of the journal tells of changes that were acknowledged and are missing.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -108,12 +108,13 @@ pub(super) enum Found {
     Costly(Image),
 }
 
-/// Fills a view with the newest image, if there is one that is sound and of use. `lacks` says how many bytes of the journal
-/// there are after a revision.
+/// Fills a view with the newest image, if there is one that is sound and of use. `lacks` says how many bytes
+/// of the journal there are after a revision.
 ///
-/// It is of use if they are no more than its own. An image has less of each key than the record in the table has, and nothing
-/// besides; and a byte of it takes far less to read, because it is taken as it is. A byte of the journal takes no more than one
-/// of the table: both hold records. So a start with an image reads less, of what takes longest, than one without.
+/// It is of use if they are no more than its own. An image has less of each key than the record in the table
+/// has, and nothing besides; and a byte of it takes far less to read, because it is taken as it is. A byte of
+/// the journal takes no more than one of the table: both hold records. So a start with an image reads less,
+/// of what takes longest, than one without.
 pub(super) fn load(dir: &Path, key: &ImageKey, view: &dyn View, lacks: impl Fn(Revision) -> u64) -> Found {
     if view.parts() == 0 {
         return Found::None;
@@ -197,9 +198,9 @@ pub(super) fn verify(path: &Path, key: &ImageKey) -> Result<Image, ImageError> {
     Ok(contents.image)
 }
 
-/// Writes an image of a view, which is there whole or not at all, and removes older ones. The view must have reached the
-/// position, and have nothing from after what `newest` gives when all is written. It breaks off with the error that `may_go_on`
-/// gives.
+/// Writes an image of a view, which is there whole or not at all, and removes older ones. The view must have
+/// reached the position, and have nothing from after what `newest` gives when all is written. It breaks off
+/// with the error that `may_go_on` gives.
 pub(super) fn create(
     view: &dyn View,
     position: Position,

@@ -1,10 +1,10 @@
-//! The keeper: lets old segments of the journal go, once a snapshot stands in for them, and keeps an image of the index, so that
-//! a start need not read every record.
+//! The keeper: lets old segments of the journal go, once a snapshot stands in for them, and keeps an image of
+//! the index, so that a start need not read every record.
 //!
-//! A segment goes when the journal is larger than its limit, or when the segment's last change is older than its limit; and
-//! only if two snapshots cover it. What the older one lacks stays in the journal, so that one damaged file costs nothing; so does
-//! what the image of the index lacks, which is made anew first. Nothing here is on the way of a change or a verdict, or waits for
-//! a backup: what fails is tried again later.
+//! A segment goes when the journal is larger than its limit, or when the segment's last change is older than
+//! its limit; and only if two snapshots cover it. What the older one lacks stays in the journal, so that one
+//! damaged file costs nothing; so does what the image of the index lacks, which is made anew first. Nothing
+//! here is on the way of a change or a verdict, or waits for a backup: what fails is tried again later.
 
 use std::fs::{self, File};
 use std::io;
@@ -38,11 +38,12 @@ use crate::store::{StoreError, View};
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 /// Snapshots that are kept.
 const SNAPSHOTS_KEPT: usize = 2;
-/// A snapshot or an image is made only if this much is free beside the size of the last one: it must not take what changes need.
+/// A snapshot or an image is made only if this much is free beside the size of the last one: it must not take
+/// what changes need.
 pub(super) const FREE_BYTES_MIN: u64 = 128 * 1024 * 1024;
 
-/// What may be put aside in memory while a snapshot is made. Only the disk can hold it up, so this is far above what changes
-/// in that time.
+/// What may be put aside in memory while a snapshot is made. Only the disk can hold it up, so this is far
+/// above what changes in that time.
 const ASIDE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// How long the journal is kept. Whatever exceeds either limit goes.
@@ -194,8 +195,8 @@ impl Charge {
         }
     }
 
-    /// Does a piece of work, and tells if it fails. sled may panic under it: without the keeper the journal would grow for ever,
-    /// and nobody would hear of it.
+    /// Does a piece of work, and tells if it fails. sled may panic under it: without the keeper the journal
+    /// would grow for ever, and nobody would hear of it.
     fn see_to(&self, otherwise: &str, work: impl FnOnce() -> Result<(), KeepError>) {
         match catch_unwind(AssertUnwindSafe(work)) {
             Ok(Ok(())) => {}
@@ -219,8 +220,8 @@ impl Charge {
         if self.stopping.load(Ordering::Relaxed) { Err(io::Error::other("the store is closing")) } else { Ok(()) }
     }
 
-    /// Reads the snapshots that are there. For those that are damaged another one is made, and then they are put aside: not
-    /// before, because the journal relies on there being one.
+    /// Reads the snapshots that are there. For those that are damaged another one is made, and then they are
+    /// put aside: not before, because the journal relies on there being one.
     fn check_snapshots(&self) -> Result<(), KeepError> {
         remove_unfinished(&self.snapshots)?;
         let mut damaged = Vec::new();
@@ -291,8 +292,8 @@ impl Charge {
         sealed.iter().take_while(gone).count()
     }
 
-    /// The segments that are full, the oldest first, and the bytes of all segments. A segment is not listed before the one
-    /// after it has a change: too little is known of it.
+    /// The segments that are full, the oldest first, and the bytes of all segments. A segment is not listed
+    /// before the one after it has a change: too little is known of it.
     fn sealed(&self) -> Result<(Vec<Sealed>, u64), KeepError> {
         let numbers = segment_numbers(&self.journal)?;
         let mut sealed = Vec::with_capacity(numbers.len());

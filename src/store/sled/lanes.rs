@@ -1,8 +1,8 @@
 //! What waits for the committer, in two lanes: changes that take power away, and all others.
 //!
-//! The first lane is taken first, also into a group that is under construction, and neither fills with the other. When the
-//! table's writer is far behind, the second lane is held back, so that the first still finds places there. In both, callers
-//! take turns, and none can fill a lane alone.
+//! The first lane is taken first, also into a group that is under construction, and neither fills with the
+//! other. When the table's writer is far behind, the second lane is held back, so that the first still finds
+//! places there. In both, callers take turns, and none can fill a lane alone.
 
 use std::time::{Duration, Instant};
 

@@ -14,7 +14,8 @@
 //! <data>/index/        NNNNNNNNNNNNNNNNNNNN.kwi: what the index held, for a quick start
 //! ```
 //!
-//! Reading order: [`journal`] (frames and segments), [`table`] (sled), `recovery` (start-up), `lanes` (what waits for) and
+//! Reading order: [`journal`] (frames and segments), [`table`] (sled), `recovery` (start-up), `lanes` (what
+//! waits for) and
 //! `committer` (the one writer), `reads` (the readers).
 
 mod administrators;
@@ -94,8 +95,8 @@ pub use self::recovery::Filled;
 
 /// Commits that wait for the committer at most, of those that take power away and of all others; one more is refused.
 pub const COMMIT_QUEUE_MAX: usize = 4_096;
-/// Of one caller, so many at most that take no power away. Callers take turns, so they wait for each other and hold up nobody
-/// else; refusing them would cost more, because they come again.
+/// Of one caller, so many at most that take no power away. Callers take turns, so they wait for each other
+/// and hold up nobody else; refusing them would cost more, because they come again.
 pub const COMMIT_QUEUE_OF_ONE_MAX: usize = 2_560;
 
 /// Threads that read lists.
@@ -175,7 +176,8 @@ pub struct SledStore {
 
 impl SledStore {
     /// Opens a data directory, in the order that ARCHITECTURE.md gives, and repairs what may be repaired. It blocks
-    /// for as long as that takes. Once it is open, `view` has every record as of [`Store::revision`], and often earlier: see
+    /// for as long as that takes. Once it is open, `view` has every record as of [`Store::revision`], and
+    /// often earlier: see
     /// [`View::whole`].
     ///
     /// # Errors
@@ -184,8 +186,9 @@ impl SledStore {
         Self::open_filled(dir, options, view, &mut None)
     }
 
-    /// Fills `view` from the image or a snapshot, and the journal, and writes nothing: for a disk that is full. [`View::whole`]
-    /// is called if that is possible. What is given back must be handed to [`SledStore::open_filled`] later.
+    /// Fills `view` from the image or a snapshot, and the journal, and writes nothing: for a disk that is
+    /// full. [`View::whole`] is called if that is possible. What is given back must be handed to
+    /// [`SledStore::open_filled`] later.
     ///
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes, as far as can be told without the table.
@@ -193,8 +196,8 @@ impl SledStore {
         filling::fill(dir, options, view)
     }
 
-    /// As [`SledStore::open`], with a view that was filled before, if `filled` says so. As soon as `view` is whole, `filled` says
-    /// so, also where this fails then.
+    /// As [`SledStore::open`], with a view that was filled before, if `filled` says so. As soon as `view` is
+    /// whole, `filled` says so, also where this fails then.
     ///
     /// # Errors
     /// As [`SledStore::open`].

@@ -75,8 +75,8 @@ impl Table {
     /// comes to it.
     ///
     /// # Errors
-    /// When sled fails or a record is damaged; [`StoreError::TooSparse`] when several conditions have next to nothing in
-    /// common.
+    /// When sled fails or a record is damaged; [`StoreError::TooSparse`] when several conditions have next to
+    /// nothing in common.
     pub(super) fn list_on(
         &self,
         overlay: &Overlay,

@@ -21,8 +21,8 @@ use crate::store::record::{DecodeError, decode_key, decode_tenant, pb};
 /// Rows that one transaction writes at least, while there are as many.
 const ROWS: usize = 512;
 
-/// Moves the table that is there aside, and builds another one. What is there is touched only if there is something to build
-/// from, and is put back if nothing comes of it.
+/// Moves the table that is there aside, and builds another one. What is there is touched only if there is
+/// something to build from, and is put back if nothing comes of it.
 pub(super) fn rebuild(dir: &LockedDir, key: &ChainKey, end: &End) -> Result<Table, OpenError> {
     let sum_key = SumKey::of(key);
     let (bases, mut unsound) = bases(dir, &sum_key, end)?;

@@ -93,8 +93,8 @@ pub(super) fn recover(
     let table = check_table_is_not_ahead(table, &end, dir)?;
     check_watermark(dir, acknowledged, options.demands.accept_watermark_loss, &end)?;
 
-    // Nothing was touched so far; now it is known that nothing is missing. What was read must be on the disk, not only in
-    // the kernel's memory, before anything is built on it.
+    // Nothing was touched so far; now it is known that nothing is missing. What was read must be on the disk,
+    // not only in the kernel's memory, before anything is built on it.
     let writer = Writer::resume(&dir.journal(), options.segment_bytes, &end)?;
     watermark.note(&end.position)?;
     watermark.sync()?;
@@ -151,8 +151,8 @@ fn check_filled(
     }
 }
 
-/// Reads all of the journal, holds it against the watermark, and brings a view up to its end that was filled from an image.
-/// An image that is of no use is let go of.
+/// Reads all of the journal, holds it against the watermark, and brings a view up to its end that was filled
+/// from an image. An image that is of no use is let go of.
 pub(super) fn check_journal_and_fill(
     dir: &LockedDir,
     key: &ChainKey,
@@ -325,8 +325,8 @@ fn read_through(table: Option<Table>, path: &Path, view: &dyn View) -> Result<Op
     Ok(read.map(|()| table))
 }
 
-/// What is done with a table, if it can be. A disk that fails is no reason to rebuild it: what is there may be sound, and there
-/// may be no room for another.
+/// What is done with a table, if it can be. A disk that fails is no reason to rebuild it: what is there may
+/// be sound, and there may be no room for another.
 fn usable<T>(path: &Path, what: impl FnOnce() -> Result<T, TableError>) -> Result<Option<T>, OpenError> {
     match guard(what) {
         Ok(done) => Ok(Some(done)),

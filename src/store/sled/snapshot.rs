@@ -9,9 +9,9 @@
 //! end: 0 u8 │ counts and sums as the table notes them, 121 bytes │ blake3 of everything before, 32 bytes
 //! ```
 //!
-//! Tenants come first, in the order of their names, then keys, in the order of their digests: one state has one form, but
-//! for the time. The hash needs no key, so that a backup can be checked where the pepper is not; the header's seal and the
-//! sums are keyed, so that a file which somebody else made is not believed.
+//! Tenants come first, in the order of their names, then keys, in the order of their digests: one state has
+//! one form, but for the time. The hash needs no key, so that a backup can be checked where the pepper is
+//! not; the header's seal and the sums are keyed, so that a file which somebody else made is not believed.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -162,8 +162,8 @@ pub(super) fn read_header(path: &Path, key: Option<&SumKey>) -> Result<Header, S
     parse_header(&mut File::open(path)?, key)
 }
 
-/// Reads all of a snapshot and hands its records on, in their order. Nothing is to be believed before this has returned.
-/// With a key, it must have been made with it; without one, it must be undamaged.
+/// Reads all of a snapshot and hands its records on, in their order. Nothing is to be believed before this
+/// has returned. With a key, it must have been made with it; without one, it must be undamaged.
 pub(super) fn read<E: From<SnapshotError>>(
     input: impl Read,
     key: Option<&SumKey>,
@@ -219,8 +219,8 @@ pub fn verify_bytes_without_key(input: impl Read) -> Result<Contents, SnapshotEr
     read(input, None, |_| Ok(()))
 }
 
-/// Makes a snapshot file that is there whole or not at all, and reads it back before it gets its name. It breaks off with the
-/// error that `may_go_on` gives.
+/// Makes a snapshot file that is there whole or not at all, and reads it back before it gets its name. It
+/// breaks off with the error that `may_go_on` gives.
 pub(super) fn create(
     cut: &mut Cut,
     key: &SumKey,

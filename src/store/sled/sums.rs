@@ -1,8 +1,9 @@
-//! What the table holds, in a few bytes: the position it covers, and for each kind of record a count and a sum of hashes.
+//! What the table holds, in a few bytes: the position it covers, and for each kind of record a count and a
+//! sum of hashes.
 //!
-//! The sums are kept in the same transactions as the records. Recomputed at a start, they notice a record that is missing,
-//! stale, foreign or doubled, however well-formed it is. They do not depend on the order of entries, so a change costs one
-//! subtraction and one addition.
+//! The sums are kept in the same transactions as the records. Recomputed at a start, they notice a record
+//! that is missing, stale, foreign or doubled, however well-formed it is. They do not depend on the order of
+//! entries, so a change costs one subtraction and one addition.
 
 use keyward_core::event::Revision;
 

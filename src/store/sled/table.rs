@@ -247,8 +247,8 @@ impl Table {
         self.size.records.store(bytes, Ordering::Relaxed);
     }
 
-    /// Copies all of another table into this one, which is empty. Not in transactions: whoever does this discards a table that
-    /// was not filled, and only at the end does it say what it covers.
+    /// Copies all of another table into this one, which is empty. Not in transactions: whoever does this
+    /// discards a table that was not filled, and only at the end does it say what it covers.
     pub(super) fn fill_from(&self, other: &Self) -> Result<(), TableError> {
         let sums = other.sums()?;
         let mut progress = Progress::begin("copying the table, in keys", sums.keys.count());
@@ -291,8 +291,8 @@ impl Table {
 
     /// Writes records and the position they lead to, together. Later rows win over earlier ones.
     ///
-    /// What was there before is asked of the transaction: sled looks it up for each row in any case, and a read beside the
-    /// transaction would cost as much again.
+    /// What was there before is asked of the transaction: sled looks it up for each row in any case, and a
+    /// read beside the transaction would cost as much again.
     ///
     /// # Errors
     /// When sled fails.
@@ -480,8 +480,8 @@ impl Table {
         }
     }
 
-    /// Makes its orderings those of this version. It must have been checked: they are made from its records. What a crash
-    /// leaves is made again, because the note of it comes last.
+    /// Makes its orderings those of this version. It must have been checked: they are made from its records.
+    /// What a crash leaves is made again, because the note of it comes last.
     pub(super) fn convert(&self) -> Result<(), TableError> {
         if self.has_this_layout()? {
             return Ok(());
@@ -535,8 +535,8 @@ fn bytes_below(dir: &Path) -> u64 {
     sizes.sum()
 }
 
-/// sled locks its file and gives up at once if that fails. Nobody else has it, because the directory is locked; but threads
-/// of a table that this process has just closed may still hold it.
+/// sled locks its file and gives up at once if that fails. Nobody else has it, because the directory is
+/// locked; but threads of a table that this process has just closed may still hold it.
 fn wait_for_its_threads(path: &Path) -> io::Result<()> {
     let path = path.join("db");
     let file = match File::open(&path) {

@@ -25,8 +25,9 @@ const WHOLE_TREES: usize = 3;
 const BATCH_RECORDS: usize = 1_024;
 
 impl Table {
-    /// Reads everything, save orderings of another layout, holds it against the sums, and hands every record to `view`, the keys in the order of their
-    /// digests within each part. What was handed on before an error is of no use.
+    /// Reads everything, save orderings of another layout, holds it against the sums, and hands every record
+    /// to `view`, the keys in the order of their digests within each part. What was handed on before an error
+    /// is of no use.
     ///
     /// # Errors
     /// When anything does not fit.

@@ -1,5 +1,6 @@
-//! A full disk: a small tmpfs that somebody else fills. Changes are refused, those that take power away last; verdicts go
-//! on; with room again all goes on. A start on a full disk answers verdicts, writes nothing, and goes on when there is room.
+//! A full disk: a small tmpfs that somebody else fills. Changes are refused, those that take power away last;
+//! verdicts go on; with room again all goes on. A start on a full disk answers verdicts, writes nothing, and
+//! goes on when there is room.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -149,7 +149,8 @@ impl Bench {
         })
     }
 
-    /// Bytes of the journal so far. Its segments are as long as they will be from the beginning, with zeros at their ends.
+    /// Bytes of the journal so far. Its segments are as long as they will be from the beginning, with zeros
+    /// at their ends.
     fn journal_bytes(&self) -> Result<u64, Failure> {
         let mut bytes = 0;
         for entry in fs::read_dir(self.dir.path().join("journal"))? {

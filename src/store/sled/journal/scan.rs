@@ -55,8 +55,8 @@ pub fn verify(dir: &Path, key: &ChainKey, wanted: &[Position]) -> Result<(End, H
     verify_and_visit(dir, key, wanted, Revision(u64::MAX), |_: Vec<Place>| {})
 }
 
-/// As [`verify`], and hands over the entries of each frame that ends after a revision, in no order, from several threads at a
-/// time, and perhaps more than once. They are to be believed when this has returned.
+/// As [`verify`], and hands over the entries of each frame that ends after a revision, in no order, from
+/// several threads at a time, and perhaps more than once. They are to be believed when this has returned.
 ///
 /// # Errors
 /// When the journal is not whole.
@@ -123,7 +123,8 @@ fn joined(scanned: Vec<Option<(Scanned, HashSet<Position>)>>) -> Option<(End, Ha
     Some(whole)
 }
 
-/// Reads what comes after a revision, and somewhat more: it begins with a segment, and visits the frame that ends there.
+/// Reads what comes after a revision, and somewhat more: it begins with a segment, and visits the frame that
+/// ends there.
 ///
 /// # Errors
 /// When what is read is not whole.

@@ -128,8 +128,8 @@ impl Writer {
         Ok(Gauge { disk: self.dir_file.try_clone()?, free_bytes })
     }
 
-    /// Makes room for a frame of this length: goes on to a new segment if the current one is too full, and says whether it
-    /// did. `before` is the position that the frame follows.
+    /// Makes room for a frame of this length: goes on to a new segment if the current one is too full, and
+    /// says whether it did. `before` is the position that the frame follows.
     ///
     /// # Errors
     /// When there is none. See [`RoomError`].

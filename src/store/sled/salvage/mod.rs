@@ -135,9 +135,9 @@ pub fn look(dir: &LockedDir, options: &Options) -> Result<Unproven, OpenError> {
 /// beside the old files; only when it is durable do they change places.
 ///
 /// # Errors
-/// When the disk fails, or nothing of what is there was written with our key. Until the files change places, nothing has
-/// changed; a failure while they do leaves a directory without a layout, which no start takes for whole, and all old files,
-/// here or in the directory `lost.…`.
+/// When the disk fails, or nothing of what is there was written with our key. Until the files change places,
+/// nothing has changed; a failure while they do leaves a directory without a layout, which no start takes for
+/// whole, and all old files, here or in the directory `lost.…`.
 pub fn salvage(dir: &LockedDir, options: &Options, take_unproven: bool) -> Result<Salvaged, OpenError> {
     let key = ChainKey(options.chain_key.clone());
     let evidence = Evidence::read(dir, &key)?;
