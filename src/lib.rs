@@ -5,20 +5,20 @@
 //!
 //! - [`cli`], [`config`], [`telemetry`]: what an operator says, and what he is told.
 //! - [`app`]: puts everything together; the only place that names a storage engine.
-//! - [`offline`]: what is done to data that nobody serves. [`remote`]: what is asked of a server from outside.
+//! - [`offline`]: what is done to data that nobody serves. [`remote`]: what is asked of a server from
+//!   outside.
 //! - [`lifecycle`]: signals and shutdown. [`conditions`]: whether changes can be made. [`health`]: what
-//! probes are told. [`net`]: listeners. [`cores`],
-//!   [`serve`]: connections, and where they live. [`http2`]: what they speak.
-//! - [`systemd`]: notifications of readiness. [`ops_http`]: probes and metrics over HTTP. [`metrics`]: what is counted.
+//!   probes are told. [`net`]: listeners. [`cores`], [`serve`]: connections, and where they live. [`http2`]:
+//!   what they speak.
+//! - [`systemd`]: notifications of readiness. [`ops_http`]: probes and metrics over HTTP. [`metrics`]: what
+//!   is counted.
 //! - [`layer`], [`grpc`]: calls come in: who calls, may they, and from the wire to the domain and back.
 //! - [`authority`]: the write side. [`verify`]: the hot path.
-//! - [`index`]: every key in RAM. [`feed`]: the changes, in order.
+//! - [`bytes_codec`]: numbers in stored and received bytes. [`index`]: every key in RAM. [`feed`]: the changes, in order.
 //! - [`store`]: the log and the table on disk.
 //! - [`keyring`], [`files`], [`system`], [`machine`], [`parallel`], [`fair`], [`progress`], [`fatal`]: the
-//! pepper file, durable
-//!   small files, the real clock and randomness, how much memory there is, work on every core, turns of callers, how far a long
-//!   start is, and the end of a process that
-//!   must not go on.
+//!   pepper file, durable small files, the real clock and randomness, how much memory there is, work on every
+//!   core, turns of callers, how far a long start is, and the end of a process that must not go on.
 
 pub mod app;
 pub mod authority;
