@@ -20,16 +20,19 @@ const STATES: [State; 3] = [State::Active, State::Disabled, State::Revoked];
 const SLICE_TIME: Duration = Duration::from_millis(10);
 /// Keys that one slice looks at, at most. Tests have many slices.
 const SLICE_KEYS: usize = if cfg!(test) { 512 } else { 8_192 };
-/// Keys that one slice has from the overlay, at most.
-const NEWER_KEYS: usize = if cfg!(test) { 64 } else { 1_024 };
+/// Keys that one slice has from the overlay, at most: as many as the page may need, in these bounds.
+const NEWER_KEYS_MIN: usize = 64;
+const NEWER_KEYS_MAX: usize = if cfg!(test) { NEWER_KEYS_MIN } else { 1_024 };
 /// The time is looked at after so many keys.
 const KEYS_BETWEEN_LOOKS: usize = 32;
 
 /// A list on its way.
 #[derive(Debug)]
 pub(super) struct Scan {
-    /// What is left of it.
+    /// What is left of it, without the ids that it names.
     query: KeyQuery,
+    /// Those, in order.
+    named: Option<Vec<KeyId>>,
     found: Vec<Arc<KeyRecord>>,
     /// Keys of the table that were looked at.
     examined: usize,
@@ -37,8 +40,19 @@ pub(super) struct Scan {
 
 impl Scan {
     /// One that has yet to begin.
-    pub(super) fn new(query: KeyQuery) -> Self {
-        Self { query, found: vec![], examined: 0 }
+    pub(super) fn new(mut query: KeyQuery) -> Self {
+        let mut ids = std::mem::take(&mut query.key_ids);
+        ids.sort_unstable();
+        ids.dedup();
+        let named = (!ids.is_empty()).then_some(ids);
+        Self { query, named, found: vec![], examined: 0 }
+    }
+
+    /// What is left of the ids that are named.
+    fn named(&self) -> Option<&[KeyId]> {
+        let named = self.named.as_deref()?;
+        let done = self.query.after.as_ref().map_or(0, |after| named.partition_point(|id| id <= after));
+        named.get(done..)
     }
 
     /// Keys of the table that it has looked at so far.
@@ -63,7 +77,7 @@ impl Scan {
 
     /// Whether it has looked at as many keys as it may. Those that a caller names are few.
     fn has_examined_enough(&self) -> bool {
-        self.query.key_ids.is_empty() && self.examined >= EXAMINED_MIN + EXAMINED_PER_FOUND * self.found.len()
+        self.named.is_none() && self.examined >= EXAMINED_MIN + EXAMINED_PER_FOUND * self.found.len()
     }
 }
 
@@ -83,10 +97,19 @@ impl Table {
         scan: &mut Scan,
     ) -> Result<Option<Page<KeyRecord, KeyId>>, StoreError> {
         let began = Instant::now();
-        let newer = overlay.keys_after(&scan.query.tenant, scan.query.after.as_ref(), NEWER_KEYS);
-        let there_are_more = newer.len() == NEWER_KEYS;
+        let (tenant, after) = (&scan.query.tenant, scan.query.after.as_ref());
+        let (newer, there_are_more) = match scan.named() {
+            // However many others are there, those that a caller names are few.
+            Some(named) => (overlay.keys_of(tenant, named), false),
+            None => {
+                let most = (scan.query.limit + 1).clamp(NEWER_KEYS_MIN, NEWER_KEYS_MAX);
+                let newer = overlay.keys_after(tenant, after, most);
+                let there_are_more = newer.len() == most;
+                (newer, there_are_more)
+            }
+        };
         let mut newer = newer.into_iter().peekable();
-        let mut candidates = self.candidates(&scan.query);
+        let mut candidates = self.candidates(scan);
         let mut older = candidates.next()?;
         for number in 1..=SLICE_KEYS {
             if scan.found.len() > scan.query.limit {
@@ -128,14 +151,11 @@ impl Table {
     }
 
     /// The keys that may meet a query, in the order of their ids.
-    fn candidates(&self, query: &KeyQuery) -> Candidates<'_> {
-        if !query.key_ids.is_empty() {
-            let mut ids = query.key_ids.clone();
-            ids.retain(|id| query.after.as_ref().is_none_or(|after| id > after));
-            ids.sort_unstable();
-            ids.dedup();
-            return Candidates::Named(ids.into_iter());
+    fn candidates(&self, scan: &Scan) -> Candidates<'_> {
+        if let Some(named) = scan.named() {
+            return Candidates::Named(named.to_vec().into_iter());
         }
+        let query = &scan.query;
         let states = if query.states.is_empty() { &STATES[..] } else { &query.states };
         let union = |facet: &dyn Fn(&'static str) -> Vec<u8>| {
             Union::new(self.facets(), states.iter().map(|state| facet(state_name(*state))))

@@ -39,6 +39,13 @@ impl Overlay {
         of_tenant.flat_map(|keys| keys.range((from, Bound::Unbounded))).take(most).map(|(_, key)| key.clone()).collect()
     }
 
+    /// Those of some keys of a tenant that are here, in the order of `ids`.
+    pub(super) fn keys_of(&self, tenant: &TenantId, ids: &[KeyId]) -> Vec<Arc<KeyRecord>> {
+        let maps = self.0.read();
+        let Some(keys) = maps.keys.get(tenant) else { return vec![] };
+        ids.iter().filter_map(|id| keys.get(id)).cloned().collect()
+    }
+
     pub(super) fn has_digest(&self, digest: &Digest) -> bool {
         self.0.read().has_digest(digest)
     }
