@@ -9,7 +9,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::str::FromStr;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -19,7 +19,6 @@ use rustix::process::umask;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
-use tokio::task::yield_now;
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
@@ -36,9 +35,6 @@ const FILES_RESERVED: usize = 128;
 const GREETING_TIME_MAX: Duration = Duration::from_secs(10);
 /// The client's half of the HTTP/2 connection preface, by RFC 9113.
 const GREETING_BYTES: usize = 24;
-
-/// Bytes that a connection reads at most before the others of its thread have their turn: a few hundred calls.
-const TURN_BYTES_MAX: usize = 32 * 1024;
 
 /// How long to wait after an error of accept, which is most often that there are too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -319,8 +315,6 @@ pub struct Conn {
     stream: Stream,
     /// What the peer still owes.
     greeting: Option<Greeting>,
-    /// Bytes that may be read until others have their turn.
-    turn_bytes_left: usize,
     slot: Slot,
 }
 
@@ -340,7 +334,7 @@ enum ParkedStream {
 
 impl Conn {
     fn new(stream: Stream, slot: Slot) -> Self {
-        Self { stream, greeting: Some(Greeting::expected()), turn_bytes_left: TURN_BYTES_MAX, slot }
+        Self { stream, greeting: Some(Greeting::expected()), slot }
     }
 
     /// Says of it that it has had a credential that works.
@@ -380,7 +374,7 @@ impl Parked {
             ParkedStream::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),
         };
         let greeting = (!self.has_greeted).then(Greeting::expected);
-        Ok(Conn { stream, greeting, turn_bytes_left: TURN_BYTES_MAX, slot: self.slot })
+        Ok(Conn { stream, greeting, slot: self.slot })
     }
 }
 
@@ -419,21 +413,12 @@ impl AsyncRead for Conn {
         if self.greeting.as_mut().is_some_and(|greeting| greeting.until.as_mut().poll(cx).is_ready()) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        if self.turn_bytes_left == 0 {
-            // Whoever always has more to read would never let go of its thread. It goes on when the runtime has looked at all
-            // sockets: one that is woken at once comes before that, and the runtime looks only after 61 turns of such.
-            self.turn_bytes_left = TURN_BYTES_MAX;
-            let _later = pin!(yield_now()).poll(cx);
-            return Poll::Pending;
-        }
         let before = buf.filled().len();
         let polled = match &mut self.stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         let read = buf.filled().len() - before;
-        self.turn_bytes_left =
-            if polled.is_pending() { TURN_BYTES_MAX } else { self.turn_bytes_left.saturating_sub(read) };
         if let Some(greeting) = &mut self.greeting {
             greeting.bytes_left = greeting.bytes_left.saturating_sub(read);
             if greeting.bytes_left == 0 {
@@ -516,59 +501,6 @@ impl Drop for RemoveSocket {
             && let Err(error) = fs::remove_file(path)
         {
             tracing::warn!(path = %path.display(), %error, "cannot remove the socket");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    use std::sync::Arc;
-    use std::sync::atomic::Ordering;
-    use std::task::Wake;
-
-    struct Woken(std::sync::atomic::AtomicBool);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.store(true, Ordering::SeqCst);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_connection_that_always_has_more_to_read_gives_others_their_turn() {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        while theirs.try_write(&[0; 4_096]).is_ok() {}
-        let slot = Slots::new(1).door().enter(&CancellationToken::new()).await;
-        let mut conn = Conn::new(Stream::Unix(ours), slot);
-        conn.stream_readable().await;
-
-        let woken = Arc::new(Woken(false.into()));
-        let waker = woken.clone().into();
-        let mut turn = || {
-            let mut read = 0;
-            loop {
-                let mut space = [0; 4_096];
-                let mut space = ReadBuf::new(&mut space);
-                match Pin::new(&mut conn).poll_read(&mut Context::from_waker(&waker), &mut space) {
-                    Poll::Ready(done) => done.unwrap(),
-                    Poll::Pending => return read,
-                }
-                read += space.filled().len();
-            }
-        };
-        assert_eq!(turn(), TURN_BYTES_MAX);
-        assert!(!woken.0.load(Ordering::SeqCst), "first come those whose sockets have become ready");
-        yield_now().await;
-        assert!(woken.0.swap(false, Ordering::SeqCst), "it goes on by itself");
-        assert_eq!(turn(), TURN_BYTES_MAX, "and then has as long a turn again");
-    }
-
-    impl Conn {
-        async fn stream_readable(&self) {
-            let Stream::Unix(stream) = &self.stream else { panic!() };
-            stream.readable().await.unwrap();
         }
     }
 }

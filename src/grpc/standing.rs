@@ -52,6 +52,12 @@ impl Standing {
         self.caller.key_id()
     }
 
+    /// A number by which callers are told apart. Nobody can choose it: it is a part of a keyed digest.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.caller.identity().digest.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    }
+
     /// The address that the caller called from.
     #[must_use]
     pub fn peer(&self) -> Option<IpAddr> {

@@ -26,9 +26,10 @@ use super::conn::Conn;
 use super::events::{Heard, events};
 use super::pace::Pace;
 use super::room::Room;
+use super::turns::Turn;
 use super::{
     AtOnce, FAREWELL_TIME, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LINGER_TIME, OUT_BYTES_MAX, QUIET_FAREWELL_TIME,
-    QUIET_LINGER_TIME,
+    QUIET_LINGER_TIME, TURN_BYTES_MAX,
 };
 
 /// Bytes that are read at once at most.
@@ -150,6 +151,7 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
             told: None,
             deadline: None,
             pace: Pace::new(std::time::Instant::now()),
+            turn: Turn::new(),
         })
     }
 
@@ -159,8 +161,21 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
     /// # Errors
     /// Those of `transfer`.
     pub fn transfer<U>(self, transfer: impl FnOnce(T) -> io::Result<U>) -> io::Result<Connection<U, S, A, X>> {
-        let Session { io, conn, events, rest, has_whole_frames, stage, timer, heard, asked, told, deadline, pace } =
-            self.0;
+        let Session {
+            io,
+            conn,
+            events,
+            rest,
+            has_whole_frames,
+            stage,
+            timer,
+            heard,
+            asked,
+            told,
+            deadline,
+            pace,
+            turn,
+        } = self.0;
         let io = transfer(io)?;
         // A timer belongs to a runtime.
         let timer = Box::pin(sleep_until(timer.deadline()));
@@ -177,6 +192,7 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
             told,
             deadline,
             pace,
+            turn,
         }))
     }
 
@@ -228,6 +244,7 @@ struct Session<T, A: AtOnce, C> {
     /// When it has had time enough to hear of the end.
     deadline: Option<Instant>,
     pace: Pace,
+    turn: Turn,
 }
 
 /// How a connection stood when a stop came.
@@ -263,6 +280,9 @@ where
             self.conn.out = WRITE.take();
         }
         let polled = self.go_on(cx, stop, leaves);
+        if leaves {
+            self.turn.settle();
+        }
         if self.conn.out.is_empty() {
             let out = std::mem::take(&mut self.conn.out);
             WRITE.with_borrow_mut(|kept| {
@@ -325,7 +345,7 @@ where
                     } else if was_full {
                         // There may be more to say than there was room for.
                         ready!(written);
-                    } else if ready!(self.poll_receive(cx))? {
+                    } else if ready!(self.poll_receive(cx, leaves))? {
                         return Poll::Ready(Ok(Served::ToItsEnd));
                     }
                 }
@@ -371,20 +391,33 @@ where
     }
 
     /// Reads, and goes through what was read. It says whether the peer has closed its end.
-    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, End>> {
+    fn poll_receive(&mut self, cx: &mut Context<'_>, has_turns: bool) -> Poll<Result<bool, End>> {
+        // A connection that has yet to make its first call waits for no turn, whoever else is unknown.
+        match self.conn.caller().filter(|_| !self.has_whole_frames) {
+            _ if !has_turns => ready!(self.turn.poll_alone(cx)),
+            Some(caller) => ready!(self.turn.poll(caller, cx)),
+            None => {}
+        }
         let mut buffer = READ.take();
         buffer.resize(READ_BYTES, 0);
-        let received = self.poll_receive_into(cx, &mut buffer);
+        let received = self.poll_receive_into(cx, has_turns, &mut buffer);
         READ.set(buffer);
         received
     }
 
-    fn poll_receive_into(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<Result<bool, End>> {
+    fn poll_receive_into(
+        &mut self,
+        cx: &mut Context<'_>,
+        has_turns: bool,
+        buffer: &mut [u8],
+    ) -> Poll<Result<bool, End>> {
         let mut filled = self.rest.len();
         if !self.has_whole_frames {
-            let mut space = ReadBuf::new(&mut buffer[filled..]);
+            let most = buffer.len().min(filled + TURN_BYTES_MAX);
+            let mut space = ReadBuf::new(&mut buffer[filled..most]);
             let read = Pin::new(&mut self.io).poll_read(cx, &mut space);
             let bytes = space.filled().len();
+            self.turn.has_read(bytes, has_turns);
             ready!(read)?;
             if bytes == 0 {
                 return Poll::Ready(Ok(true));

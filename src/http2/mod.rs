@@ -27,6 +27,7 @@ mod hpack;
 mod io;
 mod pace;
 mod room;
+mod turns;
 
 use std::time::{Duration, Instant};
 
@@ -94,6 +95,8 @@ pub const FORESEEN_MAX: usize = 16;
 /// How long a request may take from its head to its end, unless it is a stream of messages. A caller holds a
 /// place, and what was sent of the request is kept, for as long.
 pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
+/// Bytes that are read in a turn: a few hundred calls. One read more may go beyond it.
+pub const TURN_BYTES_MAX: usize = 32 * 1024;
 /// Bytes that wait to be written to the network. Beyond it nothing is read, and no call says more.
 pub const OUT_BYTES_MAX: usize = 128 * 1024;
 /// Bytes of replies that wait for the peer's windows, of all calls of a connection. Beyond it no call is answered at
@@ -157,6 +160,11 @@ pub trait AtOnce {
 
     /// A call that was admitted will not be answered: its caller has given it up, or it failed.
     fn give_up(&mut self, pass: &Self::Pass);
+
+    /// Whose calls these are, as a number: callers take turns on a thread, and all who are not known are one of them.
+    fn caller(&self) -> u64 {
+        0
+    }
 
     /// What was read is gone through, and the replies are about to be written.
     fn end(&mut self);

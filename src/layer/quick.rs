@@ -242,6 +242,10 @@ impl AtOnce for QuickVerify {
         self.calls[pass.which].count(Code::Cancelled.into(), pass.began.elapsed());
     }
 
+    fn caller(&self) -> u64 {
+        self.known.as_ref().map_or(0, |known| known.standing.number())
+    }
+
     fn end(&mut self) {
         self.foreseen.clear();
         if self.answered == [0; 2] {

@@ -253,6 +253,11 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         self.calls.has_gone_elsewhere()
     }
 
+    /// Whose calls these are, once there has been one.
+    pub(super) fn caller(&self) -> Option<u64> {
+        (self.last_stream > 0).then(|| self.at_once.caller())
+    }
+
     /// Asks whether the peer is still there.
     pub(super) fn ping(&mut self) {
         frame::put_ping(&mut self.out, false, &PING_KEEPALIVE);
