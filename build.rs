@@ -31,7 +31,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let service = compile(&["keyward/v1/admin.proto", "keyward/v1/audit.proto", "keyward/v1/verify.proto"])?;
     fs::write(out.join("keyward_v1.bin"), service.encode_to_vec())?;
     let builder = tonic_prost_build::configure().btree_map(".").skip_debug(SECRET_MESSAGES);
-    builder.compile_fds(service)?;
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names();
+    builder.codec_path("crate::grpc::codec::Bounded").compile_fds_with_config(service, config)?;
 
     let health = compile(&["grpc/health/v1/health.proto"])?;
     fs::write(out.join("grpc_health_v1.bin"), health.encode_to_vec())?;

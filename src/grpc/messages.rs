@@ -12,7 +12,6 @@ use futures_util::Stream;
 use http::Request;
 use http_body::Body as _;
 use parking_lot::Mutex;
-use prost::Message;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
@@ -21,7 +20,7 @@ use zeroize::Zeroize;
 
 use super::calls::STREAM_VERIFY;
 use super::status::{Refusal, status};
-use super::{STREAM_MESSAGE_BYTES_MAX, pb};
+use super::{STREAM_MESSAGE_BYTES_MAX, codec, pb};
 
 /// Whether a message is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
@@ -101,9 +100,9 @@ impl Messages {
             return Err(Refusal::TooLong { max: STREAM_MESSAGE_BYTES_MAX });
         }
         let Some(message) = rest.get(..length) else { return Ok(None) };
-        let message = pb::StreamVerifyRequest::decode(message);
+        let message = codec::decode(message);
         self.taken += PREFIX_BYTES + length;
-        message.map(Some).map_err(|_| Refusal::Unreadable("a message is not the protobuf that it should be"))
+        message.map(Some)
     }
 
     /// Puts what has come behind what is there, and drops what was taken out of it.

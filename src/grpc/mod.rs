@@ -2,12 +2,13 @@
 //!
 //! [`pb`] is generated, [`convert`] and [`fields`] translate, [`status`] is the only place that builds a `Status`,
 //! [`calls`] says which call needs which permission, [`admin`], [`audit`] and [`verify`] are the services,
-//! [`stream_verify`] the one call that goes on, [`messages`] what it reads, and [`standing`] what its caller may while
-//! it does. [`health`] and [`reflection`] are open to anyone.
+//! [`stream_verify`] the one call that goes on, [`messages`] and [`codec`] how requests are read, and [`standing`] what
+//! a caller may meanwhile. [`health`] and [`reflection`] are open to anyone.
 
 pub mod admin;
 pub mod audit;
 pub mod calls;
+pub mod codec;
 pub mod convert;
 pub mod fields;
 pub mod health;

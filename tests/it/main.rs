@@ -8,6 +8,7 @@
 mod access;
 mod administrators;
 mod ahead;
+mod amplified;
 mod backup;
 mod bad_input;
 mod batch;
