@@ -6,7 +6,7 @@ use std::fs;
 use std::marker::PhantomData;
 
 use bytes::{Buf, BufMut};
-use keyward::grpc::{BATCH_REQUEST_BYTES_MAX, pb};
+use keyward::grpc::{BATCH_REQUEST_BYTES_MAX, STREAM_MESSAGE_BYTES_MAX, pb};
 use keyward_core::limits::{BATCH_ITEMS_MAX, SCOPES_MAX};
 use prost::Message;
 use prost::encoding::encode_varint;
@@ -155,8 +155,10 @@ async fn a_message_full_of_empty_entries_takes_a_small_multiple_of_its_bytes() {
         for service in &file.service {
             for method in &service.method {
                 let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
-                for (list, message) in files.filled(files.message(method.input_type()), BATCH_REQUEST_BYTES_MAX - 64) {
-                    assert!(message.len() > BATCH_REQUEST_BYTES_MAX * 9 / 10, "{path} {list}");
+                let bytes_max =
+                    if method.client_streaming() { STREAM_MESSAGE_BYTES_MAX } else { BATCH_REQUEST_BYTES_MAX };
+                for (list, message) in files.filled(files.message(method.input_type()), bytes_max - 64) {
+                    assert!(message.len() > bytes_max * 9 / 10, "{path} {list}");
                     let (growth, answered) = growth(&program, &admin, &path, message).await;
                     assert!(growth < GROWTH_MAX, "{path} {list}: {growth} bytes, {answered:?}");
                     let code = answered.err().map_or(Code::Ok, |status| status.code());
