@@ -12,14 +12,13 @@ use http::{Request, Response};
 use http_body::Body;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use tower_service::Service;
 
 use crate::cores::Home;
-use crate::http2::{self, AtOnce, Budget, Incoming, Served, Stop};
+use crate::http2::{self, AtOnce, Budget, Incoming, Stop};
 use crate::lifecycle::Tasks;
-use crate::net::{Conn, Mark, Parked, Peer};
+use crate::net::{Conn, Mark, Peer};
 
 /// What answers calls, and where.
 #[derive(Clone, Debug)]
@@ -38,9 +37,9 @@ pub struct Answering<S, F> {
     pub is_long: fn(&str) -> bool,
     /// Whether a call, by its path, goes before others.
     pub is_urgent: fn(&str) -> bool,
-    /// Where such calls are answered. Their connections stay where they are.
+    /// Where such calls are answered.
     pub urgent: Handle,
-    /// Where all other calls are answered, and connections live once they have had such a call.
+    /// Where all other calls are answered.
     pub elsewhere: Handle,
     /// What all connections may hold of requests.
     pub budget: Budget,
@@ -77,9 +76,7 @@ impl<S, F> Answering<S, F> {
 /// Serves the connections that come in, as long as some may come, until they end, or finish after `tasks` is told to
 /// stop.
 ///
-/// Without homes, connections live on the current runtime. With homes, one that calls for what is answered
-/// elsewhere goes there, once and for all: whoever makes changes, hundreds at a time, takes nothing from
-/// verdicts on the core that he was given.
+/// A connection stays on its core. Without cores, connections are served on the current runtime.
 pub async fn serve<S, B, F, A>(
     tasks: Tasks,
     homes: Vec<Home>,
@@ -93,8 +90,8 @@ pub async fn serve<S, B, F, A>(
     A: AtOnce<Pass: Send> + Send + 'static,
 {
     let stop = tasks.stop_token();
-    let moves = !homes.is_empty();
-    let homes = if moves { homes } else { vec![Home::here()] };
+    let has_core = !homes.is_empty();
+    let homes = if has_core { homes } else { vec![Home::here()] };
     while let Some(accepted) = incoming.recv().await {
         let Some(home) = homes.iter().min_by_key(|home| home.taken()) else { return };
         let Ok(conn) = accepted else { continue };
@@ -102,46 +99,17 @@ pub async fn serve<S, B, F, A>(
         let leave = conn.leave();
         let Ok(parked) = conn.park() else { continue };
         let (place, answering, stop) = (home.place(), answering.clone(), stop.clone());
-        let owner = tasks.clone();
         tasks.spawn_lone_on(home.runtime(), async move {
+            let _place = place;
             // What the kernel has lost meanwhile needs no answer.
             let Ok(conn) = parked.unpark() else { return };
-            let elsewhere = answering.elsewhere.clone();
-            let Some(leaving) = converse(answering.begin(conn), &leave, &stop, moves).await else { return };
-            drop(place);
-            let Ok(leaving) = leaving.transfer(Conn::park) else { return };
-            owner.spawn_lone_on(&elsewhere, async move {
-                if let Ok(arrived) = leaving.transfer(Parked::unpark) {
-                    converse(arrived, &leave, &stop, false).await;
-                }
-            });
+            let ending = async {
+                leave.cancelled().await;
+                if stop.is_cancelled() { Stop::InOrder } else { Stop::AtOnce }
+            };
+            if let Err(error) = answering.begin(conn).serve(ending, has_core).await {
+                tracing::debug!(%error, "a connection ended with an error");
+            }
         });
-    }
-}
-
-/// Answers the calls of one connection until it ends, or leaves: then it is given back.
-async fn converse<S, B, A>(
-    mut connection: Connection<S, A>,
-    leave: &CancellationToken,
-    stop: &CancellationToken,
-    leaves: bool,
-) -> Option<Connection<S, A>>
-where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    B: Body<Data = Bytes> + Send + 'static,
-    A: AtOnce,
-{
-    let leaving = async {
-        leave.cancelled().await;
-        if stop.is_cancelled() { Stop::InOrder } else { Stop::AtOnce }
-    };
-    match connection.serve(leaving, leaves).await {
-        Ok(Served::ToItsEnd) => None,
-        Ok(Served::UntilItLeaves) => Some(connection),
-        Err(error) => {
-            tracing::debug!(%error, "a connection ended with an error");
-            None
-        }
     }
 }

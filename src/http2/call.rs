@@ -126,9 +126,6 @@ pub(super) trait Begin {
 
     /// Begins a call. `None`: its head is of no request.
     fn begin(&mut self, stream: u32, head: &Head, inbox: Inbox) -> Option<Running>;
-
-    /// Whether one has begun that is answered elsewhere.
-    fn has_gone_elsewhere(&self) -> bool;
 }
 
 /// Begins the calls of one connection.
@@ -141,7 +138,6 @@ pub(super) struct Calls<S, X> {
     pub(super) is_urgent: fn(&str) -> bool,
     pub(super) urgent: Handle,
     pub(super) elsewhere: Handle,
-    pub(super) has_gone_elsewhere: bool,
     pub(super) extension: X,
     pub(super) events: Events,
     pub(super) room: Room,
@@ -193,17 +189,12 @@ where
         } else if is_urgent {
             Some(self.urgent.clone())
         } else {
-            self.has_gone_elsewhere = true;
             Some(self.elsewhere.clone())
         };
         let task =
             runtime.map(|runtime| runtime.spawn(poll_fn(move |cx| poll_cleanly(call.as_mut(), cx))).abort_handle());
         let has_ended = task.is_none();
         Some(Running { task, has_ended, room })
-    }
-
-    fn has_gone_elsewhere(&self) -> bool {
-        self.has_gone_elsewhere
     }
 }
 

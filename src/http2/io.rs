@@ -107,15 +107,6 @@ pub enum Stop {
     AtOnce,
 }
 
-/// Where [`Connection::serve`] has come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Served {
-    /// The connection has ended.
-    ToItsEnd,
-    /// A call has begun that is answered elsewhere, and the connection would go on there.
-    UntilItLeaves,
-}
-
 impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
     /// A connection that is there already, on the current runtime.
     pub fn new(io: T, answering: Answering<S, A, X>) -> Self {
@@ -132,7 +123,6 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
             is_urgent,
             urgent,
             elsewhere,
-            has_gone_elsewhere: false,
             extension,
             events,
             room: room.clone(),
@@ -155,54 +145,13 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
         })
     }
 
-    /// Takes its socket off a runtime, or puts it on the current one. All else goes with it: what was read
-    /// and what is to be written, the calls under way, and the times that it keeps.
-    ///
-    /// # Errors
-    /// Those of `transfer`.
-    pub fn transfer<U>(self, transfer: impl FnOnce(T) -> io::Result<U>) -> io::Result<Connection<U, S, A, X>> {
-        let Session {
-            io,
-            conn,
-            events,
-            rest,
-            has_whole_frames,
-            stage,
-            timer,
-            heard,
-            asked,
-            told,
-            deadline,
-            pace,
-            turn,
-        } = self.0;
-        let io = transfer(io)?;
-        // A timer belongs to a runtime.
-        let timer = Box::pin(sleep_until(timer.deadline()));
-        Ok(Connection(Session {
-            io,
-            conn,
-            events,
-            rest,
-            has_whole_frames,
-            stage,
-            timer,
-            heard,
-            asked,
-            told,
-            deadline,
-            pace,
-            turn,
-        }))
-    }
-
     /// Answers its calls until it ends; after `stop`, until those that were begun are answered, or no longer.
-    /// One that `leaves` does so when a call has begun that is answered elsewhere; until then it may keep its
-    /// thread awake for a call that is about to come.
+    /// On a core's own thread (`has_core`) callers take turns, and the connection may keep the thread awake for a
+    /// call that is about to come.
     ///
     /// # Errors
     /// See [`End`].
-    pub async fn serve<B>(&mut self, stop: impl Future<Output = Stop>, leaves: bool) -> Result<Served, End>
+    pub async fn serve<B>(&mut self, stop: impl Future<Output = Stop>, has_core: bool) -> Result<(), End>
     where
         T: AsyncRead + AsyncWrite + Unpin,
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
@@ -212,8 +161,8 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
     {
         let mut stop = pin!(stop);
         loop {
-            let polled = poll_fn(|cx| match self.0.poll(cx, stop.as_mut(), leaves) {
-                Poll::Pending if leaves && self.0.pace.is_hurried(std::time::Instant::now) => Poll::Ready(None),
+            let polled = poll_fn(|cx| match self.0.poll(cx, stop.as_mut(), has_core) {
+                Poll::Pending if has_core && self.0.pace.is_hurried(std::time::Instant::now) => Poll::Ready(None),
                 polled => polled.map(Some),
             });
             match polled.await {
@@ -274,13 +223,13 @@ where
         &mut self,
         cx: &mut Context<'_>,
         stop: Pin<&mut impl Future<Output = Stop>>,
-        leaves: bool,
-    ) -> Poll<Result<Served, End>> {
+        has_core: bool,
+    ) -> Poll<Result<(), End>> {
         if self.conn.out.capacity() == 0 {
             self.conn.out = WRITE.take();
         }
-        let polled = self.go_on(cx, stop, leaves);
-        if leaves {
+        let polled = self.go_on(cx, stop, has_core);
+        if has_core {
             self.turn.settle();
         }
         if self.conn.out.is_empty() {
@@ -301,14 +250,10 @@ where
         &mut self,
         cx: &mut Context<'_>,
         mut stop: Pin<&mut impl Future<Output = Stop>>,
-        leaves: bool,
-    ) -> Poll<Result<Served, End>> {
+        has_core: bool,
+    ) -> Poll<Result<(), End>> {
         loop {
             match self.stage {
-                // Between two reads nothing is half done.
-                Stage::Open if leaves && self.conn.has_gone_elsewhere() => {
-                    return Poll::Ready(Ok(Served::UntilItLeaves));
-                }
                 Stage::Open => {
                     if self.told.is_none()
                         && let Poll::Ready(stop) = stop.as_mut().poll(cx)
@@ -345,8 +290,8 @@ where
                     } else if was_full {
                         // There may be more to say than there was room for.
                         ready!(written);
-                    } else if ready!(self.poll_receive(cx, leaves))? {
-                        return Poll::Ready(Ok(Served::ToItsEnd));
+                    } else if ready!(self.poll_receive(cx, has_core))? {
+                        return Poll::Ready(Ok(()));
                     }
                 }
                 Stage::Ending(fault) => {
@@ -391,16 +336,16 @@ where
     }
 
     /// Reads, and goes through what was read. It says whether the peer has closed its end.
-    fn poll_receive(&mut self, cx: &mut Context<'_>, has_turns: bool) -> Poll<Result<bool, End>> {
+    fn poll_receive(&mut self, cx: &mut Context<'_>, has_core: bool) -> Poll<Result<bool, End>> {
         // A connection that has yet to make its first call waits for no turn, whoever else is unknown.
         match self.conn.caller().filter(|_| !self.has_whole_frames) {
-            _ if !has_turns => ready!(self.turn.poll_alone(cx)),
+            _ if !has_core => ready!(self.turn.poll_alone(cx)),
             Some(caller) => ready!(self.turn.poll(caller, cx)),
             None => {}
         }
         let mut buffer = READ.take();
         buffer.resize(READ_BYTES, 0);
-        let received = self.poll_receive_into(cx, has_turns, &mut buffer);
+        let received = self.poll_receive_into(cx, has_core, &mut buffer);
         READ.set(buffer);
         received
     }
@@ -408,7 +353,7 @@ where
     fn poll_receive_into(
         &mut self,
         cx: &mut Context<'_>,
-        has_turns: bool,
+        has_core: bool,
         buffer: &mut [u8],
     ) -> Poll<Result<bool, End>> {
         let mut filled = self.rest.len();
@@ -417,7 +362,7 @@ where
             let mut space = ReadBuf::new(&mut buffer[filled..most]);
             let read = Pin::new(&mut self.io).poll_read(cx, &mut space);
             let bytes = space.filled().len();
-            self.turn.has_read(bytes, has_turns);
+            self.turn.has_read(bytes, has_core);
             ready!(read)?;
             if bytes == 0 {
                 return Poll::Ready(Ok(true));
@@ -543,6 +488,6 @@ where
     }
 }
 
-fn end_of(fault: Option<Fault>) -> Result<Served, End> {
-    fault.map_or(Ok(Served::ToItsEnd), |fault| Err(End::Fault(fault)))
+fn end_of(fault: Option<Fault>) -> Result<(), End> {
+    fault.map_or(Ok(()), |fault| Err(End::Fault(fault)))
 }

@@ -37,7 +37,7 @@ pub use self::body::{Incoming, Incomplete};
 pub use self::budget::{Budget, Callers};
 pub use self::code::{Code, Fault};
 pub use self::head::Head;
-pub use self::io::{Answering, Connection, End, Served, Stop};
+pub use self::io::{Answering, Connection, End, Stop};
 
 /// Calls that a connection has under way at most. Further ones are refused with REFUSED_STREAM. The place of
 /// a call that its caller has given up is free when the call has really ended.

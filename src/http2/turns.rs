@@ -89,8 +89,8 @@ impl Turn {
     }
 
     /// So many bytes have been read, or none, because there were none.
-    pub(super) fn has_read(&mut self, bytes: usize, has_turns: bool) {
-        if has_turns {
+    pub(super) fn has_read(&mut self, bytes: usize, has_core: bool) {
+        if has_core {
             TURNS.with_borrow_mut(|turns| turns.callers.entry(self.caller).or_default().read_bytes += bytes);
         } else {
             self.read_bytes = if bytes == 0 { 0 } else { self.read_bytes + bytes };

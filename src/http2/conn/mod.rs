@@ -247,12 +247,6 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     pub(super) fn answered(&self) -> u64 {
         self.answered
     }
-
-    /// Whether a call has begun that is answered elsewhere.
-    pub(super) fn has_gone_elsewhere(&self) -> bool {
-        self.calls.has_gone_elsewhere()
-    }
-
     /// Whose calls these are, once there has been one.
     pub(super) fn caller(&self) -> Option<u64> {
         (self.last_stream > 0).then(|| self.at_once.caller())

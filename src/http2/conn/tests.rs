@@ -58,10 +58,6 @@ impl Begin for Begun {
         self.0.borrow_mut().push(stream);
         Some(Running::never())
     }
-
-    fn has_gone_elsewhere(&self) -> bool {
-        false
-    }
 }
 
 type Tested = Conn<Echo, Begun>;
