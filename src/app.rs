@@ -30,6 +30,7 @@ use crate::authority::{Authority, AuthorityError, Parts};
 use crate::conditions;
 use crate::config::Settings;
 use crate::cores::Cores;
+use crate::fast_path::FastVerify;
 use crate::files;
 use crate::grpc;
 use crate::grpc::calls::{has_long_reply, has_stream, is_open, is_quick, is_urgent};
@@ -45,7 +46,6 @@ use crate::layer::incoming::{IncomingLayer, IncompleteLayer};
 use crate::layer::log::LogLayer;
 use crate::layer::metrics::MetricsLayer;
 use crate::layer::protocol::ProtocolLayer;
-use crate::layer::quick::QuickVerify;
 use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::Metrics;
 use crate::net::{Conn, ListenAddr, Listener, Slots, SocketAccess, connections_max};
@@ -411,7 +411,7 @@ fn serve(
     let service = ProtocolLayer.layer(service);
     let service = IncomingLayer.layer(MetricsLayer::new(calls.clone()).layer(service));
     let gate = gate.clone();
-    let at_once = move |peer, connection| QuickVerify::new(gate.clone(), &calls, ways.clone(), peer, connection);
+    let at_once = move |peer, connection| FastVerify::new(gate.clone(), &calls, ways.clone(), peer, connection);
     let (urgent, elsewhere) = (cores.urgent(), Handle::current());
     let answering = Answering {
         service,

@@ -13,6 +13,7 @@
 //! - [`systemd`]: notifications of readiness. [`ops_http`]: probes and metrics over HTTP. [`metrics`]: what
 //!   is counted.
 //! - [`layer`], [`grpc`]: calls come in: who calls, may they, and from the wire to the domain and back.
+//!   [`fast_path`]: most verdicts, from the bytes that were read.
 //! - [`authority`]: the write side. [`verify`]: the hot path.
 //! - [`bytes_codec`]: numbers in stored and received bytes. [`index`]: every key in RAM. [`feed`]: the changes, in order.
 //! - [`store`]: the log and the table on disk.
@@ -28,6 +29,7 @@ pub mod conditions;
 pub mod config;
 pub mod cores;
 pub mod fair;
+pub mod fast_path;
 pub mod fatal;
 #[cfg(feature = "_faults")]
 pub mod faults;

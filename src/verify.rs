@@ -2,8 +2,6 @@
 //!
 //! Synchronous: it never awaits, never does I/O, and reads nothing but the index and the clock's reading it is given.
 
-pub mod foreseen;
-
 use std::sync::Arc;
 
 use keyward_core::access::{Action, Caller};
@@ -31,7 +29,23 @@ pub struct Presented<'a> {
     digest: Option<Digest>,
 }
 
-impl Presented<'_> {
+impl<'a> Presented<'a> {
+    /// A text with the digest that [`Presented::digest`] gave for the same text.
+    pub(crate) fn of_digest(text: &'a str, digest: Option<Digest>) -> Self {
+        Self { text, digest }
+    }
+
+    /// Its digest under the current pepper. `None`: the text has not the form of a secret.
+    pub(crate) fn digest(&self) -> Option<Digest> {
+        self.digest
+    }
+
+    /// The text.
+    #[cfg(test)]
+    pub(crate) fn text(&self) -> &'a str {
+        self.text
+    }
+
     /// Whether it was made of this very text: the same piece of memory.
     #[must_use]
     pub fn is(&self, text: &str) -> bool {
@@ -83,7 +97,8 @@ impl Verifier {
         self.read_ahead_of(secrets.filter_map(|secret| secret.digest));
     }
 
-    fn read_ahead_of(&self, all: impl Iterator<Item = Digest>) {
+    /// The same by their digests.
+    pub(crate) fn read_ahead_of(&self, all: impl Iterator<Item = Digest>) {
         let mut digests = [Digest::from_bytes([0; 32]); TOGETHER];
         let mut count = 0;
         for (digest, to) in all.zip(&mut digests) {

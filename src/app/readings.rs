@@ -7,10 +7,10 @@ use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::record::State;
 use tokio::sync::watch;
 
+use crate::fast_path;
 use crate::grpc::calls::CALLS;
 use crate::http2::{Budget, Callers};
 use crate::index::{Index, Kind};
-use crate::layer::quick;
 use crate::metrics::{Finding, Metrics, Reading, Readings};
 use crate::net::Slots;
 use crate::ops_http::Phase;
@@ -93,7 +93,7 @@ pub(super) fn new_metrics(
         table_record_bytes: table(|figures| figures.record_bytes),
         table_rebuilds: table(|figures| figures.rebuilds),
     };
-    Metrics::new(CALLS.iter().map(|(path, _)| *path), quick::PATHS, readings)
+    Metrics::new(CALLS.iter().map(|(path, _)| *path), fast_path::PATHS, readings)
 }
 
 /// The states of keys, as metrics call them.

@@ -20,10 +20,16 @@ pub const CALLS: &[(&str, Action)] = &[
     ("/keyward.v1.KeyAdmin/ListTenants", Action::Read),
     ("/keyward.v1.KeyAdmin/Backup", Action::Backup),
     ("/keyward.v1.KeyAudit/GetHead", Action::ReadHead),
-    ("/keyward.v1.KeyVerify/Verify", Action::Verify),
-    ("/keyward.v1.KeyVerify/BatchVerify", Action::Verify),
+    (VERIFY, Action::Verify),
+    (BATCH_VERIFY, Action::Verify),
     (STREAM_VERIFY, Action::Verify),
 ];
+
+/// One verdict.
+pub const VERIFY: &str = "/keyward.v1.KeyVerify/Verify";
+
+/// Several verdicts.
+pub const BATCH_VERIFY: &str = "/keyward.v1.KeyVerify/BatchVerify";
 
 /// The call whose caller is checked again for each of its messages.
 pub const STREAM_VERIFY: &str = "/keyward.v1.KeyVerify/StreamVerify";

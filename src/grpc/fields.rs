@@ -11,6 +11,7 @@ use keyward_core::leak::holds_secret;
 use keyward_core::limits::{
     ANNOTATION_VALUE_BYTES_MAX, ANNOTATIONS_MAX, AUDIENCE_BYTES_MAX, AUDIENCES_MAX, CIDRS_MAX, DESCRIPTION_BYTES_MAX,
     LABEL_NAME_BYTES_MAX, LABEL_VALUE_BYTES_MAX, LABELS_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, SCOPES_MAX,
+    SECRET_BYTES_MIN,
 };
 use keyward_core::scope::{self, Scope};
 use prost_types::Timestamp;
@@ -89,7 +90,7 @@ impl Fields {
     /// A text that people read and compare, of at most `bytes_max` bytes: without characters that nobody sees, and in
     /// one form.
     pub fn text(&mut self, field: &str, value: String, bytes_max: usize) -> String {
-        if !self.has_no_secret(field, &value) {
+        if !self.has_no_secret(|| field.to_owned(), &value) {
             return value;
         }
         if value.len() > bytes_max {
@@ -122,14 +123,19 @@ impl Fields {
 
     /// A text that is not kept, and stays as it is: of at most `bytes_max` bytes without control characters.
     pub fn opaque_text(&mut self, field: &str, value: String, bytes_max: usize) -> String {
+        self.opaque(field, &value, bytes_max);
+        value
+    }
+
+    /// The rules of [`Fields::opaque_text`], for a text that is borrowed.
+    pub fn opaque(&mut self, field: &str, value: &str, bytes_max: usize) {
         if value.len() > bytes_max {
             self.wrong(field, format!("must be at most {bytes_max} bytes"));
         }
         if value.chars().any(char::is_control) {
             self.wrong(field, "must have no control characters");
         }
-        self.has_no_secret(field, &value);
-        value
+        self.has_no_secret(|| field.to_owned(), value);
     }
 
     /// Scopes to grant.
@@ -138,7 +144,7 @@ impl Fields {
     }
 
     /// Scopes to ask for.
-    pub fn required_scopes(&mut self, field: &str, values: &[String]) {
+    pub fn required_scopes(&mut self, field: &str, values: &[&str]) {
         self.list(field, values, SCOPES_MAX, |text| scope::check_required(text).map_err(|rule| rule.0));
     }
 
@@ -252,7 +258,7 @@ impl Fields {
     pub fn list<T, E: Into<String>>(
         &mut self,
         field: &str,
-        values: &[String],
+        values: &[impl AsRef<str>],
         count_max: usize,
         parse: impl Fn(&str) -> Result<T, E>,
     ) -> Vec<T> {
@@ -260,23 +266,23 @@ impl Fields {
             self.wrong(field, format!("must have at most {count_max} entries"));
             return vec![];
         }
-        let parsed = values.iter().enumerate().filter_map(|(at, value)| {
-            let field = format!("{field}[{at}]");
-            if !self.has_no_secret(&field, value) {
+        let parsed = values.iter().map(AsRef::as_ref).enumerate().filter_map(|(at, value)| {
+            let entry = || format!("{field}[{at}]");
+            if !self.has_no_secret(entry, value) {
                 return None;
             }
-            parse(value).map_err(|rule| self.wrong(field, rule)).ok()
+            parse(value).map_err(|rule| self.wrong(entry(), rule)).ok()
         });
         parsed.collect()
     }
 
     /// People paste secrets where labels belong. What is written there is kept and shown, so it must not be
     /// one, however it is written.
-    fn has_no_secret(&mut self, field: &str, value: &str) -> bool {
-        // A text past every limit is refused for that; nobody is to be kept busy with it.
-        let holds_one = value.len() <= TEXT_BYTES_MAX && holds_secret(value);
+    fn has_no_secret(&mut self, field: impl Fn() -> String, value: &str) -> bool {
+        // No way of writing a secret is shorter than it. A text past every limit is refused for its length.
+        let holds_one = (SECRET_BYTES_MIN..=TEXT_BYTES_MAX).contains(&value.len()) && holds_secret(value);
         if holds_one {
-            self.wrong(field, "must not contain the secret of a key");
+            self.wrong(field(), "must not contain the secret of a key");
         }
         !holds_one
     }
@@ -292,7 +298,11 @@ impl Fields {
             self.wrong(field, format!("must have at most {count_max} entries"));
             return false;
         }
-        if !values.iter().flat_map(|(name, value)| [name, value]).all(|text| self.has_no_secret(field, text)) {
+        if !values
+            .iter()
+            .flat_map(|(name, value)| [name, value])
+            .all(|text| self.has_no_secret(|| field.to_owned(), text))
+        {
             return false;
         }
         if !values.keys().all(|name| (1..=LABEL_NAME_BYTES_MAX).contains(&name.len()) && valid(name)) {

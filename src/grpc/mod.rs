@@ -14,6 +14,7 @@ pub mod fields;
 pub mod health;
 pub mod messages;
 pub mod pb;
+pub mod query;
 pub mod ready;
 pub mod reflection;
 pub mod refusals;
@@ -22,7 +23,6 @@ pub mod status;
 pub mod stream_verify;
 mod text;
 pub mod verify;
-pub mod wire;
 
 use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};

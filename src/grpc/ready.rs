@@ -9,7 +9,6 @@ use keyward_core::digest::PepperRing;
 
 use super::status::Refusal;
 use crate::authority::Authority;
-pub use crate::metrics::Detour;
 use crate::metrics::Verdicts;
 use crate::verify::Verifier;
 

@@ -16,7 +16,7 @@ pub const LINES_MAX: u32 = 20;
 /// The time that lines are counted in.
 pub const WINDOW: Duration = Duration::from_secs(1);
 
-static LINES: Lines = Lines::new();
+static LINES: Lines = Lines::new(LINES_MAX);
 
 /// Whether one more line may be logged now. If not, it is counted.
 pub fn may_log() -> bool {
@@ -45,8 +45,11 @@ pub async fn tell_left_out(stop: CancellationToken) {
     }
 }
 
-/// Counts lines.
-struct Lines(Mutex<Counts>);
+/// Lines of one kind, of which so many are logged in one [`WINDOW`].
+pub struct Lines {
+    max: u32,
+    counts: Mutex<Counts>,
+}
 
 struct Counts {
     since: Option<Instant>,
@@ -55,17 +58,19 @@ struct Counts {
 }
 
 impl Lines {
-    const fn new() -> Self {
-        Self(Mutex::new(Counts { since: None, logged: 0, left_out: 0 }))
+    /// At most so many in one [`WINDOW`].
+    #[must_use]
+    pub const fn new(max: u32) -> Self {
+        Self { max, counts: Mutex::new(Counts { since: None, logged: 0, left_out: 0 }) }
     }
 
     /// Whether one more line may be logged at this time. If not, it is counted.
-    fn admit(&self, now: Instant) -> bool {
-        let mut counts = self.0.lock();
+    pub fn admit(&self, now: Instant) -> bool {
+        let mut counts = self.counts.lock();
         if counts.since.is_none_or(|since| now.duration_since(since) >= WINDOW) {
             (counts.since, counts.logged) = (Some(now), 0);
         }
-        if counts.logged == LINES_MAX {
+        if counts.logged == self.max {
             counts.left_out += 1;
             return false;
         }
@@ -75,7 +80,7 @@ impl Lines {
 
     /// How many lines were left out since this was asked last.
     fn left_out(&self) -> u64 {
-        std::mem::take(&mut self.0.lock().left_out)
+        std::mem::take(&mut self.counts.lock().left_out)
     }
 }
 
@@ -85,7 +90,7 @@ mod tests {
 
     #[test]
     fn so_many_lines_a_second_are_logged_and_the_rest_are_counted() {
-        let (lines, begin) = (Lines::new(), Instant::now());
+        let (lines, begin) = (Lines::new(LINES_MAX), Instant::now());
         for second in 0..3 {
             let admitted = (0..1_000).filter(|at| lines.admit(begin + WINDOW * second + WINDOW / 2_000 * *at)).count();
             assert_eq!(admitted, LINES_MAX as usize);

@@ -155,7 +155,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// The credential in the value of `authorization`.
-pub(super) fn credential_of(value: &[u8]) -> Option<&str> {
+pub(crate) fn credential_of(value: &[u8]) -> Option<&str> {
     // A credential is ASCII that can be seen.
     let text = str::from_utf8(value).ok().filter(|text| text.is_ascii())?;
     let (scheme, credential) = text.split_once(' ')?;

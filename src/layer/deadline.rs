@@ -160,7 +160,7 @@ pub(super) fn timeout_of(headers: &HeaderMap) -> Result<Option<Duration>, Malfor
 }
 
 /// Reads a timeout: one to eight digits and a unit (gRPC over HTTP/2, "Requests"). `None`: it is malformed.
-pub(super) fn read_timeout(value: &[u8]) -> Option<Duration> {
+pub(crate) fn read_timeout(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
     if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
         return None;

@@ -17,12 +17,19 @@ use tower_service::Service;
 use tracing::Level;
 
 use crate::grpc::calls::{action_of, known};
+use crate::grpc::refusals::Lines;
 use crate::grpc::standing::Standing;
 
-/// Whether calls are logged. Another part of the program may be logged in as much detail without that.
+/// Calls of the fast path that are logged in a second, at level debug.
+pub const SAMPLES_MAX: u32 = 100;
+
+static SAMPLES: Lines = Lines::new(SAMPLES_MAX);
+
+/// Whether a call of the fast path is to take the slow one, because that logs it. Another part of the program may be
+/// logged in as much detail without that.
 #[must_use]
-pub fn is_on() -> bool {
-    tracing::enabled!(Level::DEBUG)
+pub fn takes_sample() -> bool {
+    tracing::enabled!(Level::DEBUG) && SAMPLES.admit(Instant::now())
 }
 
 /// Logs each call.

@@ -1,6 +1,6 @@
 //! Middleware: what happens to every call before a service sees it. Outermost first: [`incoming`],
 //! [`metrics`], [`protocol`], then [`deadline`], [`authn`] with [`judged`], [`log`], and [`incoming`] once
-//! more. [`quick`] answers what need not come to them.
+//! more. [`crate::fast_path`] answers most verdicts before any of them.
 
 pub mod authn;
 pub mod deadline;
@@ -9,4 +9,3 @@ mod judged;
 pub mod log;
 pub mod metrics;
 pub mod protocol;
-pub mod quick;

@@ -68,5 +68,5 @@ mod tools;
 mod turns;
 mod two_ways;
 mod urgent;
+mod verify_codec;
 mod ways;
-mod wire;

@@ -284,7 +284,7 @@ async fn calls_are_counted_by_name_and_code_with_how_long_they_took() {
 }
 
 fn own_metrics() -> Metrics {
-    Metrics::new(CALLS.iter().map(|(path, _)| *path), keyward::layer::quick::PATHS, Readings::default())
+    Metrics::new(CALLS.iter().map(|(path, _)| *path), keyward::fast_path::PATHS, Readings::default())
 }
 
 #[test]

@@ -60,7 +60,7 @@ impl Desk {
         let zero = || -> keyward::metrics::Reading { Box::new(|| 0) };
         let readings =
             Readings { keys: zero(), revision: zero(), connections: zero(), writable: zero(), ..Readings::default() };
-        let metrics = Metrics::new(std::iter::empty(), keyward::layer::quick::PATHS, readings);
+        let metrics = Metrics::new(std::iter::empty(), keyward::fast_path::PATHS, readings);
         let gate = Gate::default();
         gate.open(Ready {
             verifier: Verifier::new(index.clone(), peppers.clone()),

@@ -70,10 +70,11 @@ fn requests(secrets: Vec<String>) -> impl Strategy<Value = pb::VerifyRequest> {
         prop_oneof![19 => Just(0), 1 => 0..5_i32],
         prop_oneof![4 => Just(0), 1 => Just(1)],
         rarely(&["live", "live", "test", "?"]),
+        rarely(&["request-1", "Ægir", "\n"]),
     )
         .prop_map(
-            |(secret, tenant, (all_scopes, any_scopes), audience, client_ip, mode, min_revision, environment)| {
-                let correlation_id = String::new();
+            |(secret, tenant, scopes, audience, client_ip, mode, min_revision, environment, correlation_id)| {
+                let (all_scopes, any_scopes) = scopes;
                 pb::VerifyRequest {
                     secret,
                     tenant,

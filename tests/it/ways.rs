@@ -1,17 +1,24 @@
-//! Which way calls of Verify take. Nothing else would tell if none took the short one any more, save that all
-//! is slower.
+//! Which way calls of Verify take. If none took the fast path any more, nothing else would fail.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use keyward::grpc::pb;
+use keyward::layer::log::SAMPLES_MAX;
+use keyward::net::ListenAddr;
 use tonic::Code;
 
+use crate::binary::{Program, admin_of};
 use crate::harness::{Site, ask, strings};
 use crate::ops::metrics;
 
 /// The ways that calls of a kind have taken.
 pub(crate) async fn ways(site: &Site, call: &str) -> BTreeMap<String, u64> {
-    let text = metrics(&site.ops_addr()).await;
+    ways_at(&site.ops_addr(), call).await
+}
+
+async fn ways_at(ops: &ListenAddr, call: &str) -> BTreeMap<String, u64> {
+    let text = metrics(ops).await;
     let prefix = format!("keyward_calls_by_way_total{{call=\"KeyVerify/{call}\",way=\"");
     let ways = text.lines().filter_map(|line| {
         let (way, count) = line.strip_prefix(&prefix)?.split_once("\"} ")?;
@@ -38,6 +45,7 @@ async fn ordinary_calls_are_answered_where_they_are_read_and_others_say_why_not(
         environment: "live".into(),
         tenant: "default".into(),
         min_revision: 1,
+        correlation_id: "request-7".into(),
         ..asks()
     };
     for _ in 0..5 {
@@ -64,4 +72,29 @@ async fn ordinary_calls_are_answered_where_they_are_read_and_others_say_why_not(
     let long = pb::VerifyRequest { any_scopes: vec!["x".repeat(100); 2], ..asks() };
     admin.ask_all(batch(&long)).await.unwrap();
     assert_eq!(ways(&site, "BatchVerify").await, expected(&[("AT_ONCE", 1), ("LONG_REQUEST", 1)]));
+}
+
+/// At level debug some calls take the slow path, which logs them, and all others stay as fast as ever.
+#[tokio::test]
+async fn at_level_debug_a_sample_of_the_verdicts_is_logged() {
+    const CALLS: u64 = 2_000;
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--ops-listen", "127.0.0.1:0"];
+    let program = Program::serve_in(dir.path(), &args, &[("KEYWARD_LOG_FILTER", "debug")]);
+    let began = Instant::now();
+    let admin = program.caller(&admin_of(&dir));
+    let issued = admin.issue("Zapier", &[]).await;
+    for _ in 0..CALLS {
+        admin.ask(ask(&issued.secret)).await.unwrap();
+    }
+    let ways = ways_at(&program.said("ops listening listen=").parse().unwrap(), "Verify").await;
+    let windows = began.elapsed().as_secs() + 2;
+    let sampled = ways["LOG_LEVEL"];
+    assert_eq!(ways.values().sum::<u64>(), CALLS);
+    assert!((1..=windows * u64::from(SAMPLES_MAX)).contains(&sampled), "{ways:?}");
+    assert!(ways["AT_ONCE"] > 0, "{ways:?}");
+    program.signal("TERM");
+    let (_, log) = program.end();
+    let logged = log.lines().filter(|line| line.contains("/keyward.v1.KeyVerify/Verify")).count() as u64;
+    assert_eq!(logged, sampled, "each of the sample has a line");
 }

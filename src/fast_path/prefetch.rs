@@ -1,4 +1,5 @@
-//! Secrets that are read ahead of the verdicts on them.
+//! Secrets that are hashed before their verdicts are asked for, and whose entries are prefetched into the
+//! processor's caches.
 
 use std::ops::Range;
 
@@ -6,26 +7,26 @@ use constant_time_eq::constant_time_eq;
 use keyward_core::digest::Digest;
 use zeroize::Zeroize;
 
-use super::{Presented, Verifier};
 use crate::index::ahead::TOGETHER;
+use crate::verify::{Presented, Verifier};
 
 /// Room for the texts of secrets: these have some sixty bytes each, and only prefixes and environments make them longer.
 const TEXTS_BYTES: usize = TOGETHER * 96;
 
-/// Some secrets, and their digests, so that neither is made again for the verdict.
+/// Some secrets and their digests, so that no digest is computed again for the verdict.
 ///
-/// It goes by the secrets themselves, whoever asks and in whatever order: it cannot give one the digest of another.
+/// A digest is found by the whole secret, in whatever order they are asked for: none gets the digest of another.
 #[derive(Default)]
-pub struct Foreseen {
+pub struct Prefetched {
     texts: Vec<u8>,
     secrets: Vec<(Range<usize>, Option<Digest>)>,
     /// The first that was not asked for. Mostly they are asked for in their order.
     next: usize,
 }
 
-impl Foreseen {
-    /// Takes these secrets in the place of those that it has, and brings what their verdicts will read into the caches of the
-    /// processor. It takes no more than [`TOGETHER`], and leaves out what it has no room for.
+impl Prefetched {
+    /// Replaces the secrets that it has, and prefetches what their verdicts read. It takes at most [`TOGETHER`], and
+    /// leaves out what it has no room for.
     pub fn read<'a>(&mut self, verifier: &Verifier, secrets: impl Iterator<Item = &'a str>) {
         self.clear();
         // Once for all: texts that grow leave their beginnings behind.
@@ -36,7 +37,7 @@ impl Foreseen {
                 continue;
             }
             self.texts.extend_from_slice(secret.as_bytes());
-            self.secrets.push((text, verifier.read(secret).digest));
+            self.secrets.push((text, verifier.read(secret).digest()));
         }
         verifier.read_ahead_of(self.secrets.iter().filter_map(|(_, digest)| *digest));
     }
@@ -48,7 +49,7 @@ impl Foreseen {
         let at = rest.iter().position(|(text, _)| is_it(text))?;
         let digest = rest[at].1;
         self.next += at + 1;
-        Some(Presented { text: secret, digest })
+        Some(Presented::of_digest(secret, digest))
     }
 
     /// Forgets all of them, and leaves no trace of their texts.
@@ -60,7 +61,7 @@ impl Foreseen {
     }
 }
 
-impl Drop for Foreseen {
+impl Drop for Prefetched {
     fn drop(&mut self) {
         // A compiler may leave out what is written to memory that is then given back.
         self.texts.zeroize();
@@ -114,21 +115,21 @@ mod tests {
             let peppers = PepperRing::new(vec![pepper]).ok_or(TestCaseError::fail("no ring"))?;
             let verifier = Verifier::new(Arc::new(Index::default()), Arc::new(peppers));
             let texts: Vec<_> = given.iter().map(|number| text(*number)).collect();
-            let mut foreseen = Foreseen::default();
-            foreseen.read(&verifier, texts.iter().map(|text| &**text));
+            let mut prefetched = Prefetched::default();
+            prefetched.read(&verifier, texts.iter().map(|text| &**text));
             for number in asked {
                 let text = text(number);
-                if let Some(found) = foreseen.find(&text) {
-                    prop_assert_eq!(found.text, &*text);
-                    prop_assert!(given.contains(&number) && found.digest == verifier.read(&text).digest);
+                if let Some(found) = prefetched.find(&text) {
+                    prop_assert_eq!(found.text(), &*text);
+                    prop_assert!(given.contains(&number) && found.digest() == verifier.read(&text).digest());
                 }
             }
             // In their order all are found that there is room for.
             let short: Vec<_> = texts.iter().filter(|text| text.len() <= 96).take(TOGETHER).collect();
-            foreseen.read(&verifier, short.iter().map(|text| &***text));
-            prop_assert!(short.iter().all(|text| foreseen.find(text).is_some()));
-            foreseen.clear();
-            prop_assert!(texts.iter().all(|text| foreseen.find(text).is_none()));
+            prefetched.read(&verifier, short.iter().map(|text| &***text));
+            prop_assert!(short.iter().all(|text| prefetched.find(text).is_some()));
+            prefetched.clear();
+            prop_assert!(texts.iter().all(|text| prefetched.find(text).is_none()));
         }
     }
 }

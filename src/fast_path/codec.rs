@@ -1,18 +1,22 @@
-//! Verify's messages by hand, for the calls that most are: read without copying, written in one piece.
+//! Verify's messages without prost: requests are read without copying, replies are written in one piece.
 //!
-//! The reader takes only what it knows and leaves everything else to prost: that its reading agrees with
-//! prost's, and that the writer's bytes are prost's bytes, are properties that tests hold over all messages.
+//! The reader takes common messages and leaves all others to prost. Property tests show that it reads what prost
+//! reads, and that the writer's bytes are prost's.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::Policy;
 
-use super::pb;
 use crate::bytes_codec::{Cursor, put_varint, varint_bytes};
+use crate::grpc::pb;
+use crate::grpc::query::VerifyQuery;
 use crate::index::Entry;
 
 /// Scopes that the reader takes in each list. Longer lists are prost's.
 const SCOPES_MAX: usize = 8;
+
+/// The highest number of a field of VerifyRequest. Number 7 is unused.
+const LAST_FIELD: u64 = 12;
 
 /// The prefix of a gRPC message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
@@ -20,9 +24,9 @@ const PREFIX_BYTES: usize = 5;
 /// Bytes of an answer in a batch, about.
 const ANSWER_BYTES_TYPICAL: usize = 192;
 
-/// A request, borrowed from its bytes.
+/// A VerifyRequest, borrowed from its bytes.
 #[derive(Debug, Default, PartialEq)]
-pub struct Question<'a> {
+pub struct Request<'a> {
     /// See the proto.
     pub secret: &'a str,
     /// See the proto.
@@ -41,6 +45,8 @@ pub struct Question<'a> {
     pub explain: bool,
     /// See the proto.
     pub min_revision: u64,
+    /// See the proto.
+    pub correlation_id: &'a str,
     /// See the proto.
     pub environment: &'a str,
 }
@@ -66,7 +72,7 @@ impl<'a> Texts<'a> {
     }
 }
 
-impl<'a> Question<'a> {
+impl<'a> Request<'a> {
     /// Reads the body of a call: one message, not compressed. `None`: prost must read it, or refuse it.
     #[must_use]
     pub fn of_body(body: &'a [u8]) -> Option<Self> {
@@ -76,24 +82,45 @@ impl<'a> Question<'a> {
     /// Reads a message. `None`: prost must read it, or refuse it.
     #[must_use]
     pub fn of_message(message: &'a [u8]) -> Option<Self> {
-        let (mut question, mut rest) = (Self::default(), Cursor(message));
+        let (mut request, mut rest) = (Self::default(), Cursor(message));
         while !rest.0.is_empty() {
-            match rest.varint()? {
+            let tag = rest.varint()?;
+            match tag {
                 // Number and wire type: 2 is a length and that many bytes, 0 a number.
-                0x0a => question.secret = text(&mut rest)?,
-                0x12 => question.tenant = text(&mut rest)?,
-                0x1a => question.all_scopes.push(text(&mut rest)?)?,
-                0x22 => question.any_scopes.push(text(&mut rest)?)?,
-                0x2a => question.audience = text(&mut rest)?,
-                0x32 => question.client_ip = text(&mut rest)?,
-                0x40 => question.mode = rest.varint()?,
-                0x48 => question.explain = rest.varint()? != 0,
-                0x50 => question.min_revision = rest.varint()?,
-                0x62 => question.environment = text(&mut rest)?,
-                _ => return None,
+                0x0a => request.secret = text(&mut rest)?,
+                0x12 => request.tenant = text(&mut rest)?,
+                0x1a => request.all_scopes.push(text(&mut rest)?)?,
+                0x22 => request.any_scopes.push(text(&mut rest)?)?,
+                0x2a => request.audience = text(&mut rest)?,
+                0x32 => request.client_ip = text(&mut rest)?,
+                0x40 => request.mode = rest.varint()?,
+                0x48 => request.explain = rest.varint()? != 0,
+                0x50 => request.min_revision = rest.varint()?,
+                0x5a => request.correlation_id = text(&mut rest)?,
+                0x62 => request.environment = text(&mut rest)?,
+                // A known field of another type is for prost to refuse.
+                _ if tag >> 3 <= LAST_FIELD && tag >> 3 != 7 => return None,
+                _ => skip(&mut rest, tag)?,
             }
         }
-        Some(question)
+        Some(request)
+    }
+
+    /// What it asks.
+    #[must_use]
+    pub fn query(&self) -> VerifyQuery<'_> {
+        VerifyQuery {
+            tenant: self.tenant,
+            all_scopes: self.all_scopes.as_slice(),
+            any_scopes: self.any_scopes.as_slice(),
+            audience: self.audience,
+            client_ip: self.client_ip,
+            // As prost has it: the low half of the number.
+            mode: self.mode as i32,
+            explain: self.explain,
+            correlation_id: self.correlation_id,
+            environment: self.environment,
+        }
     }
 }
 
@@ -115,13 +142,33 @@ pub fn secret_of_message(message: &[u8]) -> Option<&str> {
 pub fn messages(body: &[u8]) -> Option<impl Iterator<Item = Option<&[u8]>>> {
     let mut rest = Cursor(only_message(body)?);
     Some(std::iter::from_fn(move || {
-        (!rest.0.is_empty()).then(|| {
-            let message = (rest.varint() == Some(0x0a)).then(|| rest.prefixed()).flatten();
-            // What cannot be read has no end that could be found.
-            rest = if message.is_some() { rest } else { Cursor(&[]) };
-            message
-        })
+        while !rest.0.is_empty() {
+            let message = match rest.varint() {
+                Some(0x0a) => rest.prefixed(),
+                Some(tag) if tag >> 3 != 1 && skip(&mut rest, tag).is_some() => continue,
+                _ => None,
+            };
+            if message.is_none() {
+                // Where it ends is unknown.
+                rest = Cursor(&[]);
+            }
+            return Some(message);
+        }
+        None
     }))
+}
+
+/// Skips a field that is not known, as protobuf has it. `None`: it is malformed, or a group.
+fn skip(rest: &mut Cursor<'_>, tag: u64) -> Option<()> {
+    // A tag has 32 bits, and its number is not zero.
+    let is_number = u32::try_from(tag).is_ok_and(|tag| tag >> 3 != 0);
+    match tag & 7 {
+        0 if is_number => rest.varint().map(drop),
+        1 if is_number => rest.take(8).map(drop),
+        2 if is_number => rest.prefixed().map(drop),
+        5 if is_number => rest.take(4).map(drop),
+        _ => None,
+    }
 }
 
 /// The one message of a body, if it is not compressed.
@@ -145,14 +192,16 @@ pub struct Answer<'a> {
     /// What a web service should answer.
     pub http_status: u32,
     /// What is told of the key.
-    pub key: Told<'a>,
+    pub key: ToldKey<'a>,
     /// Every change up to this revision is in it.
     pub as_of_revision: u64,
+    /// That of the request.
+    pub correlation_id: &'a str,
 }
 
 /// What is told of a key.
 #[derive(Clone, Copy)]
-pub enum Told<'a> {
+pub enum ToldKey<'a> {
     /// Nothing.
     Nothing,
     /// Its id.
@@ -172,9 +221,9 @@ impl Answer<'_> {
 
     fn key_bytes(&self) -> Option<usize> {
         match self.key {
-            Told::Nothing => None,
-            Told::Id(id) => Some(text_bytes(id)),
-            Told::All(entry) => Some(entry_bytes(entry)),
+            ToldKey::Nothing => None,
+            ToldKey::Id(id) => Some(text_bytes(id)),
+            ToldKey::All(entry) => Some(entry_bytes(entry)),
         }
     }
 
@@ -184,6 +233,7 @@ impl Answer<'_> {
             + number_bytes(self.http_status.into())
             + self.key_bytes().map_or(0, nested_bytes)
             + number_bytes(self.as_of_revision)
+            + text_bytes(self.correlation_id.as_bytes())
     }
 
     fn put(&self, out: &mut BytesMut) {
@@ -195,19 +245,20 @@ impl Answer<'_> {
             put_varint(out, bytes as u64);
         }
         match self.key {
-            Told::Nothing => {}
-            Told::Id(id) => put_text(out, 0x0a, id),
-            Told::All(entry) => put_entry(out, entry),
+            ToldKey::Nothing => {}
+            ToldKey::Id(id) => put_text(out, 0x0a, id),
+            ToldKey::All(entry) => put_entry(out, entry),
         }
         put_number(out, 0x40, self.as_of_revision);
+        put_text(out, 0x5a, self.correlation_id.as_bytes());
     }
 }
 
 /// The answers to a batch, being written.
 #[derive(Debug)]
-pub struct Replies(BytesMut);
+pub struct BatchAnswer(BytesMut);
 
-impl Replies {
+impl BatchAnswer {
     /// Begins a body with room for this many answers of the usual length.
     #[must_use]
     pub fn with_room_for(answers: usize) -> Self {

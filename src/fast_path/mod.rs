@@ -1,48 +1,46 @@
-//! The short way for Verify and BatchVerify: what most calls are is answered without the router, without a
-//! task and without copying more of the request than a secret that is read ahead, where its frames are read.
+//! The fast path for Verify and BatchVerify: most calls are answered from the bytes that were read, without routing,
+//! a task, or maps of headers.
 //!
-//! Only a call that is answered with a verdict goes this way. Whatever is out of the ordinary (a caller to be
-//! refused, a field that breaks a rule, a revision to wait for, an explanation, a long message) takes the
-//! long way from its beginning, so that there is one place that refuses. A verdict on both ways is made by
-//! the same code.
+//! It answers with verdicts alone. All else takes the slow path from its beginning, so that refusals are written in one
+//! place: a caller to be refused, a field that breaks a rule, a revision to wait for, an explanation, a long message.
+//! Both paths decide with [`crate::grpc::query::evaluate`]. [`codec`] reads and writes the messages, [`prefetch`]
+//! hashes the secrets that come together.
+
+pub mod codec;
+pub mod prefetch;
+mod reply;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use keyward_core::access::{Action, Caller};
+use keyward_core::access::Action;
 use keyward_core::clock::Now;
 use tonic::Code;
 
-use super::authn::credential_of;
-use super::deadline::read_timeout;
-use super::log;
-use crate::grpc::ready::{Gate, Ready};
+use self::codec::secret_of;
+use self::prefetch::Prefetched;
+use self::reply::ToReply;
+use crate::grpc::calls::{BATCH_VERIFY, VERIFY, action_of};
+use crate::grpc::ready::Gate;
 use crate::grpc::standing::Standing;
-use crate::grpc::verify::{quick_batch_reply, quick_reply};
-use crate::grpc::wire::secret_of;
 use crate::http2::{AtOnce, Head, Unfit};
+use crate::layer::authn::credential_of;
+use crate::layer::deadline::read_timeout;
+use crate::layer::log;
 use crate::metrics::{Call, Calls, Detour, Ways};
 use crate::net::{Mark, Peer};
-use crate::verify::foreseen::Foreseen;
 
-/// The calls that have a short way.
-pub const PATHS: [&str; 2] = ["/keyward.v1.KeyVerify/Verify", "/keyward.v1.KeyVerify/BatchVerify"];
-
-/// Makes the body of a reply of that of a request, if that can be done at once.
-type ToReply = fn(&Ready, &Caller, &mut Foreseen, &[u8]) -> Result<Bytes, Detour>;
-
-/// What answers each of them.
-const REPLIES: [ToReply; 2] = [quick_reply, quick_batch_reply];
+/// The calls that have a fast path.
+pub const PATHS: [&str; 2] = [VERIFY, BATCH_VERIFY];
 
 /// Answers Verify and BatchVerify on one connection.
-pub struct QuickVerify {
+pub struct FastVerify {
     gate: Gate,
     peer: Option<IpAddr>,
     connection: Mark,
-    calls: [Arc<Call>; 2],
-    ways: [Ways; 2],
+    calls: [FastCall; 2],
     known: Option<Known>,
     /// The last head that was admitted, and for which call.
     admitted: Option<(u64, usize)>,
@@ -52,10 +50,20 @@ pub struct QuickVerify {
     read_at: Instant,
     /// The same by the clock, once somebody has asked for it.
     now: Option<Now>,
-    /// How many calls have been answered of what was read, whose heads were read with it.
-    answered: [u64; 2],
     /// Secrets of calls that come next.
-    foreseen: Foreseen,
+    prefetched: Prefetched,
+}
+
+/// One of the calls, on one connection.
+struct FastCall {
+    path: &'static str,
+    /// What its caller must be allowed somewhere.
+    action: Option<Action>,
+    reply: ToReply,
+    times: Arc<Call>,
+    ways: Ways,
+    /// Calls answered of what is gone through now, whose heads were read with it.
+    answered: u64,
 }
 
 /// The caller that a connection's last call had.
@@ -75,29 +83,38 @@ pub struct Pass {
     began: Instant,
 }
 
-impl QuickVerify {
-    /// The short way on a connection of this peer. The connection is marked when it has had a credential that works.
+impl FastVerify {
+    /// The fast path on a connection of this peer. The connection is marked when it has had a credential that works.
     #[must_use]
     pub fn new(gate: Gate, calls: &Calls, ways: [Ways; 2], peer: Peer, connection: Mark) -> Self {
+        let [verify, batch_verify] = ways;
+        let call = |path, reply, ways| FastCall {
+            path,
+            action: action_of(path),
+            reply,
+            times: calls.of(path),
+            ways,
+            answered: 0,
+        };
+        let calls =
+            [call(VERIFY, reply::verify as ToReply, verify), call(BATCH_VERIFY, reply::batch_verify, batch_verify)];
         Self {
             gate,
             peer: peer.ip(),
             connection,
-            calls: PATHS.map(|path| calls.of(path)),
-            ways,
+            calls,
             known: None,
             admitted: None,
             good_at: None,
             read_at: Instant::now(),
             now: None,
-            answered: [0; 2],
-            foreseen: Foreseen::default(),
+            prefetched: Prefetched::default(),
         }
     }
 
-    /// Which call a head is of, if it may take the short way and its caller is good.
+    /// Which call a head is of, if it may take the fast path and its caller is good.
     fn which(&mut self, head: &Head) -> Result<usize, Detour> {
-        if log::is_on() {
+        if log::takes_sample() {
             return Err(Detour::LogLevel);
         }
         let ready = self.gate.ready().map_err(|_| Detour::Starting)?;
@@ -112,7 +129,7 @@ impl QuickVerify {
         }
         (self.admitted, self.good_at) = (None, None);
         // Of another call nothing is counted here.
-        let which = which_of(head).ok_or(Detour::Head)?;
+        let which = self.find(head).ok_or(Detour::Head)?;
         // The answer does not wait, so the time is of no matter here, save that it must be one.
         let is_bad = |timeout: Option<&[u8]>| timeout.and_then(read_timeout).is_none();
         if head.method() != b"POST"
@@ -137,34 +154,34 @@ impl QuickVerify {
             Arc::make_mut(&mut known.standing).refresh(ready).map_err(|_| Detour::Caller)?;
         }
         let caller = known.standing.unchanged(ready, None, now).ok_or(Detour::Caller)?;
-        if !caller.may_somewhere(Action::Verify) {
+        if !self.calls[which].action.is_some_and(|action| caller.may_somewhere(action)) {
             return Err(Detour::Caller);
         }
         (self.admitted, self.good_at) = (Some((head.serial(), which)), Some(now));
         Ok(which)
     }
 
-    /// Counts a call that takes the long way, if it is one that has a short one.
+    /// Which of the calls a head is of.
+    fn find(&self, head: &Head) -> Option<usize> {
+        self.calls.iter().position(|call| call.path.as_bytes() == head.path())
+    }
+
+    /// Counts a call that takes the slow path, if it is one that has a fast one.
     #[cold]
     fn count_detour(&self, head: &Head, why: Detour) {
-        if let Some(which) = which_of(head) {
-            self.ways[which].detour(why);
+        if let Some(which) = self.find(head) {
+            self.calls[which].ways.detour(why);
         }
     }
 
     fn reply(&mut self, pass: &Pass, body: &[u8]) -> Result<Bytes, Detour> {
         let ready = self.gate.ready().map_err(|_| Detour::Starting)?;
         let now = *self.now.get_or_insert_with(|| ready.now());
-        // The body may have come long after the head. A caller who has changed meanwhile takes the long way,
+        // The body may have come long after the head. A caller who has changed meanwhile takes the slow path,
         // which refuses.
         let caller = pass.standing.unchanged(ready, Some(pass.judged_at), now).ok_or(Detour::Caller)?;
-        REPLIES[pass.which](ready, caller, &mut self.foreseen, body)
+        (self.calls[pass.which].reply)(ready, caller, &mut self.prefetched, body)
     }
-}
-
-/// Which call a head is of.
-fn which_of(head: &Head) -> Option<usize> {
-    PATHS.iter().position(|path| path.as_bytes() == head.path())
 }
 
 impl Known {
@@ -174,7 +191,7 @@ impl Known {
     }
 }
 
-impl AtOnce for QuickVerify {
+impl AtOnce for FastVerify {
     type Pass = Pass;
 
     fn begin(&mut self, at: Instant) {
@@ -192,7 +209,7 @@ impl AtOnce for QuickVerify {
         let mut secrets = bodies.filter_map(secret_of);
         // One alone is read as fast when its turn comes.
         if let (Some(first), Some(second)) = (secrets.next(), secrets.next()) {
-            self.foreseen.read(&ready.verifier, [first, second].into_iter().chain(secrets));
+            self.prefetched.read(&ready.verifier, [first, second].into_iter().chain(secrets));
         }
     }
 
@@ -220,12 +237,13 @@ impl AtOnce for QuickVerify {
     }
 
     fn answer(&mut self, pass: &Pass, body: &[u8]) -> Option<Bytes> {
-        let reply = self.reply(pass, body).map_err(|why| self.ways[pass.which].detour(why)).ok()?;
+        let reply = self.reply(pass, body).map_err(|why| self.calls[pass.which].ways.detour(why)).ok()?;
+        let call = &mut self.calls[pass.which];
         if pass.began == self.read_at {
-            self.answered[pass.which] += 1;
+            call.answered += 1;
         } else {
-            self.ways[pass.which].at_once(1);
-            self.calls[pass.which].count(Code::Ok.into(), pass.began.elapsed());
+            call.ways.at_once(1);
+            call.times.count(Code::Ok.into(), pass.began.elapsed());
         }
         Some(reply)
     }
@@ -239,7 +257,7 @@ impl AtOnce for QuickVerify {
     }
 
     fn give_up(&mut self, pass: &Pass) {
-        self.calls[pass.which].count(Code::Cancelled.into(), pass.began.elapsed());
+        self.calls[pass.which].times.count(Code::Cancelled.into(), pass.began.elapsed());
     }
 
     fn caller(&self) -> u64 {
@@ -247,20 +265,13 @@ impl AtOnce for QuickVerify {
     }
 
     fn end(&mut self) {
-        self.foreseen.clear();
-        if self.answered == [0; 2] {
-            return;
-        }
+        self.prefetched.clear();
         // They came together and their replies leave together.
-        let took = self.read_at.elapsed();
-        for ((call, ways), answered) in self.calls.iter().zip(&self.ways).zip(&mut self.answered) {
-            match std::mem::take(answered) {
-                0 => {}
-                answered => {
-                    ways.at_once(answered);
-                    call.count_many(answered, Code::Ok.into(), took);
-                }
-            }
+        let mut took = None;
+        for call in self.calls.iter_mut().filter(|call| call.answered > 0) {
+            let answered = std::mem::take(&mut call.answered);
+            call.ways.at_once(answered);
+            call.times.count_many(answered, Code::Ok.into(), *took.get_or_insert_with(|| self.read_at.elapsed()));
         }
     }
 }
