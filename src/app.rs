@@ -33,7 +33,7 @@ use crate::cores::Cores;
 use crate::fast_path::FastVerify;
 use crate::files;
 use crate::grpc;
-use crate::grpc::calls::{has_long_reply, has_stream, is_open, is_quick, is_urgent};
+use crate::grpc::calls::{Runs, rpc};
 use crate::grpc::ready::{Gate, Ready};
 use crate::grpc::refusals;
 use crate::health::Health;
@@ -416,11 +416,11 @@ fn serve(
     let answering = Answering {
         service,
         at_once,
-        at_home: is_quick,
-        is_open,
-        has_stream,
-        is_long: has_long_reply,
-        is_urgent,
+        at_home: |path| rpc(path).runs == Runs::OnItsCore,
+        is_open: |path| rpc(path).is_open,
+        has_stream: |path| rpc(path).has_stream,
+        is_long: |path| rpc(path).has_long_reply,
+        is_urgent: |path| rpc(path).runs == Runs::First,
         urgent,
         elsewhere,
         budget,

@@ -8,7 +8,7 @@ use keyward_core::record::State;
 use tokio::sync::watch;
 
 use crate::fast_path;
-use crate::grpc::calls::CALLS;
+use crate::grpc::calls::guarded;
 use crate::http2::{Budget, Callers};
 use crate::index::{Index, Kind};
 use crate::metrics::{Finding, Metrics, Reading, Readings};
@@ -93,7 +93,7 @@ pub(super) fn new_metrics(
         table_record_bytes: table(|figures| figures.record_bytes),
         table_rebuilds: table(|figures| figures.rebuilds),
     };
-    Metrics::new(CALLS.iter().map(|(path, _)| *path), fast_path::PATHS, readings)
+    Metrics::new(guarded().map(|(path, _)| path), fast_path::PATHS, readings)
 }
 
 /// The states of keys, as metrics call them.

@@ -22,7 +22,7 @@ use tonic::Code;
 use self::codec::secret_of;
 use self::prefetch::Prefetched;
 use self::reply::ToReply;
-use crate::grpc::calls::{BATCH_VERIFY, VERIFY, action_of};
+use crate::grpc::calls::{BATCH_VERIFY, VERIFY, rpc};
 use crate::grpc::ready::Gate;
 use crate::grpc::standing::Standing;
 use crate::http2::{AtOnce, Head, Unfit};
@@ -90,7 +90,7 @@ impl FastVerify {
         let [verify, batch_verify] = ways;
         let call = |path, reply, ways| FastCall {
             path,
-            action: action_of(path),
+            action: rpc(path).action,
             reply,
             times: calls.of(path),
             ways,

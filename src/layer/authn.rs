@@ -18,7 +18,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::judged::judged;
-use crate::grpc::calls::{action_of, is_open, known};
+use crate::grpc::calls::{Rpc, log_name, rpc};
 use crate::grpc::ready::Gate;
 use crate::grpc::refusals;
 use crate::grpc::standing::Standing;
@@ -68,10 +68,11 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let path = request.uri().path();
-        if is_open(path) {
+        let Rpc { is_open, action, .. } = *rpc(path);
+        if is_open {
             return Either::Left(Admitted { inner: self.inner.call(request), by: None });
         }
-        let (call, action) = (known(path), action_of(path));
+        let call = log_name(path);
         let peer = request.extensions().get::<Peer>().and_then(Peer::ip);
         match admit(&self.gate, action, request.headers(), peer) {
             Ok(standing) => {

@@ -15,7 +15,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::grpc::STREAM_MESSAGE_BYTES_MAX;
-use crate::grpc::calls::message_bytes_max;
+use crate::grpc::calls::rpc;
 use crate::grpc::status::{Refusal, status};
 use crate::http2::{
     Incoming, Incomplete, OPEN_MESSAGE_BYTES_MAX, REQUEST_TIME_MAX, STRANGER_CALLS_MAX, WHOLE_BYTES_MAX,
@@ -55,7 +55,7 @@ where
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let max = message_bytes_max(request.uri().path());
+        let max = rpc(request.uri().path()).message_bytes_max;
         self.inner.call(request.map(|body| RequestBody { body, lengths: Lengths::of_at_most(max) }))
     }
 }

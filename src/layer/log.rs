@@ -16,7 +16,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 use tracing::Level;
 
-use crate::grpc::calls::{action_of, known};
+use crate::grpc::calls::{log_name, rpc};
 use crate::grpc::refusals::Lines;
 use crate::grpc::standing::Standing;
 
@@ -108,12 +108,12 @@ impl Call {
     fn of<B>(request: &Request<B>) -> Option<Self> {
         let standing = request.extensions().get::<Standing>()?;
         let (caller, peer) = (standing.key_id().clone(), standing.peer());
-        let level = match action_of(request.uri().path()) {
+        let level = match rpc(request.uri().path()).action {
             Some(Action::Verify) => tracing::Level::DEBUG,
             _ => tracing::Level::INFO,
         };
         let wanted = level <= tracing::level_filters::LevelFilter::current();
-        wanted.then(|| Self { path: known(request.uri().path()), caller, peer, level, began: Instant::now() })
+        wanted.then(|| Self { path: log_name(request.uri().path()), caller, peer, level, began: Instant::now() })
     }
 
     fn log(self, code: Code) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use keyward::grpc::calls::{CALLS, OPEN_SERVICES};
+use keyward::grpc::calls::{RPCS, guarded, rpc};
 use keyward::grpc::pb;
 use keyward_core::access::Action;
 use prost::Message;
@@ -36,6 +36,10 @@ fn described() -> BTreeSet<String> {
     paths
 }
 
+fn service(path: &str) -> &str {
+    path.rsplit_once('/').unwrap().0
+}
+
 async fn call(site: &Site, path: &str, credential: Option<&str>) -> Result<(), Status> {
     let mut grpc = Grpc::new(site.channel());
     grpc.ready().await.unwrap();
@@ -49,11 +53,11 @@ async fn call(site: &Site, path: &str, credential: Option<&str>) -> Result<(), S
 
 #[test]
 fn every_call_is_listed_with_its_action_or_open() {
-    let open = |path: &String| OPEN_SERVICES.iter().any(|service| path.starts_with(service));
-    let described: BTreeSet<_> = described().into_iter().filter(|path| !open(path)).collect();
-    let listed: BTreeSet<_> = CALLS.iter().map(|(path, _)| (*path).to_owned()).collect();
-    assert_eq!(described, listed);
-    assert_eq!(OPEN_SERVICES.len(), 3, "this list may only shrink");
+    let listed: BTreeSet<_> = RPCS.iter().map(|rpc| rpc.path.to_owned()).collect();
+    assert_eq!(described(), listed);
+    assert!(RPCS.iter().all(|rpc| rpc.is_open == rpc.action.is_none()));
+    let open: BTreeSet<_> = RPCS.iter().filter(|rpc| rpc.is_open).map(|rpc| service(rpc.path)).collect();
+    assert_eq!(open.len(), 3, "this list may only shrink: {open:?}");
 }
 
 #[tokio::test]
@@ -64,7 +68,7 @@ async fn every_call_refuses_an_anonymous_caller() {
     Seeded::new(9).fill(&mut garbage).unwrap();
     let garbage = data_encoding::HEXLOWER.encode(&garbage);
     for path in described() {
-        if OPEN_SERVICES.iter().any(|service| path.starts_with(service)) {
+        if rpc(&path).is_open {
             continue;
         }
         for credential in [None, Some(""), Some(&*garbage), Some("kw_live_")] {
@@ -73,7 +77,7 @@ async fn every_call_refuses_an_anonymous_caller() {
         }
         refused += 1;
     }
-    assert_eq!(refused, CALLS.len());
+    assert_eq!(refused, guarded().count());
     // What is not described is refused too.
     for path in ["/keyward.v1.KeyAdmin/Nothing", "/keyward.v1.KeyAdmin/createkey", "/x/y", "/keyward.v1.KeyAdmin"] {
         assert_eq!(call(&site, path, None).await.unwrap_err().code(), Code::Unauthenticated, "{path}");
@@ -102,9 +106,9 @@ async fn every_call_refuses_a_caller_without_a_role_for_it() {
     })
     .await;
     site.try_start().await.unwrap();
-    for (path, action) in CALLS {
+    for (path, action) in guarded() {
         assert_eq!(call(&site, path, Some(&bare)).await.unwrap_err().code(), Code::PermissionDenied, "{path}");
-        if *action != Action::Verify {
+        if action != Action::Verify {
             assert_eq!(call(&site, path, Some(&verifier)).await.unwrap_err().code(), Code::PermissionDenied, "{path}");
         }
     }
