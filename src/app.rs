@@ -34,8 +34,8 @@ use crate::fast_path::FastVerify;
 use crate::files;
 use crate::grpc;
 use crate::grpc::calls::{Runs, rpc};
-use crate::grpc::ready::{Gate, Ready};
 use crate::grpc::refusals;
+use crate::grpc::state::{StateHandle, VerifyState};
 use crate::health::Health;
 use crate::http2::Budget;
 use crate::index::Index;
@@ -209,7 +209,7 @@ impl App {
         let keyring = Keyring::open(&settings.pepper_file, !dir.has_data()?, &*deps.entropy)?;
 
         let [doors, front, back, telling, ops] = std::array::from_fn(|_| Tasks::default());
-        let gate = Gate::default();
+        let state = StateHandle::default();
         let health = Health::new(&HEALTH_NAMES);
         let phase = watch::Sender::new(Phase::Loading);
         let index = Arc::new(Index::default());
@@ -225,10 +225,10 @@ impl App {
         let ops_listener = bind_ops(settings.ops_listen.as_ref(), &settings.sockets).await?;
         let addrs = listeners.iter().map(|listener| listener.addr().clone()).collect();
         let ops_addr = ops_listener.as_ref().map(|listener| listener.addr().clone());
-        let routes = grpc::routes(&gate, &front.stop_token(), health.clone(), settings.reflection)?;
+        let routes = grpc::routes(&state, &front.stop_token(), health.clone(), settings.reflection)?;
         let cores = start_cores(settings.serving_threads)?;
         let incoming = accept(&doors, listeners, &slots, &front.stop_token());
-        serve(&front, incoming, budget, &cores, routes, &gate, &metrics);
+        serve(&front, incoming, budget, &cores, routes, &state, &metrics);
         if let Some(listener) = ops_listener {
             serve_ops(&ops, listener, Ops { phase: phase.subscribe(), slots: slots.clone(), metrics });
         }
@@ -237,12 +237,12 @@ impl App {
         let (drain_delay, shutdown_deadline) = (settings.drain_delay, settings.shutdown_deadline);
         let face = Face { health, phase, doors, front, ops, cores, drain_delay, shutdown_deadline };
 
-        let mut opening = Opening::start(&deps, dir, &keyring, &settings, &index, &gate);
+        let mut opening = Opening::start(&deps, dir, &keyring, &settings, &index, &state);
         let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));
         let verifier = Verifier::new(index.clone(), peppers.clone());
-        let ready = Ready { verifier, peppers: peppers.clone(), verdicts, clock: deps.clock.clone() };
+        let ready = VerifyState { verifier, peppers: peppers.clone(), verdicts, clock: deps.clock.clone() };
         let answer_verdicts = async || {
-            gate.open(ready);
+            state.open(ready);
             face.phase.send_replace(Phase::Serving);
             face.health.set(&VERDICT_NAMES, true);
             tracing::info!(keys = index.len(), revision = index.revision().0, "answering verdicts");
@@ -298,7 +298,7 @@ impl App {
         if let Some(answer_verdicts) = answer_verdicts {
             answer_verdicts().await;
         }
-        gate.open_for_changes(authority);
+        state.open_for_changes(authority);
         face.health.set(&STORE_NAMES, true);
         let condition = conditions::Watch { store: store.clone(), health: face.health.clone(), writable };
         telling.spawn("condition", condition.run(telling.stop_token()));
@@ -402,16 +402,16 @@ fn serve(
     budget: Budget,
     cores: &Cores,
     routes: Routes,
-    gate: &Gate,
+    state: &StateHandle,
     metrics: &Metrics,
 ) {
     let (calls, ways) = (metrics.calls(), metrics.ways());
     let service = LogLayer.layer(IncompleteLayer.layer(routes.prepare()));
-    let service = DeadlineLayer.layer(AuthnLayer::new(gate.clone()).layer(service));
+    let service = DeadlineLayer.layer(AuthnLayer::new(state.clone()).layer(service));
     let service = ProtocolLayer.layer(service);
     let service = IncomingLayer.layer(MetricsLayer::new(calls.clone()).layer(service));
-    let gate = gate.clone();
-    let at_once = move |peer, connection| FastVerify::new(gate.clone(), &calls, ways.clone(), peer, connection);
+    let state = state.clone();
+    let at_once = move |peer, connection| FastVerify::new(state.clone(), &calls, ways.clone(), peer, connection);
     let (urgent, elsewhere) = (cores.urgent(), Handle::current());
     let answering = Answering {
         service,

@@ -16,7 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{Deps, Engine, StartError};
 use crate::config::Settings;
 use crate::fatal::die;
-use crate::grpc::ready::Gate;
+use crate::grpc::state::StateHandle;
 use crate::index::{self, Index, Step, image};
 use crate::keyring::Keyring;
 use crate::lifecycle::Tasks;
@@ -42,7 +42,7 @@ impl Opening {
         keyring: &Keyring,
         settings: &Settings,
         index: &Arc<Index>,
-        gate: &Gate,
+        state: &StateHandle,
     ) -> Self {
         let (sender, whole) = oneshot::channel();
         let view = Filling { index: index.clone(), whole: Mutex::new(Some(sender)) };
@@ -61,7 +61,7 @@ impl Opening {
             free_bytes,
             demands: Demands { head: settings.expect_head, accept_watermark_loss: settings.accept_watermark_loss },
         };
-        let (tasks, engine, gate) = (Tasks::default(), deps.engine, gate.clone());
+        let (tasks, engine, state) = (Tasks::default(), deps.engine, state.clone());
         let (done, opened) = oneshot::channel();
         let waits = tasks.stop_token();
         let stop = waits.clone();
@@ -71,7 +71,7 @@ impl Opening {
                     view.whole(Revision(0));
                     Ok(Arc::new(MemoryStore::within(bounds)))
                 }
-                Engine::Sled => open(dir, options, Arc::new(view), &gate, &stop).await,
+                Engine::Sled => open(dir, options, Arc::new(view), &state, &stop).await,
             };
             // Nobody waits for it any more only if the start was given up.
             drop(done.send(store));
@@ -118,7 +118,7 @@ async fn open(
     dir: LockedDir,
     options: Options,
     view: Arc<dyn View>,
-    gate: &Gate,
+    state: &StateHandle,
     stop: &CancellationToken,
 ) -> Result<Arc<dyn Store>, StartError> {
     let options = Arc::new(options);
@@ -132,7 +132,7 @@ async fn open(
                 "the disk of the data directory is full: nothing is written, changes are refused and verdicts answered from what \
                  is there; the start goes on when there is room"
             );
-            gate.wait_for_room(true);
+            state.wait_for_room(true);
             if filled.is_none() {
                 let (dir, options, view) = (dir.clone(), options.clone(), view.clone());
                 filled = blocking(move || SledStore::fill(&dir, &options, &*view)).await??;
@@ -157,7 +157,7 @@ async fn open(
         filled = now_filled;
         match opened {
             Ok(store) => {
-                gate.wait_for_room(false);
+                state.wait_for_room(false);
                 return Ok(Arc::new(store));
             }
             Err(error) if error.is_want_of_room() => {

@@ -23,8 +23,8 @@ use self::codec::secret_of;
 use self::prefetch::Prefetched;
 use self::reply::ToReply;
 use crate::grpc::calls::{BATCH_VERIFY, VERIFY, rpc};
-use crate::grpc::ready::Gate;
-use crate::grpc::standing::Standing;
+use crate::grpc::session::CallerSession;
+use crate::grpc::state::StateHandle;
 use crate::http2::{AtOnce, Head, Unfit};
 use crate::layer::authn::credential_of;
 use crate::layer::deadline::read_timeout;
@@ -37,7 +37,7 @@ pub const PATHS: [&str; 2] = [VERIFY, BATCH_VERIFY];
 
 /// Answers Verify and BatchVerify on one connection.
 pub struct FastVerify {
-    gate: Gate,
+    state: StateHandle,
     peer: Option<IpAddr>,
     connection: Mark,
     calls: [FastCall; 2],
@@ -70,14 +70,14 @@ struct FastCall {
 struct Known {
     /// The number that heads with its credential have. The credential itself is in the head, and nowhere else.
     credential: u64,
-    standing: Arc<Standing>,
+    session: Arc<CallerSession>,
 }
 
 /// What admits a call.
 pub struct Pass {
     which: usize,
     /// The caller as they were judged at `judged_at`. When the body is whole they may have lost the role.
-    standing: Arc<Standing>,
+    session: Arc<CallerSession>,
     judged_at: Now,
     /// When its head was read.
     began: Instant,
@@ -86,7 +86,7 @@ pub struct Pass {
 impl FastVerify {
     /// The fast path on a connection of this peer. The connection is marked when it has had a credential that works.
     #[must_use]
-    pub fn new(gate: Gate, calls: &Calls, ways: [Ways; 2], peer: Peer, connection: Mark) -> Self {
+    pub fn new(state: StateHandle, calls: &Calls, ways: [Ways; 2], peer: Peer, connection: Mark) -> Self {
         let [verify, batch_verify] = ways;
         let call = |path, reply, ways| FastCall {
             path,
@@ -99,7 +99,7 @@ impl FastVerify {
         let calls =
             [call(VERIFY, reply::verify as ToReply, verify), call(BATCH_VERIFY, reply::batch_verify, batch_verify)];
         Self {
-            gate,
+            state,
             peer: peer.ip(),
             connection,
             calls,
@@ -117,12 +117,12 @@ impl FastVerify {
         if log::takes_sample() {
             return Err(Detour::LogLevel);
         }
-        let ready = self.gate.ready().map_err(|_| Detour::Starting)?;
+        let ready = self.state.ready().map_err(|_| Detour::Starting)?;
         let now = *self.now.get_or_insert_with(|| ready.now());
         if let (Some((serial, which)), Some(known)) = (self.admitted, &self.known)
             && serial == head.serial()
-            && known.standing.is_current(ready)
-            && (self.good_at == Some(now) || known.standing.unchanged(ready, None, now).is_some())
+            && known.session.is_current(ready)
+            && (self.good_at == Some(now) || known.session.unchanged(ready, None, now).is_some())
         {
             self.good_at = Some(now);
             return Ok(which);
@@ -143,17 +143,17 @@ impl FastVerify {
             Some(known) if known.is(head, self.peer) => known,
             known => {
                 let credential = head.authorization().and_then(credential_of).ok_or(Detour::Caller)?;
-                let mut standing = Standing::find(ready, credential, self.peer).map_err(|_| Detour::Caller)?;
-                standing.works(ready, now).map_err(|_| Detour::Caller)?;
+                let mut session = CallerSession::find(ready, credential, self.peer).map_err(|_| Detour::Caller)?;
+                session.works(ready, now).map_err(|_| Detour::Caller)?;
                 self.connection.becomes_known();
-                let standing = Arc::new(standing);
-                known.insert(Known { credential: head.credential_serial(), standing })
+                let session = Arc::new(session);
+                known.insert(Known { credential: head.credential_serial(), session })
             }
         };
-        if !known.standing.is_current(ready) {
-            Arc::make_mut(&mut known.standing).refresh(ready).map_err(|_| Detour::Caller)?;
+        if !known.session.is_current(ready) {
+            Arc::make_mut(&mut known.session).refresh(ready).map_err(|_| Detour::Caller)?;
         }
-        let caller = known.standing.unchanged(ready, None, now).ok_or(Detour::Caller)?;
+        let caller = known.session.unchanged(ready, None, now).ok_or(Detour::Caller)?;
         if !self.calls[which].action.is_some_and(|action| caller.may_somewhere(action)) {
             return Err(Detour::Caller);
         }
@@ -175,11 +175,11 @@ impl FastVerify {
     }
 
     fn reply(&mut self, pass: &Pass, body: &[u8]) -> Result<Bytes, Detour> {
-        let ready = self.gate.ready().map_err(|_| Detour::Starting)?;
+        let ready = self.state.ready().map_err(|_| Detour::Starting)?;
         let now = *self.now.get_or_insert_with(|| ready.now());
         // The body may have come long after the head. A caller who has changed meanwhile takes the slow path,
         // which refuses.
-        let caller = pass.standing.unchanged(ready, Some(pass.judged_at), now).ok_or(Detour::Caller)?;
+        let caller = pass.session.unchanged(ready, Some(pass.judged_at), now).ok_or(Detour::Caller)?;
         (self.calls[pass.which].reply)(ready, caller, &mut self.prefetched, body)
     }
 }
@@ -187,7 +187,7 @@ impl FastVerify {
 impl Known {
     /// Whether the credential and where it comes from are these: one connection may carry the calls of several callers.
     fn is(&self, head: &Head, peer: Option<IpAddr>) -> bool {
-        self.standing.peer() == peer && self.credential == head.credential_serial()
+        self.session.peer() == peer && self.credential == head.credential_serial()
     }
 }
 
@@ -201,7 +201,7 @@ impl AtOnce for FastVerify {
     }
 
     fn foresee<'a>(&mut self, bodies: impl Iterator<Item = &'a [u8]>) {
-        let Ok(ready) = self.gate.ready() else { return };
+        let Ok(ready) = self.state.ready() else { return };
         // Nothing is done for a peer of whom no caller is known yet.
         if self.known.is_none() || !ready.verifier.index().is_large() {
             return;
@@ -214,10 +214,11 @@ impl AtOnce for FastVerify {
     }
 
     fn is_known(&mut self, head: &Head) -> bool {
-        let (Ok(ready), Some(value)) = (self.gate.ready(), head.authorization()) else { return false };
+        let (Ok(ready), Some(value)) = (self.state.ready(), head.authorization()) else { return false };
         let now = *self.now.get_or_insert_with(|| ready.now());
-        let standing = credential_of(value).and_then(|credential| Standing::find(ready, credential, self.peer).ok());
-        let is_known = standing.is_some_and(|mut standing| standing.works(ready, now).is_ok());
+        let session =
+            credential_of(value).and_then(|credential| CallerSession::find(ready, credential, self.peer).ok());
+        let is_known = session.is_some_and(|mut session| session.works(ready, now).is_ok());
         if is_known {
             self.connection.becomes_known();
         }
@@ -232,8 +233,8 @@ impl AtOnce for FastVerify {
                 return None;
             }
         };
-        let standing = self.known.as_ref()?.standing.clone();
-        Some(Pass { which, standing, judged_at: self.good_at?, began: self.read_at })
+        let session = self.known.as_ref()?.session.clone();
+        Some(Pass { which, session, judged_at: self.good_at?, began: self.read_at })
     }
 
     fn answer(&mut self, pass: &Pass, body: &[u8]) -> Option<Bytes> {
@@ -261,7 +262,7 @@ impl AtOnce for FastVerify {
     }
 
     fn caller(&self) -> u64 {
-        self.known.as_ref().map_or(0, |known| known.standing.number())
+        self.known.as_ref().map_or(0, |known| known.session.number())
     }
 
     fn end(&mut self) {

@@ -11,7 +11,7 @@ use super::prefetch::Prefetched;
 use crate::grpc::VERIFY_REQUEST_BYTES_MAX;
 use crate::grpc::convert;
 use crate::grpc::query::{Ruling, evaluate};
-use crate::grpc::ready::Ready;
+use crate::grpc::state::VerifyState;
 use crate::index::ahead::TOGETHER;
 use crate::metrics::Detour;
 use crate::verify::{Outcome, Presented};
@@ -20,14 +20,14 @@ use crate::verify::{Outcome, Presented};
 const ITEM_BYTES_TYPICAL: usize = 64;
 
 /// Makes the body of a reply from that of a request, or says why the slow path must.
-pub(super) type ToReply = fn(&Ready, &Caller, &mut Prefetched, &[u8]) -> Result<Bytes, Detour>;
+pub(super) type ToReply = fn(&VerifyState, &Caller, &mut Prefetched, &[u8]) -> Result<Bytes, Detour>;
 
 /// Answers a call of Verify.
 ///
 /// # Errors
 /// When the request breaks a rule or asks for more than a verdict.
 pub(super) fn verify(
-    ready: &Ready,
+    ready: &VerifyState,
     caller: &Caller,
     prefetched: &mut Prefetched,
     body: &[u8],
@@ -46,7 +46,12 @@ pub(super) fn verify(
 ///
 /// # Errors
 /// As [`verify`], for any item.
-pub(super) fn batch_verify(ready: &Ready, caller: &Caller, _: &mut Prefetched, body: &[u8]) -> Result<Bytes, Detour> {
+pub(super) fn batch_verify(
+    ready: &VerifyState,
+    caller: &Caller,
+    _: &mut Prefetched,
+    body: &[u8],
+) -> Result<Bytes, Detour> {
     let now = ready.now();
     let about = (body.len() / ITEM_BYTES_TYPICAL + 1).min(BATCH_ITEMS_MAX);
     let (mut answers, mut failures) = (BatchAnswer::with_room_for(about), Vec::with_capacity(about));
@@ -84,7 +89,7 @@ pub(super) fn batch_verify(ready: &Ready, caller: &Caller, _: &mut Prefetched, b
 }
 
 fn rule<'r>(
-    ready: &'r Ready,
+    ready: &'r VerifyState,
     caller: &Caller,
     request: &Request<'_>,
     secret: &Presented<'_>,

@@ -12,21 +12,21 @@ use tonic::{Request, Response, Status};
 use super::convert::{self, StateChange};
 use super::fields::Fields;
 use super::pb;
-use super::ready::Gate;
-use super::standing::Standing;
+use super::session::CallerSession;
+use super::state::StateHandle;
 use super::status::{Refusal, status};
 use crate::authority::{Authority, AuthorityError, Backup, Changed, Subject};
 
 /// The service.
 pub struct AdminService {
-    gate: Gate,
+    state: StateHandle,
 }
 
 impl AdminService {
-    /// The service behind a gate.
+    /// The service over the server's state.
     #[must_use]
-    pub fn new(gate: Gate) -> Self {
-        Self { gate }
+    pub fn new(state: StateHandle) -> Self {
+        Self { state }
     }
 
     async fn move_key(
@@ -41,23 +41,23 @@ impl AdminService {
     }
 
     fn authority(&self) -> Result<&Authority, Refusal> {
-        self.gate.authority()
+        self.state.authority()
     }
 }
 
 /// Answers a call whose request is whole: judges the caller again, who was admitted when its head came, and
 /// turns a refusal into its status.
 pub(super) async fn answer<Q, A>(
-    gate: &Gate,
+    state: &StateHandle,
     action: Action,
     request: Request<Q>,
     call: impl AsyncFnOnce(&Caller, Q) -> Result<A, Refusal>,
 ) -> Result<Response<A>, Status> {
     let (_, mut extensions, message) = request.into_parts();
     let answered = async {
-        let ready = gate.ready()?;
-        let mut standing = extensions.remove::<Standing>().ok_or(Refusal::NoCredential)?;
-        call(standing.caller(ready, action, ready.now())?, message).await
+        let ready = state.ready()?;
+        let mut session = extensions.remove::<CallerSession>().ok_or(Refusal::NoCredential)?;
+        call(session.caller(ready, action, ready.now())?, message).await
     };
     answered.await.map(Response::new).map_err(status)
 }
@@ -72,7 +72,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::CreateKeyRequest>,
     ) -> Result<Response<pb::CreateKeyResponse>, Status> {
-        answer(&self.gate, Action::Issue, request, async |caller, message| {
+        answer(&self.state, Action::Issue, request, async |caller, message| {
             let validate_only = message.validate_only;
             let (tenant, new) = convert::new_key(message, caller.tenant_by_default())?;
             let grant = grant::<Issue>(caller, tenant, Subject::Tenant)?;
@@ -87,7 +87,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
     }
 
     async fn get_key(&self, request: Request<pb::GetKeyRequest>) -> Result<Response<pb::GetKeyResponse>, Status> {
-        answer(&self.gate, Action::Read, request, async |caller, message| {
+        answer(&self.state, Action::Read, request, async |caller, message| {
             let name = convert::key_name(&message.key_id, &message.tenant, caller.tenant_by_default())?;
             let grant = grant::<Read>(caller, name.tenant, Subject::Key)?;
             let (key, revision) = self.authority()?.key(&grant, &name.key_id).await?;
@@ -97,7 +97,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
     }
 
     async fn list_keys(&self, request: Request<pb::ListKeysRequest>) -> Result<Response<pb::ListKeysResponse>, Status> {
-        answer(&self.gate, Action::Read, request, async |caller, message| {
+        answer(&self.state, Action::Read, request, async |caller, message| {
             let (tenant, selector, page_size) = convert::list(&message, caller.tenant_by_default())?;
             let grant = grant::<Read>(caller, tenant, Subject::Tenant)?;
             let listed = self.authority()?.keys(&grant, selector, page_size, &message.page_token).await?;
@@ -112,7 +112,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::UpdateKeyRequest>,
     ) -> Result<Response<pb::UpdateKeyResponse>, Status> {
-        answer(&self.gate, Action::Issue, request, async |caller, message| {
+        answer(&self.state, Action::Issue, request, async |caller, message| {
             let (name, patch, terms) = convert::update(message, caller.tenant_by_default())?;
             let grant = grant::<Issue>(caller, name.tenant, Subject::Key)?;
             let changed = self.authority()?.update_key(&grant, &name.key_id, &patch, &terms).await?;
@@ -125,7 +125,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::DisableKeyRequest>,
     ) -> Result<Response<pb::DisableKeyResponse>, Status> {
-        answer(&self.gate, Action::ChangeState, request, async |caller, m| {
+        answer(&self.state, Action::ChangeState, request, async |caller, m| {
             let name = (&*m.key_id, &*m.tenant, m.etag);
             let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default());
             let changed = self.move_key(caller, State::Disabled, change).await?;
@@ -138,7 +138,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::EnableKeyRequest>,
     ) -> Result<Response<pb::EnableKeyResponse>, Status> {
-        answer(&self.gate, Action::ChangeState, request, async |caller, m| {
+        answer(&self.state, Action::ChangeState, request, async |caller, m| {
             let name = (&*m.key_id, &*m.tenant, m.etag);
             let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default());
             let changed = self.move_key(caller, State::Active, change).await?;
@@ -151,7 +151,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::RevokeKeyRequest>,
     ) -> Result<Response<pb::RevokeKeyResponse>, Status> {
-        answer(&self.gate, Action::ChangeState, request, async |caller, m| {
+        answer(&self.state, Action::ChangeState, request, async |caller, m| {
             let name = (&*m.key_id, &*m.tenant, m.etag);
             let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default());
             let changed = self.move_key(caller, State::Revoked, change).await?;
@@ -164,7 +164,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::CreateTenantRequest>,
     ) -> Result<Response<pb::CreateTenantResponse>, Status> {
-        answer(&self.gate, Action::CreateTenant, request, async |caller, message| {
+        answer(&self.state, Action::CreateTenant, request, async |caller, message| {
             let validate_only = message.validate_only;
             let new = convert::new_tenant(message)?;
             // A tenant that does not exist has no roles; whoever may write in `system` may create it.
@@ -180,7 +180,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::GetTenantRequest>,
     ) -> Result<Response<pb::GetTenantResponse>, Status> {
-        answer(&self.gate, Action::Read, request, async |caller, message| {
+        answer(&self.state, Action::Read, request, async |caller, message| {
             let grant = grant::<Read>(caller, convert::tenant_name(&message.tenant)?, Subject::Tenant)?;
             let (tenant, revision) = self.authority()?.tenant(&grant).await?;
             Ok(pb::GetTenantResponse { tenant: Some(convert::tenant(&tenant)), revision: revision.0 })
@@ -192,7 +192,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::ListTenantsRequest>,
     ) -> Result<Response<pb::ListTenantsResponse>, Status> {
-        answer(&self.gate, Action::Read, request, async |caller, message| {
+        answer(&self.state, Action::Read, request, async |caller, message| {
             let mut fields = Fields::default();
             let page_size = fields.page_size("page_size", message.page_size);
             let page_size = fields.finish(Some(page_size))?;
@@ -214,7 +214,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
     type BackupStream = BackupStream;
 
     async fn backup(&self, request: Request<pb::BackupRequest>) -> Result<Response<BackupStream>, Status> {
-        answer(&self.gate, Action::Backup, request, async |caller, _| {
+        answer(&self.state, Action::Backup, request, async |caller, _| {
             let grant = caller.grant_of_all::<access::Backup>().map_err(|_| AuthorityError::Denied)?;
             Ok(BackupStream(self.authority()?.backup(&grant).await?))
         })

@@ -5,28 +5,28 @@ use tonic::{Request, Response, Status};
 
 use super::admin::answer;
 use super::pb;
-use super::ready::Gate;
+use super::state::StateHandle;
 use crate::authority::AuthorityError;
 
 /// The service.
 pub struct AuditService {
-    gate: Gate,
+    state: StateHandle,
 }
 
 impl AuditService {
-    /// The service behind a gate.
+    /// The service over the server's state.
     #[must_use]
-    pub fn new(gate: Gate) -> Self {
-        Self { gate }
+    pub fn new(state: StateHandle) -> Self {
+        Self { state }
     }
 }
 
 #[tonic::async_trait]
 impl pb::key_audit_server::KeyAudit for AuditService {
     async fn get_head(&self, request: Request<pb::GetHeadRequest>) -> Result<Response<pb::GetHeadResponse>, Status> {
-        answer(&self.gate, Action::ReadHead, request, async |caller, _| {
+        answer(&self.state, Action::ReadHead, request, async |caller, _| {
             let grant = caller.grant_of_all::<ReadHead>().map_err(|_| AuthorityError::Denied)?;
-            let (revision, head) = self.gate.authority()?.head(&grant);
+            let (revision, head) = self.state.authority()?.head(&grant);
             Ok(pb::GetHeadResponse {
                 revision: revision.0,
                 head: head.map(|head| head.to_string()).unwrap_or_default(),

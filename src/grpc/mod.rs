@@ -2,7 +2,7 @@
 //!
 //! [`pb`] is generated, [`convert`] and [`fields`] translate, [`status`] is the only place that builds a `Status`,
 //! [`calls`] says which call needs which permission, [`admin`], [`audit`] and [`verify`] are the services,
-//! [`stream_verify`] the one call that goes on, [`messages`] and [`codec`] how requests are read, and [`standing`] what
+//! [`stream_verify`] the one call that goes on, [`messages`] and [`codec`] how requests are read, and [`session`] what
 //! a caller may meanwhile. [`health`] and [`reflection`] are open to anyone.
 
 pub mod admin;
@@ -15,10 +15,10 @@ pub mod health;
 pub mod messages;
 pub mod pb;
 pub mod query;
-pub mod ready;
 pub mod reflection;
 pub mod refusals;
-pub mod standing;
+pub mod session;
+pub mod state;
 pub mod status;
 pub mod stream_verify;
 mod text;
@@ -35,7 +35,7 @@ use self::pb::health::health_server::HealthServer;
 use self::pb::key_admin_server::KeyAdminServer;
 use self::pb::key_audit_server::KeyAuditServer;
 use self::pb::key_verify_server::KeyVerifyServer;
-use self::ready::Gate;
+use self::state::StateHandle;
 use self::verify::VerifyService;
 use crate::health::Health;
 use crate::http2::OPEN_MESSAGE_BYTES_MAX;
@@ -55,7 +55,7 @@ pub const STREAM_MESSAGE_BYTES_MAX: usize = 256 * 1024;
 /// # Errors
 /// When the descriptors do not decode, which a build that passed its tests does not have.
 pub fn routes(
-    gate: &Gate,
+    state: &StateHandle,
     stop: &CancellationToken,
     health: Health,
     reflection: bool,
@@ -64,12 +64,12 @@ pub fn routes(
     let health = HealthServer::new(HealthService::new(health, stop.clone()));
     routes.add_service(health.max_decoding_message_size(OPEN_MESSAGE_BYTES_MAX));
     routes.add_service(
-        KeyAdminServer::new(AdminService::new(gate.clone())).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX),
+        KeyAdminServer::new(AdminService::new(state.clone())).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX),
     );
     routes.add_service(
-        KeyAuditServer::new(AuditService::new(gate.clone())).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX),
+        KeyAuditServer::new(AuditService::new(state.clone())).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX),
     );
-    let verify = KeyVerifyServer::new(VerifyService::new(gate.clone(), stop.clone()));
+    let verify = KeyVerifyServer::new(VerifyService::new(state.clone(), stop.clone()));
     routes.add_service(Detaching(verify.max_decoding_message_size(BATCH_REQUEST_BYTES_MAX)));
     if reflection {
         // Both: much software still speaks only v1alpha.

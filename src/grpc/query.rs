@@ -12,7 +12,7 @@ use keyward_core::limits::{AUDIENCE_BYTES_MAX, CORRELATION_ID_BYTES_MAX};
 use super::convert;
 use super::fields::Fields;
 use super::pb;
-use super::ready::Ready;
+use super::state::VerifyState;
 use super::status::Refusal;
 use super::text;
 use crate::verify::{Explained, Outcome, Presented, Verdict, explain};
@@ -54,7 +54,7 @@ pub struct Ruling<'a> {
 /// # Errors
 /// With all fields that break a rule.
 pub fn evaluate<'r>(
-    ready: &'r Ready,
+    ready: &'r VerifyState,
     caller: &Caller,
     query: &VerifyQuery<'_>,
     secret: &Presented<'_>,

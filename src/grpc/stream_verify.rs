@@ -19,9 +19,9 @@ use super::calls::STREAM_VERIFY;
 use super::fields::Fields;
 use super::pb;
 use super::pb::stream_verify_response::Result as Told;
-use super::ready::Gate;
 use super::refusals;
-use super::standing::Standing;
+use super::session::CallerSession;
+use super::state::StateHandle;
 use super::status::{Refusal, item_error, status};
 use super::verify::{TURN_ITEMS, verdict, wait_for};
 
@@ -33,22 +33,22 @@ pub type Answers = Pin<Box<dyn Stream<Item = Result<pb::StreamVerifyResponse, St
 /// # Errors
 /// When the request does not say who calls.
 pub fn answers(
-    gate: Gate,
+    state: StateHandle,
     stop: &CancellationToken,
     request: Request<impl Stream<Item = Result<pb::StreamVerifyRequest, Status>> + Send + Unpin + 'static>,
 ) -> Result<Answers, Refusal> {
     let (_, mut extensions, requests) = request.into_parts();
-    let standing = extensions.remove::<Standing>().ok_or(Refusal::NoCredential)?;
+    let session = extensions.remove::<CallerSession>().ok_or(Refusal::NoCredential)?;
     // A token of its own: a stream that waits registers there, and would meet all others on the common one's lock.
     // In a box, because it goes from one answer to the next by value.
-    let open = Box::new(Open { gate, standing, requests, stop: stop.child_token(), in_turn: 0 });
+    let open = Box::new(Open { state, session, requests, stop: stop.child_token(), in_turn: 0 });
     Ok(Box::pin(try_unfold(open, async |mut open| Ok(open.next().await?.map(|answer| (answer, open))))))
 }
 
 /// An open stream.
 struct Open<R> {
-    gate: Gate,
-    standing: Standing,
+    state: StateHandle,
+    session: CallerSession,
     requests: R,
     stop: CancellationToken,
     /// Requests that were answered in this turn.
@@ -76,20 +76,20 @@ impl<R: Stream<Item = Result<pb::StreamVerifyRequest, Status>> + Unpin> Open<R> 
         };
         let Some(message) = message else { return Ok(None) };
         self.answer(message).await.map(Some).map_err(|refusal| {
-            refusals::log(STREAM_VERIFY, Some(self.standing.key_id()), self.standing.peer(), &refusal);
+            refusals::log(STREAM_VERIFY, Some(self.session.key_id()), self.session.peer(), &refusal);
             status(refusal)
         })
     }
 
     async fn answer(&mut self, message: pb::StreamVerifyRequest) -> Result<pb::StreamVerifyResponse, Refusal> {
-        let ready = self.gate.ready()?;
+        let ready = self.state.ready()?;
         let correlation_id = message.request.as_ref().map(|request| request.correlation_id.clone()).unwrap_or_default();
         let request = match askable(message) {
             Ok(request) => wait_for(ready, Revision(request.min_revision)).await.map(|()| request),
             Err(refusal) => Err(refusal),
         };
         // After the wait, in which the caller may have lost the role.
-        let caller = self.standing.caller(ready, Action::Verify, ready.now())?;
+        let caller = self.session.caller(ready, Action::Verify, ready.now())?;
         let (result, correlation_id) = match request.and_then(|request| verdict(ready, caller, request)) {
             Ok(response) => (Told::Response(response), correlation_id),
             Err(refusal) => (Told::Error(item_error(&refusal)), if_sound(correlation_id)),

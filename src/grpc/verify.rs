@@ -16,8 +16,8 @@ use super::fields::Fields;
 use super::messages::{Detached, Messages};
 use super::pb;
 use super::query::{VerifyQuery, evaluate};
-use super::ready::{Gate, Ready};
-use super::standing::Standing;
+use super::session::CallerSession;
+use super::state::{StateHandle, VerifyState};
 use super::status::{Refusal, item_error, status};
 use super::stream_verify::{Answers, answers};
 
@@ -29,15 +29,15 @@ pub(super) const TURN_ITEMS: usize = 100;
 
 /// The service.
 pub struct VerifyService {
-    gate: Gate,
+    state: StateHandle,
     stop: CancellationToken,
 }
 
 impl VerifyService {
-    /// The service behind a gate, whose streams end at a stop.
+    /// The service over the server's state, whose streams end at a stop.
     #[must_use]
-    pub fn new(gate: Gate, stop: CancellationToken) -> Self {
-        Self { gate, stop }
+    pub fn new(state: StateHandle, stop: CancellationToken) -> Self {
+        Self { state, stop }
     }
 }
 
@@ -45,15 +45,15 @@ impl VerifyService {
 impl pb::key_verify_server::KeyVerify for VerifyService {
     async fn verify(&self, request: Request<pb::VerifyRequest>) -> Result<Response<pb::VerifyResponse>, Status> {
         let answered = async {
-            let ready = self.gate.ready()?;
+            let ready = self.state.ready()?;
             let (_, mut extensions, message) = request.into_parts();
-            let mut standing = extensions.remove::<Standing>().ok_or(Refusal::NoCredential)?;
+            let mut session = extensions.remove::<CallerSession>().ok_or(Refusal::NoCredential)?;
             if message.encoded_len() > VERIFY_REQUEST_BYTES_MAX {
                 return Err(Refusal::TooLong { max: VERIFY_REQUEST_BYTES_MAX });
             }
             wait_for(ready, Revision(message.min_revision)).await?;
             // The request is whole, and the wait is over: the caller may have lost the role since the head came.
-            let caller = standing.caller(ready, Action::Verify, ready.now())?;
+            let caller = session.caller(ready, Action::Verify, ready.now())?;
             verdict(ready, caller, message)
         };
         answered.await.map(Response::new).map_err(status)
@@ -64,9 +64,9 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
         request: Request<pb::BatchVerifyRequest>,
     ) -> Result<Response<pb::BatchVerifyResponse>, Status> {
         let answered = async {
-            let ready = self.gate.ready()?;
+            let ready = self.state.ready()?;
             let (_, mut extensions, message) = request.into_parts();
-            let mut standing = extensions.remove::<Standing>().ok_or(Refusal::NoCredential)?;
+            let mut session = extensions.remove::<CallerSession>().ok_or(Refusal::NoCredential)?;
             let requests = message.requests;
             let mut fields = Fields::default();
             if !(1..=BATCH_ITEMS_MAX).contains(&requests.len()) {
@@ -76,13 +76,13 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
             // Once for all of them: whoever asks for a revision that is not reached in this time is told so below.
             let latest = requests.iter().map(|message| message.min_revision).max().unwrap_or_default();
             let _in_time = wait_for(ready, Revision(latest)).await;
-            let mut caller = standing.caller(ready, Action::Verify, ready.now())?;
+            let mut caller = session.caller(ready, Action::Verify, ready.now())?;
             let mut results = Vec::with_capacity(requests.len());
             for (at, message) in requests.into_iter().enumerate() {
                 if at % TURN_ITEMS == TURN_ITEMS - 1 {
                     // Other calls have their turn.
                     tokio::task::yield_now().await;
-                    caller = standing.caller(ready, Action::Verify, ready.now())?;
+                    caller = session.caller(ready, Action::Verify, ready.now())?;
                 }
                 results.push(item(ready, caller, message));
             }
@@ -100,11 +100,11 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
         let (metadata, mut extensions, _) = request.into_parts();
         let messages = extensions.remove::<Detached>().map_or_else(Messages::empty, |body| body.messages());
         let request = Request::from_parts(metadata, extensions, messages);
-        answers(self.gate.clone(), &self.stop, request).map(Response::new).map_err(status)
+        answers(self.state.clone(), &self.stop, request).map(Response::new).map_err(status)
     }
 }
 
-fn item(ready: &Ready, caller: &Caller, message: pb::VerifyRequest) -> pb::BatchVerifyResult {
+fn item(ready: &VerifyState, caller: &Caller, message: pb::VerifyRequest) -> pb::BatchVerifyResult {
     let reached = ready.verifier.index().revision() >= Revision(message.min_revision);
     let answered = if reached { verdict(ready, caller, message) } else { Err(Refusal::RevisionNotReached) };
     let result = match answered {
@@ -114,7 +114,7 @@ fn item(ready: &Ready, caller: &Caller, message: pb::VerifyRequest) -> pb::Batch
     pb::BatchVerifyResult { result: Some(result) }
 }
 
-pub(super) async fn wait_for(ready: &Ready, revision: Revision) -> Result<(), Refusal> {
+pub(super) async fn wait_for(ready: &VerifyState, revision: Revision) -> Result<(), Refusal> {
     let index = ready.verifier.index();
     if index.revision() >= revision {
         return Ok(());
@@ -123,7 +123,7 @@ pub(super) async fn wait_for(ready: &Ready, revision: Revision) -> Result<(), Re
 }
 
 pub(super) fn verdict(
-    ready: &Ready,
+    ready: &VerifyState,
     caller: &Caller,
     message: pb::VerifyRequest,
 ) -> Result<pb::VerifyResponse, Refusal> {

@@ -19,23 +19,23 @@ use tower_service::Service;
 
 use super::judged::judged;
 use crate::grpc::calls::{Rpc, log_name, rpc};
-use crate::grpc::ready::Gate;
 use crate::grpc::refusals;
-use crate::grpc::standing::Standing;
+use crate::grpc::session::CallerSession;
+use crate::grpc::state::StateHandle;
 use crate::grpc::status::{Refusal, status};
 use crate::net::Peer;
 
-/// Puts a [`Standing`] on each request, or refuses it. The reply goes out only while the caller may have it.
+/// Puts a [`CallerSession`] on each request, or refuses it. The reply goes out only while the caller may have it.
 #[derive(Clone)]
 pub struct AuthnLayer {
-    gate: Gate,
+    state: StateHandle,
 }
 
 impl AuthnLayer {
-    /// The layer over what is behind a gate.
+    /// The layer over what is behind a state.
     #[must_use]
-    pub fn new(gate: Gate) -> Self {
-        Self { gate }
+    pub fn new(state: StateHandle) -> Self {
+        Self { state }
     }
 }
 
@@ -43,7 +43,7 @@ impl<S> Layer<S> for AuthnLayer {
     type Service = Authn<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Authn { inner, gate: self.gate.clone() }
+        Authn { inner, state: self.state.clone() }
     }
 }
 
@@ -51,7 +51,7 @@ impl<S> Layer<S> for AuthnLayer {
 #[derive(Clone)]
 pub struct Authn<S> {
     inner: S,
-    gate: Gate,
+    state: StateHandle,
 }
 
 impl<S, B> Service<Request<B>> for Authn<S>
@@ -74,12 +74,12 @@ where
         }
         let call = log_name(path);
         let peer = request.extensions().get::<Peer>().and_then(Peer::ip);
-        match admit(&self.gate, action, request.headers(), peer) {
-            Ok(standing) => {
+        match admit(&self.state, action, request.headers(), peer) {
+            Ok(session) => {
                 // Whatever handles the request further has no need of the credential.
                 request.headers_mut().remove(header::AUTHORIZATION);
-                request.extensions_mut().insert(standing.clone());
-                let by = action.map(|action| Admission { gate: self.gate.clone(), standing, action, call });
+                request.extensions_mut().insert(session.clone());
+                let by = action.map(|action| Admission { state: self.state.clone(), session, action, call });
                 Either::Left(Admitted { inner: self.inner.call(request), by })
             }
             Err((caller, refusal)) => {
@@ -92,33 +92,33 @@ where
 
 /// Who calls; or why not, and whose credential it is, if that is known.
 fn admit(
-    gate: &Gate,
+    state: &StateHandle,
     action: Option<Action>,
     headers: &HeaderMap,
     peer: Option<IpAddr>,
-) -> Result<Standing, (Option<KeyId>, Refusal)> {
+) -> Result<CallerSession, (Option<KeyId>, Refusal)> {
     let found = || {
         let credential = bearer(headers).ok_or(Refusal::NoCredential)?;
-        let ready = gate.ready()?;
-        Ok((ready, Standing::find(ready, credential, peer).map_err(Refusal::BadCredential)?))
+        let ready = state.ready()?;
+        Ok((ready, CallerSession::find(ready, credential, peer).map_err(Refusal::BadCredential)?))
     };
-    let (ready, mut standing) = found().map_err(|refusal| (None, refusal))?;
+    let (ready, mut session) = found().map_err(|refusal| (None, refusal))?;
     let now = ready.now();
     let judged = match action {
-        Some(action) => standing.caller(ready, action, now).map(drop),
+        Some(action) => session.caller(ready, action, now).map(drop),
         // A path that is not a call goes on, and is answered with UNIMPLEMENTED.
-        None => standing.works(ready, now),
+        None => session.works(ready, now),
     };
     match judged {
-        Ok(()) => Ok(standing),
-        Err(refusal) => Err((Some(standing.key_id().clone()), refusal)),
+        Ok(()) => Ok(session),
+        Err(refusal) => Err((Some(session.key_id().clone()), refusal)),
     }
 }
 
 /// Who was admitted to do what.
 pub(super) struct Admission {
-    pub(super) gate: Gate,
-    pub(super) standing: Standing,
+    pub(super) state: StateHandle,
+    pub(super) session: CallerSession,
     pub(super) action: Action,
     pub(super) call: &'static str,
 }

@@ -72,8 +72,8 @@ impl HttpBody for JudgedBody {
         {
             *this.ended = true;
             this.rest.clear();
-            let Admission { standing, call, .. } = this.by;
-            refusals::log(call, Some(standing.key_id()), standing.peer(), &refusal);
+            let Admission { session, call, .. } = this.by;
+            refusals::log(call, Some(session.key_id()), session.peer(), &refusal);
             let mut trailers = HeaderMap::new();
             let told = status(refusal).add_header(&mut trailers);
             return Poll::Ready(Some(told.map(|()| Frame::trailers(trailers))));
@@ -88,7 +88,7 @@ impl HttpBody for JudgedBody {
 }
 
 fn judge(by: &mut Admission) -> Result<(), Refusal> {
-    let Admission { gate, standing, action, .. } = by;
-    let ready = gate.ready()?;
-    standing.caller(ready, *action, ready.now()).map(drop)
+    let Admission { state, session, action, .. } = by;
+    let ready = state.ready()?;
+    session.caller(ready, *action, ready.now()).map(drop)
 }

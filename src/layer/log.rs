@@ -18,7 +18,7 @@ use tracing::Level;
 
 use crate::grpc::calls::{log_name, rpc};
 use crate::grpc::refusals::Lines;
-use crate::grpc::standing::Standing;
+use crate::grpc::session::CallerSession;
 
 /// Calls of the fast path that are logged in a second, at level debug.
 pub const SAMPLES_MAX: u32 = 100;
@@ -106,8 +106,8 @@ struct Call {
 impl Call {
     /// What is to be logged of a call: admin calls at INFO, verifications at DEBUG, probes not at all.
     fn of<B>(request: &Request<B>) -> Option<Self> {
-        let standing = request.extensions().get::<Standing>()?;
-        let (caller, peer) = (standing.key_id().clone(), standing.peer());
+        let session = request.extensions().get::<CallerSession>()?;
+        let (caller, peer) = (session.key_id().clone(), session.peer());
         let level = match rpc(request.uri().path()).action {
             Some(Action::Verify) => tracing::Level::DEBUG,
             _ => tracing::Level::INFO,

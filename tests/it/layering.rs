@@ -161,7 +161,7 @@ fn every_module_names_only_what_lies_further_in() {
 fn grpc_has_metrics_only_by_a_handle_in_ready() {
     let mut files = vec![];
     sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/grpc"), &mut files);
-    for file in files.iter().filter(|file| !file.ends_with("ready.rs")) {
+    for file in files.iter().filter(|file| !file.ends_with("state.rs")) {
         let text = fs::read_to_string(file).unwrap();
         assert!(!names(&text).contains("crate::metrics"), "{}", file.display());
     }

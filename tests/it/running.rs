@@ -8,7 +8,7 @@ use keyward::app::{App, Deps, Engine, StartError};
 use keyward::authority::{Authority, Parts, Terms};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
-use keyward::grpc::ready::Gate;
+use keyward::grpc::state::StateHandle;
 use keyward::health::Health;
 use keyward::index::Index;
 use keyward::layer::authn::AuthnLayer;
@@ -95,11 +95,11 @@ async fn a_stop_lets_calls_finish() {
 
 #[tokio::test]
 async fn until_the_data_is_loaded_calls_are_told_to_come_back() {
-    let gate = Gate::default();
+    let state = StateHandle::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let routes = keyward::grpc::routes(&gate, &CancellationToken::new(), Health::new(&[]), false).unwrap();
-    let server = Server::builder().layer(AuthnLayer::new(gate)).add_routes(routes);
+    let routes = keyward::grpc::routes(&state, &CancellationToken::new(), Health::new(&[]), false).unwrap();
+    let server = Server::builder().layer(AuthnLayer::new(state)).add_routes(routes);
     let serving = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt, poll, stream};
 use keyward::grpc::pb::stream_verify_response::Result::{Error, Response};
 use keyward::grpc::pb::{self, Reason};
-use keyward::grpc::ready::{Gate, Ready};
-use keyward::grpc::standing::Standing;
+use keyward::grpc::session::CallerSession;
+use keyward::grpc::state::{StateHandle, VerifyState};
 use keyward::grpc::stream_verify::{Answers, answers};
 use keyward::index::Index;
 use keyward::metrics::{Metrics, Readings};
@@ -33,7 +33,7 @@ use crate::stream::asking;
 
 /// What a stream is answered from: an index that the test folds, with one key in it, of a verifier.
 struct Desk {
-    gate: Gate,
+    state: StateHandle,
     index: Arc<Index>,
     stop: CancellationToken,
     metrics: Metrics,
@@ -61,14 +61,14 @@ impl Desk {
         let readings =
             Readings { keys: zero(), revision: zero(), connections: zero(), writable: zero(), ..Readings::default() };
         let metrics = Metrics::new(std::iter::empty(), keyward::fast_path::PATHS, readings);
-        let gate = Gate::default();
-        gate.open(Ready {
+        let state = StateHandle::default();
+        state.open(VerifyState {
             verifier: Verifier::new(index.clone(), peppers.clone()),
             peppers,
             verdicts: metrics.verdicts(),
             clock: Arc::new(ManualClock::at(START)),
         });
-        let desk = Self { gate, index, stop: CancellationToken::new(), metrics, verifier, secret: issued.reveal() };
+        let desk = Self { state, index, stop: CancellationToken::new(), metrics, verifier, secret: issued.reveal() };
         desk.fold(&desk.verifier);
         desk
     }
@@ -85,9 +85,9 @@ impl Desk {
         let mut codec = ProstCodec::<pb::StreamVerifyRequest, pb::StreamVerifyRequest>::default();
         let body = EncodeBody::new_client(codec.encoder(), requests.map(Ok), None, None);
         let mut request = Request::new(Streaming::new_request(codec.decoder(), body, None, None));
-        let standing = Standing::find(self.gate.ready().unwrap(), &self.secret, None).unwrap();
-        request.extensions_mut().insert(standing);
-        answers(self.gate.clone(), &self.stop, request).unwrap()
+        let session = CallerSession::find(self.state.ready().unwrap(), &self.secret, None).unwrap();
+        request.extensions_mut().insert(session);
+        answers(self.state.clone(), &self.stop, request).unwrap()
     }
 }
 

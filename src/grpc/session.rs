@@ -11,7 +11,7 @@ use keyward_core::id::KeyId;
 use keyward_core::record::KeyPolicy;
 use keyward_core::secret::PresentedSecret;
 
-use super::ready::Ready;
+use super::state::VerifyState;
 use super::status::Refusal;
 use crate::authority::AuthorityError;
 use crate::index::Entry;
@@ -21,7 +21,7 @@ use crate::index::Entry;
 ///
 /// There is no way to the [`Caller`] but through a judgement, so that none can be forgotten.
 #[derive(Clone, Debug)]
-pub struct Standing {
+pub struct CallerSession {
     /// Every change up to this revision has been looked at: whatever changes any key makes another one.
     as_of: Revision,
     /// The form of the key.
@@ -30,12 +30,12 @@ pub struct Standing {
     caller: Arc<Caller>,
 }
 
-impl Standing {
+impl CallerSession {
     /// Finds the key of a credential.
     ///
     /// # Errors
     /// When the credential is not the secret of a key of tenant `system`. Whether the key works is not looked at yet.
-    pub fn find(ready: &Ready, credential: &str, peer: Option<IpAddr>) -> Result<Self, DenyReason> {
+    pub fn find(ready: &VerifyState, credential: &str, peer: Option<IpAddr>) -> Result<Self, DenyReason> {
         let index = ready.verifier.index();
         let secret = PresentedSecret::parse(credential).map_err(|_| DenyReason::Malformed)?;
         // Before the entry, so that the entry is at least as new.
@@ -66,7 +66,7 @@ impl Standing {
 
     /// Whether no key has changed since this was looked up.
     #[must_use]
-    pub fn is_current(&self, ready: &Ready) -> bool {
+    pub fn is_current(&self, ready: &VerifyState) -> bool {
         // The revision is told after the entries: while it stands still, what was read at it has not been overtaken by any
         // change that somebody was told of.
         self.as_of == ready.verifier.index().revision()
@@ -76,7 +76,7 @@ impl Standing {
     ///
     /// # Errors
     /// When it is gone.
-    pub fn refresh(&mut self, ready: &Ready) -> Result<(), DenyReason> {
+    pub fn refresh(&mut self, ready: &VerifyState) -> Result<(), DenyReason> {
         let index = ready.verifier.index();
         let as_of = index.revision();
         if self.as_of == as_of {
@@ -96,7 +96,7 @@ impl Standing {
     ///
     /// # Errors
     /// When their key does not work any more, or holds no role for this.
-    pub fn caller(&mut self, ready: &Ready, action: Action, now: Now) -> Result<&Arc<Caller>, Refusal> {
+    pub fn caller(&mut self, ready: &VerifyState, action: Action, now: Now) -> Result<&Arc<Caller>, Refusal> {
         self.works(ready, now)?;
         if !self.caller.may_somewhere(action) {
             return Err(AuthorityError::Denied.into());
@@ -108,7 +108,7 @@ impl Standing {
     ///
     /// # Errors
     /// When their key does not work any more.
-    pub fn works(&mut self, ready: &Ready, now: Now) -> Result<(), Refusal> {
+    pub fn works(&mut self, ready: &VerifyState, now: Now) -> Result<(), Refusal> {
         self.refresh(ready).map_err(Refusal::BadCredential)?;
         // Each time: the clock alone can end a key.
         judge_caller(&*self.policy, self.peer(), now).map_err(Refusal::BadCredential)
@@ -117,7 +117,7 @@ impl Standing {
     /// The caller, if their key has not changed since they were judged, at `judged_at` if ever, and still works. `None`: they
     /// must be judged anew.
     #[must_use]
-    pub fn unchanged(&self, ready: &Ready, judged_at: Option<Now>, now: Now) -> Option<&Caller> {
+    pub fn unchanged(&self, ready: &VerifyState, judged_at: Option<Now>, now: Now) -> Option<&Caller> {
         let same = |entry: Entry<'_>| entry.revision() == self.revision;
         let unchanged =
             self.is_current(ready) || ready.verifier.index().get(&self.caller.identity().digest).is_some_and(same);

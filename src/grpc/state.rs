@@ -1,5 +1,5 @@
-//! What the services work with, once it is there: what verdicts take, and often later, when the table is
-//! read, what changes and lists take. Until then health says NOT_SERVING and calls answer UNAVAILABLE.
+//! State shared by the services. Verdicts are answered once the index is loaded; changes and lists once the store is
+//! open, which is often later. Until then health says NOT_SERVING and calls answer UNAVAILABLE.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -12,8 +12,8 @@ use crate::authority::Authority;
 use crate::metrics::Verdicts;
 use crate::verify::Verifier;
 
-/// What callers are known by, and verdicts are made with.
-pub struct Ready {
+/// What callers are authenticated and verdicts are made with.
+pub struct VerifyState {
     /// The hot path.
     pub verifier: Verifier,
     /// What secrets are hashed with.
@@ -24,7 +24,7 @@ pub struct Ready {
     pub clock: Arc<dyn Clock>,
 }
 
-impl Ready {
+impl VerifyState {
     /// The time by which keys are judged.
     #[must_use]
     pub fn now(&self) -> Now {
@@ -32,24 +32,24 @@ impl Ready {
     }
 }
 
-/// Opens once for verdicts, when the index is whole, and once for all else, when the store is open.
+/// A handle on the state. Each part is set once.
 #[derive(Clone, Default)]
-pub struct Gate(Arc<Doors>);
+pub struct StateHandle(Arc<ServerState>);
 
 #[derive(Default)]
-struct Doors {
-    ready: OnceLock<Ready>,
+struct ServerState {
+    ready: OnceLock<VerifyState>,
     authority: OnceLock<Authority>,
     waits_for_room: AtomicBool,
 }
 
-impl Gate {
-    /// Opens the gate for verdicts. A second time changes nothing.
-    pub fn open(&self, ready: Ready) {
+impl StateHandle {
+    /// Makes the state ready for verdicts. A second time changes nothing.
+    pub fn open(&self, ready: VerifyState) {
         drop(self.0.ready.set(ready));
     }
 
-    /// Opens the gate for changes and lists. A second time changes nothing.
+    /// Makes the state ready for changes and lists. A second time changes nothing.
     pub fn open_for_changes(&self, authority: Authority) {
         drop(self.0.authority.set(authority));
     }
@@ -63,7 +63,7 @@ impl Gate {
     ///
     /// # Errors
     /// While the index is being filled.
-    pub fn ready(&self) -> Result<&Ready, Refusal> {
+    pub fn ready(&self) -> Result<&VerifyState, Refusal> {
         self.0.ready.get().ok_or(Refusal::Starting)
     }
 
