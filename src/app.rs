@@ -411,11 +411,11 @@ fn serve(
     let service = ProtocolLayer.layer(service);
     let service = IncomingLayer.layer(MetricsLayer::new(calls.clone()).layer(service));
     let state = state.clone();
-    let at_once = move |peer, connection| FastVerify::new(state.clone(), &calls, ways.clone(), peer, connection);
+    let make_fast_path = move |peer, connection| FastVerify::new(state.clone(), &calls, ways.clone(), peer, connection);
     let (urgent, elsewhere) = (cores.urgent(), Handle::current());
     let answering = Answering {
         service,
-        at_once,
+        make_fast_path,
         at_home: |path| rpc(path).runs == Runs::OnItsCore,
         is_open: |path| rpc(path).is_open,
         has_stream: |path| rpc(path).has_stream,

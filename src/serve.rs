@@ -16,7 +16,7 @@ use tonic::transport::server::Connected;
 use tower_service::Service;
 
 use crate::cores::Home;
-use crate::http2::{self, AtOnce, Budget, Incoming, Stop};
+use crate::http2::{self, Budget, FastPath, Incoming, Shutdown};
 use crate::lifecycle::Tasks;
 use crate::net::{Conn, Mark, Peer};
 
@@ -26,7 +26,7 @@ pub struct Answering<S, F> {
     /// Answers calls. Each call has a clone of its own.
     pub service: S,
     /// Makes, for a connection, what answers calls at once where it can.
-    pub at_once: F,
+    pub make_fast_path: F,
     /// Whether a call, by its path, is answered on the core of its connection: those that never take long.
     pub at_home: fn(&str) -> bool,
     /// Whether a call, by its path, is answered without a credential.
@@ -48,16 +48,26 @@ pub struct Answering<S, F> {
 type Connection<S, A> = http2::Connection<Conn, S, A, Peer>;
 
 impl<S, F> Answering<S, F> {
-    fn begin<A: AtOnce>(self, conn: Conn) -> Connection<S, A>
+    fn begin<A: FastPath>(self, conn: Conn) -> Connection<S, A>
     where
         F: Fn(Peer, Mark) -> A,
     {
-        let Self { service, at_once, at_home, is_open, has_stream, is_long, is_urgent, urgent, elsewhere, budget } =
-            self;
+        let Self {
+            service,
+            make_fast_path,
+            at_home,
+            is_open,
+            has_stream,
+            is_long,
+            is_urgent,
+            urgent,
+            elsewhere,
+            budget,
+        } = self;
         let peer = conn.connect_info();
-        let at_once = at_once(peer, conn.mark());
+        let fast_path = make_fast_path(peer, conn.mark());
         let answering = http2::Answering {
-            at_once,
+            fast_path,
             service,
             at_home,
             is_open,
@@ -87,7 +97,7 @@ pub async fn serve<S, B, F, A>(
     S::Future: Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     F: Fn(Peer, Mark) -> A + Clone + Send + 'static,
-    A: AtOnce<Pass: Send> + Send + 'static,
+    A: FastPath<Pass: Send> + Send + 'static,
 {
     let stop = tasks.stop_token();
     let has_core = !homes.is_empty();
@@ -105,7 +115,7 @@ pub async fn serve<S, B, F, A>(
             let Ok(conn) = parked.unpark() else { return };
             let ending = async {
                 leave.cancelled().await;
-                if stop.is_cancelled() { Stop::InOrder } else { Stop::AtOnce }
+                if stop.is_cancelled() { Shutdown::Graceful } else { Shutdown::Now }
             };
             if let Err(error) = answering.begin(conn).serve(ending, has_core).await {
                 tracing::debug!(%error, "a connection ended with an error");

@@ -25,7 +25,7 @@ use self::reply::ToReply;
 use crate::grpc::calls::{BATCH_VERIFY, VERIFY, rpc};
 use crate::grpc::session::CallerSession;
 use crate::grpc::state::StateHandle;
-use crate::http2::{AtOnce, Head, Unfit};
+use crate::http2::{FastPath, Head, Bypass};
 use crate::layer::authn::credential_of;
 use crate::layer::deadline::read_timeout;
 use crate::layer::log;
@@ -191,16 +191,16 @@ impl Known {
     }
 }
 
-impl AtOnce for FastVerify {
+impl FastPath for FastVerify {
     type Pass = Pass;
 
-    fn begin(&mut self, at: Instant) {
+    fn begin_batch(&mut self, at: Instant) {
         // One reading of each clock for all that was read together.
         self.read_at = at;
         self.now = None;
     }
 
-    fn foresee<'a>(&mut self, bodies: impl Iterator<Item = &'a [u8]>) {
+    fn prefetch<'a>(&mut self, bodies: impl Iterator<Item = &'a [u8]>) {
         let Ok(ready) = self.state.ready() else { return };
         // Nothing is done for a peer of whom no caller is known yet.
         if self.known.is_none() || !ready.verifier.index().is_large() {
@@ -249,15 +249,15 @@ impl AtOnce for FastVerify {
         Some(reply)
     }
 
-    fn lets_pass(&mut self, head: &Head, why: Unfit) {
+    fn on_bypass(&mut self, head: &Head, why: Bypass) {
         let why = match why {
-            Unfit::NoRoom => Detour::PeerReadsSlowly,
-            Unfit::Long => Detour::LongRequest,
+            Bypass::RepliesPending => Detour::PeerReadsSlowly,
+            Bypass::RequestTooLong => Detour::LongRequest,
         };
         self.count_detour(head, why);
     }
 
-    fn give_up(&mut self, pass: &Pass) {
+    fn on_cancel(&mut self, pass: &Pass) {
         self.calls[pass.which].times.count(Code::Cancelled.into(), pass.began.elapsed());
     }
 
@@ -265,7 +265,7 @@ impl AtOnce for FastVerify {
         self.known.as_ref().map_or(0, |known| known.session.number())
     }
 
-    fn end(&mut self) {
+    fn end_batch(&mut self) {
         self.prefetched.clear();
         // They came together and their replies leave together.
         let mut took = None;

@@ -7,7 +7,7 @@ use zeroize::{Zeroize, zeroize_stack};
 
 /// Bytes of the stack that are overwritten when calls have been answered where they were read. What is answered so goes
 /// less deep.
-const AT_ONCE_STACK_BYTES: usize = if cfg!(debug_assertions) { 64 } else { 8 } * 1024;
+const FAST_PATH_STACK_BYTES: usize = if cfg!(debug_assertions) { 64 } else { 8 } * 1024;
 /// The same when a call on the long way has had its turn.
 const CALL_STACK_BYTES: usize = if cfg!(debug_assertions) { 256 } else { 32 } * 1024;
 
@@ -67,7 +67,7 @@ impl fmt::Debug for Buffer {
 
 /// Overwrites what functions that have returned left on the stack: those that hash a secret have had it there.
 pub(super) fn wipe_stack_of_answers() {
-    zeroize_stack::<AT_ONCE_STACK_BYTES>();
+    zeroize_stack::<FAST_PATH_STACK_BYTES>();
 }
 
 /// The same after a call on the long way.

@@ -20,15 +20,15 @@ use zeroize::{Zeroize, Zeroizing};
 use super::body::Incoming;
 use super::budget::Budget;
 use super::buffer::{Buffer, wipe_stack_of_answers};
+use super::busy_poll::BusyPoll;
 use super::call::{Begin, Calls};
 use super::code::Fault;
 use super::conn::Conn;
 use super::events::{Heard, events};
-use super::pace::Pace;
 use super::room::Room;
 use super::turns::Turn;
 use super::{
-    AtOnce, FAREWELL_TIME, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LINGER_TIME, OUT_BYTES_MAX, QUIET_FAREWELL_TIME,
+    FAREWELL_TIME, FastPath, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LINGER_TIME, OUT_BYTES_MAX, QUIET_FAREWELL_TIME,
     QUIET_LINGER_TIME, TURN_BYTES_MAX,
 };
 
@@ -52,7 +52,7 @@ thread_local! {
 #[derive(Clone, Debug)]
 pub struct Answering<S, A, X> {
     /// Answers what can be answered at once.
-    pub at_once: A,
+    pub fast_path: A,
     /// Answers all other calls. Each has a clone of its own.
     pub service: S,
     /// Whether a call, by its path, is answered where its connection lives: those that never take long.
@@ -96,21 +96,21 @@ pub enum End {
 }
 
 /// A connection and its calls. Dropping it ends both.
-pub struct Connection<T, S, A: AtOnce, X>(Session<T, A, Calls<S, X>>);
+pub struct Connection<T, S, A: FastPath, X>(Session<T, A, Calls<S, X>>);
 
 /// How a connection is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
+pub enum Shutdown {
     /// When the peer knows, and the calls that were begun are answered.
-    InOrder,
+    Graceful,
     /// At once.
-    AtOnce,
+    Now,
 }
 
-impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
+impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
     /// A connection that is there already, on the current runtime.
     pub fn new(io: T, answering: Answering<S, A, X>) -> Self {
-        let Answering { at_once, service, at_home, is_open, has_stream, is_long, is_urgent, .. } = answering;
+        let Answering { fast_path, service, at_home, is_open, has_stream, is_long, is_urgent, .. } = answering;
         let Answering { urgent, elsewhere, extension, budget, .. } = answering;
         let room = Room::default();
         let (events, heard) = events();
@@ -130,7 +130,7 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
         let now = Instant::now();
         Self(Session {
             io,
-            conn: Conn::new(at_once, calls, room, budget),
+            conn: Conn::new(fast_path, calls, room, budget),
             events: heard,
             rest: Buffer::new(),
             has_whole_frames: false,
@@ -140,7 +140,7 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
             asked: None,
             told: None,
             deadline: None,
-            pace: Pace::new(std::time::Instant::now()),
+            busy_poll: BusyPoll::new(std::time::Instant::now()),
             turn: Turn::new(),
         })
     }
@@ -151,7 +151,7 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
     ///
     /// # Errors
     /// See [`End`].
-    pub async fn serve<B>(&mut self, stop: impl Future<Output = Stop>, has_core: bool) -> Result<(), End>
+    pub async fn serve<B>(&mut self, stop: impl Future<Output = Shutdown>, has_core: bool) -> Result<(), End>
     where
         T: AsyncRead + AsyncWrite + Unpin,
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
@@ -162,7 +162,7 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
         let mut stop = pin!(stop);
         loop {
             let polled = poll_fn(|cx| match self.0.poll(cx, stop.as_mut(), has_core) {
-                Poll::Pending if has_core && self.0.pace.is_hurried(std::time::Instant::now) => Poll::Ready(None),
+                Poll::Pending if has_core && self.0.busy_poll.should_spin(std::time::Instant::now) => Poll::Ready(None),
                 polled => polled.map(Some),
             });
             match polled.await {
@@ -175,7 +175,7 @@ impl<T, S, A: AtOnce, X> Connection<T, S, A, X> {
 }
 
 /// A connection with its network and its time.
-struct Session<T, A: AtOnce, C> {
+struct Session<T, A: FastPath, C> {
     io: T,
     conn: Conn<A, C>,
     events: Heard,
@@ -192,7 +192,7 @@ struct Session<T, A: AtOnce, C> {
     told: Option<Told>,
     /// When it has had time enough to hear of the end.
     deadline: Option<Instant>,
-    pace: Pace,
+    busy_poll: BusyPoll,
     turn: Turn,
 }
 
@@ -216,13 +216,13 @@ enum Stage {
 impl<T, A, C> Session<T, A, C>
 where
     T: AsyncRead + AsyncWrite + Unpin,
-    A: AtOnce,
+    A: FastPath,
     C: Begin,
 {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        stop: Pin<&mut impl Future<Output = Stop>>,
+        stop: Pin<&mut impl Future<Output = Shutdown>>,
         has_core: bool,
     ) -> Poll<Result<(), End>> {
         if self.conn.out.capacity() == 0 {
@@ -249,7 +249,7 @@ where
     fn go_on(
         &mut self,
         cx: &mut Context<'_>,
-        mut stop: Pin<&mut impl Future<Output = Stop>>,
+        mut stop: Pin<&mut impl Future<Output = Shutdown>>,
         has_core: bool,
     ) -> Poll<Result<(), End>> {
         loop {
@@ -258,7 +258,7 @@ where
                     if self.told.is_none()
                         && let Poll::Ready(stop) = stop.as_mut().poll(cx)
                     {
-                        if stop == Stop::AtOnce {
+                        if stop == Shutdown::Now {
                             self.conn.turn_away();
                             // A peer that reads hears of it. The others are not waited for.
                             drop(self.poll_write(cx));
@@ -385,7 +385,7 @@ where
         }
         let address = std::ptr::from_ref(self).addr();
         let is_alone = LAST_READ.replace(address) == address;
-        self.pace.read(self.conn.answered() - answered, is_alone, std::time::Instant::now);
+        self.busy_poll.on_read(self.conn.answered() - answered, is_alone, std::time::Instant::now);
         self.has_whole_frames = self.conn.is_full();
         self.rest.replace(&buffer[done..filled]);
         if self.rest.is_empty() {

@@ -1,7 +1,7 @@
 //! HTTP/2 for a server of gRPC (RFC 9113), on connections that are there already.
 //!
 //! It does what gRPC needs and nothing beside: no push, no priorities, no CONNECT, no upgrade from HTTP/1. A
-//! call that can be answered at once (see [`AtOnce`]) is answered where its frames are read, from the bytes
+//! call that can be answered at once (see [`FastPath`]) is answered where its frames are read, from the bytes
 //! that were read, and its reply is written straight behind the others. All other calls take the long way:
 //! each is a task, with bodies that flow under HTTP/2's windows, owned by its connection.
 //!
@@ -9,7 +9,7 @@
 //! and `hpack` read and write what goes over the wire, `head` is a request as far as its headers go, `conn`
 //! knows the rules and does no I/O, `call` runs what takes the long way, which says by
 //! `events` what it has to, `budget`
-//! bounds what all connections hold of requests, `io` moves the bytes and keeps the time, and `pace` says
+//! bounds what all connections hold of requests, `io` moves the bytes and keeps the time, and `busy_poll` says
 //! when to wait awake.
 //!
 //! Everything that a peer can make grow has a bound, all of them here.
@@ -17,6 +17,7 @@
 mod body;
 mod budget;
 mod buffer;
+mod busy_poll;
 mod call;
 mod code;
 mod conn;
@@ -25,7 +26,6 @@ mod frame;
 mod head;
 mod hpack;
 mod io;
-mod pace;
 mod room;
 mod turns;
 
@@ -37,7 +37,7 @@ pub use self::body::{Incoming, Incomplete};
 pub use self::budget::{Budget, Callers};
 pub use self::code::{Code, Fault};
 pub use self::head::Head;
-pub use self::io::{Answering, Connection, End, Stop};
+pub use self::io::{Answering, Connection, End, Shutdown};
 
 /// Calls that a connection has under way at most. Further ones are refused with REFUSED_STREAM. The place of
 /// a call that its caller has given up is free when the call has really ended.
@@ -91,7 +91,7 @@ pub const GATHERED_BYTES_MAX: usize = 128 * 1024;
 /// All of them on a connection: half of the window, so that other calls go on.
 pub const GATHERED_BYTES_ALL_MAX: usize = WINDOW_BYTES as usize / 2;
 /// Bodies that are looked at before the first of them is answered.
-pub const FORESEEN_MAX: usize = 16;
+pub const PREFETCH_MAX: usize = 16;
 /// How long a request may take from its head to its end, unless it is a stream of messages. A caller holds a
 /// place, and what was sent of the request is kept, for as long.
 pub const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
@@ -121,24 +121,24 @@ pub const QUIET_LINGER_TIME: Duration = Duration::from_millis(250);
 
 /// Why a connection has no call answered at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unfit {
+pub enum Bypass {
     /// [`REPLIES_BYTES_MAX`] wait.
-    NoRoom,
+    RepliesPending,
     /// Its request is longer than [`GATHERED_BYTES_MAX`], or all together than [`GATHERED_BYTES_ALL_MAX`].
-    Long,
+    RequestTooLong,
 }
 
 /// Answers calls where they are read, if that can be done at once. Each connection has its own.
-pub trait AtOnce {
+pub trait FastPath {
     /// What admitted a call, until it is answered.
     type Pass;
 
     /// Frames have been read, at this time, and are gone through now.
-    fn begin(&mut self, at: Instant);
+    fn begin_batch(&mut self, at: Instant);
 
     /// Bodies that were read and come next, whole and in this order, of calls that may be answered at once: what their
     /// answers take can be got for all of them together. It may be told of none, and need not take any.
-    fn foresee<'a>(&mut self, bodies: impl Iterator<Item = &'a [u8]>) {
+    fn prefetch<'a>(&mut self, bodies: impl Iterator<Item = &'a [u8]>) {
         drop(bodies);
     }
 
@@ -154,12 +154,12 @@ pub trait AtOnce {
     fn answer(&mut self, pass: &Self::Pass, body: &[u8]) -> Option<Bytes>;
 
     /// A call takes the long way by its connection's doing, before or after it was admitted.
-    fn lets_pass(&mut self, head: &Head, why: Unfit) {
+    fn on_bypass(&mut self, head: &Head, why: Bypass) {
         let _ = (head, why);
     }
 
     /// A call that was admitted will not be answered: its caller has given it up, or it failed.
-    fn give_up(&mut self, pass: &Self::Pass);
+    fn on_cancel(&mut self, pass: &Self::Pass);
 
     /// Whose calls these are, as a number: callers take turns on a thread, and all who are not known are one of them.
     fn caller(&self) -> u64 {
@@ -167,5 +167,5 @@ pub trait AtOnce {
     }
 
     /// What was read is gone through, and the replies are about to be written.
-    fn end(&mut self);
+    fn end_batch(&mut self);
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{Request, Response};
 use keyward::cores::Cores;
-use keyward::http2::{AtOnce, Budget, Head, Incoming};
+use keyward::http2::{Budget, FastPath, Head, Incoming};
 use keyward::lifecycle::Tasks;
 use keyward::net::{ListenAddr, Listener, Slots};
 use keyward::serve::{Answering, serve};
@@ -23,10 +23,10 @@ const AWAY: &str = "/away";
 /// Answers calls of [`HOME`] at once, with the name of the thread.
 struct Here;
 
-impl AtOnce for Here {
+impl FastPath for Here {
     type Pass = ();
 
-    fn begin(&mut self, _: Instant) {}
+    fn begin_batch(&mut self, _: Instant) {}
 
     fn is_known(&mut self, _: &Head) -> bool {
         true
@@ -40,9 +40,9 @@ impl AtOnce for Here {
         Some(thread_name().into())
     }
 
-    fn give_up(&mut self, (): &()) {}
+    fn on_cancel(&mut self, (): &()) {}
 
-    fn end(&mut self) {}
+    fn end_batch(&mut self) {}
 }
 
 /// Answers all others with it.
@@ -77,7 +77,7 @@ async fn start(tasks: &Tasks, cores: &Cores) -> ListenAddr {
     let elsewhere = tokio::runtime::Handle::current();
     let answering = Answering {
         service: There,
-        at_once: |_, _| Here,
+        make_fast_path: |_, _| Here,
         at_home: |path| path == HOME,
         is_open: |_| false,
         has_stream: |_| false,

@@ -1,12 +1,12 @@
 //! What a peer says of the connection: its settings, whether it is there, and that it leaves.
 
 use super::{Conn, Leaving, PING_FAREWELL};
-use crate::http2::AtOnce;
+use crate::http2::FastPath;
 use crate::http2::call::Begin;
 use crate::http2::code::{Code, Fault};
 use crate::http2::frame::{self, BITS_31, Head as FrameHead, PAYLOAD_BYTES_MAX, flag, setting};
 
-impl<A: AtOnce, C: Begin> Conn<A, C> {
+impl<A: FastPath, C: Begin> Conn<A, C> {
     pub(super) fn settings(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
         if head.stream != 0 {
             return Err(Fault::protocol("SETTINGS on a stream"));

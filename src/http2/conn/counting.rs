@@ -8,14 +8,14 @@ use crate::http2::body::Incomplete;
 use crate::http2::call::Begin;
 use crate::http2::code::Fault;
 use crate::http2::head::Head;
-use crate::http2::{AtOnce, WAITING_BYTES, frame};
+use crate::http2::{FastPath, WAITING_BYTES, frame};
 
 /// What a call counts that waits for its body.
 pub(super) fn counted_of(head: &Head) -> usize {
     WAITING_BYTES + head.bytes()
 }
 
-impl<A: AtOnce, C: Begin> Conn<A, C> {
+impl<A: FastPath, C: Begin> Conn<A, C> {
     /// Settles what is held now, with so many bytes that were read and are not gone through. While there is
     /// no room for all of it, the youngest call whose request is not whole is refused.
     ///

@@ -24,8 +24,8 @@ use super::head::Heads;
 use super::hpack::Encoder;
 use super::room::Room;
 use super::{
-    AtOnce, DRAIN_TIME_MAX, ERROR_CALLS, ERRORS_MAX, FORESEEN_MAX, GATHERED_BYTES_ALL_MAX, HEADER_BYTES_MAX,
-    IDLE_FRAMES_MAX, IDLE_FRAMES_PAID, KEEPALIVE_INTERVAL, OUT_BYTES_MAX, STREAMS_MAX, WINDOW_BYTES,
+    DRAIN_TIME_MAX, ERROR_CALLS, ERRORS_MAX, FastPath, GATHERED_BYTES_ALL_MAX, HEADER_BYTES_MAX, IDLE_FRAMES_MAX,
+    IDLE_FRAMES_PAID, KEEPALIVE_INTERVAL, OUT_BYTES_MAX, PREFETCH_MAX, STREAMS_MAX, WINDOW_BYTES,
 };
 
 /// Windows are this size until somebody says otherwise (RFC 9113, section 6.9.2).
@@ -46,10 +46,10 @@ const PING_KEEPALIVE: [u8; 8] = *b"kw-alive";
 const PING_FAREWELL: [u8; 8] = *b"kw-leave";
 
 /// A connection.
-pub(super) struct Conn<A: AtOnce, C> {
+pub(super) struct Conn<A: FastPath, C> {
     /// What is to be written to the network.
     pub(super) out: Buffer,
-    at_once: A,
+    fast_path: A,
     calls: C,
     phase: Phase,
     heads: Heads,
@@ -125,8 +125,8 @@ struct Block {
     frames: u32,
 }
 
-impl<A: AtOnce, C> Conn<A, C> {
-    pub(super) fn new(at_once: A, calls: C, room: Room, budget: Budget) -> Self {
+impl<A: FastPath, C> Conn<A, C> {
+    pub(super) fn new(fast_path: A, calls: C, room: Room, budget: Budget) -> Self {
         let mut out = Buffer::new();
         frame::put_settings(
             &mut out,
@@ -140,7 +140,7 @@ impl<A: AtOnce, C> Conn<A, C> {
         let at = Instant::now();
         Self {
             out,
-            at_once,
+            fast_path,
             calls,
             phase: Phase::Preface,
             heads: Heads::new(),
@@ -173,7 +173,7 @@ impl<A: AtOnce, C> Conn<A, C> {
     }
 }
 
-impl<A: AtOnce, C: Begin> Conn<A, C> {
+impl<A: FastPath, C: Begin> Conn<A, C> {
     /// Goes through what was read, and says how much of it is done with: all whole frames, unless so much is
     /// to be written that nothing should be added to it.
     ///
@@ -181,9 +181,9 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     /// When the connection cannot go on. The peer has been told so then.
     pub(super) fn receive(&mut self, input: &[u8], at: Instant) -> Result<usize, Fault> {
         self.at = at;
-        self.at_once.begin(at);
+        self.fast_path.begin_batch(at);
         let received = self.receive_frames(input);
-        self.at_once.end();
+        self.fast_path.end_batch();
         if let Err(fault) = &received {
             frame::put_goaway(&mut self.out, self.last_stream, fault.code, fault.what);
         }
@@ -200,7 +200,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             }
         }
         // Where that ends which was looked at ahead, in bytes before the end of the input.
-        let mut unforeseen = rest.len();
+        let mut unscanned = rest.len();
         while !self.is_full()
             && let Some(head) = FrameHead::read(rest)
         {
@@ -208,8 +208,8 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
                 return Err(Fault::size("a frame longer than SETTINGS_MAX_FRAME_SIZE"));
             }
             let Some((payload, further)) = head.split_payload(rest) else { break };
-            if rest.len() == unforeseen {
-                unforeseen = self.foresee(rest);
+            if rest.len() == unscanned {
+                unscanned = self.prefetch(rest);
             }
             rest = further;
             self.frame(head, payload)?;
@@ -218,10 +218,10 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     }
 
     /// Shows what answers calls at once the bodies that come next, and says how many bytes it has not looked at.
-    fn foresee(&mut self, input: &[u8]) -> usize {
+    fn prefetch(&mut self, input: &[u8]) -> usize {
         let (mut rest, mut bodies, streams) = (input, 0, &self.streams);
         let next = std::iter::from_fn(|| {
-            while bodies < FORESEEN_MAX {
+            while bodies < PREFETCH_MAX {
                 let head = FrameHead::read(rest)?;
                 let payload;
                 (payload, rest) = head.split_payload(rest)?;
@@ -233,7 +233,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             None
         });
         // It is of no consequence for what is read, so a panic in it is of none either.
-        drop(catch_unwind(AssertUnwindSafe(|| self.at_once.foresee(next))));
+        drop(catch_unwind(AssertUnwindSafe(|| self.fast_path.prefetch(next))));
         // What nobody wants to see, nobody is asked about again.
         if bodies == 0 { 0 } else { rest.len() }
     }
@@ -249,7 +249,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
     }
     /// Whose calls these are, once there has been one.
     pub(super) fn caller(&self) -> Option<u64> {
-        (self.last_stream > 0).then(|| self.at_once.caller())
+        (self.last_stream > 0).then(|| self.fast_path.caller())
     }
 
     /// Asks whether the peer is still there.
@@ -436,7 +436,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             && let Some(waiting) = self.take_waiting(at)
         {
             if let Some(pass) = &waiting.pass {
-                self.at_once.give_up(pass);
+                self.fast_path.on_cancel(pass);
             }
             self.give_back(waiting.body.len());
         }
@@ -477,15 +477,15 @@ fn remember(streams: &mut VecDeque<u32>, stream: u32) {
     streams.push_back(stream);
 }
 
-impl<A: AtOnce, C> Conn<A, C> {
+impl<A: FastPath, C> Conn<A, C> {
     fn give_up_waiting(&mut self) {
         for pass in self.waiting.iter().filter_map(|waiting| waiting.pass.as_ref()) {
-            self.at_once.give_up(pass);
+            self.fast_path.on_cancel(pass);
         }
     }
 }
 
-impl<A: AtOnce, C> Drop for Conn<A, C> {
+impl<A: FastPath, C> Drop for Conn<A, C> {
     fn drop(&mut self) {
         self.give_up_waiting();
     }

@@ -7,7 +7,7 @@ use super::{Conn, frame};
 use crate::http2::call::{Begin, Event, Message};
 use crate::http2::code::{Code, Fault};
 use crate::http2::frame::{BITS_31, Head as FrameHead, PAYLOAD_BYTES_MAX};
-use crate::http2::{AtOnce, IDLE_FRAMES_PAID, WINDOW_BYTES};
+use crate::http2::{FastPath, IDLE_FRAMES_PAID, WINDOW_BYTES};
 
 /// How sending went on for a stream.
 enum Sent {
@@ -21,7 +21,7 @@ enum Sent {
     Nothing,
 }
 
-impl<A: AtOnce, C: Begin> Conn<A, C> {
+impl<A: FastPath, C: Begin> Conn<A, C> {
     /// A reply of gRPC that went well. Most often it is written at once.
     pub(super) fn reply(&mut self, id: u32, credit: i64, reply: Bytes) {
         frame::put_headers(&mut self.out, id, false, |to| self.encoder.grpc_head(to));

@@ -15,8 +15,8 @@ use crate::http2::code::{Code, Fault};
 use crate::http2::frame::{self, Head as FrameHead, flag};
 use crate::http2::head::{Flaw, Head};
 use crate::http2::{
-    AtOnce, BLOCK_FRAMES_MAX, GATHERED_BYTES_ALL_MAX, GATHERED_BYTES_MAX, OPEN_MESSAGE_BYTES_MAX, REQUEST_TIME_MAX,
-    STRANGER_CALLS_MAX, Unfit,
+    BLOCK_FRAMES_MAX, Bypass, FastPath, GATHERED_BYTES_ALL_MAX, GATHERED_BYTES_MAX, OPEN_MESSAGE_BYTES_MAX,
+    REQUEST_TIME_MAX, STRANGER_CALLS_MAX,
 };
 
 /// What others are read by is lost (RFC 9113, section 4.3).
@@ -54,7 +54,7 @@ impl<'a> Opened<'a> {
     }
 }
 
-impl<A: AtOnce, C: Begin> Conn<A, C> {
+impl<A: FastPath, C: Begin> Conn<A, C> {
     pub(super) fn headers(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), Fault> {
         if frame.stream.is_multiple_of(2) {
             return Err(Fault::protocol("HEADERS on a stream that no client begins"));
@@ -118,13 +118,13 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         }
         // What is answered at once cannot wait for room.
         let pass = if self.room.is_full() {
-            self.at_once.lets_pass(&head, Unfit::NoRoom);
+            self.fast_path.on_bypass(&head, Bypass::RepliesPending);
             None
         } else {
-            self.at_once.admit(&head)
+            self.fast_path.admit(&head)
         };
         let until = self.at + REQUEST_TIME_MAX;
-        if !self.account.is_known() && (pass.is_some() || self.at_once.is_known(&head)) {
+        if !self.account.is_known() && (pass.is_some() || self.fast_path.is_known(&head)) {
             self.account.becomes_known();
         }
         let waiting = Waiting { id, head, pass, counted: 0, body: vec![], padding: 0, length, credit: 0, until };
@@ -292,7 +292,7 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
             return waiting.map_or(Ok(()), |waiting| self.answer_gathered(waiting));
         }
         let Some(mut waiting) = self.take_waiting(at) else { return Ok(()) };
-        self.at_once.lets_pass(&waiting.head, Unfit::Long);
+        self.fast_path.on_bypass(&waiting.head, Bypass::RequestTooLong);
         waiting.body.extend_from_slice(data);
         self.begin(Opened::of(&waiting), &waiting.body, ends)
     }
@@ -331,19 +331,19 @@ impl<A: AtOnce, C: Begin> Conn<A, C> {
         let pass = waiting.pass.as_ref().filter(|_| !self.room.is_full());
         let Some(pass) = pass else {
             if waiting.pass.is_some() {
-                self.at_once.lets_pass(&waiting.head, Unfit::NoRoom);
+                self.fast_path.on_bypass(&waiting.head, Bypass::RepliesPending);
             }
             return self.begin(Opened::of(&waiting), body, true);
         };
         // A panic ends its call and nothing else.
-        match catch_unwind(AssertUnwindSafe(|| self.at_once.answer(pass, body))) {
+        match catch_unwind(AssertUnwindSafe(|| self.fast_path.answer(pass, body))) {
             Ok(Some(reply)) => {
                 self.answered += 1;
                 self.reply(waiting.id, waiting.credit, reply);
             }
             Ok(None) => return self.begin(Opened::of(&waiting), body, true),
             Err(_) => {
-                self.at_once.give_up(pass);
+                self.fast_path.on_cancel(pass);
                 self.reset(waiting.id, Code::Internal);
             }
         }

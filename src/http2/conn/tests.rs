@@ -1,6 +1,6 @@
 //! Connections without a network, whose calls do what a test says.
 
-mod foreseen;
+mod prefetch;
 mod room;
 
 use std::cell::RefCell;
@@ -21,10 +21,10 @@ use crate::http2::{Callers, WHOLE_BYTES_MAX};
 /// Answers calls whose bodies say so, at once.
 struct Echo;
 
-impl AtOnce for Echo {
+impl FastPath for Echo {
     type Pass = ();
 
-    fn begin(&mut self, _: Instant) {}
+    fn begin_batch(&mut self, _: Instant) {}
 
     fn is_known(&mut self, head: &Head) -> bool {
         head.authorization().is_some()
@@ -39,9 +39,9 @@ impl AtOnce for Echo {
         (body.first() != Some(&b'l')).then(|| Bytes::copy_from_slice(&body.repeat(20)))
     }
 
-    fn give_up(&mut self, (): &()) {}
+    fn on_cancel(&mut self, (): &()) {}
 
-    fn end(&mut self) {}
+    fn end_batch(&mut self) {}
 }
 
 /// Begins calls that nobody answers.

@@ -1,20 +1,20 @@
 //! What a connection shows ahead of its answers, and what it does not have answered.
 
 use super::*;
-use crate::http2::{REPLIES_BYTES_MAX, Unfit};
+use crate::http2::{Bypass, REPLIES_BYTES_MAX};
 
 /// Answers as [`Echo`] does, and says what it is shown, and when.
 #[derive(Clone, Default)]
-struct Foresees(Rc<RefCell<Vec<String>>>);
+struct Recorder(Rc<RefCell<Vec<String>>>);
 
-impl AtOnce for Foresees {
+impl FastPath for Recorder {
     type Pass = ();
 
-    fn begin(&mut self, _: Instant) {}
+    fn begin_batch(&mut self, _: Instant) {}
 
-    fn foresee<'a>(&mut self, bodies: impl Iterator<Item = &'a [u8]>) {
+    fn prefetch<'a>(&mut self, bodies: impl Iterator<Item = &'a [u8]>) {
         let bodies: Vec<_> = bodies.map(String::from_utf8_lossy).collect();
-        self.0.borrow_mut().push(format!("foresees {}", bodies.join(" ")));
+        self.0.borrow_mut().push(format!("prefetch {}", bodies.join(" ")));
         assert_ne!(bodies.last().map(|body| &**body), Some("panic"));
     }
 
@@ -31,24 +31,24 @@ impl AtOnce for Foresees {
         Echo.answer(pass, body)
     }
 
-    fn lets_pass(&mut self, head: &Head, why: Unfit) {
-        self.0.borrow_mut().push(format!("lets {} pass: {why:?}", String::from_utf8_lossy(head.path())));
+    fn on_bypass(&mut self, head: &Head, why: Bypass) {
+        self.0.borrow_mut().push(format!("bypass {}: {why:?}", String::from_utf8_lossy(head.path())));
     }
 
-    fn give_up(&mut self, (): &()) {}
+    fn on_cancel(&mut self, (): &()) {}
 
-    fn end(&mut self) {}
+    fn end_batch(&mut self) {}
 }
 
 #[test]
 fn bodies_are_shown_some_at_a_time_before_the_first_of_them_is_answered() {
-    let (foresees, said) = (Foresees::default(), |seen: &Foresees| std::mem::take(&mut *seen.0.borrow_mut()));
-    let mut conn = Conn::new(foresees.clone(), Begun::default(), Room::default(), roomy());
+    let (recorder, said) = (Recorder::default(), |seen: &Recorder| std::mem::take(&mut *seen.0.borrow_mut()));
+    let mut conn = Conn::new(recorder.clone(), Begun::default(), Room::default(), roomy());
     let mut bytes = PREFACE.to_vec();
     frame::put_settings(&mut bytes, &[]);
     bytes.extend(head(1, "/long"));
     conn.receive(&bytes, Instant::now()).unwrap();
-    said(&foresees);
+    said(&recorder);
 
     let mut bytes = vec![];
     let call = |id: u32, text: &str, bytes: &mut Vec<u8>| {
@@ -70,12 +70,12 @@ fn bodies_are_shown_some_at_a_time_before_the_first_of_them_is_answered() {
     assert!(whole < done && done < bytes.len());
     let numbers = |range: std::ops::Range<u32>| range.map(|number| number.to_string()).collect::<Vec<_>>();
     let expected = [
-        vec![format!("foresees {}", numbers(0..16).join(" "))],
+        vec![format!("prefetch {}", numbers(0..16).join(" "))],
         numbers(0..16),
-        vec![format!("foresees {}", numbers(16..20).join(" "))],
+        vec![format!("prefetch {}", numbers(16..20).join(" "))],
         numbers(16..20),
     ];
-    assert_eq!(said(&foresees), expected.concat());
+    assert_eq!(said(&recorder), expected.concat());
 
     // Who panics over what comes answers it all the same.
     bytes.drain(..done);
@@ -83,13 +83,13 @@ fn bodies_are_shown_some_at_a_time_before_the_first_of_them_is_answered() {
     call(47, "panic", &mut bytes);
     call(49, "last", &mut bytes);
     conn.receive(&bytes, Instant::now()).unwrap();
-    assert_eq!(said(&foresees), ["foresees later panic last", "later", "panic", "last"]);
+    assert_eq!(said(&recorder), ["recorder later panic last", "later", "panic", "last"]);
 }
 
 #[test]
 fn calls_that_take_the_long_way_by_their_connections_doing_are_told_with_the_reason() {
-    let (foresees, room) = (Foresees::default(), Room::default());
-    let mut conn = Conn::new(foresees.clone(), Begun::default(), room.clone(), roomy());
+    let (recorder, room) = (Recorder::default(), Room::default());
+    let mut conn = Conn::new(recorder.clone(), Begun::default(), room.clone(), roomy());
     let mut bytes = PREFACE.to_vec();
     frame::put_settings(&mut bytes, &[]);
     bytes.extend(head(1, "/"));
@@ -102,12 +102,12 @@ fn calls_that_take_the_long_way_by_their_connections_doing_are_told_with_the_rea
     while !rest.is_empty() {
         rest = &rest[conn.receive(rest, Instant::now()).unwrap()..];
     }
-    let told = || Vec::from_iter(foresees.0.take().into_iter().filter(|line| line.starts_with("lets")));
-    assert_eq!(told(), ["lets / pass: Long"]);
+    let told = || Vec::from_iter(recorder.0.take().into_iter().filter(|line| line.starts_with("bypass")));
+    assert_eq!(told(), ["bypass /: RequestTooLong"]);
     let _full = room.hold(vec![0; REPLIES_BYTES_MAX].into(), 0);
     bytes.clear();
     frame::put_data(&mut bytes, 3, true, b"last");
     bytes.extend(head(5, "/"));
     conn.receive(&bytes, Instant::now()).unwrap();
-    assert_eq!(told(), ["lets / pass: NoRoom", "lets / pass: NoRoom"]);
+    assert_eq!(told(), ["bypass /: RepliesPending", "bypass /: RepliesPending"]);
 }
