@@ -25,7 +25,7 @@ use self::reply::ToReply;
 use crate::grpc::calls::{BATCH_VERIFY, VERIFY, rpc};
 use crate::grpc::session::CallerSession;
 use crate::grpc::state::StateHandle;
-use crate::http2::{FastPath, Head, Bypass};
+use crate::http2::{FastPath, RequestHead, Bypass};
 use crate::layer::authn::credential_of;
 use crate::layer::deadline::read_timeout;
 use crate::layer::log;
@@ -113,7 +113,7 @@ impl FastVerify {
     }
 
     /// Which call a head is of, if it may take the fast path and its caller is good.
-    fn which(&mut self, head: &Head) -> Result<usize, Detour> {
+    fn which(&mut self, head: &RequestHead) -> Result<usize, Detour> {
         if log::takes_sample() {
             return Err(Detour::LogLevel);
         }
@@ -162,13 +162,13 @@ impl FastVerify {
     }
 
     /// Which of the calls a head is of.
-    fn find(&self, head: &Head) -> Option<usize> {
+    fn find(&self, head: &RequestHead) -> Option<usize> {
         self.calls.iter().position(|call| call.path.as_bytes() == head.path())
     }
 
     /// Counts a call that takes the slow path, if it is one that has a fast one.
     #[cold]
-    fn count_detour(&self, head: &Head, why: Detour) {
+    fn count_detour(&self, head: &RequestHead, why: Detour) {
         if let Some(which) = self.find(head) {
             self.calls[which].ways.detour(why);
         }
@@ -186,7 +186,7 @@ impl FastVerify {
 
 impl Known {
     /// Whether the credential and where it comes from are these: one connection may carry the calls of several callers.
-    fn is(&self, head: &Head, peer: Option<IpAddr>) -> bool {
+    fn is(&self, head: &RequestHead, peer: Option<IpAddr>) -> bool {
         self.session.peer() == peer && self.credential == head.credential_serial()
     }
 }
@@ -213,7 +213,7 @@ impl FastPath for FastVerify {
         }
     }
 
-    fn is_known(&mut self, head: &Head) -> bool {
+    fn is_known(&mut self, head: &RequestHead) -> bool {
         let (Ok(ready), Some(value)) = (self.state.ready(), head.authorization()) else { return false };
         let now = *self.now.get_or_insert_with(|| ready.now());
         let session =
@@ -225,7 +225,7 @@ impl FastPath for FastVerify {
         is_known
     }
 
-    fn admit(&mut self, head: &Head) -> Option<Pass> {
+    fn admit(&mut self, head: &RequestHead) -> Option<Pass> {
         let which = match self.which(head) {
             Ok(which) => which,
             Err(why) => {
@@ -249,7 +249,7 @@ impl FastPath for FastVerify {
         Some(reply)
     }
 
-    fn on_bypass(&mut self, head: &Head, why: Bypass) {
+    fn on_bypass(&mut self, head: &RequestHead, why: Bypass) {
         let why = match why {
             Bypass::RepliesPending => Detour::PeerReadsSlowly,
             Bypass::RequestTooLong => Detour::LongRequest,

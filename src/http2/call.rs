@@ -20,7 +20,7 @@ use tower_service::Service;
 use super::body::{Inbox, Incoming, Messages};
 use super::buffer::wipe_stack_of_call;
 use super::events::Events;
-use super::head::Head;
+use super::head::RequestHead;
 use super::room::{Part, Place, Room, Turn};
 use super::{CALL_BYTES, OPEN_STREAM_BYTES, REPLY_BYTES_AHEAD};
 
@@ -122,10 +122,10 @@ impl Manner {
 /// Begins calls.
 pub(super) trait Begin {
     /// What a connection has to know of a call, by its head.
-    fn manner(&self, head: &Head) -> Manner;
+    fn manner(&self, head: &RequestHead) -> Manner;
 
     /// Begins a call. `None`: its head is of no request.
-    fn begin(&mut self, stream: u32, head: &Head, inbox: Inbox) -> Option<Running>;
+    fn begin(&mut self, stream: u32, head: &RequestHead, inbox: Inbox) -> Option<Running>;
 }
 
 /// Begins the calls of one connection.
@@ -150,12 +150,12 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     X: Clone + Send + Sync + 'static,
 {
-    fn manner(&self, head: &Head) -> Manner {
+    fn manner(&self, head: &RequestHead) -> Manner {
         let Ok(path) = str::from_utf8(head.path()) else { return Manner::default() };
         Manner { is_open: (self.is_open)(path), has_stream: (self.has_stream)(path) }
     }
 
-    fn begin(&mut self, stream: u32, head: &Head, inbox: Inbox) -> Option<Running> {
+    fn begin(&mut self, stream: u32, head: &RequestHead, inbox: Inbox) -> Option<Running> {
         // There is one place that refuses, and it does not take long.
         let is_refused = inbox.incomplete().is_some();
         let turn = str::from_utf8(head.path()).is_ok_and(self.is_long).then(|| Turn::new(&self.room));

@@ -6,7 +6,7 @@ use super::code::{Code, Fault};
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Bytes before the payload of each frame.
-pub(super) const HEAD_BYTES: usize = 9;
+pub(super) const FRAME_HEAD_BYTES: usize = 9;
 
 /// The longest payload that either side takes unless it says otherwise, and we never do.
 pub(super) const PAYLOAD_BYTES_MAX: usize = 16_384;
@@ -49,7 +49,7 @@ pub(super) mod setting {
 
 /// What stands before the payload of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Head {
+pub(super) struct FrameHead {
     /// Bytes of the payload.
     pub(super) length: usize,
     pub(super) kind: u8,
@@ -58,10 +58,10 @@ pub(super) struct Head {
     pub(super) stream: u32,
 }
 
-impl Head {
+impl FrameHead {
     /// Reads it, if all of it is there.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
-        let [l1, l2, l3, kind, flags, s1, s2, s3, s4] = *bytes.first_chunk::<HEAD_BYTES>()?;
+        let [l1, l2, l3, kind, flags, s1, s2, s3, s4] = *bytes.first_chunk::<FRAME_HEAD_BYTES>()?;
         let length = u32::from_be_bytes([0, l1, l2, l3]) as usize;
         // The reserved bit is ignored.
         Some(Self { length, kind, flags, stream: u32::from_be_bytes([s1, s2, s3, s4]) & BITS_31 })
@@ -73,7 +73,7 @@ impl Head {
 
     /// The payload in bytes that begin with this head, and what follows. `None`: not all of it is there.
     pub(super) fn split_payload<'a>(&self, bytes: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
-        bytes.get(HEAD_BYTES..)?.split_at_checked(self.length)
+        bytes.get(FRAME_HEAD_BYTES..)?.split_at_checked(self.length)
     }
 
     /// The payload without its padding, if it has any (section 6.1).

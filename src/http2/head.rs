@@ -7,13 +7,13 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 
 use super::HEADER_BYTES_MAX;
 use super::buffer::Buffer;
-use super::hpack::{CompressionError, Decoder, ENTRY_BYTES, Field, Name};
+use super::hpack::{CompressionError, Decoder, ENTRY_BYTES, Field, FieldKind};
 
 /// The head of a request: its pseudo-headers and its fields, as bytes.
 ///
 /// It has at most 16 KiB of them, counted as RFC 9113 does (section 6.5.2), and nothing that a head must not have.
 #[derive(Debug, Default)]
-pub struct Head {
+pub struct RequestHead {
     serial: u64,
     /// The serial of the first of the heads up to this one that have its credential.
     credential: u64,
@@ -21,22 +21,22 @@ pub struct Head {
     fields: Vec<Span>,
     /// The size of the list, also of what is left out because it is too long.
     bytes: usize,
-    flaw: Option<Flaw>,
-    method: Given,
-    scheme: Given,
-    path: Given,
-    authority: Given,
-    content_type: Given,
-    authorization: Given,
-    encoding: Given,
-    timeout: Given,
+    error: Option<HeaderError>,
+    method: Occurrence,
+    scheme: Occurrence,
+    path: Occurrence,
+    authority: Occurrence,
+    content_type: Occurrence,
+    authorization: Occurrence,
+    encoding: Occurrence,
+    timeout: Occurrence,
     /// How long the body is said to be.
     content_length: Option<u64>,
 }
 
 /// Why a head cannot be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flaw {
+pub(super) enum HeaderError {
     /// It breaks a rule of RFC 9113, section 8.
     Malformed,
     /// It is longer than it may be.
@@ -46,7 +46,7 @@ pub(super) enum Flaw {
 /// A field in the text.
 #[derive(Clone, Copy, Debug)]
 struct Span {
-    kind: Name,
+    kind: FieldKind,
     at: u16,
     name_bytes: u16,
     value_bytes: u16,
@@ -54,14 +54,14 @@ struct Span {
 
 /// How often a field is given, and which it is.
 #[derive(Clone, Copy, Debug, Default)]
-enum Given {
+enum Occurrence {
     #[default]
     Never,
     Once(u16),
-    Often,
+    Repeated,
 }
 
-impl Head {
+impl RequestHead {
     /// A number that no other head of the same connection has: what is known of a head holds when it is met again.
     #[must_use]
     pub fn serial(&self) -> u64 {
@@ -107,13 +107,13 @@ impl Head {
     /// Whether `grpc-encoding` is given.
     #[must_use]
     pub fn has_encoding(&self) -> bool {
-        !matches!(self.encoding, Given::Never)
+        !matches!(self.encoding, Occurrence::Never)
     }
 
     /// `grpc-timeout`: whether it is given, and, if that is exactly once, which it is.
     #[must_use]
     pub fn timeout(&self) -> Option<Option<&[u8]>> {
-        (!matches!(self.timeout, Given::Never)).then(|| self.only(self.timeout))
+        (!matches!(self.timeout, Occurrence::Never)).then(|| self.only(self.timeout))
     }
 
     /// `content-length`: how many bytes the body must have, if that is said.
@@ -137,21 +137,21 @@ impl Head {
     }
 
     /// What keeps it from being the head of a request.
-    pub(super) fn flaw_of_request(&self) -> Option<Flaw> {
-        let whole = [self.method, self.scheme, self.path].iter().all(|given| matches!(given, Given::Once(_)));
-        let flawed = self.flaw.or_else(|| (!whole).then_some(Flaw::Malformed));
+    pub(super) fn request_error(&self) -> Option<HeaderError> {
+        let whole = [self.method, self.scheme, self.path].iter().all(|given| matches!(given, Occurrence::Once(_)));
+        let flawed = self.error.or_else(|| (!whole).then_some(HeaderError::Malformed));
         // CONNECT has no path; nothing here is connected to anything.
-        flawed.or_else(|| matches!(self.authority, Given::Often).then_some(Flaw::Malformed))
+        flawed.or_else(|| matches!(self.authority, Occurrence::Repeated).then_some(HeaderError::Malformed))
     }
 
     /// What keeps it from being trailers.
-    pub(super) fn flaw_of_trailers(&self) -> Option<Flaw> {
+    pub(super) fn trailers_error(&self) -> Option<HeaderError> {
         let pseudo = self.fields.iter().any(|span| span.kind.is_pseudo());
-        self.flaw.or_else(|| pseudo.then_some(Flaw::Malformed))
+        self.error.or_else(|| pseudo.then_some(HeaderError::Malformed))
     }
 
-    fn only(&self, given: Given) -> Option<&[u8]> {
-        let Given::Once(at) = given else { return None };
+    fn only(&self, given: Occurrence) -> Option<&[u8]> {
+        let Occurrence::Once(at) = given else { return None };
         self.fields.get(usize::from(at)).and_then(|span| self.field(*span)).map(|(_, value)| value)
     }
 
@@ -179,18 +179,18 @@ impl Head {
     /// There is a field that is too long to be read.
     fn push_too_long(&mut self) {
         self.bytes = usize::MAX;
-        self.flaw = self.flaw.or(Some(Flaw::TooLong));
+        self.error = self.error.or(Some(HeaderError::TooLong));
     }
 
     fn push(&mut self, Field { kind, name, value }: Field<'_>) {
         self.bytes = self.bytes.saturating_add(name.len() + value.len() + ENTRY_BYTES);
         if self.bytes > HEADER_BYTES_MAX {
-            self.flaw = self.flaw.or(Some(Flaw::TooLong));
+            self.error = self.error.or(Some(HeaderError::TooLong));
             return;
         }
         let after_fields = self.fields.last().is_some_and(|span| !span.kind.is_pseudo());
-        if kind == Name::Bad || kind.is_pseudo() && after_fields {
-            self.flaw = Some(Flaw::Malformed);
+        if kind == FieldKind::Forbidden || kind.is_pseudo() && after_fields {
+            self.error = Some(HeaderError::Malformed);
             return;
         }
         // Within the limit above, all of these fit.
@@ -198,26 +198,26 @@ impl Head {
         self.text.extend_from_slice(name);
         self.text.extend_from_slice(value);
         self.fields.push(Span { kind, at, name_bytes: name.len() as u16, value_bytes: value.len() as u16 });
-        if kind == Name::ContentLength {
+        if kind == FieldKind::ContentLength {
             // Several are one if they say the same (RFC 9110, section 8.6).
             let bytes = read_length(value).filter(|bytes| self.content_length.is_none_or(|other| other == *bytes));
             match bytes {
                 Some(bytes) => self.content_length = Some(bytes),
-                None => self.flaw = Some(Flaw::Malformed),
+                None => self.error = Some(HeaderError::Malformed),
             }
         }
         let given = match kind {
-            Name::Method => &mut self.method,
-            Name::Scheme => &mut self.scheme,
-            Name::Path => &mut self.path,
-            Name::Authority => &mut self.authority,
-            Name::ContentType => &mut self.content_type,
-            Name::Authorization => &mut self.authorization,
-            Name::GrpcEncoding => &mut self.encoding,
-            Name::GrpcTimeout => &mut self.timeout,
-            Name::ContentLength | Name::Te | Name::Plain | Name::Bad => return,
+            FieldKind::Method => &mut self.method,
+            FieldKind::Scheme => &mut self.scheme,
+            FieldKind::Path => &mut self.path,
+            FieldKind::Authority => &mut self.authority,
+            FieldKind::ContentType => &mut self.content_type,
+            FieldKind::Authorization => &mut self.authorization,
+            FieldKind::GrpcEncoding => &mut self.encoding,
+            FieldKind::GrpcTimeout => &mut self.timeout,
+            FieldKind::ContentLength | FieldKind::Te | FieldKind::Other | FieldKind::Forbidden => return,
         };
-        *given = if matches!(given, Given::Never) { Given::Once(place) } else { Given::Often };
+        *given = if matches!(given, Occurrence::Never) { Occurrence::Once(place) } else { Occurrence::Repeated };
     }
 }
 
@@ -231,20 +231,20 @@ fn read_length(value: &[u8]) -> Option<u64> {
 ///
 /// Clients send the same block again and again. It has the same meaning as long as the dynamic table has not
 /// changed, and that has not if its number is still the same.
-pub(super) struct Heads {
+pub(super) struct HeaderDecoder {
     decoder: Decoder,
     serial: u64,
-    last: Arc<Head>,
+    last: Arc<RequestHead>,
     /// What the next one is read into.
-    spare: Option<Arc<Head>>,
+    spare: Option<Arc<RequestHead>>,
     /// What the block is read into that goes on in the next frame.
-    partial: Option<Arc<Head>>,
+    partial: Option<Arc<RequestHead>>,
     last_block: Buffer,
     /// The number of the table before and after the last block was read, if that is one number.
     last_version: Option<u64>,
 }
 
-impl Heads {
+impl HeaderDecoder {
     pub(super) fn new() -> Self {
         Self {
             decoder: Decoder::new(),
@@ -268,7 +268,7 @@ impl Heads {
     ///
     /// # Errors
     /// When it breaks a rule of RFC 7541.
-    pub(super) fn read(&mut self, block: &[u8]) -> Result<&Arc<Head>, CompressionError> {
+    pub(super) fn read(&mut self, block: &[u8]) -> Result<&Arc<RequestHead>, CompressionError> {
         let version = self.decoder.version();
         // In a time that says nothing of where they differ: a block may have a credential in it, and one connection may
         // carry the calls of several callers.
@@ -277,11 +277,11 @@ impl Heads {
             return Ok(&self.last);
         }
         self.last_version = None;
-        let mut next = self.begin();
+        let mut next = self.start();
         if let Some(head) = Arc::get_mut(&mut next) {
             self.decoder.decode(block, |field| head.push(field))?;
         }
-        self.follow(next);
+        self.set_last(next);
         // A credential is kept once as it came and once as it was read, and not a third time.
         if self.decoder.version() == version && !self.decoder.repeats_credential() {
             self.last_version = Some(version);
@@ -297,8 +297,12 @@ impl Heads {
     ///
     /// # Errors
     /// When the block breaks a rule of RFC 7541.
-    pub(super) fn read_piece(&mut self, piece: &[u8], is_last: bool) -> Result<Option<&Arc<Head>>, CompressionError> {
-        let mut next = self.partial.take().unwrap_or_else(|| self.begin());
+    pub(super) fn read_piece(
+        &mut self,
+        piece: &[u8],
+        is_last: bool,
+    ) -> Result<Option<&Arc<RequestHead>>, CompressionError> {
+        let mut next = self.partial.take().unwrap_or_else(|| self.start());
         if let Some(head) = Arc::get_mut(&mut next) {
             self.decoder.decode_piece(piece, is_last, |field| match field {
                 Some(field) => head.push(field),
@@ -309,14 +313,14 @@ impl Heads {
             self.partial = Some(next);
             return Ok(None);
         }
-        self.follow(next);
+        self.set_last(next);
         self.last_version = None;
         self.last_block.clear();
         Ok(Some(&self.last))
     }
 
     /// A head without anything.
-    fn begin(&mut self) -> Arc<Head> {
+    fn start(&mut self) -> Arc<RequestHead> {
         self.serial += 1;
         let mut next = self.spare.take().unwrap_or_default();
         if let Some(head) = Arc::get_mut(&mut next) {
@@ -326,7 +330,7 @@ impl Heads {
     }
 
     /// Makes a head that was read the last one.
-    fn follow(&mut self, mut next: Arc<Head>) {
+    fn set_last(&mut self, mut next: Arc<RequestHead>) {
         if let Some(head) = Arc::get_mut(&mut next)
             && head.has_credential_of(&self.last)
         {
@@ -347,7 +351,7 @@ mod tests {
 
     const REQUEST: &[&[u8]] = &[b"\x83\x86\x84"];
 
-    fn read(heads: &mut Heads, parts: &[&[u8]]) -> Arc<Head> {
+    fn read(heads: &mut HeaderDecoder, parts: &[&[u8]]) -> Arc<RequestHead> {
         heads.read(&parts.concat()).unwrap().clone()
     }
 
@@ -361,7 +365,7 @@ mod tests {
 
     #[test]
     fn a_block_that_comes_again_is_the_same_head_until_the_table_changes() {
-        let mut heads = Heads::new();
+        let mut heads = HeaderDecoder::new();
         let insert = |value: &str| literal(0x40, "authorization", value);
         read(&mut heads, &[REQUEST[0], &insert("one")]);
         let indexed: &[&[u8]] = &[REQUEST[0], &[0x80 | 62]];
@@ -380,7 +384,7 @@ mod tests {
 
     #[test]
     fn a_block_that_changes_the_table_is_read_each_time() {
-        let mut heads = Heads::new();
+        let mut heads = HeaderDecoder::new();
         let block: &[&[u8]] = &[REQUEST[0], &literal(0x40, "authorization", "one")];
         let first = read(&mut heads, block);
         assert_ne!(read(&mut heads, block).serial(), first.serial());
@@ -389,12 +393,12 @@ mod tests {
 
     #[test]
     fn heads_are_held_to_the_rules_for_requests() {
-        let well = |parts: &[&[u8]]| read(&mut Heads::new(), parts).flaw_of_request();
+        let well = |parts: &[&[u8]]| read(&mut HeaderDecoder::new(), parts).request_error();
         assert_eq!(well(REQUEST), None);
         assert_eq!(well(&[REQUEST[0], &literal(0, "te", "trailers")]), None);
         assert_eq!(well(&[REQUEST[0], &literal(0, ":authority", "/run/keyward.sock")]), None);
         let long = literal(0, "x", &"y".repeat(100));
-        assert_eq!(well(&[REQUEST[0], &long.repeat(123)]), Some(Flaw::TooLong));
+        assert_eq!(well(&[REQUEST[0], &long.repeat(123)]), Some(HeaderError::TooLong));
         for (what, bad) in [
             ("no method", vec![0x86, 0x84]),
             ("no scheme", vec![0x83, 0x84]),
@@ -416,21 +420,22 @@ mod tests {
             ("te that asks for more", [REQUEST[0], &literal(0, "te", "gzip")].concat()),
             ("two authorities", [REQUEST[0], &literal(0, ":authority", "a").repeat(2)].concat()),
         ] {
-            assert_eq!(well(&[&bad]), Some(Flaw::Malformed), "{what}");
+            assert_eq!(well(&[&bad]), Some(HeaderError::Malformed), "{what}");
         }
     }
 
     #[test]
     fn a_credential_that_is_given_twice_is_none() {
         let one = literal(0, "authorization", "x");
-        assert_eq!(read(&mut Heads::new(), &[REQUEST[0], &one]).authorization(), Some(&b"x"[..]));
-        assert_eq!(read(&mut Heads::new(), &[REQUEST[0], &one, &one]).authorization(), None);
+        assert_eq!(read(&mut HeaderDecoder::new(), &[REQUEST[0], &one]).authorization(), Some(&b"x"[..]));
+        assert_eq!(read(&mut HeaderDecoder::new(), &[REQUEST[0], &one, &one]).authorization(), None);
     }
 
     #[test]
     fn a_request_has_all_fields_of_its_head() {
         let two = literal(0, "x", "1");
-        let head = read(&mut Heads::new(), &[REQUEST[0], &two, &literal(0, "x", "2"), &literal(0, "te", "trailers")]);
+        let head =
+            read(&mut HeaderDecoder::new(), &[REQUEST[0], &two, &literal(0, "x", "2"), &literal(0, "te", "trailers")]);
         let request = head.to_request(()).unwrap();
         assert_eq!((request.method(), request.uri().path()), (&Method::POST, "/"));
         assert_eq!(request.headers().get_all("x").iter().collect::<Vec<_>>(), ["1", "2"]);

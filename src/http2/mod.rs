@@ -36,7 +36,7 @@ use bytes::Bytes;
 pub use self::body::{Incoming, Incomplete};
 pub use self::budget::{Budget, Callers};
 pub use self::code::{Code, Fault};
-pub use self::head::Head;
+pub use self::head::RequestHead;
 pub use self::io::{Answering, Connection, End, Shutdown};
 
 /// Calls that a connection has under way at most. Further ones are refused with REFUSED_STREAM. The place of
@@ -144,17 +144,17 @@ pub trait FastPath {
 
     /// Whether the head of a call that is not answered at once has a credential that works. It is asked until
     /// one has, or a call was admitted: then its connection is no stranger's.
-    fn is_known(&mut self, head: &Head) -> bool;
+    fn is_known(&mut self, head: &RequestHead) -> bool;
 
     /// Whether a call may be answered at once, by its head alone.
-    fn admit(&mut self, head: &Head) -> Option<Self::Pass>;
+    fn admit(&mut self, head: &RequestHead) -> Option<Self::Pass>;
 
     /// The reply to a call by its whole body, as the body of a reply of gRPC whose status is OK. `None`: it
     /// takes the long way after all.
     fn answer(&mut self, pass: &Self::Pass, body: &[u8]) -> Option<Bytes>;
 
     /// A call takes the long way by its connection's doing, before or after it was admitted.
-    fn on_bypass(&mut self, head: &Head, why: Bypass) {
+    fn on_bypass(&mut self, head: &RequestHead, why: Bypass) {
         let _ = (head, why);
     }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{Request, Response};
 use keyward::cores::Cores;
-use keyward::http2::{Budget, FastPath, Head, Incoming};
+use keyward::http2::{Budget, FastPath, Incoming, RequestHead};
 use keyward::lifecycle::Tasks;
 use keyward::net::{ListenAddr, Listener, Slots};
 use keyward::serve::{Answering, serve};
@@ -28,11 +28,11 @@ impl FastPath for Here {
 
     fn begin_batch(&mut self, _: Instant) {}
 
-    fn is_known(&mut self, _: &Head) -> bool {
+    fn is_known(&mut self, _: &RequestHead) -> bool {
         true
     }
 
-    fn admit(&mut self, head: &Head) -> Option<()> {
+    fn admit(&mut self, head: &RequestHead) -> Option<()> {
         (head.path() == HOME.as_bytes()).then_some(())
     }
 

@@ -4,7 +4,7 @@ use super::{Conn, Leaving, PING_FAREWELL};
 use crate::http2::FastPath;
 use crate::http2::call::Begin;
 use crate::http2::code::{Code, Fault};
-use crate::http2::frame::{self, BITS_31, Head as FrameHead, PAYLOAD_BYTES_MAX, flag, setting};
+use crate::http2::frame::{self, BITS_31, FrameHead, PAYLOAD_BYTES_MAX, flag, setting};
 
 impl<A: FastPath, C: Begin> Conn<A, C> {
     pub(super) fn settings(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
@@ -32,7 +32,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
 
     fn setting(&mut self, name: u16, value: u32) -> Result<(), Fault> {
         match name {
-            setting::HEADER_TABLE_SIZE => self.encoder.table_is_allowed(value),
+            setting::HEADER_TABLE_SIZE => self.encoder.limit_table(value),
             setting::ENABLE_PUSH if value > 1 => return Err(Fault::protocol("ENABLE_PUSH is neither 0 nor 1")),
             setting::INITIAL_WINDOW_SIZE if value > BITS_31 => {
                 return Err(Fault::new(Code::FlowControl, "INITIAL_WINDOW_SIZE is beyond 2^31-1"));

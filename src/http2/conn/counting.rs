@@ -7,11 +7,11 @@ use super::{Conn, Opened};
 use crate::http2::body::Incomplete;
 use crate::http2::call::Begin;
 use crate::http2::code::Fault;
-use crate::http2::head::Head;
+use crate::http2::head::RequestHead;
 use crate::http2::{FastPath, WAITING_BYTES, frame};
 
 /// What a call counts that waits for its body.
-pub(super) fn counted_of(head: &Head) -> usize {
+pub(super) fn counted_of(head: &RequestHead) -> usize {
     WAITING_BYTES + head.bytes()
 }
 
@@ -48,7 +48,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
             // All that a peer can make grow: whoever is nobody has no other bound in the whole process.
             let streams = (self.resets.capacity() + self.peer_resets.capacity()) * size_of::<u32>();
             // Its spare room belongs to the thread.
-            held += self.heads.bytes() + streams + self.out.len() + self.room.waiting();
+            held += self.header_decoder.bytes() + streams + self.out.len() + self.room.waiting();
         }
         self.account.holds(held)
     }

@@ -19,8 +19,8 @@ use super::budget::{Account, Budget};
 use super::buffer::Buffer;
 use super::call::Begin;
 use super::code::{Code, Fault};
-use super::frame::{self, BITS_31, Head as FrameHead, PAYLOAD_BYTES_MAX, PREFACE, flag, kind, setting};
-use super::head::Heads;
+use super::frame::{self, BITS_31, FrameHead, PAYLOAD_BYTES_MAX, PREFACE, flag, kind, setting};
+use super::head::HeaderDecoder;
 use super::hpack::Encoder;
 use super::room::Room;
 use super::{
@@ -52,7 +52,7 @@ pub(super) struct Conn<A: FastPath, C> {
     fast_path: A,
     calls: C,
     phase: Phase,
-    heads: Heads,
+    header_decoder: HeaderDecoder,
     encoder: Encoder,
     /// A header block that goes on in the next frame.
     block: Option<Block>,
@@ -143,7 +143,7 @@ impl<A: FastPath, C> Conn<A, C> {
             fast_path,
             calls,
             phase: Phase::Preface,
-            heads: Heads::new(),
+            header_decoder: HeaderDecoder::new(),
             encoder: Encoder::new(),
             block: None,
             last_stream: 0,

@@ -6,7 +6,7 @@ use super::stream::{Piece, Stream};
 use super::{Conn, frame};
 use crate::http2::call::{Begin, Event, Message};
 use crate::http2::code::{Code, Fault};
-use crate::http2::frame::{BITS_31, Head as FrameHead, PAYLOAD_BYTES_MAX};
+use crate::http2::frame::{BITS_31, FrameHead, PAYLOAD_BYTES_MAX};
 use crate::http2::{FastPath, IDLE_FRAMES_PAID, WINDOW_BYTES};
 
 /// How sending went on for a stream.
@@ -24,7 +24,7 @@ enum Sent {
 impl<A: FastPath, C: Begin> Conn<A, C> {
     /// A reply of gRPC that went well. Most often it is written at once.
     pub(super) fn reply(&mut self, id: u32, credit: i64, reply: Bytes) {
-        frame::put_headers(&mut self.out, id, false, |to| self.encoder.grpc_head(to));
+        frame::put_headers(&mut self.out, id, false, |to| self.encoder.grpc_headers(to));
         let bytes = reply.len() as i64;
         let fits = bytes <= self.send_window && bytes <= self.peer_window + credit && reply.len() <= PAYLOAD_BYTES_MAX;
         if fits {
@@ -62,7 +62,9 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
             // Its caller wants to hear nothing more.
             _ if stream.is_over => {}
             Event::Head(parts, ends) => {
-                frame::put_headers(&mut self.out, id, ends, |to| self.encoder.head(parts.status, &parts.headers, to));
+                frame::put_headers(&mut self.out, id, ends, |to| {
+                    self.encoder.headers(parts.status, &parts.headers, to)
+                });
                 if ends {
                     self.finish(id);
                 }

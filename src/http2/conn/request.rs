@@ -12,8 +12,8 @@ use super::{Block, Conn, Leaving, remember};
 use crate::http2::body::{First, Inbox, Incomplete};
 use crate::http2::call::{Begin, Manner};
 use crate::http2::code::{Code, Fault};
-use crate::http2::frame::{self, Head as FrameHead, flag};
-use crate::http2::head::{Flaw, Head};
+use crate::http2::frame::{self, FrameHead, flag};
+use crate::http2::head::{HeaderError, RequestHead};
 use crate::http2::{
     BLOCK_FRAMES_MAX, Bypass, FastPath, GATHERED_BYTES_ALL_MAX, GATHERED_BYTES_MAX, OPEN_MESSAGE_BYTES_MAX,
     REQUEST_TIME_MAX, STRANGER_CALLS_MAX,
@@ -32,7 +32,7 @@ const CROWDED_TOLD_MAX: u32 = 16;
 /// A call that is to take the long way.
 pub(super) struct Opened<'a> {
     id: u32,
-    head: &'a Head,
+    head: &'a RequestHead,
     credit: i64,
     padding: u32,
     length: Length,
@@ -66,10 +66,10 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
         let ends_stream = frame.has(flag::END_STREAM);
         // Blocks are read whatever becomes of their streams, because others are read by them.
         if frame.has(flag::END_HEADERS) {
-            let head = self.heads.read(fragment).map_err(|_| UNREAD)?.clone();
+            let head = self.header_decoder.read(fragment).map_err(|_| UNREAD)?.clone();
             return self.head(frame.stream, ends_stream, head);
         }
-        self.heads.read_piece(fragment, false).map_err(|_| UNREAD)?;
+        self.header_decoder.read_piece(fragment, false).map_err(|_| UNREAD)?;
         self.block = Some(Block { stream: frame.stream, ends_stream, frames: 1 });
         Ok(())
     }
@@ -82,7 +82,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
         if block.frames > BLOCK_FRAMES_MAX {
             return Err(Fault::calm("a header block without end"));
         }
-        let read = self.heads.read_piece(payload, frame.has(flag::END_HEADERS)).map_err(|_| UNREAD)?;
+        let read = self.header_decoder.read_piece(payload, frame.has(flag::END_HEADERS)).map_err(|_| UNREAD)?;
         let Some(head) = read.cloned() else {
             self.block = Some(block);
             return Ok(());
@@ -91,9 +91,9 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// A header block has been read.
-    fn head(&mut self, id: u32, ends: bool, head: Arc<Head>) -> Result<(), Fault> {
+    fn head(&mut self, id: u32, ends: bool, head: Arc<RequestHead>) -> Result<(), Fault> {
         if id <= self.last_stream {
-            return self.trailers(id, ends, head.flaw_of_trailers());
+            return self.trailers(id, ends, head.trailers_error());
         }
         self.last_stream = id;
         if let Leaving::After(_) = self.leaving {
@@ -107,9 +107,11 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
             return self.idle_frame();
         }
         self.pay();
-        match head.flaw_of_request() {
-            Some(Flaw::Malformed) => return self.reset_for(id, Code::Protocol),
-            Some(Flaw::TooLong) => return self.answer_with(id, ends, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
+        match head.request_error() {
+            Some(HeaderError::Malformed) => return self.reset_for(id, Code::Protocol),
+            Some(HeaderError::TooLong) => {
+                return self.answer_with(id, ends, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+            }
             None => {}
         }
         let mut length = Length::of(&head);
@@ -163,7 +165,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// Trailers of a request. Nothing in them means anything in gRPC, but they end its body.
-    fn trailers(&mut self, id: u32, ends: bool, flaw: Option<Flaw>) -> Result<(), Fault> {
+    fn trailers(&mut self, id: u32, ends: bool, error: Option<HeaderError>) -> Result<(), Fault> {
         let at = self.find_waiting(id);
         let inbox = self.streams.get(&id).map(|stream| stream.inbox.is_some());
         if at.is_none() && inbox != Some(true) && self.resets.contains(&id) {
@@ -179,7 +181,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
             Some(waiting) => Some(&mut waiting.length),
             None => self.streams.get_mut(&id).map(|stream| &mut stream.length),
         };
-        if !ends || flaw.is_some() || length.is_some_and(|length| !length.take(0, true)) {
+        if !ends || error.is_some() || length.is_some_and(|length| !length.take(0, true)) {
             return self.reset_for(id, Code::Protocol);
         }
         if let Some(waiting) = at.and_then(|at| self.take_waiting(at)) {
@@ -434,7 +436,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
 
     /// Answers with a status of HTTP alone.
     fn answer_with(&mut self, id: u32, ends: bool, status: StatusCode) -> Result<(), Fault> {
-        frame::put_headers(&mut self.out, id, true, |to| self.encoder.head(status, &HeaderMap::new(), to));
+        frame::put_headers(&mut self.out, id, true, |to| self.encoder.headers(status, &HeaderMap::new(), to));
         if !ends {
             self.reset(id, Code::NoError);
         }

@@ -8,7 +8,7 @@ use http::HeaderMap;
 
 use crate::http2::body::{Inbox, Incomplete};
 use crate::http2::call::{Manner, Running};
-use crate::http2::head::Head;
+use crate::http2::head::RequestHead;
 use crate::http2::room::Part;
 use crate::http2::{REQUEST_TIME_MAX, WINDOW_BYTES};
 
@@ -17,7 +17,7 @@ use crate::http2::{REQUEST_TIME_MAX, WINDOW_BYTES};
 pub(super) struct Length(Option<u64>);
 
 impl Length {
-    pub(super) fn of(head: &Head) -> Self {
+    pub(super) fn of(head: &RequestHead) -> Self {
         Self(head.content_length())
     }
 
@@ -33,7 +33,7 @@ impl Length {
 /// A call that may be answered at once, and whose body is still on its way.
 pub(super) struct Waiting<P> {
     pub(super) id: u32,
-    pub(super) head: Arc<Head>,
+    pub(super) head: Arc<RequestHead>,
     /// What admitted it. `None`: it is an open call, which takes the long way when its request is whole.
     pub(super) pass: Option<P>,
     /// What it counts in the budget for requests.

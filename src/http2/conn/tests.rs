@@ -14,8 +14,8 @@ use super::stream::Piece;
 use super::*;
 use crate::http2::body::Inbox;
 use crate::http2::call::{Event, Manner, Message, Running};
-use crate::http2::frame::HEAD_BYTES;
-use crate::http2::head::Head;
+use crate::http2::frame::FRAME_HEAD_BYTES;
+use crate::http2::head::RequestHead;
 use crate::http2::{Callers, WHOLE_BYTES_MAX};
 
 /// Answers calls whose bodies say so, at once.
@@ -26,11 +26,11 @@ impl FastPath for Echo {
 
     fn begin_batch(&mut self, _: Instant) {}
 
-    fn is_known(&mut self, head: &Head) -> bool {
+    fn is_known(&mut self, head: &RequestHead) -> bool {
         head.authorization().is_some()
     }
 
-    fn admit(&mut self, head: &Head) -> Option<()> {
+    fn admit(&mut self, head: &RequestHead) -> Option<()> {
         (head.path() == b"/").then_some(())
     }
 
@@ -49,12 +49,12 @@ impl FastPath for Echo {
 struct Begun(Rc<RefCell<Vec<u32>>>);
 
 impl Begin for Begun {
-    fn manner(&self, head: &Head) -> Manner {
+    fn manner(&self, head: &RequestHead) -> Manner {
         let path = head.path();
         Manner { is_open: path.starts_with(b"/open"), has_stream: path.ends_with(b"stream") }
     }
 
-    fn begin(&mut self, stream: u32, _: &Head, _: Inbox) -> Option<Running> {
+    fn begin(&mut self, stream: u32, _: &RequestHead, _: Inbox) -> Option<Running> {
         self.0.borrow_mut().push(stream);
         Some(Running::never())
     }
@@ -111,7 +111,7 @@ fn data(stream: u32, padding: u8, data: &[u8]) -> Vec<u8> {
 fn frames(mut out: &[u8]) -> Vec<(u8, u32, Vec<u8>)> {
     let mut frames = vec![];
     while let Some(head) = FrameHead::read(out) {
-        let (payload, rest) = out[HEAD_BYTES..].split_at(head.length);
+        let (payload, rest) = out[FRAME_HEAD_BYTES..].split_at(head.length);
         frames.push((head.kind, head.stream, payload.to_vec()));
         out = rest;
     }

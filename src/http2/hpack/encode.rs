@@ -8,7 +8,7 @@ use http::{HeaderMap, StatusCode};
 use super::TABLE_BYTES;
 
 /// The index of the youngest entry of the dynamic table.
-const YOUNGEST: u8 = 62;
+const NEWEST: u8 = 62;
 
 const CONTENT_TYPE: (&[u8], &[u8]) = (b"content-type", b"application/grpc");
 const GRPC_STATUS: (&[u8], &[u8]) = (b"grpc-status", b"0");
@@ -18,18 +18,18 @@ const STATUS_200: u8 = 0x80 | 8;
 /// The name `:status` in the static table, for a field that is written out.
 const STATUS_NAME: u8 = 8;
 /// The beginning of a field that is written out and put into the dynamic table, with its name.
-const INDEXED: u8 = 0x40;
+const LITERAL_INDEXED: u8 = 0x40;
 /// The beginning of a field that is written out, with its name.
-const PLAIN: u8 = 0;
+const LITERAL: u8 = 0;
 /// The dynamic table is to have size 0.
-const RESIZE_TO_NOTHING: u8 = 0x20;
+const TABLE_SIZE_ZERO: u8 = 0x20;
 
 /// Writes the header blocks of one connection.
 pub(crate) struct Encoder {
     /// Whether the peer has a table that both fields fit in.
-    indexes: bool,
+    uses_table: bool,
     /// Whether the peer has yet to be told that its table is not used any more.
-    tells: bool,
+    must_disable_table: bool,
     inserted: u8,
     content_type: Option<u8>,
     grpc_status: Option<u8>,
@@ -37,18 +37,18 @@ pub(crate) struct Encoder {
 
 impl Encoder {
     pub(crate) fn new() -> Self {
-        Self { indexes: true, tells: false, inserted: 0, content_type: None, grpc_status: None }
+        Self { uses_table: true, must_disable_table: false, inserted: 0, content_type: None, grpc_status: None }
     }
 
     /// The peer allows its table this size. If that is ever less than what it is by itself, it is done without.
-    pub(crate) fn table_is_allowed(&mut self, bytes: u32) {
-        if self.indexes && usize::try_from(bytes).is_ok_and(|bytes| bytes < TABLE_BYTES) {
-            (self.indexes, self.tells) = (false, true);
+    pub(crate) fn limit_table(&mut self, bytes: u32) {
+        if self.uses_table && usize::try_from(bytes).is_ok_and(|bytes| bytes < TABLE_BYTES) {
+            (self.uses_table, self.must_disable_table) = (false, true);
         }
     }
 
     /// The headers of a reply of gRPC.
-    pub(crate) fn grpc_head(&mut self, to: &mut Vec<u8>) {
+    pub(crate) fn grpc_headers(&mut self, to: &mut Vec<u8>) {
         self.begin(to);
         to.push(STATUS_200);
         self.content_type = self.fixed(CONTENT_TYPE, self.content_type, to);
@@ -61,12 +61,12 @@ impl Encoder {
     }
 
     /// The headers of any reply.
-    pub(crate) fn head(&mut self, status: StatusCode, headers: &HeaderMap, to: &mut Vec<u8>) {
+    pub(crate) fn headers(&mut self, status: StatusCode, headers: &HeaderMap, to: &mut Vec<u8>) {
         self.begin(to);
         if status == StatusCode::OK {
             to.push(STATUS_200);
         } else {
-            to.push(PLAIN | STATUS_NAME);
+            to.push(LITERAL | STATUS_NAME);
             string(status.as_str().as_bytes(), to);
         }
         self.fields(headers, to);
@@ -79,8 +79,8 @@ impl Encoder {
     }
 
     fn begin(&mut self, to: &mut Vec<u8>) {
-        if std::mem::take(&mut self.tells) {
-            to.push(RESIZE_TO_NOTHING);
+        if std::mem::take(&mut self.must_disable_table) {
+            to.push(TABLE_SIZE_ZERO);
         }
     }
 
@@ -89,22 +89,22 @@ impl Encoder {
             match (name.as_str().as_bytes(), value.as_bytes()) {
                 CONTENT_TYPE => self.content_type = self.fixed(CONTENT_TYPE, self.content_type, to),
                 GRPC_STATUS => self.grpc_status = self.fixed(GRPC_STATUS, self.grpc_status, to),
-                (name, value) => literal(PLAIN, name, value, to),
+                (name, value) => literal(LITERAL, name, value, to),
             }
         }
     }
 
     /// Writes one of the two fields, and gives its place in the order of insertions, if it has one.
     fn fixed(&mut self, (name, value): (&[u8], &[u8]), place: Option<u8>, to: &mut Vec<u8>) -> Option<u8> {
-        if !self.indexes {
-            literal(PLAIN, name, value, to);
+        if !self.uses_table {
+            literal(LITERAL, name, value, to);
             return None;
         }
         if let Some(place) = place {
-            to.push(0x80 | (YOUNGEST + (self.inserted - 1 - place)));
+            to.push(0x80 | (NEWEST + (self.inserted - 1 - place)));
             return Some(place);
         }
-        literal(INDEXED, name, value, to);
+        literal(LITERAL_INDEXED, name, value, to);
         self.inserted += 1;
         Some(self.inserted - 1)
     }

@@ -1,15 +1,15 @@
 //! Header compression (RFC 7541): header blocks of requests are read, and those of replies written.
 
 mod encode;
+mod field_kind;
 mod huffman;
-mod name;
 mod table;
 
 #[cfg(test)]
 mod tests;
 
 pub(super) use self::encode::Encoder;
-pub(super) use self::name::Name;
+pub(super) use self::field_kind::FieldKind;
 pub(super) use self::table::{ENTRY_BYTES, Field};
 
 use self::table::Table;
@@ -33,18 +33,18 @@ const _: () = assert!(STRING_BYTES_MAX * 8 / 30 >= TABLE_BYTES);
 pub(super) struct CompressionError;
 
 /// Why reading stops.
-enum Stop {
+enum DecodeError {
     /// A rule of RFC 7541 is broken.
-    Broken,
+    Invalid,
     /// A field goes on behind what is there.
-    Short,
+    Incomplete,
     /// A string of the field is too long. The rest begins with the first byte of it.
-    Long(Skip),
+    TooLong(Skip),
 }
 
-impl From<CompressionError> for Stop {
+impl From<CompressionError> for DecodeError {
     fn from(_: CompressionError) -> Self {
-        Self::Broken
+        Self::Invalid
     }
 }
 
@@ -61,7 +61,7 @@ struct Skip {
 
 impl Skip {
     /// Passes over what is there, and says whether that is all of the field.
-    fn pass(&mut self, rest: &mut &[u8]) -> Result<bool, Stop> {
+    fn pass(&mut self, rest: &mut &[u8]) -> Result<bool, DecodeError> {
         loop {
             let (passed, further) = rest.split_at(self.bytes.min(rest.len()));
             *rest = further;
@@ -75,8 +75,8 @@ impl Skip {
             let mut at = *rest;
             match integer(&mut at, 7) {
                 Ok(bytes) => (self.bytes, self.is_name) = (bytes, false),
-                Err(Stop::Short) => return Ok(false),
-                Err(stop) => return Err(stop),
+                Err(DecodeError::Incomplete) => return Ok(false),
+                Err(error) => return Err(error),
             }
             *rest = at;
         }
@@ -89,11 +89,11 @@ pub(super) struct Decoder {
     name: Buffer,
     value: Buffer,
     /// Whether a credential was written out that is in the table too.
-    repeats: bool,
+    repeats_credential: bool,
     /// Of a block in pieces: the part of a field that goes on in the next one.
     rest: Buffer,
     /// Of a block in pieces: whether a field has come.
-    begun: bool,
+    has_fields: bool,
     /// Of a block in pieces: the field that is passed over.
     skip: Option<Skip>,
 }
@@ -104,9 +104,9 @@ impl Decoder {
             table: Table::new(TABLE_BYTES),
             name: Buffer::new(),
             value: Buffer::new(),
-            repeats: false,
+            repeats_credential: false,
             rest: Buffer::new(),
-            begun: false,
+            has_fields: false,
             skip: None,
         }
     }
@@ -127,7 +127,7 @@ impl Decoder {
     /// # Errors
     /// When it breaks a rule of RFC 7541.
     pub(super) fn decode(&mut self, block: &[u8], field: impl FnMut(Field<'_>)) -> Result<(), CompressionError> {
-        (self.repeats, self.begun) = (false, false);
+        (self.repeats_credential, self.has_fields) = (false, false);
         let read = self.decode_fields(&mut &*block, field);
         // The last of them may have been a credential.
         self.name.clear();
@@ -157,7 +157,7 @@ impl Decoder {
         let read_bytes = block.len() - rest.len();
         read?;
         if is_last {
-            self.begun = false;
+            self.has_fields = false;
             return is_whole.then_some(()).ok_or(CompressionError);
         }
         block.consume(read_bytes);
@@ -183,20 +183,20 @@ impl Decoder {
                 }
             }
             match self.decode_fields(rest, |read| field(Some(read))) {
-                Ok(()) | Err(Stop::Short) => return Ok(()),
-                Err(Stop::Long(skip)) => (self.skip, self.begun) = (Some(skip), true),
-                Err(Stop::Broken) => return Err(CompressionError),
+                Ok(()) | Err(DecodeError::Incomplete) => return Ok(()),
+                Err(DecodeError::TooLong(skip)) => (self.skip, self.has_fields) = (Some(skip), true),
+                Err(DecodeError::Invalid) => return Err(CompressionError),
             }
         }
     }
 
     /// Whether the last block had a credential written out that the table has too.
     pub(super) fn repeats_credential(&self) -> bool {
-        self.repeats
+        self.repeats_credential
     }
 
     /// Reads fields up to one that does not end, which is left in `rest`.
-    fn decode_fields(&mut self, rest: &mut &[u8], mut field: impl FnMut(Field<'_>)) -> Result<(), Stop> {
+    fn decode_fields(&mut self, rest: &mut &[u8], mut field: impl FnMut(Field<'_>)) -> Result<(), DecodeError> {
         let mut at = *rest;
         while let Some(first) = at.first() {
             // The five forms of section 6.
@@ -210,8 +210,8 @@ impl Decoder {
             } else if first & 0x20 != 0 {
                 let size = integer(&mut at, 5)?;
                 // Only before all fields (section 4.2), and never above what we allow.
-                if self.begun || size > TABLE_BYTES {
-                    return Err(Stop::Broken);
+                if self.has_fields || size > TABLE_BYTES {
+                    return Err(DecodeError::Invalid);
                 }
                 self.table.resize(size);
                 *rest = at;
@@ -221,7 +221,7 @@ impl Decoder {
                 let kind = self.literal(&mut at, 4, rest)?;
                 field(Field { kind, name: &self.name, value: &self.value });
             }
-            self.begun = true;
+            self.has_fields = true;
             *rest = at;
         }
         Ok(())
@@ -229,50 +229,50 @@ impl Decoder {
 
     /// Reads a field that is written out into `name` and `value`, and says what it is. If a string is too long, the
     /// `left` begins with its first byte.
-    fn literal<'a>(&mut self, rest: &mut &'a [u8], prefix: u32, left: &mut &'a [u8]) -> Result<Name, Stop> {
+    fn literal<'a>(&mut self, rest: &mut &'a [u8], prefix: u32, left: &mut &'a [u8]) -> Result<FieldKind, DecodeError> {
         self.name.clear();
         self.value.clear();
-        let mut too_long = |rest: &mut &'a [u8], stop: Stop, is_name| match stop {
-            Stop::Long(skip) => {
+        let mut too_long = |rest: &mut &'a [u8], error: DecodeError, is_name| match error {
+            DecodeError::TooLong(skip) => {
                 *left = *rest;
-                Stop::Long(Skip { is_name, indexed: prefix == 6, ..skip })
+                DecodeError::TooLong(Skip { is_name, indexed: prefix == 6, ..skip })
             }
-            stop => stop,
+            error => error,
         };
         let known = match integer(rest, prefix)? {
             0 => {
-                string(rest, &mut self.name).map_err(|stop| too_long(rest, stop, true))?;
+                string(rest, &mut self.name).map_err(|error| too_long(rest, error, true))?;
                 None
             }
             index => {
                 let known = self.table.get(index).ok_or(CompressionError)?;
                 self.name.extend_from_slice(known.name);
                 // The kind of a name is only known with its value where that may be at fault.
-                known.kind.holds_for_any_value().then_some(known.kind)
+                known.kind.allows_any_value().then_some(known.kind)
             }
         };
-        string(rest, &mut self.value).map_err(|stop| too_long(rest, stop, false))?;
+        string(rest, &mut self.value).map_err(|error| too_long(rest, error, false))?;
         let kind = match known {
-            Some(kind) if name::is_value(&self.value) => kind,
-            Some(_) => Name::Bad,
-            None => Name::of(&self.name, &self.value),
+            Some(kind) if field_kind::is_value(&self.value) => kind,
+            Some(_) => FieldKind::Forbidden,
+            None => FieldKind::of(&self.name, &self.value),
         };
-        self.repeats |= self.table.has_credential(kind, &self.name, &self.value);
+        self.repeats_credential |= self.table.has_credential(kind, &self.name, &self.value);
         Ok(kind)
     }
 }
 
 /// Reads an integer whose first bits are the last `prefix` bits of a byte (section 5.1).
-fn integer(rest: &mut &[u8], prefix: u32) -> Result<usize, Stop> {
+fn integer(rest: &mut &[u8], prefix: u32) -> Result<usize, DecodeError> {
     let ones = (1_usize << prefix) - 1;
-    let (first, mut tail) = rest.split_first().ok_or(Stop::Short)?;
+    let (first, mut tail) = rest.split_first().ok_or(DecodeError::Incomplete)?;
     let mut value = usize::from(*first) & ones;
     if value == ones {
         let mut shift = 0;
         loop {
-            let (byte, further) = tail.split_first().ok_or(Stop::Short)?;
+            let (byte, further) = tail.split_first().ok_or(DecodeError::Incomplete)?;
             if shift == 7 * INTEGER_BYTES_MAX {
-                return Err(Stop::Broken);
+                return Err(DecodeError::Invalid);
             }
             value += usize::from(byte & 0x7f) << shift;
             (shift, tail) = (shift + 7, further);
@@ -286,13 +286,13 @@ fn integer(rest: &mut &[u8], prefix: u32) -> Result<usize, Stop> {
 }
 
 /// Reads a string (section 5.2). Of one that is too long, the length alone is read.
-fn string(rest: &mut &[u8], to: &mut Vec<u8>) -> Result<(), Stop> {
-    let is_coded = rest.first().ok_or(Stop::Short)? & 0x80 != 0;
+fn string(rest: &mut &[u8], to: &mut Vec<u8>) -> Result<(), DecodeError> {
+    let is_coded = rest.first().ok_or(DecodeError::Incomplete)? & 0x80 != 0;
     let bytes = integer(rest, 7)?;
     if bytes > STRING_BYTES_MAX {
-        return Err(Stop::Long(Skip { bytes, is_name: false, indexed: false }));
+        return Err(DecodeError::TooLong(Skip { bytes, is_name: false, indexed: false }));
     }
-    let (text, further) = rest.split_at_checked(bytes).ok_or(Stop::Short)?;
+    let (text, further) = rest.split_at_checked(bytes).ok_or(DecodeError::Incomplete)?;
     *rest = further;
     if is_coded {
         return Ok(huffman::decode(text, to)?);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use constant_time_eq::constant_time_eq;
 
-use super::Name;
+use super::FieldKind;
 
 /// What an entry counts beside its bytes (RFC 7541, section 4.1).
 pub(crate) const ENTRY_BYTES: usize = 32;
@@ -82,7 +82,7 @@ struct Entry {
     /// it remembered.
     text: Arc<[u8]>,
     name_bytes: usize,
-    kind: Name,
+    kind: FieldKind,
 }
 
 /// The dynamic table of a connection: what its peer told it to remember.
@@ -98,7 +98,7 @@ pub(super) struct Table {
 /// A field, wherever it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Field<'a> {
-    pub(crate) kind: Name,
+    pub(crate) kind: FieldKind,
     pub(crate) name: &'a [u8],
     pub(crate) value: &'a [u8],
 }
@@ -129,7 +129,7 @@ impl Table {
     }
 
     /// Remembers a field, and forgets the oldest ones that have no room beside it (RFC 7541, section 4.4).
-    pub(super) fn insert(&mut self, kind: Name, name: &[u8], value: &[u8]) {
+    pub(super) fn insert(&mut self, kind: FieldKind, name: &[u8], value: &[u8]) {
         self.version += 1;
         let bytes = name.len() + value.len() + ENTRY_BYTES;
         let shared = self.credential(kind, name, value).map(|entry| entry.text.clone());
@@ -142,12 +142,12 @@ impl Table {
     }
 
     /// Whether a field is a credential that is in the dynamic table.
-    pub(super) fn has_credential(&self, kind: Name, name: &[u8], value: &[u8]) -> bool {
+    pub(super) fn has_credential(&self, kind: FieldKind, name: &[u8], value: &[u8]) -> bool {
         self.credential(kind, name, value).is_some()
     }
 
-    fn credential(&self, kind: Name, name: &[u8], value: &[u8]) -> Option<&Entry> {
-        if kind != Name::Authorization {
+    fn credential(&self, kind: FieldKind, name: &[u8], value: &[u8]) -> Option<&Entry> {
+        if kind != FieldKind::Authorization {
             return None;
         }
         // In a time that says nothing of where they differ: it may be another caller's.
@@ -177,18 +177,18 @@ impl Table {
 }
 
 /// The kind of a field of the static table, without a look at its bytes.
-fn static_kind(index: usize) -> Name {
+fn static_kind(index: usize) -> FieldKind {
     match index {
-        1 => Name::Authority,
-        2 | 3 => Name::Method,
-        4 | 5 => Name::Path,
-        6 | 7 => Name::Scheme,
+        1 => FieldKind::Authority,
+        2 | 3 => FieldKind::Method,
+        4 | 5 => FieldKind::Path,
+        6 | 7 => FieldKind::Scheme,
         // :status, which no request has, and transfer-encoding.
-        8..=14 | 57 => Name::Bad,
-        23 => Name::Authorization,
-        28 => Name::ContentLength,
-        31 => Name::ContentType,
-        _ => Name::Plain,
+        8..=14 | 57 => FieldKind::Forbidden,
+        23 => FieldKind::Authorization,
+        28 => FieldKind::ContentLength,
+        31 => FieldKind::ContentType,
+        _ => FieldKind::Other,
     }
 }
 
@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn the_kinds_of_the_static_table_are_those_of_its_names() {
         for (at, (name, value)) in STATIC.iter().enumerate() {
-            assert_eq!(static_kind(at + 1), Name::of(name, value), "{}", String::from_utf8_lossy(name));
+            assert_eq!(static_kind(at + 1), FieldKind::of(name, value), "{}", String::from_utf8_lossy(name));
         }
     }
 }

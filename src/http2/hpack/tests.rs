@@ -148,15 +148,15 @@ fn the_two_usual_fields_are_one_byte_from_their_second_time_on() {
     };
     let head = fields(&[(":status", "200"), ("content-type", "application/grpc")]);
     let ok = fields(&[("grpc-status", "0")]);
-    assert_eq!(write(&|encoder, to| encoder.grpc_head(to)).1, head);
-    assert_eq!(write(&|encoder, to| encoder.grpc_head(to)), (2, head.clone()));
+    assert_eq!(write(&|encoder, to| encoder.grpc_headers(to)).1, head);
+    assert_eq!(write(&|encoder, to| encoder.grpc_headers(to)), (2, head.clone()));
     assert_eq!(write(&|encoder, to| encoder.grpc_ok(to)).1, ok);
     for _ in 0..2 {
-        assert_eq!(write(&|encoder, to| encoder.grpc_head(to)), (2, head.clone()));
+        assert_eq!(write(&|encoder, to| encoder.grpc_headers(to)), (2, head.clone()));
         assert_eq!(write(&|encoder, to| encoder.grpc_ok(to)), (1, ok.clone()));
         let refused = [("content-type", "application/grpc"), ("grpc-status", "16"), ("grpc-message", "no")];
         let map: HeaderMap = refused.iter().map(|(n, v)| (n.parse().unwrap(), v.parse().unwrap())).collect();
-        let read = write(&|encoder, to| encoder.head(StatusCode::UNAUTHORIZED, &map, to)).1;
+        let read = write(&|encoder, to| encoder.headers(StatusCode::UNAUTHORIZED, &map, to)).1;
         assert_eq!(read, [&fields(&[(":status", "401")])[..], &fields(&refused)].concat());
     }
 }
@@ -165,12 +165,12 @@ fn the_two_usual_fields_are_one_byte_from_their_second_time_on() {
 fn a_peer_with_a_smaller_table_has_it_left_alone() {
     let mut encoder = Encoder::new();
     let (mut first, mut second) = (vec![], vec![]);
-    encoder.grpc_head(&mut first);
-    encoder.table_is_allowed(4095);
-    encoder.table_is_allowed(65_536);
+    encoder.grpc_headers(&mut first);
+    encoder.limit_table(4095);
+    encoder.limit_table(65_536);
     first.clear();
-    encoder.grpc_head(&mut first);
-    encoder.grpc_head(&mut second);
+    encoder.grpc_headers(&mut first);
+    encoder.grpc_headers(&mut second);
     assert_eq!(first[0], RESIZED, "it is told");
     assert_eq!(first[1..], second, "once");
     let mut decoder = Decoder::new();

@@ -18,11 +18,11 @@ impl FastPath for Recorder {
         assert_ne!(bodies.last().map(|body| &**body), Some("panic"));
     }
 
-    fn is_known(&mut self, head: &Head) -> bool {
+    fn is_known(&mut self, head: &RequestHead) -> bool {
         Echo.is_known(head)
     }
 
-    fn admit(&mut self, head: &Head) -> Option<()> {
+    fn admit(&mut self, head: &RequestHead) -> Option<()> {
         Echo.admit(head)
     }
 
@@ -31,7 +31,7 @@ impl FastPath for Recorder {
         Echo.answer(pass, body)
     }
 
-    fn on_bypass(&mut self, head: &Head, why: Bypass) {
+    fn on_bypass(&mut self, head: &RequestHead, why: Bypass) {
         self.0.borrow_mut().push(format!("bypass {}: {why:?}", String::from_utf8_lossy(head.path())));
     }
 

@@ -2,7 +2,7 @@
 
 /// What a header field is, by its name; or that it must not be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Name {
+pub(crate) enum FieldKind {
     /// `:method`
     Method,
     /// `:scheme`
@@ -24,19 +24,19 @@ pub(crate) enum Name {
     /// `te`, which says `trailers`
     Te,
     /// Any other field.
-    Plain,
-    /// A field that makes a request malformed: see [`Name::of`].
-    Bad,
+    Other,
+    /// A field that makes a request malformed: see [`FieldKind::of`].
+    Forbidden,
 }
 
-impl Name {
+impl FieldKind {
     /// What a field is. It is bad if its name or its value has characters that it must not have, if it is a
     /// pseudo-header of no request, or if it speaks of the connection (RFC 9113, sections 8.2.1, 8.2.2 and 8.3).
     ///
     /// Spaces around a value are let through, as in HTTP/1: nothing here is decided by them.
     pub(crate) fn of(name: &[u8], value: &[u8]) -> Self {
         if !is_value(value) {
-            return Self::Bad;
+            return Self::Forbidden;
         }
         match name {
             b":method" => Self::Method,
@@ -50,16 +50,16 @@ impl Name {
             b"grpc-timeout" => Self::GrpcTimeout,
             b"te" if value == b"trailers" => Self::Te,
             b"te" | b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding" | b"upgrade" | b"" => {
-                Self::Bad
+                Self::Forbidden
             }
-            _ if name.iter().all(|byte| NAME_BYTES[usize::from(*byte)]) => Self::Plain,
-            _ => Self::Bad,
+            _ if name.iter().all(|byte| NAME_BYTES[usize::from(*byte)]) => Self::Other,
+            _ => Self::Forbidden,
         }
     }
 
     /// Whether a field of this name is that whatever its value is, as long as it is a value.
-    pub(super) fn holds_for_any_value(self) -> bool {
-        !matches!(self, Self::Te | Self::Bad)
+    pub(super) fn allows_any_value(self) -> bool {
+        !matches!(self, Self::Te | Self::Forbidden)
     }
 
     /// Whether it is a pseudo-header, all of which come before the others.
