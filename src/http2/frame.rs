@@ -1,6 +1,6 @@
 //! Frames, as they are read and written (RFC 9113, sections 4.1 and 6).
 
-use super::code::{Code, Fault};
+use super::error::{ConnError, ErrorCode};
 
 /// The client's half of the connection preface (section 3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -77,13 +77,13 @@ impl FrameHead {
     }
 
     /// The payload without its padding, if it has any (section 6.1).
-    pub(super) fn unpad<'a>(&self, payload: &'a [u8]) -> Result<&'a [u8], Fault> {
+    pub(super) fn unpad<'a>(&self, payload: &'a [u8]) -> Result<&'a [u8], ConnError> {
         if !self.has(flag::PADDED) {
             return Ok(payload);
         }
-        let (padding, rest) = payload.split_first().ok_or(Fault::size("a padded frame without a length"))?;
+        let (padding, rest) = payload.split_first().ok_or(ConnError::size("a padded frame without a length"))?;
         let length = rest.len().checked_sub(usize::from(*padding));
-        length.and_then(|length| rest.get(..length)).ok_or(Fault::protocol("more padding than frame"))
+        length.and_then(|length| rest.get(..length)).ok_or(ConnError::protocol("more padding than frame"))
     }
 }
 
@@ -150,12 +150,12 @@ pub(super) fn put_window_update(to: &mut Vec<u8>, stream: u32, bytes: u32) {
     to.extend_from_slice(&bytes.to_be_bytes());
 }
 
-pub(super) fn put_reset(to: &mut Vec<u8>, stream: u32, code: Code) {
+pub(super) fn put_reset(to: &mut Vec<u8>, stream: u32, code: ErrorCode) {
     put_head(to, 4, kind::RST_STREAM, 0, stream);
     to.extend_from_slice(&(code as u32).to_be_bytes());
 }
 
-pub(super) fn put_goaway(to: &mut Vec<u8>, last_stream: u32, code: Code, what: &str) {
+pub(super) fn put_goaway(to: &mut Vec<u8>, last_stream: u32, code: ErrorCode, what: &str) {
     put_head(to, 8 + what.len(), kind::GOAWAY, 0, 0);
     to.extend_from_slice(&last_stream.to_be_bytes());
     to.extend_from_slice(&(code as u32).to_be_bytes());

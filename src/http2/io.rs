@@ -22,14 +22,14 @@ use super::budget::Budget;
 use super::buffer::{Buffer, wipe_stack_of_answers};
 use super::busy_poll::BusyPoll;
 use super::call::{Begin, Calls};
-use super::code::Fault;
 use super::conn::Conn;
+use super::error::ConnError;
 use super::events::{Heard, events};
 use super::room::Room;
 use super::turns::Turn;
 use super::{
-    FAREWELL_TIME, FastPath, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, LINGER_TIME, OUT_BYTES_MAX, QUIET_FAREWELL_TIME,
-    QUIET_LINGER_TIME, TURN_BYTES_MAX,
+    FastPath, GOAWAY_ACK_TIMEOUT, IDLE_GOAWAY_ACK_TIMEOUT, IDLE_LINGER_TIME, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
+    LINGER_TIME, OUT_BYTES_MAX, TURN_BYTES_MAX,
 };
 
 /// Bytes that are read at once at most.
@@ -80,23 +80,23 @@ pub struct Answering<S, A, X> {
 
 /// Why a connection ended, if not in order.
 #[derive(Debug, thiserror::Error)]
-pub enum End {
+pub enum CloseReason {
     /// The peer has broken a rule, or a bound.
     #[error("{0}")]
-    Fault(Fault),
+    Error(ConnError),
     /// The peer does not answer.
     #[error("nothing was heard for too long")]
-    Silence,
+    KeepaliveTimeout,
     /// Its place was needed.
     #[error("another connection needs its place")]
-    TurnedAway,
+    Evicted,
     /// The network failed.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
 /// A connection and its calls. Dropping it ends both.
-pub struct Connection<T, S, A: FastPath, X>(Session<T, A, Calls<S, X>>);
+pub struct Connection<T, S, A: FastPath, X>(Driver<T, A, Calls<S, X>>);
 
 /// How a connection is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,17 +128,17 @@ impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
             room: room.clone(),
         };
         let now = Instant::now();
-        Self(Session {
+        Self(Driver {
             io,
             conn: Conn::new(fast_path, calls, room, budget),
             events: heard,
-            rest: Buffer::new(),
-            has_whole_frames: false,
+            unparsed: Buffer::new(),
+            is_backpressured: false,
             stage: Stage::Open,
             timer: Box::pin(sleep_until(now + KEEPALIVE_INTERVAL)),
-            heard: now,
-            asked: None,
-            told: None,
+            last_frame_at: now,
+            pinged_at: None,
+            drain: None,
             deadline: None,
             busy_poll: BusyPoll::new(std::time::Instant::now()),
             turn: Turn::new(),
@@ -150,8 +150,8 @@ impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
     /// call that is about to come.
     ///
     /// # Errors
-    /// See [`End`].
-    pub async fn serve<B>(&mut self, stop: impl Future<Output = Shutdown>, has_core: bool) -> Result<(), End>
+    /// See [`CloseReason`].
+    pub async fn serve<B>(&mut self, stop: impl Future<Output = Shutdown>, has_core: bool) -> Result<(), CloseReason>
     where
         T: AsyncRead + AsyncWrite + Unpin,
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
@@ -175,21 +175,21 @@ impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
 }
 
 /// A connection with its network and its time.
-struct Session<T, A: FastPath, C> {
+struct Driver<T, A: FastPath, C> {
     io: T,
     conn: Conn<A, C>,
     events: Heard,
     /// What was read and is not gone through: a part of a frame, or frames that there was no room to answer.
-    rest: Buffer,
-    has_whole_frames: bool,
+    unparsed: Buffer,
+    is_backpressured: bool,
     stage: Stage,
     timer: Pin<Box<Sleep>>,
     /// When the last whole frame came. Pieces of frames are no sign of life: who sends them for ever is silent.
-    heard: Instant,
+    last_frame_at: Instant,
     /// When the peer was asked whether it is still there.
-    asked: Option<Instant>,
+    pinged_at: Option<Instant>,
     /// When the peer was told of a stop.
-    told: Option<Told>,
+    drain: Option<DrainStart>,
     /// When it has had time enough to hear of the end.
     deadline: Option<Instant>,
     busy_poll: BusyPoll,
@@ -198,9 +198,9 @@ struct Session<T, A: FastPath, C> {
 
 /// How a connection stood when a stop came.
 #[derive(Clone, Copy)]
-struct Told {
+struct DrainStart {
     at: Instant,
-    was_quiet: bool,
+    was_idle: bool,
     last_stream: u32,
 }
 
@@ -208,12 +208,12 @@ struct Told {
 enum Stage {
     Open,
     /// Nothing more is read. What is there is written.
-    Ending(Option<Fault>),
+    Flushing(Option<ConnError>),
     /// Our end is closed. A peer that still sends would lose our last words if its end were closed on it.
-    Lingering(Option<Fault>),
+    Lingering(Option<ConnError>),
 }
 
-impl<T, A, C> Session<T, A, C>
+impl<T, A, C> Driver<T, A, C>
 where
     T: AsyncRead + AsyncWrite + Unpin,
     A: FastPath,
@@ -224,11 +224,11 @@ where
         cx: &mut Context<'_>,
         stop: Pin<&mut impl Future<Output = Shutdown>>,
         has_core: bool,
-    ) -> Poll<Result<(), End>> {
+    ) -> Poll<Result<(), CloseReason>> {
         if self.conn.out.capacity() == 0 {
             self.conn.out = WRITE.take();
         }
-        let polled = self.go_on(cx, stop, has_core);
+        let polled = self.poll_stages(cx, stop, has_core);
         if has_core {
             self.turn.settle();
         }
@@ -246,25 +246,25 @@ where
         polled
     }
 
-    fn go_on(
+    fn poll_stages(
         &mut self,
         cx: &mut Context<'_>,
         mut stop: Pin<&mut impl Future<Output = Shutdown>>,
         has_core: bool,
-    ) -> Poll<Result<(), End>> {
+    ) -> Poll<Result<(), CloseReason>> {
         loop {
             match self.stage {
                 Stage::Open => {
-                    if self.told.is_none()
+                    if self.drain.is_none()
                         && let Poll::Ready(stop) = stop.as_mut().poll(cx)
                     {
                         if stop == Shutdown::Now {
-                            self.conn.turn_away();
+                            self.conn.evict();
                             // A peer that reads hears of it. The others are not waited for.
                             drop(self.poll_write(cx));
-                            return Poll::Ready(Err(End::TurnedAway));
+                            return Poll::Ready(Err(CloseReason::Evicted));
                         }
-                        self.tell_of_stop();
+                        self.start_drain();
                     }
                     while !self.conn.is_full()
                         && let Poll::Ready(message) = self.events.poll(cx)
@@ -272,21 +272,21 @@ where
                         self.conn.hear(message);
                     }
                     // The last call may just have ended.
-                    if let Some(due) = self.farewell_due() {
+                    if let Some(due) = self.drain_due() {
                         self.wake_by(due);
                     }
-                    self.look_at_the_time(cx)?;
+                    self.poll_timer(cx)?;
                     self.conn.send();
                     let was_full = self.conn.is_full();
                     let written = self.poll_write(cx)?;
                     // What is held now is what will be held for longer.
-                    if let Err(fault) = self.conn.settle(self.rest.len()) {
+                    if let Err(error) = self.conn.settle(self.unparsed.len()) {
                         // To wait for a peer that does not read would take the room that there is not.
                         drop(self.poll_write(cx));
-                        return Poll::Ready(Err(End::Fault(fault)));
+                        return Poll::Ready(Err(CloseReason::Error(error)));
                     }
-                    if self.conn.has_left() {
-                        self.end(self.conn.drained().map(|(fault, _)| fault));
+                    if self.conn.is_drained() {
+                        self.stop_reading(self.conn.forced_drain().map(|(error, _)| error));
                     } else if was_full {
                         // There may be more to say than there was room for.
                         ready!(written);
@@ -294,24 +294,24 @@ where
                         return Poll::Ready(Ok(()));
                     }
                 }
-                Stage::Ending(fault) => {
+                Stage::Flushing(error) => {
                     if self.poll_deadline(cx).is_ready() {
-                        return Poll::Ready(end_of(fault));
+                        return Poll::Ready(close_result(error));
                     }
                     let written = self.poll_write(cx)?;
                     if self.conn.settle(0).is_err() {
-                        return Poll::Ready(end_of(fault));
+                        return Poll::Ready(close_result(error));
                     }
                     ready!(written);
                     ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
-                    if self.had_no_calls_since_told() {
-                        self.set_deadline(QUIET_LINGER_TIME);
+                    if self.had_no_calls_since_drain() {
+                        self.set_deadline(IDLE_LINGER_TIME);
                     }
-                    self.stage = Stage::Lingering(fault);
+                    self.stage = Stage::Lingering(error);
                 }
-                Stage::Lingering(fault) => {
+                Stage::Lingering(error) => {
                     if self.poll_deadline(cx).is_ready() || ready!(self.poll_discard(cx))? {
-                        return Poll::Ready(end_of(fault));
+                        return Poll::Ready(close_result(error));
                     }
                 }
             }
@@ -319,11 +319,11 @@ where
     }
 
     /// Writes what is to be written. It is ready when that is all.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, End> {
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, CloseReason> {
         let mut written = 0;
-        while let Some(rest) = self.conn.out.get(written..).filter(|rest| !rest.is_empty()) {
-            match Pin::new(&mut self.io).poll_write(cx, rest)? {
-                Poll::Ready(0) => return Err(End::Io(io::ErrorKind::WriteZero.into())),
+        while let Some(pending) = self.conn.out.get(written..).filter(|pending| !pending.is_empty()) {
+            match Pin::new(&mut self.io).poll_write(cx, pending)? {
+                Poll::Ready(0) => return Err(CloseReason::Io(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(bytes) => written += bytes,
                 Poll::Pending => {
                     self.conn.out.consume(written);
@@ -336,9 +336,9 @@ where
     }
 
     /// Reads, and goes through what was read. It says whether the peer has closed its end.
-    fn poll_receive(&mut self, cx: &mut Context<'_>, has_core: bool) -> Poll<Result<bool, End>> {
+    fn poll_receive(&mut self, cx: &mut Context<'_>, has_core: bool) -> Poll<Result<bool, CloseReason>> {
         // A connection that has yet to make its first call waits for no turn, whoever else is unknown.
-        match self.conn.caller().filter(|_| !self.has_whole_frames) {
+        match self.conn.caller().filter(|_| !self.is_backpressured) {
             _ if !has_core => ready!(self.turn.poll_alone(cx)),
             Some(caller) => ready!(self.turn.poll(caller, cx)),
             None => {}
@@ -355,9 +355,9 @@ where
         cx: &mut Context<'_>,
         has_core: bool,
         buffer: &mut [u8],
-    ) -> Poll<Result<bool, End>> {
-        let mut filled = self.rest.len();
-        if !self.has_whole_frames {
+    ) -> Poll<Result<bool, CloseReason>> {
+        let mut filled = self.unparsed.len();
+        if !self.is_backpressured {
             let most = buffer.len().min(filled + TURN_BYTES_MAX);
             let mut space = ReadBuf::new(&mut buffer[filled..most]);
             let read = Pin::new(&mut self.io).poll_read(cx, &mut space);
@@ -369,27 +369,27 @@ where
             }
             filled += bytes;
         }
-        buffer[..self.rest.len()].copy_from_slice(&self.rest);
+        buffer[..self.unparsed.len()].copy_from_slice(&self.unparsed);
         let now = Instant::now();
         let answered = self.conn.answered();
         let done = match self.conn.receive(&buffer[..filled], now.into_std()) {
             Ok(done) => done,
-            Err(fault) => {
+            Err(error) => {
                 self.conn.end_calls();
-                self.end(Some(fault));
+                self.stop_reading(Some(error));
                 filled
             }
         };
         if done > 0 {
-            (self.heard, self.asked) = (now, None);
+            (self.last_frame_at, self.pinged_at) = (now, None);
         }
         let address = std::ptr::from_ref(self).addr();
         let is_alone = LAST_READ.replace(address) == address;
         self.busy_poll.on_read(self.conn.answered() - answered, is_alone, std::time::Instant::now);
-        self.has_whole_frames = self.conn.is_full();
-        self.rest.replace(&buffer[done..filled]);
-        if self.rest.is_empty() {
-            self.rest = Buffer::new();
+        self.is_backpressured = self.conn.is_full();
+        self.unparsed.replace(&buffer[done..filled]);
+        if self.unparsed.is_empty() {
+            self.unparsed = Buffer::new();
         }
         // Credentials and secrets were in it; whoever reads next has no business with them.
         buffer[..filled].zeroize();
@@ -398,7 +398,7 @@ where
     }
 
     /// Reads what nobody will answer. It says whether the peer has closed its end.
-    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, End>> {
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, CloseReason>> {
         let mut buffer = Zeroizing::new([0; 4096]);
         let mut space = ReadBuf::new(&mut *buffer);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut space))?;
@@ -406,26 +406,29 @@ where
     }
 
     /// Reads nothing more.
-    fn end(&mut self, fault: Option<Fault>) {
+    fn stop_reading(&mut self, error: Option<ConnError>) {
         self.events.close();
-        self.stage = Stage::Ending(fault);
+        self.stage = Stage::Flushing(error);
         self.set_deadline(LINGER_TIME);
     }
 
-    fn tell_of_stop(&mut self) {
-        self.told =
-            Some(Told { at: Instant::now(), was_quiet: self.conn.is_quiet(), last_stream: self.conn.last_stream() });
-        self.conn.tell_of_end();
+    fn start_drain(&mut self) {
+        self.drain = Some(DrainStart {
+            at: Instant::now(),
+            was_idle: self.conn.has_no_calls(),
+            last_stream: self.conn.last_stream(),
+        });
+        self.conn.start_drain();
     }
 
     /// When a peer that has been told of a stop has had time enough to hear of it.
-    fn farewell_due(&self) -> Option<Instant> {
-        let told = self.told.filter(|_| self.conn.awaits_farewell())?;
-        Some(told.at + if self.conn.is_quiet() { QUIET_FAREWELL_TIME } else { FAREWELL_TIME })
+    fn drain_due(&self) -> Option<Instant> {
+        let drain = self.drain.filter(|_| self.conn.awaits_drain_ack())?;
+        Some(drain.at + if self.conn.has_no_calls() { IDLE_GOAWAY_ACK_TIMEOUT } else { GOAWAY_ACK_TIMEOUT })
     }
 
-    fn had_no_calls_since_told(&self) -> bool {
-        self.told.is_some_and(|told| told.was_quiet && told.last_stream == self.conn.last_stream())
+    fn had_no_calls_since_drain(&self) -> bool {
+        self.drain.is_some_and(|drain| drain.was_idle && drain.last_stream == self.conn.last_stream())
     }
 
     fn set_deadline(&mut self, time: std::time::Duration) {
@@ -448,7 +451,7 @@ where
         self.timer.as_mut().poll(cx)
     }
 
-    fn look_at_the_time(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Result<(), CloseReason> {
         while self.timer.as_mut().poll(cx).is_ready() {
             let next = self.tick(Instant::now())?;
             self.timer.as_mut().reset(next);
@@ -457,37 +460,37 @@ where
     }
 
     /// Does what is due, and says when the next thing will be.
-    fn tick(&mut self, now: Instant) -> Result<Instant, End> {
+    fn tick(&mut self, now: Instant) -> Result<Instant, CloseReason> {
         // A request that begins later is due later than the next look.
         let late = self.conn.end_late_requests(now.into_std());
-        let mut next = self.heard + KEEPALIVE_INTERVAL;
-        if let Some(asked) = self.asked {
-            next = asked + KEEPALIVE_TIMEOUT;
+        let mut next = self.last_frame_at + KEEPALIVE_INTERVAL;
+        if let Some(pinged_at) = self.pinged_at {
+            next = pinged_at + KEEPALIVE_TIMEOUT;
             if now >= next {
-                return Err(End::Silence);
+                return Err(CloseReason::KeepaliveTimeout);
             }
         } else if now >= next {
             self.conn.ping();
-            self.asked = Some(now);
+            self.pinged_at = Some(now);
             next = now + KEEPALIVE_TIMEOUT;
         }
-        if let Some(due) = self.farewell_due() {
+        if let Some(due) = self.drain_due() {
             if now >= due {
-                self.conn.leave();
+                self.conn.finish_drain();
             } else {
                 next = next.min(due);
             }
         }
-        if let Some((fault, until)) = self.conn.drained() {
+        if let Some((error, until)) = self.conn.forced_drain() {
             next = next.min(until.into());
             if now >= next {
-                return Err(End::Fault(fault));
+                return Err(CloseReason::Error(error));
             }
         }
         Ok(late.map_or(next, |late| next.min(late.into())))
     }
 }
 
-fn end_of(fault: Option<Fault>) -> Result<(), End> {
-    fault.map_or(Ok(()), |fault| Err(End::Fault(fault)))
+fn close_result(error: Option<ConnError>) -> Result<(), CloseReason> {
+    error.map_or(Ok(()), |error| Err(CloseReason::Error(error)))
 }

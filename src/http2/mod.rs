@@ -19,8 +19,8 @@ mod budget;
 mod buffer;
 mod busy_poll;
 mod call;
-mod code;
 mod conn;
+mod error;
 mod events;
 mod frame;
 mod head;
@@ -35,9 +35,9 @@ use bytes::Bytes;
 
 pub use self::body::{Incoming, Incomplete};
 pub use self::budget::{Budget, Callers};
-pub use self::code::{Code, Fault};
+pub use self::error::{ConnError, ErrorCode};
 pub use self::head::RequestHead;
-pub use self::io::{Answering, Connection, End, Shutdown};
+pub use self::io::{Answering, CloseReason, Connection, Shutdown};
 
 /// Calls that a connection has under way at most. Further ones are refused with REFUSED_STREAM. The place of
 /// a call that its caller has given up is free when the call has really ended.
@@ -110,14 +110,14 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long it may take to answer.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a peer with calls under way may take to hear of a stop, before it is told which calls were the last.
-pub const FAREWELL_TIME: Duration = Duration::from_secs(5);
+pub const GOAWAY_ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a peer may take that has none, or has yet to say anything: it must not hold up the stop. It learns of a
 /// call that it begins later that nobody has seen it.
-pub const QUIET_FAREWELL_TIME: Duration = Duration::from_millis(500);
+pub const IDLE_GOAWAY_ACK_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a peer may take to close its end, so that it reads what it was told last.
 pub const LINGER_TIME: Duration = Duration::from_secs(1);
 /// How long one may take that had no calls since it was told of a stop.
-pub const QUIET_LINGER_TIME: Duration = Duration::from_millis(250);
+pub const IDLE_LINGER_TIME: Duration = Duration::from_millis(250);
 
 /// Why a connection has no call answered at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,20 +1,24 @@
 //! What a peer says of the connection: its settings, whether it is there, and that it leaves.
 
-use super::{Conn, Leaving, PING_FAREWELL};
+use super::{Conn, Drain, PING_DRAIN};
 use crate::http2::FastPath;
 use crate::http2::call::Begin;
-use crate::http2::code::{Code, Fault};
+use crate::http2::error::{ConnError, ErrorCode};
 use crate::http2::frame::{self, BITS_31, FrameHead, PAYLOAD_BYTES_MAX, flag, setting};
 
 impl<A: FastPath, C: Begin> Conn<A, C> {
-    pub(super) fn settings(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+    pub(super) fn settings(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
         if head.stream != 0 {
-            return Err(Fault::protocol("SETTINGS on a stream"));
+            return Err(ConnError::protocol("SETTINGS on a stream"));
         }
         if head.has(flag::ACK) {
-            return if payload.is_empty() { self.idle_frame() } else { Err(Fault::size("SETTINGS that say and ack")) };
+            return if payload.is_empty() {
+                self.idle_frame()
+            } else {
+                Err(ConnError::size("SETTINGS that say and ack"))
+            };
         }
-        let (settings, []) = payload.as_chunks::<6>() else { return Err(Fault::size("half a setting")) };
+        let (settings, []) = payload.as_chunks::<6>() else { return Err(ConnError::size("half a setting")) };
         let mut window = None;
         for [n1, n2, v1, v2, v3, v4] in settings {
             let (name, value) = (u16::from_be_bytes([*n1, *n2]), u32::from_be_bytes([*v1, *v2, *v3, *v4]));
@@ -30,56 +34,56 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
         Ok(())
     }
 
-    fn setting(&mut self, name: u16, value: u32) -> Result<(), Fault> {
+    fn setting(&mut self, name: u16, value: u32) -> Result<(), ConnError> {
         match name {
             setting::HEADER_TABLE_SIZE => self.encoder.limit_table(value),
-            setting::ENABLE_PUSH if value > 1 => return Err(Fault::protocol("ENABLE_PUSH is neither 0 nor 1")),
+            setting::ENABLE_PUSH if value > 1 => return Err(ConnError::protocol("ENABLE_PUSH is neither 0 nor 1")),
             setting::INITIAL_WINDOW_SIZE if value > BITS_31 => {
-                return Err(Fault::new(Code::FlowControl, "INITIAL_WINDOW_SIZE is beyond 2^31-1"));
+                return Err(ConnError::new(ErrorCode::FlowControl, "INITIAL_WINDOW_SIZE is beyond 2^31-1"));
             }
             // Frames are never longer than every peer takes.
             setting::MAX_FRAME_SIZE if !(PAYLOAD_BYTES_MAX..1 << 24).contains(&(value as usize)) => {
-                return Err(Fault::protocol("MAX_FRAME_SIZE is out of its bounds"));
+                return Err(ConnError::protocol("MAX_FRAME_SIZE is out of its bounds"));
             }
             _ => {}
         }
         Ok(())
     }
 
-    pub(super) fn pinged(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+    pub(super) fn ping_received(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
         if head.stream != 0 {
-            return Err(Fault::protocol("PING on a stream"));
+            return Err(ConnError::protocol("PING on a stream"));
         }
-        if payload.len() != PING_FAREWELL.len() {
-            return Err(Fault::size("PING that is not of 8 bytes"));
+        if payload.len() != PING_DRAIN.len() {
+            return Err(ConnError::size("PING that is not of 8 bytes"));
         }
         self.idle_frame()?;
         if !head.has(flag::ACK) {
             frame::put_ping(&mut self.out, true, payload);
-        } else if payload == PING_FAREWELL && self.leaving == Leaving::Told {
-            self.leave();
+        } else if payload == PING_DRAIN && self.drain == Drain::Announced {
+            self.finish_drain();
         }
         Ok(())
     }
 
-    pub(super) fn peer_leaves(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+    pub(super) fn goaway(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
         if head.stream != 0 {
-            return Err(Fault::protocol("GOAWAY on a stream"));
+            return Err(ConnError::protocol("GOAWAY on a stream"));
         }
         if payload.len() < 8 {
-            return Err(Fault::size("GOAWAY without a code"));
+            return Err(ConnError::size("GOAWAY without a code"));
         }
-        self.leave();
+        self.finish_drain();
         Ok(())
     }
 
-    pub(super) fn priority(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+    pub(super) fn priority(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
         if head.stream == 0 {
-            return Err(Fault::protocol("PRIORITY of the connection"));
+            return Err(ConnError::protocol("PRIORITY of the connection"));
         }
         if payload.len() != 5 {
-            let fault = Fault::size("PRIORITY that is not of 5 bytes");
-            return if self.is_idle(head.stream) { Err(fault) } else { self.reset_for(head.stream, fault.code) };
+            let error = ConnError::size("PRIORITY that is not of 5 bytes");
+            return if self.is_idle(head.stream) { Err(error) } else { self.reset_for(head.stream, error.code) };
         }
         self.idle_frame()
     }

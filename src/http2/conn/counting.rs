@@ -6,7 +6,7 @@ use super::stream::{Stream, Waiting};
 use super::{Conn, Opened};
 use crate::http2::body::Incomplete;
 use crate::http2::call::Begin;
-use crate::http2::code::Fault;
+use crate::http2::error::ConnError;
 use crate::http2::head::RequestHead;
 use crate::http2::{FastPath, WAITING_BYTES, frame};
 
@@ -21,7 +21,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     ///
     /// # Errors
     /// When no call can be refused, and nothing is known of the peer. It has been told so then.
-    pub(in crate::http2) fn settle(&mut self, rest_bytes: usize) -> Result<(), Fault> {
+    pub(in crate::http2) fn settle(&mut self, rest_bytes: usize) -> Result<(), ConnError> {
         self.rest_bytes = rest_bytes;
         self.shrink();
         while !self.has_room_for(0) {
@@ -34,9 +34,9 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
                 return Ok(());
             }
             self.account.count_refusal();
-            let fault = Fault::calm("there is no room for more of callers without a credential");
-            frame::put_goaway(&mut self.out, self.last_stream, fault.code, fault.what);
-            return Err(fault);
+            let error = ConnError::enhance_your_calm("there is no room for more of callers without a credential");
+            frame::put_goaway(&mut self.out, self.last_stream, error.code, error.what);
+            return Err(error);
         }
         Ok(())
     }
@@ -68,7 +68,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// Refuses the youngest call whose request is on its way, if there is one.
-    fn refuse_youngest(&mut self) -> Result<bool, Fault> {
+    fn refuse_youngest(&mut self) -> Result<bool, ConnError> {
         let has_part =
             |stream: &Stream| stream.inbox.is_some() && !stream.is_over && stream.counted > stream.manner.call_bytes();
         let stream = self.streams.iter().rev().find(|(_, stream)| has_part(stream)).map(|(id, _)| *id);

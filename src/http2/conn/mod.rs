@@ -18,7 +18,7 @@ use super::body::{Incomplete, UNTOLD_BYTES_MAX};
 use super::budget::{Account, Budget};
 use super::buffer::Buffer;
 use super::call::Begin;
-use super::code::{Code, Fault};
+use super::error::{ConnError, ErrorCode};
 use super::frame::{self, BITS_31, FrameHead, PAYLOAD_BYTES_MAX, PREFACE, flag, kind, setting};
 use super::head::HeaderDecoder;
 use super::hpack::Encoder;
@@ -43,7 +43,7 @@ const RESETS_REMEMBERED: usize = 1_024;
 /// Asks whether the peer is still there.
 const PING_KEEPALIVE: [u8; 8] = *b"kw-alive";
 /// Asks whether the peer has heard of the stop.
-const PING_FAREWELL: [u8; 8] = *b"kw-leave";
+const PING_DRAIN: [u8; 8] = *b"kw-leave";
 
 /// A connection.
 pub(super) struct Conn<A: FastPath, C> {
@@ -91,9 +91,9 @@ pub(super) struct Conn<A: FastPath, C> {
     idle_frames: u32,
     /// When errors and idle frames were last forgotten.
     calm_since: Instant,
-    leaving: Leaving,
+    drain: Drain,
     /// For what the connection is drained, and when it is closed at the latest.
-    drained: Option<(Fault, Instant)>,
+    forced_drain: Option<(ConnError, Instant)>,
     /// When what is gone through was read.
     at: Instant,
 }
@@ -110,12 +110,12 @@ enum Phase {
 
 /// How far a connection is from its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Leaving {
-    No,
+enum Drain {
+    NotStarted,
     /// The peer has been told, and may not have heard of it.
-    Told,
+    Announced,
     /// The peer knows that no call after this one is answered.
-    After(u32),
+    Final(u32),
 }
 
 /// A header block in several frames.
@@ -166,8 +166,8 @@ impl<A: FastPath, C> Conn<A, C> {
             crowded: 0,
             idle_frames: 0,
             calm_since: at,
-            leaving: Leaving::No,
-            drained: None,
+            drain: Drain::NotStarted,
+            forced_drain: None,
             at,
         }
     }
@@ -179,24 +179,24 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     ///
     /// # Errors
     /// When the connection cannot go on. The peer has been told so then.
-    pub(super) fn receive(&mut self, input: &[u8], at: Instant) -> Result<usize, Fault> {
+    pub(super) fn receive(&mut self, input: &[u8], at: Instant) -> Result<usize, ConnError> {
         self.at = at;
         self.fast_path.begin_batch(at);
         let received = self.receive_frames(input);
         self.fast_path.end_batch();
-        if let Err(fault) = &received {
-            frame::put_goaway(&mut self.out, self.last_stream, fault.code, fault.what);
+        if let Err(error) = &received {
+            frame::put_goaway(&mut self.out, self.last_stream, error.code, error.what);
         }
         received
     }
 
-    fn receive_frames(&mut self, input: &[u8]) -> Result<usize, Fault> {
+    fn receive_frames(&mut self, input: &[u8]) -> Result<usize, ConnError> {
         let mut rest = input;
         if self.phase == Phase::Preface {
             match rest.strip_prefix(PREFACE) {
                 Some(further) => (self.phase, rest) = (Phase::Settings, further),
                 None if PREFACE.starts_with(rest) => return Ok(0),
-                None => return Err(Fault::protocol("this is no HTTP/2")),
+                None => return Err(ConnError::protocol("this is no HTTP/2")),
             }
         }
         // Where that ends which was looked at ahead, in bytes before the end of the input.
@@ -205,7 +205,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
             && let Some(head) = FrameHead::read(rest)
         {
             if head.length > PAYLOAD_BYTES_MAX {
-                return Err(Fault::size("a frame longer than SETTINGS_MAX_FRAME_SIZE"));
+                return Err(ConnError::size("a frame longer than SETTINGS_MAX_FRAME_SIZE"));
             }
             let Some((payload, further)) = head.split_payload(rest) else { break };
             if rest.len() == unscanned {
@@ -272,16 +272,16 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// Tells the peer that this connection will end, and asks it to say when it knows. Until then calls are answered.
-    pub(super) fn tell_of_end(&mut self) {
-        if self.leaving == Leaving::No {
-            self.leaving = Leaving::Told;
-            frame::put_goaway(&mut self.out, BITS_31, Code::NoError, "");
-            frame::put_ping(&mut self.out, false, &PING_FAREWELL);
+    pub(super) fn start_drain(&mut self) {
+        if self.drain == Drain::NotStarted {
+            self.drain = Drain::Announced;
+            frame::put_goaway(&mut self.out, BITS_31, ErrorCode::NoError, "");
+            frame::put_ping(&mut self.out, false, &PING_DRAIN);
         }
     }
 
     /// Whether no call is under way.
-    pub(super) fn is_quiet(&self) -> bool {
+    pub(super) fn has_no_calls(&self) -> bool {
         self.streams.is_empty() && self.waiting.is_empty()
     }
 
@@ -291,38 +291,38 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// Whether the peer has been told of the end and has not said that it knows.
-    pub(super) fn awaits_farewell(&self) -> bool {
-        self.leaving == Leaving::Told
+    pub(super) fn awaits_drain_ack(&self) -> bool {
+        self.drain == Drain::Announced
     }
 
     /// Takes no more calls, and says which was the last.
-    pub(super) fn leave(&mut self) {
-        if !matches!(self.leaving, Leaving::After(_)) {
-            self.leaving = Leaving::After(self.last_stream);
-            frame::put_goaway(&mut self.out, self.last_stream, Code::NoError, "");
+    pub(super) fn finish_drain(&mut self) {
+        if !matches!(self.drain, Drain::Final(_)) {
+            self.drain = Drain::Final(self.last_stream);
+            frame::put_goaway(&mut self.out, self.last_stream, ErrorCode::NoError, "");
         }
     }
 
     /// Says that the connection ends now.
-    pub(super) fn turn_away(&mut self) {
-        frame::put_goaway(&mut self.out, self.last_stream, Code::NoError, "others need its place");
+    pub(super) fn evict(&mut self) {
+        frame::put_goaway(&mut self.out, self.last_stream, ErrorCode::NoError, "others need its place");
     }
 
     /// For what the connection is drained, if its peer has done it, and when it is closed at the latest.
-    pub(super) fn drained(&self) -> Option<(Fault, Instant)> {
-        self.drained
+    pub(super) fn forced_drain(&self) -> Option<(ConnError, Instant)> {
+        self.forced_drain
     }
 
     /// Takes no more calls because of what the peer does, and says so. Those under way are answered: they may
     /// be those of other callers, behind a proxy. A peer that goes on is cut off.
-    fn drain_for(&mut self, fault: Fault) -> Result<(), Fault> {
-        if self.drained.is_some() {
-            return Err(fault);
+    fn force_drain(&mut self, error: ConnError) -> Result<(), ConnError> {
+        if self.forced_drain.is_some() {
+            return Err(error);
         }
-        self.drained = Some((fault, self.at + DRAIN_TIME_MAX));
+        self.forced_drain = Some((error, self.at + DRAIN_TIME_MAX));
         (self.idle_frames, self.errors) = (0, 0);
-        self.leaving = Leaving::After(self.last_stream);
-        frame::put_goaway(&mut self.out, self.last_stream, fault.code, fault.what);
+        self.drain = Drain::Final(self.last_stream);
+        frame::put_goaway(&mut self.out, self.last_stream, error.code, error.what);
         Ok(())
     }
 
@@ -335,21 +335,21 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// Whether nothing more will ever be said.
-    pub(super) fn has_left(&self) -> bool {
-        matches!(self.leaving, Leaving::After(_)) && self.is_quiet()
+    pub(super) fn is_drained(&self) -> bool {
+        matches!(self.drain, Drain::Final(_)) && self.has_no_calls()
     }
 
-    fn frame(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+    fn frame(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
         if self.phase == Phase::Settings {
             if head.kind != kind::SETTINGS || head.has(flag::ACK) {
-                return Err(Fault::protocol("the first frame is not SETTINGS"));
+                return Err(ConnError::protocol("the first frame is not SETTINGS"));
             }
             self.phase = Phase::Open;
         }
         if let Some(block) = &self.block
             && (head.kind != kind::CONTINUATION || head.stream != block.stream)
         {
-            return Err(Fault::protocol("a header block is interrupted"));
+            return Err(ConnError::protocol("a header block is interrupted"));
         }
         match head.kind {
             kind::DATA => self.data(head, payload),
@@ -357,11 +357,11 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
             kind::CONTINUATION => self.continuation(head, payload),
             kind::WINDOW_UPDATE => self.window_update(head, payload),
             kind::SETTINGS => self.settings(head, payload),
-            kind::PING => self.pinged(head, payload),
+            kind::PING => self.ping_received(head, payload),
             kind::RST_STREAM => self.reset_by_peer(head, payload),
-            kind::GOAWAY => self.peer_leaves(head, payload),
+            kind::GOAWAY => self.goaway(head, payload),
             kind::PRIORITY => self.priority(head, payload),
-            kind::PUSH_PROMISE => Err(Fault::protocol("a client cannot push")),
+            kind::PUSH_PROMISE => Err(ConnError::protocol("a client cannot push")),
             // Section 4.1: to be ignored.
             _ => self.idle_frame(),
         }
@@ -378,11 +378,11 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// A frame that carries no call on.
-    fn idle_frame(&mut self) -> Result<(), Fault> {
+    fn idle_frame(&mut self) -> Result<(), ConnError> {
         self.calm_down();
         self.idle_frames += 1;
         if self.idle_frames > IDLE_FRAMES_MAX {
-            return self.drain_for(Fault::calm("too many frames that carry no call on"));
+            return self.force_drain(ConnError::enhance_your_calm("too many frames that carry no call on"));
         }
         Ok(())
     }
@@ -408,18 +408,18 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// Resets a stream for an error of the peer.
-    fn reset_for(&mut self, stream: u32, code: Code) -> Result<(), Fault> {
+    fn reset_for(&mut self, stream: u32, code: ErrorCode) -> Result<(), ConnError> {
         self.calm_down();
         self.errors += ERROR_CALLS;
         if self.errors > ERRORS_MAX * ERROR_CALLS {
-            self.drain_for(Fault::calm("too many errors"))?;
+            self.force_drain(ConnError::enhance_your_calm("too many errors"))?;
         }
         self.reset(stream, code);
         Ok(())
     }
 
     /// Resets a stream, and ends its call.
-    fn reset(&mut self, stream: u32, code: Code) {
+    fn reset(&mut self, stream: u32, code: ErrorCode) {
         frame::put_reset(&mut self.out, stream, code);
         self.remember_reset(stream);
         self.forget(stream);

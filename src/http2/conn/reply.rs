@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::stream::{Piece, Stream};
 use super::{Conn, frame};
 use crate::http2::call::{Begin, Event, Message};
-use crate::http2::code::{Code, Fault};
+use crate::http2::error::{ConnError, ErrorCode};
 use crate::http2::frame::{BITS_31, FrameHead, PAYLOAD_BYTES_MAX};
 use crate::http2::{FastPath, IDLE_FRAMES_PAID, WINDOW_BYTES};
 
@@ -55,7 +55,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
                     self.streams.remove(&id);
                 } else if !matches!(stream.pieces.back(), Some(Piece::Trailers(_) | Piece::End)) {
                     // Its runtime has ended it.
-                    self.reset(id, Code::Internal);
+                    self.reset(id, ErrorCode::Internal);
                 }
             }
             Event::Read(bytes) => self.was_read(id, bytes),
@@ -77,7 +77,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
                 stream.pieces.push_back(trailers.map_or(Piece::End, Piece::Trailers));
                 self.queue(id);
             }
-            Event::Failed => self.reset(id, Code::Internal),
+            Event::Failed => self.reset(id, ErrorCode::Internal),
         }
     }
 
@@ -186,7 +186,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
         stream.is_over = true;
         if stream.inbox.is_some() {
             // The rest of the request is of no use (RFC 9113, section 8.1).
-            self.reset(id, Code::NoError);
+            self.reset(id, ErrorCode::NoError);
             return;
         }
         let unread = std::mem::take(&mut stream.unread);
@@ -205,23 +205,23 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
         }
     }
 
-    pub(super) fn window_update(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+    pub(super) fn window_update(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
         let Some(bytes) = frame::read_31(payload).filter(|_| payload.len() == 4) else {
-            return Err(Fault::size("WINDOW_UPDATE that is not of 4 bytes"));
+            return Err(ConnError::size("WINDOW_UPDATE that is not of 4 bytes"));
         };
         let (id, bytes) = (frame.stream, i64::from(bytes));
         if id == 0 {
             if bytes == 0 {
-                return Err(Fault::protocol("WINDOW_UPDATE by nothing"));
+                return Err(ConnError::protocol("WINDOW_UPDATE by nothing"));
             }
             self.send_window += bytes;
             if self.send_window > BITS_31.into() {
-                return Err(Fault::new(Code::FlowControl, "a window beyond 2^31-1"));
+                return Err(ConnError::new(ErrorCode::FlowControl, "a window beyond 2^31-1"));
             }
             return Ok(());
         }
         if self.is_idle(id) {
-            return Err(Fault::protocol("WINDOW_UPDATE of a stream that was never begun"));
+            return Err(ConnError::protocol("WINDOW_UPDATE of a stream that was never begun"));
         }
         let at = self.find_waiting(id);
         let credit = match at.and_then(|at| self.waiting.get_mut(at)) {
@@ -232,11 +232,11 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
             },
         };
         if bytes == 0 {
-            return self.reset_for(id, Code::Protocol);
+            return self.reset_for(id, ErrorCode::Protocol);
         }
         *credit += bytes;
         if self.peer_window + *credit > BITS_31.into() {
-            return self.reset_for(id, Code::FlowControl);
+            return self.reset_for(id, ErrorCode::FlowControl);
         }
         if self.streams.get(&id).is_some_and(|stream| !stream.pieces.is_empty()) {
             self.queue(id);
@@ -245,12 +245,15 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// The peer sets the window that streams begin with, and moves those of all that there are by as much.
-    pub(super) fn set_peer_window(&mut self, bytes: i64) -> Result<(), Fault> {
+    pub(super) fn set_peer_window(&mut self, bytes: i64) -> Result<(), ConnError> {
         self.peer_window = bytes;
         let credits = self.waiting.iter().map(|waiting| waiting.credit);
         let credits = credits.chain(self.streams.values().map(|stream| stream.credit));
         if credits.max().is_some_and(|credit| bytes + credit > BITS_31.into()) {
-            return Err(Fault::new(Code::FlowControl, "INITIAL_WINDOW_SIZE makes a window larger than 2^31-1"));
+            return Err(ConnError::new(
+                ErrorCode::FlowControl,
+                "INITIAL_WINDOW_SIZE makes a window larger than 2^31-1",
+            ));
         }
         let stuck: Vec<u32> =
             self.streams.iter().filter(|(_, stream)| !stream.pieces.is_empty()).map(|(id, _)| *id).collect();
@@ -261,7 +264,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// A reset of a stream that is gone carries no call on.
-    pub(super) fn idle_frame_if_gone(&mut self, id: u32) -> Result<(), Fault> {
+    pub(super) fn idle_frame_if_gone(&mut self, id: u32) -> Result<(), ConnError> {
         if self.streams.contains_key(&id) { Ok(()) } else { self.idle_frame() }
     }
 }

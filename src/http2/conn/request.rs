@@ -8,10 +8,10 @@ use http::{HeaderMap, StatusCode};
 
 use super::counting::counted_of;
 use super::stream::{Length, Stream, Waiting};
-use super::{Block, Conn, Leaving, remember};
+use super::{Block, Conn, Drain, remember};
 use crate::http2::body::{First, Inbox, Incomplete};
 use crate::http2::call::{Begin, Manner};
-use crate::http2::code::{Code, Fault};
+use crate::http2::error::{ConnError, ErrorCode};
 use crate::http2::frame::{self, FrameHead, flag};
 use crate::http2::head::{HeaderError, RequestHead};
 use crate::http2::{
@@ -20,7 +20,7 @@ use crate::http2::{
 };
 
 /// What others are read by is lost (RFC 9113, section 4.3).
-const UNREAD: Fault = Fault::new(Code::Compression, "a header block cannot be read");
+const UNREAD: ConnError = ConnError::new(ErrorCode::Compression, "a header block cannot be read");
 
 /// What a HEADERS frame says of priorities, if it does (RFC 9113, section 6.2).
 const PRIORITY_BYTES: usize = 5;
@@ -55,13 +55,13 @@ impl<'a> Opened<'a> {
 }
 
 impl<A: FastPath, C: Begin> Conn<A, C> {
-    pub(super) fn headers(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+    pub(super) fn headers(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
         if frame.stream.is_multiple_of(2) {
-            return Err(Fault::protocol("HEADERS on a stream that no client begins"));
+            return Err(ConnError::protocol("HEADERS on a stream that no client begins"));
         }
         let mut fragment = frame.unpad(payload)?;
         if frame.has(flag::PRIORITY) {
-            fragment = fragment.get(PRIORITY_BYTES..).ok_or(Fault::size("HEADERS without their priority"))?;
+            fragment = fragment.get(PRIORITY_BYTES..).ok_or(ConnError::size("HEADERS without their priority"))?;
         }
         let ends_stream = frame.has(flag::END_STREAM);
         // Blocks are read whatever becomes of their streams, because others are read by them.
@@ -74,13 +74,13 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
         Ok(())
     }
 
-    pub(super) fn continuation(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+    pub(super) fn continuation(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
         let Some(mut block) = self.block.take() else {
-            return Err(Fault::protocol("CONTINUATION of nothing"));
+            return Err(ConnError::protocol("CONTINUATION of nothing"));
         };
         block.frames += 1;
         if block.frames > BLOCK_FRAMES_MAX {
-            return Err(Fault::calm("a header block without end"));
+            return Err(ConnError::enhance_your_calm("a header block without end"));
         }
         let read = self.header_decoder.read_piece(payload, frame.has(flag::END_HEADERS)).map_err(|_| UNREAD)?;
         let Some(head) = read.cloned() else {
@@ -91,24 +91,24 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// A header block has been read.
-    fn head(&mut self, id: u32, ends: bool, head: Arc<RequestHead>) -> Result<(), Fault> {
+    fn head(&mut self, id: u32, ends: bool, head: Arc<RequestHead>) -> Result<(), ConnError> {
         if id <= self.last_stream {
             return self.trailers(id, ends, head.trailers_error());
         }
         self.last_stream = id;
-        if let Leaving::After(_) = self.leaving {
+        if let Drain::Final(_) = self.drain {
             // The peer has been told, and will try elsewhere.
             self.remember_reset(id);
             return self.idle_frame();
         }
         if self.is_crowded() {
-            self.reset(id, Code::RefusedStream);
+            self.reset(id, ErrorCode::RefusedStream);
             // A peer may have seen places free that are not yet; so it is no error.
             return self.idle_frame();
         }
         self.pay();
         match head.request_error() {
-            Some(HeaderError::Malformed) => return self.reset_for(id, Code::Protocol),
+            Some(HeaderError::Malformed) => return self.reset_for(id, ErrorCode::Protocol),
             Some(HeaderError::TooLong) => {
                 return self.answer_with(id, ends, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
             }
@@ -116,7 +116,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
         }
         let mut length = Length::of(&head);
         if ends && !length.take(0, true) {
-            return self.reset_for(id, Code::Protocol);
+            return self.reset_for(id, ErrorCode::Protocol);
         }
         // What is answered at once cannot wait for room.
         let pass = if self.room.is_full() {
@@ -141,7 +141,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// A call that takes the long way: it begins now or, if it is an open one and no stream, when its request is whole.
-    fn begin_or_wait(&mut self, call: Waiting<A::Pass>, ends: bool) -> Result<(), Fault> {
+    fn begin_or_wait(&mut self, call: Waiting<A::Pass>, ends: bool) -> Result<(), ConnError> {
         let manner = self.calls.manner(&call.head);
         let opened = Opened { manner, ..Opened::of(&call) };
         if !self.account.is_known() && self.has_as_many_as_a_stranger_may() {
@@ -165,24 +165,24 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// Trailers of a request. Nothing in them means anything in gRPC, but they end its body.
-    fn trailers(&mut self, id: u32, ends: bool, error: Option<HeaderError>) -> Result<(), Fault> {
+    fn trailers(&mut self, id: u32, ends: bool, error: Option<HeaderError>) -> Result<(), ConnError> {
         let at = self.find_waiting(id);
         let inbox = self.streams.get(&id).map(|stream| stream.inbox.is_some());
         if at.is_none() && inbox != Some(true) && self.resets.contains(&id) {
             return self.idle_frame();
         }
         if at.is_none() && inbox.is_none() {
-            return Err(Fault::new(Code::StreamClosed, "HEADERS on a stream that has ended"));
+            return Err(ConnError::new(ErrorCode::StreamClosed, "HEADERS on a stream that has ended"));
         }
         if at.is_none() && inbox == Some(false) {
-            return self.reset_for(id, Code::StreamClosed);
+            return self.reset_for(id, ErrorCode::StreamClosed);
         }
         let length = match at.and_then(|at| self.waiting.get_mut(at)) {
             Some(waiting) => Some(&mut waiting.length),
             None => self.streams.get_mut(&id).map(|stream| &mut stream.length),
         };
         if !ends || error.is_some() || length.is_some_and(|length| !length.take(0, true)) {
-            return self.reset_for(id, Code::Protocol);
+            return self.reset_for(id, ErrorCode::Protocol);
         }
         if let Some(waiting) = at.and_then(|at| self.take_waiting(at)) {
             return self.answer_gathered(waiting);
@@ -191,13 +191,13 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
         Ok(())
     }
 
-    pub(super) fn data(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+    pub(super) fn data(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
         let id = frame.stream;
         if self.is_idle(id) {
-            return Err(Fault::protocol("DATA on a stream that was never begun"));
+            return Err(ConnError::protocol("DATA on a stream that was never begun"));
         }
         let bytes = payload.len() as u32;
-        let over = Fault::new(Code::FlowControl, "more DATA than the connection's window");
+        let over = ConnError::new(ErrorCode::FlowControl, "more DATA than the connection's window");
         self.window = self.window.checked_sub(bytes).ok_or(over)?;
         let data = frame.unpad(payload)?;
         let padding = bytes - data.len() as u32;
@@ -221,19 +221,19 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
             }
             if self.peer_resets.contains(&id) {
                 // grpc-java sends RST_STREAM for a call that is given up, and its DATA behind that.
-                frame::put_reset(&mut self.out, id, Code::StreamClosed);
+                frame::put_reset(&mut self.out, id, ErrorCode::StreamClosed);
                 return self.idle_frame();
             }
-            return self.reset_for(id, Code::StreamClosed);
+            return self.reset_for(id, ErrorCode::StreamClosed);
         };
         let Some(window) = stream.window.checked_sub(bytes) else {
             self.give_back(data.len());
-            return self.reset_for(id, Code::FlowControl);
+            return self.reset_for(id, ErrorCode::FlowControl);
         };
         stream.window = window;
         if !stream.length.take(data.len(), ends) {
             self.give_back(data.len());
-            return self.reset_for(id, Code::Protocol);
+            return self.reset_for(id, ErrorCode::Protocol);
         }
         // Padding is read as soon as it is here.
         stream.untold += padding;
@@ -263,13 +263,13 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
         Ok(())
     }
 
-    fn data_of_waiting(&mut self, at: usize, data: &[u8], padding: u32, ends: bool) -> Result<(), Fault> {
+    fn data_of_waiting(&mut self, at: usize, data: &[u8], padding: u32, ends: bool) -> Result<(), ConnError> {
         let Some(waiting) = self.waiting.get_mut(at) else { return Ok(()) };
         waiting.padding += padding;
         if !waiting.length.take(data.len(), ends) {
             let id = waiting.id;
             self.give_back(data.len());
-            return self.reset_for(id, Code::Protocol);
+            return self.reset_for(id, ErrorCode::Protocol);
         }
         if waiting.pass.is_none() {
             return self.data_of_open(at, data, ends);
@@ -300,7 +300,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// A part of the body of an open call, which begins when it is whole.
-    fn data_of_open(&mut self, at: usize, data: &[u8], ends: bool) -> Result<(), Fault> {
+    fn data_of_open(&mut self, at: usize, data: &[u8], ends: bool) -> Result<(), ConnError> {
         let Some(waiting) = self.waiting.get_mut(at) else { return Ok(()) };
         waiting.body.extend_from_slice(data);
         waiting.counted += data.len();
@@ -323,13 +323,13 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// Answers a call whose body came in pieces.
-    fn answer_gathered(&mut self, mut waiting: Waiting<A::Pass>) -> Result<(), Fault> {
+    fn answer_gathered(&mut self, mut waiting: Waiting<A::Pass>) -> Result<(), ConnError> {
         let body = std::mem::take(&mut waiting.body);
         self.answer(waiting, &body)
     }
 
     /// Answers a call at once, if it can be.
-    fn answer(&mut self, waiting: Waiting<A::Pass>, body: &[u8]) -> Result<(), Fault> {
+    fn answer(&mut self, waiting: Waiting<A::Pass>, body: &[u8]) -> Result<(), ConnError> {
         let pass = waiting.pass.as_ref().filter(|_| !self.room.is_full());
         let Some(pass) = pass else {
             if waiting.pass.is_some() {
@@ -346,7 +346,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
             Ok(None) => return self.begin(Opened::of(&waiting), body, true),
             Err(_) => {
                 self.fast_path.on_cancel(pass);
-                self.reset(waiting.id, Code::Internal);
+                self.reset(waiting.id, ErrorCode::Internal);
             }
         }
         self.give_back(body.len());
@@ -354,7 +354,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// Begins a call on the long way, with as much of its body as is there.
-    fn begin(&mut self, opened: Opened<'_>, body: &[u8], ends: bool) -> Result<(), Fault> {
+    fn begin(&mut self, opened: Opened<'_>, body: &[u8], ends: bool) -> Result<(), ConnError> {
         let counted = opened.manner.call_bytes() + body.len();
         if !self.has_room_for(counted) {
             return self.refuse(opened, body.len(), ends, Incomplete::NoRoom);
@@ -369,7 +369,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
         }
         let Some(call) = self.calls.begin(id, head, inbox.clone()) else {
             self.give_back(body.len());
-            return self.reset_for(id, Code::Protocol);
+            return self.reset_for(id, ErrorCode::Protocol);
         };
         let inbox = (!ends).then_some(inbox);
         let until = (!ends && !manner.has_stream).then_some(until);
@@ -398,7 +398,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
         bytes: usize,
         ends: bool,
         why: Incomplete,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), ConnError> {
         if why == Incomplete::NoRoom {
             self.account.count_refusal();
         }
@@ -408,14 +408,14 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
             self.crowded += 1;
             if self.crowded > CROWDED_TOLD_MAX {
                 // Whoever goes on has been told, and gets no reply that is longer than the request.
-                self.reset(opened.id, Code::RefusedStream);
+                self.reset(opened.id, ErrorCode::RefusedStream);
                 return self.idle_frame();
             }
         }
         let inbox = Inbox::default();
         inbox.end(Err(why));
         let Some(call) = self.calls.begin(opened.id, opened.head, inbox.clone()) else {
-            return self.reset_for(opened.id, Code::Protocol);
+            return self.reset_for(opened.id, ErrorCode::Protocol);
         };
         let inbox = (!ends).then_some(inbox);
         let mut stream = Stream::of_call(opened.credit, inbox, call, bytes as u32, opened.padding);
@@ -435,20 +435,20 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     }
 
     /// Answers with a status of HTTP alone.
-    fn answer_with(&mut self, id: u32, ends: bool, status: StatusCode) -> Result<(), Fault> {
+    fn answer_with(&mut self, id: u32, ends: bool, status: StatusCode) -> Result<(), ConnError> {
         frame::put_headers(&mut self.out, id, true, |to| self.encoder.headers(status, &HeaderMap::new(), to));
         if !ends {
-            self.reset(id, Code::NoError);
+            self.reset(id, ErrorCode::NoError);
         }
         self.idle_frame()
     }
 
-    pub(super) fn reset_by_peer(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), Fault> {
+    pub(super) fn reset_by_peer(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
         if payload.len() != 4 {
-            return Err(Fault::size("RST_STREAM that is not of 4 bytes"));
+            return Err(ConnError::size("RST_STREAM that is not of 4 bytes"));
         }
         if self.is_idle(frame.stream) {
-            return Err(Fault::protocol("RST_STREAM of a stream that was never begun"));
+            return Err(ConnError::protocol("RST_STREAM of a stream that was never begun"));
         }
         self.forget(frame.stream);
         remember(&mut self.peer_resets, frame.stream);

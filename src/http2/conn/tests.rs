@@ -77,7 +77,7 @@ fn open() -> (Tested, Begun) {
 }
 
 /// Everything is gone through, and what is to be written is gone.
-fn receive(conn: &mut Tested, mut bytes: &[u8]) -> Result<(), Fault> {
+fn receive(conn: &mut Tested, mut bytes: &[u8]) -> Result<(), ConnError> {
     loop {
         conn.out.clear();
         let done = conn.receive(bytes, Instant::now())?;
@@ -130,7 +130,7 @@ fn a_peer_that_sends_more_than_the_window_of_the_connection_is_cut_off() {
     }
     part.clear();
     frame::put_data(&mut part, 3, false, b"x");
-    assert_eq!(receive(&mut conn, &part).unwrap_err().code, Code::FlowControl);
+    assert_eq!(receive(&mut conn, &part).unwrap_err().code, ErrorCode::FlowControl);
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn a_peer_that_sends_more_than_the_window_of_a_stream_has_it_reset() {
     receive(&mut conn, &data(1, 90, b"123456789")).unwrap();
     conn.out.clear();
     conn.receive(&data(1, 0, b""), Instant::now()).unwrap();
-    let code = (Code::FlowControl as u32).to_be_bytes().to_vec();
+    let code = (ErrorCode::FlowControl as u32).to_be_bytes().to_vec();
     assert_eq!(frames(&conn.out), [(kind::RST_STREAM, 1, code)]);
 }
 
@@ -200,7 +200,7 @@ fn the_window_of_a_call_is_given_back_as_its_request_comes() {
 fn what_a_call_leaves_unread_is_given_back() {
     let all_of = |conn: &Tested| conn.window + conn.untold;
     let mut reset = vec![];
-    frame::put_reset(&mut reset, 1, Code::NoError);
+    frame::put_reset(&mut reset, 1, ErrorCode::NoError);
     let ends: [&dyn Fn(&mut Tested); 4] = [
         &|conn| receive(conn, &reset).unwrap(),
         &|conn| receive(conn, &head(1, "x")).unwrap(),
@@ -228,7 +228,7 @@ fn the_place_of_a_call_is_free_when_it_has_ended_and_not_before() {
     conn.account.becomes_known();
     let reset = |stream| {
         let mut bytes = vec![];
-        frame::put_reset(&mut bytes, stream, Code::NoError);
+        frame::put_reset(&mut bytes, stream, ErrorCode::NoError);
         bytes
     };
     let last = 2 * STREAMS_MAX as u32 - 1;
@@ -252,7 +252,7 @@ fn a_panic_ends_its_call_alone() {
     frame::put_data(&mut bytes, 3, true, b"fine!");
     conn.out.clear();
     conn.receive(&bytes, Instant::now()).unwrap();
-    let code = (Code::Internal as u32).to_be_bytes().to_vec();
+    let code = (ErrorCode::Internal as u32).to_be_bytes().to_vec();
     let written = frames(&conn.out);
     assert_eq!(written[0], (kind::RST_STREAM, 1, code));
     assert!(written.iter().any(|(kind, stream, _)| (*kind, *stream) == (kind::DATA, 3)));
@@ -264,7 +264,7 @@ fn a_call_that_ends_without_an_answer_is_reset() {
     receive(&mut conn, &head(1, "/long")).unwrap();
     conn.out.clear();
     conn.hear(Message { stream: 1, event: Event::Done });
-    let code = (Code::Internal as u32).to_be_bytes().to_vec();
+    let code = (ErrorCode::Internal as u32).to_be_bytes().to_vec();
     assert_eq!(frames(&conn.out), [(kind::RST_STREAM, 1, code)]);
     assert!(conn.streams.is_empty());
 }
@@ -288,7 +288,7 @@ fn outlives(rounds: u32, apart: Duration, in_error: u32, answered: u32) -> bool 
             conn.hear(Message { stream, event: Event::Done });
             stream += 2;
         }
-        conn.drained().is_none()
+        conn.forced_drain().is_none()
     })
 }
 
@@ -344,7 +344,7 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         }),
         number().prop_map(|n| {
             let mut bytes = vec![];
-            frame::put_reset(&mut bytes, 2 * n + 1, Code::NoError);
+            frame::put_reset(&mut bytes, 2 * n + 1, ErrorCode::NoError);
             bytes
         }),
         (0_u32..6, 1_u32..100_000).prop_map(|(n, more)| {

@@ -135,8 +135,8 @@ fn a_connection_without_a_credential_ends_when_there_is_no_room_for_what_it_hold
     }
     let refused = budget.refused(Callers::Strangers);
     assert!(conn.settle(OWN_BYTES / 2).is_ok(), "each has that");
-    let fault = conn.settle(3 * OWN_BYTES).unwrap_err();
-    assert_eq!(fault.code, Code::EnhanceYourCalm);
+    let error = conn.settle(3 * OWN_BYTES).unwrap_err();
+    assert_eq!(error.code, ErrorCode::EnhanceYourCalm);
     assert_eq!(budget.refused(Callers::Strangers), refused + 1);
     drop(others);
     assert!(conn.settle(3 * OWN_BYTES).is_ok());

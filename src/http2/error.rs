@@ -5,7 +5,7 @@ use std::fmt;
 /// An error code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Code {
+pub enum ErrorCode {
     /// Nothing is wrong.
     NoError = 0,
     /// A rule that has no code of its own is broken.
@@ -28,33 +28,33 @@ pub enum Code {
 
 /// An error that ends its connection, and what the peer is told of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct ConnError {
     /// The code.
-    pub code: Code,
+    pub code: ErrorCode,
     /// What it is, for whoever looks for the cause.
     pub what: &'static str,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for ConnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({:?})", self.what, self.code)
     }
 }
 
-impl Fault {
-    pub(super) const fn new(code: Code, what: &'static str) -> Self {
+impl ConnError {
+    pub(super) const fn new(code: ErrorCode, what: &'static str) -> Self {
         Self { code, what }
     }
 
     pub(super) const fn protocol(what: &'static str) -> Self {
-        Self::new(Code::Protocol, what)
+        Self::new(ErrorCode::Protocol, what)
     }
 
     pub(super) const fn size(what: &'static str) -> Self {
-        Self::new(Code::FrameSize, what)
+        Self::new(ErrorCode::FrameSize, what)
     }
 
-    pub(super) const fn calm(what: &'static str) -> Self {
-        Self::new(Code::EnhanceYourCalm, what)
+    pub(super) const fn enhance_your_calm(what: &'static str) -> Self {
+        Self::new(ErrorCode::EnhanceYourCalm, what)
     }
 }
