@@ -50,7 +50,7 @@ use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::Metrics;
 use crate::net::{Conn, ListenAddr, Listener, Slots, SocketAccess, connections_max};
 use crate::ops_http::{self, Ops, Phase};
-use crate::serve::{self, Answering};
+use crate::serve::{self, MakeConnection};
 use crate::store::sled::{LockedDir, OpenError};
 use crate::store::{Store, StoreError};
 use crate::systemd;
@@ -245,7 +245,7 @@ impl App {
             state.open(ready);
             face.phase.send_replace(Phase::Serving);
             face.health.set(&VERDICT_NAMES, true);
-            tracing::info!(keys = index.len(), revision = index.revision().0, "answering verdicts");
+            tracing::info!(keys = index.len(), revision = index.revision().0, "make_connection verdicts");
         };
         // Verdicts come first: where there is an image of the index, long before the table has been read.
         let revision = tokio::select! {
@@ -318,7 +318,7 @@ impl App {
         self.ops_addr.as_ref()
     }
 
-    /// Says NOT_SERVING, and goes on answering for the setting `drain_delay`, or until `stop` ends that. A stop comes
+    /// Says NOT_SERVING, and goes on make_connection for the setting `drain_delay`, or until `stop` ends that. A stop comes
     /// next.
     pub async fn drain(&self, stop: &Stop) {
         // Probes are told of the stop, and no longer of the disk.
@@ -412,20 +412,20 @@ fn serve(
     let service = IncomingLayer.layer(MetricsLayer::new(calls.clone()).layer(service));
     let state = state.clone();
     let make_fast_path = move |peer, connection| FastVerify::new(state.clone(), &calls, ways.clone(), peer, connection);
-    let (urgent, elsewhere) = (cores.urgent(), Handle::current());
-    let answering = Answering {
+    let (urgent_runtime, shared_runtime) = (cores.urgent(), Handle::current());
+    let make_connection = MakeConnection {
         service,
         make_fast_path,
-        at_home: |path| rpc(path).runs == Runs::OnItsCore,
+        runs_inline: |path| rpc(path).runs == Runs::OnItsCore,
         is_open: |path| rpc(path).is_open,
         has_stream: |path| rpc(path).has_stream,
-        is_long: |path| rpc(path).has_long_reply,
+        has_long_reply: |path| rpc(path).has_long_reply,
         is_urgent: |path| rpc(path).runs == Runs::First,
-        urgent,
-        elsewhere,
+        urgent_runtime,
+        shared_runtime,
         budget,
     };
-    tasks.spawn("serve", serve::serve(tasks.clone(), cores.homes().to_vec(), incoming, answering));
+    tasks.spawn("serve", serve::serve(tasks.clone(), cores.homes().to_vec(), incoming, make_connection));
 }
 
 fn serve_ops(tasks: &Tasks, listener: Listener, ops: Ops) {

@@ -22,64 +22,64 @@ use crate::net::{Conn, Mark, Peer};
 
 /// What answers calls, and where.
 #[derive(Clone, Debug)]
-pub struct Answering<S, F> {
+pub struct MakeConnection<S, F> {
     /// Answers calls. Each call has a clone of its own.
     pub service: S,
     /// Makes, for a connection, what answers calls at once where it can.
     pub make_fast_path: F,
     /// Whether a call, by its path, is answered on the core of its connection: those that never take long.
-    pub at_home: fn(&str) -> bool,
+    pub runs_inline: fn(&str) -> bool,
     /// Whether a call, by its path, is answered without a credential.
     pub is_open: fn(&str) -> bool,
     /// Whether the request of a call, by its path, is a stream of messages, which may take its time.
     pub has_stream: fn(&str) -> bool,
     /// Whether the reply to a call, by its path, may be long: those of one connection are answered one after the other.
-    pub is_long: fn(&str) -> bool,
+    pub has_long_reply: fn(&str) -> bool,
     /// Whether a call, by its path, goes before others.
     pub is_urgent: fn(&str) -> bool,
     /// Where such calls are answered.
-    pub urgent: Handle,
+    pub urgent_runtime: Handle,
     /// Where all other calls are answered.
-    pub elsewhere: Handle,
+    pub shared_runtime: Handle,
     /// What all connections may hold of requests.
     pub budget: Budget,
 }
 
 type Connection<S, A> = http2::Connection<Conn, S, A, Peer>;
 
-impl<S, F> Answering<S, F> {
-    fn begin<A: FastPath>(self, conn: Conn) -> Connection<S, A>
+impl<S, F> MakeConnection<S, F> {
+    fn make<A: FastPath>(self, conn: Conn) -> Connection<S, A>
     where
         F: Fn(Peer, Mark) -> A,
     {
         let Self {
             service,
             make_fast_path,
-            at_home,
+            runs_inline,
             is_open,
             has_stream,
-            is_long,
+            has_long_reply,
             is_urgent,
-            urgent,
-            elsewhere,
+            urgent_runtime,
+            shared_runtime,
             budget,
         } = self;
         let peer = conn.connect_info();
         let fast_path = make_fast_path(peer, conn.mark());
-        let answering = http2::Answering {
+        let handlers = http2::Handlers {
             fast_path,
             service,
-            at_home,
+            runs_inline,
             is_open,
             has_stream,
-            is_long,
+            has_long_reply,
             is_urgent,
-            urgent,
-            elsewhere,
+            urgent_runtime,
+            shared_runtime,
             extension: peer,
             budget,
         };
-        Connection::new(conn, answering)
+        Connection::new(conn, handlers)
     }
 }
 
@@ -91,7 +91,7 @@ pub async fn serve<S, B, F, A>(
     tasks: Tasks,
     homes: Vec<Home>,
     mut incoming: mpsc::Receiver<io::Result<Conn>>,
-    answering: Answering<S, F>,
+    make_connection: MakeConnection<S, F>,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -108,7 +108,7 @@ pub async fn serve<S, B, F, A>(
         // A token of its own: what all share, all cores would wait for.
         let leave = conn.leave();
         let Ok(parked) = conn.park() else { continue };
-        let (place, answering, stop) = (home.place(), answering.clone(), stop.clone());
+        let (place, make_connection, stop) = (home.place(), make_connection.clone(), stop.clone());
         tasks.spawn_lone_on(home.runtime(), async move {
             let _place = place;
             // What the kernel has lost meanwhile needs no answer.
@@ -117,7 +117,7 @@ pub async fn serve<S, B, F, A>(
                 leave.cancelled().await;
                 if stop.is_cancelled() { Shutdown::Graceful } else { Shutdown::Now }
             };
-            if let Err(error) = answering.begin(conn).serve(ending, has_core).await {
+            if let Err(error) = make_connection.make(conn).serve(ending, has_core).await {
                 tracing::debug!(%error, "a connection ended with an error");
             }
         });

@@ -8,13 +8,13 @@ use bytes::Bytes;
 use http_body::{Body, Frame};
 use parking_lot::Mutex;
 
-use super::call::{Event, Message};
-use super::events::Events;
-use super::room::Turn;
+use super::call::{Event, StreamEvent};
+use super::events::EventSender;
+use super::reply_budget::ReplyTurn;
 use super::{OPEN_MESSAGE_BYTES_MAX, SINGLE_BYTES_MAX, STREAMS_MAX, WHOLE_BYTES_MAX, WINDOW_BYTES};
 
 /// The end of a request that is not longer is told as read only with the end of its call.
-pub(super) const UNTOLD_BYTES_MAX: usize = WINDOW_BYTES as usize / 4 / STREAMS_MAX;
+pub(super) const UNREPORTED_BYTES_MAX: usize = WINDOW_BYTES as usize / 4 / STREAMS_MAX;
 /// Whether a message is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
 
@@ -28,15 +28,15 @@ const PREFIX_BYTES: usize = 5;
 /// message is not read.
 #[derive(Debug)]
 pub struct Incoming {
-    inbox: Inbox,
+    recv_buffer: RecvBuffer,
     stream: u32,
-    events: Events,
-    messages: Messages,
+    events: EventSender,
+    delivery: Delivery,
     /// Bytes of whole messages that were given, and are told as read when more is asked for: until then
     /// whoever asks has them.
-    given: usize,
+    unreported: usize,
     /// What the last of it waits for.
-    turn: Option<Turn>,
+    turn: Option<ReplyTurn>,
 }
 
 /// Why a body is not whole and never will be.
@@ -61,10 +61,10 @@ pub enum Incomplete {
 
 /// How the body of a request is given to who answers it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Messages {
+pub(super) enum Delivery {
     /// As it comes.
     #[default]
-    AsTheyCome,
+    Unframed,
     /// Whole messages, as long as they are not longer than [`WHOLE_BYTES_MAX`].
     Whole,
     /// Whole messages, as long as they are not longer than [`SINGLE_BYTES_MAX`].
@@ -75,7 +75,7 @@ pub(super) enum Messages {
 
 /// What is there of the first message in some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum First {
+pub(super) enum FirstMessage {
     /// A part.
     Part,
     /// All of it: so many bytes, with its prefix.
@@ -84,7 +84,7 @@ pub(super) enum First {
     TooLong,
 }
 
-impl First {
+impl FirstMessage {
     pub(super) fn of(bytes: &[u8], bytes_max: usize) -> Self {
         let Some([_, length @ ..]) = bytes.first_chunk::<PREFIX_BYTES>() else { return Self::Part };
         let length = u32::from_be_bytes(*length) as usize;
@@ -96,23 +96,23 @@ impl First {
     }
 }
 
-impl Messages {
+impl Delivery {
     /// How many of the first of these bytes may be read. `None`: a message is too long.
     fn readable(self, bytes: &[u8]) -> Option<usize> {
         let bytes_max = match self {
-            Self::AsTheyCome => return Some(bytes.len()),
+            Self::Unframed => return Some(bytes.len()),
             Self::Whole => WHOLE_BYTES_MAX,
             Self::Single => SINGLE_BYTES_MAX,
             Self::Short => OPEN_MESSAGE_BYTES_MAX,
         };
         let mut readable = 0;
         loop {
-            match First::of(&bytes[readable..], bytes_max) {
-                First::Part => return Some(readable),
-                First::Whole(length) => readable += length,
+            match FirstMessage::of(&bytes[readable..], bytes_max) {
+                FirstMessage::Part => return Some(readable),
+                FirstMessage::Whole(length) => readable += length,
                 // Whoever reads it says what is wrong with it.
-                First::TooLong if self == Self::Short => return (readable > 0).then_some(readable),
-                First::TooLong => return Some(bytes.len()),
+                FirstMessage::TooLong if self == Self::Short => return (readable > 0).then_some(readable),
+                FirstMessage::TooLong => return Some(bytes.len()),
             }
         }
     }
@@ -120,16 +120,16 @@ impl Messages {
 
 /// Where the connection puts what comes in. However small the pieces are, they are kept as one.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Inbox(Arc<Mutex<State>>);
+pub(super) struct RecvBuffer(Arc<Mutex<RecvState>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct RecvState {
     data: Vec<u8>,
     end: Option<Result<(), Incomplete>>,
     waker: Option<Waker>,
 }
 
-impl Inbox {
+impl RecvBuffer {
     /// Puts data behind what is there. It says whether anybody wants it.
     pub(super) fn push(&self, data: &[u8]) -> bool {
         let mut state = self.0.lock();
@@ -159,7 +159,7 @@ impl Inbox {
     }
 }
 
-impl State {
+impl RecvState {
     fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -168,14 +168,20 @@ impl State {
 }
 
 impl Incoming {
-    pub(super) fn new(inbox: Inbox, stream: u32, events: Events, messages: Messages, turn: Option<Turn>) -> Self {
-        Self { inbox, stream, events, messages, given: 0, turn }
+    pub(super) fn new(
+        recv_buffer: RecvBuffer,
+        stream: u32,
+        events: EventSender,
+        delivery: Delivery,
+        turn: Option<ReplyTurn>,
+    ) -> Self {
+        Self { recv_buffer, stream, events, delivery, unreported: 0, turn }
     }
 
     /// Why it will never be whole, if that is known.
     #[must_use]
     pub fn incomplete(&self) -> Option<Incomplete> {
-        self.inbox.incomplete()
+        self.recv_buffer.incomplete()
     }
 }
 
@@ -184,11 +190,11 @@ impl Body for Incoming {
     type Error = Incomplete;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Incomplete>>> {
-        let Self { inbox, stream, events, messages, given, turn } = self.get_mut();
-        if *given > 0 {
-            events.send(Message { stream: *stream, event: Event::Read(std::mem::take(given)) });
+        let Self { recv_buffer, stream, events, delivery, unreported, turn } = self.get_mut();
+        if *unreported > 0 {
+            events.send(StreamEvent { stream: *stream, event: Event::Read(std::mem::take(unreported)) });
         }
-        let mut state = inbox.0.lock();
+        let mut state = recv_buffer.0.lock();
         if let (Some(Ok(())), Some(taking)) = (state.end, &mut *turn) {
             // Until then the request is kept as it came, and counts for the window.
             if taking.poll(cx).is_pending() {
@@ -202,7 +208,7 @@ impl Body for Incoming {
             Some(Ok(())) if state.data.is_empty() => return Poll::Ready(None),
             _ => {}
         }
-        let Some(mut readable) = messages.readable(&state.data) else {
+        let Some(mut readable) = delivery.readable(&state.data) else {
             return Poll::Ready(Some(Err(Incomplete::TooLong)));
         };
         if state.end.is_some() {
@@ -216,20 +222,20 @@ impl Body for Incoming {
         // With its memory, which is overwritten when it has been read: a stream that goes on keeps nothing of it here.
         let rest = state.data.split_off(readable);
         let data = Bytes::from(std::mem::replace(&mut state.data, rest));
-        if *messages != Messages::AsTheyCome {
-            *given = readable;
+        if *delivery != Delivery::Unframed {
+            *unreported = readable;
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         // The rest of a request is taken for read when its call ends. To wake the connection for few bytes
         // costs more than their room: of all its calls, at most a quarter of the window.
-        if state.end.is_none() || data.len() > UNTOLD_BYTES_MAX {
-            events.send(Message { stream: *stream, event: Event::Read(data.len()) });
+        if state.end.is_none() || data.len() > UNREPORTED_BYTES_MAX {
+            events.send(StreamEvent { stream: *stream, event: Event::Read(data.len()) });
         }
         Poll::Ready(Some(Ok(Frame::data(data))))
     }
 
     fn is_end_stream(&self) -> bool {
-        let state = self.inbox.0.lock();
+        let state = self.recv_buffer.0.lock();
         self.turn.is_none() && matches!(state.end, Some(Ok(()))) && state.data.is_empty()
     }
 }
@@ -241,21 +247,21 @@ mod tests {
     use std::future::poll_fn;
     use std::pin::pin;
 
-    use crate::http2::events::events;
+    use crate::http2::events::event_channel;
 
     #[tokio::test]
     async fn what_is_read_is_told_unless_it_is_the_short_end_of_a_request() {
-        for (bytes, ended, told) in [(10, true, false), (10, false, true), (UNTOLD_BYTES_MAX + 1, true, true)] {
-            let (events, mut heard) = events();
-            let inbox = Inbox::default();
-            assert!(inbox.push(&vec![1; bytes]));
+        for (bytes, ended, told) in [(10, true, false), (10, false, true), (UNREPORTED_BYTES_MAX + 1, true, true)] {
+            let (events, mut receiver) = event_channel();
+            let recv_buffer = RecvBuffer::default();
+            assert!(recv_buffer.push(&vec![1; bytes]));
             if ended {
-                inbox.end(Ok(()));
+                recv_buffer.end(Ok(()));
             }
-            let mut body = pin!(Incoming::new(inbox, 1, events, Messages::AsTheyCome, None));
+            let mut body = pin!(Incoming::new(recv_buffer, 1, events, Delivery::Unframed, None));
             let frame = poll_fn(|cx| body.as_mut().poll_frame(cx)).await.unwrap().unwrap();
             assert_eq!(frame.into_data().unwrap().len(), bytes);
-            let is_told = heard.poll(&Context::from_waker(Waker::noop())).is_ready();
+            let is_told = receiver.poll(&Context::from_waker(Waker::noop())).is_ready();
             assert_eq!(is_told, told, "{bytes} bytes");
         }
     }

@@ -17,16 +17,16 @@ use tokio::sync::{Semaphore, TryAcquireError};
 use tokio::task::AbortHandle;
 use tower_service::Service;
 
-use super::body::{Inbox, Incoming, Messages};
+use super::body::{Delivery, Incoming, RecvBuffer};
 use super::buffer::wipe_stack_of_call;
-use super::events::Events;
+use super::events::EventSender;
 use super::head::RequestHead;
-use super::room::{Part, Place, Room, Turn};
+use super::reply_budget::{ReplyBudget, ReplyPart, ReplyTurn, TurnPermit};
 use super::{CALL_BYTES, OPEN_STREAM_BYTES, REPLY_BYTES_AHEAD};
 
-/// What a call has to say. What waits to be heard of one call is a head, [`REPLY_BYTES_AHEAD`], and trailers at most.
+/// What a call has to say. What waits to be receiver of one call is a head, [`REPLY_BYTES_AHEAD`], and trailers at most.
 #[derive(Debug)]
-pub(super) struct Message {
+pub(super) struct StreamEvent {
     pub(super) stream: u32,
     pub(super) event: Event,
 }
@@ -36,14 +36,14 @@ pub(super) enum Event {
     /// The head of the reply, and whether that is all of it.
     Head(Box<response::Parts>, bool),
     /// A part of the reply.
-    Data(Part),
+    Data(ReplyPart),
     /// The trailers that end the reply, or none.
     End(Option<Box<HeaderMap>>),
     /// There will be no (further) reply.
     Failed,
     /// So many bytes of the request have been read.
     Read(usize),
-    /// The call has ended and all that it held is dropped. It is the last event of each.
+    /// The call has ended and all that it buffered is dropped. It is the last event of each.
     Done,
     /// These, in order. None of them is another of these.
     Several(Vec<Event>),
@@ -51,28 +51,28 @@ pub(super) enum Event {
 
 /// A call under way, which is ended by dropping this. It says [`Event::Done`] when it has.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(super) struct CallHandle {
     task: Option<AbortHandle>,
-    has_ended: bool,
+    has_finished: bool,
     /// How much the call may say before it is sent, in bytes.
-    room: Arc<Semaphore>,
+    send_permits: Arc<Semaphore>,
 }
 
-impl Running {
+impl CallHandle {
     /// A call that nobody answers.
     #[cfg(test)]
     pub(super) fn never() -> Self {
-        Self { task: None, has_ended: false, room: Arc::new(Semaphore::new(REPLY_BYTES_AHEAD)) }
+        Self { task: None, has_finished: false, send_permits: Arc::new(Semaphore::new(REPLY_BYTES_AHEAD)) }
     }
 
     /// A part of the reply is sent.
-    pub(super) fn make_room(&self, bytes: usize) {
-        self.room.add_permits(bytes);
+    pub(super) fn release_permits(&self, bytes: usize) {
+        self.send_permits.add_permits(bytes);
     }
 
     /// Whether it has ended already, where it was begun.
-    pub(super) fn has_ended(&self) -> bool {
-        self.has_ended
+    pub(super) fn has_finished(&self) -> bool {
+        self.has_finished
     }
 
     /// Ends the call, soon: it says when it has ended.
@@ -83,7 +83,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for CallHandle {
     fn drop(&mut self) {
         self.cancel();
     }
@@ -91,7 +91,7 @@ impl Drop for Running {
 
 /// What a connection has to know of a call before it begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Manner {
+pub(super) struct CallKind {
     /// Whether it is answered without a credential: its messages are short, and it begins when its request is
     /// whole or has no end that is near.
     pub(super) is_open: bool,
@@ -99,7 +99,7 @@ pub(super) struct Manner {
     pub(super) has_stream: bool,
 }
 
-impl Manner {
+impl CallKind {
     /// What such a call counts in the budget for requests, beside the bytes of its request.
     pub(super) fn call_bytes(self) -> usize {
         match self {
@@ -108,93 +108,94 @@ impl Manner {
         }
     }
 
-    fn messages(self) -> Messages {
+    fn delivery(self) -> Delivery {
         match self {
             // It has begun when it was whole.
-            Self { is_open: true, has_stream: false } => Messages::AsTheyCome,
-            Self { is_open: true, has_stream: true } => Messages::Short,
-            Self { is_open: false, has_stream: true } => Messages::Whole,
-            Self { is_open: false, has_stream: false } => Messages::Single,
+            Self { is_open: true, has_stream: false } => Delivery::Unframed,
+            Self { is_open: true, has_stream: true } => Delivery::Short,
+            Self { is_open: false, has_stream: true } => Delivery::Whole,
+            Self { is_open: false, has_stream: false } => Delivery::Single,
         }
     }
 }
 
 /// Begins calls.
-pub(super) trait Begin {
+pub(super) trait CallSpawner {
     /// What a connection has to know of a call, by its head.
-    fn manner(&self, head: &RequestHead) -> Manner;
+    fn call_kind(&self, head: &RequestHead) -> CallKind;
 
     /// Begins a call. `None`: its head is of no request.
-    fn begin(&mut self, stream: u32, head: &RequestHead, inbox: Inbox) -> Option<Running>;
+    fn spawn(&mut self, stream: u32, head: &RequestHead, recv_buffer: RecvBuffer) -> Option<CallHandle>;
 }
 
 /// Begins the calls of one connection.
-pub(super) struct Calls<S, X> {
+pub(super) struct ServiceSpawner<S, X> {
     pub(super) service: S,
-    pub(super) at_home: fn(&str) -> bool,
+    pub(super) runs_inline: fn(&str) -> bool,
     pub(super) is_open: fn(&str) -> bool,
     pub(super) has_stream: fn(&str) -> bool,
-    pub(super) is_long: fn(&str) -> bool,
+    pub(super) has_long_reply: fn(&str) -> bool,
     pub(super) is_urgent: fn(&str) -> bool,
-    pub(super) urgent: Handle,
-    pub(super) elsewhere: Handle,
+    pub(super) urgent_runtime: Handle,
+    pub(super) shared_runtime: Handle,
     pub(super) extension: X,
-    pub(super) events: Events,
-    pub(super) room: Room,
+    pub(super) events: EventSender,
+    pub(super) reply_budget: ReplyBudget,
 }
 
-impl<S, B, X> Begin for Calls<S, X>
+impl<S, B, X> CallSpawner for ServiceSpawner<S, X>
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     X: Clone + Send + Sync + 'static,
 {
-    fn manner(&self, head: &RequestHead) -> Manner {
-        let Ok(path) = str::from_utf8(head.path()) else { return Manner::default() };
-        Manner { is_open: (self.is_open)(path), has_stream: (self.has_stream)(path) }
+    fn call_kind(&self, head: &RequestHead) -> CallKind {
+        let Ok(path) = str::from_utf8(head.path()) else { return CallKind::default() };
+        CallKind { is_open: (self.is_open)(path), has_stream: (self.has_stream)(path) }
     }
 
-    fn begin(&mut self, stream: u32, head: &RequestHead, inbox: Inbox) -> Option<Running> {
+    fn spawn(&mut self, stream: u32, head: &RequestHead, recv_buffer: RecvBuffer) -> Option<CallHandle> {
         // There is one place that refuses, and it does not take long.
-        let is_refused = inbox.incomplete().is_some();
-        let turn = str::from_utf8(head.path()).is_ok_and(self.is_long).then(|| Turn::new(&self.room));
-        let has_turn = turn.as_ref().map(Turn::place);
-        let body = Incoming::new(inbox, stream, self.events.clone(), self.manner(head).messages(), turn);
+        let is_refused = recv_buffer.incomplete().is_some();
+        let turn =
+            str::from_utf8(head.path()).is_ok_and(self.has_long_reply).then(|| ReplyTurn::new(&self.reply_budget));
+        let turn_permit = turn.as_ref().map(ReplyTurn::permit);
+        let body = Incoming::new(recv_buffer, stream, self.events.clone(), self.call_kind(head).delivery(), turn);
         let mut request = head.to_request(body)?;
         let path = request.uri().path();
-        let (at_home, is_urgent) = (is_refused || (self.at_home)(path), (self.is_urgent)(path));
+        let (runs_inline, is_urgent) = (is_refused || (self.runs_inline)(path), (self.is_urgent)(path));
         request.extensions_mut().insert(self.extension.clone());
-        let room = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
-        let link = Link {
+        let send_permits = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
+        let channel = CallChannel {
             stream,
             events: self.events.clone(),
-            ahead: room.clone(),
-            room: self.room.clone(),
-            held: Mutex::default(),
-            _turn: has_turn,
+            send_permits: send_permits.clone(),
+            reply_budget: self.reply_budget.clone(),
+            buffered: Mutex::default(),
+            _turn_permit: turn_permit,
         };
         let service = self.service.clone();
         let mut call = Box::pin(async move {
             // A panic ends its call and nothing else.
-            if AssertUnwindSafe(answer(service, request, &link)).catch_unwind().await.is_err() {
-                link.say(Event::Failed);
+            if AssertUnwindSafe(answer(service, request, &channel)).catch_unwind().await.is_err() {
+                channel.send(Event::Failed);
             }
         });
-        let runtime = if at_home {
+        let runtime = if runs_inline {
             // Most calls are answered at once, and a task costs more than they do. Who has to wait is asked again as a
             // task, which begins with a poll: the waker of this one is not needed.
             let pending = poll_cleanly(call.as_mut(), &mut Context::from_waker(Waker::noop())).is_pending();
             pending.then(Handle::current)
         } else if is_urgent {
-            Some(self.urgent.clone())
+            Some(self.urgent_runtime.clone())
         } else {
-            Some(self.elsewhere.clone())
+            Some(self.shared_runtime.clone())
         };
         let task =
             runtime.map(|runtime| runtime.spawn(poll_fn(move |cx| poll_cleanly(call.as_mut(), cx))).abort_handle());
-        let has_ended = task.is_none();
-        Some(Running { task, has_ended, room })
+        let has_finished = task.is_none();
+        Some(CallHandle { task, has_finished, send_permits })
     }
 }
 
@@ -207,71 +208,71 @@ fn poll_cleanly<F: Future>(call: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::O
 
 /// The call's end of the talk. When it is dropped, the call has ended.
 ///
-/// What is said is held until the call has to wait or ends, and is then told at once: each time that its
+/// What is said is buffered until the call has to wait or ends, and is then told at once: each time that its
 /// connection hears of something costs two changes of threads and a write to the network, and a reply is
 /// mostly a head, one message and trailers.
-struct Link {
+struct CallChannel {
     stream: u32,
-    events: Events,
+    events: EventSender,
     /// How much the call may say before it is sent.
-    ahead: Arc<Semaphore>,
+    send_permits: Arc<Semaphore>,
     /// How much all calls of the connection may.
-    room: Room,
-    held: Mutex<Vec<Event>>,
+    reply_budget: ReplyBudget,
+    buffered: Mutex<Vec<Event>>,
     /// The turn of a call whose reply may be long: until it is said.
-    _turn: Option<Place>,
+    _turn_permit: Option<TurnPermit>,
 }
 
-impl Link {
-    fn say(&self, event: Event) {
-        self.held.lock().push(event);
+impl CallChannel {
+    fn send(&self, event: Event) {
+        self.buffered.lock().push(event);
     }
 
-    async fn say_data(&self, data: Bytes) {
+    async fn send_data(&self, data: Bytes) {
         let bytes = data.len().min(REPLY_BYTES_AHEAD);
         // It is there already, and counts.
-        let part = self.room.hold(data, bytes);
-        let ahead = match self.ahead.try_acquire_many(bytes as u32) {
+        let part = self.reply_budget.add(data, bytes);
+        let permits = match self.send_permits.try_acquire_many(bytes as u32) {
             Err(TryAcquireError::NoPermits) => {
-                self.tell();
-                self.ahead.acquire_many(bytes as u32).await.ok()
+                self.flush();
+                self.send_permits.acquire_many(bytes as u32).await.ok()
             }
             tried => tried.ok(),
         };
-        if let Some(ahead) = ahead {
-            ahead.forget();
-            self.say(Event::Data(part));
+        if let Some(permits) = permits {
+            permits.forget();
+            self.send(Event::Data(part));
         }
     }
 
     /// Waits until more may be said.
-    async fn wait_for_room(&self) {
-        if self.room.is_full() {
-            self.tell();
-            self.room.wait().await;
+    async fn wait_for_capacity(&self) {
+        if self.reply_budget.is_full() {
+            self.flush();
+            self.reply_budget.wait_for_capacity().await;
         }
     }
 
-    /// Tells what is held.
-    fn tell(&self) {
-        let mut held = std::mem::take(&mut *self.held.lock());
-        let event = match held.len() {
+    /// Tells what is buffered.
+    fn flush(&self) {
+        let mut buffered = std::mem::take(&mut *self.buffered.lock());
+        let event = match buffered.len() {
             0 => return,
-            1 => held.remove(0),
-            _ => Event::Several(held),
+            1 => buffered.remove(0),
+            _ => Event::Several(buffered),
         };
-        self.events.send(Message { stream: self.stream, event });
+        self.events.send(StreamEvent { stream: self.stream, event });
     }
 }
 
-impl Drop for Link {
+impl Drop for CallChannel {
     fn drop(&mut self) {
-        self.say(Event::Done);
-        self.tell();
+        self.send(Event::Done);
+        self.flush();
     }
 }
 
-async fn answer<S, B>(mut service: S, request: Request<Incoming>, link: &Link)
+async fn answer<S, B>(mut service: S, request: Request<Incoming>, channel: &CallChannel)
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     B: Body<Data = Bytes>,
@@ -280,35 +281,35 @@ where
     let Ok(response) = service.call(request).await;
     let (parts, body) = response.into_parts();
     let ended = body.is_end_stream();
-    link.say(Event::Head(Box::new(parts), ended));
+    channel.send(Event::Head(Box::new(parts), ended));
     if ended {
         return;
     }
     let mut body = pin!(body);
     let mut next = async || {
-        link.wait_for_room().await;
+        channel.wait_for_capacity().await;
         poll_fn(|cx| {
             let polled = body.as_mut().poll_frame(cx).map_err(drop);
             if polled.is_pending() {
-                link.tell();
+                channel.flush();
             }
             polled
         })
         .await
     };
     while let Some(frame) = next().await {
-        let Ok(frame) = frame else { return link.say(Event::Failed) };
+        let Ok(frame) = frame else { return channel.send(Event::Failed) };
         match frame.into_data() {
             Ok(data) if data.is_empty() => {}
-            Ok(data) => link.say_data(data).await,
+            Ok(data) => channel.send_data(data).await,
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
-                    return link.say(Event::End(Some(Box::new(trailers))));
+                    return channel.send(Event::End(Some(Box::new(trailers))));
                 }
             }
         }
     }
-    link.say(Event::End(None));
+    channel.send(Event::End(None));
 }
 
 #[cfg(test)]
@@ -317,7 +318,7 @@ mod tests {
 
     use std::cell::Cell;
 
-    use crate::http2::events::events;
+    use crate::http2::events::event_channel;
     use http_body::Frame;
 
     use crate::http2::{REPLIES_BYTES_MAX, STREAMS_MAX};
@@ -372,19 +373,21 @@ mod tests {
 
     #[test]
     fn streams_are_asked_for_no_more_than_there_is_room_for_all_of_them() {
-        let (room, made) = (Room::default(), Cell::new(0));
-        let (events, mut heard) = events();
-        let link = |stream| Link {
+        let (reply_budget, made) = (ReplyBudget::default(), Cell::new(0));
+        let (events, mut receiver) = event_channel();
+        let channel = |stream| CallChannel {
             stream,
             events: events.clone(),
-            ahead: Arc::new(Semaphore::new(REPLY_BYTES_AHEAD)),
-            room: room.clone(),
-            held: Mutex::default(),
-            _turn: None,
+            send_permits: Arc::new(Semaphore::new(REPLY_BYTES_AHEAD)),
+            reply_budget: reply_budget.clone(),
+            buffered: Mutex::default(),
+            _turn_permit: None,
         };
-        let links: Vec<_> = (0..STREAMS_MAX as u32).map(link).collect();
-        let request = || Request::new(Incoming::new(Inbox::default(), 1, events.clone(), Messages::AsTheyCome, None));
-        let mut calls: Vec<_> = links.iter().map(|link| Box::pin(answer(Streams(&made), request(), link))).collect();
+        let channels: Vec<_> = (0..STREAMS_MAX as u32).map(channel).collect();
+        let request =
+            || Request::new(Incoming::new(RecvBuffer::default(), 1, events.clone(), Delivery::Unframed, None));
+        let mut calls: Vec<_> =
+            channels.iter().map(|channel| Box::pin(answer(Streams(&made), request(), channel))).collect();
         let cx = &mut Context::from_waker(Waker::noop());
         for _ in 0..3 {
             calls.iter_mut().for_each(|call| assert!(call.as_mut().poll(cx).is_pending()));
@@ -392,8 +395,8 @@ mod tests {
             assert!((most - 1..=most).contains(&made.get()), "{} of {most}", made.get());
         }
         // When something has been sent, they go on.
-        while room.is_full() {
-            assert!(heard.poll(cx).is_ready());
+        while reply_budget.is_full() {
+            assert!(receiver.poll(cx).is_ready());
         }
         let before = made.get();
         calls.iter_mut().for_each(|call| assert!(call.as_mut().poll(cx).is_pending()));
@@ -402,21 +405,22 @@ mod tests {
 
     #[tokio::test]
     async fn a_reply_that_is_there_is_told_at_once() {
-        let (events, mut heard) = events();
-        let ahead = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
-        let (held, room) = (Mutex::default(), Room::default());
-        let link = Link { stream: 1, events: events.clone(), ahead, room, held, _turn: None };
-        let request = Request::new(Incoming::new(Inbox::default(), 1, events, Messages::AsTheyCome, None));
-        answer(Answers, request, &link).await;
-        drop(link);
+        let (events, mut receiver) = event_channel();
+        let send_permits = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
+        let (buffered, reply_budget) = (Mutex::default(), ReplyBudget::default());
+        let channel =
+            CallChannel { stream: 1, events: events.clone(), send_permits, reply_budget, buffered, _turn_permit: None };
+        let request = Request::new(Incoming::new(RecvBuffer::default(), 1, events, Delivery::Unframed, None));
+        answer(Answers, request, &channel).await;
+        drop(channel);
         let cx = Context::from_waker(Waker::noop());
-        let Poll::Ready(Message { stream: 1, event: Event::Several(told) }) = heard.poll(&cx) else {
+        let Poll::Ready(StreamEvent { stream: 1, event: Event::Several(sent) }) = receiver.poll(&cx) else {
             unreachable!("nothing is told, or in parts");
         };
         assert!(
-            matches!(&told[..], [Event::Head(_, false), Event::Data(..), Event::End(None), Event::Done]),
-            "{told:?}"
+            matches!(&sent[..], [Event::Head(_, false), Event::Data(..), Event::End(None), Event::Done]),
+            "{sent:?}"
         );
-        assert!(heard.poll(&cx).is_pending());
+        assert!(receiver.poll(&cx).is_pending());
     }
 }

@@ -1,6 +1,6 @@
 //! What calls have to say, in order, until their connection hears it.
 //!
-//! Unlike a channel of the runtime it keeps no memory for those that are heard, and gives all that there is:
+//! Unlike a channel of the runtime it keeps no memory for those that are receiver, and gives all that there is:
 //! a connection that stops in between, because it has had its turn, would keep the replies of a crowd of
 //! refused calls meanwhile.
 
@@ -10,40 +10,40 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
-use super::call::Message;
+use super::call::StreamEvent;
 
-/// Messages that room is kept for when there are none.
-const KEPT: usize = 4;
+/// Delivery that room is kept for when there are none.
+const KEPT_EVENTS: usize = 4;
 
 #[derive(Debug, Default)]
 struct Queue {
-    messages: VecDeque<Message>,
+    events: VecDeque<StreamEvent>,
     waker: Option<Waker>,
-    has_listener: bool,
+    is_open: bool,
 }
 
 /// Where calls say something. Clones are of the same.
 #[derive(Clone, Debug)]
-pub(super) struct Events(Arc<Mutex<Queue>>);
+pub(super) struct EventSender(Arc<Mutex<Queue>>);
 
 /// Where their connection hears it.
 #[derive(Debug)]
-pub(super) struct Heard(Arc<Mutex<Queue>>);
+pub(super) struct EventReceiver(Arc<Mutex<Queue>>);
 
 /// Both ends, of one connection.
-pub(super) fn events() -> (Events, Heard) {
-    let queue = Arc::new(Mutex::new(Queue { has_listener: true, ..Queue::default() }));
-    (Events(queue.clone()), Heard(queue))
+pub(super) fn event_channel() -> (EventSender, EventReceiver) {
+    let queue = Arc::new(Mutex::new(Queue { is_open: true, ..Queue::default() }));
+    (EventSender(queue.clone()), EventReceiver(queue))
 }
 
-impl Events {
+impl EventSender {
     /// Says something. Of a connection that is gone, nobody has to know.
-    pub(super) fn send(&self, message: Message) {
+    pub(super) fn send(&self, event: StreamEvent) {
         let mut queue = self.0.lock();
-        if !queue.has_listener {
+        if !queue.is_open {
             return;
         }
-        queue.messages.push_back(message);
+        queue.events.push_back(event);
         let waker = queue.waker.take();
         drop(queue);
         if let Some(waker) = waker {
@@ -52,15 +52,15 @@ impl Events {
     }
 }
 
-impl Heard {
+impl EventReceiver {
     /// What was said next.
-    pub(super) fn poll(&mut self, cx: &Context<'_>) -> Poll<Message> {
+    pub(super) fn poll(&mut self, cx: &Context<'_>) -> Poll<StreamEvent> {
         let mut queue = self.0.lock();
-        if let Some(message) = queue.messages.pop_front() {
-            return Poll::Ready(message);
+        if let Some(event) = queue.events.pop_front() {
+            return Poll::Ready(event);
         }
-        if queue.messages.capacity() > KEPT {
-            queue.messages = VecDeque::new();
+        if queue.events.capacity() > KEPT_EVENTS {
+            queue.events = VecDeque::new();
         }
         if queue.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
             queue.waker = Some(cx.waker().clone());
@@ -69,18 +69,18 @@ impl Heard {
     }
 }
 
-impl Heard {
+impl EventReceiver {
     /// Hears nothing any more.
     pub(super) fn close(&mut self) {
         let mut queue = self.0.lock();
-        queue.has_listener = false;
-        let unheard = std::mem::take(&mut queue.messages);
+        queue.is_open = false;
+        let unheard = std::mem::take(&mut queue.events);
         drop(queue);
         drop(unheard);
     }
 }
 
-impl Drop for Heard {
+impl Drop for EventReceiver {
     fn drop(&mut self) {
         self.close();
     }
@@ -104,35 +104,35 @@ mod tests {
         }
     }
 
-    fn said(stream: u32) -> Message {
-        Message { stream, event: Event::Done }
+    fn done(stream: u32) -> StreamEvent {
+        StreamEvent { stream, event: Event::Done }
     }
 
     /// In a task of a runtime, which may take 128 messages of a channel before it must give way.
     #[tokio::test]
     async fn all_that_was_said_is_heard_in_order_and_leaves_no_room_behind() {
-        let (events, mut heard) = events();
+        let (events, mut receiver) = event_channel();
         let woken = Arc::new(Woken::default());
         let waker = woken.clone().into();
         let cx = Context::from_waker(&waker);
-        assert!(heard.poll(&cx).is_pending());
-        (0..1_000).for_each(|stream| events.send(said(stream)));
+        assert!(receiver.poll(&cx).is_pending());
+        (0..1_000).for_each(|stream| events.send(done(stream)));
         assert_eq!(woken.0.load(Ordering::SeqCst), 1);
         for stream in 0..1_000 {
-            assert!(matches!(heard.poll(&cx), Poll::Ready(message) if message.stream == stream));
+            assert!(matches!(receiver.poll(&cx), Poll::Ready(event) if event.stream == stream));
         }
-        assert!(heard.poll(&cx).is_pending());
-        assert!(heard.0.lock().messages.capacity() <= KEPT);
-        events.send(said(1));
+        assert!(receiver.poll(&cx).is_pending());
+        assert!(receiver.0.lock().events.capacity() <= KEPT_EVENTS);
+        events.send(done(1));
         assert_eq!(woken.0.load(Ordering::SeqCst), 2);
     }
 
     #[test]
     fn nothing_is_kept_for_a_connection_that_is_gone() {
-        let (events, heard) = events();
-        events.send(said(1));
-        drop(heard);
-        events.send(said(3));
-        assert!(events.0.lock().messages.is_empty());
+        let (events, receiver) = event_channel();
+        events.send(done(1));
+        drop(receiver);
+        events.send(done(3));
+        assert!(events.0.lock().events.is_empty());
     }
 }

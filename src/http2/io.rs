@@ -21,12 +21,12 @@ use super::body::Incoming;
 use super::budget::Budget;
 use super::buffer::{Buffer, wipe_stack_of_answers};
 use super::busy_poll::BusyPoll;
-use super::call::{Begin, Calls};
+use super::call::{CallSpawner, ServiceSpawner};
 use super::conn::Conn;
 use super::error::ConnError;
-use super::events::{Heard, events};
-use super::room::Room;
-use super::turns::Turn;
+use super::events::{EventReceiver, event_channel};
+use super::read_turns::ReadTurn;
+use super::reply_budget::ReplyBudget;
 use super::{
     FastPath, GOAWAY_ACK_TIMEOUT, IDLE_GOAWAY_ACK_TIMEOUT, IDLE_LINGER_TIME, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
     LINGER_TIME, OUT_BYTES_MAX, TURN_BYTES_MAX,
@@ -50,13 +50,13 @@ thread_local! {
 
 /// What answers the calls of a connection, and where.
 #[derive(Clone, Debug)]
-pub struct Answering<S, A, X> {
+pub struct Handlers<S, A, X> {
     /// Answers what can be answered at once.
     pub fast_path: A,
     /// Answers all other calls. Each has a clone of its own.
     pub service: S,
     /// Whether a call, by its path, is answered where its connection lives: those that never take long.
-    pub at_home: fn(&str) -> bool,
+    pub runs_inline: fn(&str) -> bool,
     /// Whether a call, by its path, is answered without a credential. Its messages are short, and it begins
     /// when its request is whole, or with its head if that is a stream of messages.
     pub is_open: fn(&str) -> bool,
@@ -65,13 +65,13 @@ pub struct Answering<S, A, X> {
     pub has_stream: fn(&str) -> bool,
     /// Whether the reply to a call, by its path, may be long. Such calls have their turns, one at a time, and wait with
     /// them while much waits for the peer.
-    pub is_long: fn(&str) -> bool,
+    pub has_long_reply: fn(&str) -> bool,
     /// Whether a call, by its path, goes before others.
     pub is_urgent: fn(&str) -> bool,
     /// Where such calls are answered. Their connection stays where it is.
-    pub urgent: Handle,
+    pub urgent_runtime: Handle,
     /// Where the others are answered.
-    pub elsewhere: Handle,
+    pub shared_runtime: Handle,
     /// What each request is given as an extension.
     pub extension: X,
     /// What all connections may hold of requests.
@@ -85,7 +85,7 @@ pub enum CloseReason {
     #[error("{0}")]
     Error(ConnError),
     /// The peer does not answer.
-    #[error("nothing was heard for too long")]
+    #[error("nothing was receiver for too long")]
     KeepaliveTimeout,
     /// Its place was needed.
     #[error("another connection needs its place")]
@@ -96,7 +96,7 @@ pub enum CloseReason {
 }
 
 /// A connection and its calls. Dropping it ends both.
-pub struct Connection<T, S, A: FastPath, X>(Driver<T, A, Calls<S, X>>);
+pub struct Connection<T, S, A: FastPath, X>(Driver<T, A, ServiceSpawner<S, X>>);
 
 /// How a connection is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,29 +109,29 @@ pub enum Shutdown {
 
 impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
     /// A connection that is there already, on the current runtime.
-    pub fn new(io: T, answering: Answering<S, A, X>) -> Self {
-        let Answering { fast_path, service, at_home, is_open, has_stream, is_long, is_urgent, .. } = answering;
-        let Answering { urgent, elsewhere, extension, budget, .. } = answering;
-        let room = Room::default();
-        let (events, heard) = events();
-        let calls = Calls {
+    pub fn new(io: T, handlers: Handlers<S, A, X>) -> Self {
+        let Handlers { fast_path, service, runs_inline, is_open, has_stream, has_long_reply, is_urgent, .. } = handlers;
+        let Handlers { urgent_runtime, shared_runtime, extension, budget, .. } = handlers;
+        let reply_budget = ReplyBudget::default();
+        let (events, receiver) = event_channel();
+        let calls = ServiceSpawner {
             service,
-            at_home,
+            runs_inline,
             is_open,
             has_stream,
-            is_long,
+            has_long_reply,
             is_urgent,
-            urgent,
-            elsewhere,
+            urgent_runtime,
+            shared_runtime,
             extension,
             events,
-            room: room.clone(),
+            reply_budget: reply_budget.clone(),
         };
         let now = Instant::now();
         Self(Driver {
             io,
-            conn: Conn::new(fast_path, calls, room, budget),
-            events: heard,
+            conn: Conn::new(fast_path, calls, reply_budget, budget),
+            events: receiver,
             unparsed: Buffer::new(),
             is_backpressured: false,
             stage: Stage::Open,
@@ -141,7 +141,7 @@ impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
             drain: None,
             deadline: None,
             busy_poll: BusyPoll::new(std::time::Instant::now()),
-            turn: Turn::new(),
+            turn: ReadTurn::new(),
         })
     }
 
@@ -178,7 +178,7 @@ impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
 struct Driver<T, A: FastPath, C> {
     io: T,
     conn: Conn<A, C>,
-    events: Heard,
+    events: EventReceiver,
     /// What was read and is not gone through: a part of a frame, or frames that there was no room to answer.
     unparsed: Buffer,
     is_backpressured: bool,
@@ -193,7 +193,7 @@ struct Driver<T, A: FastPath, C> {
     /// When it has had time enough to hear of the end.
     deadline: Option<Instant>,
     busy_poll: BusyPoll,
-    turn: Turn,
+    turn: ReadTurn,
 }
 
 /// How a connection stood when a stop came.
@@ -217,7 +217,7 @@ impl<T, A, C> Driver<T, A, C>
 where
     T: AsyncRead + AsyncWrite + Unpin,
     A: FastPath,
-    C: Begin,
+    C: CallSpawner,
 {
     fn poll(
         &mut self,
@@ -230,7 +230,7 @@ where
         }
         let polled = self.poll_stages(cx, stop, has_core);
         if has_core {
-            self.turn.settle();
+            self.turn.after_poll();
         }
         if self.conn.out.is_empty() {
             let out = std::mem::take(&mut self.conn.out);
@@ -267,9 +267,9 @@ where
                         self.start_drain();
                     }
                     while !self.conn.is_full()
-                        && let Poll::Ready(message) = self.events.poll(cx)
+                        && let Poll::Ready(event) = self.events.poll(cx)
                     {
-                        self.conn.hear(message);
+                        self.conn.on_event(event);
                     }
                     // The last call may just have ended.
                     if let Some(due) = self.drain_due() {

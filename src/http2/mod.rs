@@ -26,8 +26,8 @@ mod frame;
 mod head;
 mod hpack;
 mod io;
-mod room;
-mod turns;
+mod read_turns;
+mod reply_budget;
 
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ pub use self::body::{Incoming, Incomplete};
 pub use self::budget::{Budget, Callers};
 pub use self::error::{ConnError, ErrorCode};
 pub use self::head::RequestHead;
-pub use self::io::{Answering, CloseReason, Connection, Shutdown};
+pub use self::io::{CloseReason, Connection, Handlers, Shutdown};
 
 /// Calls that a connection has under way at most. Further ones are refused with REFUSED_STREAM. The place of
 /// a call that its caller has given up is free when the call has really ended.

@@ -11,7 +11,7 @@ use keyward::cores::Cores;
 use keyward::http2::{Budget, FastPath, Incoming, RequestHead};
 use keyward::lifecycle::Tasks;
 use keyward::net::{ListenAddr, Listener, Slots};
-use keyward::serve::{Answering, serve};
+use keyward::serve::{MakeConnection, serve};
 use tokio::sync::mpsc;
 use tower_service::Service;
 
@@ -74,20 +74,20 @@ async fn start(tasks: &Tasks, cores: &Cores) -> ListenAddr {
     let (accepted, incoming) = mpsc::channel(1);
     let stop = tasks.stop_token();
     tasks.spawn("accept", listener.accept(Slots::new(8), accepted, stop.clone(), stop));
-    let elsewhere = tokio::runtime::Handle::current();
-    let answering = Answering {
+    let shared_runtime = tokio::runtime::Handle::current();
+    let make_connection = MakeConnection {
         service: There,
         make_fast_path: |_, _| Here,
-        at_home: |path| path == HOME,
+        runs_inline: |path| path == HOME,
         is_open: |_| false,
         has_stream: |_| false,
-        is_long: |_| false,
+        has_long_reply: |_| false,
         is_urgent: |_| false,
-        urgent: elsewhere.clone(),
-        elsewhere,
+        urgent_runtime: shared_runtime.clone(),
+        shared_runtime,
         budget: Budget::new(1 << 30, 1 << 30),
     };
-    tasks.spawn("serve", serve(tasks.clone(), cores.homes().to_vec(), incoming, answering));
+    tasks.spawn("serve", serve(tasks.clone(), cores.homes().to_vec(), incoming, make_connection));
     addr
 }
 

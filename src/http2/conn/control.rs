@@ -2,11 +2,11 @@
 
 use super::{Conn, Drain, PING_DRAIN};
 use crate::http2::FastPath;
-use crate::http2::call::Begin;
+use crate::http2::call::CallSpawner;
 use crate::http2::error::{ConnError, ErrorCode};
 use crate::http2::frame::{self, BITS_31, FrameHead, PAYLOAD_BYTES_MAX, flag, setting};
 
-impl<A: FastPath, C: Begin> Conn<A, C> {
+impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     pub(super) fn settings(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
         if head.stream != 0 {
             return Err(ConnError::protocol("SETTINGS on a stream"));

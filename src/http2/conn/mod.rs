@@ -1,9 +1,9 @@
 //! What a connection knows, and the rules it keeps: frames go in, frames come out, and no I/O is done.
 
 mod control;
-mod counting;
 mod reply;
 mod request;
+mod request_budget;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -14,15 +14,15 @@ use std::time::Instant;
 
 use self::request::Opened;
 use self::stream::{Stream, Waiting};
-use super::body::{Incomplete, UNTOLD_BYTES_MAX};
+use super::body::{Incomplete, UNREPORTED_BYTES_MAX};
 use super::budget::{Account, Budget};
 use super::buffer::Buffer;
-use super::call::Begin;
+use super::call::CallSpawner;
 use super::error::{ConnError, ErrorCode};
 use super::frame::{self, BITS_31, FrameHead, PAYLOAD_BYTES_MAX, PREFACE, flag, kind, setting};
 use super::head::HeaderDecoder;
 use super::hpack::Encoder;
-use super::room::Room;
+use super::reply_budget::ReplyBudget;
 use super::{
     DRAIN_TIME_MAX, ERROR_CALLS, ERRORS_MAX, FastPath, GATHERED_BYTES_ALL_MAX, HEADER_BYTES_MAX, IDLE_FRAMES_MAX,
     IDLE_FRAMES_PAID, KEEPALIVE_INTERVAL, OUT_BYTES_MAX, PREFETCH_MAX, STREAMS_MAX, WINDOW_BYTES,
@@ -36,7 +36,7 @@ const TOLD_FROM_BYTES: u32 = WINDOW_BYTES / 4;
 // What is gathered, what calls do not tell of, and what the peer is not told yet are never the whole window:
 // otherwise a peer whose calls wait for a disk could send nothing more, and would wait with its verdicts.
 const _: () = assert!(
-    TOLD_FROM_BYTES as usize - 1 + GATHERED_BYTES_ALL_MAX + STREAMS_MAX * UNTOLD_BYTES_MAX < WINDOW_BYTES as usize
+    TOLD_FROM_BYTES as usize - 1 + GATHERED_BYTES_ALL_MAX + STREAMS_MAX * UNREPORTED_BYTES_MAX < WINDOW_BYTES as usize
 );
 /// Streams that were reset here, whose peers may not know yet, and of which frames that come are no errors.
 const RESETS_REMEMBERED: usize = 1_024;
@@ -67,7 +67,7 @@ pub(super) struct Conn<A: FastPath, C> {
     /// Streams that have something to send, in turns.
     sendable: VecDeque<u32>,
     /// What waits of replies.
-    room: Room,
+    reply_budget: ReplyBudget,
     account: Account,
     /// What all calls count in the budget for requests.
     counted: usize,
@@ -126,7 +126,7 @@ struct Block {
 }
 
 impl<A: FastPath, C> Conn<A, C> {
-    pub(super) fn new(fast_path: A, calls: C, room: Room, budget: Budget) -> Self {
+    pub(super) fn new(fast_path: A, calls: C, reply_budget: ReplyBudget, budget: Budget) -> Self {
         let mut out = Buffer::new();
         frame::put_settings(
             &mut out,
@@ -152,7 +152,7 @@ impl<A: FastPath, C> Conn<A, C> {
             gathered_bytes: 0,
             streams: BTreeMap::new(),
             sendable: VecDeque::new(),
-            room,
+            reply_budget,
             account: Account::open(budget),
             counted: 0,
             rest_bytes: 0,
@@ -173,7 +173,7 @@ impl<A: FastPath, C> Conn<A, C> {
     }
 }
 
-impl<A: FastPath, C: Begin> Conn<A, C> {
+impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     /// Goes through what was read, and says how much of it is done with: all whole frames, unless so much is
     /// to be written that nothing should be added to it.
     ///

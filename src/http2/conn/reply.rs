@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::stream::{Piece, Stream};
 use super::{Conn, frame};
-use crate::http2::call::{Begin, Event, Message};
+use crate::http2::call::{CallSpawner, Event, StreamEvent};
 use crate::http2::error::{ConnError, ErrorCode};
 use crate::http2::frame::{BITS_31, FrameHead, PAYLOAD_BYTES_MAX};
 use crate::http2::{FastPath, IDLE_FRAMES_PAID, WINDOW_BYTES};
@@ -21,7 +21,7 @@ enum Sent {
     Nothing,
 }
 
-impl<A: FastPath, C: Begin> Conn<A, C> {
+impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     /// A reply of gRPC that went well. Most often it is written at once.
     pub(super) fn reply(&mut self, id: u32, credit: i64, reply: Bytes) {
         frame::put_headers(&mut self.out, id, false, |to| self.encoder.grpc_headers(to));
@@ -34,15 +34,15 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
             frame::put_headers(&mut self.out, id, true, |to| self.encoder.grpc_ok(to));
             return;
         }
-        let reply = self.room.hold(reply, 0);
+        let reply = self.reply_budget.add(reply, 0);
         self.add_stream(id, Stream::of_reply(credit, reply));
         self.queue(id);
     }
 
     /// What a call has to say.
-    pub(in crate::http2) fn hear(&mut self, Message { stream: id, event }: Message) {
+    pub(in crate::http2) fn on_event(&mut self, StreamEvent { stream: id, event }: StreamEvent) {
         if let Event::Several(events) = event {
-            return events.into_iter().for_each(|event| self.hear(Message { stream: id, event }));
+            return events.into_iter().for_each(|event| self.on_event(StreamEvent { stream: id, event }));
         }
         let Some(stream) = self.streams.get_mut(&id) else { return };
         match event {
@@ -86,7 +86,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         self.counted -= stream.was_read(bytes);
         if stream.is_free {
-            if stream.manner.has_stream {
+            if stream.call_kind.has_stream {
                 stream.untold += bytes as u32;
             }
             return self.tell_of_window(id);
@@ -102,7 +102,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     /// Tells the peer how much more it may send of a request, when that is much.
     pub(super) fn tell_of_window(&mut self, id: u32) {
         if let Some(stream) = self.streams.get_mut(&id)
-            && stream.inbox.is_some()
+            && stream.recv_buffer.is_some()
             && stream.untold >= WINDOW_BYTES / 2
         {
             stream.window += stream.untold;
@@ -161,7 +161,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
                 return Sent::Some;
             }
             if let Some(call) = &stream.call {
-                call.make_room(part.ahead);
+                call.release_permits(part.permits);
             }
             stream.pieces.pop_front();
         }
@@ -184,7 +184,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     fn finish(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.is_over = true;
-        if stream.inbox.is_some() {
+        if stream.recv_buffer.is_some() {
             // The rest of the request is of no use (RFC 9113, section 8.1).
             self.reset(id, ErrorCode::NoError);
             return;

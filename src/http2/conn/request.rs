@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use http::{HeaderMap, StatusCode};
 
-use super::counting::counted_of;
+use super::request_budget::counted_of;
 use super::stream::{Length, Stream, Waiting};
 use super::{Block, Conn, Drain, remember};
-use crate::http2::body::{First, Inbox, Incomplete};
-use crate::http2::call::{Begin, Manner};
+use crate::http2::body::{FirstMessage, Incomplete, RecvBuffer};
+use crate::http2::call::{CallKind, CallSpawner};
 use crate::http2::error::{ConnError, ErrorCode};
 use crate::http2::frame::{self, FrameHead, flag};
 use crate::http2::head::{HeaderError, RequestHead};
@@ -37,7 +37,7 @@ pub(super) struct Opened<'a> {
     padding: u32,
     length: Length,
     until: Instant,
-    manner: Manner,
+    call_kind: CallKind,
 }
 
 impl<'a> Opened<'a> {
@@ -49,12 +49,12 @@ impl<'a> Opened<'a> {
             padding: waiting.padding,
             length: waiting.length,
             until: waiting.until,
-            manner: Manner { is_open: waiting.pass.is_none(), has_stream: false },
+            call_kind: CallKind { is_open: waiting.pass.is_none(), has_stream: false },
         }
     }
 }
 
-impl<A: FastPath, C: Begin> Conn<A, C> {
+impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     pub(super) fn headers(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
         if frame.stream.is_multiple_of(2) {
             return Err(ConnError::protocol("HEADERS on a stream that no client begins"));
@@ -119,7 +119,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
             return self.reset_for(id, ErrorCode::Protocol);
         }
         // What is answered at once cannot wait for room.
-        let pass = if self.room.is_full() {
+        let pass = if self.reply_budget.is_full() {
             self.fast_path.on_bypass(&head, Bypass::RepliesPending);
             None
         } else {
@@ -142,12 +142,12 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
 
     /// A call that takes the long way: it begins now or, if it is an open one and no stream, when its request is whole.
     fn begin_or_wait(&mut self, call: Waiting<A::Pass>, ends: bool) -> Result<(), ConnError> {
-        let manner = self.calls.manner(&call.head);
-        let opened = Opened { manner, ..Opened::of(&call) };
+        let call_kind = self.calls.call_kind(&call.head);
+        let opened = Opened { call_kind, ..Opened::of(&call) };
         if !self.account.is_known() && self.has_as_many_as_a_stranger_may() {
             return self.refuse(opened, 0, ends, Incomplete::Crowded);
         }
-        if ends || manner.has_stream || !manner.is_open {
+        if ends || call_kind.has_stream || !call_kind.is_open {
             return self.begin(opened, &[], ends);
         }
         if !self.account.is_known() && !self.has_room_for(counted_of(&call.head)) {
@@ -159,7 +159,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
 
     fn has_as_many_as_a_stranger_may(&self) -> bool {
         // Those that were answered where they began are not heard yet, and take no place.
-        let is_under_way = |stream: &&Stream| stream.call.as_ref().is_none_or(|call| !call.has_ended());
+        let is_under_way = |stream: &&Stream| stream.call.as_ref().is_none_or(|call| !call.has_finished());
         self.waiting.len() + self.streams.len() >= STRANGER_CALLS_MAX
             && self.waiting.len() + self.streams.values().filter(is_under_way).count() >= STRANGER_CALLS_MAX
     }
@@ -167,14 +167,14 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     /// Trailers of a request. Nothing in them means anything in gRPC, but they end its body.
     fn trailers(&mut self, id: u32, ends: bool, error: Option<HeaderError>) -> Result<(), ConnError> {
         let at = self.find_waiting(id);
-        let inbox = self.streams.get(&id).map(|stream| stream.inbox.is_some());
-        if at.is_none() && inbox != Some(true) && self.resets.contains(&id) {
+        let recv_buffer = self.streams.get(&id).map(|stream| stream.recv_buffer.is_some());
+        if at.is_none() && recv_buffer != Some(true) && self.resets.contains(&id) {
             return self.idle_frame();
         }
-        if at.is_none() && inbox.is_none() {
+        if at.is_none() && recv_buffer.is_none() {
             return Err(ConnError::new(ErrorCode::StreamClosed, "HEADERS on a stream that has ended"));
         }
-        if at.is_none() && inbox == Some(false) {
+        if at.is_none() && recv_buffer == Some(false) {
             return self.reset_for(id, ErrorCode::StreamClosed);
         }
         let length = match at.and_then(|at| self.waiting.get_mut(at)) {
@@ -211,9 +211,9 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
         if let Some(at) = self.find_waiting(id) {
             return self.data_of_waiting(at, data, padding, ends);
         }
-        let Some((stream, inbox)) = self.streams.get_mut(&id).and_then(|stream| {
-            let inbox = stream.inbox.clone()?;
-            Some((stream, inbox))
+        let Some((stream, recv_buffer)) = self.streams.get_mut(&id).and_then(|stream| {
+            let recv_buffer = stream.recv_buffer.clone()?;
+            Some((stream, recv_buffer))
         }) else {
             self.give_back(data.len());
             if self.resets.contains(&id) {
@@ -238,7 +238,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
         // Padding is read as soon as it is here.
         stream.untold += padding;
         if !data.is_empty() {
-            let is_kept = inbox.push(data);
+            let is_kept = recv_buffer.push(data);
             if is_kept {
                 stream.counted += data.len();
                 self.counted += data.len();
@@ -306,10 +306,10 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
         waiting.counted += data.len();
         self.counted += data.len();
         self.gathered_bytes += data.len();
-        let is_long = match First::of(&waiting.body, OPEN_MESSAGE_BYTES_MAX) {
-            First::TooLong => true,
-            First::Whole(bytes) => waiting.body.len() > bytes,
-            First::Part => false,
+        let is_long = match FirstMessage::of(&waiting.body, OPEN_MESSAGE_BYTES_MAX) {
+            FirstMessage::TooLong => true,
+            FirstMessage::Whole(bytes) => waiting.body.len() > bytes,
+            FirstMessage::Part => false,
         };
         let is_long = is_long || waiting.padding as usize > GATHERED_BYTES_MAX;
         if !is_long && !ends {
@@ -330,7 +330,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
 
     /// Answers a call at once, if it can be.
     fn answer(&mut self, waiting: Waiting<A::Pass>, body: &[u8]) -> Result<(), ConnError> {
-        let pass = waiting.pass.as_ref().filter(|_| !self.room.is_full());
+        let pass = waiting.pass.as_ref().filter(|_| !self.reply_budget.is_full());
         let Some(pass) = pass else {
             if waiting.pass.is_some() {
                 self.fast_path.on_bypass(&waiting.head, Bypass::RepliesPending);
@@ -355,29 +355,29 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
 
     /// Begins a call on the long way, with as much of its body as is there.
     fn begin(&mut self, opened: Opened<'_>, body: &[u8], ends: bool) -> Result<(), ConnError> {
-        let counted = opened.manner.call_bytes() + body.len();
+        let counted = opened.call_kind.call_bytes() + body.len();
         if !self.has_room_for(counted) {
             return self.refuse(opened, body.len(), ends, Incomplete::NoRoom);
         }
-        let Opened { id, head, credit, padding, length, until, manner } = opened;
-        let inbox = Inbox::default();
+        let Opened { id, head, credit, padding, length, until, call_kind } = opened;
+        let recv_buffer = RecvBuffer::default();
         if !body.is_empty() {
-            inbox.push(body);
+            recv_buffer.push(body);
         }
         if ends {
-            inbox.end(Ok(()));
+            recv_buffer.end(Ok(()));
         }
-        let Some(call) = self.calls.begin(id, head, inbox.clone()) else {
+        let Some(call) = self.calls.spawn(id, head, recv_buffer.clone()) else {
             self.give_back(body.len());
             return self.reset_for(id, ErrorCode::Protocol);
         };
-        let inbox = (!ends).then_some(inbox);
-        let until = (!ends && !manner.has_stream).then_some(until);
+        let recv_buffer = (!ends).then_some(recv_buffer);
+        let until = (!ends && !call_kind.has_stream).then_some(until);
         // What was answered where it began holds nothing.
-        let counted = if call.has_ended() { 0 } else { counted };
-        let is_free = !manner.is_open;
-        let mut stream = Stream::of_call(credit, inbox, call, body.len() as u32, padding);
-        (stream.until, stream.counted, stream.manner, stream.is_free) = (until, counted, manner, is_free);
+        let counted = if call.has_finished() { 0 } else { counted };
+        let is_free = !call_kind.is_open;
+        let mut stream = Stream::of_call(credit, recv_buffer, call, body.len() as u32, padding);
+        (stream.until, stream.counted, stream.call_kind, stream.is_free) = (until, counted, call_kind, is_free);
         stream.length = length;
         if !body.is_empty() {
             stream.wait_for_message(self.at);
@@ -412,13 +412,13 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
                 return self.idle_frame();
             }
         }
-        let inbox = Inbox::default();
-        inbox.end(Err(why));
-        let Some(call) = self.calls.begin(opened.id, opened.head, inbox.clone()) else {
+        let recv_buffer = RecvBuffer::default();
+        recv_buffer.end(Err(why));
+        let Some(call) = self.calls.spawn(opened.id, opened.head, recv_buffer.clone()) else {
             return self.reset_for(opened.id, ErrorCode::Protocol);
         };
-        let inbox = (!ends).then_some(inbox);
-        let mut stream = Stream::of_call(opened.credit, inbox, call, bytes as u32, opened.padding);
+        let recv_buffer = (!ends).then_some(recv_buffer);
+        let mut stream = Stream::of_call(opened.credit, recv_buffer, call, bytes as u32, opened.padding);
         (stream.unread, stream.untold) = (0, stream.untold + bytes as u32);
         stream.length = opened.length;
         self.add_stream(opened.id, stream);
@@ -429,8 +429,8 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
     fn end_body(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.until = None;
-        if let Some(inbox) = stream.inbox.take() {
-            inbox.end(Ok(()));
+        if let Some(recv_buffer) = stream.recv_buffer.take() {
+            recv_buffer.end(Ok(()));
         }
     }
 

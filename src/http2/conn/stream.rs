@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use http::HeaderMap;
 
-use crate::http2::body::{Inbox, Incomplete};
-use crate::http2::call::{Manner, Running};
+use crate::http2::body::{Incomplete, RecvBuffer};
+use crate::http2::call::{CallHandle, CallKind};
 use crate::http2::head::RequestHead;
-use crate::http2::room::Part;
+use crate::http2::reply_budget::ReplyPart;
 use crate::http2::{REQUEST_TIME_MAX, WINDOW_BYTES};
 
 /// How many bytes of a body are still to come, if its head says how long it is (RFC 9113, section 8.1.1).
@@ -53,7 +53,7 @@ pub(super) struct Stream {
     /// What the peer's initial window and this come to is the window: it follows when the former is set anew.
     pub(super) credit: i64,
     /// Where the body goes; `None` when all of it is there, or nobody wants it any more.
-    pub(super) inbox: Option<Inbox>,
+    pub(super) recv_buffer: Option<RecvBuffer>,
     pub(super) length: Length,
     /// When the body must be whole; `None` when it is, or may take its time.
     pub(super) until: Option<Instant>,
@@ -65,7 +65,7 @@ pub(super) struct Stream {
     pub(super) untold: u32,
     /// What its call counts in the budget for requests.
     pub(super) counted: usize,
-    pub(super) manner: Manner,
+    pub(super) call_kind: CallKind,
     /// Whether what came of its request is taken for read by the window of the connection, because the budget
     /// bounds it.
     pub(super) is_free: bool,
@@ -73,7 +73,7 @@ pub(super) struct Stream {
     pub(super) pieces: VecDeque<Piece>,
     /// Whether it is in the queue of those that have something to send.
     pub(super) is_queued: bool,
-    pub(super) call: Option<Running>,
+    pub(super) call: Option<CallHandle>,
     /// Whether the reply is sent, or will never be.
     pub(super) is_over: bool,
 }
@@ -82,7 +82,7 @@ pub(super) struct Stream {
 #[derive(Debug)]
 pub(super) enum Piece {
     /// A part of the body.
-    Data(Part),
+    Data(ReplyPart),
     /// The trailers of any reply.
     Trailers(Box<HeaderMap>),
     /// The trailers of a reply of gRPC that went well.
@@ -94,37 +94,43 @@ pub(super) enum Piece {
 impl Stream {
     /// The stream of a call whose body goes to this inbox, or is all there. So much of it has come, with so
     /// much padding.
-    pub(super) fn of_call(credit: i64, inbox: Option<Inbox>, call: Running, unread: u32, padding: u32) -> Self {
+    pub(super) fn of_call(
+        credit: i64,
+        recv_buffer: Option<RecvBuffer>,
+        call: CallHandle,
+        unread: u32,
+        padding: u32,
+    ) -> Self {
         let window = WINDOW_BYTES.saturating_sub(unread + padding);
-        Self { credit, inbox, window, unread, untold: padding, call: Some(call), ..Self::default() }
+        Self { credit, recv_buffer, window, unread, untold: padding, call: Some(call), ..Self::default() }
     }
 
     /// Ends the wait for the rest of the body, if it is due by now.
     pub(super) fn end_if_late(&mut self, now: Instant) {
-        if let Some(inbox) = &self.inbox
+        if let Some(recv_buffer) = &self.recv_buffer
             && self.until.is_some_and(|until| until <= now)
         {
-            inbox.end(Err(Incomplete::TooSlow));
+            recv_buffer.end(Err(Incomplete::TooSlow));
             self.until = None;
         }
     }
 
     /// A part of a message has come to an open call that goes on: the rest may take as long as a request.
     pub(super) fn wait_for_message(&mut self, now: Instant) {
-        if self.manner.is_open && self.manner.has_stream && self.inbox.is_some() {
+        if self.call_kind.is_open && self.call_kind.has_stream && self.recv_buffer.is_some() {
             self.until = self.until.or(Some(now + REQUEST_TIME_MAX));
         }
     }
 
     /// So much of its request was read and is gone. It says how much less it counts.
     pub(super) fn was_read(&mut self, bytes: usize) -> usize {
-        if !self.manner.has_stream {
+        if !self.call_kind.has_stream {
             // Whoever reads keeps it until the call ends.
             return 0;
         }
-        let less = bytes.min(self.counted.saturating_sub(self.manner.call_bytes()));
+        let less = bytes.min(self.counted.saturating_sub(self.call_kind.call_bytes()));
         self.counted -= less;
-        if self.counted <= self.manner.call_bytes() {
+        if self.counted <= self.call_kind.call_bytes() {
             self.until = None;
         }
         less
@@ -133,13 +139,13 @@ impl Stream {
     /// The peer may send as many bytes again of a request that is no stream, whose message may be longer than
     /// the window: what is kept of it is bounded by the budget.
     pub(super) fn tell_single(&mut self, bytes: usize) {
-        if !self.manner.has_stream {
+        if !self.call_kind.has_stream {
             self.untold += bytes as u32;
         }
     }
 
     /// The stream of a reply that is there.
-    pub(super) fn of_reply(credit: i64, reply: Part) -> Self {
+    pub(super) fn of_reply(credit: i64, reply: ReplyPart) -> Self {
         Self { credit, pieces: VecDeque::from([Piece::Data(reply), Piece::Ok]), ..Self::default() }
     }
 
@@ -147,8 +153,8 @@ impl Stream {
     pub(super) fn cancel(&mut self) -> u32 {
         self.is_over = true;
         self.pieces.clear();
-        if let Some(inbox) = self.inbox.take() {
-            inbox.end(Err(Incomplete::Cancelled));
+        if let Some(recv_buffer) = self.recv_buffer.take() {
+            recv_buffer.end(Err(Incomplete::Cancelled));
         }
         if let Some(call) = &self.call {
             call.cancel();

@@ -1,7 +1,7 @@
 //! Connections without a network, whose calls do what a test says.
 
 mod prefetch;
-mod room;
+mod request_budget;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -12,8 +12,8 @@ use proptest::prelude::*;
 
 use super::stream::Piece;
 use super::*;
-use crate::http2::body::Inbox;
-use crate::http2::call::{Event, Manner, Message, Running};
+use crate::http2::body::RecvBuffer;
+use crate::http2::call::{CallHandle, CallKind, Event, StreamEvent};
 use crate::http2::frame::FRAME_HEAD_BYTES;
 use crate::http2::head::RequestHead;
 use crate::http2::{Callers, WHOLE_BYTES_MAX};
@@ -46,34 +46,34 @@ impl FastPath for Echo {
 
 /// Begins calls that nobody answers.
 #[derive(Clone, Default)]
-struct Begun(Rc<RefCell<Vec<u32>>>);
+struct Spawned(Rc<RefCell<Vec<u32>>>);
 
-impl Begin for Begun {
-    fn manner(&self, head: &RequestHead) -> Manner {
+impl CallSpawner for Spawned {
+    fn call_kind(&self, head: &RequestHead) -> CallKind {
         let path = head.path();
-        Manner { is_open: path.starts_with(b"/open"), has_stream: path.ends_with(b"stream") }
+        CallKind { is_open: path.starts_with(b"/open"), has_stream: path.ends_with(b"stream") }
     }
 
-    fn begin(&mut self, stream: u32, _: &RequestHead, _: Inbox) -> Option<Running> {
+    fn spawn(&mut self, stream: u32, _: &RequestHead, _: RecvBuffer) -> Option<CallHandle> {
         self.0.borrow_mut().push(stream);
-        Some(Running::never())
+        Some(CallHandle::never())
     }
 }
 
-type Tested = Conn<Echo, Begun>;
+type Tested = Conn<Echo, Spawned>;
 
 /// More than anything here takes.
 fn roomy() -> Budget {
     Budget::new(1 << 30, 1 << 30)
 }
 
-fn open() -> (Tested, Begun) {
-    let begun = Begun::default();
-    let mut conn = Conn::new(Echo, begun.clone(), Room::default(), roomy());
+fn open() -> (Tested, Spawned) {
+    let spawned = Spawned::default();
+    let mut conn = Conn::new(Echo, spawned.clone(), ReplyBudget::default(), roomy());
     let mut hello = PREFACE.to_vec();
     frame::put_settings(&mut hello, &[]);
     assert_eq!(receive(&mut conn, &hello), Ok(()));
-    (conn, begun)
+    (conn, spawned)
 }
 
 /// Everything is gone through, and what is to be written is gone.
@@ -168,8 +168,8 @@ fn the_window_that_is_told_is_the_one_that_is_kept() {
             frame::put_data(&mut part, 1, false, &[0; 10_000]);
             conn.receive(&part, Instant::now()).unwrap();
             told -= 10_000;
-            conn.hear(Message { stream: 1, event: Event::Read(10_000 - round % 2) });
-            conn.hear(Message { stream: 1, event: Event::Read(round % 2) });
+            conn.on_event(StreamEvent { stream: 1, event: Event::Read(10_000 - round % 2) });
+            conn.on_event(StreamEvent { stream: 1, event: Event::Read(round % 2) });
             for (kind, stream, payload) in frames(&conn.out) {
                 if kind == kind::WINDOW_UPDATE && stream == 0 {
                     told += i64::from(frame::read_31(&payload).unwrap());
@@ -204,10 +204,10 @@ fn what_a_call_leaves_unread_is_given_back() {
     let ends: [&dyn Fn(&mut Tested); 4] = [
         &|conn| receive(conn, &reset).unwrap(),
         &|conn| receive(conn, &head(1, "x")).unwrap(),
-        &|conn| conn.hear(Message { stream: 1, event: Event::Failed }),
+        &|conn| conn.on_event(StreamEvent { stream: 1, event: Event::Failed }),
         &|conn| {
             let (parts, ()) = http::Response::new(()).into_parts();
-            conn.hear(Message { stream: 1, event: Event::Head(Box::new(parts), true) });
+            conn.on_event(StreamEvent { stream: 1, event: Event::Head(Box::new(parts), true) });
         },
     ];
     for path in ["/open/stream", "/"] {
@@ -224,7 +224,7 @@ fn what_a_call_leaves_unread_is_given_back() {
 
 #[test]
 fn the_place_of_a_call_is_free_when_it_has_ended_and_not_before() {
-    let (mut conn, begun) = open();
+    let (mut conn, spawned) = open();
     conn.account.becomes_known();
     let reset = |stream| {
         let mut bytes = vec![];
@@ -235,12 +235,12 @@ fn the_place_of_a_call_is_free_when_it_has_ended_and_not_before() {
     for stream in (1..=last).step_by(2) {
         receive(&mut conn, &[head(stream, "/long"), reset(stream)].concat()).unwrap();
     }
-    assert_eq!(begun.0.borrow().len(), STREAMS_MAX);
+    assert_eq!(spawned.0.borrow().len(), STREAMS_MAX);
     receive(&mut conn, &head(last + 2, "/long")).unwrap();
-    assert_eq!(begun.0.borrow().len(), STREAMS_MAX, "it is refused");
-    conn.hear(Message { stream: 5, event: Event::Done });
+    assert_eq!(spawned.0.borrow().len(), STREAMS_MAX, "it is refused");
+    conn.on_event(StreamEvent { stream: 5, event: Event::Done });
     receive(&mut conn, &head(last + 4, "/long")).unwrap();
-    assert_eq!(begun.0.borrow().last(), Some(&(last + 4)));
+    assert_eq!(spawned.0.borrow().last(), Some(&(last + 4)));
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn a_call_that_ends_without_an_answer_is_reset() {
     let (mut conn, _) = open();
     receive(&mut conn, &head(1, "/long")).unwrap();
     conn.out.clear();
-    conn.hear(Message { stream: 1, event: Event::Done });
+    conn.on_event(StreamEvent { stream: 1, event: Event::Done });
     let code = (ErrorCode::Internal as u32).to_be_bytes().to_vec();
     assert_eq!(frames(&conn.out), [(kind::RST_STREAM, 1, code)]);
     assert!(conn.streams.is_empty());
@@ -285,7 +285,7 @@ fn outlives(rounds: u32, apart: Duration, in_error: u32, answered: u32) -> bool 
             }
             conn.out.clear();
             assert_eq!(conn.receive(&bytes, began + apart * round), Ok(bytes.len()));
-            conn.hear(Message { stream, event: Event::Done });
+            conn.on_event(StreamEvent { stream, event: Event::Done });
             stream += 2;
         }
         conn.forced_drain().is_none()
@@ -361,19 +361,19 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![12 => sound, 1 => wild]
 }
 
-fn any_event() -> impl Strategy<Value = Message> {
+fn any_event() -> impl Strategy<Value = StreamEvent> {
     let event = prop_oneof![
         Just(()).prop_map(|()| {
             let (parts, ()) = http::Response::new(()).into_parts();
             Event::Head(Box::new(parts), false)
         }),
-        (1_usize..40_000).prop_map(|n| Event::Data(Room::default().hold(vec![b'r'; n].into(), n.min(65_536)))),
+        (1_usize..40_000).prop_map(|n| Event::Data(ReplyBudget::default().add(vec![b'r'; n].into(), n.min(65_536)))),
         Just(()).prop_map(|()| Event::End(None)),
         Just(()).prop_map(|()| Event::Failed),
         (1_usize..40_000).prop_map(Event::Read),
         Just(()).prop_map(|()| Event::Done),
     ];
-    ((0_u32..12).prop_map(|n| 2 * n + 1), event).prop_map(|(stream, event)| Message { stream, event })
+    ((0_u32..12).prop_map(|n| 2 * n + 1), event).prop_map(|(stream, event)| StreamEvent { stream, event })
 }
 
 proptest! {
@@ -391,7 +391,7 @@ proptest! {
             conn.out.clear();
             match step {
                 Ok(frame) => if conn.receive(&frame, Instant::now()).is_err() { return Ok(()) },
-                Err(message) => conn.hear(message),
+                Err(message) => conn.on_event(message),
             }
             conn.send();
             prop_assert!(conn.streams.len() + conn.waiting.len() <= STREAMS_MAX);
@@ -400,8 +400,8 @@ proptest! {
             let waiting: usize = conn.waiting.iter().map(|waiting| waiting.counted).sum();
             prop_assert_eq!(waiting + conn.streams.values().map(|stream| stream.counted).sum::<usize>(), conn.counted);
             let pieces = conn.streams.values().flat_map(|stream| &stream.pieces);
-            let made_at_once = pieces.filter(|piece| matches!(piece, Piece::Data(part) if part.ahead == 0));
-            prop_assert_eq!(made_at_once.count() > 0, conn.room.waiting() > 0);
+            let made_at_once = pieces.filter(|piece| matches!(piece, Piece::Data(part) if part.permits == 0));
+            prop_assert_eq!(made_at_once.count() > 0, conn.reply_budget.held_bytes() > 0);
             // What the peer may send, has sent, and has not been told of is the window.
             let unread: u32 = conn.streams.values().map(|stream| stream.unread).sum();
             prop_assert_eq!(conn.window + conn.untold + unread + gathered as u32, WINDOW_BYTES);

@@ -43,7 +43,7 @@ impl FastPath for Recorder {
 #[test]
 fn bodies_are_shown_some_at_a_time_before_the_first_of_them_is_answered() {
     let (recorder, said) = (Recorder::default(), |seen: &Recorder| std::mem::take(&mut *seen.0.borrow_mut()));
-    let mut conn = Conn::new(recorder.clone(), Begun::default(), Room::default(), roomy());
+    let mut conn = Conn::new(recorder.clone(), Spawned::default(), ReplyBudget::default(), roomy());
     let mut bytes = PREFACE.to_vec();
     frame::put_settings(&mut bytes, &[]);
     bytes.extend(head(1, "/long"));
@@ -88,8 +88,8 @@ fn bodies_are_shown_some_at_a_time_before_the_first_of_them_is_answered() {
 
 #[test]
 fn calls_that_take_the_long_way_by_their_connections_doing_are_told_with_the_reason() {
-    let (recorder, room) = (Recorder::default(), Room::default());
-    let mut conn = Conn::new(recorder.clone(), Begun::default(), room.clone(), roomy());
+    let (recorder, reply_budget) = (Recorder::default(), ReplyBudget::default());
+    let mut conn = Conn::new(recorder.clone(), Spawned::default(), reply_budget.clone(), roomy());
     let mut bytes = PREFACE.to_vec();
     frame::put_settings(&mut bytes, &[]);
     bytes.extend(head(1, "/"));
@@ -104,7 +104,7 @@ fn calls_that_take_the_long_way_by_their_connections_doing_are_told_with_the_rea
     }
     let told = || Vec::from_iter(recorder.0.take().into_iter().filter(|line| line.starts_with("bypass")));
     assert_eq!(told(), ["bypass /: RequestTooLong"]);
-    let _full = room.hold(vec![0; REPLIES_BYTES_MAX].into(), 0);
+    let _full = reply_budget.add(vec![0; REPLIES_BYTES_MAX].into(), 0);
     bytes.clear();
     frame::put_data(&mut bytes, 3, true, b"last");
     bytes.extend(head(5, "/"));

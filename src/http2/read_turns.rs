@@ -1,4 +1,4 @@
-//! Turns of callers whose connections share a thread.
+//! ReadTurns of callers whose connections share a thread.
 //!
 //! In a round, so much is read from all connections of a caller together: however many connections some callers have, the
 //! others wait for no more than one turn of each caller. Connections past their caller's turn wait for the next round, in
@@ -17,13 +17,13 @@ use tokio::task::yield_now;
 use super::TURN_BYTES_MAX;
 
 thread_local! {
-    static TURNS: RefCell<Turns> = RefCell::default();
+    static TURNS: RefCell<ReadTurns> = RefCell::default();
 }
 
 /// The turns of a thread.
 #[derive(Default)]
-struct Turns {
-    callers: HashMap<u64, Share>,
+struct ReadTurns {
+    callers: HashMap<u64, CallerShare>,
     /// Connections in all queues, and some that have ended since they came there.
     waiting: usize,
     /// Whether the end of this round is under way.
@@ -32,7 +32,7 @@ struct Turns {
 
 /// What a caller has of a round.
 #[derive(Default)]
-struct Share {
+struct CallerShare {
     read_bytes: usize,
     waiting: VecDeque<(Arc<AtomicU8>, Waker)>,
 }
@@ -47,14 +47,14 @@ const NEXT: u8 = 2;
 const GONE: u8 = 3;
 
 /// A connection's part in the turns of its thread.
-pub(super) struct Turn {
+pub(super) struct ReadTurn {
     state: Arc<AtomicU8>,
     caller: u64,
     /// Bytes that were read without a pause.
     read_bytes: usize,
 }
 
-impl Turn {
+impl ReadTurn {
     pub(super) fn new() -> Self {
         Self { state: Arc::new(AtomicU8::new(IDLE)), caller: 0, read_bytes: 0 }
     }
@@ -99,20 +99,20 @@ impl Turn {
 
     /// The connection has been polled: if it has left something of its turn, another one of its caller goes on with that.
     /// To be called after each poll, because this also sees to it that the round ends.
-    pub(super) fn settle(&self) {
+    pub(super) fn after_poll(&self) {
         let was_next = self.state.compare_exchange(NEXT, IDLE, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        go_on(was_next.then_some(self.caller));
+        pass_on(was_next.then_some(self.caller));
     }
 }
 
-impl Drop for Turn {
+impl Drop for ReadTurn {
     fn drop(&mut self) {
         let was_next = self.state.swap(GONE, Ordering::Relaxed) == NEXT;
-        go_on(was_next.then_some(self.caller));
+        pass_on(was_next.then_some(self.caller));
     }
 }
 
-impl Share {
+impl CallerShare {
     /// Who is next, if there is something left of the turn.
     fn next(&mut self, waiting: &mut usize) -> Option<Waker> {
         while self.read_bytes < TURN_BYTES_MAX {
@@ -127,10 +127,10 @@ impl Share {
 }
 
 /// Gives the turn of a caller on, and has the round end if anybody waits for that.
-fn go_on(caller: Option<u64>) {
+fn pass_on(caller: Option<u64>) {
     // A thread that ends has no turns any more, and nobody on it waits.
     let told = TURNS.try_with(|turns| {
-        let Turns { callers, waiting, is_ending } = &mut *turns.borrow_mut();
+        let ReadTurns { callers, waiting, is_ending } = &mut *turns.borrow_mut();
         let next = caller.and_then(|caller| callers.get_mut(&caller)?.next(waiting));
         (next, *waiting > 0 && !std::mem::replace(is_ending, *waiting > 0))
     });
@@ -183,14 +183,14 @@ mod tests {
 
     /// A connection that always has more to read, for so many turns.
     fn flood(seen: &Seen, caller: u64, number: usize, turns: usize) -> JoinHandle<()> {
-        let (seen, mut turn, mut left) = (seen.clone(), Turn::new(), turns);
+        let (seen, mut turn, mut left) = (seen.clone(), ReadTurn::new(), turns);
         spawn_local(poll_fn(move |cx| {
             while left > 0 && turn.poll(caller, cx).is_ready() {
                 turn.has_read(TURN_BYTES_MAX, true);
                 seen.borrow_mut().push((caller, number));
                 left -= 1;
             }
-            turn.settle();
+            turn.after_poll();
             if left == 0 { Poll::Ready(()) } else { Poll::Pending }
         }))
     }
@@ -257,21 +257,21 @@ mod tests {
     #[test]
     fn what_is_left_of_a_turn_is_for_the_next_connection() {
         local(async {
-            let (mut first, mut second, mut third) = (Turn::new(), Turn::new(), Turn::new());
+            let (mut first, mut second, mut third) = (ReadTurn::new(), ReadTurn::new(), ReadTurn::new());
             let cx = &Context::from_waker(Waker::noop());
             assert!(first.poll(1, cx).is_ready());
             first.has_read(TURN_BYTES_MAX, true);
             for turn in [&mut first, &mut second, &mut third] {
                 assert!(turn.poll(1, cx).is_pending());
             }
-            first.settle();
+            first.after_poll();
             tokio::task::yield_now().await;
             assert!(second.poll(1, cx).is_pending(), "it is the turn of the first");
             drop(first);
             assert!(second.poll(1, cx).is_ready());
             second.has_read(TURN_BYTES_MAX - 1, true);
             assert!(third.poll(1, cx).is_pending());
-            second.settle();
+            second.after_poll();
             assert!(third.poll(1, cx).is_ready(), "one byte is left");
         });
     }

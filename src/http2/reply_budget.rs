@@ -14,121 +14,121 @@ use super::REPLIES_BYTES_MAX;
 
 /// The room of a connection. Clones are of the same.
 #[derive(Clone, Debug)]
-pub(super) struct Room(Arc<Inner>);
+pub(super) struct ReplyBudget(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     /// Bytes that wait.
-    waiting: AtomicUsize,
+    held_bytes: AtomicUsize,
     /// Told when they are few enough again.
-    freed: Notify,
+    capacity_freed: Notify,
     /// The turn of calls whose replies may be long.
     turn: Arc<Semaphore>,
 }
 
 /// The wait for the turn of a call whose reply may be long.
-pub(super) struct Turn {
+pub(super) struct ReplyTurn {
     taking: Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>,
-    place: Place,
+    permit: TurnPermit,
 }
 
 /// Where a turn is kept when it is taken. It is given on when this is dropped.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Place(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
+pub(super) struct TurnPermit(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
 
-impl Turn {
-    pub(super) fn new(room: &Room) -> Self {
-        Self { taking: Box::pin(room.clone().take_turn()), place: Place::default() }
+impl ReplyTurn {
+    pub(super) fn new(budget: &ReplyBudget) -> Self {
+        Self { taking: Box::pin(budget.clone().take_turn()), permit: TurnPermit::default() }
     }
 
-    pub(super) fn place(&self) -> Place {
-        self.place.clone()
+    pub(super) fn permit(&self) -> TurnPermit {
+        self.permit.clone()
     }
 
     /// Takes it. It is ready once.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let turn = ready!(self.taking.as_mut().poll(cx));
-        *self.place.0.lock() = turn;
+        *self.permit.0.lock() = turn;
         Poll::Ready(())
     }
 }
 
-impl fmt::Debug for Turn {
+impl fmt::Debug for ReplyTurn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Turn")
+        f.write_str("ReplyTurn")
     }
 }
 
 /// A part of a reply that waits until it is sent, or is dropped.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct ReplyPart {
     /// What is not sent yet.
     pub(super) bytes: Bytes,
     /// What its call gets back of its own room when it is sent; 0 if it was made at once, without a call.
-    pub(super) ahead: usize,
-    room: Room,
+    pub(super) permits: usize,
+    budget: ReplyBudget,
     /// All of its memory stays until the last byte is sent.
     held: usize,
 }
 
-impl Default for Room {
+impl Default for ReplyBudget {
     fn default() -> Self {
         let turn = Arc::new(Semaphore::new(1));
-        Self(Arc::new(Inner { waiting: AtomicUsize::new(0), freed: Notify::new(), turn }))
+        Self(Arc::new(Inner { held_bytes: AtomicUsize::new(0), capacity_freed: Notify::new(), turn }))
     }
 }
 
-impl Room {
+impl ReplyBudget {
     /// Whether so much waits that nothing should be added to it.
     pub(super) fn is_full(&self) -> bool {
-        self.waiting() >= REPLIES_BYTES_MAX
+        self.held_bytes() >= REPLIES_BYTES_MAX
     }
 
     /// Bytes that wait.
-    pub(super) fn waiting(&self) -> usize {
-        self.0.waiting.load(Ordering::Acquire)
+    pub(super) fn held_bytes(&self) -> usize {
+        self.0.held_bytes.load(Ordering::Acquire)
     }
 
     /// Takes up room for a part that is there. It is never refused: whoever makes one asks first whether there is room.
-    pub(super) fn hold(&self, bytes: Bytes, ahead: usize) -> Part {
+    pub(super) fn add(&self, bytes: Bytes, permits: usize) -> ReplyPart {
         let held = bytes.len();
-        self.0.waiting.fetch_add(held, Ordering::AcqRel);
-        Part { bytes, ahead, room: self.clone(), held }
+        self.0.held_bytes.fetch_add(held, Ordering::AcqRel);
+        ReplyPart { bytes, permits, budget: self.clone(), held }
     }
 
     /// Waits until there is room.
-    pub(super) async fn wait(&self) {
+    pub(super) async fn wait_for_capacity(&self) {
         while self.is_full() {
-            let freed = self.0.freed.notified();
-            tokio::pin!(freed);
+            let capacity_freed = self.0.capacity_freed.notified();
+            tokio::pin!(capacity_freed);
             // It may have been freed since the look above.
-            if freed.as_mut().enable() || !self.is_full() {
+            if capacity_freed.as_mut().enable() || !self.is_full() {
                 continue;
             }
-            freed.await;
+            capacity_freed.await;
         }
     }
 
     /// Waits until there is room, and no other call has the turn. Whoever drops the permit gives it on. `None`: never.
     pub(super) async fn take_turn(self) -> Option<OwnedSemaphorePermit> {
         let turn = self.0.turn.clone().acquire_owned().await.ok();
-        self.wait().await;
+        self.wait_for_capacity().await;
         turn
     }
 }
 
-impl Part {
+impl ReplyPart {
     /// The first bytes are sent.
     pub(super) fn advance(&mut self, bytes: usize) {
         self.bytes.advance(bytes);
     }
 }
 
-impl Drop for Part {
+impl Drop for ReplyPart {
     fn drop(&mut self) {
-        let before = self.room.0.waiting.fetch_sub(self.held, Ordering::AcqRel);
+        let before = self.budget.0.held_bytes.fetch_sub(self.held, Ordering::AcqRel);
         if before >= REPLIES_BYTES_MAX && before - self.held < REPLIES_BYTES_MAX {
-            self.room.0.freed.notify_waiters();
+            self.budget.0.capacity_freed.notify_waiters();
         }
     }
 }
@@ -146,27 +146,27 @@ mod tests {
 
     #[test]
     fn whoever_waits_goes_on_when_there_is_room() {
-        let room = Room::default();
+        let budget = ReplyBudget::default();
         let cx = &mut Context::from_waker(Waker::noop());
-        let (first, second) = (room.hold(bytes(REPLIES_BYTES_MAX - 1), 0), room.hold(bytes(2), 0));
-        let mut waiting = pin!(room.wait());
+        let (first, second) = (budget.add(bytes(REPLIES_BYTES_MAX - 1), 0), budget.add(bytes(2), 0));
+        let mut waiting = pin!(budget.wait_for_capacity());
         assert!(waiting.as_mut().poll(cx).is_pending());
         drop(second);
         assert!(waiting.as_mut().poll(cx).is_ready());
-        let mut large = room.hold(bytes(3 * REPLIES_BYTES_MAX), 0);
+        let mut large = budget.add(bytes(3 * REPLIES_BYTES_MAX), 0);
         drop(first);
         large.advance(3 * REPLIES_BYTES_MAX - 1);
-        assert!(room.is_full(), "its memory is there until it is sent to its end");
+        assert!(budget.is_full(), "its memory is there until it is sent to its end");
         drop(large);
-        assert_eq!(room.waiting(), 0);
+        assert_eq!(budget.held_bytes(), 0);
     }
 
     #[test]
     fn turns_are_taken_one_by_one_and_when_there_is_room() {
-        let room = Room::default();
+        let budget = ReplyBudget::default();
         let cx = &mut Context::from_waker(Waker::noop());
-        let full = room.hold(bytes(REPLIES_BYTES_MAX), 0);
-        let (mut first, mut second) = (Box::pin(room.clone().take_turn()), Box::pin(room.clone().take_turn()));
+        let full = budget.add(bytes(REPLIES_BYTES_MAX), 0);
+        let (mut first, mut second) = (Box::pin(budget.clone().take_turn()), Box::pin(budget.clone().take_turn()));
         assert!(first.as_mut().poll(cx).is_pending() && second.as_mut().poll(cx).is_pending());
         drop(full);
         assert!(second.as_mut().poll(cx).is_pending(), "not before the first");
@@ -175,7 +175,7 @@ mod tests {
         drop(turn);
         assert!(second.as_mut().poll(cx).is_ready());
         // Whoever gives up waiting holds up nobody.
-        let mut third = Box::pin(room.clone().take_turn());
+        let mut third = Box::pin(budget.clone().take_turn());
         assert!(third.as_mut().poll(cx).is_ready());
     }
 }

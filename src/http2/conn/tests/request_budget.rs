@@ -5,13 +5,13 @@ use crate::http2::{CALL_BYTES, OPEN_MESSAGE_BYTES_MAX, OWN_BYTES, STRANGER_CALLS
 
 const MIB: usize = 1024 * 1024;
 
-fn open_with(budget: &Budget) -> (Tested, Begun) {
-    let begun = Begun::default();
-    let mut conn = Conn::new(Echo, begun.clone(), Room::default(), budget.clone());
+fn open_with(budget: &Budget) -> (Tested, Spawned) {
+    let spawned = Spawned::default();
+    let mut conn = Conn::new(Echo, spawned.clone(), ReplyBudget::default(), budget.clone());
     let mut hello = PREFACE.to_vec();
     frame::put_settings(&mut hello, &[]);
     receive(&mut conn, &hello).unwrap();
-    (conn, begun)
+    (conn, spawned)
 }
 
 /// The head of a call with a credential.
@@ -41,7 +41,7 @@ fn message(length: usize) -> Vec<u8> {
 #[test]
 fn an_open_call_begins_when_its_request_is_whole_and_its_window_is_not_given_back_before() {
     for (path, is_stream) in [("/open", false), ("/open/stream", true)] {
-        let (mut conn, begun) = open();
+        let (mut conn, spawned) = open();
         receive(&mut conn, &head(1, path)).unwrap();
         let sent = message(OPEN_MESSAGE_BYTES_MAX);
         for piece in sent[..8_000].chunks(1_000) {
@@ -49,20 +49,20 @@ fn an_open_call_begins_when_its_request_is_whole_and_its_window_is_not_given_bac
         }
         assert_eq!(conn.window + conn.untold, WINDOW_BYTES - 8_000, "{path}");
         // Who calls for a stream may wait for the head of the reply first.
-        assert_eq!(begun.0.borrow().len(), usize::from(is_stream), "{path}");
+        assert_eq!(spawned.0.borrow().len(), usize::from(is_stream), "{path}");
         receive(&mut conn, &part(1, false, &sent[8_000..])).unwrap();
-        assert_eq!(begun.0.borrow().len(), usize::from(is_stream), "{path}");
+        assert_eq!(spawned.0.borrow().len(), usize::from(is_stream), "{path}");
         receive(&mut conn, &part(1, true, b"")).unwrap();
-        assert_eq!(begun.0.borrow()[..], [1], "{path}");
+        assert_eq!(spawned.0.borrow()[..], [1], "{path}");
     }
 }
 
 #[test]
 fn a_message_of_an_open_call_that_is_too_long_is_refused_by_its_first_bytes() {
-    let (mut conn, begun) = open();
+    let (mut conn, spawned) = open();
     receive(&mut conn, &head(1, "/open")).unwrap();
     receive(&mut conn, &part(1, false, &message(OPEN_MESSAGE_BYTES_MAX + 1)[..5])).unwrap();
-    assert_eq!(begun.0.borrow()[..], [1], "it is begun only to be refused");
+    assert_eq!(spawned.0.borrow()[..], [1], "it is begun only to be refused");
     assert_eq!(conn.window + conn.untold, WINDOW_BYTES);
     // What comes of it still is not kept.
     receive(&mut conn, &part(1, false, &[0; 10_000])).unwrap();
@@ -71,25 +71,25 @@ fn a_message_of_an_open_call_that_is_too_long_is_refused_by_its_first_bytes() {
 
 #[test]
 fn a_connection_without_a_credential_has_few_calls_under_way() {
-    let (mut conn, begun) = open();
+    let (mut conn, spawned) = open();
     let calls = STRANGER_CALLS_MAX as u32;
     for nth in 0..calls {
         receive(&mut conn, &head(2 * nth + 1, "/open")).unwrap();
     }
-    assert!(begun.0.borrow().is_empty());
+    assert!(spawned.0.borrow().is_empty());
     receive(&mut conn, &head(2 * calls + 1, "/open")).unwrap();
-    assert_eq!(begun.0.borrow()[..], [2 * calls + 1], "one more is begun only to be refused");
+    assert_eq!(spawned.0.borrow()[..], [2 * calls + 1], "one more is begun only to be refused");
     // Whoever goes on is told by resets alone.
     let mut id = 2 * calls + 3;
     for _ in 0..64 {
         receive(&mut conn, &head(id, "/open")).unwrap();
         id += 2;
     }
-    assert_eq!(begun.0.borrow().len(), 16);
+    assert_eq!(spawned.0.borrow().len(), 16);
     // A credential makes room.
     receive(&mut conn, &head_of(id, "/long")).unwrap();
     receive(&mut conn, &head(id + 2, "/open")).unwrap();
-    assert_eq!(begun.0.borrow()[16..], [id]);
+    assert_eq!(spawned.0.borrow()[16..], [id]);
     assert_eq!(conn.waiting.len(), STRANGER_CALLS_MAX + 1);
 }
 
@@ -97,7 +97,7 @@ fn a_connection_without_a_credential_has_few_calls_under_way() {
 fn the_youngest_requests_are_refused_when_there_is_no_room_for_all() {
     let budget = Budget::new(MIB, MIB);
     // An eighth is as much as one connection may have.
-    let (mut conn, begun) = open_with(&budget);
+    let (mut conn, spawned) = open_with(&budget);
     receive(&mut conn, &head_of(1, "/long")).unwrap();
     receive(&mut conn, &head(3, "/")).unwrap();
     for stream in [1, 3, 1, 3] {
@@ -117,7 +117,7 @@ fn the_youngest_requests_are_refused_when_there_is_no_room_for_all() {
     assert_eq!(conn.streams[&7].counted, CALL_BYTES);
     receive(&mut conn, &part(1, false, &[0; 16_000])).unwrap();
     conn.settle(0).unwrap();
-    assert_eq!((budget.refused(Callers::Known), begun.0.borrow()[..].to_vec()), (2, vec![1, 7, 5]));
+    assert_eq!((budget.refused(Callers::Known), spawned.0.borrow()[..].to_vec()), (2, vec![1, 7, 5]));
     assert!(budget.held(Callers::Known) <= MIB / 8);
     // All that was sent of those may be sent again; what is kept is of 1 and 3.
     assert_eq!(conn.streams[&1].counted, CALL_BYTES + 62_000);
@@ -157,7 +157,7 @@ fn a_stream_of_a_caller_with_a_credential_holds_up_no_other_with_half_a_message(
     }
     assert_eq!(conn.streams.len(), streams);
     assert_eq!(conn.counted, streams * (CALL_BYTES + 96_000));
-    conn.hear(Message { stream: 1, event: Event::Read(90_000) });
+    conn.on_event(StreamEvent { stream: 1, event: Event::Read(90_000) });
     assert_eq!(conn.streams[&1].counted, CALL_BYTES + 6_000);
     const { assert!(96_000 < WHOLE_BYTES_MAX) };
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::stream::{Stream, Waiting};
 use super::{Conn, Opened};
 use crate::http2::body::Incomplete;
-use crate::http2::call::Begin;
+use crate::http2::call::CallSpawner;
 use crate::http2::error::ConnError;
 use crate::http2::head::RequestHead;
 use crate::http2::{FastPath, WAITING_BYTES, frame};
@@ -15,7 +15,7 @@ pub(super) fn counted_of(head: &RequestHead) -> usize {
     WAITING_BYTES + head.bytes()
 }
 
-impl<A: FastPath, C: Begin> Conn<A, C> {
+impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     /// Settles what is held now, with so many bytes that were read and are not gone through. While there is
     /// no room for all of it, the youngest call whose request is not whole is refused.
     ///
@@ -48,7 +48,7 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
             // All that a peer can make grow: whoever is nobody has no other bound in the whole process.
             let streams = (self.resets.capacity() + self.peer_resets.capacity()) * size_of::<u32>();
             // Its spare room belongs to the thread.
-            held += self.header_decoder.bytes() + streams + self.out.len() + self.room.waiting();
+            held += self.header_decoder.bytes() + streams + self.out.len() + self.reply_budget.held_bytes();
         }
         self.account.holds(held)
     }
@@ -69,8 +69,9 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
 
     /// Refuses the youngest call whose request is on its way, if there is one.
     fn refuse_youngest(&mut self) -> Result<bool, ConnError> {
-        let has_part =
-            |stream: &Stream| stream.inbox.is_some() && !stream.is_over && stream.counted > stream.manner.call_bytes();
+        let has_part = |stream: &Stream| {
+            stream.recv_buffer.is_some() && !stream.is_over && stream.counted > stream.call_kind.call_bytes()
+        };
         let stream = self.streams.iter().rev().find(|(_, stream)| has_part(stream)).map(|(id, _)| *id);
         let waiting = self.waiting.back().map(|waiting| waiting.id);
         if waiting > stream {
@@ -80,13 +81,13 @@ impl<A: FastPath, C: Begin> Conn<A, C> {
         }
         let Some(stream) = stream.and_then(|id| self.streams.get_mut(&id)) else { return Ok(false) };
         self.account.count_refusal();
-        let call_bytes = stream.manner.call_bytes();
+        let call_bytes = stream.call_kind.call_bytes();
         self.counted -= stream.counted - call_bytes;
         stream.counted = call_bytes;
         stream.until = None;
         // What was not read of it is given back at its end.
-        if let Some(inbox) = &stream.inbox {
-            inbox.end(Err(Incomplete::NoRoom));
+        if let Some(recv_buffer) = &stream.recv_buffer {
+            recv_buffer.end(Err(Incomplete::NoRoom));
         }
         Ok(true)
     }
