@@ -88,14 +88,14 @@ impl Account {
     }
 
     /// Its connection has had a credential that works.
-    pub(super) fn becomes_known(&mut self) {
+    pub(super) fn mark_known(&mut self) {
         self.pool().held.fetch_sub(self.taken, Ordering::Relaxed);
         self.callers = Callers::Known;
         self.pool().held.fetch_add(self.taken, Ordering::Relaxed);
     }
 
     /// So many bytes are held now. It says whether they may be; if not, nothing has changed.
-    pub(super) fn holds(&mut self, bytes: usize) -> bool {
+    pub(super) fn try_set(&mut self, bytes: usize) -> bool {
         if bytes <= self.taken && self.taken - bytes < STEP_BYTES || bytes <= OWN_BYTES && self.taken == OWN_BYTES {
             return true;
         }
@@ -118,7 +118,7 @@ impl Account {
     }
 
     /// So many bytes are held now, whether they may be or not.
-    pub(super) fn holds_all_the_same(&mut self, bytes: usize) {
+    pub(super) fn set_over_limit(&mut self, bytes: usize) {
         let wanted = bytes.next_multiple_of(STEP_BYTES).max(OWN_BYTES);
         self.pool().held.fetch_add(wanted, Ordering::Relaxed);
         self.pool().held.fetch_sub(self.taken, Ordering::Relaxed);
@@ -152,10 +152,10 @@ mod tests {
         let budget = Budget::new(MIB, 16 * MIB);
         let mut accounts: Vec<_> = (0..9).map(|_| Account::open(budget.clone())).collect();
         assert_eq!(budget.held(Callers::Strangers), 9 * OWN_BYTES);
-        assert!(!accounts[0].holds(MIB / SHARE + 1), "more than its share");
-        let full = accounts.iter_mut().filter_map(|account| account.holds(MIB / SHARE).then_some(())).count();
+        assert!(!accounts[0].try_set(MIB / SHARE + 1), "more than its share");
+        let full = accounts.iter_mut().filter_map(|account| account.try_set(MIB / SHARE).then_some(())).count();
         assert_eq!(full, 7, "what the others have for themselves is taken");
-        assert!(accounts.iter_mut().all(|account| account.holds(OWN_BYTES)), "each has that");
+        assert!(accounts.iter_mut().all(|account| account.try_set(OWN_BYTES)), "each has that");
         assert_eq!(budget.held(Callers::Strangers), 9 * OWN_BYTES);
         drop(accounts);
         assert_eq!(budget.held(Callers::Strangers), 0);
@@ -165,12 +165,12 @@ mod tests {
     fn what_a_connection_holds_moves_with_it_when_it_is_known() {
         let budget = Budget::new(MIB, 16 * MIB);
         let mut account = Account::open(budget.clone());
-        assert!(account.holds(100_000));
-        account.becomes_known();
+        assert!(account.try_set(100_000));
+        account.mark_known();
         assert_eq!(budget.held(Callers::Strangers), 0);
         assert!((100_000..104_096).contains(&budget.held(Callers::Known)));
-        account.holds_all_the_same(32 * MIB);
-        assert!(!account.holds(33 * MIB) && account.holds(MIB));
+        account.set_over_limit(32 * MIB);
+        assert!(!account.try_set(33 * MIB) && account.try_set(MIB));
         assert_eq!(budget.held(Callers::Known), MIB);
         drop(account);
         assert_eq!(budget.held(Callers::Known), 0);

@@ -276,11 +276,11 @@ where
                         self.wake_by(due);
                     }
                     self.poll_timer(cx)?;
-                    self.conn.send();
+                    self.conn.send_pending();
                     let was_full = self.conn.is_full();
                     let written = self.poll_write(cx)?;
                     // What is held now is what will be held for longer.
-                    if let Err(error) = self.conn.settle(self.unparsed.len()) {
+                    if let Err(error) = self.conn.update_budget(self.unparsed.len()) {
                         // To wait for a peer that does not read would take the room that there is not.
                         drop(self.poll_write(cx));
                         return Poll::Ready(Err(CloseReason::Error(error)));
@@ -299,7 +299,7 @@ where
                         return Poll::Ready(close_result(error));
                     }
                     let written = self.poll_write(cx)?;
-                    if self.conn.settle(0).is_err() {
+                    if self.conn.update_budget(0).is_err() {
                         return Poll::Ready(close_result(error));
                     }
                     ready!(written);

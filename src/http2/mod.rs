@@ -57,11 +57,11 @@ pub const ERROR_CALLS: u32 = 8;
 /// Frames that carry no call on and that a peer may send in [`KEEPALIVE_INTERVAL`] beside those that its
 /// calls pay for: PING, SETTINGS, PRIORITY, empty DATA, what is unknown or comes for streams that are gone.
 /// Beyond it the connection is drained; beyond it once more, closed.
-pub const IDLE_FRAMES_MAX: u32 = 10_000;
+pub const OVERHEAD_FRAMES_MAX: u32 = 10_000;
 /// So many of them each frame pays for that begins a call, or carries data of one in either direction. Common
 /// clients send a PING with each read (a probe of the bandwidth), a WINDOW_UPDATE on a stream that has just
 /// ended, or an RST_STREAM for each call that they give up.
-pub const IDLE_FRAMES_PAID: u32 = 4;
+pub const OVERHEAD_FRAMES_PAID: u32 = 4;
 /// How long calls under way may take to end on a connection that is drained for what its peer did.
 pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
 /// Bytes of requests that a peer may send before they are read, for each call and for all calls of a connection.
@@ -80,16 +80,16 @@ pub const CALL_BYTES: usize = 10 * 1024;
 /// may wait for that of the reply.
 pub const OPEN_STREAM_BYTES: usize = 20 * 1024;
 /// What a call counts in the budget whose request is on its way and that has not begun, beside its head.
-pub const WAITING_BYTES: usize = 256;
+pub const PENDING_CALL_BYTES: usize = 256;
 /// A message of a stream is kept by the connection until it is whole, unless it is longer. Half of the window
 /// may be untold to the peer; so a peer can always send the rest of one.
 pub const WHOLE_BYTES_MAX: usize = WINDOW_BYTES as usize / 4;
 /// The same of a message of a call that is no stream. Whoever reads a part would make room for all of it.
 pub const SINGLE_BYTES_MAX: usize = 1024 * 1024;
 /// A request that is gathered to be answered at once: longer ones take the long way.
-pub const GATHERED_BYTES_MAX: usize = 128 * 1024;
+pub const BUFFERED_BYTES_MAX: usize = 128 * 1024;
 /// All of them on a connection: half of the window, so that other calls go on.
-pub const GATHERED_BYTES_ALL_MAX: usize = WINDOW_BYTES as usize / 2;
+pub const BUFFERED_BYTES_ALL_MAX: usize = WINDOW_BYTES as usize / 2;
 /// Bodies that are looked at before the first of them is answered.
 pub const PREFETCH_MAX: usize = 16;
 /// How long a request may take from its head to its end, unless it is a stream of messages. A caller holds a
@@ -124,7 +124,7 @@ pub const IDLE_LINGER_TIME: Duration = Duration::from_millis(250);
 pub enum Bypass {
     /// [`REPLIES_BYTES_MAX`] wait.
     RepliesPending,
-    /// Its request is longer than [`GATHERED_BYTES_MAX`], or all together than [`GATHERED_BYTES_ALL_MAX`].
+    /// Its request is longer than [`BUFFERED_BYTES_MAX`], or all together than [`BUFFERED_BYTES_ALL_MAX`].
     RequestTooLong,
 }
 

@@ -1,7 +1,7 @@
 //! Floods: whoever makes work without an end is stopped, or held back, and nothing grows.
 
 use keyward::grpc::pb::{self, Reason};
-use keyward::http2::{ERRORS_MAX, IDLE_FRAMES_MAX, STREAMS_MAX};
+use keyward::http2::{ERRORS_MAX, OVERHEAD_FRAMES_MAX, STREAMS_MAX};
 use prost::Message;
 
 use crate::h2peer::*;
@@ -36,7 +36,7 @@ async fn frames_that_carry_no_call_on_are_bounded() {
         peer.until_pong(1).await;
         let (mut reader, mut writer) = peer.split();
         // The first excess drains the connection, on which a call is under way; the second one ends it.
-        let flood = flood.repeat(2 * IDLE_FRAMES_MAX as usize + 2);
+        let flood = flood.repeat(2 * OVERHEAD_FRAMES_MAX as usize + 2);
         // The server may close before it has read all of it.
         let written = tokio::spawn(async move {
             writer.write(&flood).await;
@@ -62,7 +62,7 @@ async fn frames_that_come_with_calls_are_no_flood() {
         let mut peer = Peer::with(&site, &[(4, 0x7fff_ffff)]).await;
         peer.window_update(0, 0x7000_0000).await;
         let mut stream = 1_u32;
-        for _ in 0..(IDLE_FRAMES_MAX / 1_000 + 2) {
+        for _ in 0..(OVERHEAD_FRAMES_MAX / 1_000 + 2) {
             let mut calls = vec![];
             let first = stream;
             for _ in 0..1_000 {
@@ -119,7 +119,7 @@ async fn calls_that_are_under_way_outlive_the_first_excess() {
     let mut peer = Peer::open(&site).await;
     let (block, question) = (head_of(VERIFY, site.admin_secret()), body(&ask("nonsense")));
     peer.send(HEADERS, END_HEADERS, 1, &block).await;
-    peer.write(&frame(PING, END, 0, &[7; 8]).repeat(IDLE_FRAMES_MAX as usize + 1)).await;
+    peer.write(&frame(PING, END, 0, &[7; 8]).repeat(OVERHEAD_FRAMES_MAX as usize + 1)).await;
     let told = peer.find(|frame| frame.kind == GOAWAY).await;
     assert_eq!((told.code(), &told.payload[..4]), (ENHANCE_YOUR_CALM, &1_u32.to_be_bytes()[..]));
     peer.call(3, &block, &question).await;

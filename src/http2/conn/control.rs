@@ -13,7 +13,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         }
         if head.has(flag::ACK) {
             return if payload.is_empty() {
-                self.idle_frame()
+                self.overhead_frame()
             } else {
                 Err(ConnError::size("SETTINGS that say and ack"))
             };
@@ -28,8 +28,8 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             }
         }
         // Once, however often it is set: it takes a look at every stream.
-        window.map_or(Ok(()), |window| self.set_peer_window(window.into()))?;
-        self.idle_frame()?;
+        window.map_or(Ok(()), |window| self.set_peer_initial_window(window.into()))?;
+        self.overhead_frame()?;
         frame::put_settings_ack(&mut self.out);
         Ok(())
     }
@@ -57,7 +57,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         if payload.len() != PING_DRAIN.len() {
             return Err(ConnError::size("PING that is not of 8 bytes"));
         }
-        self.idle_frame()?;
+        self.overhead_frame()?;
         if !head.has(flag::ACK) {
             frame::put_ping(&mut self.out, true, payload);
         } else if payload == PING_DRAIN && self.drain == Drain::Announced {
@@ -85,6 +85,6 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             let error = ConnError::size("PRIORITY that is not of 5 bytes");
             return if self.is_idle(head.stream) { Err(error) } else { self.reset_for(head.stream, error.code) };
         }
-        self.idle_frame()
+        self.overhead_frame()
     }
 }

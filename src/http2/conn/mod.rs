@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use self::request::Opened;
-use self::stream::{Stream, Waiting};
+use self::request::SlowCall;
+use self::stream::{PendingCall, Stream};
 use super::body::{Incomplete, UNREPORTED_BYTES_MAX};
 use super::budget::{Account, Budget};
 use super::buffer::Buffer;
@@ -24,19 +24,20 @@ use super::head::HeaderDecoder;
 use super::hpack::Encoder;
 use super::reply_budget::ReplyBudget;
 use super::{
-    DRAIN_TIME_MAX, ERROR_CALLS, ERRORS_MAX, FastPath, GATHERED_BYTES_ALL_MAX, HEADER_BYTES_MAX, IDLE_FRAMES_MAX,
-    IDLE_FRAMES_PAID, KEEPALIVE_INTERVAL, OUT_BYTES_MAX, PREFETCH_MAX, STREAMS_MAX, WINDOW_BYTES,
+    BUFFERED_BYTES_ALL_MAX, DRAIN_TIME_MAX, ERROR_CALLS, ERRORS_MAX, FastPath, HEADER_BYTES_MAX, KEEPALIVE_INTERVAL,
+    OUT_BYTES_MAX, OVERHEAD_FRAMES_MAX, OVERHEAD_FRAMES_PAID, PREFETCH_MAX, STREAMS_MAX, WINDOW_BYTES,
 };
 
 /// Windows are this size until somebody says otherwise (RFC 9113, section 6.9.2).
 const WINDOW_BYTES_AT_FIRST: u32 = 65_535;
 /// The peer is told that it may send as many bytes again once they are so many.
-const TOLD_FROM_BYTES: u32 = WINDOW_BYTES / 4;
+const WINDOW_UPDATE_BYTES_MIN: u32 = WINDOW_BYTES / 4;
 
 // What is gathered, what calls do not tell of, and what the peer is not told yet are never the whole window:
 // otherwise a peer whose calls wait for a disk could send nothing more, and would wait with its verdicts.
 const _: () = assert!(
-    TOLD_FROM_BYTES as usize - 1 + GATHERED_BYTES_ALL_MAX + STREAMS_MAX * UNREPORTED_BYTES_MAX < WINDOW_BYTES as usize
+    WINDOW_UPDATE_BYTES_MIN as usize - 1 + BUFFERED_BYTES_ALL_MAX + STREAMS_MAX * UNREPORTED_BYTES_MAX
+        < WINDOW_BYTES as usize
 );
 /// Streams that were reset here, whose peers may not know yet, and of which frames that come are no errors.
 const RESETS_REMEMBERED: usize = 1_024;
@@ -51,36 +52,36 @@ pub(super) struct Conn<A: FastPath, C> {
     pub(super) out: Buffer,
     fast_path: A,
     calls: C,
-    phase: Phase,
+    handshake: Handshake,
     header_decoder: HeaderDecoder,
     encoder: Encoder,
     /// A header block that goes on in the next frame.
-    block: Option<Block>,
+    block: Option<PartialBlock>,
     /// The youngest stream that the peer has begun, refused ones too.
     last_stream: u32,
     /// Calls that were answered at once.
     answered: u64,
     /// In the order of their numbers.
-    waiting: VecDeque<Waiting<A::Pass>>,
-    gathered_bytes: usize,
+    pending_calls: VecDeque<PendingCall<A::Pass>>,
+    buffered_bytes: usize,
     streams: BTreeMap<u32, Stream>,
     /// Streams that have something to send, in turns.
-    sendable: VecDeque<u32>,
+    pending_send: VecDeque<u32>,
     /// What waits of replies.
     reply_budget: ReplyBudget,
     account: Account,
     /// What all calls count in the budget for requests.
-    counted: usize,
+    budget_bytes: usize,
     /// What was read and is not gone through, in bytes.
     rest_bytes: usize,
     /// What the peer set the windows of its streams to.
-    peer_window: i64,
+    peer_initial_window: i64,
     /// Bytes that may be sent to the peer.
     send_window: i64,
     /// Bytes that the peer may send.
     window: u32,
     /// Bytes that the peer has not been told that it may send again.
-    untold: u32,
+    unclaimed: u32,
     resets: VecDeque<u32>,
     /// Streams that the peer reset itself. Some clients send the rest of a request all the same.
     peer_resets: VecDeque<u32>,
@@ -88,9 +89,9 @@ pub(super) struct Conn<A: FastPath, C> {
     errors: u32,
     /// Calls that were refused because a peer without a credential had too many.
     crowded: u32,
-    idle_frames: u32,
+    overhead_frames: u32,
     /// When errors and idle frames were last forgotten.
-    calm_since: Instant,
+    decayed_at: Instant,
     drain: Drain,
     /// For what the connection is drained, and when it is closed at the latest.
     forced_drain: Option<(ConnError, Instant)>,
@@ -100,7 +101,7 @@ pub(super) struct Conn<A: FastPath, C> {
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum Handshake {
     /// The peer has yet to say that it speaks HTTP/2.
     Preface,
     /// Its settings come next.
@@ -119,7 +120,7 @@ enum Drain {
 }
 
 /// A header block in several frames.
-struct Block {
+struct PartialBlock {
     stream: u32,
     ends_stream: bool,
     frames: u32,
@@ -142,30 +143,30 @@ impl<A: FastPath, C> Conn<A, C> {
             out,
             fast_path,
             calls,
-            phase: Phase::Preface,
+            handshake: Handshake::Preface,
             header_decoder: HeaderDecoder::new(),
             encoder: Encoder::new(),
             block: None,
             last_stream: 0,
             answered: 0,
-            waiting: VecDeque::new(),
-            gathered_bytes: 0,
+            pending_calls: VecDeque::new(),
+            buffered_bytes: 0,
             streams: BTreeMap::new(),
-            sendable: VecDeque::new(),
+            pending_send: VecDeque::new(),
             reply_budget,
             account: Account::open(budget),
-            counted: 0,
+            budget_bytes: 0,
             rest_bytes: 0,
-            peer_window: WINDOW_BYTES_AT_FIRST.into(),
+            peer_initial_window: WINDOW_BYTES_AT_FIRST.into(),
             send_window: WINDOW_BYTES_AT_FIRST.into(),
             window: WINDOW_BYTES,
-            untold: 0,
+            unclaimed: 0,
             resets: VecDeque::new(),
             peer_resets: VecDeque::new(),
             errors: 0,
             crowded: 0,
-            idle_frames: 0,
-            calm_since: at,
+            overhead_frames: 0,
+            decayed_at: at,
             drain: Drain::NotStarted,
             forced_drain: None,
             at,
@@ -192,9 +193,9 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
 
     fn receive_frames(&mut self, input: &[u8]) -> Result<usize, ConnError> {
         let mut rest = input;
-        if self.phase == Phase::Preface {
+        if self.handshake == Handshake::Preface {
             match rest.strip_prefix(PREFACE) {
-                Some(further) => (self.phase, rest) = (Phase::Settings, further),
+                Some(further) => (self.handshake, rest) = (Handshake::Settings, further),
                 None if PREFACE.starts_with(rest) => return Ok(0),
                 None => return Err(ConnError::protocol("this is no HTTP/2")),
             }
@@ -260,15 +261,15 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     /// Ends the wait for requests that should be whole by now, and says when the next one should be.
     pub(super) fn end_late_requests(&mut self, now: Instant) -> Option<Instant> {
         // In the order of their beginning.
-        while self.waiting.front().is_some_and(|waiting| waiting.until <= now)
-            && let Some(waiting) = self.take_waiting(0)
+        while self.pending_calls.front().is_some_and(|pending| pending.until <= now)
+            && let Some(pending) = self.take_pending(0)
         {
             // Only a head that is of no request is an error, and those never wait.
-            let _refused = self.refuse(Opened::of(&waiting), waiting.body.len(), false, Incomplete::TooSlow);
+            let _refused = self.refuse(SlowCall::of(&pending), pending.body.len(), false, Incomplete::TooSlow);
         }
         self.streams.values_mut().for_each(|stream| stream.end_if_late(now));
-        let waiting = self.waiting.front().map(|waiting| waiting.until);
-        waiting.into_iter().chain(self.streams.values().filter_map(|stream| stream.until)).min()
+        let pending = self.pending_calls.front().map(|pending| pending.until);
+        pending.into_iter().chain(self.streams.values().filter_map(|stream| stream.until)).min()
     }
 
     /// Tells the peer that this connection will end, and asks it to say when it knows. Until then calls are answered.
@@ -282,7 +283,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
 
     /// Whether no call is under way.
     pub(super) fn has_no_calls(&self) -> bool {
-        self.streams.is_empty() && self.waiting.is_empty()
+        self.streams.is_empty() && self.pending_calls.is_empty()
     }
 
     /// The youngest stream that the peer has begun.
@@ -320,7 +321,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             return Err(error);
         }
         self.forced_drain = Some((error, self.at + DRAIN_TIME_MAX));
-        (self.idle_frames, self.errors) = (0, 0);
+        (self.overhead_frames, self.errors) = (0, 0);
         self.drain = Drain::Final(self.last_stream);
         frame::put_goaway(&mut self.out, self.last_stream, error.code, error.what);
         Ok(())
@@ -328,10 +329,10 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
 
     /// Ends all calls.
     pub(super) fn end_calls(&mut self) {
-        self.give_up_waiting();
-        self.waiting.clear();
+        self.cancel_pending();
+        self.pending_calls.clear();
         self.streams.clear();
-        (self.counted, self.gathered_bytes) = (0, 0);
+        (self.budget_bytes, self.buffered_bytes) = (0, 0);
     }
 
     /// Whether nothing more will ever be said.
@@ -340,11 +341,11 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     }
 
     fn frame(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
-        if self.phase == Phase::Settings {
+        if self.handshake == Handshake::Settings {
             if head.kind != kind::SETTINGS || head.has(flag::ACK) {
                 return Err(ConnError::protocol("the first frame is not SETTINGS"));
             }
-            self.phase = Phase::Open;
+            self.handshake = Handshake::Open;
         }
         if let Some(block) = &self.block
             && (head.kind != kind::CONTINUATION || head.stream != block.stream)
@@ -363,33 +364,33 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             kind::PRIORITY => self.priority(head, payload),
             kind::PUSH_PROMISE => Err(ConnError::protocol("a client cannot push")),
             // Section 4.1: to be ignored.
-            _ => self.idle_frame(),
+            _ => self.overhead_frame(),
         }
     }
 
     /// After a while, what a peer may do in it begins anew.
-    fn calm_down(&mut self) {
-        let passed = self.at.saturating_duration_since(self.calm_since).as_secs() / KEEPALIVE_INTERVAL.as_secs();
+    fn decay_rate_limits(&mut self) {
+        let passed = self.at.saturating_duration_since(self.decayed_at).as_secs() / KEEPALIVE_INTERVAL.as_secs();
         if passed > 0 {
-            self.calm_since = self.at;
-            (self.idle_frames, self.crowded) = (0, 0);
+            self.decayed_at = self.at;
+            (self.overhead_frames, self.crowded) = (0, 0);
             self.errors = u32::try_from(passed).ok().and_then(|halved| self.errors.checked_shr(halved)).unwrap_or(0);
         }
     }
 
     /// A frame that carries no call on.
-    fn idle_frame(&mut self) -> Result<(), ConnError> {
-        self.calm_down();
-        self.idle_frames += 1;
-        if self.idle_frames > IDLE_FRAMES_MAX {
+    fn overhead_frame(&mut self) -> Result<(), ConnError> {
+        self.decay_rate_limits();
+        self.overhead_frames += 1;
+        if self.overhead_frames > OVERHEAD_FRAMES_MAX {
             return self.force_drain(ConnError::enhance_your_calm("too many frames that carry no call on"));
         }
         Ok(())
     }
 
     /// A frame that begins a call, or carries data of one, pays for some that carry no call on.
-    fn pay(&mut self) {
-        self.idle_frames = self.idle_frames.saturating_sub(IDLE_FRAMES_PAID);
+    fn pay_for_overhead(&mut self) {
+        self.overhead_frames = self.overhead_frames.saturating_sub(OVERHEAD_FRAMES_PAID);
     }
 
     /// Whether a stream has never been begun.
@@ -398,18 +399,18 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     }
 
     /// Whether there is no room for another call.
-    fn is_crowded(&self) -> bool {
-        self.streams.len() + self.waiting.len() >= STREAMS_MAX
+    fn has_max_streams(&self) -> bool {
+        self.streams.len() + self.pending_calls.len() >= STREAMS_MAX
     }
 
     /// A call that came whole and whose reply was sent whole.
-    fn pay_for_errors(&mut self) {
+    fn pay_for_error(&mut self) {
         self.errors = self.errors.saturating_sub(1);
     }
 
     /// Resets a stream for an error of the peer.
     fn reset_for(&mut self, stream: u32, code: ErrorCode) -> Result<(), ConnError> {
-        self.calm_down();
+        self.decay_rate_limits();
         self.errors += ERROR_CALLS;
         if self.errors > ERRORS_MAX * ERROR_CALLS {
             self.force_drain(ConnError::enhance_your_calm("too many errors"))?;
@@ -422,7 +423,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     fn reset(&mut self, stream: u32, code: ErrorCode) {
         frame::put_reset(&mut self.out, stream, code);
         self.remember_reset(stream);
-        self.forget(stream);
+        self.cancel_stream(stream);
     }
 
     /// Frames that the peer has sent before it knows of a reset are no errors.
@@ -431,19 +432,19 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     }
 
     /// Ends whatever goes on for a stream. The place of a call is free when it has ended.
-    fn forget(&mut self, id: u32) {
-        if let Some(at) = self.find_waiting(id)
-            && let Some(waiting) = self.take_waiting(at)
+    fn cancel_stream(&mut self, id: u32) {
+        if let Some(at) = self.find_pending(id)
+            && let Some(pending) = self.take_pending(at)
         {
-            if let Some(pass) = &waiting.pass {
+            if let Some(pass) = &pending.pass {
                 self.fast_path.on_cancel(pass);
             }
-            self.give_back(waiting.body.len());
+            self.release_capacity(pending.body.len());
         }
         if let Some(stream) = self.streams.get_mut(&id) {
             let unread = stream.cancel();
             let is_gone = stream.call.is_none();
-            self.give_back(unread as usize);
+            self.release_capacity(unread as usize);
             if is_gone {
                 self.remove_stream(id);
             }
@@ -451,20 +452,20 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     }
 
     /// Where a call stands among those that wait for their bodies.
-    fn find_waiting(&self, id: u32) -> Option<usize> {
+    fn find_pending(&self, id: u32) -> Option<usize> {
         // Most often, bodies come in the order of their heads.
-        if self.waiting.front()?.id == id {
+        if self.pending_calls.front()?.id == id {
             return Some(0);
         }
-        self.waiting.binary_search_by_key(&id, |waiting| waiting.id).ok()
+        self.pending_calls.binary_search_by_key(&id, |pending| pending.id).ok()
     }
 
     /// The peer may send as many bytes again. It is told when they are many.
-    fn give_back(&mut self, bytes: usize) {
-        self.untold += bytes as u32;
-        if self.untold >= TOLD_FROM_BYTES {
-            self.window += self.untold;
-            frame::put_window_update(&mut self.out, 0, std::mem::take(&mut self.untold));
+    fn release_capacity(&mut self, bytes: usize) {
+        self.unclaimed += bytes as u32;
+        if self.unclaimed >= WINDOW_UPDATE_BYTES_MIN {
+            self.window += self.unclaimed;
+            frame::put_window_update(&mut self.out, 0, std::mem::take(&mut self.unclaimed));
         }
     }
 }
@@ -478,8 +479,8 @@ fn remember(streams: &mut VecDeque<u32>, stream: u32) {
 }
 
 impl<A: FastPath, C> Conn<A, C> {
-    fn give_up_waiting(&mut self) {
-        for pass in self.waiting.iter().filter_map(|waiting| waiting.pass.as_ref()) {
+    fn cancel_pending(&mut self) {
+        for pass in self.pending_calls.iter().filter_map(|pending| pending.pass.as_ref()) {
             self.fast_path.on_cancel(pass);
         }
     }
@@ -487,6 +488,6 @@ impl<A: FastPath, C> Conn<A, C> {
 
 impl<A: FastPath, C> Drop for Conn<A, C> {
     fn drop(&mut self) {
-        self.give_up_waiting();
+        self.cancel_pending();
     }
 }

@@ -7,7 +7,7 @@ use super::{Conn, frame};
 use crate::http2::call::{CallSpawner, Event, StreamEvent};
 use crate::http2::error::{ConnError, ErrorCode};
 use crate::http2::frame::{BITS_31, FrameHead, PAYLOAD_BYTES_MAX};
-use crate::http2::{FastPath, IDLE_FRAMES_PAID, WINDOW_BYTES};
+use crate::http2::{FastPath, OVERHEAD_FRAMES_PAID, WINDOW_BYTES};
 
 /// How sending went on for a stream.
 enum Sent {
@@ -23,19 +23,21 @@ enum Sent {
 
 impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     /// A reply of gRPC that went well. Most often it is written at once.
-    pub(super) fn reply(&mut self, id: u32, credit: i64, reply: Bytes) {
+    pub(super) fn reply(&mut self, id: u32, window_delta: i64, reply: Bytes) {
         frame::put_headers(&mut self.out, id, false, |to| self.encoder.grpc_headers(to));
         let bytes = reply.len() as i64;
-        let fits = bytes <= self.send_window && bytes <= self.peer_window + credit && reply.len() <= PAYLOAD_BYTES_MAX;
+        let fits = bytes <= self.send_window
+            && bytes <= self.peer_initial_window + window_delta
+            && reply.len() <= PAYLOAD_BYTES_MAX;
         if fits {
-            self.pay_for_errors();
+            self.pay_for_error();
             self.send_window -= bytes;
             frame::put_data(&mut self.out, id, false, &reply);
             frame::put_headers(&mut self.out, id, true, |to| self.encoder.grpc_ok(to));
             return;
         }
         let reply = self.reply_budget.add(reply, 0);
-        self.add_stream(id, Stream::of_reply(credit, reply));
+        self.add_stream(id, Stream::of_reply(window_delta, reply));
         self.queue(id);
     }
 
@@ -50,8 +52,8 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             Event::Done => {
                 stream.call = None;
                 // Its request is gone with it.
-                self.counted -= std::mem::take(&mut stream.counted);
-                if stream.is_over {
+                self.budget_bytes -= std::mem::take(&mut stream.budget_bytes);
+                if stream.is_closed {
                     self.streams.remove(&id);
                 } else if !matches!(stream.pieces.back(), Some(Piece::Trailers(_) | Piece::End)) {
                     // Its runtime has ended it.
@@ -60,7 +62,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             }
             Event::Read(bytes) => self.was_read(id, bytes),
             // Its caller wants to hear nothing more.
-            _ if stream.is_over => {}
+            _ if stream.is_closed => {}
             Event::Head(parts, ends) => {
                 frame::put_headers(&mut self.out, id, ends, |to| {
                     self.encoder.headers(parts.status, &parts.headers, to)
@@ -84,53 +86,53 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     /// A call has read a part of its request.
     fn was_read(&mut self, id: u32, bytes: usize) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        self.counted -= stream.was_read(bytes);
-        if stream.is_free {
+        self.budget_bytes -= stream.was_read(bytes);
+        if stream.is_budgeted {
             if stream.call_kind.has_stream {
-                stream.untold += bytes as u32;
+                stream.unclaimed += bytes as u32;
             }
-            return self.tell_of_window(id);
+            return self.send_window_update(id);
         }
         // What a call reads of a stream that was given up has been counted then.
         let bytes = stream.unread.min(bytes as u32);
         stream.unread -= bytes;
-        stream.untold += bytes;
-        self.tell_of_window(id);
-        self.give_back(bytes as usize);
+        stream.unclaimed += bytes;
+        self.send_window_update(id);
+        self.release_capacity(bytes as usize);
     }
 
     /// Tells the peer how much more it may send of a request, when that is much.
-    pub(super) fn tell_of_window(&mut self, id: u32) {
+    pub(super) fn send_window_update(&mut self, id: u32) {
         if let Some(stream) = self.streams.get_mut(&id)
             && stream.recv_buffer.is_some()
-            && stream.untold >= WINDOW_BYTES / 2
+            && stream.unclaimed >= WINDOW_BYTES / 2
         {
-            stream.window += stream.untold;
-            frame::put_window_update(&mut self.out, id, std::mem::take(&mut stream.untold));
+            stream.window += stream.unclaimed;
+            frame::put_window_update(&mut self.out, id, std::mem::take(&mut stream.unclaimed));
         }
     }
 
     /// Sends what may be sent.
-    pub(in crate::http2) fn send(&mut self) {
+    pub(in crate::http2) fn send_pending(&mut self) {
         // How many streams have had no turn since something was sent: the last round ends when nothing more goes.
-        let mut left = self.sendable.len();
+        let mut left = self.pending_send.len();
         while left > 0
             && !self.is_full()
-            && let Some(id) = self.sendable.pop_front()
+            && let Some(id) = self.pending_send.pop_front()
         {
             let Some(stream) = self.streams.get_mut(&id) else {
                 left -= 1;
                 continue;
             };
             stream.is_queued = false;
-            match self.send_of(id) {
+            match self.send_frame_of(id) {
                 Sent::All => {
                     self.finish(id);
-                    left = self.sendable.len();
+                    left = self.pending_send.len();
                 }
                 Sent::Some => {
                     self.queue(id);
-                    left = self.sendable.len();
+                    left = self.pending_send.len();
                 }
                 Sent::Enough => left -= 1,
                 Sent::Nothing => {
@@ -142,10 +144,10 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     }
 
     /// Sends one frame of a stream's body, and what ends it.
-    fn send_of(&mut self, id: u32) -> Sent {
+    fn send_frame_of(&mut self, id: u32) -> Sent {
         let Some(stream) = self.streams.get_mut(&id) else { return Sent::Enough };
         if let Some(Piece::Data(part)) = stream.pieces.front_mut() {
-            let window = self.peer_window + stream.credit;
+            let window = self.peer_initial_window + stream.window_delta;
             let allowed = window.min(self.send_window).min(PAYLOAD_BYTES_MAX as i64);
             let Some(allowed) = usize::try_from(allowed).ok().filter(|allowed| *allowed > 0) else {
                 return if window <= 0 { Sent::Enough } else { Sent::Nothing };
@@ -153,10 +155,10 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             let bytes = allowed.min(part.bytes.len());
             let whole = bytes == part.bytes.len();
             frame::put_data(&mut self.out, id, false, &part.bytes[..bytes]);
-            self.idle_frames = self.idle_frames.saturating_sub(IDLE_FRAMES_PAID);
+            self.overhead_frames = self.overhead_frames.saturating_sub(OVERHEAD_FRAMES_PAID);
             part.advance(bytes);
             self.send_window -= bytes as i64;
-            stream.credit -= bytes as i64;
+            stream.window_delta -= bytes as i64;
             if !whole {
                 return Sent::Some;
             }
@@ -183,7 +185,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     /// All of a reply is sent.
     fn finish(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.is_over = true;
+        stream.is_closed = true;
         if stream.recv_buffer.is_some() {
             // The rest of the request is of no use (RFC 9113, section 8.1).
             self.reset(id, ErrorCode::NoError);
@@ -193,15 +195,15 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         if stream.call.is_none() {
             self.remove_stream(id);
         }
-        self.pay_for_errors();
-        self.give_back(unread as usize);
+        self.pay_for_error();
+        self.release_capacity(unread as usize);
     }
 
     fn queue(&mut self, id: u32) {
         if let Some(stream) = self.streams.get_mut(&id)
             && !std::mem::replace(&mut stream.is_queued, true)
         {
-            self.sendable.push_back(id);
+            self.pending_send.push_back(id);
         }
     }
 
@@ -223,19 +225,19 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         if self.is_idle(id) {
             return Err(ConnError::protocol("WINDOW_UPDATE of a stream that was never begun"));
         }
-        let at = self.find_waiting(id);
-        let credit = match at.and_then(|at| self.waiting.get_mut(at)) {
-            Some(waiting) => &mut waiting.credit,
+        let at = self.find_pending(id);
+        let window_delta = match at.and_then(|at| self.pending_calls.get_mut(at)) {
+            Some(pending) => &mut pending.window_delta,
             None => match self.streams.get_mut(&id) {
-                Some(stream) => &mut stream.credit,
-                None => return self.idle_frame(),
+                Some(stream) => &mut stream.window_delta,
+                None => return self.overhead_frame(),
             },
         };
         if bytes == 0 {
             return self.reset_for(id, ErrorCode::Protocol);
         }
-        *credit += bytes;
-        if self.peer_window + *credit > BITS_31.into() {
+        *window_delta += bytes;
+        if self.peer_initial_window + *window_delta > BITS_31.into() {
             return self.reset_for(id, ErrorCode::FlowControl);
         }
         if self.streams.get(&id).is_some_and(|stream| !stream.pieces.is_empty()) {
@@ -245,11 +247,11 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     }
 
     /// The peer sets the window that streams begin with, and moves those of all that there are by as much.
-    pub(super) fn set_peer_window(&mut self, bytes: i64) -> Result<(), ConnError> {
-        self.peer_window = bytes;
-        let credits = self.waiting.iter().map(|waiting| waiting.credit);
-        let credits = credits.chain(self.streams.values().map(|stream| stream.credit));
-        if credits.max().is_some_and(|credit| bytes + credit > BITS_31.into()) {
+    pub(super) fn set_peer_initial_window(&mut self, bytes: i64) -> Result<(), ConnError> {
+        self.peer_initial_window = bytes;
+        let window_deltas = self.pending_calls.iter().map(|pending| pending.window_delta);
+        let window_deltas = window_deltas.chain(self.streams.values().map(|stream| stream.window_delta));
+        if window_deltas.max().is_some_and(|window_delta| bytes + window_delta > BITS_31.into()) {
             return Err(ConnError::new(
                 ErrorCode::FlowControl,
                 "INITIAL_WINDOW_SIZE makes a window larger than 2^31-1",
@@ -264,7 +266,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     }
 
     /// A reset of a stream that is gone carries no call on.
-    pub(super) fn idle_frame_if_gone(&mut self, id: u32) -> Result<(), ConnError> {
-        if self.streams.contains_key(&id) { Ok(()) } else { self.idle_frame() }
+    pub(super) fn overhead_frame_if_gone(&mut self, id: u32) -> Result<(), ConnError> {
+        if self.streams.contains_key(&id) { Ok(()) } else { self.overhead_frame() }
     }
 }

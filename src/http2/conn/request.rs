@@ -6,16 +6,16 @@ use std::time::Instant;
 
 use http::{HeaderMap, StatusCode};
 
-use super::request_budget::counted_of;
-use super::stream::{Length, Stream, Waiting};
-use super::{Block, Conn, Drain, remember};
+use super::request_budget::pending_call_bytes;
+use super::stream::{Length, PendingCall, Stream};
+use super::{Conn, Drain, PartialBlock, remember};
 use crate::http2::body::{FirstMessage, Incomplete, RecvBuffer};
 use crate::http2::call::{CallKind, CallSpawner};
 use crate::http2::error::{ConnError, ErrorCode};
 use crate::http2::frame::{self, FrameHead, flag};
 use crate::http2::head::{HeaderError, RequestHead};
 use crate::http2::{
-    BLOCK_FRAMES_MAX, Bypass, FastPath, GATHERED_BYTES_ALL_MAX, GATHERED_BYTES_MAX, OPEN_MESSAGE_BYTES_MAX,
+    BLOCK_FRAMES_MAX, BUFFERED_BYTES_ALL_MAX, BUFFERED_BYTES_MAX, Bypass, FastPath, OPEN_MESSAGE_BYTES_MAX,
     REQUEST_TIME_MAX, STRANGER_CALLS_MAX,
 };
 
@@ -27,29 +27,29 @@ const PRIORITY_BYTES: usize = 5;
 
 /// Calls of a peer without a credential that are refused by a status, in a while, because they are too many
 /// or there is no room. Further ones are reset.
-const CROWDED_TOLD_MAX: u32 = 16;
+const CROWDED_REPLIES_MAX: u32 = 16;
 
 /// A call that is to take the long way.
-pub(super) struct Opened<'a> {
+pub(super) struct SlowCall<'a> {
     id: u32,
     head: &'a RequestHead,
-    credit: i64,
+    window_delta: i64,
     padding: u32,
     length: Length,
     until: Instant,
     call_kind: CallKind,
 }
 
-impl<'a> Opened<'a> {
-    pub(super) fn of<P>(waiting: &'a Waiting<P>) -> Self {
+impl<'a> SlowCall<'a> {
+    pub(super) fn of<P>(pending: &'a PendingCall<P>) -> Self {
         Self {
-            id: waiting.id,
-            head: &waiting.head,
-            credit: waiting.credit,
-            padding: waiting.padding,
-            length: waiting.length,
-            until: waiting.until,
-            call_kind: CallKind { is_open: waiting.pass.is_none(), has_stream: false },
+            id: pending.id,
+            head: &pending.head,
+            window_delta: pending.window_delta,
+            padding: pending.padding,
+            length: pending.length,
+            until: pending.until,
+            call_kind: CallKind { is_open: pending.pass.is_none(), has_stream: false },
         }
     }
 }
@@ -70,7 +70,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             return self.head(frame.stream, ends_stream, head);
         }
         self.header_decoder.read_piece(fragment, false).map_err(|_| UNREAD)?;
-        self.block = Some(Block { stream: frame.stream, ends_stream, frames: 1 });
+        self.block = Some(PartialBlock { stream: frame.stream, ends_stream, frames: 1 });
         Ok(())
     }
 
@@ -99,14 +99,14 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         if let Drain::Final(_) = self.drain {
             // The peer has been told, and will try elsewhere.
             self.remember_reset(id);
-            return self.idle_frame();
+            return self.overhead_frame();
         }
-        if self.is_crowded() {
+        if self.has_max_streams() {
             self.reset(id, ErrorCode::RefusedStream);
             // A peer may have seen places free that are not yet; so it is no error.
-            return self.idle_frame();
+            return self.overhead_frame();
         }
-        self.pay();
+        self.pay_for_overhead();
         match head.request_error() {
             Some(HeaderError::Malformed) => return self.reset_for(id, ErrorCode::Protocol),
             Some(HeaderError::TooLong) => {
@@ -127,49 +127,50 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         };
         let until = self.at + REQUEST_TIME_MAX;
         if !self.account.is_known() && (pass.is_some() || self.fast_path.is_known(&head)) {
-            self.account.becomes_known();
+            self.account.mark_known();
         }
-        let waiting = Waiting { id, head, pass, counted: 0, body: vec![], padding: 0, length, credit: 0, until };
-        if waiting.pass.is_none() {
-            return self.begin_or_wait(waiting, ends);
+        let pending =
+            PendingCall { id, head, pass, budget_bytes: 0, body: vec![], padding: 0, length, window_delta: 0, until };
+        if pending.pass.is_none() {
+            return self.start_or_wait(pending, ends);
         }
         if ends {
-            return self.answer(waiting, &[]);
+            return self.answer(pending, &[]);
         }
-        self.add_waiting(waiting);
+        self.add_pending(pending);
         Ok(())
     }
 
     /// A call that takes the long way: it begins now or, if it is an open one and no stream, when its request is whole.
-    fn begin_or_wait(&mut self, call: Waiting<A::Pass>, ends: bool) -> Result<(), ConnError> {
+    fn start_or_wait(&mut self, call: PendingCall<A::Pass>, ends: bool) -> Result<(), ConnError> {
         let call_kind = self.calls.call_kind(&call.head);
-        let opened = Opened { call_kind, ..Opened::of(&call) };
-        if !self.account.is_known() && self.has_as_many_as_a_stranger_may() {
-            return self.refuse(opened, 0, ends, Incomplete::Crowded);
+        let slow_call = SlowCall { call_kind, ..SlowCall::of(&call) };
+        if !self.account.is_known() && self.is_at_stranger_limit() {
+            return self.refuse(slow_call, 0, ends, Incomplete::Crowded);
         }
         if ends || call_kind.has_stream || !call_kind.is_open {
-            return self.begin(opened, &[], ends);
+            return self.start(slow_call, &[], ends);
         }
-        if !self.account.is_known() && !self.has_room_for(counted_of(&call.head)) {
-            return self.refuse(opened, 0, ends, Incomplete::NoRoom);
+        if !self.account.is_known() && !self.has_room_for(pending_call_bytes(&call.head)) {
+            return self.refuse(slow_call, 0, ends, Incomplete::NoRoom);
         }
-        self.add_waiting(call);
+        self.add_pending(call);
         Ok(())
     }
 
-    fn has_as_many_as_a_stranger_may(&self) -> bool {
+    fn is_at_stranger_limit(&self) -> bool {
         // Those that were answered where they began are not heard yet, and take no place.
         let is_under_way = |stream: &&Stream| stream.call.as_ref().is_none_or(|call| !call.has_finished());
-        self.waiting.len() + self.streams.len() >= STRANGER_CALLS_MAX
-            && self.waiting.len() + self.streams.values().filter(is_under_way).count() >= STRANGER_CALLS_MAX
+        self.pending_calls.len() + self.streams.len() >= STRANGER_CALLS_MAX
+            && self.pending_calls.len() + self.streams.values().filter(is_under_way).count() >= STRANGER_CALLS_MAX
     }
 
     /// Trailers of a request. Nothing in them means anything in gRPC, but they end its body.
     fn trailers(&mut self, id: u32, ends: bool, error: Option<HeaderError>) -> Result<(), ConnError> {
-        let at = self.find_waiting(id);
+        let at = self.find_pending(id);
         let recv_buffer = self.streams.get(&id).map(|stream| stream.recv_buffer.is_some());
         if at.is_none() && recv_buffer != Some(true) && self.resets.contains(&id) {
-            return self.idle_frame();
+            return self.overhead_frame();
         }
         if at.is_none() && recv_buffer.is_none() {
             return Err(ConnError::new(ErrorCode::StreamClosed, "HEADERS on a stream that has ended"));
@@ -177,15 +178,15 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         if at.is_none() && recv_buffer == Some(false) {
             return self.reset_for(id, ErrorCode::StreamClosed);
         }
-        let length = match at.and_then(|at| self.waiting.get_mut(at)) {
-            Some(waiting) => Some(&mut waiting.length),
+        let length = match at.and_then(|at| self.pending_calls.get_mut(at)) {
+            Some(pending) => Some(&mut pending.length),
             None => self.streams.get_mut(&id).map(|stream| &mut stream.length),
         };
         if !ends || error.is_some() || length.is_some_and(|length| !length.take(0, true)) {
             return self.reset_for(id, ErrorCode::Protocol);
         }
-        if let Some(waiting) = at.and_then(|at| self.take_waiting(at)) {
-            return self.answer_gathered(waiting);
+        if let Some(pending) = at.and_then(|at| self.take_pending(at)) {
+            return self.answer_buffered(pending);
         }
         self.end_body(id);
         Ok(())
@@ -201,165 +202,165 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         self.window = self.window.checked_sub(bytes).ok_or(over)?;
         let data = frame.unpad(payload)?;
         let padding = bytes - data.len() as u32;
-        self.give_back(padding as usize);
+        self.release_capacity(padding as usize);
         let ends = frame.has(flag::END_STREAM);
         if !data.is_empty() {
-            self.pay();
+            self.pay_for_overhead();
         } else if !ends {
-            self.idle_frame()?;
+            self.overhead_frame()?;
         }
-        if let Some(at) = self.find_waiting(id) {
-            return self.data_of_waiting(at, data, padding, ends);
+        if let Some(at) = self.find_pending(id) {
+            return self.data_of_pending(at, data, padding, ends);
         }
         let Some((stream, recv_buffer)) = self.streams.get_mut(&id).and_then(|stream| {
             let recv_buffer = stream.recv_buffer.clone()?;
             Some((stream, recv_buffer))
         }) else {
-            self.give_back(data.len());
+            self.release_capacity(data.len());
             if self.resets.contains(&id) {
-                return self.idle_frame();
+                return self.overhead_frame();
             }
             if self.peer_resets.contains(&id) {
                 // grpc-java sends RST_STREAM for a call that is given up, and its DATA behind that.
                 frame::put_reset(&mut self.out, id, ErrorCode::StreamClosed);
-                return self.idle_frame();
+                return self.overhead_frame();
             }
             return self.reset_for(id, ErrorCode::StreamClosed);
         };
         let Some(window) = stream.window.checked_sub(bytes) else {
-            self.give_back(data.len());
+            self.release_capacity(data.len());
             return self.reset_for(id, ErrorCode::FlowControl);
         };
         stream.window = window;
         if !stream.length.take(data.len(), ends) {
-            self.give_back(data.len());
+            self.release_capacity(data.len());
             return self.reset_for(id, ErrorCode::Protocol);
         }
         // Padding is read as soon as it is here.
-        stream.untold += padding;
+        stream.unclaimed += padding;
         if !data.is_empty() {
             let is_kept = recv_buffer.push(data);
             if is_kept {
-                stream.counted += data.len();
-                self.counted += data.len();
+                stream.budget_bytes += data.len();
+                self.budget_bytes += data.len();
                 stream.wait_for_message(self.at);
             } else {
-                stream.untold += data.len() as u32;
+                stream.unclaimed += data.len() as u32;
             }
-            if is_kept && !stream.is_free {
+            if is_kept && !stream.is_budgeted {
                 stream.unread += data.len() as u32;
             } else {
                 if is_kept {
-                    stream.tell_single(data.len());
+                    stream.release_single(data.len());
                 }
-                self.give_back(data.len());
+                self.release_capacity(data.len());
             }
         }
         if ends {
             self.end_body(id);
         } else {
-            self.tell_of_window(id);
+            self.send_window_update(id);
         }
         Ok(())
     }
 
-    fn data_of_waiting(&mut self, at: usize, data: &[u8], padding: u32, ends: bool) -> Result<(), ConnError> {
-        let Some(waiting) = self.waiting.get_mut(at) else { return Ok(()) };
-        waiting.padding += padding;
-        if !waiting.length.take(data.len(), ends) {
-            let id = waiting.id;
-            self.give_back(data.len());
+    fn data_of_pending(&mut self, at: usize, data: &[u8], padding: u32, ends: bool) -> Result<(), ConnError> {
+        let Some(pending) = self.pending_calls.get_mut(at) else { return Ok(()) };
+        pending.padding += padding;
+        if !pending.length.take(data.len(), ends) {
+            let id = pending.id;
+            self.release_capacity(data.len());
             return self.reset_for(id, ErrorCode::Protocol);
         }
-        if waiting.pass.is_none() {
+        if pending.pass.is_none() {
             return self.data_of_open(at, data, ends);
         }
-        if ends && waiting.body.is_empty() {
+        if ends && pending.body.is_empty() {
             // The usual way: the body in one piece, read where it lies.
-            let waiting = self.take_waiting(at);
-            return waiting.map_or(Ok(()), |waiting| self.answer(waiting, data));
+            let pending = self.take_pending(at);
+            return pending.map_or(Ok(()), |pending| self.answer(pending, data));
         }
-        let is_long = waiting.body.len() + data.len() > GATHERED_BYTES_MAX
-            || self.gathered_bytes + data.len() > GATHERED_BYTES_ALL_MAX
-            || waiting.padding as usize > GATHERED_BYTES_MAX;
+        let is_long = pending.body.len() + data.len() > BUFFERED_BYTES_MAX
+            || self.buffered_bytes + data.len() > BUFFERED_BYTES_ALL_MAX
+            || pending.padding as usize > BUFFERED_BYTES_MAX;
         if !is_long {
-            waiting.body.extend_from_slice(data);
-            waiting.counted += data.len();
-            self.counted += data.len();
-            self.gathered_bytes += data.len();
+            pending.body.extend_from_slice(data);
+            pending.budget_bytes += data.len();
+            self.budget_bytes += data.len();
+            self.buffered_bytes += data.len();
             if !ends {
                 return Ok(());
             }
-            let waiting = self.take_waiting(at);
-            return waiting.map_or(Ok(()), |waiting| self.answer_gathered(waiting));
+            let pending = self.take_pending(at);
+            return pending.map_or(Ok(()), |pending| self.answer_buffered(pending));
         }
-        let Some(mut waiting) = self.take_waiting(at) else { return Ok(()) };
-        self.fast_path.on_bypass(&waiting.head, Bypass::RequestTooLong);
-        waiting.body.extend_from_slice(data);
-        self.begin(Opened::of(&waiting), &waiting.body, ends)
+        let Some(mut pending) = self.take_pending(at) else { return Ok(()) };
+        self.fast_path.on_bypass(&pending.head, Bypass::RequestTooLong);
+        pending.body.extend_from_slice(data);
+        self.start(SlowCall::of(&pending), &pending.body, ends)
     }
 
     /// A part of the body of an open call, which begins when it is whole.
     fn data_of_open(&mut self, at: usize, data: &[u8], ends: bool) -> Result<(), ConnError> {
-        let Some(waiting) = self.waiting.get_mut(at) else { return Ok(()) };
-        waiting.body.extend_from_slice(data);
-        waiting.counted += data.len();
-        self.counted += data.len();
-        self.gathered_bytes += data.len();
-        let is_long = match FirstMessage::of(&waiting.body, OPEN_MESSAGE_BYTES_MAX) {
+        let Some(pending) = self.pending_calls.get_mut(at) else { return Ok(()) };
+        pending.body.extend_from_slice(data);
+        pending.budget_bytes += data.len();
+        self.budget_bytes += data.len();
+        self.buffered_bytes += data.len();
+        let is_long = match FirstMessage::of(&pending.body, OPEN_MESSAGE_BYTES_MAX) {
             FirstMessage::TooLong => true,
-            FirstMessage::Whole(bytes) => waiting.body.len() > bytes,
+            FirstMessage::Whole(bytes) => pending.body.len() > bytes,
             FirstMessage::Part => false,
         };
-        let is_long = is_long || waiting.padding as usize > GATHERED_BYTES_MAX;
+        let is_long = is_long || pending.padding as usize > BUFFERED_BYTES_MAX;
         if !is_long && !ends {
             return Ok(());
         }
-        let Some(waiting) = self.take_waiting(at) else { return Ok(()) };
+        let Some(pending) = self.take_pending(at) else { return Ok(()) };
         if is_long {
-            return self.refuse(Opened::of(&waiting), waiting.body.len(), ends, Incomplete::TooLong);
+            return self.refuse(SlowCall::of(&pending), pending.body.len(), ends, Incomplete::TooLong);
         }
-        self.begin(Opened::of(&waiting), &waiting.body, ends)
+        self.start(SlowCall::of(&pending), &pending.body, ends)
     }
 
     /// Answers a call whose body came in pieces.
-    fn answer_gathered(&mut self, mut waiting: Waiting<A::Pass>) -> Result<(), ConnError> {
-        let body = std::mem::take(&mut waiting.body);
-        self.answer(waiting, &body)
+    fn answer_buffered(&mut self, mut pending: PendingCall<A::Pass>) -> Result<(), ConnError> {
+        let body = std::mem::take(&mut pending.body);
+        self.answer(pending, &body)
     }
 
     /// Answers a call at once, if it can be.
-    fn answer(&mut self, waiting: Waiting<A::Pass>, body: &[u8]) -> Result<(), ConnError> {
-        let pass = waiting.pass.as_ref().filter(|_| !self.reply_budget.is_full());
+    fn answer(&mut self, pending: PendingCall<A::Pass>, body: &[u8]) -> Result<(), ConnError> {
+        let pass = pending.pass.as_ref().filter(|_| !self.reply_budget.is_full());
         let Some(pass) = pass else {
-            if waiting.pass.is_some() {
-                self.fast_path.on_bypass(&waiting.head, Bypass::RepliesPending);
+            if pending.pass.is_some() {
+                self.fast_path.on_bypass(&pending.head, Bypass::RepliesPending);
             }
-            return self.begin(Opened::of(&waiting), body, true);
+            return self.start(SlowCall::of(&pending), body, true);
         };
         // A panic ends its call and nothing else.
         match catch_unwind(AssertUnwindSafe(|| self.fast_path.answer(pass, body))) {
             Ok(Some(reply)) => {
                 self.answered += 1;
-                self.reply(waiting.id, waiting.credit, reply);
+                self.reply(pending.id, pending.window_delta, reply);
             }
-            Ok(None) => return self.begin(Opened::of(&waiting), body, true),
+            Ok(None) => return self.start(SlowCall::of(&pending), body, true),
             Err(_) => {
                 self.fast_path.on_cancel(pass);
-                self.reset(waiting.id, ErrorCode::Internal);
+                self.reset(pending.id, ErrorCode::Internal);
             }
         }
-        self.give_back(body.len());
+        self.release_capacity(body.len());
         Ok(())
     }
 
     /// Begins a call on the long way, with as much of its body as is there.
-    fn begin(&mut self, opened: Opened<'_>, body: &[u8], ends: bool) -> Result<(), ConnError> {
-        let counted = opened.call_kind.call_bytes() + body.len();
-        if !self.has_room_for(counted) {
-            return self.refuse(opened, body.len(), ends, Incomplete::NoRoom);
+    fn start(&mut self, slow_call: SlowCall<'_>, body: &[u8], ends: bool) -> Result<(), ConnError> {
+        let budget_bytes = slow_call.call_kind.call_bytes() + body.len();
+        if !self.has_room_for(budget_bytes) {
+            return self.refuse(slow_call, body.len(), ends, Incomplete::NoRoom);
         }
-        let Opened { id, head, credit, padding, length, until, call_kind } = opened;
+        let SlowCall { id, head, window_delta, padding, length, until, call_kind } = slow_call;
         let recv_buffer = RecvBuffer::default();
         if !body.is_empty() {
             recv_buffer.push(body);
@@ -368,24 +369,25 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             recv_buffer.end(Ok(()));
         }
         let Some(call) = self.calls.spawn(id, head, recv_buffer.clone()) else {
-            self.give_back(body.len());
+            self.release_capacity(body.len());
             return self.reset_for(id, ErrorCode::Protocol);
         };
         let recv_buffer = (!ends).then_some(recv_buffer);
         let until = (!ends && !call_kind.has_stream).then_some(until);
         // What was answered where it began holds nothing.
-        let counted = if call.has_finished() { 0 } else { counted };
-        let is_free = !call_kind.is_open;
-        let mut stream = Stream::of_call(credit, recv_buffer, call, body.len() as u32, padding);
-        (stream.until, stream.counted, stream.call_kind, stream.is_free) = (until, counted, call_kind, is_free);
+        let budget_bytes = if call.has_finished() { 0 } else { budget_bytes };
+        let is_budgeted = !call_kind.is_open;
+        let mut stream = Stream::of_call(window_delta, recv_buffer, call, body.len() as u32, padding);
+        (stream.until, stream.budget_bytes, stream.call_kind, stream.is_budgeted) =
+            (until, budget_bytes, call_kind, is_budgeted);
         stream.length = length;
         if !body.is_empty() {
             stream.wait_for_message(self.at);
         }
-        if is_free {
+        if is_budgeted {
             stream.unread = 0;
-            stream.tell_single(body.len());
-            self.give_back(body.len());
+            stream.release_single(body.len());
+            self.release_capacity(body.len());
         }
         self.add_stream(id, stream);
         Ok(())
@@ -394,7 +396,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     /// Begins a call only to be refused: there is one place that does. So much of its body has come.
     pub(super) fn refuse(
         &mut self,
-        opened: Opened<'_>,
+        slow_call: SlowCall<'_>,
         bytes: usize,
         ends: bool,
         why: Incomplete,
@@ -402,26 +404,26 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         if why == Incomplete::NoRoom {
             self.account.count_refusal();
         }
-        self.give_back(bytes);
+        self.release_capacity(bytes);
         if !self.account.is_known() && matches!(why, Incomplete::NoRoom | Incomplete::Crowded) {
-            self.calm_down();
+            self.decay_rate_limits();
             self.crowded += 1;
-            if self.crowded > CROWDED_TOLD_MAX {
+            if self.crowded > CROWDED_REPLIES_MAX {
                 // Whoever goes on has been told, and gets no reply that is longer than the request.
-                self.reset(opened.id, ErrorCode::RefusedStream);
-                return self.idle_frame();
+                self.reset(slow_call.id, ErrorCode::RefusedStream);
+                return self.overhead_frame();
             }
         }
         let recv_buffer = RecvBuffer::default();
         recv_buffer.end(Err(why));
-        let Some(call) = self.calls.spawn(opened.id, opened.head, recv_buffer.clone()) else {
-            return self.reset_for(opened.id, ErrorCode::Protocol);
+        let Some(call) = self.calls.spawn(slow_call.id, slow_call.head, recv_buffer.clone()) else {
+            return self.reset_for(slow_call.id, ErrorCode::Protocol);
         };
         let recv_buffer = (!ends).then_some(recv_buffer);
-        let mut stream = Stream::of_call(opened.credit, recv_buffer, call, bytes as u32, opened.padding);
-        (stream.unread, stream.untold) = (0, stream.untold + bytes as u32);
-        stream.length = opened.length;
-        self.add_stream(opened.id, stream);
+        let mut stream = Stream::of_call(slow_call.window_delta, recv_buffer, call, bytes as u32, slow_call.padding);
+        (stream.unread, stream.unclaimed) = (0, stream.unclaimed + bytes as u32);
+        stream.length = slow_call.length;
+        self.add_stream(slow_call.id, stream);
         Ok(())
     }
 
@@ -440,7 +442,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         if !ends {
             self.reset(id, ErrorCode::NoError);
         }
-        self.idle_frame()
+        self.overhead_frame()
     }
 
     pub(super) fn reset_by_peer(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
@@ -450,8 +452,8 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         if self.is_idle(frame.stream) {
             return Err(ConnError::protocol("RST_STREAM of a stream that was never begun"));
         }
-        self.forget(frame.stream);
+        self.cancel_stream(frame.stream);
         remember(&mut self.peer_resets, frame.stream);
-        self.idle_frame_if_gone(frame.stream)
+        self.overhead_frame_if_gone(frame.stream)
     }
 }

@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use super::stream::{Stream, Waiting};
-use super::{Conn, Opened};
+use super::stream::{PendingCall, Stream};
+use super::{Conn, SlowCall};
 use crate::http2::body::Incomplete;
 use crate::http2::call::CallSpawner;
 use crate::http2::error::ConnError;
 use crate::http2::head::RequestHead;
-use crate::http2::{FastPath, WAITING_BYTES, frame};
+use crate::http2::{FastPath, PENDING_CALL_BYTES, frame};
 
 /// What a call counts that waits for its body.
-pub(super) fn counted_of(head: &RequestHead) -> usize {
-    WAITING_BYTES + head.bytes()
+pub(super) fn pending_call_bytes(head: &RequestHead) -> usize {
+    PENDING_CALL_BYTES + head.bytes()
 }
 
 impl<A: FastPath, C: CallSpawner> Conn<A, C> {
@@ -21,7 +21,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     ///
     /// # Errors
     /// When no call can be refused, and nothing is known of the peer. It has been told so then.
-    pub(in crate::http2) fn settle(&mut self, rest_bytes: usize) -> Result<(), ConnError> {
+    pub(in crate::http2) fn update_budget(&mut self, rest_bytes: usize) -> Result<(), ConnError> {
         self.rest_bytes = rest_bytes;
         self.shrink();
         while !self.has_room_for(0) {
@@ -30,7 +30,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             }
             if self.account.is_known() {
                 // At most a read and the calls that have begun.
-                self.account.holds_all_the_same(self.counted + self.rest_bytes);
+                self.account.set_over_limit(self.budget_bytes + self.rest_bytes);
                 return Ok(());
             }
             self.account.count_refusal();
@@ -43,14 +43,14 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
 
     /// Whether there is room for so many bytes more. If there is, it is taken.
     pub(super) fn has_room_for(&mut self, bytes: usize) -> bool {
-        let mut held = self.counted + self.rest_bytes + bytes;
+        let mut held = self.budget_bytes + self.rest_bytes + bytes;
         if !self.account.is_known() {
             // All that a peer can make grow: whoever is nobody has no other bound in the whole process.
             let streams = (self.resets.capacity() + self.peer_resets.capacity()) * size_of::<u32>();
             // Its spare room belongs to the thread.
             held += self.header_decoder.bytes() + streams + self.out.len() + self.reply_budget.held_bytes();
         }
-        self.account.holds(held)
+        self.account.try_set(held)
     }
 
     /// Gives back what a peer has made grow of whom nothing is known, and what is of no use any more.
@@ -58,8 +58,8 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         if self.account.is_known() {
             return;
         }
-        if self.waiting.capacity() > 2 * self.waiting.len() {
-            self.waiting.shrink_to_fit();
+        if self.pending_calls.capacity() > 2 * self.pending_calls.len() {
+            self.pending_calls.shrink_to_fit();
         }
         if self.streams.is_empty() {
             // An empty one keeps room for some.
@@ -70,20 +70,20 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     /// Refuses the youngest call whose request is on its way, if there is one.
     fn refuse_youngest(&mut self) -> Result<bool, ConnError> {
         let has_part = |stream: &Stream| {
-            stream.recv_buffer.is_some() && !stream.is_over && stream.counted > stream.call_kind.call_bytes()
+            stream.recv_buffer.is_some() && !stream.is_closed && stream.budget_bytes > stream.call_kind.call_bytes()
         };
         let stream = self.streams.iter().rev().find(|(_, stream)| has_part(stream)).map(|(id, _)| *id);
-        let waiting = self.waiting.back().map(|waiting| waiting.id);
-        if waiting > stream {
-            let Some(waiting) = self.take_waiting(self.waiting.len() - 1) else { return Ok(false) };
-            self.refuse(Opened::of(&waiting), waiting.body.len(), false, Incomplete::NoRoom)?;
+        let pending = self.pending_calls.back().map(|pending| pending.id);
+        if pending > stream {
+            let Some(pending) = self.take_pending(self.pending_calls.len() - 1) else { return Ok(false) };
+            self.refuse(SlowCall::of(&pending), pending.body.len(), false, Incomplete::NoRoom)?;
             return Ok(true);
         }
         let Some(stream) = stream.and_then(|id| self.streams.get_mut(&id)) else { return Ok(false) };
         self.account.count_refusal();
         let call_bytes = stream.call_kind.call_bytes();
-        self.counted -= stream.counted - call_bytes;
-        stream.counted = call_bytes;
+        self.budget_bytes -= stream.budget_bytes - call_bytes;
+        stream.budget_bytes = call_bytes;
         stream.until = None;
         // What was not read of it is given back at its end.
         if let Some(recv_buffer) = &stream.recv_buffer {
@@ -93,28 +93,28 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     }
 
     /// A call waits for its body.
-    pub(super) fn add_waiting(&mut self, mut waiting: Waiting<A::Pass>) {
-        waiting.counted = counted_of(&waiting.head);
-        self.counted += waiting.counted;
-        self.waiting.push_back(waiting);
+    pub(super) fn add_pending(&mut self, mut pending: PendingCall<A::Pass>) {
+        pending.budget_bytes = pending_call_bytes(&pending.head);
+        self.budget_bytes += pending.budget_bytes;
+        self.pending_calls.push_back(pending);
     }
 
     /// It does so no more.
-    pub(super) fn take_waiting(&mut self, at: usize) -> Option<Waiting<A::Pass>> {
-        let waiting = self.waiting.remove(at)?;
-        self.counted -= waiting.counted;
-        self.gathered_bytes -= waiting.body.len();
-        Some(waiting)
+    pub(super) fn take_pending(&mut self, at: usize) -> Option<PendingCall<A::Pass>> {
+        let pending = self.pending_calls.remove(at)?;
+        self.budget_bytes -= pending.budget_bytes;
+        self.buffered_bytes -= pending.body.len();
+        Some(pending)
     }
 
     pub(super) fn add_stream(&mut self, id: u32, stream: Stream) {
-        self.counted += stream.counted;
+        self.budget_bytes += stream.budget_bytes;
         self.streams.insert(id, stream);
     }
 
     pub(super) fn remove_stream(&mut self, id: u32) {
         if let Some(stream) = self.streams.remove(&id) {
-            self.counted -= stream.counted;
+            self.budget_bytes -= stream.budget_bytes;
         }
     }
 }

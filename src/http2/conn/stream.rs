@@ -31,18 +31,18 @@ impl Length {
 }
 
 /// A call that may be answered at once, and whose body is still on its way.
-pub(super) struct Waiting<P> {
+pub(super) struct PendingCall<P> {
     pub(super) id: u32,
     pub(super) head: Arc<RequestHead>,
     /// What admitted it. `None`: it is an open call, which takes the long way when its request is whole.
     pub(super) pass: Option<P>,
     /// What it counts in the budget for requests.
-    pub(super) counted: usize,
+    pub(super) budget_bytes: usize,
     pub(super) body: Vec<u8>,
     /// Bytes of padding that came with it.
     pub(super) padding: u32,
     pub(super) length: Length,
-    pub(super) credit: i64,
+    pub(super) window_delta: i64,
     /// When the body must be whole.
     pub(super) until: Instant,
 }
@@ -51,7 +51,7 @@ pub(super) struct Waiting<P> {
 #[derive(Debug, Default)]
 pub(super) struct Stream {
     /// What the peer's initial window and this come to is the window: it follows when the former is set anew.
-    pub(super) credit: i64,
+    pub(super) window_delta: i64,
     /// Where the body goes; `None` when all of it is there, or nobody wants it any more.
     pub(super) recv_buffer: Option<RecvBuffer>,
     pub(super) length: Length,
@@ -62,20 +62,20 @@ pub(super) struct Stream {
     /// Bytes that came and are not read.
     pub(super) unread: u32,
     /// Bytes that were read, and that the peer has not been told of.
-    pub(super) untold: u32,
+    pub(super) unclaimed: u32,
     /// What its call counts in the budget for requests.
-    pub(super) counted: usize,
+    pub(super) budget_bytes: usize,
     pub(super) call_kind: CallKind,
     /// Whether what came of its request is taken for read by the window of the connection, because the budget
     /// bounds it.
-    pub(super) is_free: bool,
+    pub(super) is_budgeted: bool,
     /// What is to be sent.
     pub(super) pieces: VecDeque<Piece>,
     /// Whether it is in the queue of those that have something to send.
     pub(super) is_queued: bool,
     pub(super) call: Option<CallHandle>,
     /// Whether the reply is sent, or will never be.
-    pub(super) is_over: bool,
+    pub(super) is_closed: bool,
 }
 
 /// A part of a reply that is to be sent.
@@ -95,14 +95,14 @@ impl Stream {
     /// The stream of a call whose body goes to this inbox, or is all there. So much of it has come, with so
     /// much padding.
     pub(super) fn of_call(
-        credit: i64,
+        window_delta: i64,
         recv_buffer: Option<RecvBuffer>,
         call: CallHandle,
         unread: u32,
         padding: u32,
     ) -> Self {
         let window = WINDOW_BYTES.saturating_sub(unread + padding);
-        Self { credit, recv_buffer, window, unread, untold: padding, call: Some(call), ..Self::default() }
+        Self { window_delta, recv_buffer, window, unread, unclaimed: padding, call: Some(call), ..Self::default() }
     }
 
     /// Ends the wait for the rest of the body, if it is due by now.
@@ -128,9 +128,9 @@ impl Stream {
             // Whoever reads keeps it until the call ends.
             return 0;
         }
-        let less = bytes.min(self.counted.saturating_sub(self.call_kind.call_bytes()));
-        self.counted -= less;
-        if self.counted <= self.call_kind.call_bytes() {
+        let less = bytes.min(self.budget_bytes.saturating_sub(self.call_kind.call_bytes()));
+        self.budget_bytes -= less;
+        if self.budget_bytes <= self.call_kind.call_bytes() {
             self.until = None;
         }
         less
@@ -138,20 +138,20 @@ impl Stream {
 
     /// The peer may send as many bytes again of a request that is no stream, whose message may be longer than
     /// the window: what is kept of it is bounded by the budget.
-    pub(super) fn tell_single(&mut self, bytes: usize) {
+    pub(super) fn release_single(&mut self, bytes: usize) {
         if !self.call_kind.has_stream {
-            self.untold += bytes as u32;
+            self.unclaimed += bytes as u32;
         }
     }
 
     /// The stream of a reply that is there.
-    pub(super) fn of_reply(credit: i64, reply: ReplyPart) -> Self {
-        Self { credit, pieces: VecDeque::from([Piece::Data(reply), Piece::Ok]), ..Self::default() }
+    pub(super) fn of_reply(window_delta: i64, reply: ReplyPart) -> Self {
+        Self { window_delta, pieces: VecDeque::from([Piece::Data(reply), Piece::Ok]), ..Self::default() }
     }
 
     /// Ends everything that goes on for it. It gives how many bytes came and were not read.
     pub(super) fn cancel(&mut self) -> u32 {
-        self.is_over = true;
+        self.is_closed = true;
         self.pieces.clear();
         if let Some(recv_buffer) = self.recv_buffer.take() {
             recv_buffer.end(Err(Incomplete::Cancelled));

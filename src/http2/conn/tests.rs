@@ -81,7 +81,7 @@ fn receive(conn: &mut Tested, mut bytes: &[u8]) -> Result<(), ConnError> {
     loop {
         conn.out.clear();
         let done = conn.receive(bytes, Instant::now())?;
-        conn.send();
+        conn.send_pending();
         if done == 0 {
             return Ok(());
         }
@@ -151,7 +151,7 @@ fn padding_gives_its_window_back_by_itself() {
     let (mut conn, _) = open();
     receive(&mut conn, &head(1, "/long")).unwrap();
     for _ in 0..3 * WINDOW_BYTES / 256 {
-        conn.idle_frames = 0;
+        conn.overhead_frames = 0;
         receive(&mut conn, &data(1, 255, b"")).unwrap();
     }
 }
@@ -191,14 +191,14 @@ fn the_window_of_a_call_is_given_back_as_its_request_comes() {
         let mut part = vec![];
         frame::put_data(&mut part, 1, false, &[0; 10_000]);
         receive(&mut conn, &part).unwrap();
-        assert!(conn.streams[&1].window + conn.streams[&1].untold == WINDOW_BYTES);
+        assert!(conn.streams[&1].window + conn.streams[&1].unclaimed == WINDOW_BYTES);
     }
 }
 
 /// However a call ends, what it had not read is given back.
 #[test]
 fn what_a_call_leaves_unread_is_given_back() {
-    let all_of = |conn: &Tested| conn.window + conn.untold;
+    let all_of = |conn: &Tested| conn.window + conn.unclaimed;
     let mut reset = vec![];
     frame::put_reset(&mut reset, 1, ErrorCode::NoError);
     let ends: [&dyn Fn(&mut Tested); 4] = [
@@ -225,7 +225,7 @@ fn what_a_call_leaves_unread_is_given_back() {
 #[test]
 fn the_place_of_a_call_is_free_when_it_has_ended_and_not_before() {
     let (mut conn, spawned) = open();
-    conn.account.becomes_known();
+    conn.account.mark_known();
     let reset = |stream| {
         let mut bytes = vec![];
         frame::put_reset(&mut bytes, stream, ErrorCode::NoError);
@@ -393,18 +393,18 @@ proptest! {
                 Ok(frame) => if conn.receive(&frame, Instant::now()).is_err() { return Ok(()) },
                 Err(message) => conn.on_event(message),
             }
-            conn.send();
-            prop_assert!(conn.streams.len() + conn.waiting.len() <= STREAMS_MAX);
-            let gathered: usize = conn.waiting.iter().map(|waiting| waiting.body.len()).sum();
-            prop_assert_eq!(gathered, conn.gathered_bytes);
-            let waiting: usize = conn.waiting.iter().map(|waiting| waiting.counted).sum();
-            prop_assert_eq!(waiting + conn.streams.values().map(|stream| stream.counted).sum::<usize>(), conn.counted);
+            conn.send_pending();
+            prop_assert!(conn.streams.len() + conn.pending_calls.len() <= STREAMS_MAX);
+            let buffered: usize = conn.pending_calls.iter().map(|pending| pending.body.len()).sum();
+            prop_assert_eq!(buffered, conn.buffered_bytes);
+            let pending: usize = conn.pending_calls.iter().map(|pending| pending.budget_bytes).sum();
+            prop_assert_eq!(pending + conn.streams.values().map(|stream| stream.budget_bytes).sum::<usize>(), conn.budget_bytes);
             let pieces = conn.streams.values().flat_map(|stream| &stream.pieces);
             let made_at_once = pieces.filter(|piece| matches!(piece, Piece::Data(part) if part.permits == 0));
             prop_assert_eq!(made_at_once.count() > 0, conn.reply_budget.held_bytes() > 0);
             // What the peer may send, has sent, and has not been told of is the window.
             let unread: u32 = conn.streams.values().map(|stream| stream.unread).sum();
-            prop_assert_eq!(conn.window + conn.untold + unread + gathered as u32, WINDOW_BYTES);
+            prop_assert_eq!(conn.window + conn.unclaimed + unread + buffered as u32, WINDOW_BYTES);
         }
     }
 }

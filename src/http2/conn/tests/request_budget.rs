@@ -47,7 +47,7 @@ fn an_open_call_begins_when_its_request_is_whole_and_its_window_is_not_given_bac
         for piece in sent[..8_000].chunks(1_000) {
             receive(&mut conn, &part(1, false, piece)).unwrap();
         }
-        assert_eq!(conn.window + conn.untold, WINDOW_BYTES - 8_000, "{path}");
+        assert_eq!(conn.window + conn.unclaimed, WINDOW_BYTES - 8_000, "{path}");
         // Who calls for a stream may wait for the head of the reply first.
         assert_eq!(spawned.0.borrow().len(), usize::from(is_stream), "{path}");
         receive(&mut conn, &part(1, false, &sent[8_000..])).unwrap();
@@ -63,10 +63,10 @@ fn a_message_of_an_open_call_that_is_too_long_is_refused_by_its_first_bytes() {
     receive(&mut conn, &head(1, "/open")).unwrap();
     receive(&mut conn, &part(1, false, &message(OPEN_MESSAGE_BYTES_MAX + 1)[..5])).unwrap();
     assert_eq!(spawned.0.borrow()[..], [1], "it is begun only to be refused");
-    assert_eq!(conn.window + conn.untold, WINDOW_BYTES);
+    assert_eq!(conn.window + conn.unclaimed, WINDOW_BYTES);
     // What comes of it still is not kept.
     receive(&mut conn, &part(1, false, &[0; 10_000])).unwrap();
-    assert_eq!((conn.window + conn.untold, conn.counted), (WINDOW_BYTES, 0));
+    assert_eq!((conn.window + conn.unclaimed, conn.budget_bytes), (WINDOW_BYTES, 0));
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn a_connection_without_a_credential_has_few_calls_under_way() {
     receive(&mut conn, &head_of(id, "/long")).unwrap();
     receive(&mut conn, &head(id + 2, "/open")).unwrap();
     assert_eq!(spawned.0.borrow()[16..], [id]);
-    assert_eq!(conn.waiting.len(), STRANGER_CALLS_MAX + 1);
+    assert_eq!(conn.pending_calls.len(), STRANGER_CALLS_MAX + 1);
 }
 
 #[test]
@@ -102,25 +102,25 @@ fn the_youngest_requests_are_refused_when_there_is_no_room_for_all() {
     receive(&mut conn, &head(3, "/")).unwrap();
     for stream in [1, 3, 1, 3] {
         receive(&mut conn, &part(stream, false, &[0; 15_000])).unwrap();
-        conn.settle(0).unwrap();
+        conn.update_budget(0).unwrap();
     }
     receive(&mut conn, &head(5, "/")).unwrap();
     receive(&mut conn, &head(7, "/long")).unwrap();
     receive(&mut conn, &part(5, false, &[0; 16_000])).unwrap();
     receive(&mut conn, &part(5, false, &[0; 16_000])).unwrap();
     receive(&mut conn, &part(7, false, &[0; 16_000])).unwrap();
-    conn.settle(0).unwrap();
+    conn.update_budget(0).unwrap();
     assert_eq!(budget.refused(Callers::Known), 0);
     receive(&mut conn, &part(1, false, &[0; 16_000])).unwrap();
-    conn.settle(0).unwrap();
+    conn.update_budget(0).unwrap();
     assert_eq!(budget.refused(Callers::Known), 1, "the body of 7 is gone");
-    assert_eq!(conn.streams[&7].counted, CALL_BYTES);
+    assert_eq!(conn.streams[&7].budget_bytes, CALL_BYTES);
     receive(&mut conn, &part(1, false, &[0; 16_000])).unwrap();
-    conn.settle(0).unwrap();
+    conn.update_budget(0).unwrap();
     assert_eq!((budget.refused(Callers::Known), spawned.0.borrow()[..].to_vec()), (2, vec![1, 7, 5]));
     assert!(budget.held(Callers::Known) <= MIB / 8);
     // All that was sent of those may be sent again; what is kept is of 1 and 3.
-    assert_eq!(conn.streams[&1].counted, CALL_BYTES + 62_000);
+    assert_eq!(conn.streams[&1].budget_bytes, CALL_BYTES + 62_000);
     drop(conn);
     assert_eq!(budget.held(Callers::Known), 0);
 }
@@ -131,15 +131,15 @@ fn a_connection_without_a_credential_ends_when_there_is_no_room_for_what_it_hold
     let (mut conn, _) = open_with(&budget);
     let mut others: Vec<_> = (0..8).map(|_| open_with(&budget).0).collect();
     for other in &mut others {
-        (0..).take_while(|kib| other.settle(kib * 1024).is_ok()).for_each(drop);
+        (0..).take_while(|kib| other.update_budget(kib * 1024).is_ok()).for_each(drop);
     }
     let refused = budget.refused(Callers::Strangers);
-    assert!(conn.settle(OWN_BYTES / 2).is_ok(), "each has that");
-    let error = conn.settle(3 * OWN_BYTES).unwrap_err();
+    assert!(conn.update_budget(OWN_BYTES / 2).is_ok(), "each has that");
+    let error = conn.update_budget(3 * OWN_BYTES).unwrap_err();
     assert_eq!(error.code, ErrorCode::EnhanceYourCalm);
     assert_eq!(budget.refused(Callers::Strangers), refused + 1);
     drop(others);
-    assert!(conn.settle(3 * OWN_BYTES).is_ok());
+    assert!(conn.update_budget(3 * OWN_BYTES).is_ok());
 }
 
 #[test]
@@ -156,8 +156,8 @@ fn a_stream_of_a_caller_with_a_credential_holds_up_no_other_with_half_a_message(
         streams += 1;
     }
     assert_eq!(conn.streams.len(), streams);
-    assert_eq!(conn.counted, streams * (CALL_BYTES + 96_000));
+    assert_eq!(conn.budget_bytes, streams * (CALL_BYTES + 96_000));
     conn.on_event(StreamEvent { stream: 1, event: Event::Read(90_000) });
-    assert_eq!(conn.streams[&1].counted, CALL_BYTES + 6_000);
+    assert_eq!(conn.streams[&1].budget_bytes, CALL_BYTES + 6_000);
     const { assert!(96_000 < WHOLE_BYTES_MAX) };
 }
