@@ -425,7 +425,7 @@ fn serve(
         shared_runtime,
         budget,
     };
-    tasks.spawn("serve", serve::serve(tasks.clone(), cores.homes().to_vec(), incoming, make_connection));
+    tasks.spawn("serve", serve::serve(tasks.clone(), cores.runtimes().to_vec(), incoming, make_connection));
 }
 
 fn serve_ops(tasks: &Tasks, listener: Listener, ops: Ops) {

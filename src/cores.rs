@@ -17,7 +17,7 @@ const BLOCKING_THREADS_MAX: usize = 16;
 /// The threads. They end when this is stopped or dropped, and what still runs on them ends with them.
 #[derive(Debug)]
 pub struct Cores {
-    homes: Vec<Home>,
+    runtimes: Vec<CoreRuntime>,
     urgent: Handle,
     threads: Vec<JoinHandle<()>>,
     end: DropGuard,
@@ -25,40 +25,40 @@ pub struct Cores {
 
 /// Where connections live. It counts those that do.
 #[derive(Clone, Debug)]
-pub struct Home {
-    runtime: Handle,
-    tenants: Arc<()>,
+pub struct CoreRuntime {
+    handle: Handle,
+    connections: Arc<()>,
 }
 
 /// A place in a home, free again when this is dropped.
 #[derive(Debug)]
-pub struct Place {
-    _tenant: Arc<()>,
+pub struct ConnectionGuard {
+    _connection: Arc<()>,
 }
 
-impl Home {
+impl CoreRuntime {
     /// The home that is the current runtime.
     #[must_use]
-    pub fn here() -> Self {
-        Self { runtime: Handle::current(), tenants: Arc::default() }
+    pub fn current() -> Self {
+        Self { handle: Handle::current(), connections: Arc::default() }
     }
 
     /// Its runtime.
     #[must_use]
-    pub fn runtime(&self) -> &Handle {
-        &self.runtime
+    pub fn handle(&self) -> &Handle {
+        &self.handle
     }
 
     /// Takes a place.
     #[must_use]
-    pub fn place(&self) -> Place {
-        Place { _tenant: self.tenants.clone() }
+    pub fn connection_guard(&self) -> ConnectionGuard {
+        ConnectionGuard { _connection: self.connections.clone() }
     }
 
     /// How many places are taken.
     #[must_use]
-    pub fn taken(&self) -> usize {
-        Arc::strong_count(&self.tenants)
+    pub fn connections(&self) -> usize {
+        Arc::strong_count(&self.connections)
     }
 }
 
@@ -70,10 +70,10 @@ impl Cores {
     pub fn start(count: usize) -> io::Result<Self> {
         let end = CancellationToken::new();
         let mut cores =
-            Self { homes: vec![], urgent: Handle::current(), threads: vec![], end: end.clone().drop_guard() };
+            Self { runtimes: vec![], urgent: Handle::current(), threads: vec![], end: end.clone().drop_guard() };
         for number in 0..count {
             let runtime = cores.start_one(format!("core-{number}"), end.clone())?;
-            cores.homes.push(Home { runtime, tenants: Arc::default() });
+            cores.runtimes.push(CoreRuntime { handle: runtime, connections: Arc::default() });
         }
         if count > 0 {
             cores.urgent = cores.start_one("urgent".to_owned(), end)?;
@@ -98,8 +98,8 @@ impl Cores {
 
     /// Where connections live.
     #[must_use]
-    pub fn homes(&self) -> &[Home] {
-        &self.homes
+    pub fn runtimes(&self) -> &[CoreRuntime] {
+        &self.runtimes
     }
 
     /// Where calls are answered that go before others.

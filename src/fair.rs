@@ -1,7 +1,7 @@
 //! Fairness between callers: however much one of them asks for, the others have their turn next.
 //!
 //! [`Queue`] holds what waits, with a bound in all and one for each party; parties take turns, and what one of them has put
-//! in goes in its order. [`Gate`] lets a number of them in at a time, from such a queue.
+//! in goes in its order. [`FairSemaphore`] lets a number of them in at a time, from such a queue.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -25,9 +25,9 @@ pub struct Queue<P, T> {
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// In all.
-    pub of_all: usize,
+    pub total: usize,
     /// Of one party.
-    pub of_one: usize,
+    pub per_party: usize,
 }
 
 impl<P: Clone + Eq + Hash, T> Queue<P, T> {
@@ -55,7 +55,7 @@ impl<P: Clone + Eq + Hash, T> Queue<P, T> {
     /// Gives it back where there are too many, in all or of this party.
     pub fn push(&mut self, party: P, item: T) -> Result<(), T> {
         let own = self.parties.get(&party).map_or(0, VecDeque::len);
-        if self.len >= self.bounds.of_all || own >= self.bounds.of_one {
+        if self.len >= self.bounds.total || own >= self.bounds.per_party {
             return Err(item);
         }
         self.of(party).push_back(item);
@@ -64,7 +64,7 @@ impl<P: Clone + Eq + Hash, T> Queue<P, T> {
 
     /// Puts back what was taken and is not done: before all others of its party, whose turn comes after those of others. There
     /// is always room for it.
-    pub fn push_again(&mut self, party: P, item: T) {
+    pub fn push_front(&mut self, party: P, item: T) {
         self.of(party).push_front(item);
     }
 
@@ -78,11 +78,11 @@ impl<P: Clone + Eq + Hash, T> Queue<P, T> {
 
     /// Takes the next one.
     pub fn pop(&mut self) -> Option<(P, T)> {
-        self.pop_of(|_| true)
+        self.pop_where(|_| true)
     }
 
     /// Takes the next one of a party that may.
-    pub fn pop_of(&mut self, may: impl Fn(&P) -> bool) -> Option<(P, T)> {
+    pub fn pop_where(&mut self, may: impl Fn(&P) -> bool) -> Option<(P, T)> {
         let at = self.turns.iter().position(may)?;
         let party = self.turns.remove(at)?;
         let own = self.parties.get_mut(&party)?;
@@ -97,7 +97,7 @@ impl<P: Clone + Eq + Hash, T> Queue<P, T> {
     }
 
     /// Lets go of what a party has put in, save what is to stay.
-    pub fn retain_of(&mut self, party: &P, stays: impl FnMut(&T) -> bool) {
+    pub fn retain_where(&mut self, party: &P, stays: impl FnMut(&T) -> bool) {
         let Some(own) = self.parties.get_mut(party) else { return };
         let before = own.len();
         own.retain(stays);
@@ -111,13 +111,13 @@ impl<P: Clone + Eq + Hash, T> Queue<P, T> {
 
 /// Lets so many in at a time; the others wait. Nobody is forgotten who gives up waiting, or leaves by a panic.
 #[derive(Debug)]
-pub struct Gate<P: Clone + Eq + Hash> {
-    places: Bounds,
-    state: Mutex<Doorway<P>>,
+pub struct FairSemaphore<P: Clone + Eq + Hash> {
+    permits: Bounds,
+    state: Mutex<SemaphoreState<P>>,
 }
 
 #[derive(Debug)]
-struct Doorway<P> {
+struct SemaphoreState<P> {
     taken: usize,
     /// By party. None of these is 0.
     held: HashMap<P, usize>,
@@ -129,22 +129,22 @@ struct Doorway<P> {
 #[error("too many are waiting")]
 pub struct Crowded;
 
-impl<P: Clone + Eq + Hash> Gate<P> {
+impl<P: Clone + Eq + Hash> FairSemaphore<P> {
     /// A gate with so many places, before which so many may wait.
     #[must_use]
-    pub fn new(places: Bounds, waiting: Bounds) -> Self {
-        let state = Doorway { taken: 0, held: HashMap::new(), waiting: Queue::new(waiting) };
-        Self { places, state: Mutex::new(state) }
+    pub fn new(permits: Bounds, waiting: Bounds) -> Self {
+        let state = SemaphoreState { taken: 0, held: HashMap::new(), waiting: Queue::new(waiting) };
+        Self { permits, state: Mutex::new(state) }
     }
 
     /// Waits for a place, which is free again when it is dropped.
     ///
     /// # Errors
     /// When too many wait already.
-    pub async fn enter(self: &Arc<Self>, party: P) -> Result<Place<P>, Crowded> {
+    pub async fn acquire(self: &Arc<Self>, party: P) -> Result<FairPermit<P>, Crowded> {
         let granted = {
             let mut state = self.state.lock();
-            if state.may_take(&party, self.places) {
+            if state.may_acquire(&party, self.permits) {
                 state.take(party.clone());
                 None
             } else {
@@ -153,7 +153,7 @@ impl<P: Clone + Eq + Hash> Gate<P> {
                     Ok(()) => None,
                     Err(grant) => {
                         // Those that have given up do not count.
-                        state.waiting.retain_of(&party, |waiting| !waiting.is_closed());
+                        state.waiting.retain_where(&party, |waiting| !waiting.is_closed());
                         state.waiting.push(party.clone(), grant).err()
                     }
                 };
@@ -163,16 +163,16 @@ impl<P: Clone + Eq + Hash> Gate<P> {
                 Some(granted)
             }
         };
-        let mut place = Place { gate: self.clone(), party, granted };
-        if let Some(granted) = &mut place.granted {
+        let mut permit = FairPermit { semaphore: self.clone(), party, granted };
+        if let Some(granted) = &mut permit.granted {
             // Its sender waits in the gate, and is used or kept.
             granted.await.map_err(|_| Crowded)?;
-            place.granted = None;
+            permit.granted = None;
         }
-        Ok(place)
+        Ok(permit)
     }
 
-    fn leave(&self, party: &P) {
+    fn release(&self, party: &P) {
         let mut state = self.state.lock();
         state.taken -= 1;
         if let Some(held) = state.held.get_mut(party) {
@@ -181,14 +181,14 @@ impl<P: Clone + Eq + Hash> Gate<P> {
                 state.held.remove(party);
             }
         }
-        state.let_in(self.places);
+        state.grant_waiting(self.permits);
     }
 }
 
-impl<P: Clone + Eq + Hash> Doorway<P> {
+impl<P: Clone + Eq + Hash> SemaphoreState<P> {
     /// Whoever waits has too many places already, or there is none.
-    fn may_take(&self, party: &P, places: Bounds) -> bool {
-        self.taken < places.of_all && self.held.get(party).is_none_or(|held| *held < places.of_one)
+    fn may_acquire(&self, party: &P, permits: Bounds) -> bool {
+        self.taken < permits.total && self.held.get(party).is_none_or(|held| *held < permits.per_party)
     }
 
     fn take(&mut self, party: P) {
@@ -196,11 +196,11 @@ impl<P: Clone + Eq + Hash> Doorway<P> {
         *self.held.entry(party).or_default() += 1;
     }
 
-    fn let_in(&mut self, places: Bounds) {
-        while self.taken < places.of_all {
+    fn grant_waiting(&mut self, permits: Bounds) {
+        while self.taken < permits.total {
             let held = &self.held;
-            let may = |party: &P| held.get(party).is_none_or(|held| *held < places.of_one);
-            let Some((party, grant)) = self.waiting.pop_of(may) else { return };
+            let may = |party: &P| held.get(party).is_none_or(|held| *held < permits.per_party);
+            let Some((party, grant)) = self.waiting.pop_where(may) else { return };
             if grant.send(()).is_ok() {
                 self.take(party);
             }
@@ -210,20 +210,20 @@ impl<P: Clone + Eq + Hash> Doorway<P> {
 
 /// A place in a gate, or the wait for one.
 #[derive(Debug)]
-pub struct Place<P: Clone + Eq + Hash> {
-    gate: Arc<Gate<P>>,
+pub struct FairPermit<P: Clone + Eq + Hash> {
+    semaphore: Arc<FairSemaphore<P>>,
     party: P,
     granted: Option<oneshot::Receiver<()>>,
 }
 
-impl<P: Clone + Eq + Hash> Drop for Place<P> {
+impl<P: Clone + Eq + Hash> Drop for FairPermit<P> {
     fn drop(&mut self) {
         let has_place = self.granted.as_mut().is_none_or(|granted| {
             granted.close();
             granted.try_recv().is_ok()
         });
         if has_place {
-            self.gate.leave(&self.party);
+            self.semaphore.release(&self.party);
         }
     }
 }
@@ -235,8 +235,8 @@ mod tests {
     use std::pin::pin;
     use std::task::Poll;
 
-    fn queue(of_all: usize, of_one: usize) -> Queue<&'static str, u32> {
-        Queue::new(Bounds { of_all, of_one })
+    fn queue(total: usize, per_party: usize) -> Queue<&'static str, u32> {
+        Queue::new(Bounds { total, per_party })
     }
 
     #[test]
@@ -267,24 +267,24 @@ mod tests {
             queue.push(party, item).unwrap();
         }
         let (party, item) = queue.pop().unwrap();
-        queue.push_again(party, item);
+        queue.push_front(party, item);
         let order: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|(_, item)| item).collect();
         assert_eq!(order, [3, 1, 2]);
     }
 
-    fn gate() -> Arc<Gate<&'static str>> {
-        Arc::new(Gate::new(Bounds { of_all: 3, of_one: 2 }, Bounds { of_all: 4, of_one: 2 }))
+    fn new_semaphore() -> Arc<FairSemaphore<&'static str>> {
+        Arc::new(FairSemaphore::new(Bounds { total: 3, per_party: 2 }, Bounds { total: 4, per_party: 2 }))
     }
 
     #[tokio::test]
     async fn a_gate_keeps_places_for_others_and_lets_them_in_first() {
-        let gate = gate();
-        let first = gate.enter("much").await.unwrap();
-        let second = gate.enter("much").await.unwrap();
-        let mut third = pin!(gate.enter("much"));
+        let semaphore = new_semaphore();
+        let first = semaphore.acquire("much").await.unwrap();
+        let second = semaphore.acquire("much").await.unwrap();
+        let mut third = pin!(semaphore.acquire("much"));
         assert!(poll!(&mut third).is_pending(), "the third place is not for it");
-        let other = gate.enter("little").await.unwrap();
-        let mut next = pin!(gate.enter("other"));
+        let other = semaphore.acquire("little").await.unwrap();
+        let mut next = pin!(semaphore.acquire("other"));
         assert!(poll!(&mut next).is_pending());
         drop(other);
         assert!(poll!(&mut third).is_pending());
@@ -292,38 +292,46 @@ mod tests {
         drop(first);
         let third = third.await.unwrap();
         drop((second, third, next));
-        assert_eq!(gate.state.lock().taken, 0);
-        assert!(gate.state.lock().held.is_empty());
+        assert_eq!(semaphore.state.lock().taken, 0);
+        assert!(semaphore.state.lock().held.is_empty());
     }
 
     #[tokio::test]
     async fn whoever_gives_up_leaves_no_trace() {
-        let gate = gate();
-        let places = [gate.enter("a").await.unwrap(), gate.enter("a").await.unwrap(), gate.enter("b").await.unwrap()];
+        let semaphore = new_semaphore();
+        let permits = [
+            semaphore.acquire("a").await.unwrap(),
+            semaphore.acquire("a").await.unwrap(),
+            semaphore.acquire("b").await.unwrap(),
+        ];
         for _ in 0..10 {
             // More than may wait: those that have given up do not count.
-            let mut given_up = Box::pin(gate.enter("a"));
+            let mut given_up = Box::pin(semaphore.acquire("a"));
             assert!(poll!(&mut given_up).is_pending());
         }
-        let mut granted = Box::pin(gate.enter("c"));
+        let mut granted = Box::pin(semaphore.acquire("c"));
         assert!(poll!(&mut granted).is_pending());
-        drop(places);
+        drop(permits);
         // It has been let in, and goes without having noticed.
         drop(granted);
-        assert_eq!(gate.state.lock().taken, 0);
-        assert_eq!(gate.state.lock().waiting.len(), 0);
+        assert_eq!(semaphore.state.lock().taken, 0);
+        assert_eq!(semaphore.state.lock().waiting.len(), 0);
     }
 
     #[tokio::test]
     async fn too_many_of_one_party_are_refused_and_others_are_not() {
-        let gate = gate();
-        let _places = [gate.enter("a").await.unwrap(), gate.enter("a").await.unwrap(), gate.enter("b").await.unwrap()];
-        let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(gate.enter("a"))).collect();
+        let semaphore = new_semaphore();
+        let _permits = [
+            semaphore.acquire("a").await.unwrap(),
+            semaphore.acquire("a").await.unwrap(),
+            semaphore.acquire("b").await.unwrap(),
+        ];
+        let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(semaphore.acquire("a"))).collect();
         for waiting in &mut waiting {
             assert!(poll!(waiting).is_pending());
         }
-        assert_eq!(gate.enter("a").await.err(), Some(Crowded));
-        let mut other = pin!(gate.enter("c"));
+        assert_eq!(semaphore.acquire("a").await.err(), Some(Crowded));
+        let mut other = pin!(semaphore.acquire("c"));
         assert!(matches!(poll!(&mut other), Poll::Pending));
     }
 }

@@ -43,7 +43,7 @@ impl Tasks {
     }
 
     /// Starts a task, on a runtime of the caller's choice, on which nothing else relies. One that panics ends alone.
-    pub fn spawn_lone_on(&self, runtime: &Handle, task: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn_isolated_on(&self, runtime: &Handle, task: impl Future<Output = ()> + Send + 'static) {
         // A token of its own: it is looked at again and again, and what all share, all cores would wait for.
         let end = self.end.child_token();
         // What it is wrapped in would each have room for it.

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use self::slots::Slot;
-pub use self::slots::{Mark, Slots, Taken};
+pub use self::slots::{CredentialMark, SlotUsage, Slots};
 
 /// Connections at one time, over all listeners, if the process may open as many files.
 const CONNECTIONS_MAX: usize = 8_192;
@@ -32,9 +32,9 @@ const CONNECTIONS_MAX: usize = 8_192;
 const FILES_RESERVED: usize = 128;
 
 /// How long a connection may take to say that it speaks HTTP/2; afterwards keepalive watches it.
-const GREETING_TIME_MAX: Duration = Duration::from_secs(10);
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The client's half of the HTTP/2 connection preface, by RFC 9113.
-const GREETING_BYTES: usize = 24;
+const PREFACE_BYTES: usize = 24;
 
 /// How long to wait after an error of accept, which is most often that there are too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -217,13 +217,13 @@ impl Listener {
         end: CancellationToken,
     ) {
         let _cleanup = RemoveSocket::of(&self.addr);
-        let door = slots.door();
+        let listener_slots = slots.for_listener();
         while let Some(accepted) = stop.run_until_cancelled(self.accept_one()).await {
             match accepted {
                 Ok(stream) => {
                     // While there is no place for it, others wait in the kernel's queue.
-                    let entered = stop.run_until_cancelled(door.enter(&end)).await;
-                    let Some(slot) = entered.or_else(|| door.try_enter(&end)) else { break };
+                    let entered = stop.run_until_cancelled(listener_slots.acquire(&end)).await;
+                    let Some(slot) = entered.or_else(|| listener_slots.try_acquire(&end)) else { break };
                     if to.send(Ok(Conn::new(stream, slot))).await.is_err() {
                         return;
                     }
@@ -234,9 +234,9 @@ impl Listener {
                 }
             }
         }
-        let Ok(waiting) = self.socket.into_waiting() else { return };
-        while let Ok(stream) = waiting.accept_one()
-            && let Some(slot) = door.try_enter(&end)
+        let Ok(backlog) = self.socket.into_backlog() else { return };
+        while let Ok(stream) = backlog.accept_one()
+            && let Some(slot) = listener_slots.try_acquire(&end)
             && to.send(Ok(Conn::new(stream, slot))).await.is_ok()
         {}
     }
@@ -256,22 +256,22 @@ impl Listener {
 
 impl Socket {
     /// The socket without its runtime, which need not have heard yet of who waits.
-    fn into_waiting(self) -> io::Result<Waiting> {
+    fn into_backlog(self) -> io::Result<Backlog> {
         Ok(match self {
-            Self::Tcp(listener) => Waiting::Tcp(listener.into_std()?),
-            Self::Unix(listener) => Waiting::Unix(listener.into_std()?),
+            Self::Tcp(listener) => Backlog::Tcp(listener.into_std()?),
+            Self::Unix(listener) => Backlog::Unix(listener.into_std()?),
         })
     }
 }
 
 /// A listener that waits for nobody.
 #[derive(Debug)]
-enum Waiting {
+enum Backlog {
     Tcp(std::net::TcpListener),
     Unix(std::os::unix::net::UnixListener),
 }
 
-impl Waiting {
+impl Backlog {
     fn accept_one(&self) -> io::Result<Stream> {
         match self {
             Self::Tcp(listener) => {
@@ -314,39 +314,39 @@ impl Peer {
 pub struct Conn {
     stream: Stream,
     /// What the peer still owes.
-    greeting: Option<Greeting>,
+    preface: Option<PrefaceDeadline>,
     slot: Slot,
 }
 
 /// A connection on its way from one runtime to another.
 #[derive(Debug)]
-pub struct Parked {
-    stream: ParkedStream,
-    has_greeted: bool,
+pub struct Detached {
+    stream: DetachedStream,
+    has_preface: bool,
     slot: Slot,
 }
 
 #[derive(Debug)]
-enum ParkedStream {
+enum DetachedStream {
     Tcp(std::net::TcpStream),
     Unix(std::os::unix::net::UnixStream),
 }
 
 impl Conn {
     fn new(stream: Stream, slot: Slot) -> Self {
-        Self { stream, greeting: Some(Greeting::expected()), slot }
+        Self { stream, preface: Some(PrefaceDeadline::new()), slot }
     }
 
     /// Says of it that it has had a credential that works.
     #[must_use]
-    pub fn mark(&self) -> Mark {
+    pub fn mark(&self) -> CredentialMark {
         self.slot.mark()
     }
 
     /// What tells it to go, because all shall or because another one needs its place.
     #[must_use]
-    pub fn leave(&self) -> CancellationToken {
-        self.slot.leave()
+    pub fn close_token(&self) -> CancellationToken {
+        self.slot.close_token()
     }
 
     /// Takes a connection off its runtime. A peer that is still to say that it speaks HTTP/2 has all of its time for it
@@ -354,40 +354,40 @@ impl Conn {
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn park(self) -> io::Result<Parked> {
+    pub fn detach(self) -> io::Result<Detached> {
         let stream = match self.stream {
-            Stream::Tcp(stream) => ParkedStream::Tcp(stream.into_std()?),
-            Stream::Unix(stream) => ParkedStream::Unix(stream.into_std()?),
+            Stream::Tcp(stream) => DetachedStream::Tcp(stream.into_std()?),
+            Stream::Unix(stream) => DetachedStream::Unix(stream.into_std()?),
         };
-        Ok(Parked { stream, has_greeted: self.greeting.is_none(), slot: self.slot })
+        Ok(Detached { stream, has_preface: self.preface.is_none(), slot: self.slot })
     }
 }
 
-impl Parked {
+impl Detached {
     /// Puts the connection on the current runtime.
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn unpark(self) -> io::Result<Conn> {
+    pub fn attach(self) -> io::Result<Conn> {
         let stream = match self.stream {
-            ParkedStream::Tcp(stream) => Stream::Tcp(TcpStream::from_std(stream)?),
-            ParkedStream::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),
+            DetachedStream::Tcp(stream) => Stream::Tcp(TcpStream::from_std(stream)?),
+            DetachedStream::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),
         };
-        let greeting = (!self.has_greeted).then(Greeting::expected);
-        Ok(Conn { stream, greeting, slot: self.slot })
+        let preface = (!self.has_preface).then(PrefaceDeadline::new);
+        Ok(Conn { stream, preface, slot: self.slot })
     }
 }
 
 /// A peer that says nothing would hold its slot for ever, and so would one that stops in the middle of its first line.
 #[derive(Debug)]
-struct Greeting {
+struct PrefaceDeadline {
     until: Pin<Box<Sleep>>,
     bytes_left: usize,
 }
 
-impl Greeting {
-    fn expected() -> Self {
-        Self { until: Box::pin(sleep(GREETING_TIME_MAX)), bytes_left: GREETING_BYTES }
+impl PrefaceDeadline {
+    fn new() -> Self {
+        Self { until: Box::pin(sleep(PREFACE_TIMEOUT)), bytes_left: PREFACE_BYTES }
     }
 }
 
@@ -410,7 +410,7 @@ impl Connected for Conn {
 
 impl AsyncRead for Conn {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.greeting.as_mut().is_some_and(|greeting| greeting.until.as_mut().poll(cx).is_ready()) {
+        if self.preface.as_mut().is_some_and(|preface| preface.until.as_mut().poll(cx).is_ready()) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         let before = buf.filled().len();
@@ -419,10 +419,10 @@ impl AsyncRead for Conn {
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         let read = buf.filled().len() - before;
-        if let Some(greeting) = &mut self.greeting {
-            greeting.bytes_left = greeting.bytes_left.saturating_sub(read);
-            if greeting.bytes_left == 0 {
-                self.greeting = None;
+        if let Some(preface) = &mut self.preface {
+            preface.bytes_left = preface.bytes_left.saturating_sub(read);
+            if preface.bytes_left == 0 {
+                self.preface = None;
             }
         }
         polled

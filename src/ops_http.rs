@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::metrics::{Format, Metrics};
-use crate::net::{Conn, Slots, Taken};
+use crate::net::{Conn, SlotUsage, Slots};
 
 /// Connections at one time. Further ones wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -64,12 +64,12 @@ impl Ops {
         while let Some(accepted) = incoming.recv().await {
             while connections.try_join_next().is_some() {}
             if let Ok(conn) = accepted {
-                connections.spawn(self.clone().converse(conn));
+                connections.spawn(self.clone().serve_connection(conn));
             }
         }
     }
 
-    async fn converse(self, conn: Conn) {
+    async fn serve_connection(self, conn: Conn) {
         let service = service_fn(|request| ready(Ok::<_, Infallible>(self.answer(&request))));
         let served = http1::Builder::new()
             .keep_alive(false)
@@ -97,7 +97,7 @@ impl Ops {
     fn readiness(&self) -> Response<String> {
         match *self.phase.borrow() {
             Phase::Loading => text(StatusCode::SERVICE_UNAVAILABLE, "loading"),
-            Phase::Serving => self.room(),
+            Phase::Serving => self.capacity(),
             Phase::Draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining"),
             Phase::Stopping => text(StatusCode::SERVICE_UNAVAILABLE, "stopping"),
         }
@@ -105,8 +105,8 @@ impl Ops {
 
     /// Ready, and how full it is if it is. Callers without a credential cannot make it unready: they make
     /// room for others.
-    fn room(&self) -> Response<String> {
-        let Taken { of, all, by_strangers, turned_away, is_full, is_full_of_known } = self.slots.taken();
+    fn capacity(&self) -> Response<String> {
+        let SlotUsage { of, all, by_strangers, turned_away, is_full, is_full_of_known } = self.slots.usage();
         if is_full_of_known {
             let line = format!("full: {all} of {of} connections, all of callers with a credential; further ones wait");
             return text(StatusCode::SERVICE_UNAVAILABLE, &line);

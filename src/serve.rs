@@ -15,10 +15,10 @@ use tokio::sync::mpsc;
 use tonic::transport::server::Connected;
 use tower_service::Service;
 
-use crate::cores::Home;
+use crate::cores::CoreRuntime;
 use crate::http2::{self, Budget, FastPath, Incoming, Shutdown};
 use crate::lifecycle::Tasks;
-use crate::net::{Conn, Mark, Peer};
+use crate::net::{Conn, CredentialMark, Peer};
 
 /// What answers calls, and where.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ type Connection<S, A> = http2::Connection<Conn, S, A, Peer>;
 impl<S, F> MakeConnection<S, F> {
     fn make<A: FastPath>(self, conn: Conn) -> Connection<S, A>
     where
-        F: Fn(Peer, Mark) -> A,
+        F: Fn(Peer, CredentialMark) -> A,
     {
         let Self {
             service,
@@ -89,32 +89,32 @@ impl<S, F> MakeConnection<S, F> {
 /// A connection stays on its core. Without cores, connections are served on the current runtime.
 pub async fn serve<S, B, F, A>(
     tasks: Tasks,
-    homes: Vec<Home>,
+    runtimes: Vec<CoreRuntime>,
     mut incoming: mpsc::Receiver<io::Result<Conn>>,
     make_connection: MakeConnection<S, F>,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
     S::Future: Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,
-    F: Fn(Peer, Mark) -> A + Clone + Send + 'static,
+    F: Fn(Peer, CredentialMark) -> A + Clone + Send + 'static,
     A: FastPath<Pass: Send> + Send + 'static,
 {
     let stop = tasks.stop_token();
-    let has_core = !homes.is_empty();
-    let homes = if has_core { homes } else { vec![Home::here()] };
+    let has_core = !runtimes.is_empty();
+    let runtimes = if has_core { runtimes } else { vec![CoreRuntime::current()] };
     while let Some(accepted) = incoming.recv().await {
-        let Some(home) = homes.iter().min_by_key(|home| home.taken()) else { return };
+        let Some(runtime) = runtimes.iter().min_by_key(|runtime| runtime.connections()) else { return };
         let Ok(conn) = accepted else { continue };
         // A token of its own: what all share, all cores would wait for.
-        let leave = conn.leave();
-        let Ok(parked) = conn.park() else { continue };
-        let (place, make_connection, stop) = (home.place(), make_connection.clone(), stop.clone());
-        tasks.spawn_lone_on(home.runtime(), async move {
-            let _place = place;
+        let close = conn.close_token();
+        let Ok(detached) = conn.detach() else { continue };
+        let (guard, make_connection, stop) = (runtime.connection_guard(), make_connection.clone(), stop.clone());
+        tasks.spawn_isolated_on(runtime.handle(), async move {
+            let _guard = guard;
             // What the kernel has lost meanwhile needs no answer.
-            let Ok(conn) = parked.unpark() else { return };
+            let Ok(conn) = detached.attach() else { return };
             let ending = async {
-                leave.cancelled().await;
+                close.cancelled().await;
                 if stop.is_cancelled() { Shutdown::Graceful } else { Shutdown::Now }
             };
             if let Err(error) = make_connection.make(conn).serve(ending, has_core).await {

@@ -11,12 +11,12 @@ use keyward_core::id::{ActorId, KeyId, TenantId};
 use parking_lot::Mutex;
 
 use super::AuthorityError;
-use crate::fair::{Bounds, Gate, Place};
+use crate::fair::{Bounds, FairPermit, FairSemaphore};
 
 /// One update of a key at a time.
-const PLACES: Bounds = Bounds { of_all: 1, of_one: 1 };
+const PLACES: Bounds = Bounds { total: 1, per_party: 1 };
 /// Updates of one key that wait; one more is refused.
-const WAITING: Bounds = Bounds { of_all: 4_096, of_one: 64 };
+const WAITING: Bounds = Bounds { total: 4_096, per_party: 64 };
 
 /// Who has turns: a caller, with the updates that may take power away or with the others.
 pub(super) type Party = (ActorId, bool);
@@ -25,7 +25,7 @@ type Name = (TenantId, KeyId);
 
 /// The keys that are being updated. Each has a gate of its own: no key is ever in the way of another.
 #[derive(Default)]
-pub(super) struct Turns(Mutex<HashMap<Name, Arc<Gate<Party>>>>);
+pub(super) struct Turns(Mutex<HashMap<Name, Arc<FairSemaphore<Party>>>>);
 
 impl Turns {
     /// Waits for the turn of a key's update. It ends when this is dropped.
@@ -36,11 +36,11 @@ impl Turns {
         party: Party,
     ) -> Result<Turn<'_>, AuthorityError> {
         let name = (tenant.clone(), key_id.clone());
-        let new = || Arc::new(Gate::new(PLACES, WAITING));
+        let new = || Arc::new(FairSemaphore::new(PLACES, WAITING));
         let gate = self.0.lock().entry(name.clone()).or_insert_with(new).clone();
         // From here on, so that whoever gives up waiting leaves nothing behind.
         let mut turn = Turn { turns: self, name, gate: Some(gate.clone()), place: None };
-        turn.place = Some(gate.enter(party).await?);
+        turn.place = Some(gate.acquire(party).await?);
         Ok(turn)
     }
 }
@@ -49,8 +49,8 @@ impl Turns {
 pub(super) struct Turn<'a> {
     turns: &'a Turns,
     name: Name,
-    gate: Option<Arc<Gate<Party>>>,
-    place: Option<Place<Party>>,
+    gate: Option<Arc<FairSemaphore<Party>>>,
+    place: Option<FairPermit<Party>>,
 }
 
 impl Drop for Turn<'_> {

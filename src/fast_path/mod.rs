@@ -25,12 +25,12 @@ use self::reply::ToReply;
 use crate::grpc::calls::{BATCH_VERIFY, VERIFY, rpc};
 use crate::grpc::session::CallerSession;
 use crate::grpc::state::StateHandle;
-use crate::http2::{FastPath, RequestHead, Bypass};
+use crate::http2::{Bypass, FastPath, RequestHead};
 use crate::layer::authn::credential_of;
 use crate::layer::deadline::read_timeout;
 use crate::layer::log;
 use crate::metrics::{Call, Calls, Detour, Ways};
-use crate::net::{Mark, Peer};
+use crate::net::{CredentialMark, Peer};
 
 /// The calls that have a fast path.
 pub const PATHS: [&str; 2] = [VERIFY, BATCH_VERIFY];
@@ -39,7 +39,7 @@ pub const PATHS: [&str; 2] = [VERIFY, BATCH_VERIFY];
 pub struct FastVerify {
     state: StateHandle,
     peer: Option<IpAddr>,
-    connection: Mark,
+    connection: CredentialMark,
     calls: [FastCall; 2],
     known: Option<Known>,
     /// The last head that was admitted, and for which call.
@@ -86,7 +86,7 @@ pub struct Pass {
 impl FastVerify {
     /// The fast path on a connection of this peer. The connection is marked when it has had a credential that works.
     #[must_use]
-    pub fn new(state: StateHandle, calls: &Calls, ways: [Ways; 2], peer: Peer, connection: Mark) -> Self {
+    pub fn new(state: StateHandle, calls: &Calls, ways: [Ways; 2], peer: Peer, connection: CredentialMark) -> Self {
         let [verify, batch_verify] = ways;
         let call = |path, reply, ways| FastCall {
             path,
@@ -145,7 +145,7 @@ impl FastVerify {
                 let credential = head.authorization().and_then(credential_of).ok_or(Detour::Caller)?;
                 let mut session = CallerSession::find(ready, credential, self.peer).map_err(|_| Detour::Caller)?;
                 session.works(ready, now).map_err(|_| Detour::Caller)?;
-                self.connection.becomes_known();
+                self.connection.mark_known();
                 let session = Arc::new(session);
                 known.insert(Known { credential: head.credential_serial(), session })
             }
@@ -220,7 +220,7 @@ impl FastPath for FastVerify {
             credential_of(value).and_then(|credential| CallerSession::find(ready, credential, self.peer).ok());
         let is_known = session.is_some_and(|mut session| session.works(ready, now).is_ok());
         if is_known {
-            self.connection.becomes_known();
+            self.connection.mark_known();
         }
         is_known
     }

@@ -25,7 +25,7 @@ pub struct Slots(Arc<Shared>);
 
 /// How the places are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taken {
+pub struct SlotUsage {
     /// Places that there are.
     pub of: usize,
     /// How many are taken.
@@ -43,7 +43,7 @@ pub struct Taken {
 #[derive(Debug)]
 struct Shared {
     bounds: Bounds,
-    state: Mutex<State>,
+    state: Mutex<SlotState>,
     /// Told when there may be a place.
     freed: Notify,
 }
@@ -63,14 +63,14 @@ struct Bounds {
 }
 
 #[derive(Debug)]
-struct State {
+struct SlotState {
     /// By listener.
     taken: Vec<usize>,
     next: u64,
     /// Connections that have had no credential that works, the oldest first.
     strangers: BTreeMap<u64, Stranger>,
     /// Those of them that have been told to go and have not gone yet.
-    leaving: BTreeSet<u64>,
+    closing: BTreeSet<u64>,
     logged_at: Option<Instant>,
     /// Connections that were turned away since then.
     unlogged: u64,
@@ -81,12 +81,12 @@ struct State {
 #[derive(Debug)]
 struct Stranger {
     listener: usize,
-    leave: CancellationToken,
+    close: CancellationToken,
 }
 
 /// Where a listener takes its places.
 #[derive(Debug)]
-pub(super) struct Door {
+pub(super) struct ListenerSlots {
     shared: Arc<Shared>,
     listener: usize,
 }
@@ -97,12 +97,12 @@ pub(super) struct Slot {
     shared: Arc<Shared>,
     serial: u64,
     listener: usize,
-    leave: CancellationToken,
+    close: CancellationToken,
 }
 
 /// Says of a connection that it has had a credential that works: it keeps its place.
 #[derive(Debug)]
-pub struct Mark {
+pub struct CredentialMark {
     shared: Arc<Shared>,
     serial: u64,
     is_set: bool,
@@ -127,11 +127,11 @@ impl Slots {
     }
 
     fn within(bounds: Bounds) -> Self {
-        let state = State {
+        let state = SlotState {
             taken: vec![],
             next: 0,
             strangers: BTreeMap::new(),
-            leaving: BTreeSet::new(),
+            closing: BTreeSet::new(),
             logged_at: None,
             unlogged: 0,
             turned_away: 0,
@@ -141,11 +141,11 @@ impl Slots {
 
     /// How they are taken now.
     #[must_use]
-    pub fn taken(&self) -> Taken {
+    pub fn usage(&self) -> SlotUsage {
         let Shared { bounds, state, .. } = &*self.0;
         let state = state.lock();
         let is_full = state.needs_place(bounds) || !state.has_common_place(bounds);
-        Taken {
+        SlotUsage {
             of: bounds.all,
             all: state.all(),
             by_strangers: state.strangers.len(),
@@ -153,19 +153,19 @@ impl Slots {
             is_full,
             is_full_of_known: !state.has_common_place(bounds)
                 && state.oldest(bounds).is_none()
-                && state.leaving.is_empty(),
+                && state.closing.is_empty(),
         }
     }
 
     /// The door of another listener.
-    pub(super) fn door(&self) -> Door {
+    pub(super) fn for_listener(&self) -> ListenerSlots {
         let mut state = self.0.state.lock();
         state.taken.push(0);
-        Door { shared: self.0.clone(), listener: state.taken.len() - 1 }
+        ListenerSlots { shared: self.0.clone(), listener: state.taken.len() - 1 }
     }
 }
 
-impl State {
+impl SlotState {
     fn all(&self) -> usize {
         self.taken.iter().sum()
     }
@@ -177,7 +177,7 @@ impl State {
 
     /// Places of strangers, also of those who have yet to go.
     fn of_strangers(&self) -> usize {
-        self.strangers.len() + self.leaving.len()
+        self.strangers.len() + self.closing.len()
     }
 
     fn has_place(&self, bounds: &Bounds, listener: usize) -> bool {
@@ -192,7 +192,7 @@ impl State {
     fn needs_place(&self, bounds: &Bounds) -> bool {
         bounds.turns_away
             && (self.strangers.len() + bounds.free >= bounds.strangers
-                || self.common(bounds) + bounds.free >= bounds.common + self.leaving.len())
+                || self.common(bounds) + bounds.free >= bounds.common + self.closing.len())
     }
 
     /// The stranger who goes next. What is kept for a listener is not taken from its connections for others.
@@ -204,8 +204,8 @@ impl State {
     /// Tells a stranger to go.
     fn turn_away(&mut self, serial: u64, now: Instant) {
         let Some(stranger) = self.strangers.remove(&serial) else { return };
-        self.leaving.insert(serial);
-        stranger.leave.cancel();
+        self.closing.insert(serial);
+        stranger.close.cancel();
         self.turned_away += 1;
         self.unlogged += 1;
         if self.logged_at.is_none_or(|logged_at| now.duration_since(logged_at) >= LOG_INTERVAL) {
@@ -223,11 +223,11 @@ impl State {
 impl Shared {
     /// A place, if there is one. If there are few, a stranger is told to go; if there is none, unless another
     /// one is about to.
-    fn enter(self: &Arc<Self>, listener: usize, end: &CancellationToken) -> Option<Slot> {
+    fn acquire(self: &Arc<Self>, listener: usize, end: &CancellationToken) -> Option<Slot> {
         let mut state = self.state.lock();
         let has_place = state.has_place(&self.bounds, listener);
         if state.taken[listener] >= self.bounds.kept
-            && (has_place || state.leaving.is_empty())
+            && (has_place || state.closing.is_empty())
             && state.needs_place(&self.bounds)
             && let Some(oldest) = state.oldest(&self.bounds)
         {
@@ -236,27 +236,27 @@ impl Shared {
         if !has_place {
             return None;
         }
-        let (serial, leave) = (state.next, end.child_token());
+        let (serial, close) = (state.next, end.child_token());
         state.next += 1;
         state.taken[listener] += 1;
-        state.strangers.insert(serial, Stranger { listener, leave: leave.clone() });
-        Some(Slot { shared: self.clone(), serial, listener, leave })
+        state.strangers.insert(serial, Stranger { listener, close: close.clone() });
+        Some(Slot { shared: self.clone(), serial, listener, close })
     }
 }
 
-impl Door {
+impl ListenerSlots {
     /// A place, if there is one. Its connection is told by a child of `end` when it has to go.
-    pub(super) fn try_enter(&self, end: &CancellationToken) -> Option<Slot> {
-        self.shared.enter(self.listener, end)
+    pub(super) fn try_acquire(&self, end: &CancellationToken) -> Option<Slot> {
+        self.shared.acquire(self.listener, end)
     }
 
     /// Waits for a place.
-    pub(super) async fn enter(&self, end: &CancellationToken) -> Slot {
+    pub(super) async fn acquire(&self, end: &CancellationToken) -> Slot {
         loop {
             let freed = self.shared.freed.notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
-            if let Some(slot) = self.try_enter(end) {
+            if let Some(slot) = self.try_acquire(end) {
                 return slot;
             }
             freed.await;
@@ -265,18 +265,18 @@ impl Door {
 }
 
 impl Slot {
-    pub(super) fn mark(&self) -> Mark {
-        Mark { shared: self.shared.clone(), serial: self.serial, is_set: false }
+    pub(super) fn mark(&self) -> CredentialMark {
+        CredentialMark { shared: self.shared.clone(), serial: self.serial, is_set: false }
     }
 
-    pub(super) fn leave(&self) -> CancellationToken {
-        self.leave.clone()
+    pub(super) fn close_token(&self) -> CancellationToken {
+        self.close.clone()
     }
 }
 
-impl Mark {
+impl CredentialMark {
     /// The connection has had a credential that works.
-    pub fn becomes_known(&mut self) {
+    pub fn mark_known(&mut self) {
         // What all connections share is not touched again.
         if !std::mem::replace(&mut self.is_set, true)
             && self.shared.state.lock().strangers.remove(&self.serial).is_some()
@@ -293,7 +293,7 @@ impl Drop for Slot {
             let mut state = self.shared.state.lock();
             state.taken[self.listener] -= 1;
             state.strangers.remove(&self.serial);
-            state.leaving.remove(&self.serial);
+            state.closing.remove(&self.serial);
         }
         self.shared.freed.notify_waiters();
     }
@@ -310,26 +310,26 @@ mod tests {
     }
 
     fn goes(slot: &Slot) -> bool {
-        slot.leave.is_cancelled()
+        slot.close.is_cancelled()
     }
 
     #[test]
     fn the_oldest_connection_without_a_credential_makes_room_for_the_next() {
         let slots = Slots::kept(32, 1);
-        let (door, stop) = (slots.door(), stop());
-        let enter = || slots.0.enter(door.listener, &stop);
-        let mut strangers: Vec<_> = std::iter::from_fn(enter).collect();
+        let (listener, stop) = (slots.for_listener(), stop());
+        let acquire = || slots.0.acquire(listener.listener, &stop);
+        let mut strangers: Vec<_> = std::iter::from_fn(acquire).collect();
         // A quarter is kept for those who have a credential.
         assert_eq!(strangers.len(), 24);
         assert!(goes(&strangers[0]) && !goes(&strangers[1]), "the last one that found no place needs one");
-        assert!(enter().is_none() && !goes(&strangers[1]), "one is about to go");
+        assert!(acquire().is_none() && !goes(&strangers[1]), "one is about to go");
         drop(strangers.remove(0));
-        strangers[0].mark().becomes_known();
+        strangers[0].mark().mark_known();
         // Whoever has a credential is none of them.
-        let newest = [enter().unwrap(), enter().unwrap()];
-        assert!(enter().is_none() && !goes(&strangers[0]) && goes(&strangers[1]));
+        let newest = [acquire().unwrap(), acquire().unwrap()];
+        assert!(acquire().is_none() && !goes(&strangers[0]) && goes(&strangers[1]));
         assert!(newest.iter().all(|slot| !goes(slot)));
-        let taken = slots.taken();
+        let taken = slots.usage();
         assert_eq!((taken.of, taken.all, taken.by_strangers, taken.turned_away), (32, 25, 23, 2));
         assert!(taken.is_full && !taken.is_full_of_known);
     }
@@ -337,36 +337,36 @@ mod tests {
     #[test]
     fn a_listener_has_its_places_whatever_others_take() {
         let slots = Slots::kept(32, 2);
-        let (tcp, unix, stop) = (slots.door(), slots.door(), stop());
+        let (tcp, unix, stop) = (slots.for_listener(), slots.for_listener(), stop());
         let known: Vec<_> = std::iter::from_fn(|| {
-            let slot = slots.0.enter(tcp.listener, &stop)?;
-            slot.mark().becomes_known();
+            let slot = slots.0.acquire(tcp.listener, &stop)?;
+            slot.mark().mark_known();
             Some(slot)
         })
         .collect();
         assert_eq!(known.len(), 30);
-        assert!(slots.taken().is_full_of_known);
-        let local: Vec<_> = std::iter::from_fn(|| slots.0.enter(unix.listener, &stop)).collect();
+        assert!(slots.usage().is_full_of_known);
+        let local: Vec<_> = std::iter::from_fn(|| slots.0.acquire(unix.listener, &stop)).collect();
         assert_eq!(local.len(), 2);
         assert!(local.iter().chain(&known).all(|slot| !goes(slot)), "these are its own, and known callers stay");
-        assert_eq!(slots.taken().all, 32);
+        assert_eq!(slots.usage().all, 32);
     }
 
     #[test]
     fn of_many_places_some_are_kept_free_for_who_comes_next() {
         let slots = Slots::kept(128, 1);
-        let (door, stop) = (slots.door(), stop());
-        let mut strangers: Vec<_> = (0..94).map(|_| slots.0.enter(door.listener, &stop).unwrap()).collect();
-        assert!(slots.taken().is_full && strangers.iter().all(|slot| !goes(slot)));
+        let (listener, stop) = (slots.for_listener(), stop());
+        let mut strangers: Vec<_> = (0..94).map(|_| slots.0.acquire(listener.listener, &stop).unwrap()).collect();
+        assert!(slots.usage().is_full && strangers.iter().all(|slot| !goes(slot)));
         // Two come in without a wait.
         for nth in 0..2 {
-            strangers.push(slots.0.enter(door.listener, &stop).unwrap());
+            strangers.push(slots.0.acquire(listener.listener, &stop).unwrap());
             assert!(goes(&strangers[nth]) && !goes(&strangers[nth + 1]));
         }
-        assert!(slots.0.enter(door.listener, &stop).is_none());
+        assert!(slots.0.acquire(listener.listener, &stop).is_none());
         drop(strangers.remove(0));
-        strangers.push(slots.0.enter(door.listener, &stop).unwrap());
-        let taken = slots.taken();
+        strangers.push(slots.0.acquire(listener.listener, &stop).unwrap());
+        let taken = slots.usage();
         assert_eq!((taken.all, taken.by_strangers, taken.turned_away), (96, 94, 3));
         assert!(taken.is_full && !taken.is_full_of_known);
     }
@@ -374,23 +374,23 @@ mod tests {
     #[tokio::test]
     async fn whoever_waits_for_a_place_gets_in_when_there_is_one() {
         let slots = Slots::kept(1, 1);
-        let (door, stop) = (slots.door(), stop());
-        let first = door.enter(&stop).await;
-        let mut second = std::pin::pin!(door.enter(&stop));
+        let (listener, stop) = (slots.for_listener(), stop());
+        let first = listener.acquire(&stop).await;
+        let mut second = std::pin::pin!(listener.acquire(&stop));
         let cx = &mut Context::from_waker(Waker::noop());
         assert!(second.as_mut().poll(cx).is_pending() && goes(&first));
         drop(first);
         second.await;
-        assert_eq!(slots.taken().all, 0);
+        assert_eq!(slots.usage().all, 0);
     }
 
     #[test]
     fn places_of_which_none_are_kept_are_waited_for() {
         let slots = Slots::new(1);
-        let (door, stop) = (slots.door(), stop());
-        let first = slots.0.enter(door.listener, &stop).unwrap();
-        assert!(slots.0.enter(door.listener, &stop).is_none() && !goes(&first));
+        let (listener, stop) = (slots.for_listener(), stop());
+        let first = slots.0.acquire(listener.listener, &stop).unwrap();
+        assert!(slots.0.acquire(listener.listener, &stop).is_none() && !goes(&first));
         drop(first);
-        assert!(slots.0.enter(door.listener, &stop).is_some());
+        assert!(slots.0.acquire(listener.listener, &stop).is_some());
     }
 }

@@ -87,7 +87,7 @@ async fn start(tasks: &Tasks, cores: &Cores) -> ListenAddr {
         shared_runtime,
         budget: Budget::new(1 << 30, 1 << 30),
     };
-    tasks.spawn("serve", serve(tasks.clone(), cores.homes().to_vec(), incoming, make_connection));
+    tasks.spawn("serve", serve(tasks.clone(), cores.runtimes().to_vec(), incoming, make_connection));
     addr
 }
 
@@ -118,12 +118,12 @@ async fn a_connection_stays_on_its_core_and_its_other_calls_are_answered_elsewhe
     for peer in [&mut asks, &mut changes] {
         assert_eq!(thread_of(peer, 1, HOME).await, "core-0");
     }
-    let taken = cores.homes()[0].taken();
+    let before = cores.runtimes()[0].connections();
     for stream in [3, 7, 11] {
         assert_ne!(thread_of(&mut changes, stream, AWAY).await, "core-0");
         assert_eq!(thread_of(&mut changes, stream + 2, HOME).await, "core-0");
     }
-    assert_eq!(cores.homes()[0].taken(), taken);
+    assert_eq!(cores.runtimes()[0].connections(), before);
     assert_eq!(thread_of(&mut asks, 3, HOME).await, "core-0");
     assert!(tasks.stop(std::time::Duration::from_secs(20)).await, "it ends in order");
     cores.stop();

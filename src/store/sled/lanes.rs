@@ -20,8 +20,8 @@ pub(super) const TABLE_QUEUE_GROUPS_MAX: usize = 64;
 /// While groups of so many bytes wait for it, none are.
 pub(super) const TABLE_QUEUE_BYTES_MAX: usize = 128 * 1024 * 1024;
 
-const NARROWING: Bounds = Bounds { of_all: COMMIT_QUEUE_MAX, of_one: COMMIT_QUEUE_MAX / 8 };
-const ORDINARY: Bounds = Bounds { of_all: COMMIT_QUEUE_MAX, of_one: COMMIT_QUEUE_OF_ONE_MAX };
+const NARROWING: Bounds = Bounds { total: COMMIT_QUEUE_MAX, per_party: COMMIT_QUEUE_MAX / 8 };
+const ORDINARY: Bounds = Bounds { total: COMMIT_QUEUE_MAX, per_party: COMMIT_QUEUE_OF_ONE_MAX };
 
 pub(super) struct Lanes {
     state: Mutex<State>,

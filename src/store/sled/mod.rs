@@ -84,7 +84,7 @@ use super::{
     Backup, BackupError, Bounds, Commit, CommitError, Condition, Figures, Held, KeyQuery, Page, Part, Reader, Snapshot,
     Store, StoreError, TableFigures, View,
 };
-use crate::fair::{self, Gate};
+use crate::fair::{self, FairSemaphore};
 use crate::feed::{Feed, Resync, Subscription};
 
 pub use self::backup::BackupLimits;
@@ -106,9 +106,9 @@ const KEY_THREADS: usize = 2;
 /// Threads that read a key for a change that may take power away.
 const URGENT_THREADS: usize = 1;
 /// Lists that are being read or put into replies.
-const LISTS: fair::Bounds = fair::Bounds { of_all: 64, of_one: 32 };
+const LISTS: fair::Bounds = fair::Bounds { total: 64, per_party: 32 };
 /// Lists that wait for that.
-const LISTS_WAITING: fair::Bounds = fair::Bounds { of_all: 4_096, of_one: 1_024 };
+const LISTS_WAITING: fair::Bounds = fair::Bounds { total: 4_096, per_party: 1_024 };
 
 /// A disk that has not answered for this long is called stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
@@ -163,7 +163,7 @@ pub struct SledStore {
     backup_limits: BackupLimits,
     looks: Looks,
     latest: Arc<Latest>,
-    lists: Arc<Gate<ActorId>>,
+    lists: Arc<FairSemaphore<ActorId>>,
     list_readers: Readers,
     key_readers: Readers,
     urgent_readers: Readers,
@@ -257,7 +257,7 @@ impl SledStore {
             backup_limits: options.backup,
             looks,
             latest,
-            lists: Arc::new(Gate::new(LISTS, LISTS_WAITING)),
+            lists: Arc::new(FairSemaphore::new(LISTS, LISTS_WAITING)),
             list_readers: Readers::start("lists", LIST_THREADS, Some(table.clone()))?,
             key_readers: Readers::start("reads", KEY_THREADS, None)?,
             urgent_readers: Readers::start("urgent reads", URGENT_THREADS, None)?,
@@ -359,7 +359,7 @@ impl Store for SledStore {
 
     async fn keys(&self, query: KeyQuery) -> Result<Page<KeyRecord, KeyId>, StoreError> {
         let (table, overlay, caller) = (self.table.clone(), self.overlay.clone(), query.caller.clone());
-        let place = self.lists.enter(caller.clone()).await.map_err(|_| StoreError::Overloaded)?;
+        let place = self.lists.acquire(caller.clone()).await.map_err(|_| StoreError::Overloaded)?;
         let mut scan = Scan::new(query);
         let mut page = self.list_readers.read(caller, move || table.list_on(&overlay, &mut scan)).await?;
         page.held = Held::of(place);
@@ -376,7 +376,7 @@ impl Store for SledStore {
         after: Option<TenantId>,
         limit: usize,
     ) -> Result<Page<TenantRecord, TenantId>, StoreError> {
-        let place = self.lists.enter(caller.clone()).await.map_err(|_| StoreError::Overloaded)?;
+        let place = self.lists.acquire(caller.clone()).await.map_err(|_| StoreError::Overloaded)?;
         let found = self.overlay.tenants(after.as_ref(), limit.saturating_add(1));
         let page = Page::first(found.into_iter(), limit, |tenant| tenant.tenant.clone());
         Ok(Page { held: Held::of(place), ..page })

@@ -18,7 +18,7 @@ use crate::fair::{Bounds, Queue};
 use crate::store::StoreError;
 
 /// Reads that wait, of one kind.
-const WAITING: Bounds = Bounds { of_all: 16_384, of_one: 4_096 };
+const WAITING: Bounds = Bounds { total: 16_384, per_party: 4_096 };
 
 /// For how long lists are read while the table's writer waits, or so: some times as long as its transaction takes.
 /// Where much is written, this decides what each of them has of the machine: with less, a caller who creates keys
@@ -136,7 +136,7 @@ impl Shared {
                 let step = catch_unwind(AssertUnwindSafe(&mut job)).unwrap_or(Step::Done);
                 let mut state = self.state.lock();
                 if step == Step::Again && !state.closed {
-                    state.queue.push_again(caller, job);
+                    state.queue.push_front(caller, job);
                 }
             }
         }
