@@ -117,7 +117,7 @@ async fn a_watch_of_health_hears_of_the_stop_on_its_thread() {
 
 /// Calls for changes move a connection to other threads, and a stream that was open before goes on there.
 #[tokio::test]
-async fn a_stream_goes_on_where_its_connection_goes() {
+async fn a_stream_goes_on_beside_changes_on_its_connection() {
     let server = Server::start(2).await;
     for endpoint in [server.tcp(), server.unix()] {
         let caller = server.admin(endpoint).await;
@@ -167,7 +167,7 @@ async fn a_busy_connection_does_not_starve_others_on_its_thread() {
 
 /// What is out of the ordinary takes another way through the server than most calls do. Both must say the same.
 #[tokio::test]
-async fn a_verdict_is_the_same_whichever_way_it_takes() {
+async fn both_paths_give_the_same_verdict() {
     let server = Server::start(1).await;
     let admin = server.admin(server.tcp()).await;
     let keys = [
@@ -206,7 +206,7 @@ async fn a_verdict_is_the_same_whichever_way_it_takes() {
 }
 
 #[tokio::test]
-async fn bad_fields_are_refused_whichever_way_a_call_begins() {
+async fn both_paths_refuse_bad_fields() {
     let server = Server::start(1).await;
     let admin = server.admin(server.tcp()).await;
     let issued = admin.issue("Plain", &["a"]).await;
@@ -232,7 +232,7 @@ async fn bad_fields_are_refused_whichever_way_a_call_begins() {
 
 /// A connection remembers its caller. What becomes of the caller's key must be noticed all the same.
 #[tokio::test]
-async fn a_caller_whose_key_changes_is_noticed_on_his_next_call() {
+async fn a_change_of_the_callers_key_applies_to_the_next_call() {
     let server = Server::start(2).await;
     let admin = server.admin(server.tcp()).await;
     let issued = admin.issue("Key", &[]).await;
