@@ -1,4 +1,4 @@
-//! The body of a request, as it comes in.
+//! The body of a request on the slow path.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,45 +13,45 @@ use super::events::EventSender;
 use super::reply_budget::ReplyTurn;
 use super::{OPEN_MESSAGE_BYTES_MAX, SINGLE_BYTES_MAX, STREAMS_MAX, WHOLE_BYTES_MAX, WINDOW_BYTES};
 
-/// The end of a request that is not longer is told as read only with the end of its call.
+/// The end of a request that is not longer than this is reported as read only with the end of its call.
 pub(super) const UNREPORTED_BYTES_MAX: usize = WINDOW_BYTES as usize / 4 / STREAMS_MAX;
-/// Whether a message is compressed, and its length.
+/// The prefix of a gRPC message: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
 
 /// The body of a request.
 ///
-/// What has come and is not read yet is bounded by the budget or, of an open call, by the window of its stream.
-/// Trailers of a request mean nothing in gRPC and are not passed on. A body that is not as long as its `content-length`
-/// never ends: its call is reset.
+/// What has come and is not read yet is bounded by the budget or, for an open call, by the window of its
+/// stream. Trailers mean nothing in gRPC requests and are dropped. A body whose length differs from its
+/// `content-length` never ends: its call is reset.
 ///
-/// The end of a request whose reply may be long is withheld until it has its turn. What is not a whole
-/// message is not read.
+/// The end of a request that may have a long reply is withheld until its turn comes. Only whole messages are
+/// read.
 #[derive(Debug)]
 pub struct Incoming {
     recv_buffer: RecvBuffer,
     stream: u32,
     events: EventSender,
     delivery: Delivery,
-    /// Bytes of whole messages that were given, and are told as read when more is asked for: until then
-    /// whoever asks has them.
+    /// Bytes of whole messages that were handed out. They are reported as read when more is asked for, since
+    /// the reader holds them until then.
     unreported: usize,
-    /// What the last of it waits for.
+    /// The turn that the end of the body waits for.
     turn: Option<ReplyTurn>,
 }
 
-/// Why a body is not whole and never will be.
+/// Why a body will never be whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Incomplete {
-    /// The call has ended, and with it its body.
+    /// The call has ended.
     #[error("the call was cancelled")]
     Cancelled,
     /// It did not come within [`REQUEST_TIME_MAX`](super::REQUEST_TIME_MAX).
     #[error("the request was not whole in time")]
     TooSlow,
-    /// A message is longer than [`OPEN_MESSAGE_BYTES_MAX`], of a call that has no more.
+    /// A message of a unary open call is longer than [`OPEN_MESSAGE_BYTES_MAX`].
     #[error("a message is too long")]
     TooLong,
-    /// All connections, or this one, hold as much of requests as they may.
+    /// The process, or this connection, holds as much of requests as it may.
     #[error("there is no room for the request")]
     NoRoom,
     /// Its connection has [`STRANGER_CALLS_MAX`](super::STRANGER_CALLS_MAX) calls under way, and no credential.
@@ -59,7 +59,7 @@ pub enum Incomplete {
     Crowded,
 }
 
-/// How the body of a request is given to who answers it.
+/// How the body is handed to the service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Delivery {
     /// As it comes.
@@ -73,14 +73,14 @@ pub(super) enum Delivery {
     Short,
 }
 
-/// What is there of the first message in some bytes.
+/// How much of the first message some bytes hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FirstMessage {
     /// A part.
     Part,
-    /// All of it: so many bytes, with its prefix.
+    /// All of it: this many bytes, prefix included.
     Whole(usize),
-    /// It says that it is longer than it may be.
+    /// Its prefix announces more bytes than allowed.
     TooLong,
 }
 
@@ -97,7 +97,7 @@ impl FirstMessage {
 }
 
 impl Delivery {
-    /// How many of the first of these bytes may be read. `None`: a message is too long.
+    /// How many of these bytes may be read. `None`: a message is too long.
     fn readable(self, bytes: &[u8]) -> Option<usize> {
         let bytes_max = match self {
             Self::Unframed => return Some(bytes.len()),
@@ -110,7 +110,7 @@ impl Delivery {
             match FirstMessage::of(&bytes[readable..], bytes_max) {
                 FirstMessage::Part => return Some(readable),
                 FirstMessage::Whole(length) => readable += length,
-                // Whoever reads it says what is wrong with it.
+                // The reader refuses it, with a reason.
                 FirstMessage::TooLong if self == Self::Short => return (readable > 0).then_some(readable),
                 FirstMessage::TooLong => return Some(bytes.len()),
             }
@@ -118,7 +118,7 @@ impl Delivery {
     }
 }
 
-/// Where the connection puts what comes in. However small the pieces are, they are kept as one.
+/// Where the connection puts the data of a body. Small frames are joined.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RecvBuffer(Arc<Mutex<RecvState>>);
 
@@ -130,7 +130,7 @@ struct RecvState {
 }
 
 impl RecvBuffer {
-    /// Puts data behind what is there. It says whether anybody wants it.
+    /// Appends data. Returns false if nobody reads it any more.
     pub(super) fn push(&self, data: &[u8]) -> bool {
         let mut state = self.0.lock();
         if state.end.is_some() {
@@ -141,12 +141,12 @@ impl RecvBuffer {
         true
     }
 
-    /// Why all of it will never come, if that is known.
+    /// Why the body will never be whole, if that is known.
     pub(super) fn incomplete(&self) -> Option<Incomplete> {
         self.0.lock().end.and_then(Result::err)
     }
 
-    /// Nothing more will come, or the call is over. What was said first counts.
+    /// Nothing more will come, or the call has ended. An error that was set first stays.
     pub(super) fn end(&self, end: Result<(), Incomplete>) {
         let mut state = self.0.lock();
         if end.is_err() {
@@ -196,7 +196,7 @@ impl Body for Incoming {
         }
         let mut state = recv_buffer.0.lock();
         if let (Some(Ok(())), Some(taking)) = (state.end, &mut *turn) {
-            // Until then the request is kept as it came, and counts for the window.
+            // Until its turn the request stays in the buffer, and counts for the window.
             if taking.poll(cx).is_pending() {
                 state.waker = Some(cx.waker().clone());
                 return Poll::Pending;
@@ -212,22 +212,22 @@ impl Body for Incoming {
             return Poll::Ready(Some(Err(Incomplete::TooLong)));
         };
         if state.end.is_some() {
-            // What is not whole never will be.
+            // A part of a message is all that will come.
             readable = state.data.len();
         }
         if readable == 0 {
             state.waker = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        // With its memory, which is overwritten when it has been read: a stream that goes on keeps nothing of it here.
+        // Moves the memory out too: the reader overwrites it, and a long stream keeps nothing here.
         let rest = state.data.split_off(readable);
         let data = Bytes::from(std::mem::replace(&mut state.data, rest));
         if *delivery != Delivery::Unframed {
             *unreported = readable;
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
-        // The rest of a request is taken for read when its call ends. To wake the connection for few bytes
-        // costs more than their room: of all its calls, at most a quarter of the window.
+        // The rest of a request counts as read when its call ends. Waking the connection for few bytes costs
+        // more than the window that they hold: at most a quarter of it, for all calls.
         if state.end.is_none() || data.len() > UNREPORTED_BYTES_MAX {
             events.send(StreamEvent { stream: *stream, event: Event::Read(data.len()) });
         }

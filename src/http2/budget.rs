@@ -1,26 +1,26 @@
-//! How much of requests that are not answered yet may be held in the whole process: one bound for callers of
-//! whom nothing is known, and one for those whose connection has had a credential that works.
+//! A bound on the bytes of unanswered requests that the whole process holds: one for connections without a
+//! valid credential, and one for all others.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::OWN_BYTES;
 
-/// What is taken at a time: most of what comes and goes on a connection changes nothing that others see.
+/// Bytes that an account takes at a time, so that most changes touch no shared counter.
 const STEP_BYTES: usize = 4 * 1024;
-/// The part of a bound that one connection may have.
+/// One connection may have this part of a bound.
 const SHARE: usize = 8;
 
 const _: () = assert!(OWN_BYTES.is_multiple_of(STEP_BYTES));
 
-/// The bounds of a process, and what is held under them. Clones are of the same.
+/// The bounds of a process, and what is held under them. Clones share both.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<[Pool; 2]>);
 
 /// Whose requests they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Callers {
-    /// Of connections that have not had a credential that works.
+    /// Of connections that have not shown a valid credential.
     Strangers,
     /// Of all others.
     Known,
@@ -34,7 +34,7 @@ struct Pool {
 }
 
 impl Budget {
-    /// Bounds in bytes. Each connection may hold [`OWN_BYTES`] all the same.
+    /// Bounds in bytes. Each connection may hold [`OWN_BYTES`] in any case.
     #[must_use]
     pub fn new(strangers_bytes_max: usize, known_bytes_max: usize) -> Self {
         Self(Arc::new([strangers_bytes_max, known_bytes_max].map(|bytes_max| Pool {
@@ -44,13 +44,13 @@ impl Budget {
         })))
     }
 
-    /// Bytes that are held now, with what each connection has for itself.
+    /// Bytes that are held now, including each connection's own.
     #[must_use]
     pub fn held(&self, callers: Callers) -> usize {
         self.pool(callers).held.load(Ordering::Relaxed)
     }
 
-    /// How many calls were refused because there was no room, and connections ended.
+    /// Calls refused and connections closed for want of room.
     #[must_use]
     pub fn refused(&self, callers: Callers) -> u64 {
         self.pool(callers).refused.load(Ordering::Relaxed)
@@ -65,36 +65,36 @@ impl Budget {
     }
 }
 
-/// What a connection holds. It gives it back when it is dropped.
+/// What a connection holds. Dropping it gives that back.
 #[derive(Debug)]
 pub(super) struct Account {
     budget: Budget,
     callers: Callers,
-    /// Never less than its own bytes.
+    /// Bytes taken, at least [`OWN_BYTES`].
     taken: usize,
 }
 
 impl Account {
-    /// The account of a connection of which nothing is known.
+    /// The account of an unauthenticated connection.
     pub(super) fn open(budget: Budget) -> Self {
         let account = Self { budget, callers: Callers::Strangers, taken: OWN_BYTES };
         account.pool().held.fetch_add(OWN_BYTES, Ordering::Relaxed);
         account
     }
 
-    /// Whether its connection has had a credential that works.
+    /// Whether the connection has shown a valid credential.
     pub(super) fn is_known(&self) -> bool {
         self.callers == Callers::Known
     }
 
-    /// Its connection has had a credential that works.
+    /// The connection has shown a valid credential.
     pub(super) fn mark_known(&mut self) {
         self.pool().held.fetch_sub(self.taken, Ordering::Relaxed);
         self.callers = Callers::Known;
         self.pool().held.fetch_add(self.taken, Ordering::Relaxed);
     }
 
-    /// So many bytes are held now. It says whether they may be; if not, nothing has changed.
+    /// Sets how many bytes are held. Returns false, and changes nothing, if that is too many.
     pub(super) fn try_set(&mut self, bytes: usize) -> bool {
         if bytes <= self.taken && self.taken - bytes < STEP_BYTES || bytes <= OWN_BYTES && self.taken == OWN_BYTES {
             return true;
@@ -117,7 +117,7 @@ impl Account {
         true
     }
 
-    /// So many bytes are held now, whether they may be or not.
+    /// Sets how many bytes are held, even beyond the bound.
     pub(super) fn set_over_limit(&mut self, bytes: usize) {
         let wanted = bytes.next_multiple_of(STEP_BYTES).max(OWN_BYTES);
         self.pool().held.fetch_add(wanted, Ordering::Relaxed);
@@ -125,7 +125,6 @@ impl Account {
         self.taken = wanted;
     }
 
-    /// Counts a refusal.
     pub(super) fn count_refusal(&self) {
         self.pool().refused.fetch_add(1, Ordering::Relaxed);
     }

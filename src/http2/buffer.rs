@@ -1,20 +1,19 @@
-//! Memory that is used again and again, and keeps nothing of what was in it.
+//! Buffers that are reused, and overwrite what they no longer hold.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use zeroize::{Zeroize, zeroize_stack};
 
-/// Bytes of the stack that are overwritten when calls have been answered where they were read. What is answered so goes
-/// less deep.
+/// Bytes of the stack that are overwritten after calls on the fast path, which goes less deep.
 const FAST_PATH_STACK_BYTES: usize = if cfg!(debug_assertions) { 64 } else { 8 } * 1024;
-/// The same when a call on the long way has had its turn.
+/// The same after each poll of a call on the slow path.
 const CALL_STACK_BYTES: usize = if cfg!(debug_assertions) { 256 } else { 32 } * 1024;
 
-/// Bytes that came or will go, and among which there may be secrets. What is taken out of it is overwritten, so that its
-/// spare room has none of them. What it frees, when it grows or goes, is the allocator's to overwrite.
+/// Bytes that may include secrets. What is removed is overwritten, so its spare capacity holds none of them.
+/// Memory that it frees, when it grows or is dropped, is overwritten by the allocator.
 ///
-/// It is written to as a vector; only its own methods may make it shorter.
+/// It dereferences to a vector for writing; only its own methods may shorten it.
 #[derive(Default)]
 pub(super) struct Buffer(Vec<u8>);
 
@@ -23,13 +22,13 @@ impl Buffer {
         Self(vec![])
     }
 
-    /// Takes everything out.
+    /// Removes everything.
     pub(super) fn clear(&mut self) {
         self.0.as_mut_slice().zeroize();
         self.0.clear();
     }
 
-    /// Takes out the first bytes.
+    /// Removes the first bytes.
     pub(super) fn consume(&mut self, bytes: usize) {
         let bytes = bytes.min(self.0.len());
         let rest = self.0.len() - bytes;
@@ -38,7 +37,7 @@ impl Buffer {
         self.0.truncate(rest);
     }
 
-    /// Puts other bytes in the place of what is there.
+    /// Replaces the contents.
     pub(super) fn replace(&mut self, bytes: &[u8]) {
         self.clear();
         self.0.extend_from_slice(bytes);
@@ -65,12 +64,12 @@ impl fmt::Debug for Buffer {
     }
 }
 
-/// Overwrites what functions that have returned left on the stack: those that hash a secret have had it there.
+/// Overwrites what functions that have returned left on the stack: some of them hashed secrets.
 pub(super) fn wipe_stack_of_answers() {
     zeroize_stack::<FAST_PATH_STACK_BYTES>();
 }
 
-/// The same after a call on the long way.
+/// The same after a poll of a call on the slow path.
 pub(super) fn wipe_stack_of_call() {
     zeroize_stack::<CALL_STACK_BYTES>();
 }

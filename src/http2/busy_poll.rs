@@ -1,26 +1,26 @@
-//! When to look for the next call instead of sleeping until it comes.
+//! Adaptive busy-polling: when to poll for the next call instead of sleeping.
 //!
-//! Who asks, waits for the answer and asks again leaves either side asleep while the other is at work, and to wake a thread on
-//! another processor takes longer than a call, and as much of a processor as to look for its request meanwhile
-//! (docs/performance.md). So a connection whose calls come one by one, each soon after the last, is looked at for a moment before its thread sleeps. The
-//! moment is short, and whoever stops asking in this way is waited for ever more rarely.
+//! With a caller that sends one call after another, each side sleeps while the other works, and waking a
+//! thread on another processor takes longer than a call, and as much of a processor as polling for it
+//! (docs/performance.md). So a connection whose calls come one by one, each soon after the last, is polled
+//! for a moment before its thread sleeps. Each poll in vain raises the bar for the next one.
 
 use std::time::{Duration, Instant};
 
-/// Since the last call was read: longer is not waited.
+/// How long to poll after the last call was read.
 const SPIN_MAX: Duration = Duration::from_micros(100);
-/// Calls that follow each other in this time do so soon, with the time in which threads are woken.
+/// The largest gap between two calls of a streak, including the time to wake threads.
 const GAP_MAX: Duration = Duration::from_micros(150);
-/// So many calls must have come soon, one after the other.
+/// Calls that a streak must have before its connection is polled.
 const STREAK_MIN: u32 = 16;
-/// So many, after having waited in vain again and again.
+/// The same after polling in vain again and again.
 const STREAK_MAX: u32 = STREAK_MIN << 10;
 
-/// How the calls of a connection follow each other.
+/// How closely the calls of a connection follow each other.
 #[derive(Debug)]
 pub(super) struct BusyPoll {
     last_call_at: Instant,
-    /// Calls that came soon, up to the last one.
+    /// Calls without a larger gap than [`GAP_MAX`], up to the last one.
     streak: u32,
     streak_needed: u32,
 }
@@ -30,11 +30,10 @@ impl BusyPoll {
         Self { last_call_at: now, streak: 0, streak_needed: STREAK_MIN }
     }
 
-    /// Something was read by which so many calls were answered at once; `alone`, if no other connection of this thread was read
-    /// from since the last time. The time is asked for if need be.
+    /// Notes a read by which so many calls took the fast path. `alone`: no other connection of this thread
+    /// was read since the last one.
     ///
-    /// What is not answered at once, for one thing because its caller is nobody, is waited for asleep: it neither counts nor
-    /// puts off the end of a wait.
+    /// Reads without such a call, as those of an unauthenticated peer, neither count nor prolong polling.
     pub(super) fn on_read(&mut self, answered: u64, alone: bool, now: impl Fn() -> Instant) {
         match answered {
             0 if alone => {}
@@ -50,7 +49,7 @@ impl BusyPoll {
         }
     }
 
-    /// Whether the next call is to be expected so soon that the thread should not sleep. The time is asked for if need be.
+    /// Whether the next call is expected so soon that the thread should not sleep.
     pub(super) fn should_spin(&mut self, now: impl Fn() -> Instant) -> bool {
         if self.streak < self.streak_needed {
             return false;
@@ -70,7 +69,7 @@ mod tests {
 
     const MICROS_10: Duration = Duration::from_micros(10);
 
-    /// Calls that come alone, this far apart; and when the last one came.
+    /// Makes calls that come alone, this far apart, and returns when the last one came.
     fn calls(busy_poll: &mut BusyPoll, from: Instant, count: u32, apart: Duration) -> Instant {
         (1..=count).fold(from, |_, nth| {
             let now = from + nth * apart;
@@ -116,7 +115,7 @@ mod tests {
             assert!(!busy_poll.should_spin(|| last + SPIN_MAX), "{streak_needed}");
             assert!(!busy_poll.should_spin(|| last), "it sleeps until the next one comes");
         }
-        // Who is in a hurry again for long is believed again.
+        // A long streak lowers the bar again.
         last = calls(&mut busy_poll, last, 2 * STREAK_MAX + 1, MICROS_10);
         assert!(!busy_poll.should_spin(|| last + SPIN_MAX));
         last = calls(&mut busy_poll, last, 2 * STREAK_MIN, MICROS_10);

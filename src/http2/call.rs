@@ -1,4 +1,4 @@
-//! A call on the long way: a task that belongs to its connection, and what it has to say to it.
+//! Calls on the slow path: each is a task that its connection owns, and that sends it events.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -24,7 +24,8 @@ use super::head::RequestHead;
 use super::reply_budget::{ReplyBudget, ReplyPart, ReplyTurn, TurnPermit};
 use super::{CALL_BYTES, OPEN_STREAM_BYTES, REPLY_BYTES_AHEAD};
 
-/// What a call has to say. What waits to be receiver of one call is a head, [`REPLY_BYTES_AHEAD`], and trailers at most.
+/// An event of a call. At most a head, [`REPLY_BYTES_AHEAD`] of data and trailers of one call wait in the
+/// channel.
 #[derive(Debug)]
 pub(super) struct StreamEvent {
     pub(super) stream: u32,
@@ -33,49 +34,49 @@ pub(super) struct StreamEvent {
 
 #[derive(Debug)]
 pub(super) enum Event {
-    /// The head of the reply, and whether that is all of it.
+    /// The head of the reply, and whether it is the whole reply.
     Head(Box<response::Parts>, bool),
     /// A part of the reply.
     Data(ReplyPart),
-    /// The trailers that end the reply, or none.
+    /// The end of the reply, with its trailers if there are any.
     End(Option<Box<HeaderMap>>),
-    /// There will be no (further) reply.
+    /// The call failed: there is no more of its reply.
     Failed,
-    /// So many bytes of the request have been read.
+    /// This many bytes of the request were read.
     Read(usize),
-    /// The call has ended and all that it buffered is dropped. It is the last event of each.
+    /// The call has ended, and all that it held is dropped. It is the last event of a call.
     Done,
-    /// These, in order. None of them is another of these.
+    /// Several of the others, in order.
     Several(Vec<Event>),
 }
 
-/// A call under way, which is ended by dropping this. It says [`Event::Done`] when it has.
+/// A call under way. Dropping it cancels the call, which sends [`Event::Done`] when it has ended.
 #[derive(Debug)]
 pub(super) struct CallHandle {
     task: Option<AbortHandle>,
     has_finished: bool,
-    /// How much the call may say before it is sent, in bytes.
+    /// Bytes that the call may still queue.
     send_permits: Arc<Semaphore>,
 }
 
 impl CallHandle {
-    /// A call that nobody answers.
+    /// A call that is never answered.
     #[cfg(test)]
     pub(super) fn never() -> Self {
         Self { task: None, has_finished: false, send_permits: Arc::new(Semaphore::new(REPLY_BYTES_AHEAD)) }
     }
 
-    /// A part of the reply is sent.
+    /// A part of the reply was sent.
     pub(super) fn release_permits(&self, bytes: usize) {
         self.send_permits.add_permits(bytes);
     }
 
-    /// Whether it has ended already, where it was begun.
+    /// Whether the call ended inline, when it was spawned.
     pub(super) fn has_finished(&self) -> bool {
         self.has_finished
     }
 
-    /// Ends the call, soon: it says when it has ended.
+    /// Cancels the call. It sends [`Event::Done`] when it has ended.
     pub(super) fn cancel(&self) {
         if let Some(task) = &self.task {
             task.abort();
@@ -89,18 +90,18 @@ impl Drop for CallHandle {
     }
 }
 
-/// What a connection has to know of a call before it begins.
+/// What a connection must know of a call before it starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct CallKind {
-    /// Whether it is answered without a credential: its messages are short, and it begins when its request is
-    /// whole or has no end that is near.
+    /// Whether it needs no credential. Its messages are short, and it starts when its request is whole or, as
+    /// a stream, with its head.
     pub(super) is_open: bool,
-    /// Whether its request is a stream of messages, which may take its time.
+    /// Whether its request is a stream of messages.
     pub(super) has_stream: bool,
 }
 
 impl CallKind {
-    /// What such a call counts in the budget for requests, beside the bytes of its request.
+    /// Bytes that the budget counts for such a call beside its request.
     pub(super) fn call_bytes(self) -> usize {
         match self {
             Self { is_open: true, has_stream: true } => OPEN_STREAM_BYTES,
@@ -110,7 +111,7 @@ impl CallKind {
 
     fn delivery(self) -> Delivery {
         match self {
-            // It has begun when it was whole.
+            // Its request is whole when it starts.
             Self { is_open: true, has_stream: false } => Delivery::Unframed,
             Self { is_open: true, has_stream: true } => Delivery::Short,
             Self { is_open: false, has_stream: true } => Delivery::Whole,
@@ -119,16 +120,16 @@ impl CallKind {
     }
 }
 
-/// Begins calls.
+/// Starts the calls of the slow path.
 pub(super) trait CallSpawner {
-    /// What a connection has to know of a call, by its head.
+    /// The kind of a call, by its head.
     fn call_kind(&self, head: &RequestHead) -> CallKind;
 
-    /// Begins a call. `None`: its head is of no request.
+    /// Starts a call. `None`: its head is not that of a request.
     fn spawn(&mut self, stream: u32, head: &RequestHead, recv_buffer: RecvBuffer) -> Option<CallHandle>;
 }
 
-/// Begins the calls of one connection.
+/// Starts calls as tasks that a service answers.
 pub(super) struct ServiceSpawner<S, X> {
     pub(super) service: S,
     pub(super) runs_inline: fn(&str) -> bool,
@@ -156,7 +157,7 @@ where
     }
 
     fn spawn(&mut self, stream: u32, head: &RequestHead, recv_buffer: RecvBuffer) -> Option<CallHandle> {
-        // There is one place that refuses, and it does not take long.
+        // Refusals run inline: they take the usual path through the service, and never long.
         let is_refused = recv_buffer.incomplete().is_some();
         let turn =
             str::from_utf8(head.path()).is_ok_and(self.has_long_reply).then(|| ReplyTurn::new(&self.reply_budget));
@@ -177,14 +178,14 @@ where
         };
         let service = self.service.clone();
         let mut call = Box::pin(async move {
-            // A panic ends its call and nothing else.
+            // A panic ends its call alone.
             if AssertUnwindSafe(answer(service, request, &channel)).catch_unwind().await.is_err() {
                 channel.send(Event::Failed);
             }
         });
         let runtime = if runs_inline {
-            // Most calls are answered at once, and a task costs more than they do. Who has to wait is asked again as a
-            // task, which begins with a poll: the waker of this one is not needed.
+            // Most calls finish at their first poll, which costs less than a task. One that does not is
+            // spawned, and a task begins with a poll, so this waker is never needed.
             let pending = poll_cleanly(call.as_mut(), &mut Context::from_waker(Waker::noop())).is_pending();
             pending.then(Handle::current)
         } else if is_urgent {
@@ -199,27 +200,26 @@ where
     }
 }
 
-/// Polls a call, and leaves nothing on the stack of what it has worked on.
+/// Polls a call, and overwrites the stack that it used.
 fn poll_cleanly<F: Future>(call: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
     let polled = call.poll(cx);
     wipe_stack_of_call();
     polled
 }
 
-/// The call's end of the talk. When it is dropped, the call has ended.
+/// The call's end of the channel. Dropping it sends [`Event::Done`].
 ///
-/// What is said is buffered until the call has to wait or ends, and is then told at once: each time that its
-/// connection hears of something costs two changes of threads and a write to the network, and a reply is
-/// mostly a head, one message and trailers.
+/// Events are buffered until the call waits or ends: waking the connection costs two context switches and a
+/// write, and most replies are a head, one message and trailers.
 struct CallChannel {
     stream: u32,
     events: EventSender,
-    /// How much the call may say before it is sent.
+    /// Bytes that this call may still queue.
     send_permits: Arc<Semaphore>,
-    /// How much all calls of the connection may.
+    /// The bound for all calls of the connection.
     reply_budget: ReplyBudget,
     buffered: Mutex<Vec<Event>>,
-    /// The turn of a call whose reply may be long: until it is said.
+    /// Held by a call with a long reply until all of it is queued.
     _turn_permit: Option<TurnPermit>,
 }
 
@@ -230,7 +230,7 @@ impl CallChannel {
 
     async fn send_data(&self, data: Bytes) {
         let bytes = data.len().min(REPLY_BYTES_AHEAD);
-        // It is there already, and counts.
+        // It exists already, so it counts before the wait.
         let part = self.reply_budget.add(data, bytes);
         let permits = match self.send_permits.try_acquire_many(bytes as u32) {
             Err(TryAcquireError::NoPermits) => {
@@ -245,7 +245,7 @@ impl CallChannel {
         }
     }
 
-    /// Waits until more may be said.
+    /// Waits until the connection's replies have room.
     async fn wait_for_capacity(&self) {
         if self.reply_budget.is_full() {
             self.flush();
@@ -253,7 +253,7 @@ impl CallChannel {
         }
     }
 
-    /// Tells what is buffered.
+    /// Sends what is buffered.
     fn flush(&self) {
         let mut buffered = std::mem::take(&mut *self.buffered.lock());
         let event = match buffered.len() {
@@ -277,7 +277,7 @@ where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
     B: Body<Data = Bytes>,
 {
-    // Always ready: nothing in it waits before a call.
+    // Always ready: no layer waits before a call.
     let Ok(response) = service.call(request).await;
     let (parts, body) = response.into_parts();
     let ended = body.is_end_stream();
@@ -341,7 +341,7 @@ mod tests {
         }
     }
 
-    /// A reply of one message after another, without an end. It counts them.
+    /// An endless reply, which counts its messages.
     struct Endless<'a>(&'a Cell<usize>);
 
     impl Body for Endless<'_> {
@@ -354,7 +354,7 @@ mod tests {
         }
     }
 
-    /// Answers with such a reply.
+    /// Answers with an endless reply.
     struct Streams<'a>(&'a Cell<usize>);
 
     impl<'a> Service<Request<Incoming>> for Streams<'a> {
@@ -394,7 +394,7 @@ mod tests {
             let most = REPLIES_BYTES_MAX.div_ceil(1_000);
             assert!((most - 1..=most).contains(&made.get()), "{} of {most}", made.get());
         }
-        // When something has been sent, they go on.
+        // They go on when something was sent.
         while reply_budget.is_full() {
             assert!(receiver.poll(cx).is_ready());
         }

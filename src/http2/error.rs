@@ -1,4 +1,4 @@
-//! Error codes, and how far an error reaches (RFC 9113, sections 5.4 and 7).
+//! Error codes, and connection errors (RFC 9113, sections 5.4 and 7).
 
 use std::fmt;
 
@@ -8,30 +8,30 @@ use std::fmt;
 pub enum ErrorCode {
     /// Nothing is wrong.
     NoError = 0,
-    /// A rule that has no code of its own is broken.
+    /// A rule without a code of its own is broken.
     Protocol = 1,
-    /// Something failed here.
+    /// Something failed in this server.
     Internal = 2,
     /// More was sent than a window allows, or a window is too large.
     FlowControl = 3,
-    /// A frame for a stream that has ended.
+    /// A frame came for a stream that has ended.
     StreamClosed = 5,
-    /// A frame of a length that it must not have.
+    /// A frame has an invalid length.
     FrameSize = 6,
-    /// The call was not begun, and may be tried again.
+    /// The call was not started, and may be tried again.
     RefusedStream = 7,
-    /// What header blocks are read by is lost.
+    /// The state of header compression is lost.
     Compression = 9,
-    /// The peer makes more work than calls need.
+    /// The peer makes more work than its calls need.
     EnhanceYourCalm = 11,
 }
 
-/// An error that ends its connection, and what the peer is told of it.
+/// An error that closes the connection. The peer is sent both fields in GOAWAY.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnError {
     /// The code.
     pub code: ErrorCode,
-    /// What it is, for whoever looks for the cause.
+    /// What went wrong, for the operator.
     pub what: &'static str,
 }
 

@@ -1,8 +1,7 @@
-//! What calls have to say, in order, until their connection hears it.
+//! A channel of events, in order, from calls to their connection.
 //!
-//! Unlike a channel of the runtime it keeps no memory for those that are receiver, and gives all that there is:
-//! a connection that stops in between, because it has had its turn, would keep the replies of a crowd of
-//! refused calls meanwhile.
+//! Unlike tokio's channel it keeps no memory for received events, and has no cooperative budget: a connection
+//! that stopped receiving half way would keep the replies of a crowd of refused calls meanwhile.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::call::StreamEvent;
 
-/// Delivery that room is kept for when there are none.
+/// The queue keeps room for this many events when it is empty.
 const KEPT_EVENTS: usize = 4;
 
 #[derive(Debug, Default)]
@@ -22,22 +21,22 @@ struct Queue {
     is_open: bool,
 }
 
-/// Where calls say something. Clones are of the same.
+/// The end of the calls. Clones share the queue.
 #[derive(Clone, Debug)]
 pub(super) struct EventSender(Arc<Mutex<Queue>>);
 
-/// Where their connection hears it.
+/// The end of the connection.
 #[derive(Debug)]
 pub(super) struct EventReceiver(Arc<Mutex<Queue>>);
 
-/// Both ends, of one connection.
+/// Both ends, for one connection.
 pub(super) fn event_channel() -> (EventSender, EventReceiver) {
     let queue = Arc::new(Mutex::new(Queue { is_open: true, ..Queue::default() }));
     (EventSender(queue.clone()), EventReceiver(queue))
 }
 
 impl EventSender {
-    /// Says something. Of a connection that is gone, nobody has to know.
+    /// Sends an event. Does nothing if the connection is gone.
     pub(super) fn send(&self, event: StreamEvent) {
         let mut queue = self.0.lock();
         if !queue.is_open {
@@ -53,7 +52,7 @@ impl EventSender {
 }
 
 impl EventReceiver {
-    /// What was said next.
+    /// Receives the next event.
     pub(super) fn poll(&mut self, cx: &Context<'_>) -> Poll<StreamEvent> {
         let mut queue = self.0.lock();
         if let Some(event) = queue.events.pop_front() {
@@ -70,7 +69,7 @@ impl EventReceiver {
 }
 
 impl EventReceiver {
-    /// Hears nothing any more.
+    /// Drops the queue, and all events that are sent later.
     pub(super) fn close(&mut self) {
         let mut queue = self.0.lock();
         queue.is_open = false;
@@ -108,7 +107,7 @@ mod tests {
         StreamEvent { stream, event: Event::Done }
     }
 
-    /// In a task of a runtime, which may take 128 messages of a channel before it must give way.
+    /// In a task of tokio, whose budget would allow 128 messages of its channel at a time.
     #[tokio::test]
     async fn all_that_was_said_is_heard_in_order_and_leaves_no_room_behind() {
         let (events, mut receiver) = event_channel();

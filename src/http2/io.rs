@@ -1,4 +1,4 @@
-//! The life of a connection: reading, writing, and the time.
+//! Drives a connection: reads, writes, and keeps the time.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -32,62 +32,62 @@ use super::{
     LINGER_TIME, OUT_BYTES_MAX, TURN_BYTES_MAX,
 };
 
-/// Bytes that are read at once at most.
+/// Bytes of one read at most.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Spare room that what waits to be written may have.
+/// Spare capacity that a waiting output buffer may keep.
 const OUT_BYTES_KEPT: usize = 1024;
 
 thread_local! {
-    /// What connections of this thread read into. None of them keeps it: most of the time most of them have nothing to
-    /// read.
+    /// The read buffer of this thread. Connections share it, since most have nothing to read most of the
+    /// time.
     static READ: RefCell<Vec<u8>> = const { RefCell::new(vec![]) };
-    /// What connections of this thread write from, while they have something to write.
+    /// The output buffer of this thread, for connections that had nothing left to write.
     static WRITE: RefCell<Buffer> = const { RefCell::new(Buffer::new()) };
-    /// Which connection of this thread was read from last, by its address.
+    /// The connection of this thread that was read last, by its address.
     static LAST_READ: Cell<usize> = const { Cell::new(0) };
 }
 
-/// What answers the calls of a connection, and where.
+/// What answers the calls of a connection, and on which runtime.
 #[derive(Clone, Debug)]
 pub struct Handlers<S, A, X> {
-    /// Answers what can be answered at once.
+    /// Answers calls where they are read, when it can.
     pub fast_path: A,
-    /// Answers all other calls. Each has a clone of its own.
+    /// Answers all other calls. Each has its own clone.
     pub service: S,
-    /// Whether a call, by its path, is answered where its connection lives: those that never take long.
+    /// Whether a call, by its path, runs on the thread of its connection: those that never take long.
     pub runs_inline: fn(&str) -> bool,
-    /// Whether a call, by its path, is answered without a credential. Its messages are short, and it begins
-    /// when its request is whole, or with its head if that is a stream of messages.
+    /// Whether a call, by its path, needs no credential. Its messages are short, and it starts when its
+    /// request is whole or, as a stream, with its head.
     pub is_open: fn(&str) -> bool,
-    /// Whether the request of a call, by its path, is a stream of messages. All others must be whole in
+    /// Whether the request of a call, by its path, is a stream of messages. All others must be whole within
     /// [`REQUEST_TIME_MAX`](super::REQUEST_TIME_MAX).
     pub has_stream: fn(&str) -> bool,
-    /// Whether the reply to a call, by its path, may be long. Such calls have their turns, one at a time, and wait with
-    /// them while much waits for the peer.
+    /// Whether a call, by its path, may have a long reply. Such calls answer one at a time, and wait while
+    /// too many bytes of replies wait to be sent.
     pub has_long_reply: fn(&str) -> bool,
     /// Whether a call, by its path, goes before others.
     pub is_urgent: fn(&str) -> bool,
-    /// Where such calls are answered. Their connection stays where it is.
+    /// Runs urgent calls.
     pub urgent_runtime: Handle,
-    /// Where the others are answered.
+    /// Runs all other calls.
     pub shared_runtime: Handle,
-    /// What each request is given as an extension.
+    /// Added to each request as an extension.
     pub extension: X,
-    /// What all connections may hold of requests.
+    /// The bound on what all connections hold of requests.
     pub budget: Budget,
 }
 
-/// Why a connection ended, if not in order.
+/// Why a connection closed, if not in order.
 #[derive(Debug, thiserror::Error)]
 pub enum CloseReason {
-    /// The peer has broken a rule, or a bound.
+    /// The peer broke a rule, or exceeded a bound.
     #[error("{0}")]
     Error(ConnError),
-    /// The peer does not answer.
-    #[error("nothing was receiver for too long")]
+    /// The peer did not answer a PING.
+    #[error("nothing was heard for too long")]
     KeepaliveTimeout,
-    /// Its place was needed.
+    /// Another connection needed its slot.
     #[error("another connection needs its place")]
     Evicted,
     /// The network failed.
@@ -98,17 +98,17 @@ pub enum CloseReason {
 /// A connection and its calls. Dropping it ends both.
 pub struct Connection<T, S, A: FastPath, X>(Driver<T, A, ServiceSpawner<S, X>>);
 
-/// How a connection is to end.
+/// How to stop a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shutdown {
-    /// When the peer knows, and the calls that were begun are answered.
+    /// When the peer has acknowledged the GOAWAY, and the calls that it began before are answered.
     Graceful,
     /// At once.
     Now,
 }
 
 impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
-    /// A connection that is there already, on the current runtime.
+    /// A connection on an accepted socket of the current runtime.
     pub fn new(io: T, handlers: Handlers<S, A, X>) -> Self {
         let Handlers { fast_path, service, runs_inline, is_open, has_stream, has_long_reply, is_urgent, .. } = handlers;
         let Handlers { urgent_runtime, shared_runtime, extension, budget, .. } = handlers;
@@ -145,9 +145,8 @@ impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
         })
     }
 
-    /// Answers its calls until it ends; after `stop`, until those that were begun are answered, or no longer.
-    /// On a core's own thread (`has_core`) callers take turns, and the connection may keep the thread awake for a
-    /// call that is about to come.
+    /// Answers its calls until it closes. After `stop`, it drains or closes at once. On the thread of a core
+    /// (`has_core`) callers take turns, and the connection may poll for the next call instead of sleeping.
     ///
     /// # Errors
     /// See [`CloseReason`].
@@ -167,36 +166,36 @@ impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
             });
             match polled.await {
                 Some(ended) => return ended,
-                // The runtime looks at all of its sockets, and comes back.
+                // Lets the runtime poll all of its sockets.
                 None => yield_now().await,
             }
         }
     }
 }
 
-/// A connection with its network and its time.
+/// A connection with its socket and its timer.
 struct Driver<T, A: FastPath, C> {
     io: T,
     conn: Conn<A, C>,
     events: EventReceiver,
-    /// What was read and is not gone through: a part of a frame, or frames that there was no room to answer.
+    /// What was read and not parsed: a part of a frame, or frames that the output has no room to answer.
     unparsed: Buffer,
     is_backpressured: bool,
     stage: Stage,
     timer: Pin<Box<Sleep>>,
-    /// When the last whole frame came. Pieces of frames are no sign of life: who sends them for ever is silent.
+    /// When the last whole frame came. Parts of frames are no sign of life.
     last_frame_at: Instant,
-    /// When the peer was asked whether it is still there.
+    /// When the peer was sent a PING that it has not answered.
     pinged_at: Option<Instant>,
-    /// When the peer was told of a stop.
+    /// When the drain began.
     drain: Option<DrainStart>,
-    /// When it has had time enough to hear of the end.
+    /// When to close for good, once nothing more is read.
     deadline: Option<Instant>,
     busy_poll: BusyPoll,
     turn: ReadTurn,
 }
 
-/// How a connection stood when a stop came.
+/// The state of a connection when its drain began.
 #[derive(Clone, Copy)]
 struct DrainStart {
     at: Instant,
@@ -204,12 +203,12 @@ struct DrainStart {
     last_stream: u32,
 }
 
-/// How far a connection is.
+/// What a connection still does.
 enum Stage {
     Open,
-    /// Nothing more is read. What is there is written.
+    /// Nothing more is read. The output is written.
     Flushing(Option<ConnError>),
-    /// Our end is closed. A peer that still sends would lose our last words if its end were closed on it.
+    /// The write half is closed. Closing the read half on a peer that still sends could lose our last frames.
     Lingering(Option<ConnError>),
 }
 
@@ -240,7 +239,7 @@ where
                 }
             });
         } else if self.conn.out.capacity() > 2 * self.conn.out.len() + OUT_BYTES_KEPT {
-            // It waits for a peer that does not read, as one of many perhaps.
+            // The peer does not read, and many peers may do so at once.
             self.conn.out.shrink_to_fit();
         }
         polled
@@ -260,7 +259,7 @@ where
                     {
                         if stop == Shutdown::Now {
                             self.conn.evict();
-                            // A peer that reads hears of it. The others are not waited for.
+                            // Tells the peer if it reads, and does not wait if it does not.
                             drop(self.poll_write(cx));
                             return Poll::Ready(Err(CloseReason::Evicted));
                         }
@@ -279,16 +278,16 @@ where
                     self.conn.send_pending();
                     let was_full = self.conn.is_full();
                     let written = self.poll_write(cx)?;
-                    // What is held now is what will be held for longer.
+                    // From here on, what is held may be held for long.
                     if let Err(error) = self.conn.update_budget(self.unparsed.len()) {
-                        // To wait for a peer that does not read would take the room that there is not.
+                        // Waiting for a peer that does not read would hold the memory that is missing.
                         drop(self.poll_write(cx));
                         return Poll::Ready(Err(CloseReason::Error(error)));
                     }
                     if self.conn.is_drained() {
                         self.stop_reading(self.conn.forced_drain().map(|(error, _)| error));
                     } else if was_full {
-                        // There may be more to say than there was room for.
+                        // There may be more to send than the output had room for.
                         ready!(written);
                     } else if ready!(self.poll_receive(cx, has_core))? {
                         return Poll::Ready(Ok(()));
@@ -318,7 +317,7 @@ where
         }
     }
 
-    /// Writes what is to be written. It is ready when that is all.
+    /// Writes the output. Ready when all is written.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, CloseReason> {
         let mut written = 0;
         while let Some(pending) = self.conn.out.get(written..).filter(|pending| !pending.is_empty()) {
@@ -335,9 +334,9 @@ where
         Ok(Poll::Ready(()))
     }
 
-    /// Reads, and goes through what was read. It says whether the peer has closed its end.
+    /// Reads, and processes what was read. Returns whether the peer has closed its end.
     fn poll_receive(&mut self, cx: &mut Context<'_>, has_core: bool) -> Poll<Result<bool, CloseReason>> {
-        // A connection that has yet to make its first call waits for no turn, whoever else is unknown.
+        // The first call of a connection waits for no turn, however busy other unknown callers are.
         match self.conn.caller().filter(|_| !self.is_backpressured) {
             _ if !has_core => ready!(self.turn.poll_alone(cx)),
             Some(caller) => ready!(self.turn.poll(caller, cx)),
@@ -391,13 +390,13 @@ where
         if self.unparsed.is_empty() {
             self.unparsed = Buffer::new();
         }
-        // Credentials and secrets were in it; whoever reads next has no business with them.
+        // It held credentials and secrets.
         buffer[..filled].zeroize();
         wipe_stack_of_answers();
         Poll::Ready(Ok(false))
     }
 
-    /// Reads what nobody will answer. It says whether the peer has closed its end.
+    /// Reads and drops. Returns whether the peer has closed its end.
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, CloseReason>> {
         let mut buffer = Zeroizing::new([0; 4096]);
         let mut space = ReadBuf::new(&mut *buffer);
@@ -421,7 +420,7 @@ where
         self.conn.start_drain();
     }
 
-    /// When a peer that has been told of a stop has had time enough to hear of it.
+    /// When to stop waiting for the peer to acknowledge the GOAWAY.
     fn drain_due(&self) -> Option<Instant> {
         let drain = self.drain.filter(|_| self.conn.awaits_drain_ack())?;
         Some(drain.at + if self.conn.has_no_calls() { IDLE_GOAWAY_ACK_TIMEOUT } else { GOAWAY_ACK_TIMEOUT })
@@ -459,9 +458,9 @@ where
         Ok(())
     }
 
-    /// Does what is due, and says when the next thing will be.
+    /// Does what is due, and returns when to call it again.
     fn tick(&mut self, now: Instant) -> Result<Instant, CloseReason> {
-        // A request that begins later is due later than the next look.
+        // A request that starts later is due later than the next tick.
         let late = self.conn.end_late_requests(now.into_std());
         let mut next = self.last_frame_at + KEEPALIVE_INTERVAL;
         if let Some(pinged_at) = self.pinged_at {

@@ -1,9 +1,9 @@
-//! ReadTurns of callers whose connections share a thread.
+//! Turns of callers whose connections share a thread.
 //!
-//! In a round, so much is read from all connections of a caller together: however many connections some callers have, the
-//! others wait for no more than one turn of each caller. Connections past their caller's turn wait for the next round, in
-//! the order in which they came. A round ends when the runtime has looked at its sockets, so that whatever has become
-//! ready comes before those that wait.
+//! In each round, the connections of a caller together may read a fixed number of bytes. However many
+//! connections a caller has, others wait for no more than one turn of each caller. A connection past the turn
+//! of its caller waits for the next round, in order of arrival. A round ends when the runtime has polled its
+//! sockets, so that sockets that have become ready come before those that wait.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -20,37 +20,37 @@ thread_local! {
     static TURNS: RefCell<ReadTurns> = RefCell::default();
 }
 
-/// The turns of a thread.
+/// The turns on a thread.
 #[derive(Default)]
 struct ReadTurns {
     callers: HashMap<u64, CallerShare>,
-    /// Connections in all queues, and some that have ended since they came there.
+    /// Entries in all queues, some of connections that have ended since.
     waiting: usize,
-    /// Whether the end of this round is under way.
+    /// Whether the end of this round is scheduled.
     is_ending: bool,
 }
 
-/// What a caller has of a round.
+/// What a caller has read in this round, and its queue.
 #[derive(Default)]
 struct CallerShare {
     read_bytes: usize,
     waiting: VecDeque<(Arc<AtomicU8>, Waker)>,
 }
 
-/// The connection has no turn, or one that it need not wait for.
+/// The connection does not wait.
 const IDLE: u8 = 0;
 /// It is in the queue of its caller.
 const WAITING: u8 = 1;
-/// It has been given the turn, and has not been polled since.
+/// It was given the turn, and has not been polled since.
 const NEXT: u8 = 2;
 /// It has ended.
 const GONE: u8 = 3;
 
-/// A connection's part in the turns of its thread.
+/// A connection's part in the turns on its thread.
 pub(super) struct ReadTurn {
     state: Arc<AtomicU8>,
     caller: u64,
-    /// Bytes that were read without a pause.
+    /// Bytes read since the last pause.
     read_bytes: usize,
 }
 
@@ -59,7 +59,7 @@ impl ReadTurn {
         Self { state: Arc::new(AtomicU8::new(IDLE)), caller: 0, read_bytes: 0 }
     }
 
-    /// Whether the connection may be read from, if its caller is this one. Otherwise it is woken when it may.
+    /// Ready if the connection may read now, on behalf of this caller. Otherwise it is woken when it may.
     pub(super) fn poll(&mut self, caller: u64, cx: &Context<'_>) -> Poll<()> {
         let state = self.state.load(Ordering::Relaxed);
         if state == WAITING {
@@ -78,7 +78,7 @@ impl ReadTurn {
         })
     }
 
-    /// The same on a thread whose connections have no turns by caller: it pauses from time to time.
+    /// The same on a thread without turns by caller: it pauses from time to time.
     pub(super) fn poll_alone(&mut self, cx: &Context<'_>) -> Poll<()> {
         if self.read_bytes < TURN_BYTES_MAX {
             return Poll::Ready(());
@@ -88,7 +88,7 @@ impl ReadTurn {
         Poll::Pending
     }
 
-    /// So many bytes have been read, or none, because there were none.
+    /// Counts a read of this many bytes; 0 if there were none.
     pub(super) fn has_read(&mut self, bytes: usize, has_core: bool) {
         if has_core {
             TURNS.with_borrow_mut(|turns| turns.callers.entry(self.caller).or_default().read_bytes += bytes);
@@ -97,8 +97,8 @@ impl ReadTurn {
         }
     }
 
-    /// The connection has been polled: if it has left something of its turn, another one of its caller goes on with that.
-    /// To be called after each poll, because this also sees to it that the round ends.
+    /// Must be called after each poll of the connection. It passes the rest of an unused turn to another
+    /// connection of the caller, and schedules the end of the round.
     pub(super) fn after_poll(&self) {
         let was_next = self.state.compare_exchange(NEXT, IDLE, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         pass_on(was_next.then_some(self.caller));
@@ -113,7 +113,7 @@ impl Drop for ReadTurn {
 }
 
 impl CallerShare {
-    /// Who is next, if there is something left of the turn.
+    /// The next connection of this caller, if something is left of its turn.
     fn next(&mut self, waiting: &mut usize) -> Option<Waker> {
         while self.read_bytes < TURN_BYTES_MAX {
             let (state, waker) = self.waiting.pop_front()?;
@@ -126,9 +126,9 @@ impl CallerShare {
     }
 }
 
-/// Gives the turn of a caller on, and has the round end if anybody waits for that.
+/// Passes the turn of a caller on, and schedules the end of the round if anything waits for it.
 fn pass_on(caller: Option<u64>) {
-    // A thread that ends has no turns any more, and nobody on it waits.
+    // On a thread that ends nothing waits.
     let told = TURNS.try_with(|turns| {
         let ReadTurns { callers, waiting, is_ending } = &mut *turns.borrow_mut();
         let next = caller.and_then(|caller| callers.get_mut(&caller)?.next(waiting));
@@ -143,9 +143,9 @@ fn pass_on(caller: Option<u64>) {
     }
 }
 
-/// Wakes when the runtime has looked at its sockets: what is woken at once comes before that.
+/// Wakes a task after the runtime has polled its sockets. `wake` alone would come before that.
 fn wake_later(waker: &Waker) {
-    // The first poll of it does this, and nothing else.
+    // Its first poll registers the waker, and does nothing else.
     let _pending = pin!(yield_now()).poll(&mut Context::from_waker(waker));
 }
 
@@ -178,10 +178,10 @@ mod tests {
     use tokio::net::UnixStream;
     use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
-    /// Whose turns there were, with the number of the connection.
+    /// The caller of each turn, with the number of the connection.
     type Seen = Rc<RefCell<Vec<(u64, usize)>>>;
 
-    /// A connection that always has more to read, for so many turns.
+    /// A connection that always has more to read, for this many turns.
     fn flood(seen: &Seen, caller: u64, number: usize, turns: usize) -> JoinHandle<()> {
         let (seen, mut turn, mut left) = (seen.clone(), ReadTurn::new(), turns);
         spawn_local(poll_fn(move |cx| {
@@ -217,7 +217,7 @@ mod tests {
             floods.push(flood(&seen, 3, 0, 500));
             all(floods).await;
             let seen = seen.borrow();
-            // While all three ask, each has a third.
+            // As long as all three have something to read, each has a third.
             let mut counts = BTreeMap::<u64, i64>::new();
             for (caller, _) in seen.iter().take(1_500) {
                 *counts.entry(*caller).or_default() += 1;
@@ -253,7 +253,7 @@ mod tests {
         });
     }
 
-    /// A turn that is given to a connection that does not read, or not all of it, goes on to the next.
+    /// The unused rest of a turn goes to the next connection.
     #[test]
     fn what_is_left_of_a_turn_is_for_the_next_connection() {
         local(async {

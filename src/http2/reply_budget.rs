@@ -1,4 +1,4 @@
-//! How much of replies may wait on a connection for its peer to read it: one bound, whichever way they were made.
+//! One bound on the bytes of replies that wait on a connection, for both paths.
 
 use std::fmt;
 use std::pin::Pin;
@@ -12,27 +12,27 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::REPLIES_BYTES_MAX;
 
-/// The room of a connection. Clones are of the same.
+/// The budget of a connection. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct ReplyBudget(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// Bytes that wait.
+    /// Bytes that wait to be sent.
     held_bytes: AtomicUsize,
-    /// Told when they are few enough again.
+    /// Notified when [`Self::is_full`](ReplyBudget::is_full) becomes false.
     capacity_freed: Notify,
-    /// The turn of calls whose replies may be long.
+    /// One permit, for the calls with long replies.
     turn: Arc<Semaphore>,
 }
 
-/// The wait for the turn of a call whose reply may be long.
+/// A wait for the turn of a call with a long reply.
 pub(super) struct ReplyTurn {
     taking: Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>,
     permit: TurnPermit,
 }
 
-/// Where a turn is kept when it is taken. It is given on when this is dropped.
+/// Holds the turn once it is taken. Dropping it passes the turn on.
 #[derive(Clone, Debug, Default)]
 pub(super) struct TurnPermit(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
 
@@ -45,7 +45,7 @@ impl ReplyTurn {
         self.permit.clone()
     }
 
-    /// Takes it. It is ready once.
+    /// Takes the turn. Ready once.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let turn = ready!(self.taking.as_mut().poll(cx));
         *self.permit.0.lock() = turn;
@@ -59,15 +59,15 @@ impl fmt::Debug for ReplyTurn {
     }
 }
 
-/// A part of a reply that waits until it is sent, or is dropped.
+/// A part of a reply that waits to be sent.
 #[derive(Debug)]
 pub(super) struct ReplyPart {
     /// What is not sent yet.
     pub(super) bytes: Bytes,
-    /// What its call gets back of its own room when it is sent; 0 if it was made at once, without a call.
+    /// Permits to give back to its call when it is sent; 0 on the fast path.
     pub(super) permits: usize,
     budget: ReplyBudget,
-    /// All of its memory stays until the last byte is sent.
+    /// All of its memory is held until the last byte is sent.
     held: usize,
 }
 
@@ -79,29 +79,29 @@ impl Default for ReplyBudget {
 }
 
 impl ReplyBudget {
-    /// Whether so much waits that nothing should be added to it.
+    /// Whether nothing more should be added.
     pub(super) fn is_full(&self) -> bool {
         self.held_bytes() >= REPLIES_BYTES_MAX
     }
 
-    /// Bytes that wait.
+    /// Bytes that wait to be sent.
     pub(super) fn held_bytes(&self) -> usize {
         self.0.held_bytes.load(Ordering::Acquire)
     }
 
-    /// Takes up room for a part that is there. It is never refused: whoever makes one asks first whether there is room.
+    /// Counts a part that exists already. Callers check [`Self::is_full`] before they make one.
     pub(super) fn add(&self, bytes: Bytes, permits: usize) -> ReplyPart {
         let held = bytes.len();
         self.0.held_bytes.fetch_add(held, Ordering::AcqRel);
         ReplyPart { bytes, permits, budget: self.clone(), held }
     }
 
-    /// Waits until there is room.
+    /// Waits until it is not full.
     pub(super) async fn wait_for_capacity(&self) {
         while self.is_full() {
             let capacity_freed = self.0.capacity_freed.notified();
             tokio::pin!(capacity_freed);
-            // It may have been freed since the look above.
+            // It may have been freed since the check above.
             if capacity_freed.as_mut().enable() || !self.is_full() {
                 continue;
             }
@@ -109,7 +109,8 @@ impl ReplyBudget {
         }
     }
 
-    /// Waits until there is room, and no other call has the turn. Whoever drops the permit gives it on. `None`: never.
+    /// Waits until no other call has the turn and the budget is not full. Dropping the permit passes the turn
+    /// on.
     pub(super) async fn take_turn(self) -> Option<OwnedSemaphorePermit> {
         let turn = self.0.turn.clone().acquire_owned().await.ok();
         self.wait_for_capacity().await;
@@ -118,7 +119,7 @@ impl ReplyBudget {
 }
 
 impl ReplyPart {
-    /// The first bytes are sent.
+    /// The first bytes were sent.
     pub(super) fn advance(&mut self, bytes: usize) {
         self.bytes.advance(bytes);
     }
@@ -174,7 +175,7 @@ mod tests {
         assert!(second.as_mut().poll(cx).is_pending());
         drop(turn);
         assert!(second.as_mut().poll(cx).is_ready());
-        // Whoever gives up waiting holds up nobody.
+        // An abandoned wait blocks no other.
         let mut third = Box::pin(budget.clone().take_turn());
         assert!(third.as_mut().poll(cx).is_ready());
     }
