@@ -1,20 +1,20 @@
-//! Frames, as they are read and written (RFC 9113, sections 4.1 and 6).
+//! Encodes and decodes frames (RFC 9113, sections 4.1 and 6).
 
 use super::error::{ConnError, ErrorCode};
 
-/// The client's half of the connection preface (section 3.4).
+/// The client connection preface (section 3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Bytes before the payload of each frame.
+/// The head of each frame, in bytes.
 pub(super) const FRAME_HEAD_BYTES: usize = 9;
 
-/// The longest payload that either side takes unless it says otherwise, and we never do.
+/// The default SETTINGS_MAX_FRAME_SIZE, in bytes. We never allow or send more.
 pub(super) const PAYLOAD_BYTES_MAX: usize = 16_384;
 
-/// The highest identifier of a stream, and the largest window.
+/// The highest stream identifier, and the largest window.
 pub(super) const BITS_31: u32 = 0x7fff_ffff;
 
-/// The types of frames.
+/// Frame types.
 pub(super) mod kind {
     pub(crate) const DATA: u8 = 0;
     pub(crate) const HEADERS: u8 = 1;
@@ -28,7 +28,7 @@ pub(super) mod kind {
     pub(crate) const CONTINUATION: u8 = 9;
 }
 
-/// The flags of frames.
+/// Frame flags.
 pub(super) mod flag {
     pub(crate) const ACK: u8 = 1;
     pub(crate) const END_STREAM: u8 = 1;
@@ -37,7 +37,7 @@ pub(super) mod flag {
     pub(crate) const PRIORITY: u8 = 0x20;
 }
 
-/// The names of settings (section 6.5.2).
+/// Identifiers of settings (section 6.5.2).
 pub(super) mod setting {
     pub(crate) const HEADER_TABLE_SIZE: u16 = 1;
     pub(crate) const ENABLE_PUSH: u16 = 2;
@@ -47,19 +47,19 @@ pub(super) mod setting {
     pub(crate) const MAX_HEADER_LIST_SIZE: u16 = 6;
 }
 
-/// What stands before the payload of a frame.
+/// The head of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FrameHead {
-    /// Bytes of the payload.
+    /// The length of the payload, in bytes.
     pub(super) length: usize,
     pub(super) kind: u8,
     pub(super) flags: u8,
-    /// 0: the connection.
+    /// 0 is the connection.
     pub(super) stream: u32,
 }
 
 impl FrameHead {
-    /// Reads it, if all of it is there.
+    /// Decodes a head, if all of it is there.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let [l1, l2, l3, kind, flags, s1, s2, s3, s4] = *bytes.first_chunk::<FRAME_HEAD_BYTES>()?;
         let length = u32::from_be_bytes([0, l1, l2, l3]) as usize;
@@ -71,12 +71,12 @@ impl FrameHead {
         self.flags & flag != 0
     }
 
-    /// The payload in bytes that begin with this head, and what follows. `None`: not all of it is there.
+    /// Splits bytes that begin with this head into payload and rest. `None`: the payload is not all there.
     pub(super) fn split_payload<'a>(&self, bytes: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
         bytes.get(FRAME_HEAD_BYTES..)?.split_at_checked(self.length)
     }
 
-    /// The payload without its padding, if it has any (section 6.1).
+    /// The payload without padding (section 6.1).
     pub(super) fn unpad<'a>(&self, payload: &'a [u8]) -> Result<&'a [u8], ConnError> {
         if !self.has(flag::PADDED) {
             return Ok(payload);
@@ -87,7 +87,7 @@ impl FrameHead {
     }
 }
 
-/// Reads a number of 32 bits of which the first is reserved.
+/// A 31-bit integer behind a reserved bit.
 pub(super) fn read_31(payload: &[u8]) -> Option<u32> {
     payload.first_chunk().map(|bytes| u32::from_be_bytes(*bytes) & BITS_31)
 }
@@ -98,7 +98,7 @@ pub(super) fn put_head(to: &mut Vec<u8>, length: usize, kind: u8, flags: u8, str
     to.extend_from_slice(&[l1, l2, l3, kind, flags, s1, s2, s3, s4]);
 }
 
-/// Writes a header block, as HEADERS and as many CONTINUATIONs as it takes. `block` writes the block itself.
+/// Writes a header block as HEADERS and as many CONTINUATION frames as it takes. `block` writes the block.
 pub(super) fn put_headers(to: &mut Vec<u8>, stream: u32, ends: bool, block: impl FnOnce(&mut Vec<u8>)) {
     let head = to.len();
     let ends = if ends { flag::END_STREAM } else { 0 };

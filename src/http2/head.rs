@@ -1,4 +1,4 @@
-//! The head of a request, as it is read of a header block.
+//! The head of a request, as decoded from a header block.
 
 use std::sync::Arc;
 
@@ -9,17 +9,17 @@ use super::HEADER_BYTES_MAX;
 use super::buffer::Buffer;
 use super::hpack::{CompressionError, Decoder, ENTRY_BYTES, Field, FieldKind};
 
-/// The head of a request: its pseudo-headers and its fields, as bytes.
+/// The head of a request: its pseudo-headers and fields, as bytes.
 ///
-/// It has at most 16 KiB of them, counted as RFC 9113 does (section 6.5.2), and nothing that a head must not have.
+/// It holds at most 16 KiB, counted as in RFC 9113, section 6.5.2, and no forbidden field.
 #[derive(Debug, Default)]
 pub struct RequestHead {
     serial: u64,
-    /// The serial of the first of the heads up to this one that have its credential.
+    /// The serial of the first head of the run of heads with this credential.
     credential: u64,
     text: Buffer,
     fields: Vec<Span>,
-    /// The size of the list, also of what is left out because it is too long.
+    /// The size of the list, including what was dropped because it is too long.
     bytes: usize,
     error: Option<HeaderError>,
     method: Occurrence,
@@ -30,7 +30,7 @@ pub struct RequestHead {
     authorization: Occurrence,
     encoding: Occurrence,
     timeout: Occurrence,
-    /// How long the body is said to be.
+    /// The announced length of the body, in bytes.
     content_length: Option<u64>,
 }
 
@@ -39,7 +39,7 @@ pub struct RequestHead {
 pub(super) enum HeaderError {
     /// It breaks a rule of RFC 9113, section 8.
     Malformed,
-    /// It is longer than it may be.
+    /// It exceeds the limit.
     TooLong,
 }
 
@@ -52,7 +52,7 @@ struct Span {
     value_bytes: u16,
 }
 
-/// How often a field is given, and which it is.
+/// How often a field occurs, and its index if that is once.
 #[derive(Clone, Copy, Debug, Default)]
 enum Occurrence {
     #[default]
@@ -62,20 +62,21 @@ enum Occurrence {
 }
 
 impl RequestHead {
-    /// A number that no other head of the same connection has: what is known of a head holds when it is met again.
+    /// A number that no other head of the connection has. What was found out about a head holds for its
+    /// serial.
     #[must_use]
     pub fn serial(&self) -> u64 {
         self.serial
     }
 
-    /// A number that two heads of the same connection have only if they give the same credential. It is the
-    /// same for heads that follow each other.
+    /// A number that two heads of the connection share only if they have the same credential. Consecutive
+    /// heads with the same credential share it.
     #[must_use]
     pub fn credential_serial(&self) -> u64 {
         self.credential
     }
 
-    /// About how much memory it takes, in bytes.
+    /// Its size in memory, approximately, in bytes.
     pub(super) fn bytes(&self) -> usize {
         size_of::<Self>() + self.bytes
     }
@@ -92,36 +93,36 @@ impl RequestHead {
         self.only(self.path).unwrap_or_default()
     }
 
-    /// `content-type`, if it is given exactly once.
+    /// `content-type`, if it occurs exactly once.
     #[must_use]
     pub fn content_type(&self) -> Option<&[u8]> {
         self.only(self.content_type)
     }
 
-    /// `authorization`, if it is given exactly once.
+    /// `authorization`, if it occurs exactly once.
     #[must_use]
     pub fn authorization(&self) -> Option<&[u8]> {
         self.only(self.authorization)
     }
 
-    /// Whether `grpc-encoding` is given.
+    /// Whether `grpc-encoding` occurs.
     #[must_use]
     pub fn has_encoding(&self) -> bool {
         !matches!(self.encoding, Occurrence::Never)
     }
 
-    /// `grpc-timeout`: whether it is given, and, if that is exactly once, which it is.
+    /// `grpc-timeout`: outer `None` if it does not occur, inner `None` if it occurs more than once.
     #[must_use]
     pub fn timeout(&self) -> Option<Option<&[u8]>> {
         (!matches!(self.timeout, Occurrence::Never)).then(|| self.only(self.timeout))
     }
 
-    /// `content-length`: how many bytes the body must have, if that is said.
+    /// `content-length`: the length of the body in bytes, if it is given.
     pub(super) fn content_length(&self) -> Option<u64> {
         self.content_length
     }
 
-    /// A request with this head. `None`: its path or its method is none.
+    /// A request with this head. `None`: its path or its method is invalid.
     pub(super) fn to_request<B>(&self, body: B) -> Option<Request<B>> {
         let mut request = Request::new(body);
         *request.method_mut() = Method::from_bytes(self.method()).ok()?;
@@ -136,15 +137,15 @@ impl RequestHead {
         Some(request)
     }
 
-    /// What keeps it from being the head of a request.
+    /// Why this is not the head of a request, if it is not.
     pub(super) fn request_error(&self) -> Option<HeaderError> {
         let whole = [self.method, self.scheme, self.path].iter().all(|given| matches!(given, Occurrence::Once(_)));
         let flawed = self.error.or_else(|| (!whole).then_some(HeaderError::Malformed));
-        // CONNECT has no path; nothing here is connected to anything.
+        // CONNECT has no path, and is not supported.
         flawed.or_else(|| matches!(self.authority, Occurrence::Repeated).then_some(HeaderError::Malformed))
     }
 
-    /// What keeps it from being trailers.
+    /// Why these are not trailers, if they are not.
     pub(super) fn trailers_error(&self) -> Option<HeaderError> {
         let pseudo = self.fields.iter().any(|span| span.kind.is_pseudo());
         self.error.or_else(|| pseudo.then_some(HeaderError::Malformed))
@@ -161,14 +162,13 @@ impl RequestHead {
         Some((name, rest.get(..span.value_bytes.into())?))
     }
 
-    /// Whether both give the same credential. In a time that says nothing of where credentials differ: one
-    /// connection may carry the calls of several callers.
+    /// Compares credentials in constant time: one connection may carry the calls of several callers.
     fn has_credential_of(&self, other: &Self) -> bool {
         let both = self.authorization().zip(other.authorization());
         both.is_some_and(|(ours, theirs)| constant_time_eq::constant_time_eq(ours, theirs))
     }
 
-    /// Makes it a head without anything.
+    /// Empties it for reuse.
     fn clear(&mut self, serial: u64) {
         let (mut text, mut fields) = (std::mem::take(&mut self.text), std::mem::take(&mut self.fields));
         text.clear();
@@ -176,7 +176,7 @@ impl RequestHead {
         *self = Self { serial, credential: serial, text, fields, ..Self::default() };
     }
 
-    /// There is a field that is too long to be read.
+    /// Notes a field that is too long to be decoded.
     fn push_too_long(&mut self) {
         self.bytes = usize::MAX;
         self.error = self.error.or(Some(HeaderError::TooLong));
@@ -193,13 +193,13 @@ impl RequestHead {
             self.error = Some(HeaderError::Malformed);
             return;
         }
-        // Within the limit above, all of these fit.
+        // The limit above keeps these within u16.
         let (at, place) = (self.text.len() as u16, self.fields.len() as u16);
         self.text.extend_from_slice(name);
         self.text.extend_from_slice(value);
         self.fields.push(Span { kind, at, name_bytes: name.len() as u16, value_bytes: value.len() as u16 });
         if kind == FieldKind::ContentLength {
-            // Several are one if they say the same (RFC 9110, section 8.6).
+            // Equal ones count as one (RFC 9110, section 8.6).
             let bytes = read_length(value).filter(|bytes| self.content_length.is_none_or(|other| other == *bytes));
             match bytes {
                 Some(bytes) => self.content_length = Some(bytes),
@@ -221,26 +221,26 @@ impl RequestHead {
     }
 }
 
-/// A `content-length`: digits, and nothing else.
+/// A `content-length`: digits only.
 fn read_length(value: &[u8]) -> Option<u64> {
     let digits = str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     digits?.parse().ok()
 }
 
-/// Reads the header blocks of a connection, and remembers the last.
+/// Decodes the header blocks of a connection, and remembers the last one.
 ///
-/// Clients send the same block again and again. It has the same meaning as long as the dynamic table has not
-/// changed, and that has not if its number is still the same.
+/// Clients send the same block again and again. It means the same as long as the version of the dynamic table
+/// is the same.
 pub(super) struct HeaderDecoder {
     decoder: Decoder,
     serial: u64,
     last: Arc<RequestHead>,
-    /// What the next one is read into.
+    /// Reused for the next head.
     spare: Option<Arc<RequestHead>>,
-    /// What the block is read into that goes on in the next frame.
+    /// The head of a block that goes on in the next frame.
     partial: Option<Arc<RequestHead>>,
     last_block: Buffer,
-    /// The number of the table before and after the last block was read, if that is one number.
+    /// The version of the table before and after the last block, if the block did not change it.
     last_version: Option<u64>,
 }
 
@@ -257,21 +257,21 @@ impl HeaderDecoder {
         }
     }
 
-    /// About how much memory is kept for it, in bytes.
+    /// Its size in memory, approximately, in bytes.
     pub(super) fn bytes(&self) -> usize {
         let heads = [Some(&self.last), self.spare.as_ref(), self.partial.as_ref()].into_iter().flatten();
         let heads = heads.map(|head| head.text.capacity() + head.fields.capacity() * size_of::<Span>());
         heads.sum::<usize>() + self.last_block.capacity() + self.decoder.bytes()
     }
 
-    /// Reads a whole block.
+    /// Decodes a whole block.
     ///
     /// # Errors
     /// When it breaks a rule of RFC 7541.
     pub(super) fn read(&mut self, block: &[u8]) -> Result<&Arc<RequestHead>, CompressionError> {
         let version = self.decoder.version();
-        // In a time that says nothing of where they differ: a block may have a credential in it, and one connection may
-        // carry the calls of several callers.
+        // Constant time: a block may hold a credential, and one connection may carry the calls of several
+        // callers.
         let again = self.last_version == Some(version) && constant_time_eq::constant_time_eq(&self.last_block, block);
         if again {
             return Ok(&self.last);
@@ -282,7 +282,7 @@ impl HeaderDecoder {
             self.decoder.decode(block, |field| head.push(field))?;
         }
         self.set_last(next);
-        // A credential is kept once as it came and once as it was read, and not a third time.
+        // Keeps no third copy of a credential, beside the table's and the head's.
         if self.decoder.version() == version && !self.decoder.repeats_credential() {
             self.last_version = Some(version);
             self.last_block.replace(block);
@@ -292,8 +292,8 @@ impl HeaderDecoder {
         Ok(&self.last)
     }
 
-    /// Reads the next frame of a block that has several. Of what is too long for a head nothing is kept. It gives the
-    /// head with the last.
+    /// Decodes the next frame of a block, and returns the head after the last one. Fields beyond the limit
+    /// are dropped.
     ///
     /// # Errors
     /// When the block breaks a rule of RFC 7541.
@@ -319,7 +319,7 @@ impl HeaderDecoder {
         Ok(Some(&self.last))
     }
 
-    /// A head without anything.
+    /// An empty head.
     fn start(&mut self) -> Arc<RequestHead> {
         self.serial += 1;
         let mut next = self.spare.take().unwrap_or_default();
@@ -329,7 +329,7 @@ impl HeaderDecoder {
         next
     }
 
-    /// Makes a head that was read the last one.
+    /// Makes a decoded head the last one.
     fn set_last(&mut self, mut next: Arc<RequestHead>) {
         if let Some(head) = Arc::get_mut(&mut next)
             && head.has_credential_of(&self.last)
@@ -337,7 +337,7 @@ impl HeaderDecoder {
             head.credential = self.last.credential;
         }
         let mut before = std::mem::replace(&mut self.last, next);
-        // A call that waits for its body may still need the one before.
+        // A pending call may still hold it.
         if let Some(head) = Arc::get_mut(&mut before) {
             head.clear(0);
             self.spare = Some(before);
@@ -377,7 +377,7 @@ mod tests {
         let two = read(&mut heads, indexed);
         assert_eq!(two.authorization(), Some(&b"two"[..]));
         assert_ne!(two.serial(), one.serial());
-        // Also when the change comes with nothing that is inserted.
+        // Also after a change that inserts nothing.
         read(&mut heads, &[&[0x20], &[0x3f, 0xe1, 0x1f], REQUEST[0]]);
         assert!(heads.read(&indexed.concat()).is_err(), "its entry is gone");
     }

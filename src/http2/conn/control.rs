@@ -1,4 +1,4 @@
-//! What a peer says of the connection: its settings, whether it is there, and that it leaves.
+//! Frames of the connection: SETTINGS, PING, GOAWAY, PRIORITY.
 
 use super::{Conn, Drain, PING_DRAIN};
 use crate::http2::FastPath;
@@ -27,7 +27,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
                 window = Some(value);
             }
         }
-        // Once, however often it is set: it takes a look at every stream.
+        // Once, however often it is set, since it visits every stream.
         window.map_or(Ok(()), |window| self.set_peer_initial_window(window.into()))?;
         self.overhead_frame()?;
         frame::put_settings_ack(&mut self.out);
@@ -41,7 +41,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             setting::INITIAL_WINDOW_SIZE if value > BITS_31 => {
                 return Err(ConnError::new(ErrorCode::FlowControl, "INITIAL_WINDOW_SIZE is beyond 2^31-1"));
             }
-            // Frames are never longer than every peer takes.
+            // We never send frames longer than the minimum.
             setting::MAX_FRAME_SIZE if !(PAYLOAD_BYTES_MAX..1 << 24).contains(&(value as usize)) => {
                 return Err(ConnError::protocol("MAX_FRAME_SIZE is out of its bounds"));
             }

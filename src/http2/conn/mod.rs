@@ -1,4 +1,4 @@
-//! What a connection knows, and the rules it keeps: frames go in, frames come out, and no I/O is done.
+//! The state of a connection, and the rules of the protocol. Frames go in, frames come out; there is no I/O.
 
 mod control;
 mod reply;
@@ -28,27 +28,26 @@ use super::{
     OUT_BYTES_MAX, OVERHEAD_FRAMES_MAX, OVERHEAD_FRAMES_PAID, PREFETCH_MAX, STREAMS_MAX, WINDOW_BYTES,
 };
 
-/// Windows are this size until somebody says otherwise (RFC 9113, section 6.9.2).
+/// The initial size of windows (RFC 9113, section 6.9.2).
 const WINDOW_BYTES_AT_FIRST: u32 = 65_535;
-/// The peer is told that it may send as many bytes again once they are so many.
+/// A WINDOW_UPDATE of the connection is sent once this many bytes are unclaimed.
 const WINDOW_UPDATE_BYTES_MIN: u32 = WINDOW_BYTES / 4;
 
-// What is gathered, what calls do not tell of, and what the peer is not told yet are never the whole window:
-// otherwise a peer whose calls wait for a disk could send nothing more, and would wait with its verdicts.
+// Buffered, unreported and unclaimed bytes together never fill the window. Otherwise a peer whose calls wait
+// for the disk could send nothing more, not even calls of Verify.
 const _: () = assert!(
     WINDOW_UPDATE_BYTES_MIN as usize - 1 + BUFFERED_BYTES_ALL_MAX + STREAMS_MAX * UNREPORTED_BYTES_MAX
         < WINDOW_BYTES as usize
 );
-/// Streams that were reset here, whose peers may not know yet, and of which frames that come are no errors.
+/// Streams that were reset here, of which the peer may not know yet: their frames are no errors.
 const RESETS_REMEMBERED: usize = 1_024;
-/// Asks whether the peer is still there.
+/// The payload of a keepalive PING.
 const PING_KEEPALIVE: [u8; 8] = *b"kw-alive";
-/// Asks whether the peer has heard of the stop.
+/// The payload of the PING whose acknowledgement shows that the peer has read the first GOAWAY.
 const PING_DRAIN: [u8; 8] = *b"kw-leave";
 
-/// A connection.
 pub(super) struct Conn<A: FastPath, C> {
-    /// What is to be written to the network.
+    /// The output, not yet written to the network.
     pub(super) out: Buffer,
     fast_path: A,
     calls: C,
@@ -57,65 +56,64 @@ pub(super) struct Conn<A: FastPath, C> {
     encoder: Encoder,
     /// A header block that goes on in the next frame.
     block: Option<PartialBlock>,
-    /// The youngest stream that the peer has begun, refused ones too.
+    /// The highest stream that the peer has begun, including refused ones.
     last_stream: u32,
-    /// Calls that were answered at once.
+    /// Calls answered by the fast path.
     answered: u64,
-    /// In the order of their numbers.
+    /// Ordered by stream.
     pending_calls: VecDeque<PendingCall<A::Pass>>,
     buffered_bytes: usize,
     streams: BTreeMap<u32, Stream>,
-    /// Streams that have something to send, in turns.
+    /// Streams with something to send, in turns.
     pending_send: VecDeque<u32>,
-    /// What waits of replies.
     reply_budget: ReplyBudget,
     account: Account,
-    /// What all calls count in the budget for requests.
+    /// What all calls count in the request budget, in bytes.
     budget_bytes: usize,
-    /// What was read and is not gone through, in bytes.
+    /// Bytes that were read and not parsed.
     rest_bytes: usize,
-    /// What the peer set the windows of its streams to.
+    /// The peer's SETTINGS_INITIAL_WINDOW_SIZE.
     peer_initial_window: i64,
     /// Bytes that may be sent to the peer.
     send_window: i64,
     /// Bytes that the peer may send.
     window: u32,
-    /// Bytes that the peer has not been told that it may send again.
+    /// Bytes that were read and not yet given back by WINDOW_UPDATE.
     unclaimed: u32,
     resets: VecDeque<u32>,
-    /// Streams that the peer reset itself. Some clients send the rest of a request all the same.
+    /// Streams that the peer reset. Some clients still send the rest of the request.
     peer_resets: VecDeque<u32>,
     /// [`ERROR_CALLS`] for each error.
     errors: u32,
-    /// Calls that were refused because a peer without a credential had too many.
+    /// Calls refused because an unauthenticated peer had too many, or there was no room.
     crowded: u32,
     overhead_frames: u32,
-    /// When errors and idle frames were last forgotten.
+    /// When errors and overhead frames last decayed.
     decayed_at: Instant,
     drain: Drain,
-    /// For what the connection is drained, and when it is closed at the latest.
+    /// Why the connection drains because of its peer, and when it is closed at the latest.
     forced_drain: Option<(ConnError, Instant)>,
-    /// When what is gone through was read.
+    /// When the input was read.
     at: Instant,
 }
 
-/// How far a connection has come.
+/// The progress of the connection preface (RFC 9113, section 3.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Handshake {
-    /// The peer has yet to say that it speaks HTTP/2.
+    /// The client's 24 bytes come next.
     Preface,
-    /// Its settings come next.
+    /// Its SETTINGS come next.
     Settings,
     Open,
 }
 
-/// How far a connection is from its end.
+/// The progress of graceful shutdown (RFC 9113, section 6.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Drain {
     NotStarted,
-    /// The peer has been told, and may not have heard of it.
+    /// The first GOAWAY is sent, and the peer has not acknowledged it.
     Announced,
-    /// The peer knows that no call after this one is answered.
+    /// The second GOAWAY named this as the last stream.
     Final(u32),
 }
 
@@ -175,11 +173,10 @@ impl<A: FastPath, C> Conn<A, C> {
 }
 
 impl<A: FastPath, C: CallSpawner> Conn<A, C> {
-    /// Goes through what was read, and says how much of it is done with: all whole frames, unless so much is
-    /// to be written that nothing should be added to it.
+    /// Processes whole frames, and returns how many bytes they have. Stops early when the output is full.
     ///
     /// # Errors
-    /// When the connection cannot go on. The peer has been told so then.
+    /// When the connection must close. GOAWAY is then in the output.
     pub(super) fn receive(&mut self, input: &[u8], at: Instant) -> Result<usize, ConnError> {
         self.at = at;
         self.fast_path.begin_batch(at);
@@ -200,7 +197,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
                 None => return Err(ConnError::protocol("this is no HTTP/2")),
             }
         }
-        // Where that ends which was looked at ahead, in bytes before the end of the input.
+        // Where prefetching stopped, in bytes before the end of the input.
         let mut unscanned = rest.len();
         while !self.is_full()
             && let Some(head) = FrameHead::read(rest)
@@ -218,7 +215,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         Ok(input.len() - rest.len())
     }
 
-    /// Shows what answers calls at once the bodies that come next, and says how many bytes it has not looked at.
+    /// Passes the next bodies to the fast path, and returns how many bytes were not scanned.
     fn prefetch(&mut self, input: &[u8]) -> usize {
         let (mut rest, mut bodies, streams) = (input, 0, &self.streams);
         let next = std::iter::from_fn(|| {
@@ -233,38 +230,38 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             }
             None
         });
-        // It is of no consequence for what is read, so a panic in it is of none either.
+        // Prefetching is best effort: a panic in it must not affect the connection.
         drop(catch_unwind(AssertUnwindSafe(|| self.fast_path.prefetch(next))));
-        // What nobody wants to see, nobody is asked about again.
+        // No body to prefetch: do not scan the rest of this input again.
         if bodies == 0 { 0 } else { rest.len() }
     }
 
-    /// Whether so much is to be written that nothing should be added to it.
+    /// Whether the output is full.
     pub(super) fn is_full(&self) -> bool {
         self.out.len() >= OUT_BYTES_MAX
     }
 
-    /// How many calls have been answered at once.
+    /// Calls answered by the fast path.
     pub(super) fn answered(&self) -> u64 {
         self.answered
     }
-    /// Whose calls these are, once there has been one.
+    /// The caller, once there has been a call.
     pub(super) fn caller(&self) -> Option<u64> {
         (self.last_stream > 0).then(|| self.fast_path.caller())
     }
 
-    /// Asks whether the peer is still there.
+    /// Sends a keepalive PING.
     pub(super) fn ping(&mut self) {
         frame::put_ping(&mut self.out, false, &PING_KEEPALIVE);
     }
 
-    /// Ends the wait for requests that should be whole by now, and says when the next one should be.
+    /// Ends requests that are not whole in time, and returns when the next one is due.
     pub(super) fn end_late_requests(&mut self, now: Instant) -> Option<Instant> {
-        // In the order of their beginning.
+        // Ordered by their deadlines.
         while self.pending_calls.front().is_some_and(|pending| pending.until <= now)
             && let Some(pending) = self.take_pending(0)
         {
-            // Only a head that is of no request is an error, and those never wait.
+            // Fails for invalid heads only, and those are never pending.
             let _refused = self.refuse(SlowCall::of(&pending), pending.body.len(), false, Incomplete::TooSlow);
         }
         self.streams.values_mut().for_each(|stream| stream.end_if_late(now));
@@ -272,7 +269,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         pending.into_iter().chain(self.streams.values().filter_map(|stream| stream.until)).min()
     }
 
-    /// Tells the peer that this connection will end, and asks it to say when it knows. Until then calls are answered.
+    /// Announces the end of the connection. Calls are taken until the peer acknowledges it.
     pub(super) fn start_drain(&mut self) {
         if self.drain == Drain::NotStarted {
             self.drain = Drain::Announced;
@@ -281,22 +278,21 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         }
     }
 
-    /// Whether no call is under way.
     pub(super) fn has_no_calls(&self) -> bool {
         self.streams.is_empty() && self.pending_calls.is_empty()
     }
 
-    /// The youngest stream that the peer has begun.
+    /// The highest stream that the peer has begun.
     pub(super) fn last_stream(&self) -> u32 {
         self.last_stream
     }
 
-    /// Whether the peer has been told of the end and has not said that it knows.
+    /// Whether the peer has yet to acknowledge the announcement.
     pub(super) fn awaits_drain_ack(&self) -> bool {
         self.drain == Drain::Announced
     }
 
-    /// Takes no more calls, and says which was the last.
+    /// Takes no more calls, and names the last one.
     pub(super) fn finish_drain(&mut self) {
         if !matches!(self.drain, Drain::Final(_)) {
             self.drain = Drain::Final(self.last_stream);
@@ -304,18 +300,18 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         }
     }
 
-    /// Says that the connection ends now.
+    /// Tells the peer that its connection closes now.
     pub(super) fn evict(&mut self) {
         frame::put_goaway(&mut self.out, self.last_stream, ErrorCode::NoError, "others need its place");
     }
 
-    /// For what the connection is drained, if its peer has done it, and when it is closed at the latest.
+    /// Why the connection drains because of its peer, and when it is closed at the latest.
     pub(super) fn forced_drain(&self) -> Option<(ConnError, Instant)> {
         self.forced_drain
     }
 
-    /// Takes no more calls because of what the peer does, and says so. Those under way are answered: they may
-    /// be those of other callers, behind a proxy. A peer that goes on is cut off.
+    /// Drains the connection because of its peer. Calls under way are answered: behind a proxy they may be
+    /// those of other callers. A peer that goes on is cut off.
     fn force_drain(&mut self, error: ConnError) -> Result<(), ConnError> {
         if self.forced_drain.is_some() {
             return Err(error);
@@ -327,7 +323,6 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         Ok(())
     }
 
-    /// Ends all calls.
     pub(super) fn end_calls(&mut self) {
         self.cancel_pending();
         self.pending_calls.clear();
@@ -335,7 +330,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         (self.budget_bytes, self.buffered_bytes) = (0, 0);
     }
 
-    /// Whether nothing more will ever be said.
+    /// Whether nothing more will be sent.
     pub(super) fn is_drained(&self) -> bool {
         matches!(self.drain, Drain::Final(_)) && self.has_no_calls()
     }
@@ -363,12 +358,12 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             kind::GOAWAY => self.goaway(head, payload),
             kind::PRIORITY => self.priority(head, payload),
             kind::PUSH_PROMISE => Err(ConnError::protocol("a client cannot push")),
-            // Section 4.1: to be ignored.
+            // Unknown types are ignored (section 4.1).
             _ => self.overhead_frame(),
         }
     }
 
-    /// After a while, what a peer may do in it begins anew.
+    /// Halves the errors, and resets the other counts, for each [`KEEPALIVE_INTERVAL`] that has passed.
     fn decay_rate_limits(&mut self) {
         let passed = self.at.saturating_duration_since(self.decayed_at).as_secs() / KEEPALIVE_INTERVAL.as_secs();
         if passed > 0 {
@@ -378,7 +373,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         }
     }
 
-    /// A frame that carries no call on.
+    /// Counts a frame that makes no progress for a call.
     fn overhead_frame(&mut self) -> Result<(), ConnError> {
         self.decay_rate_limits();
         self.overhead_frames += 1;
@@ -388,22 +383,22 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         Ok(())
     }
 
-    /// A frame that begins a call, or carries data of one, pays for some that carry no call on.
+    /// A frame that starts a call or carries its data pays for some overhead frames.
     fn pay_for_overhead(&mut self) {
         self.overhead_frames = self.overhead_frames.saturating_sub(OVERHEAD_FRAMES_PAID);
     }
 
-    /// Whether a stream has never been begun.
+    /// Whether a stream is idle (RFC 9113, section 5.1): it was never begun.
     fn is_idle(&self, stream: u32) -> bool {
         stream > self.last_stream || stream.is_multiple_of(2)
     }
 
-    /// Whether there is no room for another call.
+    /// Whether there are as many calls as SETTINGS_MAX_CONCURRENT_STREAMS allows.
     fn has_max_streams(&self) -> bool {
         self.streams.len() + self.pending_calls.len() >= STREAMS_MAX
     }
 
-    /// A call that came whole and whose reply was sent whole.
+    /// A call was received and answered in full.
     fn pay_for_error(&mut self) {
         self.errors = self.errors.saturating_sub(1);
     }
@@ -426,12 +421,12 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         self.cancel_stream(stream);
     }
 
-    /// Frames that the peer has sent before it knows of a reset are no errors.
+    /// Remembers that frames of this stream are no errors: the peer may not know of the reset yet.
     fn remember_reset(&mut self, stream: u32) {
         remember(&mut self.resets, stream);
     }
 
-    /// Ends whatever goes on for a stream. The place of a call is free when it has ended.
+    /// Ends the call of a stream. It counts until its task has ended.
     fn cancel_stream(&mut self, id: u32) {
         if let Some(at) = self.find_pending(id)
             && let Some(pending) = self.take_pending(at)
@@ -451,16 +446,16 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         }
     }
 
-    /// Where a call stands among those that wait for their bodies.
+    /// The index of a pending call.
     fn find_pending(&self, id: u32) -> Option<usize> {
-        // Most often, bodies come in the order of their heads.
+        // Bodies mostly come in the order of their heads.
         if self.pending_calls.front()?.id == id {
             return Some(0);
         }
         self.pending_calls.binary_search_by_key(&id, |pending| pending.id).ok()
     }
 
-    /// The peer may send as many bytes again. It is told when they are many.
+    /// Gives bytes of the connection's window back to the peer, by WINDOW_UPDATE once there are enough.
     fn release_capacity(&mut self, bytes: usize) {
         self.unclaimed += bytes as u32;
         if self.unclaimed >= WINDOW_UPDATE_BYTES_MIN {
@@ -470,7 +465,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     }
 }
 
-/// Keeps the latest streams, as many as are remembered.
+/// Remembers a stream in place of the oldest one.
 fn remember(streams: &mut VecDeque<u32>, stream: u32) {
     if streams.len() == RESETS_REMEMBERED {
         streams.pop_front();

@@ -1,4 +1,4 @@
-//! What is sent of replies, and when: as the windows of the peer allow, each stream in its turn.
+//! Sends replies, as far as the peer's windows allow, one frame of each stream in turn.
 
 use bytes::Bytes;
 
@@ -9,20 +9,20 @@ use crate::http2::error::{ConnError, ErrorCode};
 use crate::http2::frame::{BITS_31, FrameHead, PAYLOAD_BYTES_MAX};
 use crate::http2::{FastPath, OVERHEAD_FRAMES_PAID, WINDOW_BYTES};
 
-/// How sending went on for a stream.
+/// What sending a frame of a stream did.
 enum Sent {
-    /// All of its reply.
+    /// The reply is sent.
     All,
-    /// A part: another one is to follow.
+    /// A frame was sent, and another one may follow.
     Some,
-    /// All that is there, or that its own window allows.
+    /// Nothing is left to send, or the window of the stream is used up.
     Enough,
-    /// Nothing, for the window of the connection.
+    /// The window of the connection is used up.
     Nothing,
 }
 
 impl<A: FastPath, C: CallSpawner> Conn<A, C> {
-    /// A reply of gRPC that went well. Most often it is written at once.
+    /// Sends a successful gRPC reply. Most are written at once.
     pub(super) fn reply(&mut self, id: u32, window_delta: i64, reply: Bytes) {
         frame::put_headers(&mut self.out, id, false, |to| self.encoder.grpc_headers(to));
         let bytes = reply.len() as i64;
@@ -41,7 +41,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         self.queue(id);
     }
 
-    /// What a call has to say.
+    /// Handles an event of a call.
     pub(in crate::http2) fn on_event(&mut self, StreamEvent { stream: id, event }: StreamEvent) {
         if let Event::Several(events) = event {
             return events.into_iter().for_each(|event| self.on_event(StreamEvent { stream: id, event }));
@@ -51,17 +51,17 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             Event::Several(_) => {} // above
             Event::Done => {
                 stream.call = None;
-                // Its request is gone with it.
+                // Its request is dropped with it.
                 self.budget_bytes -= std::mem::take(&mut stream.budget_bytes);
                 if stream.is_closed {
                     self.streams.remove(&id);
                 } else if !matches!(stream.pieces.back(), Some(Piece::Trailers(_) | Piece::End)) {
-                    // Its runtime has ended it.
+                    // Its runtime has shut down.
                     self.reset(id, ErrorCode::Internal);
                 }
             }
             Event::Read(bytes) => self.was_read(id, bytes),
-            // Its caller wants to hear nothing more.
+            // The stream is cancelled.
             _ if stream.is_closed => {}
             Event::Head(parts, ends) => {
                 frame::put_headers(&mut self.out, id, ends, |to| {
@@ -83,7 +83,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         }
     }
 
-    /// A call has read a part of its request.
+    /// A call has read this many bytes of its request.
     fn was_read(&mut self, id: u32, bytes: usize) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         self.budget_bytes -= stream.was_read(bytes);
@@ -93,7 +93,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             }
             return self.send_window_update(id);
         }
-        // What a call reads of a stream that was given up has been counted then.
+        // The unread bytes of a cancelled stream were released before.
         let bytes = stream.unread.min(bytes as u32);
         stream.unread -= bytes;
         stream.unclaimed += bytes;
@@ -101,7 +101,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         self.release_capacity(bytes as usize);
     }
 
-    /// Tells the peer how much more it may send of a request, when that is much.
+    /// Sends a WINDOW_UPDATE of a stream, once there is enough to give back.
     pub(super) fn send_window_update(&mut self, id: u32) {
         if let Some(stream) = self.streams.get_mut(&id)
             && stream.recv_buffer.is_some()
@@ -112,9 +112,9 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         }
     }
 
-    /// Sends what may be sent.
+    /// Sends what the windows allow.
     pub(in crate::http2) fn send_pending(&mut self) {
-        // How many streams have had no turn since something was sent: the last round ends when nothing more goes.
+        // Streams left to try since something was sent. The loop ends after a round that sends nothing.
         let mut left = self.pending_send.len();
         while left > 0
             && !self.is_full()
@@ -143,7 +143,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         }
     }
 
-    /// Sends one frame of a stream's body, and what ends it.
+    /// Sends one DATA frame of a stream, and its trailers if they come next.
     fn send_frame_of(&mut self, id: u32) -> Sent {
         let Some(stream) = self.streams.get_mut(&id) else { return Sent::Enough };
         if let Some(Piece::Data(part)) = stream.pieces.front_mut() {
@@ -182,12 +182,12 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         Sent::All
     }
 
-    /// All of a reply is sent.
+    /// The whole reply is sent.
     fn finish(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.is_closed = true;
         if stream.recv_buffer.is_some() {
-            // The rest of the request is of no use (RFC 9113, section 8.1).
+            // The rest of the request is not needed (RFC 9113, section 8.1).
             self.reset(id, ErrorCode::NoError);
             return;
         }
@@ -246,7 +246,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         Ok(())
     }
 
-    /// The peer sets the window that streams begin with, and moves those of all that there are by as much.
+    /// Applies the peer's SETTINGS_INITIAL_WINDOW_SIZE, which moves the windows of all streams.
     pub(super) fn set_peer_initial_window(&mut self, bytes: i64) -> Result<(), ConnError> {
         self.peer_initial_window = bytes;
         let window_deltas = self.pending_calls.iter().map(|pending| pending.window_delta);
@@ -265,7 +265,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         Ok(())
     }
 
-    /// A reset of a stream that is gone carries no call on.
+    /// Resetting a stream that is gone is overhead.
     pub(super) fn overhead_frame_if_gone(&mut self, id: u32) -> Result<(), ConnError> {
         if self.streams.contains_key(&id) { Ok(()) } else { self.overhead_frame() }
     }

@@ -1,4 +1,4 @@
-//! What a peer sends of its calls: their heads, their bodies, and their ends.
+//! Frames of requests: heads, bodies, trailers, resets.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use crate::http2::{
     REQUEST_TIME_MAX, STRANGER_CALLS_MAX,
 };
 
-/// What others are read by is lost (RFC 9113, section 4.3).
+/// The state of header compression is lost (RFC 9113, section 4.3).
 const UNREAD: ConnError = ConnError::new(ErrorCode::Compression, "a header block cannot be read");
 
-/// What a HEADERS frame says of priorities, if it does (RFC 9113, section 6.2).
+/// The length of the priority fields of a HEADERS frame (RFC 9113, section 6.2).
 const PRIORITY_BYTES: usize = 5;
 
-/// Calls of a peer without a credential that are refused by a status, in a while, because they are too many
-/// or there is no room. Further ones are reset.
+/// Calls of an unauthenticated peer that are refused with a status, because there are too many or there is no
+/// room. Further ones are reset. Resets with the other rate limits.
 const CROWDED_REPLIES_MAX: u32 = 16;
 
-/// A call that is to take the long way.
+/// A call that takes the slow path.
 pub(super) struct SlowCall<'a> {
     id: u32,
     head: &'a RequestHead,
@@ -64,7 +64,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             fragment = fragment.get(PRIORITY_BYTES..).ok_or(ConnError::size("HEADERS without their priority"))?;
         }
         let ends_stream = frame.has(flag::END_STREAM);
-        // Blocks are read whatever becomes of their streams, because others are read by them.
+        // Every block is decoded, since it may change the dynamic table.
         if frame.has(flag::END_HEADERS) {
             let head = self.header_decoder.read(fragment).map_err(|_| UNREAD)?.clone();
             return self.head(frame.stream, ends_stream, head);
@@ -90,20 +90,20 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         self.head(block.stream, block.ends_stream, head)
     }
 
-    /// A header block has been read.
+    /// A header block is decoded.
     fn head(&mut self, id: u32, ends: bool, head: Arc<RequestHead>) -> Result<(), ConnError> {
         if id <= self.last_stream {
             return self.trailers(id, ends, head.trailers_error());
         }
         self.last_stream = id;
         if let Drain::Final(_) = self.drain {
-            // The peer has been told, and will try elsewhere.
+            // The peer was told by GOAWAY, and will retry elsewhere.
             self.remember_reset(id);
             return self.overhead_frame();
         }
         if self.has_max_streams() {
             self.reset(id, ErrorCode::RefusedStream);
-            // A peer may have seen places free that are not yet; so it is no error.
+            // Not an error: the peer may count calls as ended that have not ended yet.
             return self.overhead_frame();
         }
         self.pay_for_overhead();
@@ -118,7 +118,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         if ends && !length.take(0, true) {
             return self.reset_for(id, ErrorCode::Protocol);
         }
-        // What is answered at once cannot wait for room.
+        // The fast path cannot wait for room.
         let pass = if self.reply_budget.is_full() {
             self.fast_path.on_bypass(&head, Bypass::RepliesPending);
             None
@@ -141,7 +141,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         Ok(())
     }
 
-    /// A call that takes the long way: it begins now or, if it is an open one and no stream, when its request is whole.
+    /// Starts a call on the slow path or, if it is open and unary, waits until its request is whole.
     fn start_or_wait(&mut self, call: PendingCall<A::Pass>, ends: bool) -> Result<(), ConnError> {
         let call_kind = self.calls.call_kind(&call.head);
         let slow_call = SlowCall { call_kind, ..SlowCall::of(&call) };
@@ -159,13 +159,13 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     }
 
     fn is_at_stranger_limit(&self) -> bool {
-        // Those that were answered where they began are not heard yet, and take no place.
+        // Calls that ended inline have not been removed yet, and do not count.
         let is_under_way = |stream: &&Stream| stream.call.as_ref().is_none_or(|call| !call.has_finished());
         self.pending_calls.len() + self.streams.len() >= STRANGER_CALLS_MAX
             && self.pending_calls.len() + self.streams.values().filter(is_under_way).count() >= STRANGER_CALLS_MAX
     }
 
-    /// Trailers of a request. Nothing in them means anything in gRPC, but they end its body.
+    /// Trailers of a request mean nothing in gRPC, but end its body.
     fn trailers(&mut self, id: u32, ends: bool, error: Option<HeaderError>) -> Result<(), ConnError> {
         let at = self.find_pending(id);
         let recv_buffer = self.streams.get(&id).map(|stream| stream.recv_buffer.is_some());
@@ -221,7 +221,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
                 return self.overhead_frame();
             }
             if self.peer_resets.contains(&id) {
-                // grpc-java sends RST_STREAM for a call that is given up, and its DATA behind that.
+                // grpc-java sends the rest of a cancelled request behind its RST_STREAM.
                 frame::put_reset(&mut self.out, id, ErrorCode::StreamClosed);
                 return self.overhead_frame();
             }
@@ -236,7 +236,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             self.release_capacity(data.len());
             return self.reset_for(id, ErrorCode::Protocol);
         }
-        // Padding is read as soon as it is here.
+        // Padding is released at once.
         stream.unclaimed += padding;
         if !data.is_empty() {
             let is_kept = recv_buffer.push(data);
@@ -276,7 +276,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             return self.data_of_open(at, data, ends);
         }
         if ends && pending.body.is_empty() {
-            // The usual way: the body in one piece, read where it lies.
+            // The usual case: the body comes in one frame, and is read in place.
             let pending = self.take_pending(at);
             return pending.map_or(Ok(()), |pending| self.answer(pending, data));
         }
@@ -300,7 +300,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         self.start(SlowCall::of(&pending), &pending.body, ends)
     }
 
-    /// A part of the body of an open call, which begins when it is whole.
+    /// Data of a unary open call, which starts when its request is whole.
     fn data_of_open(&mut self, at: usize, data: &[u8], ends: bool) -> Result<(), ConnError> {
         let Some(pending) = self.pending_calls.get_mut(at) else { return Ok(()) };
         pending.body.extend_from_slice(data);
@@ -323,13 +323,13 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         self.start(SlowCall::of(&pending), &pending.body, ends)
     }
 
-    /// Answers a call whose body came in pieces.
+    /// Answers a call whose body came in several frames.
     fn answer_buffered(&mut self, mut pending: PendingCall<A::Pass>) -> Result<(), ConnError> {
         let body = std::mem::take(&mut pending.body);
         self.answer(pending, &body)
     }
 
-    /// Answers a call at once, if it can be.
+    /// Answers a call on the fast path, if possible.
     fn answer(&mut self, pending: PendingCall<A::Pass>, body: &[u8]) -> Result<(), ConnError> {
         let pass = pending.pass.as_ref().filter(|_| !self.reply_budget.is_full());
         let Some(pass) = pass else {
@@ -338,7 +338,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             }
             return self.start(SlowCall::of(&pending), body, true);
         };
-        // A panic ends its call and nothing else.
+        // A panic ends its call alone.
         match catch_unwind(AssertUnwindSafe(|| self.fast_path.answer(pass, body))) {
             Ok(Some(reply)) => {
                 self.answered += 1;
@@ -354,7 +354,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         Ok(())
     }
 
-    /// Begins a call on the long way, with as much of its body as is there.
+    /// Starts a call on the slow path, with the part of its body that has come.
     fn start(&mut self, slow_call: SlowCall<'_>, body: &[u8], ends: bool) -> Result<(), ConnError> {
         let budget_bytes = slow_call.call_kind.call_bytes() + body.len();
         if !self.has_room_for(budget_bytes) {
@@ -374,7 +374,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         };
         let recv_buffer = (!ends).then_some(recv_buffer);
         let until = (!ends && !call_kind.has_stream).then_some(until);
-        // What was answered where it began holds nothing.
+        // A call that ended inline holds nothing.
         let budget_bytes = if call.has_finished() { 0 } else { budget_bytes };
         let is_budgeted = !call_kind.is_open;
         let mut stream = Stream::of_call(window_delta, recv_buffer, call, body.len() as u32, padding);
@@ -393,7 +393,8 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         Ok(())
     }
 
-    /// Begins a call only to be refused: there is one place that does. So much of its body has come.
+    /// Starts a call only to be refused by the service, where all refusals are made. `bytes` of its body have
+    /// come.
     pub(super) fn refuse(
         &mut self,
         slow_call: SlowCall<'_>,
@@ -409,7 +410,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             self.decay_rate_limits();
             self.crowded += 1;
             if self.crowded > CROWDED_REPLIES_MAX {
-                // Whoever goes on has been told, and gets no reply that is longer than the request.
+                // The peer was told before, and gets no reply that is longer than its request.
                 self.reset(slow_call.id, ErrorCode::RefusedStream);
                 return self.overhead_frame();
             }
@@ -427,7 +428,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         Ok(())
     }
 
-    /// All of a call's body is there.
+    /// The body of a call is whole.
     fn end_body(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.until = None;
@@ -436,7 +437,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         }
     }
 
-    /// Answers with a status of HTTP alone.
+    /// Answers with an HTTP status alone.
     fn answer_with(&mut self, id: u32, ends: bool, status: StatusCode) -> Result<(), ConnError> {
         frame::put_headers(&mut self.out, id, true, |to| self.encoder.headers(status, &HeaderMap::new(), to));
         if !ends {

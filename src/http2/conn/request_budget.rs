@@ -1,4 +1,4 @@
-//! What a connection counts in the budget for requests, and what it does when there is no room.
+//! What a connection counts in the request budget, and what it refuses when that is spent.
 
 use std::collections::BTreeMap;
 
@@ -10,17 +10,17 @@ use crate::http2::error::ConnError;
 use crate::http2::head::RequestHead;
 use crate::http2::{FastPath, PENDING_CALL_BYTES, frame};
 
-/// What a call counts that waits for its body.
+/// What a pending call counts, in bytes.
 pub(super) fn pending_call_bytes(head: &RequestHead) -> usize {
     PENDING_CALL_BYTES + head.bytes()
 }
 
 impl<A: FastPath, C: CallSpawner> Conn<A, C> {
-    /// Settles what is held now, with so many bytes that were read and are not gone through. While there is
-    /// no room for all of it, the youngest call whose request is not whole is refused.
+    /// Updates the budget, with this many bytes that were read and not parsed. As long as it is exceeded, the
+    /// youngest call whose request is not whole is refused.
     ///
     /// # Errors
-    /// When no call can be refused, and nothing is known of the peer. It has been told so then.
+    /// When no call can be refused, and the peer is unauthenticated. GOAWAY is then in the output.
     pub(in crate::http2) fn update_budget(&mut self, rest_bytes: usize) -> Result<(), ConnError> {
         self.rest_bytes = rest_bytes;
         self.shrink();
@@ -29,7 +29,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
                 continue;
             }
             if self.account.is_known() {
-                // At most a read and the calls that have begun.
+                // At most one read, and the calls that have started.
                 self.account.set_over_limit(self.budget_bytes + self.rest_bytes);
                 return Ok(());
             }
@@ -41,19 +41,19 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         Ok(())
     }
 
-    /// Whether there is room for so many bytes more. If there is, it is taken.
+    /// Takes room for this many bytes more. Returns false, and takes nothing, if there is none.
     pub(super) fn has_room_for(&mut self, bytes: usize) -> bool {
         let mut held = self.budget_bytes + self.rest_bytes + bytes;
         if !self.account.is_known() {
-            // All that a peer can make grow: whoever is nobody has no other bound in the whole process.
+            // Everything that a peer can make grow: nothing else bounds unauthenticated peers as a whole.
             let streams = (self.resets.capacity() + self.peer_resets.capacity()) * size_of::<u32>();
-            // Its spare room belongs to the thread.
+            // Spare capacity of the output belongs to the thread.
             held += self.header_decoder.bytes() + streams + self.out.len() + self.reply_budget.held_bytes();
         }
         self.account.try_set(held)
     }
 
-    /// Gives back what a peer has made grow of whom nothing is known, and what is of no use any more.
+    /// Frees spare capacity of unauthenticated connections.
     fn shrink(&mut self) {
         if self.account.is_known() {
             return;
@@ -62,12 +62,12 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             self.pending_calls.shrink_to_fit();
         }
         if self.streams.is_empty() {
-            // An empty one keeps room for some.
+            // An empty map keeps an allocation.
             self.streams = BTreeMap::new();
         }
     }
 
-    /// Refuses the youngest call whose request is on its way, if there is one.
+    /// Refuses the youngest call whose request is not whole, if there is one.
     fn refuse_youngest(&mut self) -> Result<bool, ConnError> {
         let has_part = |stream: &Stream| {
             stream.recv_buffer.is_some() && !stream.is_closed && stream.budget_bytes > stream.call_kind.call_bytes()
@@ -85,21 +85,21 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         self.budget_bytes -= stream.budget_bytes - call_bytes;
         stream.budget_bytes = call_bytes;
         stream.until = None;
-        // What was not read of it is given back at its end.
+        // What it had not read is released when it ends.
         if let Some(recv_buffer) = &stream.recv_buffer {
             recv_buffer.end(Err(Incomplete::NoRoom));
         }
         Ok(true)
     }
 
-    /// A call waits for its body.
+    /// Adds a call that waits for its body.
     pub(super) fn add_pending(&mut self, mut pending: PendingCall<A::Pass>) {
         pending.budget_bytes = pending_call_bytes(&pending.head);
         self.budget_bytes += pending.budget_bytes;
         self.pending_calls.push_back(pending);
     }
 
-    /// It does so no more.
+    /// Removes a call that waits for its body.
     pub(super) fn take_pending(&mut self, at: usize) -> Option<PendingCall<A::Pass>> {
         let pending = self.pending_calls.remove(at)?;
         self.budget_bytes -= pending.budget_bytes;

@@ -1,4 +1,4 @@
-//! The calls of a connection.
+//! Streams: the calls of a connection.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::http2::head::RequestHead;
 use crate::http2::reply_budget::ReplyPart;
 use crate::http2::{REQUEST_TIME_MAX, WINDOW_BYTES};
 
-/// How many bytes of a body are still to come, if its head says how long it is (RFC 9113, section 8.1.1).
+/// Bytes of a body that are still to come, if its head announces a length (RFC 9113, section 8.1.1).
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Length(Option<u64>);
 
@@ -21,7 +21,7 @@ impl Length {
         Self(head.content_length())
     }
 
-    /// So many bytes have come, and perhaps the end. It says whether that fits.
+    /// Subtracts data that has come. Returns false if the length does not fit.
     pub(super) fn take(&mut self, bytes: usize, ends: bool) -> bool {
         let Some(left) = &mut self.0 else { return true };
         let Some(rest) = left.checked_sub(bytes as u64) else { return false };
@@ -30,16 +30,17 @@ impl Length {
     }
 }
 
-/// A call that may be answered at once, and whose body is still on its way.
+/// A call whose body is still coming, and that has not started.
 pub(super) struct PendingCall<P> {
     pub(super) id: u32,
     pub(super) head: Arc<RequestHead>,
-    /// What admitted it. `None`: it is an open call, which takes the long way when its request is whole.
+    /// What admission returned. `None`: an open unary call, which takes the slow path when its request is
+    /// whole.
     pub(super) pass: Option<P>,
-    /// What it counts in the budget for requests.
+    /// What it counts in the request budget, in bytes.
     pub(super) budget_bytes: usize,
     pub(super) body: Vec<u8>,
-    /// Bytes of padding that came with it.
+    /// Padding of its frames, in bytes.
     pub(super) padding: u32,
     pub(super) length: Length,
     pub(super) window_delta: i64,
@@ -47,53 +48,52 @@ pub(super) struct PendingCall<P> {
     pub(super) until: Instant,
 }
 
-/// A call on the long way, or a reply that waits for its window.
+/// A call on the slow path, or a reply of the fast path that waits for its window.
 #[derive(Debug, Default)]
 pub(super) struct Stream {
-    /// What the peer's initial window and this come to is the window: it follows when the former is set anew.
+    /// The send window is the peer's initial window plus this, so that a change of the former moves it.
     pub(super) window_delta: i64,
-    /// Where the body goes; `None` when all of it is there, or nobody wants it any more.
+    /// Where the body goes. `None`: it is whole, or no longer wanted.
     pub(super) recv_buffer: Option<RecvBuffer>,
     pub(super) length: Length,
-    /// When the body must be whole; `None` when it is, or may take its time.
+    /// When the body must be whole. `None`: it is, or it has no deadline.
     pub(super) until: Option<Instant>,
     /// Bytes that the peer may send.
     pub(super) window: u32,
-    /// Bytes that came and are not read.
+    /// Bytes that came and were not read.
     pub(super) unread: u32,
-    /// Bytes that were read, and that the peer has not been told of.
+    /// Bytes that were read and not yet given back by WINDOW_UPDATE.
     pub(super) unclaimed: u32,
-    /// What its call counts in the budget for requests.
+    /// What its call counts in the request budget, in bytes.
     pub(super) budget_bytes: usize,
     pub(super) call_kind: CallKind,
-    /// Whether what came of its request is taken for read by the window of the connection, because the budget
-    /// bounds it.
+    /// Whether the request budget bounds its request. The window of the connection is then released as data
+    /// comes.
     pub(super) is_budgeted: bool,
-    /// What is to be sent.
+    /// The rest of the reply.
     pub(super) pieces: VecDeque<Piece>,
-    /// Whether it is in the queue of those that have something to send.
+    /// Whether it is in the queue of streams with something to send.
     pub(super) is_queued: bool,
     pub(super) call: Option<CallHandle>,
-    /// Whether the reply is sent, or will never be.
+    /// Whether the reply is sent, or never will be.
     pub(super) is_closed: bool,
 }
 
-/// A part of a reply that is to be sent.
+/// A part of a reply.
 #[derive(Debug)]
 pub(super) enum Piece {
-    /// A part of the body.
     Data(ReplyPart),
-    /// The trailers of any reply.
+    /// Trailers.
     Trailers(Box<HeaderMap>),
-    /// The trailers of a reply of gRPC that went well.
+    /// The trailers of a successful gRPC reply.
     Ok,
-    /// There are no trailers.
+    /// The end, without trailers.
     End,
 }
 
 impl Stream {
-    /// The stream of a call whose body goes to this inbox, or is all there. So much of it has come, with so
-    /// much padding.
+    /// The stream of a call. `recv_buffer` is `None` if the body is whole. `unread` bytes of data and
+    /// `padding` bytes of padding have come.
     pub(super) fn of_call(
         window_delta: i64,
         recv_buffer: Option<RecvBuffer>,
@@ -105,7 +105,7 @@ impl Stream {
         Self { window_delta, recv_buffer, window, unread, unclaimed: padding, call: Some(call), ..Self::default() }
     }
 
-    /// Ends the wait for the rest of the body, if it is due by now.
+    /// Ends the body with an error if it is due.
     pub(super) fn end_if_late(&mut self, now: Instant) {
         if let Some(recv_buffer) = &self.recv_buffer
             && self.until.is_some_and(|until| until <= now)
@@ -115,17 +115,17 @@ impl Stream {
         }
     }
 
-    /// A part of a message has come to an open call that goes on: the rest may take as long as a request.
+    /// A part of a message of an open stream has come. Its rest must come within the time of a request.
     pub(super) fn wait_for_message(&mut self, now: Instant) {
         if self.call_kind.is_open && self.call_kind.has_stream && self.recv_buffer.is_some() {
             self.until = self.until.or(Some(now + REQUEST_TIME_MAX));
         }
     }
 
-    /// So much of its request was read and is gone. It says how much less it counts.
+    /// Data of the request was read. Returns how much less it counts.
     pub(super) fn was_read(&mut self, bytes: usize) -> usize {
         if !self.call_kind.has_stream {
-            // Whoever reads keeps it until the call ends.
+            // The reader holds all of it until the call ends.
             return 0;
         }
         let less = bytes.min(self.budget_bytes.saturating_sub(self.call_kind.call_bytes()));
@@ -136,20 +136,20 @@ impl Stream {
         less
     }
 
-    /// The peer may send as many bytes again of a request that is no stream, whose message may be longer than
-    /// the window: what is kept of it is bounded by the budget.
+    /// Gives the stream's window of a unary request back as it comes: its message may be longer than the
+    /// window, and the budget bounds it.
     pub(super) fn release_single(&mut self, bytes: usize) {
         if !self.call_kind.has_stream {
             self.unclaimed += bytes as u32;
         }
     }
 
-    /// The stream of a reply that is there.
+    /// The stream of a finished reply.
     pub(super) fn of_reply(window_delta: i64, reply: ReplyPart) -> Self {
         Self { window_delta, pieces: VecDeque::from([Piece::Data(reply), Piece::Ok]), ..Self::default() }
     }
 
-    /// Ends everything that goes on for it. It gives how many bytes came and were not read.
+    /// Ends the call. Returns how many bytes were not read.
     pub(super) fn cancel(&mut self) -> u32 {
         self.is_closed = true;
         self.pieces.clear();

@@ -1,4 +1,4 @@
-//! Connections without a network, whose calls do what a test says.
+//! The protocol without a network. Calls do what the test says.
 
 mod prefetch;
 mod request_budget;
@@ -18,7 +18,7 @@ use crate::http2::frame::FRAME_HEAD_BYTES;
 use crate::http2::head::RequestHead;
 use crate::http2::{Callers, WHOLE_BYTES_MAX};
 
-/// Answers calls whose bodies say so, at once.
+/// Echoes bodies on the fast path, except those that begin with `l`.
 struct Echo;
 
 impl FastPath for Echo {
@@ -44,7 +44,7 @@ impl FastPath for Echo {
     fn end_batch(&mut self) {}
 }
 
-/// Begins calls that nobody answers.
+/// Spawns calls that never answer.
 #[derive(Clone, Default)]
 struct Spawned(Rc<RefCell<Vec<u32>>>);
 
@@ -62,7 +62,7 @@ impl CallSpawner for Spawned {
 
 type Tested = Conn<Echo, Spawned>;
 
-/// More than anything here takes.
+/// More than any test uses.
 fn roomy() -> Budget {
     Budget::new(1 << 30, 1 << 30)
 }
@@ -76,7 +76,7 @@ fn open() -> (Tested, Spawned) {
     (conn, spawned)
 }
 
-/// Everything is gone through, and what is to be written is gone.
+/// Receives everything, and drops the output.
 fn receive(conn: &mut Tested, mut bytes: &[u8]) -> Result<(), ConnError> {
     loop {
         conn.out.clear();
@@ -107,7 +107,7 @@ fn data(stream: u32, padding: u8, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The frames in what is to be written.
+/// The frames in the output.
 fn frames(mut out: &[u8]) -> Vec<(u8, u32, Vec<u8>)> {
     let mut frames = vec![];
     while let Some(head) = FrameHead::read(out) {
@@ -137,7 +137,7 @@ fn a_peer_that_sends_more_than_the_window_of_the_connection_is_cut_off() {
 fn a_peer_that_sends_more_than_the_window_of_a_stream_has_it_reset() {
     let (mut conn, _) = open();
     receive(&mut conn, &head(1, "/long")).unwrap();
-    // Read by the connection as soon as they come, so that only the stream has less and less room.
+    // The connection's window is released as data comes; only the stream's shrinks.
     conn.streams.get_mut(&1).unwrap().window = 100;
     receive(&mut conn, &data(1, 90, b"123456789")).unwrap();
     conn.out.clear();
@@ -182,7 +182,7 @@ fn the_window_that_is_told_is_the_one_that_is_kept() {
     }
 }
 
-/// A message may be longer than the window of its stream by its prefix, and is not read before it is whole.
+/// A message with its prefix may exceed the window of its stream, and is not read before it is whole.
 #[test]
 fn the_window_of_a_call_is_given_back_as_its_request_comes() {
     let (mut conn, _) = open();
@@ -195,7 +195,7 @@ fn the_window_of_a_call_is_given_back_as_its_request_comes() {
     }
 }
 
-/// However a call ends, what it had not read is given back.
+/// However a call ends, its unread bytes are released.
 #[test]
 fn what_a_call_leaves_unread_is_given_back() {
     let all_of = |conn: &Tested| conn.window + conn.unclaimed;
@@ -269,7 +269,7 @@ fn a_call_that_ends_without_an_answer_is_reset() {
     assert!(conn.streams.is_empty());
 }
 
-/// Whether a connection outlives so many rounds of calls, so far apart, of which some are in error and some are
+/// Whether a connection survives this many rounds of calls, this far apart, with some calls in error and some
 /// answered.
 fn outlives(rounds: u32, apart: Duration, in_error: u32, answered: u32) -> bool {
     let (mut conn, _) = open();
@@ -292,7 +292,7 @@ fn outlives(rounds: u32, apart: Duration, in_error: u32, answered: u32) -> bool 
     })
 }
 
-/// What is rare is no attack, however long it goes on.
+/// Rare errors are no attack, however long they go on.
 #[test]
 fn errors_of_a_peer_are_weighed_against_its_calls_and_time() {
     let (now, many) = (Duration::ZERO, 3 * ERRORS_MAX);
@@ -304,7 +304,7 @@ fn errors_of_a_peer_are_weighed_against_its_calls_and_time() {
     assert!(!outlives(100, KEEPALIVE_INTERVAL, ERRORS_MAX / 2 + 10, 0), "and no more");
 }
 
-/// A frame of any kind, more often one that means something.
+/// Any frame, more often a valid one.
 fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     let stream = prop_oneof![4 => (0_u32..12).prop_map(|n| 2 * n + 1), 1 => 0_u32..8];
     let block = prop_oneof![
@@ -328,7 +328,7 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         bytes.extend(payload);
         bytes
     });
-    // Most others end the connection, so that little would come after them.
+    // Invalid frames mostly end the connection, so that little would come after them.
     let number = || 0_u32..12;
     let sound = prop_oneof![
         (number(), 0_u8..2).prop_map(|(n, path)| head(2 * n + 1, if path == 0 { "/" } else { "/long" })),
@@ -377,13 +377,13 @@ fn any_event() -> impl Strategy<Value = StreamEvent> {
 }
 
 proptest! {
-    /// Whatever comes, from the peer and from calls: nothing panics, and the books agree.
+    /// Whatever the peer and calls send, nothing panics, and the accounts agree.
     #[test]
     fn the_books_agree_whatever_comes(
         steps in prop::collection::vec(prop_oneof![3 => any_frame().prop_map(Ok), 1 => any_event().prop_map(Err)], 1..80),
     ) {
         let (mut conn, _) = open();
-        // All streams are begun in turn, so that what comes for them is no error.
+        // Begins all streams, so that their frames are no errors.
         for stream in (1..8).step_by(2) {
             receive(&mut conn, &head(stream, if stream % 4 == 1 { "/" } else { "/long" })).unwrap();
         }
@@ -402,7 +402,7 @@ proptest! {
             let pieces = conn.streams.values().flat_map(|stream| &stream.pieces);
             let made_at_once = pieces.filter(|piece| matches!(piece, Piece::Data(part) if part.permits == 0));
             prop_assert_eq!(made_at_once.count() > 0, conn.reply_budget.held_bytes() > 0);
-            // What the peer may send, has sent, and has not been told of is the window.
+            // Window, unclaimed, unread and buffered bytes add up.
             let unread: u32 = conn.streams.values().map(|stream| stream.unread).sum();
             prop_assert_eq!(conn.window + conn.unclaimed + unread + buffered as u32, WINDOW_BYTES);
         }

@@ -1,9 +1,9 @@
-//! What a connection shows ahead of its answers, and what it does not have answered.
+//! Prefetching, and calls that bypass the fast path.
 
 use super::*;
 use crate::http2::{Bypass, REPLIES_BYTES_MAX};
 
-/// Answers as [`Echo`] does, and says what it is shown, and when.
+/// Answers as [`Echo`] does, and records what it is called with.
 #[derive(Clone, Default)]
 struct Recorder(Rc<RefCell<Vec<String>>>);
 
@@ -57,12 +57,12 @@ fn bodies_are_shown_some_at_a_time_before_the_first_of_them_is_answered() {
     };
     for nth in 0..20 {
         call(3 + 2 * nth, &nth.to_string(), &mut bytes);
-        // What belongs to a call on the long way, and what is not the end of its body, is not shown.
+        // Data of calls on the slow path, and data that does not end its body, is not prefetched.
         frame::put_data(&mut bytes, 1, nth == 19, b"other");
     }
     bytes.extend(head(43, "/"));
     frame::put_data(&mut bytes, 43, false, b"piece");
-    // Not whole.
+    // Incomplete.
     let whole = bytes.len();
     call(45, "later", &mut bytes);
     bytes.pop();
@@ -77,13 +77,13 @@ fn bodies_are_shown_some_at_a_time_before_the_first_of_them_is_answered() {
     ];
     assert_eq!(said(&recorder), expected.concat());
 
-    // Who panics over what comes answers it all the same.
+    // A panic while prefetching does not keep the calls from being answered.
     bytes.drain(..done);
     bytes.extend(b"r");
     call(47, "panic", &mut bytes);
     call(49, "last", &mut bytes);
     conn.receive(&bytes, Instant::now()).unwrap();
-    assert_eq!(said(&recorder), ["recorder later panic last", "later", "panic", "last"]);
+    assert_eq!(said(&recorder), ["prefetch later panic last", "later", "panic", "last"]);
 }
 
 #[test]

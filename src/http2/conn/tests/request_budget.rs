@@ -1,4 +1,4 @@
-//! What a connection holds of requests, and what becomes of those that there is no room for.
+//! What a connection holds of requests, and what it refuses when there is no room.
 
 use super::*;
 use crate::http2::{CALL_BYTES, OPEN_MESSAGE_BYTES_MAX, OWN_BYTES, STRANGER_CALLS_MAX};
@@ -48,7 +48,7 @@ fn an_open_call_begins_when_its_request_is_whole_and_its_window_is_not_given_bac
             receive(&mut conn, &part(1, false, piece)).unwrap();
         }
         assert_eq!(conn.window + conn.unclaimed, WINDOW_BYTES - 8_000, "{path}");
-        // Who calls for a stream may wait for the head of the reply first.
+        // The caller of a stream may wait for the head of the reply first.
         assert_eq!(spawned.0.borrow().len(), usize::from(is_stream), "{path}");
         receive(&mut conn, &part(1, false, &sent[8_000..])).unwrap();
         assert_eq!(spawned.0.borrow().len(), usize::from(is_stream), "{path}");
@@ -64,7 +64,7 @@ fn a_message_of_an_open_call_that_is_too_long_is_refused_by_its_first_bytes() {
     receive(&mut conn, &part(1, false, &message(OPEN_MESSAGE_BYTES_MAX + 1)[..5])).unwrap();
     assert_eq!(spawned.0.borrow()[..], [1], "it is begun only to be refused");
     assert_eq!(conn.window + conn.unclaimed, WINDOW_BYTES);
-    // What comes of it still is not kept.
+    // The rest of it is not kept.
     receive(&mut conn, &part(1, false, &[0; 10_000])).unwrap();
     assert_eq!((conn.window + conn.unclaimed, conn.budget_bytes), (WINDOW_BYTES, 0));
 }
@@ -79,14 +79,14 @@ fn a_connection_without_a_credential_has_few_calls_under_way() {
     assert!(spawned.0.borrow().is_empty());
     receive(&mut conn, &head(2 * calls + 1, "/open")).unwrap();
     assert_eq!(spawned.0.borrow()[..], [2 * calls + 1], "one more is begun only to be refused");
-    // Whoever goes on is told by resets alone.
+    // Further calls are reset.
     let mut id = 2 * calls + 3;
     for _ in 0..64 {
         receive(&mut conn, &head(id, "/open")).unwrap();
         id += 2;
     }
     assert_eq!(spawned.0.borrow().len(), 16);
-    // A credential makes room.
+    // A valid credential makes room.
     receive(&mut conn, &head_of(id, "/long")).unwrap();
     receive(&mut conn, &head(id + 2, "/open")).unwrap();
     assert_eq!(spawned.0.borrow()[16..], [id]);
@@ -96,7 +96,7 @@ fn a_connection_without_a_credential_has_few_calls_under_way() {
 #[test]
 fn the_youngest_requests_are_refused_when_there_is_no_room_for_all() {
     let budget = Budget::new(MIB, MIB);
-    // An eighth is as much as one connection may have.
+    // One connection may have an eighth.
     let (mut conn, spawned) = open_with(&budget);
     receive(&mut conn, &head_of(1, "/long")).unwrap();
     receive(&mut conn, &head(3, "/")).unwrap();
@@ -119,7 +119,7 @@ fn the_youngest_requests_are_refused_when_there_is_no_room_for_all() {
     conn.update_budget(0).unwrap();
     assert_eq!((budget.refused(Callers::Known), spawned.0.borrow()[..].to_vec()), (2, vec![1, 7, 5]));
     assert!(budget.held(Callers::Known) <= MIB / 8);
-    // All that was sent of those may be sent again; what is kept is of 1 and 3.
+    // The windows are given back; what is held belongs to calls 1 and 3.
     assert_eq!(conn.streams[&1].budget_bytes, CALL_BYTES + 62_000);
     drop(conn);
     assert_eq!(budget.held(Callers::Known), 0);
