@@ -1,13 +1,13 @@
-//! Writes the header blocks of replies.
+//! Encodes the header blocks of replies.
 //!
-//! Two fields are in almost every reply, and only they go into the dynamic table of the peer, once: after that each is one
-//! byte. Everything else is written out, so that nothing ever moves them or drives them out.
+//! Two fields are in almost every reply. Only they go into the peer's dynamic table, once, and take one byte
+//! afterwards. All other fields are literals, so that nothing moves or evicts these two.
 
 use http::{HeaderMap, StatusCode};
 
 use super::TABLE_BYTES;
 
-/// The index of the youngest entry of the dynamic table.
+/// The index of the newest entry of the dynamic table.
 const NEWEST: u8 = 62;
 
 const CONTENT_TYPE: (&[u8], &[u8]) = (b"content-type", b"application/grpc");
@@ -15,20 +15,20 @@ const GRPC_STATUS: (&[u8], &[u8]) = (b"grpc-status", b"0");
 
 /// `:status` 200 in the static table.
 const STATUS_200: u8 = 0x80 | 8;
-/// The name `:status` in the static table, for a field that is written out.
+/// The name `:status` in the static table, for a literal.
 const STATUS_NAME: u8 = 8;
-/// The beginning of a field that is written out and put into the dynamic table, with its name.
+/// A literal with incremental indexing, and a literal name.
 const LITERAL_INDEXED: u8 = 0x40;
-/// The beginning of a field that is written out, with its name.
+/// A literal without indexing, and a literal name.
 const LITERAL: u8 = 0;
-/// The dynamic table is to have size 0.
+/// A dynamic table size update to 0.
 const TABLE_SIZE_ZERO: u8 = 0x20;
 
-/// Writes the header blocks of one connection.
+/// Encodes the header blocks of one connection.
 pub(crate) struct Encoder {
-    /// Whether the peer has a table that both fields fit in.
+    /// Whether the peer's table has room for both fields.
     uses_table: bool,
-    /// Whether the peer has yet to be told that its table is not used any more.
+    /// Whether the next block must tell the peer that the table is no longer used.
     must_disable_table: bool,
     inserted: u8,
     content_type: Option<u8>,
@@ -40,21 +40,21 @@ impl Encoder {
         Self { uses_table: true, must_disable_table: false, inserted: 0, content_type: None, grpc_status: None }
     }
 
-    /// The peer allows its table this size. If that is ever less than what it is by itself, it is done without.
+    /// Applies SETTINGS_HEADER_TABLE_SIZE. Below the default, the table is no longer used.
     pub(crate) fn limit_table(&mut self, bytes: u32) {
         if self.uses_table && usize::try_from(bytes).is_ok_and(|bytes| bytes < TABLE_BYTES) {
             (self.uses_table, self.must_disable_table) = (false, true);
         }
     }
 
-    /// The headers of a reply of gRPC.
+    /// The headers of a gRPC reply.
     pub(crate) fn grpc_headers(&mut self, to: &mut Vec<u8>) {
         self.begin(to);
         to.push(STATUS_200);
         self.content_type = self.fixed(CONTENT_TYPE, self.content_type, to);
     }
 
-    /// The trailers of a reply of gRPC that went well.
+    /// The trailers of a successful gRPC reply.
     pub(crate) fn grpc_ok(&mut self, to: &mut Vec<u8>) {
         self.begin(to);
         self.grpc_status = self.fixed(GRPC_STATUS, self.grpc_status, to);
@@ -94,7 +94,7 @@ impl Encoder {
         }
     }
 
-    /// Writes one of the two fields, and gives its place in the order of insertions, if it has one.
+    /// Encodes one of the two fields, and returns its place in the order of insertions, if it was inserted.
     fn fixed(&mut self, (name, value): (&[u8], &[u8]), place: Option<u8>, to: &mut Vec<u8>) -> Option<u8> {
         if !self.uses_table {
             literal(LITERAL, name, value, to);
@@ -116,7 +116,7 @@ fn literal(form: u8, name: &[u8], value: &[u8], to: &mut Vec<u8>) {
     string(value, to);
 }
 
-/// A string as it is: what is gained by coding it would be lost in doing so.
+/// A plain string: Huffman coding costs more than it saves.
 fn string(text: &[u8], to: &mut Vec<u8>) {
     let mut length = text.len();
     if length < 0x7f {

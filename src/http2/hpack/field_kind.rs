@@ -1,6 +1,6 @@
-//! What a header field is to a server, and whether a request may have it at all.
+//! What a header field means to the server, and whether a request may have it.
 
-/// What a header field is, by its name; or that it must not be there.
+/// The kind of a header field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FieldKind {
     /// `:method`
@@ -21,7 +21,7 @@ pub(crate) enum FieldKind {
     GrpcEncoding,
     /// `grpc-timeout`
     GrpcTimeout,
-    /// `te`, which says `trailers`
+    /// `te: trailers`
     Te,
     /// Any other field.
     Other,
@@ -30,10 +30,10 @@ pub(crate) enum FieldKind {
 }
 
 impl FieldKind {
-    /// What a field is. It is bad if its name or its value has characters that it must not have, if it is a
-    /// pseudo-header of no request, or if it speaks of the connection (RFC 9113, sections 8.2.1, 8.2.2 and 8.3).
+    /// The kind of a field. Forbidden are names and values with invalid characters, unknown pseudo-headers,
+    /// and fields of the connection (RFC 9113, sections 8.2.1, 8.2.2 and 8.3).
     ///
-    /// Spaces around a value are let through, as in HTTP/1: nothing here is decided by them.
+    /// Spaces around a value are accepted, as in HTTP/1: no decision depends on them.
     pub(crate) fn of(name: &[u8], value: &[u8]) -> Self {
         if !is_value(value) {
             return Self::Forbidden;
@@ -57,23 +57,23 @@ impl FieldKind {
         }
     }
 
-    /// Whether a field of this name is that whatever its value is, as long as it is a value.
+    /// Whether a field of this name has this kind with any valid value.
     pub(super) fn allows_any_value(self) -> bool {
         !matches!(self, Self::Te | Self::Forbidden)
     }
 
-    /// Whether it is a pseudo-header, all of which come before the others.
+    /// Whether it is a pseudo-header. They all come before the other fields.
     pub(crate) fn is_pseudo(self) -> bool {
         matches!(self, Self::Method | Self::Scheme | Self::Path | Self::Authority)
     }
 }
 
-/// Whether a field may have this value.
+/// Whether a value has only valid characters.
 pub(super) fn is_value(value: &[u8]) -> bool {
     value.iter().all(|byte| VALUE_BYTES[usize::from(*byte)])
 }
 
-/// The bytes that names are made of: those of tokens (RFC 9110, section 5.6.2), in small letters.
+/// The bytes of names: tokens (RFC 9110, section 5.6.2) in lower case.
 const NAME_BYTES: [bool; 256] = {
     let mut bytes = [false; 256];
     let marks = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz";
@@ -85,8 +85,8 @@ const NAME_BYTES: [bool; 256] = {
     bytes
 };
 
-/// The bytes that values are made of: everything but controls, of which only the tab is let through. That is a little
-/// more strict than RFC 9113, and what the crate `http` takes.
+/// The bytes of values: all but control characters, except tab. Slightly stricter than RFC 9113, and the same
+/// as the crate `http`.
 const VALUE_BYTES: [bool; 256] = {
     let mut bytes = [true; 256];
     let mut at = 0;

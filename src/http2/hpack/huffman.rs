@@ -1,17 +1,17 @@
 //! The Huffman code of header strings (RFC 7541, section 5.2 and appendix B).
 //!
-//! The code is canonical: codes are given out by length, then by symbol. So the lengths are all that has to be written
-//! down, and everything else is computed from them when this is compiled.
+//! The code is canonical: codes are assigned by length, then by symbol. So the lengths are enough, and the
+//! tables are computed from them at compile time.
 
 use super::CompressionError;
 
-/// The number of symbols: all bytes, and the end of the string, which no string may hold.
+/// All bytes, and the end-of-string symbol, which no string may hold.
 const SYMBOLS: usize = 257;
-/// The symbol that ends a string.
+/// The end-of-string symbol.
 const END: u16 = 256;
 /// The longest code, in bits.
 const BITS_MAX: usize = 30;
-/// Codes of up to this many bits are found in one look.
+/// Codes of up to this many bits take one look-up.
 const BITS_SHORT: usize = 8;
 
 /// The length of the code of each symbol, in bits.
@@ -28,15 +28,15 @@ const LENGTHS: [u8; SYMBOLS] = [
     26, 26, 27, 27, 27, 27, 27, 28, 27, 27, 27, 27, 27, 26, 30,
 ];
 
-/// The code, as a decoder needs it.
+/// Decoding tables.
 struct Code {
-    /// For each first byte: the symbol whose code begins it and the length of that code, or the length 0.
+    /// By first byte: the symbol whose code starts it, and the length of that code; or the length 0.
     short: [(u8, u8); 1 << BITS_SHORT],
-    /// For each length: the first code past those of this length, in the highest bits.
+    /// By length: the first code after those of this length, in the highest bits.
     limits: [u32; BITS_MAX + 1],
-    /// For each length: what to add to a code to have its place among the symbols.
+    /// By length: what to add to a code for its index in `symbols`.
     offsets: [i32; BITS_MAX + 1],
-    /// The symbols in the order of their codes.
+    /// The symbols, ordered by code.
     symbols: [u16; SYMBOLS],
 }
 
@@ -71,14 +71,14 @@ impl Code {
                 }
                 symbol += 1;
             }
-            // The last code of all is all ones, and the code past it does not fit.
+            // The last code is all ones, and the one after it does not fit.
             code.limits[length] = if length == BITS_MAX { u32::MAX } else { next << (32 - length) };
             length += 1;
         }
         code
     }
 
-    /// The symbol whose code is at the highest bits, and the length of the code.
+    /// The symbol whose code is in the highest bits, and the length of the code.
     fn find(&self, bits: u32) -> (u16, usize) {
         let (symbol, length) = self.short[(bits >> (32 - BITS_SHORT)) as usize];
         if length > 0 {
@@ -93,13 +93,13 @@ impl Code {
     }
 }
 
-/// Appends what a coded string stands for.
+/// Appends the decoded string.
 ///
 /// # Errors
-/// When it holds the symbol that ends a string, or ends with anything but fewer than eight ones.
+/// When it holds the end-of-string symbol, or its padding is not fewer than eight ones.
 pub(super) fn decode(coded: &[u8], to: &mut Vec<u8>) -> Result<(), CompressionError> {
     let mut coded = coded.iter();
-    // The highest `held` bits of `bits` are read and not decoded yet; below them are zeros.
+    // The highest `held` bits of `bits` are not decoded yet; the others are zero.
     let (mut bits, mut held) = (0_u64, 0_usize);
     loop {
         while held <= 56
@@ -111,7 +111,7 @@ pub(super) fn decode(coded: &[u8], to: &mut Vec<u8>) -> Result<(), CompressionEr
         if held == 0 {
             return Ok(());
         }
-        // At the end, ones stand in for what is not there: no whole code is mistaken for another one by them.
+        // Fills up with ones at the end, like the padding: they complete no other code.
         let window = (bits >> 32) as u32 | u32::MAX.checked_shr(held as u32).unwrap_or_default();
         let (symbol, length) = CODE.find(window);
         if length > held {

@@ -1,4 +1,4 @@
-//! Header compression (RFC 7541): header blocks of requests are read, and those of replies written.
+//! Header compression (RFC 7541): decodes the header blocks of requests, and encodes those of replies.
 
 mod encode;
 mod field_kind;
@@ -16,29 +16,29 @@ use self::table::Table;
 use super::HEADER_BYTES_MAX;
 use super::buffer::Buffer;
 
-/// The size of the dynamic table that peers may use: what SETTINGS_HEADER_TABLE_SIZE is unless it is said.
+/// The size of the dynamic table that peers may use, in bytes: the default of SETTINGS_HEADER_TABLE_SIZE.
 pub(super) const TABLE_BYTES: usize = 4096;
 
-/// Bytes of an integer past its first at most: 28 bits, far beyond the length of anything that is accepted.
+/// Bytes of an integer after its first at most: 28 bits, far beyond any accepted length.
 const INTEGER_BYTES_MAX: u32 = 4;
 
-/// Bytes of a string at most, as it comes. In a block of several frames a longer one is passed over, because its field
-/// is too long for every head and for the table: by the longest Huffman codes, of 30 bits, these would still be 4,369
-/// bytes.
+/// Bytes of an encoded string at most. In a block of several frames a longer one is skipped, because its
+/// field is too long for every head and for the table: even with the longest Huffman codes, of 30 bits, this
+/// much would decode to 4,369 bytes.
 const STRING_BYTES_MAX: usize = HEADER_BYTES_MAX;
 const _: () = assert!(STRING_BYTES_MAX * 8 / 30 >= TABLE_BYTES);
 
-/// A header block that cannot be read. What its connection remembers is lost with it (RFC 7541, section 2.2).
+/// A header block that cannot be decoded. The state of the decoder is lost with it (RFC 7541, section 2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CompressionError;
 
-/// Why reading stops.
+/// Why decoding stops.
 enum DecodeError {
     /// A rule of RFC 7541 is broken.
     Invalid,
-    /// A field goes on behind what is there.
+    /// The input ends within a field.
     Incomplete,
-    /// A string of the field is too long. The rest begins with the first byte of it.
+    /// A string of the field is too long. The rest begins with its first byte.
     TooLong(Skip),
 }
 
@@ -48,19 +48,19 @@ impl From<CompressionError> for DecodeError {
     }
 }
 
-/// What is still to come of a field that is passed over.
+/// The rest of a field that is skipped.
 #[derive(Clone, Copy)]
 struct Skip {
-    /// Bytes of the string that is come to.
+    /// Bytes left of the current string.
     bytes: usize,
-    /// Whether that is the name, behind which comes the value.
+    /// Whether that is the name. The value comes next.
     is_name: bool,
-    /// Whether the field is to be remembered.
+    /// Whether the field would go into the dynamic table.
     indexed: bool,
 }
 
 impl Skip {
-    /// Passes over what is there, and says whether that is all of the field.
+    /// Skips input, and returns whether that was the rest of the field.
     fn pass(&mut self, rest: &mut &[u8]) -> Result<bool, DecodeError> {
         loop {
             let (passed, further) = rest.split_at(self.bytes.min(rest.len()));
@@ -83,18 +83,18 @@ impl Skip {
     }
 }
 
-/// Reads the header blocks of one connection.
+/// Decodes the header blocks of one connection.
 pub(super) struct Decoder {
     table: Table,
     name: Buffer,
     value: Buffer,
-    /// Whether a credential was written out that is in the table too.
+    /// Whether a literal repeated a credential that is in the table.
     repeats_credential: bool,
-    /// Of a block in pieces: the part of a field that goes on in the next one.
+    /// For a block in pieces: the part of a field that goes on in the next piece.
     rest: Buffer,
-    /// Of a block in pieces: whether a field has come.
+    /// For a block in pieces: whether a field has come.
     has_fields: bool,
-    /// Of a block in pieces: the field that is passed over.
+    /// For a block in pieces: the field that is skipped.
     skip: Option<Skip>,
 }
 
@@ -111,33 +111,33 @@ impl Decoder {
         }
     }
 
-    /// Another number after each change of what blocks are read by: a block that is read at the same number
-    /// again has the same meaning.
+    /// Changes with every change of the table. A block that is decoded at the same version has the same
+    /// meaning.
     pub(super) fn version(&self) -> u64 {
         self.table.version()
     }
 
-    /// Bytes that are kept, as the size of the table is counted.
+    /// Its size in memory, in bytes, with the table as RFC 7541 counts it.
     pub(super) fn bytes(&self) -> usize {
         self.table.bytes() + self.name.capacity() + self.value.capacity() + self.rest.capacity()
     }
 
-    /// Reads a whole block, and gives each of its fields, in order.
+    /// Decodes a whole block, field by field.
     ///
     /// # Errors
     /// When it breaks a rule of RFC 7541.
     pub(super) fn decode(&mut self, block: &[u8], field: impl FnMut(Field<'_>)) -> Result<(), CompressionError> {
         (self.repeats_credential, self.has_fields) = (false, false);
         let read = self.decode_fields(&mut &*block, field);
-        // The last of them may have been a credential.
+        // The last field may have been a credential.
         self.name.clear();
         self.value.clear();
         read.map_err(|_| CompressionError)
     }
 
-    /// Reads the next piece of a block, and gives each field that ends in it, in order; `None` is one that is passed
-    /// over because it is too long. Between two pieces at most one field is kept, which is not longer than two strings
-    /// may be.
+    /// Decodes the next piece of a block, and passes each field that ends in it; `None` for one that is
+    /// skipped because it is too long. Between two pieces at most one field is kept, no longer than two
+    /// strings may be.
     ///
     /// # Errors
     /// When it breaks a rule of RFC 7541, or the last piece ends within a field.
@@ -190,16 +190,16 @@ impl Decoder {
         }
     }
 
-    /// Whether the last block had a credential written out that the table has too.
+    /// Whether the last block repeated a credential, as a literal, that is in the table.
     pub(super) fn repeats_credential(&self) -> bool {
         self.repeats_credential
     }
 
-    /// Reads fields up to one that does not end, which is left in `rest`.
+    /// Decodes whole fields. An incomplete one is left in `rest`.
     fn decode_fields(&mut self, rest: &mut &[u8], mut field: impl FnMut(Field<'_>)) -> Result<(), DecodeError> {
         let mut at = *rest;
         while let Some(first) = at.first() {
-            // The five forms of section 6.
+            // The five representations of section 6.
             if first & 0x80 != 0 {
                 let index = integer(&mut at, 7)?;
                 field(self.table.get(index).ok_or(CompressionError)?);
@@ -217,7 +217,7 @@ impl Decoder {
                 *rest = at;
                 continue;
             } else {
-                // Without indexing, or never: that is for those who send it on.
+                // Without indexing, or never indexed: the difference matters to proxies alone.
                 let kind = self.literal(&mut at, 4, rest)?;
                 field(Field { kind, name: &self.name, value: &self.value });
             }
@@ -227,8 +227,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Reads a field that is written out into `name` and `value`, and says what it is. If a string is too long, the
-    /// `left` begins with its first byte.
+    /// Decodes a literal into `name` and `value`. If a string is too long, `left` begins with its first byte.
     fn literal<'a>(&mut self, rest: &mut &'a [u8], prefix: u32, left: &mut &'a [u8]) -> Result<FieldKind, DecodeError> {
         self.name.clear();
         self.value.clear();
@@ -247,7 +246,7 @@ impl Decoder {
             index => {
                 let known = self.table.get(index).ok_or(CompressionError)?;
                 self.name.extend_from_slice(known.name);
-                // The kind of a name is only known with its value where that may be at fault.
+                // Some names are forbidden or not depending on their value.
                 known.kind.allows_any_value().then_some(known.kind)
             }
         };
@@ -262,7 +261,7 @@ impl Decoder {
     }
 }
 
-/// Reads an integer whose first bits are the last `prefix` bits of a byte (section 5.1).
+/// Decodes an integer with a prefix of `prefix` bits (section 5.1).
 fn integer(rest: &mut &[u8], prefix: u32) -> Result<usize, DecodeError> {
     let ones = (1_usize << prefix) - 1;
     let (first, mut tail) = rest.split_first().ok_or(DecodeError::Incomplete)?;
@@ -285,7 +284,7 @@ fn integer(rest: &mut &[u8], prefix: u32) -> Result<usize, DecodeError> {
     Ok(value)
 }
 
-/// Reads a string (section 5.2). Of one that is too long, the length alone is read.
+/// Decodes a string (section 5.2). Of one that is too long, only the length is consumed.
 fn string(rest: &mut &[u8], to: &mut Vec<u8>) -> Result<(), DecodeError> {
     let is_coded = rest.first().ok_or(DecodeError::Incomplete)? & 0x80 != 0;
     let bytes = integer(rest, 7)?;

@@ -1,4 +1,4 @@
-//! The tables that header fields are looked up in (RFC 7541, section 2.3 and appendix A).
+//! The static and the dynamic table (RFC 7541, section 2.3 and appendix A).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,10 +7,10 @@ use constant_time_eq::constant_time_eq;
 
 use super::FieldKind;
 
-/// What an entry counts beside its bytes (RFC 7541, section 4.1).
+/// The overhead of an entry, in bytes (RFC 7541, section 4.1).
 pub(crate) const ENTRY_BYTES: usize = 32;
 
-/// The fields that every peer knows, at their index less one.
+/// The static table, at index less one.
 #[rustfmt::skip]
 pub(super) const STATIC: [(&[u8], &[u8]); 61] = [
     (b":authority", b""),
@@ -76,26 +76,25 @@ pub(super) const STATIC: [(&[u8], &[u8]); 61] = [
     (b"www-authenticate", b""),
 ];
 
-/// A field of the dynamic table.
+/// An entry of the dynamic table.
 struct Entry {
-    /// Its name, and right behind it its value. There is one copy of a credential, however often a peer has
-    /// it remembered.
+    /// The name, and the value behind it. All entries with the same credential share one copy.
     text: Arc<[u8]>,
     name_bytes: usize,
     kind: FieldKind,
 }
 
-/// The dynamic table of a connection: what its peer told it to remember.
+/// The dynamic table of a connection.
 #[derive(Default)]
 pub(super) struct Table {
-    /// The youngest first.
+    /// The newest first.
     entries: VecDeque<Entry>,
     bytes: usize,
     bytes_max: usize,
     version: u64,
 }
 
-/// A field, wherever it comes from.
+/// A field, from either table or a literal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Field<'a> {
     pub(crate) kind: FieldKind,
@@ -108,12 +107,12 @@ impl Table {
         Self { bytes_max, ..Self::default() }
     }
 
-    /// Another number after each change.
+    /// Changes with each change of the table.
     pub(super) fn version(&self) -> u64 {
         self.version
     }
 
-    /// Its size, as it is counted (RFC 7541, section 4.1).
+    /// Its size in bytes (RFC 7541, section 4.1).
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -128,7 +127,7 @@ impl Table {
         Some(Field { kind: entry.kind, name, value })
     }
 
-    /// Remembers a field, and forgets the oldest ones that have no room beside it (RFC 7541, section 4.4).
+    /// Inserts a field, and evicts the oldest ones that have no room beside it (RFC 7541, section 4.4).
     pub(super) fn insert(&mut self, kind: FieldKind, name: &[u8], value: &[u8]) {
         self.version += 1;
         let bytes = name.len() + value.len() + ENTRY_BYTES;
@@ -150,12 +149,12 @@ impl Table {
         if kind != FieldKind::Authorization {
             return None;
         }
-        // In a time that says nothing of where they differ: it may be another caller's.
+        // Constant time: it may be another caller's.
         let is_it = |text: (&[u8], &[u8])| constant_time_eq(text.0, name) && constant_time_eq(text.1, value);
         self.entries.iter().find(|entry| entry.text.split_at_checked(entry.name_bytes).is_some_and(is_it))
     }
 
-    /// Forgets all that it remembers, for an entry that is larger than the table (RFC 7541, section 4.4).
+    /// Evicts everything, for an entry that is larger than the table (RFC 7541, section 4.4).
     pub(super) fn clear(&mut self) {
         self.version += 1;
         self.evict(0);
@@ -176,14 +175,14 @@ impl Table {
     }
 }
 
-/// The kind of a field of the static table, without a look at its bytes.
+/// The kind of a field of the static table.
 fn static_kind(index: usize) -> FieldKind {
     match index {
         1 => FieldKind::Authority,
         2 | 3 => FieldKind::Method,
         4 | 5 => FieldKind::Path,
         6 | 7 => FieldKind::Scheme,
-        // :status, which no request has, and transfer-encoding.
+        // `:status`, which no request has, and `transfer-encoding`.
         8..=14 | 57 => FieldKind::Forbidden,
         23 => FieldKind::Authorization,
         28 => FieldKind::ContentLength,

@@ -1,4 +1,4 @@
-//! The vectors of RFC 7541, appendix C, and what no block may be.
+//! The vectors of RFC 7541, appendix C, and invalid blocks.
 
 use http::{HeaderMap, StatusCode};
 use proptest::prelude::*;
@@ -55,7 +55,7 @@ fn requests_of_the_rfc_are_read() {
     }
 }
 
-/// Appendix C.6: replies, under a table of 256 bytes from which entries go.
+/// Appendix C.6: replies, with a table of 256 bytes that evicts entries.
 #[test]
 fn what_has_no_room_is_forgotten() {
     let blocks = [
@@ -98,7 +98,7 @@ fn blocks_that_break_a_rule_are_refused() {
     ] {
         assert_eq!(decode(&mut Decoder::new(), &hex(block)), Err(CompressionError), "{what}");
     }
-    // And those that are next to them.
+    // Their valid neighbours.
     for block in ["3fe1 1f", "2020 82", "0001 61 81 1f", "0001 61 80", "0001 61 00"] {
         decode(&mut Decoder::new(), &hex(block)).unwrap();
     }
@@ -115,7 +115,7 @@ fn an_entry_larger_than_the_table_empties_it() {
     assert_eq!(decode(&mut decoder, &[0x80 | 62]), Err(CompressionError));
 }
 
-/// All bytes in order, as another implementation (the Python package hpack) codes them.
+/// All bytes in order, as the Python package hpack encodes them.
 const ALL_BYTES: &str = "
     ffc7fffd8fffffe2fffffe3fffffe4fffffe5fffffe6fffffe7fffffe8ffffeafffffff3fffffa7fffffabffffffdfffffebffff
     fecfffffedfffffeefffffefffffff0ffffff1ffffff2fffffffbfffffcffffffd3fffffd7fffffdbfffffdffffffe3fffffe7ff
@@ -234,7 +234,7 @@ fn decode_in_pieces(
     }
 }
 
-/// A field that is written out, without the Huffman code.
+/// A literal, without Huffman coding.
 fn literal(form: u8, name: &[u8], value: &[u8]) -> Vec<u8> {
     let mut field = vec![form];
     for text in [name, value] {
@@ -267,7 +267,7 @@ fn a_field_that_is_too_long_is_passed_over_and_empties_the_table_if_it_is_to_be_
                 assert_eq!((read.len(), &read[1]), (3, &None));
                 assert!(read[0].is_some() && read[2].is_some());
                 assert_eq!(decode(&mut decoder, &[0x80 | 62]).is_err(), form == 0x40);
-                // Cut off, it is no block.
+                // Truncated, it is invalid.
                 let mut decoder = Decoder::new();
                 let end = block.len() - 2;
                 assert_eq!(decode_in_pieces(&mut decoder, &block[..end], sizes), Err(CompressionError));
