@@ -1,8 +1,8 @@
-//! One thread for each core, each with a runtime of its own, on which connections live; and one for calls that go before
-//! others.
+//! A thread for each core, with a single-threaded runtime that serves connections; and a thread for urgent
+//! calls.
 //!
-//! A runtime of one thread steals no work and shares no queue: what a connection does stays in the caches of one core.
-//! Whatever may take long is done elsewhere, on the runtime that everything else runs on.
+//! A single-threaded runtime steals no work and shares no queue: what a connection does stays in the caches
+//! of one core. Work that may take long runs on the shared runtime.
 
 use std::io;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use std::thread::JoinHandle;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// Threads on which the runtime of a core may block.
+/// Blocking threads of each core's runtime at most.
 const BLOCKING_THREADS_MAX: usize = 16;
 
-/// The threads. They end when this is stopped or dropped, and what still runs on them ends with them.
+/// The threads. They end when this is stopped or dropped, along with the tasks on them.
 #[derive(Debug)]
 pub struct Cores {
     runtimes: Vec<CoreRuntime>,
@@ -23,39 +23,39 @@ pub struct Cores {
     end: DropGuard,
 }
 
-/// Where connections live. It counts those that do.
+/// A runtime that serves connections, and counts them.
 #[derive(Clone, Debug)]
 pub struct CoreRuntime {
     handle: Handle,
     connections: Arc<()>,
 }
 
-/// A place in a home, free again when this is dropped.
+/// Counts as a connection until it is dropped.
 #[derive(Debug)]
 pub struct ConnectionGuard {
     _connection: Arc<()>,
 }
 
 impl CoreRuntime {
-    /// The home that is the current runtime.
+    /// The current runtime.
     #[must_use]
     pub fn current() -> Self {
         Self { handle: Handle::current(), connections: Arc::default() }
     }
 
-    /// Its runtime.
+    /// A handle of the runtime.
     #[must_use]
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
 
-    /// Takes a place.
+    /// Counts a connection.
     #[must_use]
     pub fn connection_guard(&self) -> ConnectionGuard {
         ConnectionGuard { _connection: self.connections.clone() }
     }
 
-    /// How many places are taken.
+    /// How many connections there are, plus one.
     #[must_use]
     pub fn connections(&self) -> usize {
         Arc::strong_count(&self.connections)
@@ -63,10 +63,11 @@ impl CoreRuntime {
 }
 
 impl Cores {
-    /// Starts this many threads, and the one for what goes before others. Without any, all is done on the current runtime.
+    /// Starts this many core threads, and the one for urgent calls. With none, everything runs on the current
+    /// runtime.
     ///
     /// # Errors
-    /// When the system grants no thread, or nothing to wait for sockets with.
+    /// When the system grants no thread, or no descriptor for polling sockets.
     pub fn start(count: usize) -> io::Result<Self> {
         let end = CancellationToken::new();
         let mut cores =
@@ -96,23 +97,23 @@ impl Cores {
         Ok(handle)
     }
 
-    /// Where connections live.
+    /// The runtimes that serve connections.
     #[must_use]
     pub fn runtimes(&self) -> &[CoreRuntime] {
         &self.runtimes
     }
 
-    /// Where calls are answered that go before others.
+    /// The runtime for urgent calls.
     #[must_use]
     pub fn urgent(&self) -> Handle {
         self.urgent.clone()
     }
 
-    /// Ends the threads and waits for them.
+    /// Stops the threads and waits for them.
     pub fn stop(self) {
         drop(self.end);
         for thread in self.threads {
-            // Tasks do not panic through their runtime.
+            // Panics of tasks stay in the runtime.
             drop(thread.join());
         }
     }

@@ -1,7 +1,7 @@
-//! Fairness between callers: however much one of them asks for, the others have their turn next.
+//! Fairness between parties: however much one asks for, the others have their turn next.
 //!
-//! [`Queue`] holds what waits, with a bound in all and one for each party; parties take turns, and what one of them has put
-//! in goes in its order. [`FairSemaphore`] lets a number of them in at a time, from such a queue.
+//! [`Queue`] is bounded in all and per party. Parties take turns, and the items of one party stay in order.
+//! [`FairSemaphore`] grants permits from such a queue.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -10,18 +10,19 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-/// What waits, by party. Parties are found by a keyed hash (SipHash), so none can be chosen to be in another's way.
+/// A queue of items by party. The map hashes with a secret key (SipHash), so that no party can be chosen to
+/// collide with another.
 #[derive(Debug)]
 pub struct Queue<P, T> {
     bounds: Bounds,
     len: usize,
-    /// None of these is empty.
+    /// Never an empty queue.
     parties: HashMap<P, VecDeque<T>>,
-    /// Each party that waits, once, the next one first.
+    /// Each party with items, once, the next one first.
     turns: VecDeque<P>,
 }
 
-/// How many there may be.
+/// Bounds on a number.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// In all.
@@ -49,10 +50,10 @@ impl<P: Clone + Eq + Hash, T> Queue<P, T> {
         self.len == 0
     }
 
-    /// Adds one at the end of its party's.
+    /// Appends an item to those of its party.
     ///
     /// # Errors
-    /// Gives it back where there are too many, in all or of this party.
+    /// Returns the item if there are too many, in all or of this party.
     pub fn push(&mut self, party: P, item: T) -> Result<(), T> {
         let own = self.parties.get(&party).map_or(0, VecDeque::len);
         if self.len >= self.bounds.total || own >= self.bounds.per_party {
@@ -62,8 +63,8 @@ impl<P: Clone + Eq + Hash, T> Queue<P, T> {
         Ok(())
     }
 
-    /// Puts back what was taken and is not done: before all others of its party, whose turn comes after those of others. There
-    /// is always room for it.
+    /// Puts an unfinished item back, before the others of its party; the next turn of the party comes after
+    /// those of the others. It ignores the bounds.
     pub fn push_front(&mut self, party: P, item: T) {
         self.of(party).push_front(item);
     }
@@ -76,12 +77,12 @@ impl<P: Clone + Eq + Hash, T> Queue<P, T> {
         self.parties.entry(party).or_default()
     }
 
-    /// Takes the next one.
+    /// Takes the next item.
     pub fn pop(&mut self) -> Option<(P, T)> {
         self.pop_where(|_| true)
     }
 
-    /// Takes the next one of a party that may.
+    /// Takes the next item of a party for which `may` returns true.
     pub fn pop_where(&mut self, may: impl Fn(&P) -> bool) -> Option<(P, T)> {
         let at = self.turns.iter().position(may)?;
         let party = self.turns.remove(at)?;
@@ -96,7 +97,7 @@ impl<P: Clone + Eq + Hash, T> Queue<P, T> {
         Some((party, item))
     }
 
-    /// Lets go of what a party has put in, save what is to stay.
+    /// Drops items of a party for which `stays` returns false.
     pub fn retain_where(&mut self, party: &P, stays: impl FnMut(&T) -> bool) {
         let Some(own) = self.parties.get_mut(party) else { return };
         let before = own.len();
@@ -109,7 +110,7 @@ impl<P: Clone + Eq + Hash, T> Queue<P, T> {
     }
 }
 
-/// Lets so many in at a time; the others wait. Nobody is forgotten who gives up waiting, or leaves by a panic.
+/// A semaphore that is fair between parties. Dropping a wait, also by a panic, is safe.
 #[derive(Debug)]
 pub struct FairSemaphore<P: Clone + Eq + Hash> {
     permits: Bounds,
@@ -119,25 +120,25 @@ pub struct FairSemaphore<P: Clone + Eq + Hash> {
 #[derive(Debug)]
 struct SemaphoreState<P> {
     taken: usize,
-    /// By party. None of these is 0.
+    /// Permits by party, never 0.
     held: HashMap<P, usize>,
     waiting: Queue<P, oneshot::Sender<()>>,
 }
 
-/// Too many wait at a gate, in all or of one party.
+/// Too many wait already, in all or of one party.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many are waiting")]
 pub struct Crowded;
 
 impl<P: Clone + Eq + Hash> FairSemaphore<P> {
-    /// A gate with so many places, before which so many may wait.
+    /// A semaphore with so many permits, for which so many may wait.
     #[must_use]
     pub fn new(permits: Bounds, waiting: Bounds) -> Self {
         let state = SemaphoreState { taken: 0, held: HashMap::new(), waiting: Queue::new(waiting) };
         Self { permits, state: Mutex::new(state) }
     }
 
-    /// Waits for a place, which is free again when it is dropped.
+    /// Waits for a permit. Dropping it gives it back.
     ///
     /// # Errors
     /// When too many wait already.
@@ -152,7 +153,7 @@ impl<P: Clone + Eq + Hash> FairSemaphore<P> {
                 let refused = match state.waiting.push(party.clone(), grant) {
                     Ok(()) => None,
                     Err(grant) => {
-                        // Those that have given up do not count.
+                        // Abandoned waits do not count.
                         state.waiting.retain_where(&party, |waiting| !waiting.is_closed());
                         state.waiting.push(party.clone(), grant).err()
                     }
@@ -165,7 +166,7 @@ impl<P: Clone + Eq + Hash> FairSemaphore<P> {
         };
         let mut permit = FairPermit { semaphore: self.clone(), party, granted };
         if let Some(granted) = &mut permit.granted {
-            // Its sender waits in the gate, and is used or kept.
+            // The sender is in the queue until it is used, so this does not fail.
             granted.await.map_err(|_| Crowded)?;
             permit.granted = None;
         }
@@ -186,7 +187,7 @@ impl<P: Clone + Eq + Hash> FairSemaphore<P> {
 }
 
 impl<P: Clone + Eq + Hash> SemaphoreState<P> {
-    /// Whoever waits has too many places already, or there is none.
+    /// Whether a party may have one more permit now.
     fn may_acquire(&self, party: &P, permits: Bounds) -> bool {
         self.taken < permits.total && self.held.get(party).is_none_or(|held| *held < permits.per_party)
     }
@@ -208,7 +209,7 @@ impl<P: Clone + Eq + Hash> SemaphoreState<P> {
     }
 }
 
-/// A place in a gate, or the wait for one.
+/// A permit, or the wait for one.
 #[derive(Debug)]
 pub struct FairPermit<P: Clone + Eq + Hash> {
     semaphore: Arc<FairSemaphore<P>>,
@@ -305,14 +306,14 @@ mod tests {
             semaphore.acquire("b").await.unwrap(),
         ];
         for _ in 0..10 {
-            // More than may wait: those that have given up do not count.
+            // More than may wait: abandoned waits do not count.
             let mut given_up = Box::pin(semaphore.acquire("a"));
             assert!(poll!(&mut given_up).is_pending());
         }
         let mut granted = Box::pin(semaphore.acquire("c"));
         assert!(poll!(&mut granted).is_pending());
         drop(permits);
-        // It has been let in, and goes without having noticed.
+        // It was granted, and is dropped before it notices.
         drop(granted);
         assert_eq!(semaphore.state.lock().taken, 0);
         assert_eq!(semaphore.state.lock().waiting.len(), 0);

@@ -1,4 +1,4 @@
-//! Tasks with owners, and signals.
+//! Owned tasks, the stop, and signals.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::fatal::die;
 
-/// The tasks of a server. They end when [`Tasks::stop`] is asked of them.
+/// The tasks of a server. They end after [`Tasks::stop`].
 #[derive(Clone, Debug, Default)]
 pub struct Tasks {
     tracker: TaskTracker,
@@ -24,12 +24,12 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// Starts a task. One that panics takes the process with it: the others rely on it.
+    /// Spawns a task that others rely on. A panic in it ends the process.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         self.spawn_on(&Handle::current(), name, task);
     }
 
-    /// The same, on a runtime of the caller's choice.
+    /// The same, on the given runtime.
     pub fn spawn_on(&self, runtime: &Handle, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let end = self.end.clone();
         let task = async move {
@@ -42,11 +42,11 @@ impl Tasks {
         self.tracker.spawn_on(task, runtime);
     }
 
-    /// Starts a task, on a runtime of the caller's choice, on which nothing else relies. One that panics ends alone.
+    /// Spawns a task on the given runtime that no other relies on. A panic in it ends it alone.
     pub fn spawn_isolated_on(&self, runtime: &Handle, task: impl Future<Output = ()> + Send + 'static) {
-        // A token of its own: it is looked at again and again, and what all share, all cores would wait for.
+        // A token of its own, which is polled often, so that cores do not contend for a shared one.
         let end = self.end.child_token();
-        // What it is wrapped in would each have room for it.
+        // Boxed, since each wrapper would reserve space for it.
         let task = Box::pin(task);
         self.tracker.spawn_on(
             async move {
@@ -56,15 +56,15 @@ impl Tasks {
         );
     }
 
-    /// What tells the tasks to stop.
+    /// Cancelled when the tasks must stop.
     #[must_use]
     pub fn stop_token(&self) -> CancellationToken {
         self.stop.clone()
     }
 
-    /// Tells the tasks to stop and waits for them; those that take longer than `deadline` are cut off
-    /// (what they have started elsewhere, such as calls under way, ends with its runtime). Says whether all
-    /// ended by themselves.
+    /// Tells the tasks to stop and waits for them. Those that take longer than `deadline` are cut off; what
+    /// they have spawned elsewhere, such as calls under way, ends with its runtime. Returns whether all ended
+    /// in time.
     pub async fn stop(&self, deadline: Duration) -> bool {
         self.stop.cancel();
         self.tracker.close();
@@ -75,7 +75,7 @@ impl Tasks {
     }
 }
 
-/// What an operator asks of a server that is to stop. Clones are of one stop.
+/// The stop of a server, as its operator asks for it. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
     asked: CancellationToken,
@@ -94,7 +94,7 @@ impl Stop {
         self.asked.cancelled().await;
     }
 
-    /// Ends the drain delay, if it is going on, and says whether it was.
+    /// Ends the drain delay, and returns whether it was going on.
     #[must_use]
     pub fn end_drain(&self) -> bool {
         let is_draining = self.drain_begun.is_cancelled() && !self.drain_over.is_cancelled();
@@ -107,18 +107,18 @@ impl Stop {
     /// Waits for the drain delay, or until it is ended.
     pub async fn drain(&self, delay: Duration) {
         self.drain_begun.cancel();
-        // However it ends, the token says so afterwards.
+        // Either way the token is cancelled below.
         drop(timeout(delay, self.drain_over.cancelled()).await);
         self.drain_over.cancel();
     }
 }
 
-/// A signal that the program takes itself.
+/// A signal that the process handles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Caught {
     /// SIGTERM.
     Terminate,
-    /// SIGINT, as of ctrl-c.
+    /// SIGINT, as sent by ctrl-c.
     Interrupt,
     /// SIGHUP.
     Hangup,
@@ -141,7 +141,7 @@ impl Caught {
         }
     }
 
-    /// The exit code of a process that ends at once because of it, by the convention of shells.
+    /// The exit code of a process that is ended by it, as shells define it.
     #[must_use]
     pub fn exit_code(self) -> i32 {
         128 + self.kind().as_raw_value()
@@ -158,12 +158,12 @@ impl Caught {
     }
 }
 
-/// The signals that come.
+/// Receives signals.
 #[derive(Debug)]
 pub struct Signals(Vec<(Caught, Signal)>);
 
 impl Signals {
-    /// Takes these signals over from the system's default, which is to end the process at once.
+    /// Handles these signals instead of the default, which ends the process.
     ///
     /// # Errors
     /// When the system refuses.

@@ -1,4 +1,4 @@
-//! Listeners: TCP and Unix sockets, bounded, and told apart from each other for whoever asks where a call came from.
+//! Listeners on TCP and Unix sockets, the bound on their connections, and where a connection comes from.
 
 mod slots;
 
@@ -26,21 +26,21 @@ use tonic::transport::server::Connected;
 use self::slots::Slot;
 pub use self::slots::{CredentialMark, SlotUsage, Slots};
 
-/// Connections at one time, over all listeners, if the process may open as many files.
+/// Connections over all listeners at most, if the limit of open files allows.
 const CONNECTIONS_MAX: usize = 8_192;
-/// Files that are kept for everything else: the journal, the table, the runtime.
+/// Files reserved for everything else: the journal, the table, the runtime.
 const FILES_RESERVED: usize = 128;
 
-/// How long a connection may take to say that it speaks HTTP/2; afterwards keepalive watches it.
+/// How long a connection may take to send the connection preface. Afterwards keepalive watches it.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The client's half of the HTTP/2 connection preface, by RFC 9113.
+/// The client connection preface (RFC 9113, section 3.4), in bytes.
 const PREFACE_BYTES: usize = 24;
 
-/// How long to wait after an error of accept, which is most often that there are too many open files.
+/// The pause after accept fails, mostly for too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How many connections there may be: never so many that the journal could not open its next segment.
-/// If there may be fewer than usual, the log says so.
+/// How many connections there may be, so that the journal can always open its next segment. Logs a warning if
+/// they are fewer than [`CONNECTIONS_MAX`].
 #[must_use]
 pub fn connections_max() -> usize {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
@@ -56,17 +56,17 @@ pub fn connections_max() -> usize {
     connections
 }
 
-/// Where to listen.
+/// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddr {
-    /// An address and port; port 0 is any free one.
+    /// An address and a port; port 0 is any free one.
     Tcp(SocketAddr),
-    /// A socket in the file system.
+    /// A path in the file system.
     Unix(PathBuf),
 }
 
 impl ListenAddr {
-    /// Whether only this machine reaches it.
+    /// Whether it is reachable from this machine only.
     #[must_use]
     pub fn is_local(&self) -> bool {
         match self {
@@ -81,7 +81,7 @@ impl FromStr for ListenAddr {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.strip_prefix("unix:") {
-            // Elsewhere an @ makes it a name outside the file system; here it would make a file of that name.
+            // Other programs take `@` as the abstract namespace; here it would create a file.
             Some(path) if path.starts_with('@') => {
                 Err("must be the path of a socket in the file system; ./@ begins a path with an @".to_owned())
             }
@@ -102,7 +102,7 @@ impl fmt::Display for ListenAddr {
     }
 }
 
-/// Who may connect to Unix sockets.
+/// The permissions of Unix sockets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketAccess {
     /// Their mode.
@@ -112,21 +112,21 @@ pub struct SocketAccess {
 }
 
 impl Default for SocketAccess {
-    /// The owner and the group: whoever else is on the machine has no business there.
+    /// The owner and the group, and no other user of the machine.
     fn default() -> Self {
         Self { mode: 0o660, group: None }
     }
 }
 
-/// A group of the system.
+/// A group of the operating system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// What it was called by, which may be its number.
+    /// Its name as given, which may be a number.
     name: String,
     number: u32,
 }
 
-/// Where groups have their numbers.
+/// The file of group names and numbers.
 const GROUPS: &str = "/etc/group";
 
 impl FromStr for Group {
@@ -166,18 +166,18 @@ enum Socket {
 }
 
 impl Listener {
-    /// Binds an address.
+    /// Binds an address, with the default permissions.
     ///
     /// # Errors
-    /// When it is taken or not to be had.
+    /// When it is in use or not available.
     pub async fn bind(addr: &ListenAddr) -> io::Result<Self> {
         Self::bind_for(addr, &SocketAccess::default()).await
     }
 
-    /// Binds an address; a Unix socket for those who may connect to it.
+    /// Binds an address. `access` applies to Unix sockets.
     ///
     /// # Errors
-    /// When it is taken or not to be had.
+    /// When it is in use or not available.
     pub async fn bind_for(addr: &ListenAddr, access: &SocketAccess) -> io::Result<Self> {
         match addr {
             ListenAddr::Tcp(addr) => {
@@ -186,7 +186,7 @@ impl Listener {
             }
             ListenAddr::Unix(path) => {
                 remove_stale_socket(path)?;
-                // Nobody else may connect before it is theirs.
+                // Grants access only after the group is set.
                 let before = umask(Mode::RWXG | Mode::RWXO);
                 let bound = UnixListener::bind(path);
                 umask(before);
@@ -201,14 +201,14 @@ impl Listener {
         }
     }
 
-    /// The address, with the port that was got.
+    /// The address, with the assigned port.
     #[must_use]
     pub fn addr(&self) -> &ListenAddr {
         &self.addr
     }
 
-    /// Accepts connections and hands them on until `stop`, and those that wait in the kernel's queue then, which would
-    /// be reset. Each is told to go by a child of `end`.
+    /// Accepts connections and sends them to `to` until `stop`, and then those that wait in the kernel's
+    /// queue, which would be reset otherwise. Each closes when its child token of `end` is cancelled.
     pub async fn accept(
         self,
         slots: Slots,
@@ -221,7 +221,7 @@ impl Listener {
         while let Some(accepted) = stop.run_until_cancelled(self.accept_one()).await {
             match accepted {
                 Ok(stream) => {
-                    // While there is no place for it, others wait in the kernel's queue.
+                    // Without a slot, connections wait in the kernel's queue.
                     let entered = stop.run_until_cancelled(listener_slots.acquire(&end)).await;
                     let Some(slot) = entered.or_else(|| listener_slots.try_acquire(&end)) else { break };
                     if to.send(Ok(Conn::new(stream, slot))).await.is_err() {
@@ -255,7 +255,7 @@ impl Listener {
 }
 
 impl Socket {
-    /// The socket without its runtime, which need not have heard yet of who waits.
+    /// The listener without its runtime, which may not know yet of connections in the queue.
     fn into_backlog(self) -> io::Result<Backlog> {
         Ok(match self {
             Self::Tcp(listener) => Backlog::Tcp(listener.into_std()?),
@@ -264,7 +264,7 @@ impl Socket {
     }
 }
 
-/// A listener that waits for nobody.
+/// A listener in non-blocking mode, without a runtime.
 #[derive(Debug)]
 enum Backlog {
     Tcp(std::net::TcpListener),
@@ -289,12 +289,12 @@ impl Backlog {
     }
 }
 
-/// Where a call came from.
+/// Where a call comes from.
 #[derive(Clone, Copy, Debug)]
 pub enum Peer {
     /// From an address.
     Tcp(Option<SocketAddr>),
-    /// From this machine, through the file system.
+    /// From this machine, over a Unix socket.
     Unix,
 }
 
@@ -309,16 +309,16 @@ impl Peer {
     }
 }
 
-/// An accepted connection. It gives its slot back when it is dropped.
+/// An accepted connection. Dropping it frees its slot.
 #[derive(Debug)]
 pub struct Conn {
     stream: Stream,
-    /// What the peer still owes.
+    /// Until the peer has sent the preface.
     preface: Option<PrefaceDeadline>,
     slot: Slot,
 }
 
-/// A connection on its way from one runtime to another.
+/// A connection that belongs to no runtime.
 #[derive(Debug)]
 pub struct Detached {
     stream: DetachedStream,
@@ -337,20 +337,19 @@ impl Conn {
         Self { stream, preface: Some(PrefaceDeadline::new()), slot }
     }
 
-    /// Says of it that it has had a credential that works.
+    /// Marks the connection once it has shown a valid credential.
     #[must_use]
     pub fn mark(&self) -> CredentialMark {
         self.slot.mark()
     }
 
-    /// What tells it to go, because all shall or because another one needs its place.
+    /// Cancelled when the connection must close: at a stop, or because another one needs its slot.
     #[must_use]
     pub fn close_token(&self) -> CancellationToken {
         self.slot.close_token()
     }
 
-    /// Takes a connection off its runtime. A peer that is still to say that it speaks HTTP/2 has all of its time for it
-    /// again.
+    /// Takes the connection off its runtime. The deadline of the preface starts anew.
     ///
     /// # Errors
     /// When the system refuses.
@@ -378,7 +377,7 @@ impl Detached {
     }
 }
 
-/// A peer that says nothing would hold its slot for ever, and so would one that stops in the middle of its first line.
+/// Bounds how long a silent peer, or one that stops within the preface, keeps its slot.
 #[derive(Debug)]
 struct PrefaceDeadline {
     until: Pin<Box<Sleep>>,
@@ -474,7 +473,7 @@ fn named(error: io::Error, what: &str) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
-/// Removes the socket of a process that was killed. One that somebody listens on stays, and binding then says so.
+/// Removes the socket of a process that was killed. One that is in use stays, and binding fails.
 fn remove_stale_socket(path: &Path) -> io::Result<()> {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
     if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
@@ -483,7 +482,7 @@ fn remove_stale_socket(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes a listener's socket from the file system when it is done.
+/// Removes the socket of a listener from the file system.
 struct RemoveSocket(Option<PathBuf>);
 
 impl RemoveSocket {

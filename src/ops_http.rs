@@ -1,8 +1,7 @@
 //! Probes and metrics over plain HTTP/1.1, for orchestrators and Prometheus: `/livez`, `/readyz`, `/metrics`.
 //!
-//! Nothing secret is here, nothing can be changed from here, and everything is bounded: connections, their
-//! length, and the size of a request. A connection carries one request, so that one which is kept open never
-//! stands in the way of a stop.
+//! It shows no secret and changes nothing. Connections, their duration and the size of a request are bounded.
+//! A connection carries one request, so that none delays a stop.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -24,42 +23,42 @@ use crate::net::{Conn, SlotUsage, Slots};
 /// Connections at one time. Further ones wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 64;
 
-/// How long a connection may take, from accept to the last byte of the reply.
+/// How long a connection may last, from accept to the last byte of the reply.
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(5);
-/// A request line and its headers at most.
+/// A request line and its headers at most, in bytes.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const ALLOWED: HeaderValue = HeaderValue::from_static("GET, HEAD");
 
-/// Where a server is in its life.
+/// The phase of a server's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// It loads its data.
     Loading,
     /// It answers calls.
     Serving,
-    /// It answers calls, and says that others should go elsewhere: it is about to stop.
+    /// It answers calls, and tells balancers to send new ones elsewhere: it is about to stop.
     Draining,
-    /// It takes no more connections, and lets calls finish.
+    /// It accepts no more connections, and finishes calls.
     Stopping,
 }
 
-/// What can be asked about.
+/// What the endpoints show.
 #[derive(Clone, Debug)]
 pub struct Ops {
-    /// Where the server is in its life.
+    /// The phase of the server.
     pub phase: watch::Receiver<Phase>,
-    /// The places for connections of callers.
+    /// The slots of the gRPC listeners.
     pub slots: Slots,
-    /// What it counts.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
 }
 
 impl Ops {
-    /// Answers every connection that comes in, until it is dropped.
+    /// Answers every incoming connection, until it is dropped.
     pub async fn serve(self, mut incoming: mpsc::Receiver<io::Result<Conn>>) {
-        // Connections end with this set: what is asked so late needs no answer.
+        // Dropping the set closes its connections: requests so late need no answer.
         let mut connections = JoinSet::new();
         while let Some(accepted) = incoming.recv().await {
             while connections.try_join_next().is_some() {}
@@ -75,7 +74,7 @@ impl Ops {
             .keep_alive(false)
             .max_buf_size(REQUEST_BYTES_MAX)
             .serve_connection(TokioIo::new(conn), service);
-        // A client that is slow, gone or no HTTP client is its own affair.
+        // Slow clients and those that speak no HTTP are their own problem.
         drop(timeout(CONNECTION_TIME_MAX, served).await);
     }
 
@@ -103,8 +102,8 @@ impl Ops {
         }
     }
 
-    /// Ready, and how full it is if it is. Callers without a credential cannot make it unready: they make
-    /// room for others.
+    /// Ready, and how full it is. Callers without a credential cannot make it unready: they make room for
+    /// others.
     fn capacity(&self) -> Response<String> {
         let SlotUsage { of, all, by_strangers, turned_away, is_full, is_full_of_known } = self.slots.usage();
         if is_full_of_known {
@@ -132,7 +131,7 @@ impl Ops {
     }
 }
 
-/// What a client prefers that says so: OpenMetrics only by its name, and only if no other text is wanted more.
+/// The format that the client prefers: OpenMetrics only if it is named, and no other text is preferred.
 fn format_of(headers: &HeaderMap) -> Format {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let (mut open_metrics, mut other) = (0.0, 0.0);

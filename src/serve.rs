@@ -1,8 +1,8 @@
-//! From accepted connections to calls: HTTP/2 on the core that a connection was given.
+//! Serves accepted connections over HTTP/2, each on a core.
 //!
-//! Connections go to the core that has fewest of them: gRPC keeps few connections for long, and a hash of
-//! their ports, as the kernel would spread them over several sockets, puts five of eight on one of two cores
-//! on average.
+//! A connection goes to the core with the fewest connections: gRPC clients keep few connections for long, and
+//! a hash of their ports, as the kernel would spread them over several sockets, puts five of eight on one of
+//! two cores on average.
 
 use std::convert::Infallible;
 use std::io;
@@ -20,28 +20,29 @@ use crate::http2::{self, Budget, FastPath, Incoming, Shutdown};
 use crate::lifecycle::Tasks;
 use crate::net::{Conn, CredentialMark, Peer};
 
-/// What answers calls, and where.
+/// Makes connections from accepted sockets: what answers their calls, and on which runtime.
 #[derive(Clone, Debug)]
 pub struct MakeConnection<S, F> {
-    /// Answers calls. Each call has a clone of its own.
+    /// Answers calls. Each call has its own clone.
     pub service: S,
-    /// Makes, for a connection, what answers calls at once where it can.
+    /// Makes the fast path of a connection.
     pub make_fast_path: F,
-    /// Whether a call, by its path, is answered on the core of its connection: those that never take long.
+    /// Whether a call, by its path, runs on the thread of its connection: those that never take long.
     pub runs_inline: fn(&str) -> bool,
-    /// Whether a call, by its path, is answered without a credential.
+    /// Whether a call, by its path, needs no credential.
     pub is_open: fn(&str) -> bool,
-    /// Whether the request of a call, by its path, is a stream of messages, which may take its time.
+    /// Whether the request of a call, by its path, is a stream of messages.
     pub has_stream: fn(&str) -> bool,
-    /// Whether the reply to a call, by its path, may be long: those of one connection are answered one after the other.
+    /// Whether a call, by its path, may have a long reply: those of one connection are answered one after the
+    /// other.
     pub has_long_reply: fn(&str) -> bool,
     /// Whether a call, by its path, goes before others.
     pub is_urgent: fn(&str) -> bool,
-    /// Where such calls are answered.
+    /// Runs urgent calls.
     pub urgent_runtime: Handle,
-    /// Where all other calls are answered.
+    /// Runs all other calls.
     pub shared_runtime: Handle,
-    /// What all connections may hold of requests.
+    /// The bound on what all connections hold of requests.
     pub budget: Budget,
 }
 
@@ -83,8 +84,7 @@ impl<S, F> MakeConnection<S, F> {
     }
 }
 
-/// Serves the connections that come in, as long as some may come, until they end, or finish after `tasks` is told to
-/// stop.
+/// Serves incoming connections, until the channel is closed. They drain when `tasks` is told to stop.
 ///
 /// A connection stays on its core. Without cores, connections are served on the current runtime.
 pub async fn serve<S, B, F, A>(
@@ -105,13 +105,13 @@ pub async fn serve<S, B, F, A>(
     while let Some(accepted) = incoming.recv().await {
         let Some(runtime) = runtimes.iter().min_by_key(|runtime| runtime.connections()) else { return };
         let Ok(conn) = accepted else { continue };
-        // A token of its own: what all share, all cores would wait for.
+        // A token of its own, so that cores do not contend for a shared one.
         let close = conn.close_token();
         let Ok(detached) = conn.detach() else { continue };
         let (guard, make_connection, stop) = (runtime.connection_guard(), make_connection.clone(), stop.clone());
         tasks.spawn_isolated_on(runtime.handle(), async move {
             let _guard = guard;
-            // What the kernel has lost meanwhile needs no answer.
+            // The socket failed meanwhile.
             let Ok(conn) = detached.attach() else { return };
             let ending = async {
                 close.cancelled().await;

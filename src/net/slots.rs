@@ -1,6 +1,5 @@
-//! Places for connections: so many in all, of which some are kept for each listener, and some for callers who
-//! have given a credential that works. A connection that has had none goes, the oldest first, when another
-//! one needs its place.
+//! Slots for connections. Some are reserved for each listener, and some for connections with a valid
+//! credential. When another connection needs a slot, the oldest one without a valid credential is closed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,33 +9,33 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// The part of all places that is kept for each listener.
+/// One part in this many is reserved for each listener.
 const KEPT_FOR_LISTENER: usize = 16;
-/// The part of all places that only connections may have that have had a credential that works.
+/// One part in this many is reserved for connections with a valid credential.
 const KEPT_FOR_KNOWN: usize = 4;
-/// The part of all places that is kept free for who comes next, so that nobody waits until another one has gone.
+/// One part in this many is kept free, so that a new connection need not wait until another one has closed.
 const KEPT_FREE: usize = 64;
-/// How often it is logged that connections were turned away.
+/// The least time between two log messages about connections that were turned away.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The places for connections, and who has them. Clones are of the same.
+/// The slots. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Slots(Arc<Shared>);
 
-/// How the places are taken.
+/// How many slots are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotUsage {
-    /// Places that there are.
+    /// Slots in all.
     pub of: usize,
-    /// How many are taken.
+    /// Slots that are taken.
     pub all: usize,
-    /// How many of these are taken by connections that have not had a credential that works.
+    /// Slots of connections without a valid credential.
     pub by_strangers: usize,
-    /// How many connections were turned away so that others get in.
+    /// Connections that were closed to make room for others.
     pub turned_away: u64,
-    /// Whether one has to go for the next.
+    /// Whether the next connection needs the slot of another one.
     pub is_full: bool,
-    /// Whether that is because of connections that never have to go.
+    /// Whether they are full of connections that are never closed for others.
     pub is_full_of_known: bool,
 }
 
@@ -44,21 +43,21 @@ pub struct SlotUsage {
 struct Shared {
     bounds: Bounds,
     state: Mutex<SlotState>,
-    /// Told when there may be a place.
+    /// Notified when a slot may be free.
     freed: Notify,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
     all: usize,
-    /// Kept for each listener.
+    /// Reserved for each listener.
     kept: usize,
-    /// For all listeners beside what is kept for them.
+    /// For all listeners, beside what is reserved for each.
     common: usize,
     strangers: usize,
-    /// Of both, how many are to be free.
+    /// How many of `common` and of `strangers` to keep free.
     free: usize,
-    /// Whether strangers ever have to go.
+    /// Whether connections are ever closed for others.
     turns_away: bool,
 }
 
@@ -67,12 +66,12 @@ struct SlotState {
     /// By listener.
     taken: Vec<usize>,
     next: u64,
-    /// Connections that have had no credential that works, the oldest first.
+    /// Connections without a valid credential, the oldest first.
     strangers: BTreeMap<u64, Stranger>,
-    /// Those of them that have been told to go and have not gone yet.
+    /// Those of them that are told to close and have not closed yet.
     closing: BTreeSet<u64>,
     logged_at: Option<Instant>,
-    /// Connections that were turned away since then.
+    /// Connections that were turned away since the last log message.
     unlogged: u64,
     /// And in all.
     turned_away: u64,
@@ -84,14 +83,14 @@ struct Stranger {
     close: CancellationToken,
 }
 
-/// Where a listener takes its places.
+/// The slots that a listener may take.
 #[derive(Debug)]
 pub(super) struct ListenerSlots {
     shared: Arc<Shared>,
     listener: usize,
 }
 
-/// A connection's place, free again when this is dropped.
+/// The slot of a connection. Dropping it frees it.
 #[derive(Debug)]
 pub(super) struct Slot {
     shared: Arc<Shared>,
@@ -100,7 +99,7 @@ pub(super) struct Slot {
     close: CancellationToken,
 }
 
-/// Says of a connection that it has had a credential that works: it keeps its place.
+/// Marks a connection that has shown a valid credential, so that it keeps its slot.
 #[derive(Debug)]
 pub struct CredentialMark {
     shared: Arc<Shared>,
@@ -109,15 +108,16 @@ pub struct CredentialMark {
 }
 
 impl Slots {
-    /// So many places. When they are taken, further connections wait.
+    /// This many slots. When all are taken, further connections wait.
     #[must_use]
     pub fn new(places: usize) -> Self {
         let bounds = Bounds { all: places, kept: 0, common: places, strangers: places, free: 0, turns_away: false };
         Self::within(bounds)
     }
 
-    /// So many places for so many listeners. A sixteenth is kept for each of them, and a quarter for callers
-    /// with a credential that works. When the rest is taken, the oldest connection that has had none goes.
+    /// This many slots for this many listeners. A sixteenth is reserved for each listener, and a quarter for
+    /// connections with a valid credential. When the others are taken, the oldest connection without one is
+    /// closed.
     #[must_use]
     pub fn kept(places: usize, listeners: usize) -> Self {
         let kept = (places / KEPT_FOR_LISTENER).min(places / (2 * listeners.max(1)));
@@ -139,7 +139,7 @@ impl Slots {
         Self(Arc::new(Shared { bounds, state: Mutex::new(state), freed: Notify::new() }))
     }
 
-    /// How they are taken now.
+    /// How many slots are taken now.
     #[must_use]
     pub fn usage(&self) -> SlotUsage {
         let Shared { bounds, state, .. } = &*self.0;
@@ -157,7 +157,7 @@ impl Slots {
         }
     }
 
-    /// The door of another listener.
+    /// The slots of another listener.
     pub(super) fn for_listener(&self) -> ListenerSlots {
         let mut state = self.0.state.lock();
         state.taken.push(0);
@@ -170,12 +170,12 @@ impl SlotState {
         self.taken.iter().sum()
     }
 
-    /// Places that are taken beside those that are kept for listeners.
+    /// Slots taken beside those reserved for listeners.
     fn common(&self, bounds: &Bounds) -> usize {
         self.taken.iter().map(|taken| taken.saturating_sub(bounds.kept)).sum()
     }
 
-    /// Places of strangers, also of those who have yet to go.
+    /// Slots of connections without a valid credential, closing ones included.
     fn of_strangers(&self) -> usize {
         self.strangers.len() + self.closing.len()
     }
@@ -188,20 +188,20 @@ impl SlotState {
         self.common(bounds) < bounds.common && self.of_strangers() < bounds.strangers
     }
 
-    /// Whether too few places would be free with the next one, when those have gone who have to.
+    /// Whether too few slots would be free after the next connection, even when closing ones have closed.
     fn needs_place(&self, bounds: &Bounds) -> bool {
         bounds.turns_away
             && (self.strangers.len() + bounds.free >= bounds.strangers
                 || self.common(bounds) + bounds.free >= bounds.common + self.closing.len())
     }
 
-    /// The stranger who goes next. What is kept for a listener is not taken from its connections for others.
+    /// The connection to close next. Reserved slots of one listener are not taken for another.
     fn oldest(&self, bounds: &Bounds) -> Option<u64> {
         let takes_common = |stranger: &Stranger| self.taken[stranger.listener] > bounds.kept;
         self.strangers.iter().find(|(_, stranger)| takes_common(stranger)).map(|(serial, _)| *serial)
     }
 
-    /// Tells a stranger to go.
+    /// Tells a connection to close.
     fn turn_away(&mut self, serial: u64, now: Instant) {
         let Some(stranger) = self.strangers.remove(&serial) else { return };
         self.closing.insert(serial);
@@ -221,8 +221,8 @@ impl SlotState {
 }
 
 impl Shared {
-    /// A place, if there is one. If there are few, a stranger is told to go; if there is none, unless another
-    /// one is about to.
+    /// Takes a slot, if there is one. If few are free, another connection is told to close; if none is,
+    /// unless one is closing already.
     fn acquire(self: &Arc<Self>, listener: usize, end: &CancellationToken) -> Option<Slot> {
         let mut state = self.state.lock();
         let has_place = state.has_place(&self.bounds, listener);
@@ -245,12 +245,12 @@ impl Shared {
 }
 
 impl ListenerSlots {
-    /// A place, if there is one. Its connection is told by a child of `end` when it has to go.
+    /// Takes a slot, if there is one. Its connection closes when its child token of `end` is cancelled.
     pub(super) fn try_acquire(&self, end: &CancellationToken) -> Option<Slot> {
         self.shared.acquire(self.listener, end)
     }
 
-    /// Waits for a place.
+    /// Waits for a slot.
     pub(super) async fn acquire(&self, end: &CancellationToken) -> Slot {
         loop {
             let freed = self.shared.freed.notified();
@@ -275,13 +275,13 @@ impl Slot {
 }
 
 impl CredentialMark {
-    /// The connection has had a credential that works.
+    /// The connection has shown a valid credential.
     pub fn mark_known(&mut self) {
-        // What all connections share is not touched again.
+        // Touches the shared state once only.
         if !std::mem::replace(&mut self.is_set, true)
             && self.shared.state.lock().strangers.remove(&self.serial).is_some()
         {
-            // There may be room for another stranger.
+            // Another connection without a credential may fit now.
             self.shared.freed.notify_waiters();
         }
     }
@@ -319,13 +319,13 @@ mod tests {
         let (listener, stop) = (slots.for_listener(), stop());
         let acquire = || slots.0.acquire(listener.listener, &stop);
         let mut strangers: Vec<_> = std::iter::from_fn(acquire).collect();
-        // A quarter is kept for those who have a credential.
+        // A quarter is reserved for connections with a credential.
         assert_eq!(strangers.len(), 24);
         assert!(goes(&strangers[0]) && !goes(&strangers[1]), "the last one that found no place needs one");
         assert!(acquire().is_none() && !goes(&strangers[1]), "one is about to go");
         drop(strangers.remove(0));
         strangers[0].mark().mark_known();
-        // Whoever has a credential is none of them.
+        // A connection with a credential is none of them.
         let newest = [acquire().unwrap(), acquire().unwrap()];
         assert!(acquire().is_none() && !goes(&strangers[0]) && goes(&strangers[1]));
         assert!(newest.iter().all(|slot| !goes(slot)));
