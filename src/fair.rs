@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn one_party_cannot_take_all_the_room() {
+    fn one_party_cannot_fill_the_queue() {
         let mut queue = queue(4, 3);
         assert_eq!((0..5).map(|number| queue.push("much", number).is_ok()).filter(|ok| *ok).count(), 3);
         queue.push("little", 9).unwrap();
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_done_comes_before_its_party_and_after_others() {
+    fn an_item_put_back_comes_before_its_party_and_after_others() {
         let mut queue = queue(10, 10);
         for (party, item) in [("a", 1), ("a", 2), ("b", 3)] {
             queue.push(party, item).unwrap();
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_gate_keeps_places_for_others_and_lets_them_in_first() {
+    async fn permits_are_kept_for_other_parties_and_granted_to_them_first() {
         let semaphore = new_semaphore();
         let first = semaphore.acquire("much").await.unwrap();
         let second = semaphore.acquire("much").await.unwrap();
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_gives_up_leaves_no_trace() {
+    async fn an_abandoned_wait_leaves_no_trace() {
         let semaphore = new_semaphore();
         let permits = [
             semaphore.acquire("a").await.unwrap(),

@@ -250,7 +250,7 @@ mod tests {
     use crate::http2::events::event_channel;
 
     #[tokio::test]
-    async fn what_is_read_is_told_unless_it_is_the_short_end_of_a_request() {
+    async fn reads_are_reported_unless_they_are_the_short_end_of_a_request() {
         for (bytes, ended, told) in [(10, true, false), (10, false, true), (UNREPORTED_BYTES_MAX + 1, true, true)] {
             let (events, mut receiver) = event_channel();
             let recv_buffer = RecvBuffer::default();

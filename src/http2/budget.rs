@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_connection_holds_moves_with_it_when_it_is_known() {
+    fn what_a_connection_holds_moves_to_the_other_bound_when_it_is_known() {
         let budget = Budget::new(MIB, 16 * MIB);
         let mut account = Account::open(budget.clone());
         assert!(account.try_set(100_000));

@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_waited_for_if_many_have_come_soon_and_alone() {
+    fn a_streak_of_calls_that_come_alone_is_polled_for() {
         let begin = Instant::now();
         let mut busy_poll = BusyPoll::new(begin);
         let last = calls(&mut busy_poll, begin, STREAK_MIN - 1, MICROS_10);
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_does_not_come_is_waited_for_shortly_and_ever_more_rarely() {
+    fn polling_in_vain_is_short_and_makes_it_rarer() {
         let begin = Instant::now();
         let mut busy_poll = BusyPoll::new(begin);
         let mut last = begin;

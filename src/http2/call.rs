@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_are_asked_for_no_more_than_there_is_room_for_all_of_them() {
+    fn replies_are_polled_only_while_the_budget_has_room() {
         let (reply_budget, made) = (ReplyBudget::default(), Cell::new(0));
         let (events, mut receiver) = event_channel();
         let channel = |stream| CallChannel {
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reply_that_is_there_is_told_at_once() {
+    async fn a_finished_reply_is_sent_as_one_event() {
         let (events, mut receiver) = event_channel();
         let send_permits = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
         let (buffered, reply_budget) = (Mutex::default(), ReplyBudget::default());

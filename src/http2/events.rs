@@ -109,7 +109,7 @@ mod tests {
 
     /// In a task of tokio, whose budget would allow 128 messages of its channel at a time.
     #[tokio::test]
-    async fn all_that_was_said_is_heard_in_order_and_leaves_no_room_behind() {
+    async fn events_are_received_in_order_and_leave_no_memory_behind() {
         let (events, mut receiver) = event_channel();
         let woken = Arc::new(Woken::default());
         let waker = woken.clone().into();

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_has_as_many_turns_as_another_who_has_more_connections() {
+    fn callers_have_equal_turns_however_many_connections_they_have() {
         local(async {
             let seen = Seen::default();
             let mut floods: Vec<_> = (0..50).map(|number| flood(&seen, 1, number, 20)).collect();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_ends_holds_up_nobody() {
+    fn a_connection_that_ends_blocks_no_other() {
         local(async {
             let seen = Seen::default();
             let floods: Vec<_> = (0..40).map(|number| flood(&seen, 1, number, 10)).collect();
@@ -255,7 +255,7 @@ mod tests {
 
     /// The unused rest of a turn goes to the next connection.
     #[test]
-    fn what_is_left_of_a_turn_is_for_the_next_connection() {
+    fn the_rest_of_a_turn_goes_to_the_next_connection() {
         local(async {
             let (mut first, mut second, mut third) = (ReadTurn::new(), ReadTurn::new(), ReadTurn::new());
             let cx = &Context::from_waker(Waker::noop());

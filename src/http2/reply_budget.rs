@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_goes_on_when_there_is_room() {
+    fn a_wait_ends_when_there_is_room() {
         let budget = ReplyBudget::default();
         let cx = &mut Context::from_waker(Waker::noop());
         let (first, second) = (budget.add(bytes(REPLIES_BYTES_MAX - 1), 0), budget.add(bytes(2), 0));

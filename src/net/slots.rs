@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_has_its_places_whatever_others_take() {
+    fn a_listener_has_its_slots_whatever_others_take() {
         let slots = Slots::kept(32, 2);
         let (tcp, unix, stop) = (slots.for_listener(), slots.for_listener(), stop());
         let known: Vec<_> = std::iter::from_fn(|| {
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_places_some_are_kept_free_for_who_comes_next() {
+    fn some_of_many_slots_are_kept_free() {
         let slots = Slots::kept(128, 1);
         let (listener, stop) = (slots.for_listener(), stop());
         let mut strangers: Vec<_> = (0..94).map(|_| slots.0.acquire(listener.listener, &stop).unwrap()).collect();
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_for_a_place_gets_in_when_there_is_one() {
+    async fn a_wait_for_a_slot_ends_when_one_is_free() {
         let slots = Slots::kept(1, 1);
         let (listener, stop) = (slots.for_listener(), stop());
         let first = listener.acquire(&stop).await;
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn places_of_which_none_are_kept_are_waited_for() {
+    fn without_reserved_slots_connections_wait() {
         let slots = Slots::new(1);
         let (listener, stop) = (slots.for_listener(), stop());
         let first = slots.0.acquire(listener.listener, &stop).unwrap();

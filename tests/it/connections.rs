@@ -1,4 +1,4 @@
-//! Where connections live, and what a call that takes long or never ends does to the others.
+//! Connections on one thread or several, and what long calls do to others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::harness::{Handle, START, Seeded, after_start, ask, bad_fields, new_key, strings, update};
 
-/// A server with this many threads for connections.
+/// A server with this many core threads.
 struct Server {
     app: App,
     admin: String,
@@ -51,7 +51,7 @@ impl Server {
         format!("unix://{}", self.dir.path().join("socket").display())
     }
 
-    /// The administrator, on a connection of his own.
+    /// The administrator, on a connection of its own.
     async fn admin(&self, endpoint: String) -> Handle {
         Handle::new(connect(endpoint).await, Some(self.admin.clone()))
     }
@@ -115,7 +115,7 @@ async fn a_watch_of_health_hears_of_the_stop_on_its_thread() {
     tokio::time::timeout(Duration::from_secs(5), stopped).await.unwrap().unwrap().unwrap();
 }
 
-/// Calls for changes move a connection to other threads, and a stream that was open before goes on there.
+/// Changes run elsewhere, and a stream on the same connection goes on.
 #[tokio::test]
 async fn a_stream_goes_on_beside_changes_on_its_connection() {
     let server = Server::start(2).await;
@@ -134,7 +134,7 @@ async fn a_stream_goes_on_beside_changes_on_its_connection() {
     tokio::time::timeout(Duration::from_secs(20), server.app.stop()).await.unwrap().unwrap();
 }
 
-/// One connection has calls under way without end; another one, on the same thread, gets its answers all the same.
+/// One connection always has calls under way; another one on the same thread is answered all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_connection_does_not_starve_others_on_its_thread() {
     let server = Server::start(1).await;
@@ -165,7 +165,7 @@ async fn a_busy_connection_does_not_starve_others_on_its_thread() {
     server.app.stop().await.unwrap();
 }
 
-/// What is out of the ordinary takes another way through the server than most calls do. Both must say the same.
+/// Unusual requests take the slow path. Both paths must give the same verdict.
 #[tokio::test]
 async fn both_paths_give_the_same_verdict() {
     let server = Server::start(1).await;
@@ -230,7 +230,7 @@ async fn both_paths_refuse_bad_fields() {
     server.app.stop().await.unwrap();
 }
 
-/// A connection remembers its caller. What becomes of the caller's key must be noticed all the same.
+/// A connection remembers its caller. A change of the caller's key must apply all the same.
 #[tokio::test]
 async fn a_change_of_the_callers_key_applies_to_the_next_call() {
     let server = Server::start(2).await;
@@ -247,12 +247,12 @@ async fn a_change_of_the_callers_key_applies_to_the_next_call() {
         assert_eq!(code(&service).await.unwrap_err(), Code::Unauthenticated);
         admin.enable_key(&caller.key).await;
     }
-    // The same connection, other callers.
+    // Other callers on the same connection.
     for credential in [Some("nonsense".to_owned()), None, Some(issued.secret.clone())] {
         assert_eq!(code(&service).await.unwrap().reason(), Reason::Ok);
         assert_eq!(code(&Handle::new(channel.clone(), credential)).await.unwrap_err(), Code::Unauthenticated);
     }
-    // With another role, and with an end that the clock brings and no change.
+    // With another role, and with an expiry that no change announces.
     let viewer = pb::Key { scopes: strings(&["keyward.viewer"]), ..caller.key.clone() };
     let viewer = admin.update(update(&viewer, &["scopes"])).await.unwrap();
     assert_eq!(code(&service).await.unwrap_err(), Code::PermissionDenied);

@@ -1,4 +1,4 @@
-//! A connection stays on its core, whatever it asks for. Calls that may take long are answered elsewhere.
+//! A connection stays on its core, whatever it asks for. Calls that may take long run on the shared runtime.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -20,7 +20,7 @@ use crate::h2peer::*;
 const HOME: &str = "/home";
 const AWAY: &str = "/away";
 
-/// Answers calls of [`HOME`] at once, with the name of the thread.
+/// Answers calls of [`HOME`] on the fast path, with the name of the thread.
 struct Here;
 
 impl FastPath for Here {
@@ -67,7 +67,7 @@ fn thread_name() -> String {
     std::thread::current().name().unwrap_or("nameless").to_owned()
 }
 
-/// A server on one core, whose other threads are those of this runtime.
+/// A server on one core. The test's runtime is the shared one.
 async fn start(tasks: &Tasks, cores: &Cores) -> ListenAddr {
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
     let addr = listener.addr().clone();
@@ -98,7 +98,7 @@ async fn connect(addr: &ListenAddr) -> Peer {
     peer
 }
 
-/// The thread that a call is answered on.
+/// The thread that answers a call.
 async fn thread_of(peer: &mut Peer, stream: u32, path: &str) -> String {
     peer.call(stream, &head(path), b"").await;
     answer(peer, stream).await
@@ -109,7 +109,7 @@ async fn answer(peer: &mut Peer, stream: u32) -> String {
     String::from_utf8(data.payload).unwrap()
 }
 
-/// Clients share one connection for all that they do. What it asks for now must not decide what it gets later.
+/// Clients share one connection for all calls, so one call must not decide where others run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_stays_on_its_core_and_its_other_calls_are_answered_elsewhere() {
     let (tasks, cores) = (Tasks::default(), Cores::start(1).unwrap());

@@ -1,4 +1,4 @@
-//! A peer that speaks HTTP/2 by hand, byte by byte, so that it can break every rule.
+//! An HTTP/2 client that writes and reads frames byte by byte, so that it can break every rule.
 
 use std::time::Duration;
 
@@ -30,10 +30,10 @@ pub(crate) const WITH_PRIORITY: u8 = 0x20;
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(crate) const VERIFY: &str = "/keyward.v1.KeyVerify/Verify";
 
-/// Far more than anything here takes.
+/// Far longer than any test takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A frame, as it came.
+/// A received frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
@@ -60,22 +60,22 @@ pub(crate) struct Peer {
     writer: Writer,
 }
 
-/// What comes.
+/// Its read half.
 pub(crate) struct Reader(OwnedReadHalf);
 
-/// Where to write.
+/// Its write half.
 pub(crate) struct Writer(OwnedWriteHalf);
 
 impl Reader {
-    /// The next frame; `None` at the end of the connection.
+    /// The next frame. `None` at the end of the connection.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
         timeout(PATIENCE, self.read()).await.unwrap()
     }
 
-    /// The same, however long it takes.
+    /// The next frame, without a timeout.
     pub(crate) async fn read(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
-        // A reset is an end too: it comes when the server closes on what it has not read.
+        // A TCP reset is an end too: the server closes on data that it has not read.
         self.0.read_exact(&mut head).await.ok()?;
         let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
         self.0.read_exact(&mut payload).await.ok()?;
@@ -83,7 +83,7 @@ impl Reader {
         Some(Frame { kind: head[3], flags: head[4], stream, payload })
     }
 
-    /// The next frame that passes; those before it are gone.
+    /// Drops frames up to one that is `wanted`, and returns that.
     pub(crate) async fn find(&mut self, wanted: impl Fn(&Frame) -> bool) -> Frame {
         loop {
             let frame = self.next().await.unwrap();
@@ -93,7 +93,7 @@ impl Reader {
         }
     }
 
-    /// The code of the GOAWAY that ends the connection, and that it ends.
+    /// The code of the GOAWAY that ends the connection.
     pub(crate) async fn goaway(&mut self) -> u32 {
         let code = self.find(|frame| frame.kind == GOAWAY).await.code();
         while let Some(frame) = self.next().await {
@@ -104,12 +104,12 @@ impl Reader {
 }
 
 impl Writer {
-    /// Writes, if the server still listens.
+    /// Writes. Ignores a server that has closed.
     pub(crate) async fn write(&mut self, bytes: &[u8]) {
         drop(self.0.write_all(bytes).await);
     }
 
-    /// Writes, and says whether the server still listens.
+    /// Writes, and returns whether the server still reads.
     pub(crate) async fn try_write(&mut self, bytes: &[u8]) -> bool {
         self.0.write_all(bytes).await.is_ok()
     }
@@ -124,7 +124,7 @@ impl Writer {
 }
 
 impl Peer {
-    /// A connection on which nothing was said.
+    /// A connection on which nothing was sent.
     pub(crate) async fn silent(site: &Site) -> Self {
         Self::to(&site.addr()).await
     }
@@ -137,7 +137,7 @@ impl Peer {
         Self { reader: Reader(reader), writer: Writer(writer) }
     }
 
-    /// A connection with these settings on which calls can be made.
+    /// A connection with these settings, ready for calls.
     pub(crate) async fn with(site: &Site, settings: &[(u16, u32)]) -> Self {
         let mut peer = Self::silent(site).await;
         peer.write(PREFACE).await;
@@ -178,12 +178,12 @@ impl Peer {
         self.reader.find(wanted).await
     }
 
-    /// Both halves, for who floods and listens.
+    /// Both halves, to write and read at once.
     pub(crate) fn split(self) -> (Reader, Writer) {
         (self.reader, self.writer)
     }
 
-    /// Everything that is said from now until a PING comes back.
+    /// All frames until a PING comes back.
     pub(crate) async fn until_pong(&mut self, mark: u8) -> Vec<Frame> {
         self.send(PING, 0, 0, &[mark; 8]).await;
         let mut frames = vec![];
@@ -200,7 +200,7 @@ impl Peer {
         self.reader.goaway().await
     }
 
-    /// What comes first: a reset, or the code of a GOAWAY.
+    /// A reset, or the code of a GOAWAY, whichever comes first.
     pub(crate) async fn until_reset_or_goaway(&mut self) -> Option<u32> {
         let frame = self.find(|frame| matches!(frame.kind, RST_STREAM | GOAWAY)).await;
         (frame.kind == GOAWAY).then(|| frame.code())
@@ -211,13 +211,13 @@ impl Peer {
         self.find(|frame| frame.kind == RST_STREAM && frame.stream == stream).await.code()
     }
 
-    /// Makes a call whose head and body come in one piece each.
+    /// Makes a call with its head and its body in one frame each.
     pub(crate) async fn call(&mut self, stream: u32, block: &[u8], body: &[u8]) {
         let frames = [frame(HEADERS, END_HEADERS, stream, block), frame(DATA, END, stream, body)].concat();
         self.write(&frames).await;
     }
 
-    /// The message of the reply to a call, which goes well.
+    /// The message of a successful reply.
     pub(crate) async fn reply<M: Message + Default>(&mut self, stream: u32) -> M {
         let mut body = vec![];
         loop {
@@ -252,7 +252,7 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     frame
 }
 
-/// A field that is written out: 0 for one that is not remembered, 0x40 for one that is.
+/// A literal field: form 0 is not indexed, 0x40 is.
 pub(crate) fn field(form: u8, name: &str, value: &str) -> Vec<u8> {
     let mut field = vec![form];
     for text in [name, value] {
@@ -271,17 +271,17 @@ pub(crate) fn head(path: &str) -> Vec<u8> {
     [&[0x83, 0x86][..], &fields.concat()].concat()
 }
 
-/// The head of a call of this caller.
+/// The head of a call with a credential.
 pub(crate) fn head_of(path: &str, secret: &str) -> Vec<u8> {
     [head(path), field(0, "authorization", &format!("Bearer {secret}"))].concat()
 }
 
-/// A message as gRPC sends it.
+/// A message as a DATA payload of gRPC.
 pub(crate) fn body(message: &impl Message) -> Vec<u8> {
     prefixed(&message.encode_to_vec())
 }
 
-/// The bytes of a message as gRPC sends it.
+/// The same for an encoded message.
 pub(crate) fn prefixed(message: &[u8]) -> Vec<u8> {
     [&[0][..], &(message.len() as u32).to_be_bytes(), message].concat()
 }

@@ -1,4 +1,4 @@
-//! Calls in every form that HTTP/2 has for them, and whose they are.
+//! Calls in every form that HTTP/2 allows, and the caller of each.
 
 use keyward::grpc::pb::{self, Reason};
 
@@ -10,7 +10,7 @@ async fn caller(site: &Site) -> Issued {
     site.admin().issued(key).await
 }
 
-/// Both ways to answer: at once, and with an explanation, which takes the long way.
+/// For the fast path, and for the slow path, by asking for an explanation.
 fn questions(secret: &str) -> [Vec<u8>; 2] {
     [body(&ask(secret)), body(&pb::VerifyRequest { explain: true, ..ask(secret) })]
 }
@@ -20,14 +20,14 @@ async fn allowed(peer: &mut Peer, stream: u32) {
 }
 
 #[tokio::test]
-async fn a_call_is_the_same_in_whatever_frames_it_comes() {
+async fn a_call_is_the_same_in_any_frames() {
     let site = Site::in_memory().await;
     let issued = site.admin().issue("Key", &[]).await;
     let mut peer = Peer::open(&site).await;
     let block = head_of(VERIFY, site.admin_secret());
     let mut stream = 1;
     for body in questions(&issued.secret) {
-        // Blocks and bodies in pieces, with padding and with what nobody knows in between.
+        // Blocks and bodies in pieces, with padding, and with unknown frames in between.
         let (left, right) = block.split_at(block.len() / 2);
         peer.send(HEADERS, 0, stream, left).await;
         for byte in &right[..10] {
@@ -57,7 +57,7 @@ async fn a_call_is_the_same_in_whatever_frames_it_comes() {
         allowed(&mut peer, stream).await;
         stream += 2;
 
-        // Byte by byte: frames end anywhere.
+        // Byte by byte.
         for byte in [frame(HEADERS, END_HEADERS, stream, &block), frame(DATA, END, stream, &body)].concat() {
             peer.write(&[byte]).await;
         }
@@ -76,7 +76,7 @@ async fn a_call_is_the_same_in_whatever_frames_it_comes() {
 }
 
 #[tokio::test]
-async fn a_call_without_a_body_is_refused_and_not_left_alone() {
+async fn a_call_without_a_body_is_refused() {
     let site = Site::in_memory().await;
     let mut peer = Peer::open(&site).await;
     peer.send(HEADERS, END_HEADERS | END, 1, &head_of(VERIFY, site.admin_secret())).await;
@@ -84,9 +84,9 @@ async fn a_call_without_a_body_is_refused_and_not_left_alone() {
     peer.until_pong(1).await;
 }
 
-/// Over a Unix socket, clients name its path, which is no authority at all.
+/// Over a Unix socket, clients send its path as the authority, which is not a valid one.
 #[tokio::test]
-async fn what_is_no_call_of_grpc_is_answered_in_words_of_http() {
+async fn requests_that_are_not_grpc_get_an_http_status() {
     let site = Site::in_memory().await;
     let mut peer = Peer::open(&site).await;
     let verify = |method: &[u8], content_type: &str| {
@@ -117,7 +117,7 @@ async fn what_is_no_call_of_grpc_is_answered_in_words_of_http() {
 }
 
 #[tokio::test]
-async fn any_authority_will_do() {
+async fn any_authority_is_accepted() {
     let site = Site::in_memory().await;
     let mut peer = Peer::open(&site).await;
     let plain = head_of(VERIFY, site.admin_secret());
@@ -132,9 +132,9 @@ async fn any_authority_will_do() {
     }
 }
 
-/// Two callers on one connection, whose heads are the same bytes but for an index, or even that.
+/// Two callers on one connection, whose heads differ in an index, or not at all.
 #[tokio::test]
-async fn a_head_that_is_remembered_is_never_that_of_another_caller() {
+async fn a_remembered_head_is_never_used_for_another_caller() {
     let site = Site::in_memory().await;
     let admin = site.admin();
     let issued = admin.issue("Key", &[]).await;
@@ -143,7 +143,7 @@ async fn a_head_that_is_remembered_is_never_that_of_another_caller() {
     let bearer = |issued: &Issued| field(0x40, "authorization", &format!("Bearer {}", issued.secret));
     let question = body(&ask(&issued.secret));
 
-    // Both are put into the table: `one` is the older.
+    // Both are inserted into the table; `one` is the older.
     peer.call(1, &[head(VERIFY), bearer(&one)].concat(), &question).await;
     peer.call(3, &[head(VERIFY), bearer(&other)].concat(), &question).await;
     allowed(&mut peer, 1).await;
@@ -157,7 +157,7 @@ async fn a_head_that_is_remembered_is_never_that_of_another_caller() {
             allowed(&mut peer, stream).await;
             stream += 2;
         }
-        // From the moment it is disabled, however well it is remembered, and nobody but it.
+        // At once when it is disabled, and only that caller.
         admin.disable_key(&other.key).await;
         peer.call(stream, &is_other, &question).await;
         let refused = peer.find(|frame| frame.stream == stream).await;
@@ -168,7 +168,7 @@ async fn a_head_that_is_remembered_is_never_that_of_another_caller() {
         admin.enable_key(&other.key).await;
         stream += 4;
     }
-    // The same bytes become another caller: a new entry moves the others.
+    // The same bytes are another caller: a new entry moves the others.
     peer.call(stream, &is_other, &question).await;
     allowed(&mut peer, stream).await;
     admin.disable_key(&one.key).await;

@@ -1,4 +1,4 @@
-//! Floods: whoever makes work without an end is stopped, or held back, and nothing grows.
+//! Floods: a peer that makes endless work is stopped or held back, and nothing grows.
 
 use keyward::grpc::pb::{self, Reason};
 use keyward::http2::{ERRORS_MAX, OVERHEAD_FRAMES_MAX, STREAMS_MAX};
@@ -11,12 +11,12 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 const REFUSED_STREAM: u32 = 7;
 const CANCEL: [u8; 4] = [0, 0, 0, 8];
 
-/// Calls that do not end before their bodies do: on the runtime for what takes long, and on the core of the connection.
+/// Calls that last as long as their bodies: on the shared runtime, and on the core of the connection.
 const ENDLESS: [&str; 2] =
     ["/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "/grpc.health.v1.Health/Watch"];
 
 #[tokio::test]
-async fn frames_that_carry_no_call_on_are_bounded() {
+async fn overhead_frames_are_bounded() {
     let site = Site::in_memory().await;
     let open = frame(HEADERS, END_HEADERS, 1, &head(ENDLESS[0]));
     let floods = [
@@ -31,11 +31,11 @@ async fn frames_that_carry_no_call_on_are_bounded() {
     for (what, flood) in floods {
         let mut peer = Peer::open(&site).await;
         peer.write(&open).await;
-        // Few of them do nothing.
+        // A few of them do no harm.
         peer.write(&flood.repeat(100)).await;
         peer.until_pong(1).await;
         let (mut reader, mut writer) = peer.split();
-        // The first excess drains the connection, on which a call is under way; the second one ends it.
+        // The first excess drains the connection, on which a call is under way. The second one closes it.
         let flood = flood.repeat(2 * OVERHEAD_FRAMES_MAX as usize + 2);
         // The server may close before it has read all of it.
         let written = tokio::spawn(async move {
@@ -47,7 +47,7 @@ async fn frames_that_carry_no_call_on_are_bounded() {
     }
 }
 
-/// What common clients send beside each call. It adds up to far more than a peer may send that makes no calls.
+/// What common clients send beside each call adds up to far more than a peer without calls may send.
 #[tokio::test]
 async fn frames_that_come_with_calls_are_no_flood() {
     let site = Site::in_memory().await;
@@ -86,7 +86,7 @@ async fn frames_that_come_with_calls_are_no_flood() {
     }
 }
 
-/// grpc-java sends the rest of a request that it has given up behind its RST_STREAM.
+/// grpc-java sends the rest of a cancelled request behind its RST_STREAM.
 #[tokio::test]
 async fn data_behind_a_reset_of_the_peer_is_no_flood_of_errors() {
     let site = Site::in_memory().await;
@@ -112,7 +112,7 @@ async fn data_behind_a_reset_of_the_peer_is_no_flood_of_errors() {
     assert_eq!(peer.reply::<pb::VerifyResponse>(stream).await.reason(), Reason::Malformed);
 }
 
-/// A proxy's connection carries the calls of many: what one of them does ends no call of another.
+/// A proxy's connection carries the calls of many clients: what one of them does ends no call of another.
 #[tokio::test]
 async fn calls_that_are_under_way_outlive_the_first_excess() {
     let site = Site::in_memory().await;
@@ -125,7 +125,7 @@ async fn calls_that_are_under_way_outlive_the_first_excess() {
     peer.call(3, &block, &question).await;
     peer.send(DATA, END, 1, &question).await;
     assert_eq!(peer.reply::<pb::VerifyResponse>(1).await.reason(), Reason::Malformed);
-    // The later one is not answered: the peer was told to make it elsewhere.
+    // The later call is not answered: GOAWAY told the peer to make it elsewhere.
     assert_eq!(peer.next().await, None);
 }
 
@@ -170,7 +170,7 @@ async fn header_blocks_without_end_are_bounded() {
 }
 
 #[tokio::test]
-async fn there_are_no_more_calls_than_places() {
+async fn concurrent_calls_are_bounded() {
     let site = Site::in_memory().await;
     for path in ENDLESS {
         let mut peer = Peer::open(&site).await;
@@ -184,7 +184,7 @@ async fn there_are_no_more_calls_than_places() {
             peer.call(stream, &head_of(VERIFY, site.admin_secret()), &body(&ask("nonsense"))).await;
             assert_eq!(peer.reset(stream).await, REFUSED_STREAM);
         }
-        // A place that gets free can be taken.
+        // A slot that becomes free can be taken.
         peer.send(RST_STREAM, 0, 1, &CANCEL).await;
         for stream in (further + 4..).step_by(2) {
             peer.call(stream, &head_of(VERIFY, site.admin_secret()), &body(&ask("nonsense"))).await;
@@ -197,10 +197,10 @@ async fn there_are_no_more_calls_than_places() {
     }
 }
 
-/// Rapid reset (CVE-2023-44487): calls that are begun and given up at once hold their places until they have
-/// ended, and a caller on another connection is answered all the while.
+/// Rapid reset (CVE-2023-44487): cancelled calls count until they have ended, and a caller on another
+/// connection is answered meanwhile.
 #[tokio::test]
-async fn calls_that_are_given_up_at_once_gain_nothing() {
+async fn rapidly_reset_calls_gain_nothing() {
     let site = Site::in_memory().await;
     let admin = site.admin();
     let issued = admin.issue("Key", &[]).await;
@@ -229,7 +229,7 @@ async fn calls_that_are_given_up_at_once_gain_nothing() {
     }
 }
 
-/// A peer that asks and never reads: the server stops reading in its turn, and goes on when the peer does.
+/// A peer that sends and never reads: the server stops reading too, and goes on when the peer reads.
 #[tokio::test]
 async fn a_peer_that_does_not_read_is_not_read_either() {
     let site = Site::in_memory().await;
@@ -239,7 +239,7 @@ async fn a_peer_that_does_not_read_is_not_read_either() {
     writer.window_update(0, 0x7000_0000).await;
     let (block, question) = (head_of(VERIFY, site.admin_secret()), body(&ask(&issued.secret)));
     let mut stream = 1_u32;
-    // Until so much waits that no kernel holds it.
+    // Until more waits than the kernel buffers.
     let held = loop {
         let mut calls = vec![];
         for _ in 0..100 {
@@ -253,7 +253,7 @@ async fn a_peer_that_does_not_read_is_not_read_either() {
             Err(_) => break stream,
         }
     };
-    // Everything is answered that was asked, in the end.
+    // Everything is answered in the end.
     let mut answered = 0;
     while answered < held / 2 - 100 {
         let frame = reader.find(|frame| frame.ends()).await;
@@ -262,8 +262,8 @@ async fn a_peer_that_does_not_read_is_not_read_either() {
     }
 }
 
-/// A peer that opens no window makes replies wait. Beyond some megabytes of them no more are made, in whichever way
-/// they are made: the calls wait, and are answered when the peer reads.
+/// A peer that opens no window makes replies wait. Beyond some megabytes no more are made, on either path:
+/// calls wait, and are answered when the peer reads.
 #[tokio::test]
 async fn replies_that_wait_for_a_window_are_bounded() {
     const BOUND: usize = 4 * 1024 * 1024;
@@ -274,7 +274,7 @@ async fn replies_that_wait_for_a_window_are_bounded() {
     let mut as_calls = at_once.clone();
     as_calls.requests[0].explain = true;
     let block = head_of("/keyward.v1.KeyVerify/BatchVerify", site.admin_secret());
-    // A call ends when the last of its reply is taken from it, and the next one begins then.
+    // A call ends when the last of its reply is sent, and then the next one begins.
     for (way, batch, fills) in [("at once", at_once, true), ("as calls", as_calls, false)] {
         let reply = site.admin().ask_all(batch.clone()).await.unwrap().encoded_len();
         let most = BOUND / reply + 1;

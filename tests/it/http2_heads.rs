@@ -1,4 +1,4 @@
-//! What the headers of a call say of it: its length, its deadline, and that there are too many of them.
+//! Heads of calls: `content-length`, `grpc-timeout`, and heads that are too long.
 
 use keyward::grpc::pb::{self, Reason};
 
@@ -8,11 +8,11 @@ use crate::harness::{Site, ask};
 const PROTOCOL_ERROR: u32 = 1;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// Calls of the short way, of the long way, and one that is not answered before its body has ended.
+/// A call on the fast path, one on the slow path, and one that waits for the end of its body.
 const BATCH: &str = "/keyward.v1.KeyVerify/BatchVerify";
 const STREAM: &str = "/keyward.v1.KeyVerify/StreamVerify";
 
-/// A field of any length, written out and not remembered.
+/// A literal field of any length, without indexing.
 fn long_field(form: u8, name: &str, value_bytes: usize) -> Vec<u8> {
     let mut field = vec![form, name.len() as u8];
     field.extend(name.as_bytes());
@@ -53,7 +53,8 @@ async fn a_body_that_does_not_fit_its_content_length_is_malformed() {
         [head_of(path, secret), fields].concat()
     };
 
-    // What fits is answered, on both ways, in one piece and in several, with padding and with trailers.
+    // A body that fits is answered, on both paths, in one piece and in several, with padding and with
+    // trailers.
     for body in [&question, &explained] {
         let exact = said(VERIFY, &[&body.len().to_string()]);
         let (left, right) = body.split_at(4);
@@ -73,12 +74,12 @@ async fn a_body_that_does_not_fit_its_content_length_is_malformed() {
             stream += 2;
         }
     }
-    // The same length said twice is one length.
+    // The same length twice counts once.
     peer.call(stream, &said(VERIFY, &[length.to_string().as_str(); 2]), &question).await;
     assert_eq!(peer.reply::<pb::VerifyResponse>(stream).await.reason(), Reason::Malformed);
     stream += 2;
 
-    // What does not fit is reset as soon as that is known, whichever way the call would take.
+    // A body that does not fit is reset as soon as that is known, on either path.
     let (short, long) = ((length - 1).to_string(), (length + 1).to_string());
     for path in [VERIFY, BATCH, STREAM] {
         let too_much = [(END, "at its end"), (0, "before its end")].map(|(flags, when)| (flags, short.as_str(), when));
@@ -105,13 +106,13 @@ async fn a_body_that_does_not_fit_its_content_length_is_malformed() {
             stream += 2;
         }
     }
-    // Its window has been given back, and the connection goes on.
+    // Its window is given back, and the connection goes on.
     peer.call(stream, &head_of(VERIFY, secret), &question).await;
     assert_eq!(peer.reply::<pb::VerifyResponse>(stream).await.reason(), Reason::Malformed);
 }
 
 #[tokio::test]
-async fn a_malformed_timeout_is_refused_on_every_way() {
+async fn a_malformed_timeout_is_refused_on_both_paths() {
     let site = Site::in_memory().await;
     let mut peer = Peer::open(&site).await;
     let question = body(&ask("nonsense"));
@@ -138,8 +139,7 @@ async fn a_malformed_timeout_is_refused_on_every_way() {
     }
 }
 
-/// Whatever its size, up to 16 frames, a block that is too long is read to its end: others are read by what it tells to
-/// remember.
+/// A block of up to 16 frames that is too long is decoded to its end, since it may change the table.
 #[tokio::test]
 async fn headers_that_are_far_too_long_are_refused_and_the_next_are_read() {
     let site = Site::in_memory().await;
@@ -159,7 +159,7 @@ async fn headers_that_are_far_too_long_are_refused_and_the_next_are_read() {
     ];
     for (what, long) in cases {
         let mut peer = Peer::open(&site).await;
-        // What is remembered before it is forgotten for an entry that is larger than the table, and only for that.
+        // An entry that is larger than the table evicts the others; nothing else does.
         let remembered = [&first[..], &field(0x40, "content-type", "application/grpc"), &credential()].concat();
         peer.call(1, &remembered, &question).await;
         assert_eq!(peer.reply::<pb::VerifyResponse>(1).await.reason(), Reason::Malformed, "{what}");
@@ -171,11 +171,11 @@ async fn headers_that_are_far_too_long_are_refused_and_the_next_are_read() {
         assert_eq!(refused.payload, b"\x08\x03431", "{what}");
         assert_eq!(peer.reset(3).await, 0, "{what}: the rest is not wanted");
 
-        // The credential behind it is the youngest that is remembered.
+        // The credential behind it is the newest entry.
         let block = [head(VERIFY), vec![0x80 | 62]].concat();
         peer.call(5, &block, &question).await;
         assert_eq!(peer.reply::<pb::VerifyResponse>(5).await.reason(), Reason::Malformed, "{what}");
-        // And so is what was remembered before, unless the long field has taken its place.
+        // So are the entries before it, unless the long field has evicted them.
         let block = [&first[..], &[0x80 | 64, 0x80 | 62]].concat();
         peer.send(HEADERS, END_HEADERS, 7, &block).await;
         if what.ends_with("remembered") {
@@ -196,7 +196,7 @@ async fn headers_past_every_bound_end_the_connection() {
         peer.write(&in_frames(1, 0, &block)).await;
         assert_eq!(peer.goaway().await, ENHANCE_YOUR_CALM);
     }
-    // A block that ends within a field is none, however long that is.
+    // A block that ends within a field is invalid, however long that is.
     for long in [long_field(0, "x", 100 << 10), long_field(0, "x", 20 << 10)] {
         let mut peer = Peer::open(&site).await;
         let block = [head(VERIFY), long].concat();

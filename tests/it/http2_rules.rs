@@ -1,4 +1,4 @@
-//! HTTP/2, rule by rule: whoever breaks one is told which, and only what has to end ends.
+//! The rules of HTTP/2, one by one: the peer is told which it broke, and only what must end ends.
 
 use keyward::grpc::pb::{self, Reason};
 
@@ -85,7 +85,7 @@ async fn a_connection_begins_with_the_preface_and_settings() {
         peer.write(&bytes).await;
         assert_eq!(peer.goaway().await, PROTOCOL_ERROR, "{}", String::from_utf8_lossy(&bytes));
     }
-    // In pieces it is as good.
+    // The same in pieces.
     let mut peer = Peer::silent(&site).await;
     for byte in [PREFACE, &frame(SETTINGS, 0, 0, b"")].concat() {
         peer.write(&[byte]).await;
@@ -110,7 +110,7 @@ async fn an_error_of_a_stream_ends_it_alone() {
     for (what, kind, flags, block, code) in cases {
         peer.send(kind, flags, stream, &block).await;
         assert_eq!(peer.reset(stream).await, code, "{what}");
-        // What was on its way is no error.
+        // Frames that were on their way are no error.
         peer.send(DATA, END, stream, b"x").await;
         stream += 2;
     }
@@ -122,7 +122,7 @@ async fn an_error_of_a_stream_ends_it_alone() {
         ("a short PRIORITY", PRIORITY, 0, vec![0; 4], FRAME_SIZE_ERROR),
     ];
     for (what, kind, flags, payload, code) in broken {
-        // Of a call on the long way, and of one whose body is awaited.
+        // For a call on the slow path, and for one that waits for its body.
         for block in [endless(), head_of(VERIFY, site.admin_secret())] {
             peer.send(HEADERS, END_HEADERS, stream, &block).await;
             peer.send(kind, flags, stream, &payload).await;
@@ -130,7 +130,7 @@ async fn an_error_of_a_stream_ends_it_alone() {
             stream += 2;
         }
     }
-    // DATA and HEADERS behind the end, while the reply is still to come.
+    // DATA and HEADERS after the end of the request, before the reply.
     let watch = head("/grpc.health.v1.Health/Watch");
     for (kind, flags, payload) in [(DATA, 0, b"x".to_vec()), (HEADERS, END_HEADERS | END, field(0, "x", "y"))] {
         peer.call(stream, &watch, &[0; 5]).await;
@@ -152,7 +152,7 @@ async fn headers_that_are_too_long_are_refused_and_the_next_are_read() {
     let site = Site::in_memory().await;
     let mut peer = Peer::open(&site).await;
     let secret = site.admin_secret();
-    // The credential is remembered in the block that is refused.
+    // The refused block inserts the credential into the table.
     let long = field(0, "x", &"y".repeat(200)).repeat(100);
     let block = [
         &[0x83, 0x86][..],

@@ -1,4 +1,4 @@
-//! What time does to connections: who says nothing is asked, who does not answer is gone, and a stop comes in order.
+//! Time: keepalive, deadlines of requests, and graceful shutdown.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use crate::h2peer::*;
 use crate::harness::{START, Seeded, Site, ask};
 
-/// A server on this runtime, whose clock is its own.
+/// A server on this runtime, whose clock is paused.
 async fn here(dir: &tempfile::TempDir) -> App {
     here_with(dir, |_| {}).await
 }
@@ -35,7 +35,8 @@ pub(crate) async fn here_with(dir: &tempfile::TempDir, change: fn(&mut Settings)
     App::start(settings, deps).await.unwrap()
 }
 
-/// The peer's end, without patience: the clock jumps to whatever is next.
+/// The frames up to the end of the connection, and the time until then. A timeout would make the paused clock
+/// jump to it.
 async fn rest(reader: &mut Reader) -> (Vec<Frame>, Duration) {
     let began = Instant::now();
     let mut frames = vec![];
@@ -66,7 +67,7 @@ async fn a_peer_that_is_gone_is_noticed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_sends_a_frame_drop_by_drop_is_gone_too() {
+async fn a_peer_that_sends_a_frame_byte_by_byte_is_gone_too() {
     let dir = tempfile::tempdir().unwrap();
     let app = here(&dir).await;
     let mut peer = Peer::to(&app.addrs()[0]).await;
@@ -85,7 +86,7 @@ async fn a_peer_that_sends_a_frame_drop_by_drop_is_gone_too() {
     app.stop().await.unwrap();
 }
 
-/// Of an open call nothing has begun until its request is whole; of a stream of messages, each has as long.
+/// A unary open call starts when its request is whole. In a stream, each message has a deadline.
 #[tokio::test(start_paused = true)]
 async fn an_open_call_whose_request_or_message_is_not_whole_in_time_ends() {
     let dir = tempfile::tempdir().unwrap();
@@ -147,7 +148,7 @@ async fn a_peer_that_answers_stays() {
     app.stop().await.unwrap();
 }
 
-/// A peer that asks for more than it reads is silent, however much it has to say.
+/// A peer that does not read is silent, whatever it sends.
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_never_reads_its_replies_is_gone() {
     let dir = tempfile::tempdir().unwrap();
@@ -173,7 +174,7 @@ async fn a_peer_that_never_reads_its_replies_is_gone() {
     app.stop().await.unwrap();
 }
 
-/// Of each way that a call takes: answered at once, by a service, and without a credential.
+/// On the fast path, on the slow path, and without a credential.
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_not_whole_in_time_is_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -190,7 +191,7 @@ async fn a_request_that_is_not_whole_in_time_is_refused() {
         peer.settings(&[]).await;
         peer.send(HEADERS, END_HEADERS, 1, &block).await;
         let began = Instant::now();
-        // Its pieces are signs of life, and no excuse.
+        // Its pieces are signs of life, and still it is late.
         let (mut reader, mut writer) = peer.split();
         let mut pieces = prefixed(&[0; 100]).into_iter();
         let frames = loop {
@@ -203,7 +204,7 @@ async fn a_request_that_is_not_whole_in_time_is_refused() {
         };
         let took = began.elapsed();
         assert!(took >= REQUEST_TIME_MAX && took < REQUEST_TIME_MAX + Duration::from_secs(2), "{path}: {took:?}");
-        // DEADLINE_EXCEEDED, and what was late.
+        // DEADLINE_EXCEEDED, with the reason.
         let told = String::from_utf8_lossy(&frames[0].payload);
         assert!(told.contains("grpc-status\u{1}4") && told.contains("not%20whole%2030%20s"), "{path}: {told}");
         assert_eq!(frames[1].code(), 0, "{path}: and the rest of it is of no use");
@@ -211,8 +212,7 @@ async fn a_request_that_is_not_whole_in_time_is_refused() {
     app.stop().await.unwrap();
 }
 
-/// Requests that come late, one after the other, let time be looked at often. That is no reason to forget what was
-/// sent.
+/// Late requests run the timer often. That must not forgive a flood.
 #[tokio::test(start_paused = true)]
 async fn requests_that_are_late_forgive_no_flood() {
     let dir = tempfile::tempdir().unwrap();
@@ -226,7 +226,7 @@ async fn requests_that_are_late_forgive_no_flood() {
     let mut cut = false;
     for stream in (1..).step_by(2) {
         peer.send(HEADERS, END_HEADERS, stream, &late).await;
-        // From when on one of them is late at each step.
+        // From now on one of them is late at each step.
         if began.elapsed() > REQUEST_TIME_MAX + step {
             peer.write(&flood).await;
         }
@@ -270,7 +270,7 @@ async fn a_stream_of_requests_may_take_its_time() {
 }
 
 #[tokio::test]
-async fn a_stop_is_told_and_then_meant() {
+async fn a_stop_is_announced_and_then_final() {
     let mut site = Site::in_memory().await;
     let mut peer = Peer::open(&site).await;
     // A call that is under way.
@@ -282,13 +282,13 @@ async fn a_stop_is_told_and_then_meant() {
     let told = peer.find(|frame| frame.kind == GOAWAY).await;
     assert_eq!((&told.payload[..4], told.code()), (&[0x7f, 0xff, 0xff, 0xff][..], 0));
     let asked = peer.find(|frame| frame.kind == PING).await;
-    // What was begun before the peer heard of it is answered.
+    // A call that began before the peer acknowledged the stop is answered.
     peer.call(3, &block, &question).await;
     assert_eq!(peer.reply::<pb::VerifyResponse>(3).await.reason(), Reason::Malformed);
     peer.send(PING, END, 0, &asked.payload).await;
     let meant = peer.find(|frame| frame.kind == GOAWAY).await;
     assert_eq!((&meant.payload[..4], meant.code()), (&[0, 0, 0, 3][..], 0));
-    // What is begun later is not, and what was begun ends.
+    // A later one is not; those that began end.
     peer.call(5, &block, &question).await;
     assert!(!stopping.is_finished());
     peer.send(DATA, END, 1, &question).await;
@@ -301,14 +301,14 @@ async fn a_stop_is_told_and_then_meant() {
     drop(peer);
     stopping.await.unwrap().unwrap();
 }
-/// How long a stop takes while these bytes are all that a peer has said, which stays, and listens to nothing.
+/// How long a stop takes beside a peer that has sent these bytes, stays, and reads nothing.
 async fn stop_beside(said: &[u8]) -> Duration {
     let dir = tempfile::tempdir().unwrap();
     let app = here_with(&dir, |_| {}).await;
     let keyward::net::ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!() };
     let mut idle = tokio::net::TcpStream::connect(addr).await.unwrap();
     tokio::io::AsyncWriteExt::write_all(&mut idle, said).await.unwrap();
-    // Another one, whose answer shows that the server has seen both.
+    // Another one, whose answer shows that the server has read both.
     let mut other = Peer::to(&app.addrs()[0]).await;
     other.write(PREFACE).await;
     other.settings(&[]).await;
@@ -330,7 +330,7 @@ async fn no_idle_connection_holds_up_a_stop() {
     }
 }
 
-/// A call that a deaf peer has under way holds up a stop until it is answered, and no longer.
+/// A call of a peer that does not read delays a stop until it is answered, and no longer.
 #[tokio::test(start_paused = true)]
 async fn a_stop_ends_with_the_last_call() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Windows: nothing is sent that the peer has no room for, and nothing is lost by that.
+//! Windows: nothing is sent beyond them, and nothing is lost at them.
 
 use keyward::grpc::pb::{self, Reason};
 
@@ -8,10 +8,10 @@ use crate::harness::{Site, ask, new_key};
 const INITIAL_WINDOW_SIZE: u16 = 4;
 const FLOW_CONTROL_ERROR: u32 = 3;
 const BATCH: &str = "/keyward.v1.KeyVerify/BatchVerify";
-/// What the server lets its peers send.
+/// The server's windows, in bytes.
 const WINDOW: usize = 1024 * 1024;
 
-/// A question that is answered at once, and one that takes the long way.
+/// For the fast path and for the slow path.
 fn questions() -> [Vec<u8>; 2] {
     [body(&ask("nonsense")), body(&pb::VerifyRequest { explain: true, ..ask("nonsense") })]
 }
@@ -48,7 +48,7 @@ async fn the_window_of_the_connection_holds_back_all_streams_and_lets_each_go_on
     let site = Site::in_memory().await;
     let mut peer = Peer::with(&site, &[(INITIAL_WINDOW_SIZE, 0x7fff_ffff)]).await;
     let [short, long] = questions();
-    // They use the connection's 65,535 bytes up.
+    // They use up the connection's 65,535 bytes.
     let batch = pb::BatchVerifyRequest { requests: vec![ask("nonsense"); 1_000] };
     let block = head_of(BATCH, site.admin_secret());
     for stream in (1..20).step_by(2) {
@@ -84,7 +84,7 @@ async fn settings_move_the_windows_of_streams_that_there_are_below_zero_too() {
         peer.call(stream, &head_of(VERIFY, site.admin_secret()), &question).await;
         let first = peer.find(|frame| frame.stream == stream && frame.kind == DATA).await;
         assert_eq!(first.payload.len(), 4);
-        // Four were sent: the window is at minus four now.
+        // Four bytes were sent, so the window is now minus four.
         peer.settings(&[(INITIAL_WINDOW_SIZE, 0)]).await;
         peer.window_update(stream, 4).await;
         let held = peer.until_pong(1).await;
@@ -97,7 +97,7 @@ async fn settings_move_the_windows_of_streams_that_there_are_below_zero_too() {
         reply.extend(peer.find(|frame| frame.stream == stream).await.payload);
         assert_eq!(message::<pb::VerifyResponse>(&reply).reason(), Reason::Malformed);
     }
-    // A window must not grow beyond its bound by them either: that of a call whose body never comes.
+    // Settings must not move a window beyond its bound either: here that of a call whose body never comes.
     peer.settings(&[(INITIAL_WINDOW_SIZE, 0)]).await;
     peer.send(HEADERS, END_HEADERS, 5, &head_of(VERIFY, site.admin_secret())).await;
     peer.window_update(5, 1).await;
@@ -140,9 +140,9 @@ async fn a_batch_whose_reply_is_larger_than_the_windows_arrives_whole() {
     }
 }
 
-/// Every byte that was sent may be sent again some time, whatever became of the call: the window does not leak.
+/// Each byte that was sent is given back some time, however the call ends.
 #[tokio::test]
-async fn a_window_that_was_used_comes_back_whatever_became_of_the_calls() {
+async fn windows_are_given_back_however_calls_end() {
     let site = Site::in_memory().await;
     let issued = site.admin().issue("Key", &[]).await;
     let mut peer = Peer::open(&site).await;
@@ -156,10 +156,10 @@ async fn a_window_that_was_used_comes_back_whatever_became_of_the_calls() {
             peer.send(HEADERS, END_HEADERS, stream, &block).await;
             let mut bytes = filler.len() as i64;
             match way {
-                // Given up half way, without and with padding.
+                // Cancelled half way, without and with padding.
                 0 => peer.send(DATA, 0, stream, &filler).await,
                 1 => peer.send(DATA, PADDED, stream, &[&[200][..], &filler[1..]].concat()).await,
-                // Answered: at once, at once from pieces, and on the long way.
+                // Answered: on the fast path, on it from pieces, and on the slow path.
                 2 => {
                     bytes = body(&ask(&issued.secret)).len() as i64;
                     peer.send(DATA, END, stream, &body(&ask(&issued.secret))).await;

@@ -1,4 +1,4 @@
-//! Starting, stopping, health, sockets.
+//! Start, stop, health, sockets.
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::sync::Arc;
@@ -58,7 +58,7 @@ async fn a_stop_tells_watchers_and_does_not_wait_for_them() {
     let stopped = tokio::spawn(app.stop());
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     assert!(watch.message().await.unwrap().is_none(), "and then the stream ends");
-    // Well within the deadline of 10 s that a hanging connection would have.
+    // Well within the deadline of 10 s, which a hanging connection would use up.
     tokio::time::timeout(Duration::from_secs(5), stopped).await.unwrap().unwrap().unwrap();
 }
 
@@ -67,7 +67,7 @@ async fn a_stop_lets_calls_finish() {
     let mut site = Site::start().await;
     let admin = site.admin();
     let (sender, mut created) = tokio::sync::mpsc::unbounded_channel();
-    // Each of them always has a call under way, until the server takes no more.
+    // Each always has a call under way, until the server stops.
     let callers: Vec<_> = (0..64)
         .map(|number| {
             let (admin, sender) = (admin.clone(), sender.clone());
@@ -127,7 +127,7 @@ async fn it_listens_on_several_addresses_and_on_unix_sockets() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("keyward.sock");
     let listen = ["127.0.0.1:0".to_owned(), "[::1]:0".to_owned(), format!("unix:{}", socket.display())];
-    // A socket that a killed process left behind is no obstacle.
+    // The socket that a killed process left behind is replaced.
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let app = App::start(settings(&dir, &listen), deps()).await.unwrap();
     let found = std::fs::metadata(&socket).unwrap();
@@ -148,11 +148,11 @@ async fn it_listens_on_several_addresses_and_on_unix_sockets() {
     assert!(!socket.exists(), "the socket goes with the server");
 }
 
-/// The clock of the runtime stands still, and goes on by itself when everybody waits.
+/// The clock is paused, and jumps when everything waits.
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_says_nothing_is_closed() {
     let dir = tempfile::tempdir().unwrap();
-    // On this runtime, whose clock it is.
+    // On this runtime, whose clock is paused.
     let settings = Settings { serving_threads: 0, ..settings(&dir, &["127.0.0.1:0".to_owned()]) };
     let app = App::start(settings, deps()).await.unwrap();
     let keyward::net::ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!() };
@@ -160,7 +160,7 @@ async fn a_connection_that_says_nothing_is_closed() {
         let mut silent = tokio::net::TcpStream::connect(addr).await.unwrap();
         silent.write_all(half).await.unwrap();
         let mut heard = vec![];
-        // It may say its own settings first; what matters is that it ends.
+        // It may send its settings first.
         let ended = tokio::time::timeout(Duration::from_secs(60), silent.read_to_end(&mut heard)).await;
         drop(ended.expect("the connection is closed"));
     }
@@ -204,7 +204,7 @@ async fn an_address_that_is_taken_is_named() {
 
 #[tokio::test]
 async fn a_first_start_that_was_cut_short_begins_again() {
-    // As after a crash between keeping the key and committing it: a key file, and an empty log.
+    // As after a crash between writing the key file and committing: a key file, and an empty log.
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("data")).unwrap();
     std::fs::write(dir.path().join("data/admin.key"), "stale\n").unwrap();

@@ -1,4 +1,4 @@
-//! What a stream of verdicts does between its messages: it is polled by hand, and no network comes between.
+//! A stream of verdicts, polled by hand, without a network.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,7 +31,7 @@ use crate::conformance::key;
 use crate::harness::{START, Seeded, ask};
 use crate::stream::asking;
 
-/// What a stream is answered from: an index that the test folds, with one key in it, of a verifier.
+/// What a stream is answered from: an index that the test fills, with the key of a verifier.
 struct Desk {
     state: StateHandle,
     index: Arc<Index>,
@@ -73,14 +73,14 @@ impl Desk {
         desk
     }
 
-    /// The next change.
+    /// Applies the next change.
     fn fold(&self, key: &KeyRecord) {
         let next = Revision(self.index.revision().0 + 1);
         self.index.fold(&[Record::Key(Arc::new(KeyRecord { revision: next, ..key.clone() }))]);
         self.index.reach(next);
     }
 
-    /// The answers to a stream of requests, as the verifier.
+    /// The answers to a stream of requests of the verifier.
     fn answers(&self, requests: impl Stream<Item = pb::StreamVerifyRequest> + Send + 'static) -> Answers {
         let mut codec = ProstCodec::<pb::StreamVerifyRequest, pb::StreamVerifyRequest>::default();
         let body = EncodeBody::new_client(codec.encoder(), requests.map(Ok), None, None);
@@ -95,7 +95,7 @@ fn numbered(number: usize) -> pb::StreamVerifyRequest {
     asking(pb::VerifyRequest { correlation_id: number.to_string(), ..ask("garbage") })
 }
 
-/// The answers that are there without waiting, and what comes instead of the next: nothing yet, or the end.
+/// The answers that come without waiting, and what follows: nothing yet, or the end.
 async fn at_once(answers: &mut Answers) -> (Vec<pb::StreamVerifyResponse>, Poll<Option<Status>>) {
     let mut given = vec![];
     loop {
@@ -141,7 +141,7 @@ async fn no_more_is_read_than_is_answered() {
     let desk = Desk::new();
     let taken = Arc::new(AtomicUsize::new(0));
     let counted = taken.clone();
-    // Each larger than the pieces in which they travel.
+    // Each is larger than the frames that carry it.
     let large = move |_| {
         counted.fetch_add(1, Ordering::Relaxed);
         asking(ask(&"x".repeat(40_000)))
@@ -165,7 +165,7 @@ async fn a_request_waits_for_its_revision_and_holds_back_only_its_own_stream() {
     desk.fold(&key(2));
     let Some(Response(verdict)) = held.next().await.unwrap().unwrap().result else { panic!() };
     assert_eq!(verdict.as_of_revision, next);
-    // The other does not come.
+    // The other one does not come.
     let began = tokio::time::Instant::now();
     let Some(Error(error)) = held.next().await.unwrap().unwrap().result else { panic!() };
     assert_eq!(error.reason, "REVISION_NOT_REACHED");

@@ -147,7 +147,7 @@ fn a_peer_that_sends_more_than_the_window_of_a_stream_has_it_reset() {
 }
 
 #[test]
-fn padding_gives_its_window_back_by_itself() {
+fn padding_is_released_at_once() {
     let (mut conn, _) = open();
     receive(&mut conn, &head(1, "/long")).unwrap();
     for _ in 0..3 * WINDOW_BYTES / 256 {
@@ -157,7 +157,7 @@ fn padding_gives_its_window_back_by_itself() {
 }
 
 #[test]
-fn the_window_that_is_told_is_the_one_that_is_kept() {
+fn the_window_of_the_peer_is_the_one_that_is_kept() {
     for path in ["/long", "/open/stream"] {
         let (mut conn, _) = open();
         let mut told = i64::from(WINDOW_BYTES);
@@ -197,7 +197,7 @@ fn the_window_of_a_call_is_given_back_as_its_request_comes() {
 
 /// However a call ends, its unread bytes are released.
 #[test]
-fn what_a_call_leaves_unread_is_given_back() {
+fn unread_bytes_of_a_call_are_released() {
     let all_of = |conn: &Tested| conn.window + conn.unclaimed;
     let mut reset = vec![];
     frame::put_reset(&mut reset, 1, ErrorCode::NoError);
@@ -223,7 +223,7 @@ fn what_a_call_leaves_unread_is_given_back() {
 }
 
 #[test]
-fn the_place_of_a_call_is_free_when_it_has_ended_and_not_before() {
+fn a_call_counts_until_it_has_ended() {
     let (mut conn, spawned) = open();
     conn.account.mark_known();
     let reset = |stream| {
@@ -379,7 +379,7 @@ fn any_event() -> impl Strategy<Value = StreamEvent> {
 proptest! {
     /// Whatever the peer and calls send, nothing panics, and the accounts agree.
     #[test]
-    fn the_books_agree_whatever_comes(
+    fn the_accounts_agree_whatever_comes(
         steps in prop::collection::vec(prop_oneof![3 => any_frame().prop_map(Ok), 1 => any_event().prop_map(Err)], 1..80),
     ) {
         let (mut conn, _) = open();

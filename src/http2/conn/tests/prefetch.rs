@@ -41,7 +41,7 @@ impl FastPath for Recorder {
 }
 
 #[test]
-fn bodies_are_shown_some_at_a_time_before_the_first_of_them_is_answered() {
+fn bodies_are_prefetched_in_batches_before_the_first_is_answered() {
     let (recorder, said) = (Recorder::default(), |seen: &Recorder| std::mem::take(&mut *seen.0.borrow_mut()));
     let mut conn = Conn::new(recorder.clone(), Spawned::default(), ReplyBudget::default(), roomy());
     let mut bytes = PREFACE.to_vec();
@@ -87,7 +87,7 @@ fn bodies_are_shown_some_at_a_time_before_the_first_of_them_is_answered() {
 }
 
 #[test]
-fn calls_that_take_the_long_way_by_their_connections_doing_are_told_with_the_reason() {
+fn calls_that_bypass_the_fast_path_are_reported_with_the_reason() {
     let (recorder, reply_budget) = (Recorder::default(), ReplyBudget::default());
     let mut conn = Conn::new(recorder.clone(), Spawned::default(), reply_budget.clone(), roomy());
     let mut bytes = PREFACE.to_vec();
