@@ -415,7 +415,7 @@ mod tests {
         drop(channel);
         let cx = Context::from_waker(Waker::noop());
         let Poll::Ready(StreamEvent { stream: 1, event: Event::Several(sent) }) = receiver.poll(&cx) else {
-            unreachable!("nothing is told, or in parts");
+            unreachable!("nothing is sent, or in parts");
         };
         assert!(
             matches!(&sent[..], [Event::Head(_, false), Event::Data(..), Event::End(None), Event::Done]),

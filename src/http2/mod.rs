@@ -116,7 +116,7 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// one names the last call.
 pub const GOAWAY_ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same for a peer without calls, or that has yet to send anything, so that it does not hold up the stop.
-/// It is told of any later call that it was not processed.
+/// GOAWAY tells it that later calls were not processed.
 pub const IDLE_GOAWAY_ACK_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a peer may take to close its end, so that it reads the last frames.
 pub const LINGER_TIME: Duration = Duration::from_secs(1);

@@ -204,7 +204,7 @@ mod tests {
     fn local(test: impl Future<Output = ()>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let time = std::time::Duration::from_secs(60);
-        let test = async { tokio::time::timeout(time, test).await.expect("nobody is forgotten") };
+        let test = async { tokio::time::timeout(time, test).await.expect("a connection waits for ever") };
         LocalSet::new().block_on(&runtime, test);
     }
 
