@@ -33,7 +33,7 @@ use crate::cores::Cores;
 use crate::fast_path::FastVerify;
 use crate::files;
 use crate::grpc;
-use crate::grpc::calls::{Runs, rpc};
+use crate::grpc::calls::rpc;
 use crate::grpc::refusals;
 use crate::grpc::state::{StateHandle, VerifyState};
 use crate::health::Health;
@@ -416,11 +416,7 @@ fn serve(
     let make_connection = MakeConnection {
         service,
         make_fast_path,
-        runs_inline: |path| rpc(path).runs == Runs::OnItsCore,
-        is_open: |path| rpc(path).is_open,
-        has_stream: |path| rpc(path).has_stream,
-        has_long_reply: |path| rpc(path).has_long_reply,
-        is_urgent: |path| rpc(path).runs == Runs::First,
+        call_kind: |path| rpc(path).kind,
         urgent_runtime,
         shared_runtime,
         budget,

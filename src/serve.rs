@@ -16,7 +16,7 @@ use tonic::transport::server::Connected;
 use tower_service::Service;
 
 use crate::cores::CoreRuntime;
-use crate::http2::{self, Budget, FastPath, Incoming, Shutdown};
+use crate::http2::{self, Budget, CallKind, FastPath, Incoming, Shutdown};
 use crate::lifecycle::Tasks;
 use crate::net::{Conn, CredentialMark, Peer};
 
@@ -27,17 +27,8 @@ pub struct MakeConnection<S, F> {
     pub service: S,
     /// Makes the fast path of a connection.
     pub make_fast_path: F,
-    /// Whether a call, by its path, runs on the thread of its connection: those that never take long.
-    pub runs_inline: fn(&str) -> bool,
-    /// Whether a call, by its path, needs no credential.
-    pub is_open: fn(&str) -> bool,
-    /// Whether the request of a call, by its path, is a stream of messages.
-    pub has_stream: fn(&str) -> bool,
-    /// Whether a call, by its path, may have a long reply: those of one connection are answered one after the
-    /// other.
-    pub has_long_reply: fn(&str) -> bool,
-    /// Whether a call, by its path, goes before others.
-    pub is_urgent: fn(&str) -> bool,
+    /// How a call is served, by its path.
+    pub call_kind: fn(&str) -> CallKind,
     /// Runs urgent calls.
     pub urgent_runtime: Handle,
     /// Runs all other calls.
@@ -53,33 +44,11 @@ impl<S, F> MakeConnection<S, F> {
     where
         F: Fn(Peer, CredentialMark) -> A,
     {
-        let Self {
-            service,
-            make_fast_path,
-            runs_inline,
-            is_open,
-            has_stream,
-            has_long_reply,
-            is_urgent,
-            urgent_runtime,
-            shared_runtime,
-            budget,
-        } = self;
+        let Self { service, make_fast_path, call_kind, urgent_runtime, shared_runtime, budget } = self;
         let peer = conn.connect_info();
         let fast_path = make_fast_path(peer, conn.mark());
-        let handlers = http2::Handlers {
-            fast_path,
-            service,
-            runs_inline,
-            is_open,
-            has_stream,
-            has_long_reply,
-            is_urgent,
-            urgent_runtime,
-            shared_runtime,
-            extension: peer,
-            budget,
-        };
+        let handlers =
+            http2::Handlers { fast_path, service, call_kind, urgent_runtime, shared_runtime, extension: peer, budget };
         Connection::new(conn, handlers)
     }
 }

@@ -90,32 +90,47 @@ impl Drop for CallHandle {
     }
 }
 
-/// What a connection must know of a call before it starts.
+/// How a call is served. Its path decides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct CallKind {
+pub struct CallKind {
+    /// Where it runs.
+    pub runs: Runs,
     /// Whether it needs no credential. Its messages are short, and it starts when its request is whole or, as
     /// a stream, with its head.
-    pub(super) is_open: bool,
-    /// Whether its request is a stream of messages.
-    pub(super) has_stream: bool,
+    pub is_open: bool,
+    /// Whether its request is a stream of messages. All others must be whole within
+    /// [`REQUEST_TIME_MAX`](super::REQUEST_TIME_MAX).
+    pub has_stream: bool,
+    /// Whether its reply may be long. Such calls of one connection are answered one after the other, and wait while
+    /// much of earlier replies waits for the peer.
+    pub has_long_reply: bool,
+}
+
+/// Where a call runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Runs {
+    /// On the thread of its connection, because it never takes long.
+    Inline,
+    /// On the runtime that all connections share.
+    #[default]
+    Shared,
+    /// On the runtime of calls that go before others.
+    Urgent,
 }
 
 impl CallKind {
     /// Bytes that the budget counts for such a call beside its request.
     pub(super) fn call_bytes(self) -> usize {
-        match self {
-            Self { is_open: true, has_stream: true } => OPEN_STREAM_BYTES,
-            _ => CALL_BYTES,
-        }
+        if self.is_open && self.has_stream { OPEN_STREAM_BYTES } else { CALL_BYTES }
     }
 
     fn delivery(self) -> Delivery {
-        match self {
+        match (self.is_open, self.has_stream) {
             // Its request is whole when it starts.
-            Self { is_open: true, has_stream: false } => Delivery::Unframed,
-            Self { is_open: true, has_stream: true } => Delivery::Short,
-            Self { is_open: false, has_stream: true } => Delivery::Whole,
-            Self { is_open: false, has_stream: false } => Delivery::Single,
+            (true, false) => Delivery::Unframed,
+            (true, true) => Delivery::Short,
+            (false, true) => Delivery::Whole,
+            (false, false) => Delivery::Single,
         }
     }
 }
@@ -132,11 +147,7 @@ pub(super) trait CallSpawner {
 /// Starts calls as tasks that a service answers.
 pub(super) struct ServiceSpawner<S, X> {
     pub(super) service: S,
-    pub(super) runs_inline: fn(&str) -> bool,
-    pub(super) is_open: fn(&str) -> bool,
-    pub(super) has_stream: fn(&str) -> bool,
-    pub(super) has_long_reply: fn(&str) -> bool,
-    pub(super) is_urgent: fn(&str) -> bool,
+    pub(super) call_kind: fn(&str) -> CallKind,
     pub(super) urgent_runtime: Handle,
     pub(super) shared_runtime: Handle,
     pub(super) extension: X,
@@ -152,20 +163,17 @@ where
     X: Clone + Send + Sync + 'static,
 {
     fn call_kind(&self, head: &RequestHead) -> CallKind {
-        let Ok(path) = str::from_utf8(head.path()) else { return CallKind::default() };
-        CallKind { is_open: (self.is_open)(path), has_stream: (self.has_stream)(path) }
+        str::from_utf8(head.path()).map_or_else(|_| CallKind::default(), self.call_kind)
     }
 
     fn spawn(&mut self, stream: u32, head: &RequestHead, recv_buffer: RecvBuffer) -> Option<CallHandle> {
         // Refusals run inline: they take the usual path through the service, and never long.
         let is_refused = recv_buffer.incomplete().is_some();
-        let turn =
-            str::from_utf8(head.path()).is_ok_and(self.has_long_reply).then(|| ReplyTurn::new(&self.reply_budget));
+        let kind = CallSpawner::call_kind(self, head);
+        let turn = kind.has_long_reply.then(|| ReplyTurn::new(&self.reply_budget));
         let turn_permit = turn.as_ref().map(ReplyTurn::permit);
-        let body = Incoming::new(recv_buffer, stream, self.events.clone(), self.call_kind(head).delivery(), turn);
+        let body = Incoming::new(recv_buffer, stream, self.events.clone(), kind.delivery(), turn);
         let mut request = head.to_request(body)?;
-        let path = request.uri().path();
-        let (runs_inline, is_urgent) = (is_refused || (self.runs_inline)(path), (self.is_urgent)(path));
         request.extensions_mut().insert(self.extension.clone());
         let send_permits = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
         let channel = CallChannel {
@@ -183,21 +191,25 @@ where
                 channel.send(Event::Failed);
             }
         });
-        let runtime = if runs_inline {
-            // Most calls finish at their first poll, which costs less than a task. One that does not is
-            // spawned, and a task begins with a poll, so this waker is never needed.
-            let pending = poll_cleanly(call.as_mut(), &mut Context::from_waker(Waker::noop())).is_pending();
-            pending.then(Handle::current)
-        } else if is_urgent {
-            Some(self.urgent_runtime.clone())
-        } else {
-            Some(self.shared_runtime.clone())
+        let runtime = match kind.runs {
+            _ if is_refused => poll_inline(call.as_mut()),
+            Runs::Inline => poll_inline(call.as_mut()),
+            Runs::Urgent => Some(self.urgent_runtime.clone()),
+            Runs::Shared => Some(self.shared_runtime.clone()),
         };
         let task =
             runtime.map(|runtime| runtime.spawn(poll_fn(move |cx| poll_cleanly(call.as_mut(), cx))).abort_handle());
         let has_finished = task.is_none();
         Some(CallHandle { task, has_finished, send_permits })
     }
+}
+
+/// Polls a call on this thread, and gives the runtime to go on if it has not finished.
+///
+/// Most calls finish at their first poll, which costs less than a task. One that does not is spawned, and a task begins
+/// with a poll, so this waker is never needed.
+fn poll_inline<F: Future>(call: Pin<&mut F>) -> Option<Handle> {
+    poll_cleanly(call, &mut Context::from_waker(Waker::noop())).is_pending().then(Handle::current)
 }
 
 /// Polls a call, and overwrites the stack that it used.

@@ -21,7 +21,7 @@ use super::body::Incoming;
 use super::budget::Budget;
 use super::buffer::{Buffer, wipe_stack_of_answers};
 use super::busy_poll::BusyPoll;
-use super::call::{CallSpawner, ServiceSpawner};
+use super::call::{CallKind, CallSpawner, ServiceSpawner};
 use super::conn::Conn;
 use super::error::ConnError;
 use super::events::{EventReceiver, event_channel};
@@ -55,19 +55,8 @@ pub struct Handlers<S, A, X> {
     pub fast_path: A,
     /// Answers all other calls. Each has its own clone.
     pub service: S,
-    /// Whether a call, by its path, runs on the thread of its connection: those that never take long.
-    pub runs_inline: fn(&str) -> bool,
-    /// Whether a call, by its path, needs no credential. Its messages are short, and it starts when its
-    /// request is whole or, as a stream, with its head.
-    pub is_open: fn(&str) -> bool,
-    /// Whether the request of a call, by its path, is a stream of messages. All others must be whole within
-    /// [`REQUEST_TIME_MAX`](super::REQUEST_TIME_MAX).
-    pub has_stream: fn(&str) -> bool,
-    /// Whether a call, by its path, may have a long reply. Such calls answer one at a time, and wait while
-    /// too many bytes of replies wait to be sent.
-    pub has_long_reply: fn(&str) -> bool,
-    /// Whether a call, by its path, goes before others.
-    pub is_urgent: fn(&str) -> bool,
+    /// How a call is served, by its path.
+    pub call_kind: fn(&str) -> CallKind,
     /// Runs urgent calls.
     pub urgent_runtime: Handle,
     /// Runs all other calls.
@@ -110,17 +99,13 @@ pub enum Shutdown {
 impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
     /// A connection on an accepted socket of the current runtime.
     pub fn new(io: T, handlers: Handlers<S, A, X>) -> Self {
-        let Handlers { fast_path, service, runs_inline, is_open, has_stream, has_long_reply, is_urgent, .. } = handlers;
+        let Handlers { fast_path, service, call_kind, .. } = handlers;
         let Handlers { urgent_runtime, shared_runtime, extension, budget, .. } = handlers;
         let reply_budget = ReplyBudget::default();
         let (events, receiver) = event_channel();
         let calls = ServiceSpawner {
             service,
-            runs_inline,
-            is_open,
-            has_stream,
-            has_long_reply,
-            is_urgent,
+            call_kind,
             urgent_runtime,
             shared_runtime,
             extension,

@@ -68,8 +68,8 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let path = request.uri().path();
-        let Rpc { is_open, action, .. } = *rpc(path);
-        if is_open {
+        let Rpc { action, kind, .. } = *rpc(path);
+        if kind.is_open {
             return Either::Left(Admitted { inner: self.inner.call(request), by: None });
         }
         let call = log_name(path);

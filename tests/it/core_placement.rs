@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{Request, Response};
 use keyward::cores::Cores;
-use keyward::http2::{Budget, FastPath, Incoming, RequestHead};
+use keyward::http2::{Budget, CallKind, FastPath, Incoming, RequestHead, Runs};
 use keyward::lifecycle::Tasks;
 use keyward::net::{ListenAddr, Listener, Slots};
 use keyward::serve::{MakeConnection, serve};
@@ -78,11 +78,10 @@ async fn start(tasks: &Tasks, cores: &Cores) -> ListenAddr {
     let make_connection = MakeConnection {
         service: There,
         make_fast_path: |_, _| Here,
-        runs_inline: |path| path == HOME,
-        is_open: |_| false,
-        has_stream: |_| false,
-        has_long_reply: |_| false,
-        is_urgent: |_| false,
+        call_kind: |path| CallKind {
+            runs: if path == HOME { Runs::Inline } else { Runs::Shared },
+            ..CallKind::default()
+        },
         urgent_runtime: shared_runtime.clone(),
         shared_runtime,
         budget: Budget::new(1 << 30, 1 << 30),

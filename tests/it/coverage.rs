@@ -55,8 +55,8 @@ async fn call(site: &Site, path: &str, credential: Option<&str>) -> Result<(), S
 fn every_call_is_listed_with_its_action_or_open() {
     let listed: BTreeSet<_> = RPCS.iter().map(|rpc| rpc.path.to_owned()).collect();
     assert_eq!(described(), listed);
-    assert!(RPCS.iter().all(|rpc| rpc.is_open == rpc.action.is_none()));
-    let open: BTreeSet<_> = RPCS.iter().filter(|rpc| rpc.is_open).map(|rpc| service(rpc.path)).collect();
+    assert!(RPCS.iter().all(|rpc| rpc.kind.is_open == rpc.action.is_none()));
+    let open: BTreeSet<_> = RPCS.iter().filter(|rpc| rpc.kind.is_open).map(|rpc| service(rpc.path)).collect();
     assert_eq!(open.len(), 3, "this list may only shrink: {open:?}");
 }
 
@@ -68,7 +68,7 @@ async fn every_call_refuses_an_anonymous_caller() {
     Seeded::new(9).fill(&mut garbage).unwrap();
     let garbage = data_encoding::HEXLOWER.encode(&garbage);
     for path in described() {
-        if rpc(&path).is_open {
+        if rpc(&path).kind.is_open {
             continue;
         }
         for credential in [None, Some(""), Some(&*garbage), Some("kw_live_")] {

@@ -49,7 +49,7 @@ impl<'a> SlowCall<'a> {
             padding: pending.padding,
             length: pending.length,
             until: pending.until,
-            call_kind: CallKind { is_open: pending.pass.is_none(), has_stream: false },
+            call_kind: CallKind { is_open: pending.pass.is_none(), ..CallKind::default() },
         }
     }
 }

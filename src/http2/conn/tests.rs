@@ -51,7 +51,7 @@ struct Spawned(Rc<RefCell<Vec<u32>>>);
 impl CallSpawner for Spawned {
     fn call_kind(&self, head: &RequestHead) -> CallKind {
         let path = head.path();
-        CallKind { is_open: path.starts_with(b"/open"), has_stream: path.ends_with(b"stream") }
+        CallKind { is_open: path.starts_with(b"/open"), has_stream: path.ends_with(b"stream"), ..CallKind::default() }
     }
 
     fn spawn(&mut self, stream: u32, _: &RequestHead, _: RecvBuffer) -> Option<CallHandle> {
