@@ -9,7 +9,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::health::Health;
-use crate::store::{Condition, Store};
+use crate::store::{Store, WriteHealth};
 
 /// The service whose health depends on the disk.
 pub const ADMIN_SERVICE: &str = "keyward.v1.KeyAdmin";
@@ -31,31 +31,31 @@ impl Watch {
     pub async fn run(self, stop: CancellationToken) {
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last = Condition::Writable;
+        let mut last = WriteHealth::Writable;
         self.writable.store(true, Ordering::Relaxed);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            let Some(condition) = stop.run_until_cancelled(self.store.condition()).await else { return };
-            if condition == last {
+            let Some(health) = stop.run_until_cancelled(self.store.write_health()).await else { return };
+            if health == last {
                 continue;
             }
-            last = condition;
-            self.tell(condition);
+            last = health;
+            self.tell(health);
         }
     }
 
-    fn tell(&self, condition: Condition) {
-        match condition {
-            Condition::Writable => tracing::info!("changes can be made again"),
-            Condition::NoRoom => tracing::error!(
+    fn tell(&self, health: WriteHealth) {
+        match health {
+            WriteHealth::Writable => tracing::info!("changes can be made again"),
+            WriteHealth::DiskFull => tracing::error!(
                 "the disk is nearly full; changes are refused, save those that take power away while there is any room; make \
                  room on the disk of the data directory"
             ),
-            Condition::Stuck => tracing::error!(
+            WriteHealth::DiskStalled => tracing::error!(
                 "the disk of the data directory does not answer; changes wait or are refused, and verdicts go on; look after \
                  the disk"
             ),
         }
-        let writable = condition == Condition::Writable;
+        let writable = health == WriteHealth::Writable;
         self.writable.store(writable, Ordering::Relaxed);
         self.health.set(&[ADMIN_SERVICE], writable);
     }

@@ -1,7 +1,7 @@
 //! The feed of changes: a bounded window on the end of the log.
 //!
 //! An engine publishes each durable change once, in order. Subscribers read at their own pace from the window; one that
-//! falls out of it is told to [`Resync`], and is never waited for.
+//! falls out of it is told to [`Lagged`], and is never waited for.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ const BATCH_CHANGES_MAX: usize = 1_024;
 /// The subscriber asked for changes that the window no longer holds: it must load anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the changes asked for are no longer kept; load anew")]
-pub struct Resync;
+pub struct Lagged;
 
 /// The publishing end.
 #[derive(Clone, Debug)]
@@ -65,10 +65,10 @@ impl Feed {
     ///
     /// # Errors
     /// When the window no longer reaches back to it, or has not reached it.
-    pub fn subscribe(&self, revision: Revision) -> Result<Subscription, Resync> {
+    pub fn subscribe(&self, revision: Revision) -> Result<Subscription, Lagged> {
         let reachable = self.window.lock().after <= revision && revision <= *self.newest.borrow();
         let newest = self.newest.subscribe();
-        reachable.then(|| Subscription { window: self.window.clone(), newest, seen: revision }).ok_or(Resync)
+        reachable.then(|| Subscription { window: self.window.clone(), newest, seen: revision }).ok_or(Lagged)
     }
 }
 
@@ -85,12 +85,12 @@ impl Subscription {
     ///
     /// # Errors
     /// When this subscriber has fallen out of the window.
-    pub async fn next(&mut self) -> Result<Option<Vec<Arc<Change>>>, Resync> {
+    pub async fn next(&mut self) -> Result<Option<Vec<Arc<Change>>>, Lagged> {
         let seen = self.seen;
         let ended = self.newest.wait_for(|newest| *newest > seen).await.is_err();
         let window = self.window.lock();
         if window.after > seen {
-            return Err(Resync);
+            return Err(Lagged);
         }
         // Revisions have no gaps, so a distance in revisions is a distance in places.
         let skip = usize::try_from(seen.0 - window.after.0).unwrap_or(usize::MAX);
@@ -133,9 +133,9 @@ mod tests {
         let feed = Feed::starting_after(Revision(0));
         let mut slow = feed.subscribe(Revision(0)).unwrap();
         feed.publish((1..=WINDOW_CHANGES_MAX as u64 + 1).map(change));
-        assert_eq!(slow.next().await.err(), Some(Resync));
-        assert_eq!(feed.subscribe(Revision(0)).err(), Some(Resync));
+        assert_eq!(slow.next().await.err(), Some(Lagged));
+        assert_eq!(feed.subscribe(Revision(0)).err(), Some(Lagged));
         assert!(feed.subscribe(Revision(1)).is_ok());
-        assert_eq!(feed.subscribe(Revision(WINDOW_CHANGES_MAX as u64 + 2)).err(), Some(Resync));
+        assert_eq!(feed.subscribe(Revision(WINDOW_CHANGES_MAX as u64 + 2)).err(), Some(Lagged));
     }
 }

@@ -5,7 +5,7 @@ use keyward_core::id::{ActorId, SecretPrefix, TenantId};
 use keyward_core::record::{Stamp, TenantRecord};
 
 use super::{Authority, AuthorityError, Maker, Subject, target};
-use crate::store::{Commit, Put};
+use crate::store::{Commit, RecordWrite};
 
 impl Authority {
     /// Creates tenants `default` and `system` and one administrator key, if the log is empty. `keep` gets the secret
@@ -22,7 +22,7 @@ impl Authority {
         }
         let stamp = Stamp { time: self.now().latest(), actor: ActorId::keyward() };
         let tenant = |tenant: TenantId, display_name: &str| {
-            Put::NewTenant(Box::new(TenantRecord {
+            RecordWrite::NewTenant(Box::new(TenantRecord {
                 tenant,
                 display_name: display_name.to_owned(),
                 secret_prefix: SecretPrefix::kw(),
@@ -44,11 +44,11 @@ impl Authority {
             target: target(&key.tenant, &key.key_id),
             time: stamp.time,
             narrows: false,
-            goes_first: false,
-            puts: vec![
+            urgent: false,
+            writes: vec![
                 tenant(TenantId::default_tenant(), "Default"),
                 tenant(TenantId::system(), "Credentials of callers"),
-                Put::NewKey(Box::new(key)),
+                RecordWrite::NewKey(Box::new(key)),
             ],
         };
         let revision = self.commit(commit).await.map_err(|e| AuthorityError::of_commit(e, Subject::Key))?;

@@ -14,7 +14,7 @@ use keyward_core::scope::Scope;
 use keyward_core::secret::IssuedSecret;
 
 use super::{Authority, AuthorityError, Subject, check_expiry, check_scopes, check_size, check_times, target};
-use crate::store::{Commit, Put, Reader};
+use crate::store::{Commit, Reader, RecordWrite};
 
 /// What is wrong with a key id that the program keeps for itself.
 const RESERVED_RULE: &str = "in tenant 'system' must not be 'keyward' or begin with 'keyward-' or 'keyward_': so Keyward itself is named in the log";
@@ -87,7 +87,7 @@ impl Authority {
             if self.store.key_for(&reader, &key.tenant, &key.key_id).await?.is_some() {
                 return Err(AuthorityError::Exists(Subject::Key));
             }
-            self.store.admits(None, &key).map_err(|e| AuthorityError::of_commit(e, Subject::Key))?;
+            self.store.check_bounds(None, &key).map_err(|e| AuthorityError::of_commit(e, Subject::Key))?;
             return Ok(Created { key, secret: None, revision: self.store.revision() });
         }
         let commit = Commit {
@@ -97,8 +97,8 @@ impl Authority {
             target: target(&key.tenant, &key.key_id),
             time: stamp.time,
             narrows: false,
-            goes_first: false,
-            puts: vec![Put::NewKey(Box::new(key.clone()))],
+            urgent: false,
+            writes: vec![RecordWrite::NewKey(Box::new(key.clone()))],
         };
         let revision = self.commit(commit).await.map_err(|e| AuthorityError::of_commit(e, Subject::Key))?;
         Ok(Created { key: KeyRecord { revision, ..key }, secret: Some(secret), revision })

@@ -188,7 +188,7 @@ impl AuthorityError {
             CommitError::Bounded(exceeded) => Self::bounded(exceeded),
             CommitError::LastAdministrator => Self::LastAdministrator,
             CommitError::Overloaded => Self::Overloaded,
-            CommitError::NoRoom => Self::NoRoom,
+            CommitError::DiskFull => Self::NoRoom,
             CommitError::Store(error) => error.into(),
         }
     }

@@ -33,7 +33,7 @@ use self::page_token::PageTokens;
 use self::turns::Turns;
 use crate::index::Index;
 use crate::store::record::stateless_key_bytes;
-use crate::store::{Commit, CommitError, Put, Reader, Store};
+use crate::store::{Commit, CommitError, Reader, RecordWrite, Store};
 
 pub use self::create::{Created, Maker, NewKey};
 pub use self::error::{AuthorityError, Subject, Violation};
@@ -148,10 +148,10 @@ impl Authority {
             let narrows = narrows(&before, &key);
             if moved == Moved::AlreadyThere || terms.validate_only {
                 if !narrows {
-                    let admitted = self.store.admits(Some(&before), &key);
+                    let admitted = self.store.check_bounds(Some(&before), &key);
                     admitted.map_err(|error| AuthorityError::of_commit(error, Subject::Key).below("key."))?;
                 }
-                let kept = self.store.keeps_administrator(&key, now.clock());
+                let kept = self.store.check_administrators(&key, now.clock());
                 kept.map_err(|error| AuthorityError::of_commit(error, Subject::Key))?;
                 let revision = key.revision;
                 // Whoever is told that a key is disabled may rely on it: the change may be durable and not
@@ -166,8 +166,8 @@ impl Authority {
                 target: target(grant.tenant(), key_id),
                 time: stamp.time,
                 narrows,
-                goes_first: narrows || call.stops,
-                puts: vec![Put::Key(Box::new(key.clone()))],
+                urgent: narrows || call.stops,
+                writes: vec![RecordWrite::Key(Box::new(key.clone()))],
             };
             match self.commit(commit).await {
                 Ok(revision) => return Ok(Changed { record: KeyRecord { revision, ..key }, revision }),

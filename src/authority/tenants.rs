@@ -8,7 +8,7 @@ use keyward_core::id::{ActorId, SecretPrefix, TenantId};
 use keyward_core::record::{Stamp, TenantRecord};
 
 use super::{Authority, AuthorityError, Changed, Listed, Subject};
-use crate::store::{Commit, Page, Put};
+use crate::store::{Commit, Page, RecordWrite};
 
 /// A tenant to be.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ impl Authority {
             return match self.store.tenant(&record.tenant).await? {
                 Some(_) => Err(AuthorityError::Exists(Subject::Tenant)),
                 None => {
-                    self.store.admits_tenant().map_err(|e| AuthorityError::of_commit(e, Subject::Tenant))?;
+                    self.store.check_tenant_bound().map_err(|e| AuthorityError::of_commit(e, Subject::Tenant))?;
                     Ok(Changed { record, revision })
                 }
             };
@@ -53,8 +53,8 @@ impl Authority {
             target: record.tenant.to_string(),
             time: record.created.time,
             narrows: false,
-            goes_first: false,
-            puts: vec![Put::NewTenant(Box::new(record.clone()))],
+            urgent: false,
+            writes: vec![RecordWrite::NewTenant(Box::new(record.clone()))],
         };
         let revision = self.commit(commit).await.map_err(|e| AuthorityError::of_commit(e, Subject::Tenant))?;
         Ok(Changed { record: TenantRecord { revision, ..record }, revision })

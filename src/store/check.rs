@@ -9,10 +9,10 @@ use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::{KeyRecord, TenantRecord};
 
 use super::record::{encode_key, encode_tenant};
-use super::{Commit, CommitError, Put, StoreError};
+use super::{Commit, CommitError, RecordWrite, StoreError};
 
 /// What is there, including what the same group of commits has already put there.
-pub(super) trait Current {
+pub(super) trait RecordReader {
     fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError>;
     fn has_digest(&self, digest: &Digest) -> Result<bool, StoreError>;
     fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError>;
@@ -37,7 +37,7 @@ pub(super) trait Current {
 
 /// Checks that the caller may make the change at this very place in the log: a key that was disabled since the call was
 /// admitted makes none.
-pub(super) fn authorize(commit: &Commit, current: &mut impl Current) -> Result<(), CommitError> {
+pub(super) fn authorize(commit: &Commit, current: &mut impl RecordReader) -> Result<(), CommitError> {
     let Some(authorization) = &commit.authorization else { return Ok(()) };
     let key = current.caller(authorization.key_id())?;
     Ok(authorization.check(key.as_deref(), commit.time)?)
@@ -45,28 +45,28 @@ pub(super) fn authorize(commit: &Commit, current: &mut impl Current) -> Result<(
 
 /// A record that may be written, and its bytes.
 #[derive(Debug)]
-pub(super) struct Staged {
+pub(super) struct EncodedWrite {
     pub(super) record: Record,
     pub(super) bytes: Vec<u8>,
 }
 
 /// Checks one put against what is there, and gives its record the revision of the commit, which may take power away.
-pub(super) fn stage(
-    put: Put,
+pub(super) fn check_and_encode(
+    put: RecordWrite,
     revision: Revision,
     narrows: bool,
-    current: &impl Current,
-) -> Result<Staged, CommitError> {
+    current: &impl RecordReader,
+) -> Result<EncodedWrite, CommitError> {
     match put {
-        Put::NewKey(mut key) => {
+        RecordWrite::NewKey(mut key) => {
             if current.key(&key.tenant, &key.key_id)?.is_some() || current.has_digest(&key.secret.digest)? {
                 return Err(CommitError::Exists);
             }
             current.admit(revision, None, &key)?;
             key.revision = revision;
-            staged_key(key)
+            encoded_key(key)
         }
-        Put::Key(mut key) => {
+        RecordWrite::Key(mut key) => {
             if !current.is_current(&key)? {
                 return Err(CommitError::Outdated);
             }
@@ -76,24 +76,24 @@ pub(super) fn stage(
                 current.admit(revision, there.as_deref(), &key)?;
             }
             key.revision = revision;
-            staged_key(key)
+            encoded_key(key)
         }
-        Put::NewTenant(mut tenant) => {
+        RecordWrite::NewTenant(mut tenant) => {
             if current.tenant(&tenant.tenant)?.is_some() {
                 return Err(CommitError::Exists);
             }
             current.admit_tenant()?;
             tenant.revision = revision;
             let bytes = encode_tenant(&tenant);
-            Ok(Staged { record: Record::Tenant(Arc::from(tenant)), bytes })
+            Ok(EncodedWrite { record: Record::Tenant(Arc::from(tenant)), bytes })
         }
     }
 }
 
-fn staged_key(key: Box<KeyRecord>) -> Result<Staged, CommitError> {
+fn encoded_key(key: Box<KeyRecord>) -> Result<EncodedWrite, CommitError> {
     let bytes = encode_key(&key);
     if bytes.len() > RECORD_BYTES_MAX {
         return Err(CommitError::TooLarge { bytes: bytes.len() });
     }
-    Ok(Staged { record: Record::Key(Arc::from(key)), bytes })
+    Ok(EncodedWrite { record: Record::Key(Arc::from(key)), bytes })
 }

@@ -15,12 +15,12 @@ use tokio::sync::mpsc;
 
 use super::administrators::Administrators;
 use super::bounds::{self, Kind, Pending, Uses};
-use super::check::{Current, authorize, stage};
+use super::check::{RecordReader, authorize, check_and_encode};
 use super::{
-    Backup, BackupError, Bounds, Commit, CommitError, Condition, KeyQuery, Page, Part, Reader, Snapshot, Store,
-    StoreError,
+    Backup, BackupError, Bounds, Commit, CommitError, KeyQuery, Page, Part, Reader, Snapshot, Store, StoreError,
+    WriteHealth,
 };
-use crate::feed::{Feed, Resync, Subscription};
+use crate::feed::{Feed, Lagged, Subscription};
 
 /// Keeps everything in maps, and loses it with the process.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ impl Store for MemoryStore {
         authorize(&commit, &mut *state)?;
         let (narrows, clock) = (commit.narrows, commit.clock());
         let revision = state.revision.next();
-        let staged = commit.puts.into_iter().map(|put| stage(put, revision, narrows, &*state));
+        let staged = commit.writes.into_iter().map(|put| check_and_encode(put, revision, narrows, &*state));
         let records: Vec<_> = staged.map(|s| s.map(|s| s.record)).collect::<Result<_, _>>()?;
         state.administrators.check(records.iter(), clock)?;
         for record in &records {
@@ -140,15 +140,15 @@ impl Store for MemoryStore {
         Ok(revision)
     }
 
-    fn admits(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
+    fn check_bounds(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
         self.state.lock().check(before, key)
     }
 
-    fn admits_tenant(&self) -> Result<(), CommitError> {
+    fn check_tenant_bound(&self) -> Result<(), CommitError> {
         self.state.lock().admit_tenant()
     }
 
-    fn keeps_administrator(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError> {
+    fn check_administrators(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError> {
         let record = Record::Key(Arc::new(key.clone()));
         self.state.lock().administrators.check([&record].into_iter(), clock)
     }
@@ -159,7 +159,7 @@ impl Store for MemoryStore {
         administrators.count(clock)
     }
 
-    fn changes(&self, after: Revision) -> Result<Subscription, Resync> {
+    fn changes(&self, after: Revision) -> Result<Subscription, Lagged> {
         self.feed.subscribe(after)
     }
 
@@ -171,8 +171,8 @@ impl Store for MemoryStore {
         None
     }
 
-    async fn condition(&self) -> Condition {
-        Condition::Writable
+    async fn write_health(&self) -> WriteHealth {
+        WriteHealth::Writable
     }
 
     async fn backup(&self, _time: UnixMillis) -> Result<Backup, BackupError> {
@@ -192,7 +192,7 @@ impl State {
     }
 }
 
-impl Current for State {
+impl RecordReader for State {
     fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
         Ok(self.keys.get(&(tenant.clone(), key_id.clone())).cloned())
     }

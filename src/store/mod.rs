@@ -26,7 +26,7 @@ use keyward_core::record::{KeyRecord, State, TenantRecord};
 use tokio::sync::mpsc;
 
 pub use self::bounds::{Bounds, Exceeded, InUse};
-use crate::feed::{Resync, Subscription};
+use crate::feed::{Lagged, Subscription};
 
 /// Keys that one page of a list by conditions looks at, at most, beside [`EXAMINED_PER_FOUND`] for each that
 /// it gives. A page that has looked at as many ends short, and one that has found none by then is refused.
@@ -100,20 +100,20 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`CommitError::Bounded`].
-    fn admits(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError>;
+    fn check_bounds(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError>;
 
     /// The same for one tenant more.
     ///
     /// # Errors
     /// [`CommitError::Bounded`].
-    fn admits_tenant(&self) -> Result<(), CommitError>;
+    fn check_tenant_bound(&self) -> Result<(), CommitError>;
 
     /// Whether a lasting administrator remains when a key is written, by the clock's reading: for whoever only asks. A
     /// commit is held to it in any case.
     ///
     /// # Errors
     /// [`CommitError::LastAdministrator`].
-    fn keeps_administrator(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError>;
+    fn check_administrators(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError>;
 
     /// How many lasting administrators there are ([`keyward_core::administrators`]), by the clock's reading. Where
     /// there is none, it says so in the log, once.
@@ -123,7 +123,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the engine no longer has them all; the caller then loads anew.
-    fn changes(&self, after: Revision) -> Result<Subscription, Resync>;
+    fn changes(&self, after: Revision) -> Result<Subscription, Lagged>;
 
     /// The revision of the last durable change.
     fn revision(&self) -> Revision;
@@ -133,7 +133,7 @@ pub trait Store: Send + Sync + 'static {
     fn head(&self) -> Option<Head>;
 
     /// Whether changes can be made now.
-    async fn condition(&self) -> Condition;
+    async fn write_health(&self) -> WriteHealth;
 
     /// What the table of an engine takes, as far as it has one. It is not looked for: it may be some seconds old.
     fn table(&self) -> TableFigures {
@@ -259,13 +259,13 @@ impl View for () {
 
 /// Whether changes can be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
+pub enum WriteHealth {
     /// They can.
     Writable,
     /// The disk has no room for them.
-    NoRoom,
+    DiskFull,
     /// The disk has not answered for some seconds.
-    Stuck,
+    DiskStalled,
 }
 
 /// What a table takes.
@@ -482,9 +482,9 @@ pub struct Commit {
     /// It goes before all other changes, whether or not it narrows: it gives no power, and its caller means
     /// to take some. It is made with little room on the disk, but not with the last, which is for what
     /// narrows.
-    pub goes_first: bool,
+    pub urgent: bool,
     /// The records to write.
-    pub puts: Vec<Put>,
+    pub writes: Vec<RecordWrite>,
 }
 
 impl Commit {
@@ -496,7 +496,7 @@ impl Commit {
 
 /// One record to write, and what must hold for it.
 #[derive(Debug)]
-pub enum Put {
+pub enum RecordWrite {
     /// A key that must not exist yet: neither its id nor its digest.
     NewKey(Box<KeyRecord>),
     /// A key whose current revision must be that of the record. Its id, tenant and secret stay as they are.
@@ -542,7 +542,7 @@ pub enum CommitError {
     Overloaded,
     /// The disk has no room.
     #[error("the disk has no room for the change")]
-    NoRoom,
+    DiskFull,
     /// The engine failed or is closing.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keyward::keyring::Keyring;
 use keyward::store::memory::MemoryStore;
 use keyward::store::sled::{LockedDir, Options, SledStore};
-use keyward::store::{Commit, CommitError, Put, Store};
+use keyward::store::{Commit, CommitError, RecordWrite, Store};
 use keyward_core::access::{Caller, ChangeState, Identity, Issue};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
@@ -95,13 +95,13 @@ impl Round {
             *next += 1;
             let mut made = KeyRecord { tenant: TenantId::system(), ..key(*next) };
             made.policy.scopes = scopes(&["keyward.admin"]);
-            made.revision = store.commit(commit(vec![Put::NewKey(Box::new(made.clone()))])).await.unwrap();
+            made.revision = store.commit(commit(vec![RecordWrite::NewKey(Box::new(made.clone()))])).await.unwrap();
             keys.push(made);
         }
         for old in old {
             let mut now = KeyRecord::clone(&*store.key(&old.tenant, &old.key_id).await.unwrap().unwrap());
             now.policy.state = State::Revoked;
-            store.commit(commit(vec![Put::Key(Box::new(now))])).await.unwrap();
+            store.commit(commit(vec![RecordWrite::Key(Box::new(now))])).await.unwrap();
         }
         let none = || on.iter().map(|_| None).collect::<Vec<_>>();
         let (read, suffered) = (none(), on.iter().map(|_| None).collect());
@@ -128,8 +128,8 @@ impl Round {
             actor: ActorId::from(&actor.key_id),
             authorization: Some(authorization),
             narrows: true,
-            goes_first: true,
-            ..commit(vec![Put::Key(Box::new(target))])
+            urgent: true,
+            ..commit(vec![RecordWrite::Key(Box::new(target))])
         }
     }
 
@@ -371,10 +371,10 @@ async fn where_none_lasts_changes_go_on() {
     let mut dated = KeyRecord { tenant: TenantId::system(), ..key(1) };
     dated.policy.scopes = scopes(&["keyward.admin"]);
     dated.policy.expire_time = Some(UnixMillis(NOW.0 + 1));
-    dated.revision = store.commit(commit(vec![Put::NewKey(Box::new(dated.clone()))])).await.unwrap();
+    dated.revision = store.commit(commit(vec![RecordWrite::NewKey(Box::new(dated.clone()))])).await.unwrap();
     assert_eq!(store.lasting_administrators(NOW), 0);
     dated.policy.state = State::Disabled;
-    store.commit(commit(vec![Put::Key(Box::new(dated))])).await.unwrap();
+    store.commit(commit(vec![RecordWrite::Key(Box::new(dated))])).await.unwrap();
     store.close().await.unwrap();
 }
 
@@ -421,15 +421,15 @@ pub(crate) async fn write_to(dir: &std::path::Path, time: UnixMillis, change: im
     let options = Options { chain_key: keyring.chain_key(), ..options(16 * 1024 * 1024) };
     let store = SledStore::open(LockedDir::lock(dir).unwrap(), &options, Arc::new(())).unwrap();
     let mut snapshot = store.load().await.unwrap();
-    let mut puts = vec![];
+    let mut writes = vec![];
     while let Some(records) = snapshot.next().await.unwrap() {
         for record in records {
             if let keyward_core::event::Record::Key(key) = record {
-                puts.extend(change(KeyRecord::clone(&key)).map(|key| Put::Key(Box::new(key))));
+                writes.extend(change(KeyRecord::clone(&key)).map(|key| RecordWrite::Key(Box::new(key))));
             }
         }
     }
-    for put in puts {
+    for put in writes {
         store.commit(Commit { time, ..commit(vec![put]) }).await.unwrap();
     }
     store.close().await.unwrap();

@@ -13,7 +13,7 @@ use keyward::store::sled::journal::ChainKey;
 use keyward::store::sled::restore::{RestoreError, Restored, Source, restore};
 use keyward::store::sled::snapshot::{SnapshotError, verify_without_key};
 use keyward::store::sled::{LockedDir, SledStore};
-use keyward::store::{BackupError, Put, Store};
+use keyward::store::{BackupError, RecordWrite, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 use keyward_core::record::{KeyRecord, State};
@@ -62,7 +62,7 @@ async fn write_on(store: Arc<SledStore>, first: u32, stop: Arc<AtomicBool>) {
         let old = key(first + round / 2);
         let mut changed = KeyRecord::clone(&*store.key(&old.tenant, &old.key_id).await.unwrap().unwrap());
         changed.policy.state = if round % 2 == 0 { State::Disabled } else { State::Active };
-        store.commit(commit(vec![Put::Key(Box::new(changed))])).await.unwrap();
+        store.commit(commit(vec![RecordWrite::Key(Box::new(changed))])).await.unwrap();
     }
 }
 
@@ -269,7 +269,7 @@ async fn a_backup_that_was_altered_with_care_is_not_believed() {
     create(&store, 1).await;
     let mut disabled = KeyRecord::clone(&*store.key(&key(1).tenant, &key(1).key_id).await.unwrap().unwrap());
     disabled.policy.state = State::Disabled;
-    store.commit(commit(vec![Put::Key(Box::new(disabled))])).await.unwrap();
+    store.commit(commit(vec![RecordWrite::Key(Box::new(disabled))])).await.unwrap();
     let path = files.path().join("backup");
     backup(&store, &path).await;
     store.close().await.unwrap();

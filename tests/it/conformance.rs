@@ -7,7 +7,7 @@ use std::time::Duration;
 use keyward::store::memory::MemoryStore;
 use keyward::store::sled::journal::writer::free_bytes;
 use keyward::store::sled::{BackupLimits, Demands, LockedDir, Options, Retention, SledStore};
-use keyward::store::{Bounds, Commit, CommitError, KeyQuery, Put, Store};
+use keyward::store::{Bounds, Commit, CommitError, KeyQuery, RecordWrite, Store};
 use keyward_core::access::{Caller, Identity, Issue, Unauthorized};
 use keyward_core::clock::{ManualClock, UnixMillis};
 use keyward_core::decision::DenyReason;
@@ -117,7 +117,7 @@ fn tenant(id: &str) -> Box<TenantRecord> {
     })
 }
 
-pub(crate) fn commit(puts: Vec<Put>) -> Commit {
+pub(crate) fn commit(writes: Vec<RecordWrite>) -> Commit {
     Commit {
         actor: ActorId::keyward(),
         authorization: None,
@@ -125,13 +125,13 @@ pub(crate) fn commit(puts: Vec<Put>) -> Commit {
         target: "default/x".into(),
         time: UnixMillis(1_000),
         narrows: false,
-        goes_first: false,
-        puts,
+        urgent: false,
+        writes,
     }
 }
 
 pub(crate) async fn create(store: &dyn Store, number: u32) -> KeyRecord {
-    let revision = store.commit(commit(vec![Put::NewKey(Box::new(key(number)))])).await.unwrap();
+    let revision = store.commit(commit(vec![RecordWrite::NewKey(Box::new(key(number)))])).await.unwrap();
     KeyRecord { revision, ..key(number) }
 }
 
@@ -159,10 +159,10 @@ async fn what_is_committed_is_read_back(store: Arc<dyn Store>) {
 
     let mut changed = made.clone();
     changed.policy.state = State::Disabled;
-    let revision = store.commit(commit(vec![Put::Key(Box::new(changed.clone()))])).await.unwrap();
+    let revision = store.commit(commit(vec![RecordWrite::Key(Box::new(changed.clone()))])).await.unwrap();
     assert_eq!(read(&*store, &made).await, Some(KeyRecord { revision, ..changed }));
 
-    store.commit(commit(vec![Put::NewTenant(tenant("acme"))])).await.unwrap();
+    store.commit(commit(vec![RecordWrite::NewTenant(tenant("acme"))])).await.unwrap();
     assert_eq!(store.tenant(&TenantId::parse("acme").unwrap()).await.unwrap().unwrap().display_name, "acme");
     assert!(store.tenant(&TenantId::parse("globex").unwrap()).await.unwrap().is_none());
 }
@@ -170,7 +170,7 @@ async fn what_is_committed_is_read_back(store: Arc<dyn Store>) {
 async fn revisions_grow_by_one_and_failures_take_none(store: Arc<dyn Store>) {
     for number in 1..=5 {
         assert_eq!(create(&*store, number).await.revision, Revision(u64::from(number)));
-        let again = store.commit(commit(vec![Put::NewKey(Box::new(key(number)))])).await;
+        let again = store.commit(commit(vec![RecordWrite::NewKey(Box::new(key(number)))])).await;
         assert!(matches!(again, Err(CommitError::Exists)));
         assert_eq!(store.revision(), Revision(u64::from(number)));
     }
@@ -181,20 +181,20 @@ async fn a_key_is_made_once(store: Arc<dyn Store>) {
     let same_id = KeyRecord { secret: key(2).secret, ..key(1) };
     let same_secret = KeyRecord { key_id: key(2).key_id, ..key(1) };
     for twin in [same_id, same_secret] {
-        let refused = store.commit(commit(vec![Put::NewKey(Box::new(twin))])).await;
+        let refused = store.commit(commit(vec![RecordWrite::NewKey(Box::new(twin))])).await;
         assert!(matches!(refused, Err(CommitError::Exists)));
     }
     // The tenant is part of the name.
     let elsewhere = KeyRecord { tenant: TenantId::system(), secret: key(3).secret, ..key(1) };
-    store.commit(commit(vec![Put::NewKey(Box::new(elsewhere))])).await.unwrap();
-    store.commit(commit(vec![Put::NewTenant(tenant("acme"))])).await.unwrap();
-    let again = store.commit(commit(vec![Put::NewTenant(tenant("acme"))])).await;
+    store.commit(commit(vec![RecordWrite::NewKey(Box::new(elsewhere))])).await.unwrap();
+    store.commit(commit(vec![RecordWrite::NewTenant(tenant("acme"))])).await.unwrap();
+    let again = store.commit(commit(vec![RecordWrite::NewTenant(tenant("acme"))])).await;
     assert!(matches!(again, Err(CommitError::Exists)));
 }
 
 async fn a_stale_version_is_refused(store: Arc<dyn Store>) {
     let made = create(&*store, 1).await;
-    let change = |from: &KeyRecord| commit(vec![Put::Key(Box::new(from.clone()))]);
+    let change = |from: &KeyRecord| commit(vec![RecordWrite::Key(Box::new(from.clone()))]);
     let revision = store.commit(change(&made)).await.unwrap();
     assert!(matches!(store.commit(change(&made)).await, Err(CommitError::Outdated)));
     let foreign = KeyRecord { secret: key(2).secret, revision, ..made.clone() };
@@ -216,18 +216,21 @@ async fn a_change_is_made_only_while_its_caller_may(store: Arc<dyn Store>) {
         let issuer = Caller::new(identity.clone(), &scopes(&["keyward.issuer"]));
         Some(issuer.grant::<Issue>(TenantId::default_tenant()).unwrap().authorization(UnixMillis(1_000)))
     };
-    let issue =
-        |number: u32| Commit { authorization: granted(&identity), ..commit(vec![Put::NewKey(Box::new(key(number)))]) };
+    let issue = |number: u32| Commit {
+        authorization: granted(&identity),
+        ..commit(vec![RecordWrite::NewKey(Box::new(key(number)))])
+    };
     let refusal = |outcome: Result<Revision, CommitError>| match outcome {
         Err(CommitError::Unauthorized(why)) => why,
         other => panic!("it is not refused for its caller: {other:?}"),
     };
     assert_eq!(refusal(store.commit(issue(901)).await), Unauthorized::Key(DenyReason::Unknown), "there is no such key");
-    let made = store.commit(commit(vec![Put::NewKey(Box::new(caller.clone()))])).await.unwrap();
+    let made = store.commit(commit(vec![RecordWrite::NewKey(Box::new(caller.clone()))])).await.unwrap();
     store.commit(issue(901)).await.unwrap();
 
-    let put =
-        |key: &KeyRecord, policy: KeyPolicy| commit(vec![Put::Key(Box::new(KeyRecord { policy, ..key.clone() }))]);
+    let put = |key: &KeyRecord, policy: KeyPolicy| {
+        commit(vec![RecordWrite::Key(Box::new(KeyRecord { policy, ..key.clone() }))])
+    };
     let (works, mut now) = (caller.policy.clone(), KeyRecord { revision: made, ..caller.clone() });
     let lost = [
         (KeyPolicy { state: State::Disabled, ..works.clone() }, Unauthorized::Key(DenyReason::Disabled)),
@@ -264,23 +267,23 @@ async fn the_last_lasting_administrator_stays(store: Arc<dyn Store>) {
     let disabled = |key: &KeyRecord, revision: Revision| {
         let mut key = KeyRecord { revision, ..key.clone() };
         key.policy.state = State::Disabled;
-        Put::Key(Box::new(key))
+        RecordWrite::Key(Box::new(key))
     };
     assert_eq!(store.lasting_administrators(UnixMillis(1_000)), 0);
     let (one, two) = (administrator(1), administrator(2));
-    let of_one = store.commit(commit(vec![Put::NewKey(Box::new(one.clone()))])).await.unwrap();
+    let of_one = store.commit(commit(vec![RecordWrite::NewKey(Box::new(one.clone()))])).await.unwrap();
     let last = disabled(&one, of_one);
-    let Put::Key(asked) = &last else { unreachable!() };
-    assert!(matches!(store.keeps_administrator(asked, UnixMillis(1_000)), Err(CommitError::LastAdministrator)));
+    let RecordWrite::Key(asked) = &last else { unreachable!() };
+    assert!(matches!(store.check_administrators(asked, UnixMillis(1_000)), Err(CommitError::LastAdministrator)));
     assert!(matches!(store.commit(commit(vec![last])).await, Err(CommitError::LastAdministrator)));
     assert_eq!(store.revision(), of_one);
     assert_eq!(read(&*store, &one).await.unwrap().policy.state, State::Active);
 
     // Two at once are as bad as one after the other; one that is made with the same commit is good.
-    let of_two = store.commit(commit(vec![Put::NewKey(Box::new(two.clone()))])).await.unwrap();
+    let of_two = store.commit(commit(vec![RecordWrite::NewKey(Box::new(two.clone()))])).await.unwrap();
     let both = vec![disabled(&one, of_one), disabled(&two, of_two)];
     assert!(matches!(store.commit(commit(both)).await, Err(CommitError::LastAdministrator)));
-    let three = Put::NewKey(Box::new(administrator(3)));
+    let three = RecordWrite::NewKey(Box::new(administrator(3)));
     store.commit(commit(vec![disabled(&one, of_one), disabled(&two, of_two), three])).await.unwrap();
     assert_eq!(store.lasting_administrators(UnixMillis(1_000)), 1);
 }
@@ -288,11 +291,11 @@ async fn the_last_lasting_administrator_stays(store: Arc<dyn Store>) {
 async fn a_commit_is_all_or_nothing(store: Arc<dyn Store>) {
     create(&*store, 1).await;
     let before = store.revision();
-    let half_good = commit(vec![Put::NewKey(Box::new(key(2))), Put::NewKey(Box::new(key(1)))]);
+    let half_good = commit(vec![RecordWrite::NewKey(Box::new(key(2))), RecordWrite::NewKey(Box::new(key(1)))]);
     assert!(matches!(store.commit(half_good).await, Err(CommitError::Exists)));
     assert_eq!(read(&*store, &key(2)).await, None);
     assert_eq!(store.revision(), before);
-    let good = commit(vec![Put::NewKey(Box::new(key(2))), Put::NewKey(Box::new(key(3)))]);
+    let good = commit(vec![RecordWrite::NewKey(Box::new(key(2))), RecordWrite::NewKey(Box::new(key(3)))]);
     let revision = store.commit(good).await.unwrap();
     for number in [2, 3] {
         assert_eq!(read(&*store, &key(number)).await.unwrap().revision, revision);
@@ -301,7 +304,7 @@ async fn a_commit_is_all_or_nothing(store: Arc<dyn Store>) {
 
 async fn a_record_past_its_limit_is_refused(store: Arc<dyn Store>) {
     let large = KeyRecord { description: "x".repeat(5_000), ..key(1) };
-    let refused = store.commit(commit(vec![Put::NewKey(Box::new(large))])).await;
+    let refused = store.commit(commit(vec![RecordWrite::NewKey(Box::new(large))])).await;
     assert!(matches!(refused, Err(CommitError::TooLarge { bytes }) if bytes > 5_000));
     assert_eq!(read(&*store, &key(1)).await, None);
 }
@@ -330,7 +333,7 @@ async fn queries_meet_every_condition(store: Arc<dyn Store>) {
     for number in 1..=24 {
         let mut made = create(&*store, number).await;
         made.policy.state = [State::Active, State::Disabled, State::Revoked][number as usize / 8 % 3];
-        made.revision = store.commit(commit(vec![Put::Key(Box::new(made.clone()))])).await.unwrap();
+        made.revision = store.commit(commit(vec![RecordWrite::Key(Box::new(made.clone()))])).await.unwrap();
         all.push(made);
     }
     let labels = |parity: &str| BTreeMap::from([("parity".to_owned(), parity.to_owned())]);
@@ -401,7 +404,7 @@ async fn concurrent_writers_of_one_key_all_get_their_turn_or_are_told(store: Arc
         let (store, mut key) = (store.clone(), made.clone());
         async move {
             key.description = format!("writer {number}");
-            store.commit(commit(vec![Put::Key(Box::new(key))])).await
+            store.commit(commit(vec![RecordWrite::Key(Box::new(key))])).await
         }
     });
     let outcomes = futures_util::future::join_all(writers).await;
@@ -419,7 +422,7 @@ async fn concurrent_writers_of_one_key_all_get_their_turn_or_are_told(store: Arc
 async fn a_closed_store_takes_nothing_more(store: Arc<dyn Store>) {
     create(&*store, 1).await;
     store.close().await.unwrap();
-    let refused = store.commit(commit(vec![Put::NewKey(Box::new(key(2)))])).await;
+    let refused = store.commit(commit(vec![RecordWrite::NewKey(Box::new(key(2)))])).await;
     assert!(matches!(refused, Err(CommitError::Store(_))));
     store.close().await.unwrap();
 }
@@ -430,7 +433,7 @@ async fn refuses_twins_of(store: &dyn Store, number: u32) {
     let same_id = KeyRecord { secret: other.secret, ..key(number) };
     let same_secret = KeyRecord { key_id: other.key_id, ..key(number) };
     for twin in [same_id, same_secret] {
-        let refused = store.commit(commit(vec![Put::NewKey(Box::new(twin))])).await;
+        let refused = store.commit(commit(vec![RecordWrite::NewKey(Box::new(twin))])).await;
         assert!(matches!(refused, Err(CommitError::Exists)), "key {number}");
     }
 }
@@ -464,10 +467,10 @@ async fn tenants_are_there_after_a_restart() {
         for before in 0..number {
             let id = format!("tenant-{before}");
             assert!(store.tenant(&TenantId::parse(&id).unwrap()).await.unwrap().is_some());
-            let again = store.commit(commit(vec![Put::NewTenant(tenant(&id))])).await;
+            let again = store.commit(commit(vec![RecordWrite::NewTenant(tenant(&id))])).await;
             assert!(matches!(again, Err(CommitError::Exists)));
         }
-        store.commit(commit(vec![Put::NewTenant(tenant(&format!("tenant-{number}")))])).await.unwrap();
+        store.commit(commit(vec![RecordWrite::NewTenant(tenant(&format!("tenant-{number}")))])).await.unwrap();
         store.close().await.unwrap();
     }
 }

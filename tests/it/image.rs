@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use keyward::index::{Index, image};
 use keyward::store::sled::salvage::salvage;
 use keyward::store::sled::{LockedDir, OpenError, Options, Retention, SledStore};
-use keyward::store::{PartWriter, Put, Store, View};
+use keyward::store::{PartWriter, RecordWrite, Store, View};
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::Policy;
 use keyward_core::event::{Record, Revision};
@@ -582,7 +582,7 @@ async fn disable(store: &SledStore, number: u32) {
 async fn change(store: &SledStore, number: u32, change: impl FnOnce(&mut KeyRecord)) {
     let mut changed = KeyRecord::clone(&*store.key(&key(number).tenant, &key(number).key_id).await.unwrap().unwrap());
     change(&mut changed);
-    store.commit(commit(vec![Put::Key(Box::new(changed))])).await.unwrap();
+    store.commit(commit(vec![RecordWrite::Key(Box::new(changed))])).await.unwrap();
 }
 
 /// The golden bytes of the parts: who changes them must change [`image::FORM`] too, or a start would misread

@@ -13,7 +13,7 @@ use keyward::health::Health;
 use keyward::index::Index;
 use keyward::layer::authn::AuthnLayer;
 use keyward::store::memory::MemoryStore;
-use keyward::store::{Put, Store};
+use keyward::store::{RecordWrite, Store};
 use keyward_core::access::{Caller, ChangeState, Identity};
 use keyward_core::clock::ManualClock;
 use keyward_core::digest::{Pepper, PepperRing};
@@ -171,7 +171,7 @@ async fn a_connection_that_says_nothing_is_closed() {
 async fn an_answer_that_a_key_is_disabled_waits_until_it_is_so() {
     let (store, index) = (Arc::new(MemoryStore::default()), Arc::new(Index::default()));
     let record = KeyRecord { policy: KeyPolicy { state: State::Disabled, ..key(1).policy }, ..key(1) };
-    let revision = store.commit(commit(vec![Put::NewKey(Box::new(record))])).await.unwrap();
+    let revision = store.commit(commit(vec![RecordWrite::NewKey(Box::new(record))])).await.unwrap();
     let authority = Authority::new(Parts {
         store,
         index: index.clone(),

@@ -194,7 +194,7 @@ fn no_compaction_goes_on_while_an_image_is_written() {
 /// What a step does to an index.
 #[derive(Clone, Debug)]
 enum Deed {
-    Put(Vec<(u8, u8, u8, Vec<u8>)>),
+    RecordWrite(Vec<(u8, u8, u8, Vec<u8>)>),
     Compact,
     Image,
     Clear,
@@ -202,7 +202,7 @@ enum Deed {
 
 fn deeds() -> impl Strategy<Value = Deed> {
     let keys = vec((0..12_u8, 0..3_u8, 0..6_u8, vec(0..9_u8, 0..5)), 1..8);
-    prop_oneof![6 => keys.prop_map(Deed::Put), 2 => Just(Deed::Compact), 1 => Just(Deed::Image), 1 => Just(Deed::Clear)]
+    prop_oneof![6 => keys.prop_map(Deed::RecordWrite), 2 => Just(Deed::Compact), 1 => Just(Deed::Image), 1 => Just(Deed::Clear)]
 }
 
 proptest! {
@@ -214,7 +214,7 @@ proptest! {
         let (mut index, mut map, mut revision) = (Index::default(), BTreeMap::<u32, KeyRecord>::new(), 0);
         for deed in deeds {
             match deed {
-                Deed::Put(keys) => {
+                Deed::RecordWrite(keys) => {
                     for (number, tenant, owner, scopes) in keys {
                         revision += 1;
                         let mut record = key(number.into());

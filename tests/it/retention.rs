@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use keyward::store::sled::salvage::salvage;
 use keyward::store::sled::{LockedDir, OpenError, Options, Retention, SledStore};
-use keyward::store::{Put, Store};
+use keyward::store::{RecordWrite, Store};
 use keyward_core::clock::{ManualClock, UnixMillis};
 use keyward_core::record::{KeyRecord, State};
 use tempfile::TempDir;
@@ -67,7 +67,7 @@ pub(crate) async fn shortened() -> TempDir {
     }
     let mut changed = KeyRecord::clone(&*store.key(&key(5).tenant, &key(5).key_id).await.unwrap().unwrap());
     changed.policy.state = State::Disabled;
-    store.commit(commit(vec![Put::Key(Box::new(changed))])).await.unwrap();
+    store.commit(commit(vec![RecordWrite::Key(Box::new(changed))])).await.unwrap();
     for number in 10..KEYS {
         create(&store, number).await;
         // Two segments later each time, however slow the keeper is.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use keyward::store::sled::journal::JournalError;
 use keyward::store::sled::{LockedDir, OpenError, SledStore};
-use keyward::store::{CommitError, Put, Store};
+use keyward::store::{CommitError, RecordWrite, Store};
 use keyward_core::record::{KeyRecord, State};
 
 use crate::conformance::{commit, create, key, open, options};
@@ -22,7 +22,7 @@ async fn a_journal_of_many_segments_is_read_back_and_a_missing_one_is_noticed() 
     }
     let mut changed = KeyRecord::clone(&*store.key(&key(5).tenant, &key(5).key_id).await.unwrap().unwrap());
     changed.policy.state = State::Disabled;
-    store.commit(commit(vec![Put::Key(Box::new(changed))])).await.unwrap();
+    store.commit(commit(vec![RecordWrite::Key(Box::new(changed))])).await.unwrap();
     store.close().await.unwrap();
     drop(store);
     let segments = fs::read_dir(dir.path().join("journal")).unwrap().count();
@@ -63,13 +63,13 @@ async fn changes_are_refused_while_the_journal_has_no_room_and_made_again_after(
     fs::create_dir(&obstacle).unwrap();
     let mut number = 0;
     let refused = loop {
-        let put = Put::NewKey(Box::new(key(number)));
+        let put = RecordWrite::NewKey(Box::new(key(number)));
         match store.commit(commit(vec![put])).await {
             Ok(_) => number += 1,
             Err(refused) => break refused,
         }
     };
-    assert!(matches!(refused, CommitError::NoRoom), "{refused}");
+    assert!(matches!(refused, CommitError::DiskFull), "{refused}");
     assert!(number > 5, "the first segment held {number}");
     assert!(store.key(&key(0).tenant, &key(0).key_id).await.unwrap().is_some());
     assert!(store.key(&key(number).tenant, &key(number).key_id).await.unwrap().is_none());

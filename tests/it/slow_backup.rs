@@ -11,7 +11,7 @@ use keyward::remote::{RemoteError, Server};
 use keyward::store::record::{decode_key, encode_key};
 use keyward::store::sled::snapshot::verify_without_key;
 use keyward::store::sled::{BackupLimits, LockedDir, Options, Retention, SledStore};
-use keyward::store::{Backup, BackupError, BackupLimit, Put, Store};
+use keyward::store::{Backup, BackupError, BackupLimit, RecordWrite, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 use keyward_core::record::KeyRecord;
@@ -42,8 +42,9 @@ async fn store_of(dir: &TempDir, keys: u32, retention_bytes: u64, backup: Backup
     let options = Options { retention, backup, ..options(SEGMENT_BYTES) };
     let store = SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(())).unwrap();
     for first in (0..keys).step_by(200) {
-        let puts = (first..keys.min(first + 200)).map(|number| Put::NewKey(Box::new(large(number, 0)))).collect();
-        store.commit(commit(puts)).await.unwrap();
+        let writes =
+            (first..keys.min(first + 200)).map(|number| RecordWrite::NewKey(Box::new(large(number, 0)))).collect();
+        store.commit(commit(writes)).await.unwrap();
     }
     store
 }
@@ -53,7 +54,7 @@ async fn rewrite(store: &SledStore, number: u32, version: u32) {
     let old = key(number);
     let old = store.key(&old.tenant, &old.key_id).await.unwrap().unwrap();
     let new = KeyRecord { revision: old.revision, ..large(number, version) };
-    store.commit(commit(vec![Put::Key(Box::new(new))])).await.unwrap();
+    store.commit(commit(vec![RecordWrite::Key(Box::new(new))])).await.unwrap();
 }
 
 async fn to_its_end(mut backup: Backup) -> Result<Vec<u8>, BackupError> {
@@ -230,7 +231,7 @@ async fn a_backup_ends_when_nothing_of_it_is_read() {
     store.close().await.unwrap();
 }
 
-/// A server that puts little aside for a backup, and has more keys than wait on their way to a caller.
+/// A server that may keep few pre-images for a backup, and has more keys than wait on their way to a caller.
 async fn site_with_large_keys(keys: usize) -> (Site, Vec<pb::Key>) {
     let dir = tempfile::tempdir().unwrap();
     let settings = Settings { backup_aside_bytes_max: MIB, ..small_settings(dir.path()) };

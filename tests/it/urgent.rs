@@ -11,7 +11,7 @@ use futures_util::poll;
 use keyward::app::{App, Deps, Engine};
 use keyward::authority::{Authority, AuthorityError, KeyPatch, Parts, Terms};
 use keyward::config::{Flags, Settings};
-use keyward::feed::{Resync, Subscription};
+use keyward::feed::{Lagged, Subscription};
 use keyward::grpc::pb::{self, Reason};
 use keyward::grpc::status::status;
 use keyward::index::Index;
@@ -19,7 +19,8 @@ use keyward::net::ListenAddr;
 use keyward::store::memory::MemoryStore;
 use keyward::store::sled::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX, LockedDir, Options, SledStore};
 use keyward::store::{
-    Backup, BackupError, Commit, CommitError, Condition, KeyQuery, Page, Put, Reader, Snapshot, Store, StoreError,
+    Backup, BackupError, Commit, CommitError, KeyQuery, Page, Reader, RecordWrite, Snapshot, Store, StoreError,
+    WriteHealth,
 };
 use keyward_core::access::{Caller, ChangeState, Grant, Identity, Issue};
 use keyward_core::clock::{ManualClock, UnixMillis};
@@ -68,7 +69,7 @@ fn caller_key(caller: &str) -> KeyRecord {
 /// An authority over a store, with the callers of [`grants`] in it, and an index that follows it.
 async fn authority(store: Arc<dyn Store>) -> Authority {
     for caller in ["caller", "operator", "theirs"] {
-        store.commit(commit(vec![Put::NewKey(Box::new(caller_key(caller)))])).await.unwrap();
+        store.commit(commit(vec![RecordWrite::NewKey(Box::new(caller_key(caller)))])).await.unwrap();
     }
     let index = Arc::new(Index::default());
     tokio::spawn({
@@ -155,23 +156,23 @@ impl Store for Watched {
         self.inner.commit(commit).await
     }
 
-    fn admits(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
-        self.inner.admits(before, key)
+    fn check_bounds(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
+        self.inner.check_bounds(before, key)
     }
 
-    fn admits_tenant(&self) -> Result<(), CommitError> {
-        self.inner.admits_tenant()
+    fn check_tenant_bound(&self) -> Result<(), CommitError> {
+        self.inner.check_tenant_bound()
     }
 
-    fn keeps_administrator(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError> {
-        self.inner.keeps_administrator(key, clock)
+    fn check_administrators(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError> {
+        self.inner.check_administrators(key, clock)
     }
 
     fn lasting_administrators(&self, clock: UnixMillis) -> usize {
         self.inner.lasting_administrators(clock)
     }
 
-    fn changes(&self, after: Revision) -> Result<Subscription, Resync> {
+    fn changes(&self, after: Revision) -> Result<Subscription, Lagged> {
         self.inner.changes(after)
     }
 
@@ -183,8 +184,8 @@ impl Store for Watched {
         self.inner.head()
     }
 
-    async fn condition(&self) -> Condition {
-        self.inner.condition().await
+    async fn write_health(&self) -> WriteHealth {
+        self.inner.write_health().await
     }
 
     async fn backup(&self, time: UnixMillis) -> Result<Backup, BackupError> {
@@ -247,7 +248,7 @@ async fn no_key_id_can_be_chosen_to_hold_up_the_updates_of_another_key() {
     let keys = once_in_the_same_turn();
     let store = Arc::new(Watched { held: Some(keys[0].key_id.clone()), ..Watched::default() });
     for key in &keys {
-        store.inner.commit(commit(vec![Put::NewKey(Box::new(key.clone()))])).await.unwrap();
+        store.inner.commit(commit(vec![RecordWrite::NewKey(Box::new(key.clone()))])).await.unwrap();
     }
     let authority = Arc::new(authority(store.clone()).await);
     let ((issue, _), terms) = (grants("theirs"), Terms::default());
@@ -293,7 +294,7 @@ async fn with_the_queue_full_a_key_is_disabled_and_before_all_that_waits() {
     *HELD.0.lock().unwrap() = true;
     timeout(LIMIT, AT_THE_DISK.notified()).await.unwrap();
     let by = |caller: &str, number: u32| {
-        let put = Put::NewKey(Box::new(key(number)));
+        let put = RecordWrite::NewKey(Box::new(key(number)));
         let commit = Commit { actor: actor(caller), ..commit(vec![put]) };
         let store = store.clone();
         Box::pin(async move { store.commit(commit).await })
@@ -368,7 +369,7 @@ async fn with_little_room_a_key_can_be_narrowed_and_with_less_still_be_stopped()
     let no_room = |refused: Option<AuthorityError>| assert!(matches!(refused, Some(AuthorityError::NoRoom)));
 
     FREE.store(63 * MIB, Ordering::Relaxed);
-    assert_eq!(store.condition().await, Condition::NoRoom);
+    assert_eq!(store.write_health().await, WriteHealth::DiskFull);
     authority.update_key(&issue, &one, &expires_at(2_000), &terms).await.unwrap();
     no_room(authority.update_key(&issue, &one, &expires_at(3_000), &terms).await.err());
     no_room(authority.update_key(&issue, &one, &described("longer"), &terms).await.err());
@@ -446,7 +447,7 @@ fn the_store_needs_nothing_of_the_threads_that_others_may_fill() {
         // The only thread that there is for what blocks.
         let blocked = tokio::task::spawn_blocking(move || held.recv().is_err());
         let all = async {
-            assert_eq!(store.condition().await, Condition::Writable);
+            assert_eq!(store.write_health().await, WriteHealth::Writable);
             assert!(store.key(&key(1).tenant, &key(1).key_id).await.unwrap().is_some());
             assert_eq!(store.keys(list("viewer")).await.unwrap().records.len(), 1);
             assert!(store.load().await.unwrap().next().await.unwrap().is_some());

@@ -24,7 +24,7 @@ use keyward::index::Index;
 use keyward::keyring::Keyring;
 use keyward::store::sled::journal::writer::free_bytes;
 use keyward::store::sled::{BackupLimits, COMMIT_QUEUE_OF_ONE_MAX, Demands, LockedDir, Options, Retention, SledStore};
-use keyward::store::{Bounds, Commit, Put, Store};
+use keyward::store::{Bounds, Commit, RecordWrite, Store};
 use keyward::system::{SystemClock, SystemEntropy};
 use keyward_bench::typical::{Typical, scope};
 use keyward_bench::world::{Failure, ascending};
@@ -166,7 +166,7 @@ fn commit(key: KeyRecord) -> Commit {
         target: format!("{}/{}", key.tenant, key.key_id),
         time: SystemClock.now(),
         narrows: false,
-        goes_first: false,
-        puts: vec![Put::NewKey(Box::new(key))],
+        urgent: false,
+        writes: vec![RecordWrite::NewKey(Box::new(key))],
     }
 }

@@ -35,9 +35,9 @@ use crate::fatal::die;
 use crate::feed::Feed;
 use crate::store::administrators::{self, Administrators, Before};
 use crate::store::bounds::{self, Bounds, Kind, Pending};
-use crate::store::check::{Current, Staged, authorize, stage};
+use crate::store::check::{EncodedWrite, RecordReader, authorize, check_and_encode};
 use crate::store::record::{encode_key, encode_tenant, pb};
-use crate::store::{Commit, CommitError, Put, StoreError, View};
+use crate::store::{Commit, CommitError, RecordWrite, StoreError, View};
 
 /// Commits in one group at most.
 const GROUP_COMMITS_MAX: usize = 256;
@@ -263,7 +263,7 @@ impl Log {
         self.names.pending.get_mut().folded(self.names.view.revision());
         let (overlay, table, names, callers) = (&*self.overlay, &*self.table, &self.names, &mut self.callers);
         let (administrators, taken) = (&*self.administrators, vec![]);
-        let mut seen = Seen {
+        let mut seen = PendingView {
             group: Maps::default(),
             overlay,
             table,
@@ -287,7 +287,7 @@ impl Log {
                 continue;
             }
             let revision = frame.end().revision.next();
-            match stage_all(request.commit, revision, &mut seen, room) {
+            match encode_commit(request.commit, revision, &mut seen, room) {
                 Ok((entry, rows)) => {
                     frame.push(&entry, &self.journal.key);
                     let records = rows.iter().map(|row| row.record.clone()).collect();
@@ -334,7 +334,7 @@ impl Log {
                 }
                 self.administrators.lock().take_back(taken);
                 // Also to those that were refused: what they were refused for may be one of these.
-                answer(replies.into_iter().map(|(reply, _)| (reply, Err(CommitError::NoRoom))));
+                answer(replies.into_iter().map(|(reply, _)| (reply, Err(CommitError::DiskFull))));
                 return;
             }
         }
@@ -405,33 +405,36 @@ fn answer(replies: impl IntoIterator<Item = (Reply, Result<Revision, CommitError
 /// The bytes of a commit's entry, or somewhat more: before it is staged it has no revision.
 pub(super) fn entry_bytes_max(commit: &Commit) -> usize {
     let about = |record_bytes: usize| ENTRY_BYTES_EXTRA + commit.target.len() + commit.method.len() + record_bytes;
-    let record_bytes = |put: &Put| match put {
-        Put::NewKey(key) | Put::Key(key) => encode_key(key).len(),
-        Put::NewTenant(tenant) => encode_tenant(tenant).len(),
+    let record_bytes = |put: &RecordWrite| match put {
+        RecordWrite::NewKey(key) | RecordWrite::Key(key) => encode_key(key).len(),
+        RecordWrite::NewTenant(tenant) => encode_tenant(tenant).len(),
     };
-    let bytes = match &commit.puts[..] {
+    let bytes = match &commit.writes[..] {
         // No record is longer, and so nearly all commits need not be looked at.
         [] | [_] => RECORD_BYTES_MAX + RECORD_BYTES_EXTRA,
-        puts => puts.iter().map(|put| record_bytes(put) + RECORD_BYTES_EXTRA).sum(),
+        writes => writes.iter().map(|put| record_bytes(put) + RECORD_BYTES_EXTRA).sum(),
     };
     about(bytes + commit.actor.to_string().len())
 }
 
-/// Checks a commit, and turns it into its entry and rows. What it puts is then seen by the next commit of the group.
-fn stage_all(
+/// Checks a commit, and turns it into its entry and rows. What it writes is then seen by the next commit of the group.
+fn encode_commit(
     commit: Commit,
     revision: Revision,
-    seen: &mut Seen<'_>,
+    seen: &mut PendingView<'_>,
     room: Room,
 ) -> Result<(pb::JournalEntry, Vec<Row>), CommitError> {
     if !has_room(&commit, room) {
-        return Err(CommitError::NoRoom);
+        return Err(CommitError::DiskFull);
     }
     authorize(&commit, seen)?;
     let (narrows, clock) = (commit.narrows, commit.clock());
-    let staged =
-        commit.puts.into_iter().map(|put| stage(put, revision, narrows, seen)).collect::<Result<Vec<_>, _>>()?;
-    let rows: Vec<Row> = staged.into_iter().map(|Staged { record, bytes }| Row { record, bytes }).collect();
+    let staged = commit
+        .writes
+        .into_iter()
+        .map(|put| check_and_encode(put, revision, narrows, seen))
+        .collect::<Result<Vec<_>, _>>()?;
+    let rows: Vec<Row> = staged.into_iter().map(|EncodedWrite { record, bytes }| Row { record, bytes }).collect();
     seen.keep_administrator(&rows, clock)?;
     rows.iter().for_each(|row| seen.group.insert(&row.record));
     let redo = rows.iter().map(|row| {
@@ -455,17 +458,17 @@ fn stage_all(
 
 /// Whether there is room for a change.
 fn has_room(commit: &Commit, room: Room) -> bool {
-    let stops = |put: &Put| matches!(put, Put::Key(key) if key.policy.state != State::Active);
+    let stops = |put: &RecordWrite| matches!(put, RecordWrite::Key(key) if key.policy.state != State::Active);
     match room {
         Room::Ample => true,
-        Room::Scarce => commit.narrows || commit.goes_first,
-        Room::Last => commit.narrows && commit.puts.iter().all(stops),
+        Room::Scarce => commit.narrows || commit.urgent,
+        Room::Last => commit.narrows && commit.writes.iter().all(stops),
         Room::None => false,
     }
 }
 
 /// What is there: in this group, else in the overlay, else in the table.
-struct Seen<'a> {
+struct PendingView<'a> {
     group: Maps,
     overlay: &'a Overlay,
     table: &'a Table,
@@ -484,7 +487,7 @@ struct BoundedNames {
     pending: RefCell<Pending>,
 }
 
-impl Seen<'_> {
+impl PendingView<'_> {
     /// Sees that a lasting administrator remains, and takes in who they are then.
     fn keep_administrator(&mut self, rows: &[Row], clock: UnixMillis) -> Result<(), CommitError> {
         if !rows.iter().any(|row| administrators::concerns(&row.record)) {
@@ -498,7 +501,7 @@ impl Seen<'_> {
     }
 }
 
-impl Current for Seen<'_> {
+impl RecordReader for PendingView<'_> {
     fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
         let newer = self.group.key(tenant, key_id).or_else(|| self.overlay.key(tenant, key_id));
         newer.map_or_else(|| self.table.key(tenant, key_id), |key| Ok(Some(key)))

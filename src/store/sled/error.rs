@@ -76,7 +76,7 @@ pub enum OpenError {
     /// The watermark is gone, and with it the only note of how far the journal went.
     #[error(
         "the watermark {path} is missing or damaged, and the journal has changes up to revision {found}: nothing says whether these \
-         are all that were acknowledged. Put it back; or, if you know that they are, from a revision or a head that was kept \
+         are all that were acknowledged. RecordWrite it back; or, if you know that they are, from a revision or a head that was kept \
          elsewhere (--expect-head), start once with --accept-watermark-loss"
     )]
     NoWatermark {

@@ -73,7 +73,7 @@ impl Lanes {
         if state.closed {
             return Err(Refused::Closed);
         }
-        let lane = if request.commit.goes_first { &mut state.narrowing } else { &mut state.ordinary };
+        let lane = if request.commit.urgent { &mut state.narrowing } else { &mut state.ordinary };
         lane.push(request.commit.actor.clone(), request).map_err(|_| Refused::Full)?;
         drop(state);
         self.work.notify_one();
@@ -189,8 +189,8 @@ mod tests {
             target: String::new(),
             time: UnixMillis(0),
             narrows,
-            goes_first: narrows,
-            puts: vec![],
+            urgent: narrows,
+            writes: vec![],
         };
         Request { commit, reply: oneshot::channel().0 }
     }

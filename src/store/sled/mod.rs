@@ -81,11 +81,11 @@ use self::table::Table;
 use super::administrators::Administrators;
 use super::bounds::{self, Kind, Pending};
 use super::{
-    Backup, BackupError, Bounds, Commit, CommitError, Condition, Figures, Held, KeyQuery, Page, Part, Reader, Snapshot,
-    Store, StoreError, TableFigures, View,
+    Backup, BackupError, Bounds, Commit, CommitError, Figures, Held, KeyQuery, Page, Part, Reader, Snapshot, Store,
+    StoreError, TableFigures, View, WriteHealth,
 };
 use crate::fair::{self, FairSemaphore};
-use crate::feed::{Feed, Resync, Subscription};
+use crate::feed::{Feed, Lagged, Subscription};
 
 pub use self::backup::BackupLimits;
 pub use self::dir::LockedDir;
@@ -110,8 +110,8 @@ const LISTS: fair::Bounds = fair::Bounds { total: 64, per_party: 32 };
 /// Lists that wait for that.
 const LISTS_WAITING: fair::Bounds = fair::Bounds { total: 4_096, per_party: 1_024 };
 
-/// A disk that has not answered for this long is called stuck.
-const STUCK_AFTER: Duration = Duration::from_secs(5);
+/// A disk that has not answered for this long counts as stalled.
+const STALLED_AFTER: Duration = Duration::from_secs(5);
 
 /// A change that had no room says so for this long, unless another one has had room since.
 const REFUSAL_COUNTS_FOR: Duration = Duration::from_secs(10);
@@ -391,16 +391,16 @@ impl Store for SledStore {
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
-    fn admits(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
+    fn check_bounds(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
         let in_use = |kind: Kind, asked: &[&str]| kind.in_use(&*self.view, &key.tenant, asked);
         bounds::check(&self.bounds, &Pending::default(), before, key, in_use)
     }
 
-    fn admits_tenant(&self) -> Result<(), CommitError> {
+    fn check_tenant_bound(&self) -> Result<(), CommitError> {
         bounds::check_tenants(&self.bounds, self.overlay.tenant_count())
     }
 
-    fn keeps_administrator(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError> {
+    fn check_administrators(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError> {
         let record = Record::Key(Arc::new(key.clone()));
         self.administrators.lock().check([&record].into_iter(), clock)
     }
@@ -411,7 +411,7 @@ impl Store for SledStore {
         administrators.count(clock)
     }
 
-    fn changes(&self, after: Revision) -> Result<Subscription, Resync> {
+    fn changes(&self, after: Revision) -> Result<Subscription, Lagged> {
         self.feed.subscribe(after)
     }
 
@@ -423,15 +423,15 @@ impl Store for SledStore {
         Some((*self.durable_at.lock()).into())
     }
 
-    async fn condition(&self) -> Condition {
-        let room = self.looks.look(STUCK_AFTER).await;
+    async fn write_health(&self) -> WriteHealth {
+        let room = self.looks.look(STALLED_AFTER).await;
         let waited = self.progress.busy.lasted().max(self.lanes.held_for());
         match room {
-            _ if waited > STUCK_AFTER => Condition::Stuck,
-            None => Condition::Stuck,
-            _ if self.progress.busy.had_no_room(REFUSAL_COUNTS_FOR) => Condition::NoRoom,
-            Some(Ok(Room::Ample)) => Condition::Writable,
-            Some(_) => Condition::NoRoom,
+            _ if waited > STALLED_AFTER => WriteHealth::DiskStalled,
+            None => WriteHealth::DiskStalled,
+            _ if self.progress.busy.had_no_room(REFUSAL_COUNTS_FOR) => WriteHealth::DiskFull,
+            Some(Ok(Room::Ample)) => WriteHealth::Writable,
+            Some(_) => WriteHealth::DiskFull,
         }
     }
 

@@ -16,7 +16,7 @@ use super::journal::writer::free_bytes;
 use super::lanes::TABLE_QUEUE_GROUPS_MAX;
 use super::orderings::Scan;
 use super::*;
-use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, Put};
+use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, RecordWrite};
 
 /// Nothing here takes as long, however busy the machine is.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -68,7 +68,7 @@ fn key(number: u64) -> KeyRecord {
     }
 }
 
-fn commit(put: Put, narrows: bool) -> Commit {
+fn commit(put: RecordWrite, narrows: bool) -> Commit {
     let (actor, target) = (ActorId::keyward(), String::new());
     Commit {
         actor,
@@ -77,19 +77,19 @@ fn commit(put: Put, narrows: bool) -> Commit {
         target,
         time: UnixMillis(1_000),
         narrows,
-        goes_first: narrows,
-        puts: vec![put],
+        urgent: narrows,
+        writes: vec![put],
     }
 }
 
 async fn create(store: &SledStore, number: u64) -> KeyRecord {
-    let revision = store.commit(commit(Put::NewKey(Box::new(key(number))), false)).await.unwrap();
+    let revision = store.commit(commit(RecordWrite::NewKey(Box::new(key(number))), false)).await.unwrap();
     KeyRecord { revision, ..key(number) }
 }
 
 fn disabled(mut key: KeyRecord) -> Commit {
     key.policy.state = State::Disabled;
-    commit(Put::Key(Box::new(key)), true)
+    commit(RecordWrite::Key(Box::new(key)), true)
 }
 
 fn list(limit: usize) -> KeyQuery {
@@ -114,7 +114,7 @@ async fn while_the_table_is_held_keys_are_disabled_and_other_changes_wait() {
         keys.push(create(&store, keys.len() as u64).await);
     }
     let made = keys.len();
-    let mut waits = Box::pin(store.commit(commit(Put::NewKey(Box::new(key(9_000))), false)));
+    let mut waits = Box::pin(store.commit(commit(RecordWrite::NewKey(Box::new(key(9_000))), false)));
     assert!(poll!(&mut waits).is_pending());
     for key in keys.into_iter().take(20) {
         timeout(LIMIT, store.commit(disabled(key))).await.expect("it waits for the table").unwrap();
@@ -230,7 +230,7 @@ async fn lists_are_whole_and_in_order_over_many_slices() {
     const KEYS: u64 = 1_300;
     let commits: Vec<_> = (0..KEYS).map(key).collect();
     for some in commits.chunks(500) {
-        let commits = some.iter().map(|key| store.commit(commit(Put::NewKey(Box::new(key.clone())), false)));
+        let commits = some.iter().map(|key| store.commit(commit(RecordWrite::NewKey(Box::new(key.clone())), false)));
         for made in futures_util::future::join_all(commits).await {
             made.unwrap();
         }
@@ -311,10 +311,10 @@ fn labelled(number: u64, owner: &str, labels: &[(&str, &str)], state: State) -> 
 
 async fn create_all(store: &SledStore, keys: impl Iterator<Item = KeyRecord>) {
     let keys: Vec<_> = keys.collect();
-    let put = |key: &KeyRecord| Put::NewKey(Box::new(key.clone()));
+    let put = |key: &KeyRecord| RecordWrite::NewKey(Box::new(key.clone()));
     for some in keys.chunks(500) {
-        let puts = some.iter().map(put).collect();
-        store.commit(Commit { puts, ..commit(put(&some[0]), false) }).await.unwrap();
+        let writes = some.iter().map(put).collect();
+        store.commit(Commit { writes, ..commit(put(&some[0]), false) }).await.unwrap();
     }
     store.caught_up().await.unwrap();
 }
@@ -433,8 +433,11 @@ async fn a_table_of_the_layout_before_is_converted_and_one_of_an_unknown_layout_
 
 /// New keys in one commit, with descriptions as long as a record takes.
 fn many(first: u64, count: u64) -> Commit {
-    let long = |number| Put::NewKey(Box::new(KeyRecord { description: "x".repeat(3_500), ..key(number) }));
-    Commit { puts: (first..first + count).map(long).collect(), ..commit(Put::NewKey(Box::new(key(first))), false) }
+    let long = |number| RecordWrite::NewKey(Box::new(KeyRecord { description: "x".repeat(3_500), ..key(number) }));
+    Commit {
+        writes: (first..first + count).map(long).collect(),
+        ..commit(RecordWrite::NewKey(Box::new(key(first))), false)
+    }
 }
 
 #[tokio::test]
@@ -450,7 +453,7 @@ async fn what_no_frame_takes_is_refused_and_what_nearly_fills_one_is_read_again(
     let (large, small) = (fits as u64, 5);
     let mut waiting = vec![store.commit(many(0, large))];
     for number in 1..=small {
-        waiting.push(store.commit(commit(Put::NewKey(Box::new(key(1_000_000 + number))), false)));
+        waiting.push(store.commit(commit(RecordWrite::NewKey(Box::new(key(1_000_000 + number))), false)));
         waiting.push(store.commit(many(number * large, large)));
     }
     for acknowledged in futures_util::future::join_all(waiting).await {

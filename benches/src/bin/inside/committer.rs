@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use keyward::store::sled::journal::writer::free_bytes;
 use keyward::store::sled::{BackupLimits, Demands, LockedDir, Options as StoreOptions, Retention, SledStore};
-use keyward::store::{Bounds, Commit, Put, Store};
+use keyward::store::{Bounds, Commit, RecordWrite, Store};
 use keyward_bench::figures::{median, percentile, ratio, rounded};
 use keyward_bench::options::Options;
 use keyward_bench::typical::Typical;
@@ -144,8 +144,8 @@ impl Bench {
             target,
             time: NOW,
             narrows: false,
-            goes_first: false,
-            puts: vec![Put::NewKey(Box::new(key.record(digest, PepperId(1), Revision(0))?))],
+            urgent: false,
+            writes: vec![RecordWrite::NewKey(Box::new(key.record(digest, PepperId(1), Revision(0))?))],
         })
     }
 
