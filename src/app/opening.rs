@@ -24,7 +24,7 @@ use crate::progress::Progress;
 use crate::store::memory::MemoryStore;
 use crate::store::sled::journal::writer::{FREE_BYTES_LAST, FREE_BYTES_MIN, free_bytes};
 use crate::store::sled::{BackupLimits, Demands, LockedDir, OpenError, Options, Retention, SledStore};
-use crate::store::{Bounds, InUse, PartWriter, Store, StoreError, View};
+use crate::store::{Bounds, ChunkWriter, InUse, MaterializedView, Store, StoreError};
 
 /// A store that is being opened, and fills the index.
 pub(super) struct Opening {
@@ -68,7 +68,7 @@ impl Opening {
         tasks.spawn("open", async move {
             let store: Result<Arc<dyn Store>, _> = match engine {
                 Engine::Memory => {
-                    view.whole(Revision(0));
+                    view.on_loaded(Revision(0));
                     Ok(Arc::new(MemoryStore::within(bounds)))
                 }
                 Engine::Sled => open(dir, options, Arc::new(view), &state, &stop).await,
@@ -117,7 +117,7 @@ const TRIED_AGAIN_EVERY: Duration = Duration::from_secs(30);
 async fn open(
     dir: LockedDir,
     options: Options,
-    view: Arc<dyn View>,
+    view: Arc<dyn MaterializedView>,
     state: &StateHandle,
     stop: &CancellationToken,
 ) -> Result<Arc<dyn Store>, StartError> {
@@ -163,7 +163,7 @@ async fn open(
             Err(error) if error.is_want_of_room() => {
                 tracing::error!(%error, "there is not enough room on the disk for the start");
                 if filled.is_none() {
-                    view.start_over();
+                    view.reset();
                 }
                 needed = free_on(&dir).await?.saturating_add(FREE_BYTES_LAST);
             }
@@ -187,16 +187,16 @@ struct Filling {
     whole: Mutex<Option<oneshot::Sender<Revision>>>,
 }
 
-impl View for Filling {
-    fn take(&self, records: &[Record]) {
+impl MaterializedView for Filling {
+    fn load(&self, records: &[Record]) {
         self.index.fold(records);
     }
 
-    fn start_over(&self) {
+    fn reset(&self) {
         self.index.clear();
     }
 
-    fn whole(&self, revision: Revision) {
+    fn on_loaded(&self, revision: Revision) {
         if let Some(whole) = self.whole.lock().take() {
             // Nobody waits for it any more only if the start was given up.
             whole.send(revision).unwrap_or_default();
@@ -211,8 +211,8 @@ impl View for Filling {
         self.index.latest_time()
     }
 
-    fn reach_time(&self, time: UnixMillis) {
-        self.index.reach_time(time);
+    fn advance_time(&self, time: UnixMillis) {
+        self.index.advance_time(time);
     }
 
     fn revision_of(&self, key: &KeyRecord) -> Option<Revision> {
@@ -221,20 +221,20 @@ impl View for Filling {
         same.then(|| entry.revision())
     }
 
-    fn parts(&self) -> usize {
-        image::PARTS
+    fn chunk_count(&self) -> usize {
+        image::CHUNKS
     }
 
-    fn form(&self) -> u32 {
-        image::FORM
+    fn format_version(&self) -> u32 {
+        image::FORMAT_VERSION
     }
 
-    fn writer(&self) -> Box<dyn PartWriter + '_> {
-        Box::new(Parts(self.index.write_image()))
+    fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_> {
+        Box::new(Parts(self.index.checkpoint_writer()))
     }
 
-    fn read_part(&self, number: usize, bytes: &[u8]) -> Option<()> {
-        self.index.read_part(number, bytes)
+    fn read_chunk(&self, number: usize, bytes: &[u8]) -> Option<()> {
+        self.index.read_chunk(number, bytes)
     }
 
     fn owners_in_use(&self, tenant: &TenantId, asked: &[&str]) -> Option<InUse> {
@@ -253,9 +253,9 @@ fn in_use(found: index::InUse) -> InUse {
 /// The parts of the index, on their way into an image.
 struct Parts<'a>(image::Writer<'a>);
 
-impl PartWriter for Parts<'_> {
-    fn write_part(&mut self, number: usize, out: &mut Vec<u8>) {
-        self.0.write_part(number, out);
+impl ChunkWriter for Parts<'_> {
+    fn write_chunk(&mut self, number: usize, out: &mut Vec<u8>) {
+        self.0.write_chunk(number, out);
     }
 }
 

@@ -12,7 +12,7 @@
 //! uses are not in the image: their number is what the entries have, and nothing else of them is kept.
 //!
 //! What is packed here is kept by this program for itself: whoever changes `entry`, `shard` or this changes
-//! [`FORM`] too, and images of another form are then not read. tests/it/image.rs holds it to that.
+//! [`FORMAT_VERSION`] too, and images of another form are then not read. tests/it/image.rs holds it to that.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,13 +31,13 @@ use super::shard::{SHARDS, Shard};
 use super::{Index, TURNS};
 
 /// The form of the parts.
-pub const FORM: u32 = 2;
+pub const FORMAT_VERSION: u32 = 2;
 /// Shards in one part.
-const PART_SHARDS: usize = 256;
+const CHUNK_SHARDS: usize = 256;
 /// The part of the names, which is written after all others and read before them.
-const NAMES: usize = SHARDS / PART_SHARDS;
+const NAMES: usize = SHARDS / CHUNK_SHARDS;
 /// How many parts there are.
-pub const PARTS: usize = NAMES + 1;
+pub const CHUNKS: usize = NAMES + 1;
 
 /// Writes an image, part by part. As long as there is one, no compaction goes on: all entries are of one generation.
 pub struct Writer<'a> {
@@ -52,7 +52,7 @@ pub struct Writer<'a> {
 impl Index {
     /// Begins an image. It waits for a compaction that is under way, by finishing it.
     #[must_use]
-    pub fn write_image(&self) -> Writer<'_> {
+    pub fn checkpoint_writer(&self) -> Writer<'_> {
         let mut no_compaction = self.compaction.lock();
         self.finish_compaction(&mut no_compaction);
         Writer {
@@ -65,13 +65,13 @@ impl Index {
     }
 
     /// Takes in a part, into an index that has nothing but other parts. `None`: the bytes are not of this form.
-    pub fn read_part(&self, number: usize, bytes: &[u8]) -> Option<()> {
+    pub fn read_chunk(&self, number: usize, bytes: &[u8]) -> Option<()> {
         let mut bytes = Cursor(bytes);
         let names = self.current.lock().clone();
         if number == NAMES {
             return self.read_names(&names, &mut bytes).filter(|()| bytes.0.is_empty());
         }
-        for number in (number * PART_SHARDS..SHARDS).take(PART_SHARDS) {
+        for number in (number * CHUNK_SHARDS..SHARDS).take(CHUNK_SHARDS) {
             let count = usize::try_from(bytes.varint()?).ok()?;
             if count == 0 {
                 continue;
@@ -106,12 +106,12 @@ impl Writer<'_> {
     /// Appends the bytes of the next part. Other threads may go on to fold changes in: each entry is in one
     /// of its forms. The parts are to be written in order, because the last one has the names of all entries
     /// before it.
-    pub fn write_part(&mut self, number: usize, out: &mut Vec<u8>) {
+    pub fn write_chunk(&mut self, number: usize, out: &mut Vec<u8>) {
         if number == NAMES {
             return self.write_names(out);
         }
         let (numbers, written) = (&mut self.numbers, &mut self.written);
-        for place in &self.index.shards[number * PART_SHARDS..][..PART_SHARDS] {
+        for place in &self.index.shards[number * CHUNK_SHARDS..][..CHUNK_SHARDS] {
             let shard = place.load_full();
             let renumbered = shard.renumbered(self.names.clone(), |kind, number| {
                 let written = &mut written[kind as usize];

@@ -103,7 +103,7 @@ impl Index {
     }
 
     /// Declares that there was a change at this time.
-    pub fn reach_time(&self, time: UnixMillis) {
+    pub fn advance_time(&self, time: UnixMillis) {
         self.time.fetch_max(time.0, Ordering::Relaxed);
     }
 
@@ -143,7 +143,7 @@ impl Index {
     /// over. It costs least when the records come in the order of their digests.
     pub fn fold(&self, records: &[Record]) {
         if let Some(latest) = records.iter().map(Record::time).max() {
-            self.reach_time(latest);
+            self.advance_time(latest);
         }
         let keys = records.iter().filter_map(|record| match record {
             Record::Key(key) => Some(&**key),

@@ -15,7 +15,7 @@ use keyward_core::event::Revision;
 use keyward_core::id::TenantId;
 use keyward_core::record::KeyRecord;
 
-use super::{CommitError, View};
+use super::{CommitError, MaterializedView};
 
 /// Names under way of one tenant and kind that are told apart from those in use; if there are more, all count as further ones.
 const PENDING_EXAMINED_MAX: usize = 1_024;
@@ -95,7 +95,7 @@ impl Kind {
     pub(super) const ALL: [Self; 2] = [Self::Owner, Self::Scope];
 
     /// What a view has of this kind.
-    pub(super) fn in_use(self, view: &dyn View, tenant: &TenantId, asked: &[&str]) -> Option<InUse> {
+    pub(super) fn in_use(self, view: &dyn MaterializedView, tenant: &TenantId, asked: &[&str]) -> Option<InUse> {
         match self {
             Self::Owner => view.owners_in_use(tenant, asked),
             Self::Scope => view.scopes_in_use(tenant, asked),

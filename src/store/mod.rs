@@ -161,16 +161,16 @@ pub trait Store: Send + Sync + 'static {
 /// A view of the log outside of the engine. It takes in what an engine reads when it opens, so that nothing
 /// has to be read twice; and the engine may keep a copy of it in parts, so that the next start need not read
 /// every record. Several threads may call it at a time.
-pub trait View: Send + Sync + 'static {
+pub trait MaterializedView: Send + Sync + 'static {
     /// Records that are there, in any order. Of two forms of one, the newer one counts.
-    fn take(&self, records: &[Record]);
+    fn load(&self, records: &[Record]);
 
     /// What was handed over so far is of no use.
-    fn start_over(&self);
+    fn reset(&self);
 
     /// Every record up to this revision has been handed over, and nothing that was acknowledged is missing.
     /// The engine may still have to read its own table before it takes changes.
-    fn whole(&self, revision: Revision);
+    fn on_loaded(&self, revision: Revision);
 
     /// The revision up to which every change is in the view.
     fn revision(&self) -> Revision;
@@ -179,25 +179,25 @@ pub trait View: Send + Sync + 'static {
     fn latest_time(&self) -> UnixMillis;
 
     /// There was a change at this time, though what it changed may have changed again since.
-    fn reach_time(&self, time: UnixMillis);
+    fn advance_time(&self, time: UnixMillis);
 
-    /// The revision of a key's last change up to [`View::revision`], if the view knows it. `None` says nothing.
+    /// The revision of a key's last change up to [`MaterializedView::revision`], if the view knows it. `None` says nothing.
     fn revision_of(&self, _key: &KeyRecord) -> Option<Revision> {
         None
     }
 
     /// How many parts it is kept in. Without any, it is not kept.
-    fn parts(&self) -> usize;
+    fn chunk_count(&self) -> usize;
 
     /// The form of its parts. Parts of another form are not read.
-    fn form(&self) -> u32;
+    fn format_version(&self) -> u32;
 
     /// Begins to write its parts out. Changes may go on meanwhile.
-    fn writer(&self) -> Box<dyn PartWriter + '_>;
+    fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_>;
 
-    /// Takes in what a [`PartWriter`] wrote, into a view that is empty but for other parts. `None`: it is not
+    /// Takes in what a [`ChunkWriter`] wrote, into a view that is empty but for other parts. `None`: it is not
     /// of that form.
-    fn read_part(&self, number: usize, bytes: &[u8]) -> Option<()>;
+    fn read_chunk(&self, number: usize, bytes: &[u8]) -> Option<()>;
 
     /// How many different owners the keys of a tenant have, and which of these they have not; keys without an
     /// owner do not count. `None`: the view does not know, and nothing is bounded.
@@ -212,23 +212,23 @@ pub trait View: Send + Sync + 'static {
 }
 
 /// Writes the parts of a view, one after the other in the order of their numbers.
-pub trait PartWriter {
-    /// Appends the bytes of a part: every change up to [`View::revision`] at the time of the call, and
+pub trait ChunkWriter {
+    /// Appends the bytes of a part: every change up to [`MaterializedView::revision`] at the time of the call, and
     /// perhaps later ones.
-    fn write_part(&mut self, number: usize, out: &mut Vec<u8>);
+    fn write_chunk(&mut self, number: usize, out: &mut Vec<u8>);
 }
 
-impl PartWriter for () {
-    fn write_part(&mut self, _: usize, _: &mut Vec<u8>) {}
+impl ChunkWriter for () {
+    fn write_chunk(&mut self, _: usize, _: &mut Vec<u8>) {}
 }
 
 /// For whom opens an engine without a use for its records.
-impl View for () {
-    fn take(&self, _: &[Record]) {}
+impl MaterializedView for () {
+    fn load(&self, _: &[Record]) {}
 
-    fn start_over(&self) {}
+    fn reset(&self) {}
 
-    fn whole(&self, _: Revision) {}
+    fn on_loaded(&self, _: Revision) {}
 
     fn revision(&self) -> Revision {
         Revision(0)
@@ -238,21 +238,21 @@ impl View for () {
         UnixMillis::MIN
     }
 
-    fn reach_time(&self, _: UnixMillis) {}
+    fn advance_time(&self, _: UnixMillis) {}
 
-    fn parts(&self) -> usize {
+    fn chunk_count(&self) -> usize {
         0
     }
 
-    fn form(&self) -> u32 {
+    fn format_version(&self) -> u32 {
         0
     }
 
-    fn writer(&self) -> Box<dyn PartWriter + '_> {
+    fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_> {
         Box::new(())
     }
 
-    fn read_part(&self, _: usize, _: &[u8]) -> Option<()> {
+    fn read_chunk(&self, _: usize, _: &[u8]) -> Option<()> {
         None
     }
 }

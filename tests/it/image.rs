@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use keyward::index::{Index, image};
 use keyward::store::sled::salvage::salvage;
 use keyward::store::sled::{LockedDir, OpenError, Options, Retention, SledStore};
-use keyward::store::{PartWriter, RecordWrite, Store, View};
+use keyward::store::{ChunkWriter, MaterializedView, RecordWrite, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::Policy;
 use keyward_core::event::{Record, Revision};
@@ -45,7 +45,7 @@ pub(crate) struct Watched {
 
 impl Watched {
     pub(crate) fn new() -> Arc<Self> {
-        Self::of_form(image::FORM)
+        Self::of_form(image::FORMAT_VERSION)
     }
 
     fn of_form(form: u32) -> Arc<Self> {
@@ -62,7 +62,7 @@ impl Watched {
 
     /// Whether it was filled from an image.
     pub(crate) fn knew_an_image(&self) -> bool {
-        self.parts_read.load(Ordering::Relaxed) == image::PARTS && self.started_over.load(Ordering::Relaxed) == 0
+        self.parts_read.load(Ordering::Relaxed) == image::CHUNKS && self.started_over.load(Ordering::Relaxed) == 0
     }
 
     /// Whether it was found that an image is of no use.
@@ -75,18 +75,18 @@ impl Watched {
     }
 }
 
-impl View for Watched {
-    fn take(&self, records: &[Record]) {
+impl MaterializedView for Watched {
+    fn load(&self, records: &[Record]) {
         self.records_taken.fetch_add(records.len(), Ordering::Relaxed);
         self.index.fold(records);
     }
 
-    fn start_over(&self) {
+    fn reset(&self) {
         self.started_over.fetch_add(1, Ordering::Relaxed);
         self.index.clear();
     }
 
-    fn whole(&self, revision: Revision) {
+    fn on_loaded(&self, revision: Revision) {
         self.whole.lock().push(revision);
         self.index.reach(revision);
     }
@@ -99,25 +99,25 @@ impl View for Watched {
         self.index.latest_time()
     }
 
-    fn reach_time(&self, time: UnixMillis) {
-        self.index.reach_time(time);
+    fn advance_time(&self, time: UnixMillis) {
+        self.index.advance_time(time);
     }
 
-    fn parts(&self) -> usize {
-        image::PARTS
+    fn chunk_count(&self) -> usize {
+        image::CHUNKS
     }
 
-    fn form(&self) -> u32 {
+    fn format_version(&self) -> u32 {
         self.form
     }
 
-    fn writer(&self) -> Box<dyn PartWriter + '_> {
-        Box::new(Writing { view: self, parts: self.index.write_image() })
+    fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_> {
+        Box::new(Writing { view: self, parts: self.index.checkpoint_writer() })
     }
 
-    fn read_part(&self, number: usize, bytes: &[u8]) -> Option<()> {
+    fn read_chunk(&self, number: usize, bytes: &[u8]) -> Option<()> {
         self.parts_read.fetch_add(1, Ordering::Relaxed);
-        self.index.read_part(number, bytes)
+        self.index.read_chunk(number, bytes)
     }
 }
 
@@ -126,12 +126,12 @@ struct Writing<'a> {
     parts: image::Writer<'a>,
 }
 
-impl PartWriter for Writing<'_> {
-    fn write_part(&mut self, number: usize, out: &mut Vec<u8>) {
+impl ChunkWriter for Writing<'_> {
+    fn write_chunk(&mut self, number: usize, out: &mut Vec<u8>) {
         while self.view.revision().0 < self.view.write_from.load(Ordering::Relaxed) {
             std::thread::yield_now();
         }
-        self.parts.write_part(number, out);
+        self.parts.write_chunk(number, out);
     }
 }
 
@@ -326,7 +326,7 @@ async fn a_damaged_image_is_not_used() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_of_another_form_is_not_used() {
     let dir = with_image().await;
-    let open = Open::with(&dir, Watched::of_form(image::FORM + 1)).unwrap();
+    let open = Open::with(&dir, Watched::of_form(image::FORMAT_VERSION + 1)).unwrap();
     assert!(!open.view.knew_an_image() && open.view.let_go_of_an_image());
     open.is_whole(KEYS).await;
     open.close().await;
@@ -585,7 +585,7 @@ async fn change(store: &SledStore, number: u32, change: impl FnOnce(&mut KeyReco
     store.commit(commit(vec![RecordWrite::Key(Box::new(changed))])).await.unwrap();
 }
 
-/// The golden bytes of the parts: who changes them must change [`image::FORM`] too, or a start would misread
+/// The golden bytes of the parts: who changes them must change [`image::FORMAT_VERSION`] too, or a start would misread
 /// older images.
 #[test]
 fn the_form_of_an_image_has_not_drifted() {
@@ -607,8 +607,8 @@ fn the_form_of_an_image_has_not_drifted() {
         index.fold(&[Record::Key(Arc::new(record))]);
     }
     let mut parts = vec![];
-    let mut writer = index.write_image();
-    (0..image::PARTS).for_each(|number| writer.write_part(number, &mut parts));
+    let mut writer = index.checkpoint_writer();
+    (0..image::CHUNKS).for_each(|number| writer.write_chunk(number, &mut parts));
     let golden = "f2658a8dce1fed951e153902441cf452427ad69cb7e418b4c0d0891c3b29337a";
-    assert_eq!((image::FORM, blake3::hash(&parts).to_hex().as_str()), (2, golden));
+    assert_eq!((image::FORMAT_VERSION, blake3::hash(&parts).to_hex().as_str()), (2, golden));
 }

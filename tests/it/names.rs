@@ -49,13 +49,13 @@ fn assert_own_names(index: &Index, digest: &Digest) -> u64 {
 }
 
 fn of_image(index: &Index) -> Index {
-    let (copy, mut writer) = (Index::default(), index.write_image());
-    let mut parts = vec![vec![]; image::PARTS];
-    parts.iter_mut().enumerate().for_each(|(number, part)| writer.write_part(number, part));
+    let (copy, mut writer) = (Index::default(), index.checkpoint_writer());
+    let mut parts = vec![vec![]; image::CHUNKS];
+    parts.iter_mut().enumerate().for_each(|(number, part)| writer.write_chunk(number, part));
     drop(writer);
     // The last one comes first, as at a start.
     for (number, part) in parts.iter().enumerate().rev() {
-        copy.read_part(number, part).unwrap();
+        copy.read_chunk(number, part).unwrap();
     }
     copy
 }
@@ -171,14 +171,14 @@ fn no_compaction_goes_on_while_an_image_is_written() {
     assert_eq!(index.compaction_step(), Step::Done, "nothing is unused");
     fold(&index, (0..KEYS).map(|number| form(number, 2)));
     assert!(index.wants_compaction());
-    let (copy, mut writer, mut part) = (Index::default(), index.write_image(), vec![]);
-    for number in 0..image::PARTS {
+    let (copy, mut writer, mut part) = (Index::default(), index.checkpoint_writer(), vec![]);
+    for number in 0..image::CHUNKS {
         part.clear();
-        writer.write_part(number, &mut part);
+        writer.write_chunk(number, &mut part);
         thread::scope(|scope| assert_eq!(scope.spawn(|| index.compaction_step()).join().unwrap(), Step::Wait));
         // A change goes on all the same.
         fold(&index, [form(u32::try_from(number).unwrap(), 3 + number as u64)]);
-        copy.read_part(number, &part).unwrap();
+        copy.read_chunk(number, &part).unwrap();
     }
     drop(writer);
     assert!((0..KEYS).all(|number| assert_own_names(&copy, &key(number).secret.digest) > 1));

@@ -37,7 +37,7 @@ use crate::store::administrators::{self, Administrators, Before};
 use crate::store::bounds::{self, Bounds, Kind, Pending};
 use crate::store::check::{EncodedWrite, RecordReader, authorize, check_and_encode};
 use crate::store::record::{encode_key, encode_tenant, pb};
-use crate::store::{Commit, CommitError, RecordWrite, StoreError, View};
+use crate::store::{Commit, CommitError, MaterializedView, RecordWrite, StoreError};
 
 /// Commits in one group at most.
 const GROUP_COMMITS_MAX: usize = 256;
@@ -94,7 +94,7 @@ pub(super) struct Parts {
     pub(super) keeper: Waker,
     pub(super) bounds: Bounds,
     /// It follows the log: it knows which names are in use, and versions of keys without a read of the table.
-    pub(super) view: Arc<dyn View>,
+    pub(super) view: Arc<dyn MaterializedView>,
     pub(super) administrators: Arc<Mutex<Administrators>>,
 }
 
@@ -483,7 +483,7 @@ struct PendingView<'a> {
 /// What bounds the names of commits.
 struct BoundedNames {
     bounds: Bounds,
-    view: Arc<dyn View>,
+    view: Arc<dyn MaterializedView>,
     pending: RefCell<Pending>,
 }
 

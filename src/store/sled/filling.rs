@@ -18,7 +18,7 @@ use super::sums::SumKey;
 use super::watermark::Watermark;
 use super::{OpenError, Options};
 use crate::files::named;
-use crate::store::View;
+use crate::store::MaterializedView;
 
 /// Records that a view takes at once.
 const RECORDS: usize = 1_024;
@@ -28,7 +28,11 @@ const RECORDS: usize = 1_024;
 ///
 /// # Errors
 /// When the directory is damaged or lacks acknowledged changes, as far as can be told without the table.
-pub(super) fn fill(dir: &LockedDir, options: &Options, view: &dyn View) -> Result<Option<Filled>, OpenError> {
+pub(super) fn fill(
+    dir: &LockedDir,
+    options: &Options,
+    view: &dyn MaterializedView,
+) -> Result<Option<Filled>, OpenError> {
     let key = ChainKey(options.chain_key.clone());
     let acknowledged = Watermark::read(&dir.watermark())?;
     // However long the journal since then is, nothing quicker can be read.
@@ -46,12 +50,12 @@ pub(super) fn fill(dir: &LockedDir, options: &Options, view: &dyn View) -> Resul
         }
     }
     make_durable(dir, &end)?;
-    view.whole(end.position.revision);
+    view.on_loaded(end.position.revision);
     Ok(Some(Filled { position: end.position, image }))
 }
 
 /// Fills a view from the newest sound snapshot, if there is one, and the journal.
-fn fill_from_records(dir: &LockedDir, key: &ChainKey, end: &End, view: &dyn View) -> Result<(), OpenError> {
+fn fill_from_records(dir: &LockedDir, key: &ChainKey, end: &End, view: &dyn MaterializedView) -> Result<(), OpenError> {
     let (sum_key, mut unsound): (_, Unsound) = (SumKey::of(key), None);
     for (revision, path) in snapshot::list(&dir.snapshots())? {
         if revision < end.start.revision || revision > end.position.revision {
@@ -64,31 +68,37 @@ fn fill_from_records(dir: &LockedDir, key: &ChainKey, end: &End, view: &dyn View
         };
         tracing::error!(path = %path.display(), %why, "a snapshot is of no use");
         unsound = Some((path, why));
-        view.start_over();
+        view.reset();
     }
     if end.start == Position::START && follow(dir, key, Position::START, end, view)? {
         return Ok(());
     }
-    view.start_over();
+    view.reset();
     Err(nothing_to_build_from(dir, end, unsound))
 }
 
-fn take_snapshot(path: &Path, key: &SumKey, view: &dyn View) -> Result<Position, SnapshotError> {
+fn take_snapshot(path: &Path, key: &SumKey, view: &dyn MaterializedView) -> Result<Position, SnapshotError> {
     let mut records = Vec::with_capacity(RECORDS);
     let contents = snapshot::read(File::open(path)?, Some(key), |row| {
         records.push(row.record);
         if records.len() == RECORDS {
-            view.take(&records);
+            view.load(&records);
             records.clear();
         }
         Ok::<_, SnapshotError>(())
     })?;
-    view.take(&records);
+    view.load(&records);
     Ok(contents.header.position)
 }
 
 /// Hands what comes after a position to a view. `false`: the journal does not lead through it.
-fn follow(dir: &LockedDir, key: &ChainKey, base: Position, end: &End, view: &dyn View) -> Result<bool, OpenError> {
+fn follow(
+    dir: &LockedDir,
+    key: &ChainKey,
+    base: Position,
+    end: &End,
+    view: &dyn MaterializedView,
+) -> Result<bool, OpenError> {
     let undecoded = Mutex::new(None);
     let visit = taken_by(view, &undecoded);
     let (_, met) = verify_and_visit(&dir.journal(), key, &[base], base.revision, visit)?;

@@ -37,7 +37,7 @@ use crate::bytes_codec::Cursor;
 use crate::files::{NewFile, create_private_dir, numbered};
 use crate::parallel;
 use crate::progress::Progress;
-use crate::store::View;
+use crate::store::MaterializedView;
 
 /// The version of images that this program writes, and the only one it reads.
 const VERSION: u32 = 2;
@@ -115,8 +115,8 @@ pub(super) enum Found {
 /// has, and nothing besides; and a byte of it takes far less to read, because it is taken as it is. A byte of
 /// the journal takes no more than one of the table: both hold records. So a start with an image reads less,
 /// of what takes longest, than one without.
-pub(super) fn load(dir: &Path, key: &ImageKey, view: &dyn View, lacks: impl Fn(Revision) -> u64) -> Found {
-    if view.parts() == 0 {
+pub(super) fn load(dir: &Path, key: &ImageKey, view: &dyn MaterializedView, lacks: impl Fn(Revision) -> u64) -> Found {
+    if view.chunk_count() == 0 {
         return Found::None;
     }
     let newest = match list(dir) {
@@ -146,26 +146,26 @@ pub(super) fn load(dir: &Path, key: &ImageKey, view: &dyn View, lacks: impl Fn(R
 }
 
 /// What an image is of, if it is of this form.
-fn look(path: &Path, key: &ImageKey, view: &dyn View) -> Result<Image, ImageError> {
+fn look(path: &Path, key: &ImageKey, view: &dyn MaterializedView) -> Result<Image, ImageError> {
     let contents = Contents::read(&File::open(path)?, key)?;
-    if contents.form != view.form() || contents.parts.len() != view.parts() {
+    if contents.form != view.format_version() || contents.parts.len() != view.chunk_count() {
         return Err(ImageError::OtherForm);
     }
     Ok(contents.image)
 }
 
 /// Lets go of what a view has from an image.
-pub(super) fn of_no_use(path: &Path, why: &dyn fmt::Display, view: &dyn View) -> Option<Image> {
+pub(super) fn of_no_use(path: &Path, why: &dyn fmt::Display, view: &dyn MaterializedView) -> Option<Image> {
     tracing::warn!(path = %path.display(), %why, "the image of the index is of no use; the table is read instead");
-    view.start_over();
+    view.reset();
     None
 }
 
 /// Reads an image into a view, on every core.
-pub(super) fn read(path: &Path, key: &ImageKey, view: &dyn View) -> Result<Image, ImageError> {
+pub(super) fn read(path: &Path, key: &ImageKey, view: &dyn MaterializedView) -> Result<Image, ImageError> {
     let file = File::open(path)?;
     let contents = Contents::read(&file, key)?;
-    if contents.form != view.form() || contents.parts.len() != view.parts() {
+    if contents.form != view.format_version() || contents.parts.len() != view.chunk_count() {
         return Err(ImageError::OtherForm);
     }
     let progress = Mutex::new(Progress::begin("reading the image of the index, in parts", contents.parts.len() as u64));
@@ -178,13 +178,13 @@ pub(super) fn read(path: &Path, key: &ImageKey, view: &dyn View) -> Result<Image
         let number = contents.parts.len() - 1 - nth;
         let read = contents
             .part(&file, key, number)
-            .and_then(|bytes| view.read_part(number, &bytes).ok_or(ImageError::Damaged));
+            .and_then(|bytes| view.read_chunk(number, &bytes).ok_or(ImageError::Damaged));
         failed.fetch_or(read.is_err(), Ordering::Relaxed);
         progress.lock().advance(1);
         read
     });
     read.into_iter().collect::<Result<(), _>>()?;
-    view.reach_time(contents.latest_time);
+    view.advance_time(contents.latest_time);
     Ok(contents.image)
 }
 
@@ -202,7 +202,7 @@ pub(super) fn verify(path: &Path, key: &ImageKey) -> Result<Image, ImageError> {
 /// reached the position, and have nothing from after what `newest` gives when all is written. It breaks off
 /// with the error that `may_go_on` gives.
 pub(super) fn create(
-    view: &dyn View,
+    view: &dyn MaterializedView,
     position: Position,
     newest: impl FnOnce() -> Position,
     key: &ImageKey,
@@ -232,17 +232,17 @@ pub(super) fn remove_all(dir: &Path) -> io::Result<()> {
 }
 
 fn write(
-    view: &dyn View,
+    view: &dyn MaterializedView,
     position: Position,
     newest: impl FnOnce() -> Position,
     key: &ImageKey,
     out: &mut impl Write,
 ) -> io::Result<Image> {
     let (mut part, mut directory, mut bytes) = (vec![], vec![], 0);
-    let mut writer = view.writer();
-    for number in 0..view.parts() {
+    let mut writer = view.chunk_writer();
+    for number in 0..view.chunk_count() {
         part.clear();
-        writer.write_part(number, &mut part);
+        writer.write_chunk(number, &mut part);
         out.write_all(&part)?;
         bytes += part.len() as u64;
         directory.extend_from_slice(&(part.len() as u64).to_le_bytes());
@@ -254,12 +254,12 @@ fn write(
     let mut end = Vec::with_capacity(END_BYTES);
     end.extend_from_slice(MAGIC);
     end.extend_from_slice(&VERSION.to_le_bytes());
-    end.extend_from_slice(&view.form().to_le_bytes());
+    end.extend_from_slice(&view.format_version().to_le_bytes());
     for at in [&position, &latest] {
         end.extend_from_slice(&at.revision.0.to_le_bytes());
         end.extend_from_slice(&at.chain.0);
     }
-    end.extend_from_slice(&u32::try_from(view.parts()).unwrap_or(u32::MAX).to_le_bytes());
+    end.extend_from_slice(&u32::try_from(view.chunk_count()).unwrap_or(u32::MAX).to_le_bytes());
     end.extend_from_slice(&0_u32.to_le_bytes());
     end.extend_from_slice(&latest_time.0.to_le_bytes());
     let seal = key.of_end(&directory, &end);

@@ -33,7 +33,7 @@ const VIEW_PAUSE: Duration = Duration::from_millis(10);
 impl Charge {
     /// Makes an image of the view if a start would have much to read without it.
     pub(super) fn keep_image(&self, image: &mut Option<Image>) -> Result<(), KeepError> {
-        if self.view.parts() == 0 {
+        if self.view.chunk_count() == 0 {
             return Ok(());
         }
         let mut later = segment_numbers(&self.journal)?;
@@ -52,7 +52,7 @@ impl Charge {
 
     /// Before the journal goes up to a revision: the image must not need any of that, or the next start could not use it.
     pub(super) fn keep_image_past(&self, revision: Revision, image: &mut Option<Image>) -> Result<(), KeepError> {
-        if self.view.parts() == 0 || image.is_none_or(|image| image.position.revision >= revision) {
+        if self.view.chunk_count() == 0 || image.is_none_or(|image| image.position.revision >= revision) {
             return Ok(());
         }
         let Some(&newest) = segment_numbers(&self.journal)?.last() else { return Ok(()) };

@@ -32,7 +32,7 @@ use super::latest::Latest;
 use super::snapshot::{self, SnapshotError};
 use super::table::Table;
 use crate::files::{create_private_dir, remove_unfinished, sync_parent};
-use crate::store::{StoreError, View};
+use crate::store::{MaterializedView, StoreError};
 
 /// How often the age of segments is looked at, beside each time that a segment is full.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
@@ -61,7 +61,7 @@ pub(super) struct Parts<'a> {
     pub(super) options: &'a Options,
     pub(super) table: Arc<Table>,
     pub(super) durable: Arc<Mutex<Position>>,
-    pub(super) view: Arc<dyn View>,
+    pub(super) view: Arc<dyn MaterializedView>,
     /// The image that the view was filled from.
     pub(super) image: Option<Image>,
     /// What metrics see.
@@ -77,7 +77,7 @@ pub(super) struct Charge {
     pub(super) table: Arc<Table>,
     /// The end of the log.
     pub(super) durable: Arc<Mutex<Position>>,
-    pub(super) view: Arc<dyn View>,
+    pub(super) view: Arc<dyn MaterializedView>,
     pub(super) image_key: ImageKey,
     pub(super) segment_bytes: u64,
     pub(super) retention: Retention,

@@ -81,8 +81,8 @@ use self::table::Table;
 use super::administrators::Administrators;
 use super::bounds::{self, Kind, Pending};
 use super::{
-    Backup, BackupError, Bounds, Commit, CommitError, Figures, Held, KeyQuery, Page, Part, Reader, Snapshot, Store,
-    StoreError, TableFigures, View, WriteHealth,
+    Backup, BackupError, Bounds, Commit, CommitError, Figures, Held, KeyQuery, MaterializedView, Page, Part, Reader,
+    Snapshot, Store, StoreError, TableFigures, WriteHealth,
 };
 use crate::fair::{self, FairSemaphore};
 use crate::feed::{Feed, Lagged, Subscription};
@@ -157,7 +157,7 @@ pub struct SledStore {
     feed: Feed,
     table_rebuilds: u64,
     bounds: Bounds,
-    view: Arc<dyn View>,
+    view: Arc<dyn MaterializedView>,
     administrators: Arc<Mutex<Administrators>>,
     backing_up: Arc<tokio::sync::Mutex<()>>,
     backup_limits: BackupLimits,
@@ -178,21 +178,21 @@ impl SledStore {
     /// Opens a data directory, in the order that ARCHITECTURE.md gives, and repairs what may be repaired. It blocks
     /// for as long as that takes. Once it is open, `view` has every record as of [`Store::revision`], and
     /// often earlier: see
-    /// [`View::whole`].
+    /// [`MaterializedView::on_loaded`].
     ///
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
-    pub fn open(dir: LockedDir, options: &Options, view: Arc<dyn View>) -> Result<Self, OpenError> {
+    pub fn open(dir: LockedDir, options: &Options, view: Arc<dyn MaterializedView>) -> Result<Self, OpenError> {
         Self::open_filled(dir, options, view, &mut None)
     }
 
     /// Fills `view` from the image or a snapshot, and the journal, and writes nothing: for a disk that is
-    /// full. [`View::whole`] is called if that is possible. What is given back must be handed to
+    /// full. [`MaterializedView::on_loaded`] is called if that is possible. What is given back must be handed to
     /// [`SledStore::open_filled`] later.
     ///
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes, as far as can be told without the table.
-    pub fn fill(dir: &LockedDir, options: &Options, view: &dyn View) -> Result<Option<Filled>, OpenError> {
+    pub fn fill(dir: &LockedDir, options: &Options, view: &dyn MaterializedView) -> Result<Option<Filled>, OpenError> {
         filling::fill(dir, options, view)
     }
 
@@ -204,7 +204,7 @@ impl SledStore {
     pub fn open_filled(
         dir: LockedDir,
         options: &Options,
-        view: Arc<dyn View>,
+        view: Arc<dyn MaterializedView>,
         filled: &mut Option<Filled>,
     ) -> Result<Self, OpenError> {
         let recovered = recovery::recover(&dir, options, SoundTable::Keep, &*view, filled)?;

@@ -19,7 +19,7 @@ use super::journal::{ChainKey, Position};
 use super::recovery::{self, Recovered, SoundTable};
 use super::{OpenError, Options};
 use crate::store::record::{encode_key, pb};
-use crate::store::{PartWriter, View};
+use crate::store::{ChunkWriter, MaterializedView};
 
 /// The entry that ends a restore.
 const RESTORE: &str = "RestoreBackup";
@@ -176,10 +176,10 @@ impl Default for Seen {
     }
 }
 
-impl View for Seen {
-    fn take(&self, records: &[Record]) {
+impl MaterializedView for Seen {
+    fn load(&self, records: &[Record]) {
         for record in records {
-            self.reach_time(record.time());
+            self.advance_time(record.time());
             if let Record::Key(key) = record {
                 let nth = match key.policy.state {
                     State::Active => 0,
@@ -192,11 +192,11 @@ impl View for Seen {
     }
 
     /// A time that is too late does no harm.
-    fn start_over(&self) {
+    fn reset(&self) {
         self.keys.iter().for_each(|count| count.store(0, Ordering::Relaxed));
     }
 
-    fn whole(&self, _: Revision) {}
+    fn on_loaded(&self, _: Revision) {}
 
     fn revision(&self) -> Revision {
         Revision(0)
@@ -206,23 +206,23 @@ impl View for Seen {
         UnixMillis(self.latest.load(Ordering::Relaxed))
     }
 
-    fn reach_time(&self, time: UnixMillis) {
+    fn advance_time(&self, time: UnixMillis) {
         self.latest.fetch_max(time.0, Ordering::Relaxed);
     }
 
-    fn parts(&self) -> usize {
+    fn chunk_count(&self) -> usize {
         0
     }
 
-    fn form(&self) -> u32 {
+    fn format_version(&self) -> u32 {
         0
     }
 
-    fn writer(&self) -> Box<dyn PartWriter + '_> {
+    fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_> {
         Box::new(())
     }
 
-    fn read_part(&self, _: usize, _: &[u8]) -> Option<()> {
+    fn read_chunk(&self, _: usize, _: &[u8]) -> Option<()> {
         None
     }
 }

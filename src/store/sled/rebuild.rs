@@ -15,7 +15,7 @@ use super::snapshot::{self, SnapshotError};
 use super::sums::SumKey;
 use super::table::{Row, Table, TableError};
 use crate::progress::Progress;
-use crate::store::View;
+use crate::store::MaterializedView;
 use crate::store::record::{DecodeError, decode_key, decode_tenant, pb};
 
 /// Rows that one transaction writes at least, while there are as many.
@@ -90,7 +90,7 @@ pub(super) fn catch_up(
     key: &ChainKey,
     table: &Table,
     end: &End,
-    view: &dyn View,
+    view: &dyn MaterializedView,
 ) -> Result<bool, OpenError> {
     let applied = table.applied().map_err(OpenError::Table)?;
     if applied == end.position {
@@ -183,7 +183,7 @@ fn load(table: &Table, path: &PathBuf, key: &SumKey) -> Result<(), LoadError> {
 /// Rows on their way from the journal to the table.
 struct Replay<'a> {
     table: &'a Table,
-    view: &'a dyn View,
+    view: &'a dyn MaterializedView,
     end: Position,
     progress: Progress,
     rows: Vec<Row>,
@@ -199,7 +199,7 @@ impl Replay<'_> {
             }
             match rows_of(entry) {
                 Ok(rows) => {
-                    self.view.take(&rows.iter().map(|row| row.record.clone()).collect::<Vec<_>>());
+                    self.view.load(&rows.iter().map(|row| row.record.clone()).collect::<Vec<_>>());
                     self.rows.extend(rows);
                 }
                 Err(source) => self.failed = Some(OpenError::Redo { revision: Revision(entry.revision), source }),

@@ -27,7 +27,7 @@ use super::table::{Table, TableError, guard};
 use super::watermark::Watermark;
 use super::{HeadFault, OpenError, Options};
 use crate::parallel;
-use crate::store::View;
+use crate::store::MaterializedView;
 use crate::store::record::{DecodeError, pb};
 
 /// An opened directory.
@@ -68,7 +68,7 @@ pub(super) fn recover(
     dir: &LockedDir,
     options: &Options,
     sound: SoundTable,
-    view: &dyn View,
+    view: &dyn MaterializedView,
     filled: &mut Option<Filled>,
 ) -> Result<Recovered, OpenError> {
     let before = *filled;
@@ -100,10 +100,10 @@ pub(super) fn recover(
     watermark.sync()?;
 
     let mut whole = || {
-        view.whole(end.position.revision);
+        view.on_loaded(end.position.revision);
         *filled = Some(Filled { position: end.position, image });
     };
-    let (table, lacking): (_, &dyn View) = if is_full {
+    let (table, lacking): (_, &dyn MaterializedView) = if is_full {
         whole();
         (read_through(table, &dir.table(), &())?, &())
     } else {
@@ -118,7 +118,7 @@ pub(super) fn recover(
         }
         unfit => {
             drop(unfit);
-            lacking.start_over();
+            lacking.reset();
             let built = rebuild(dir, &key, &end)?;
             // It was built from what was checked; but what the index is to hold is what the table holds.
             built.check(lacking).map_err(OpenError::Table)?;
@@ -158,7 +158,7 @@ pub(super) fn check_journal_and_fill(
     key: &ChainKey,
     (acknowledged, head): (Option<Position>, Option<Head>),
     image: Found,
-    view: &dyn View,
+    view: &dyn MaterializedView,
 ) -> Result<(End, Option<Image>), OpenError> {
     let watermark = acknowledged.unwrap_or(Position::START);
     let wanted = [watermark].into_iter().chain(head.map(Position::from));
@@ -200,7 +200,7 @@ pub(super) fn check_journal_and_fill(
 
 /// What hands the records of entries to a view, and notes those that do not decode.
 pub(super) fn taken_by(
-    view: &dyn View,
+    view: &dyn MaterializedView,
     undecoded: &Mutex<Option<DecodeError>>,
 ) -> impl Fn(Vec<pb::JournalEntry>) + Sync {
     |entries| {
@@ -212,7 +212,7 @@ pub(super) fn taken_by(
                 Err(error) => *undecoded.lock() = Some(error),
             }
         }
-        view.take(&records);
+        view.load(&records);
     }
 }
 
@@ -319,7 +319,7 @@ fn open_table(path: &Path, key: &ChainKey) -> Result<Option<Table>, OpenError> {
 }
 
 /// Reads all of a table into a view. `None`: it must be rebuilt.
-fn read_through(table: Option<Table>, path: &Path, view: &dyn View) -> Result<Option<Table>, OpenError> {
+fn read_through(table: Option<Table>, path: &Path, view: &dyn MaterializedView) -> Result<Option<Table>, OpenError> {
     let Some(table) = table else { return Ok(None) };
     let read = usable(path, || table.check(view))?;
     Ok(read.map(|()| table))

@@ -14,7 +14,7 @@ use super::sums::Sum;
 use super::table::{Table, TableError, guard};
 use crate::parallel;
 use crate::progress::Progress;
-use crate::store::View;
+use crate::store::MaterializedView;
 use crate::store::record::{decode_key, decode_tenant};
 
 /// Parts that the keys are read in, by the first byte of their digests.
@@ -31,7 +31,7 @@ impl Table {
     ///
     /// # Errors
     /// When anything does not fit.
-    pub fn check(&self, view: &dyn View) -> Result<(), TableError> {
+    pub fn check(&self, view: &dyn MaterializedView) -> Result<(), TableError> {
         let noted = self.sums()?;
         let has_facets = self.has_this_layout()?;
         let walk = Walk {
@@ -111,7 +111,7 @@ impl Tally {
 
 struct Walk<'a> {
     table: &'a Table,
-    view: &'a dyn View,
+    view: &'a dyn MaterializedView,
     names: RandomState,
     /// So that nobody reads on where all is in vain.
     failed: AtomicBool,
@@ -166,7 +166,7 @@ impl Walk<'_> {
             let (name, bytes) = entry?;
             found.tenants.add(self.table.sum_key(), &name, &bytes);
             found.bytes += (name.len() + bytes.len()) as u64;
-            self.view.take(&[Record::Tenant(Arc::new(decode_tenant(&bytes)?))]);
+            self.view.load(&[Record::Tenant(Arc::new(decode_tenant(&bytes)?))]);
         }
         Ok(found)
     }
@@ -197,7 +197,7 @@ impl Walk<'_> {
     }
 
     fn hand_on(&self, batch: &mut Vec<Record>) {
-        self.view.take(batch);
+        self.view.load(batch);
         self.progress.lock().advance(batch.len() as u64);
         batch.clear();
     }
