@@ -247,7 +247,7 @@ impl App {
             face.health.set(&VERDICT_NAMES, true);
             tracing::info!(keys = index.len(), revision = index.revision().0, "make_connection verdicts");
         };
-        // Verdicts come first: where there is an image of the index, long before the table has been read.
+        // Verdicts come first: where there is an index checkpoint, long before the table has been read.
         let revision = tokio::select! {
             revision = opening.index_is_whole() => revision.unwrap_or_default(),
             () = &mut asked => return Err(StartError::give_up(face, stop).await),

@@ -17,7 +17,7 @@ use super::{Deps, Engine, StartError};
 use crate::config::Settings;
 use crate::fatal::die;
 use crate::grpc::state::StateHandle;
-use crate::index::{self, Index, Step, image};
+use crate::index::{self, Index, Step, checkpoint};
 use crate::keyring::Keyring;
 use crate::lifecycle::Tasks;
 use crate::progress::Progress;
@@ -222,11 +222,11 @@ impl MaterializedView for Filling {
     }
 
     fn chunk_count(&self) -> usize {
-        image::CHUNKS
+        checkpoint::CHUNKS
     }
 
     fn format_version(&self) -> u32 {
-        image::FORMAT_VERSION
+        checkpoint::FORMAT_VERSION
     }
 
     fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_> {
@@ -250,8 +250,8 @@ fn in_use(found: index::InUse) -> InUse {
     InUse { count: found.count, missing: found.missing }
 }
 
-/// The parts of the index, on their way into an image.
-struct Parts<'a>(image::Writer<'a>);
+/// The parts of the index, on their way into a checkpoint.
+struct Parts<'a>(checkpoint::Writer<'a>);
 
 impl ChunkWriter for Parts<'_> {
     fn write_chunk(&mut self, number: usize, out: &mut Vec<u8>) {

@@ -44,7 +44,7 @@ pub(super) struct Compaction {
 pub enum Step {
     /// The next step.
     More,
-    /// A pause: an image is being written, or somebody still reads what was replaced.
+    /// A pause: a checkpoint is being written, or somebody still reads what was replaced.
     Wait,
     /// Nothing. There are few unused names.
     Done,

@@ -5,13 +5,13 @@
 //!
 //! Reading order: `shard` (the entries of some digests), `entry` (what is kept of a key) and its `codec`,
 //! `names` (what keys share) and their `ledger` (what of it is in use), `compaction` (giving back what is
-//! not), `states` (how many are in each), `ahead` (reading ahead of lookups), `image` (all of it as bytes).
+//! not), `states` (how many are in each), `ahead` (reading ahead of lookups), `checkpoint` (all of it as bytes).
 
 pub mod ahead;
+pub mod checkpoint;
 mod codec;
 mod compaction;
 mod entry;
-pub mod image;
 mod ledger;
 mod names;
 mod shard;
@@ -48,7 +48,7 @@ pub struct Index {
     shards: Box<[Place]>,
     /// The generation of names that shards are of, or are to be.
     current: Mutex<Arc<Names>>,
-    /// One compaction at a time, and none while an image is written.
+    /// One compaction at a time, and none while a checkpoint is written.
     compaction: Mutex<Option<Compaction>>,
     compacting: AtomicBool,
     /// How many there were.

@@ -1,4 +1,4 @@
-//! A start from an image answers verdicts before it has read its table.
+//! A start from a checkpoint answers verdicts before it has read its table.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -28,7 +28,7 @@ use crate::harness::{Handle, Issued, START, Seeded, new_key};
 /// What is read of a snapshot to know where it stands.
 const HEADER_BYTES: usize = 104;
 
-/// A server that keeps little of its journal, so that there are snapshots and an image.
+/// A server that keeps little of its journal, so that there are snapshots and a checkpoint.
 struct Small {
     dir: TempDir,
     admin: String,
@@ -84,7 +84,7 @@ impl Small {
         found
     }
 
-    /// A stopped server with snapshots, an image, and two keys that were changed after it.
+    /// A stopped server with snapshots, a checkpoint, and two keys that were changed after it.
     async fn stopped() -> (Self, [Issued; 2]) {
         let mut small = Self { dir: tempfile::tempdir().unwrap(), admin: String::new() };
         let app = small.start().await;
@@ -94,7 +94,7 @@ impl Small {
         while small.files("index", "kwi").is_empty() || small.files("snapshot", "kws").len() < 2 {
             let description = "d".repeat(512);
             admin.create(pb::CreateKeyRequest { description, ..new_key("One of many", &[]) }).await.unwrap();
-            assert!(begun.elapsed() < Duration::from_secs(60), "there is no image, or no snapshots");
+            assert!(begun.elapsed() < Duration::from_secs(60), "there is no checkpoint, or no snapshots");
         }
         let (kept, disabled) = (admin.issue("Kept", &[]).await, admin.issue("Disabled", &[]).await);
         admin.disable_key(&disabled.key).await;

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::conformance::{create, key, open, options};
 use crate::disk::copy_dir;
-use crate::image::{self, Watched, with_image};
+use crate::index_checkpoint::{self, Watched, with_checkpoint};
 use crate::retention::{self, segments, shortened, snapshots};
 
 const SEGMENT_BYTES: u64 = 16 * 1024;
@@ -31,14 +31,14 @@ fn files_below(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// Fills a view without writing anything, and opens the store behind it.
-async fn is_filled_and_goes_on(dir: &TempDir, keys: u32, begins_with_image: bool) {
+async fn is_filled_and_goes_on(dir: &TempDir, keys: u32, begins_with_checkpoint: bool) {
     let before = files_below(dir.path());
     let view = Watched::new();
     let locked = LockedDir::lock_unchanged(dir.path()).unwrap();
     let mut filled = SledStore::fill(&locked, &options(SEGMENT_BYTES), &*view).unwrap();
     assert!(filled.is_some());
     assert!(files_below(dir.path()) == before, "nothing is written");
-    assert_eq!(view.knew_an_image(), begins_with_image);
+    assert_eq!(view.knew_a_checkpoint(), begins_with_checkpoint);
     let knows_all = || {
         assert_eq!(view.index.len(), keys as usize);
         for number in 0..keys {
@@ -54,7 +54,7 @@ async fn is_filled_and_goes_on(dir: &TempDir, keys: u32, begins_with_image: bool
     let store = SledStore::open_filled(locked, &options(SEGMENT_BYTES), view.clone(), &mut filled).unwrap();
     assert_eq!(store.revision(), revision);
     // Verdicts are answered from it meanwhile.
-    assert!(!view.let_go_of_an_image() && view.records_taken() == taken, "what was filled is left alone");
+    assert!(!view.let_go_of_a_checkpoint() && view.records_taken() == taken, "what was filled is left alone");
     assert_eq!(*view.whole.lock().first().unwrap(), revision);
     knows_all();
     create(&store, keys).await;
@@ -62,15 +62,15 @@ async fn is_filled_and_goes_on(dir: &TempDir, keys: u32, begins_with_image: bool
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_and_the_journal_are_enough() {
-    is_filled_and_goes_on(&with_image().await, image::KEYS, true).await;
+async fn a_checkpoint_and_the_journal_are_enough() {
+    is_filled_and_goes_on(&with_checkpoint().await, index_checkpoint::KEYS, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_journal_alone_is_enough_where_it_has_everything() {
-    let dir = with_image().await;
+    let dir = with_checkpoint().await;
     fs::remove_dir_all(dir.path().join("index")).unwrap();
-    is_filled_and_goes_on(&dir, image::KEYS, false).await;
+    is_filled_and_goes_on(&dir, index_checkpoint::KEYS, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,7 +106,7 @@ async fn an_older_snapshot_is_enough_where_the_newest_is_damaged() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_damaged_or_missing_is_not_answered_from() {
-    let dir = with_image().await;
+    let dir = with_checkpoint().await;
     let refused = |dir: &TempDir| {
         let view = Watched::new();
         let locked = LockedDir::lock_unchanged(dir.path()).unwrap();
@@ -130,10 +130,10 @@ async fn what_is_damaged_or_missing_is_not_answered_from() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_is_not_opened_behind_a_view_of_another_log() {
-    let (dir, other) = (with_image().await, tempfile::tempdir().unwrap());
+    let (dir, other) = (with_checkpoint().await, tempfile::tempdir().unwrap());
     copy_dir(dir.path(), other.path());
     let store = open(&other, SEGMENT_BYTES);
-    create(&store, image::KEYS).await;
+    create(&store, index_checkpoint::KEYS).await;
     store.close().await.unwrap();
     drop(store);
     for (filled_from, opened, earlier) in [(&dir, &other, true), (&other, &dir, false)] {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use keyward::index::{Index, Kind, Step, image};
+use keyward::index::{Index, Kind, Step, checkpoint};
 use keyward_core::decision::Policy;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Record, Revision};
@@ -48,9 +48,9 @@ fn assert_own_names(index: &Index, digest: &Digest) -> u64 {
     entry.revision().0
 }
 
-fn of_image(index: &Index) -> Index {
+fn of_checkpoint(index: &Index) -> Index {
     let (copy, mut writer) = (Index::default(), index.checkpoint_writer());
-    let mut parts = vec![vec![]; image::CHUNKS];
+    let mut parts = vec![vec![]; checkpoint::CHUNKS];
     parts.iter_mut().enumerate().for_each(|(number, part)| writer.write_chunk(number, part));
     drop(writer);
     // The last one comes first, as at a start.
@@ -70,7 +70,7 @@ fn names_go_when_no_key_uses_them() {
     fold(&index, (0..200).map(|number| plain(number, 2)));
     assert_eq!(Kind::ALL.map(|kind| index.names_in_use(kind)), [1, 3, 1, 0]);
     assert_eq!(index.names_unused(), 200 + 200 + 1 + 1_000);
-    let whole = of_image(&index);
+    let whole = of_checkpoint(&index);
     assert_eq!(whole.names_unused(), 0, "only names in use are written");
     index.compact();
     assert_eq!((index.names_unused(), index.compactions()), (0, 1));
@@ -95,14 +95,14 @@ fn whoever_reads_a_key_keeps_its_names_whatever_is_given_back_meanwhile() {
     assert!((0..100).all(|number| assert_own_names(&index, &key(number).secret.digest) == 3));
 }
 
-/// Writers, compactions, images and readers, all at a time, with names that are never the same twice.
+/// Writers, compactions, checkpoints and readers, all at a time, with names that are never the same twice.
 #[test]
 fn nobody_reads_the_name_of_another_key_while_names_are_given_back() {
     const KEYS: u32 = 64;
     const FORMS: u64 = 120;
     let index = Index::default();
     fold(&index, (0..KEYS).map(|number| form(number, 1)));
-    let (done, reads, images) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let (done, reads, checkpoints) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     thread::scope(|scope| {
         for reader in 0..3_u32 {
             let (index, done, reads) = (&index, &done, &reads);
@@ -127,9 +127,9 @@ fn nobody_reads_the_name_of_another_key_while_names_are_given_back() {
         });
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                let copy = of_image(&index);
+                let copy = of_checkpoint(&index);
                 assert_eq!(copy.len(), KEYS as usize);
-                images.fetch_add(1, Ordering::Relaxed);
+                checkpoints.fetch_add(1, Ordering::Relaxed);
                 assert!((0..KEYS).all(|number| assert_own_names(&copy, &key(number).secret.digest) > 0));
             }
         });
@@ -151,16 +151,19 @@ fn nobody_reads_the_name_of_another_key_while_names_are_given_back() {
         done.store(true, Ordering::Relaxed);
         written.into_iter().for_each(|written| written.unwrap());
     });
-    let (reads, images, compactions) = (reads.into_inner(), images.into_inner(), index.compactions());
-    assert!(reads > 0 && images > 0 && compactions > 0, "{reads} reads, {images} images, {compactions} compactions");
+    let (reads, checkpoints, compactions) = (reads.into_inner(), checkpoints.into_inner(), index.compactions());
+    assert!(
+        reads > 0 && checkpoints > 0 && compactions > 0,
+        "{reads} reads, {checkpoints} checkpoints, {compactions} compactions"
+    );
     index.compact();
     assert_eq!(Kind::ALL.map(|kind| index.names_in_use(kind)), [64, 64, 1, 320], "each use was counted once");
     assert_eq!(index.names_unused(), 0);
 }
 
-/// The entries of an image must all be of one generation.
+/// The entries of a checkpoint must all be of one generation.
 #[test]
-fn no_compaction_goes_on_while_an_image_is_written() {
+fn no_compaction_goes_on_while_a_checkpoint_is_written() {
     const KEYS: u32 = 340;
     let index = Index::default();
     let many = |number: u32| {
@@ -172,7 +175,7 @@ fn no_compaction_goes_on_while_an_image_is_written() {
     fold(&index, (0..KEYS).map(|number| form(number, 2)));
     assert!(index.wants_compaction());
     let (copy, mut writer, mut part) = (Index::default(), index.checkpoint_writer(), vec![]);
-    for number in 0..image::CHUNKS {
+    for number in 0..checkpoint::CHUNKS {
         part.clear();
         writer.write_chunk(number, &mut part);
         thread::scope(|scope| assert_eq!(scope.spawn(|| index.compaction_step()).join().unwrap(), Step::Wait));
@@ -196,13 +199,13 @@ fn no_compaction_goes_on_while_an_image_is_written() {
 enum Deed {
     RecordWrite(Vec<(u8, u8, u8, Vec<u8>)>),
     Compact,
-    Image,
+    Checkpoint,
     Clear,
 }
 
 fn deeds() -> impl Strategy<Value = Deed> {
     let keys = vec((0..12_u8, 0..3_u8, 0..6_u8, vec(0..9_u8, 0..5)), 1..8);
-    prop_oneof![6 => keys.prop_map(Deed::RecordWrite), 2 => Just(Deed::Compact), 1 => Just(Deed::Image), 1 => Just(Deed::Clear)]
+    prop_oneof![6 => keys.prop_map(Deed::RecordWrite), 2 => Just(Deed::Compact), 1 => Just(Deed::Checkpoint), 1 => Just(Deed::Clear)]
 }
 
 proptest! {
@@ -233,7 +236,7 @@ proptest! {
                     }
                 }
                 Deed::Compact => index.compact(),
-                Deed::Image => index = of_image(&index),
+                Deed::Checkpoint => index = of_checkpoint(&index),
                 Deed::Clear => {
                     index.clear();
                     map.clear();

@@ -1,4 +1,4 @@
-//! What names that come and go leave behind: memory, the image of the index, the table, and how long a start takes.
+//! What names that come and go leave behind: memory, the index checkpoint, the table, and how long a start takes.
 //!
 //! `churn <keyward> <data directory> [--keys N] [--updates N] [--scopes N]`
 //!
@@ -6,7 +6,7 @@
 //! change brings as many
 //! new scopes as said (40,000 changes of 60), and then gives each key one and the same scope. It says what
 //! the process takes
-//! before, after and a while later, and what files are there; then how a start goes with the image of the
+//! before, after and a while later, and what files are there; then how a start goes with the checkpoint of the
 //! index and without it,
 //! five times each, in turns. What is in the environment is in that of the program:
 //! `KEYWARD_SCOPES_PER_TENANT_MAX` must be
@@ -81,13 +81,13 @@ async fn main() -> Result<(), Failure> {
     println!("{} s later: {} MiB", LATER.as_secs(), server.resident()? >> 20);
     server.stop()?;
     let kib = |name: &str| bytes_below(&data.join(name)) >> 10;
-    println!("table {} KiB, image {} KiB, journal {} KiB", kib("table"), kib("index"), kib("journal"));
+    println!("table {} KiB, checkpoint {} KiB, journal {} KiB", kib("table"), kib("index"), kib("journal"));
 
     let mut starts = [vec![], vec![]];
     let aside = data.join("index.aside");
     for _ in 0..STARTS {
-        for (with_image, taken) in [true, false].into_iter().zip(&mut starts) {
-            let moved = !with_image && fs::rename(data.join("index"), &aside).is_ok();
+        for (with_checkpoint, taken) in [true, false].into_iter().zip(&mut starts) {
+            let moved = !with_checkpoint && fs::rename(data.join("index"), &aside).is_ok();
             let server = Server::start(program, data)?;
             taken.push((
                 server.verdicts_after.as_secs_f64(),
@@ -105,7 +105,7 @@ async fn main() -> Result<(), Failure> {
     for (name, taken) in ["with", "without"].iter().zip(&mut starts) {
         let of = |pick: fn(&(f64, f64, u64)) -> f64| median(&taken.iter().map(pick).collect::<Vec<_>>());
         println!(
-            "start {name} the image: verdicts after {:.3} s, all after {:.3} s, {:.0} MiB",
+            "start {name} the checkpoint: verdicts after {:.3} s, all after {:.3} s, {:.0} MiB",
             of(|one| one.0),
             of(|one| one.1),
             of(|one| one.2 as f64)
@@ -159,7 +159,10 @@ impl Server {
                 verdicts_after = began.elapsed();
             } else if line.contains("serving keys=") {
                 break;
-            } else if ["WARN", "ERROR", "the table ", "longer than the image"].iter().any(|said| line.contains(said)) {
+            } else if ["WARN", "ERROR", "the table ", "longer than the checkpoint"]
+                .iter()
+                .any(|said| line.contains(said))
+            {
                 println!("    {line}");
             }
         }

@@ -232,7 +232,7 @@ impl LockedDir {
         self.path.join("snapshot")
     }
 
-    pub(super) fn images(&self) -> PathBuf {
+    pub(super) fn checkpoints(&self) -> PathBuf {
         self.path.join("index")
     }
 

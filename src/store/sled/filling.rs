@@ -1,5 +1,5 @@
 //! Filling a view without writing anything: for a start on a disk that is full. The table is left alone,
-//! because sled writes as it opens; what it holds is in the image, or in a snapshot, and in the journal.
+//! because sled writes as it opens; what it holds is in the checkpoint, or in a snapshot, and in the journal.
 
 use std::fs::File;
 use std::io;
@@ -7,8 +7,8 @@ use std::path::Path;
 
 use parking_lot::Mutex;
 
+use super::checkpoint::{self, CheckpointKey};
 use super::dir::LockedDir;
-use super::image::{self, ImageKey};
 use super::journal::scan::{End, verify_and_visit};
 use super::journal::{ChainKey, Position};
 use super::rebuild::{Unsound, nothing_to_build_from};
@@ -36,10 +36,10 @@ pub(super) fn fill(
     let key = ChainKey(options.chain_key.clone());
     let acknowledged = Watermark::read(&dir.watermark())?;
     // However long the journal since then is, nothing quicker can be read.
-    let image = image::load(&dir.images(), &ImageKey::of(&key), view, |_| 0);
-    let (end, image) = check_journal_and_fill(dir, &key, (acknowledged, options.demands.head), image, view)?;
+    let checkpoint = checkpoint::load(&dir.checkpoints(), &CheckpointKey::of(&key), view, |_| 0);
+    let (end, checkpoint) = check_journal_and_fill(dir, &key, (acknowledged, options.demands.head), checkpoint, view)?;
     check_watermark(dir, acknowledged, options.demands.accept_watermark_loss, &end)?;
-    if image.is_none() {
+    if checkpoint.is_none() {
         match fill_from_records(dir, &key, &end, view) {
             Ok(()) => {}
             Err(error @ (OpenError::NoSoundSnapshot { .. } | OpenError::NoBeginning { .. })) => {
@@ -51,7 +51,7 @@ pub(super) fn fill(
     }
     make_durable(dir, &end)?;
     view.on_loaded(end.position.revision);
-    Ok(Some(Filled { position: end.position, image }))
+    Ok(Some(Filled { position: end.position, checkpoint }))
 }
 
 /// Fills a view from the newest sound snapshot, if there is one, and the journal.

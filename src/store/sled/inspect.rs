@@ -12,8 +12,8 @@ use keyward_core::event::Revision;
 use keyward_core::head::Head;
 
 use super::OpenError;
+use super::checkpoint::{self, Checkpoint, CheckpointKey};
 use super::dir::LockedDir;
-use super::image::{self, Image, ImageKey};
 use super::journal::scan::{End, segment_numbers, verify};
 use super::journal::{ChainKey, Position};
 use super::recovery::{check_beginning, head_fault, read_table};
@@ -69,16 +69,16 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Resul
     let sum_key = SumKey::of(key);
     let watermark = Watermark::read(&dir.watermark())?;
     let mut findings = Vec::new();
-    let (mut places, mut images) = (Vec::new(), Vec::new());
+    let (mut places, mut checkpoints) = (Vec::new(), Vec::new());
     for (_, path) in snapshot::list(&dir.snapshots())? {
         match snapshot::verify(&path, Some(&sum_key), &|| Ok(())) {
             Ok(contents) => places.push((path.display().to_string(), contents.header.position, contents.keys)),
             Err(error) => findings.push(Finding::doubt(path.display(), error)),
         }
     }
-    for (_, path) in image::list(&dir.images())? {
-        match image::verify(&path, &ImageKey::of(key)) {
-            Ok(image) => images.push((path, image)),
+    for (_, path) in checkpoint::list(&dir.checkpoints())? {
+        match checkpoint::verify(&path, &CheckpointKey::of(key)) {
+            Ok(checkpoint) => checkpoints.push((path, checkpoint)),
             Err(error) => {
                 findings.push(Finding::doubt(path.display(), format!("{error}; the next start reads the table")))
             }
@@ -105,8 +105,8 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Resul
     drop(table);
     drop(copy);
 
-    let at_images = images.iter().flat_map(|(_, image)| [image.position, image.latest]);
-    let wanted = places.iter().map(|(_, at, _)| *at).chain(at_images).chain(watermark);
+    let at_checkpoints = checkpoints.iter().flat_map(|(_, checkpoint)| [checkpoint.position, checkpoint.latest]);
+    let wanted = places.iter().map(|(_, at, _)| *at).chain(at_checkpoints).chain(watermark);
     let wanted: Vec<_> = wanted.chain(expected.map(Position::from)).collect();
     let (end, mut met) = match verify(&dir.journal(), key, &wanted) {
         Ok(verified) => verified,
@@ -127,8 +127,8 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Resul
     for (part, at, keys) in places {
         findings.push(of_place(&part, at, keys, &end, &met));
     }
-    for (path, image) in images {
-        findings.push(of_image(&path, &image, &end, &met));
+    for (path, checkpoint) in checkpoints {
+        findings.push(of_checkpoint(&path, &checkpoint, &end, &met));
     }
     Ok(Inspected { findings, head: Some(end.position.into()) })
 }
@@ -237,16 +237,16 @@ fn of_place(part: &str, at: Position, keys: u64, end: &End, met: &HashSet<Positi
     }
 }
 
-fn of_image(path: &Path, image: &Image, end: &End, met: &HashSet<Position>) -> Finding {
-    let at = image.position.revision;
-    if image.latest.revision > end.position.revision {
-        let (latest, last) = (image.latest.revision, end.position.revision);
+fn of_checkpoint(path: &Path, checkpoint: &Checkpoint, end: &End, met: &HashSet<Position>) -> Finding {
+    let at = checkpoint.position.revision;
+    if checkpoint.latest.revision > end.position.revision {
+        let (latest, last) = (checkpoint.latest.revision, end.position.revision);
         return Finding::doubt(
             path.display(),
             format_args!("revision {latest} was acknowledged, and the journal ends at {last}"),
         );
     }
-    if met.contains(&image.position) && met.contains(&image.latest) {
+    if met.contains(&checkpoint.position) && met.contains(&checkpoint.latest) {
         return Finding::fine(path.display(), format_args!("whole, at revision {at}"));
     }
     Finding::fine(

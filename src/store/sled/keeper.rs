@@ -1,9 +1,9 @@
-//! The keeper: lets old segments of the journal go, once a snapshot stands in for them, and keeps an image of
+//! The keeper: lets old segments of the journal go, once a snapshot stands in for them, and keeps a checkpoint of
 //! the index, so that a start need not read every record.
 //!
 //! A segment goes when the journal is larger than its limit, or when the segment's last change is older than
 //! its limit; and only if two snapshots cover it. What the older one lacks stays in the journal, so that one
-//! damaged file costs nothing; so does what the image of the index lacks, which is made anew first. Nothing
+//! damaged file costs nothing; so does what the index checkpoint lacks, which is made anew first. Nothing
 //! here is on the way of a change or a verdict, or waits for a backup: what fails is tried again later.
 
 use std::fs::{self, File};
@@ -21,9 +21,9 @@ use keyward_core::event::Revision;
 use parking_lot::Mutex;
 
 use super::Options;
+use super::checkpoint::{Checkpoint, CheckpointKey};
 use super::cut::{Cut, CutError};
 use super::dir::LockedDir;
-use super::image::{Image, ImageKey};
 use super::journal::frame::Frame;
 use super::journal::scan::{segment_numbers, segment_path, segment_start};
 use super::journal::writer::free_bytes;
@@ -38,7 +38,7 @@ use crate::store::{MaterializedView, StoreError};
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 /// Snapshots that are kept.
 const SNAPSHOTS_KEPT: usize = 2;
-/// A snapshot or an image is made only if this much is free beside the size of the last one: it must not take
+/// A snapshot or a checkpoint is made only if this much is free beside the size of the last one: it must not take
 /// what changes need.
 pub(super) const FREE_BYTES_MIN: u64 = 128 * 1024 * 1024;
 
@@ -62,8 +62,8 @@ pub(super) struct Parts<'a> {
     pub(super) table: Arc<Table>,
     pub(super) durable: Arc<Mutex<Position>>,
     pub(super) view: Arc<dyn MaterializedView>,
-    /// The image that the view was filled from.
-    pub(super) image: Option<Image>,
+    /// The checkpoint that the view was filled from.
+    pub(super) checkpoint: Option<Checkpoint>,
     /// What metrics see.
     pub(super) latest: Arc<Latest>,
 }
@@ -72,13 +72,13 @@ pub(super) struct Parts<'a> {
 pub(super) struct Charge {
     pub(super) journal: PathBuf,
     pub(super) snapshots: PathBuf,
-    pub(super) images: PathBuf,
+    pub(super) checkpoints: PathBuf,
     pub(super) watermark: PathBuf,
     pub(super) table: Arc<Table>,
     /// The end of the log.
     pub(super) durable: Arc<Mutex<Position>>,
     pub(super) view: Arc<dyn MaterializedView>,
-    pub(super) image_key: ImageKey,
+    pub(super) checkpoint_key: CheckpointKey,
     pub(super) segment_bytes: u64,
     pub(super) retention: Retention,
     pub(super) clock: Arc<dyn Clock>,
@@ -108,17 +108,17 @@ impl Waker {
 
 impl Keeper {
     pub(super) fn start(parts: Parts<'_>) -> io::Result<Self> {
-        let Parts { dir, options, table, durable, view, image, latest } = parts;
+        let Parts { dir, options, table, durable, view, checkpoint, latest } = parts;
         let stopping = Arc::new(AtomicBool::new(false));
         let charge = Charge {
             journal: dir.journal(),
             snapshots: dir.snapshots(),
-            images: dir.images(),
+            checkpoints: dir.checkpoints(),
             watermark: dir.watermark(),
             table,
             durable,
             view,
-            image_key: ImageKey::of(&ChainKey(options.chain_key.clone())),
+            checkpoint_key: CheckpointKey::of(&ChainKey(options.chain_key.clone())),
             segment_bytes: options.segment_bytes,
             retention: options.retention,
             clock: options.clock.clone(),
@@ -126,7 +126,7 @@ impl Keeper {
             stopping: stopping.clone(),
         };
         let (wake, woken) = sync_channel(1);
-        let thread = Builder::new().name("keeper".into()).spawn(move || charge.run(&woken, image))?;
+        let thread = Builder::new().name("keeper".into()).spawn(move || charge.run(&woken, checkpoint))?;
         Ok(Self { wake: Waker(wake), stopping, thread })
     }
 
@@ -181,12 +181,12 @@ struct Sealed {
 }
 
 impl Charge {
-    fn run(&self, woken: &Receiver<()>, mut image: Option<Image>) {
+    fn run(&self, woken: &Receiver<()>, mut checkpoint: Option<Checkpoint>) {
         let mut checked = false;
         while !self.stopping.load(Ordering::Relaxed) {
-            self.see_to("older segments of the journal stay for now", || self.look(&mut checked, &mut image));
-            self.see_to("the next start may take longer: no image of the index was made", || {
-                self.keep_image(&mut image)
+            self.see_to("older segments of the journal stay for now", || self.look(&mut checked, &mut checkpoint));
+            self.see_to("the next start may take longer: no index checkpoint was made", || {
+                self.checkpoint_if_due(&mut checkpoint)
             });
             match woken.recv_timeout(LOOK_EVERY) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
@@ -207,12 +207,12 @@ impl Charge {
     }
 
     /// Nothing goes before it is known which snapshots are sound.
-    fn look(&self, checked: &mut bool, image: &mut Option<Image>) -> Result<(), KeepError> {
+    fn look(&self, checked: &mut bool, checkpoint: &mut Option<Checkpoint>) -> Result<(), KeepError> {
         if !*checked {
             self.check_snapshots()?;
             *checked = true;
         }
-        self.let_go(image)
+        self.let_go(checkpoint)
     }
 
     /// An error once the store closes, so that reading and writing a snapshot end.
@@ -245,7 +245,7 @@ impl Charge {
         Ok(())
     }
 
-    fn let_go(&self, image: &mut Option<Image>) -> Result<(), KeepError> {
+    fn let_go(&self, checkpoint: &mut Option<Checkpoint>) -> Result<(), KeepError> {
         let (mut sealed, bytes) = self.sealed()?;
         let going = self.going(&sealed, bytes);
         let Some(last) = going.checked_sub(1) else { return Ok(()) };
@@ -267,7 +267,7 @@ impl Charge {
         sealed.truncate(going);
         sealed.retain(|segment| segment.end.revision <= covered);
         let Some(last) = sealed.last() else { return Ok(()) };
-        self.keep_image_past(last.end.revision, image)?;
+        self.checkpoint_past(last.end.revision, checkpoint)?;
         // What goes must be nobody's last hope: the watermark's or the table's.
         self.table.flush()?;
         File::open(&self.watermark)?.sync_all()?;

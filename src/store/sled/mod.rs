@@ -20,14 +20,14 @@
 
 mod administrators;
 mod backup;
+mod checkpoint;
+mod checkpoint_schedule;
 mod committer;
 mod condition;
 mod cut;
 mod dir;
 mod error;
 mod filling;
-mod image;
-mod imaging;
 pub mod inspect;
 mod intersection;
 pub mod journal;
@@ -186,7 +186,7 @@ impl SledStore {
         Self::open_filled(dir, options, view, &mut None)
     }
 
-    /// Fills `view` from the image or a snapshot, and the journal, and writes nothing: for a disk that is
+    /// Fills `view` from the checkpoint or a snapshot, and the journal, and writes nothing: for a disk that is
     /// full. [`MaterializedView::on_loaded`] is called if that is possible. What is given back must be handed to
     /// [`SledStore::open_filled`] later.
     ///
@@ -226,7 +226,7 @@ impl SledStore {
             table: table.clone(),
             durable: durable_at.clone(),
             view: view.clone(),
-            image: recovered.image,
+            checkpoint: recovered.checkpoint,
             latest: latest.clone(),
         })?;
         let (committer, progress) = Committer::start(committer::Parts {

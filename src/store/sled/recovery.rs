@@ -1,9 +1,9 @@
 //! Start-up: from whatever a directory holds to a journal and a table that agree, or a refusal that says what is wrong.
 //!
-//! In this order: an image of the view, if there is one; journal (damage before its end refuses), watermark
+//! In this order: a checkpoint of the view, if there is one; journal (damage before its end refuses), watermark
 //! (acknowledged and missing refuses), a head that an operator kept, table (opened; one that is ahead of the journal
 //! refuses), then the first writes: a torn end is cut, and what is there is made durable. Now a view that was filled
-//! from an image is whole. The table is read all through, before the first writes if the view is to be filled from it;
+//! from a checkpoint is whole. The table is read all through, before the first writes if the view is to be filled from it;
 //! one in doubt is moved aside and built anew; and what it lacks is replayed.
 
 use std::collections::HashSet;
@@ -13,9 +13,9 @@ use keyward_core::event::Revision;
 use keyward_core::head::Head;
 use parking_lot::Mutex;
 
+use super::checkpoint::{self, Checkpoint, CheckpointKey, Found};
+use super::checkpoint_schedule::bytes_after;
 use super::dir::LockedDir;
-use super::image::{self, Found, Image, ImageKey};
-use super::imaging::bytes_after;
 use super::journal::scan::{End, verify, verify_and_visit};
 use super::journal::writer::Writer;
 use super::journal::{ChainKey, Position};
@@ -35,8 +35,8 @@ pub(super) struct Recovered {
     pub(super) journal: Journal,
     pub(super) watermark: Watermark,
     pub(super) table: Table,
-    /// The image that the view was filled from.
-    pub(super) image: Option<Image>,
+    /// The checkpoint that the view was filled from.
+    pub(super) checkpoint: Option<Checkpoint>,
     /// How often the table was built anew.
     pub(super) rebuilds: u64,
 }
@@ -53,8 +53,8 @@ pub(super) struct Journal {
 pub struct Filled {
     /// Everything up to here is in it, and nothing after.
     pub(super) position: Position,
-    /// The image that it was begun with.
-    pub(super) image: Option<Image>,
+    /// The checkpoint that it was begun with.
+    pub(super) checkpoint: Option<Checkpoint>,
 }
 
 /// What becomes of a table that is sound.
@@ -80,13 +80,13 @@ pub(super) fn recover(
             return check_filled(dir, &key, (acknowledged, options.demands.head), &filled);
         }
         let lacks = |revision| bytes_after(&dir.journal(), revision);
-        let image = image::load(&dir.images(), &ImageKey::of(&key), view, lacks);
-        check_journal_and_fill(dir, &key, (acknowledged, options.demands.head), image, view)
+        let checkpoint = checkpoint::load(&dir.checkpoints(), &CheckpointKey::of(&key), view, lacks);
+        check_journal_and_fill(dir, &key, (acknowledged, options.demands.head), checkpoint, view)
     });
     // sled reads here and there in its file as it opens, and uses one core; what it changes is its own.
     let (opened, read) = parallel::both(|| open_table(&path, &key), read)?;
-    let ((end, image), mut table) = (read?, opened?);
-    let is_full = before.is_some() || image.is_some();
+    let ((end, checkpoint), mut table) = (read?, opened?);
+    let is_full = before.is_some() || checkpoint.is_some();
     if !is_full {
         table = read_through(table, &dir.table(), view)?;
     }
@@ -101,7 +101,7 @@ pub(super) fn recover(
 
     let mut whole = || {
         view.on_loaded(end.position.revision);
-        *filled = Some(Filled { position: end.position, image });
+        *filled = Some(Filled { position: end.position, checkpoint });
     };
     let (table, lacking): (_, &dyn MaterializedView) = if is_full {
         whole();
@@ -133,7 +133,7 @@ pub(super) fn recover(
     let position = end.position;
     tracing::info!(path = %dir.path().display(), revision = position.revision.0, "data directory is whole");
     let journal = Journal { writer, key, position };
-    Ok(Recovered { journal, watermark, table, image, rebuilds: u64::from(rebuilt) + u64::from(renewed) })
+    Ok(Recovered { journal, watermark, table, checkpoint, rebuilds: u64::from(rebuilt) + u64::from(renewed) })
 }
 
 /// Reads all of the journal once more, for a view that was filled before.
@@ -142,36 +142,36 @@ fn check_filled(
     key: &ChainKey,
     kept: (Option<Position>, Option<Head>),
     filled: &Filled,
-) -> Result<(End, Option<Image>), OpenError> {
+) -> Result<(End, Option<Checkpoint>), OpenError> {
     let (end, _) = check_journal_and_fill(dir, key, kept, Found::None, &())?;
     match filled.position {
-        position if position == end.position => Ok((end, filled.image)),
+        position if position == end.position => Ok((end, filled.checkpoint)),
         position if position.revision > end.position.revision => Err(missing(dir, position.revision, &end)),
         position => Err(OpenError::Foreign { revision: position.revision, journal: dir.journal() }),
     }
 }
 
 /// Reads all of the journal, holds it against the watermark, and brings a view up to its end that was filled
-/// from an image. An image that is of no use is let go of.
+/// from a checkpoint. A checkpoint that is of no use is let go of.
 pub(super) fn check_journal_and_fill(
     dir: &LockedDir,
     key: &ChainKey,
     (acknowledged, head): (Option<Position>, Option<Head>),
-    image: Found,
+    checkpoint: Found,
     view: &dyn MaterializedView,
-) -> Result<(End, Option<Image>), OpenError> {
+) -> Result<(End, Option<Checkpoint>), OpenError> {
     let watermark = acknowledged.unwrap_or(Position::START);
     let wanted = [watermark].into_iter().chain(head.map(Position::from));
-    let image = match image {
-        Found::Read(image) => image,
+    let checkpoint = match checkpoint {
+        Found::Read(checkpoint) => checkpoint,
         other => {
             let (end, met) = verify(&dir.journal(), key, &wanted.collect::<Vec<_>>())?;
             check_journal(dir, key, watermark, &end, &met)?;
             check_head(dir, head, &end, &met)?;
             return match other {
                 // It tells what was acknowledged, also where it is not read.
-                Found::Costly(image) if image.latest.revision > end.position.revision => {
-                    Err(missing(dir, image.latest.revision, &end))
+                Found::Costly(checkpoint) if checkpoint.latest.revision > end.position.revision => {
+                    Err(missing(dir, checkpoint.latest.revision, &end))
                 }
                 _ => Ok((end, None)),
             };
@@ -179,23 +179,23 @@ pub(super) fn check_journal_and_fill(
     };
     let undecoded = Mutex::new(None);
     let fill = taken_by(view, &undecoded);
-    let wanted: Vec<_> = wanted.chain([image.position, image.latest]).collect();
-    let (end, met) = verify_and_visit(&dir.journal(), key, &wanted, image.position.revision, fill)?;
+    let wanted: Vec<_> = wanted.chain([checkpoint.position, checkpoint.latest]).collect();
+    let (end, met) = verify_and_visit(&dir.journal(), key, &wanted, checkpoint.position.revision, fill)?;
     check_journal(dir, key, watermark, &end, &met)?;
-    if image.latest.revision > end.position.revision {
-        return Err(missing(dir, image.latest.revision, &end));
+    if checkpoint.latest.revision > end.position.revision {
+        return Err(missing(dir, checkpoint.latest.revision, &end));
     }
     check_head(dir, head, &end, &met)?;
     let is_there = |at: &Position| met.contains(at) || *at == end.start;
     let unfit = match undecoded.into_inner() {
         Some(error) => Some(error.to_string()),
-        None if is_there(&image.position) && is_there(&image.latest) => None,
+        None if is_there(&checkpoint.position) && is_there(&checkpoint.latest) => None,
         None => Some("it is not of this journal".to_owned()),
     };
     if let Some(why) = unfit {
-        return Ok((end, image::of_no_use(&dir.images(), &why, view)));
+        return Ok((end, checkpoint::of_no_use(&dir.checkpoints(), &why, view)));
     }
-    Ok((end, Some(image)))
+    Ok((end, Some(checkpoint)))
 }
 
 /// What hands the records of entries to a view, and notes those that do not decode.

@@ -42,9 +42,9 @@ pub(crate) enum Target {
     /// The snapshot that sled makes at a start.
     TableNewSnapshot,
     /// What the index held, for a quick start.
-    Images,
-    Image,
-    /// Whatever the thread touches that lets old segments go: snapshots, images, and the journal's oldest segments.
+    Checkpoints,
+    Checkpoint,
+    /// Whatever the thread touches that lets old segments go: snapshots, checkpoints, and the journal's oldest segments.
     Keeper,
 }
 
@@ -63,8 +63,8 @@ pub(crate) struct Case {
 
 use Stage::{FirstStart, Running, Start};
 use Target::{
-    AdminKey, DataDir, Format, Image, Images, Journal, Keeper, Lock, NewSegment, Pepper, Segment, Table, TableBlobs,
-    TableConf, TableDb, TableNewSnapshot, TableSnapshot, Watermark,
+    AdminKey, Checkpoint, Checkpoints, DataDir, Format, Journal, Keeper, Lock, NewSegment, Pepper, Segment, Table,
+    TableBlobs, TableConf, TableDb, TableNewSnapshot, TableSnapshot, Watermark,
 };
 
 /// Stage, file, calls, and the highest number of the call that fails: what a server really does, as strace shows it.
@@ -93,8 +93,8 @@ const CALLS: &[(Stage, Target, &[&str], u32)] = &[
     (Start, TableDb, &["pread64"], 5),
     (Start, TableSnapshot, &["openat", "read", "unlink"], 1),
     (Start, TableNewSnapshot, &["openat", "write", "fsync", "rename"], 1),
-    (Start, Images, &["openat", "getdents64"], 1),
-    (Start, Image, &["openat", "statx", "pread64"], 1),
+    (Start, Checkpoints, &["openat", "getdents64"], 1),
+    (Start, Checkpoint, &["openat", "statx", "pread64"], 1),
     (FirstStart, DataDir, &["mkdir"], 1),
     (FirstStart, DataDir, &["fsync"], 3),
     (FirstStart, Lock, &["openat"], 1),
@@ -168,8 +168,8 @@ impl Target {
             TableDb => at("table/db"),
             TableSnapshot => table_snapshots(data_dir).iter().map(|name| data_dir.join("table").join(name)).collect(),
             TableNewSnapshot => at(&format!("table/{new_snapshot}.generating")),
-            Images => at("index"),
-            Image => images(data_dir),
+            Checkpoints => at("index"),
+            Checkpoint => checkpoints(data_dir),
             Keeper => vec![],
         }
     }
@@ -185,14 +185,14 @@ impl Target {
             Journal | Segment | NewSegment => "/journal".to_owned(),
             Watermark => "/watermark".to_owned(),
             Table | TableConf | TableBlobs | TableDb | TableSnapshot | TableNewSnapshot => "table".to_owned(),
-            Images | Image => "/index".to_owned(),
+            Checkpoints | Checkpoint => "/index".to_owned(),
             Keeper => "segment".to_owned(),
         }
     }
 }
 
-/// The images of the index.
-pub(crate) fn images(data_dir: &Path) -> Vec<PathBuf> {
+/// The index checkpoints.
+pub(crate) fn checkpoints(data_dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(data_dir.join("index")).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).collect()
 }

@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use tokio::time::{sleep, timeout};
 use tonic::Code;
 
-use self::case::{Case, Stage, Target, images, table_snapshots};
+use self::case::{Case, Stage, Target, checkpoints, table_snapshots};
 use crate::Failure;
 use crate::flips::copy;
 use crate::load::{Load, Mix, Shape};
@@ -118,8 +118,8 @@ impl Template {
         let new_snapshot = table_snapshots(&probe.launch.data_dir).pop().ok_or("sled made no snapshot at its start")?;
         stop(&mut server).await?;
         run.discard(&probe);
-        if images(&scene.launch.data_dir).is_empty() {
-            return Err("there is no image of the index".into());
+        if checkpoints(&scene.launch.data_dir).is_empty() {
+            return Err("there is no index checkpoint".into());
         }
         Ok(Self { data_dir: scene.launch.data_dir, oracle, new_snapshot })
     }

@@ -156,7 +156,7 @@ pub fn salvage(dir: &LockedDir, options: &Options, take_unproven: bool) -> Resul
     let aside = aside_path(dir.path(), found.highest);
     create_private_dir(&aside).map_err(named(&aside))?;
     dir.begin()?;
-    let views = [dir.images(), dir.table(), aside_of(&dir.table())];
+    let views = [dir.checkpoints(), dir.table(), aside_of(&dir.table())];
     for part in [dir.journal(), dir.snapshots(), dir.watermark()].into_iter().chain(views) {
         if let Some(name) = part.file_name().filter(|_| part.exists()) {
             fs::rename(&part, aside.join(name)).map_err(named(&part))?;

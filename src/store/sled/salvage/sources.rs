@@ -9,8 +9,8 @@ use keyward_core::event::{Record, Revision};
 
 use super::runs::Anchor;
 use crate::store::sled::OpenError;
+use crate::store::sled::checkpoint::{self, CheckpointKey};
 use crate::store::sled::dir::LockedDir;
-use crate::store::sled::image::{self, ImageKey};
 use crate::store::sled::journal::{ChainKey, Position};
 use crate::store::sled::rebuild::aside_of;
 use crate::store::sled::recovery::read_table;
@@ -66,9 +66,9 @@ pub(super) fn find(dir: &LockedDir, key: &ChainKey) -> Result<Sources, OpenError
         }
     }
     // They have no records, only what Verify needs of them; but they know up to where others were told.
-    for (_, path) in image::list(&dir.images())? {
-        match image::verify(&path, &ImageKey::of(key)) {
-            Ok(image) => sources.highest = sources.highest.max(image.latest.revision),
+    for (_, path) in checkpoint::list(&dir.checkpoints())? {
+        match checkpoint::verify(&path, &CheckpointKey::of(key)) {
+            Ok(checkpoint) => sources.highest = sources.highest.max(checkpoint.latest.revision),
             Err(error) => passed_over(&path, &error),
         }
     }

@@ -9,10 +9,10 @@
 //! ```
 //!
 //! The names are numbered anew, in the order in which the entries come to them, so that those that no entry
-//! uses are not in the image: their number is what the entries have, and nothing else of them is kept.
+//! uses are not in the checkpoint: their number is what the entries have, and nothing else of them is kept.
 //!
 //! What is packed here is kept by this program for itself: whoever changes `entry`, `shard` or this changes
-//! [`FORMAT_VERSION`] too, and images of another form are then not read. tests/it/image.rs holds it to that.
+//! [`FORMAT_VERSION`] too, and checkpoints of another form are then not read. tests/it/index_checkpoint.rs holds it to that.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -39,7 +39,7 @@ const NAMES: usize = SHARDS / CHUNK_SHARDS;
 /// How many parts there are.
 pub const CHUNKS: usize = NAMES + 1;
 
-/// Writes an image, part by part. As long as there is one, no compaction goes on: all entries are of one generation.
+/// Writes a checkpoint, part by part. As long as there is one, no compaction goes on: all entries are of one generation.
 pub struct Writer<'a> {
     index: &'a Index,
     names: Arc<Names>,
@@ -50,7 +50,7 @@ pub struct Writer<'a> {
 }
 
 impl Index {
-    /// Begins an image. It waits for a compaction that is under way, by finishing it.
+    /// Begins a checkpoint. It waits for a compaction that is under way, by finishing it.
     #[must_use]
     pub fn checkpoint_writer(&self) -> Writer<'_> {
         let mut no_compaction = self.compaction.lock();

@@ -1,4 +1,4 @@
-//! Images: what a view held at one position of the log, so that a start need not read every record to fill it.
+//! Checkpoints: what a view held at one position of the log, so that a start need not read every record to fill it.
 //!
 //! ```text
 //! <data>/index/NNNNNNNNNNNNNNNNNNNN.kwi      its name is its revision
@@ -11,11 +11,11 @@
 //!                 │ keyed blake3 of the directory and the 112 bytes before, 32 bytes
 //! ```
 //!
-//! All numbers are little-endian. Changes go on while an image is written, so it may hold some that came
+//! All numbers are little-endian. Changes go on while a checkpoint is written, so it may hold some that came
 //! after its position, none after its latest one. The journal is folded into it from its position on; what is
 //! there already is then passed over, because no form of a record replaces a newer one.
 //!
-//! An image is believed if its seals are ours and both its positions are in the journal: then all that it
+//! A checkpoint is believed if its seals are ours and both its positions are in the journal: then all that it
 //! holds is of this log. It is a copy and nothing else: without it, or in doubt, the table is read. But one
 //! that is ahead of the journal tells of changes that were acknowledged and are missing.
 
@@ -39,7 +39,7 @@ use crate::parallel;
 use crate::progress::Progress;
 use crate::store::MaterializedView;
 
-/// The version of images that this program writes, and the only one it reads.
+/// The version of checkpoints that this program writes, and the only one it reads.
 const VERSION: u32 = 2;
 const MAGIC: &[u8; 8] = b"KEYWARDI";
 const EXTENSION: &str = "kwi";
@@ -51,10 +51,10 @@ const PART_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 const PARTS_MAX: usize = 4_096;
 const BUFFER_BYTES: usize = 1024 * 1024;
 
-/// The key of an image's seals.
-pub(super) struct ImageKey(Zeroizing<[u8; 32]>);
+/// The key of a checkpoint's seals.
+pub(super) struct CheckpointKey(Zeroizing<[u8; 32]>);
 
-impl ImageKey {
+impl CheckpointKey {
     pub(super) fn of(key: &ChainKey) -> Self {
         Self(Zeroizing::new(blake3::derive_key("keyward 2026-11-25 index image v1", &key.0[..])))
     }
@@ -69,9 +69,9 @@ impl ImageKey {
     }
 }
 
-/// Why an image is not used.
+/// Why a checkpoint is not used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ImageError {
+pub(super) enum CheckpointError {
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error("it is of another version or form")]
@@ -80,9 +80,9 @@ pub(super) enum ImageError {
     Damaged,
 }
 
-/// An image that a view was filled with.
+/// A checkpoint that a view was filled with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Image {
+pub(super) struct Checkpoint {
     /// Where the journal goes on from it.
     pub(super) position: Position,
     /// No change after this one is in it.
@@ -91,51 +91,56 @@ pub(super) struct Image {
     pub(super) bytes: u64,
 }
 
-/// The images in a directory, the newest first.
+/// The checkpoints in a directory, the newest first.
 pub(super) fn list(dir: &Path) -> io::Result<Vec<(Revision, PathBuf)>> {
     let found = numbered(dir, EXTENSION)?;
     Ok(found.into_iter().map(|(number, path)| (Revision(number), path)).collect())
 }
 
-/// The newest image, and what was done with it.
+/// The newest checkpoint, and what was done with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// There is none that is sound.
     None,
     /// The view was filled with it.
-    Read(Image),
+    Read(Checkpoint),
     /// It was not read: the journal since then would take longer to read than it saves.
-    Costly(Image),
+    Costly(Checkpoint),
 }
 
-/// Fills a view with the newest image, if there is one that is sound and of use. `lacks` says how many bytes
+/// Fills a view with the newest checkpoint, if there is one that is sound and of use. `lacks` says how many bytes
 /// of the journal there are after a revision.
 ///
-/// It is of use if they are no more than its own. An image has less of each key than the record in the table
+/// It is of use if they are no more than its own. A checkpoint has less of each key than the record in the table
 /// has, and nothing besides; and a byte of it takes far less to read, because it is taken as it is. A byte of
-/// the journal takes no more than one of the table: both hold records. So a start with an image reads less,
+/// the journal takes no more than one of the table: both hold records. So a start with a checkpoint reads less,
 /// of what takes longest, than one without.
-pub(super) fn load(dir: &Path, key: &ImageKey, view: &dyn MaterializedView, lacks: impl Fn(Revision) -> u64) -> Found {
+pub(super) fn load(
+    dir: &Path,
+    key: &CheckpointKey,
+    view: &dyn MaterializedView,
+    lacks: impl Fn(Revision) -> u64,
+) -> Found {
     if view.chunk_count() == 0 {
         return Found::None;
     }
     let newest = match list(dir) {
-        Ok(images) => images.into_iter().next(),
+        Ok(checkpoints) => checkpoints.into_iter().next(),
         Err(error) => {
             of_no_use(dir, &error, view);
             return Found::None;
         }
     };
     let Some((_, path)) = newest else { return Found::None };
-    let found = look(&path, key, view).and_then(|image| {
-        let lacking = lacks(image.position.revision);
-        if lacking > image.bytes {
+    let found = look(&path, key, view).and_then(|checkpoint| {
+        let lacking = lacks(checkpoint.position.revision);
+        if lacking > checkpoint.bytes {
             tracing::info!(
-                image = image.bytes,
+                image = checkpoint.bytes,
                 journal = lacking,
-                "the journal since the image of the index is longer than the image; the table is read instead"
+                "the journal since the index checkpoint is longer than the checkpoint; the table is read instead"
             );
-            return Ok(Found::Costly(image));
+            return Ok(Found::Costly(checkpoint));
         }
         Ok(Found::Read(read(&path, key, view)?))
     });
@@ -145,30 +150,34 @@ pub(super) fn load(dir: &Path, key: &ImageKey, view: &dyn MaterializedView, lack
     })
 }
 
-/// What an image is of, if it is of this form.
-fn look(path: &Path, key: &ImageKey, view: &dyn MaterializedView) -> Result<Image, ImageError> {
+/// What a checkpoint is of, if it is of this form.
+fn look(path: &Path, key: &CheckpointKey, view: &dyn MaterializedView) -> Result<Checkpoint, CheckpointError> {
     let contents = Contents::read(&File::open(path)?, key)?;
     if contents.form != view.format_version() || contents.parts.len() != view.chunk_count() {
-        return Err(ImageError::OtherForm);
+        return Err(CheckpointError::OtherForm);
     }
-    Ok(contents.image)
+    Ok(contents.checkpoint)
 }
 
-/// Lets go of what a view has from an image.
-pub(super) fn of_no_use(path: &Path, why: &dyn fmt::Display, view: &dyn MaterializedView) -> Option<Image> {
-    tracing::warn!(path = %path.display(), %why, "the image of the index is of no use; the table is read instead");
+/// Lets go of what a view has from a checkpoint.
+pub(super) fn of_no_use(path: &Path, why: &dyn fmt::Display, view: &dyn MaterializedView) -> Option<Checkpoint> {
+    tracing::warn!(path = %path.display(), %why, "the index checkpoint is of no use; the table is read instead");
     view.reset();
     None
 }
 
-/// Reads an image into a view, on every core.
-pub(super) fn read(path: &Path, key: &ImageKey, view: &dyn MaterializedView) -> Result<Image, ImageError> {
+/// Reads a checkpoint into a view, on every core.
+pub(super) fn read(
+    path: &Path,
+    key: &CheckpointKey,
+    view: &dyn MaterializedView,
+) -> Result<Checkpoint, CheckpointError> {
     let file = File::open(path)?;
     let contents = Contents::read(&file, key)?;
     if contents.form != view.format_version() || contents.parts.len() != view.chunk_count() {
-        return Err(ImageError::OtherForm);
+        return Err(CheckpointError::OtherForm);
     }
-    let progress = Mutex::new(Progress::begin("reading the image of the index, in parts", contents.parts.len() as u64));
+    let progress = Mutex::new(Progress::begin("reading the index checkpoint, in parts", contents.parts.len() as u64));
     let failed = AtomicBool::new(false);
     let read = parallel::each(contents.parts.len(), |nth| {
         if failed.load(Ordering::Relaxed) {
@@ -178,55 +187,55 @@ pub(super) fn read(path: &Path, key: &ImageKey, view: &dyn MaterializedView) -> 
         let number = contents.parts.len() - 1 - nth;
         let read = contents
             .part(&file, key, number)
-            .and_then(|bytes| view.read_chunk(number, &bytes).ok_or(ImageError::Damaged));
+            .and_then(|bytes| view.read_chunk(number, &bytes).ok_or(CheckpointError::Damaged));
         failed.fetch_or(read.is_err(), Ordering::Relaxed);
         progress.lock().advance(1);
         read
     });
     read.into_iter().collect::<Result<(), _>>()?;
     view.advance_time(contents.latest_time);
-    Ok(contents.image)
+    Ok(contents.checkpoint)
 }
 
-/// Reads all of an image and holds it against its seals.
-pub(super) fn verify(path: &Path, key: &ImageKey) -> Result<Image, ImageError> {
+/// Reads all of a checkpoint and holds it against its seals.
+pub(super) fn verify(path: &Path, key: &CheckpointKey) -> Result<Checkpoint, CheckpointError> {
     let file = File::open(path)?;
     let contents = Contents::read(&file, key)?;
     for number in 0..contents.parts.len() {
         contents.part(&file, key, number)?;
     }
-    Ok(contents.image)
+    Ok(contents.checkpoint)
 }
 
-/// Writes an image of a view, which is there whole or not at all, and removes older ones. The view must have
+/// Writes a checkpoint of a view, which is there whole or not at all, and removes older ones. The view must have
 /// reached the position, and have nothing from after what `newest` gives when all is written. It breaks off
 /// with the error that `may_go_on` gives.
 pub(super) fn create(
     view: &dyn MaterializedView,
     position: Position,
     newest: impl FnOnce() -> Position,
-    key: &ImageKey,
+    key: &CheckpointKey,
     dir: &Path,
     may_go_on: MayGoOn<'_>,
-) -> io::Result<Image> {
+) -> io::Result<Checkpoint> {
     create_private_dir(dir)?;
     let path = dir.join(format!("{:020}.{EXTENSION}", position.revision.0));
     let mut file = NewFile::create(&path)?;
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, Stoppable { inner: &mut file, may_go_on });
-    let image = write(view, position, newest, key, &mut out)?;
+    let checkpoint = write(view, position, newest, key, &mut out)?;
     out.flush()?;
     drop(out);
     file.commit()?;
     // One that cannot be removed is passed over, as long as there is a newer one.
     for (_, other) in list(dir)?.iter().filter(|(_, other)| *other != path) {
         if let Err(error) = fs::remove_file(other) {
-            tracing::warn!(path = %other.display(), %error, "an older image of the index cannot be removed");
+            tracing::warn!(path = %other.display(), %error, "an older index checkpoint cannot be removed");
         }
     }
-    Ok(image)
+    Ok(checkpoint)
 }
 
-/// Removes every image. A start then reads the table.
+/// Removes every checkpoint. A start then reads the table.
 pub(super) fn remove_all(dir: &Path) -> io::Result<()> {
     list(dir)?.iter().try_for_each(|(_, path)| fs::remove_file(path))
 }
@@ -235,9 +244,9 @@ fn write(
     view: &dyn MaterializedView,
     position: Position,
     newest: impl FnOnce() -> Position,
-    key: &ImageKey,
+    key: &CheckpointKey,
     out: &mut impl Write,
-) -> io::Result<Image> {
+) -> io::Result<Checkpoint> {
     let (mut part, mut directory, mut bytes) = (vec![], vec![], 0);
     let mut writer = view.chunk_writer();
     for number in 0..view.chunk_count() {
@@ -249,7 +258,7 @@ fn write(
         directory.extend_from_slice(key.of_part(number, &part).as_bytes());
     }
     drop(writer);
-    // In this order: what comes between the two is in the journal past the image's position.
+    // In this order: what comes between the two is in the journal past the checkpoint's position.
     let (latest_time, latest) = (view.latest_time(), newest());
     let mut end = Vec::with_capacity(END_BYTES);
     end.extend_from_slice(MAGIC);
@@ -266,12 +275,12 @@ fn write(
     end.extend_from_slice(seal.as_bytes());
     out.write_all(&directory)?;
     out.write_all(&end)?;
-    Ok(Image { position, latest, bytes: bytes + (directory.len() + end.len()) as u64 })
+    Ok(Checkpoint { position, latest, bytes: bytes + (directory.len() + end.len()) as u64 })
 }
 
-/// What an image says of itself.
+/// What a checkpoint says of itself.
 struct Contents {
-    image: Image,
+    checkpoint: Checkpoint,
     form: u32,
     latest_time: UnixMillis,
     /// Where each part is, how long it is, and its seal.
@@ -279,56 +288,56 @@ struct Contents {
 }
 
 impl Contents {
-    fn read(file: &File, key: &ImageKey) -> Result<Self, ImageError> {
+    fn read(file: &File, key: &CheckpointKey) -> Result<Self, CheckpointError> {
         let bytes = file.metadata()?.len();
-        let end_at = bytes.checked_sub(END_BYTES as u64).ok_or(ImageError::Damaged)?;
+        let end_at = bytes.checked_sub(END_BYTES as u64).ok_or(CheckpointError::Damaged)?;
         let mut end = [0; END_BYTES];
         file.read_exact_at(&mut end, end_at)?;
         let mut rest = Cursor(&end);
         if rest.array() != Some(*MAGIC) {
-            return Err(ImageError::Damaged);
+            return Err(CheckpointError::Damaged);
         }
         if rest.u32() != Some(VERSION) {
-            return Err(ImageError::OtherForm);
+            return Err(CheckpointError::OtherForm);
         }
-        let form = rest.u32().ok_or(ImageError::Damaged)?;
+        let form = rest.u32().ok_or(CheckpointError::Damaged)?;
         let mut position = || Some(Position { revision: Revision(rest.u64()?), chain: Chain(rest.array()?) });
-        let (position, latest) = position().zip(position()).ok_or(ImageError::Damaged)?;
-        let count = rest.u32().ok_or(ImageError::Damaged)? as usize;
+        let (position, latest) = position().zip(position()).ok_or(CheckpointError::Damaged)?;
+        let count = rest.u32().ok_or(CheckpointError::Damaged)? as usize;
         rest.take(4); // zeros
-        let latest_time = UnixMillis(rest.i64().ok_or(ImageError::Damaged)?);
+        let latest_time = UnixMillis(rest.i64().ok_or(CheckpointError::Damaged)?);
         if count > PARTS_MAX {
-            return Err(ImageError::Damaged);
+            return Err(CheckpointError::Damaged);
         }
-        let directory_at = end_at.checked_sub((count * ENTRY_BYTES) as u64).ok_or(ImageError::Damaged)?;
+        let directory_at = end_at.checked_sub((count * ENTRY_BYTES) as u64).ok_or(CheckpointError::Damaged)?;
         let mut directory = vec![0; count * ENTRY_BYTES];
         file.read_exact_at(&mut directory, directory_at)?;
         let (covered, seal) = end.split_at(COVERED_BYTES);
-        if key.of_end(&directory, covered) != *<&[u8; 32]>::try_from(seal).map_err(|_| ImageError::Damaged)? {
-            return Err(ImageError::Damaged);
+        if key.of_end(&directory, covered) != *<&[u8; 32]>::try_from(seal).map_err(|_| CheckpointError::Damaged)? {
+            return Err(CheckpointError::Damaged);
         }
         let (mut parts, mut at) = (Vec::with_capacity(count), 0);
         for entry in directory.chunks_exact(ENTRY_BYTES) {
             let (length, seal) = entry.split_at(8);
-            let length = Cursor(length).u64().ok_or(ImageError::Damaged)?;
+            let length = Cursor(length).u64().ok_or(CheckpointError::Damaged)?;
             if length > PART_BYTES_MAX {
-                return Err(ImageError::Damaged);
+                return Err(CheckpointError::Damaged);
             }
-            parts.push((at, length as usize, seal.try_into().map_err(|_| ImageError::Damaged)?));
+            parts.push((at, length as usize, seal.try_into().map_err(|_| CheckpointError::Damaged)?));
             at += length;
         }
         if at != directory_at {
-            return Err(ImageError::Damaged);
+            return Err(CheckpointError::Damaged);
         }
-        Ok(Self { image: Image { position, latest, bytes }, form, latest_time, parts })
+        Ok(Self { checkpoint: Checkpoint { position, latest, bytes }, form, latest_time, parts })
     }
 
-    fn part(&self, file: &File, key: &ImageKey, number: usize) -> Result<Vec<u8>, ImageError> {
+    fn part(&self, file: &File, key: &CheckpointKey, number: usize) -> Result<Vec<u8>, CheckpointError> {
         let (at, length, seal) = self.parts[number];
         let mut bytes = vec![0; length];
         file.read_exact_at(&mut bytes, at)?;
         if key.of_part(number, &bytes) != seal {
-            return Err(ImageError::Damaged);
+            return Err(CheckpointError::Damaged);
         }
         Ok(bytes)
     }

@@ -1,4 +1,4 @@
-//! When an image of the view is made: a part of the keeper's work.
+//! When a checkpoint of the view is made: a part of the keeper's work.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,21 +9,21 @@ use std::time::Duration;
 
 use keyward_core::event::Revision;
 
+use super::checkpoint::{self, Checkpoint};
 use super::cut::CutError;
-use super::image::{self, Image};
 use super::journal::Position;
 use super::journal::scan::{segment_numbers, segment_path, segment_start};
 use super::keeper::{Charge, KeepError};
 use super::snapshot::SnapshotError;
 use crate::files::{create_private_dir, remove_unfinished};
 
-/// An image is made when the journal since the last one has so many full segments, and is as large as one part in so many of
-/// the image: so an image costs few times what the journal did, and a start rarely finds one that is not worth reading because the
-/// journal since then is longer ([`image::load`]).
-const IMAGE_SEGMENTS: u64 = 1;
-const IMAGE_PART: u64 = 4;
+/// A checkpoint is made when the journal since the last one has so many full segments, and is as large as one part in so many of
+/// the checkpoint: so a checkpoint costs few times what the journal did, and a start rarely finds one that is not worth reading because the
+/// journal since then is longer ([`checkpoint::load`]).
+const CHECKPOINT_SEGMENTS: u64 = 1;
+const CHECKPOINT_FRACTION: u64 = 4;
 /// Where there is none, so many keys are reason enough: to read them from the table takes half a second.
-const IMAGE_KEYS: u64 = 100_000;
+const CHECKPOINT_KEYS: u64 = 100_000;
 /// Bytes of a segment that are looked at together.
 const LOOKED_AT_BYTES: usize = 16 * 1024;
 /// How often, and how long apart, it is looked whether the index has come up to the journal: 5 seconds in all.
@@ -31,55 +31,62 @@ const VIEW_TRIES: usize = 500;
 const VIEW_PAUSE: Duration = Duration::from_millis(10);
 
 impl Charge {
-    /// Makes an image of the view if a start would have much to read without it.
-    pub(super) fn keep_image(&self, image: &mut Option<Image>) -> Result<(), KeepError> {
+    /// Makes a checkpoint of the view if a start would have much to read without it.
+    pub(super) fn checkpoint_if_due(&self, checkpoint: &mut Option<Checkpoint>) -> Result<(), KeepError> {
         if self.view.chunk_count() == 0 {
             return Ok(());
         }
         let mut later = segment_numbers(&self.journal)?;
         let Some(newest) = later.pop() else { return Ok(()) };
         let start = segment_start(&segment_path(&self.journal, newest))?;
-        let lacking = bytes_of_later(&self.journal, later, image.map(|image| image.position.revision))?;
-        let due = match *image {
-            Some(image) => lacking >= (IMAGE_SEGMENTS * self.segment_bytes).max(image.bytes / IMAGE_PART),
-            None => lacking >= IMAGE_SEGMENTS * self.segment_bytes || self.keys()? >= IMAGE_KEYS,
+        let lacking = bytes_of_later(&self.journal, later, checkpoint.map(|checkpoint| checkpoint.position.revision))?;
+        let due = match *checkpoint {
+            Some(checkpoint) => {
+                lacking >= (CHECKPOINT_SEGMENTS * self.segment_bytes).max(checkpoint.bytes / CHECKPOINT_FRACTION)
+            }
+            None => lacking >= CHECKPOINT_SEGMENTS * self.segment_bytes || self.keys()? >= CHECKPOINT_KEYS,
         };
-        if !due || image.is_some_and(|image| image.position == start) {
+        if !due || checkpoint.is_some_and(|checkpoint| checkpoint.position == start) {
             return Ok(());
         }
-        self.make_image(start, image)
+        self.write_checkpoint(start, checkpoint)
     }
 
-    /// Before the journal goes up to a revision: the image must not need any of that, or the next start could not use it.
-    pub(super) fn keep_image_past(&self, revision: Revision, image: &mut Option<Image>) -> Result<(), KeepError> {
-        if self.view.chunk_count() == 0 || image.is_none_or(|image| image.position.revision >= revision) {
+    /// Before the journal goes up to a revision: the checkpoint must not need any of that, or the next start could not use it.
+    pub(super) fn checkpoint_past(
+        &self,
+        revision: Revision,
+        checkpoint: &mut Option<Checkpoint>,
+    ) -> Result<(), KeepError> {
+        if self.view.chunk_count() == 0 || checkpoint.is_none_or(|checkpoint| checkpoint.position.revision >= revision)
+        {
             return Ok(());
         }
         let Some(&newest) = segment_numbers(&self.journal)?.last() else { return Ok(()) };
-        match self.make_image(segment_start(&segment_path(&self.journal, newest))?, image) {
-            // Kept for the sake of the image, the journal would only take more room. It is a copy, and gives its own back.
+        match self.write_checkpoint(segment_start(&segment_path(&self.journal, newest))?, checkpoint) {
+            // Kept for the sake of the checkpoint, the journal would only take more room. It is a copy, and gives its own back.
             Err(error) if error.is_want_of_room() => {
-                tracing::warn!(%error, "no newer image of the index can be made; the one that is there goes");
-                image::remove_all(&self.images)?;
-                *image = None;
+                tracing::warn!(%error, "no newer index checkpoint can be made; the one that is there goes");
+                checkpoint::remove_all(&self.checkpoints)?;
+                *checkpoint = None;
                 Ok(())
             }
             made => made,
         }
     }
 
-    /// Makes an image that the journal goes on from at a position, which must be the beginning of a segment.
-    fn make_image(&self, start: Position, image: &mut Option<Image>) -> Result<(), KeepError> {
+    /// Makes a checkpoint that the journal goes on from at a position, which must be the beginning of a segment.
+    fn write_checkpoint(&self, start: Position, checkpoint: &mut Option<Checkpoint>) -> Result<(), KeepError> {
         self.wait_for_view(start.revision)?;
-        remove_unfinished(&self.images)?;
-        create_private_dir(&self.images)?;
-        let disk = self.room_for(&self.images, image.map_or(0, |image| image.bytes))?;
+        remove_unfinished(&self.checkpoints)?;
+        create_private_dir(&self.checkpoints)?;
+        let disk = self.room_for(&self.checkpoints, checkpoint.map_or(0, |checkpoint| checkpoint.bytes))?;
         let may_go_on = || self.may_go_on(&disk);
         // Nothing is folded before it is durable.
         let newest = || *self.durable.lock();
-        let made = image::create(&*self.view, start, newest, &self.image_key, &self.images, &may_go_on)?;
-        tracing::info!(revision = start.revision.0, bytes = made.bytes, "made an image of the index");
-        *image = Some(made);
+        let made = checkpoint::create(&*self.view, start, newest, &self.checkpoint_key, &self.checkpoints, &may_go_on)?;
+        tracing::info!(revision = start.revision.0, bytes = made.bytes, "made an index checkpoint");
+        *checkpoint = Some(made);
         Ok(())
     }
 

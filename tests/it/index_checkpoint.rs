@@ -1,4 +1,4 @@
-//! A start from an image of the index is quick, and knows no less.
+//! A start from an index checkpoint is quick, and knows no less.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use keyward::index::{Index, image};
+use keyward::index::{Index, checkpoint};
 use keyward::store::sled::salvage::salvage;
 use keyward::store::sled::{LockedDir, OpenError, Options, Retention, SledStore};
 use keyward::store::{ChunkWriter, MaterializedView, RecordWrite, Store};
@@ -28,7 +28,7 @@ const SEGMENT_BYTES: u64 = 16 * 1024;
 /// So many fill some segments.
 pub(crate) const KEYS: u32 = 400;
 const DISABLED: u32 = 5;
-/// The end of an image, which says what it is of.
+/// The end of a checkpoint, which says what it is of.
 const END_BYTES: usize = 144;
 
 /// An index that keeps an account of what it was filled with.
@@ -45,7 +45,7 @@ pub(crate) struct Watched {
 
 impl Watched {
     pub(crate) fn new() -> Arc<Self> {
-        Self::of_form(image::FORMAT_VERSION)
+        Self::of_form(checkpoint::FORMAT_VERSION)
     }
 
     fn of_form(form: u32) -> Arc<Self> {
@@ -60,13 +60,13 @@ impl Watched {
         })
     }
 
-    /// Whether it was filled from an image.
-    pub(crate) fn knew_an_image(&self) -> bool {
-        self.parts_read.load(Ordering::Relaxed) == image::CHUNKS && self.started_over.load(Ordering::Relaxed) == 0
+    /// Whether it was filled from a checkpoint.
+    pub(crate) fn knew_a_checkpoint(&self) -> bool {
+        self.parts_read.load(Ordering::Relaxed) == checkpoint::CHUNKS && self.started_over.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether it was found that an image is of no use.
-    pub(crate) fn let_go_of_an_image(&self) -> bool {
+    /// Whether it was found that a checkpoint is of no use.
+    pub(crate) fn let_go_of_a_checkpoint(&self) -> bool {
         self.started_over.load(Ordering::Relaxed) > 0
     }
 
@@ -104,7 +104,7 @@ impl MaterializedView for Watched {
     }
 
     fn chunk_count(&self) -> usize {
-        image::CHUNKS
+        checkpoint::CHUNKS
     }
 
     fn format_version(&self) -> u32 {
@@ -123,7 +123,7 @@ impl MaterializedView for Watched {
 
 struct Writing<'a> {
     view: &'a Watched,
-    parts: image::Writer<'a>,
+    parts: checkpoint::Writer<'a>,
 }
 
 impl ChunkWriter for Writing<'_> {
@@ -191,7 +191,7 @@ impl Open {
     }
 }
 
-fn images(dir: &TempDir) -> Vec<PathBuf> {
+fn checkpoints(dir: &TempDir) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir.path().join("index")) else { return vec![] };
     entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|it| it == "kwi")).collect()
 }
@@ -205,12 +205,12 @@ async fn wait_until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-/// Waits until there is an image that a start reads: the journal since then is no longer than the image.
-async fn wait_for_a_useful_image(dir: &TempDir) {
-    wait_until("an image that a start reads", || {
-        let Some(image) = images(dir).pop() else { return false };
-        let Ok(bytes) = fs::metadata(&image).map(|found| found.len()) else { return false };
-        let revision: u64 = image.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+/// Waits until there is a checkpoint that a start reads: the journal since then is no longer than the checkpoint.
+async fn wait_for_a_useful_checkpoint(dir: &TempDir) {
+    wait_until("a checkpoint that a start reads", || {
+        let Some(checkpoint) = checkpoints(dir).pop() else { return false };
+        let Ok(bytes) = fs::metadata(&checkpoint).map(|found| found.len()) else { return false };
+        let revision: u64 = checkpoint.file_stem().unwrap().to_str().unwrap().parse().unwrap();
         let segments =
             fs::read_dir(dir.path().join("journal")).unwrap().map(|it| fs::read(it.unwrap().path()).unwrap());
         let later = segments.filter(|segment| first_of(segment) > revision);
@@ -224,14 +224,14 @@ fn first_of(segment: &[u8]) -> u64 {
     u64::from_le_bytes(segment[16..24].try_into().unwrap())
 }
 
-/// A stopped store with an image, changes after it, and a key that was disabled after it.
-pub(crate) async fn with_image() -> TempDir {
+/// A stopped store with a checkpoint, changes after it, and a key that was disabled after it.
+pub(crate) async fn with_checkpoint() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let open = Open::on(&dir);
     for number in 0..KEYS {
         create(&*open.store, number).await;
     }
-    wait_for_a_useful_image(&dir).await;
+    wait_for_a_useful_checkpoint(&dir).await;
     open.disable(DISABLED).await;
     open.is_whole(KEYS).await;
     open.close().await;
@@ -239,30 +239,30 @@ pub(crate) async fn with_image() -> TempDir {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_from_an_image_knows_every_change_since() {
-    let dir = with_image().await;
+async fn a_start_from_a_checkpoint_knows_every_change_since() {
+    let dir = with_checkpoint().await;
     let open = Open::on(&dir);
-    assert!(open.view.knew_an_image());
+    assert!(open.view.knew_a_checkpoint());
     let taken = open.view.records_taken();
-    assert!(0 < taken && taken < KEYS as usize, "only what came after the image is read: {taken}");
+    assert!(0 < taken && taken < KEYS as usize, "only what came after the checkpoint is read: {taken}");
     assert_eq!(*open.view.whole.lock(), [open.store.revision()], "it was told once that it is whole");
     open.is_whole(KEYS).await;
-    // And life goes on: what was read from an image is written into the next one.
+    // And life goes on: what was read from a checkpoint is written into the next one.
     for number in KEYS..3 * KEYS {
         create(&*open.store, number).await;
     }
     open.is_whole(3 * KEYS).await;
-    wait_for_a_useful_image(&dir).await;
+    wait_for_a_useful_checkpoint(&dir).await;
     open.close().await;
     let open = Open::on(&dir);
-    assert!(open.view.knew_an_image());
+    assert!(open.view.knew_a_checkpoint());
     open.is_whole(3 * KEYS).await;
-    assert_eq!(images(&dir).len(), 1, "one is kept");
+    assert_eq!(checkpoints(&dir).len(), 1, "one is kept");
     open.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_was_written_amid_changes_is_whole() {
+async fn a_checkpoint_that_was_written_amid_changes_is_whole() {
     let dir = tempfile::tempdir().unwrap();
     let open = Open::on(&dir);
     let mut writers = tokio::task::JoinSet::new();
@@ -276,18 +276,18 @@ async fn an_image_that_was_written_amid_changes_is_whole() {
     }
     writers.join_all().await;
     open.disable(DISABLED).await;
-    wait_for_a_useful_image(&dir).await;
+    wait_for_a_useful_checkpoint(&dir).await;
     open.close().await;
     let open = Open::on(&dir);
-    assert!(open.view.knew_an_image());
+    assert!(open.view.knew_a_checkpoint());
     open.is_whole(2 * KEYS).await;
     open.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_image_is_not_used() {
-    let dir = with_image().await;
-    let path = images(&dir).remove(0);
+    let dir = with_checkpoint().await;
+    let path = checkpoints(&dir).remove(0);
     let sound = fs::read(&path).unwrap();
     let end = sound.len();
     // A text of an entry, what tells of a shard, a name, the directory, each field of the end, its seal; and
@@ -307,56 +307,56 @@ async fn a_damaged_image_is_not_used() {
     spoiled.extend([0, 1, END_BYTES - 1, end / 2, end - 1].map(|length| sound[..length].to_vec()));
     // Another one is made where one is of no use.
     let put = |bytes: &[u8]| {
-        images(&dir).iter().for_each(|path| fs::remove_file(path).unwrap());
+        checkpoints(&dir).iter().for_each(|path| fs::remove_file(path).unwrap());
         fs::write(&path, bytes).unwrap();
     };
     for bytes in spoiled {
         put(&bytes);
         let open = Open::on(&dir);
-        assert!(!open.view.knew_an_image() && open.view.let_go_of_an_image());
+        assert!(!open.view.knew_a_checkpoint() && open.view.let_go_of_a_checkpoint());
         open.is_whole(KEYS).await;
         open.close().await;
     }
     put(&sound);
     let open = Open::on(&dir);
-    assert!(open.view.knew_an_image(), "the one that they were made from is sound");
+    assert!(open.view.knew_a_checkpoint(), "the one that they were made from is sound");
     open.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_of_another_form_is_not_used() {
-    let dir = with_image().await;
-    let open = Open::with(&dir, Watched::of_form(image::FORMAT_VERSION + 1)).unwrap();
-    assert!(!open.view.knew_an_image() && open.view.let_go_of_an_image());
+async fn a_checkpoint_of_another_form_is_not_used() {
+    let dir = with_checkpoint().await;
+    let open = Open::with(&dir, Watched::of_form(checkpoint::FORMAT_VERSION + 1)).unwrap();
+    assert!(!open.view.knew_a_checkpoint() && open.view.let_go_of_a_checkpoint());
     open.is_whole(KEYS).await;
     open.close().await;
 }
 
 /// The same pepper file, other changes: a key that is disabled here works there.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_of_another_log_is_not_used() {
-    let (dir, other) = (with_image().await, tempfile::tempdir().unwrap());
+async fn a_checkpoint_of_another_log_is_not_used() {
+    let (dir, other) = (with_checkpoint().await, tempfile::tempdir().unwrap());
     let open = Open::on(&other);
     for number in (0..KEYS).rev() {
         create(&*open.store, number).await;
     }
     open.disable(DISABLED).await;
-    wait_until("an image", || !images(&other).is_empty()).await;
+    wait_until("a checkpoint", || !checkpoints(&other).is_empty()).await;
     open.close().await;
-    let (theirs, ours) = (images(&dir).remove(0), images(&other).remove(0));
+    let (theirs, ours) = (checkpoints(&dir).remove(0), checkpoints(&other).remove(0));
     fs::copy(theirs, ours).unwrap();
     let open = Open::on(&other);
-    assert!(!open.view.knew_an_image() && open.view.let_go_of_an_image());
+    assert!(!open.view.knew_a_checkpoint() && open.view.let_go_of_a_checkpoint());
     open.is_whole(KEYS).await;
     open.close().await;
 }
 
-/// Two histories that part: what the image of one holds past the parting is not true of the other. A key is relabelled
-/// twice here and disabled there, so that the form in the image is the newer one.
+/// Two histories that part: what the checkpoint of one holds past the parting is not true of the other. A key is relabelled
+/// twice here and disabled there, so that the form in the checkpoint is the newer one.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_of_a_log_that_has_parted_from_this_one_is_not_used() {
+async fn a_checkpoint_of_a_log_that_has_parted_from_this_one_is_not_used() {
     let here = tempfile::tempdir().unwrap();
-    let store = open(&here, SEGMENT_BYTES); // which keeps no image
+    let store = open(&here, SEGMENT_BYTES); // which keeps no checkpoint
     for number in 0..KEYS {
         create(&store, number).await;
     }
@@ -366,14 +366,14 @@ async fn an_image_of_a_log_that_has_parted_from_this_one_is_not_used() {
     let there = tempfile::tempdir().unwrap();
     copy_dir(here.path(), there.path());
 
-    // Its first image begins before the parting, and is written when both changes are made.
+    // Its first checkpoint begins before the parting, and is written when both changes are made.
     let view = Watched::new();
     view.write_from.store(parting.0 + 2, Ordering::Relaxed);
     let open = Open::with(&here, view).unwrap();
     for label in ["One", "Other"] {
         change(&open.store, DISABLED, |key| key.display_name = label.to_owned()).await;
     }
-    wait_until("an image", || !images(&here).is_empty()).await;
+    wait_until("a checkpoint", || !checkpoints(&here).is_empty()).await;
     open.close().await;
 
     let store = self::open(&there, SEGMENT_BYTES);
@@ -384,24 +384,24 @@ async fn an_image_of_a_log_that_has_parted_from_this_one_is_not_used() {
     store.close().await.unwrap();
     drop(store);
     fs::create_dir_all(there.path().join("index")).unwrap();
-    let image = images(&here).remove(0);
-    let at = Revision(image.file_stem().unwrap().to_str().unwrap().parse().unwrap());
-    assert!(at < parting && latest_of(&fs::read(&image).unwrap()) == parting.0 + 2);
-    fs::copy(&image, there.path().join("index").join(image.file_name().unwrap())).unwrap();
+    let checkpoint = checkpoints(&here).remove(0);
+    let at = Revision(checkpoint.file_stem().unwrap().to_str().unwrap().parse().unwrap());
+    assert!(at < parting && latest_of(&fs::read(&checkpoint).unwrap()) == parting.0 + 2);
+    fs::copy(&checkpoint, there.path().join("index").join(checkpoint.file_name().unwrap())).unwrap();
     let open = Open::on(&there);
-    assert!(!open.view.knew_an_image() && open.view.let_go_of_an_image());
+    assert!(!open.view.knew_a_checkpoint() && open.view.let_go_of_a_checkpoint());
     open.is_whole(KEYS + 3).await;
     open.close().await;
 }
 
-/// With watermark and table gone and the journal cut, only the image knows that more was acknowledged: up to where it
+/// With watermark and table gone and the journal cut, only the checkpoint knows that more was acknowledged: up to where it
 /// begins, before that, and with nothing left of the journal.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_is_ahead_of_the_journal_stops_the_start() {
-    let whole = with_image().await;
-    let image = images(&whole).remove(0);
-    let revision: u64 = image.file_stem().unwrap().to_str().unwrap().parse().unwrap();
-    let latest = latest_of(&fs::read(&image).unwrap());
+async fn a_checkpoint_that_is_ahead_of_the_journal_stops_the_start() {
+    let whole = with_checkpoint().await;
+    let checkpoint = checkpoints(&whole).remove(0);
+    let revision: u64 = checkpoint.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    let latest = latest_of(&fs::read(&checkpoint).unwrap());
     for keep in [Keep::UpToTheImage, Keep::LessThanThat, Keep::Nothing] {
         let dir = tempfile::tempdir().unwrap();
         copy_dir(whole.path(), dir.path());
@@ -412,36 +412,36 @@ async fn an_image_that_is_ahead_of_the_journal_stops_the_start() {
     }
 }
 
-/// What comes after an image is read from the journal. If that is more than the image, a start is quicker
+/// What comes after a checkpoint is read from the journal. If that is more than the checkpoint, a start is quicker
 /// from the table.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_is_not_read_where_the_journal_since_then_is_longer() {
-    let dir = with_image().await;
-    let image = images(&dir).remove(0);
-    let (name, bytes) = (image.file_name().unwrap().to_owned(), fs::read(&image).unwrap());
+async fn a_checkpoint_is_not_read_where_the_journal_since_then_is_longer() {
+    let dir = with_checkpoint().await;
+    let checkpoint = checkpoints(&dir).remove(0);
+    let (name, bytes) = (checkpoint.file_name().unwrap().to_owned(), fs::read(&checkpoint).unwrap());
     let open = Open::on(&dir);
     for number in KEYS..3 * KEYS {
         create(&*open.store, number).await;
     }
-    wait_until("another image", || !image.exists()).await;
+    wait_until("another checkpoint", || !checkpoint.exists()).await;
     open.close().await;
-    images(&dir).iter().for_each(|image| fs::remove_file(image).unwrap());
+    checkpoints(&dir).iter().for_each(|checkpoint| fs::remove_file(checkpoint).unwrap());
     fs::write(dir.path().join("index").join(name), &bytes).unwrap();
     let open = Open::on(&dir);
     assert_eq!(open.view.parts_read.load(Ordering::Relaxed), 0);
-    assert!(!open.view.let_go_of_an_image(), "and nothing is wrong with it");
+    assert!(!open.view.let_go_of_a_checkpoint(), "and nothing is wrong with it");
     open.is_whole(3 * KEYS).await;
-    wait_for_a_useful_image(&dir).await;
+    wait_for_a_useful_checkpoint(&dir).await;
     open.close().await;
     let open = Open::on(&dir);
-    assert!(open.view.knew_an_image(), "another one was made in its place");
+    assert!(open.view.knew_a_checkpoint(), "another one was made in its place");
     open.is_whole(3 * KEYS).await;
     open.close().await;
 }
 
-/// An image that is not worth reading still knows what was acknowledged.
+/// A checkpoint that is not worth reading still knows what was acknowledged.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_is_not_read_still_tells_of_missing_changes() {
+async fn a_checkpoint_that_is_not_read_still_tells_of_missing_changes() {
     let dir = tempfile::tempdir().unwrap();
     let view = Watched::new();
     view.write_from.store(u64::from(3 * KEYS), Ordering::Relaxed);
@@ -450,13 +450,14 @@ async fn an_image_that_is_not_read_still_tells_of_missing_changes() {
         create(&*open.store, number).await;
     }
     // It begins where the journal was when its writing began, and knows of all that came until it was written.
-    wait_until("an image", || !images(&dir).is_empty()).await;
-    let (image, bytes) = images(&dir).pop().map(|image| (image.clone(), fs::read(image).unwrap())).unwrap();
+    wait_until("a checkpoint", || !checkpoints(&dir).is_empty()).await;
+    let (checkpoint, bytes) =
+        checkpoints(&dir).pop().map(|checkpoint| (checkpoint.clone(), fs::read(checkpoint).unwrap())).unwrap();
     open.close().await;
     let latest = latest_of(&bytes);
     assert_eq!(latest, u64::from(3 * KEYS));
-    images(&dir).iter().for_each(|image| fs::remove_file(image).unwrap());
-    fs::write(&image, &bytes).unwrap();
+    checkpoints(&dir).iter().for_each(|checkpoint| fs::remove_file(checkpoint).unwrap());
+    fs::write(&checkpoint, &bytes).unwrap();
     fs::remove_file(dir.path().join("watermark")).unwrap();
     fs::remove_dir_all(dir.path().join("table")).unwrap();
     let mut segments: Vec<_> = fs::read_dir(dir.path().join("journal")).unwrap().map(|it| it.unwrap().path()).collect();
@@ -469,24 +470,24 @@ async fn an_image_that_is_not_read_still_tells_of_missing_changes() {
     assert_eq!(view.parts_read.load(Ordering::Relaxed), 0);
 }
 
-/// Nobody is told of a revision twice, even where only the image knows of it.
+/// Nobody is told of a revision twice, even where only the checkpoint knows of it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rescue_goes_on_past_what_an_image_knows_of() {
-    let dir = with_image().await;
-    let image = images(&dir).remove(0);
-    let revision: u64 = image.file_stem().unwrap().to_str().unwrap().parse().unwrap();
-    let latest = latest_of(&fs::read(&image).unwrap());
+async fn a_rescue_goes_on_past_what_a_checkpoint_knows_of() {
+    let dir = with_checkpoint().await;
+    let checkpoint = checkpoints(&dir).remove(0);
+    let revision: u64 = checkpoint.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    let latest = latest_of(&fs::read(&checkpoint).unwrap());
     cut_off(&dir, revision, Keep::UpToTheImage);
     let salvaged = salvage(&LockedDir::lock(dir.path()).unwrap(), &options(SEGMENT_BYTES), false).unwrap();
     assert!(salvaged.revision.0 > latest, "{salvaged:?}");
     assert_eq!(salvaged.missing, [(Revision(revision + 1), Revision(latest))]);
-    assert!(images(&dir).is_empty(), "it is moved aside with the log that it was of");
+    assert!(checkpoints(&dir).is_empty(), "it is moved aside with the log that it was of");
 }
 
-/// The form that had the latest time is overwritten before the image is made: it is in no record, nor in the
-/// journal past the image.
+/// The form that had the latest time is overwritten before the checkpoint is made: it is in no record, nor in the
+/// journal past the checkpoint.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_knows_the_latest_time_of_the_log() {
+async fn a_checkpoint_knows_the_latest_time_of_the_log() {
     const LATE: UnixMillis = UnixMillis(9_000);
     let dir = tempfile::tempdir().unwrap();
     let open = Open::on(&dir);
@@ -496,16 +497,16 @@ async fn an_image_knows_the_latest_time_of_the_log() {
     for number in 1..KEYS {
         create(&*open.store, number).await;
     }
-    wait_until("an image", || !images(&dir).is_empty()).await;
+    wait_until("a checkpoint", || !checkpoints(&dir).is_empty()).await;
     open.disable(DISABLED).await;
     open.close().await;
     let open = Open::on(&dir);
-    assert!(open.view.knew_an_image());
+    assert!(open.view.knew_a_checkpoint());
     assert_eq!(open.view.index.latest_time(), LATE);
     open.close().await;
 }
 
-/// What the newest image needs is in the journal after each step of retention, and each start uses it.
+/// What the newest checkpoint needs is in the journal after each step of retention, and each start uses it.
 #[tokio::test(flavor = "multi_thread")]
 async fn retention_leaves_the_image_what_it_needs() {
     let dir = tempfile::tempdir().unwrap();
@@ -514,17 +515,17 @@ async fn retention_leaves_the_image_what_it_needs() {
     let mut begins = vec![];
     for start in 0..6 {
         let open = Open::with_options(&dir, Watched::new(), &options).unwrap();
-        assert!(start == 0 || open.view.knew_an_image(), "start {start} read the table");
+        assert!(start == 0 || open.view.knew_a_checkpoint(), "start {start} read the table");
         for number in start * KEYS..(start + 1) * KEYS {
-            // In this order: an image that is made in between is newer.
-            let (is_one, begins_after) = (newest_image(&dir) > 0, journal_start(&dir));
-            assert!(!is_one || begins_after <= newest_image(&dir), "key {number}");
+            // In this order: a checkpoint that is made in between is newer.
+            let (is_one, begins_after) = (newest_checkpoint(&dir) > 0, journal_start(&dir));
+            assert!(!is_one || begins_after <= newest_checkpoint(&dir), "key {number}");
             create(&*open.store, number).await;
         }
-        wait_until("a first image", || newest_image(&dir) > 0).await;
+        wait_until("a first checkpoint", || newest_checkpoint(&dir) > 0).await;
         begins.push(journal_start(&dir));
         open.close().await;
-        assert!(journal_start(&dir) <= newest_image(&dir), "after start {start}");
+        assert!(journal_start(&dir) <= newest_checkpoint(&dir), "after start {start}");
     }
     begins.dedup();
     assert!(begins.len() > 2, "the journal was shortened again and again: {begins:?}");
@@ -544,8 +545,8 @@ fn journal_start(dir: &TempDir) -> u64 {
     }
 }
 
-fn newest_image(dir: &TempDir) -> u64 {
-    images(dir).iter().map(|path| path.file_stem().unwrap().to_str().unwrap().parse().unwrap()).max().unwrap_or(0)
+fn newest_checkpoint(dir: &TempDir) -> u64 {
+    checkpoints(dir).iter().map(|path| path.file_stem().unwrap().to_str().unwrap().parse().unwrap()).max().unwrap_or(0)
 }
 
 enum Keep {
@@ -555,13 +556,13 @@ enum Keep {
 }
 
 /// Takes the watermark, the table and an end of the journal away.
-fn cut_off(dir: &TempDir, image: u64, keep: Keep) {
+fn cut_off(dir: &TempDir, checkpoint: u64, keep: Keep) {
     fs::remove_file(dir.path().join("watermark")).unwrap();
     fs::remove_dir_all(dir.path().join("table")).unwrap();
     let mut segments: Vec<_> = fs::read_dir(dir.path().join("journal")).unwrap().map(|it| it.unwrap().path()).collect();
     segments.sort();
     let first = |segment: &PathBuf| u64::from_le_bytes(fs::read(segment).unwrap()[16..24].try_into().unwrap());
-    let before = segments.iter().filter(|segment| first(segment) <= image).count();
+    let before = segments.iter().filter(|segment| first(segment) <= checkpoint).count();
     let kept = match keep {
         Keep::UpToTheImage => before,
         Keep::LessThanThat => before - 1,
@@ -570,9 +571,9 @@ fn cut_off(dir: &TempDir, image: u64, keep: Keep) {
     segments.iter().skip(kept).for_each(|segment| fs::remove_file(segment).unwrap());
 }
 
-/// The revision after which there is no change in an image.
-fn latest_of(image: &[u8]) -> u64 {
-    u64::from_le_bytes(image[image.len() - 88..image.len() - 80].try_into().unwrap())
+/// The revision after which there is no change in a checkpoint.
+fn latest_of(checkpoint: &[u8]) -> u64 {
+    u64::from_le_bytes(checkpoint[checkpoint.len() - 88..checkpoint.len() - 80].try_into().unwrap())
 }
 
 async fn disable(store: &SledStore, number: u32) {
@@ -585,10 +586,10 @@ async fn change(store: &SledStore, number: u32, change: impl FnOnce(&mut KeyReco
     store.commit(commit(vec![RecordWrite::Key(Box::new(changed))])).await.unwrap();
 }
 
-/// The golden bytes of the parts: who changes them must change [`image::FORMAT_VERSION`] too, or a start would misread
-/// older images.
+/// The golden bytes of the parts: who changes them must change [`checkpoint::FORMAT_VERSION`] too, or a start would misread
+/// older checkpoints.
 #[test]
-fn the_form_of_an_image_has_not_drifted() {
+fn the_form_of_a_checkpoint_has_not_drifted() {
     let index = Index::default();
     let scopes = ["a.b", "a.*", "c"].map(|scope| Scope::parse(scope).unwrap());
     for number in 0..300 {
@@ -608,7 +609,7 @@ fn the_form_of_an_image_has_not_drifted() {
     }
     let mut parts = vec![];
     let mut writer = index.checkpoint_writer();
-    (0..image::CHUNKS).for_each(|number| writer.write_chunk(number, &mut parts));
+    (0..checkpoint::CHUNKS).for_each(|number| writer.write_chunk(number, &mut parts));
     let golden = "f2658a8dce1fed951e153902441cf452427ad69cb7e418b4c0d0891c3b29337a";
-    assert_eq!((image::FORMAT_VERSION, blake3::hash(&parts).to_hex().as_str()), (2, golden));
+    assert_eq!((checkpoint::FORMAT_VERSION, blake3::hash(&parts).to_hex().as_str()), (2, golden));
 }
