@@ -24,7 +24,7 @@ use crate::store::sled::inspect::inspect;
 use crate::store::sled::journal::scan::{scan_between, segment_numbers, segment_path, segment_start};
 use crate::store::sled::journal::writer::free_bytes;
 use crate::store::sled::journal::{ChainKey, Position};
-use crate::store::sled::own_entry::{Log, MintError};
+use crate::store::sled::offline_append::{MintError, OfflineLog};
 use crate::store::sled::restore::{RestoreError, Restored, restore};
 use crate::store::sled::salvage::{Salvaged, Unproven, look, salvage};
 use crate::store::sled::snapshot;
@@ -32,7 +32,7 @@ use crate::store::sled::{BackupLimits, Demands, LockedDir, OpenError, Options, R
 use crate::system::{SystemClock, SystemEntropy};
 
 pub use crate::store::sled::inspect::Inspected;
-pub use crate::store::sled::own_entry::ByState;
+pub use crate::store::sled::offline_append::ByState;
 pub use crate::store::sled::restore::{Source, rfc3339};
 pub use crate::store::sled::snapshot::{Contents, SnapshotError};
 
@@ -261,7 +261,7 @@ pub fn mint_administrator(
 ) -> Result<Minted, OfflineError> {
     let dir = LockedDir::lock_existing(&settings.data_dir)?;
     let keyring = keyring(settings)?;
-    let log = Log::open(&dir, &options_with(settings, &keyring))?;
+    let log = OfflineLog::open(&dir, &options_with(settings, &keyring))?;
     let stamp = Stamp { time: SystemClock.now().max(log.latest_time()), actor: ActorId::keyward() };
     let maker = Maker { peppers: &keyring.peppers, entropy: &SystemEntropy };
     let description = "Made offline by `keyward admin-key`. Replace it by a key of your own, and disable it.";

@@ -22,7 +22,7 @@ use crate::keyring::Keyring;
 use crate::lifecycle::Tasks;
 use crate::progress::Progress;
 use crate::store::memory::MemoryStore;
-use crate::store::sled::journal::writer::{FREE_BYTES_LAST, FREE_BYTES_MIN, free_bytes};
+use crate::store::sled::journal::writer::{FREE_BYTES_EXHAUSTED, FREE_BYTES_MIN, free_bytes};
 use crate::store::sled::{BackupLimits, Demands, LockedDir, OpenError, Options, Retention, SledStore};
 use crate::store::{Bounds, ChunkWriter, InUse, MaterializedView, Store, StoreError};
 
@@ -98,11 +98,11 @@ impl Opening {
 /// Sees that a new directory has room for its first change.
 ///
 /// # Errors
-/// [`OpenError::NoRoom`], when it has not.
+/// [`OpenError::DiskFull`], when it has not.
 pub(super) fn check_room_for_first_start(dir: &LockedDir) -> Result<(), OpenError> {
     match dir.free_bytes(free_bytes)? {
         FREE_BYTES_MIN.. => Ok(()),
-        free => Err(OpenError::NoRoom { dir: dir.path().to_owned(), free, needed: FREE_BYTES_MIN }),
+        free => Err(OpenError::DiskFull { dir: dir.path().to_owned(), free, needed: FREE_BYTES_MIN }),
     }
 }
 
@@ -122,7 +122,7 @@ async fn open(
     stop: &CancellationToken,
 ) -> Result<Arc<dyn Store>, StartError> {
     let options = Arc::new(options);
-    let (mut filled, mut needed) = (None, FREE_BYTES_LAST);
+    let (mut filled, mut needed) = (None, FREE_BYTES_EXHAUSTED);
     loop {
         let free = free_on(&dir).await?;
         if free < needed {
@@ -139,7 +139,8 @@ async fn open(
             }
             let began = Instant::now();
             // Below the first bound nothing is tried.
-            let may_try = |free| free >= needed || (free >= FREE_BYTES_LAST && began.elapsed() >= TRIED_AGAIN_EVERY);
+            let may_try =
+                |free| free >= needed || (free >= FREE_BYTES_EXHAUSTED && began.elapsed() >= TRIED_AGAIN_EVERY);
             while !may_try(free_on(&dir).await?) {
                 if stop.run_until_cancelled(sleep(ROOM_LOOKED_AT_EVERY)).await.is_none() {
                     return Err(OpenError::GaveUp { dir: dir.path().to_owned() }.into());
@@ -160,12 +161,12 @@ async fn open(
                 state.wait_for_room(false);
                 return Ok(Arc::new(store));
             }
-            Err(error) if error.is_want_of_room() => {
+            Err(error) if error.is_disk_full() => {
                 tracing::error!(%error, "there is not enough room on the disk for the start");
                 if filled.is_none() {
                     view.reset();
                 }
-                needed = free_on(&dir).await?.saturating_add(FREE_BYTES_LAST);
+                needed = free_on(&dir).await?.saturating_add(FREE_BYTES_EXHAUSTED);
             }
             Err(error) => return Err(error.into()),
         }

@@ -35,10 +35,10 @@ impl Bounds {
     /// As many as anybody likes.
     pub const NONE: Self = Self { tenants: usize::MAX, owners_per_tenant: usize::MAX, scopes_per_tenant: usize::MAX };
 
-    fn of(&self, kind: Kind) -> usize {
+    fn of(&self, kind: NameKind) -> usize {
         match kind {
-            Kind::Owner => self.owners_per_tenant,
-            Kind::Scope => self.scopes_per_tenant,
+            NameKind::Owner => self.owners_per_tenant,
+            NameKind::Scope => self.scopes_per_tenant,
         }
     }
 }
@@ -86,12 +86,12 @@ pub struct InUse {
 
 /// The kinds of names that are bounded for each tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
+pub(super) enum NameKind {
     Owner,
     Scope,
 }
 
-impl Kind {
+impl NameKind {
     pub(super) const ALL: [Self; 2] = [Self::Owner, Self::Scope];
 
     /// What a view has of this kind.
@@ -125,9 +125,9 @@ pub(super) fn check(
     pending: &Pending,
     before: Option<&KeyRecord>,
     key: &KeyRecord,
-    in_use: impl Fn(Kind, &[&str]) -> Option<InUse>,
+    in_use: impl Fn(NameKind, &[&str]) -> Option<InUse>,
 ) -> Result<(), CommitError> {
-    for kind in Kind::ALL {
+    for kind in NameKind::ALL {
         let (added, max) = (kind.added(before, key), bounds.of(kind));
         if added.is_empty() {
             continue;
@@ -149,8 +149,8 @@ pub(super) fn check(
             && count.saturating_add(further) > max
         {
             return Err(CommitError::Bounded(match kind {
-                Kind::Owner => Exceeded::Owners { max },
-                Kind::Scope => Exceeded::Scopes { max, nth: *nth },
+                NameKind::Owner => Exceeded::Owners { max },
+                NameKind::Scope => Exceeded::Scopes { max, nth: *nth },
             }));
         }
     }
@@ -166,9 +166,9 @@ pub(super) fn check_tenants(bounds: &Bounds, tenants: usize) -> Result<(), Commi
 /// The names that changes bring into use which the view has not folded in yet.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    names: HashMap<TenantId, [HashMap<Box<str>, usize>; Kind::ALL.len()]>,
+    names: HashMap<TenantId, [HashMap<Box<str>, usize>; NameKind::ALL.len()]>,
     /// In the order of their revisions.
-    queue: VecDeque<(Revision, TenantId, Kind, Box<str>)>,
+    queue: VecDeque<(Revision, TenantId, NameKind, Box<str>)>,
 }
 
 /// Names of one kind that are under way, and how many changes have each of them.
@@ -189,13 +189,13 @@ impl<'a> UnderWay<'a> {
 }
 
 impl Pending {
-    fn of(&self, tenant: &TenantId, kind: Kind) -> UnderWay<'_> {
+    fn of(&self, tenant: &TenantId, kind: NameKind) -> UnderWay<'_> {
         UnderWay(self.names.get(tenant).map(|kinds| &kinds[kind as usize]))
     }
 
     /// Notes the names of a change.
     pub(super) fn note(&mut self, revision: Revision, before: Option<&KeyRecord>, key: &KeyRecord) {
-        for kind in Kind::ALL {
+        for kind in NameKind::ALL {
             for (_, name) in kind.added(before, key) {
                 let of_tenant = self.names.entry(key.tenant.clone()).or_default();
                 *of_tenant[kind as usize].entry(name.into()).or_default() += 1;
@@ -226,13 +226,13 @@ impl Pending {
 
 /// What keys use, counted one by one: for an engine without a view.
 #[derive(Debug, Default)]
-pub(super) struct Uses(HashMap<TenantId, [HashMap<String, usize>; Kind::ALL.len()]>);
+pub(super) struct Uses(HashMap<TenantId, [HashMap<String, usize>; NameKind::ALL.len()]>);
 
 impl Uses {
     /// A key is written over its form before.
     pub(super) fn change(&mut self, before: Option<&KeyRecord>, key: &KeyRecord) {
         let of_tenant = self.0.entry(key.tenant.clone()).or_default();
-        for kind in Kind::ALL {
+        for kind in NameKind::ALL {
             let names = &mut of_tenant[kind as usize];
             for (_, name) in kind.names_of(key) {
                 *names.entry(name.to_owned()).or_default() += 1;
@@ -248,7 +248,7 @@ impl Uses {
         }
     }
 
-    pub(super) fn in_use(&self, tenant: &TenantId, kind: Kind, asked: &[&str]) -> InUse {
+    pub(super) fn in_use(&self, tenant: &TenantId, kind: NameKind, asked: &[&str]) -> InUse {
         let names = self.0.get(tenant).map(|kinds| &kinds[kind as usize]);
         let has = |name: &str| names.is_some_and(|names| names.contains_key(name));
         let missing = asked.iter().enumerate().filter(|(_, name)| !has(name)).map(|(at, _)| at).collect();

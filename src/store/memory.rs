@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::administrators::Administrators;
-use super::bounds::{self, Kind, Pending, Uses};
+use super::bounds::{self, NameKind, Pending, Uses};
 use super::check::{RecordReader, authorize, check_and_encode};
 use super::{
     Backup, BackupError, Bounds, Commit, CommitError, KeyQuery, Page, Part, Reader, Snapshot, Store, StoreError,
@@ -187,7 +187,7 @@ impl Store for MemoryStore {
 
 impl State {
     fn check(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
-        let in_use = |kind: Kind, asked: &[&str]| Some(self.uses.in_use(&key.tenant, kind, asked));
+        let in_use = |kind: NameKind, asked: &[&str]| Some(self.uses.in_use(&key.tenant, kind, asked));
         bounds::check(&self.bounds, &Pending::default(), before, key, in_use)
     }
 }

@@ -28,6 +28,14 @@ pub mod pb {
 const VERSION: u8 = 1;
 const CHECKSUM_BYTES: usize = 16;
 
+/// The kinds of records, in the order of a snapshot. The numbers are those of a snapshot's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub(super) enum RecordKind {
+    Tenant = 1,
+    Key = 2,
+}
+
 /// Bytes that are not a record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {

@@ -29,7 +29,7 @@ const FIRST_KEYS: Shape = Shape { mix: Mix::Bulk, clients: 8, connections: 2, ke
 /// How long each load runs before a stop or a kill.
 const LOAD: Duration = Duration::from_millis(600);
 /// How long it may take to fill so many segments that a checkpoint is made and the oldest go.
-const KEEPER_LIMIT: Duration = Duration::from_secs(120);
+const MAINTENANCE_LIMIT: Duration = Duration::from_secs(120);
 /// A start on damaged data takes no longer than this. A sound one takes a fraction of a second.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// And it takes no more address space than this: damaged lengths must not be believed.
@@ -150,9 +150,9 @@ impl Original {
         let mut server = scene.launch.serve().await?;
         Load::start(&server, &oracle, FIRST_KEYS, run.rng.random()).await?.complete().await?;
         let churn = Load::start(&server, &oracle, Shape::of(Mix::Churn), run.rng.random()).await?;
-        timeout(KEEPER_LIMIT, server.line("made an index checkpoint")).await??;
+        timeout(MAINTENANCE_LIMIT, server.line("made an index checkpoint")).await??;
         if end == End::Killed {
-            timeout(KEEPER_LIMIT, server.line("older segments of the journal have gone")).await??;
+            timeout(MAINTENANCE_LIMIT, server.line("older segments of the journal have gone")).await??;
         }
         churn.finish().await?;
         for last in [false, true] {

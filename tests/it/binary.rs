@@ -209,7 +209,7 @@ fn verdicts_go_before_everything_else_where_processors_are_short() {
     }
     let ours = niceness["keyward"];
     assert_eq!(niceness["core-0"], ours, "{niceness:?}");
-    for behind in ["committer", "table", "keeper", "tokio-rt-worker"] {
+    for behind in ["committer", "table", "maintenance", "tokio-rt-worker"] {
         assert_eq!(niceness[behind], (ours + 10).min(19), "{behind}: {niceness:?}");
     }
 }

@@ -196,7 +196,7 @@ fn checkpoints(dir: &TempDir) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|it| it == "kwi")).collect()
 }
 
-/// The keeper works beside everything else: waits until it has done something.
+/// The maintenance thread works beside everything else: waits until it has done something.
 async fn wait_until(what: &str, done: impl Fn() -> bool) {
     let begun = Instant::now();
     while !done() {

@@ -41,7 +41,7 @@ pub(crate) fn snapshots(dir: &TempDir) -> Vec<PathBuf> {
     files(dir, "snapshot", "kws")
 }
 
-/// The keeper works beside everything else: waits until it has done something.
+/// The maintenance thread works beside everything else: waits until it has done something.
 pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
     let begun = Instant::now();
     while !done() {
@@ -70,7 +70,7 @@ pub(crate) async fn shortened() -> TempDir {
     store.commit(commit(vec![RecordWrite::Key(Box::new(changed))])).await.unwrap();
     for number in 10..KEYS {
         create(&store, number).await;
-        // Two segments later each time, however slow the keeper is.
+        // Two segments later each time, however slow the maintenance thread is.
         match number {
             350 => wait_until("a snapshot", || !snapshots(&dir).is_empty()),
             450 => wait_until("the first segment goes", || !dir.path().join("journal/000000000001.kwj").exists()),

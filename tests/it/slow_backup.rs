@@ -96,7 +96,7 @@ async fn retention_does_not_wait_for_a_backup_that_is_read_slowly() {
     let mut bytes = vec![];
     let first = || segments(&dir).first().cloned();
     let begun_at = first();
-    // Some 50 segments. The keeper looks when one is full, and makes one snapshot each time: what was there
+    // Some 50 segments. The maintenance thread looks when one is full, and makes one snapshot each time: what was there
     // before goes with the second.
     for number in 0..KEYS {
         rewrite(&store, number, number + 1).await;
@@ -127,12 +127,12 @@ async fn a_backup_ends_when_too_much_is_put_aside_for_it() {
     let mut largest = 0;
     for number in 0..KEYS {
         rewrite(&store, number, 1).await;
-        assert!(store.aside_bytes() <= MIB, "{}", store.aside_bytes());
-        largest = largest.max(store.aside_bytes());
+        assert!(store.pre_image_bytes() <= MIB, "{}", store.pre_image_bytes());
+        largest = largest.max(store.pre_image_bytes());
     }
     assert!(largest > MIB / 2, "{largest}");
     // Before its reader asks for more.
-    wait_until("what was put aside is given back", || store.aside_bytes() == 0);
+    wait_until("what was put aside is given back", || store.pre_image_bytes() == 0);
     let told = to_its_end(backup).await.unwrap_err();
     assert!(matches!(told, BackupError::Aborted(BackupLimit::Aside(MIB))), "{told}");
     assert!(told.to_string().contains("backup_aside_bytes_max"), "{told}");
@@ -175,7 +175,7 @@ async fn a_backup_and_a_snapshot_at_the_same_time_are_each_of_their_revision() {
         verify_without_key(&file).unwrap();
         assert_eq!(versions(&bytes), at(&changes, revision));
         for path in snapshots(&dir) {
-            // The keeper may have removed it.
+            // The maintenance thread may have removed it.
             let Ok(bytes) = std::fs::read(&path) else { continue };
             let revision = revision_of(&path);
             if revision >= first {

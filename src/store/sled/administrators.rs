@@ -4,9 +4,9 @@ use keyward_core::event::Record;
 use keyward_core::id::{ActorId, TenantId};
 use keyward_core::record::State;
 
-use super::orderings::Scan;
-use super::overlay::Overlay;
+use super::secondary_index::ListScan;
 use super::table::Table;
+use super::write_buffer::WriteBuffer;
 use crate::store::administrators::Administrators;
 use crate::store::{KeyQuery, StoreError};
 
@@ -28,9 +28,9 @@ pub(super) fn read(table: &Table) -> Result<Administrators, StoreError> {
         limit: BATCH_KEYS,
     };
     loop {
-        let mut scan = Scan::new(query.clone());
+        let mut scan = ListScan::new(query.clone());
         let page = loop {
-            if let Some(page) = table.list_on(&Overlay::default(), &mut scan)? {
+            if let Some(page) = table.resume_list(&WriteBuffer::default(), &mut scan)? {
                 break page;
             }
         };

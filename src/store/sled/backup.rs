@@ -1,4 +1,4 @@
-//! A backup: a cut of the table as a stream of bytes, for whoever asks.
+//! A backup: a scan of the table as a stream of bytes, for whoever asks.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, error::Elapsed, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::cut::{Cut, CutError};
-use super::latest::Latest;
+use super::cached_stats::CachedStats;
 use super::snapshot::{self, SnapshotError};
+use super::snapshot_scan::{ScanError, SnapshotScan};
 use super::table::Table;
 use crate::store::{Backup, BackupError, BackupLimit};
 
@@ -39,29 +39,29 @@ pub(super) async fn start(
     time: UnixMillis,
     limits: BackupLimits,
     turn: OwnedMutexGuard<()>,
-    latest: Arc<Latest>,
+    stats: Arc<CachedStats>,
 ) -> Result<Backup, BackupError> {
     let deadline = Instant::now().checked_add(limits.time);
     let begun = spawn_blocking({
         let table = table.clone();
-        move || Cut::begin(&table, limits.aside_bytes)
+        move || SnapshotScan::begin(&table, limits.aside_bytes)
     });
-    let mut cut = begun.await.map_err(|panic| BackupError::Failed(panic.to_string()))?.map_err(of_cut)?;
-    let revision = cut.sums().position.revision;
+    let mut scan = begun.await.map_err(|panic| BackupError::Failed(panic.to_string()))?.map_err(of_scan)?;
+    let revision = scan.checksums().position.revision;
     let (sender, pieces) = mpsc::channel(PIECES_WAITING + 1);
     // There is always room to say why it broke off: without that, its end would look like that of a whole one.
     let last = sender.clone().try_reserve_owned().map_err(|error| BackupError::Failed(error.to_string()))?;
     let handle = Handle::current();
     // It ends with its channel, with its limits, or with the reader's patience.
     drop(spawn_blocking(move || {
-        let (piece, overtaken) = (Vec::with_capacity(PIECE_BYTES), cut.overtaken());
-        let mut pieces = Pieces { sender, handle, piece, limits, deadline, overtaken, broke_off: None };
-        let written = snapshot::write(&mut cut, table.sum_key(), time, &mut pieces);
+        let (piece, overflowed) = (Vec::with_capacity(PIECE_BYTES), scan.overflowed());
+        let mut pieces = Pieces { sender, handle, piece, limits, deadline, overflowed, broke_off: None };
+        let written = snapshot::write(&mut scan, table.checksum_key(), time, &mut pieces);
         // Before the reader sees the end: who has a whole backup may ask for the next one.
-        drop(cut);
+        drop(scan);
         drop(turn);
         if written.is_ok() {
-            latest.note_backup(time);
+            stats.note_backup(time);
         }
         if let Err(error) = written {
             let why = pieces.broke_off.unwrap_or_else(|| of_snapshot(error));
@@ -72,16 +72,16 @@ pub(super) async fn start(
     Ok(Backup { revision, pieces })
 }
 
-fn of_cut(error: CutError) -> BackupError {
+fn of_scan(error: ScanError) -> BackupError {
     match error {
-        CutError::Overtaken { bytes_max } => BackupError::Aborted(BackupLimit::Aside(bytes_max)),
-        CutError::Table(error) => BackupError::Failed(error.to_string()),
+        ScanError::Overflowed { bytes_max } => BackupError::Aborted(BackupLimit::Aside(bytes_max)),
+        ScanError::Table(error) => BackupError::Failed(error.to_string()),
     }
 }
 
 fn of_snapshot(error: SnapshotError) -> BackupError {
     match error {
-        SnapshotError::Cut(error) => of_cut(error),
+        SnapshotError::SnapshotScan(error) => of_scan(error),
         error => BackupError::Failed(error.to_string()),
     }
 }
@@ -94,7 +94,7 @@ struct Pieces {
     limits: BackupLimits,
     /// `None`: past all time.
     deadline: Option<Instant>,
-    overtaken: CancellationToken,
+    overflowed: CancellationToken,
     broke_off: Option<BackupError>,
 }
 
@@ -133,7 +133,7 @@ impl Pieces {
         };
         tokio::select! {
             biased;
-            () = self.overtaken.cancelled() => Err(BackupError::Aborted(BackupLimit::Aside(self.limits.aside_bytes))),
+            () = self.overflowed.cancelled() => Err(BackupError::Aborted(BackupLimit::Aside(self.limits.aside_bytes))),
             () = deadline => Err(BackupError::Aborted(BackupLimit::Time(self.limits.time))),
             handed_on = timeout(READER_PATIENCE, self.sender.send(Ok(piece))) => match handed_on {
                 Ok(Ok(())) => Ok(()),

@@ -1,4 +1,4 @@
-//! When a checkpoint of the view is made: a part of the keeper's work.
+//! When a checkpoint of the view is made: a part of the maintenance thread's work.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,11 +10,11 @@ use std::time::Duration;
 use keyward_core::event::Revision;
 
 use super::checkpoint::{self, Checkpoint};
-use super::cut::CutError;
 use super::journal::Position;
 use super::journal::scan::{segment_numbers, segment_path, segment_start};
-use super::keeper::{Charge, KeepError};
+use super::maintenance::{MaintenanceContext, MaintenanceError};
 use super::snapshot::SnapshotError;
+use super::snapshot_scan::ScanError;
 use crate::files::{create_private_dir, remove_unfinished};
 
 /// A checkpoint is made when the journal since the last one has so many full segments, and is as large as one part in so many of
@@ -30,9 +30,9 @@ const LOOKED_AT_BYTES: usize = 16 * 1024;
 const VIEW_TRIES: usize = 500;
 const VIEW_PAUSE: Duration = Duration::from_millis(10);
 
-impl Charge {
+impl MaintenanceContext {
     /// Makes a checkpoint of the view if a start would have much to read without it.
-    pub(super) fn checkpoint_if_due(&self, checkpoint: &mut Option<Checkpoint>) -> Result<(), KeepError> {
+    pub(super) fn checkpoint_if_due(&self, checkpoint: &mut Option<Checkpoint>) -> Result<(), MaintenanceError> {
         if self.view.chunk_count() == 0 {
             return Ok(());
         }
@@ -57,7 +57,7 @@ impl Charge {
         &self,
         revision: Revision,
         checkpoint: &mut Option<Checkpoint>,
-    ) -> Result<(), KeepError> {
+    ) -> Result<(), MaintenanceError> {
         if self.view.chunk_count() == 0 || checkpoint.is_none_or(|checkpoint| checkpoint.position.revision >= revision)
         {
             return Ok(());
@@ -65,7 +65,7 @@ impl Charge {
         let Some(&newest) = segment_numbers(&self.journal)?.last() else { return Ok(()) };
         match self.write_checkpoint(segment_start(&segment_path(&self.journal, newest))?, checkpoint) {
             // Kept for the sake of the checkpoint, the journal would only take more room. It is a copy, and gives its own back.
-            Err(error) if error.is_want_of_room() => {
+            Err(error) if error.is_disk_full() => {
                 tracing::warn!(%error, "no newer index checkpoint can be made; the one that is there goes");
                 checkpoint::remove_all(&self.checkpoints)?;
                 *checkpoint = None;
@@ -76,11 +76,11 @@ impl Charge {
     }
 
     /// Makes a checkpoint that the journal goes on from at a position, which must be the beginning of a segment.
-    fn write_checkpoint(&self, start: Position, checkpoint: &mut Option<Checkpoint>) -> Result<(), KeepError> {
+    fn write_checkpoint(&self, start: Position, checkpoint: &mut Option<Checkpoint>) -> Result<(), MaintenanceError> {
         self.wait_for_view(start.revision)?;
         remove_unfinished(&self.checkpoints)?;
         create_private_dir(&self.checkpoints)?;
-        let disk = self.room_for(&self.checkpoints, checkpoint.map_or(0, |checkpoint| checkpoint.bytes))?;
+        let disk = self.check_free_space(&self.checkpoints, checkpoint.map_or(0, |checkpoint| checkpoint.bytes))?;
         let may_go_on = || self.may_go_on(&disk);
         // Nothing is folded before it is durable.
         let newest = || *self.durable.lock();
@@ -91,19 +91,19 @@ impl Charge {
     }
 
     /// The index follows the journal by itself, at once unless it is far behind.
-    fn wait_for_view(&self, revision: Revision) -> Result<(), KeepError> {
+    fn wait_for_view(&self, revision: Revision) -> Result<(), MaintenanceError> {
         for _ in 0..VIEW_TRIES {
             if self.view.revision() >= revision {
                 return Ok(());
             }
-            self.serving()?;
+            self.check_not_stopping()?;
             sleep(VIEW_PAUSE);
         }
-        Err(KeepError::Behind)
+        Err(MaintenanceError::Behind)
     }
 
-    fn keys(&self) -> Result<u64, KeepError> {
-        Ok(self.table.sums().map_err(CutError::from).map_err(SnapshotError::from)?.keys.count())
+    fn keys(&self) -> Result<u64, MaintenanceError> {
+        Ok(self.table.checksums().map_err(ScanError::from).map_err(SnapshotError::from)?.keys.count())
     }
 }
 

@@ -22,19 +22,19 @@ use keyward_core::record::{KeyRecord, State, TenantRecord};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
+use super::commit_queue::{CommitQueue, GroupShare, TABLE_QUEUE_GROUPS_MAX};
 use super::journal::Position;
 use super::journal::frame::{FrameBuilder, PAYLOAD_BYTES_MAX};
-use super::journal::writer::{FreeBytes, Gauge, Room, RoomError};
-use super::keeper::Waker;
-use super::lanes::{Lanes, Share, TABLE_QUEUE_GROUPS_MAX};
-use super::overlay::{Maps, Overlay};
+use super::journal::writer::{DiskSpace, DiskSpaceMeter, FreeBytes, SpaceError};
+use super::maintenance::Waker;
 use super::recovery::Journal;
 use super::table::{Row, Table};
 use super::watermark::Watermark;
+use super::write_buffer::{Maps, WriteBuffer};
 use crate::fatal::die;
 use crate::feed::Feed;
 use crate::store::administrators::{self, Administrators, Before};
-use crate::store::bounds::{self, Bounds, Kind, Pending};
+use crate::store::bounds::{self, Bounds, NameKind, Pending};
 use crate::store::check::{EncodedWrite, RecordReader, authorize, check_and_encode};
 use crate::store::record::{encode_key, encode_tenant, pb};
 use crate::store::{Commit, CommitError, MaterializedView, RecordWrite, StoreError};
@@ -81,17 +81,17 @@ pub(super) struct Committer {
 }
 
 /// What the writers work with.
-pub(super) struct Parts {
+pub(super) struct CommitterConfig {
     pub(super) journal: Journal,
     pub(super) watermark: Watermark,
-    pub(super) lanes: Arc<Lanes>,
+    pub(super) commit_queue: Arc<CommitQueue>,
     pub(super) free_bytes: FreeBytes,
     pub(super) table: Arc<Table>,
-    pub(super) overlay: Arc<Overlay>,
+    pub(super) write_buffer: Arc<WriteBuffer>,
     pub(super) feed: Feed,
     /// The end of the log, as others see it.
     pub(super) durable_at: Arc<Mutex<Position>>,
-    pub(super) keeper: Waker,
+    pub(super) maintenance: Waker,
     pub(super) bounds: Bounds,
     /// It follows the log: it knows which names are in use, and versions of keys without a read of the table.
     pub(super) view: Arc<dyn MaterializedView>,
@@ -100,7 +100,7 @@ pub(super) struct Parts {
 
 /// How far the writers are.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(super) struct CommitProgress {
     /// The last revision that is durable.
     pub(super) durable: watch::Receiver<Revision>,
     /// The last revision that is in the table.
@@ -109,49 +109,53 @@ pub(super) struct Progress {
 }
 
 impl Committer {
-    /// Starts the threads. They end when the lanes are closed and everything that was queued is done.
-    pub(super) fn start(parts: Parts) -> std::io::Result<(Self, Progress)> {
-        let Parts {
+    /// Starts the threads. They end when the queue is closed and everything that was queued is done.
+    pub(super) fn start(parts: CommitterConfig) -> std::io::Result<(Self, CommitProgress)> {
+        let CommitterConfig {
             journal,
             watermark,
-            lanes,
+            commit_queue,
             free_bytes,
             table,
-            overlay,
+            write_buffer,
             feed,
             durable_at,
-            keeper,
+            maintenance,
             bounds,
             view,
             administrators,
         } = parts;
         let revision = journal.position.revision;
-        let gauge = journal.writer.gauge(free_bytes)?;
+        let meter = journal.writer.meter(free_bytes)?;
         let busy = Arc::new(Busy::default());
         let (durable, durable_seen) = watch::channel(revision);
         let (applied, applied_seen) = watch::channel(revision);
         let (groups, written_behind) = sync_channel(TABLE_QUEUE_GROUPS_MAX + TABLE_QUEUE_NARROWING_MAX);
-        let table_writer =
-            TableWriter { table: table.clone(), overlay: overlay.clone(), lanes: lanes.clone(), applied };
+        let table_writer = TableWriter {
+            table: table.clone(),
+            write_buffer: write_buffer.clone(),
+            commit_queue: commit_queue.clone(),
+            applied,
+        };
         let table_thread = spawn("table", move || table_writer.run(&written_behind))?;
-        let progress = Progress { durable: durable_seen, applied: applied_seen.clone(), busy: busy.clone() };
-        let last_room = Room::Ample;
-        let mut log = Log {
+        let progress = CommitProgress { durable: durable_seen, applied: applied_seen.clone(), busy: busy.clone() };
+        let last_room = DiskSpace::Ok;
+        let mut log = CommitLoop {
             applied: applied_seen,
-            lanes,
+            commit_queue,
             journal,
             watermark,
             table,
-            overlay,
+            write_buffer,
             feed,
             durable_at,
             durable,
             groups,
-            keeper,
+            maintenance,
             names: BoundedNames { bounds, view, pending: RefCell::default() },
             administrators,
             busy,
-            gauge,
+            meter,
             last_room,
             callers: HashMap::new(),
             held: None,
@@ -178,23 +182,23 @@ fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> std::io::Re
     })
 }
 
-struct Log {
+struct CommitLoop {
     applied: watch::Receiver<Revision>,
-    lanes: Arc<Lanes>,
+    commit_queue: Arc<CommitQueue>,
     journal: Journal,
     watermark: Watermark,
     table: Arc<Table>,
-    overlay: Arc<Overlay>,
+    write_buffer: Arc<WriteBuffer>,
     feed: Feed,
     durable_at: Arc<Mutex<Position>>,
     durable: watch::Sender<Revision>,
     groups: SyncSender<Group>,
-    keeper: Waker,
+    maintenance: Waker,
     names: BoundedNames,
     administrators: Arc<Mutex<Administrators>>,
     busy: Arc<Busy>,
-    gauge: Gauge,
-    last_room: Room,
+    meter: DiskSpaceMeter,
+    last_room: DiskSpace,
     /// The current form of some callers' keys. Only this thread changes any key.
     callers: Callers,
     /// What the last group had no room for.
@@ -229,7 +233,7 @@ impl Busy {
     }
 
     /// Whether a group had no room in this time, and none has had since.
-    pub(super) fn had_no_room(&self, within: Duration) -> bool {
+    pub(super) fn was_disk_full(&self, within: Duration) -> bool {
         self.0.lock().no_room.is_some_and(|at| at.elapsed() < within)
     }
 
@@ -239,11 +243,11 @@ impl Busy {
     }
 }
 
-impl Log {
+impl CommitLoop {
     fn run(&mut self) {
         loop {
-            let mut share = Share::default();
-            let Some(first) = self.held.take().or_else(|| self.lanes.first(&mut share)) else { break };
+            let mut share = GroupShare::default();
+            let Some(first) = self.held.take().or_else(|| self.commit_queue.first(&mut share)) else { break };
             self.busy.begin();
             self.commit_group(first, share);
             self.busy.end();
@@ -253,7 +257,7 @@ impl Log {
         }
     }
 
-    fn commit_group(&mut self, first: Request, mut share: Share) {
+    fn commit_group(&mut self, first: Request, mut share: GroupShare) {
         let room = self.room();
         let before = self.journal.position;
         let mut frame = FrameBuilder::after(&before);
@@ -261,11 +265,11 @@ impl Log {
         let mut changes = vec![];
         let mut replies = vec![];
         self.names.pending.get_mut().folded(self.names.view.revision());
-        let (overlay, table, names, callers) = (&*self.overlay, &*self.table, &self.names, &mut self.callers);
+        let (write_buffer, table, names, callers) = (&*self.write_buffer, &*self.table, &self.names, &mut self.callers);
         let (administrators, taken) = (&*self.administrators, vec![]);
         let mut seen = PendingView {
             group: Maps::default(),
-            overlay,
+            write_buffer,
             table,
             names,
             administrators,
@@ -277,13 +281,13 @@ impl Log {
         let mut next = Some(first);
         while let Some(request) = next {
             let bytes = entry_bytes_max(&request.commit);
-            if !frame.has_room_for(bytes) {
+            if !frame.fits(bytes) {
                 if !frame.is_empty() {
                     self.held = Some(request);
                     break;
                 }
                 replies.push((request.reply, Err(CommitError::TooLong { bytes, max: PAYLOAD_BYTES_MAX })));
-                next = self.lanes.next(&mut share);
+                next = self.commit_queue.next(&mut share);
                 continue;
             }
             let revision = frame.end().revision.next();
@@ -303,7 +307,7 @@ impl Log {
                 Err(error) => replies.push((request.reply, Err(error))),
             }
             let full = frame.len() == GROUP_COMMITS_MAX || frame.payload_bytes() >= GROUP_BYTES_MAX;
-            next = if full { None } else { self.lanes.next(&mut share) };
+            next = if full { None } else { self.commit_queue.next(&mut share) };
         }
         let taken = seen.taken;
         if frame.is_empty() {
@@ -317,16 +321,16 @@ impl Log {
             // Each change was held against the bound. Nobody is told that it was made.
             Err(error) => die("the journal cannot be written", &error),
         };
-        match self.journal.writer.make_room(frame.len(), &before, room) {
+        match self.journal.writer.ensure_space(frame.len(), &before, room) {
             Ok(rolled_over) => {
                 self.make_durable(&frame, staged.end);
                 self.busy.has_room(true);
                 if rolled_over {
-                    self.keeper.wake();
+                    self.maintenance.wake();
                 }
             }
-            Err(RoomError::Unknown(error)) => die("the journal cannot be written", &error),
-            Err(RoomError::NoRoom(error)) => {
+            Err(SpaceError::Unknown(error)) => die("the journal cannot be written", &error),
+            Err(SpaceError::DiskFull(error)) => {
                 if self.busy.has_room(false) {
                     tracing::error!(
                         %error, "no segment of the journal can be made; changes are refused, and verdicts go on; look after the disk"
@@ -338,11 +342,11 @@ impl Log {
                 return;
             }
         }
-        self.overlay.insert(staged.rows.iter().map(|row| &row.record));
+        self.write_buffer.insert(staged.rows.iter().map(|row| &row.record));
         self.keep_callers(&staged.rows);
         self.feed.publish(changes);
         self.durable.send_replace(staged.end.revision);
-        self.lanes.is_behind(bytes_of(&staged));
+        self.commit_queue.group_sent(bytes_of(&staged));
         if self.groups.send(staged).is_err() {
             die("the table's writer has ended", &"no receiver");
         }
@@ -362,21 +366,23 @@ impl Log {
     }
 
     /// How much room there is for this group. A disk that does not say has none.
-    fn room(&mut self) -> Room {
-        let room = self.gauge.room().map(|(_, room)| room).unwrap_or_else(|error| {
+    fn room(&mut self) -> DiskSpace {
+        let room = self.meter.measure().map(|(_, room)| room).unwrap_or_else(|error| {
             tracing::error!(%error, "the journal's disk does not say what is free");
-            Room::None
+            DiskSpace::Exhausted
         });
         if room != self.last_room {
             match room {
-                Room::Ample => tracing::info!("the disk has room again; changes are made"),
-                Room::Scarce => {
+                DiskSpace::Ok => tracing::info!("the disk has room again; changes are made"),
+                DiskSpace::Low => {
                     tracing::error!("the disk is nearly full: changes are refused, save those that take power away")
                 }
-                Room::Last => {
+                DiskSpace::Critical => {
                     tracing::error!("the disk is all but full: changes are refused, save disabling and revoking")
                 }
-                Room::None => tracing::error!("the disk is full: changes are refused, and verdicts go on; make room"),
+                DiskSpace::Exhausted => {
+                    tracing::error!("the disk is full: changes are refused, and verdicts go on; make room")
+                }
             }
             self.last_room = room;
         }
@@ -422,7 +428,7 @@ fn encode_commit(
     commit: Commit,
     revision: Revision,
     seen: &mut PendingView<'_>,
-    room: Room,
+    room: DiskSpace,
 ) -> Result<(pb::JournalEntry, Vec<Row>), CommitError> {
     if !has_room(&commit, room) {
         return Err(CommitError::DiskFull);
@@ -457,20 +463,20 @@ fn encode_commit(
 }
 
 /// Whether there is room for a change.
-fn has_room(commit: &Commit, room: Room) -> bool {
+fn has_room(commit: &Commit, room: DiskSpace) -> bool {
     let stops = |put: &RecordWrite| matches!(put, RecordWrite::Key(key) if key.policy.state != State::Active);
     match room {
-        Room::Ample => true,
-        Room::Scarce => commit.narrows || commit.urgent,
-        Room::Last => commit.narrows && commit.writes.iter().all(stops),
-        Room::None => false,
+        DiskSpace::Ok => true,
+        DiskSpace::Low => commit.narrows || commit.urgent,
+        DiskSpace::Critical => commit.narrows && commit.writes.iter().all(stops),
+        DiskSpace::Exhausted => false,
     }
 }
 
-/// What is there: in this group, else in the overlay, else in the table.
+/// What is there: in this group, else in the write buffer, else in the table.
 struct PendingView<'a> {
     group: Maps,
-    overlay: &'a Overlay,
+    write_buffer: &'a WriteBuffer,
     table: &'a Table,
     callers: &'a mut Callers,
     names: &'a BoundedNames,
@@ -503,22 +509,23 @@ impl PendingView<'_> {
 
 impl RecordReader for PendingView<'_> {
     fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
-        let newer = self.group.key(tenant, key_id).or_else(|| self.overlay.key(tenant, key_id));
+        let newer = self.group.key(tenant, key_id).or_else(|| self.write_buffer.key(tenant, key_id));
         newer.map_or_else(|| self.table.key(tenant, key_id), |key| Ok(Some(key)))
     }
 
     fn has_digest(&self, digest: &Digest) -> Result<bool, StoreError> {
-        Ok(self.group.has_digest(digest) || self.overlay.has_digest(digest) || self.table.has_digest(digest)?)
+        Ok(self.group.has_digest(digest) || self.write_buffer.has_digest(digest) || self.table.has_digest(digest)?)
     }
 
     /// A read of the table would wait for the transaction that is being written, and all that is committed with it.
     fn is_current(&self, key: &KeyRecord) -> Result<bool, StoreError> {
-        let newer = self.group.key(&key.tenant, &key.key_id).or_else(|| self.overlay.key(&key.tenant, &key.key_id));
+        let newer =
+            self.group.key(&key.tenant, &key.key_id).or_else(|| self.write_buffer.key(&key.tenant, &key.key_id));
         let same = |there: &KeyRecord| there.revision == key.revision && there.secret.digest == key.secret.digest;
         if let Some(newer) = newer {
             return Ok(same(&newer));
         }
-        // The overlay has been asked first: what it has let go of counts as applied, and a view that has come
+        // The write buffer has been asked first: what it has let go of counts as applied, and a view that has come
         // as far knows it.
         let applied = *self.applied.borrow();
         if self.names.view.revision() >= applied
@@ -530,7 +537,7 @@ impl RecordReader for PendingView<'_> {
     }
 
     fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {
-        Ok(self.group.tenant(tenant).or_else(|| self.overlay.tenant(tenant)))
+        Ok(self.group.tenant(tenant).or_else(|| self.write_buffer.tenant(tenant)))
     }
 
     fn caller(&mut self, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
@@ -551,9 +558,9 @@ impl RecordReader for PendingView<'_> {
 
     fn admit(&self, revision: Revision, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
         let BoundedNames { bounds, view, pending } = self.names;
-        let in_use = |kind: Kind, asked: &[&str]| kind.in_use(&**view, &key.tenant, asked);
+        let in_use = |kind: NameKind, asked: &[&str]| kind.in_use(&**view, &key.tenant, asked);
         bounds::check(bounds, &pending.borrow(), before, key, in_use)?;
-        if in_use(Kind::Owner, &[]).is_some() {
+        if in_use(NameKind::Owner, &[]).is_some() {
             pending.borrow_mut().note(revision, before, key);
         }
         Ok(())
@@ -561,14 +568,14 @@ impl RecordReader for PendingView<'_> {
 
     fn admit_tenant(&self) -> Result<(), CommitError> {
         // Those of the group are not among the others yet.
-        bounds::check_tenants(&self.names.bounds, self.overlay.tenant_count() + self.group.tenants())
+        bounds::check_tenants(&self.names.bounds, self.write_buffer.tenant_count() + self.group.tenants())
     }
 }
 
 struct TableWriter {
     table: Arc<Table>,
-    overlay: Arc<Overlay>,
-    lanes: Arc<Lanes>,
+    write_buffer: Arc<WriteBuffer>,
+    commit_queue: Arc<CommitQueue>,
     applied: watch::Sender<Revision>,
 }
 
@@ -583,20 +590,20 @@ impl TableWriter {
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            self.lanes.is_taken(bytes_of(&group));
+            self.commit_queue.group_taken(bytes_of(&group));
             while group.rows.len() < TABLE_ROWS_MAX
                 && let Ok(next) = groups.try_recv()
             {
-                self.lanes.is_taken(bytes_of(&next));
+                self.commit_queue.group_taken(bytes_of(&next));
                 group.rows.extend(next.rows);
                 group.end = next.end;
             }
             if let Err(error) = self.table.apply(&group.rows, group.end) {
                 die("the table cannot be written; the next start replays what it lacks", &error);
             }
-            // In this order: what the overlay lets go of counts as applied.
+            // In this order: what the write buffer lets go of counts as applied.
             self.applied.send_replace(group.end.revision);
-            self.overlay.release(group.rows.iter().map(|row| &row.record));
+            self.write_buffer.release(group.rows.iter().map(|row| &row.record));
         }
     }
 

@@ -76,7 +76,7 @@ pub enum OpenError {
     /// The watermark is gone, and with it the only note of how far the journal went.
     #[error(
         "the watermark {path} is missing or damaged, and the journal has changes up to revision {found}: nothing says whether these \
-         are all that were acknowledged. RecordWrite it back; or, if you know that they are, from a revision or a head that was kept \
+         are all that were acknowledged. Put it back; or, if you know that they are, from a revision or a head that was kept \
          elsewhere (--expect-head), start once with --accept-watermark-loss"
     )]
     NoWatermark {
@@ -144,7 +144,7 @@ pub enum OpenError {
         "{dir} has no data yet, and its disk has {free} bytes free, of at least {needed} that a first start needs: make room, or \
          choose another --data-dir"
     )]
-    NoRoom {
+    DiskFull {
         /// The directory.
         dir: PathBuf,
         /// What is free, in bytes.
@@ -215,7 +215,7 @@ fn advice(error: &TableError) -> &'static str {
 impl OpenError {
     /// Whether the disk was full.
     #[must_use]
-    pub fn is_want_of_room(&self) -> bool {
+    pub fn is_disk_full(&self) -> bool {
         let cause = match self {
             Self::Io(error) | Self::Table(TableError::Disk(error)) => error,
             Self::Journal(JournalError::Io { source, .. }) => source,
@@ -243,7 +243,7 @@ impl OpenError {
             | Self::NoData { .. }
             | Self::NotEmpty { .. }
             | Self::NotADirectory { .. }
-            | Self::NoRoom { .. }
+            | Self::DiskFull { .. }
             | Self::GaveUp { .. }
             | Self::ForeignJournal { .. }
             | Self::NothingToBuildFrom { .. }

@@ -13,12 +13,12 @@ use keyward_core::head::Head;
 
 use super::OpenError;
 use super::checkpoint::{self, Checkpoint, CheckpointKey};
+use super::checksums::ChecksumKey;
 use super::dir::LockedDir;
 use super::journal::scan::{End, segment_numbers, verify};
 use super::journal::{ChainKey, Position};
 use super::recovery::{check_beginning, head_fault, read_table};
 use super::snapshot;
-use super::sums::SumKey;
 use super::table::Table;
 use super::watermark::Watermark;
 use crate::files::{named, private};
@@ -66,12 +66,12 @@ pub struct Inspected {
 /// # Errors
 /// When the disk fails. What is wrong with the data is among the findings.
 pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Result<Inspected, OpenError> {
-    let sum_key = SumKey::of(key);
+    let checksum_key = ChecksumKey::of(key);
     let watermark = Watermark::read(&dir.watermark())?;
     let mut findings = Vec::new();
     let (mut places, mut checkpoints) = (Vec::new(), Vec::new());
     for (_, path) in snapshot::list(&dir.snapshots())? {
-        match snapshot::verify(&path, Some(&sum_key), &|| Ok(())) {
+        match snapshot::verify(&path, Some(&checksum_key), &|| Ok(())) {
             Ok(contents) => places.push((path.display().to_string(), contents.header.position, contents.keys)),
             Err(error) => findings.push(Finding::doubt(path.display(), error)),
         }
@@ -86,7 +86,7 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Resul
     }
     let table_path = dir.table();
     // It goes when this ends, after the table that lies in it.
-    let copy = if table_path.exists() && !dir.is_writable() { Some(Copy::of(&table_path)?) } else { None };
+    let copy = if table_path.exists() && !dir.is_writable() { Some(TableCopy::of(&table_path)?) } else { None };
     let read_path = copy.as_ref().map_or(&table_path, |copy| &copy.0);
     let table = match table_path.exists().then(|| read_table(read_path, key)) {
         None => {
@@ -99,8 +99,8 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Resul
             None
         }
     };
-    if let Some(sums) = table.as_ref().map(Table::sums).transpose().map_err(OpenError::Table)? {
-        places.push((table_path.display().to_string(), sums.position, sums.keys.count()));
+    if let Some(checksums) = table.as_ref().map(Table::checksums).transpose().map_err(OpenError::Table)? {
+        places.push((table_path.display().to_string(), checksums.position, checksums.keys.count()));
     }
     drop(table);
     drop(copy);
@@ -134,9 +134,9 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Resul
 }
 
 /// A copy of a table, for as long as this lives: sled writes to what it opens.
-struct Copy(PathBuf);
+struct TableCopy(PathBuf);
 
-impl Copy {
+impl TableCopy {
     fn of(table: &Path) -> Result<Self, OpenError> {
         let path = env::temp_dir().join(format!("keyward-check-{}", std::process::id()));
         // What is there already is not ours, and stays.
@@ -147,7 +147,7 @@ impl Copy {
     }
 }
 
-impl Drop for Copy {
+impl Drop for TableCopy {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
             tracing::warn!(path = %self.0.display(), %error, "cannot remove the copy of the table");

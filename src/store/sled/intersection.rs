@@ -1,4 +1,4 @@
-//! Ids that stand in several orderings at once.
+//! Ids that stand in several secondary indexes at once.
 //!
 //! Each condition of a list is a union of ranges of the table, one for each state; all of them are in the order of ids.
 //! The union that is behind is moved to where the one ahead stands, and so on: what lies between is not read (the
@@ -11,7 +11,7 @@ use crate::store::StoreError;
 
 /// An id of which it is known now whether every condition has it, and every smaller one past the last.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Looked {
+pub(super) struct Candidate {
     pub(super) key_id: KeyId,
     /// What the ordering keeps with the id.
     pub(super) value: IVec,
@@ -34,11 +34,11 @@ struct Range<'a> {
     prefix: Vec<u8>,
     entries: Option<sled::Iter>,
     /// The first entry at or past what was last asked for.
-    head: Head,
+    head: RangeHead,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Head {
+enum RangeHead {
     NotRead,
     At(KeyId, IVec),
     Ended,
@@ -51,18 +51,18 @@ impl<'a> Intersection<'a> {
     }
 
     /// Looks at the next id. `None`: there are no more that all have.
-    pub(super) fn next(&mut self) -> Result<Option<Looked>, StoreError> {
+    pub(super) fn next(&mut self) -> Result<Option<Candidate>, StoreError> {
         let Some((first, others)) = self.unions.split_first_mut() else { return Ok(None) };
-        let Some((key_id, value)) = first.at_or_past(&self.from)? else { return Ok(None) };
+        let Some((key_id, value)) = first.seek(&self.from)? else { return Ok(None) };
         for other in others {
-            let Some((ahead, _)) = other.at_or_past(key_id.as_str().as_bytes())? else { return Ok(None) };
+            let Some((ahead, _)) = other.seek(key_id.as_str().as_bytes())? else { return Ok(None) };
             if ahead != key_id {
                 self.from = ahead.as_str().into();
-                return Ok(Some(Looked { key_id, value, is_in_all: false }));
+                return Ok(Some(Candidate { key_id, value, is_in_all: false }));
             }
         }
         self.from = past(&key_id);
-        Ok(Some(Looked { key_id, value, is_in_all: true }))
+        Ok(Some(Candidate { key_id, value, is_in_all: true }))
     }
 }
 
@@ -74,15 +74,15 @@ fn past(id: &KeyId) -> Vec<u8> {
 impl<'a> Union<'a> {
     /// What any of these prefixes of a tree has. No id stands behind two of them.
     pub(super) fn new(tree: &'a Tree, prefixes: impl IntoIterator<Item = Vec<u8>>) -> Self {
-        let range = |prefix| Range { tree, prefix, entries: None, head: Head::NotRead };
+        let range = |prefix| Range { tree, prefix, entries: None, head: RangeHead::NotRead };
         Self(prefixes.into_iter().map(range).collect())
     }
 
     /// The first id that is not below a name.
-    fn at_or_past(&mut self, from: &[u8]) -> Result<Option<(KeyId, IVec)>, StoreError> {
+    fn seek(&mut self, from: &[u8]) -> Result<Option<(KeyId, IVec)>, StoreError> {
         let mut least: Option<(&KeyId, &IVec)> = None;
         for range in &mut self.0 {
-            let head = range.at_or_past(from)?;
+            let head = range.seek(from)?;
             if let Some(head) = head
                 && least.is_none_or(|least| head.0 < least.0)
             {
@@ -94,7 +94,7 @@ impl<'a> Union<'a> {
 }
 
 impl Range<'_> {
-    fn at_or_past(&mut self, from: &[u8]) -> Result<Option<(&KeyId, &IVec)>, StoreError> {
+    fn seek(&mut self, from: &[u8]) -> Result<Option<(&KeyId, &IVec)>, StoreError> {
         if !self.has_reached(from) {
             // Often it is the next one; to seek costs more.
             if let Some(entries) = &mut self.entries {
@@ -107,25 +107,26 @@ impl Range<'_> {
             }
         }
         Ok(match &self.head {
-            Head::At(id, value) => Some((id, value)),
-            Head::NotRead | Head::Ended => None,
+            RangeHead::At(id, value) => Some((id, value)),
+            RangeHead::NotRead | RangeHead::Ended => None,
         })
     }
 
     fn has_reached(&self, from: &[u8]) -> bool {
         match &self.head {
-            Head::NotRead => false,
-            Head::At(id, _) => id.as_str().as_bytes() >= from,
-            Head::Ended => true,
+            RangeHead::NotRead => false,
+            RangeHead::At(id, _) => id.as_str().as_bytes() >= from,
+            RangeHead::Ended => true,
         }
     }
 }
 
-fn head_of(entry: Option<sled::Result<(IVec, IVec)>>, prefix: &[u8]) -> Result<Head, StoreError> {
-    let Some((name, value)) = entry.transpose()? else { return Ok(Head::Ended) };
-    let Some(id) = name.strip_prefix(prefix) else { return Ok(Head::Ended) };
+fn head_of(entry: Option<sled::Result<(IVec, IVec)>>, prefix: &[u8]) -> Result<RangeHead, StoreError> {
+    let Some((name, value)) = entry.transpose()? else { return Ok(RangeHead::Ended) };
+    let Some(id) = name.strip_prefix(prefix) else { return Ok(RangeHead::Ended) };
     let id = std::str::from_utf8(id).ok().and_then(|id| KeyId::parse(id).ok());
-    id.map(|id| Head::At(id, value)).ok_or_else(|| StoreError::Engine("an ordering holds what is not an id".into()))
+    id.map(|id| RangeHead::At(id, value))
+        .ok_or_else(|| StoreError::Engine("an ordering holds what is not an id".into()))
 }
 
 #[cfg(test)]

@@ -14,43 +14,43 @@
 //! <data>/index/        NNNNNNNNNNNNNNNNNNNN.kwi: what the index held, for a quick start
 //! ```
 //!
-//! Reading order: [`journal`] (frames and segments), [`table`] (sled), `recovery` (start-up), `lanes` (what
+//! Reading order: [`journal`] (frames and segments), [`table`] (sled), `recovery` (start-up), `commit_queue` (what
 //! waits for) and
 //! `committer` (the one writer), `reads` (the readers).
 
 mod administrators;
 mod backup;
+mod bloom;
+mod cached_stats;
 mod checkpoint;
 mod checkpoint_schedule;
+mod checksums;
+mod commit_queue;
 mod committer;
-mod condition;
-mod cut;
+mod defragment;
 mod dir;
+mod disk_probe;
 mod error;
-mod filling;
 pub mod inspect;
 mod intersection;
 pub mod journal;
-mod keeper;
-mod known;
-mod lanes;
-mod latest;
-mod orderings;
-mod overlay;
-pub mod own_entry;
+mod maintenance;
+pub mod offline_append;
+mod read_only_fill;
 mod reads;
 mod rebuild;
 mod recovery;
 pub mod restore;
 pub mod salvage;
-mod shrink;
+mod secondary_index;
 pub mod snapshot;
-mod sums;
+mod snapshot_scan;
 pub mod table;
 #[cfg(test)]
 mod tests;
-mod walk;
+mod verify_scan;
 mod watermark;
+mod write_buffer;
 
 use std::sync::Arc;
 use std::thread::Builder;
@@ -66,20 +66,20 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
-use self::committer::{Committer, Progress, Request};
-use self::condition::Looks;
+use self::cached_stats::CachedStats;
+use self::commit_queue::{CommitQueue, PushError};
+use self::committer::{CommitProgress, Committer, CommitterConfig, Request};
+use self::disk_probe::DiskProbe;
 use self::journal::Position;
-use self::journal::writer::{FreeBytes, Room};
-use self::keeper::Keeper;
-use self::lanes::{Lanes, Refused};
-use self::latest::Latest;
-use self::orderings::Scan;
-use self::overlay::Overlay;
+use self::journal::writer::{DiskSpace, FreeBytes};
+use self::maintenance::{Maintenance, MaintenanceConfig};
 use self::reads::Readers;
-use self::recovery::SoundTable;
+use self::recovery::TablePolicy;
+use self::secondary_index::ListScan;
 use self::table::Table;
+use self::write_buffer::WriteBuffer;
 use super::administrators::Administrators;
-use super::bounds::{self, Kind, Pending};
+use super::bounds::{self, NameKind, Pending};
 use super::{
     Backup, BackupError, Bounds, Commit, CommitError, Figures, Held, KeyQuery, MaterializedView, Page, Part, Reader,
     Snapshot, Store, StoreError, TableFigures, WriteHealth,
@@ -90,7 +90,7 @@ use crate::feed::{Feed, Lagged, Subscription};
 pub use self::backup::BackupLimits;
 pub use self::dir::LockedDir;
 pub use self::error::{HeadFault, OpenError};
-pub use self::keeper::Retention;
+pub use self::maintenance::Retention;
 pub use self::recovery::Filled;
 
 /// Commits that wait for the committer at most, of those that take power away and of all others; one more is refused.
@@ -150,9 +150,9 @@ pub struct Demands {
 
 /// A journal and a table.
 pub struct SledStore {
-    lanes: Arc<Lanes>,
-    progress: Progress,
-    overlay: Arc<Overlay>,
+    commit_queue: Arc<CommitQueue>,
+    progress: CommitProgress,
+    write_buffer: Arc<WriteBuffer>,
     table: Arc<Table>,
     feed: Feed,
     table_rebuilds: u64,
@@ -161,15 +161,15 @@ pub struct SledStore {
     administrators: Arc<Mutex<Administrators>>,
     backing_up: Arc<tokio::sync::Mutex<()>>,
     backup_limits: BackupLimits,
-    looks: Looks,
-    latest: Arc<Latest>,
+    disk_probe: DiskProbe,
+    stats: Arc<CachedStats>,
     lists: Arc<FairSemaphore<ActorId>>,
     list_readers: Readers,
     key_readers: Readers,
     urgent_readers: Readers,
     /// The end of the log.
     durable_at: Arc<Mutex<Position>>,
-    threads: Mutex<Option<(Committer, Keeper)>>,
+    threads: Mutex<Option<(Committer, Maintenance)>>,
     /// Unlocks the directory when dropped. Close the store first: its threads may outlive it otherwise.
     _dir: LockedDir,
 }
@@ -193,7 +193,7 @@ impl SledStore {
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes, as far as can be told without the table.
     pub fn fill(dir: &LockedDir, options: &Options, view: &dyn MaterializedView) -> Result<Option<Filled>, OpenError> {
-        filling::fill(dir, options, view)
+        read_only_fill::fill(dir, options, view)
     }
 
     /// As [`SledStore::open`], with a view that was filled before, if `filled` says so. As soon as `view` is
@@ -207,46 +207,46 @@ impl SledStore {
         view: Arc<dyn MaterializedView>,
         filled: &mut Option<Filled>,
     ) -> Result<Self, OpenError> {
-        let recovered = recovery::recover(&dir, options, SoundTable::Keep, &*view, filled)?;
-        own_entry::tell_of_restore(&dir, &recovered.journal.key, &recovered.journal.position)?;
-        let overlay = Arc::new(Overlay::default());
-        overlay.insert(recovered.table.every_tenant().map_err(|error| OpenError::Table(error.into()))?.iter());
+        let recovered = recovery::recover(&dir, options, TablePolicy::Keep, &*view, filled)?;
+        offline_append::warn_of_restore(&dir, &recovered.journal.key, &recovered.journal.position)?;
+        let write_buffer = Arc::new(WriteBuffer::default());
+        write_buffer.insert(recovered.table.every_tenant().map_err(|error| OpenError::Table(error.into()))?.iter());
         let administrators = administrators::read(&recovered.table);
         let administrators = administrators.map_err(|error| OpenError::Table(error.into()))?;
         let administrators = Arc::new(Mutex::new(administrators));
         let feed = Feed::starting_after(recovered.journal.position.revision);
         let table = Arc::new(recovered.table);
-        let lanes = Arc::new(Lanes::new());
-        let latest = Arc::new(Latest::default());
-        let looks = Looks::start(recovered.journal.writer.gauge(options.free_bytes)?, latest.clone())?;
+        let commit_queue = Arc::new(CommitQueue::new());
+        let stats = Arc::new(CachedStats::default());
+        let disk_probe = DiskProbe::start(recovered.journal.writer.meter(options.free_bytes)?, stats.clone())?;
         let durable_at = Arc::new(Mutex::new(recovered.journal.position));
-        let keeper = Keeper::start(keeper::Parts {
+        let maintenance = Maintenance::start(MaintenanceConfig {
             dir: &dir,
             options,
             table: table.clone(),
             durable: durable_at.clone(),
             view: view.clone(),
             checkpoint: recovered.checkpoint,
-            latest: latest.clone(),
+            stats: stats.clone(),
         })?;
-        let (committer, progress) = Committer::start(committer::Parts {
+        let (committer, progress) = Committer::start(CommitterConfig {
             journal: recovered.journal,
             watermark: recovered.watermark,
-            lanes: lanes.clone(),
+            commit_queue: commit_queue.clone(),
             free_bytes: options.free_bytes,
             table: table.clone(),
-            overlay: overlay.clone(),
+            write_buffer: write_buffer.clone(),
             feed: feed.clone(),
             durable_at: durable_at.clone(),
-            keeper: keeper.waker(),
+            maintenance: maintenance.waker(),
             bounds: options.bounds,
             view: view.clone(),
             administrators: administrators.clone(),
         })?;
         Ok(Self {
-            lanes,
+            commit_queue,
             progress,
-            overlay,
+            write_buffer,
             feed,
             durable_at,
             table_rebuilds: recovered.rebuilds,
@@ -255,14 +255,14 @@ impl SledStore {
             administrators,
             backing_up: Arc::default(),
             backup_limits: options.backup,
-            looks,
-            latest,
+            disk_probe,
+            stats,
             lists: Arc::new(FairSemaphore::new(LISTS, LISTS_WAITING)),
             list_readers: Readers::start("lists", LIST_THREADS, Some(table.clone()))?,
             key_readers: Readers::start("reads", KEY_THREADS, None)?,
             urgent_readers: Readers::start("urgent reads", URGENT_THREADS, None)?,
             table,
-            threads: Mutex::new(Some((committer, keeper))),
+            threads: Mutex::new(Some((committer, maintenance))),
             _dir: dir,
         })
     }
@@ -272,9 +272,9 @@ impl SledStore {
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
     pub fn rebuild(dir: &LockedDir, options: &Options) -> Result<Revision, OpenError> {
-        let recovered = match recovery::recover(dir, options, SoundTable::BuildAnew, &(), &mut None) {
+        let recovered = match recovery::recover(dir, options, TablePolicy::Rebuild, &(), &mut None) {
             Err(OpenError::NoSoundSnapshot { path, why }) => {
-                match recovery::recover(dir, options, SoundTable::Keep, &(), &mut None) {
+                match recovery::recover(dir, options, TablePolicy::Keep, &(), &mut None) {
                     Ok(_) => return Err(OpenError::NothingToBuildFrom { path, why }),
                     Err(error) => return Err(error),
                 }
@@ -285,16 +285,16 @@ impl SledStore {
         Ok(recovered.journal.position.revision)
     }
 
-    /// Bytes of records that are put aside in memory now, for a backup and for the keeper's snapshot.
+    /// Bytes of records that are put aside in memory now, for a backup and for the maintenance thread's snapshot.
     #[must_use]
-    pub fn aside_bytes(&self) -> u64 {
-        self.table.cuts().lock().bytes()
+    pub fn pre_image_bytes(&self) -> u64 {
+        self.table.scans().lock().bytes()
     }
 
     /// How many changes wait for the committer: those that take power away, and all others.
     #[must_use]
     pub fn waiting(&self) -> [usize; 2] {
-        self.lanes.waiting()
+        self.commit_queue.waiting()
     }
 
     /// Waits until the table covers everything that is durable now, and gives the revision it covers.
@@ -309,7 +309,7 @@ impl SledStore {
 impl Drop for SledStore {
     /// The committer ends when it has done what waits.
     fn drop(&mut self) {
-        self.lanes.close();
+        self.commit_queue.close();
     }
 }
 
@@ -318,8 +318,9 @@ impl Store for SledStore {
     async fn load(&self) -> Result<Snapshot, StoreError> {
         let revision = self.caught_up().await?;
         let table = self.table.clone();
-        let sums = on_a_thread(move || table.sums().map_err(|error| StoreError::Engine(error.to_string()))).await?;
-        let records = sums.tenants.count() + sums.keys.count();
+        let checksums =
+            on_a_thread(move || table.checksums().map_err(|error| StoreError::Engine(error.to_string()))).await?;
+        let records = checksums.tenants.count() + checksums.keys.count();
         let (sender, parts) = mpsc::channel(4);
         let table = self.table.clone();
         // Ends with its channel, which the receiver of the snapshot holds.
@@ -348,8 +349,8 @@ impl Store for SledStore {
         tenant: &TenantId,
         key_id: &KeyId,
     ) -> Result<Option<Arc<KeyRecord>>, StoreError> {
-        // What the overlay has let go is in the table; so ask the overlay first.
-        if let Some(key) = self.overlay.key(tenant, key_id) {
+        // What the write buffer has let go is in the table; so ask the write buffer first.
+        if let Some(key) = self.write_buffer.key(tenant, key_id) {
             return Ok(Some(key));
         }
         let (table, tenant, key_id) = (self.table.clone(), tenant.clone(), key_id.clone());
@@ -358,16 +359,16 @@ impl Store for SledStore {
     }
 
     async fn keys(&self, query: KeyQuery) -> Result<Page<KeyRecord, KeyId>, StoreError> {
-        let (table, overlay, caller) = (self.table.clone(), self.overlay.clone(), query.caller.clone());
+        let (table, write_buffer, caller) = (self.table.clone(), self.write_buffer.clone(), query.caller.clone());
         let place = self.lists.acquire(caller.clone()).await.map_err(|_| StoreError::Overloaded)?;
-        let mut scan = Scan::new(query);
-        let mut page = self.list_readers.read(caller, move || table.list_on(&overlay, &mut scan)).await?;
+        let mut scan = ListScan::new(query);
+        let mut page = self.list_readers.read(caller, move || table.resume_list(&write_buffer, &mut scan)).await?;
         page.held = Held::of(place);
         Ok(page)
     }
 
     async fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {
-        Ok(self.overlay.tenant(tenant))
+        Ok(self.write_buffer.tenant(tenant))
     }
 
     async fn tenants(
@@ -377,27 +378,27 @@ impl Store for SledStore {
         limit: usize,
     ) -> Result<Page<TenantRecord, TenantId>, StoreError> {
         let place = self.lists.acquire(caller.clone()).await.map_err(|_| StoreError::Overloaded)?;
-        let found = self.overlay.tenants(after.as_ref(), limit.saturating_add(1));
+        let found = self.write_buffer.tenants(after.as_ref(), limit.saturating_add(1));
         let page = Page::first(found.into_iter(), limit, |tenant| tenant.tenant.clone());
         Ok(Page { held: Held::of(place), ..page })
     }
 
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
         let (reply, answer) = oneshot::channel();
-        self.lanes.push(Request { commit, reply }).map_err(|refused| match refused {
-            Refused::Full => CommitError::Overloaded,
-            Refused::Closed => StoreError::Closed.into(),
+        self.commit_queue.push(Request { commit, reply }).map_err(|refused| match refused {
+            PushError::Full => CommitError::Overloaded,
+            PushError::Closed => StoreError::Closed.into(),
         })?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
     fn check_bounds(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
-        let in_use = |kind: Kind, asked: &[&str]| kind.in_use(&*self.view, &key.tenant, asked);
+        let in_use = |kind: NameKind, asked: &[&str]| kind.in_use(&*self.view, &key.tenant, asked);
         bounds::check(&self.bounds, &Pending::default(), before, key, in_use)
     }
 
     fn check_tenant_bound(&self) -> Result<(), CommitError> {
-        bounds::check_tenants(&self.bounds, self.overlay.tenant_count())
+        bounds::check_tenants(&self.bounds, self.write_buffer.tenant_count())
     }
 
     fn check_administrators(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError> {
@@ -424,13 +425,13 @@ impl Store for SledStore {
     }
 
     async fn write_health(&self) -> WriteHealth {
-        let room = self.looks.look(STALLED_AFTER).await;
-        let waited = self.progress.busy.lasted().max(self.lanes.held_for());
+        let room = self.disk_probe.probe(STALLED_AFTER).await;
+        let waited = self.progress.busy.lasted().max(self.commit_queue.stalled_for());
         match room {
             _ if waited > STALLED_AFTER => WriteHealth::DiskStalled,
             None => WriteHealth::DiskStalled,
-            _ if self.progress.busy.had_no_room(REFUSAL_COUNTS_FOR) => WriteHealth::DiskFull,
-            Some(Ok(Room::Ample)) => WriteHealth::Writable,
+            _ if self.progress.busy.was_disk_full(REFUSAL_COUNTS_FOR) => WriteHealth::DiskFull,
+            Some(Ok(DiskSpace::Ok)) => WriteHealth::Writable,
             Some(_) => WriteHealth::DiskFull,
         }
     }
@@ -444,23 +445,23 @@ impl Store for SledStore {
             durable: self.revision(),
             applied: *self.progress.applied.borrow(),
             waiting: self.waiting().iter().sum(),
-            free_bytes: self.latest.free_bytes(),
-            snapshot: self.latest.snapshot(),
-            backup: self.latest.backup(),
+            free_bytes: self.stats.free_bytes(),
+            snapshot: self.stats.snapshot(),
+            backup: self.stats.backup(),
         }
     }
 
     async fn backup(&self, time: UnixMillis) -> Result<Backup, BackupError> {
         let turn = self.backing_up.clone().try_lock_owned().map_err(|_| BackupError::Busy)?;
         self.caught_up().await.map_err(|error| BackupError::Failed(error.to_string()))?;
-        backup::start(self.table.clone(), time, self.backup_limits, turn, self.latest.clone()).await
+        backup::start(self.table.clone(), time, self.backup_limits, turn, self.stats.clone()).await
     }
 
     async fn close(&self) -> Result<(), StoreError> {
-        self.lanes.close();
-        let Some((committer, keeper)) = self.threads.lock().take() else { return Ok(()) };
+        self.commit_queue.close();
+        let Some((committer, maintenance)) = self.threads.lock().take() else { return Ok(()) };
         let table = self.table.clone();
-        on_a_thread(move || keeper.join().and(committer.join()).and_then(|()| table.flush())).await
+        on_a_thread(move || maintenance.join().and(committer.join()).and_then(|()| table.flush())).await
     }
 }
 

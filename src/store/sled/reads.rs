@@ -127,7 +127,7 @@ impl Drop for Readers {
 impl Shared {
     fn run(&self) {
         while self.wait() {
-            let _turn = self.table.as_ref().map(|table| table.turn_to_list());
+            let _turn = self.table.as_ref().map(|table| table.lock_for_list());
             let began = Instant::now();
             while began.elapsed() < TURN_TIME
                 && let Some((caller, mut job)) = self.take()

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use keyward_core::event::{Record, Revision};
 
 use super::OpenError;
+use super::checksums::ChecksumKey;
 use super::dir::LockedDir;
 use super::journal::scan::{End, scan_after};
 use super::journal::{ChainKey, Position};
 use super::snapshot::{self, SnapshotError};
-use super::sums::SumKey;
 use super::table::{Row, Table, TableError};
 use crate::progress::Progress;
 use crate::store::MaterializedView;
@@ -24,15 +24,15 @@ const ROWS: usize = 512;
 /// Moves the table that is there aside, and builds another one. What is there is touched only if there is
 /// something to build from, and is put back if nothing comes of it.
 pub(super) fn rebuild(dir: &LockedDir, key: &ChainKey, end: &End) -> Result<Table, OpenError> {
-    let sum_key = SumKey::of(key);
-    let (bases, mut unsound) = bases(dir, &sum_key, end)?;
+    let checksum_key = ChecksumKey::of(key);
+    let (bases, mut unsound) = bases(dir, &checksum_key, end)?;
     if bases.is_empty() && end.start != Position::START {
         return Err(nothing_to_build_from(dir, end, unsound));
     }
     set_aside(&dir.table())?;
     for path in bases {
         let table = Table::open(&dir.table(), key).map_err(OpenError::Table)?;
-        match load(&table, &path, &sum_key) {
+        match load(&table, &path, &checksum_key) {
             Ok(()) if catch_up(&dir.journal(), key, &table, end, &())? => return Ok(table),
             Ok(()) => unsound = Some((path, "it is not of this journal".to_owned())),
             Err(LoadError::Snapshot(error)) => unsound = Some((path, error.to_string())),
@@ -60,7 +60,7 @@ pub(super) fn rebuild(dir: &LockedDir, key: &ChainKey, end: &End) -> Result<Tabl
 pub(super) type Unsound = Option<(PathBuf, String)>;
 
 /// The snapshots from which the journal goes on, the newest first, as far as they are sound.
-fn bases(dir: &LockedDir, key: &SumKey, end: &End) -> Result<(Vec<PathBuf>, Unsound), OpenError> {
+fn bases(dir: &LockedDir, key: &ChecksumKey, end: &End) -> Result<(Vec<PathBuf>, Unsound), OpenError> {
     let (mut bases, mut unsound) = (vec![], None);
     for (revision, path) in snapshot::list(&dir.snapshots())? {
         if revision < end.start.revision || revision > end.position.revision {
@@ -162,7 +162,7 @@ impl From<SnapshotError> for LoadError {
 }
 
 /// Fills an empty table from a snapshot. Only with the last rows does it say what it covers.
-fn load(table: &Table, path: &PathBuf, key: &SumKey) -> Result<(), LoadError> {
+fn load(table: &Table, path: &PathBuf, key: &ChecksumKey) -> Result<(), LoadError> {
     let file = File::open(path).map_err(SnapshotError::from)?;
     let bytes = file.metadata().map_err(SnapshotError::from)?.len();
     tracing::info!(path = %path.display(), "building the table from a snapshot");

@@ -15,14 +15,14 @@ use parking_lot::Mutex;
 
 use super::checkpoint::{self, Checkpoint, CheckpointKey, Found};
 use super::checkpoint_schedule::bytes_after;
+use super::checksums::ChecksumKey;
+use super::defragment;
 use super::dir::LockedDir;
 use super::journal::scan::{End, verify, verify_and_visit};
 use super::journal::writer::Writer;
 use super::journal::{ChainKey, Position};
 use super::rebuild::{catch_up, rebuild, rows_of};
-use super::shrink;
 use super::snapshot;
-use super::sums::SumKey;
 use super::table::{Table, TableError, guard};
 use super::watermark::Watermark;
 use super::{HeadFault, OpenError, Options};
@@ -59,22 +59,22 @@ pub struct Filled {
 
 /// What becomes of a table that is sound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SoundTable {
+pub(super) enum TablePolicy {
     Keep,
-    BuildAnew,
+    Rebuild,
 }
 
 pub(super) fn recover(
     dir: &LockedDir,
     options: &Options,
-    sound: SoundTable,
+    sound: TablePolicy,
     view: &dyn MaterializedView,
     filled: &mut Option<Filled>,
 ) -> Result<Recovered, OpenError> {
     let before = *filled;
     let key = ChainKey(options.chain_key.clone());
     let (watermark, acknowledged) = Watermark::open(&dir.watermark())?;
-    shrink::settle(&dir.table())?;
+    defragment::finish_interrupted(&dir.table())?;
     let (path, read) = (dir.table(), || -> Result<_, OpenError> {
         if let Some(filled) = before {
             return check_filled(dir, &key, (acknowledged, options.demands.head), &filled);
@@ -110,10 +110,10 @@ pub(super) fn recover(
         (table, view)
     };
     if let Some(table) = &table {
-        table.convert().map_err(OpenError::Table)?;
+        table.migrate_layout().map_err(OpenError::Table)?;
     }
     let (table, rebuilt) = match table {
-        Some(table) if sound == SoundTable::Keep && catch_up(&dir.journal(), &key, &table, &end, lacking)? => {
+        Some(table) if sound == TablePolicy::Keep && catch_up(&dir.journal(), &key, &table, &end, lacking)? => {
             (table, false)
         }
         unfit => {
@@ -129,7 +129,7 @@ pub(super) fn recover(
     if !is_full {
         whole();
     }
-    let (table, renewed) = shrink::shrink(table, &dir.table(), &key).map_err(OpenError::Table)?;
+    let (table, renewed) = defragment::run(table, &dir.table(), &key).map_err(OpenError::Table)?;
     let position = end.position;
     tracing::info!(path = %dir.path().display(), revision = position.revision.0, "data directory is whole");
     let journal = Journal { writer, key, position };
@@ -283,7 +283,7 @@ fn missing(dir: &LockedDir, acknowledged: Revision, end: &End) -> OpenError {
 pub(super) fn check_beginning(dir: &LockedDir, key: &ChainKey, end: &End) -> Result<(), OpenError> {
     let mut begins = end.start == Position::START;
     for (revision, path) in snapshot::list(&dir.snapshots())? {
-        match snapshot::read_header(&path, Some(&SumKey::of(key))) {
+        match snapshot::read_header(&path, Some(&ChecksumKey::of(key))) {
             Ok(header) if header.position.revision > end.position.revision => {
                 return Err(missing(dir, header.position.revision, end));
             }

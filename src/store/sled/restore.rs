@@ -16,15 +16,15 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::digest::PepperId;
 use keyward_core::event::{Record, Revision};
 
+use super::checksums::ChecksumKey;
 use super::dir::LockedDir;
 use super::journal::frame::FrameBuilder;
 use super::journal::scan::{End, scan_between};
-use super::journal::writer::{Room, RoomError, Writer};
+use super::journal::writer::{DiskSpace, SpaceError, Writer};
 use super::journal::{ChainKey, JournalError, Position};
-use super::own_entry::{ByState, Log};
+use super::offline_append::{ByState, OfflineLog};
 use super::rebuild::rows_of;
 use super::snapshot::{self, Contents, SnapshotError};
-use super::sums::SumKey;
 use super::watermark::Watermark;
 use super::{OpenError, Options};
 use crate::files::{NewFile, create_private_dir};
@@ -172,12 +172,12 @@ fn survey(key: &ChainKey, source: &Source) -> Result<(Position, HashSet<PepperId
     let of_backup = |error| RestoreError::Backup { path: source.backup.clone(), source: error };
     let mut peppers = HashSet::new();
     let file = File::open(&source.backup).map_err(|error| of_backup(error.into()))?;
-    let contents = snapshot::read(file, Some(&SumKey::of(key)), |row| {
+    let contents = snapshot::read(file, Some(&ChecksumKey::of(key)), |row| {
         peppers.extend(pepper_of(&row.record));
         Ok::<_, SnapshotError>(())
     });
     let from = contents.map_err(of_backup)?.header.position;
-    let mut copy = Copy { writer: None, key, from, at: from, source, peppers, time: None, failed: None };
+    let mut copy = JournalCopy { writer: None, key, from, at: from, source, peppers, time: None, failed: None };
     copy.run()?;
     Ok((from, copy.peppers))
 }
@@ -200,11 +200,12 @@ fn make(
     create_private_dir(fresh)?;
     let dir = LockedDir::unfinished(fresh)?;
     create_private_dir(&dir.journal())?;
-    let backup = copy_backup(&dir, &SumKey::of(key), &source.backup)?;
+    let backup = copy_backup(&dir, &ChecksumKey::of(key), &source.backup)?;
     let end = End { start: from, position: from, segment: None };
     let writer = Writer::resume(&dir.journal(), options.segment_bytes, &end).map_err(OpenError::from)?;
     let writer = Some(writer);
-    let mut copy = Copy { writer, key, from, at: from, source, peppers: HashSet::new(), time: None, failed: None };
+    let mut copy =
+        JournalCopy { writer, key, from, at: from, source, peppers: HashSet::new(), time: None, failed: None };
     copy.run()?;
     let (at, time) = (copy.at, copy.time.unwrap_or(backup.header.time));
     drop(copy);
@@ -212,14 +213,14 @@ fn make(
     watermark.note(&at)?;
     watermark.sync()?;
     drop(watermark);
-    let log = Log::build(&dir, options)?;
+    let log = OfflineLog::build(&dir, options)?;
     let restored = Restored { backup, revision: at.revision, time, keys: log.keys() };
     log.append_restore(restored.to_string(), options.clock.now())?;
     Ok(restored)
 }
 
 /// Puts a backup where snapshots are, once all of it has been read and believed.
-fn copy_backup(dir: &LockedDir, key: &SumKey, backup: &Path) -> Result<Contents, RestoreError> {
+fn copy_backup(dir: &LockedDir, key: &ChecksumKey, backup: &Path) -> Result<Contents, RestoreError> {
     let of_backup = |source| RestoreError::Backup { path: backup.to_owned(), source };
     let header = snapshot::read_header(backup, Some(key)).map_err(of_backup)?;
     create_private_dir(&dir.snapshots())?;
@@ -232,7 +233,7 @@ fn copy_backup(dir: &LockedDir, key: &SumKey, backup: &Path) -> Result<Contents,
 }
 
 /// Copies changes into a new journal, or only reads them.
-struct Copy<'a> {
+struct JournalCopy<'a> {
     writer: Option<Writer>,
     key: &'a ChainKey,
     /// Where the backup ends.
@@ -247,7 +248,7 @@ struct Copy<'a> {
     failed: Option<RestoreError>,
 }
 
-impl Copy<'_> {
+impl JournalCopy<'_> {
     fn run(&mut self) -> Result<(), RestoreError> {
         let (from, wanted) = (self.from.revision, self.source.to);
         if let Some(wanted) = wanted.filter(|wanted| *wanted < from) {
@@ -303,8 +304,8 @@ impl Copy<'_> {
         let end = frame.end();
         if let Some(writer) = &mut self.writer {
             let frame = frame.finish().map_err(OpenError::from)?;
-            writer.make_room(frame.len(), &self.at, Room::Ample).map_err(|error| match error {
-                RoomError::NoRoom(error) | RoomError::Unknown(error) => OpenError::from(error),
+            writer.ensure_space(frame.len(), &self.at, DiskSpace::Ok).map_err(|error| match error {
+                SpaceError::DiskFull(error) | SpaceError::Unknown(error) => OpenError::from(error),
             })?;
             writer.append(&frame).map_err(OpenError::from)?;
         }

@@ -6,12 +6,12 @@
 //! header, 104 bytes: "KEYWARDS" │ version u32 │ 0 u32 │ revision u64 │ chain, 32 bytes │ time in ms i64
 //!                    │ seal of the 64 bytes before, 32 bytes │ CRC-32C of the 96 bytes before u32 │ 0 u32
 //! record: kind u8 (1 tenant, 2 key) │ length u32 │ the stored record
-//! end: 0 u8 │ counts and sums as the table notes them, 121 bytes │ blake3 of everything before, 32 bytes
+//! end: 0 u8 │ counts and checksums as the table notes them, 121 bytes │ blake3 of everything before, 32 bytes
 //! ```
 //!
 //! Tenants come first, in the order of their names, then keys, in the order of their digests: one state has
 //! one form, but for the time. The hash needs no key, so that a backup can be checked where the pepper is
-//! not; the header's seal and the sums are keyed, so that a file which somebody else made is not believed.
+//! not; the header's seal and the checksums are keyed, so that a file which somebody else made is not believed.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -21,13 +21,13 @@ use std::sync::Arc;
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 
-use super::cut::{Cut, CutError, Kind};
+use super::checksums::{ChecksumKey, Checksums};
 use super::journal::{CRC32C, Chain, Position};
-use super::sums::{SumKey, Sums};
+use super::snapshot_scan::{ScanError, SnapshotScan};
 use super::table::Row;
 use crate::bytes_codec::Cursor;
 use crate::files::{NewFile, numbered};
-use crate::store::record::{DecodeError, decode_key, decode_tenant};
+use crate::store::record::{DecodeError, RecordKind, decode_key, decode_tenant};
 
 /// The version of snapshots that this program writes, and the only one it knows.
 pub const VERSION: u32 = 1;
@@ -81,7 +81,7 @@ pub enum SnapshotError {
     Foreign,
     /// What it is to be made from cannot be read.
     #[error(transparent)]
-    Cut(#[from] CutError),
+    SnapshotScan(#[from] ScanError),
 }
 
 /// The snapshots in a directory, the newest first: their revisions and paths.
@@ -98,29 +98,34 @@ pub(super) fn path_of(dir: &Path, revision: Revision) -> PathBuf {
     dir.join(format!("{:020}.kws", revision.0))
 }
 
-/// Writes a cut of the table.
-pub(super) fn write(cut: &mut Cut, key: &SumKey, time: UnixMillis, out: &mut impl Write) -> Result<(), SnapshotError> {
-    let sums = *cut.sums();
-    let mut writer = Writer::begin(&sums, key, time, out)?;
-    while let Some(batch) = cut.next_batch()? {
+/// Writes a scan of the table.
+pub(super) fn write(
+    scan: &mut SnapshotScan,
+    key: &ChecksumKey,
+    time: UnixMillis,
+    out: &mut impl Write,
+) -> Result<(), SnapshotError> {
+    let checksums = *scan.checksums();
+    let mut writer = Writer::begin(&checksums, key, time, out)?;
+    while let Some(batch) = scan.next_batch()? {
         for (kind, bytes) in batch {
             writer.record(kind, &bytes)?;
         }
     }
-    Ok(writer.finish(&sums, key)?)
+    Ok(writer.finish(&checksums, key)?)
 }
 
-/// Writes records, which must come in the order of a snapshot and be those of the sums.
+/// Writes records, which must come in the order of a snapshot and be those of the checksums.
 pub(super) fn write_records<'a>(
-    sums: &Sums,
-    key: &SumKey,
+    checksums: &Checksums,
+    key: &ChecksumKey,
     time: UnixMillis,
-    mut records: impl Iterator<Item = (Kind, &'a [u8])>,
+    mut records: impl Iterator<Item = (RecordKind, &'a [u8])>,
     out: &mut impl Write,
 ) -> io::Result<()> {
-    let mut writer = Writer::begin(sums, key, time, out)?;
+    let mut writer = Writer::begin(checksums, key, time, out)?;
     records.try_for_each(|(kind, bytes)| writer.record(kind, bytes))?;
-    writer.finish(sums, key)
+    writer.finish(checksums, key)
 }
 
 /// A snapshot that is being written.
@@ -130,13 +135,13 @@ struct Writer<'a, W> {
 }
 
 impl<'a, W: Write> Writer<'a, W> {
-    fn begin(sums: &Sums, key: &SumKey, time: UnixMillis, out: &'a mut W) -> io::Result<Self> {
+    fn begin(checksums: &Checksums, key: &ChecksumKey, time: UnixMillis, out: &'a mut W) -> io::Result<Self> {
         let mut out = Hashing { inner: out, hasher: blake3::Hasher::new() };
-        out.write_all(&header(sums.position, time, key))?;
+        out.write_all(&header(checksums.position, time, key))?;
         Ok(Self { out, piece: Vec::with_capacity(BUFFER_BYTES) })
     }
 
-    fn record(&mut self, kind: Kind, bytes: &[u8]) -> io::Result<()> {
+    fn record(&mut self, kind: RecordKind, bytes: &[u8]) -> io::Result<()> {
         self.piece.push(kind as u8);
         self.piece.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
         self.piece.extend_from_slice(bytes);
@@ -147,9 +152,9 @@ impl<'a, W: Write> Writer<'a, W> {
         Ok(())
     }
 
-    fn finish(mut self, sums: &Sums, key: &SumKey) -> io::Result<()> {
+    fn finish(mut self, checksums: &Checksums, key: &ChecksumKey) -> io::Result<()> {
         self.piece.push(END);
-        self.piece.extend_from_slice(&sums.encode(key));
+        self.piece.extend_from_slice(&checksums.encode(key));
         self.out.write_all(&self.piece)?;
         let hash = self.out.hasher.finalize();
         self.out.inner.write_all(hash.as_bytes())?;
@@ -158,7 +163,7 @@ impl<'a, W: Write> Writer<'a, W> {
 }
 
 /// Reads a snapshot's header, and believes it if the seal is ours; without a key, if it is undamaged.
-pub(super) fn read_header(path: &Path, key: Option<&SumKey>) -> Result<Header, SnapshotError> {
+pub(super) fn read_header(path: &Path, key: Option<&ChecksumKey>) -> Result<Header, SnapshotError> {
     parse_header(&mut File::open(path)?, key)
 }
 
@@ -166,13 +171,13 @@ pub(super) fn read_header(path: &Path, key: Option<&SumKey>) -> Result<Header, S
 /// has returned. With a key, it must have been made with it; without one, it must be undamaged.
 pub(super) fn read<E: From<SnapshotError>>(
     input: impl Read,
-    key: Option<&SumKey>,
+    key: Option<&ChecksumKey>,
     mut visit: impl FnMut(Row) -> Result<(), E>,
 ) -> Result<Contents, E> {
     let mut input = Hashing { inner: BufReader::with_capacity(BUFFER_BYTES, input), hasher: blake3::Hasher::new() };
     let header = parse_header(&mut input, key)?;
     let mut contents = Contents { header, tenants: 0, keys: 0 };
-    let mut found = Sums { position: header.position, ..Sums::EMPTY };
+    let mut found = Checksums { position: header.position, ..Checksums::EMPTY };
     let mut last = None;
     while let Some((kind, bytes)) = next_record(&mut input)? {
         let (record, name) = decode(kind, &bytes)?;
@@ -181,8 +186,8 @@ pub(super) fn read<E: From<SnapshotError>>(
             return Err(SnapshotError::Damaged("its records are out of order").into());
         }
         let (count, sum) = match kind {
-            Kind::Tenant => (&mut contents.tenants, &mut found.tenants),
-            Kind::Key => (&mut contents.keys, &mut found.keys),
+            RecordKind::Tenant => (&mut contents.tenants, &mut found.tenants),
+            RecordKind::Key => (&mut contents.keys, &mut found.keys),
         };
         *count += 1;
         if let (Some(key), Some((_, name))) = (key, &place) {
@@ -199,7 +204,11 @@ pub(super) fn read<E: From<SnapshotError>>(
 pub(super) type MayGoOn<'a> = &'a dyn Fn() -> io::Result<()>;
 
 /// Reads all of a snapshot file.
-pub(super) fn verify(path: &Path, key: Option<&SumKey>, may_go_on: MayGoOn<'_>) -> Result<Contents, SnapshotError> {
+pub(super) fn verify(
+    path: &Path,
+    key: Option<&ChecksumKey>,
+    may_go_on: MayGoOn<'_>,
+) -> Result<Contents, SnapshotError> {
     read(Stoppable { inner: File::open(path)?, may_go_on }, key, |_| Ok(()))
 }
 
@@ -222,21 +231,21 @@ pub fn verify_bytes_without_key(input: impl Read) -> Result<Contents, SnapshotEr
 /// Makes a snapshot file that is there whole or not at all, and reads it back before it gets its name. It
 /// breaks off with the error that `may_go_on` gives.
 pub(super) fn create(
-    cut: &mut Cut,
-    key: &SumKey,
+    scan: &mut SnapshotScan,
+    key: &ChecksumKey,
     time: UnixMillis,
     dir: &Path,
     may_go_on: MayGoOn<'_>,
 ) -> Result<(Contents, PathBuf), SnapshotError> {
-    let path = path_of(dir, cut.sums().position.revision);
+    let path = path_of(dir, scan.checksums().position.revision);
     let mut file = NewFile::create(&path)?;
-    write(cut, key, time, &mut Stoppable { inner: &mut file, may_go_on })?;
+    write(scan, key, time, &mut Stoppable { inner: &mut file, may_go_on })?;
     let contents = verify(file.sync()?, Some(key), may_go_on)?;
     file.commit()?;
     Ok((contents, path))
 }
 
-fn header(position: Position, time: UnixMillis, key: &SumKey) -> [u8; HEADER_BYTES] {
+fn header(position: Position, time: UnixMillis, key: &ChecksumKey) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
     bytes[..8].copy_from_slice(MAGIC);
     bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -250,7 +259,7 @@ fn header(position: Position, time: UnixMillis, key: &SumKey) -> [u8; HEADER_BYT
     bytes
 }
 
-fn parse_header(input: &mut impl Read, key: Option<&SumKey>) -> Result<Header, SnapshotError> {
+fn parse_header(input: &mut impl Read, key: Option<&ChecksumKey>) -> Result<Header, SnapshotError> {
     const DAMAGED: SnapshotError = SnapshotError::Damaged("its header is not that of a snapshot");
     let mut bytes = [0; HEADER_BYTES];
     read_exactly(input, &mut bytes)?;
@@ -277,13 +286,13 @@ fn parse_header(input: &mut impl Read, key: Option<&SumKey>) -> Result<Header, S
     })
 }
 
-fn next_record(input: &mut impl Read) -> Result<Option<(Kind, Vec<u8>)>, SnapshotError> {
+fn next_record(input: &mut impl Read) -> Result<Option<(RecordKind, Vec<u8>)>, SnapshotError> {
     let mut kind = [0];
     read_exactly(input, &mut kind)?;
     let kind = match kind[0] {
         END => return Ok(None),
-        1 => Kind::Tenant,
-        2 => Kind::Key,
+        1 => RecordKind::Tenant,
+        2 => RecordKind::Key,
         _ => return Err(SnapshotError::Damaged("what follows a record is neither a record nor the end")),
     };
     let mut length = [0; 4];
@@ -298,14 +307,14 @@ fn next_record(input: &mut impl Read) -> Result<Option<(Kind, Vec<u8>)>, Snapsho
 }
 
 /// The record, and its name in the table.
-fn decode(kind: Kind, bytes: &[u8]) -> Result<(Record, Vec<u8>), SnapshotError> {
+fn decode(kind: RecordKind, bytes: &[u8]) -> Result<(Record, Vec<u8>), SnapshotError> {
     Ok(match kind {
-        Kind::Tenant => {
+        RecordKind::Tenant => {
             let tenant = decode_tenant(bytes)?;
             let name = tenant.tenant.as_str().as_bytes().to_vec();
             (Record::Tenant(Arc::new(tenant)), name)
         }
-        Kind::Key => {
+        RecordKind::Key => {
             let key = decode_key(bytes)?;
             let name = key.secret.digest.as_bytes().to_vec();
             (Record::Key(Arc::new(key)), name)
@@ -313,8 +322,8 @@ fn decode(kind: Kind, bytes: &[u8]) -> Result<(Record, Vec<u8>), SnapshotError> 
     })
 }
 
-fn finish(input: &mut Hashing<impl Read>, key: Option<&SumKey>, found: &Sums) -> Result<(), SnapshotError> {
-    let mut noted = [0; Sums::BYTES];
+fn finish(input: &mut Hashing<impl Read>, key: Option<&ChecksumKey>, found: &Checksums) -> Result<(), SnapshotError> {
+    let mut noted = [0; Checksums::BYTES];
     read_exactly(input, &mut noted)?;
     let hash = input.hasher.finalize();
     let mut written = [0; 32];
@@ -326,7 +335,7 @@ fn finish(input: &mut Hashing<impl Read>, key: Option<&SumKey>, found: &Sums) ->
         return Err(SnapshotError::Damaged("something follows its end"));
     }
     match key {
-        Some(key) if Sums::decode(key, &noted).as_ref() != Some(found) => Err(SnapshotError::Foreign),
+        Some(key) if Checksums::decode(key, &noted).as_ref() != Some(found) => Err(SnapshotError::Foreign),
         _ => Ok(()),
     }
 }

@@ -5,12 +5,12 @@
 //! ids      tenant 0 key_id                   -> digest
 //! facets   tenant 0 facet 0 state 0 key_id   -> nothing; a facet is `o` 0 owner, `l` 0 name 0 value, or `s`
 //! tenants  tenant                            -> record
-//! meta     "applied"                         -> position in the log, counts and sums
+//! meta     "applied"                         -> position in the log, counts and checksums
 //!          "layout"                          -> the version of the above
 //! ```
 //!
 //! The position is written in the same transaction as what it covers. Beside it stand
-//! sums over all records, so that [`Table::check`] notices when sled holds anything else than what was written.
+//! checksums over all records, so that [`Table::check`] notices when sled holds anything else than what was written.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -30,14 +30,14 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use sled::transaction::{ConflictableTransactionError, TransactionError};
 use sled::{Batch, Transactional, Tree};
 
-use super::cut::{Cuts, Kind};
+use super::bloom::{BloomFilter, NameHash};
+use super::checksums::{ChecksumKey, Checksums};
 use super::journal::{ChainKey, Position};
-use super::known::{Known, Name};
-use super::orderings::{facets_of, id_name};
-use super::sums::{SumKey, Sums};
+use super::secondary_index::{id_name, index_keys};
+use super::snapshot_scan::SnapshotScans;
 use crate::files::{create_private_dir, limit_of, lock_soon, named};
 use crate::progress::Progress;
-use crate::store::record::{DecodeError, decode_key, decode_tenant};
+use crate::store::record::{DecodeError, RecordKind, decode_key, decode_tenant};
 use crate::store::{StoreError, TableFigures};
 
 /// sled's cache. The index serves the reads that matter.
@@ -57,9 +57,9 @@ pub struct Table {
     facets: Tree,
     tenants: Tree,
     meta: Tree,
-    sum_key: SumKey,
-    cuts: Mutex<Cuts>,
-    known: Known,
+    checksum_key: ChecksumKey,
+    scans: Mutex<SnapshotScans>,
+    bloom: BloomFilter,
     size: Size,
     /// Held for reading by those that read lists, in turns, and for writing by each transaction. sled has a lock of its
     /// own for each key that is read: where much is written, a list would wait for a transaction at every few keys.
@@ -107,10 +107,10 @@ pub struct Row {
 }
 
 impl Row {
-    fn kind(&self) -> Kind {
+    fn kind(&self) -> RecordKind {
         match self.record {
-            Record::Key(_) => Kind::Key,
-            Record::Tenant(_) => Kind::Tenant,
+            Record::Key(_) => RecordKind::Key,
+            Record::Tenant(_) => RecordKind::Tenant,
         }
     }
 
@@ -130,7 +130,7 @@ impl Row {
 
 /// What is known of the contents of a table that was read through.
 pub(super) struct Contents {
-    known: Known,
+    bloom: BloomFilter,
     record_bytes: u64,
 }
 
@@ -179,14 +179,14 @@ impl Table {
     }
 
     /// Opens a table of which it is known what it holds: it was closed by [`Table::close`], and read through before.
-    pub(super) fn open_known(path: &Path, key: &ChainKey, contents: Contents) -> Result<Self, TableError> {
+    pub(super) fn open_verified(path: &Path, key: &ChainKey, contents: Contents) -> Result<Self, TableError> {
         Self::open_with(path, key, Some(contents))
     }
 
     /// Closes the table, and gives what is known of it.
     pub(super) fn close(self) -> Contents {
-        let Self { known, size, .. } = self;
-        Contents { known, record_bytes: size.records.into_inner() }
+        let Self { bloom, size, .. } = self;
+        Contents { bloom, record_bytes: size.records.into_inner() }
     }
 
     fn open_with(path: &Path, key: &ChainKey, contents: Option<Contents>) -> Result<Self, TableError> {
@@ -198,15 +198,15 @@ impl Table {
         let tree = |name| db.open_tree(name);
         let (keys, ids, facets) = (tree("keys")?, tree("ids")?, tree("facets")?);
         let (tenants, meta) = (tree("tenants")?, tree("meta")?);
-        let (sum_key, cuts, _db) = (SumKey::of(key), Mutex::default(), Closing(Some(db)));
+        let (checksum_key, scans, _db) = (ChecksumKey::of(key), Mutex::default(), Closing(Some(db)));
         // A note that is damaged is noticed when the table is read.
         let applied = meta.get(APPLIED)?;
         if applied.is_none() {
             meta.insert(LAYOUT, &[LAYOUT_VERSION])?;
         }
-        let sums = applied.and_then(|bytes| Sums::decode(&sum_key, &bytes)).unwrap_or(Sums::EMPTY);
-        let contents =
-            contents.unwrap_or_else(|| Contents { known: Known::for_keys(sums.keys.count()), record_bytes: 0 });
+        let checksums = applied.and_then(|bytes| Checksums::decode(&checksum_key, &bytes)).unwrap_or(Checksums::EMPTY);
+        let contents = contents
+            .unwrap_or_else(|| Contents { bloom: BloomFilter::for_keys(checksums.keys.count()), record_bytes: 0 });
         let size = Size {
             path: path.to_owned(),
             files: AtomicU64::new(0),
@@ -219,9 +219,9 @@ impl Table {
             facets,
             tenants,
             meta,
-            sum_key,
-            cuts,
-            known: contents.known,
+            checksum_key,
+            scans,
+            bloom: contents.bloom,
             size,
             turns: RwLock::default(),
             _db,
@@ -243,15 +243,15 @@ impl Table {
     }
 
     /// Notes what its records take.
-    pub(super) fn has_records_of(&self, bytes: u64) {
+    pub(super) fn set_record_bytes(&self, bytes: u64) {
         self.size.records.store(bytes, Ordering::Relaxed);
     }
 
     /// Copies all of another table into this one, which is empty. Not in transactions: whoever does this
     /// discards a table that was not filled, and only at the end does it say what it covers.
     pub(super) fn fill_from(&self, other: &Self) -> Result<(), TableError> {
-        let sums = other.sums()?;
-        let mut progress = Progress::begin("copying the table, in keys", sums.keys.count());
+        let checksums = other.checksums()?;
+        let mut progress = Progress::begin("copying the table, in keys", checksums.keys.count());
         let mut rows = other.rows();
         loop {
             let some = rows.by_ref().take(COPY_ROWS).collect::<Result<Vec<_>, _>>()?;
@@ -267,9 +267,9 @@ impl Table {
                 };
                 keys.insert(row.name(), &*row.bytes);
                 ids.insert(id_name(&key.tenant, &key.key_id), row.name());
-                facets_of(key).for_each(|facet| facets.insert(facet, &[]));
+                index_keys(key).for_each(|facet| facets.insert(facet, &[]));
             }
-            self.known.add(some.iter().flat_map(|row| self.names_of(row)));
+            self.bloom.add(some.iter().flat_map(|row| self.name_hashes(row)));
             for (tree, batch) in
                 [(&self.tenants, tenants), (&self.keys, keys), (&self.ids, ids), (&self.facets, facets)]
             {
@@ -277,7 +277,7 @@ impl Table {
             }
             progress.advance(some.len() as u64);
         }
-        self.meta.insert(APPLIED, sums.encode(&self.sum_key))?;
+        self.meta.insert(APPLIED, checksums.encode(&self.checksum_key))?;
         Ok(())
     }
 
@@ -286,7 +286,7 @@ impl Table {
     /// # Errors
     /// When the note of it is damaged.
     pub fn applied(&self) -> Result<Position, TableError> {
-        Ok(self.sums()?.position)
+        Ok(self.checksums()?.position)
     }
 
     /// Writes records and the position they lead to, together. Later rows win over earlier ones.
@@ -297,44 +297,44 @@ impl Table {
     /// # Errors
     /// When sled fails.
     pub fn apply(&self, rows: &[Row], to: Position) -> Result<(), TableError> {
-        // A cut reads between two transactions, never within one.
-        let cuts = RefCell::new(self.cuts.lock());
+        // A scan reads between two transactions, never within one.
+        let scans = RefCell::new(self.scans.lock());
         let rows: Vec<_> = last_of_each(rows).collect();
-        self.known.add(rows.iter().flat_map(|row| self.names_of(row)));
-        let mut with_rows = self.sums()?;
+        self.bloom.add(rows.iter().flat_map(|row| self.name_hashes(row)));
+        let mut with_rows = self.checksums()?;
         with_rows.position = to;
         for row in &rows {
-            with_rows.of_mut(row.kind()).add(&self.sum_key, row.name(), &row.bytes);
+            with_rows.of_mut(row.kind()).add(&self.checksum_key, row.name(), &row.bytes);
         }
         let trees = (&self.keys, &self.ids, &self.facets, &self.tenants, &self.meta);
         let turn = self.turns.write();
         let written = trees.transaction(|(keys, ids, facets, tenants, meta)| {
-            let mut sums = with_rows;
+            let mut checksums = with_rows;
             let mut replaced = 0;
             for row in &rows {
                 let (kind, name) = (row.kind(), row.name());
                 let old = match kind {
-                    Kind::Key => keys.insert(name, &*row.bytes)?,
-                    Kind::Tenant => tenants.insert(name, &*row.bytes)?,
+                    RecordKind::Key => keys.insert(name, &*row.bytes)?,
+                    RecordKind::Tenant => tenants.insert(name, &*row.bytes)?,
                 };
-                cuts.borrow_mut().keep(kind, name, old.as_ref());
+                scans.borrow_mut().keep(kind, name, old.as_ref());
                 if let Some(old) = &old {
                     replaced += (name.len() + old.len()) as u64;
-                    sums.of_mut(kind).remove(&self.sum_key, name, old);
+                    checksums.of_mut(kind).remove(&self.checksum_key, name, old);
                 }
                 let Record::Key(key) = &row.record else { continue };
                 ids.insert(id_name(&key.tenant, &key.key_id), name)?;
                 if let Some(old) = &old {
                     let old = decode_key(old).map_err(|damage| ConflictableTransactionError::Abort(damage.into()))?;
-                    for facet in facets_of(&old) {
+                    for facet in index_keys(&old) {
                         facets.remove(facet)?;
                     }
                 }
-                for facet in facets_of(key) {
+                for facet in index_keys(key) {
                     facets.insert(facet, &[])?;
                 }
             }
-            meta.insert(APPLIED, sums.encode(&self.sum_key))?;
+            meta.insert(APPLIED, checksums.encode(&self.checksum_key))?;
             Ok(replaced)
         });
         // To the lists that wait: the next transaction comes at once.
@@ -376,7 +376,7 @@ impl Table {
     /// When sled fails or the record is damaged.
     pub fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
         let id = id_name(tenant, key_id);
-        if !self.known.may_hold(&id) {
+        if !self.bloom.may_contain(&id) {
             return Ok(None);
         }
         let Some(digest) = self.ids.get(id)? else { return Ok(None) };
@@ -394,7 +394,7 @@ impl Table {
     /// # Errors
     /// When sled fails.
     pub fn has_digest(&self, digest: &Digest) -> Result<bool, StoreError> {
-        Ok(self.known.may_hold(digest.as_bytes()) && self.keys.contains_key(digest.as_bytes())?)
+        Ok(self.bloom.may_contain(digest.as_bytes()) && self.keys.contains_key(digest.as_bytes())?)
     }
 
     /// Every tenant.
@@ -403,7 +403,7 @@ impl Table {
     }
 
     /// A turn to read lists, in which nothing is written.
-    pub(super) fn turn_to_list(&self) -> RwLockReadGuard<'_, ()> {
+    pub(super) fn lock_for_list(&self) -> RwLockReadGuard<'_, ()> {
         self.turns.read()
     }
 
@@ -414,37 +414,37 @@ impl Table {
     }
 
     /// Which names it may hold.
-    pub(super) fn known(&self) -> &Known {
-        &self.known
+    pub(super) fn bloom(&self) -> &BloomFilter {
+        &self.bloom
     }
 
     /// The names of a row's key.
-    fn names_of(&self, row: &Row) -> impl Iterator<Item = Name> + use<> {
+    fn name_hashes(&self, row: &Row) -> impl Iterator<Item = NameHash> + use<> {
         let names = match &row.record {
             Record::Key(key) => {
                 let id = id_name(&key.tenant, &key.key_id);
-                Some([self.known.name(&id), self.known.name(key.secret.digest.as_bytes())])
+                Some([self.bloom.hash(&id), self.bloom.hash(key.secret.digest.as_bytes())])
             }
             Record::Tenant(_) => None,
         };
         names.into_iter().flatten()
     }
 
-    /// The key of its sums.
-    pub(super) fn sum_key(&self) -> &SumKey {
-        &self.sum_key
+    /// The key of its checksums.
+    pub(super) fn checksum_key(&self) -> &ChecksumKey {
+        &self.checksum_key
     }
 
-    /// The cuts that are being read.
-    pub(super) fn cuts(&self) -> &Mutex<Cuts> {
-        &self.cuts
+    /// The scans that are being read.
+    pub(super) fn scans(&self) -> &Mutex<SnapshotScans> {
+        &self.scans
     }
 
     /// The records of a kind, by their names.
-    pub(super) fn tree(&self, kind: Kind) -> &Tree {
+    pub(super) fn tree(&self, kind: RecordKind) -> &Tree {
         match kind {
-            Kind::Tenant => &self.tenants,
-            Kind::Key => &self.keys,
+            RecordKind::Tenant => &self.tenants,
+            RecordKind::Key => &self.keys,
         }
     }
 
@@ -467,11 +467,11 @@ impl Table {
         Ok(())
     }
 
-    /// Whether its orderings are those of this version of the program, and not of one before.
+    /// Whether its secondary indexes are those of this version of the program, and not of one before.
     ///
     /// # Errors
     /// When they are of a version that is not known.
-    pub(super) fn has_this_layout(&self) -> Result<bool, TableError> {
+    pub(super) fn has_current_layout(&self) -> Result<bool, TableError> {
         match self.meta.get(LAYOUT)?.as_deref() {
             Some([LAYOUT_VERSION]) => Ok(true),
             // Version 1 had no note of it, and no states in its facets.
@@ -480,20 +480,20 @@ impl Table {
         }
     }
 
-    /// Makes its orderings those of this version. It must have been checked: they are made from its records.
+    /// Makes its secondary indexes those of this version. It must have been checked: they are made from its records.
     /// What a crash leaves is made again, because the note of it comes last.
-    pub(super) fn convert(&self) -> Result<(), TableError> {
-        if self.has_this_layout()? {
+    pub(super) fn migrate_layout(&self) -> Result<(), TableError> {
+        if self.has_current_layout()? {
             return Ok(());
         }
         let mut progress =
-            Progress::begin("making the orderings of the table anew, in keys", self.sums()?.keys.count());
+            Progress::begin("making the secondary indexes of the table anew, in keys", self.checksums()?.keys.count());
         self.facets.clear()?;
         let mut keys = self.keys.iter().values();
         loop {
             let (mut batch, mut count) = (Batch::default(), 0);
             for bytes in keys.by_ref().take(COPY_ROWS) {
-                facets_of(&decode_key(&bytes?)?).for_each(|facet| batch.insert(facet, &[]));
+                index_keys(&decode_key(&bytes?)?).for_each(|facet| batch.insert(facet, &[]));
                 count += 1;
             }
             if count == 0 {
@@ -507,9 +507,10 @@ impl Table {
     }
 
     /// The position it covers, and what it holds.
-    pub(super) fn sums(&self) -> Result<Sums, TableError> {
-        let Some(bytes) = self.meta.get(APPLIED)? else { return Ok(Sums::EMPTY) };
-        Sums::decode(&self.sum_key, &bytes).ok_or(TableError::Unsound("its note of the position in the log is damaged"))
+    pub(super) fn checksums(&self) -> Result<Checksums, TableError> {
+        let Some(bytes) = self.meta.get(APPLIED)? else { return Ok(Checksums::EMPTY) };
+        Checksums::decode(&self.checksum_key, &bytes)
+            .ok_or(TableError::Unsound("its note of the position in the log is damaged"))
     }
 }
 

@@ -10,11 +10,11 @@ use keyward_core::id::Environment;
 use keyward_core::record::{KeyPolicy, SecretTrace, Stamp, State};
 use tokio::time::timeout;
 
+use super::commit_queue::TABLE_QUEUE_GROUPS_MAX;
 use super::committer::entry_bytes_max;
 use super::journal::frame::PAYLOAD_BYTES_MAX;
 use super::journal::writer::free_bytes;
-use super::lanes::TABLE_QUEUE_GROUPS_MAX;
-use super::orderings::Scan;
+use super::secondary_index::ListScan;
 use super::*;
 use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, RecordWrite};
 
@@ -103,14 +103,14 @@ fn list(limit: usize) -> KeyQuery {
 async fn while_the_table_is_held_keys_are_disabled_and_other_changes_wait() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    let held = store.table.cuts().lock();
+    let held = store.table.scans().lock();
     // As many as may wait for it, each a group of its own.
     let mut keys = vec![];
     for number in 0..TABLE_QUEUE_GROUPS_MAX as u64 {
         keys.push(create(&store, number).await);
     }
     // How many the writer has taken by then to write them at once is up to it.
-    while !store.lanes.is_held() {
+    while !store.commit_queue.is_held_back() {
         keys.push(create(&store, keys.len() as u64).await);
     }
     let made = keys.len();
@@ -262,7 +262,7 @@ async fn while_the_table_is_held_lists_have_what_it_lacks() {
     };
     let older = create_all(&mut (0..KEYS).filter(|number| number % 3 == 0)).await;
     store.caught_up().await.unwrap();
-    let held = store.table.cuts().lock();
+    let held = store.table.scans().lock();
     create_all(&mut (0..KEYS).filter(|number| number % 3 != 0)).await;
     for key in older.iter().step_by(10) {
         store.commit(disabled(key.clone())).await.unwrap();
@@ -291,8 +291,8 @@ async fn while_the_table_is_held_lists_have_what_it_lacks() {
     all().await;
     // However much the table lacks, of a list that names keys only those are looked at: one slice is enough.
     let key_ids = older.iter().rev().map(|key| key.key_id.clone()).collect();
-    let mut scan = Scan::new(KeyQuery { key_ids, states: vec![State::Disabled], ..list(1_000) });
-    let page = store.table.list_on(&store.overlay, &mut scan).unwrap().expect("it is whole");
+    let mut scan = ListScan::new(KeyQuery { key_ids, states: vec![State::Disabled], ..list(1_000) });
+    let page = store.table.resume_list(&store.write_buffer, &mut scan).unwrap().expect("it is whole");
     let named: Vec<_> = page.records.iter().map(|key| key.key_id.clone()).collect();
     assert!(named.iter().eq(older.iter().step_by(10).map(|key| &key.key_id)), "{named:?}");
     drop(held);
@@ -323,9 +323,9 @@ async fn create_all(store: &SledStore, keys: impl Iterator<Item = KeyRecord>) {
 fn pages(store: &SledStore, query: KeyQuery) -> Result<Vec<u64>, StoreError> {
     let (mut numbers, mut query) = (vec![], query);
     loop {
-        let mut scan = Scan::new(query.clone());
+        let mut scan = ListScan::new(query.clone());
         let page = loop {
-            if let Some(page) = store.table.list_on(&store.overlay, &mut scan)? {
+            if let Some(page) = store.table.resume_list(&store.write_buffer, &mut scan)? {
                 break page;
             }
         };

@@ -45,7 +45,7 @@ pub(crate) enum Target {
     Checkpoints,
     Checkpoint,
     /// Whatever the thread touches that lets old segments go: snapshots, checkpoints, and the journal's oldest segments.
-    Keeper,
+    Maintenance,
 }
 
 /// One fault.
@@ -63,7 +63,7 @@ pub(crate) struct Case {
 
 use Stage::{FirstStart, Running, Start};
 use Target::{
-    AdminKey, Checkpoint, Checkpoints, DataDir, Format, Journal, Keeper, Lock, NewSegment, Pepper, Segment, Table,
+    AdminKey, Checkpoint, Checkpoints, DataDir, Format, Journal, Lock, Maintenance, NewSegment, Pepper, Segment, Table,
     TableBlobs, TableConf, TableDb, TableNewSnapshot, TableSnapshot, Watermark,
 };
 
@@ -76,7 +76,7 @@ const CALLS: &[(Stage, Target, &[&str], u32)] = &[
     (Running, Watermark, &["pwrite64"], 60),
     (Running, TableDb, &["pwrite64", "sync_file_range"], 40),
     (Running, TableDb, &["fsync"], 2),
-    (Running, Keeper, &["openat", "write", "fsync", "rename", "unlink"], 2),
+    (Running, Maintenance, &["openat", "write", "fsync", "rename", "unlink"], 2),
     (Start, DataDir, &["openat", "fsync"], 1),
     (Start, Lock, &["openat", "flock", "ftruncate", "write"], 1),
     (Start, Format, &["openat", "read"], 1),
@@ -170,7 +170,7 @@ impl Target {
             TableNewSnapshot => at(&format!("table/{new_snapshot}.generating")),
             Checkpoints => at("index"),
             Checkpoint => checkpoints(data_dir),
-            Keeper => vec![],
+            Maintenance => vec![],
         }
     }
 
@@ -186,7 +186,7 @@ impl Target {
             Watermark => "/watermark".to_owned(),
             Table | TableConf | TableBlobs | TableDb | TableSnapshot | TableNewSnapshot => "table".to_owned(),
             Checkpoints | Checkpoint => "/index".to_owned(),
-            Keeper => "segment".to_owned(),
+            Maintenance => "segment".to_owned(),
         }
     }
 }

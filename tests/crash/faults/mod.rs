@@ -135,7 +135,7 @@ impl Template {
         };
         let before = oracle.acknowledged();
         let trace = scene.root.join("strace.txt");
-        if case.target != Target::Keeper {
+        if case.target != Target::Maintenance {
             scene.launch.wrapper = strace(&case, &trace);
             for path in case.target.paths(&scene.launch.data_dir, &self.new_snapshot) {
                 scene.launch.wrapper.extend(["-P".to_owned(), path.display().to_string()]);
@@ -181,10 +181,10 @@ async fn under_load(
     trace: &Path,
 ) -> Result<Outcome, Failure> {
     let tracer = match case.target {
-        Target::Keeper => Some(Tracer::attach(server, case, trace).await?),
+        Target::Maintenance => Some(Tracer::attach(server, case, trace).await?),
         _ => None,
     };
-    let mix = if case.target == Target::Keeper { Mix::Churn } else { Mix::Ordinary };
+    let mix = if case.target == Target::Maintenance { Mix::Churn } else { Mix::Ordinary };
     let watch = Watch::start(server, oracle, run.rng.random()).await?;
     let load = Load::start(server, oracle, Shape::of(mix), run.rng.random()).await?;
     if case.stage == Stage::Running {
@@ -295,7 +295,7 @@ impl Tracer {
         while began.elapsed() < START_LIMIT {
             for task in fs::read_dir(format!("/proc/{pid}/task"))? {
                 let task = task?;
-                if fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "keeper") {
+                if fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "maintenance") {
                     let mut command = Command::new("strace");
                     command
                         .args(["-qq", "-e", &format!("trace={}", case.call), "-e", &case.injection(), "-o"])

@@ -131,7 +131,7 @@ impl FrameBuilder {
 
     /// Whether an entry of at most so many bytes has room yet.
     #[must_use]
-    pub fn has_room_for(&self, entry_bytes: usize) -> bool {
+    pub fn fits(&self, entry_bytes: usize) -> bool {
         self.payload_bytes() + LENGTH_BYTES_MAX + entry_bytes <= PAYLOAD_BYTES_MAX
     }
 

@@ -16,11 +16,11 @@ const ZEROS_BYTES: usize = 64 * 1024;
 /// Below this much free space, only changes that take power away are made: the table grows behind the journal.
 pub const FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
 /// Below this much, of those only the ones that stop a key. A key can be narrowed without end, and stopped twice.
-const FREE_BYTES_TO_STOP: u64 = 32 * 1024 * 1024;
+const FREE_BYTES_CRITICAL: u64 = 32 * 1024 * 1024;
 /// Below this much, none is, and a start writes nothing.
-pub const FREE_BYTES_LAST: u64 = 16 * 1024 * 1024;
+pub const FREE_BYTES_EXHAUSTED: u64 = 16 * 1024 * 1024;
 /// The size of a segment that is made when little is free, unless one group needs more.
-const SEGMENT_BYTES_SCARCE: u64 = 256 * 1024;
+const SEGMENT_BYTES_LOW_SPACE: u64 = 256 * 1024;
 
 /// The one writer of the journal.
 #[derive(Debug)]
@@ -34,24 +34,24 @@ pub struct Writer {
 
 /// How much room the disk has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Room {
+pub enum DiskSpace {
     /// None.
-    None,
+    Exhausted,
     /// Enough for disabling and revoking.
-    Last,
+    Critical,
     /// Enough for changes that take power away.
-    Scarce,
+    Low,
     /// Enough.
-    Ample,
+    Ok,
 }
 
-impl Room {
+impl DiskSpace {
     fn of(free_bytes: u64) -> Self {
         match free_bytes {
-            FREE_BYTES_MIN.. => Self::Ample,
-            FREE_BYTES_TO_STOP.. => Self::Scarce,
-            FREE_BYTES_LAST.. => Self::Last,
-            _ => Self::None,
+            FREE_BYTES_MIN.. => Self::Ok,
+            FREE_BYTES_CRITICAL.. => Self::Low,
+            FREE_BYTES_EXHAUSTED.. => Self::Critical,
+            _ => Self::Exhausted,
         }
     }
 }
@@ -70,26 +70,26 @@ pub type FreeBytes = fn(&File) -> io::Result<u64>;
 
 /// Looks at the room on the journal's disk.
 #[derive(Debug)]
-pub struct Gauge {
+pub struct DiskSpaceMeter {
     disk: File,
     free_bytes: FreeBytes,
 }
 
-impl Gauge {
+impl DiskSpaceMeter {
     /// How many bytes are free now, and how much room that is.
     ///
     /// # Errors
     /// When the system does not say.
-    pub fn room(&self) -> io::Result<(u64, Room)> {
-        (self.free_bytes)(&self.disk).map(|free| (free, Room::of(free)))
+    pub fn measure(&self) -> io::Result<(u64, DiskSpace)> {
+        (self.free_bytes)(&self.disk).map(|free| (free, DiskSpace::of(free)))
     }
 }
 
 /// Why there is no room for a frame.
 #[derive(Debug)]
-pub enum RoomError {
+pub enum SpaceError {
     /// The disk is full, or no file is to be had. Nothing of the log is touched, and it may be tried again.
-    NoRoom(JournalError),
+    DiskFull(JournalError),
     /// It is unknown what the disk holds: the process must end.
     Unknown(JournalError),
 }
@@ -124,28 +124,29 @@ impl Writer {
     ///
     /// # Errors
     /// When the system refuses another handle.
-    pub fn gauge(&self, free_bytes: FreeBytes) -> io::Result<Gauge> {
-        Ok(Gauge { disk: self.dir_file.try_clone()?, free_bytes })
+    pub fn meter(&self, free_bytes: FreeBytes) -> io::Result<DiskSpaceMeter> {
+        Ok(DiskSpaceMeter { disk: self.dir_file.try_clone()?, free_bytes })
     }
 
     /// Makes room for a frame of this length: goes on to a new segment if the current one is too full, and
     /// says whether it did. `before` is the position that the frame follows.
     ///
     /// # Errors
-    /// When there is none. See [`RoomError`].
-    pub fn make_room(&mut self, frame_bytes: usize, before: &Position, room: Room) -> Result<bool, RoomError> {
+    /// When there is none. See [`SpaceError`].
+    pub fn ensure_space(&mut self, frame_bytes: usize, before: &Position, room: DiskSpace) -> Result<bool, SpaceError> {
         if self.segment.offset + frame_bytes as u64 <= self.segment.bytes {
             return Ok(false);
         }
-        let bytes = if room == Room::Ample { self.segment_bytes } else { self.segment_bytes.min(SEGMENT_BYTES_SCARCE) };
+        let bytes =
+            if room == DiskSpace::Ok { self.segment_bytes } else { self.segment_bytes.min(SEGMENT_BYTES_LOW_SPACE) };
         let number = self.segment.number + 1;
         let segment = Segment::create(&self.dir, number, bytes, frame_bytes as u64, before);
-        let segment = segment.map_err(RoomError::NoRoom)?;
+        let segment = segment.map_err(SpaceError::DiskFull)?;
         if cfg!(not(feature = "fault-skip-dir-sync")) {
-            self.dir_file.sync_all().map_err(|e| RoomError::Unknown(JournalError::io(&self.dir, e)))?;
+            self.dir_file.sync_all().map_err(|e| SpaceError::Unknown(JournalError::io(&self.dir, e)))?;
         }
         #[cfg(feature = "fault-ack-before-sync")]
-        self.segment.file.sync_data().map_err(|e| RoomError::Unknown(JournalError::io(&self.segment.path, e)))?;
+        self.segment.file.sync_data().map_err(|e| SpaceError::Unknown(JournalError::io(&self.segment.path, e)))?;
         self.segment = segment;
         Ok(true)
     }

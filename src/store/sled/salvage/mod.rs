@@ -20,20 +20,19 @@ use keyward_core::id::ActorId;
 
 use self::runs::{Frames, Judged, Stretch, Tie, entries_of, judge};
 use self::sources::Sources;
-use super::cut::Kind;
+use super::checksums::{ChecksumKey, Checksums};
 use super::dir::LockedDir;
 use super::journal::frame::FrameBuilder;
 use super::journal::scan::End;
-use super::journal::writer::{Room, RoomError, Writer};
+use super::journal::writer::{DiskSpace, SpaceError, Writer};
 use super::journal::{Chain, ChainKey, Position};
 use super::rebuild::{aside_of, rows_of};
 use super::snapshot;
-use super::sums::{SumKey, Sums};
 use super::table::Row;
 use super::watermark::Watermark;
 use super::{OpenError, Options};
 use crate::files::{NewFile, create_private_dir, named, sync_parent};
-use crate::store::record::pb;
+use crate::store::record::{RecordKind, pb};
 
 /// So many doubtful changes are listed; more are counted.
 const LISTED_MAX: usize = 1_000;
@@ -191,15 +190,15 @@ fn begin_log(
     create_private_dir(&journal)?;
     create_private_dir(&snapshots)?;
 
-    let keys = write_snapshot(&snapshots, &SumKey::of(key), &found.records, base, options.clock.now())?;
+    let keys = write_snapshot(&snapshots, &ChecksumKey::of(key), &found.records, base, options.clock.now())?;
     let end = End { start: base, position: base, segment: None };
     let mut writer = Writer::resume(&journal, options.segment_bytes, &end)?;
     let mut frame = FrameBuilder::after(&base);
     frame.push(&confession(found, options.clock.now(), missing), key);
     let at = frame.end();
     let frame = frame.finish()?;
-    writer.make_room(frame.len(), &base, Room::Ample).map_err(|error| match error {
-        RoomError::NoRoom(error) | RoomError::Unknown(error) => error,
+    writer.ensure_space(frame.len(), &base, DiskSpace::Ok).map_err(|error| match error {
+        SpaceError::DiskFull(error) | SpaceError::Unknown(error) => error,
     })?;
     writer.append(&frame)?;
     let (watermark, _) = Watermark::open(&watermark)?;
@@ -337,7 +336,7 @@ fn revision_of(record: &Record) -> Revision {
 }
 
 /// The newest form of each record that was found: by kind and name, its revision and its bytes.
-type Records = BTreeMap<(Kind, Vec<u8>), (Revision, Vec<u8>)>;
+type Records = BTreeMap<(RecordKind, Vec<u8>), (Revision, Vec<u8>)>;
 
 /// What can be had.
 #[derive(Debug, Default)]
@@ -358,8 +357,8 @@ impl Found {
     fn add(&mut self, row: Row) {
         let revision = revision_of(&row.record);
         let place = match &row.record {
-            Record::Tenant(tenant) => (Kind::Tenant, tenant.tenant.as_str().as_bytes().to_vec()),
-            Record::Key(key) => (Kind::Key, key.secret.digest.as_bytes().to_vec()),
+            Record::Tenant(tenant) => (RecordKind::Tenant, tenant.tenant.as_str().as_bytes().to_vec()),
+            Record::Key(key) => (RecordKind::Key, key.secret.digest.as_bytes().to_vec()),
         };
         match self.records.get(&place) {
             Some((newer, _)) if *newer >= revision => {}
@@ -407,26 +406,27 @@ impl Found {
 /// Writes what was gathered as a snapshot, and says how many keys it has.
 fn write_snapshot(
     snapshots: &Path,
-    key: &SumKey,
+    key: &ChecksumKey,
     records: &Records,
     at: Position,
     time: UnixMillis,
 ) -> Result<u64, OpenError> {
-    let mut sums = Sums { position: at, ..Sums::EMPTY };
+    let mut checksums = Checksums { position: at, ..Checksums::EMPTY };
     for ((kind, name), (_, bytes)) in records {
         match kind {
-            Kind::Tenant => sums.tenants.add(key, name, bytes),
-            Kind::Key => sums.keys.add(key, name, bytes),
+            RecordKind::Tenant => checksums.tenants.add(key, name, bytes),
+            RecordKind::Key => checksums.keys.add(key, name, bytes),
         }
     }
     let path = snapshot::path_of(snapshots, at.revision);
     let mut new = NewFile::create(&path)?;
     let mut file = io::BufWriter::new(&mut new);
     let batch = records.iter().map(|((kind, _), (_, bytes))| (*kind, bytes.as_slice()));
-    snapshot::write_records(&sums, key, time, batch, &mut file).map_err(|error| io::Error::other(error.to_string()))?;
+    snapshot::write_records(&checksums, key, time, batch, &mut file)
+        .map_err(|error| io::Error::other(error.to_string()))?;
     file.flush()?;
     drop(file);
     snapshot::verify(new.sync()?, Some(key), &|| Ok(())).map_err(|error| io::Error::other(error.to_string()))?;
     new.commit()?;
-    Ok(sums.keys.count())
+    Ok(checksums.keys.count())
 }

@@ -10,12 +10,12 @@ use keyward_core::event::{Record, Revision};
 use super::runs::Anchor;
 use crate::store::sled::OpenError;
 use crate::store::sled::checkpoint::{self, CheckpointKey};
+use crate::store::sled::checksums::ChecksumKey;
 use crate::store::sled::dir::LockedDir;
 use crate::store::sled::journal::{ChainKey, Position};
 use crate::store::sled::rebuild::aside_of;
 use crate::store::sled::recovery::read_table;
 use crate::store::sled::snapshot::{self, SnapshotError};
-use crate::store::sled::sums::SumKey;
 use crate::store::sled::table::Row;
 
 /// What was found.
@@ -33,13 +33,13 @@ pub(super) struct Sources {
 
 /// Looks at all of them.
 pub(super) fn find(dir: &LockedDir, key: &ChainKey) -> Result<Sources, OpenError> {
-    let sum_key = SumKey::of(key);
+    let checksum_key = ChecksumKey::of(key);
     let mut sources = Sources::default();
     for (_, path) in snapshot::list(&dir.snapshots())? {
         sources.snapshots += usize::from(snapshot::read_header(&path, None).is_ok());
-        match snapshot::read_header(&path, Some(&sum_key)) {
+        match snapshot::read_header(&path, Some(&checksum_key)) {
             Ok(header) => {
-                let whole = snapshot::verify(&path, Some(&sum_key), &|| Ok(())).map(drop);
+                let whole = snapshot::verify(&path, Some(&checksum_key), &|| Ok(())).map(drop);
                 sources.add(path, header.position, header.time, whole);
             }
             Err(error) => passed_over(&path, &error),
@@ -95,7 +95,7 @@ impl Sources {
                 Ok(())
             });
         }
-        let read = snapshot::read(fs::File::open(path)?, Some(&SumKey::of(key)), |row| {
+        let read = snapshot::read(fs::File::open(path)?, Some(&ChecksumKey::of(key)), |row| {
             visit(row);
             Ok::<_, SnapshotError>(())
         });

@@ -1,30 +1,30 @@
 //! What the table holds, in a few bytes: the position it covers, and for each kind of record a count and a
 //! sum of hashes.
 //!
-//! The sums are kept in the same transactions as the records. Recomputed at a start, they notice a record
+//! The checksums are kept in the same transactions as the records. Recomputed at a start, they notice a record
 //! that is missing, stale, foreign or doubled, however well-formed it is. They do not depend on the order of
 //! entries, so a change costs one subtraction and one addition.
 
 use keyward_core::event::Revision;
 
 use crate::bytes_codec::Cursor;
+use crate::store::record::RecordKind;
 use zeroize::Zeroizing;
 
-use super::cut::Kind;
 use super::journal::{Chain, ChainKey, Position};
 
 /// The position that the table covers, and what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sums {
+pub(super) struct Checksums {
     pub(super) position: Position,
-    pub(super) keys: Sum,
-    pub(super) tenants: Sum,
+    pub(super) keys: Checksum,
+    pub(super) tenants: Checksum,
 }
 
-/// The key of the sums: without it, a table that was tampered with cannot be made to look sound.
-pub(super) struct SumKey(Zeroizing<[u8; 32]>);
+/// The key of the checksums: without it, a table that was tampered with cannot be made to look sound.
+pub(super) struct ChecksumKey(Zeroizing<[u8; 32]>);
 
-impl SumKey {
+impl ChecksumKey {
     pub(super) fn of(chain: &ChainKey) -> Self {
         Self(Zeroizing::new(blake3::derive_key("keyward 2026-11-23 table sums v1", &*chain.0)))
     }
@@ -37,22 +37,22 @@ impl SumKey {
 
 /// A count of entries and the sum of their hashes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sum {
+pub(super) struct Checksum {
     count: u64,
     hashes: u128,
 }
 
-impl Sum {
+impl Checksum {
     pub(super) fn count(&self) -> u64 {
         self.count
     }
 
-    pub(super) fn add(&mut self, key: &SumKey, name: &[u8], value: &[u8]) {
+    pub(super) fn add(&mut self, key: &ChecksumKey, name: &[u8], value: &[u8]) {
         self.count = self.count.wrapping_add(1);
         self.hashes = self.hashes.wrapping_add(Self::hash(key, name, value));
     }
 
-    pub(super) fn remove(&mut self, key: &SumKey, name: &[u8], value: &[u8]) {
+    pub(super) fn remove(&mut self, key: &ChecksumKey, name: &[u8], value: &[u8]) {
         self.count = self.count.wrapping_sub(1);
         self.hashes = self.hashes.wrapping_sub(Self::hash(key, name, value));
     }
@@ -63,7 +63,7 @@ impl Sum {
         self.hashes = self.hashes.wrapping_add(other.hashes);
     }
 
-    fn hash(key: &SumKey, name: &[u8], value: &[u8]) -> u128 {
+    fn hash(key: &ChecksumKey, name: &[u8], value: &[u8]) -> u128 {
         let mut hasher = blake3::Hasher::new_keyed(&key.0);
         hasher.update(&(name.len() as u64).to_le_bytes()).update(name).update(value);
         let mut bytes = [0; 16];
@@ -72,25 +72,28 @@ impl Sum {
     }
 }
 
-impl Sums {
+impl Checksums {
     /// Those of an empty table.
-    pub(super) const EMPTY: Self =
-        Self { position: Position::START, keys: Sum { count: 0, hashes: 0 }, tenants: Sum { count: 0, hashes: 0 } };
+    pub(super) const EMPTY: Self = Self {
+        position: Position::START,
+        keys: Checksum { count: 0, hashes: 0 },
+        tenants: Checksum { count: 0, hashes: 0 },
+    };
 
     /// That of a kind of records.
-    pub(super) fn of_mut(&mut self, kind: Kind) -> &mut Sum {
+    pub(super) fn of_mut(&mut self, kind: RecordKind) -> &mut Checksum {
         match kind {
-            Kind::Tenant => &mut self.tenants,
-            Kind::Key => &mut self.keys,
+            RecordKind::Tenant => &mut self.tenants,
+            RecordKind::Key => &mut self.keys,
         }
     }
 
     const VERSION: u8 = 1;
     const COVERED_BYTES: usize = 1 + 8 + 32 + 2 * (8 + 16);
-    /// The length of what [`Sums::encode`] gives.
+    /// The length of what [`Checksums::encode`] gives.
     pub(super) const BYTES: usize = Self::COVERED_BYTES + 32;
 
-    pub(super) fn encode(&self, key: &SumKey) -> Vec<u8> {
+    pub(super) fn encode(&self, key: &ChecksumKey) -> Vec<u8> {
         let mut bytes = vec![Self::VERSION];
         bytes.extend_from_slice(&self.position.revision.0.to_le_bytes());
         bytes.extend_from_slice(&self.position.chain.0);
@@ -104,14 +107,14 @@ impl Sums {
     }
 
     /// `None`: the bytes are damaged, or of a version that is not known.
-    pub(super) fn decode(key: &SumKey, bytes: &[u8]) -> Option<Self> {
+    pub(super) fn decode(key: &ChecksumKey, bytes: &[u8]) -> Option<Self> {
         let (covered, seal) = bytes.split_at_checked(Self::COVERED_BYTES)?;
         if blake3::keyed_hash(&key.0, covered) != *<&[u8; 32]>::try_from(seal).ok()? || covered[0] != Self::VERSION {
             return None;
         }
         let mut rest = Cursor(&covered[1..]);
         let position = Position { revision: Revision(rest.u64()?), chain: Chain(rest.array()?) };
-        let mut sum = || Some(Sum { count: rest.u64()?, hashes: rest.u128()? });
+        let mut sum = || Some(Checksum { count: rest.u64()?, hashes: rest.u128()? });
         Some(Self { position, keys: sum()?, tenants: sum()? })
     }
 }
@@ -122,16 +125,16 @@ mod tests {
 
     #[test]
     fn sums_are_believed_only_under_their_key_and_whole() {
-        let key = |byte| SumKey::of(&ChainKey(Zeroizing::new([byte; 32])));
-        let mut sums = Sums::EMPTY;
-        sums.keys.add(&key(1), b"name", b"value");
-        let bytes = sums.encode(&key(1));
-        assert_eq!(Sums::decode(&key(1), &bytes).unwrap().keys, sums.keys);
-        assert!(Sums::decode(&key(2), &bytes).is_none());
+        let key = |byte| ChecksumKey::of(&ChainKey(Zeroizing::new([byte; 32])));
+        let mut checksums = Checksums::EMPTY;
+        checksums.keys.add(&key(1), b"name", b"value");
+        let bytes = checksums.encode(&key(1));
+        assert_eq!(Checksums::decode(&key(1), &bytes).unwrap().keys, checksums.keys);
+        assert!(Checksums::decode(&key(2), &bytes).is_none());
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(Sums::decode(&key(1), &flipped).is_none(), "bit {bit}");
+            assert!(Checksums::decode(&key(1), &flipped).is_none(), "bit {bit}");
         }
     }
 }

@@ -1,11 +1,11 @@
 //! A cut: every record of the table as it is at one position, read while the table is being written.
 //!
-//! The cut reads in batches. Before the table's writer overwrites a record, it puts the old bytes aside,
-//! unless the cut has passed it already; and the cut takes what was put aside over what it finds. So the
-//! writer never waits for the whole of a cut, and a cut holds no more in memory than what changed meanwhile,
+//! The scan reads in batches. Before the table's writer overwrites a record, it puts the old bytes aside,
+//! unless the scan has scanned_to it already; and the scan takes what was put aside over what it finds. So the
+//! writer never waits for the whole of a scan, and a scan holds no more in memory than what changed meanwhile,
 //! up to a bound.
 //!
-//! Several cuts may be read at a time, each at its own position. None waits for another: what the writer puts
+//! Several scans may be read at a time, each at its own position. None waits for another: what the writer puts
 //! aside for two of them is one piece of memory that both refer to.
 
 use std::collections::BTreeMap;
@@ -15,91 +15,84 @@ use std::sync::Arc;
 use sled::IVec;
 use tokio_util::sync::CancellationToken;
 
-use super::sums::Sums;
+use super::checksums::Checksums;
 use super::table::{Table, TableError};
+use crate::store::record::RecordKind;
 
 /// Records that one batch holds at most. The table's writer waits for one batch at most.
 const BATCH_RECORDS: usize = 512;
 /// What it costs to keep one record aside, beside its bytes: its name, its place in the map, and the allocator's share.
 const ASIDE_RECORD_BYTES: u64 = 256;
 
-/// The kinds of records, in the order of a cut. The numbers are those of a snapshot's bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub(super) enum Kind {
-    Tenant = 1,
-    Key = 2,
-}
-
 /// A record's kind and its name in its tree.
-type Place = (Kind, IVec);
+type Place = (RecordKind, IVec);
 
-/// The cuts that are being read. The table has one of these, and holds it while it writes.
+/// The scans that are being read. The table has one of these, and holds it while it writes.
 #[derive(Debug, Default)]
-pub(super) struct Cuts {
+pub(super) struct SnapshotScans {
     begun: u64,
-    open: Vec<Aside>,
+    open: Vec<PreImages>,
 }
 
-/// What the writer has put aside for one cut.
+/// What the writer has put aside for one scan.
 #[derive(Debug)]
-struct Aside {
-    /// Which cut it is for.
+struct PreImages {
+    /// Which scan it is for.
     number: u64,
-    passed: Option<Place>,
+    scanned_to: Option<Place>,
     /// `None`: there was no such record.
     before: BTreeMap<Place, Option<IVec>>,
     bytes: u64,
     bytes_max: u64,
-    /// Cancelled when there was more to put aside than the cut may have. What it has then is of no use any more.
-    overtaken: CancellationToken,
+    /// Cancelled when there was more to put aside than the scan may have. What it has then is of no use any more.
+    overflowed: CancellationToken,
 }
 
-impl Cuts {
-    /// Puts a record aside as it was before the first change since each cut began.
-    pub(super) fn keep(&mut self, kind: Kind, name: &[u8], before: Option<&IVec>) {
+impl SnapshotScans {
+    /// Puts a record aside as it was before the first change since each scan began.
+    pub(super) fn keep(&mut self, kind: RecordKind, name: &[u8], before: Option<&IVec>) {
         if !self.open.is_empty() {
             let place = (kind, IVec::from(name));
-            self.open.iter_mut().for_each(|cut| cut.keep(&place, before));
+            self.open.iter_mut().for_each(|scan| scan.keep(&place, before));
         }
     }
 
-    /// Bytes that are put aside for all cuts. What two of them refer to counts twice.
+    /// Bytes that are put aside for all scans. What two of them refer to counts twice.
     pub(super) fn bytes(&self) -> u64 {
-        self.open.iter().map(|cut| cut.bytes).sum()
+        self.open.iter().map(|scan| scan.bytes).sum()
     }
 
     fn begin(&mut self, bytes_max: u64) -> (u64, CancellationToken) {
         self.begun += 1;
-        let (number, overtaken) = (self.begun, CancellationToken::new());
-        let (before, told) = (BTreeMap::new(), overtaken.clone());
-        self.open.push(Aside { number, passed: None, before, bytes: 0, bytes_max, overtaken });
+        let (number, overflowed) = (self.begun, CancellationToken::new());
+        let (before, told) = (BTreeMap::new(), overflowed.clone());
+        self.open.push(PreImages { number, scanned_to: None, before, bytes: 0, bytes_max, overflowed });
         (number, told)
     }
 
-    fn end(&mut self, number: u64) -> Option<Aside> {
-        let at = self.open.iter().position(|cut| cut.number == number)?;
+    fn end(&mut self, number: u64) -> Option<PreImages> {
+        let at = self.open.iter().position(|scan| scan.number == number)?;
         Some(self.open.swap_remove(at))
     }
 }
 
-impl Aside {
+impl PreImages {
     fn keep(&mut self, place: &Place, before: Option<&IVec>) {
-        let passed = self.passed.as_ref().is_some_and(|passed| place <= passed);
-        if passed || self.overtaken.is_cancelled() || self.before.contains_key(place) {
+        let scanned_to = self.scanned_to.as_ref().is_some_and(|scanned_to| place <= scanned_to);
+        if scanned_to || self.overflowed.is_cancelled() || self.before.contains_key(place) {
             return;
         }
         let bytes = cost_of(before);
         if self.bytes + bytes > self.bytes_max {
             // Its owner lets go of all that is here: that may be much, and the writer has no time for it.
-            self.overtaken.cancel();
+            self.overflowed.cancel();
             return;
         }
         self.bytes += bytes;
         self.before.insert(place.clone(), before.cloned());
     }
 
-    /// What a record was when the cut began, if it has changed since.
+    /// What a record was when the scan began, if it has changed since.
     fn take(&mut self, place: &Place) -> Option<Option<IVec>> {
         let before = self.before.remove(place)?;
         self.bytes -= cost_of(before.as_ref());
@@ -112,12 +105,12 @@ fn cost_of(before: Option<&IVec>) -> u64 {
     ASIDE_RECORD_BYTES + before.map_or(0, |bytes| bytes.len() as u64)
 }
 
-/// Why there is no cut.
+/// Why there is no scan.
 #[derive(Debug, thiserror::Error)]
-pub enum CutError {
+pub enum ScanError {
     /// Too much changed while it was read.
     #[error("more than {bytes_max} bytes of records changed while they were read; try again when less is going on")]
-    Overtaken {
+    Overflowed {
         /// How much may be put aside for it.
         bytes_max: u64,
     },
@@ -126,65 +119,73 @@ pub enum CutError {
     Table(#[from] TableError),
 }
 
-/// Reads a cut. It ends when this is dropped.
-pub(super) struct Cut {
+/// Reads a scan. It ends when this is dropped.
+pub(super) struct SnapshotScan {
     table: Arc<Table>,
     number: u64,
     bytes_max: u64,
-    overtaken: CancellationToken,
-    sums: Sums,
-    kind: Kind,
+    overflowed: CancellationToken,
+    checksums: Checksums,
+    kind: RecordKind,
     last: Option<IVec>,
 }
 
-/// A record of a cut.
-pub(super) type CutRecord = (Kind, IVec);
+/// A record of a scan.
+pub(super) type ScanRecord = (RecordKind, IVec);
 
-impl Cut {
-    /// Begins a cut at the position that the table covers now. At most so many bytes are put aside for it.
-    pub(super) fn begin(table: &Arc<Table>, bytes_max: u64) -> Result<Self, CutError> {
+impl SnapshotScan {
+    /// Begins a scan at the position that the table covers now. At most so many bytes are put aside for it.
+    pub(super) fn begin(table: &Arc<Table>, bytes_max: u64) -> Result<Self, ScanError> {
         // Held, so that no change comes between the two.
-        let mut cuts = table.cuts().lock();
-        let sums = table.sums()?;
-        let (number, overtaken) = cuts.begin(bytes_max);
-        drop(cuts);
-        Ok(Self { table: table.clone(), number, bytes_max, overtaken, sums, kind: Kind::Tenant, last: None })
+        let mut scans = table.scans().lock();
+        let checksums = table.checksums()?;
+        let (number, overflowed) = scans.begin(bytes_max);
+        drop(scans);
+        Ok(Self {
+            table: table.clone(),
+            number,
+            bytes_max,
+            overflowed,
+            checksums,
+            kind: RecordKind::Tenant,
+            last: None,
+        })
     }
 
-    /// What the cut holds.
-    pub(super) fn sums(&self) -> &Sums {
-        &self.sums
+    /// What the scan holds.
+    pub(super) fn checksums(&self) -> &Checksums {
+        &self.checksums
     }
 
-    /// Cancelled when too much has changed: then the cut cannot be read on.
-    pub(super) fn overtaken(&self) -> CancellationToken {
-        self.overtaken.clone()
+    /// Cancelled when too much has changed: then the scan cannot be read on.
+    pub(super) fn overflowed(&self) -> CancellationToken {
+        self.overflowed.clone()
     }
 
     /// The next records: tenants, then keys, each in the order of their names. `None`: those were all.
-    pub(super) fn next_batch(&mut self) -> Result<Option<Vec<CutRecord>>, CutError> {
+    pub(super) fn next_batch(&mut self) -> Result<Option<Vec<ScanRecord>>, ScanError> {
         self.next_batch_of(BATCH_RECORDS)
     }
 
-    fn next_batch_of(&mut self, records: usize) -> Result<Option<Vec<CutRecord>>, CutError> {
+    fn next_batch_of(&mut self, records: usize) -> Result<Option<Vec<ScanRecord>>, ScanError> {
         loop {
             let (batch, read) = self.batch(records)?;
             match (read, self.kind) {
-                (0, Kind::Tenant) => (self.kind, self.last) = (Kind::Key, None),
-                (0, Kind::Key) => return Ok(None),
-                // All of them may be newer than the cut.
+                (0, RecordKind::Tenant) => (self.kind, self.last) = (RecordKind::Key, None),
+                (0, RecordKind::Key) => return Ok(None),
+                // All of them may be newer than the scan.
                 _ if batch.is_empty() => {}
                 _ => return Ok(Some(batch)),
             }
         }
     }
 
-    /// Reads on in the current tree: what belongs to the cut, and how many records were looked at.
-    fn batch(&mut self, records: usize) -> Result<(Vec<CutRecord>, usize), CutError> {
-        let mut cuts = self.table.cuts().lock();
-        let aside = cuts.open.iter_mut().find(|aside| aside.number == self.number);
-        let aside = aside.filter(|aside| !aside.overtaken.is_cancelled());
-        let aside = aside.ok_or(CutError::Overtaken { bytes_max: self.bytes_max })?;
+    /// Reads on in the current tree: what belongs to the scan, and how many records were looked at.
+    fn batch(&mut self, records: usize) -> Result<(Vec<ScanRecord>, usize), ScanError> {
+        let mut scans = self.table.scans().lock();
+        let aside = scans.open.iter_mut().find(|aside| aside.number == self.number);
+        let aside = aside.filter(|aside| !aside.overflowed.is_cancelled());
+        let aside = aside.ok_or(ScanError::Overflowed { bytes_max: self.bytes_max })?;
         let from = self.last.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         let tree = self.table.tree(self.kind);
         let (mut batch, mut read) = (Vec::with_capacity(records), 0);
@@ -199,16 +200,16 @@ impl Cut {
         }
         if let Some(last) = last {
             self.last = Some(last.1.clone());
-            aside.passed = Some(last);
+            aside.scanned_to = Some(last);
         }
         Ok((batch, read))
     }
 }
 
-impl Drop for Cut {
+impl Drop for SnapshotScan {
     fn drop(&mut self) {
         // What was put aside may be much: it is freed when the writer can go on.
-        let aside = self.table.cuts().lock().end(self.number);
+        let aside = self.table.scans().lock().end(self.number);
         drop(aside);
     }
 }
@@ -231,10 +232,10 @@ mod tests {
     use crate::store::sled::journal::{ChainKey, Position};
     use crate::store::sled::table::Row;
 
-    /// What a table or a cut holds: every record by its place.
-    type Held = BTreeMap<(Kind, Vec<u8>), Vec<u8>>;
+    /// What a table or a scan holds: every record by its place.
+    type Held = BTreeMap<(RecordKind, Vec<u8>), Vec<u8>>;
 
-    /// Something that happens to a table. Cuts are named by the order of their beginnings.
+    /// Something that happens to a table. SnapshotScans are named by the order of their beginnings.
     #[derive(Clone, Debug)]
     enum Step {
         /// Writes records in one transaction, each with a note of some length.
@@ -248,7 +249,7 @@ mod tests {
         prop_oneof![
             4 => vec((0..24_u8, 0..400_u16), 1..6).prop_map(Step::Write),
             1 => Just(Step::Begin),
-            4 => (any::<u8>(), 1..4_usize).prop_map(|(cut, records)| Step::Read(cut, records)),
+            4 => (any::<u8>(), 1..4_usize).prop_map(|(scan, records)| Step::Read(scan, records)),
             1 => any::<u8>().prop_map(Step::End),
         ]
     }
@@ -299,31 +300,31 @@ mod tests {
         Row { bytes: encode_key(&key), record: Record::Key(Arc::new(key)) }
     }
 
-    fn place(row: &Row) -> (Kind, Vec<u8>) {
+    fn place(row: &Row) -> (RecordKind, Vec<u8>) {
         match &row.record {
-            Record::Key(key) => (Kind::Key, key.secret.digest.as_bytes().to_vec()),
-            Record::Tenant(tenant) => (Kind::Tenant, tenant.tenant.as_str().as_bytes().to_vec()),
+            Record::Key(key) => (RecordKind::Key, key.secret.digest.as_bytes().to_vec()),
+            Record::Tenant(tenant) => (RecordKind::Tenant, tenant.tenant.as_str().as_bytes().to_vec()),
         }
     }
 
-    /// A cut, what it must hold, and what it has given so far.
+    /// A scan, what it must hold, and what it has given so far.
     struct Reading {
-        cut: Cut,
+        scan: SnapshotScan,
         expected: Vec<Vec<u8>>,
         given: Vec<Vec<u8>>,
         ended: bool,
     }
 
     impl Reading {
-        /// Reads on, to the end or until the cut is overtaken.
+        /// Reads on, to the end or until the scan is overflowed.
         fn read(&mut self, records: usize) -> bool {
-            match self.cut.next_batch_of(records) {
+            match self.scan.next_batch_of(records) {
                 Ok(Some(batch)) => self.given.extend(batch.into_iter().map(|(_, bytes)| bytes.to_vec())),
                 Ok(None) => self.ended = true,
-                Err(CutError::Overtaken { .. }) => return false,
-                Err(CutError::Table(error)) => panic!("{error}"),
+                Err(ScanError::Overflowed { .. }) => return false,
+                Err(ScanError::Table(error)) => panic!("{error}"),
             }
-            assert!(self.expected.starts_with(&self.given), "a cut gave a record that is not of its position");
+            assert!(self.expected.starts_with(&self.given), "a scan gave a record that is not of its position");
             true
         }
     }
@@ -342,20 +343,20 @@ mod tests {
                     table.apply(&rows, Position { revision: Revision(revision), ..Position::START }).unwrap();
                 }
                 Step::Begin => {
-                    let cut = Cut::begin(&table, bytes_max).unwrap();
-                    prop_assert_eq!(cut.sums().position.revision, Revision(revision));
+                    let scan = SnapshotScan::begin(&table, bytes_max).unwrap();
+                    prop_assert_eq!(scan.checksums().position.revision, Revision(revision));
                     let expected = now.values().cloned().collect();
-                    readings.push(Reading { cut, expected, given: vec![], ended: false });
+                    readings.push(Reading { scan, expected, given: vec![], ended: false });
                 }
-                Step::Read(cut, records) => {
-                    if let Some(reading) = readings.get_mut(usize::from(cut) % count) {
+                Step::Read(scan, records) => {
+                    if let Some(reading) = readings.get_mut(usize::from(scan) % count) {
                         reading.read(records);
                     }
                 }
-                Step::End(cut) if !readings.is_empty() => drop(readings.swap_remove(usize::from(cut) % count)),
+                Step::End(scan) if !readings.is_empty() => drop(readings.swap_remove(usize::from(scan) % count)),
                 Step::End(_) => {}
             }
-            for aside in &table.cuts().lock().open {
+            for aside in &table.scans().lock().open {
                 prop_assert!(aside.bytes <= bytes_max);
                 let kept: u64 = aside.before.values().map(|before| cost_of(before.as_ref())).sum();
                 prop_assert_eq!(aside.bytes, kept);
@@ -363,13 +364,13 @@ mod tests {
         }
         for mut reading in readings {
             while !reading.ended && reading.read(3) {}
-            // Each of them is whole, or was overtaken and says so. One that was read to its end may be overtaken after
+            // Each of them is whole, or was overflowed and says so. One that was read to its end may be overflowed after
             // that.
-            prop_assert!(reading.ended || reading.cut.overtaken.is_cancelled());
+            prop_assert!(reading.ended || reading.scan.overflowed.is_cancelled());
             prop_assert!(!reading.ended || reading.given == reading.expected);
             prop_assert!(reading.ended || bytes_max < u64::MAX);
         }
-        prop_assert!(table.cuts().lock().open.is_empty());
+        prop_assert!(table.scans().lock().open.is_empty());
         Ok(())
     }
 
@@ -389,11 +390,11 @@ mod tests {
 
     #[test]
     fn what_two_cuts_need_is_one_piece_of_memory() {
-        let mut cuts = Cuts::default();
-        let (_, first) = (cuts.begin(u64::MAX), cuts.begin(u64::MAX));
-        cuts.keep(Kind::Key, b"a name of a record that is not inline", Some(&IVec::from(vec![1_u8; 100])));
+        let mut scans = SnapshotScans::default();
+        let (_, first) = (scans.begin(u64::MAX), scans.begin(u64::MAX));
+        scans.keep(RecordKind::Key, b"a name of a record that is not inline", Some(&IVec::from(vec![1_u8; 100])));
         let kept: Vec<_> =
-            cuts.open.iter().flat_map(|cut| cut.before.values().flatten().map(|it| it.as_ptr())).collect();
+            scans.open.iter().flat_map(|scan| scan.before.values().flatten().map(|it| it.as_ptr())).collect();
         assert!(kept.len() == 2 && kept[0] == kept[1]);
         assert!(!first.1.is_cancelled());
     }

@@ -1,5 +1,5 @@
-//! Listing keys: the orderings that the table keeps beside its records. A list by several conditions reads what their
-//! orderings have in common.
+//! Listing keys: the secondary indexes that the table keeps beside its records. A list by several conditions reads what their
+//! secondary indexes have in common.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,9 +8,9 @@ use keyward_core::id::{KeyId, TenantId};
 use keyward_core::record::{KeyRecord, State};
 use sled::IVec;
 
-use super::intersection::{Intersection, Looked, Union};
-use super::overlay::Overlay;
+use super::intersection::{Candidate, Intersection, Union};
 use super::table::Table;
+use super::write_buffer::WriteBuffer;
 use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, Held, KeyQuery, Page, StoreError};
 
 /// Every state that a key may have.
@@ -20,7 +20,7 @@ const STATES: [State; 3] = [State::Active, State::Disabled, State::Revoked];
 const SLICE_TIME: Duration = Duration::from_millis(10);
 /// Keys that one slice looks at, at most. Tests have many slices.
 const SLICE_KEYS: usize = if cfg!(test) { 512 } else { 8_192 };
-/// Keys that one slice has from the overlay, at most: as many as the page may need, in these bounds.
+/// Keys that one slice has from the write buffer, at most: as many as the page may need, in these bounds.
 const NEWER_KEYS_MIN: usize = 64;
 const NEWER_KEYS_MAX: usize = if cfg!(test) { NEWER_KEYS_MIN } else { 1_024 };
 /// The time is looked at after so many keys.
@@ -28,7 +28,7 @@ const KEYS_BETWEEN_LOOKS: usize = 32;
 
 /// A list on its way.
 #[derive(Debug)]
-pub(super) struct Scan {
+pub(super) struct ListScan {
     /// What is left of it, without the ids that it names.
     query: KeyQuery,
     /// Those, in order.
@@ -38,7 +38,7 @@ pub(super) struct Scan {
     examined: usize,
 }
 
-impl Scan {
+impl ListScan {
     /// One that has yet to begin.
     pub(super) fn new(mut query: KeyQuery) -> Self {
         let mut ids = std::mem::take(&mut query.key_ids);
@@ -85,25 +85,25 @@ impl Table {
     /// Goes on with a list of keys in the order of their ids, for one slice. It gives the page when that is whole. What
     /// is durable and not in the table yet comes from the overlay: a list does not wait for the table's writer.
     ///
-    /// Only in a [`Table::turn_to_list`]: what the overlay has let go of by then is in the table, and nothing else
+    /// Only in a [`Table::lock_for_list`]: what the write buffer has let go of by then is in the table, and nothing else
     /// comes to it.
     ///
     /// # Errors
     /// When sled fails or a record is damaged; [`StoreError::TooSparse`] when several conditions have next to
     /// nothing in common.
-    pub(super) fn list_on(
+    pub(super) fn resume_list(
         &self,
-        overlay: &Overlay,
-        scan: &mut Scan,
+        write_buffer: &WriteBuffer,
+        scan: &mut ListScan,
     ) -> Result<Option<Page<KeyRecord, KeyId>>, StoreError> {
         let began = Instant::now();
         let (tenant, after) = (&scan.query.tenant, scan.query.after.as_ref());
         let (newer, there_are_more) = match scan.named() {
             // However many others are there, those that a caller names are few.
-            Some(named) => (overlay.keys_of(tenant, named), false),
+            Some(named) => (write_buffer.keys_of(tenant, named), false),
             None => {
                 let most = (scan.query.limit + 1).clamp(NEWER_KEYS_MIN, NEWER_KEYS_MAX);
-                let newer = overlay.keys_after(tenant, after, most);
+                let newer = write_buffer.keys_after(tenant, after, most);
                 let there_are_more = newer.len() == most;
                 (newer, there_are_more)
             }
@@ -129,7 +129,7 @@ impl Table {
                 scan.query.after = Some(key_id);
             } else if there_are_more && newer.peek().is_none() {
                 break;
-            } else if let Some(Looked { key_id, value: digest, is_in_all }) = older.take() {
+            } else if let Some(Candidate { key_id, value: digest, is_in_all }) = older.take() {
                 scan.examined += 1;
                 if is_in_all {
                     let key = match &*digest {
@@ -151,7 +151,7 @@ impl Table {
     }
 
     /// The keys that may meet a query, in the order of their ids.
-    fn candidates(&self, scan: &Scan) -> Candidates<'_> {
+    fn candidates(&self, scan: &ListScan) -> Candidates<'_> {
         if let Some(named) = scan.named() {
             return Candidates::Named(named.to_vec().into_iter());
         }
@@ -185,9 +185,11 @@ enum Candidates<'a> {
 }
 
 impl Candidates<'_> {
-    fn next(&mut self) -> Result<Option<Looked>, StoreError> {
+    fn next(&mut self) -> Result<Option<Candidate>, StoreError> {
         match self {
-            Self::Named(ids) => Ok(ids.next().map(|key_id| Looked { key_id, value: IVec::default(), is_in_all: true })),
+            Self::Named(ids) => {
+                Ok(ids.next().map(|key_id| Candidate { key_id, value: IVec::default(), is_in_all: true }))
+            }
             Self::InOrderings(all) => all.next(),
         }
     }
@@ -199,7 +201,7 @@ pub(super) fn id_name(tenant: &TenantId, key_id: &KeyId) -> Vec<u8> {
 }
 
 /// The names by which a key may be listed. Each has the state: so no list that asks for one reads keys of others.
-pub(super) fn facets_of(key: &KeyRecord) -> impl Iterator<Item = Vec<u8>> + '_ {
+pub(super) fn index_keys(key: &KeyRecord) -> impl Iterator<Item = Vec<u8>> + '_ {
     let (tenant, id, state) = (key.tenant.as_str(), key.key_id.as_str(), state_name(key.policy.state));
     let owner = (!key.owner.is_empty()).then(|| joined(&[tenant, "o", &key.owner, state, id]));
     let labels = key.labels.iter().map(move |(name, value)| joined(&[tenant, "l", name, value, state, id]));

@@ -3,7 +3,7 @@
 //!
 //! At a start, once the table has been read and is sound, its records are copied into another one beside it, which takes its
 //! place when it is whole, checked and durable. A crash leaves either table at its place, or none and the old one beside it, under
-//! a name that the next start knows ([`settle`]). Whatever goes wrong before the change of places, the old table is kept.
+//! a name that the next start knows ([`finish_interrupted`]). Whatever goes wrong before the change of places, the old table is kept.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::journal::ChainKey;
 use super::journal::writer::free_bytes;
-use super::keeper::FREE_BYTES_MIN;
+use super::maintenance::FREE_BYTES_MIN;
 use super::table::{Table, TableError};
 use crate::files::{named, sync_parent};
 
@@ -31,7 +31,7 @@ enum CopyError {
     #[error(transparent)]
     Table(#[from] TableError),
     #[error("there are {free} bytes free, and {needed} are needed")]
-    NoRoom { free: u64, needed: u64 },
+    DiskFull { free: u64, needed: u64 },
     #[error("sled panicked")]
     Panicked,
 }
@@ -46,7 +46,7 @@ fn is_bloated(files: u64, records: u64) -> bool {
 ///
 /// # Errors
 /// When the copy is at its place and does not open. The next start builds it anew.
-pub(super) fn shrink(table: Table, path: &Path, key: &ChainKey) -> Result<(Table, bool), TableError> {
+pub(super) fn run(table: Table, path: &Path, key: &ChainKey) -> Result<(Table, bool), TableError> {
     let figures = table.measure();
     if !is_bloated(figures.bytes, figures.record_bytes) {
         return Ok((table, false));
@@ -71,16 +71,16 @@ pub(super) fn shrink(table: Table, path: &Path, key: &ChainKey) -> Result<(Table
 fn renew(table: Table, path: &Path, key: &ChainKey) -> Result<(Table, bool), TableError> {
     let copied =
         catch_unwind(AssertUnwindSafe(|| copy(&table, &fresh_of(path), key))).unwrap_or(Err(CopyError::Panicked));
-    let exchanged = copied.and_then(|copy| {
+    let swapped = copied.and_then(|copy| {
         let known = copy.close();
         make_durable(&fresh_of(path))?;
         Ok(known)
     });
-    match exchanged {
+    match swapped {
         Ok(known) => {
             drop(table);
-            exchange(path).map_err(TableError::Disk)?;
-            Ok((Table::open_known(path, key, known)?, true))
+            swap_in(path).map_err(TableError::Disk)?;
+            Ok((Table::open_verified(path, key, known)?, true))
         }
         Err(error) => {
             tracing::warn!(%error, "the table stays as large as it is for now");
@@ -91,13 +91,13 @@ fn renew(table: Table, path: &Path, key: &ChainKey) -> Result<(Table, bool), Tab
     }
 }
 
-/// Makes a copy of a table, and holds it against its sums.
+/// Makes a copy of a table, and holds it against its checksums.
 fn copy(table: &Table, to: &Path, key: &ChainKey) -> Result<Table, CopyError> {
     remove(to)?;
     let needed = FREE_BYTES_MIN + COPY_TIMES_RECORDS * table.figures().record_bytes;
     let free = free_bytes(&File::open(to.parent().unwrap_or(Path::new(".")))?)?;
     if free < needed {
-        return Err(CopyError::NoRoom { free, needed });
+        return Err(CopyError::DiskFull { free, needed });
     }
     let copy = Table::open(to, key)?;
     copy.fill_from(table)?;
@@ -121,7 +121,7 @@ fn make_durable(dir: &Path) -> io::Result<()> {
 }
 
 /// Lets a copy take the place of a table.
-fn exchange(path: &Path) -> io::Result<()> {
+fn swap_in(path: &Path) -> io::Result<()> {
     let old = old_of(path);
     remove(&old)?;
     fs::rename(path, &old)?;
@@ -131,7 +131,7 @@ fn exchange(path: &Path) -> io::Result<()> {
 }
 
 /// Finishes or takes back what a crash interrupted. It must come before anything that makes a table.
-pub(super) fn settle(path: &Path) -> io::Result<()> {
+pub(super) fn finish_interrupted(path: &Path) -> io::Result<()> {
     let old = old_of(path);
     if !path.exists() && old.exists() {
         fs::rename(&old, path)?;
@@ -259,10 +259,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("table");
         let table = planted(&path);
-        let (held, sums, figures) = (records(&table), table.sums().unwrap(), table.figures());
+        let (held, checksums, figures) = (records(&table), table.checksums().unwrap(), table.figures());
         let (table, renewed) = renew(table, &path, &key()).unwrap();
         assert!(renewed);
-        assert_eq!((records(&table), table.sums().unwrap()), (held, sums));
+        assert_eq!((records(&table), table.checksums().unwrap()), (held, checksums));
         assert_eq!(table.figures().record_bytes, figures.record_bytes);
         let absent = Digest::from_bytes([0; 32]);
         assert!(!table.has_digest(&absent).unwrap());
@@ -307,7 +307,7 @@ mod tests {
                 // Half of the old one is gone.
                 fs::remove_file(old_of(&path).join("conf")).unwrap();
             }
-            settle(&path).unwrap();
+            finish_interrupted(&path).unwrap();
             assert!(!old_of(&path).exists() && !fresh_of(&path).exists(), "step {step}");
             let table = Table::open(&path, &key()).unwrap();
             table.check(&()).unwrap();

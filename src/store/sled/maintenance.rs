@@ -1,4 +1,4 @@
-//! The keeper: lets old segments of the journal go, once a snapshot stands in for them, and keeps a checkpoint of
+//! Journal maintenance: lets old segments of the journal go, once a snapshot stands in for them, and keeps a checkpoint of
 //! the index, so that a start need not read every record.
 //!
 //! A segment goes when the journal is larger than its limit, or when the segment's last change is older than
@@ -21,15 +21,15 @@ use keyward_core::event::Revision;
 use parking_lot::Mutex;
 
 use super::Options;
+use super::cached_stats::CachedStats;
 use super::checkpoint::{Checkpoint, CheckpointKey};
-use super::cut::{Cut, CutError};
 use super::dir::LockedDir;
 use super::journal::frame::Frame;
 use super::journal::scan::{segment_numbers, segment_path, segment_start};
 use super::journal::writer::free_bytes;
 use super::journal::{ChainKey, JournalError, Position};
-use super::latest::Latest;
 use super::snapshot::{self, SnapshotError};
+use super::snapshot_scan::{ScanError, SnapshotScan};
 use super::table::Table;
 use crate::files::{create_private_dir, remove_unfinished, sync_parent};
 use crate::store::{MaterializedView, StoreError};
@@ -55,8 +55,8 @@ pub struct Retention {
     pub time: Duration,
 }
 
-/// What the keeper is started with.
-pub(super) struct Parts<'a> {
+/// What the maintenance thread is started with.
+pub(super) struct MaintenanceConfig<'a> {
     pub(super) dir: &'a LockedDir,
     pub(super) options: &'a Options,
     pub(super) table: Arc<Table>,
@@ -65,11 +65,11 @@ pub(super) struct Parts<'a> {
     /// The checkpoint that the view was filled from.
     pub(super) checkpoint: Option<Checkpoint>,
     /// What metrics see.
-    pub(super) latest: Arc<Latest>,
+    pub(super) stats: Arc<CachedStats>,
 }
 
-/// What the keeper works with.
-pub(super) struct Charge {
+/// What the maintenance thread works with.
+pub(super) struct MaintenanceContext {
     pub(super) journal: PathBuf,
     pub(super) snapshots: PathBuf,
     pub(super) checkpoints: PathBuf,
@@ -82,18 +82,18 @@ pub(super) struct Charge {
     pub(super) segment_bytes: u64,
     pub(super) retention: Retention,
     pub(super) clock: Arc<dyn Clock>,
-    latest: Arc<Latest>,
+    stats: Arc<CachedStats>,
     pub(super) stopping: Arc<AtomicBool>,
 }
 
-/// The keeper's thread.
-pub(super) struct Keeper {
+/// The thread.
+pub(super) struct Maintenance {
     wake: Waker,
     stopping: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
-/// Tells the keeper that a segment is full.
+/// Tells the maintenance thread that a segment is full.
 #[derive(Clone)]
 pub(super) struct Waker(SyncSender<()>);
 
@@ -106,11 +106,11 @@ impl Waker {
     }
 }
 
-impl Keeper {
-    pub(super) fn start(parts: Parts<'_>) -> io::Result<Self> {
-        let Parts { dir, options, table, durable, view, checkpoint, latest } = parts;
+impl Maintenance {
+    pub(super) fn start(parts: MaintenanceConfig<'_>) -> io::Result<Self> {
+        let MaintenanceConfig { dir, options, table, durable, view, checkpoint, stats } = parts;
         let stopping = Arc::new(AtomicBool::new(false));
-        let charge = Charge {
+        let context = MaintenanceContext {
             journal: dir.journal(),
             snapshots: dir.snapshots(),
             checkpoints: dir.checkpoints(),
@@ -122,11 +122,11 @@ impl Keeper {
             segment_bytes: options.segment_bytes,
             retention: options.retention,
             clock: options.clock.clone(),
-            latest,
+            stats,
             stopping: stopping.clone(),
         };
         let (wake, woken) = sync_channel(1);
-        let thread = Builder::new().name("keeper".into()).spawn(move || charge.run(&woken, checkpoint))?;
+        let thread = Builder::new().name("maintenance".into()).spawn(move || context.run(&woken, checkpoint))?;
         Ok(Self { wake: Waker(wake), stopping, thread })
     }
 
@@ -139,13 +139,13 @@ impl Keeper {
         self.stopping.store(true, Ordering::Relaxed);
         self.wake.wake();
         drop(self.wake);
-        self.thread.join().map_err(|_| StoreError::Engine("the keeper of the journal panicked".into()))
+        self.thread.join().map_err(|_| StoreError::Engine("the maintenance thread panicked".into()))
     }
 }
 
 /// Why old segments stay for now.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum KeepError {
+pub(super) enum MaintenanceError {
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
@@ -155,15 +155,15 @@ pub(super) enum KeepError {
     #[error("the table cannot be flushed: {0}")]
     Flush(#[from] StoreError),
     #[error("there are {free} bytes free, and {needed} are needed")]
-    NoRoom { free: u64, needed: u64 },
+    DiskFull { free: u64, needed: u64 },
     #[error("the index does not come up to the journal")]
     Behind,
 }
 
-impl KeepError {
-    pub(super) fn is_want_of_room(&self) -> bool {
+impl MaintenanceError {
+    pub(super) fn is_disk_full(&self) -> bool {
         match self {
-            Self::NoRoom { .. } => true,
+            Self::DiskFull { .. } => true,
             Self::Io(error) => error.kind() == io::ErrorKind::StorageFull,
             _ => false,
         }
@@ -180,12 +180,12 @@ struct Sealed {
     until: UnixMillis,
 }
 
-impl Charge {
+impl MaintenanceContext {
     fn run(&self, woken: &Receiver<()>, mut checkpoint: Option<Checkpoint>) {
         let mut checked = false;
         while !self.stopping.load(Ordering::Relaxed) {
-            self.see_to("older segments of the journal stay for now", || self.look(&mut checked, &mut checkpoint));
-            self.see_to("the next start may take longer: no index checkpoint was made", || {
+            self.run_step("older segments of the journal stay for now", || self.look(&mut checked, &mut checkpoint));
+            self.run_step("the next start may take longer: no index checkpoint was made", || {
                 self.checkpoint_if_due(&mut checkpoint)
             });
             match woken.recv_timeout(LOOK_EVERY) {
@@ -195,39 +195,39 @@ impl Charge {
         }
     }
 
-    /// Does a piece of work, and tells if it fails. sled may panic under it: without the keeper the journal
+    /// Does a piece of work, and tells if it fails. sled may panic under it: without the maintenance thread the journal
     /// would grow for ever, and nobody would hear of it.
-    fn see_to(&self, otherwise: &str, work: impl FnOnce() -> Result<(), KeepError>) {
+    fn run_step(&self, otherwise: &str, work: impl FnOnce() -> Result<(), MaintenanceError>) {
         match catch_unwind(AssertUnwindSafe(work)) {
             Ok(Ok(())) => {}
             Ok(Err(_)) if self.stopping.load(Ordering::Relaxed) => {}
             Ok(Err(error)) => tracing::warn!(%error, "{otherwise}"),
-            Err(_) => tracing::error!("the keeper of the journal panicked; {otherwise}"),
+            Err(_) => tracing::error!("the maintenance thread panicked; {otherwise}"),
         }
     }
 
     /// Nothing goes before it is known which snapshots are sound.
-    fn look(&self, checked: &mut bool, checkpoint: &mut Option<Checkpoint>) -> Result<(), KeepError> {
+    fn look(&self, checked: &mut bool, checkpoint: &mut Option<Checkpoint>) -> Result<(), MaintenanceError> {
         if !*checked {
             self.check_snapshots()?;
             *checked = true;
         }
-        self.let_go(checkpoint)
+        self.delete_expired_segments(checkpoint)
     }
 
     /// An error once the store closes, so that reading and writing a snapshot end.
-    pub(super) fn serving(&self) -> io::Result<()> {
+    pub(super) fn check_not_stopping(&self) -> io::Result<()> {
         if self.stopping.load(Ordering::Relaxed) { Err(io::Error::other("the store is closing")) } else { Ok(()) }
     }
 
     /// Reads the snapshots that are there. For those that are damaged another one is made, and then they are
     /// put aside: not before, because the journal relies on there being one.
-    fn check_snapshots(&self) -> Result<(), KeepError> {
+    fn check_snapshots(&self) -> Result<(), MaintenanceError> {
         remove_unfinished(&self.snapshots)?;
         let mut damaged = Vec::new();
         for (_, path) in snapshot::list(&self.snapshots)? {
-            match snapshot::verify(&path, Some(self.table.sum_key()), &|| self.serving()) {
-                Ok(contents) => self.latest.note_snapshot(contents.header.time),
+            match snapshot::verify(&path, Some(self.table.checksum_key()), &|| self.check_not_stopping()) {
+                Ok(contents) => self.stats.note_snapshot(contents.header.time),
                 Err(SnapshotError::Io(error)) => return Err(error.into()),
                 Err(error) => {
                     tracing::error!(path = %path.display(), %error, "a snapshot is damaged; another one is made");
@@ -245,14 +245,15 @@ impl Charge {
         Ok(())
     }
 
-    fn let_go(&self, checkpoint: &mut Option<Checkpoint>) -> Result<(), KeepError> {
+    fn delete_expired_segments(&self, checkpoint: &mut Option<Checkpoint>) -> Result<(), MaintenanceError> {
         let (mut sealed, bytes) = self.sealed()?;
-        let going = self.going(&sealed, bytes);
-        let Some(last) = going.checked_sub(1) else { return Ok(()) };
+        let expired = self.expired(&sealed, bytes);
+        let Some(last) = expired.checked_sub(1) else { return Ok(()) };
         let mut snapshots = snapshot::list(&self.snapshots)?;
         if covered(&snapshots) < sealed[last].end.revision {
             let newest = snapshots.first().map(|(revision, _)| *revision);
-            if newest == Some(self.table.sums().map_err(CutError::from).map_err(SnapshotError::from)?.position.revision)
+            if newest
+                == Some(self.table.checksums().map_err(ScanError::from).map_err(SnapshotError::from)?.position.revision)
             {
                 return Ok(()); // another one would be the same: until there is a change, this is all there is to have
             }
@@ -264,7 +265,7 @@ impl Charge {
             fs::remove_file(path)?;
         }
         let covered = covered(&snapshots);
-        sealed.truncate(going);
+        sealed.truncate(expired);
         sealed.retain(|segment| segment.end.revision <= covered);
         let Some(last) = sealed.last() else { return Ok(()) };
         self.checkpoint_past(last.end.revision, checkpoint)?;
@@ -281,7 +282,7 @@ impl Charge {
     }
 
     /// How many of the oldest segments are past a limit.
-    fn going(&self, sealed: &[Sealed], mut bytes: u64) -> usize {
+    fn expired(&self, sealed: &[Sealed], mut bytes: u64) -> usize {
         let kept_for = i64::try_from(self.retention.time.as_millis()).unwrap_or(i64::MAX);
         let oldest = self.clock.now().0.saturating_sub(kept_for);
         let gone = |segment: &&Sealed| {
@@ -294,7 +295,7 @@ impl Charge {
 
     /// The segments that are full, the oldest first, and the bytes of all segments. A segment is not listed
     /// before the one after it has a change: too little is known of it.
-    fn sealed(&self) -> Result<(Vec<Sealed>, u64), KeepError> {
+    fn sealed(&self) -> Result<(Vec<Sealed>, u64), MaintenanceError> {
         let numbers = segment_numbers(&self.journal)?;
         let mut sealed = Vec::with_capacity(numbers.len());
         let mut all = 0;
@@ -310,30 +311,30 @@ impl Charge {
         Ok((sealed, all))
     }
 
-    fn make_snapshot(&self) -> Result<PathBuf, KeepError> {
+    fn make_snapshot(&self) -> Result<PathBuf, MaintenanceError> {
         create_private_dir(&self.snapshots)?;
         let last = snapshot::list(&self.snapshots)?.first().map_or(Ok(0), |(_, p)| fs::metadata(p).map(|m| m.len()))?;
-        let disk = self.room_for(&self.snapshots, last)?;
+        let disk = self.check_free_space(&self.snapshots, last)?;
         let may_go_on = || self.may_go_on(&disk);
-        let mut cut = Cut::begin(&self.table, ASIDE_BYTES_MAX).map_err(SnapshotError::from)?;
-        let key = self.table.sum_key();
-        let (contents, path) = snapshot::create(&mut cut, key, self.clock.now(), &self.snapshots, &may_go_on)?;
+        let mut scan = SnapshotScan::begin(&self.table, ASIDE_BYTES_MAX).map_err(SnapshotError::from)?;
+        let key = self.table.checksum_key();
+        let (contents, path) = snapshot::create(&mut scan, key, self.clock.now(), &self.snapshots, &may_go_on)?;
         let revision = contents.header.position.revision.0;
-        self.latest.note_snapshot(contents.header.time);
+        self.stats.note_snapshot(contents.header.time);
         tracing::info!(path = %path.display(), revision, keys = contents.keys, "made a snapshot");
         Ok(path)
     }
 
     /// The disk of a directory, if it has room for a file of about this size beside what changes need.
-    pub(super) fn room_for(&self, dir: &Path, bytes: u64) -> Result<File, KeepError> {
+    pub(super) fn check_free_space(&self, dir: &Path, bytes: u64) -> Result<File, MaintenanceError> {
         let disk = File::open(dir)?;
         let (free, needed) = (free_bytes(&disk)?, FREE_BYTES_MIN + bytes);
-        if free < needed { Err(KeepError::NoRoom { free, needed }) } else { Ok(disk) }
+        if free < needed { Err(MaintenanceError::DiskFull { free, needed }) } else { Ok(disk) }
     }
 
     /// An error once a long work must end: the store closes, or the disk fills.
     pub(super) fn may_go_on(&self, disk: &File) -> io::Result<()> {
-        self.serving()?;
+        self.check_not_stopping()?;
         if free_bytes(disk)? < FREE_BYTES_MIN { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 }

@@ -17,7 +17,7 @@ use parking_lot::RwLock;
 /// a read of sled waits for the transaction that is being written, on a thread that may. They are all put here before the
 /// store is open, and changed by the committer alone; nobody fills them in late.
 #[derive(Debug, Default)]
-pub(super) struct Overlay(RwLock<Maps>);
+pub(super) struct WriteBuffer(RwLock<Maps>);
 
 #[derive(Debug, Default)]
 pub(super) struct Maps {
@@ -26,7 +26,7 @@ pub(super) struct Maps {
     tenants: BTreeMap<TenantId, Arc<TenantRecord>>,
 }
 
-impl Overlay {
+impl WriteBuffer {
     pub(super) fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Option<Arc<KeyRecord>> {
         self.0.read().key(tenant, key_id)
     }

@@ -9,19 +9,19 @@ const NONE: UnixMillis = UnixMillis::MIN;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Latest {
+pub(super) struct CachedStats {
     free_bytes: AtomicU64,
     snapshot: AtomicI64,
     backup: AtomicI64,
 }
 
-impl Default for Latest {
+impl Default for CachedStats {
     fn default() -> Self {
         Self { free_bytes: AtomicU64::new(u64::MAX), snapshot: AtomicI64::new(NONE.0), backup: AtomicI64::new(NONE.0) }
     }
 }
 
-impl Latest {
+impl CachedStats {
     pub(super) fn note_free_bytes(&self, free: u64) {
         self.free_bytes.store(free, Ordering::Relaxed);
     }

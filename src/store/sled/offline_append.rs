@@ -14,9 +14,9 @@ use keyward_core::record::{KeyRecord, State};
 use super::dir::LockedDir;
 use super::journal::frame::FrameBuilder;
 use super::journal::scan::scan_after;
-use super::journal::writer::{Room, RoomError};
+use super::journal::writer::{DiskSpace, SpaceError};
 use super::journal::{ChainKey, Position};
-use super::recovery::{self, Recovered, SoundTable};
+use super::recovery::{self, Recovered, TablePolicy};
 use super::{OpenError, Options};
 use crate::store::record::{encode_key, pb};
 use crate::store::{ChunkWriter, MaterializedView};
@@ -25,10 +25,10 @@ use crate::store::{ChunkWriter, MaterializedView};
 const RESTORE: &str = "RestoreBackup";
 
 /// A directory that is whole, and ready for one entry more.
-pub struct Log {
+pub struct OfflineLog {
     recovered: Recovered,
-    room: Room,
-    seen: Seen,
+    room: DiskSpace,
+    seen: RecordStats,
 }
 
 /// Why no key was added.
@@ -42,7 +42,7 @@ pub enum MintError {
     Empty,
     /// There is no room for a change that takes no power away.
     #[error("the disk is nearly full; make room first")]
-    NoRoom,
+    DiskFull,
 }
 
 /// How many keys there are, by their state.
@@ -56,29 +56,29 @@ pub struct ByState {
     pub revoked: u64,
 }
 
-impl Log {
+impl OfflineLog {
     /// Opens a directory, and repairs in it what a start repairs.
     ///
     /// # Errors
     /// When it is damaged, lacks acknowledged changes or has no log yet, or there is no room.
     pub fn open(dir: &LockedDir, options: &Options) -> Result<Self, MintError> {
-        let log = Self::recover(dir, options, SoundTable::Keep)?;
+        let log = Self::recover(dir, options, TablePolicy::Keep)?;
         match log.room {
             _ if log.recovered.journal.position.revision == Revision(0) => Err(MintError::Empty),
-            Room::Ample | Room::Scarce => Ok(log),
-            Room::Last | Room::None => Err(MintError::NoRoom),
+            DiskSpace::Ok | DiskSpace::Low => Ok(log),
+            DiskSpace::Critical | DiskSpace::Exhausted => Err(MintError::DiskFull),
         }
     }
 
     /// Opens a directory that a restore has filled, and builds its table. Whether there is room is for the disk to say.
     pub(super) fn build(dir: &LockedDir, options: &Options) -> Result<Self, OpenError> {
-        Self::recover(dir, options, SoundTable::BuildAnew)
+        Self::recover(dir, options, TablePolicy::Rebuild)
     }
 
-    fn recover(dir: &LockedDir, options: &Options, sound: SoundTable) -> Result<Self, OpenError> {
-        let seen = Seen::default();
+    fn recover(dir: &LockedDir, options: &Options, sound: TablePolicy) -> Result<Self, OpenError> {
+        let seen = RecordStats::default();
         let recovered = recovery::recover(dir, options, sound, &seen, &mut None)?;
-        let (_, room) = recovered.journal.writer.gauge(options.free_bytes).and_then(|gauge| gauge.room())?;
+        let (_, room) = recovered.journal.writer.meter(options.free_bytes).and_then(|meter| meter.measure())?;
         Ok(Self { recovered, room, seen })
     }
 
@@ -133,8 +133,8 @@ impl Log {
         frame.push(&entry, &journal.key);
         let end = frame.end();
         let frame = frame.finish()?;
-        journal.writer.make_room(frame.len(), &before, self.room).map_err(|error| match error {
-            RoomError::NoRoom(error) | RoomError::Unknown(error) => error,
+        journal.writer.ensure_space(frame.len(), &before, self.room).map_err(|error| match error {
+            SpaceError::DiskFull(error) | SpaceError::Unknown(error) => error,
         })?;
         journal.writer.append(&frame)?;
         // In the order of every commit: what is acknowledged is in the journal.
@@ -145,7 +145,7 @@ impl Log {
 }
 
 /// Tells the log of a restore, if nothing has been changed since.
-pub(super) fn tell_of_restore(dir: &LockedDir, key: &ChainKey, end: &Position) -> Result<(), OpenError> {
+pub(super) fn warn_of_restore(dir: &LockedDir, key: &ChainKey, end: &Position) -> Result<(), OpenError> {
     let Some(before) = end.revision.0.checked_sub(1) else { return Ok(()) };
     let mut last = None;
     scan_after(&dir.journal(), key, Revision(before), |entries: Vec<pb::JournalEntry>, _| {
@@ -164,19 +164,19 @@ pub(super) fn tell_of_restore(dir: &LockedDir, key: &ChainKey, end: &Position) -
 
 /// Finds out the latest time of all records, and how many keys there are.
 #[derive(Debug)]
-struct Seen {
+struct RecordStats {
     latest: AtomicI64,
     /// Active, disabled and revoked.
     keys: [AtomicU64; 3],
 }
 
-impl Default for Seen {
+impl Default for RecordStats {
     fn default() -> Self {
         Self { latest: AtomicI64::new(i64::MIN), keys: Default::default() }
     }
 }
 
-impl MaterializedView for Seen {
+impl MaterializedView for RecordStats {
     fn load(&self, records: &[Record]) {
         for record in records {
             self.advance_time(record.time());

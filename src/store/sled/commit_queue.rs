@@ -23,7 +23,7 @@ pub(super) const TABLE_QUEUE_BYTES_MAX: usize = 128 * 1024 * 1024;
 const NARROWING: Bounds = Bounds { total: COMMIT_QUEUE_MAX, per_party: COMMIT_QUEUE_MAX / 8 };
 const ORDINARY: Bounds = Bounds { total: COMMIT_QUEUE_MAX, per_party: COMMIT_QUEUE_OF_ONE_MAX };
 
-pub(super) struct Lanes {
+pub(super) struct CommitQueue {
     state: Mutex<State>,
     /// There may be something to take.
     work: Condvar,
@@ -43,18 +43,18 @@ struct State {
 
 /// Why a request is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
+pub(super) enum PushError {
     Full,
     Closed,
 }
 
 /// What a group has taken so far.
 #[derive(Debug, Default)]
-pub(super) struct Share {
+pub(super) struct GroupShare {
     narrowing: usize,
 }
 
-impl Lanes {
+impl CommitQueue {
     pub(super) fn new() -> Self {
         let state = State {
             narrowing: Queue::new(NARROWING),
@@ -68,13 +68,13 @@ impl Lanes {
     }
 
     /// Adds a request to its lane.
-    pub(super) fn push(&self, request: Request) -> Result<(), Refused> {
+    pub(super) fn push(&self, request: Request) -> Result<(), PushError> {
         let mut state = self.state.lock();
         if state.closed {
-            return Err(Refused::Closed);
+            return Err(PushError::Closed);
         }
         let lane = if request.commit.urgent { &mut state.narrowing } else { &mut state.ordinary };
-        lane.push(request.commit.actor.clone(), request).map_err(|_| Refused::Full)?;
+        lane.push(request.commit.actor.clone(), request).map_err(|_| PushError::Full)?;
         drop(state);
         self.work.notify_one();
         Ok(())
@@ -87,7 +87,7 @@ impl Lanes {
     }
 
     /// Waits for the first request of a group. `None`: there will be no more.
-    pub(super) fn first(&self, share: &mut Share) -> Option<Request> {
+    pub(super) fn first(&self, share: &mut GroupShare) -> Option<Request> {
         let mut state = self.state.lock();
         loop {
             if let Some(request) = state.take(share) {
@@ -101,14 +101,14 @@ impl Lanes {
     }
 
     /// The next request of a group, if one is there.
-    pub(super) fn next(&self, share: &mut Share) -> Option<Request> {
+    pub(super) fn next(&self, share: &mut GroupShare) -> Option<Request> {
         self.state.lock().take(share)
     }
 
     /// Whether the second lane is held back.
     #[cfg(test)]
-    pub(super) fn is_held(&self) -> bool {
-        self.state.lock().is_held()
+    pub(super) fn is_held_back(&self) -> bool {
+        self.state.lock().is_held_back()
     }
 
     /// How many wait, in the first lane and in the second.
@@ -118,7 +118,7 @@ impl Lanes {
     }
 
     /// A group of so many bytes goes to the table's writer.
-    pub(super) fn is_behind(&self, bytes: usize) {
+    pub(super) fn group_sent(&self, bytes: usize) {
         let mut state = self.state.lock();
         if state.behind == 0 {
             state.taken = Instant::now();
@@ -128,9 +128,9 @@ impl Lanes {
     }
 
     /// The table's writer has taken a group of so many bytes.
-    pub(super) fn is_taken(&self, bytes: usize) {
+    pub(super) fn group_taken(&self, bytes: usize) {
         let mut state = self.state.lock();
-        let held = state.is_held();
+        let held = state.is_held_back();
         state.behind -= 1;
         state.behind_bytes -= bytes;
         state.taken = Instant::now();
@@ -140,16 +140,16 @@ impl Lanes {
     }
 
     /// For how long requests have been held back by a writer of the table that takes nothing.
-    pub(super) fn held_for(&self) -> Duration {
+    pub(super) fn stalled_for(&self) -> Duration {
         let state = self.state.lock();
         let waits = !state.ordinary.is_empty() || (state.is_full() && !state.narrowing.is_empty());
-        if state.is_held() && waits { state.taken.elapsed() } else { Duration::ZERO }
+        if state.is_held_back() && waits { state.taken.elapsed() } else { Duration::ZERO }
     }
 }
 
 impl State {
     /// Whether the second lane is held back.
-    fn is_held(&self) -> bool {
+    fn is_held_back(&self) -> bool {
         self.behind >= TABLE_QUEUE_GROUPS_MAX || self.is_full()
     }
 
@@ -158,18 +158,18 @@ impl State {
         self.behind_bytes >= TABLE_QUEUE_BYTES_MAX
     }
 
-    fn take(&mut self, share: &mut Share) -> Option<Request> {
+    fn take(&mut self, share: &mut GroupShare) -> Option<Request> {
         if self.is_full() {
             return None;
         }
-        let others_wait = !self.is_held() && !self.ordinary.is_empty();
+        let others_wait = !self.is_held_back() && !self.ordinary.is_empty();
         if !(others_wait && share.narrowing >= GROUP_NARROWING_MAX)
             && let Some((_, request)) = self.narrowing.pop()
         {
             share.narrowing += 1;
             return Some(request);
         }
-        if self.is_held() { None } else { self.ordinary.pop().map(|(_, request)| request) }
+        if self.is_held_back() { None } else { self.ordinary.pop().map(|(_, request)| request) }
     }
 }
 
@@ -195,82 +195,82 @@ mod tests {
         Request { commit, reply: oneshot::channel().0 }
     }
 
-    fn actors(lanes: &Lanes) -> Vec<String> {
-        let mut share = Share::default();
-        std::iter::from_fn(|| lanes.next(&mut share)).map(|request| request.commit.actor.to_string()).collect()
+    fn actors(commit_queue: &CommitQueue) -> Vec<String> {
+        let mut share = GroupShare::default();
+        std::iter::from_fn(|| commit_queue.next(&mut share)).map(|request| request.commit.actor.to_string()).collect()
     }
 
     #[test]
     fn what_takes_power_away_is_taken_first_and_has_room_where_the_rest_has_none() {
-        let lanes = Lanes::new();
+        let commit_queue = CommitQueue::new();
         for actor in ["one", "two"] {
-            while lanes.push(request(actor, false)).is_ok() {}
+            while commit_queue.push(request(actor, false)).is_ok() {}
         }
-        assert_eq!(lanes.push(request("three", false)), Err(Refused::Full));
-        lanes.push(request("last", true)).unwrap();
-        assert_eq!(lanes.first(&mut Share::default()).unwrap().commit.actor.as_str(), "last");
+        assert_eq!(commit_queue.push(request("three", false)), Err(PushError::Full));
+        commit_queue.push(request("last", true)).unwrap();
+        assert_eq!(commit_queue.first(&mut GroupShare::default()).unwrap().commit.actor.as_str(), "last");
     }
 
     #[test]
     fn one_caller_cannot_fill_a_lane() {
-        let lanes = Lanes::new();
+        let commit_queue = CommitQueue::new();
         for narrows in [true, false] {
-            let taken = (0..COMMIT_QUEUE_MAX).filter(|_| lanes.push(request("much", narrows)).is_ok()).count();
+            let taken = (0..COMMIT_QUEUE_MAX).filter(|_| commit_queue.push(request("much", narrows)).is_ok()).count();
             assert!(taken < COMMIT_QUEUE_MAX);
-            lanes.push(request("other", narrows)).unwrap();
+            commit_queue.push(request("other", narrows)).unwrap();
         }
         // And has to wait for itself alone.
-        assert_eq!(actors(&lanes)[..3], ["much", "other", "much"]);
+        assert_eq!(actors(&commit_queue)[..3], ["much", "other", "much"]);
     }
 
     #[test]
     fn a_flood_that_takes_power_away_leaves_others_a_part_of_each_group() {
-        let lanes = Lanes::new();
+        let commit_queue = CommitQueue::new();
         for actor in ["one", "two"] {
-            while lanes.push(request(actor, true)).is_ok() {}
+            while commit_queue.push(request(actor, true)).is_ok() {}
         }
-        lanes.push(request("other", false)).unwrap();
-        let at = actors(&lanes).iter().position(|actor| actor == "other");
+        commit_queue.push(request("other", false)).unwrap();
+        let at = actors(&commit_queue).iter().position(|actor| actor == "other");
         assert_eq!(at, Some(GROUP_NARROWING_MAX));
     }
 
     #[test]
     fn while_the_table_is_far_behind_only_what_takes_power_away_is_taken() {
-        let lanes = Lanes::new();
+        let commit_queue = CommitQueue::new();
         for _ in 0..TABLE_QUEUE_GROUPS_MAX {
-            lanes.is_behind(1);
+            commit_queue.group_sent(1);
         }
-        lanes.push(request("other", false)).unwrap();
-        lanes.push(request("urgent", true)).unwrap();
-        assert_eq!(actors(&lanes), ["urgent"]);
-        assert!(lanes.held_for() > Duration::ZERO);
-        lanes.is_taken(1);
-        assert_eq!(actors(&lanes), ["other"]);
-        assert_eq!(lanes.held_for(), Duration::ZERO);
+        commit_queue.push(request("other", false)).unwrap();
+        commit_queue.push(request("urgent", true)).unwrap();
+        assert_eq!(actors(&commit_queue), ["urgent"]);
+        assert!(commit_queue.stalled_for() > Duration::ZERO);
+        commit_queue.group_taken(1);
+        assert_eq!(actors(&commit_queue), ["other"]);
+        assert_eq!(commit_queue.stalled_for(), Duration::ZERO);
     }
 
     #[test]
     fn when_the_table_is_behind_by_too_many_bytes_nothing_is_taken() {
-        let lanes = Lanes::new();
-        lanes.is_behind(TABLE_QUEUE_BYTES_MAX - 1);
-        lanes.push(request("one", true)).unwrap();
-        assert_eq!(actors(&lanes), ["one"]);
-        lanes.is_behind(1);
-        lanes.push(request("two", true)).unwrap();
-        assert!(actors(&lanes).is_empty() && lanes.held_for() > Duration::ZERO);
-        lanes.is_taken(1);
-        assert_eq!(actors(&lanes), ["two"]);
+        let commit_queue = CommitQueue::new();
+        commit_queue.group_sent(TABLE_QUEUE_BYTES_MAX - 1);
+        commit_queue.push(request("one", true)).unwrap();
+        assert_eq!(actors(&commit_queue), ["one"]);
+        commit_queue.group_sent(1);
+        commit_queue.push(request("two", true)).unwrap();
+        assert!(actors(&commit_queue).is_empty() && commit_queue.stalled_for() > Duration::ZERO);
+        commit_queue.group_taken(1);
+        assert_eq!(actors(&commit_queue), ["two"]);
     }
 
     #[test]
     fn what_waits_when_the_lanes_close_is_still_given() {
-        let lanes = Lanes::new();
-        lanes.push(request("one", false)).unwrap();
-        lanes.push(request("two", true)).unwrap();
-        lanes.close();
-        assert_eq!(lanes.push(request("three", true)), Err(Refused::Closed));
-        let mut share = Share::default();
-        assert!(lanes.first(&mut share).is_some() && lanes.first(&mut share).is_some());
-        assert!(lanes.first(&mut share).is_none());
+        let commit_queue = CommitQueue::new();
+        commit_queue.push(request("one", false)).unwrap();
+        commit_queue.push(request("two", true)).unwrap();
+        commit_queue.close();
+        assert_eq!(commit_queue.push(request("three", true)), Err(PushError::Closed));
+        let mut share = GroupShare::default();
+        assert!(commit_queue.first(&mut share).is_some() && commit_queue.first(&mut share).is_some());
+        assert!(commit_queue.first(&mut share).is_none());
     }
 }

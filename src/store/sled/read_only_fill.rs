@@ -8,13 +8,13 @@ use std::path::Path;
 use parking_lot::Mutex;
 
 use super::checkpoint::{self, CheckpointKey};
+use super::checksums::ChecksumKey;
 use super::dir::LockedDir;
 use super::journal::scan::{End, verify_and_visit};
 use super::journal::{ChainKey, Position};
 use super::rebuild::{Unsound, nothing_to_build_from};
 use super::recovery::{Filled, check_journal_and_fill, check_watermark, taken_by};
 use super::snapshot::{self, SnapshotError};
-use super::sums::SumKey;
 use super::watermark::Watermark;
 use super::{OpenError, Options};
 use crate::files::named;
@@ -56,12 +56,12 @@ pub(super) fn fill(
 
 /// Fills a view from the newest sound snapshot, if there is one, and the journal.
 fn fill_from_records(dir: &LockedDir, key: &ChainKey, end: &End, view: &dyn MaterializedView) -> Result<(), OpenError> {
-    let (sum_key, mut unsound): (_, Unsound) = (SumKey::of(key), None);
+    let (checksum_key, mut unsound): (_, Unsound) = (ChecksumKey::of(key), None);
     for (revision, path) in snapshot::list(&dir.snapshots())? {
         if revision < end.start.revision || revision > end.position.revision {
             continue;
         }
-        let why = match take_snapshot(&path, &sum_key, view) {
+        let why = match take_snapshot(&path, &checksum_key, view) {
             Ok(base) if follow(dir, key, base, end, view)? => return Ok(()),
             Ok(_) => "it is not of this journal".to_owned(),
             Err(error) => error.to_string(),
@@ -77,7 +77,7 @@ fn fill_from_records(dir: &LockedDir, key: &ChainKey, end: &End, view: &dyn Mate
     Err(nothing_to_build_from(dir, end, unsound))
 }
 
-fn take_snapshot(path: &Path, key: &SumKey, view: &dyn MaterializedView) -> Result<Position, SnapshotError> {
+fn take_snapshot(path: &Path, key: &ChecksumKey, view: &dyn MaterializedView) -> Result<Position, SnapshotError> {
     let mut records = Vec::with_capacity(RECORDS);
     let contents = snapshot::read(File::open(path)?, Some(key), |row| {
         records.push(row.record);

@@ -18,21 +18,21 @@ const BITS_A_NAME: usize = 12;
 const BITS_SET: u32 = 6;
 /// A block is what a processor fetches at once.
 const BLOCK_BITS: usize = 512;
-/// Names that the first part has room for at least.
+/// Names that the first filter has room for at least.
 const NAMES_MIN: usize = 128 * 1024;
 
 /// The names. Each key has two.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct BloomFilter {
     hasher: RandomState,
     /// The table has been read: a name that is not here is not there.
     whole: AtomicBool,
-    parts: Mutex<Vec<Part>>,
+    filters: Mutex<Vec<Filter>>,
 }
 
 /// A filter with room for so many names. When it is full, another of twice its size goes on.
 #[derive(Debug)]
-struct Part {
+struct Filter {
     blocks: Box<[Block]>,
     room: usize,
 }
@@ -43,66 +43,66 @@ struct Block([u64; BLOCK_BITS / 64]);
 
 /// The hash of a name.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Name(u64);
+pub(super) struct NameHash(u64);
 
-impl Known {
+impl BloomFilter {
     /// No name yet, and room for those of this many keys and half as many more.
     pub(super) fn for_keys(keys: u64) -> Self {
         let names = usize::try_from(keys).unwrap_or(usize::MAX).saturating_mul(3);
-        let parts = Mutex::new(vec![Part::for_names(names.max(NAMES_MIN))]);
-        Self { hasher: RandomState::new(), whole: AtomicBool::new(false), parts }
+        let filters = Mutex::new(vec![Filter::for_names(names.max(NAMES_MIN))]);
+        Self { hasher: RandomState::new(), whole: AtomicBool::new(false), filters }
     }
 
     /// Everything that the table holds has been added.
-    pub(super) fn is_whole(&self) {
+    pub(super) fn mark_complete(&self) {
         self.whole.store(true, Ordering::Release);
     }
 
     /// Whether the table may hold a name.
-    pub(super) fn may_hold(&self, name: &[u8]) -> bool {
+    pub(super) fn may_contain(&self, name: &[u8]) -> bool {
         if !self.whole.load(Ordering::Acquire) {
             return true;
         }
-        let name = self.name(name);
-        self.parts.lock().iter().any(|part| part.may_hold(name))
+        let name = self.hash(name);
+        self.filters.lock().iter().any(|filter| filter.may_contain(name))
     }
 
     /// Adds names, before the table holds them.
-    pub(super) fn add(&self, names: impl IntoIterator<Item = Name>) {
-        let mut parts = self.parts.lock();
+    pub(super) fn add(&self, names: impl IntoIterator<Item = NameHash>) {
+        let mut filters = self.filters.lock();
         for name in names {
             // A change of a key that is known takes no room.
-            if parts.iter().any(|part| part.may_hold(name)) {
+            if filters.iter().any(|filter| filter.may_contain(name)) {
                 continue;
             }
-            if parts.last().is_none_or(|part| part.room == 0) {
-                let names = parts.last().map_or(0, |part| part.blocks.len() * (BLOCK_BITS / BITS_A_NAME));
-                parts.push(Part::for_names((2 * names).max(NAMES_MIN)));
+            if filters.last().is_none_or(|filter| filter.room == 0) {
+                let names = filters.last().map_or(0, |filter| filter.blocks.len() * (BLOCK_BITS / BITS_A_NAME));
+                filters.push(Filter::for_names((2 * names).max(NAMES_MIN)));
             }
-            if let Some(part) = parts.last_mut() {
-                part.add(name);
+            if let Some(filter) = filters.last_mut() {
+                filter.add(name);
             }
         }
     }
 
     /// What is kept of a name: few bits of this.
-    pub(super) fn name(&self, bytes: &[u8]) -> Name {
-        Name(self.hasher.hash_one(bytes))
+    pub(super) fn hash(&self, bytes: &[u8]) -> NameHash {
+        NameHash(self.hasher.hash_one(bytes))
     }
 }
 
-impl Part {
+impl Filter {
     fn for_names(names: usize) -> Self {
         let blocks = names.div_ceil(BLOCK_BITS / BITS_A_NAME);
         Self { blocks: vec![Block([0; BLOCK_BITS / 64]); blocks].into(), room: names }
     }
 
-    fn may_hold(&self, name: Name) -> bool {
+    fn may_contain(&self, name: NameHash) -> bool {
         let block = &self.blocks[name.block(self.blocks.len())];
         name.bits().all(|(word, bit)| block.0[word] & bit != 0)
     }
 
-    fn add(&mut self, name: Name) {
+    fn add(&mut self, name: NameHash) {
         let at = name.block(self.blocks.len());
         let block = &mut self.blocks[at];
         name.bits().for_each(|(word, bit)| block.0[word] |= bit);
@@ -110,7 +110,7 @@ impl Part {
     }
 }
 
-impl Name {
+impl NameHash {
     /// Its block among so many: by the upper half of the hash, so that what chooses the bits does not choose the block.
     fn block(self, blocks: usize) -> usize {
         usize::try_from(((self.0 >> 32) * blocks as u64) >> 32).unwrap_or(0) // below `blocks`
@@ -130,37 +130,37 @@ impl Name {
 mod tests {
     use super::*;
 
-    fn whole(keys: u64) -> Known {
-        let known = Known::for_keys(keys);
-        known.is_whole();
-        known
+    fn whole(keys: u64) -> BloomFilter {
+        let bloom = BloomFilter::for_keys(keys);
+        bloom.mark_complete();
+        bloom
     }
 
     #[test]
     fn what_was_added_may_be_there_and_nearly_all_else_is_not_however_much_it_grows() {
-        let known = whole(0);
-        let names = 2 * NAMES_MIN as u64; // two parts
-        known.add((0..names).map(|n| known.name(&n.to_le_bytes())));
-        assert_eq!(known.parts.lock().len(), 2);
-        assert!((0..names).all(|n| known.may_hold(&n.to_le_bytes())));
-        let mistaken = (names..2 * names).filter(|n| known.may_hold(&n.to_le_bytes())).count();
+        let bloom = whole(0);
+        let names = 2 * NAMES_MIN as u64; // two filters
+        bloom.add((0..names).map(|n| bloom.hash(&n.to_le_bytes())));
+        assert_eq!(bloom.filters.lock().len(), 2);
+        assert!((0..names).all(|n| bloom.may_contain(&n.to_le_bytes())));
+        let mistaken = (names..2 * names).filter(|n| bloom.may_contain(&n.to_le_bytes())).count();
         assert!(mistaken < names as usize / 25, "{mistaken} of {names}");
     }
 
     #[test]
     fn a_name_that_is_added_again_takes_no_room() {
-        let known = whole(0);
+        let bloom = whole(0);
         for _ in 0..10 {
-            known.add((0..1_000_u64).map(|n| known.name(&n.to_le_bytes())));
+            bloom.add((0..1_000_u64).map(|n| bloom.hash(&n.to_le_bytes())));
         }
-        assert!(known.parts.lock()[0].room >= NAMES_MIN - 1_000);
+        assert!(bloom.filters.lock()[0].room >= NAMES_MIN - 1_000);
     }
 
     #[test]
     fn until_the_table_has_been_read_everything_may_be_there() {
-        let known = Known::for_keys(0);
-        assert!(known.may_hold(b"never added"));
-        known.is_whole();
-        assert!(!known.may_hold(b"never added"));
+        let bloom = BloomFilter::for_keys(0);
+        assert!(bloom.may_contain(b"never added"));
+        bloom.mark_complete();
+        assert!(!bloom.may_contain(b"never added"));
     }
 }

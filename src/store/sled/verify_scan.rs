@@ -1,4 +1,4 @@
-//! Reading all of the table, on every core: it is held against its sums, and what is read is handed on.
+//! Reading all of the table, on every core: it is held against its checksums, and what is read is handed on.
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
@@ -9,13 +9,13 @@ use keyward_core::event::Record;
 use parking_lot::Mutex;
 use sled::Tree;
 
-use super::orderings::{facets_of, id_name};
-use super::sums::Sum;
+use super::checksums::Checksum;
+use super::secondary_index::{id_name, index_keys};
 use super::table::{Table, TableError, guard};
 use crate::parallel;
 use crate::progress::Progress;
 use crate::store::MaterializedView;
-use crate::store::record::{decode_key, decode_tenant};
+use crate::store::record::{RecordKind, decode_key, decode_tenant};
 
 /// Parts that the keys are read in, by the first byte of their digests.
 const KEY_PARTS: usize = 256;
@@ -25,16 +25,16 @@ const WHOLE_TREES: usize = 3;
 const BATCH_RECORDS: usize = 1_024;
 
 impl Table {
-    /// Reads everything, save orderings of another layout, holds it against the sums, and hands every record
+    /// Reads everything, save secondary indexes of another layout, holds it against the checksums, and hands every record
     /// to `view`, the keys in the order of their digests within each part. What was handed on before an error
     /// is of no use.
     ///
     /// # Errors
     /// When anything does not fit.
     pub fn check(&self, view: &dyn MaterializedView) -> Result<(), TableError> {
-        let noted = self.sums()?;
-        let has_facets = self.has_this_layout()?;
-        let walk = Walk {
+        let noted = self.checksums()?;
+        let has_facets = self.has_current_layout()?;
+        let scan = VerifyScan {
             table: self,
             view,
             names: RandomState::new(),
@@ -42,7 +42,7 @@ impl Table {
             progress: Mutex::new(Progress::begin("reading the table, in keys", noted.keys.count())),
         };
         let mut found = Found::default();
-        for part in parallel::each(WHOLE_TREES + KEY_PARTS, |number| walk.part(number)) {
+        for part in parallel::each(WHOLE_TREES + KEY_PARTS, |number| scan.part(number)) {
             found.add(&part?);
         }
         match () {
@@ -52,11 +52,11 @@ impl Table {
             }
             () if found.ids != found.expected_ids => Err(TableError::Unsound("its ids do not lead to its keys")),
             () if has_facets && found.facets != found.expected_facets => {
-                Err(TableError::Unsound("its orderings do not lead to its keys"))
+                Err(TableError::Unsound("its secondary indexes do not lead to its keys"))
             }
             () => {
-                self.known().is_whole();
-                self.has_records_of(found.bytes);
+                self.bloom().mark_complete();
+                self.set_record_bytes(found.bytes);
                 self.measure();
                 Ok(())
             }
@@ -67,8 +67,8 @@ impl Table {
 /// What was found in some parts, and what that lets expect of others.
 #[derive(Default)]
 struct Found {
-    keys: Sum,
-    tenants: Sum,
+    keys: Checksum,
+    tenants: Checksum,
     /// Of the records of both, with their names.
     bytes: u64,
     ids: Tally,
@@ -109,7 +109,7 @@ impl Tally {
     }
 }
 
-struct Walk<'a> {
+struct VerifyScan<'a> {
     table: &'a Table,
     view: &'a dyn MaterializedView,
     names: RandomState,
@@ -118,7 +118,7 @@ struct Walk<'a> {
     progress: Mutex<Progress>,
 }
 
-impl Walk<'_> {
+impl VerifyScan<'_> {
     fn part(&self, number: usize) -> Result<Found, TableError> {
         if self.failed.load(Ordering::Relaxed) {
             return Ok(Found::default());
@@ -139,14 +139,14 @@ impl Walk<'_> {
     }
 
     fn ids(&self) -> Result<Found, TableError> {
-        let (known, mut names) = (self.table.known(), Vec::with_capacity(BATCH_RECORDS));
+        let (bloom, mut names) = (self.table.bloom(), Vec::with_capacity(BATCH_RECORDS));
         let ids = self.tally(self.table.ids(), |id, digest| {
-            names.extend([known.name(id), known.name(digest)]);
+            names.extend([bloom.hash(id), bloom.hash(digest)]);
             if names.len() >= BATCH_RECORDS {
-                known.add(names.drain(..));
+                bloom.add(names.drain(..));
             }
         })?;
-        known.add(names);
+        bloom.add(names);
         Ok(Found { ids, ..Found::default() })
     }
 
@@ -162,9 +162,9 @@ impl Walk<'_> {
 
     fn tenants(&self) -> Result<Found, TableError> {
         let mut found = Found::default();
-        for entry in self.table.tree(super::cut::Kind::Tenant) {
+        for entry in self.table.tree(RecordKind::Tenant) {
             let (name, bytes) = entry?;
-            found.tenants.add(self.table.sum_key(), &name, &bytes);
+            found.tenants.add(self.table.checksum_key(), &name, &bytes);
             found.bytes += (name.len() + bytes.len()) as u64;
             self.view.load(&[Record::Tenant(Arc::new(decode_tenant(&bytes)?))]);
         }
@@ -177,16 +177,16 @@ impl Walk<'_> {
         let mut batch = Vec::with_capacity(BATCH_RECORDS);
         let from = Bound::Included(vec![first as u8]); // below 256
         let to = u8::try_from(first + 1).map_or(Bound::Unbounded, |next| Bound::Excluded(vec![next]));
-        for entry in self.table.tree(super::cut::Kind::Key).range((from, to)) {
+        for entry in self.table.tree(RecordKind::Key).range((from, to)) {
             let (digest, bytes) = entry?;
             let record = decode_key(&bytes)?;
             if record.secret.digest.as_bytes()[..] != digest[..] {
                 return Err(TableError::Unsound("a record lies under the digest of another"));
             }
-            found.keys.add(self.table.sum_key(), &digest, &bytes);
+            found.keys.add(self.table.checksum_key(), &digest, &bytes);
             found.bytes += (digest.len() + bytes.len()) as u64;
             found.expected_ids.add(&self.names, &id_name(&record.tenant, &record.key_id), &digest);
-            facets_of(&record).for_each(|facet| found.expected_facets.add(&self.names, &facet, &[]));
+            index_keys(&record).for_each(|facet| found.expected_facets.add(&self.names, &facet, &[]));
             batch.push(Record::Key(Arc::new(record)));
             if batch.len() == BATCH_RECORDS {
                 self.hand_on(&mut batch);
