@@ -252,7 +252,7 @@ impl App {
             revision = opening.index_is_whole() => revision.unwrap_or_default(),
             () = &mut asked => return Err(StartError::give_up(face, stop).await),
         };
-        index.reach(revision);
+        index.advance_to(revision);
         warn_of_clock(deps.clock.now(), index.latest_time());
         let sound = check_peppers(&index, &peppers, &settings.pepper_file);
         let mut answer_verdicts = Some(answer_verdicts);

@@ -134,9 +134,9 @@ impl World {
     pub fn index(&self) -> Result<Arc<Index>, Failure> {
         let index = Index::default();
         for batch in self.batches() {
-            index.fold(&batch?);
+            index.apply_records(&batch?);
         }
-        index.reach(Revision(self.keys));
+        index.advance_to(Revision(self.keys));
         Ok(Arc::new(index))
     }
 

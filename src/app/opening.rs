@@ -17,7 +17,7 @@ use super::{Deps, Engine, StartError};
 use crate::config::Settings;
 use crate::fatal::die;
 use crate::grpc::state::StateHandle;
-use crate::index::{self, Index, Step, checkpoint};
+use crate::index::{self, CompactionStep, Index, checkpoint};
 use crate::keyring::Keyring;
 use crate::lifecycle::Tasks;
 use crate::progress::Progress;
@@ -190,7 +190,7 @@ struct Filling {
 
 impl MaterializedView for Filling {
     fn load(&self, records: &[Record]) {
-        self.index.fold(records);
+        self.index.apply_records(records);
     }
 
     fn reset(&self) {
@@ -252,7 +252,7 @@ fn in_use(found: index::InUse) -> InUse {
 }
 
 /// The parts of the index, on their way into a checkpoint.
-struct Parts<'a>(checkpoint::Writer<'a>);
+struct Parts<'a>(checkpoint::CheckpointWriter<'a>);
 
 impl ChunkWriter for Parts<'_> {
     fn write_chunk(&mut self, number: usize, out: &mut Vec<u8>) {
@@ -265,10 +265,10 @@ async fn load(store: &dyn Store, index: &Index) -> Result<(), StoreError> {
     let mut snapshot = store.load().await?;
     let mut progress = Progress::begin("loading the index, in records", snapshot.records);
     while let Some(records) = snapshot.next().await? {
-        index.fold(&records);
+        index.apply_records(&records);
         progress.advance(records.len() as u64);
     }
-    index.reach(snapshot.revision);
+    index.advance_to(snapshot.revision);
     Ok(())
 }
 
@@ -284,16 +284,16 @@ pub(super) async fn compact(index: Arc<Index>, stop: CancellationToken) {
                 let (index, stop) = (index.clone(), stop.clone());
                 // In one go on a thread that may block: at the end all names of a generation are freed at once.
                 spawn_blocking(move || {
-                    let mut step = Step::More;
-                    while step == Step::More && !stop.is_cancelled() {
+                    let mut step = CompactionStep::More;
+                    while step == CompactionStep::More && !stop.is_cancelled() {
                         step = index.compaction_step();
                     }
                     step
                 })
             };
             match steps.await {
-                Ok(Step::Wait) => tokio::time::sleep(COMPACTION_PAUSE).await,
-                Ok(Step::More | Step::Done) => {}
+                Ok(CompactionStep::Wait) => tokio::time::sleep(COMPACTION_PAUSE).await,
+                Ok(CompactionStep::More | CompactionStep::Done) => {}
                 Err(panic) => die("the compaction of names panicked", &panic),
             }
         }

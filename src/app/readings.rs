@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::fast_path;
 use crate::grpc::calls::guarded;
 use crate::http2::{Budget, Callers};
-use crate::index::{Index, Kind};
+use crate::index::{Index, NameKind};
 use crate::metrics::{Finding, Metrics, Reading, Readings};
 use crate::net::Slots;
 use crate::ops_http::Phase;
@@ -31,7 +31,7 @@ pub(super) fn new_metrics(
     let (keys, revision, connections, writable) = (index.clone(), index.clone(), slots.clone(), writable.clone());
     let (strangers, turned_away) = (slots.clone(), slots.clone());
     let (unused, compactions) = (index.clone(), index.clone());
-    let names = Kind::ALL.map(|kind| {
+    let names = NameKind::ALL.map(|kind| {
         let (name, index) = (kind_name(kind), index.clone());
         let reading: Reading = Box::new(move || index.names_in_use(kind) as u64);
         (name, reading)
@@ -118,11 +118,11 @@ fn seconds(time: UnixMillis) -> f64 {
     time.0 as f64 / 1e3
 }
 
-fn kind_name(kind: Kind) -> &'static str {
+fn kind_name(kind: NameKind) -> &'static str {
     match kind {
-        Kind::Tenant => "tenant",
-        Kind::Owner => "owner",
-        Kind::Environment => "environment",
-        Kind::Scope => "scope",
+        NameKind::Tenant => "tenant",
+        NameKind::Owner => "owner",
+        NameKind::Environment => "environment",
+        NameKind::Scope => "scope",
     }
 }

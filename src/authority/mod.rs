@@ -156,7 +156,7 @@ impl Authority {
                 let revision = key.revision;
                 // Whoever is told that a key is disabled may rely on it: the change may be durable and not
                 // yet in force.
-                self.index.reached(revision).await;
+                self.index.wait_for(revision).await;
                 return Ok(Changed { record: key, revision });
             }
             let commit = Commit {
@@ -194,7 +194,7 @@ impl Authority {
         // A tenant is its own target.
         let tenant = target.split('/').next().unwrap_or_default();
         tracing::info!(method, tenant, target, revision = revision.0, caller = %actor, peer, "changed");
-        self.index.reached(revision).await;
+        self.index.wait_for(revision).await;
         Ok(revision)
     }
 

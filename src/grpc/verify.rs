@@ -119,7 +119,7 @@ pub(super) async fn wait_for(ready: &VerifyState, revision: Revision) -> Result<
     if index.revision() >= revision {
         return Ok(());
     }
-    timeout(MIN_REVISION_WAIT, index.reached(revision)).await.map_err(|_| Refusal::RevisionNotReached)
+    timeout(MIN_REVISION_WAIT, index.wait_for(revision)).await.map_err(|_| Refusal::RevisionNotReached)
 }
 
 pub(super) fn verdict(

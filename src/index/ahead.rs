@@ -10,7 +10,7 @@ use keyward_core::digest::Digest;
 
 use super::Index;
 use super::entry::owner_of;
-use super::shard::{Reading, shard_of};
+use super::shard::{ShardGuard, shard_of};
 
 /// Lookups that are gone through together. A processor waits for about so many reads at a time, and all that they bring fits
 /// into its first cache.
@@ -36,17 +36,17 @@ impl Index {
 
     fn touch(&self, digests: &[Digest]) -> u32 {
         let mut touched = 0_u32;
-        let mut shards: [Option<Reading>; TOGETHER] = [const { None }; TOGETHER];
+        let mut shards: [Option<ShardGuard>; TOGETHER] = [const { None }; TOGETHER];
         for (digest, shard) in digests.iter().zip(&mut shards) {
             *shard = Some(self.shards[shard_of(digest)].load());
         }
         let each = || digests.iter().zip(shards.iter().flatten());
         for (digest, shard) in each() {
-            touched ^= shard.touch_slots(digest);
+            touched ^= shard.prefetch_slots(digest);
         }
         let mut entries = [None; TOGETHER];
         for ((digest, shard), entry) in each().zip(&mut entries) {
-            if let Some((at, read)) = shard.touch_entry(digest) {
+            if let Some((at, read)) = shard.prefetch_entry(digest) {
                 (*entry, touched) = (Some(at), touched ^ read);
             }
         }

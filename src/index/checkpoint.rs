@@ -26,9 +26,9 @@ use parking_lot::MutexGuard;
 use super::codec::put_bytes;
 use super::compaction::{Compaction, Renumbering};
 use super::entry::state_of;
-use super::names::{Granted, GrantedScope, Kind, Names, Owner, OwnerName, Sought, Thing};
+use super::interner::{Interned, Lookup, NameKind, Names, Owner, OwnerLookup, ScopeLookup, TenantScope};
 use super::shard::{SHARDS, Shard};
-use super::{Index, TURNS};
+use super::{Index, WRITE_LOCKS};
 
 /// The form of the parts.
 pub const FORMAT_VERSION: u32 = 2;
@@ -40,22 +40,22 @@ const NAMES: usize = SHARDS / CHUNK_SHARDS;
 pub const CHUNKS: usize = NAMES + 1;
 
 /// Writes a checkpoint, part by part. As long as there is one, no compaction goes on: all entries are of one generation.
-pub struct Writer<'a> {
+pub struct CheckpointWriter<'a> {
     index: &'a Index,
     names: Arc<Names>,
     numbers: Renumbering,
     /// For each kind, the names in the order of their new numbers: their old ones, and how often they are used.
-    written: [Vec<(u32, u32)>; Kind::ALL.len()],
+    written: [Vec<(u32, u32)>; NameKind::ALL.len()],
     _no_compaction: MutexGuard<'a, Option<Compaction>>,
 }
 
 impl Index {
     /// Begins a checkpoint. It waits for a compaction that is under way, by finishing it.
     #[must_use]
-    pub fn checkpoint_writer(&self) -> Writer<'_> {
+    pub fn checkpoint_writer(&self) -> CheckpointWriter<'_> {
         let mut no_compaction = self.compaction.lock();
         self.finish_compaction(&mut no_compaction);
-        Writer {
+        CheckpointWriter {
             index: self,
             names: self.current.lock().clone(),
             numbers: Renumbering::default(),
@@ -77,7 +77,7 @@ impl Index {
                 continue;
             }
             let shard = Shard::read(&mut bytes, count, names.clone())?;
-            let _turn = self.turns[number % TURNS].lock();
+            let _lock = self.write_locks[number % WRITE_LOCKS].lock();
             self.len.fetch_add(count, Ordering::Relaxed);
             shard.all_packed().for_each(|packed| self.states.add(state_of(packed)));
             self.shards[number].store(Arc::new(shard));
@@ -87,13 +87,13 @@ impl Index {
 
     fn read_names(&self, names: &Names, from: &mut Cursor<'_>) -> Option<()> {
         read_all::<TenantId, _>(from, names, |from| TenantId::parse(text(from)?).ok())?;
-        read_all::<Owner, _>(from, names, |from| Some(OwnerName { tenant: small(from)?, name: text(from)? }))?;
+        read_all::<Owner, _>(from, names, |from| Some(OwnerLookup { tenant: small(from)?, name: text(from)? }))?;
         read_all::<Environment, _>(from, names, |from| Environment::parse(text(from)?).ok())?;
         let mut scope = None;
         for number in 0..from.varint()? {
             let tenant = small(from)?;
             let scope = scope.insert(Scope::parse(text(from)?).ok()?);
-            note::<Granted>(from, names, &GrantedScope { tenant, scope }, number)?;
+            note::<TenantScope>(from, names, &ScopeLookup { tenant, scope }, number)?;
         }
         for _ in 0..from.varint()? {
             self.peppers.lock().insert(PepperId(small(from)?));
@@ -102,7 +102,7 @@ impl Index {
     }
 }
 
-impl Writer<'_> {
+impl CheckpointWriter<'_> {
     /// Appends the bytes of the next part. Other threads may go on to fold changes in: each entry is in one
     /// of its forms. The parts are to be written in order, because the last one has the names of all entries
     /// before it.
@@ -111,8 +111,8 @@ impl Writer<'_> {
             return self.write_names(out);
         }
         let (numbers, written) = (&mut self.numbers, &mut self.written);
-        for place in &self.index.shards[number * CHUNK_SHARDS..][..CHUNK_SHARDS] {
-            let shard = place.load_full();
+        for cell in &self.index.shards[number * CHUNK_SHARDS..][..CHUNK_SHARDS] {
+            let shard = cell.load_full();
             let renumbered = shard.renumbered(self.names.clone(), |kind, number| {
                 let written = &mut written[kind as usize];
                 let new = numbers.of(kind, number, || {
@@ -135,7 +135,7 @@ impl Writer<'_> {
             put_bytes(out, owner.name.as_bytes());
         });
         self.write_all::<Environment>(out, |_, it, out| put_bytes(out, it.as_str().as_bytes()));
-        self.write_all::<Granted>(out, |writer, granted, out| {
+        self.write_all::<TenantScope>(out, |writer, granted, out| {
             put_varint(out, writer.tenant(granted.tenant).into());
             put_bytes(out, granted.scope.as_str().as_bytes());
         });
@@ -144,13 +144,13 @@ impl Writer<'_> {
         peppers.into_iter().for_each(|pepper| put_varint(out, pepper.0.into()));
     }
 
-    fn write_all<T: Thing>(&mut self, out: &mut Vec<u8>, write: impl Fn(&mut Self, &T, &mut Vec<u8>)) {
+    fn write_all<T: Interned>(&mut self, out: &mut Vec<u8>, write: impl Fn(&mut Self, &T, &mut Vec<u8>)) {
         let (names, written) = (self.names.clone(), std::mem::take(&mut self.written[T::KIND as usize]));
         put_varint(out, written.len() as u64);
         for (number, uses) in written {
             // All of them were found in entries.
-            if let Some(thing) = T::of(&names).get(number) {
-                write(self, thing, out);
+            if let Some(value) = T::of(&names).get(number) {
+                write(self, value, out);
                 put_varint(out, uses.into());
             }
         }
@@ -158,31 +158,31 @@ impl Writer<'_> {
 
     /// The new number of a tenant: its owners and scopes are in entries that have it, too.
     fn tenant(&mut self, number: u32) -> u32 {
-        self.numbers.of(Kind::Tenant, number, || u32::MAX)
+        self.numbers.of(NameKind::Tenant, number, || u32::MAX)
     }
 }
 
-/// Gives things the numbers that they had, with their uses.
-fn read_all<'a, T: Thing, S: Sought<T>>(
+/// Gives values the numbers that they had, with their uses.
+fn read_all<'a, T: Interned, S: Lookup<T>>(
     from: &mut Cursor<'a>,
     names: &Names,
     read: impl Fn(&mut Cursor<'a>) -> Option<S>,
 ) -> Option<()> {
     for number in 0..from.varint()? {
-        let thing = read(from)?;
-        note::<T>(from, names, &thing, number)?;
+        let value = read(from)?;
+        note::<T>(from, names, &value, number)?;
     }
     Some(())
 }
 
-/// Gives a thing its number, and reads its uses. `None`: it has another number already, or stands there twice.
-fn note<T: Thing>(from: &mut Cursor<'_>, names: &Names, thing: &impl Sought<T>, number: u64) -> Option<()> {
+/// Gives a value its number, and reads its uses. `None`: it has another number already, or stands there twice.
+fn note<T: Interned>(from: &mut Cursor<'_>, names: &Names, value: &impl Lookup<T>, number: u64) -> Option<()> {
     let uses = small(from)?;
-    let given = T::of(names).number(thing);
+    let given = T::of(names).intern(value);
     if u64::from(given) != number {
         return None;
     }
-    names.ledger.note::<T>(names, given, uses);
+    names.usage.note::<T>(names, given, uses);
     Some(())
 }
 

@@ -44,12 +44,12 @@ pub(super) fn cidr(piece: &[u8]) -> IpNet {
 
 /// Reads what was packed here, in memory that nothing else writes: it need not expect anything else.
 #[derive(Clone)]
-pub(super) struct Reader<'a> {
+pub(super) struct PackedReader<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) at: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> PackedReader<'a> {
     pub(super) fn is_empty(&self) -> bool {
         self.at >= self.bytes.len()
     }

@@ -12,9 +12,9 @@ use std::time::Duration;
 use keyward_core::id::{Environment, TenantId};
 
 use super::entry::each_name;
-use super::names::{Granted, Kind, Names, Owner, carry};
+use super::interner::{NameKind, Names, Owner, TenantScope, translate};
 use super::shard::{SHARDS, Shard};
-use super::{Index, TURNS};
+use super::{Index, WRITE_LOCKS};
 
 /// As long as no more names than these are kept unused, they stay: some megabytes.
 const UNUSED_MIN: usize = 16_384;
@@ -41,7 +41,7 @@ pub(super) struct Compaction {
 
 /// What is to follow a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum CompactionStep {
     /// The next step.
     More,
     /// A pause: a checkpoint is being written, or somebody still reads what was replaced.
@@ -52,11 +52,11 @@ pub enum Step {
 
 /// The numbers of one generation in another, as far as they are known.
 #[derive(Debug, Default)]
-pub(super) struct Renumbering([Vec<Option<u32>>; Kind::ALL.len()]);
+pub(super) struct Renumbering([Vec<Option<u32>>; NameKind::ALL.len()]);
 
 impl Renumbering {
     /// The number that belongs to one of this kind, which is asked for the first time only.
-    pub(super) fn of(&mut self, kind: Kind, number: u32, new: impl FnOnce() -> u32) -> u32 {
+    pub(super) fn of(&mut self, kind: NameKind, number: u32, new: impl FnOnce() -> u32) -> u32 {
         let (numbers, at) = (&mut self.0[kind as usize], number as usize);
         if numbers.len() <= at {
             numbers.resize(at + 1, None);
@@ -78,32 +78,32 @@ impl Index {
     /// Waits until there are so many unused names.
     pub async fn compaction_wanted(&self) {
         while !self.wants_compaction() {
-            self.many_unused.notified().await;
+            self.compaction_due.notified().await;
         }
     }
 
     /// Does a short piece of a compaction, and begins one if there is reason to.
-    pub fn compaction_step(&self) -> Step {
-        let Some(mut state) = self.compaction.try_lock() else { return Step::Wait };
+    pub fn compaction_step(&self) -> CompactionStep {
+        let Some(mut state) = self.compaction.try_lock() else { return CompactionStep::Wait };
         if state.is_none() {
             if !self.wants_compaction() {
-                return Step::Done;
+                return CompactionStep::Done;
             }
             *state = Some(self.begin_compaction());
         }
-        let Some(compaction) = &mut *state else { return Step::Done };
+        let Some(compaction) = &mut *state else { return CompactionStep::Done };
         if compaction.next < SHARDS {
-            self.take_over(compaction);
-            return Step::More;
+            self.migrate_shards(compaction);
+            return CompactionStep::More;
         }
         // Whoever lets go of the names last frees them all, which takes a while: that must not be a reader.
         if Arc::strong_count(&compaction.from) > 1 {
-            return Step::Wait;
+            return CompactionStep::Wait;
         }
         *state = None;
         self.compacting.store(false, Ordering::Relaxed);
         self.compactions.fetch_add(1, Ordering::Relaxed);
-        Step::More
+        CompactionStep::More
     }
 
     /// Gives the room of all unused names back, however few they are. It returns when that is done, but for what is still
@@ -120,7 +120,7 @@ impl Index {
     pub(super) fn finish_compaction(&self, state: &mut Option<Compaction>) {
         let Some(compaction) = state else { return };
         while compaction.next < SHARDS {
-            self.take_over(compaction);
+            self.migrate_shards(compaction);
         }
         for _ in 0..READERS_TRIES {
             if Arc::strong_count(&compaction.from) == 1 {
@@ -144,39 +144,39 @@ impl Index {
     }
 
     /// Takes some shards over into the next generation.
-    fn take_over(&self, compaction: &mut Compaction) {
+    fn migrate_shards(&self, compaction: &mut Compaction) {
         let Compaction { from, to, numbers, empty, next } = compaction;
         let (mut entries, end) = (0, (*next + STEP_SHARDS).min(SHARDS));
         while *next < end && entries < STEP_ENTRIES {
-            let _turn = self.turns[*next % TURNS].lock();
-            let place = &self.shards[*next];
-            let old = place.load_full();
+            let _lock = self.write_locks[*next % WRITE_LOCKS].lock();
+            let cell = &self.shards[*next];
+            let old = cell.load_full();
             *next += 1;
             if old.len() == 0 {
-                place.store(empty.clone());
+                cell.store(empty.clone());
                 continue;
             }
             entries += old.len();
             let shard = old.renumbered(to.clone(), |kind, number| {
-                let number = numbers.of(kind, number, || carry_of(kind, number, from, to));
-                to.take_of(kind, number);
+                let number = numbers.of(kind, number, || translate_kind(kind, number, from, to));
+                to.retain_kind(kind, number);
                 number
             });
-            place.store(Arc::new(shard));
+            cell.store(Arc::new(shard));
             // After it is counted there: so what is in use is never out of use for a moment.
-            old.all_packed().for_each(|packed| each_name(packed, |kind, number| from.release_of(kind, number)));
+            old.all_packed().for_each(|packed| each_name(packed, |kind, number| from.release_kind(kind, number)));
         }
         if *next == SHARDS {
-            from.ledger.end(from);
+            from.usage.remove_generation(from);
         }
     }
 }
 
-fn carry_of(kind: Kind, number: u32, from: &Names, to: &Names) -> u32 {
+fn translate_kind(kind: NameKind, number: u32, from: &Names, to: &Names) -> u32 {
     match kind {
-        Kind::Tenant => carry::<TenantId>(number, from, to),
-        Kind::Owner => carry::<Owner>(number, from, to),
-        Kind::Environment => carry::<Environment>(number, from, to),
-        Kind::Scope => carry::<Granted>(number, from, to),
+        NameKind::Tenant => translate::<TenantId>(number, from, to),
+        NameKind::Owner => translate::<Owner>(number, from, to),
+        NameKind::Environment => translate::<Environment>(number, from, to),
+        NameKind::Scope => translate::<TenantScope>(number, from, to),
     }
 }

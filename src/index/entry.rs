@@ -3,7 +3,7 @@
 //! ```text
 //! revision, tenant, owner, environment        varints; all but the first are numbers of names, of the
 //!                                             shard's generation
-//! flags                                       state, and which of the optional parts are there
+//! flags                                       state, and which of the optional fields are there
 //! [not_before] [expire_time]                  8 bytes each, milliseconds since 1970
 //! scopes                                      how many bytes, and their numbers: varints
 //! key_id, display_name                        length and text
@@ -25,9 +25,9 @@ use keyward_core::id::{BrokenRule, Environment, KeyId, TenantId};
 use keyward_core::record::{KeyPolicy, KeyRecord, State};
 use keyward_core::scope::Scope;
 
-use super::codec::{Reader, cidr, put_bytes, put_cidr};
-use super::names::{Granted, GrantedScope, Kind, Names, Owner, OwnerName};
-use super::shard::Reading;
+use super::codec::{PackedReader, cidr, put_bytes, put_cidr};
+use super::interner::{NameKind, Names, Owner, OwnerLookup, ScopeLookup, TenantScope};
+use super::shard::ShardGuard;
 
 const STATE: u8 = 0b0000_0011;
 const NOT_BEFORE: u8 = 0b0000_0100;
@@ -38,11 +38,11 @@ const LABELLED: u8 = 0b0010_0000;
 /// Appends a key's packed entry, which uses the names that it refers to from now on.
 pub(super) fn pack(key: &KeyRecord, names: &Names, out: &mut Vec<u8>) {
     let policy = &key.policy;
-    let tenant = names.used::<TenantId>(&key.tenant);
+    let tenant = names.acquire::<TenantId>(&key.tenant);
     put_varint(out, key.revision.0);
     put_varint(out, tenant.into());
-    put_varint(out, names.used::<Owner>(&OwnerName { tenant, name: &key.owner }).into());
-    put_varint(out, names.used::<Environment>(&key.policy.environment).into());
+    put_varint(out, names.acquire::<Owner>(&OwnerLookup { tenant, name: &key.owner }).into());
+    put_varint(out, names.acquire::<Environment>(&key.policy.environment).into());
 
     let restricted = !policy.audiences.is_empty() || !policy.allowed_cidrs.is_empty();
     let state = match policy.state {
@@ -61,8 +61,8 @@ pub(super) fn pack(key: &KeyRecord, names: &Names, out: &mut Vec<u8>) {
     for time in [policy.not_before, policy.expire_time].into_iter().flatten() {
         out.extend_from_slice(&time.0.to_le_bytes());
     }
-    let granted = policy.scopes.iter().map(|scope| GrantedScope { tenant, scope });
-    let numbers = granted.map(|granted| u64::from(names.used::<Granted>(&granted)));
+    let granted = policy.scopes.iter().map(|scope| ScopeLookup { tenant, scope });
+    let numbers = granted.map(|granted| u64::from(names.acquire::<TenantScope>(&granted)));
     let mut scopes = Vec::with_capacity(2 * policy.scopes.len());
     numbers.for_each(|number| put_varint(&mut scopes, number));
     put_bytes(out, &scopes);
@@ -84,12 +84,12 @@ pub(super) fn pack(key: &KeyRecord, names: &Names, out: &mut Vec<u8>) {
 
 /// The revision of a packed entry.
 pub(super) fn revision_of(packed: &[u8]) -> Revision {
-    Revision(Reader { bytes: packed, at: 0 }.varint())
+    Revision(PackedReader { bytes: packed, at: 0 }.varint())
 }
 
 /// The state in a packed entry.
 pub(super) fn state_of(packed: &[u8]) -> State {
-    let mut from = Reader { bytes: packed, at: 0 };
+    let mut from = PackedReader { bytes: packed, at: 0 };
     let [_revision, _tenant, _owner, _environment] = std::array::from_fn(|_| from.varint());
     state_in(from.byte())
 }
@@ -103,31 +103,31 @@ fn state_in(flags: u8) -> State {
 }
 
 /// Calls for each name that a packed entry uses: as often as it uses it.
-pub(super) fn each_name(packed: &[u8], mut call: impl FnMut(Kind, u32)) {
-    let mut from = Reader { bytes: packed, at: 0 };
+pub(super) fn each_name(packed: &[u8], mut call: impl FnMut(NameKind, u32)) {
+    let mut from = PackedReader { bytes: packed, at: 0 };
     from.varint();
-    [Kind::Tenant, Kind::Owner, Kind::Environment].into_iter().for_each(|kind| call(kind, from.small()));
+    [NameKind::Tenant, NameKind::Owner, NameKind::Environment].into_iter().for_each(|kind| call(kind, from.small()));
     from.at += times_end(packed, from.at);
-    let mut scopes = Reader { bytes: from.piece(), at: 0 };
+    let mut scopes = PackedReader { bytes: from.piece(), at: 0 };
     while !scopes.is_empty() {
-        call(Kind::Scope, scopes.small());
+        call(NameKind::Scope, scopes.small());
     }
 }
 
 /// Appends a packed entry with other numbers for its names.
-pub(super) fn renumber(packed: &[u8], mut number_of: impl FnMut(Kind, u32) -> u32, out: &mut Vec<u8>) {
-    let mut from = Reader { bytes: packed, at: 0 };
+pub(super) fn renumber(packed: &[u8], mut number_of: impl FnMut(NameKind, u32) -> u32, out: &mut Vec<u8>) {
+    let mut from = PackedReader { bytes: packed, at: 0 };
     put_varint(out, from.varint());
-    for kind in [Kind::Tenant, Kind::Owner, Kind::Environment] {
+    for kind in [NameKind::Tenant, NameKind::Owner, NameKind::Environment] {
         put_varint(out, number_of(kind, from.small()).into());
     }
     let times = from.at..from.at + times_end(packed, from.at);
     out.extend_from_slice(packed.get(times.clone()).unwrap_or_default());
     from.at = times.end;
-    let mut scopes = Reader { bytes: from.piece(), at: 0 };
+    let mut scopes = PackedReader { bytes: from.piece(), at: 0 };
     let mut numbers = Vec::with_capacity(scopes.bytes.len() + 8);
     while !scopes.is_empty() {
-        put_varint(&mut numbers, number_of(Kind::Scope, scopes.small()).into());
+        put_varint(&mut numbers, number_of(NameKind::Scope, scopes.small()).into());
     }
     put_bytes(out, &numbers);
     out.extend_from_slice(packed.get(from.at..).unwrap_or_default());
@@ -141,7 +141,7 @@ fn times_end(packed: &[u8], at: usize) -> usize {
 
 /// The owner of the entry that is packed here, by its number.
 pub(super) fn owner_of(bytes: &[u8], at: usize) -> u32 {
-    let mut from = Reader { bytes, at };
+    let mut from = PackedReader { bytes, at };
     let [_revision, _tenant, owner] = std::array::from_fn(|_| from.varint());
     owner as u32
 }
@@ -150,13 +150,13 @@ pub(super) fn owner_of(bytes: &[u8], at: usize) -> u32 {
 /// whatever happens to the key meanwhile, and with it a generation of names; so it is not for keeping, and
 /// lives no longer than a borrow of the index.
 pub struct Entry<'a> {
-    shard: Reading,
-    parts: Parts,
+    shard: ShardGuard,
+    fields: EntryFields,
     index: PhantomData<&'a ()>,
 }
 
-/// Where the parts of an entry are in the bytes of its shard.
-struct Parts {
+/// Where the fields of an entry are in the bytes of its shard.
+struct EntryFields {
     revision: Revision,
     state: State,
     tenant: u32,
@@ -176,21 +176,21 @@ struct Parts {
 }
 
 impl Entry<'_> {
-    pub(super) fn at(range: Range<usize>, shard: Reading) -> Self {
-        let parts = Parts::read(shard.bytes(), range);
-        Self { shard, parts, index: PhantomData }
+    pub(super) fn at(range: Range<usize>, shard: ShardGuard) -> Self {
+        let fields = EntryFields::read(shard.bytes(), range);
+        Self { shard, fields, index: PhantomData }
     }
 
     /// The tenant that the key belongs to.
     #[must_use]
     pub fn tenant(&self) -> &TenantId {
-        named(self.names().tenants.get(self.parts.tenant))
+        named(self.names().tenants.get(self.fields.tenant))
     }
 
     /// Who the key was issued to.
     #[must_use]
     pub fn owner(&self) -> &str {
-        &named(self.names().owners.get(self.parts.owner)).name
+        &named(self.names().owners.get(self.fields.owner)).name
     }
 
     /// Identity within the tenant.
@@ -208,13 +208,13 @@ impl Entry<'_> {
     /// The revision of the key's last change.
     #[must_use]
     pub fn revision(&self) -> Revision {
-        self.parts.revision
+        self.fields.revision
     }
 
     /// [`Entry::key_id`] as it is written.
     #[must_use]
     pub fn key_id_bytes(&self) -> &[u8] {
-        &self.bytes()[self.parts.key_id.clone()]
+        &self.bytes()[self.fields.key_id.clone()]
     }
 
     /// The label that people see.
@@ -226,14 +226,14 @@ impl Entry<'_> {
     /// [`Entry::display_name`] as it is written.
     #[must_use]
     pub fn display_name_bytes(&self) -> &[u8] {
-        &self.bytes()[self.parts.display_name.clone()]
+        &self.bytes()[self.fields.display_name.clone()]
     }
 
     /// Labels, in the order of their names.
     pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
-        let mut rest = self.reader(self.parts.rest.clone());
-        let count = if self.parts.labelled {
-            if self.parts.restricted {
+        let mut rest = self.reader(self.fields.rest.clone());
+        let count = if self.fields.labelled {
+            if self.fields.restricted {
                 skip_restrictions(&mut rest);
             }
             rest.varint()
@@ -266,33 +266,33 @@ impl Entry<'_> {
         self.shard.names()
     }
 
-    fn reader(&self, range: Range<usize>) -> Reader<'_> {
-        Reader { bytes: &self.bytes()[..range.end], at: range.start }
+    fn reader(&self, range: Range<usize>) -> PackedReader<'_> {
+        PackedReader { bytes: &self.bytes()[..range.end], at: range.start }
     }
 
-    fn restrictions(&self) -> Option<Reader<'_>> {
-        self.parts.restricted.then(|| self.reader(self.parts.rest.clone()))
+    fn restrictions(&self) -> Option<PackedReader<'_>> {
+        self.fields.restricted.then(|| self.reader(self.fields.rest.clone()))
     }
 }
 
 impl Policy for Entry<'_> {
     fn environment(&self) -> &Environment {
-        named(self.names().environments.get(self.parts.environment))
+        named(self.names().environments.get(self.fields.environment))
     }
 
     fn state(&self) -> State {
-        self.parts.state
+        self.fields.state
     }
 
     fn scopes(&self) -> impl Iterator<Item = &Scope> {
-        let mut numbers = self.reader(self.parts.scopes.clone());
+        let mut numbers = self.reader(self.fields.scopes.clone());
         let granted = &self.names().scopes;
         std::iter::from_fn(move || (!numbers.is_empty()).then(|| &named(granted.get(numbers.small())).scope))
     }
 
     fn audiences(&self) -> impl Iterator<Item = &str> {
         let mut rest = self.restrictions();
-        let count = rest.as_mut().map_or(0, Reader::varint);
+        let count = rest.as_mut().map_or(0, PackedReader::varint);
         (0..count).filter_map(move |_| rest.as_mut().map(|rest| text(rest.piece())))
     }
 
@@ -306,17 +306,17 @@ impl Policy for Entry<'_> {
     }
 
     fn not_before(&self) -> Option<UnixMillis> {
-        self.parts.not_before
+        self.fields.not_before
     }
 
     fn expire_time(&self) -> Option<UnixMillis> {
-        self.parts.expire_time
+        self.fields.expire_time
     }
 }
 
-impl Parts {
+impl EntryFields {
     fn read(bytes: &[u8], range: Range<usize>) -> Self {
-        let mut from = Reader { bytes: &bytes[..range.end], at: range.start };
+        let mut from = PackedReader { bytes: &bytes[..range.end], at: range.start };
         let revision = Revision(from.varint());
         let [tenant, owner, environment] = std::array::from_fn(|_| from.small());
         let flags = from.byte();
@@ -362,7 +362,7 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
 }
 
-fn skip_restrictions(from: &mut Reader<'_>) {
+fn skip_restrictions(from: &mut PackedReader<'_>) {
     for _ in 0..2 {
         (0..from.varint()).for_each(|_| from.skip());
     }

@@ -3,19 +3,19 @@
 //! The index is the fold of the feed, and nothing else changes it: readers never write back, so a key that is disabled
 //! cannot come alive again through a late read. Readers take no lock; a writer never holds them up.
 //!
-//! Reading order: `shard` (the entries of some digests), `entry` (what is kept of a key) and its `codec`,
-//! `names` (what keys share) and their `ledger` (what of it is in use), `compaction` (giving back what is
-//! not), `states` (how many are in each), `ahead` (reading ahead of lookups), `checkpoint` (all of it as bytes).
+//! Reading order: `shard` (the entries of some digests), `entry` (what is kept of a key) and its `codec`, `interner`
+//! (names that keys share), `usage_counts` (which of them are in use), `compaction` (frees those that are not),
+//! `state_counts` (keys by state), `ahead` (prefetching for lookups), `checkpoint` (the index as bytes).
 
 pub mod ahead;
 pub mod checkpoint;
 mod codec;
 mod compaction;
 mod entry;
-mod ledger;
-mod names;
+mod interner;
 mod shard;
-mod states;
+mod state_counts;
+mod usage_counts;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -30,22 +30,22 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use self::compaction::Compaction;
-pub use self::compaction::Step;
+pub use self::compaction::CompactionStep;
 pub use self::entry::Entry;
 use self::entry::{each_name, pack, revision_of, state_of};
-pub use self::ledger::InUse;
-pub use self::names::Kind;
-use self::names::Names;
-use self::shard::{New, Place, SHARDS, Shard, shard_of};
-use self::states::States;
+pub use self::interner::NameKind;
+use self::interner::Names;
+use self::shard::{NewEntry, SHARDS, Shard, ShardCell, shard_of};
+use self::state_counts::StateCounts;
+pub use self::usage_counts::InUse;
 
 /// Writers of one shard take turns. So many may be at work at a time.
-const TURNS: usize = 64;
+const WRITE_LOCKS: usize = 64;
 
 /// The keys, and the revision up to which they are folded.
 #[derive(Debug)]
 pub struct Index {
-    shards: Box<[Place]>,
+    shards: Box<[ShardCell]>,
     /// The generation of names that shards are of, or are to be.
     current: Mutex<Arc<Names>>,
     /// One compaction at a time, and none while a checkpoint is written.
@@ -54,15 +54,15 @@ pub struct Index {
     /// How many there were.
     compactions: AtomicU64,
     /// Told when there may be reason for one.
-    many_unused: Notify,
+    compaction_due: Notify,
     len: AtomicUsize,
-    states: States,
+    states: StateCounts,
     revision: AtomicU64,
     /// The latest time of a change, in milliseconds.
     time: AtomicI64,
-    reached: watch::Sender<Revision>,
+    advanced: watch::Sender<Revision>,
     /// Writers take turns. Readers do not come here.
-    turns: [Mutex<()>; TURNS],
+    write_locks: [Mutex<()>; WRITE_LOCKS],
     peppers: Mutex<HashSet<PepperId>>,
 }
 
@@ -71,18 +71,18 @@ impl Default for Index {
         let names = Names::first();
         let empty = Arc::new(Shard::empty(names.clone()));
         Self {
-            shards: std::iter::repeat_with(|| Place::new(empty.clone())).take(SHARDS).collect(),
+            shards: std::iter::repeat_with(|| ShardCell::new(empty.clone())).take(SHARDS).collect(),
             current: Mutex::new(names),
             compaction: Mutex::default(),
             compacting: AtomicBool::new(false),
             compactions: AtomicU64::new(0),
-            many_unused: Notify::new(),
+            compaction_due: Notify::new(),
             len: AtomicUsize::new(0),
-            states: States::default(),
+            states: StateCounts::default(),
             revision: AtomicU64::new(0),
             time: AtomicI64::new(UnixMillis::MIN.0),
-            reached: watch::Sender::new(Revision(0)),
-            turns: std::array::from_fn(|_| Mutex::default()),
+            advanced: watch::Sender::new(Revision(0)),
+            write_locks: std::array::from_fn(|_| Mutex::default()),
             peppers: Mutex::default(),
         }
     }
@@ -141,7 +141,7 @@ impl Index {
 
     /// Folds records in that are not newer than a change still to come. Older forms of a record are passed
     /// over. It costs least when the records come in the order of their digests.
-    pub fn fold(&self, records: &[Record]) {
+    pub fn apply_records(&self, records: &[Record]) {
         if let Some(latest) = records.iter().map(Record::time).max() {
             self.advance_time(latest);
         }
@@ -173,9 +173,9 @@ impl Index {
         let names = Names::first();
         let empty = Arc::new(Shard::empty(names.clone()));
         *self.current.lock() = names;
-        for (number, place) in self.shards.iter().enumerate() {
-            let _turn = self.turns[number % TURNS].lock();
-            let gone = place.swap(empty.clone());
+        for (number, cell) in self.shards.iter().enumerate() {
+            let _lock = self.write_locks[number % WRITE_LOCKS].lock();
+            let gone = cell.swap(empty.clone());
             self.len.fetch_sub(gone.len(), Ordering::Relaxed);
             gone.all_packed().for_each(|packed| self.states.remove(state_of(packed)));
         }
@@ -187,9 +187,9 @@ impl Index {
     /// already in a newer one are passed over.
     fn put(&self, keys: &[&KeyRecord], packed: &mut Vec<u8>) {
         let Some(number) = keys.first().map(|key| shard_of(&key.secret.digest)) else { return };
-        let _turn = self.turns[number % TURNS].lock();
-        let place = &self.shards[number];
-        let old = place.load_full();
+        let _lock = self.write_locks[number % WRITE_LOCKS].lock();
+        let cell = &self.shards[number];
+        let old = cell.load_full();
         // Those of the shard that is there, and will be until the turn ends: a compaction waits for it, too.
         let names = old.names();
         packed.clear();
@@ -209,20 +209,20 @@ impl Index {
         if put.is_empty() {
             return;
         }
-        let new: Vec<_> = put.into_iter().map(|(digest, range)| New { digest, packed: &packed[range] }).collect();
+        let new: Vec<_> = put.into_iter().map(|(digest, range)| NewEntry { digest, packed: &packed[range] }).collect();
         let changed = old.with(&new);
         self.len.fetch_add(changed.len() - old.len(), Ordering::Relaxed);
-        place.store(Arc::new(changed));
+        cell.store(Arc::new(changed));
         for held in replaced {
             self.states.remove(state_of(&old.bytes()[held.clone()]));
-            each_name(&old.bytes()[held], |kind, number| names.release_of(kind, number));
+            each_name(&old.bytes()[held], |kind, number| names.release_kind(kind, number));
         }
     }
 
     /// How many names of a kind keys use.
     #[must_use]
-    pub fn names_in_use(&self, kind: Kind) -> usize {
-        self.current.lock().ledger.of_kind(kind)
+    pub fn names_in_use(&self, kind: NameKind) -> usize {
+        self.current.lock().usage.of_kind(kind)
     }
 
     /// How many names are kept that no key uses.
@@ -241,44 +241,44 @@ impl Index {
     /// How many owners the keys of a tenant have, and which of some they have not. Keys without an owner do not count.
     #[must_use]
     pub fn owners_in_use(&self, tenant: &TenantId, asked: &[&str]) -> InUse {
-        self.current.lock().ledger.clone().owners(tenant, asked)
+        self.current.lock().usage.clone().owners(tenant, asked)
     }
 
     /// How many scopes the keys of a tenant have, and which of some they have not.
     #[must_use]
     pub fn scopes_in_use(&self, tenant: &TenantId, asked: &[&str]) -> InUse {
-        self.current.lock().ledger.clone().scopes(tenant, asked)
+        self.current.lock().usage.clone().scopes(tenant, asked)
     }
 
     /// Folds the next changes in.
     pub fn apply(&self, changes: &[Arc<Change>]) {
         for change in changes {
-            self.fold(&change.records);
+            self.apply_records(&change.records);
         }
         if let Some(last) = changes.last() {
-            self.reach(last.revision);
+            self.advance_to(last.revision);
         }
         if self.wants_compaction() {
-            self.many_unused.notify_one();
+            self.compaction_due.notify_one();
         }
     }
 
     /// Declares that every change up to `revision` is folded in.
-    pub fn reach(&self, revision: Revision) {
+    pub fn advance_to(&self, revision: Revision) {
         self.revision.fetch_max(revision.0, Ordering::Release);
-        self.reached.send_if_modified(|reached| {
-            let later = revision > *reached;
-            *reached = revision.max(*reached);
+        self.advanced.send_if_modified(|advanced| {
+            let later = revision > *advanced;
+            *advanced = revision.max(*advanced);
             later
         });
     }
 
     /// Waits until every change up to `revision` is folded in.
-    pub async fn reached(&self, revision: Revision) {
+    pub async fn wait_for(&self, revision: Revision) {
         if self.revision() >= revision {
             return;
         }
-        // The sender is `self.reached`, so it outlives this wait.
-        drop(self.reached.subscribe().wait_for(|reached| *reached >= revision).await);
+        // The sender is `self.advanced`, so it outlives this wait.
+        drop(self.advanced.subscribe().wait_for(|advanced| *advanced >= revision).await);
     }
 }

@@ -12,7 +12,7 @@ use constant_time_eq::constant_time_eq;
 use keyward_core::digest::Digest;
 
 use super::entry::renumber;
-use super::names::{Kind, Names};
+use super::interner::{NameKind, Names};
 
 /// Bytes of a digest that name its shard.
 const SHARD_BYTES: usize = 2;
@@ -34,9 +34,9 @@ pub(super) fn shard_of(digest: &Digest) -> usize {
 }
 
 /// A place for a shard.
-pub(super) type Place = ArcSwap<Shard>;
+pub(super) type ShardCell = ArcSwap<Shard>;
 /// A shard that is being read.
-pub(super) type Reading = Guard<Arc<Shard>>;
+pub(super) type ShardGuard = Guard<Arc<Shard>>;
 
 /// Entries in the order of their digests.
 #[derive(Debug)]
@@ -58,12 +58,12 @@ struct Slot {
 }
 
 /// An entry to be put into a shard.
-pub(super) struct New<'a> {
+pub(super) struct NewEntry<'a> {
     pub(super) digest: Digest,
     pub(super) packed: &'a [u8],
 }
 
-impl New<'_> {
+impl NewEntry<'_> {
     fn split(&self) -> (u32, &[u8]) {
         split(&self.digest)
     }
@@ -126,12 +126,12 @@ impl Shard {
     }
 
     /// Reads what a search for a digest begins with. What it gives is of no use.
-    pub(super) fn touch_slots(&self, digest: &Digest) -> u32 {
+    pub(super) fn prefetch_slots(&self, digest: &Digest) -> u32 {
         self.slots.get(self.share_of(split(digest).0)).map_or(0, |slot| slot.prefix)
     }
 
     /// Reads the entry that a search for a digest comes to first: where the packed entry begins, and what is of no use.
-    pub(super) fn touch_entry(&self, digest: &Digest) -> Option<(usize, u32)> {
+    pub(super) fn prefetch_entry(&self, digest: &Digest) -> Option<(usize, u32)> {
         let range = self.range(self.first_at_least(split(digest).0))?;
         let lines = self.bytes.get(range.clone())?.iter().step_by(LINE_BYTES).chain(self.bytes.get(range.end - 1));
         Some((range.start + REST_BYTES, lines.map(|byte| u32::from(*byte)).sum()))
@@ -155,7 +155,7 @@ impl Shard {
 
     /// This shard with other entries of its generation, which are in the order of their digests, none twice.
     /// They take the places of those that are there.
-    pub(super) fn with(&self, new: &[New<'_>]) -> Self {
+    pub(super) fn with(&self, new: &[NewEntry<'_>]) -> Self {
         let mut merged = Vec::with_capacity(self.len() + new.len());
         let mut bytes = 0;
         let (mut at, mut new) = (0, new.iter().peekable());
@@ -187,7 +187,7 @@ impl Shard {
     }
 
     /// The same entries with other numbers, which are of another generation.
-    pub(super) fn renumbered(&self, names: Arc<Names>, mut number_of: impl FnMut(Kind, u32) -> u32) -> Self {
+    pub(super) fn renumbered(&self, names: Arc<Names>, mut number_of: impl FnMut(NameKind, u32) -> u32) -> Self {
         let mut slots = Vec::with_capacity(self.slots.len());
         let mut bytes = Vec::with_capacity(self.bytes.len() + self.bytes.len() / 16);
         for at in 0..self.len() {

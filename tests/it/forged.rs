@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use crate::binary::{keyward, text};
 use crate::disk::{copy_dir, end_of_frames};
 use crate::harness::{Issued, Site, journal_segment, new_key, open_table};
-use crate::rescue::{damage, frame_at};
+use crate::salvage::{damage, frame_at};
 
 /// The revision of the last change of [`stopped`].
 const LAST: u64 = 6;

@@ -23,7 +23,7 @@ use crate::binary::{Program, admin_of, keyward, text};
 use crate::conformance::{create, open, options};
 use crate::disk::end_of_frames;
 use crate::harness::{Site, journal_segment};
-use crate::rescue::frame_at;
+use crate::salvage::frame_at;
 
 const SEGMENT_BYTES: u64 = 64 * 1024;
 

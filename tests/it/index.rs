@@ -89,7 +89,7 @@ proptest! {
                     newest.insert(digest, record.clone());
                 }
             }
-            index.fold(&records.iter().map(|record| Record::Key(Arc::new(record.clone()))).collect::<Vec<_>>());
+            index.apply_records(&records.iter().map(|record| Record::Key(Arc::new(record.clone()))).collect::<Vec<_>>());
             prop_assert_eq!(index.len(), newest.len());
             for state in [State::Active, State::Disabled, State::Revoked] {
                 let expected = newest.values().filter(|record| record.policy.state == state).count();
@@ -120,7 +120,7 @@ fn a_reader_sees_each_key_whole_while_others_are_put_beside_it() {
         record.display_name = format!("name-{number}-{revision}");
         Record::Key(Arc::new(record))
     };
-    index.fold(&(0..100).map(|number| form(number, 1)).collect::<Vec<_>>());
+    index.apply_records(&(0..100).map(|number| form(number, 1)).collect::<Vec<_>>());
     let done = AtomicBool::new(false);
     let reads = thread::scope(|scope| {
         let readers: Vec<_> = (0..2)
@@ -145,7 +145,7 @@ fn a_reader_sees_each_key_whole_while_others_are_put_beside_it() {
             })
             .collect();
         for revision in 2..300 {
-            index.fold(&(0..100).step_by(7).map(|number| form(number, revision)).collect::<Vec<_>>());
+            index.apply_records(&(0..100).step_by(7).map(|number| form(number, revision)).collect::<Vec<_>>());
         }
         done.store(true, Ordering::Relaxed);
         readers.into_iter().map(|reader| reader.join().unwrap()).sum::<u64>()

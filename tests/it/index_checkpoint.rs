@@ -78,7 +78,7 @@ impl Watched {
 impl MaterializedView for Watched {
     fn load(&self, records: &[Record]) {
         self.records_taken.fetch_add(records.len(), Ordering::Relaxed);
-        self.index.fold(records);
+        self.index.apply_records(records);
     }
 
     fn reset(&self) {
@@ -88,7 +88,7 @@ impl MaterializedView for Watched {
 
     fn on_loaded(&self, revision: Revision) {
         self.whole.lock().push(revision);
-        self.index.reach(revision);
+        self.index.advance_to(revision);
     }
 
     fn revision(&self) -> Revision {
@@ -123,7 +123,7 @@ impl MaterializedView for Watched {
 
 struct Writing<'a> {
     view: &'a Watched,
-    parts: checkpoint::Writer<'a>,
+    parts: checkpoint::CheckpointWriter<'a>,
 }
 
 impl ChunkWriter for Writing<'_> {
@@ -165,7 +165,7 @@ impl Open {
 
     /// The index is the fold of the log: it holds what the store holds, and nothing else.
     async fn is_whole(&self, keys: u32) {
-        self.view.index.reached(self.store.revision()).await;
+        self.view.index.wait_for(self.store.revision()).await;
         for number in 0..keys {
             let kept = self.store.key(&key(number).tenant, &key(number).key_id).await.unwrap().unwrap();
             let entry = self.view.index.get(&kept.secret.digest).unwrap();
@@ -605,7 +605,7 @@ fn the_form_of_a_checkpoint_has_not_drifted() {
         record.policy.audiences.extend(some(13).then(|| "orders".to_owned()));
         record.tenant = if some(17) { TenantId::system() } else { record.tenant };
         record.labels = if some(3) { BTreeMap::new() } else { record.labels };
-        index.fold(&[Record::Key(Arc::new(record))]);
+        index.apply_records(&[Record::Key(Arc::new(record))]);
     }
     let mut parts = vec![];
     let mut writer = index.checkpoint_writer();

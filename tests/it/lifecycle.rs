@@ -188,7 +188,7 @@ async fn an_answer_that_a_key_is_disabled_waits_until_it_is_so() {
     let (key_id, terms) = (key(1).key_id, Terms::default());
     let mut disabled = std::pin::pin!(authority.change_state(&grant, &key_id, State::Disabled, "", &terms));
     assert!(futures_util::poll!(&mut disabled).is_pending(), "no verdict knows of it yet");
-    index.reach(revision);
+    index.advance_to(revision);
     assert_eq!(disabled.await.unwrap().revision, revision);
 }
 

@@ -1,13 +1,12 @@
 //! Keyward from the outside: a real server on a port of its own, with a clock and randomness that the test owns.
 //!
-//! One file per behaviour; `coverage`, `layering`, `golden` and `model` hold for the whole system;
+//! One file per behaviour; `coverage`, `layering`, `golden` and `model_based` hold for the whole system;
 //! `conformance` is what every storage engine must do. Start reading in `harness`.
 
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
 mod access;
 mod administrators;
-mod ahead;
 mod amplified;
 mod backup;
 mod bad_input;
@@ -22,10 +21,10 @@ mod core_placement;
 mod coverage;
 mod disabled_callers;
 mod disk;
-mod early;
 mod fields;
 mod figures;
 mod forged;
+mod format_compat;
 mod full_disk;
 mod golden;
 mod h2peer;
@@ -47,20 +46,21 @@ mod lists;
 mod logs;
 mod memory;
 mod minted;
-mod model;
+mod model_based;
 mod names;
-mod old_bytes;
 mod ops;
 mod places;
+mod prefetch;
 mod probes;
-mod rescue;
 mod restores;
 mod restrictions;
 mod retention;
 mod room;
+mod salvage;
 mod segments;
 mod settings;
 mod slow_backup;
+mod start_from_checkpoint;
 mod stopping;
 mod stream;
 mod stream_polling;

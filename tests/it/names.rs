@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use keyward::index::{Index, Kind, Step, checkpoint};
+use keyward::index::{CompactionStep, Index, NameKind, checkpoint};
 use keyward_core::decision::Policy;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Record, Revision};
@@ -31,7 +31,7 @@ fn form(number: u32, revision: u64) -> KeyRecord {
 }
 
 fn fold(index: &Index, records: impl IntoIterator<Item = KeyRecord>) {
-    index.fold(&records.into_iter().map(|record| Record::Key(Arc::new(record))).collect::<Vec<_>>());
+    index.apply_records(&records.into_iter().map(|record| Record::Key(Arc::new(record))).collect::<Vec<_>>());
 }
 
 /// Reads a key and holds every name of it against the label, which is not a shared name.
@@ -64,17 +64,17 @@ fn of_checkpoint(index: &Index) -> Index {
 fn names_go_when_no_key_uses_them() {
     let index = Index::default();
     fold(&index, (0..200).map(|number| form(number, 1)));
-    assert_eq!(Kind::ALL.map(|kind| index.names_in_use(kind)), [200, 200, 1, 1_000]);
+    assert_eq!(NameKind::ALL.map(|kind| index.names_in_use(kind)), [200, 200, 1, 1_000]);
     assert_eq!(index.names_unused(), 0);
     let plain = |number: u32, revision| KeyRecord { revision: Revision(revision), ..key(number) };
     fold(&index, (0..200).map(|number| plain(number, 2)));
-    assert_eq!(Kind::ALL.map(|kind| index.names_in_use(kind)), [1, 3, 1, 0]);
+    assert_eq!(NameKind::ALL.map(|kind| index.names_in_use(kind)), [1, 3, 1, 0]);
     assert_eq!(index.names_unused(), 200 + 200 + 1 + 1_000);
     let whole = of_checkpoint(&index);
     assert_eq!(whole.names_unused(), 0, "only names in use are written");
     index.compact();
     assert_eq!((index.names_unused(), index.compactions()), (0, 1));
-    assert_eq!(Kind::ALL.map(|kind| index.names_in_use(kind)), [1, 3, 1, 0]);
+    assert_eq!(NameKind::ALL.map(|kind| index.names_in_use(kind)), [1, 3, 1, 0]);
     for number in 0..200 {
         let entry = index.get(&key(number).secret.digest).unwrap();
         assert_eq!((entry.owner(), entry.scopes().count()), (&*format!("owner-{}", number % 3), 0));
@@ -157,7 +157,7 @@ fn nobody_reads_the_name_of_another_key_while_names_are_given_back() {
         "{reads} reads, {checkpoints} checkpoints, {compactions} compactions"
     );
     index.compact();
-    assert_eq!(Kind::ALL.map(|kind| index.names_in_use(kind)), [64, 64, 1, 320], "each use was counted once");
+    assert_eq!(NameKind::ALL.map(|kind| index.names_in_use(kind)), [64, 64, 1, 320], "each use was counted once");
     assert_eq!(index.names_unused(), 0);
 }
 
@@ -171,14 +171,16 @@ fn no_compaction_goes_on_while_a_checkpoint_is_written() {
         KeyRecord { policy: KeyPolicy { scopes: scopes.collect(), ..key(number).policy }, ..form(number, 1) }
     };
     fold(&index, (0..KEYS).map(many));
-    assert_eq!(index.compaction_step(), Step::Done, "nothing is unused");
+    assert_eq!(index.compaction_step(), CompactionStep::Done, "nothing is unused");
     fold(&index, (0..KEYS).map(|number| form(number, 2)));
     assert!(index.wants_compaction());
     let (copy, mut writer, mut part) = (Index::default(), index.checkpoint_writer(), vec![]);
     for number in 0..checkpoint::CHUNKS {
         part.clear();
         writer.write_chunk(number, &mut part);
-        thread::scope(|scope| assert_eq!(scope.spawn(|| index.compaction_step()).join().unwrap(), Step::Wait));
+        thread::scope(|scope| {
+            assert_eq!(scope.spawn(|| index.compaction_step()).join().unwrap(), CompactionStep::Wait)
+        });
         // A change goes on all the same.
         fold(&index, [form(u32::try_from(number).unwrap(), 3 + number as u64)]);
         copy.read_chunk(number, &part).unwrap();
@@ -186,7 +188,7 @@ fn no_compaction_goes_on_while_a_checkpoint_is_written() {
     drop(writer);
     assert!((0..KEYS).all(|number| assert_own_names(&copy, &key(number).secret.digest) > 1));
     let mut steps = 0;
-    while index.compaction_step() == Step::More {
+    while index.compaction_step() == CompactionStep::More {
         steps += 1;
     }
     assert!(steps > 64, "it is done in short steps: {steps}");
@@ -262,7 +264,7 @@ proptest! {
             }
             let names: BTreeSet<_> =
                 map.values().flat_map(|key| key.policy.scopes.iter().map(|scope| (&key.tenant, scope))).collect();
-            prop_assert_eq!(index.names_in_use(Kind::Scope), names.len());
+            prop_assert_eq!(index.names_in_use(NameKind::Scope), names.len());
         }
         index.compact();
         prop_assert_eq!(index.names_unused(), 0);

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::binary::{Killed, Program, keyward, text};
 use crate::disk::copy_dir;
 use crate::harness::{Site, journal_segment};
-use crate::rescue::{damage, frame_at};
+use crate::salvage::{damage, frame_at};
 
 /// The revision of the backup, and the one of the last change.
 const BACKUP: u64 = 4;

@@ -76,8 +76,8 @@ impl Desk {
     /// Applies the next change.
     fn fold(&self, key: &KeyRecord) {
         let next = Revision(self.index.revision().0 + 1);
-        self.index.fold(&[Record::Key(Arc::new(KeyRecord { revision: next, ..key.clone() }))]);
-        self.index.reach(next);
+        self.index.apply_records(&[Record::Key(Arc::new(KeyRecord { revision: next, ..key.clone() }))]);
+        self.index.advance_to(next);
     }
 
     /// The answers to a stream of requests of the verifier.

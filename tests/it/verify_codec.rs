@@ -67,7 +67,7 @@ prop_compose! {
 
 fn index_of(record: KeyRecord) -> Index {
     let index = Index::default();
-    index.fold(&[Record::Key(Arc::new(record))]);
+    index.apply_records(&[Record::Key(Arc::new(record))]);
     index
 }
 

@@ -85,7 +85,7 @@ async fn main() -> Result<(), Failure> {
 
     // The authority waits until verdicts see its commit. There are none, so its index has seen everything beforehand.
     let index = Arc::new(Index::default());
-    index.reach(Revision(1));
+    index.advance_to(Revision(1));
     let (clock, entropy) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
     let parts = Parts { store: store.clone(), index, peppers: peppers.clone(), clock, entropy, page_token_key };
     let admin =

@@ -46,7 +46,7 @@ impl Ours {
 
 impl Keeps for Ours {
     fn fold(&self, records: &[Record]) {
-        self.index.fold(records);
+        self.index.apply_records(records);
     }
 
     fn apply(&self, change: &Arc<Change>) {

@@ -194,7 +194,7 @@ fn begin_log(
     let end = End { start: base, position: base, segment: None };
     let mut writer = Writer::resume(&journal, options.segment_bytes, &end)?;
     let mut frame = FrameBuilder::after(&base);
-    frame.push(&confession(found, options.clock.now(), missing), key);
+    frame.push(&data_loss_entry(found, options.clock.now(), missing), key);
     let at = frame.end();
     let frame = frame.finish()?;
     writer.ensure_space(frame.len(), &base, DiskSpace::Ok).map_err(|error| match error {
@@ -208,7 +208,7 @@ fn begin_log(
 }
 
 /// The entry that says what was given up, and what was taken on the operator's word alone.
-fn confession(found: &Found, time: UnixMillis, missing: &[(Revision, Revision)]) -> pb::JournalEntry {
+fn data_loss_entry(found: &Found, time: UnixMillis, missing: &[(Revision, Revision)]) -> pb::JournalEntry {
     let told = |ranges: &[(Revision, Revision)]| match ranges {
         [] => "none".to_owned(),
         _ => ranges.iter().map(|(first, last)| format!("{first}-{last}")).collect::<Vec<_>>().join(","),

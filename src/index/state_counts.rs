@@ -6,13 +6,13 @@ use keyward_core::record::State;
 
 /// Counts of keys.
 #[derive(Debug, Default)]
-pub(super) struct States {
+pub(super) struct StateCounts {
     active: AtomicUsize,
     disabled: AtomicUsize,
     revoked: AtomicUsize,
 }
 
-impl States {
+impl StateCounts {
     pub(super) fn of(&self, state: State) -> usize {
         self.counter(state).load(Ordering::Relaxed)
     }

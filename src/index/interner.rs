@@ -14,11 +14,11 @@ use keyward_core::id::{Environment, TenantId};
 use keyward_core::scope::Scope;
 use parking_lot::Mutex;
 
-use super::ledger::Ledger;
+use super::usage_counts::UsageCounts;
 
 /// The kinds of names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum NameKind {
     /// Tenants.
     Tenant,
     /// Whom keys were issued to. They are names of a tenant.
@@ -29,21 +29,21 @@ pub enum Kind {
     Scope,
 }
 
-impl Kind {
+impl NameKind {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Tenant, Self::Owner, Self::Environment, Self::Scope];
 }
 
-/// One generation of what the entries share. Tenants and owners are things of their own: what is said of one of them is said
+/// One generation of what the entries share. Tenants and owners are values of their own: what is said of one of them is said
 /// in one place.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    pub(super) tenants: Numbered<TenantId>,
-    pub(super) owners: Numbered<Owner>,
-    pub(super) environments: Numbered<Environment>,
-    pub(super) scopes: Numbered<Granted>,
+    pub(super) tenants: Interner<TenantId>,
+    pub(super) owners: Interner<Owner>,
+    pub(super) environments: Interner<Environment>,
+    pub(super) scopes: Interner<TenantScope>,
     /// What is in use, over all generations that live.
-    pub(super) ledger: Arc<Ledger>,
+    pub(super) usage: Arc<UsageCounts>,
 }
 
 /// Whom keys were issued to, in one tenant.
@@ -55,94 +55,94 @@ pub(super) struct Owner {
 
 /// What keys of one tenant may do.
 #[derive(Debug, PartialEq, Eq, Hash)]
-pub(super) struct Granted {
+pub(super) struct TenantScope {
     pub(super) tenant: u32,
     pub(super) scope: Scope,
 }
 
 /// An [`Owner`] to look for.
 #[derive(Debug, Hash)]
-pub(super) struct OwnerName<'a> {
+pub(super) struct OwnerLookup<'a> {
     pub(super) tenant: u32,
     pub(super) name: &'a str,
 }
 
-/// A [`Granted`] to look for, and to make.
+/// A [`TenantScope`] to look for, and to make.
 #[derive(Debug, Hash)]
-pub(super) struct GrantedScope<'a> {
+pub(super) struct ScopeLookup<'a> {
     pub(super) tenant: u32,
     pub(super) scope: &'a Scope,
 }
 
-/// A [`Granted`] to look for, by its text.
+/// A [`TenantScope`] to look for, by its text.
 #[derive(Debug, Hash)]
-pub(super) struct ScopeName<'a> {
+pub(super) struct ScopeTextLookup<'a> {
     pub(super) tenant: u32,
     pub(super) name: &'a str,
 }
 
-impl Equivalent<Owner> for OwnerName<'_> {
+impl Equivalent<Owner> for OwnerLookup<'_> {
     fn equivalent(&self, owner: &Owner) -> bool {
         self.tenant == owner.tenant && *self.name == *owner.name
     }
 }
 
-impl Equivalent<Granted> for GrantedScope<'_> {
-    fn equivalent(&self, granted: &Granted) -> bool {
+impl Equivalent<TenantScope> for ScopeLookup<'_> {
+    fn equivalent(&self, granted: &TenantScope) -> bool {
         self.tenant == granted.tenant && *self.scope == granted.scope
     }
 }
 
-impl Equivalent<Granted> for ScopeName<'_> {
-    fn equivalent(&self, granted: &Granted) -> bool {
+impl Equivalent<TenantScope> for ScopeTextLookup<'_> {
+    fn equivalent(&self, granted: &TenantScope) -> bool {
         self.tenant == granted.tenant && *self.name == *granted.scope.as_str()
     }
 }
 
-/// What a thing can be found by, and made of.
-pub(super) trait Sought<T>: Hash + Equivalent<T> {
-    fn to_thing(&self) -> T;
+/// What a value can be found by, and made of.
+pub(super) trait Lookup<T>: Hash + Equivalent<T> {
+    fn to_value(&self) -> T;
 }
 
-impl<T: Clone + Eq + Hash> Sought<T> for T {
-    fn to_thing(&self) -> T {
+impl<T: Clone + Eq + Hash> Lookup<T> for T {
+    fn to_value(&self) -> T {
         self.clone()
     }
 }
 
-impl Sought<Owner> for OwnerName<'_> {
-    fn to_thing(&self) -> Owner {
+impl Lookup<Owner> for OwnerLookup<'_> {
+    fn to_value(&self) -> Owner {
         Owner { tenant: self.tenant, name: self.name.into() }
     }
 }
 
-impl Sought<Granted> for GrantedScope<'_> {
-    fn to_thing(&self) -> Granted {
-        Granted { tenant: self.tenant, scope: self.scope.clone() }
+impl Lookup<TenantScope> for ScopeLookup<'_> {
+    fn to_value(&self) -> TenantScope {
+        TenantScope { tenant: self.tenant, scope: self.scope.clone() }
     }
 }
 
 /// What there are names of.
-pub(super) trait Thing: Hash + Sized {
-    const KIND: Kind;
+pub(super) trait Interned: Hash + Sized {
+    const KIND: NameKind;
 
-    /// The things of this kind.
-    fn of(names: &Names) -> &Numbered<Self>;
+    /// The values of this kind.
+    fn of(names: &Names) -> &Interner<Self>;
 
     /// Its number in another generation, if it has one there.
     fn find_in(&self, own: &Names, other: &Names) -> Option<u32>;
 
     /// Its number in another generation, which gives it one if need be.
-    fn carry_to(&self, own: &Names, other: &Names) -> u32;
+    fn intern_in(&self, own: &Names, other: &Names) -> u32;
 
     /// The tenant that it is counted for.
     fn counts_for<'a>(&self, own: &'a Names) -> Option<&'a TenantId>;
 }
 
-impl Thing for TenantId {
-    const KIND: Kind = Kind::Tenant;
+impl Interned for TenantId {
+    const KIND: NameKind = NameKind::Tenant;
 
-    fn of(names: &Names) -> &Numbered<Self> {
+    fn of(names: &Names) -> &Interner<Self> {
         &names.tenants
     }
 
@@ -150,8 +150,8 @@ impl Thing for TenantId {
         other.tenants.find(self)
     }
 
-    fn carry_to(&self, _: &Names, other: &Names) -> u32 {
-        other.tenants.number(self)
+    fn intern_in(&self, _: &Names, other: &Names) -> u32 {
+        other.tenants.intern(self)
     }
 
     fn counts_for<'a>(&self, _: &'a Names) -> Option<&'a TenantId> {
@@ -159,10 +159,10 @@ impl Thing for TenantId {
     }
 }
 
-impl Thing for Environment {
-    const KIND: Kind = Kind::Environment;
+impl Interned for Environment {
+    const KIND: NameKind = NameKind::Environment;
 
-    fn of(names: &Names) -> &Numbered<Self> {
+    fn of(names: &Names) -> &Interner<Self> {
         &names.environments
     }
 
@@ -170,8 +170,8 @@ impl Thing for Environment {
         other.environments.find(self)
     }
 
-    fn carry_to(&self, _: &Names, other: &Names) -> u32 {
-        other.environments.number(self)
+    fn intern_in(&self, _: &Names, other: &Names) -> u32 {
+        other.environments.intern(self)
     }
 
     fn counts_for<'a>(&self, _: &'a Names) -> Option<&'a TenantId> {
@@ -179,21 +179,21 @@ impl Thing for Environment {
     }
 }
 
-impl Thing for Owner {
-    const KIND: Kind = Kind::Owner;
+impl Interned for Owner {
+    const KIND: NameKind = NameKind::Owner;
 
-    fn of(names: &Names) -> &Numbered<Self> {
+    fn of(names: &Names) -> &Interner<Self> {
         &names.owners
     }
 
     fn find_in(&self, own: &Names, other: &Names) -> Option<u32> {
         let tenant = other.tenants.find(own.tenants.get(self.tenant)?)?;
-        other.owners.find(&OwnerName { tenant, name: &self.name })
+        other.owners.find(&OwnerLookup { tenant, name: &self.name })
     }
 
-    fn carry_to(&self, own: &Names, other: &Names) -> u32 {
-        let tenant = carry::<TenantId>(self.tenant, own, other);
-        other.owners.number(&OwnerName { tenant, name: &self.name })
+    fn intern_in(&self, own: &Names, other: &Names) -> u32 {
+        let tenant = translate::<TenantId>(self.tenant, own, other);
+        other.owners.intern(&OwnerLookup { tenant, name: &self.name })
     }
 
     fn counts_for<'a>(&self, own: &'a Names) -> Option<&'a TenantId> {
@@ -202,21 +202,21 @@ impl Thing for Owner {
     }
 }
 
-impl Thing for Granted {
-    const KIND: Kind = Kind::Scope;
+impl Interned for TenantScope {
+    const KIND: NameKind = NameKind::Scope;
 
-    fn of(names: &Names) -> &Numbered<Self> {
+    fn of(names: &Names) -> &Interner<Self> {
         &names.scopes
     }
 
     fn find_in(&self, own: &Names, other: &Names) -> Option<u32> {
         let tenant = other.tenants.find(own.tenants.get(self.tenant)?)?;
-        other.scopes.find(&GrantedScope { tenant, scope: &self.scope })
+        other.scopes.find(&ScopeLookup { tenant, scope: &self.scope })
     }
 
-    fn carry_to(&self, own: &Names, other: &Names) -> u32 {
-        let tenant = carry::<TenantId>(self.tenant, own, other);
-        other.scopes.number(&GrantedScope { tenant, scope: &self.scope })
+    fn intern_in(&self, own: &Names, other: &Names) -> u32 {
+        let tenant = translate::<TenantId>(self.tenant, own, other);
+        other.scopes.intern(&ScopeLookup { tenant, scope: &self.scope })
     }
 
     fn counts_for<'a>(&self, own: &'a Names) -> Option<&'a TenantId> {
@@ -225,68 +225,68 @@ impl Thing for Granted {
 }
 
 /// The number that a name of one generation has in another one.
-pub(super) fn carry<T: Thing>(number: u32, from: &Names, to: &Names) -> u32 {
+pub(super) fn translate<T: Interned>(number: u32, from: &Names, to: &Names) -> u32 {
     // No number was given out that is not there.
-    T::of(from).get(number).map_or(u32::MAX, |thing| thing.carry_to(from, to))
+    T::of(from).get(number).map_or(u32::MAX, |value| value.intern_in(from, to))
 }
 
 impl Names {
     /// The first generation of an index, or one that begins another count.
     pub(super) fn first() -> Arc<Self> {
         let names = Arc::<Self>::default();
-        names.ledger.begin(&names);
+        names.usage.add_generation(&names);
         names
     }
 
     /// A further generation beside the one that is there.
     pub(super) fn next(&self) -> Arc<Self> {
-        let names = Arc::new(Self { ledger: self.ledger.clone(), ..Self::default() });
-        names.ledger.begin(&names);
+        let names = Arc::new(Self { usage: self.usage.clone(), ..Self::default() });
+        names.usage.add_generation(&names);
         names
     }
 
-    /// The number of a thing that an entry is to use.
-    pub(super) fn used<T: Thing>(&self, sought: &impl Sought<T>) -> u32 {
-        let number = T::of(self).number(sought);
-        self.take::<T>(number);
+    /// The number of a value that an entry is to use.
+    pub(super) fn acquire<T: Interned>(&self, lookup: &impl Lookup<T>) -> u32 {
+        let number = T::of(self).intern(lookup);
+        self.retain::<T>(number);
         number
     }
 
     /// Counts one use more.
-    pub(super) fn take<T: Thing>(&self, number: u32) {
-        let Some(named) = T::of(self).things.get(number as usize) else { return };
+    pub(super) fn retain<T: Interned>(&self, number: u32) {
+        let Some(named) = T::of(self).values.get(number as usize) else { return };
         let in_use = |uses: u32| if uses == 0 { None } else { uses.checked_add(1) };
         if named.uses.fetch_update(Ordering::AcqRel, Ordering::Relaxed, in_use).is_err() {
-            self.ledger.begin_use(self, named);
+            self.usage.begin_use(self, named);
         }
     }
 
     /// Counts one use less.
-    pub(super) fn release<T: Thing>(&self, number: u32) {
-        let Some(named) = T::of(self).things.get(number as usize) else { return };
+    pub(super) fn release<T: Interned>(&self, number: u32) {
+        let Some(named) = T::of(self).values.get(number as usize) else { return };
         let stays_in_use = |uses: u32| if uses > 1 { Some(uses - 1) } else { None };
         if named.uses.fetch_update(Ordering::AcqRel, Ordering::Relaxed, stays_in_use).is_err() {
-            self.ledger.end_use(self, named);
+            self.usage.end_use(self, named);
         }
     }
 
-    /// [`Names::take`], of a kind that is known by its name.
-    pub(super) fn take_of(&self, kind: Kind, number: u32) {
+    /// [`Names::retain`], of a kind that is known by its name.
+    pub(super) fn retain_kind(&self, kind: NameKind, number: u32) {
         match kind {
-            Kind::Tenant => self.take::<TenantId>(number),
-            Kind::Owner => self.take::<Owner>(number),
-            Kind::Environment => self.take::<Environment>(number),
-            Kind::Scope => self.take::<Granted>(number),
+            NameKind::Tenant => self.retain::<TenantId>(number),
+            NameKind::Owner => self.retain::<Owner>(number),
+            NameKind::Environment => self.retain::<Environment>(number),
+            NameKind::Scope => self.retain::<TenantScope>(number),
         }
     }
 
     /// [`Names::release`], of a kind that is known by its name.
-    pub(super) fn release_of(&self, kind: Kind, number: u32) {
+    pub(super) fn release_kind(&self, kind: NameKind, number: u32) {
         match kind {
-            Kind::Tenant => self.release::<TenantId>(number),
-            Kind::Owner => self.release::<Owner>(number),
-            Kind::Environment => self.release::<Environment>(number),
-            Kind::Scope => self.release::<Granted>(number),
+            NameKind::Tenant => self.release::<TenantId>(number),
+            NameKind::Owner => self.release::<Owner>(number),
+            NameKind::Environment => self.release::<Environment>(number),
+            NameKind::Scope => self.release::<TenantScope>(number),
         }
     }
 
@@ -302,28 +302,28 @@ impl Names {
     }
 }
 
-/// A thing, and how often entries of its generation use it.
+/// A value, and how often entries of its generation use it.
 #[derive(Debug)]
-pub(super) struct Named<T> {
-    pub(super) thing: T,
-    /// It begins and ceases to be 0 under the lock of the [`Ledger`] alone.
+pub(super) struct Counted<T> {
+    pub(super) value: T,
+    /// It begins and ceases to be 0 under the lock of the [`UsageCounts`] alone.
     pub(super) uses: AtomicU32,
 }
 
 /// Things by their numbers, which are given out in order. Reading takes no lock.
 #[derive(Debug)]
-pub(super) struct Numbered<T> {
-    pub(super) things: boxcar::Vec<Named<T>>,
+pub(super) struct Interner<T> {
+    pub(super) values: boxcar::Vec<Counted<T>>,
     numbers: Mutex<HashTable<u32>>,
     hasher: RandomState,
     /// How many are used.
     pub(super) used: AtomicUsize,
 }
 
-impl<T> Default for Numbered<T> {
+impl<T> Default for Interner<T> {
     fn default() -> Self {
         Self {
-            things: boxcar::Vec::new(),
+            values: boxcar::Vec::new(),
             numbers: Mutex::default(),
             hasher: RandomState::new(),
             used: AtomicUsize::new(0),
@@ -331,44 +331,44 @@ impl<T> Default for Numbered<T> {
     }
 }
 
-impl<T> Numbered<T> {
-    /// The thing of a number that was given out.
+impl<T> Interner<T> {
+    /// The value of a number that was given out.
     pub(super) fn get(&self, number: u32) -> Option<&T> {
-        self.things.get(number as usize).map(|named| &named.thing)
+        self.values.get(number as usize).map(|named| &named.value)
     }
 
     pub(super) fn len(&self) -> usize {
-        self.things.count()
+        self.values.count()
     }
 
-    /// Whether the thing of this number is used.
+    /// Whether the value of this number is used.
     pub(super) fn is_used(&self, number: u32) -> bool {
-        self.things.get(number as usize).is_some_and(|named| named.uses.load(Ordering::Acquire) > 0)
+        self.values.get(number as usize).is_some_and(|named| named.uses.load(Ordering::Acquire) > 0)
     }
 }
 
-impl<T: Hash> Numbered<T> {
-    /// The number of a thing, if it has one.
-    pub(super) fn find(&self, sought: &(impl Hash + Equivalent<T>)) -> Option<u32> {
-        self.find_among(&self.numbers.lock(), self.hasher.hash_one(sought), sought)
+impl<T: Hash> Interner<T> {
+    /// The number of a value, if it has one.
+    pub(super) fn find(&self, lookup: &(impl Hash + Equivalent<T>)) -> Option<u32> {
+        self.find_among(&self.numbers.lock(), self.hasher.hash_one(lookup), lookup)
     }
 
-    /// The number of a thing, which is given one if it is new.
-    pub(super) fn number(&self, sought: &impl Sought<T>) -> u32 {
-        let hash = self.hasher.hash_one(sought);
+    /// The number of a value, which is given one if it is new.
+    pub(super) fn intern(&self, lookup: &impl Lookup<T>) -> u32 {
+        let hash = self.hasher.hash_one(lookup);
         let mut numbers = self.numbers.lock();
-        if let Some(number) = self.find_among(&numbers, hash, sought) {
+        if let Some(number) = self.find_among(&numbers, hash, lookup) {
             return number;
         }
-        let named = Named { thing: sought.to_thing(), uses: AtomicU32::new(0) };
+        let named = Counted { value: lookup.to_value(), uses: AtomicU32::new(0) };
         // Each takes more than a byte of memory: there are never so many.
-        let number = u32::try_from(self.things.push(named)).unwrap_or(u32::MAX);
-        numbers.insert_unique(hash, number, |number| self.get(*number).map_or(0, |thing| self.hasher.hash_one(thing)));
+        let number = u32::try_from(self.values.push(named)).unwrap_or(u32::MAX);
+        numbers.insert_unique(hash, number, |number| self.get(*number).map_or(0, |value| self.hasher.hash_one(value)));
         number
     }
 
-    fn find_among(&self, numbers: &HashTable<u32>, hash: u64, sought: &impl Equivalent<T>) -> Option<u32> {
-        let same = |number: &u32| self.get(*number).is_some_and(|thing| sought.equivalent(thing));
+    fn find_among(&self, numbers: &HashTable<u32>, hash: u64, lookup: &impl Equivalent<T>) -> Option<u32> {
+        let same = |number: &u32| self.get(*number).is_some_and(|value| lookup.equivalent(value));
         numbers.find(hash, same).copied()
     }
 }
@@ -379,8 +379,8 @@ mod tests {
 
     #[test]
     fn the_same_owner_in_two_tenants_is_two_owners() {
-        let owners = Numbered::<Owner>::default();
-        let number = |tenant, name: &str| owners.number(&OwnerName { tenant, name });
+        let owners = Interner::<Owner>::default();
+        let number = |tenant, name: &str| owners.intern(&OwnerLookup { tenant, name });
         let (first, other) = (number(0, "acme"), number(1, "acme"));
         assert_ne!(first, other);
         for at in 0..10_000 {
