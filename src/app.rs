@@ -93,7 +93,7 @@ pub enum StartError {
     #[error(
         "cannot start {count} threads to serve on: {source}; {what}, or set serving_threads \
          (KEYWARD_SERVING_THREADS) to fewer",
-        what = files::limit_of(source).unwrap_or("look after the system")
+        what = files::resource_limit(source).unwrap_or("look after the system")
     )]
     Threads {
         /// How many were wanted.

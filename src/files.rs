@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-/// How often, and how long apart, [`lock_soon`] tries: two seconds in all.
+/// How often, and how long apart, [`lock_with_retry`] tries: two seconds in all.
 const LOCK_TRIES: usize = 200;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Options for files that only their owner may read.
 #[must_use]
-pub fn private() -> fs::OpenOptions {
+pub fn private_options() -> fs::OpenOptions {
     let mut options = fs::OpenOptions::new();
     options.mode(0o600);
     options
@@ -24,20 +24,20 @@ pub fn private() -> fs::OpenOptions {
 /// An error of the system, with the file that it is about.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {source}")]
-struct Named {
+struct WithPath {
     path: PathBuf,
     source: io::Error,
 }
 
 /// Adds the file's name to an error of the system, which does not tell it.
-pub fn named(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
-    move |source| io::Error::new(source.kind(), Named { path: path.to_owned(), source })
+pub fn with_path(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
+    move |source| io::Error::new(source.kind(), WithPath { path: path.to_owned(), source })
 }
 
 /// Which limit an error of the system is of, and what to do. `None`: of none.
 #[must_use]
-pub fn limit_of(error: &io::Error) -> Option<&'static str> {
-    let named = error.get_ref().and_then(|inner| inner.downcast_ref::<Named>());
+pub fn resource_limit(error: &io::Error) -> Option<&'static str> {
+    let named = error.get_ref().and_then(|inner| inner.downcast_ref::<WithPath>());
     let source = named.map_or(error, |named| &named.source);
     match Errno::from_io_error(source)? {
         Errno::MFILE | Errno::NFILE => Some("no more files may be open; raise the limit (ulimit -n, LimitNOFILE)"),
@@ -77,7 +77,7 @@ impl NewFile {
     /// When the file system refuses.
     pub fn create(path: &Path) -> io::Result<Self> {
         let temporary = path.with_added_extension("new");
-        let file = private().read(true).write(true).create(true).truncate(true).open(&temporary)?;
+        let file = private_options().read(true).write(true).create(true).truncate(true).open(&temporary)?;
         Ok(Self { file, temporary: Some(temporary), path: path.to_owned() })
     }
 
@@ -128,7 +128,7 @@ impl Write for NewFile {
 impl Drop for NewFile {
     fn drop(&mut self) {
         // Its room may be what others need, and there is nothing in it. What is left is removed by
-        // [`remove_unfinished`].
+        // [`remove_temporary_files`].
         if let Some(temporary) = &self.temporary {
             drop(fs::remove_file(temporary));
         }
@@ -165,7 +165,7 @@ pub fn numbered(dir: &Path, extension: &str) -> io::Result<Vec<(u64, PathBuf)>> 
 ///
 /// # Errors
 /// When the directory cannot be read, or the file system refuses.
-pub fn remove_unfinished(dir: &Path) -> io::Result<()> {
+pub fn remove_temporary_files(dir: &Path) -> io::Result<()> {
     entries(dir)?.iter().filter(|path| path.extension().is_some_and(|it| it == "new")).try_for_each(fs::remove_file)
 }
 
@@ -183,7 +183,7 @@ fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// When another holds it, or the file system refuses.
-pub fn lock_soon(file: &File) -> Result<(), TryLockError> {
+pub fn lock_with_retry(file: &File) -> Result<(), TryLockError> {
     for _ in 1..LOCK_TRIES {
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => sleep(LOCK_PAUSE),

@@ -15,7 +15,7 @@ use keyward_core::record::Stamp;
 
 use crate::authority::{AuthorityError, Maker};
 use crate::config::Settings;
-use crate::files::named;
+use crate::files::with_path;
 use crate::keyring::{Keyring, KeyringError};
 use crate::net::ListenAddr;
 use crate::store::Bounds;
@@ -26,9 +26,9 @@ use crate::store::sled::journal::writer::free_bytes;
 use crate::store::sled::journal::{ChainKey, Position};
 use crate::store::sled::offline_append::{MintError, OfflineLog};
 use crate::store::sled::restore::{RestoreError, Restored, restore};
-use crate::store::sled::salvage::{Salvaged, Unproven, look, salvage};
+use crate::store::sled::salvage::{Salvaged, Unproven, preview, salvage};
 use crate::store::sled::snapshot;
-use crate::store::sled::{BackupLimits, Demands, LockedDir, OpenError, Options, Retention, SledStore};
+use crate::store::sled::{BackupLimits, Expectations, LockedDir, OpenError, Retention, SledStore, StoreOptions};
 use crate::system::{SystemClock, SystemEntropy};
 
 pub use crate::store::sled::inspect::Inspected;
@@ -89,7 +89,7 @@ pub struct Minted {
 
 /// What an operator accepts where the data is not whole.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Accepted {
+pub struct AcceptedLoss {
     /// Going on without acknowledged changes that are missing.
     pub data_loss: bool,
     /// Then also taking changes of which nothing shows that they are of this log.
@@ -118,17 +118,17 @@ pub fn check(settings: &Settings) -> Result<Inspected, OfflineError> {
 /// Looks at the files and directories that settings name, and says what a start would refuse. Nothing is
 /// locked or written.
 #[must_use]
-pub fn look_at_files(settings: &Settings) -> Vec<String> {
+pub fn check_files(settings: &Settings) -> Vec<String> {
     let sockets = settings.listen.iter().chain(&settings.ops_listen).filter_map(|addr| match addr {
         ListenAddr::Unix(path) => Some(path),
         ListenAddr::Tcp(_) => None,
     });
-    let sockets = sockets.filter_map(|path| look_at_socket(path).err());
-    let data = look_at_data(&settings.data_dir, &settings.pepper_file);
+    let sockets = sockets.filter_map(|path| check_socket(path).err());
+    let data = check_data_dir(&settings.data_dir, &settings.pepper_file);
     data.err().map(|error| error.to_string()).into_iter().chain(sockets).collect()
 }
 
-fn look_at_data(dir: &Path, pepper: &Path) -> Result<(), OfflineError> {
+fn check_data_dir(dir: &Path, pepper: &Path) -> Result<(), OfflineError> {
     let is_dir = match fs::metadata(dir) {
         Ok(found) if !found.is_dir() => {
             return Err(OfflineError::Open(OpenError::NotADirectory { dir: dir.to_owned() }));
@@ -136,7 +136,7 @@ fn look_at_data(dir: &Path, pepper: &Path) -> Result<(), OfflineError> {
         Ok(_) => true,
         // The start makes it, and those above it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-        Err(error) => return Err(OpenError::from(named(dir)(error)).into()),
+        Err(error) => return Err(OpenError::from(with_path(dir)(error)).into()),
     };
     let has_data = is_dir && LockedDir::holds_data(dir)?;
     match Keyring::open(pepper, false, &SystemEntropy) {
@@ -145,7 +145,7 @@ fn look_at_data(dir: &Path, pepper: &Path) -> Result<(), OfflineError> {
     }
 }
 
-fn look_at_socket(path: &Path) -> Result<(), String> {
+fn check_socket(path: &Path) -> Result<(), String> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !parent.is_dir() {
         return Err(format!("{} is to have a socket, and is no directory that can be entered", parent.display()));
@@ -174,7 +174,7 @@ pub fn check_backup_bytes(input: impl Read) -> Result<Contents, SnapshotError> {
 
 /// What the journal notes of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Noted {
+pub struct JournalLine {
     /// Its revision.
     pub revision: Revision,
     /// When.
@@ -195,7 +195,7 @@ pub struct Noted {
 pub fn journal(
     settings: &Settings,
     wanted: RangeInclusive<Revision>,
-    mut visit: impl FnMut(Noted),
+    mut visit: impl FnMut(JournalLine),
 ) -> Result<Revision, OfflineError> {
     let dir = LockedDir::lock_to_read(&settings.data_dir)?;
     let key = ChainKey(keyring(settings)?.chain_key());
@@ -204,7 +204,7 @@ pub fn journal(
     let after = Revision(first.0.saturating_sub(1));
     let read = scan_between(&dir.journal(), &key, after, until, |entries: Vec<pb::JournalEntry>, _| {
         for entry in entries.into_iter().filter(|entry| (first.0..=last.0).contains(&entry.revision)) {
-            visit(Noted {
+            visit(JournalLine {
                 revision: Revision(entry.revision),
                 time: UnixMillis(entry.time_ms),
                 actor: entry.actor,
@@ -223,7 +223,7 @@ pub fn journal(
 ///
 /// # Errors
 /// When the disk fails, or changes are missing and that is not accepted.
-pub fn rebuild(settings: &Settings, accepted: Accepted) -> Result<Rebuilt, OfflineError> {
+pub fn rebuild(settings: &Settings, accepted: AcceptedLoss) -> Result<Rebuilt, OfflineError> {
     let dir = LockedDir::lock_existing(&settings.data_dir)?;
     let options = options(settings)?;
     match SledStore::rebuild(&dir, &options) {
@@ -234,7 +234,7 @@ pub fn rebuild(settings: &Settings, accepted: Accepted) -> Result<Rebuilt, Offli
             SledStore::rebuild(&dir, &options)?;
             Ok(Rebuilt::Salvaged(salvaged))
         }
-        Err(loss) if loss.is_loss() => Err(OfflineError::Loss { loss, unproven: Box::new(look(&dir, &options)?) }),
+        Err(loss) if loss.is_loss() => Err(OfflineError::Loss { loss, unproven: Box::new(preview(&dir, &options)?) }),
         Err(error) => Err(error.into()),
     }
 }
@@ -271,7 +271,7 @@ pub fn mint_administrator(
     Ok(Minted { key_id, revision: log.append_key("MintAdministrator", key)? })
 }
 
-fn options(settings: &Settings) -> Result<Options, KeyringError> {
+fn options(settings: &Settings) -> Result<StoreOptions, KeyringError> {
     Ok(options_with(settings, &keyring(settings)?))
 }
 
@@ -279,8 +279,8 @@ fn keyring(settings: &Settings) -> Result<Keyring, KeyringError> {
     Keyring::open(&settings.pepper_file, false, &SystemEntropy)
 }
 
-fn options_with(settings: &Settings, keyring: &Keyring) -> Options {
-    Options {
+fn options_with(settings: &Settings, keyring: &Keyring) -> StoreOptions {
+    StoreOptions {
         segment_bytes: settings.journal_segment_bytes,
         chain_key: keyring.chain_key(),
         retention: Retention { bytes: settings.journal_retention_bytes, time: settings.journal_retention_time },
@@ -291,6 +291,6 @@ fn options_with(settings: &Settings, keyring: &Keyring) -> Options {
         free_bytes,
         // An expected head is for what is served. A table is built from the journal that is there, and a restore or a
         // rescue begins another log.
-        demands: Demands { head: None, accept_watermark_loss: settings.accept_watermark_loss },
+        expectations: Expectations { head: None, accept_watermark_loss: settings.accept_watermark_loss },
     }
 }

@@ -23,7 +23,7 @@ use crate::lifecycle::Tasks;
 use crate::progress::Progress;
 use crate::store::memory::MemoryStore;
 use crate::store::sled::journal::writer::{FREE_BYTES_EXHAUSTED, FREE_BYTES_MIN, free_bytes};
-use crate::store::sled::{BackupLimits, Demands, LockedDir, OpenError, Options, Retention, SledStore};
+use crate::store::sled::{BackupLimits, Expectations, LockedDir, OpenError, Retention, SledStore, StoreOptions};
 use crate::store::{Bounds, ChunkWriter, InUse, MaterializedView, Store, StoreError};
 
 /// A store that is being opened, and fills the index.
@@ -51,7 +51,7 @@ impl Opening {
             owners_per_tenant: settings.owners_per_tenant_max,
             scopes_per_tenant: settings.scopes_per_tenant_max,
         };
-        let options = Options {
+        let options = StoreOptions {
             segment_bytes: settings.journal_segment_bytes,
             chain_key: keyring.chain_key(),
             retention: Retention { bytes: settings.journal_retention_bytes, time: settings.journal_retention_time },
@@ -59,7 +59,10 @@ impl Opening {
             clock: deps.clock.clone(),
             bounds,
             free_bytes,
-            demands: Demands { head: settings.expect_head, accept_watermark_loss: settings.accept_watermark_loss },
+            expectations: Expectations {
+                head: settings.expect_head,
+                accept_watermark_loss: settings.accept_watermark_loss,
+            },
         };
         let (tasks, engine, state) = (Tasks::default(), deps.engine, state.clone());
         let (done, opened) = oneshot::channel();
@@ -116,7 +119,7 @@ const TRIED_AGAIN_EVERY: Duration = Duration::from_secs(30);
 /// anything, and the store is opened when there is room.
 async fn open(
     dir: LockedDir,
-    options: Options,
+    options: StoreOptions,
     view: Arc<dyn MaterializedView>,
     state: &StateHandle,
     stop: &CancellationToken,

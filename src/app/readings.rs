@@ -14,7 +14,7 @@ use crate::index::{Index, NameKind};
 use crate::metrics::{Finding, Metrics, Reading, Readings};
 use crate::net::Slots;
 use crate::ops_http::Phase;
-use crate::store::{Figures, Store, TableFigures};
+use crate::store::{Store, StoreStats, TableStats};
 
 /// The store, once it is open.
 pub(super) type Opened = Arc<OnceLock<Arc<dyn Store>>>;
@@ -36,17 +36,17 @@ pub(super) fn new_metrics(
         let reading: Reading = Box::new(move || index.names_in_use(kind) as u64);
         (name, reading)
     });
-    let table = |of: fn(TableFigures) -> u64| -> Reading {
+    let table = |of: fn(TableStats) -> u64| -> Reading {
         let opened = opened.clone();
-        Box::new(move || opened.get().map_or(0, |store| of(store.table())))
+        Box::new(move || opened.get().map_or(0, |store| of(store.table_stats())))
     };
-    let figure = |of: fn(Figures) -> u64| -> Reading {
+    let figure = |of: fn(StoreStats) -> u64| -> Reading {
         let opened = opened.clone();
-        Box::new(move || opened.get().map_or(0, |store| of(store.figures())))
+        Box::new(move || opened.get().map_or(0, |store| of(store.stats())))
     };
-    let found = |of: fn(Figures) -> Option<f64>| -> Finding {
+    let found = |of: fn(StoreStats) -> Option<f64>| -> Finding {
         let opened = opened.clone();
-        Box::new(move || of(opened.get()?.figures()))
+        Box::new(move || of(opened.get()?.stats()))
     };
     let states = STATES.map(|(name, state)| {
         let index = index.clone();

@@ -14,7 +14,7 @@ use keyward_core::scope::Scope;
 use keyward_core::secret::IssuedSecret;
 
 use super::{Authority, AuthorityError, Subject, check_expiry, check_scopes, check_size, check_times, target};
-use crate::store::{Commit, Reader, RecordWrite};
+use crate::store::{Commit, ReadContext, RecordWrite};
 
 /// What is wrong with a key id that the program keeps for itself.
 const RESERVED_RULE: &str = "in tenant 'system' must not be 'keyward' or begin with 'keyward-' or 'keyward_': so Keyward itself is named in the log";
@@ -83,7 +83,7 @@ impl Authority {
         check_expiry("", &key.policy, stamp.time)?;
         check_size(&key)?;
         if validate_only {
-            let reader = Reader { caller: grant.actor(), urgent: false };
+            let reader = ReadContext { caller: grant.actor(), urgent: false };
             if self.store.key_for(&reader, &key.tenant, &key.key_id).await?.is_some() {
                 return Err(AuthorityError::Exists(Subject::Key));
             }

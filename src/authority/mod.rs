@@ -33,7 +33,7 @@ use self::page_token::PageTokens;
 use self::turns::Turns;
 use crate::index::Index;
 use crate::store::record::stateless_key_bytes;
-use crate::store::{Commit, CommitError, Reader, RecordWrite, Store};
+use crate::store::{Commit, CommitError, ReadContext, RecordWrite, Store};
 
 pub use self::create::{Created, Maker, NewKey};
 pub use self::error::{AuthorityError, Subject, Violation};
@@ -135,7 +135,7 @@ impl Authority {
     where
         A: Act + Sync,
     {
-        let reader = Reader { caller: grant.actor(), urgent: call.is_urgent };
+        let reader = ReadContext { caller: grant.actor(), urgent: call.is_urgent };
         for _ in 0..CONFLICT_TRIES_MAX {
             let before = self.existing(&reader, grant.tenant(), key_id).await?;
             let mut key = before.clone();
@@ -198,7 +198,12 @@ impl Authority {
         Ok(revision)
     }
 
-    async fn existing(&self, reader: &Reader, tenant: &TenantId, key_id: &KeyId) -> Result<KeyRecord, AuthorityError> {
+    async fn existing(
+        &self,
+        reader: &ReadContext,
+        tenant: &TenantId,
+        key_id: &KeyId,
+    ) -> Result<KeyRecord, AuthorityError> {
         let key = self.store.key_for(reader, tenant, key_id).await?;
         Ok(KeyRecord::clone(&*key.ok_or(AuthorityError::Missing(Subject::Key))?))
     }

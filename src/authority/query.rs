@@ -9,7 +9,7 @@ use keyward_core::id::KeyId;
 use keyward_core::record::{KeyRecord, State};
 
 use super::{Authority, AuthorityError};
-use crate::store::{Held, KeyQuery, Reader};
+use crate::store::{KeyQuery, PagePermit, ReadContext};
 
 /// Which keys of a tenant.
 #[derive(Clone, Debug, Default)]
@@ -34,7 +34,7 @@ pub struct Listed<R> {
     /// Every change up to this revision is in it.
     pub revision: Revision,
     /// Dropped when the records are in the reply: so many lists are under way at a time.
-    pub held: Held,
+    pub held: PagePermit,
 }
 
 impl Authority {
@@ -44,7 +44,7 @@ impl Authority {
     /// When there is none.
     pub async fn key(&self, grant: &Grant<Read>, key_id: &KeyId) -> Result<(KeyRecord, Revision), AuthorityError> {
         let revision = self.store.revision();
-        let reader = Reader { caller: grant.actor(), urgent: false };
+        let reader = ReadContext { caller: grant.actor(), urgent: false };
         Ok((self.existing(&reader, grant.tenant(), key_id).await?, revision))
     }
 
@@ -69,7 +69,7 @@ impl Authority {
         let query = KeyQuery { caller, tenant, states, owner, labels, key_ids, after, limit: page_size };
         let page = self.store.keys(query).await?;
         let next_page_token = self.page_tokens.seal(page.next.as_ref().map(KeyId::as_str), &bound);
-        Ok(Listed { records: page.records, next_page_token, revision, held: page.held })
+        Ok(Listed { records: page.records, next_page_token, revision, held: page.permit })
     }
 }
 

@@ -98,6 +98,6 @@ impl Authority {
         };
         let next_page_token = self.page_tokens.seal(page.next.as_ref().map(TenantId::as_str), QUERY);
         let visible = page.records.into_iter().filter(|t| caller.may(Action::Read, &t.tenant));
-        Ok(Listed { records: visible.collect(), next_page_token, revision, held: page.held })
+        Ok(Listed { records: visible.collect(), next_page_token, revision, held: page.permit })
     }
 }

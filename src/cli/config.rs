@@ -4,7 +4,7 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use crate::config::{Flags, Settings};
-use crate::offline::look_at_files;
+use crate::offline::check_files;
 
 /// Prints the effective configuration as a TOML file, and then says what is wrong with the files that it names.
 pub(super) fn run((flags, file): (Flags, Option<PathBuf>)) -> Result<(), Box<dyn Error>> {
@@ -12,7 +12,7 @@ pub(super) fn run((flags, file): (Flags, Option<PathBuf>)) -> Result<(), Box<dyn
     for (name, value, source) in effective.listing {
         println!("{name} = {value} # {source}");
     }
-    let wrong = look_at_files(&effective.settings);
+    let wrong = check_files(&effective.settings);
     match wrong.len() {
         0 => Ok(()),
         1 => Err(format!("a file that the configuration names is not as it must be: {}", wrong[0]).into()),

@@ -8,7 +8,7 @@ use keyward_core::event::Revision;
 
 use super::Place;
 use crate::config::Flags;
-use crate::offline::{Noted, OfflineError, journal, rfc3339};
+use crate::offline::{JournalLine, OfflineError, journal, rfc3339};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -31,7 +31,7 @@ pub(super) struct Options {
 /// Prints a line for each change: revision, time, who, what, and to what, with tabs between them.
 pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let (settings, _log) = options.place.settings(Flags::default())?;
-    let is_wanted = |noted: &Noted| {
+    let is_wanted = |noted: &JournalLine| {
         options.target.as_ref().is_none_or(|target| *target == noted.target)
             && options.actor.as_ref().is_none_or(|actor| *actor == noted.actor)
     };
@@ -40,7 +40,7 @@ pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let last = options.to.map_or(Revision(u64::MAX), Revision);
     let begins = journal(&settings, Revision(options.from)..=last, |noted| {
         if written.is_ok() && is_wanted(&noted) {
-            let Noted { revision, time, actor, method, target } = &noted;
+            let JournalLine { revision, time, actor, method, target } = &noted;
             written = writeln!(out, "{revision}\t{}\t{actor}\t{method}\t{target}", rfc3339(*time));
         }
     });

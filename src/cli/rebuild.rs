@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::Place;
 use crate::config::Flags;
-use crate::offline::{Accepted, Rebuilt, rebuild};
+use crate::offline::{AcceptedLoss, Rebuilt, rebuild};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -33,7 +33,7 @@ pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
     let flags = Flags { accept_watermark_loss: options.accept_watermark_loss, ..Flags::default() };
     let (settings, _log) = options.place.settings(flags)?;
     let dir = settings.data_dir.display();
-    let accepted = Accepted { data_loss: options.accept_data_loss, unproven: options.accept_unproven };
+    let accepted = AcceptedLoss { data_loss: options.accept_data_loss, unproven: options.accept_unproven };
     match rebuild(&settings, accepted)? {
         Rebuilt::Whole(revision) => {
             println!("{dir}: the table was built anew, up to revision {revision}; nothing is missing")

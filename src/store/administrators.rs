@@ -16,13 +16,13 @@ use super::CommitError;
 #[derive(Debug, Default)]
 pub(super) struct Administrators {
     from: HashMap<KeyId, UnixMillis>,
-    /// Whether the log has been told that there is none.
-    told: bool,
+    /// Whether the log has been warned that there is none.
+    warned: bool,
 }
 
 /// What there was before a record was taken, to take it back.
 #[derive(Debug)]
-pub(super) struct Before {
+pub(super) struct Undo {
     key_id: KeyId,
     from: Option<UnixMillis>,
 }
@@ -52,18 +52,18 @@ impl Administrators {
     }
 
     /// Takes in a record that is written.
-    pub(super) fn take(&mut self, record: &Record) -> Option<Before> {
+    pub(super) fn apply(&mut self, record: &Record) -> Option<Undo> {
         let key = of_system(record)?;
         let before = match lasting_from(key) {
             Some(from) => self.from.insert(key.key_id.clone(), from),
             None => self.from.remove(&key.key_id),
         };
-        Some(Before { key_id: key.key_id.clone(), from: before })
+        Some(Undo { key_id: key.key_id.clone(), from: before })
     }
 
     /// Takes records back that were not written after all.
-    pub(super) fn take_back(&mut self, taken: Vec<Before>) {
-        for Before { key_id, from } in taken.into_iter().rev() {
+    pub(super) fn undo(&mut self, taken: Vec<Undo>) {
+        for Undo { key_id, from } in taken.into_iter().rev() {
             match from {
                 Some(from) => self.from.insert(key_id, from),
                 None => self.from.remove(&key_id),
@@ -72,16 +72,16 @@ impl Administrators {
     }
 
     /// Tells the log, once, that there is none.
-    pub(super) fn tell(&mut self, at: UnixMillis) {
+    pub(super) fn warn_if_none(&mut self, at: UnixMillis) {
         let lacking = self.count(at) == 0;
-        if lacking && !self.told {
+        if lacking && !self.warned {
             tracing::warn!(
                 "there is no lasting administrator: no key of tenant 'system' that is active now, without an end, with \
                  keyward.admin of all tenants, and bound to no network and no other audience; nothing keeps the last \
                  administrator from being lost; create such a key, or make one offline with `keyward admin-key`"
             );
         }
-        self.told = lacking;
+        self.warned = lacking;
     }
 }
 
@@ -93,7 +93,7 @@ fn of_system(record: &Record) -> Option<&KeyRecord> {
 }
 
 /// Whether a record is a key of tenant `system`.
-pub(super) fn concerns(record: &Record) -> bool {
+pub(super) fn is_relevant(record: &Record) -> bool {
     of_system(record).is_some()
 }
 
@@ -120,13 +120,13 @@ mod tests {
         let other = KeyRecord { key_id: KeyId::parse("other").unwrap(), ..key.clone() };
 
         let mut administrators = Administrators::default();
-        administrators.take(&record(&key));
+        administrators.apply(&record(&key));
         let taken: Vec<_> = [record(&dated), record(&key), record(&dated), record(&other)]
             .iter()
-            .filter_map(|record| administrators.take(record))
+            .filter_map(|record| administrators.apply(record))
             .collect();
         assert_eq!(administrators.from.keys().collect::<Vec<_>>(), [&other.key_id]);
-        administrators.take_back(taken);
+        administrators.undo(taken);
         assert_eq!(administrators.from.keys().collect::<Vec<_>>(), [&key.key_id]);
         assert!(administrators.check([&record(&dated)].into_iter(), now).is_err());
     }

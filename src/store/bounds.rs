@@ -163,7 +163,7 @@ pub(super) fn check_tenants(bounds: &Bounds, tenants: usize) -> Result<(), Commi
     if tenants < max { Ok(()) } else { Err(CommitError::Bounded(Exceeded::Tenants { max })) }
 }
 
-/// The names that changes bring into use which the view has not folded in yet.
+/// The names that changes bring into use which the view has not applied yet.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     names: HashMap<TenantId, [HashMap<Box<str>, usize>; NameKind::ALL.len()]>,
@@ -205,7 +205,7 @@ impl Pending {
     }
 
     /// The view has every change up to this revision.
-    pub(super) fn folded(&mut self, revision: Revision) {
+    pub(super) fn applied(&mut self, revision: Revision) {
         while self.queue.front().is_some_and(|(noted, ..)| *noted <= revision)
             && let Some((_, tenant, kind, name)) = self.queue.pop_front()
         {
@@ -226,9 +226,9 @@ impl Pending {
 
 /// What keys use, counted one by one: for an engine without a view.
 #[derive(Debug, Default)]
-pub(super) struct Uses(HashMap<TenantId, [HashMap<String, usize>; NameKind::ALL.len()]>);
+pub(super) struct NameUses(HashMap<TenantId, [HashMap<String, usize>; NameKind::ALL.len()]>);
 
-impl Uses {
+impl NameUses {
     /// A key is written over its form before.
     pub(super) fn change(&mut self, before: Option<&KeyRecord>, key: &KeyRecord) {
         let of_tenant = self.0.entry(key.tenant.clone()).or_default();

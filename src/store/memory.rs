@@ -14,11 +14,11 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::administrators::Administrators;
-use super::bounds::{self, NameKind, Pending, Uses};
+use super::bounds::{self, NameKind, NameUses, Pending};
 use super::check::{RecordReader, authorize, check_and_encode};
 use super::{
-    Backup, BackupError, Bounds, Commit, CommitError, KeyQuery, Page, Part, Reader, Snapshot, Store, StoreError,
-    WriteHealth,
+    Backup, BackupError, Bounds, Commit, CommitError, KeyQuery, Page, ReadContext, RecordStream, Store, StoreError,
+    StreamItem, WriteHealth,
 };
 use crate::feed::{Feed, Lagged, Subscription};
 
@@ -32,7 +32,7 @@ pub struct MemoryStore {
 #[derive(Debug)]
 struct State {
     bounds: Bounds,
-    uses: Uses,
+    uses: NameUses,
     revision: Revision,
     keys: BTreeMap<(TenantId, KeyId), Arc<KeyRecord>>,
     digests: HashSet<Digest>,
@@ -53,7 +53,7 @@ impl MemoryStore {
     pub fn within(bounds: Bounds) -> Self {
         let state = State {
             bounds,
-            uses: Uses::default(),
+            uses: NameUses::default(),
             revision: Revision(0),
             keys: BTreeMap::new(),
             digests: HashSet::new(),
@@ -67,21 +67,21 @@ impl MemoryStore {
 
 #[async_trait]
 impl Store for MemoryStore {
-    async fn load(&self) -> Result<Snapshot, StoreError> {
+    async fn load(&self) -> Result<RecordStream, StoreError> {
         let state = self.state.lock();
         let keys = state.keys.values().cloned().map(Record::Key);
         let records: Vec<_> = state.tenants.values().cloned().map(Record::Tenant).chain(keys).collect();
-        let (sender, parts) = mpsc::channel(2);
+        let (sender, items) = mpsc::channel(2);
         let count = records.len() as u64;
-        for part in [Part::Records(records), Part::End] {
+        for part in [StreamItem::Records(records), StreamItem::End] {
             sender.try_send(Ok(part)).map_err(|_| StoreError::Closed)?;
         }
-        Ok(Snapshot { revision: state.revision, records: count, parts })
+        Ok(RecordStream { revision: state.revision, records: count, items })
     }
 
     async fn key_for(
         &self,
-        _reader: &Reader,
+        _reader: &ReadContext,
         tenant: &TenantId,
         key_id: &KeyId,
     ) -> Result<Option<Arc<KeyRecord>>, StoreError> {
@@ -121,8 +121,8 @@ impl Store for MemoryStore {
         let records: Vec<_> = staged.map(|s| s.map(|s| s.record)).collect::<Result<_, _>>()?;
         state.administrators.check(records.iter(), clock)?;
         for record in &records {
-            if state.administrators.take(record).is_some() {
-                state.administrators.tell(clock);
+            if state.administrators.apply(record).is_some() {
+                state.administrators.warn_if_none(clock);
             }
             match record {
                 Record::Key(key) => {
@@ -155,7 +155,7 @@ impl Store for MemoryStore {
 
     fn lasting_administrators(&self, clock: UnixMillis) -> usize {
         let administrators = &mut self.state.lock().administrators;
-        administrators.tell(clock);
+        administrators.warn_if_none(clock);
         administrators.count(clock)
     }
 

@@ -44,14 +44,14 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the engine cannot read.
-    async fn load(&self) -> Result<Snapshot, StoreError>;
+    async fn load(&self) -> Result<RecordStream, StoreError>;
 
     /// One key, as of the last commit or later, for the program itself.
     ///
     /// # Errors
     /// When the engine cannot read.
     async fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
-        self.key_for(&Reader { caller: ActorId::keyward(), urgent: false }, tenant, key_id).await
+        self.key_for(&ReadContext { caller: ActorId::keyward(), urgent: false }, tenant, key_id).await
     }
 
     /// One key, as of the last commit or later.
@@ -60,7 +60,7 @@ pub trait Store: Send + Sync + 'static {
     /// When the engine cannot read, or too many reads wait.
     async fn key_for(
         &self,
-        reader: &Reader,
+        reader: &ReadContext,
         tenant: &TenantId,
         key_id: &KeyId,
     ) -> Result<Option<Arc<KeyRecord>>, StoreError>;
@@ -136,13 +136,13 @@ pub trait Store: Send + Sync + 'static {
     async fn write_health(&self) -> WriteHealth;
 
     /// What the table of an engine takes, as far as it has one. It is not looked for: it may be some seconds old.
-    fn table(&self) -> TableFigures {
-        TableFigures::default()
+    fn table_stats(&self) -> TableStats {
+        TableStats::default()
     }
 
     /// How far it is, and what it has last made. Nothing is looked for: some of it may be some seconds old.
-    fn figures(&self) -> Figures {
-        Figures::at(self.revision())
+    fn stats(&self) -> StoreStats {
+        StoreStats::at(self.revision())
     }
 
     /// Every record at one revision, as the bytes of a backup. One is made at a time, and nothing else waits for it.
@@ -270,7 +270,7 @@ pub enum WriteHealth {
 
 /// What a table takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TableFigures {
+pub struct TableStats {
     /// Bytes of its files.
     pub bytes: u64,
     /// Bytes of its records.
@@ -281,7 +281,7 @@ pub struct TableFigures {
 
 /// How far an engine is, and what it has last made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Figures {
+pub struct StoreStats {
     /// The last durable change.
     pub durable: Revision,
     /// The last change that is in the table.
@@ -296,7 +296,7 @@ pub struct Figures {
     pub backup: Option<UnixMillis>,
 }
 
-impl Figures {
+impl StoreStats {
     /// Those of an engine that does everything at once, and keeps nothing.
     #[must_use]
     pub fn at(revision: Revision) -> Self {
@@ -350,31 +350,31 @@ pub enum BackupLimit {
 
 /// Every record at one revision.
 #[derive(Debug)]
-pub struct Snapshot {
+pub struct RecordStream {
     /// The revision.
     pub revision: Revision,
     /// How many records there are, about: to tell how far the reading is.
     pub records: u64,
-    parts: mpsc::Receiver<Result<Part, StoreError>>,
+    items: mpsc::Receiver<Result<StreamItem, StoreError>>,
 }
 
 /// A piece of a snapshot.
 #[derive(Debug)]
-enum Part {
+enum StreamItem {
     Records(Vec<Record>),
     /// Without it, a snapshot whose reader died would pass for a whole one.
     End,
 }
 
-impl Snapshot {
+impl RecordStream {
     /// The next records. `None`: those were all.
     ///
     /// # Errors
     /// When the engine cannot read on, or has stopped reading before the end.
     pub async fn next(&mut self) -> Result<Option<Vec<Record>>, StoreError> {
-        match self.parts.recv().await {
-            Some(Ok(Part::Records(records))) => Ok(Some(records)),
-            Some(Ok(Part::End)) => Ok(None),
+        match self.items.recv().await {
+            Some(Ok(StreamItem::Records(records))) => Ok(Some(records)),
+            Some(Ok(StreamItem::End)) => Ok(None),
             Some(Err(error)) => Err(error),
             None => Err(StoreError::Engine("a snapshot broke off before its end".into())),
         }
@@ -383,7 +383,7 @@ impl Snapshot {
 
 /// For whom a key is read.
 #[derive(Clone, Debug)]
-pub struct Reader {
+pub struct ReadContext {
     /// Who asks.
     pub caller: ActorId,
     /// For a change that may take power away: such a read waits for no other kind.
@@ -432,23 +432,23 @@ pub struct Page<R, I> {
     /// Where the next page goes on. `None`: this is the last.
     pub next: Option<I>,
     /// Dropped when the page has been made use of: so many are under way at a time.
-    pub held: Held,
+    pub permit: PagePermit,
 }
 
 /// Something to drop at the right time.
 #[derive(Default)]
-pub struct Held(Option<Box<dyn Send + Sync>>);
+pub struct PagePermit(Option<Box<dyn Send + Sync>>);
 
-impl Held {
+impl PagePermit {
     /// Holds something.
     pub(crate) fn of(held: impl Send + Sync + 'static) -> Self {
         Self(Some(Box::new(held)))
     }
 }
 
-impl fmt::Debug for Held {
+impl fmt::Debug for PagePermit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Held" } else { "Held by nothing" })
+        f.write_str(if self.0.is_some() { "PagePermit" } else { "PagePermit(none)" })
     }
 }
 
@@ -459,7 +459,7 @@ impl<R, I> Page<R, I> {
         let more = records.len() > limit;
         records.truncate(limit);
         let next = records.last().filter(|_| more).map(|last| id(last));
-        Self { records, next, held: Held::default() }
+        Self { records, next, permit: PagePermit::default() }
     }
 }
 
@@ -575,9 +575,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_snapshot_that_breaks_off_is_not_taken_for_a_whole_one() {
-        let (sender, parts) = mpsc::channel(2);
-        let mut snapshot = Snapshot { revision: Revision(1), records: 0, parts };
-        sender.send(Ok(Part::Records(vec![]))).await.unwrap();
+        let (sender, items) = mpsc::channel(2);
+        let mut snapshot = RecordStream { revision: Revision(1), records: 0, items };
+        sender.send(Ok(StreamItem::Records(vec![]))).await.unwrap();
         drop(sender);
         assert!(snapshot.next().await.unwrap().is_some());
         assert!(snapshot.next().await.is_err());

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keyward::store::memory::MemoryStore;
 use keyward::store::sled::journal::writer::free_bytes;
-use keyward::store::sled::{BackupLimits, Demands, LockedDir, Options, Retention, SledStore};
+use keyward::store::sled::{BackupLimits, Expectations, LockedDir, Retention, SledStore, StoreOptions};
 use keyward::store::{Bounds, Commit, CommitError, KeyQuery, RecordWrite, Store};
 use keyward_core::access::{Caller, Identity, Issue, Unauthorized};
 use keyward_core::clock::{ManualClock, UnixMillis};
@@ -61,8 +61,8 @@ pub(crate) fn open(dir: &TempDir, segment_bytes: u64) -> SledStore {
     SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options(segment_bytes), Arc::new(())).unwrap()
 }
 
-pub(crate) fn options(segment_bytes: u64) -> Options {
-    Options {
+pub(crate) fn options(segment_bytes: u64) -> StoreOptions {
+    StoreOptions {
         segment_bytes,
         chain_key: Zeroizing::new([7; 32]),
         retention: Retention { bytes: u64::MAX, time: Duration::MAX },
@@ -70,7 +70,7 @@ pub(crate) fn options(segment_bytes: u64) -> Options {
         clock: Arc::new(ManualClock::at(UnixMillis(1_000))),
         bounds: Bounds::NONE,
         free_bytes,
-        demands: Demands::default(),
+        expectations: Expectations::default(),
     }
 }
 

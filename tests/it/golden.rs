@@ -139,16 +139,16 @@ fn journal_frames_are_written_and_read_as_ever() {
     let golden = holds("journal/frame-v1.hex", &builder.finish().unwrap());
     let frame = Frame::read(&golden).unwrap();
     assert_eq!(frame.bytes, golden.len());
-    assert_eq!(frame.follow(&start, &key), Ok((entries, end)));
+    assert_eq!(frame.verify_after(&start, &key), Ok((entries, end)));
     let second = holds("journal/second-segment-header-v1.hex", &segment_header(&end));
     assert_eq!(read_segment_header(&second), Ok(end));
 
     let other = ChainKey(Zeroizing::new([0x12; 32]));
-    assert!(frame.follow::<pb::JournalEntry>(&start, &other).is_err(), "another key's chain does not verify");
+    assert!(frame.verify_after::<pb::JournalEntry>(&start, &other).is_err(), "another key's chain does not verify");
     for bit in 0..golden.len() * 8 {
         let mut flipped = golden.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
-        let read = Frame::read(&flipped).map(|frame| frame.follow::<pb::JournalEntry>(&start, &key).is_ok());
+        let read = Frame::read(&flipped).map(|frame| frame.verify_after::<pb::JournalEntry>(&start, &key).is_ok());
         // Only the padding is not covered.
         let padding = bit / 8 >= golden.len() - (golden.len() - golden.iter().rposition(|&b| b != 0).unwrap() - 1);
         assert!(read != Some(true) || padding, "bit {bit}");

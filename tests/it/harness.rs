@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use futures_util::Stream;
 use keyward::app::{App, Deps, Engine, StartError};
 use keyward::config::{Flags, Settings};
-use keyward::files::lock_soon;
+use keyward::files::lock_with_retry;
 use keyward::grpc::pb;
 use keyward::grpc::pb::key_admin_client::KeyAdminClient;
 use keyward::grpc::pb::key_audit_client::KeyAuditClient;
@@ -175,7 +175,7 @@ impl Site {
 /// The table of a server that was stopped, as sled has it. Threads of its own may still hold its file for a moment.
 pub(crate) fn open_table(dir: &Path) -> sled::Db {
     let path = dir.join("table");
-    lock_soon(&std::fs::File::open(path.join("db")).unwrap()).unwrap();
+    lock_with_retry(&std::fs::File::open(path.join("db")).unwrap()).unwrap();
     sled::open(path).unwrap()
 }
 

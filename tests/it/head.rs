@@ -12,7 +12,7 @@ use keyward::store::sled::inspect::inspect;
 use keyward::store::sled::journal::frame::Frame;
 use keyward::store::sled::journal::{ChainKey, Position};
 use keyward::store::sled::restore::{Source, restore};
-use keyward::store::sled::{Demands, HeadFault, LockedDir, OpenError, Options, SledStore};
+use keyward::store::sled::{Expectations, HeadFault, LockedDir, OpenError, SledStore, StoreOptions};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 use keyward_core::head::Head;
@@ -156,8 +156,8 @@ async fn a_log_that_no_longer_reaches_back_to_the_head_says_so() {
     let source = Source { backup: file, journal: Some(dir.path().join("journal")), to: None };
     restore(&LockedDir::lock_empty(&data, None).unwrap(), &options(SEGMENT_BYTES), &|_| true, &source).unwrap();
     let try_open = |head| {
-        let demands = Demands { head: Some(head), ..Demands::default() };
-        let options = Options { demands, ..options(SEGMENT_BYTES) };
+        let expectations = Expectations { head: Some(head), ..Expectations::default() };
+        let options = StoreOptions { expectations, ..options(SEGMENT_BYTES) };
         SledStore::open(LockedDir::lock(&data).unwrap(), &options, Arc::new(()))
     };
     let refused = try_open(early).err().unwrap();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use keyward::index::{Index, checkpoint};
 use keyward::store::sled::salvage::salvage;
-use keyward::store::sled::{LockedDir, OpenError, Options, Retention, SledStore};
+use keyward::store::sled::{LockedDir, OpenError, Retention, SledStore, StoreOptions};
 use keyward::store::{ChunkWriter, MaterializedView, RecordWrite, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::Policy;
@@ -151,7 +151,7 @@ impl Open {
         Self::with_options(dir, view, &options(SEGMENT_BYTES))
     }
 
-    fn with_options(dir: &TempDir, view: Arc<Watched>, options: &Options) -> Result<Self, OpenError> {
+    fn with_options(dir: &TempDir, view: Arc<Watched>, options: &StoreOptions) -> Result<Self, OpenError> {
         let store = Arc::new(SledStore::open(LockedDir::lock(dir.path()).unwrap(), options, view.clone())?);
         let mut changes = store.changes(store.revision()).unwrap();
         let index = view.index.clone();
@@ -511,7 +511,7 @@ async fn a_checkpoint_knows_the_latest_time_of_the_log() {
 async fn retention_leaves_the_image_what_it_needs() {
     let dir = tempfile::tempdir().unwrap();
     let retention = Retention { bytes: 6 * SEGMENT_BYTES, time: Duration::MAX };
-    let options = Options { retention, ..options(SEGMENT_BYTES) };
+    let options = StoreOptions { retention, ..options(SEGMENT_BYTES) };
     let mut begins = vec![];
     for start in 0..6 {
         let open = Open::with_options(&dir, Watched::new(), &options).unwrap();

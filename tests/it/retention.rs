@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keyward::store::sled::salvage::salvage;
-use keyward::store::sled::{LockedDir, OpenError, Options, Retention, SledStore};
+use keyward::store::sled::{LockedDir, OpenError, Retention, SledStore, StoreOptions};
 use keyward::store::{RecordWrite, Store};
 use keyward_core::clock::{ManualClock, UnixMillis};
 use keyward_core::record::{KeyRecord, State};
@@ -17,11 +17,11 @@ use crate::conformance::{commit, create, key, options};
 const SEGMENT_BYTES: u64 = 16 * 1024;
 pub(crate) const KEYS: u32 = 600;
 
-fn keeping(bytes: u64) -> Options {
-    Options { retention: Retention { bytes, time: Duration::MAX }, ..options(SEGMENT_BYTES) }
+fn keeping(bytes: u64) -> StoreOptions {
+    StoreOptions { retention: Retention { bytes, time: Duration::MAX }, ..options(SEGMENT_BYTES) }
 }
 
-fn try_open(dir: &TempDir, options: &Options) -> Result<SledStore, OpenError> {
+fn try_open(dir: &TempDir, options: &StoreOptions) -> Result<SledStore, OpenError> {
     SledStore::open(LockedDir::lock(dir.path()).unwrap(), options, Arc::new(()))
 }
 
@@ -78,7 +78,7 @@ pub(crate) async fn shortened() -> TempDir {
         }
     }
     wait_until("two snapshots", || snapshots(&dir).len() == 2);
-    assert!(store.figures().snapshot.is_some(), "metrics are told of them");
+    assert!(store.stats().snapshot.is_some(), "metrics are told of them");
     store.close().await.unwrap();
     dir
 }
@@ -86,7 +86,7 @@ pub(crate) async fn shortened() -> TempDir {
 async fn starts_whole(dir: &TempDir) {
     let store = try_open(dir, &keeping(4 * SEGMENT_BYTES)).unwrap();
     is_whole(&store, KEYS).await;
-    wait_until("the snapshots were read", || store.figures().snapshot.is_some());
+    wait_until("the snapshots were read", || store.stats().snapshot.is_some());
     store.close().await.unwrap();
 }
 
@@ -233,7 +233,7 @@ async fn a_start_that_would_lack_the_beginning_is_refused() {
 async fn segments_go_when_they_are_old() {
     let dir = tempfile::tempdir().unwrap();
     let clock = Arc::new(ManualClock::at(UnixMillis(1_000)));
-    let keep_for = |time| Options {
+    let keep_for = |time| StoreOptions {
         retention: Retention { bytes: u64::MAX, time },
         clock: clock.clone(),
         ..options(SEGMENT_BYTES)

@@ -10,7 +10,7 @@ use keyward::grpc::pb;
 use keyward::remote::{RemoteError, Server};
 use keyward::store::record::{decode_key, encode_key};
 use keyward::store::sled::snapshot::verify_without_key;
-use keyward::store::sled::{BackupLimits, LockedDir, Options, Retention, SledStore};
+use keyward::store::sled::{BackupLimits, LockedDir, Retention, SledStore, StoreOptions};
 use keyward::store::{Backup, BackupError, BackupLimit, RecordWrite, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
@@ -39,7 +39,7 @@ fn large(number: u32, version: u32) -> KeyRecord {
 /// A store with so many large keys.
 async fn store_of(dir: &TempDir, keys: u32, retention_bytes: u64, backup: BackupLimits) -> SledStore {
     let retention = Retention { bytes: retention_bytes, time: Duration::MAX };
-    let options = Options { retention, backup, ..options(SEGMENT_BYTES) };
+    let options = StoreOptions { retention, backup, ..options(SEGMENT_BYTES) };
     let store = SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(())).unwrap();
     for first in (0..keys).step_by(200) {
         let writes =

@@ -17,10 +17,10 @@ use keyward::grpc::status::status;
 use keyward::index::Index;
 use keyward::net::ListenAddr;
 use keyward::store::memory::MemoryStore;
-use keyward::store::sled::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX, LockedDir, Options, SledStore};
+use keyward::store::sled::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX, LockedDir, SledStore, StoreOptions};
 use keyward::store::{
-    Backup, BackupError, Commit, CommitError, KeyQuery, Page, Reader, RecordWrite, Snapshot, Store, StoreError,
-    WriteHealth,
+    Backup, BackupError, Commit, CommitError, KeyQuery, Page, ReadContext, RecordStream, RecordWrite, Store,
+    StoreError, WriteHealth,
 };
 use keyward_core::access::{Caller, ChangeState, Grant, Identity, Issue};
 use keyward_core::clock::{ManualClock, UnixMillis};
@@ -92,7 +92,7 @@ async fn authority(store: Arc<dyn Store>) -> Authority {
 }
 
 fn open_with(dir: &tempfile::TempDir, free_bytes: fn(&File) -> io::Result<u64>) -> Arc<SledStore> {
-    let options = Options { free_bytes, ..options(64 * 1024) };
+    let options = StoreOptions { free_bytes, ..options(64 * 1024) };
     Arc::new(SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(())).unwrap())
 }
 
@@ -116,13 +116,13 @@ struct Watched {
 
 #[async_trait]
 impl Store for Watched {
-    async fn load(&self) -> Result<Snapshot, StoreError> {
+    async fn load(&self) -> Result<RecordStream, StoreError> {
         self.inner.load().await
     }
 
     async fn key_for(
         &self,
-        reader: &Reader,
+        reader: &ReadContext,
         tenant: &TenantId,
         key_id: &KeyId,
     ) -> Result<Option<Arc<KeyRecord>>, StoreError> {

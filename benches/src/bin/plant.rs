@@ -23,7 +23,9 @@ use keyward::files::{create_private_dir, write_durably};
 use keyward::index::Index;
 use keyward::keyring::Keyring;
 use keyward::store::sled::journal::writer::free_bytes;
-use keyward::store::sled::{BackupLimits, COMMIT_QUEUE_OF_ONE_MAX, Demands, LockedDir, Options, Retention, SledStore};
+use keyward::store::sled::{
+    BackupLimits, COMMIT_QUEUE_OF_ONE_MAX, Expectations, LockedDir, Retention, SledStore, StoreOptions,
+};
 use keyward::store::{Bounds, Commit, RecordWrite, Store};
 use keyward::system::{SystemClock, SystemEntropy};
 use keyward_bench::typical::{Typical, scope};
@@ -69,7 +71,7 @@ async fn main() -> Result<(), Failure> {
         return Err("there is data already".into());
     }
     let keyring = Keyring::open(&data.join("pepper"), true, &SystemEntropy)?;
-    let options = Options {
+    let options = StoreOptions {
         segment_bytes: SEGMENT_BYTES,
         chain_key: keyring.chain_key(),
         retention: RETENTION,
@@ -77,7 +79,7 @@ async fn main() -> Result<(), Failure> {
         clock: Arc::new(SystemClock),
         bounds: Bounds::NONE,
         free_bytes,
-        demands: Demands::default(),
+        expectations: Expectations::default(),
     };
     let store = Arc::new(SledStore::open(dir, &options, Arc::new(()))?);
     let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));

@@ -35,7 +35,7 @@ pub(super) fn read(table: &Table) -> Result<Administrators, StoreError> {
             }
         };
         for key in page.records {
-            found.take(&Record::Key(key));
+            found.apply(&Record::Key(key));
         }
         match page.next {
             Some(next) => query.after = Some(next),

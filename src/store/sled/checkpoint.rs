@@ -32,7 +32,7 @@ use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use super::journal::{Chain, ChainKey, Position};
-use super::snapshot::{MayGoOn, Stoppable};
+use super::snapshot::{ContinueCheck, Interruptible};
 use crate::bytes_codec::Cursor;
 use crate::files::{NewFile, create_private_dir, numbered};
 use crate::parallel;
@@ -99,16 +99,16 @@ pub(super) fn list(dir: &Path) -> io::Result<Vec<(Revision, PathBuf)>> {
 
 /// The newest checkpoint, and what was done with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum CheckpointLoad {
     /// There is none that is sound.
-    None,
+    Missing,
     /// The view was filled with it.
-    Read(Checkpoint),
+    Loaded(Checkpoint),
     /// It was not read: the journal since then would take longer to read than it saves.
-    Costly(Checkpoint),
+    Skipped(Checkpoint),
 }
 
-/// Fills a view with the newest checkpoint, if there is one that is sound and of use. `lacks` says how many bytes
+/// Fills a view with the newest checkpoint, if there is one that is sound and of use. `journal_bytes_after` says how many bytes
 /// of the journal there are after a revision.
 ///
 /// It is of use if they are no more than its own. A checkpoint has less of each key than the record in the table
@@ -119,39 +119,39 @@ pub(super) fn load(
     dir: &Path,
     key: &CheckpointKey,
     view: &dyn MaterializedView,
-    lacks: impl Fn(Revision) -> u64,
-) -> Found {
+    journal_bytes_after: impl Fn(Revision) -> u64,
+) -> CheckpointLoad {
     if view.chunk_count() == 0 {
-        return Found::None;
+        return CheckpointLoad::Missing;
     }
     let newest = match list(dir) {
         Ok(checkpoints) => checkpoints.into_iter().next(),
         Err(error) => {
-            of_no_use(dir, &error, view);
-            return Found::None;
+            discard(dir, &error, view);
+            return CheckpointLoad::Missing;
         }
     };
-    let Some((_, path)) = newest else { return Found::None };
-    let found = look(&path, key, view).and_then(|checkpoint| {
-        let lacking = lacks(checkpoint.position.revision);
+    let Some((_, path)) = newest else { return CheckpointLoad::Missing };
+    let found = read_summary(&path, key, view).and_then(|checkpoint| {
+        let lacking = journal_bytes_after(checkpoint.position.revision);
         if lacking > checkpoint.bytes {
             tracing::info!(
                 image = checkpoint.bytes,
                 journal = lacking,
                 "the journal since the index checkpoint is longer than the checkpoint; the table is read instead"
             );
-            return Ok(Found::Costly(checkpoint));
+            return Ok(CheckpointLoad::Skipped(checkpoint));
         }
-        Ok(Found::Read(read(&path, key, view)?))
+        Ok(CheckpointLoad::Loaded(read(&path, key, view)?))
     });
     found.unwrap_or_else(|error| {
-        of_no_use(&path, &error, view);
-        Found::None
+        discard(&path, &error, view);
+        CheckpointLoad::Missing
     })
 }
 
 /// What a checkpoint is of, if it is of this form.
-fn look(path: &Path, key: &CheckpointKey, view: &dyn MaterializedView) -> Result<Checkpoint, CheckpointError> {
+fn read_summary(path: &Path, key: &CheckpointKey, view: &dyn MaterializedView) -> Result<Checkpoint, CheckpointError> {
     let contents = Contents::read(&File::open(path)?, key)?;
     if contents.form != view.format_version() || contents.parts.len() != view.chunk_count() {
         return Err(CheckpointError::OtherForm);
@@ -160,7 +160,7 @@ fn look(path: &Path, key: &CheckpointKey, view: &dyn MaterializedView) -> Result
 }
 
 /// Lets go of what a view has from a checkpoint.
-pub(super) fn of_no_use(path: &Path, why: &dyn fmt::Display, view: &dyn MaterializedView) -> Option<Checkpoint> {
+pub(super) fn discard(path: &Path, why: &dyn fmt::Display, view: &dyn MaterializedView) -> Option<Checkpoint> {
     tracing::warn!(path = %path.display(), %why, "the index checkpoint is of no use; the table is read instead");
     view.reset();
     None
@@ -209,19 +209,19 @@ pub(super) fn verify(path: &Path, key: &CheckpointKey) -> Result<Checkpoint, Che
 
 /// Writes a checkpoint of a view, which is there whole or not at all, and removes older ones. The view must have
 /// reached the position, and have nothing from after what `newest` gives when all is written. It breaks off
-/// with the error that `may_go_on` gives.
+/// with the error that `check_continue` gives.
 pub(super) fn create(
     view: &dyn MaterializedView,
     position: Position,
     newest: impl FnOnce() -> Position,
     key: &CheckpointKey,
     dir: &Path,
-    may_go_on: MayGoOn<'_>,
+    check_continue: ContinueCheck<'_>,
 ) -> io::Result<Checkpoint> {
     create_private_dir(dir)?;
     let path = dir.join(format!("{:020}.{EXTENSION}", position.revision.0));
     let mut file = NewFile::create(&path)?;
-    let mut out = BufWriter::with_capacity(BUFFER_BYTES, Stoppable { inner: &mut file, may_go_on });
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, Interruptible { inner: &mut file, check_continue });
     let checkpoint = write(view, position, newest, key, &mut out)?;
     out.flush()?;
     drop(out);

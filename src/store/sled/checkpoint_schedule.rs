@@ -15,7 +15,7 @@ use super::journal::scan::{segment_numbers, segment_path, segment_start};
 use super::maintenance::{MaintenanceContext, MaintenanceError};
 use super::snapshot::SnapshotError;
 use super::snapshot_scan::ScanError;
-use crate::files::{create_private_dir, remove_unfinished};
+use crate::files::{create_private_dir, remove_temporary_files};
 
 /// A checkpoint is made when the journal since the last one has so many full segments, and is as large as one part in so many of
 /// the checkpoint: so a checkpoint costs few times what the journal did, and a start rarely finds one that is not worth reading because the
@@ -78,13 +78,14 @@ impl MaintenanceContext {
     /// Makes a checkpoint that the journal goes on from at a position, which must be the beginning of a segment.
     fn write_checkpoint(&self, start: Position, checkpoint: &mut Option<Checkpoint>) -> Result<(), MaintenanceError> {
         self.wait_for_view(start.revision)?;
-        remove_unfinished(&self.checkpoints)?;
+        remove_temporary_files(&self.checkpoints)?;
         create_private_dir(&self.checkpoints)?;
         let disk = self.check_free_space(&self.checkpoints, checkpoint.map_or(0, |checkpoint| checkpoint.bytes))?;
-        let may_go_on = || self.may_go_on(&disk);
+        let check_continue = || self.check_continue(&disk);
         // Nothing is folded before it is durable.
         let newest = || *self.durable.lock();
-        let made = checkpoint::create(&*self.view, start, newest, &self.checkpoint_key, &self.checkpoints, &may_go_on)?;
+        let made =
+            checkpoint::create(&*self.view, start, newest, &self.checkpoint_key, &self.checkpoints, &check_continue)?;
         tracing::info!(revision = start.revision.0, bytes = made.bytes, "made an index checkpoint");
         *checkpoint = Some(made);
         Ok(())

@@ -33,7 +33,7 @@ use super::watermark::Watermark;
 use super::write_buffer::{Maps, WriteBuffer};
 use crate::fatal::die;
 use crate::feed::Feed;
-use crate::store::administrators::{self, Administrators, Before};
+use crate::store::administrators::{self, Administrators, Undo};
 use crate::store::bounds::{self, Bounds, NameKind, Pending};
 use crate::store::check::{EncodedWrite, RecordReader, authorize, check_and_encode};
 use crate::store::record::{encode_key, encode_tenant, pb};
@@ -264,7 +264,7 @@ impl CommitLoop {
         let mut staged = Group { rows: vec![], end: before };
         let mut changes = vec![];
         let mut replies = vec![];
-        self.names.pending.get_mut().folded(self.names.view.revision());
+        self.names.pending.get_mut().applied(self.names.view.revision());
         let (write_buffer, table, names, callers) = (&*self.write_buffer, &*self.table, &self.names, &mut self.callers);
         let (administrators, taken) = (&*self.administrators, vec![]);
         let mut seen = PendingView {
@@ -336,7 +336,7 @@ impl CommitLoop {
                         %error, "no segment of the journal can be made; changes are refused, and verdicts go on; look after the disk"
                     );
                 }
-                self.administrators.lock().take_back(taken);
+                self.administrators.lock().undo(taken);
                 // Also to those that were refused: what they were refused for may be one of these.
                 answer(replies.into_iter().map(|(reply, _)| (reply, Err(CommitError::DiskFull))));
                 return;
@@ -482,7 +482,7 @@ struct PendingView<'a> {
     names: &'a BoundedNames,
     administrators: &'a Mutex<Administrators>,
     /// What the group has changed of them.
-    taken: Vec<Before>,
+    taken: Vec<Undo>,
     applied: &'a watch::Receiver<Revision>,
 }
 
@@ -496,13 +496,13 @@ struct BoundedNames {
 impl PendingView<'_> {
     /// Sees that a lasting administrator remains, and takes in who they are then.
     fn keep_administrator(&mut self, rows: &[Row], clock: UnixMillis) -> Result<(), CommitError> {
-        if !rows.iter().any(|row| administrators::concerns(&row.record)) {
+        if !rows.iter().any(|row| administrators::is_relevant(&row.record)) {
             return Ok(());
         }
         let mut administrators = self.administrators.lock();
         administrators.check(rows.iter().map(|row| &row.record), clock)?;
-        self.taken.extend(rows.iter().filter_map(|row| administrators.take(&row.record)));
-        administrators.tell(clock);
+        self.taken.extend(rows.iter().filter_map(|row| administrators.apply(&row.record)));
+        administrators.warn_if_none(clock);
         Ok(())
     }
 }

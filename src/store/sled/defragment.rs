@@ -14,7 +14,7 @@ use super::journal::ChainKey;
 use super::journal::writer::free_bytes;
 use super::maintenance::FREE_BYTES_MIN;
 use super::table::{Table, TableError};
-use crate::files::{named, sync_parent};
+use crate::files::{sync_parent, with_path};
 
 /// A table is copied when its files are more than so many times its records,
 const TIMES_RECORDS: u64 = 4;
@@ -47,20 +47,20 @@ fn is_bloated(files: u64, records: u64) -> bool {
 /// # Errors
 /// When the copy is at its place and does not open. The next start builds it anew.
 pub(super) fn run(table: Table, path: &Path, key: &ChainKey) -> Result<(Table, bool), TableError> {
-    let figures = table.measure();
-    if !is_bloated(figures.bytes, figures.record_bytes) {
+    let stats = table.measure();
+    if !is_bloated(stats.bytes, stats.record_bytes) {
         return Ok((table, false));
     }
     tracing::info!(
-        bytes = figures.bytes,
-        records = figures.record_bytes,
+        bytes = stats.bytes,
+        records = stats.record_bytes,
         "the table takes far more than its records; copying them into another one"
     );
     let renewed = renew(table, path, key)?;
     if renewed.1 {
         tracing::info!(
             bytes = renewed.0.measure().bytes,
-            before = figures.bytes,
+            before = stats.bytes,
             "the table was built anew from its records"
         );
     }
@@ -94,7 +94,7 @@ fn renew(table: Table, path: &Path, key: &ChainKey) -> Result<(Table, bool), Tab
 /// Makes a copy of a table, and holds it against its checksums.
 fn copy(table: &Table, to: &Path, key: &ChainKey) -> Result<Table, CopyError> {
     remove(to)?;
-    let needed = FREE_BYTES_MIN + COPY_TIMES_RECORDS * table.figures().record_bytes;
+    let needed = FREE_BYTES_MIN + COPY_TIMES_RECORDS * table.stats().record_bytes;
     let free = free_bytes(&File::open(to.parent().unwrap_or(Path::new(".")))?)?;
     if free < needed {
         return Err(CopyError::DiskFull { free, needed });
@@ -113,7 +113,7 @@ fn make_durable(dir: &Path) -> io::Result<()> {
         if path.is_dir() {
             make_durable(&path)?;
         } else {
-            File::open(&path).and_then(|file| file.sync_all()).map_err(named(&path))?;
+            File::open(&path).and_then(|file| file.sync_all()).map_err(with_path(&path))?;
         }
     }
     File::open(dir)?.sync_all()?;
@@ -143,7 +143,7 @@ pub(super) fn finish_interrupted(path: &Path) -> io::Result<()> {
 
 fn remove(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(named(dir)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(with_path(dir)(error)),
         _ => Ok(()),
     }
 }
@@ -259,11 +259,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("table");
         let table = planted(&path);
-        let (held, checksums, figures) = (records(&table), table.checksums().unwrap(), table.figures());
+        let (held, checksums, stats) = (records(&table), table.checksums().unwrap(), table.stats());
         let (table, renewed) = renew(table, &path, &key()).unwrap();
         assert!(renewed);
         assert_eq!((records(&table), table.checksums().unwrap()), (held, checksums));
-        assert_eq!(table.figures().record_bytes, figures.record_bytes);
+        assert_eq!(table.stats().record_bytes, stats.record_bytes);
         let absent = Digest::from_bytes([0; 32]);
         assert!(!table.has_digest(&absent).unwrap());
         for number in 0..300 {

@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use super::OpenError;
 use super::journal::writer::FreeBytes;
-use crate::files::{create_private_dir, lock_soon, named, private, sync_parent, write_durably};
+use crate::files::{create_private_dir, lock_with_retry, private_options, sync_parent, with_path, write_durably};
 
 /// The layout that this program writes, and the only one it knows.
 const FORMAT: &str = "keyward-data 1\n";
 /// Where a restore makes a directory, before it moves its parts out.
 const RESTORING: &str = "restore.new";
 /// The parts that it moves.
-const RESTORED: [&str; 4] = ["journal", "snapshot", "table", "watermark"];
+const RESTORED_PARTS: [&str; 4] = ["journal", "snapshot", "table", "watermark"];
 
 /// A data directory that no other process uses while this value, or a clone of it, lives.
 #[derive(Clone, Debug)]
@@ -44,7 +44,7 @@ impl LockedDir {
     /// When another process uses it, or its layout is not known.
     pub fn lock_unchanged(path: &Path) -> Result<Self, OpenError> {
         let dir = Self { path: path.to_owned(), is_writable: true, lock: Arc::new(lock_file(path)?) };
-        Parts(path).has_format()?;
+        Layout(path).has_format()?;
         Ok(dir)
     }
 
@@ -54,13 +54,13 @@ impl LockedDir {
     /// When the disk fails or is full.
     pub fn prepare(&self) -> Result<(), OpenError> {
         self.note_holder()?;
-        if !Parts(&self.path).has_format()? {
-            self.finish()?;
+        if !Layout(&self.path).has_format()? {
+            self.mark_complete()?;
         }
         // All that a restore leaves that was ended behind its last step. Anything else stays.
         drop(fs::remove_file(self.restoring().join("lock")));
         drop(fs::remove_dir(self.restoring()));
-        create_private_dir(&self.journal()).map_err(named(&self.journal()))?;
+        create_private_dir(&self.journal()).map_err(with_path(&self.journal()))?;
         Ok(())
     }
 
@@ -77,7 +77,7 @@ impl LockedDir {
     /// # Errors
     /// When it has none, another process uses it, or its layout is not known.
     pub fn lock_existing(path: &Path) -> Result<Self, OpenError> {
-        let holds = path.join("format").exists() || holds_anything(path).map_err(named(path))?;
+        let holds = path.join("format").exists() || has_any_part(path).map_err(with_path(path))?;
         if !holds {
             return Err(OpenError::NoData { dir: path.to_owned() });
         }
@@ -90,7 +90,7 @@ impl LockedDir {
     /// # Errors
     /// When it has none, another process uses it, or its layout is not known.
     pub fn lock_to_read(path: &Path) -> Result<Self, OpenError> {
-        let holds = path.join("format").exists() || holds_anything(path).map_err(named(path))?;
+        let holds = path.join("format").exists() || has_any_part(path).map_err(with_path(path))?;
         if !holds {
             return Err(OpenError::NoData { dir: path.to_owned() });
         }
@@ -98,7 +98,7 @@ impl LockedDir {
             Err(OpenError::Io(error)) if is_read_only(&error) => (lock_unwritable(path)?, false),
             lock => (lock?, true),
         };
-        Parts(path).has_format()?;
+        Layout(path).has_format()?;
         Ok(Self { path: path.to_owned(), is_writable, lock: Arc::new(lock) })
     }
 
@@ -108,7 +108,7 @@ impl LockedDir {
     /// # Errors
     /// When there is anything in it but a pepper file, and what a restore left that was broken off.
     pub fn lock_empty(path: &Path, pepper: Option<&Path>) -> Result<Self, OpenError> {
-        create_private_dir(path).map_err(named(path))?;
+        create_private_dir(path).map_err(with_path(path))?;
         // Before the lock, which would be left where there is something else; and with it, when nobody else writes
         // there.
         check_empty(path, pepper)?;
@@ -118,7 +118,7 @@ impl LockedDir {
     }
 
     /// Locks a directory that is being made, and has no layout yet.
-    pub(super) fn unfinished(path: &Path) -> Result<Self, OpenError> {
+    pub(super) fn lock_new(path: &Path) -> Result<Self, OpenError> {
         Self::lock_only(path)
     }
 
@@ -132,14 +132,14 @@ impl LockedDir {
     pub(super) fn finish_restore(&self) -> io::Result<()> {
         let fresh = self.restoring();
         // From here on, what lacks there is here.
-        write_durably(&fresh.join("format"), FORMAT.as_bytes()).map_err(named(&fresh))?;
-        for part in RESTORED {
-            fs::rename(fresh.join(part), self.path.join(part)).map_err(named(&fresh.join(part)))?;
+        write_durably(&fresh.join("format"), FORMAT.as_bytes()).map_err(with_path(&fresh))?;
+        for part in RESTORED_PARTS {
+            fs::rename(fresh.join(part), self.path.join(part)).map_err(with_path(&fresh.join(part)))?;
         }
-        sync_parent(&fresh).map_err(named(&self.path))?;
-        fs::rename(fresh.join("format"), self.format()).map_err(named(&self.format()))?;
-        sync_parent(&fresh).map_err(named(&self.path))?;
-        fs::remove_dir_all(&fresh).map_err(named(&fresh))
+        sync_parent(&fresh).map_err(with_path(&self.path))?;
+        fs::rename(fresh.join("format"), self.format()).map_err(with_path(&self.format()))?;
+        sync_parent(&fresh).map_err(with_path(&self.path))?;
+        fs::remove_dir_all(&fresh).map_err(with_path(&fresh))
     }
 
     /// Removes what a restore has made and not finished, and nothing else.
@@ -151,33 +151,33 @@ impl LockedDir {
         for part in moved_parts(&self.path) {
             let part = self.path.join(part);
             let removed = if part.is_dir() { fs::remove_dir_all(&part) } else { fs::remove_file(&part) };
-            removed.map_err(named(&part))?;
+            removed.map_err(with_path(&part))?;
         }
-        sync_parent(&fresh).map_err(named(&self.path))?;
+        sync_parent(&fresh).map_err(with_path(&self.path))?;
         // Without this, nothing that is here counts as moved.
         match fs::remove_file(fresh.join("format")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(named(&fresh)(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(with_path(&fresh)(error)),
             _ => {}
         }
-        sync_parent(&fresh.join("format")).map_err(named(&fresh))?;
-        fs::remove_dir_all(&fresh).map_err(named(&fresh))
+        sync_parent(&fresh.join("format")).map_err(with_path(&fresh))?;
+        fs::remove_dir_all(&fresh).map_err(with_path(&fresh))
     }
 
     /// Says that the layout is ours and everything is in place.
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn finish(&self) -> io::Result<()> {
-        write_durably(&self.format(), FORMAT.as_bytes()).map_err(named(&self.format()))
+    pub fn mark_complete(&self) -> io::Result<()> {
+        write_durably(&self.format(), FORMAT.as_bytes()).map_err(with_path(&self.format()))
     }
 
-    /// Takes back that everything is in place, until [`LockedDir::finish`].
+    /// Takes back that everything is in place, until [`LockedDir::mark_complete`].
     ///
     /// # Errors
     /// When the disk fails.
-    pub(super) fn begin(&self) -> io::Result<()> {
+    pub(super) fn mark_incomplete(&self) -> io::Result<()> {
         let path = self.format();
-        fs::remove_file(&path).and_then(|()| sync_parent(&path)).map_err(named(&path))
+        fs::remove_file(&path).and_then(|()| sync_parent(&path)).map_err(with_path(&path))
     }
 
     fn lock_only(path: &Path) -> Result<Self, OpenError> {
@@ -189,7 +189,7 @@ impl LockedDir {
     fn note_holder(&self) -> io::Result<()> {
         let holder = format!("{}\n", std::process::id());
         let noted = self.lock.write_all_at(holder.as_bytes(), 0).and_then(|()| self.lock.set_len(holder.len() as u64));
-        noted.map_err(named(&self.path.join("lock")))
+        noted.map_err(with_path(&self.path.join("lock")))
     }
 
     /// Whether anything was ever committed here.
@@ -197,7 +197,7 @@ impl LockedDir {
     /// # Errors
     /// When the directory cannot be read.
     pub fn has_data(&self) -> Result<bool, OpenError> {
-        Parts(&self.path).has_data()
+        Layout(&self.path).has_data()
     }
 
     /// The same of a directory that may be in use, whose layout must be known.
@@ -205,7 +205,7 @@ impl LockedDir {
     /// # Errors
     /// When it is not, or the directory cannot be read.
     pub fn holds_data(path: &Path) -> Result<bool, OpenError> {
-        let parts = Parts(path);
+        let parts = Layout(path);
         Ok(parts.has_format()? && parts.has_data()?)
     }
 
@@ -246,14 +246,14 @@ impl LockedDir {
 }
 
 /// A directory, by path alone.
-struct Parts<'a>(&'a Path);
+struct Layout<'a>(&'a Path);
 
-impl Parts<'_> {
+impl Layout<'_> {
     fn has_data(&self) -> Result<bool, OpenError> {
         let journal = self.0.join("journal");
         let first = match fs::read_dir(&journal).and_then(|mut entries| entries.next().transpose()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            first => first.map_err(named(&journal))?,
+            first => first.map_err(with_path(&journal))?,
         };
         Ok(first.is_some() || ["table", "snapshot", "index"].iter().any(|part| self.0.join(part).exists()))
     }
@@ -268,12 +268,12 @@ impl Parts<'_> {
                 Err(OpenError::UnknownFormat { path, found })
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if holds_anything(self.0).map_err(named(self.0))? {
+                if has_any_part(self.0).map_err(with_path(self.0))? {
                     return Err(OpenError::NoFormat { path });
                 }
                 Ok(false)
             }
-            Err(error) => Err(named(&path)(error).into()),
+            Err(error) => Err(with_path(&path)(error).into()),
         }
     }
 }
@@ -281,17 +281,17 @@ impl Parts<'_> {
 /// Opens the file of a directory's lock, and locks it.
 fn lock_file(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join("lock");
-    let mut options = private();
+    let mut options = private_options();
     let opened = options.read(true).write(true).create(true).truncate(false).open(&path);
-    let mut lock = opened.map_err(named(&path))?;
-    match lock_soon(&lock) {
+    let mut lock = opened.map_err(with_path(&path))?;
+    match lock_with_retry(&lock) {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
-            lock.read_to_string(&mut holder).map_err(named(&path))?;
+            lock.read_to_string(&mut holder).map_err(with_path(&path))?;
             Err(OpenError::InUse { dir: dir.to_owned(), holder: holder_of(holder.trim()) })
         }
-        Err(TryLockError::Error(error)) => Err(named(&path)(error).into()),
+        Err(TryLockError::Error(error)) => Err(with_path(&path)(error).into()),
     }
 }
 
@@ -302,17 +302,17 @@ fn lock_unwritable(dir: &Path) -> Result<File, OpenError> {
         Ok(lock) => lock,
         // Nothing tells of a server then; what is read is checked anyway.
         Err(error) if error.kind() == io::ErrorKind::NotFound || is_read_only(&error) => {
-            return Ok(File::open(dir).map_err(named(dir))?);
+            return Ok(File::open(dir).map_err(with_path(dir))?);
         }
-        Err(error) => return Err(named(&path)(error).into()),
+        Err(error) => return Err(with_path(&path)(error).into()),
     };
-    match lock_soon(&lock) {
+    match lock_with_retry(&lock) {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => {
-            let holder = fs::read_to_string(&path).map_err(named(&path))?;
+            let holder = fs::read_to_string(&path).map_err(with_path(&path))?;
             Err(OpenError::InUse { dir: dir.to_owned(), holder: holder_of(holder.trim()) })
         }
-        Err(TryLockError::Error(error)) => Err(named(&path)(error).into()),
+        Err(TryLockError::Error(error)) => Err(with_path(&path)(error).into()),
     }
 }
 
@@ -333,8 +333,8 @@ fn holder_of(noted: &str) -> String {
 /// Sees that there is nothing in a directory that a restore would mix with its own.
 fn check_empty(path: &Path, pepper: Option<&Path>) -> Result<(), OpenError> {
     let moved = moved_parts(path);
-    for entry in fs::read_dir(path).map_err(named(path))? {
-        let found = entry.map_err(named(path))?.path();
+    for entry in fs::read_dir(path).map_err(with_path(path))? {
+        let found = entry.map_err(with_path(path))?.path();
         let name = found.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let known = ["lock", "pepper", "lost+found", RESTORING].contains(&name) || moved.contains(&name);
         if !known && pepper != Some(&found) {
@@ -350,11 +350,11 @@ fn moved_parts(path: &Path) -> Vec<&'static str> {
     if !fresh.join("format").exists() || path.join("format").exists() {
         return vec![];
     }
-    RESTORED.into_iter().filter(|part| path.join(part).exists() && !fresh.join(part).exists()).collect()
+    RESTORED_PARTS.into_iter().filter(|part| path.join(part).exists() && !fresh.join(part).exists()).collect()
 }
 
 /// Whether there is anything that a data directory has, whole or not. One that is not there has nothing.
-fn holds_anything(path: &Path) -> io::Result<bool> {
+fn has_any_part(path: &Path) -> io::Result<bool> {
     let parts = ["journal", "table", "snapshot", "index", "watermark", "lost.", "rescue.new", RESTORING];
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,

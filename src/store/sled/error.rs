@@ -8,7 +8,7 @@ use keyward_core::head::Head;
 
 use super::journal::JournalError;
 use super::table::TableError;
-use crate::files::limit_of;
+use crate::files::resource_limit;
 use crate::store::record::DecodeError;
 
 /// How a journal fails to lead through a head.
@@ -200,14 +200,14 @@ pub enum OpenError {
     )]
     Table(TableError),
     /// The disk failed, or the system has not given what the start needs.
-    #[error("{what}: {0}", what = limit_of(.0).unwrap_or("the disk failed"))]
+    #[error("{what}: {0}", what = resource_limit(.0).unwrap_or("the disk failed"))]
     Io(#[from] io::Error),
 }
 
 /// What to do about a table that is not to be had.
 fn advice(error: &TableError) -> &'static str {
     match error {
-        TableError::Disk(error) if limit_of(error).is_some() => "",
+        TableError::Disk(error) if resource_limit(error).is_some() => "",
         _ => "; look after the disk, and make room if it is full",
     }
 }

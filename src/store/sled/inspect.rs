@@ -21,7 +21,7 @@ use super::recovery::{check_beginning, head_fault, read_table};
 use super::snapshot;
 use super::table::Table;
 use super::watermark::Watermark;
-use crate::files::{named, private};
+use crate::files::{private_options, with_path};
 
 /// What was found out about one part.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,7 +108,7 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Resul
     let at_checkpoints = checkpoints.iter().flat_map(|(_, checkpoint)| [checkpoint.position, checkpoint.latest]);
     let wanted = places.iter().map(|(_, at, _)| *at).chain(at_checkpoints).chain(watermark);
     let wanted: Vec<_> = wanted.chain(expected.map(Position::from)).collect();
-    let (end, mut met) = match verify(&dir.journal(), key, &wanted) {
+    let (end, mut found_positions) = match verify(&dir.journal(), key, &wanted) {
         Ok(verified) => verified,
         Err(error) => {
             findings.insert(0, Finding::doubt(dir.journal().display(), error));
@@ -117,18 +117,18 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Resul
             return Ok(Inspected { findings, head: None });
         }
     };
-    met.insert(end.start);
+    found_positions.insert(end.start);
     findings.push(of_journal(dir, &end)?);
     if let Err(error) = check_beginning(dir, key, &end) {
         findings.push(Finding::doubt(dir.journal().display(), error));
     }
-    findings.push(of_watermark(dir, watermark, &end, &met));
-    findings.extend(expected.map(|head| of_head(head, &end, &met)));
+    findings.push(of_watermark(dir, watermark, &end, &found_positions));
+    findings.extend(expected.map(|head| of_head(head, &end, &found_positions)));
     for (part, at, keys) in places {
-        findings.push(of_place(&part, at, keys, &end, &met));
+        findings.push(of_place(&part, at, keys, &end, &found_positions));
     }
     for (path, checkpoint) in checkpoints {
-        findings.push(of_checkpoint(&path, &checkpoint, &end, &met));
+        findings.push(of_checkpoint(&path, &checkpoint, &end, &found_positions));
     }
     Ok(Inspected { findings, head: Some(end.position.into()) })
 }
@@ -140,7 +140,7 @@ impl TableCopy {
     fn of(table: &Path) -> Result<Self, OpenError> {
         let path = env::temp_dir().join(format!("keyward-check-{}", std::process::id()));
         // What is there already is not ours, and stays.
-        DirBuilder::new().mode(0o700).create(&path).map_err(named(&path))?;
+        DirBuilder::new().mode(0o700).create(&path).map_err(with_path(&path))?;
         let copy = Self(path);
         copy_files(table, &copy.0)?;
         Ok(copy)
@@ -156,26 +156,26 @@ impl Drop for TableCopy {
 }
 
 fn copy_files(from: &Path, to: &Path) -> Result<(), OpenError> {
-    for entry in fs::read_dir(from).map_err(named(from))? {
-        let entry = entry.map_err(named(from))?;
+    for entry in fs::read_dir(from).map_err(with_path(from))? {
+        let entry = entry.map_err(with_path(from))?;
         let (from, to) = (entry.path(), to.join(entry.file_name()));
-        if entry.file_type().map_err(named(&from))?.is_dir() {
-            DirBuilder::new().mode(0o700).create(&to).map_err(named(&to))?;
+        if entry.file_type().map_err(with_path(&from))?.is_dir() {
+            DirBuilder::new().mode(0o700).create(&to).map_err(with_path(&to))?;
             copy_files(&from, &to)?;
         } else {
             // Not fs::copy, which would make a copy that cannot be written either.
             let copied = File::open(&from).and_then(|mut from| {
-                let mut to = private().write(true).create_new(true).open(&to)?;
+                let mut to = private_options().write(true).create_new(true).open(&to)?;
                 io::copy(&mut from, &mut to)
             });
-            copied.map_err(named(&from))?;
+            copied.map_err(with_path(&from))?;
         }
     }
     Ok(())
 }
 
-fn of_head(head: Head, end: &End, met: &HashSet<Position>) -> Finding {
-    match head_fault(head, end, met) {
+fn of_head(head: Head, end: &End, found_positions: &HashSet<Position>) -> Finding {
+    match head_fault(head, end, found_positions) {
         None => Finding::fine("head", format_args!("the journal leads through {head}")),
         Some(fault) => Finding::doubt("head", format_args!("the journal does not lead through {head}: {fault}")),
     }
@@ -192,7 +192,12 @@ fn of_journal(dir: &LockedDir, end: &End) -> Result<Finding, OpenError> {
     Ok(Finding::fine(dir.journal().display(), format_args!("{span}, in segments: {segments}; the chain holds{torn}")))
 }
 
-fn of_watermark(dir: &LockedDir, watermark: Option<Position>, end: &End, met: &HashSet<Position>) -> Finding {
+fn of_watermark(
+    dir: &LockedDir,
+    watermark: Option<Position>,
+    end: &End,
+    found_positions: &HashSet<Position>,
+) -> Finding {
     let path = dir.watermark();
     match watermark {
         None if end.position == Position::START => Finding::fine(path.display(), "nothing is acknowledged yet"),
@@ -207,7 +212,7 @@ fn of_watermark(dir: &LockedDir, watermark: Option<Position>, end: &End, met: &H
                 at.revision, end.position.revision
             ),
         ),
-        Some(at) if met.contains(&at) || at.revision < end.start.revision => {
+        Some(at) if found_positions.contains(&at) || at.revision < end.start.revision => {
             Finding::fine(path.display(), format_args!("revision {} was acknowledged", at.revision))
         }
         Some(at) => Finding::doubt(
@@ -217,9 +222,9 @@ fn of_watermark(dir: &LockedDir, watermark: Option<Position>, end: &End, met: &H
     }
 }
 
-fn of_place(part: &str, at: Position, keys: u64, end: &End, met: &HashSet<Position>) -> Finding {
+fn of_place(part: &str, at: Position, keys: u64, end: &End, found_positions: &HashSet<Position>) -> Finding {
     let Revision(revision) = at.revision;
-    if met.contains(&at) {
+    if found_positions.contains(&at) {
         let lacks = end.position.revision.0 - revision;
         let behind = if lacks == 0 { String::new() } else { format!(", {lacks} changes before the journal's end") };
         return Finding::fine(part, format_args!("whole, {keys} keys at revision {revision}{behind}"));
@@ -237,7 +242,7 @@ fn of_place(part: &str, at: Position, keys: u64, end: &End, met: &HashSet<Positi
     }
 }
 
-fn of_checkpoint(path: &Path, checkpoint: &Checkpoint, end: &End, met: &HashSet<Position>) -> Finding {
+fn of_checkpoint(path: &Path, checkpoint: &Checkpoint, end: &End, found_positions: &HashSet<Position>) -> Finding {
     let at = checkpoint.position.revision;
     if checkpoint.latest.revision > end.position.revision {
         let (latest, last) = (checkpoint.latest.revision, end.position.revision);
@@ -246,7 +251,7 @@ fn of_checkpoint(path: &Path, checkpoint: &Checkpoint, end: &End, met: &HashSet<
             format_args!("revision {latest} was acknowledged, and the journal ends at {last}"),
         );
     }
-    if met.contains(&checkpoint.position) && met.contains(&checkpoint.latest) {
+    if found_positions.contains(&checkpoint.position) && found_positions.contains(&checkpoint.latest) {
         return Finding::fine(path.display(), format_args!("whole, at revision {at}"));
     }
     Finding::fine(

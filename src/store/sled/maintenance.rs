@@ -20,7 +20,7 @@ use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::event::Revision;
 use parking_lot::Mutex;
 
-use super::Options;
+use super::StoreOptions;
 use super::cached_stats::CachedStats;
 use super::checkpoint::{Checkpoint, CheckpointKey};
 use super::dir::LockedDir;
@@ -31,7 +31,7 @@ use super::journal::{ChainKey, JournalError, Position};
 use super::snapshot::{self, SnapshotError};
 use super::snapshot_scan::{ScanError, SnapshotScan};
 use super::table::Table;
-use crate::files::{create_private_dir, remove_unfinished, sync_parent};
+use crate::files::{create_private_dir, remove_temporary_files, sync_parent};
 use crate::store::{MaterializedView, StoreError};
 
 /// How often the age of segments is looked at, beside each time that a segment is full.
@@ -58,7 +58,7 @@ pub struct Retention {
 /// What the maintenance thread is started with.
 pub(super) struct MaintenanceConfig<'a> {
     pub(super) dir: &'a LockedDir,
-    pub(super) options: &'a Options,
+    pub(super) options: &'a StoreOptions,
     pub(super) table: Arc<Table>,
     pub(super) durable: Arc<Mutex<Position>>,
     pub(super) view: Arc<dyn MaterializedView>,
@@ -223,7 +223,7 @@ impl MaintenanceContext {
     /// Reads the snapshots that are there. For those that are damaged another one is made, and then they are
     /// put aside: not before, because the journal relies on there being one.
     fn check_snapshots(&self) -> Result<(), MaintenanceError> {
-        remove_unfinished(&self.snapshots)?;
+        remove_temporary_files(&self.snapshots)?;
         let mut damaged = Vec::new();
         for (_, path) in snapshot::list(&self.snapshots)? {
             match snapshot::verify(&path, Some(self.table.checksum_key()), &|| self.check_not_stopping()) {
@@ -315,10 +315,10 @@ impl MaintenanceContext {
         create_private_dir(&self.snapshots)?;
         let last = snapshot::list(&self.snapshots)?.first().map_or(Ok(0), |(_, p)| fs::metadata(p).map(|m| m.len()))?;
         let disk = self.check_free_space(&self.snapshots, last)?;
-        let may_go_on = || self.may_go_on(&disk);
+        let check_continue = || self.check_continue(&disk);
         let mut scan = SnapshotScan::begin(&self.table, ASIDE_BYTES_MAX).map_err(SnapshotError::from)?;
         let key = self.table.checksum_key();
-        let (contents, path) = snapshot::create(&mut scan, key, self.clock.now(), &self.snapshots, &may_go_on)?;
+        let (contents, path) = snapshot::create(&mut scan, key, self.clock.now(), &self.snapshots, &check_continue)?;
         let revision = contents.header.position.revision.0;
         self.stats.note_snapshot(contents.header.time);
         tracing::info!(path = %path.display(), revision, keys = contents.keys, "made a snapshot");
@@ -333,7 +333,7 @@ impl MaintenanceContext {
     }
 
     /// An error once a long work must end: the store closes, or the disk fills.
-    pub(super) fn may_go_on(&self, disk: &File) -> io::Result<()> {
+    pub(super) fn check_continue(&self, disk: &File) -> io::Result<()> {
         self.check_not_stopping()?;
         if free_bytes(disk)? < FREE_BYTES_MIN { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }

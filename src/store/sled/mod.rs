@@ -81,8 +81,8 @@ use self::write_buffer::WriteBuffer;
 use super::administrators::Administrators;
 use super::bounds::{self, NameKind, Pending};
 use super::{
-    Backup, BackupError, Bounds, Commit, CommitError, Figures, Held, KeyQuery, MaterializedView, Page, Part, Reader,
-    Snapshot, Store, StoreError, TableFigures, WriteHealth,
+    Backup, BackupError, Bounds, Commit, CommitError, KeyQuery, MaterializedView, Page, PagePermit, ReadContext,
+    RecordStream, Store, StoreError, StoreStats, StreamItem, TableStats, WriteHealth,
 };
 use crate::fair::{self, FairSemaphore};
 use crate::feed::{Feed, Lagged, Subscription};
@@ -120,7 +120,7 @@ const REFUSAL_COUNTS_FOR: Duration = Duration::from_secs(10);
 const SNAPSHOT_BATCH_RECORDS: usize = 1_024;
 
 /// How to open a data directory.
-pub struct Options {
+pub struct StoreOptions {
     /// Size of new journal segments, in bytes.
     pub segment_bytes: u64,
     /// The key of the journal's chain.
@@ -136,12 +136,12 @@ pub struct Options {
     /// What is free on the disk: [`journal::writer::free_bytes`], save in tests.
     pub free_bytes: FreeBytes,
     /// What the directory is held against beside itself.
-    pub demands: Demands,
+    pub expectations: Expectations,
 }
 
 /// What an operator asks of a data directory before anything is served from it.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Demands {
+pub struct Expectations {
     /// The journal must lead through this head, which was kept apart from it.
     pub head: Option<Head>,
     /// A watermark that is missing beside a journal with changes is no obstacle.
@@ -182,7 +182,7 @@ impl SledStore {
     ///
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
-    pub fn open(dir: LockedDir, options: &Options, view: Arc<dyn MaterializedView>) -> Result<Self, OpenError> {
+    pub fn open(dir: LockedDir, options: &StoreOptions, view: Arc<dyn MaterializedView>) -> Result<Self, OpenError> {
         Self::open_filled(dir, options, view, &mut None)
     }
 
@@ -192,7 +192,11 @@ impl SledStore {
     ///
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes, as far as can be told without the table.
-    pub fn fill(dir: &LockedDir, options: &Options, view: &dyn MaterializedView) -> Result<Option<Filled>, OpenError> {
+    pub fn fill(
+        dir: &LockedDir,
+        options: &StoreOptions,
+        view: &dyn MaterializedView,
+    ) -> Result<Option<Filled>, OpenError> {
         read_only_fill::fill(dir, options, view)
     }
 
@@ -203,7 +207,7 @@ impl SledStore {
     /// As [`SledStore::open`].
     pub fn open_filled(
         dir: LockedDir,
-        options: &Options,
+        options: &StoreOptions,
         view: Arc<dyn MaterializedView>,
         filled: &mut Option<Filled>,
     ) -> Result<Self, OpenError> {
@@ -271,7 +275,7 @@ impl SledStore {
     ///
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
-    pub fn rebuild(dir: &LockedDir, options: &Options) -> Result<Revision, OpenError> {
+    pub fn rebuild(dir: &LockedDir, options: &StoreOptions) -> Result<Revision, OpenError> {
         let recovered = match recovery::recover(dir, options, TablePolicy::Rebuild, &(), &mut None) {
             Err(OpenError::NoSoundSnapshot { path, why }) => {
                 match recovery::recover(dir, options, TablePolicy::Keep, &(), &mut None) {
@@ -315,13 +319,13 @@ impl Drop for SledStore {
 
 #[async_trait]
 impl Store for SledStore {
-    async fn load(&self) -> Result<Snapshot, StoreError> {
+    async fn load(&self) -> Result<RecordStream, StoreError> {
         let revision = self.caught_up().await?;
         let table = self.table.clone();
         let checksums =
             on_a_thread(move || table.checksums().map_err(|error| StoreError::Engine(error.to_string()))).await?;
         let records = checksums.tenants.count() + checksums.keys.count();
-        let (sender, parts) = mpsc::channel(4);
+        let (sender, items) = mpsc::channel(4);
         let table = self.table.clone();
         // Ends with its channel, which the receiver of the snapshot holds.
         let reader = Builder::new().name("load".into()).spawn(move || {
@@ -332,20 +336,20 @@ impl Store for SledStore {
                     Err(error) => return sender.blocking_send(Err(error)).is_ok(),
                 }
                 if batch.len() == SNAPSHOT_BATCH_RECORDS
-                    && sender.blocking_send(Ok(Part::Records(std::mem::take(&mut batch)))).is_err()
+                    && sender.blocking_send(Ok(StreamItem::Records(std::mem::take(&mut batch)))).is_err()
                 {
                     return false;
                 }
             }
-            [Part::Records(batch), Part::End].into_iter().all(|part| sender.blocking_send(Ok(part)).is_ok())
+            [StreamItem::Records(batch), StreamItem::End].into_iter().all(|part| sender.blocking_send(Ok(part)).is_ok())
         });
         reader.map_err(|error| StoreError::Engine(error.to_string()))?;
-        Ok(Snapshot { revision, records, parts })
+        Ok(RecordStream { revision, records, items })
     }
 
     async fn key_for(
         &self,
-        reader: &Reader,
+        reader: &ReadContext,
         tenant: &TenantId,
         key_id: &KeyId,
     ) -> Result<Option<Arc<KeyRecord>>, StoreError> {
@@ -363,7 +367,7 @@ impl Store for SledStore {
         let place = self.lists.acquire(caller.clone()).await.map_err(|_| StoreError::Overloaded)?;
         let mut scan = ListScan::new(query);
         let mut page = self.list_readers.read(caller, move || table.resume_list(&write_buffer, &mut scan)).await?;
-        page.held = Held::of(place);
+        page.permit = PagePermit::of(place);
         Ok(page)
     }
 
@@ -380,7 +384,7 @@ impl Store for SledStore {
         let place = self.lists.acquire(caller.clone()).await.map_err(|_| StoreError::Overloaded)?;
         let found = self.write_buffer.tenants(after.as_ref(), limit.saturating_add(1));
         let page = Page::first(found.into_iter(), limit, |tenant| tenant.tenant.clone());
-        Ok(Page { held: Held::of(place), ..page })
+        Ok(Page { permit: PagePermit::of(place), ..page })
     }
 
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
@@ -408,7 +412,7 @@ impl Store for SledStore {
 
     fn lasting_administrators(&self, clock: UnixMillis) -> usize {
         let mut administrators = self.administrators.lock();
-        administrators.tell(clock);
+        administrators.warn_if_none(clock);
         administrators.count(clock)
     }
 
@@ -436,12 +440,12 @@ impl Store for SledStore {
         }
     }
 
-    fn table(&self) -> TableFigures {
-        TableFigures { rebuilds: self.table_rebuilds, ..self.table.figures() }
+    fn table_stats(&self) -> TableStats {
+        TableStats { rebuilds: self.table_rebuilds, ..self.table.stats() }
     }
 
-    fn figures(&self) -> Figures {
-        Figures {
+    fn stats(&self) -> StoreStats {
+        StoreStats {
             durable: self.revision(),
             applied: *self.progress.applied.borrow(),
             waiting: self.waiting().iter().sum(),

@@ -17,7 +17,7 @@ use super::journal::scan::scan_after;
 use super::journal::writer::{DiskSpace, SpaceError};
 use super::journal::{ChainKey, Position};
 use super::recovery::{self, Recovered, TablePolicy};
-use super::{OpenError, Options};
+use super::{OpenError, StoreOptions};
 use crate::store::record::{encode_key, pb};
 use crate::store::{ChunkWriter, MaterializedView};
 
@@ -61,7 +61,7 @@ impl OfflineLog {
     ///
     /// # Errors
     /// When it is damaged, lacks acknowledged changes or has no log yet, or there is no room.
-    pub fn open(dir: &LockedDir, options: &Options) -> Result<Self, MintError> {
+    pub fn open(dir: &LockedDir, options: &StoreOptions) -> Result<Self, MintError> {
         let log = Self::recover(dir, options, TablePolicy::Keep)?;
         match log.room {
             _ if log.recovered.journal.position.revision == Revision(0) => Err(MintError::Empty),
@@ -71,11 +71,11 @@ impl OfflineLog {
     }
 
     /// Opens a directory that a restore has filled, and builds its table. Whether there is room is for the disk to say.
-    pub(super) fn build(dir: &LockedDir, options: &Options) -> Result<Self, OpenError> {
+    pub(super) fn build(dir: &LockedDir, options: &StoreOptions) -> Result<Self, OpenError> {
         Self::recover(dir, options, TablePolicy::Rebuild)
     }
 
-    fn recover(dir: &LockedDir, options: &Options, sound: TablePolicy) -> Result<Self, OpenError> {
+    fn recover(dir: &LockedDir, options: &StoreOptions, sound: TablePolicy) -> Result<Self, OpenError> {
         let seen = RecordStats::default();
         let recovered = recovery::recover(dir, options, sound, &seen, &mut None)?;
         let (_, room) = recovered.journal.writer.meter(options.free_bytes).and_then(|meter| meter.measure())?;

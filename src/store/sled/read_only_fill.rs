@@ -13,11 +13,11 @@ use super::dir::LockedDir;
 use super::journal::scan::{End, verify_and_visit};
 use super::journal::{ChainKey, Position};
 use super::rebuild::{Unsound, nothing_to_build_from};
-use super::recovery::{Filled, check_journal_and_fill, check_watermark, taken_by};
+use super::recovery::{Filled, check_journal_and_fill, check_watermark, load_entries};
 use super::snapshot::{self, SnapshotError};
 use super::watermark::Watermark;
-use super::{OpenError, Options};
-use crate::files::named;
+use super::{OpenError, StoreOptions};
+use crate::files::with_path;
 use crate::store::MaterializedView;
 
 /// Records that a view takes at once.
@@ -30,15 +30,16 @@ const RECORDS: usize = 1_024;
 /// When the directory is damaged or lacks acknowledged changes, as far as can be told without the table.
 pub(super) fn fill(
     dir: &LockedDir,
-    options: &Options,
+    options: &StoreOptions,
     view: &dyn MaterializedView,
 ) -> Result<Option<Filled>, OpenError> {
     let key = ChainKey(options.chain_key.clone());
     let acknowledged = Watermark::read(&dir.watermark())?;
     // However long the journal since then is, nothing quicker can be read.
     let checkpoint = checkpoint::load(&dir.checkpoints(), &CheckpointKey::of(&key), view, |_| 0);
-    let (end, checkpoint) = check_journal_and_fill(dir, &key, (acknowledged, options.demands.head), checkpoint, view)?;
-    check_watermark(dir, acknowledged, options.demands.accept_watermark_loss, &end)?;
+    let (end, checkpoint) =
+        check_journal_and_fill(dir, &key, (acknowledged, options.expectations.head), checkpoint, view)?;
+    check_watermark(dir, acknowledged, options.expectations.accept_watermark_loss, &end)?;
     if checkpoint.is_none() {
         match fill_from_records(dir, &key, &end, view) {
             Ok(()) => {}
@@ -100,17 +101,17 @@ fn follow(
     view: &dyn MaterializedView,
 ) -> Result<bool, OpenError> {
     let undecoded = Mutex::new(None);
-    let visit = taken_by(view, &undecoded);
-    let (_, met) = verify_and_visit(&dir.journal(), key, &[base], base.revision, visit)?;
+    let visit = load_entries(view, &undecoded);
+    let (_, found_positions) = verify_and_visit(&dir.journal(), key, &[base], base.revision, visit)?;
     match undecoded.into_inner() {
         Some(source) => Err(OpenError::Redo { revision: end.position.revision, source }),
-        None => Ok(base == end.start || met.contains(&base)),
+        None => Ok(base == end.start || found_positions.contains(&base)),
     }
 }
 
 /// What was read may be in the kernel's memory alone, if the process that wrote it ended before its sync.
 fn make_durable(dir: &LockedDir, end: &End) -> io::Result<()> {
     let segment = end.segment.as_ref().map(|segment| segment.path.clone());
-    let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all()).map_err(named(path));
+    let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all()).map_err(with_path(path));
     segment.into_iter().chain([dir.journal()]).try_for_each(|path| sync(&path))
 }

@@ -13,7 +13,7 @@ use keyward_core::event::Revision;
 use keyward_core::head::Head;
 use parking_lot::Mutex;
 
-use super::checkpoint::{self, Checkpoint, CheckpointKey, Found};
+use super::checkpoint::{self, Checkpoint, CheckpointKey, CheckpointLoad};
 use super::checkpoint_schedule::bytes_after;
 use super::checksums::ChecksumKey;
 use super::defragment;
@@ -25,7 +25,7 @@ use super::rebuild::{catch_up, rebuild, rows_of};
 use super::snapshot;
 use super::table::{Table, TableError, guard};
 use super::watermark::Watermark;
-use super::{HeadFault, OpenError, Options};
+use super::{HeadFault, OpenError, StoreOptions};
 use crate::parallel;
 use crate::store::MaterializedView;
 use crate::store::record::{DecodeError, pb};
@@ -66,7 +66,7 @@ pub(super) enum TablePolicy {
 
 pub(super) fn recover(
     dir: &LockedDir,
-    options: &Options,
+    options: &StoreOptions,
     sound: TablePolicy,
     view: &dyn MaterializedView,
     filled: &mut Option<Filled>,
@@ -77,21 +77,21 @@ pub(super) fn recover(
     defragment::finish_interrupted(&dir.table())?;
     let (path, read) = (dir.table(), || -> Result<_, OpenError> {
         if let Some(filled) = before {
-            return check_filled(dir, &key, (acknowledged, options.demands.head), &filled);
+            return check_filled(dir, &key, (acknowledged, options.expectations.head), &filled);
         }
         let lacks = |revision| bytes_after(&dir.journal(), revision);
         let checkpoint = checkpoint::load(&dir.checkpoints(), &CheckpointKey::of(&key), view, lacks);
-        check_journal_and_fill(dir, &key, (acknowledged, options.demands.head), checkpoint, view)
+        check_journal_and_fill(dir, &key, (acknowledged, options.expectations.head), checkpoint, view)
     });
     // sled reads here and there in its file as it opens, and uses one core; what it changes is its own.
     let (opened, read) = parallel::both(|| open_table(&path, &key), read)?;
     let ((end, checkpoint), mut table) = (read?, opened?);
-    let is_full = before.is_some() || checkpoint.is_some();
-    if !is_full {
+    let is_loaded = before.is_some() || checkpoint.is_some();
+    if !is_loaded {
         table = read_through(table, &dir.table(), view)?;
     }
     let table = check_table_is_not_ahead(table, &end, dir)?;
-    check_watermark(dir, acknowledged, options.demands.accept_watermark_loss, &end)?;
+    check_watermark(dir, acknowledged, options.expectations.accept_watermark_loss, &end)?;
 
     // Nothing was touched so far; now it is known that nothing is missing. What was read must be on the disk,
     // not only in the kernel's memory, before anything is built on it.
@@ -103,7 +103,7 @@ pub(super) fn recover(
         view.on_loaded(end.position.revision);
         *filled = Some(Filled { position: end.position, checkpoint });
     };
-    let (table, lacking): (_, &dyn MaterializedView) = if is_full {
+    let (table, lacking): (_, &dyn MaterializedView) = if is_loaded {
         whole();
         (read_through(table, &dir.table(), &())?, &())
     } else {
@@ -126,7 +126,7 @@ pub(super) fn recover(
             (built, end.position != Position::START)
         }
     };
-    if !is_full {
+    if !is_loaded {
         whole();
     }
     let (table, renewed) = defragment::run(table, &dir.table(), &key).map_err(OpenError::Table)?;
@@ -143,7 +143,7 @@ fn check_filled(
     kept: (Option<Position>, Option<Head>),
     filled: &Filled,
 ) -> Result<(End, Option<Checkpoint>), OpenError> {
-    let (end, _) = check_journal_and_fill(dir, key, kept, Found::None, &())?;
+    let (end, _) = check_journal_and_fill(dir, key, kept, CheckpointLoad::Missing, &())?;
     match filled.position {
         position if position == end.position => Ok((end, filled.checkpoint)),
         position if position.revision > end.position.revision => Err(missing(dir, position.revision, &end)),
@@ -157,20 +157,20 @@ pub(super) fn check_journal_and_fill(
     dir: &LockedDir,
     key: &ChainKey,
     (acknowledged, head): (Option<Position>, Option<Head>),
-    checkpoint: Found,
+    checkpoint: CheckpointLoad,
     view: &dyn MaterializedView,
 ) -> Result<(End, Option<Checkpoint>), OpenError> {
     let watermark = acknowledged.unwrap_or(Position::START);
     let wanted = [watermark].into_iter().chain(head.map(Position::from));
     let checkpoint = match checkpoint {
-        Found::Read(checkpoint) => checkpoint,
+        CheckpointLoad::Loaded(checkpoint) => checkpoint,
         other => {
-            let (end, met) = verify(&dir.journal(), key, &wanted.collect::<Vec<_>>())?;
-            check_journal(dir, key, watermark, &end, &met)?;
-            check_head(dir, head, &end, &met)?;
+            let (end, found_positions) = verify(&dir.journal(), key, &wanted.collect::<Vec<_>>())?;
+            check_journal(dir, key, watermark, &end, &found_positions)?;
+            check_head(dir, head, &end, &found_positions)?;
             return match other {
                 // It tells what was acknowledged, also where it is not read.
-                Found::Costly(checkpoint) if checkpoint.latest.revision > end.position.revision => {
+                CheckpointLoad::Skipped(checkpoint) if checkpoint.latest.revision > end.position.revision => {
                     Err(missing(dir, checkpoint.latest.revision, &end))
                 }
                 _ => Ok((end, None)),
@@ -178,28 +178,28 @@ pub(super) fn check_journal_and_fill(
         }
     };
     let undecoded = Mutex::new(None);
-    let fill = taken_by(view, &undecoded);
+    let fill = load_entries(view, &undecoded);
     let wanted: Vec<_> = wanted.chain([checkpoint.position, checkpoint.latest]).collect();
-    let (end, met) = verify_and_visit(&dir.journal(), key, &wanted, checkpoint.position.revision, fill)?;
-    check_journal(dir, key, watermark, &end, &met)?;
+    let (end, found_positions) = verify_and_visit(&dir.journal(), key, &wanted, checkpoint.position.revision, fill)?;
+    check_journal(dir, key, watermark, &end, &found_positions)?;
     if checkpoint.latest.revision > end.position.revision {
         return Err(missing(dir, checkpoint.latest.revision, &end));
     }
-    check_head(dir, head, &end, &met)?;
-    let is_there = |at: &Position| met.contains(at) || *at == end.start;
+    check_head(dir, head, &end, &found_positions)?;
+    let is_there = |at: &Position| found_positions.contains(at) || *at == end.start;
     let unfit = match undecoded.into_inner() {
         Some(error) => Some(error.to_string()),
         None if is_there(&checkpoint.position) && is_there(&checkpoint.latest) => None,
         None => Some("it is not of this journal".to_owned()),
     };
     if let Some(why) = unfit {
-        return Ok((end, checkpoint::of_no_use(&dir.checkpoints(), &why, view)));
+        return Ok((end, checkpoint::discard(&dir.checkpoints(), &why, view)));
     }
     Ok((end, Some(checkpoint)))
 }
 
 /// What hands the records of entries to a view, and notes those that do not decode.
-pub(super) fn taken_by(
+pub(super) fn load_entries(
     view: &dyn MaterializedView,
     undecoded: &Mutex<Option<DecodeError>>,
 ) -> impl Fn(Vec<pb::JournalEntry>) + Sync {
@@ -222,7 +222,7 @@ fn check_journal(
     key: &ChainKey,
     watermark: Position,
     end: &End,
-    met: &HashSet<Position>,
+    found_positions: &HashSet<Position>,
 ) -> Result<(), OpenError> {
     let found = end.position.revision;
     check_beginning(dir, key, end)?;
@@ -230,7 +230,7 @@ fn check_journal(
         return Err(missing(dir, watermark.revision, end));
     }
     // It may lag behind the beginning: it is not synced as often as older segments go.
-    if !met.contains(&watermark) && watermark != end.start && watermark.revision >= end.start.revision {
+    if !found_positions.contains(&watermark) && watermark != end.start && watermark.revision >= end.start.revision {
         return Err(OpenError::Foreign { revision: watermark.revision, journal: dir.journal() });
     }
     if let Some(torn) = end.segment.as_ref().filter(|s| s.torn > 0) {
@@ -240,16 +240,21 @@ fn check_journal(
 }
 
 /// Holds a journal that was read against a head that an operator kept.
-fn check_head(dir: &LockedDir, head: Option<Head>, end: &End, met: &HashSet<Position>) -> Result<(), OpenError> {
-    let fault = head.and_then(|head| Some((head, head_fault(head, end, met)?)));
+fn check_head(
+    dir: &LockedDir,
+    head: Option<Head>,
+    end: &End,
+    found_positions: &HashSet<Position>,
+) -> Result<(), OpenError> {
+    let fault = head.and_then(|head| Some((head, head_fault(head, end, found_positions)?)));
     fault.map_or(Ok(()), |(head, what)| Err(OpenError::OtherHead { head, journal: dir.journal(), what }))
 }
 
 /// How a journal that was read fails to lead through a head.
-pub(super) fn head_fault(head: Head, end: &End, met: &HashSet<Position>) -> Option<HeadFault> {
+pub(super) fn head_fault(head: Head, end: &End, found_positions: &HashSet<Position>) -> Option<HeadFault> {
     let position = Position::from(head);
     match () {
-        () if met.contains(&position) || position == end.start => None,
+        () if found_positions.contains(&position) || position == end.start => None,
         () if head.revision > end.position.revision => Some(HeadFault::TooShort(end.position.revision)),
         () if head.revision < end.start.revision => Some(HeadFault::OutOfReach(end.start.revision)),
         () => Some(HeadFault::Differs),

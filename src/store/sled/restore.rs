@@ -26,7 +26,7 @@ use super::offline_append::{ByState, OfflineLog};
 use super::rebuild::rows_of;
 use super::snapshot::{self, Contents, SnapshotError};
 use super::watermark::Watermark;
-use super::{OpenError, Options};
+use super::{OpenError, StoreOptions};
 use crate::files::{NewFile, create_private_dir};
 use crate::store::record::pb;
 
@@ -151,7 +151,7 @@ fn advice(error: &JournalError) -> String {
 /// See [`RestoreError`]. What is wrong with backup, journal or pepper file is found before anything is written.
 pub fn restore(
     dir: &LockedDir,
-    options: &Options,
+    options: &StoreOptions,
     knows: &dyn Fn(PepperId) -> bool,
     source: &Source,
 ) -> Result<Restored, RestoreError> {
@@ -192,13 +192,13 @@ fn pepper_of(record: &Record) -> Option<PepperId> {
 /// Makes a whole data directory, but for its layout.
 fn make(
     fresh: &Path,
-    options: &Options,
+    options: &StoreOptions,
     key: &ChainKey,
     source: &Source,
     from: Position,
 ) -> Result<Restored, RestoreError> {
     create_private_dir(fresh)?;
-    let dir = LockedDir::unfinished(fresh)?;
+    let dir = LockedDir::lock_new(fresh)?;
     create_private_dir(&dir.journal())?;
     let backup = copy_backup(&dir, &ChecksumKey::of(key), &source.backup)?;
     let end = End { start: from, position: from, segment: None };

@@ -11,7 +11,7 @@ use sled::IVec;
 use super::intersection::{Candidate, Intersection, Union};
 use super::table::Table;
 use super::write_buffer::WriteBuffer;
-use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, Held, KeyQuery, Page, StoreError};
+use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, KeyQuery, Page, PagePermit, StoreError};
 
 /// Every state that a key may have.
 const STATES: [State; 3] = [State::Active, State::Disabled, State::Revoked];
@@ -72,7 +72,7 @@ impl ListScan {
             return Err(StoreError::TooSparse);
         }
         let (records, next) = (std::mem::take(&mut self.found), self.query.after.take());
-        Ok(Page { records, next, held: Held::default() })
+        Ok(Page { records, next, permit: PagePermit::default() })
     }
 
     /// Whether it has looked at as many keys as it may. Those that a caller names are few.

@@ -201,15 +201,15 @@ pub(super) fn read<E: From<SnapshotError>>(
 }
 
 /// Asked before each piece of a long work: an error breaks it off.
-pub(super) type MayGoOn<'a> = &'a dyn Fn() -> io::Result<()>;
+pub(super) type ContinueCheck<'a> = &'a dyn Fn() -> io::Result<()>;
 
 /// Reads all of a snapshot file.
 pub(super) fn verify(
     path: &Path,
     key: Option<&ChecksumKey>,
-    may_go_on: MayGoOn<'_>,
+    check_continue: ContinueCheck<'_>,
 ) -> Result<Contents, SnapshotError> {
-    read(Stoppable { inner: File::open(path)?, may_go_on }, key, |_| Ok(()))
+    read(Interruptible { inner: File::open(path)?, check_continue }, key, |_| Ok(()))
 }
 
 /// Reads all of a backup, without the pepper file that it was made with.
@@ -229,18 +229,18 @@ pub fn verify_bytes_without_key(input: impl Read) -> Result<Contents, SnapshotEr
 }
 
 /// Makes a snapshot file that is there whole or not at all, and reads it back before it gets its name. It
-/// breaks off with the error that `may_go_on` gives.
+/// breaks off with the error that `check_continue` gives.
 pub(super) fn create(
     scan: &mut SnapshotScan,
     key: &ChecksumKey,
     time: UnixMillis,
     dir: &Path,
-    may_go_on: MayGoOn<'_>,
+    check_continue: ContinueCheck<'_>,
 ) -> Result<(Contents, PathBuf), SnapshotError> {
     let path = path_of(dir, scan.checksums().position.revision);
     let mut file = NewFile::create(&path)?;
-    write(scan, key, time, &mut Stoppable { inner: &mut file, may_go_on })?;
-    let contents = verify(file.sync()?, Some(key), may_go_on)?;
+    write(scan, key, time, &mut Interruptible { inner: &mut file, check_continue })?;
+    let contents = verify(file.sync()?, Some(key), check_continue)?;
     file.commit()?;
     Ok((contents, path))
 }
@@ -348,21 +348,21 @@ fn read_exactly(input: &mut impl Read, bytes: &mut [u8]) -> Result<(), SnapshotE
 }
 
 /// Asks before each piece whether it may go on.
-pub(super) struct Stoppable<'a, T> {
+pub(super) struct Interruptible<'a, T> {
     pub(super) inner: T,
-    pub(super) may_go_on: MayGoOn<'a>,
+    pub(super) check_continue: ContinueCheck<'a>,
 }
 
-impl<R: Read> Read for Stoppable<'_, R> {
+impl<R: Read> Read for Interruptible<'_, R> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        (self.may_go_on)()?;
+        (self.check_continue)()?;
         self.inner.read(bytes)
     }
 }
 
-impl<W: Write> Write for Stoppable<'_, W> {
+impl<W: Write> Write for Interruptible<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        (self.may_go_on)()?;
+        (self.check_continue)()?;
         self.inner.write(bytes)
     }
 

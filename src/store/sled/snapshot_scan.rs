@@ -233,7 +233,7 @@ mod tests {
     use crate::store::sled::table::Row;
 
     /// What a table or a scan holds: every record by its place.
-    type Held = BTreeMap<(RecordKind, Vec<u8>), Vec<u8>>;
+    type PagePermit = BTreeMap<(RecordKind, Vec<u8>), Vec<u8>>;
 
     /// Something that happens to a table. SnapshotScans are named by the order of their beginnings.
     #[derive(Clone, Debug)]
@@ -332,7 +332,7 @@ mod tests {
     fn run(steps: Vec<Step>, bytes_max: u64) -> Result<(), TestCaseError> {
         let dir = tempfile::tempdir().unwrap();
         let table = Arc::new(Table::open(dir.path(), &ChainKey(Zeroizing::new([7; 32]))).unwrap());
-        let (mut now, mut revision, mut readings) = (Held::new(), 0, Vec::<Reading>::new());
+        let (mut now, mut revision, mut readings) = (PagePermit::new(), 0, Vec::<Reading>::new());
         for step in steps {
             let count = readings.len().max(1);
             match step {

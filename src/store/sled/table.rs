@@ -35,10 +35,10 @@ use super::checksums::{ChecksumKey, Checksums};
 use super::journal::{ChainKey, Position};
 use super::secondary_index::{id_name, index_keys};
 use super::snapshot_scan::SnapshotScans;
-use crate::files::{create_private_dir, limit_of, lock_soon, named};
+use crate::files::{create_private_dir, lock_with_retry, resource_limit, with_path};
 use crate::progress::Progress;
 use crate::store::record::{DecodeError, RecordKind, decode_key, decode_tenant};
-use crate::store::{StoreError, TableFigures};
+use crate::store::{StoreError, TableStats};
 
 /// sled's cache. The index serves the reads that matter.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
@@ -138,7 +138,7 @@ pub(super) struct Contents {
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
     /// The disk fails, or is full. This says nothing about the table.
-    #[error("{what}: {0}", what = limit_of(.0).unwrap_or("the disk fails"))]
+    #[error("{what}: {0}", what = resource_limit(.0).unwrap_or("the disk fails"))]
     Disk(io::Error),
     /// It is not what the journal says.
     #[error("{0}")]
@@ -229,17 +229,17 @@ impl Table {
     }
 
     /// What it takes, as it was last measured. Its records are known once it has been read through.
-    pub(super) fn figures(&self) -> TableFigures {
+    pub(super) fn stats(&self) -> TableStats {
         let (bytes, record_bytes) =
             (self.size.files.load(Ordering::Relaxed), self.size.records.load(Ordering::Relaxed));
-        TableFigures { bytes, record_bytes, rebuilds: 0 }
+        TableStats { bytes, record_bytes, rebuilds: 0 }
     }
 
     /// Looks what its files take.
-    pub(super) fn measure(&self) -> TableFigures {
+    pub(super) fn measure(&self) -> TableStats {
         *self.size.measured.lock() = Instant::now();
         self.size.files.store(bytes_below(&self.size.path), Ordering::Relaxed);
-        self.figures()
+        self.stats()
     }
 
     /// Notes what its records take.
@@ -542,13 +542,13 @@ fn wait_for_its_threads(path: &Path) -> io::Result<()> {
     let path = path.join("db");
     let file = match File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        opened => opened.map_err(named(&path))?,
+        opened => opened.map_err(with_path(&path))?,
     };
-    match lock_soon(&file) {
-        Ok(()) => file.unlock().map_err(named(&path)),
+    match lock_with_retry(&file) {
+        Ok(()) => file.unlock().map_err(with_path(&path)),
         // sled will say so.
         Err(TryLockError::WouldBlock) => Ok(()),
-        Err(TryLockError::Error(error)) => Err(named(&path)(error)),
+        Err(TryLockError::Error(error)) => Err(with_path(&path)(error)),
     }
 }
 

@@ -22,7 +22,7 @@ use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, RecordWrite};
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn open(dir: &tempfile::TempDir) -> Arc<SledStore> {
-    let options = Options {
+    let options = StoreOptions {
         segment_bytes: 1024 * 1024,
         chain_key: Zeroizing::new([7; 32]),
         retention: Retention { bytes: u64::MAX, time: Duration::MAX },
@@ -30,7 +30,7 @@ fn open(dir: &tempfile::TempDir) -> Arc<SledStore> {
         clock: Arc::new(ManualClock::at(UnixMillis(1_000))),
         bounds: Bounds::NONE,
         free_bytes,
-        demands: Demands::default(),
+        expectations: Expectations::default(),
     };
     Arc::new(SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(())).unwrap())
 }
@@ -141,7 +141,7 @@ async fn while_all_lists_are_held_single_keys_are_read_and_disabled() {
         assert!(poll!(list).is_pending());
     }
     for urgent in [false, true] {
-        let reader = Reader { caller: ActorId::keyward(), urgent };
+        let reader = ReadContext { caller: ActorId::keyward(), urgent };
         let read = store.key_for(&reader, &made.tenant, &made.key_id);
         assert!(timeout(LIMIT, read).await.expect("it waits for lists").unwrap().is_some());
     }
@@ -172,7 +172,7 @@ async fn an_urgent_read_does_not_wait_for_other_reads_of_keys() {
     for other in &mut others {
         assert!(poll!(other).is_pending());
     }
-    let reader = Reader { caller: ActorId::keyward(), urgent: true };
+    let reader = ReadContext { caller: ActorId::keyward(), urgent: true };
     let read = store.key_for(&reader, &made.tenant, &made.key_id);
     assert!(timeout(LIMIT, read).await.expect("it waits for other reads").unwrap().is_some());
     drop(release);
@@ -411,7 +411,7 @@ async fn a_table_of_the_layout_before_is_converted_and_one_of_an_unknown_layout_
     for (layout, rebuilds) in [(None, 0), (Some([9]), 1), (Some([2]), 0)] {
         {
             // Threads of the table that was just closed may still hold its file.
-            crate::files::lock_soon(&std::fs::File::open(path.join("db")).unwrap()).unwrap();
+            crate::files::lock_with_retry(&std::fs::File::open(path.join("db")).unwrap()).unwrap();
             let db = sled::open(&path).unwrap();
             let (meta, facets) = (db.open_tree("meta").unwrap(), db.open_tree("facets").unwrap());
             match layout {
@@ -425,7 +425,7 @@ async fn a_table_of_the_layout_before_is_converted_and_one_of_an_unknown_layout_
             db.flush().unwrap();
         }
         let store = open(&dir);
-        assert_eq!(Store::table(&*store).rebuilds, rebuilds, "{layout:?}");
+        assert_eq!(Store::table_stats(&*store).rebuilds, rebuilds, "{layout:?}");
         assert_eq!(pages(&store, KeyQuery { owner: Some("acme".into()), ..list(100) }).unwrap().len(), 700);
         store.close().await.unwrap();
     }

@@ -41,7 +41,7 @@ impl Table {
             failed: AtomicBool::new(false),
             progress: Mutex::new(Progress::begin("reading the table, in keys", noted.keys.count())),
         };
-        let mut found = Found::default();
+        let mut found = ScanResult::default();
         for part in parallel::each(WHOLE_TREES + KEY_PARTS, |number| scan.part(number)) {
             found.add(&part?);
         }
@@ -66,7 +66,7 @@ impl Table {
 
 /// What was found in some parts, and what that lets expect of others.
 #[derive(Default)]
-struct Found {
+struct ScanResult {
     keys: Checksum,
     tenants: Checksum,
     /// Of the records of both, with their names.
@@ -77,7 +77,7 @@ struct Found {
     expected_facets: Tally,
 }
 
-impl Found {
+impl ScanResult {
     fn add(&mut self, other: &Self) {
         self.keys.join(&other.keys);
         self.tenants.join(&other.tenants);
@@ -119,9 +119,9 @@ struct VerifyScan<'a> {
 }
 
 impl VerifyScan<'_> {
-    fn part(&self, number: usize) -> Result<Found, TableError> {
+    fn part(&self, number: usize) -> Result<ScanResult, TableError> {
         if self.failed.load(Ordering::Relaxed) {
-            return Ok(Found::default());
+            return Ok(ScanResult::default());
         }
         let read = || match number {
             0 => self.facets(),
@@ -134,11 +134,11 @@ impl VerifyScan<'_> {
         read
     }
 
-    fn facets(&self) -> Result<Found, TableError> {
-        Ok(Found { facets: self.tally(self.table.facets(), |_, _| {})?, ..Found::default() })
+    fn facets(&self) -> Result<ScanResult, TableError> {
+        Ok(ScanResult { facets: self.tally(self.table.facets(), |_, _| {})?, ..ScanResult::default() })
     }
 
-    fn ids(&self) -> Result<Found, TableError> {
+    fn ids(&self) -> Result<ScanResult, TableError> {
         let (bloom, mut names) = (self.table.bloom(), Vec::with_capacity(BATCH_RECORDS));
         let ids = self.tally(self.table.ids(), |id, digest| {
             names.extend([bloom.hash(id), bloom.hash(digest)]);
@@ -147,7 +147,7 @@ impl VerifyScan<'_> {
             }
         })?;
         bloom.add(names);
-        Ok(Found { ids, ..Found::default() })
+        Ok(ScanResult { ids, ..ScanResult::default() })
     }
 
     fn tally(&self, tree: &Tree, mut also: impl FnMut(&[u8], &[u8])) -> Result<Tally, TableError> {
@@ -160,8 +160,8 @@ impl VerifyScan<'_> {
         Ok(tally)
     }
 
-    fn tenants(&self) -> Result<Found, TableError> {
-        let mut found = Found::default();
+    fn tenants(&self) -> Result<ScanResult, TableError> {
+        let mut found = ScanResult::default();
         for entry in self.table.tree(RecordKind::Tenant) {
             let (name, bytes) = entry?;
             found.tenants.add(self.table.checksum_key(), &name, &bytes);
@@ -172,8 +172,8 @@ impl VerifyScan<'_> {
     }
 
     /// The keys whose digests begin with a byte.
-    fn keys(&self, first: usize) -> Result<Found, TableError> {
-        let mut found = Found::default();
+    fn keys(&self, first: usize) -> Result<ScanResult, TableError> {
+        let mut found = ScanResult::default();
         let mut batch = Vec::with_capacity(BATCH_RECORDS);
         let from = Bound::Included(vec![first as u8]); // below 256
         let to = u8::try_from(first + 1).map_or(Bound::Unbounded, |next| Bound::Excluded(vec![next]));

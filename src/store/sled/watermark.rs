@@ -15,7 +15,7 @@ use keyward_core::event::Revision;
 
 use super::journal::{CRC32C, Chain, Position};
 use crate::bytes_codec::Cursor;
-use crate::files::{named, private, sync_parent};
+use crate::files::{private_options, sync_parent, with_path};
 
 const BYTES: usize = 64;
 const MAGIC: &[u8; 4] = b"KWWM";
@@ -32,30 +32,30 @@ pub(super) struct Watermark {
 impl Watermark {
     /// Opens the file, and says what it holds: `None` if it is new or damaged.
     pub(super) fn open(path: &Path) -> io::Result<(Self, Option<Position>)> {
-        let mut options = private();
+        let mut options = private_options();
         let opened = options.read(true).write(true).create(true).truncate(false).open(path);
-        let file = opened.map_err(named(path))?;
-        let position = position_in(&file).map_err(named(path))?;
+        let file = opened.map_err(with_path(path))?;
+        let position = position_in(&file).map_err(with_path(path))?;
         Ok((Self { file, path: path.to_owned() }, position))
     }
 
     /// What the file holds, without making it: `None` if it is not there or damaged.
     pub(super) fn read(path: &Path) -> io::Result<Option<Position>> {
         match File::open(path) {
-            Ok(file) => position_in(&file).map_err(named(path)),
+            Ok(file) => position_in(&file).map_err(with_path(path)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(named(path)(error)),
+            Err(error) => Err(with_path(path)(error)),
         }
     }
 
     /// Notes a position. It survives the end of the process, and a power cut once [`Watermark::sync`] has run.
     pub(super) fn note(&self, position: &Position) -> io::Result<()> {
-        self.file.write_all_at(&encode(position), 0).map_err(named(&self.path))
+        self.file.write_all_at(&encode(position), 0).map_err(with_path(&self.path))
     }
 
     /// Makes the last note, and the file's name, durable.
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_all().and_then(|()| sync_parent(&self.path)).map_err(named(&self.path))
+        self.file.sync_all().and_then(|()| sync_parent(&self.path)).map_err(with_path(&self.path))
     }
 }
 

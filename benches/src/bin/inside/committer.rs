@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keyward::store::sled::journal::writer::free_bytes;
-use keyward::store::sled::{BackupLimits, Demands, LockedDir, Options as StoreOptions, Retention, SledStore};
+use keyward::store::sled::{BackupLimits, Expectations, LockedDir, Retention, SledStore, StoreOptions};
 use keyward::store::{Bounds, Commit, RecordWrite, Store};
 use keyward_bench::figures::{median, percentile, ratio, rounded};
 use keyward_bench::options::Options;
@@ -97,7 +97,7 @@ impl Bench {
             clock: Arc::new(ManualClock::at(NOW)),
             bounds: Bounds::NONE,
             free_bytes,
-            demands: Demands::default(),
+            expectations: Expectations::default(),
         };
         let store = SledStore::open(LockedDir::lock(dir.path())?, &options, Arc::new(()))?;
         Ok(Self { dir, store: Arc::new(store), next: 0 })

@@ -169,13 +169,13 @@ impl Entry for pb::JournalEntry {
 
 /// As much of an entry as it takes to know its place. Its bytes are covered by the chain.
 #[derive(Clone, PartialEq, Eq, Message)]
-pub struct Place {
+pub struct EntryRevision {
     /// As in [`pb::JournalEntry`].
     #[prost(uint64, tag = "1")]
     revision: u64,
 }
 
-impl Entry for Place {
+impl Entry for EntryRevision {
     fn revision(&self) -> Revision {
         Revision(self.revision)
     }
@@ -252,19 +252,23 @@ impl<'a> Frame<'a> {
     ///
     /// # Errors
     /// With what is wrong.
-    pub fn follow<E: Entry>(&self, position: &Position, key: &ChainKey) -> Result<(Vec<E>, Position), &'static str> {
-        self.follow_through(position, key, |_| {})
-    }
-
-    /// As [`Frame::follow`], and tells the position after each entry. They are to be believed when this has returned.
-    ///
-    /// # Errors
-    /// With what is wrong.
-    pub fn follow_through<E: Entry>(
+    pub fn verify_after<E: Entry>(
         &self,
         position: &Position,
         key: &ChainKey,
-        mut meet: impl FnMut(Position),
+    ) -> Result<(Vec<E>, Position), &'static str> {
+        self.verify_each(position, key, |_| {})
+    }
+
+    /// As [`Frame::verify_after`], and tells the position after each entry. They are to be believed when this has returned.
+    ///
+    /// # Errors
+    /// With what is wrong.
+    pub fn verify_each<E: Entry>(
+        &self,
+        position: &Position,
+        key: &ChainKey,
+        mut on_position: impl FnMut(Position),
     ) -> Result<(Vec<E>, Position), &'static str> {
         let mut entries = Vec::new();
         let mut end = *position;
@@ -274,7 +278,7 @@ impl<'a> Frame<'a> {
                 return Err("the revisions do not follow each other");
             }
             end = Position { revision: entry.revision(), chain: end.chain.after(key, encoded) };
-            meet(end);
+            on_position(end);
             entries.push(entry);
         }
         if self.first != position.revision.next() || self.count as usize != entries.len() {

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use keyward_core::event::Revision;
 use parking_lot::Mutex;
 
-use super::frame::{ALIGNMENT_BYTES, Entry, Frame, HeaderError, Place, SEGMENT_HEADER_BYTES, read_segment_header};
+use super::frame::{
+    ALIGNMENT_BYTES, Entry, EntryRevision, Frame, HeaderError, SEGMENT_HEADER_BYTES, read_segment_header,
+};
 use super::{ChainKey, JournalError, Position};
 use crate::parallel;
 use crate::progress::Progress;
@@ -52,7 +54,7 @@ pub fn segment_path(dir: &Path, number: u64) -> PathBuf {
 /// # Errors
 /// When the journal is not whole. A torn end is not an error: see [`SegmentEnd::torn`].
 pub fn verify(dir: &Path, key: &ChainKey, wanted: &[Position]) -> Result<(End, HashSet<Position>), JournalError> {
-    verify_and_visit(dir, key, wanted, Revision(u64::MAX), |_: Vec<Place>| {})
+    verify_and_visit(dir, key, wanted, Revision(u64::MAX), |_: Vec<EntryRevision>| {})
 }
 
 /// As [`verify`], and hands over the entries of each frame that ends after a revision, in no order, from
@@ -75,35 +77,35 @@ pub fn verify_and_visit<E: Entry>(
             visit(entries);
         }
     };
-    let reading = Reading { dir, key, until: None };
+    let reader = SegmentReader { dir, key, until: None };
     let progress = Mutex::new(Progress::begin("reading the journal, in segments", numbers.len() as u64));
     let failed = AtomicBool::new(false);
     let scanned = parallel::each(numbers.len(), |at| {
         if failed.load(Ordering::Relaxed) {
             return None;
         }
-        let mut met = HashSet::new();
-        let meet = |at| met.extend(wanted.contains(&at).then_some(at));
+        let mut found_positions = HashSet::new();
+        let on_position = |at| found_positions.extend(wanted.contains(&at).then_some(at));
         let (number, last) = (numbers[at], at + 1 == numbers.len());
         // Each begins where its header says; whether the one before it ends there is seen when all are read.
         let scanned = if ends(at).is_some_and(|end| end.revision <= after) {
-            reading.segment(number, last, None, meet, |_: Vec<Place>, _| {})
+            reader.segment(number, last, None, on_position, |_: Vec<EntryRevision>, _| {})
         } else {
-            reading.segment(number, last, None, meet, visit)
+            reader.segment(number, last, None, on_position, visit)
         };
         failed.fetch_or(scanned.is_err(), Ordering::Relaxed);
         progress.lock().advance(1);
-        scanned.ok().map(|scanned| (scanned, met))
+        scanned.ok().map(|scanned| (scanned, found_positions))
     });
     drop(progress);
     if let Some(whole) = joined(scanned) {
         return Ok(whole);
     }
     // What is wrong is said by who reads from the beginning.
-    let mut met = HashSet::new();
-    let meet = |at| met.extend(wanted.contains(&at).then_some(at));
-    let end = reading.segments(&numbers, meet, visit)?;
-    Ok((end, met))
+    let mut found_positions = HashSet::new();
+    let on_position = |at| found_positions.extend(wanted.contains(&at).then_some(at));
+    let end = reader.segments(&numbers, on_position, visit)?;
+    Ok((end, found_positions))
 }
 
 /// Segments put together, if each follows the one before it.
@@ -111,14 +113,14 @@ fn joined(scanned: Vec<Option<(Scanned, HashSet<Position>)>>) -> Option<(End, Ha
     let mut whole = (End { start: Position::START, position: Position::START, segment: None }, HashSet::new());
     let (end, found) = &mut whole;
     for next in scanned {
-        let (next, met) = next?;
+        let (next, found_positions) = next?;
         match &end.segment {
             None => end.start = next.start,
             Some(before) if before.number + 1 == next.segment.number && end.position == next.start => {}
             Some(_) => return None,
         }
         (end.position, end.segment) = (next.end, Some(next.segment));
-        found.extend(met);
+        found.extend(found_positions);
     }
     Some(whole)
 }
@@ -140,7 +142,7 @@ pub fn scan_after<E: Entry>(
     {
         numbers.remove(0);
     }
-    Reading { dir, key, until: None }.segments(&numbers, |_| {}, visit)
+    SegmentReader { dir, key, until: None }.segments(&numbers, |_| {}, visit)
 }
 
 /// Reads what comes after a revision, and somewhat more, and ends with the frame that reaches another one, if one is
@@ -158,7 +160,7 @@ pub fn scan_between<E: Entry>(
     let numbers = segment_numbers(dir)?;
     let begins = |number: &u64| segment_start(&segment_path(dir, *number)).is_ok_and(|at| at.revision <= after);
     let first = numbers.iter().rposition(begins).unwrap_or(0);
-    Reading { dir, key, until }.segments(&numbers[first..], |_| {}, visit)
+    SegmentReader { dir, key, until }.segments(&numbers[first..], |_| {}, visit)
 }
 
 /// The position after which a segment begins.
@@ -196,20 +198,20 @@ struct Scanned {
 }
 
 /// What is read, with which key, and up to where.
-struct Reading<'a> {
+struct SegmentReader<'a> {
     dir: &'a Path,
     key: &'a ChainKey,
     /// Nothing behind the frame that reaches this revision. `None`: all of it.
     until: Option<Revision>,
 }
 
-impl Reading<'_> {
-    /// Reads segments, one after the other. `meet` is told of the position after each entry, `visit` of each frame's
+impl SegmentReader<'_> {
+    /// Reads segments, one after the other. `on_position` is told of the position after each entry, `visit` of each frame's
     /// entries and the position after it.
     fn segments<E: Entry>(
         &self,
         numbers: &[u64],
-        mut meet: impl FnMut(Position),
+        mut on_position: impl FnMut(Position),
         mut visit: impl FnMut(Vec<E>, Position),
     ) -> Result<End, JournalError> {
         let start = match numbers.first() {
@@ -226,7 +228,7 @@ impl Reading<'_> {
                 return Err(JournalError::Gap { path: segment_path(self.dir, expected), after: end.position.revision });
             }
             let last = numbers.last() == Some(&number);
-            let scanned = self.segment(number, last, Some(end.position), &mut meet, &mut visit)?;
+            let scanned = self.segment(number, last, Some(end.position), &mut on_position, &mut visit)?;
             end = End { start, position: scanned.end, segment: Some(scanned.segment) };
             progress.advance(1);
         }
@@ -239,7 +241,7 @@ impl Reading<'_> {
         number: u64,
         last: bool,
         after: Option<Position>,
-        mut meet: impl FnMut(Position),
+        mut on_position: impl FnMut(Position),
         mut visit: impl FnMut(Vec<E>, Position),
     ) -> Result<Scanned, JournalError> {
         let path = segment_path(self.dir, number);
@@ -269,7 +271,7 @@ impl Reading<'_> {
         while !self.is_done(end)
             && let Some(frame) = bytes.get(offset..).and_then(Frame::read)
         {
-            let followed = frame.follow_through(&end, self.key, &mut meet);
+            let followed = frame.verify_each(&end, self.key, &mut on_position);
             let (entries, next) = followed.map_err(|what| damaged(offset, what, &end))?;
             visit(entries, next);
             end = next;

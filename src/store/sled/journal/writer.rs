@@ -10,7 +10,7 @@ use rustix::fs::fstatvfs;
 use super::frame::{SEGMENT_HEADER_BYTES, segment_header};
 use super::scan::{End, SegmentEnd, segment_path};
 use super::{JournalError, Position};
-use crate::files::{NewFile, private};
+use crate::files::{NewFile, private_options};
 
 const ZEROS_BYTES: usize = 64 * 1024;
 /// Below this much free space, only changes that take power away are made: the table grows behind the journal.
@@ -170,7 +170,7 @@ impl Writer {
 
 impl Segment {
     fn resume(end: &SegmentEnd) -> io::Result<Self> {
-        let file = private().read(true).write(true).open(&end.path)?;
+        let file = private_options().read(true).write(true).open(&end.path)?;
         if file.metadata()?.len() < end.offset {
             file.set_len(end.offset)?; // all of the last frame is there but for the zeros after it
         }

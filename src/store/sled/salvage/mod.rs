@@ -18,7 +18,7 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::ActorId;
 
-use self::runs::{Frames, Judged, Stretch, Tie, entries_of, judge};
+use self::runs::{FrameRange, Frames, Judged, Tie, entries_of, judge};
 use self::sources::Sources;
 use super::checksums::{ChecksumKey, Checksums};
 use super::dir::LockedDir;
@@ -30,8 +30,8 @@ use super::rebuild::{aside_of, rows_of};
 use super::snapshot;
 use super::table::Row;
 use super::watermark::Watermark;
-use super::{OpenError, Options};
-use crate::files::{NewFile, create_private_dir, named, sync_parent};
+use super::{OpenError, StoreOptions};
+use crate::files::{NewFile, create_private_dir, sync_parent, with_path};
 use crate::store::record::{RecordKind, pb};
 
 /// So many doubtful changes are listed; more are counted.
@@ -125,7 +125,7 @@ pub struct Salvaged {
 ///
 /// # Errors
 /// When the disk fails, or nothing of what is there was written with our key.
-pub fn look(dir: &LockedDir, options: &Options) -> Result<Unproven, OpenError> {
+pub fn preview(dir: &LockedDir, options: &StoreOptions) -> Result<Unproven, OpenError> {
     let key = ChainKey(options.chain_key.clone());
     Evidence::read(dir, &key)?.unproven(dir)
 }
@@ -137,7 +137,7 @@ pub fn look(dir: &LockedDir, options: &Options) -> Result<Unproven, OpenError> {
 /// When the disk fails, or nothing of what is there was written with our key. Until the files change places,
 /// nothing has changed; a failure while they do leaves a directory without a layout, which no start takes for
 /// whole, and all old files, here or in the directory `lost.…`.
-pub fn salvage(dir: &LockedDir, options: &Options, take_unproven: bool) -> Result<Salvaged, OpenError> {
+pub fn salvage(dir: &LockedDir, options: &StoreOptions, take_unproven: bool) -> Result<Salvaged, OpenError> {
     let key = ChainKey(options.chain_key.clone());
     let evidence = Evidence::read(dir, &key)?;
     let unproven = evidence.unproven(dir)?;
@@ -146,30 +146,30 @@ pub fn salvage(dir: &LockedDir, options: &Options, take_unproven: bool) -> Resul
     let missing = found.missing();
     let fresh = dir.path().join("rescue.new");
     if fresh.exists() {
-        fs::remove_dir_all(&fresh).map_err(named(&fresh))?;
+        fs::remove_dir_all(&fresh).map_err(with_path(&fresh))?;
     }
-    create_private_dir(&fresh).map_err(named(&fresh))?;
+    create_private_dir(&fresh).map_err(with_path(&fresh))?;
     let (keys, revision) =
         begin_log(&fresh, options, &key, &found, &missing).inspect_err(|_| drop(fs::remove_dir_all(&fresh)))?;
 
     let aside = aside_path(dir.path(), found.highest);
-    create_private_dir(&aside).map_err(named(&aside))?;
-    dir.begin()?;
+    create_private_dir(&aside).map_err(with_path(&aside))?;
+    dir.mark_incomplete()?;
     let views = [dir.checkpoints(), dir.table(), aside_of(&dir.table())];
     for part in [dir.journal(), dir.snapshots(), dir.watermark()].into_iter().chain(views) {
         if let Some(name) = part.file_name().filter(|_| part.exists()) {
-            fs::rename(&part, aside.join(name)).map_err(named(&part))?;
+            fs::rename(&part, aside.join(name)).map_err(with_path(&part))?;
         }
     }
     sync_parent(&aside.join("journal"))?;
     for part in [dir.journal(), dir.snapshots(), dir.watermark()] {
         if let Some(name) = part.file_name() {
-            fs::rename(fresh.join(name), &part).map_err(named(&part))?;
+            fs::rename(fresh.join(name), &part).map_err(with_path(&part))?;
         }
     }
-    fs::remove_dir(&fresh).map_err(named(&fresh))?;
+    fs::remove_dir(&fresh).map_err(with_path(&fresh))?;
     sync_parent(&dir.journal())?;
-    dir.finish()?;
+    dir.mark_complete()?;
     let behind_damage = found.behind_damage;
     Ok(Salvaged { keys, missing, behind_damage, unproven, revision, aside })
 }
@@ -177,9 +177,9 @@ pub fn salvage(dir: &LockedDir, options: &Options, take_unproven: bool) -> Resul
 /// Makes snapshot, journal and watermark in a directory of their own; gives the number of keys and the last revision.
 fn begin_log(
     fresh: &Path,
-    options: &Options,
+    options: &StoreOptions,
     key: &ChainKey,
-    found: &Found,
+    found: &Gathered,
     missing: &[(Revision, Revision)],
 ) -> Result<(u64, Revision), OpenError> {
     // Past every revision that anyone may have been told of.
@@ -208,7 +208,7 @@ fn begin_log(
 }
 
 /// The entry that says what was given up, and what was taken on the operator's word alone.
-fn data_loss_entry(found: &Found, time: UnixMillis, missing: &[(Revision, Revision)]) -> pb::JournalEntry {
+fn data_loss_entry(found: &Gathered, time: UnixMillis, missing: &[(Revision, Revision)]) -> pb::JournalEntry {
     let told = |ranges: &[(Revision, Revision)]| match ranges {
         [] => "none".to_owned(),
         _ => ranges.iter().map(|(first, last)| format!("{first}-{last}")).collect::<Vec<_>>().join(","),
@@ -247,7 +247,7 @@ impl Evidence {
         let watermark = Watermark::open(&dir.watermark())?.1.map_or(Revision(0), |at| at.revision);
         let sources = sources::find(dir, key)?;
         let frames = runs::read(&dir.journal(), key, &sources.anchors)?;
-        let anything = sources.snapshots + frames.runs.len() + frames.not_genuine.len() > 0;
+        let anything = sources.snapshots + frames.runs.len() + frames.unverified.len() > 0;
         if anything && sources.anchors.is_empty() && frames.runs.is_empty() {
             return Err(OpenError::ForeignJournal { journal: dir.journal() });
         }
@@ -258,9 +258,9 @@ impl Evidence {
     }
 
     /// The frames that do not count.
-    fn doubtful(&self) -> Vec<Stretch> {
+    fn doubtful(&self) -> Vec<FrameRange> {
         let runs = self.frames.runs.iter().zip(&self.judged.runs).filter(|(_, counts)| !**counts);
-        runs.flat_map(|(run, _)| run.stretches.iter().copied()).chain(self.frames.not_genuine.iter().copied()).collect()
+        runs.flat_map(|(run, _)| run.ranges.iter().copied()).chain(self.frames.unverified.iter().copied()).collect()
     }
 
     fn unproven(&self, dir: &LockedDir) -> Result<Unproven, OpenError> {
@@ -275,8 +275,8 @@ impl Evidence {
     }
 
     /// The records, and what is known of the revisions.
-    fn gather(&self, dir: &LockedDir, key: &ChainKey, take_unproven: bool) -> Result<Found, OpenError> {
-        let mut found = Found::default();
+    fn gather(&self, dir: &LockedDir, key: &ChainKey, take_unproven: bool) -> Result<Gathered, OpenError> {
+        let mut found = Gathered::default();
         let others = (0..self.sources.anchors.len()).filter(|&nth| take_unproven && self.sources.whole[nth]);
         for nth in self.base.into_iter().chain(others) {
             self.sources.records(nth, key, |row| found.add(row))?;
@@ -285,7 +285,7 @@ impl Evidence {
         let base = self.base.map_or(Revision(0), |nth| self.sources.anchors[nth].position.revision);
         for (run, counts) in self.frames.runs.iter().zip(&self.judged.runs) {
             if *counts && run.end.revision > base {
-                entries_of(&dir.journal(), &run.stretches, |entry| found.take(&entry))?;
+                entries_of(&dir.journal(), &run.ranges, |entry| found.take(&entry))?;
                 if run.tie == Tie::None {
                     found.behind_damage.push((run.start.revision.max(base).next(), run.end.revision));
                 }
@@ -340,7 +340,7 @@ type Records = BTreeMap<(RecordKind, Vec<u8>), (Revision, Vec<u8>)>;
 
 /// What can be had.
 #[derive(Debug, Default)]
-struct Found {
+struct Gathered {
     records: Records,
     /// Everything up to this revision is in the records, whatever the journal has.
     covered: Revision,
@@ -353,7 +353,7 @@ struct Found {
     unproven: Ranges,
 }
 
-impl Found {
+impl Gathered {
     fn add(&mut self, row: Row) {
         let revision = revision_of(&row.record);
         let place = match &row.record {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 
-use crate::files::named;
+use crate::files::with_path;
 use crate::store::record::pb;
 use crate::store::sled::OpenError;
 use crate::store::sled::journal::frame::{ALIGNMENT_BYTES, Frame, SEGMENT_HEADER_BYTES, read_segment_header};
@@ -40,7 +40,7 @@ pub(super) struct Anchor {
 
 /// Consecutive frames of one segment.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Stretch {
+pub(super) struct FrameRange {
     pub(super) segment: u64,
     from: usize,
     to: usize,
@@ -63,9 +63,9 @@ pub(super) struct Run {
     pub(super) start: Position,
     pub(super) end: Position,
     pub(super) tie: Tie,
-    pub(super) stretches: Vec<Stretch>,
+    pub(super) ranges: Vec<FrameRange>,
     /// Which anchors it leads through.
-    met: Vec<usize>,
+    found_positions: Vec<usize>,
     first_time: UnixMillis,
     last_time: UnixMillis,
 }
@@ -75,7 +75,7 @@ pub(super) struct Run {
 pub(super) struct Frames {
     pub(super) runs: Vec<Run>,
     /// Frames that are whole and not genuine.
-    pub(super) not_genuine: Vec<Stretch>,
+    pub(super) unverified: Vec<FrameRange>,
     /// The highest revision that anything in the journal claims, true or not.
     pub(super) claimed: Revision,
 }
@@ -85,7 +85,7 @@ pub(super) fn read(journal: &Path, key: &ChainKey, anchors: &[Anchor]) -> Result
     let mut frames = Frames::default();
     for segment in segment_numbers(journal)? {
         let path = segment_path(journal, segment);
-        let bytes = fs::read(&path).map_err(named(&path))?;
+        let bytes = fs::read(&path).map_err(with_path(&path))?;
         frames.read_segment(segment, &bytes, key, anchors);
     }
     Ok(frames)
@@ -101,14 +101,14 @@ impl Frames {
                 continue;
             };
             self.claim(frame.claimed_end().revision);
-            let stretch = Stretch { segment, from: at, to: at + frame.bytes };
+            let range = FrameRange { segment, from: at, to: at + frame.bytes };
             match self.genuine(&frame, at, bytes, key, anchors) {
                 Some(link) => {
-                    self.add(link, stretch);
+                    self.add(link, range);
                     at += frame.bytes;
                 }
                 None => {
-                    self.not_genuine.push(stretch);
+                    self.unverified.push(range);
                     // It may claim to be as long as what it hides.
                     at += ALIGNMENT_BYTES;
                 }
@@ -129,16 +129,16 @@ impl Frames {
         known.chain(written).find_map(|start| Link::from(start, frame, key, anchors))
     }
 
-    fn add(&mut self, link: Link, stretch: Stretch) {
+    fn add(&mut self, link: Link, range: FrameRange) {
         if let Some(run) = self.runs.last_mut().filter(|run| run.end == link.start) {
-            run.go_on(link, stretch);
+            run.go_on(link, range);
         } else {
             self.runs.push(Run {
                 start: link.start,
                 end: link.end,
                 tie: link.tie(),
-                stretches: vec![stretch],
-                met: link.met,
+                ranges: vec![range],
+                found_positions: link.found_positions,
                 first_time: link.last_time,
                 last_time: link.last_time,
             });
@@ -162,23 +162,24 @@ fn written_before(bytes: &[u8], at: usize) -> impl Iterator<Item = Chain> {
 struct Link {
     start: Position,
     end: Position,
-    met: Vec<usize>,
+    found_positions: Vec<usize>,
     last_time: UnixMillis,
 }
 
 impl Link {
     fn from(start: Position, frame: &Frame<'_>, key: &ChainKey, anchors: &[Anchor]) -> Option<Self> {
-        let mut met = Vec::new();
-        let mut meet = |at: Position| met.extend((0..anchors.len()).filter(|&nth| anchors[nth].position == at));
-        meet(start);
-        let (entries, end) = frame.follow_through::<pb::JournalEntry>(&start, key, meet).ok()?;
+        let mut found_positions = Vec::new();
+        let mut on_position =
+            |at: Position| found_positions.extend((0..anchors.len()).filter(|&nth| anchors[nth].position == at));
+        on_position(start);
+        let (entries, end) = frame.verify_each::<pb::JournalEntry>(&start, key, on_position).ok()?;
         let last_time = entries.iter().map(|entry| UnixMillis(entry.time_ms)).max()?;
-        Some(Self { start, end, met, last_time })
+        Some(Self { start, end, found_positions, last_time })
     }
 
     fn tie(&self) -> Tie {
         match () {
-            () if !self.met.is_empty() => Tie::Anchor,
+            () if !self.found_positions.is_empty() => Tie::Anchor,
             () if self.start == Position::START => Tie::Beginning,
             () => Tie::None,
         }
@@ -186,14 +187,14 @@ impl Link {
 }
 
 impl Run {
-    fn go_on(&mut self, link: Link, stretch: Stretch) {
+    fn go_on(&mut self, link: Link, range: FrameRange) {
         self.tie = self.tie.max(link.tie());
         self.end = link.end;
         self.last_time = self.last_time.max(link.last_time);
-        self.met.extend(link.met);
-        match self.stretches.last_mut() {
-            Some(last) if last.segment == stretch.segment && last.to == stretch.from => last.to = stretch.to,
-            _ => self.stretches.push(stretch),
+        self.found_positions.extend(link.found_positions);
+        match self.ranges.last_mut() {
+            Some(last) if last.segment == range.segment && last.to == range.from => last.to = range.to,
+            _ => self.ranges.push(range),
         }
     }
 
@@ -201,7 +202,7 @@ impl Run {
     /// it.
     fn allows(&self, nth: usize, anchor: &Anchor) -> bool {
         let at = anchor.position.revision;
-        self.met.contains(&nth)
+        self.found_positions.contains(&nth)
             || (self.end.revision < at && can_come_first(self.last_time, anchor.time))
             || (at < self.start.revision && can_come_first(anchor.time, self.first_time))
     }
@@ -277,21 +278,21 @@ enum Item {
     Run(usize),
 }
 
-/// Reads the frames of a stretch again.
+/// Reads the frames of a range again.
 pub(super) fn entries_of(
     journal: &Path,
-    stretches: &[Stretch],
+    ranges: &[FrameRange],
     mut visit: impl FnMut(pb::JournalEntry),
 ) -> Result<(), OpenError> {
     let (mut segment, mut bytes) = (None, Vec::new());
-    for stretch in stretches {
-        if segment != Some(stretch.segment) {
-            let path = segment_path(journal, stretch.segment);
-            bytes = fs::read(&path).map_err(named(&path))?;
-            segment = Some(stretch.segment);
+    for range in ranges {
+        if segment != Some(range.segment) {
+            let path = segment_path(journal, range.segment);
+            bytes = fs::read(&path).map_err(with_path(&path))?;
+            segment = Some(range.segment);
         }
-        let mut at = stretch.from;
-        while at < stretch.to
+        let mut at = range.from;
+        while at < range.to
             && let Some(frame) = bytes.get(at..).and_then(Frame::read)
         {
             frame.entries::<pb::JournalEntry>().map_while(Result::ok).for_each(|(entry, _)| visit(entry));
@@ -322,8 +323,8 @@ mod tests {
             start,
             end: at(line, *revisions.end()),
             tie: if start.revision == Revision(0) { Tie::Beginning } else { Tie::None },
-            stretches: vec![],
-            met: vec![],
+            ranges: vec![],
+            found_positions: vec![],
             first_time: UnixMillis(minutes[0] * MINUTE),
             last_time: UnixMillis(minutes[1] * MINUTE),
         }
@@ -342,8 +343,8 @@ mod tests {
     fn what_is_left_of_one_log_counts_with_all_its_gaps() {
         let runs = [run(1, 1..=50, [0, 10]), run(1, 60..=119, [12, 20]), run(1, 121..=130, [20, 30])];
         let anchors = [anchor(1, 20, 4), anchor(1, 140, 31)];
-        let met = Run { met: vec![0], ..runs[0].clone() };
-        let runs = [met, runs[1].clone(), runs[2].clone()];
+        let found_positions = Run { found_positions: vec![0], ..runs[0].clone() };
+        let runs = [found_positions, runs[1].clone(), runs[2].clone()];
         assert_eq!(judged(&runs, &anchors), (vec![true; 3], vec![true; 2]));
     }
 
@@ -370,7 +371,7 @@ mod tests {
         assert_eq!(judged(&[], &[anchor(2, 150, 55), anchor(1, 120, 90)]).1, [false, true]);
         assert_eq!(judged(&[], &[anchor(2, 120, 55), anchor(1, 120, 90)]).1, [false, true]);
         // And it does not vouch for changes of its own line.
-        let older = Run { met: vec![0], tie: Tie::Anchor, ..run(2, 105..=115, [50, 54]) };
+        let older = Run { found_positions: vec![0], tie: Tie::Anchor, ..run(2, 105..=115, [50, 54]) };
         assert_eq!(judged(&[newer, older], &[anchor(2, 110, 55)]), (vec![true, false], vec![false]));
     }
 
