@@ -1,7 +1,7 @@
 //! The feed of changes: a bounded window on the end of the log.
 //!
-//! An engine publishes each durable change once, in order. Subscribers read at their own pace from the window; one that
-//! falls out of it is told to [`Lagged`], and is never waited for.
+//! An engine publishes each durable change once, in order. Subscribers read from the window at their own
+//! pace. One that falls behind the window gets [`Lagged`]; the engine never waits for it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use keyward_core::event::{Change, Revision};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-/// Changes that the window holds. A subscriber further behind loads anew.
+/// Changes that the window holds. A subscriber further behind must load everything again.
 pub const WINDOW_CHANGES_MAX: usize = 16_384;
 
 /// Changes that one call of [`Subscription::next`] returns at most.
 const BATCH_CHANGES_MAX: usize = 1_024;
 
-/// The subscriber asked for changes that the window no longer holds: it must load anew.
+/// The subscriber asked for changes that the window no longer holds. It must load everything again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the changes asked for are no longer kept; load anew")]
 pub struct Lagged;
@@ -63,8 +63,7 @@ impl Feed {
 
     /// The changes after `revision`.
     ///
-    /// # Errors
-    /// When the window no longer reaches back to it, or has not reached it.
+    /// When the window does not reach back to `revision`, or has not reached it yet.
     pub fn subscribe(&self, revision: Revision) -> Result<Subscription, Lagged> {
         let reachable = self.window.lock().after <= revision && revision <= *self.newest.borrow();
         let newest = self.newest.subscribe();
@@ -83,8 +82,7 @@ pub struct Subscription {
 impl Subscription {
     /// The next changes, as soon as there is one. `None` when the feed has ended and everything is read.
     ///
-    /// # Errors
-    /// When this subscriber has fallen out of the window.
+    /// When this subscriber has fallen behind the window.
     pub async fn next(&mut self) -> Result<Option<Vec<Arc<Change>>>, Lagged> {
         let seen = self.seen;
         let ended = self.newest.wait_for(|newest| *newest > seen).await.is_err();
@@ -92,7 +90,7 @@ impl Subscription {
         if window.after > seen {
             return Err(Lagged);
         }
-        // Revisions have no gaps, so a distance in revisions is a distance in places.
+        // Revisions have no gaps, so a distance in revisions is a distance in the queue.
         let skip = usize::try_from(seen.0 - window.after.0).unwrap_or(usize::MAX);
         let changes: Vec<_> = window.changes.iter().skip(skip).take(BATCH_CHANGES_MAX).cloned().collect();
         if let Some(last) = changes.last() {

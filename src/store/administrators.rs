@@ -1,6 +1,6 @@
-//! The lasting administrators of an engine ([`keyward_core::administrators`]). A change that would leave none is
-//! refused, where its other conditions are checked: two administrators that disable each other at the same moment are
-//! one behind the other there.
+//! The lasting administrators of an engine ([`keyward_core::administrators`]). A change that would leave none
+//! is refused where its other preconditions are checked, so that two administrators who disable each other at
+//! the same moment are ordered.
 
 use std::collections::HashMap;
 
@@ -20,7 +20,7 @@ pub(super) struct Administrators {
     warned: bool,
 }
 
-/// What there was before a record was taken, to take it back.
+/// The state before a record was applied, to undo it.
 #[derive(Debug)]
 pub(super) struct Undo {
     key_id: KeyId,
@@ -28,13 +28,13 @@ pub(super) struct Undo {
 }
 
 impl Administrators {
-    /// How many there are at a time.
+    /// How many there are at time `at`.
     pub(super) fn count(&self, at: UnixMillis) -> usize {
         self.from.values().filter(|from| **from <= at).count()
     }
 
-    /// Whether one remains when these records are written. Where there is none before either, nothing is refused: that
-    /// would keep out whoever is to mend it.
+    /// Checks that one remains when these records are written. If there is none beforehand, nothing is
+    /// refused: that would lock out the administrator who is to repair it.
     pub(super) fn check<'a>(
         &self,
         records: impl Iterator<Item = &'a Record> + Clone,
@@ -51,7 +51,7 @@ impl Administrators {
         Ok(())
     }
 
-    /// Takes in a record that is written.
+    /// Applies a record that is written.
     pub(super) fn apply(&mut self, record: &Record) -> Option<Undo> {
         let key = of_system(record)?;
         let before = match lasting_from(key) {
@@ -61,7 +61,7 @@ impl Administrators {
         Some(Undo { key_id: key.key_id.clone(), from: before })
     }
 
-    /// Takes records back that were not written after all.
+    /// Undoes records that were not written after all.
     pub(super) fn undo(&mut self, taken: Vec<Undo>) {
         for Undo { key_id, from } in taken.into_iter().rev() {
             match from {
@@ -71,7 +71,7 @@ impl Administrators {
         }
     }
 
-    /// Tells the log, once, that there is none.
+    /// Logs a warning, once, if there is none.
     pub(super) fn warn_if_none(&mut self, at: UnixMillis) {
         let lacking = self.count(at) == 0;
         if lacking && !self.warned {
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
     use crate::store::record::decode_key;
 
-    /// A group of changes that had no room was not made.
+    /// A group of changes that found the disk full was not made.
     #[test]
     fn what_was_not_written_is_taken_back() {
         let hex = include_str!("../../testdata/records/key-v1-bare.hex");

@@ -1,12 +1,12 @@
-//! How many different names a tenant may have in use, and how many tenants there may be.
+//! Bounds on the number of distinct names that a tenant uses, and on the number of tenants.
 //!
-//! A commit is held against the bounds where its other conditions are, before anything is written, and only for names that
-//! it brings into use. What is past a bound already (because the bound was lowered, say) stays, and so does everything that
-//! needs no further name. A commit that takes power away is not held against them.
+//! A commit is checked with its other preconditions, before anything is written, and only for names that it
+//! brings into use. What already exceeds a bound, for example because the bound was lowered, stays, and so
+//! does everything that needs no new name. A narrowing is not checked.
 //!
-//! What is in use is known to the view, which lags behind the log by the changes that are under way. Their names are
-//! [`Pending`], and count as in use until the view has them: so a bound is never exceeded, and a name that a change under
-//! way gives up counts until that change is in force.
+//! The view knows the names in use, but lags behind the log by the changes in flight. Their names are
+//! [`Pending`] and count as in use until the view has them. So a bound is never exceeded, and a name that a
+//! change in flight gives up counts until that change is applied.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -17,10 +17,11 @@ use keyward_core::record::KeyRecord;
 
 use super::{CommitError, MaterializedView};
 
-/// Names under way of one tenant and kind that are told apart from those in use; if there are more, all count as further ones.
+/// Pending names of one tenant and kind that are compared with those in use. If there are more, each counts
+/// as a new one.
 const PENDING_EXAMINED_MAX: usize = 1_024;
 
-/// How many there may be.
+/// The bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Tenants.
@@ -32,7 +33,7 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// As many as anybody likes.
+    /// No bounds.
     pub const NONE: Self = Self { tenants: usize::MAX, owners_per_tenant: usize::MAX, scopes_per_tenant: usize::MAX };
 
     fn of(&self, kind: NameKind) -> usize {
@@ -60,7 +61,7 @@ pub enum Exceeded {
     Scopes {
         /// The bound.
         max: usize,
-        /// The place of the first of the key's scopes that is not in use.
+        /// The position of the first of the key's scopes that is not in use.
         nth: usize,
     },
 }
@@ -80,7 +81,7 @@ impl fmt::Display for Exceeded {
 pub struct InUse {
     /// How many.
     pub count: usize,
-    /// The places of those that were asked about and are not in use.
+    /// The positions, in the question, of the names that are not in use.
     pub missing: Vec<usize>,
 }
 
@@ -94,7 +95,7 @@ pub(super) enum NameKind {
 impl NameKind {
     pub(super) const ALL: [Self; 2] = [Self::Owner, Self::Scope];
 
-    /// What a view has of this kind.
+    /// Asks a view about names of this kind.
     pub(super) fn in_use(self, view: &dyn MaterializedView, tenant: &TenantId, asked: &[&str]) -> Option<InUse> {
         match self {
             Self::Owner => view.owners_in_use(tenant, asked),
@@ -102,7 +103,7 @@ impl NameKind {
         }
     }
 
-    /// The names of this kind that a key uses, each with its place.
+    /// The names of this kind that a key uses, each with its position.
     fn names_of(self, key: &KeyRecord) -> Vec<(usize, &str)> {
         match self {
             Self::Owner => Some(&*key.owner).filter(|owner| !owner.is_empty()).into_iter().enumerate().collect(),
@@ -110,7 +111,7 @@ impl NameKind {
         }
     }
 
-    /// The names that a key uses and its form before did not, each once.
+    /// The names that a key uses and `before` did not, each once.
     pub(super) fn added<'a>(self, before: Option<&KeyRecord>, key: &'a KeyRecord) -> Vec<(usize, &'a str)> {
         let before: HashSet<_> =
             before.map(|key| self.names_of(key)).into_iter().flatten().map(|(_, name)| name).collect();
@@ -119,7 +120,7 @@ impl NameKind {
     }
 }
 
-/// Holds a key that is to be written against the bounds of its tenant. `in_use` says what the view has; `None`: it does not know.
+/// Checks the bounds of a key's tenant. `in_use` asks the view; `None`: it does not know.
 pub(super) fn check(
     bounds: &Bounds,
     pending: &Pending,
@@ -141,7 +142,7 @@ pub(super) fn check(
         let mut asked: Vec<_> = new.iter().map(|(_, name)| *name).collect();
         let told_apart = under_way.len() <= PENDING_EXAMINED_MAX;
         asked.extend(under_way.iter().filter(|_| told_apart));
-        // At one time, so that nothing changes between the count and what is missing.
+        // In one call, so that nothing changes between the count and what is missing.
         let Some(InUse { count, missing }) = in_use(kind, &asked) else { continue };
         let first = missing.first().and_then(|first| new.get(*first));
         let further = missing.len() + if told_apart { 0 } else { under_way.len() };
@@ -157,13 +158,13 @@ pub(super) fn check(
     Ok(())
 }
 
-/// Holds one tenant more than there are against their bound.
+/// Checks the bound on tenants for one more than there are.
 pub(super) fn check_tenants(bounds: &Bounds, tenants: usize) -> Result<(), CommitError> {
     let max = bounds.tenants;
     if tenants < max { Ok(()) } else { Err(CommitError::Bounded(Exceeded::Tenants { max })) }
 }
 
-/// The names that changes bring into use which the view has not applied yet.
+/// The names that changes in flight bring into use, and that the view does not have yet.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     names: HashMap<TenantId, [HashMap<Box<str>, usize>; NameKind::ALL.len()]>,
@@ -171,7 +172,7 @@ pub(super) struct Pending {
     queue: VecDeque<(Revision, TenantId, NameKind, Box<str>)>,
 }
 
-/// Names of one kind that are under way, and how many changes have each of them.
+/// Pending names of one kind, and how many changes use each of them.
 pub(super) struct UnderWay<'a>(Option<&'a HashMap<Box<str>, usize>>);
 
 impl<'a> UnderWay<'a> {
@@ -193,7 +194,7 @@ impl Pending {
         UnderWay(self.names.get(tenant).map(|kinds| &kinds[kind as usize]))
     }
 
-    /// Notes the names of a change.
+    /// Adds the names of a change.
     pub(super) fn note(&mut self, revision: Revision, before: Option<&KeyRecord>, key: &KeyRecord) {
         for kind in NameKind::ALL {
             for (_, name) in kind.added(before, key) {
@@ -204,7 +205,7 @@ impl Pending {
         }
     }
 
-    /// The view has every change up to this revision.
+    /// Removes the names of changes up to this revision, which the view has.
     pub(super) fn applied(&mut self, revision: Revision) {
         while self.queue.front().is_some_and(|(noted, ..)| *noted <= revision)
             && let Some((_, tenant, kind, name)) = self.queue.pop_front()
@@ -224,12 +225,12 @@ impl Pending {
     }
 }
 
-/// What keys use, counted one by one: for an engine without a view.
+/// The names that keys use, counted here for an engine without a view.
 #[derive(Debug, Default)]
 pub(super) struct NameUses(HashMap<TenantId, [HashMap<String, usize>; NameKind::ALL.len()]>);
 
 impl NameUses {
-    /// A key is written over its form before.
+    /// Counts a key that replaces `before`.
     pub(super) fn change(&mut self, before: Option<&KeyRecord>, key: &KeyRecord) {
         let of_tenant = self.0.entry(key.tenant.clone()).or_default();
         for kind in NameKind::ALL {

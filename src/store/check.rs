@@ -1,4 +1,4 @@
-//! Compare-and-set, the same for every local engine: may this record be written over what is there?
+//! Preconditions of writes, shared by the local engines: compare-and-set on record versions.
 
 use std::sync::Arc;
 
@@ -11,46 +11,47 @@ use keyward_core::record::{KeyRecord, TenantRecord};
 use super::record::{encode_key, encode_tenant};
 use super::{Commit, CommitError, RecordWrite, StoreError};
 
-/// What is there, including what the same group of commits has already put there.
+/// Reads the current records, including the writes of commits earlier in the same group.
 pub(super) trait RecordReader {
     fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError>;
     fn has_digest(&self, digest: &Digest) -> Result<bool, StoreError>;
     fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError>;
 
-    /// Holds a key that is to be written, at this revision and over this form of it, against the bounds on names.
+    /// Checks the bounds on names for a key that is to be written at this revision over `before`.
     fn admit(&self, revision: Revision, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError>;
 
-    /// Holds one tenant more against their bound.
+    /// Checks the bound on tenants for one more.
     fn admit_tenant(&self) -> Result<(), CommitError>;
 
-    /// Whether a record is of the key's current version, and of the same secret.
+    /// Whether a record is the current version of the key, with the same secret.
     fn is_current(&self, key: &KeyRecord) -> Result<bool, StoreError> {
         let there = self.key(&key.tenant, &key.key_id)?;
         Ok(there.is_some_and(|there| there.revision == key.revision && there.secret.digest == key.secret.digest))
     }
 
-    /// A key of tenant `system`, by which changes are authorized: the same few again and again.
+    /// The key of a caller, in tenant `system`. The same few are read again and again.
     fn caller(&mut self, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
         self.key(&TenantId::system(), key_id)
     }
 }
 
-/// Checks that the caller may make the change at this very place in the log: a key that was disabled since the call was
-/// admitted makes none.
+/// Checks that the caller is authorized at this point in the log: a key disabled since the call was admitted
+/// makes no change.
 pub(super) fn authorize(commit: &Commit, current: &mut impl RecordReader) -> Result<(), CommitError> {
     let Some(authorization) = &commit.authorization else { return Ok(()) };
     let key = current.caller(authorization.key_id())?;
     Ok(authorization.check(key.as_deref(), commit.time)?)
 }
 
-/// A record that may be written, and its bytes.
+/// A checked record and its bytes.
 #[derive(Debug)]
 pub(super) struct EncodedWrite {
     pub(super) record: Record,
     pub(super) bytes: Vec<u8>,
 }
 
-/// Checks one put against what is there, and gives its record the revision of the commit, which may take power away.
+/// Checks one write against the current records, and sets the revision of its record. `narrows`: the commit
+/// may only take power away.
 pub(super) fn check_and_encode(
     put: RecordWrite,
     revision: Revision,
@@ -70,7 +71,7 @@ pub(super) fn check_and_encode(
             if !current.is_current(&key)? {
                 return Err(CommitError::Outdated);
             }
-            // What takes power away is never refused for want of a name.
+            // A narrowing is never refused because of a bound on names.
             if !narrows {
                 let there = current.key(&key.tenant, &key.key_id)?;
                 current.admit(revision, there.as_deref(), &key)?;

@@ -1,4 +1,4 @@
-//! The engine in memory: the contract of [`Store`] in its plainest form, for tests.
+//! The in-memory engine, for tests: the contract of [`Store`] in its simplest form.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;

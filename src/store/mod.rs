@@ -1,8 +1,9 @@
-//! Where keys are kept: the contract that every engine honours.
+//! The storage contract that every engine implements.
 //!
-//! An engine is one log and the views that it needs to answer. It is shaped as the intersection of what a journalled
-//! embedded engine and an etcd transaction can promise: compare-and-set on record versions, and one revision that only
-//! grows. One conformance suite (tests/it/conformance.rs) runs on every engine. Only [`crate::app`] names an engine.
+//! An engine is one log and the views it needs to answer reads. The contract is what both an embedded engine
+//! with a journal and an etcd transaction can provide: compare-and-set on record versions, and one revision
+//! that only grows. One conformance suite (tests/it/conformance.rs) runs on every engine. Only [`crate::app`]
+//! names an engine.
 
 mod administrators;
 mod bounds;
@@ -28,25 +29,25 @@ use tokio::sync::mpsc;
 pub use self::bounds::{Bounds, Exceeded, InUse};
 use crate::feed::{Lagged, Subscription};
 
-/// Keys that one page of a list by conditions looks at, at most, beside [`EXAMINED_PER_FOUND`] for each that
-/// it gives. A page that has looked at as many ends short, and one that has found none by then is refused.
+/// The keys a page of a filtered list examines at most, plus [`EXAMINED_PER_FOUND`] for each key it returns.
+/// A page that reaches the limit ends early; if it has found none by then, it is refused.
 pub const EXAMINED_MIN: usize = 200;
 /// See [`EXAMINED_MIN`].
 pub const EXAMINED_PER_FOUND: usize = 20;
 
-/// A log of keys and tenants, and the reads of the admin path. Verify never comes here.
+/// A log of keys and tenants, with the reads of the admin path. Verify does not use it.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Every record at one revision, as a stream of batches.
     ///
-    /// A record that changes while the stream runs may come in its newer form; [`Store::changes`] from the snapshot's
-    /// revision brings everything that the stream may lack.
+    /// A record that changes while the stream runs may appear in its newer form. [`Store::changes`] from the
+    /// stream's revision supplies whatever the stream lacks.
     ///
     /// # Errors
     /// When the engine cannot read.
     async fn load(&self) -> Result<RecordStream, StoreError>;
 
-    /// One key, as of the last commit or later, for the program itself.
+    /// One key, as of the last commit or later, read on the program's own behalf.
     ///
     /// # Errors
     /// When the engine cannot read.
@@ -65,7 +66,7 @@ pub trait Store: Send + Sync + 'static {
         key_id: &KeyId,
     ) -> Result<Option<Arc<KeyRecord>>, StoreError>;
 
-    /// A page of keys in the order of their ids, as of the last commit or later. Callers take turns.
+    /// A page of keys in the order of their ids, as of the last commit or later. Scheduled fairly by caller.
     ///
     /// # Errors
     /// When the engine cannot read, or too many lists wait.
@@ -77,7 +78,8 @@ pub trait Store: Send + Sync + 'static {
     /// When the engine cannot read.
     async fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError>;
 
-    /// A page of tenants in the order of their ids, as of the last commit or later. Callers take turns.
+    /// A page of tenants in the order of their ids, as of the last commit or later. Scheduled fairly by
+    /// caller.
     ///
     /// # Errors
     /// When the engine cannot read, or too many lists wait.
@@ -88,88 +90,88 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Page<TenantRecord, TenantId>, StoreError>;
 
-    /// Writes records, their audit entry and their change: together, or not at all. Returns when the change is durable;
-    /// an engine that cannot know whether it is stops the process. The store sets the records' revision.
+    /// Writes records, their audit entry and their change, all or nothing. Returns when the change is
+    /// durable; an engine that cannot know whether it is stops the process. The store sets the records'
+    /// revision.
     ///
     /// # Errors
     /// See [`CommitError`]. Nothing has been written then.
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError>;
 
-    /// Whether a key may be written over its form before, as far as bounds on names are concerned: for
-    /// whoever only asks. A commit is held against them in any case, and beside others that are under way.
+    /// Checks the bounds on names for a key that would replace `before`, without writing. A commit is checked
+    /// again, together with commits in flight.
     ///
     /// # Errors
     /// [`CommitError::Bounded`].
     fn check_bounds(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError>;
 
-    /// The same for one tenant more.
+    /// Checks the bound on tenants for one more tenant, without writing.
     ///
     /// # Errors
     /// [`CommitError::Bounded`].
     fn check_tenant_bound(&self) -> Result<(), CommitError>;
 
-    /// Whether a lasting administrator remains when a key is written, by the clock's reading: for whoever only asks. A
-    /// commit is held to it in any case.
+    /// Checks that a lasting administrator remains at time `clock` if the key is written, without writing. A
+    /// commit is checked again.
     ///
     /// # Errors
     /// [`CommitError::LastAdministrator`].
     fn check_administrators(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError>;
 
-    /// How many lasting administrators there are ([`keyward_core::administrators`]), by the clock's reading. Where
-    /// there is none, it says so in the log, once.
+    /// The number of lasting administrators ([`keyward_core::administrators`]) at time `clock`. Logs a
+    /// warning, once, if there is none.
     fn lasting_administrators(&self, clock: UnixMillis) -> usize;
 
     /// The changes after a revision: ordered and without gaps.
     ///
-    /// # Errors
-    /// When the engine no longer has them all; the caller then loads anew.
+    /// When the engine no longer has them all. The caller must then load everything again.
     fn changes(&self, after: Revision) -> Result<Subscription, Lagged>;
 
     /// The revision of the last durable change.
     fn revision(&self) -> Revision;
 
-    /// The position of the last durable change, with the hash of the log up to it. `None`: the engine keeps no log that
-    /// could be cut or replaced behind its back, so there is nothing to hold one against.
+    /// The position of the last durable change, with the hash of the log up to it. `None` if the engine keeps
+    /// no log that could be truncated or replaced, so that there is nothing to compare.
     fn head(&self) -> Option<Head>;
 
     /// Whether changes can be made now.
     async fn write_health(&self) -> WriteHealth;
 
-    /// What the table of an engine takes, as far as it has one. It is not looked for: it may be some seconds old.
+    /// The size of the engine's table, if it has one. A cached value, up to some seconds old.
     fn table_stats(&self) -> TableStats {
         TableStats::default()
     }
 
-    /// How far it is, and what it has last made. Nothing is looked for: some of it may be some seconds old.
+    /// The engine's progress and its latest snapshot and backup. Cached values, up to some seconds old.
     fn stats(&self) -> StoreStats {
         StoreStats::at(self.revision())
     }
 
-    /// Every record at one revision, as the bytes of a backup. One is made at a time, and nothing else waits for it.
+    /// Every record at one revision, as the bytes of a backup. Only one backup runs at a time; it blocks
+    /// nothing else.
     ///
     /// # Errors
     /// See [`BackupError`].
     async fn backup(&self, time: UnixMillis) -> Result<Backup, BackupError>;
 
-    /// Takes no more commits, finishes those that are queued, and flushes everything.
+    /// Refuses new commits, finishes the queued ones, and flushes everything.
     ///
-    /// # Errors
-    /// When the flush fails. What was acknowledged is durable even then.
+    /// When the flush fails. Acknowledged changes are durable even then.
     async fn close(&self) -> Result<(), StoreError>;
 }
 
-/// A view of the log outside of the engine. It takes in what an engine reads when it opens, so that nothing
-/// has to be read twice; and the engine may keep a copy of it in parts, so that the next start need not read
-/// every record. Several threads may call it at a time.
+/// A view of the log that lives outside the engine, such as the index. The engine loads it while opening, so
+/// that nothing is read twice, and may checkpoint it in chunks, so that the next start need not read every
+/// record. Methods may be called from several threads at a time.
 pub trait MaterializedView: Send + Sync + 'static {
-    /// Records that are there, in any order. Of two forms of one, the newer one counts.
+    /// Loads records, in any order. Of two forms of a record, the newer one wins.
     fn load(&self, records: &[Record]);
 
-    /// What was handed over so far is of no use.
+    /// Discards everything loaded so far.
     fn reset(&self);
 
-    /// Every record up to this revision has been handed over, and nothing that was acknowledged is missing.
-    /// The engine may still have to read its own table before it takes changes.
+    /// Every record up to this revision is loaded, and no acknowledged change is missing. The engine may
+    /// still have to read its own table before it accepts changes.
     fn on_loaded(&self, revision: Revision);
 
     /// The revision up to which every change is in the view.
@@ -178,43 +180,44 @@ pub trait MaterializedView: Send + Sync + 'static {
     /// The latest time of a change that is in the view.
     fn latest_time(&self) -> UnixMillis;
 
-    /// There was a change at this time, though what it changed may have changed again since.
+    /// Notes that a change was made at this time, even if its record has changed again since.
     fn advance_time(&self, time: UnixMillis);
 
-    /// The revision of a key's last change up to [`MaterializedView::revision`], if the view knows it. `None` says nothing.
+    /// The revision of the key's last change up to [`MaterializedView::revision`]. `None` if the view does
+    /// not know.
     fn revision_of(&self, _key: &KeyRecord) -> Option<Revision> {
         None
     }
 
-    /// How many parts it is kept in. Without any, it is not kept.
+    /// The number of chunks in a checkpoint of this view. 0 if it is not checkpointed.
     fn chunk_count(&self) -> usize;
 
-    /// The form of its parts. Parts of another form are not read.
+    /// The format version of the chunks. Chunks of another version are not read.
     fn format_version(&self) -> u32;
 
-    /// Begins to write its parts out. Changes may go on meanwhile.
+    /// Begins to write a checkpoint. The view may change meanwhile.
     fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_>;
 
-    /// Takes in what a [`ChunkWriter`] wrote, into a view that is empty but for other parts. `None`: it is not
-    /// of that form.
+    /// Loads a chunk that a [`ChunkWriter`] wrote. The view must hold nothing but other chunks of the same
+    /// checkpoint. `None` if the bytes are malformed.
     fn read_chunk(&self, number: usize, bytes: &[u8]) -> Option<()>;
 
-    /// How many different owners the keys of a tenant have, and which of these they have not; keys without an
-    /// owner do not count. `None`: the view does not know, and nothing is bounded.
+    /// The number of distinct owners among a tenant's keys, and which of `asked` are not among them. Keys
+    /// without an owner do not count. `None` if the view does not know; then nothing is bounded.
     fn owners_in_use(&self, _tenant: &TenantId, _asked: &[&str]) -> Option<InUse> {
         None
     }
 
-    /// The same of scopes.
+    /// As [`MaterializedView::owners_in_use`], for scopes.
     fn scopes_in_use(&self, _tenant: &TenantId, _asked: &[&str]) -> Option<InUse> {
         None
     }
 }
 
-/// Writes the parts of a view, one after the other in the order of their numbers.
+/// Writes the chunks of a view in order.
 pub trait ChunkWriter {
-    /// Appends the bytes of a part: every change up to [`MaterializedView::revision`] at the time of the call, and
-    /// perhaps later ones.
+    /// Appends the bytes of a chunk: every change up to [`MaterializedView::revision`] at the time of the
+    /// call, and possibly later ones.
     fn write_chunk(&mut self, number: usize, out: &mut Vec<u8>);
 }
 
@@ -222,7 +225,7 @@ impl ChunkWriter for () {
     fn write_chunk(&mut self, _: usize, _: &mut Vec<u8>) {}
 }
 
-/// For whom opens an engine without a use for its records.
+/// No-op view, for tools that open a store without an index.
 impl MaterializedView for () {
     fn load(&self, _: &[Record]) {}
 
@@ -268,82 +271,82 @@ pub enum WriteHealth {
     DiskStalled,
 }
 
-/// What a table takes.
+/// The size of a table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TableStats {
     /// Bytes of its files.
     pub bytes: u64,
     /// Bytes of its records.
     pub record_bytes: u64,
-    /// How often it was built anew when it was opened.
+    /// How often it has been rebuilt while being opened.
     pub rebuilds: u64,
 }
 
-/// How far an engine is, and what it has last made.
+/// The engine's progress, and its latest snapshot and backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreStats {
-    /// The last durable change.
+    /// The revision of the last durable change.
     pub durable: Revision,
-    /// The last change that is in the table.
+    /// The revision of the last change in the table.
     pub applied: Revision,
-    /// Changes that wait to be made.
+    /// Changes that are queued.
     pub waiting: usize,
-    /// Free bytes of its disk, when it was last looked at.
+    /// Free bytes on its disk, as last measured.
     pub free_bytes: Option<u64>,
-    /// The time of the newest snapshot that is known to be sound.
+    /// The time of the newest snapshot known to be intact.
     pub snapshot: Option<UnixMillis>,
-    /// The time of the last backup that was read to its end, since the engine was opened.
+    /// The time of the last backup that was read completely, since the engine was opened.
     pub backup: Option<UnixMillis>,
 }
 
 impl StoreStats {
-    /// Those of an engine that does everything at once, and keeps nothing.
+    /// The stats of an engine that applies changes at once and keeps no files.
     #[must_use]
     pub fn at(revision: Revision) -> Self {
         Self { durable: revision, applied: revision, waiting: 0, free_bytes: None, snapshot: None, backup: None }
     }
 }
 
-/// A backup on its way.
+/// A backup in progress.
 #[derive(Debug)]
 pub struct Backup {
-    /// The revision that it is of.
+    /// Its revision.
     pub revision: Revision,
-    /// Its bytes in pieces, and an error if it breaks off. It is whole when the channel ends without one;
-    /// what is whole says so itself, in its last bytes.
+    /// Its bytes in pieces, ending with an error if it is aborted. If the channel ends without one, the
+    /// backup is complete, and its last bytes say so too.
     pub pieces: mpsc::Receiver<Result<Vec<u8>, BackupError>>,
 }
 
 /// Why there is no backup.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// One is being made already.
+    /// Another backup is in progress.
     #[error("another backup is being made")]
     Busy,
-    /// It took more than it may.
+    /// It exceeded a limit.
     #[error(transparent)]
     Aborted(BackupLimit),
-    /// It cannot be made: for the reason given.
+    /// It failed for the reason given.
     #[error("{0}")]
     Failed(String),
 }
 
-/// What a backup had too much of. The texts are for whoever reads the backup: they say what to do.
+/// The limit that a backup exceeded. The texts are for the reader of the backup and say what to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BackupLimit {
-    /// It was read for longer than this.
+    /// It took longer than this.
     #[error(
         "the backup was not read to its end within {} (backup_time_max); read it faster, or raise that setting",
         humantime::format_duration(*.0)
     )]
     Time(Duration),
-    /// More than so many bytes of records would have had to be put aside for it.
+    /// It needed more pre-images than this many bytes.
     #[error(
         "more than {0} bytes of keys changed before the backup had come to them (backup_aside_bytes_max); read it faster or \
          when fewer keys change, or raise that setting"
     )]
     Aside(u64),
-    /// Nothing of it was read for this long.
+    /// Its reader was idle for this long.
     #[error("nothing of the backup was read for {}; read it without pauses", humantime::format_duration(*.0))]
     Idle(Duration),
 }
@@ -353,24 +356,23 @@ pub enum BackupLimit {
 pub struct RecordStream {
     /// The revision.
     pub revision: Revision,
-    /// How many records there are, about: to tell how far the reading is.
+    /// About how many records there are, for progress reports.
     pub records: u64,
     items: mpsc::Receiver<Result<StreamItem, StoreError>>,
 }
 
-/// A piece of a snapshot.
+/// An item of a record stream.
 #[derive(Debug)]
 enum StreamItem {
     Records(Vec<Record>),
-    /// Without it, a snapshot whose reader died would pass for a whole one.
+    /// Without this, a stream that broke off would look complete.
     End,
 }
 
 impl RecordStream {
-    /// The next records. `None`: those were all.
+    /// The next records. `None` at the end.
     ///
-    /// # Errors
-    /// When the engine cannot read on, or has stopped reading before the end.
+    /// When the engine fails, or stops before the end.
     pub async fn next(&mut self) -> Result<Option<Vec<Record>>, StoreError> {
         match self.items.recv().await {
             Some(Ok(StreamItem::Records(records))) => Ok(Some(records)),
@@ -381,12 +383,12 @@ impl RecordStream {
     }
 }
 
-/// For whom a key is read.
+/// On whose behalf a key is read, and how urgently.
 #[derive(Clone, Debug)]
 pub struct ReadContext {
     /// Who asks.
     pub caller: ActorId,
-    /// For a change that may take power away: such a read waits for no other kind.
+    /// The read precedes a narrowing. It waits for no other kind of read.
     pub urgent: bool,
 }
 
@@ -429,18 +431,18 @@ impl KeyQuery {
 pub struct Page<R, I> {
     /// The records.
     pub records: Vec<Arc<R>>,
-    /// Where the next page goes on. `None`: this is the last.
+    /// Where the next page begins. `None`: this is the last page.
     pub next: Option<I>,
-    /// Dropped when the page has been made use of: so many are under way at a time.
+    /// To be dropped when the page has been used: the number of pages in flight is bounded.
     pub permit: PagePermit,
 }
 
-/// Something to drop at the right time.
+/// A permit that is released by dropping it.
 #[derive(Default)]
 pub struct PagePermit(Option<Box<dyn Send + Sync>>);
 
 impl PagePermit {
-    /// Holds something.
+    /// Wraps a permit.
     pub(crate) fn of(held: impl Send + Sync + 'static) -> Self {
         Self(Some(Box::new(held)))
     }
@@ -453,7 +455,7 @@ impl fmt::Debug for PagePermit {
 }
 
 impl<R, I> Page<R, I> {
-    /// The first `limit` of the records. One more is looked at, to know whether there is a next page.
+    /// The first `limit` of the records. One more is read, to know whether there is a next page.
     pub(crate) fn first(records: impl Iterator<Item = Arc<R>>, limit: usize, id: impl Fn(&R) -> I) -> Self {
         let mut records: Vec<_> = records.take(limit.saturating_add(1)).collect();
         let more = records.len() > limit;
@@ -463,12 +465,12 @@ impl<R, I> Page<R, I> {
     }
 }
 
-/// One change to be made, and who makes it.
+/// A change, and who makes it.
 #[derive(Debug)]
 pub struct Commit {
     /// Who.
     pub actor: ActorId,
-    /// What the caller must still be allowed when the change is made. `None`: Keyward makes it by itself.
+    /// What the caller must still be authorized for when the change is made. `None`: Keyward makes it itself.
     pub authorization: Option<Authorization>,
     /// The call, such as `DisableKey`.
     pub method: &'static str,
@@ -476,25 +478,24 @@ pub struct Commit {
     pub target: String,
     /// When.
     pub time: UnixMillis,
-    /// It may turn a verdict from allow to deny ([`keyward_core::narrowing::narrows`]): it goes before all
-    /// other changes, and is made even when the disk is nearly full.
+    /// The change may turn a verdict from allow to deny ([`keyward_core::narrowing::narrows`]). It overtakes
+    /// all other changes, and is made even when the disk is nearly full.
     pub narrows: bool,
-    /// It goes before all other changes, whether or not it narrows: it gives no power, and its caller means
-    /// to take some. It is made with little room on the disk, but not with the last, which is for what
-    /// narrows.
+    /// The change overtakes all others, whether or not it narrows: it gives no power, and its caller means to
+    /// take some. It is made with little disk space, but not with the last, which is reserved for narrowings.
     pub urgent: bool,
     /// The records to write.
     pub writes: Vec<RecordWrite>,
 }
 
 impl Commit {
-    /// What the clock showed when it was asked for; without a caller, the time of the change.
+    /// The clock's reading at the request; without a caller, the time of the change.
     pub(crate) fn clock(&self) -> UnixMillis {
         self.authorization.as_ref().map_or(self.time, Authorization::clock)
     }
 }
 
-/// One record to write, and what must hold for it.
+/// A record to write, with its precondition.
 #[derive(Debug)]
 pub enum RecordWrite {
     /// A key that must not exist yet: neither its id nor its digest.
@@ -508,7 +509,7 @@ pub enum RecordWrite {
 /// Why nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
-    /// The caller may not make the change any more.
+    /// The caller is no longer authorized for the change.
     #[error(transparent)]
     Unauthorized(#[from] Unauthorized),
     /// The key or tenant exists already.
@@ -531,10 +532,11 @@ pub enum CommitError {
         /// The limit.
         max: usize,
     },
-    /// The commit brings a name into use, and a tenant has as many as it may have; or there may be no more tenants.
+    /// The commit brings a new name into use, and the tenant has as many as it may have; or there may be no
+    /// more tenants.
     #[error("{0}")]
     Bounded(Exceeded),
-    /// The commit would take the number of lasting administrators from one or more to none.
+    /// The commit would remove the last lasting administrator.
     #[error("no lasting administrator would be left")]
     LastAdministrator,
     /// The queue of commits is full.
@@ -554,11 +556,11 @@ pub enum StoreError {
     /// It is closing, or closed.
     #[error("the store is closed")]
     Closed,
-    /// Too many reads of the same kind wait, in all or of one caller.
+    /// Too many reads of this kind are queued, in total or for one caller.
     #[error("too many reads are waiting")]
     Overloaded,
-    /// The conditions of a list have next to nothing in common, and each has much: to find what meets all of them takes
-    /// more than one call may take.
+    /// The conditions of a list match many keys each, but next to none together, so that finding the matches
+    /// would exceed the limit of one call.
     #[error("of the keys that meet each condition of the list, next to none meet all")]
     TooSparse,
     /// The engine below failed.

@@ -59,7 +59,7 @@ pub fn encode_key(key: &KeyRecord) -> Vec<u8> {
     envelope(&key_to_pb(key))
 }
 
-/// How many bytes a key comes to without what is noted of its state: its reason, who set it, and when.
+/// The size of a key without the fields about its state: reason, actor and time.
 #[must_use]
 pub fn stateless_key_bytes(key: &KeyRecord) -> usize {
     let (state_reason, state_by) = (String::new(), String::new());
