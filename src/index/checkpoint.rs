@@ -1,8 +1,8 @@
-//! The index as bytes, in parts: the entries as they are packed, and the names that they refer to.
+//! The index as bytes, in chunks: the entries as they are packed, and the names that they refer to.
 //!
 //! ```text
-//! part 0 to 255      256 shards each: see Shard::write
-//! part 256           how many names of each kind, and then each of them with how often entries in the parts
+//! chunk 0 to 255      256 shards each: see Shard::write
+//! chunk 256           how many names of each kind, and then each of them with how often entries in the chunks
 //!                    before use it:
 //!                    tenants and environments: length and text; owners and scopes: the number of the tenant, length and text;
 //!                    and how many peppers, and their ids
@@ -30,16 +30,16 @@ use super::interner::{Interned, Lookup, NameKind, Names, Owner, OwnerLookup, Sco
 use super::shard::{SHARDS, Shard};
 use super::{Index, WRITE_LOCKS};
 
-/// The form of the parts.
+/// The form of the chunks.
 pub const FORMAT_VERSION: u32 = 2;
-/// Shards in one part.
+/// Shards in one chunk.
 const CHUNK_SHARDS: usize = 256;
-/// The part of the names, which is written after all others and read before them.
+/// The chunk of the names, which is written after all others and read before them.
 const NAMES: usize = SHARDS / CHUNK_SHARDS;
-/// How many parts there are.
+/// How many chunks there are.
 pub const CHUNKS: usize = NAMES + 1;
 
-/// Writes a checkpoint, part by part. As long as there is one, no compaction goes on: all entries are of one generation.
+/// Writes a checkpoint, chunk by chunk. As long as there is one, no compaction goes on: all entries are of one generation.
 pub struct CheckpointWriter<'a> {
     index: &'a Index,
     names: Arc<Names>,
@@ -64,7 +64,7 @@ impl Index {
         }
     }
 
-    /// Takes in a part, into an index that has nothing but other parts. `None`: the bytes are not of this form.
+    /// Takes in a chunk, into an index that has nothing but other chunks. `None`: the bytes are not of this form.
     pub fn read_chunk(&self, number: usize, bytes: &[u8]) -> Option<()> {
         let mut bytes = Cursor(bytes);
         let names = self.current.lock().clone();
@@ -103,8 +103,8 @@ impl Index {
 }
 
 impl CheckpointWriter<'_> {
-    /// Appends the bytes of the next part. Other threads may go on to fold changes in: each entry is in one
-    /// of its forms. The parts are to be written in order, because the last one has the names of all entries
+    /// Appends the bytes of the next chunk. Other threads may go on to fold changes in: each entry is in one
+    /// of its forms. The chunks are to be written in order, because the last one has the names of all entries
     /// before it.
     pub fn write_chunk(&mut self, number: usize, out: &mut Vec<u8>) {
         if number == NAMES {

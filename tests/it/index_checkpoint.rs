@@ -112,7 +112,7 @@ impl MaterializedView for Watched {
     }
 
     fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_> {
-        Box::new(Writing { view: self, parts: self.index.checkpoint_writer() })
+        Box::new(Writing { view: self, chunks: self.index.checkpoint_writer() })
     }
 
     fn read_chunk(&self, number: usize, bytes: &[u8]) -> Option<()> {
@@ -123,7 +123,7 @@ impl MaterializedView for Watched {
 
 struct Writing<'a> {
     view: &'a Watched,
-    parts: checkpoint::CheckpointWriter<'a>,
+    chunks: checkpoint::CheckpointWriter<'a>,
 }
 
 impl ChunkWriter for Writing<'_> {
@@ -131,7 +131,7 @@ impl ChunkWriter for Writing<'_> {
         while self.view.revision().0 < self.view.write_from.load(Ordering::Relaxed) {
             std::thread::yield_now();
         }
-        self.parts.write_chunk(number, out);
+        self.chunks.write_chunk(number, out);
     }
 }
 
@@ -586,7 +586,7 @@ async fn change(store: &SledStore, number: u32, change: impl FnOnce(&mut KeyReco
     store.commit(commit(vec![RecordWrite::Key(Box::new(changed))])).await.unwrap();
 }
 
-/// The golden bytes of the parts: who changes them must change [`checkpoint::FORMAT_VERSION`] too, or a start would misread
+/// The golden bytes of the chunks: who changes them must change [`checkpoint::FORMAT_VERSION`] too, or a start would misread
 /// older checkpoints.
 #[test]
 fn the_form_of_a_checkpoint_has_not_drifted() {
@@ -607,9 +607,9 @@ fn the_form_of_a_checkpoint_has_not_drifted() {
         record.labels = if some(3) { BTreeMap::new() } else { record.labels };
         index.apply_records(&[Record::Key(Arc::new(record))]);
     }
-    let mut parts = vec![];
+    let mut chunks = vec![];
     let mut writer = index.checkpoint_writer();
-    (0..checkpoint::CHUNKS).for_each(|number| writer.write_chunk(number, &mut parts));
+    (0..checkpoint::CHUNKS).for_each(|number| writer.write_chunk(number, &mut chunks));
     let golden = "f2658a8dce1fed951e153902441cf452427ad69cb7e418b4c0d0891c3b29337a";
-    assert_eq!((checkpoint::FORMAT_VERSION, blake3::hash(&parts).to_hex().as_str()), (2, golden));
+    assert_eq!((checkpoint::FORMAT_VERSION, blake3::hash(&chunks).to_hex().as_str()), (2, golden));
 }

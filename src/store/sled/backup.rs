@@ -1,4 +1,4 @@
-//! A backup: a scan of the table as a stream of bytes, for whoever asks.
+//! A backup: a snapshot scan of the table as a stream of bytes.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -19,21 +19,21 @@ use crate::store::{Backup, BackupError, BackupLimit};
 
 /// The size of one piece.
 const PIECE_BYTES: usize = 256 * 1024;
-/// Pieces that wait for the reader at most.
+/// Pieces buffered for the reader at most.
 const PIECES_WAITING: usize = 4;
-/// A reader that takes no piece for this long is given up: what changes meanwhile is kept in memory for it.
+/// A reader that takes no piece for this long is dropped: pre-images are kept in memory for it.
 const READER_PATIENCE: Duration = Duration::from_secs(30);
 
-/// What one backup may take. One that would take more breaks off with [`BackupError::Aborted`].
+/// Limits of one backup. One that exceeds them ends with [`BackupError::Aborted`].
 #[derive(Clone, Copy, Debug)]
 pub struct BackupLimits {
-    /// How long it may be read.
+    /// How long it may take.
     pub time: Duration,
-    /// How many bytes of records that change meanwhile may be put aside for it in memory.
+    /// How many bytes of pre-images may be kept in memory for it.
     pub aside_bytes: u64,
 }
 
-/// Begins a backup at the position that the table covers now. The turn is over before its reader sees its end.
+/// Begins a backup at the table's current position. `turn` is released before the reader sees the end.
 pub(super) async fn start(
     table: Arc<Table>,
     time: UnixMillis,
@@ -49,15 +49,15 @@ pub(super) async fn start(
     let mut scan = begun.await.map_err(|panic| BackupError::Failed(panic.to_string()))?.map_err(of_scan)?;
     let revision = scan.checksums().position.revision;
     let (sender, pieces) = mpsc::channel(PIECES_WAITING + 1);
-    // There is always room to say why it broke off: without that, its end would look like that of a whole one.
+    // Reserved for the error: without it, a broken-off backup would look complete.
     let last = sender.clone().try_reserve_owned().map_err(|error| BackupError::Failed(error.to_string()))?;
     let handle = Handle::current();
-    // It ends with its channel, with its limits, or with the reader's patience.
+    // The task ends with its channel, at a limit, or when the reader is idle for too long.
     drop(spawn_blocking(move || {
         let (piece, overflowed) = (Vec::with_capacity(PIECE_BYTES), scan.overflowed());
         let mut pieces = Pieces { sender, handle, piece, limits, deadline, overflowed, broke_off: None };
         let written = snapshot::write(&mut scan, table.checksum_key(), time, &mut pieces);
-        // Before the reader sees the end: who has a whole backup may ask for the next one.
+        // Before the reader sees the end, so that it may ask for the next backup.
         drop(scan);
         drop(turn);
         if written.is_ok() {
@@ -86,13 +86,13 @@ fn of_snapshot(error: SnapshotError) -> BackupError {
     }
 }
 
-/// Hands on what is written, in pieces.
+/// A writer that sends pieces to the reader.
 struct Pieces {
     sender: mpsc::Sender<Result<Vec<u8>, BackupError>>,
     handle: Handle,
     piece: Vec<u8>,
     limits: BackupLimits,
-    /// `None`: past all time.
+    /// `None`: no deadline.
     deadline: Option<Instant>,
     overflowed: CancellationToken,
     broke_off: Option<BackupError>,
@@ -123,7 +123,7 @@ impl Write for Pieces {
 }
 
 impl Pieces {
-    /// Waits for the reader, as long as the backup may go on. A limit counts also for a reader that is quick.
+    /// Sends a piece, within the backup's limits. They hold for a fast reader too.
     async fn hand_on(&self, piece: Vec<u8>) -> Result<(), BackupError> {
         let deadline = async {
             match self.deadline {

@@ -1,36 +1,36 @@
-//! Which ids and digests the table may hold, in memory: what is not here is not there.
+//! A Bloom filter of the ids and digests in the table.
 //!
-//! Before a key is issued, neither its id nor its digest may exist. Asking sled costs two descents, and waits for the
-//! transaction that is being written; nearly always, the answer is no. So that no is kept as a Bloom filter: it never
-//! denies a name that is there, and where it says "perhaps", sled is asked.
+//! Before a key is issued, neither its id nor its digest may exist, and nearly always they do not. Asking
+//! sled would cost two descents and wait for the current transaction. The filter has no false negatives; on a
+//! positive answer, sled is asked.
 //!
-//! The table adds each key before it writes it, and those that it was opened with when all of it is read; until that is
-//! through, everything is "perhaps".
+//! The table adds each key before writing it, and existing keys while the whole table is read at a start.
+//! Until that is complete, every answer is positive.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-/// Bits for each name. With [`BITS_SET`], one name in some hundred that is not there passes for one that may be.
+/// Bits per name. With [`BITS_SET`], about one absent name in a hundred is a false positive.
 const BITS_A_NAME: usize = 12;
-/// Bits that a name sets, all in one block.
+/// Bits set per name, all in one block.
 const BITS_SET: u32 = 6;
-/// A block is what a processor fetches at once.
+/// A block is one cache line.
 const BLOCK_BITS: usize = 512;
-/// Names that the first filter has room for at least.
+/// Capacity of the first filter, in names, at least.
 const NAMES_MIN: usize = 128 * 1024;
 
-/// The names. Each key has two.
+/// The filter. Each key adds two names.
 #[derive(Debug)]
 pub(super) struct BloomFilter {
     hasher: RandomState,
-    /// The table has been read: a name that is not here is not there.
+    /// The table has been read: a negative answer is final.
     whole: AtomicBool,
     filters: Mutex<Vec<Filter>>,
 }
 
-/// A filter with room for so many names. When it is full, another of twice its size goes on.
+/// A filter of fixed capacity. When it is full, another of twice its size is added.
 #[derive(Debug)]
 struct Filter {
     blocks: Box<[Block]>,
@@ -46,19 +46,19 @@ struct Block([u64; BLOCK_BITS / 64]);
 pub(super) struct NameHash(u64);
 
 impl BloomFilter {
-    /// No name yet, and room for those of this many keys and half as many more.
+    /// An empty filter, with capacity for this many keys and half as many more.
     pub(super) fn for_keys(keys: u64) -> Self {
         let names = usize::try_from(keys).unwrap_or(usize::MAX).saturating_mul(3);
         let filters = Mutex::new(vec![Filter::for_names(names.max(NAMES_MIN))]);
         Self { hasher: RandomState::new(), whole: AtomicBool::new(false), filters }
     }
 
-    /// Everything that the table holds has been added.
+    /// Everything in the table has been added.
     pub(super) fn mark_complete(&self) {
         self.whole.store(true, Ordering::Release);
     }
 
-    /// Whether the table may hold a name.
+    /// Whether the table may contain a name. `false` is certain.
     pub(super) fn may_contain(&self, name: &[u8]) -> bool {
         if !self.whole.load(Ordering::Acquire) {
             return true;
@@ -67,11 +67,11 @@ impl BloomFilter {
         self.filters.lock().iter().any(|filter| filter.may_contain(name))
     }
 
-    /// Adds names, before the table holds them.
+    /// Adds names, before the table has them.
     pub(super) fn add(&self, names: impl IntoIterator<Item = NameHash>) {
         let mut filters = self.filters.lock();
         for name in names {
-            // A change of a key that is known takes no room.
+            // A change of an existing key takes no capacity.
             if filters.iter().any(|filter| filter.may_contain(name)) {
                 continue;
             }
@@ -85,7 +85,7 @@ impl BloomFilter {
         }
     }
 
-    /// What is kept of a name: few bits of this.
+    /// Hashes a name.
     pub(super) fn hash(&self, bytes: &[u8]) -> NameHash {
         NameHash(self.hasher.hash_one(bytes))
     }
@@ -111,12 +111,12 @@ impl Filter {
 }
 
 impl NameHash {
-    /// Its block among so many: by the upper half of the hash, so that what chooses the bits does not choose the block.
+    /// Its block: from the upper half of the hash, so that block and bits are independent.
     fn block(self, blocks: usize) -> usize {
         usize::try_from(((self.0 >> 32) * blocks as u64) >> 32).unwrap_or(0) // below `blocks`
     }
 
-    /// Its bits in the block: words and masks. Nine bits of a hash choose one of 512.
+    /// Its bits in the block, as words and masks. Nine bits of the hash choose one of 512.
     fn bits(self) -> impl Iterator<Item = (usize, u64)> {
         let mixed = (self.0 & 0xFFFF_FFFF).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         (0..BITS_SET).map(move |nth| {

@@ -1,23 +1,24 @@
-//! Checkpoints: what a view held at one position of the log, so that a start need not read every record to fill it.
+//! Index checkpoints: a view's contents at one position of the log, so that a start need not read every
+//! record.
 //!
 //! ```text
 //! <data>/index/NNNNNNNNNNNNNNNNNNNN.kwi      its name is its revision
 //!
-//! parts, one after the other                 what the view wrote
-//! directory: for each part                   length u64 │ keyed blake3 of its number u64 and its bytes, 32 bytes
-//! end, 144 bytes: "KEYWARDI" │ version u32 │ form of the parts u32 │ position: revision u64 │ chain, 32 bytes
-//!                 │ latest position: revision u64 │ chain, 32 bytes │ parts u32 │ 0 u32
+//! chunks, one after the other                 what the view wrote
+//! directory: for each chunk                   length u64 │ keyed blake3 of its number u64 and its bytes, 32 bytes
+//! end, 144 bytes: "KEYWARDI" │ version u32 │ form of the chunks u32 │ position: revision u64 │ chain, 32 bytes
+//!                 │ latest position: revision u64 │ chain, 32 bytes │ chunks u32 │ 0 u32
 //!                 │ latest time of a change in ms i64
 //!                 │ keyed blake3 of the directory and the 112 bytes before, 32 bytes
 //! ```
 //!
-//! All numbers are little-endian. Changes go on while a checkpoint is written, so it may hold some that came
-//! after its position, none after its latest one. The journal is folded into it from its position on; what is
-//! there already is then passed over, because no form of a record replaces a newer one.
+//! All numbers are little-endian. Changes go on while a checkpoint is written, so it may contain some after
+//! its position, but none after its latest position. On load, the journal is applied from the position on;
+//! changes already contained are skipped, because no form of a record replaces a newer one.
 //!
-//! A checkpoint is believed if its seals are ours and both its positions are in the journal: then all that it
-//! holds is of this log. It is a copy and nothing else: without it, or in doubt, the table is read. But one
-//! that is ahead of the journal tells of changes that were acknowledged and are missing.
+//! A checkpoint is used if its seals verify and both its positions are in the journal: then everything in it
+//! is of this log. It is only a copy: without one, or in doubt, the table is read. A checkpoint ahead of the
+//! journal proves that acknowledged changes are missing.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -46,12 +47,12 @@ const EXTENSION: &str = "kwi";
 const ENTRY_BYTES: usize = 8 + 32;
 const COVERED_BYTES: usize = 112;
 const END_BYTES: usize = COVERED_BYTES + 32;
-/// A part longer than this, or more parts, are not ours.
-const PART_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
-const PARTS_MAX: usize = 4_096;
+/// Longer chunks, or more of them, are invalid.
+const CHUNK_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
+const CHUNKS_MAX: usize = 4_096;
 const BUFFER_BYTES: usize = 1024 * 1024;
 
-/// The key of a checkpoint's seals.
+/// The key of the seals.
 pub(super) struct CheckpointKey(Zeroizing<[u8; 32]>);
 
 impl CheckpointKey {
@@ -59,7 +60,7 @@ impl CheckpointKey {
         Self(Zeroizing::new(blake3::derive_key("keyward 2026-11-25 index image v1", &key.0[..])))
     }
 
-    fn of_part(&self, number: usize, bytes: &[u8]) -> blake3::Hash {
+    fn of_chunk(&self, number: usize, bytes: &[u8]) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         hasher.update(&(number as u64).to_le_bytes()).update(bytes).finalize()
     }
@@ -80,41 +81,41 @@ pub(super) enum CheckpointError {
     Damaged,
 }
 
-/// A checkpoint that a view was filled with.
+/// A checkpoint that a view was loaded from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Checkpoint {
-    /// Where the journal goes on from it.
+    /// Where the journal continues from it.
     pub(super) position: Position,
-    /// No change after this one is in it.
+    /// It contains no change after this position.
     pub(super) latest: Position,
     /// Its size.
     pub(super) bytes: u64,
 }
 
-/// The checkpoints in a directory, the newest first.
+/// The checkpoints in a directory, newest first.
 pub(super) fn list(dir: &Path) -> io::Result<Vec<(Revision, PathBuf)>> {
     let found = numbered(dir, EXTENSION)?;
     Ok(found.into_iter().map(|(number, path)| (Revision(number), path)).collect())
 }
 
-/// The newest checkpoint, and what was done with it.
+/// The outcome of loading the newest checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CheckpointLoad {
-    /// There is none that is sound.
+    /// There is no valid one.
     Missing,
-    /// The view was filled with it.
+    /// The view was loaded from it.
     Loaded(Checkpoint),
-    /// It was not read: the journal since then would take longer to read than it saves.
+    /// It was not read: reading the journal since then would take longer than reading the table.
     Skipped(Checkpoint),
 }
 
-/// Fills a view with the newest checkpoint, if there is one that is sound and of use. `journal_bytes_after` says how many bytes
-/// of the journal there are after a revision.
+/// Loads the newest checkpoint into a view, if it is valid and worth reading. `journal_bytes_after` returns
+/// the bytes of the journal after a revision.
 ///
-/// It is of use if they are no more than its own. A checkpoint has less of each key than the record in the table
-/// has, and nothing besides; and a byte of it takes far less to read, because it is taken as it is. A byte of
-/// the journal takes no more than one of the table: both hold records. So a start with a checkpoint reads less,
-/// of what takes longest, than one without.
+/// It is worth reading if the journal after it is no longer than the checkpoint itself. The checkpoint holds
+/// less of each key than the table's record, and is much faster to read per byte, because it is loaded as it
+/// is. A byte of the journal takes no longer than one of the table: both hold records. So a start from a
+/// checkpoint reads less of what takes longest.
 pub(super) fn load(
     dir: &Path,
     key: &CheckpointKey,
@@ -150,23 +151,23 @@ pub(super) fn load(
     })
 }
 
-/// What a checkpoint is of, if it is of this form.
+/// Reads the summary at a checkpoint's end.
 fn read_summary(path: &Path, key: &CheckpointKey, view: &dyn MaterializedView) -> Result<Checkpoint, CheckpointError> {
     let contents = Contents::read(&File::open(path)?, key)?;
-    if contents.form != view.format_version() || contents.parts.len() != view.chunk_count() {
+    if contents.form != view.format_version() || contents.chunks.len() != view.chunk_count() {
         return Err(CheckpointError::OtherForm);
     }
     Ok(contents.checkpoint)
 }
 
-/// Lets go of what a view has from a checkpoint.
+/// Discards what a view has loaded from a checkpoint.
 pub(super) fn discard(path: &Path, why: &dyn fmt::Display, view: &dyn MaterializedView) -> Option<Checkpoint> {
     tracing::warn!(path = %path.display(), %why, "the index checkpoint is of no use; the table is read instead");
     view.reset();
     None
 }
 
-/// Reads a checkpoint into a view, on every core.
+/// Loads a checkpoint into a view, on all cores.
 pub(super) fn read(
     path: &Path,
     key: &CheckpointKey,
@@ -174,19 +175,19 @@ pub(super) fn read(
 ) -> Result<Checkpoint, CheckpointError> {
     let file = File::open(path)?;
     let contents = Contents::read(&file, key)?;
-    if contents.form != view.format_version() || contents.parts.len() != view.chunk_count() {
+    if contents.form != view.format_version() || contents.chunks.len() != view.chunk_count() {
         return Err(CheckpointError::OtherForm);
     }
-    let progress = Mutex::new(Progress::begin("reading the index checkpoint, in parts", contents.parts.len() as u64));
+    let progress = Mutex::new(Progress::begin("reading the index checkpoint, in parts", contents.chunks.len() as u64));
     let failed = AtomicBool::new(false);
-    let read = parallel::each(contents.parts.len(), |nth| {
+    let read = parallel::each(contents.chunks.len(), |nth| {
         if failed.load(Ordering::Relaxed) {
             return Ok(());
         }
-        // The last one first: it is in one piece, and others may be read beside it.
-        let number = contents.parts.len() - 1 - nth;
+        // The last one first: it is a single piece of work, and the others can be read beside it.
+        let number = contents.chunks.len() - 1 - nth;
         let read = contents
-            .part(&file, key, number)
+            .chunk(&file, key, number)
             .and_then(|bytes| view.read_chunk(number, &bytes).ok_or(CheckpointError::Damaged));
         failed.fetch_or(read.is_err(), Ordering::Relaxed);
         progress.lock().advance(1);
@@ -197,19 +198,19 @@ pub(super) fn read(
     Ok(contents.checkpoint)
 }
 
-/// Reads all of a checkpoint and holds it against its seals.
+/// Reads a checkpoint completely and checks its seals.
 pub(super) fn verify(path: &Path, key: &CheckpointKey) -> Result<Checkpoint, CheckpointError> {
     let file = File::open(path)?;
     let contents = Contents::read(&file, key)?;
-    for number in 0..contents.parts.len() {
-        contents.part(&file, key, number)?;
+    for number in 0..contents.chunks.len() {
+        contents.chunk(&file, key, number)?;
     }
     Ok(contents.checkpoint)
 }
 
-/// Writes a checkpoint of a view, which is there whole or not at all, and removes older ones. The view must have
-/// reached the position, and have nothing from after what `newest` gives when all is written. It breaks off
-/// with the error that `check_continue` gives.
+/// Writes a checkpoint of a view atomically, and removes older ones. The view must have reached `position`,
+/// and must hold nothing after what `newest` returns once everything is written. Interrupted by the error of
+/// `check_continue`.
 pub(super) fn create(
     view: &dyn MaterializedView,
     position: Position,
@@ -226,7 +227,7 @@ pub(super) fn create(
     out.flush()?;
     drop(out);
     file.commit()?;
-    // One that cannot be removed is passed over, as long as there is a newer one.
+    // One that cannot be removed is skipped, as long as there is a newer one.
     for (_, other) in list(dir)?.iter().filter(|(_, other)| *other != path) {
         if let Err(error) = fs::remove_file(other) {
             tracing::warn!(path = %other.display(), %error, "an older index checkpoint cannot be removed");
@@ -235,7 +236,7 @@ pub(super) fn create(
     Ok(checkpoint)
 }
 
-/// Removes every checkpoint. A start then reads the table.
+/// Removes all checkpoints. A start then reads the table.
 pub(super) fn remove_all(dir: &Path) -> io::Result<()> {
     list(dir)?.iter().try_for_each(|(_, path)| fs::remove_file(path))
 }
@@ -247,18 +248,18 @@ fn write(
     key: &CheckpointKey,
     out: &mut impl Write,
 ) -> io::Result<Checkpoint> {
-    let (mut part, mut directory, mut bytes) = (vec![], vec![], 0);
+    let (mut chunk, mut directory, mut bytes) = (vec![], vec![], 0);
     let mut writer = view.chunk_writer();
     for number in 0..view.chunk_count() {
-        part.clear();
-        writer.write_chunk(number, &mut part);
-        out.write_all(&part)?;
-        bytes += part.len() as u64;
-        directory.extend_from_slice(&(part.len() as u64).to_le_bytes());
-        directory.extend_from_slice(key.of_part(number, &part).as_bytes());
+        chunk.clear();
+        writer.write_chunk(number, &mut chunk);
+        out.write_all(&chunk)?;
+        bytes += chunk.len() as u64;
+        directory.extend_from_slice(&(chunk.len() as u64).to_le_bytes());
+        directory.extend_from_slice(key.of_chunk(number, &chunk).as_bytes());
     }
     drop(writer);
-    // In this order: what comes between the two is in the journal past the checkpoint's position.
+    // In this order: changes in between are in the journal after the checkpoint's position.
     let (latest_time, latest) = (view.latest_time(), newest());
     let mut end = Vec::with_capacity(END_BYTES);
     end.extend_from_slice(MAGIC);
@@ -278,13 +279,13 @@ fn write(
     Ok(Checkpoint { position, latest, bytes: bytes + (directory.len() + end.len()) as u64 })
 }
 
-/// What a checkpoint says of itself.
+/// A checkpoint's summary and directory.
 struct Contents {
     checkpoint: Checkpoint,
     form: u32,
     latest_time: UnixMillis,
-    /// Where each part is, how long it is, and its seal.
-    parts: Vec<(u64, usize, [u8; 32])>,
+    /// Offset, length and seal of each chunk.
+    chunks: Vec<(u64, usize, [u8; 32])>,
 }
 
 impl Contents {
@@ -306,7 +307,7 @@ impl Contents {
         let count = rest.u32().ok_or(CheckpointError::Damaged)? as usize;
         rest.take(4); // zeros
         let latest_time = UnixMillis(rest.i64().ok_or(CheckpointError::Damaged)?);
-        if count > PARTS_MAX {
+        if count > CHUNKS_MAX {
             return Err(CheckpointError::Damaged);
         }
         let directory_at = end_at.checked_sub((count * ENTRY_BYTES) as u64).ok_or(CheckpointError::Damaged)?;
@@ -316,27 +317,27 @@ impl Contents {
         if key.of_end(&directory, covered) != *<&[u8; 32]>::try_from(seal).map_err(|_| CheckpointError::Damaged)? {
             return Err(CheckpointError::Damaged);
         }
-        let (mut parts, mut at) = (Vec::with_capacity(count), 0);
+        let (mut chunks, mut at) = (Vec::with_capacity(count), 0);
         for entry in directory.chunks_exact(ENTRY_BYTES) {
             let (length, seal) = entry.split_at(8);
             let length = Cursor(length).u64().ok_or(CheckpointError::Damaged)?;
-            if length > PART_BYTES_MAX {
+            if length > CHUNK_BYTES_MAX {
                 return Err(CheckpointError::Damaged);
             }
-            parts.push((at, length as usize, seal.try_into().map_err(|_| CheckpointError::Damaged)?));
+            chunks.push((at, length as usize, seal.try_into().map_err(|_| CheckpointError::Damaged)?));
             at += length;
         }
         if at != directory_at {
             return Err(CheckpointError::Damaged);
         }
-        Ok(Self { checkpoint: Checkpoint { position, latest, bytes }, form, latest_time, parts })
+        Ok(Self { checkpoint: Checkpoint { position, latest, bytes }, form, latest_time, chunks })
     }
 
-    fn part(&self, file: &File, key: &CheckpointKey, number: usize) -> Result<Vec<u8>, CheckpointError> {
-        let (at, length, seal) = self.parts[number];
+    fn chunk(&self, file: &File, key: &CheckpointKey, number: usize) -> Result<Vec<u8>, CheckpointError> {
+        let (at, length, seal) = self.chunks[number];
         let mut bytes = vec![0; length];
         file.read_exact_at(&mut bytes, at)?;
-        if key.of_part(number, &bytes) != seal {
+        if key.of_chunk(number, &bytes) != seal {
             return Err(CheckpointError::Damaged);
         }
         Ok(bytes)

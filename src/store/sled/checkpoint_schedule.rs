@@ -1,4 +1,4 @@
-//! When a checkpoint of the view is made: a part of the maintenance thread's work.
+//! Decides when an index checkpoint is made: a step of the maintenance thread.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,21 +17,22 @@ use super::snapshot::SnapshotError;
 use super::snapshot_scan::ScanError;
 use crate::files::{create_private_dir, remove_temporary_files};
 
-/// A checkpoint is made when the journal since the last one has so many full segments, and is as large as one part in so many of
-/// the checkpoint: so a checkpoint costs few times what the journal did, and a start rarely finds one that is not worth reading because the
-/// journal since then is longer ([`checkpoint::load`]).
+/// A checkpoint is due when the journal since the last one has this many full segments and at least this
+/// fraction of the checkpoint's size. So checkpoints cost a small multiple of what the journal costs, and a
+/// start rarely finds one that is not worth reading ([`checkpoint::load`]).
 const CHECKPOINT_SEGMENTS: u64 = 1;
 const CHECKPOINT_FRACTION: u64 = 4;
-/// Where there is none, so many keys are reason enough: to read them from the table takes half a second.
+/// Without a checkpoint, this many keys make one due: reading them from the table takes half a second.
 const CHECKPOINT_KEYS: u64 = 100_000;
-/// Bytes of a segment that are looked at together.
+/// Bytes of a segment read per step of the search.
 const LOOKED_AT_BYTES: usize = 16 * 1024;
-/// How often, and how long apart, it is looked whether the index has come up to the journal: 5 seconds in all.
+/// How often, and how long apart, it is checked whether the index has caught up with the journal: 5 seconds
+/// in all.
 const VIEW_TRIES: usize = 500;
 const VIEW_PAUSE: Duration = Duration::from_millis(10);
 
 impl MaintenanceContext {
-    /// Makes a checkpoint of the view if a start would have much to read without it.
+    /// Makes a checkpoint if one is due.
     pub(super) fn checkpoint_if_due(&self, checkpoint: &mut Option<Checkpoint>) -> Result<(), MaintenanceError> {
         if self.view.chunk_count() == 0 {
             return Ok(());
@@ -52,7 +53,8 @@ impl MaintenanceContext {
         self.write_checkpoint(start, checkpoint)
     }
 
-    /// Before the journal goes up to a revision: the checkpoint must not need any of that, or the next start could not use it.
+    /// Called before the journal up to `revision` is deleted: the checkpoint must not need any of it, or the
+    /// next start could not use it.
     pub(super) fn checkpoint_past(
         &self,
         revision: Revision,
@@ -64,7 +66,8 @@ impl MaintenanceContext {
         }
         let Some(&newest) = segment_numbers(&self.journal)?.last() else { return Ok(()) };
         match self.write_checkpoint(segment_start(&segment_path(&self.journal, newest))?, checkpoint) {
-            // Kept for the sake of the checkpoint, the journal would only take more room. It is a copy, and gives its own back.
+            // Keeping the journal for the checkpoint would only take more space. The checkpoint is a copy and
+            // frees its own.
             Err(error) if error.is_disk_full() => {
                 tracing::warn!(%error, "no newer index checkpoint can be made; the one that is there goes");
                 checkpoint::remove_all(&self.checkpoints)?;
@@ -75,14 +78,14 @@ impl MaintenanceContext {
         }
     }
 
-    /// Makes a checkpoint that the journal goes on from at a position, which must be the beginning of a segment.
+    /// Makes a checkpoint whose position is the beginning of a segment.
     fn write_checkpoint(&self, start: Position, checkpoint: &mut Option<Checkpoint>) -> Result<(), MaintenanceError> {
         self.wait_for_view(start.revision)?;
         remove_temporary_files(&self.checkpoints)?;
         create_private_dir(&self.checkpoints)?;
         let disk = self.check_free_space(&self.checkpoints, checkpoint.map_or(0, |checkpoint| checkpoint.bytes))?;
         let check_continue = || self.check_continue(&disk);
-        // Nothing is folded before it is durable.
+        // Nothing is applied to the view before it is durable.
         let newest = || *self.durable.lock();
         let made =
             checkpoint::create(&*self.view, start, newest, &self.checkpoint_key, &self.checkpoints, &check_continue)?;
@@ -91,7 +94,7 @@ impl MaintenanceContext {
         Ok(())
     }
 
-    /// The index follows the journal by itself, at once unless it is far behind.
+    /// The index follows the journal by itself, and is rarely far behind.
     fn wait_for_view(&self, revision: Revision) -> Result<(), MaintenanceError> {
         for _ in 0..VIEW_TRIES {
             if self.view.revision() >= revision {
@@ -108,7 +111,7 @@ impl MaintenanceContext {
     }
 }
 
-/// The bytes of those of some segments that begin at a revision or after it.
+/// The bytes of those segments that begin at a revision or after it.
 fn bytes_of_later(journal: &Path, mut segments: Vec<u64>, revision: Option<Revision>) -> io::Result<u64> {
     let mut bytes = 0;
     while let Some(number) = segments.pop() {
@@ -121,8 +124,8 @@ fn bytes_of_later(journal: &Path, mut segments: Vec<u64>, revision: Option<Revis
     Ok(bytes)
 }
 
-/// About how many bytes of a journal come after a revision at which one of its segments begins. What cannot be read counts for
-/// nothing here; the start says what is wrong with it.
+/// About how many bytes of the journal follow a revision that begins a segment. Unreadable segments count as
+/// empty here; the start reports them.
 pub(super) fn bytes_after(journal: &Path, revision: Revision) -> u64 {
     let Ok(mut segments) = segment_numbers(journal) else { return 0 };
     let Some(newest) = segments.pop() else { return 0 };
@@ -130,7 +133,8 @@ pub(super) fn bytes_after(journal: &Path, revision: Revision) -> u64 {
     used + bytes_of_later(journal, segments, Some(revision)).unwrap_or(0)
 }
 
-/// About how much of a segment is written: it is made full of zeros, and no frame has as many zeros as are looked at.
+/// About how many bytes of a segment are written, by binary search: the rest is zeros, and no frame has as
+/// many zeros as one step reads.
 fn used_bytes(path: &Path) -> io::Result<u64> {
     let file = File::open(path)?;
     let (mut used, mut unused) = (0, file.metadata()?.len() / LOOKED_AT_BYTES as u64 + 1);

@@ -1,8 +1,8 @@
-//! What waits for the committer, in two lanes: changes that take power away, and all others.
+//! The queue of the committer, in two lanes: urgent changes, and all others.
 //!
-//! The first lane is taken first, also into a group that is under construction, and neither fills with the
-//! other. When the table's writer is far behind, the second lane is held back, so that the first still finds
-//! places there. In both, callers take turns, and none can fill a lane alone.
+//! The urgent lane is served first, also within a group that is being filled, and the lanes have separate
+//! bounds. When the table writer is far behind, the ordinary lane is held back so that urgent changes still
+//! find places there. In both lanes callers are served in turn, and none can fill a lane alone.
 
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,11 @@ use super::committer::Request;
 use super::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX};
 use crate::fair::{Bounds, Queue};
 
-/// Changes that take power away, as long as others wait too, in one group at most: the others keep a part of it.
+/// Urgent changes in one group at most while others are queued, which keep the rest.
 const GROUP_NARROWING_MAX: usize = 192;
-/// While so many groups wait for the table's writer, only changes that take power away are taken.
+/// While this many groups are queued for the table writer, only urgent changes are taken.
 pub(super) const TABLE_QUEUE_GROUPS_MAX: usize = 64;
-/// While groups of so many bytes wait for it, none are.
+/// While groups of this many bytes are queued for it, nothing is taken.
 pub(super) const TABLE_QUEUE_BYTES_MAX: usize = 128 * 1024 * 1024;
 
 const NARROWING: Bounds = Bounds { total: COMMIT_QUEUE_MAX, per_party: COMMIT_QUEUE_MAX / 8 };
@@ -25,7 +25,7 @@ const ORDINARY: Bounds = Bounds { total: COMMIT_QUEUE_MAX, per_party: COMMIT_QUE
 
 pub(super) struct CommitQueue {
     state: Mutex<State>,
-    /// There may be something to take.
+    /// Signalled when there may be something to take.
     work: Condvar,
 }
 
@@ -36,12 +36,12 @@ struct State {
     behind: usize,
     /// Bytes of their records.
     behind_bytes: usize,
-    /// When that writer last took one.
+    /// When the table writer last took one.
     taken: Instant,
     closed: bool,
 }
 
-/// Why a request is not taken.
+/// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PushError {
     Full,
@@ -80,13 +80,13 @@ impl CommitQueue {
         Ok(())
     }
 
-    /// Takes nothing more. What is there will still be given.
+    /// Refuses further requests. Queued ones are still served.
     pub(super) fn close(&self) {
         self.state.lock().closed = true;
         self.work.notify_one();
     }
 
-    /// Waits for the first request of a group. `None`: there will be no more.
+    /// Waits for the first request of a group. `None` when the queue is closed and empty.
     pub(super) fn first(&self, share: &mut GroupShare) -> Option<Request> {
         let mut state = self.state.lock();
         loop {
@@ -100,24 +100,24 @@ impl CommitQueue {
         }
     }
 
-    /// The next request of a group, if one is there.
+    /// The next request of a group, if there is one.
     pub(super) fn next(&self, share: &mut GroupShare) -> Option<Request> {
         self.state.lock().take(share)
     }
 
-    /// Whether the second lane is held back.
+    /// Whether the ordinary lane is held back.
     #[cfg(test)]
     pub(super) fn is_held_back(&self) -> bool {
         self.state.lock().is_held_back()
     }
 
-    /// How many wait, in the first lane and in the second.
+    /// How many are queued: urgent ones, and ordinary ones.
     pub(super) fn waiting(&self) -> [usize; 2] {
         let state = self.state.lock();
         [state.narrowing.len(), state.ordinary.len()]
     }
 
-    /// A group of so many bytes goes to the table's writer.
+    /// A group of this many bytes was sent to the table writer.
     pub(super) fn group_sent(&self, bytes: usize) {
         let mut state = self.state.lock();
         if state.behind == 0 {
@@ -127,7 +127,7 @@ impl CommitQueue {
         state.behind_bytes += bytes;
     }
 
-    /// The table's writer has taken a group of so many bytes.
+    /// The table writer has taken a group of this many bytes.
     pub(super) fn group_taken(&self, bytes: usize) {
         let mut state = self.state.lock();
         let held = state.is_held_back();
@@ -139,7 +139,7 @@ impl CommitQueue {
         }
     }
 
-    /// For how long requests have been held back by a writer of the table that takes nothing.
+    /// How long requests have been held back because the table writer takes nothing.
     pub(super) fn stalled_for(&self) -> Duration {
         let state = self.state.lock();
         let waits = !state.ordinary.is_empty() || (state.is_full() && !state.narrowing.is_empty());
@@ -148,12 +148,12 @@ impl CommitQueue {
 }
 
 impl State {
-    /// Whether the second lane is held back.
+    /// Whether the ordinary lane is held back.
     fn is_held_back(&self) -> bool {
         self.behind >= TABLE_QUEUE_GROUPS_MAX || self.is_full()
     }
 
-    /// Whether both are.
+    /// Whether both lanes are held back.
     fn is_full(&self) -> bool {
         self.behind_bytes >= TABLE_QUEUE_BYTES_MAX
     }
@@ -219,7 +219,7 @@ mod tests {
             assert!(taken < COMMIT_QUEUE_MAX);
             commit_queue.push(request("other", narrows)).unwrap();
         }
-        // And has to wait for itself alone.
+        // And it only waits for itself.
         assert_eq!(actors(&commit_queue)[..3], ["much", "other", "much"]);
     }
 

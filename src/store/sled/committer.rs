@@ -1,9 +1,9 @@
-//! The one writer: takes the commits that wait, makes them durable as one group, and only then lets anyone see them.
+//! The single writer: takes queued commits, makes them durable as one group, and only then makes them
+//! visible.
 //!
-//! For each group: check every commit against what is there, append one frame, sync once, note the watermark,
-//! publish to the feed, answer. The table is written behind by a thread of its own. A failure of the disk
-//! ends the process: what the disk holds is then unknown, and a second sync may claim success for data that
-//! the kernel has dropped.
+//! For each group: check every commit, append one frame, sync once, note the watermark, publish to the feed,
+//! answer. A thread of its own writes the table behind. A disk failure ends the process: the disk's contents
+//! are then unknown, and a second sync may report success for data that the kernel has dropped.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -41,26 +41,26 @@ use crate::store::{Commit, CommitError, MaterializedView, RecordWrite, StoreErro
 
 /// Commits in one group at most.
 const GROUP_COMMITS_MAX: usize = 256;
-/// A group takes no further commit once its payload has this size, and none that would take it past
+/// A group takes no further commit once its payload reaches this size, and none that would exceed
 /// [`PAYLOAD_BYTES_MAX`].
 const GROUP_BYTES_MAX: usize = 1024 * 1024;
-/// Groups that wait for the table's writer, when they are [`TABLE_QUEUE_GROUPS_MAX`], may be so many more of changes
-/// that take power away. Then the committer waits. They are mostly small, and the writer puts many into one
-/// transaction; their bytes have a bound of their own.
+/// Groups of narrowings that may be queued for the table writer beyond [`TABLE_QUEUE_GROUPS_MAX`]. At the
+/// limit the committer waits. These groups are mostly small, and the writer puts many into one transaction;
+/// their bytes are bounded separately.
 const TABLE_QUEUE_NARROWING_MAX: usize = 2_048;
-/// Rows that the table's writer puts into one transaction, while more are waiting. A read of a key waits for
-/// as long as that.
+/// Rows in one transaction of the table writer, while more are queued. A read of a key may wait for one
+/// transaction.
 const TABLE_ROWS_MAX: usize = 256;
-/// Bytes of an entry beside its texts and its records; and of each record, what its revision and its place in the entry
-/// take.
+/// Bytes of an entry besides its texts and records; and bytes of each record for its revision and its
+/// framing.
 const ENTRY_BYTES_EXTRA: usize = 64;
 const RECORD_BYTES_EXTRA: usize = 32;
-/// Keys of callers that are kept to authorize changes by, without asking the table each time.
+/// Cached keys of callers, so that authorizing a change needs no read of the table.
 const CALLERS_MAX: usize = 1_024;
-/// With nothing to write, the table's writer looks this often whether the table still works.
+/// How often an idle table writer checks that the table still works.
 const TABLE_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A commit and where its answer goes.
+/// A commit and its reply channel.
 pub(super) struct Request {
     pub(super) commit: Commit,
     pub(super) reply: Reply,
@@ -80,7 +80,7 @@ pub(super) struct Committer {
     table: JoinHandle<()>,
 }
 
-/// What the writers work with.
+/// What the committer is started with.
 pub(super) struct CommitterConfig {
     pub(super) journal: Journal,
     pub(super) watermark: Watermark,
@@ -89,16 +89,16 @@ pub(super) struct CommitterConfig {
     pub(super) table: Arc<Table>,
     pub(super) write_buffer: Arc<WriteBuffer>,
     pub(super) feed: Feed,
-    /// The end of the log, as others see it.
+    /// The end of the log, for other threads.
     pub(super) durable_at: Arc<Mutex<Position>>,
     pub(super) maintenance: Waker,
     pub(super) bounds: Bounds,
-    /// It follows the log: it knows which names are in use, and versions of keys without a read of the table.
+    /// Knows the names in use, and the versions of keys without a read of the table.
     pub(super) view: Arc<dyn MaterializedView>,
     pub(super) administrators: Arc<Mutex<Administrators>>,
 }
 
-/// How far the writers are.
+/// The writers' progress.
 #[derive(Debug)]
 pub(super) struct CommitProgress {
     /// The last revision that is durable.
@@ -109,7 +109,7 @@ pub(super) struct CommitProgress {
 }
 
 impl Committer {
-    /// Starts the threads. They end when the queue is closed and everything that was queued is done.
+    /// Starts the threads. They end when the queue is closed and everything in it is done.
     pub(super) fn start(parts: CommitterConfig) -> std::io::Result<(Self, CommitProgress)> {
         let CommitterConfig {
             journal,
@@ -164,7 +164,7 @@ impl Committer {
         Ok((Self { journal: journal_thread, table: table_thread }, progress))
     }
 
-    /// Waits until everything that was queued is durable and in the table.
+    /// Waits until everything queued is durable and in the table.
     pub(super) fn join(self) -> Result<(), StoreError> {
         let ended = |thread: JoinHandle<()>| thread.join().map_err(|_| StoreError::Engine("a writer panicked".into()));
         ended(self.journal)?;
@@ -172,8 +172,8 @@ impl Committer {
     }
 }
 
-/// Starts a writer. sled may panic under it; a process that has lost a writer would serve on and refuse every
-/// change, so it ends instead.
+/// Starts a writer thread. sled may panic in it; a process without its writer would refuse every change for
+/// ever, so it ends instead.
 fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
     Builder::new().name(name.into()).spawn(move || {
         if catch_unwind(AssertUnwindSafe(run)).is_err() {
@@ -199,15 +199,15 @@ struct CommitLoop {
     busy: Arc<Busy>,
     meter: DiskSpaceMeter,
     last_room: DiskSpace,
-    /// The current form of some callers' keys. Only this thread changes any key.
+    /// Current keys of some callers. Only this thread changes keys.
     callers: Callers,
-    /// What the last group had no room for.
+    /// The commit that did not fit into the last group.
     held: Option<Request>,
 }
 
 type Callers = HashMap<KeyId, Arc<KeyRecord>>;
 
-/// Since when the committer has been at work on one group, and when it last had no room for one.
+/// When the committer began the current group, and when a group last found the disk full.
 #[derive(Debug, Default)]
 pub(super) struct Busy(Mutex<Times>);
 
@@ -226,18 +226,18 @@ impl Busy {
         self.0.lock().since = None;
     }
 
-    /// Notes whether a group had room, and says whether that is news.
+    /// Notes whether a group had disk space. Returns whether that has changed.
     fn has_room(&self, room: bool) -> bool {
         let before = std::mem::replace(&mut self.0.lock().no_room, (!room).then(Instant::now));
         before.is_none() != room
     }
 
-    /// Whether a group had no room in this time, and none has had since.
+    /// Whether a group found the disk full within this time, and none has had space since.
     pub(super) fn was_disk_full(&self, within: Duration) -> bool {
         self.0.lock().no_room.is_some_and(|at| at.elapsed() < within)
     }
 
-    /// How long it has been.
+    /// How long the current group has taken so far.
     pub(super) fn lasted(&self) -> Duration {
         self.0.lock().since.map_or(Duration::ZERO, |since| since.elapsed())
     }
@@ -299,8 +299,8 @@ impl CommitLoop {
                     staged.rows.extend(rows);
                     replies.push((request.reply, Ok(revision)));
                 }
-                // sled refuses everything for good once it has failed. Each change would be refused, and
-                // health say SERVING.
+                // Once sled has failed, it refuses everything: each change would be refused while health said
+                // SERVING.
                 Err(CommitError::Store(error)) => {
                     die("the table cannot be read; the next start replays what it lacks", &error)
                 }
@@ -318,7 +318,7 @@ impl CommitLoop {
         staged.end = frame.end();
         let frame = match frame.finish() {
             Ok(frame) => frame,
-            // Each change was held against the bound. Nobody is told that it was made.
+            // Unreachable: each change was checked against the bound. Nothing was acknowledged.
             Err(error) => die("the journal cannot be written", &error),
         };
         match self.journal.writer.ensure_space(frame.len(), &before, room) {
@@ -337,7 +337,7 @@ impl CommitLoop {
                     );
                 }
                 self.administrators.lock().undo(taken);
-                // Also to those that were refused: what they were refused for may be one of these.
+                // Also to the refused ones: the cause may have been a change in this group.
                 answer(replies.into_iter().map(|(reply, _)| (reply, Err(CommitError::DiskFull))));
                 return;
             }
@@ -353,7 +353,7 @@ impl CommitLoop {
         answer(replies);
     }
 
-    /// Keeps the callers' keys as they are now.
+    /// Updates the cached keys of callers.
     fn keep_callers(&mut self, rows: &[Row]) {
         for row in rows {
             if let Record::Key(key) = &row.record
@@ -365,7 +365,7 @@ impl CommitLoop {
         }
     }
 
-    /// How much room there is for this group. A disk that does not say has none.
+    /// The disk space for this group. Unknown counts as exhausted.
     fn room(&mut self) -> DiskSpace {
         let room = self.meter.measure().map(|(_, room)| room).unwrap_or_else(|error| {
             tracing::error!(%error, "the journal's disk does not say what is free");
@@ -401,14 +401,14 @@ impl CommitLoop {
     }
 }
 
-/// Answers callers. One that has gone away has still made its change.
+/// Answers callers. The change of a caller that has gone away is made all the same.
 fn answer(replies: impl IntoIterator<Item = (Reply, Result<Revision, CommitError>)>) {
     for (reply, outcome) in replies {
         drop(reply.send(outcome));
     }
 }
 
-/// The bytes of a commit's entry, or somewhat more: before it is staged it has no revision.
+/// An upper bound for the bytes of a commit's entry, whose revision is not known yet.
 pub(super) fn entry_bytes_max(commit: &Commit) -> usize {
     let about = |record_bytes: usize| ENTRY_BYTES_EXTRA + commit.target.len() + commit.method.len() + record_bytes;
     let record_bytes = |put: &RecordWrite| match put {
@@ -416,14 +416,14 @@ pub(super) fn entry_bytes_max(commit: &Commit) -> usize {
         RecordWrite::NewTenant(tenant) => encode_tenant(tenant).len(),
     };
     let bytes = match &commit.writes[..] {
-        // No record is longer, and so nearly all commits need not be looked at.
+        // No record is longer. Nearly all commits have one record and are not encoded here.
         [] | [_] => RECORD_BYTES_MAX + RECORD_BYTES_EXTRA,
         writes => writes.iter().map(|put| record_bytes(put) + RECORD_BYTES_EXTRA).sum(),
     };
     about(bytes + commit.actor.to_string().len())
 }
 
-/// Checks a commit, and turns it into its entry and rows. What it writes is then seen by the next commit of the group.
+/// Checks a commit and encodes it as an entry and rows. Later commits of the group see its writes.
 fn encode_commit(
     commit: Commit,
     revision: Revision,
@@ -462,7 +462,7 @@ fn encode_commit(
     Ok((entry, rows))
 }
 
-/// Whether there is room for a change.
+/// Whether the disk space allows a change.
 fn has_room(commit: &Commit, room: DiskSpace) -> bool {
     let stops = |put: &RecordWrite| matches!(put, RecordWrite::Key(key) if key.policy.state != State::Active);
     match room {
@@ -473,7 +473,7 @@ fn has_room(commit: &Commit, room: DiskSpace) -> bool {
     }
 }
 
-/// What is there: in this group, else in the write buffer, else in the table.
+/// The current records: those of this group, else of the write buffer, else of the table.
 struct PendingView<'a> {
     group: Maps,
     write_buffer: &'a WriteBuffer,
@@ -481,12 +481,12 @@ struct PendingView<'a> {
     callers: &'a mut Callers,
     names: &'a BoundedNames,
     administrators: &'a Mutex<Administrators>,
-    /// What the group has changed of them.
+    /// The changes of this group to the administrators.
     taken: Vec<Undo>,
     applied: &'a watch::Receiver<Revision>,
 }
 
-/// What bounds the names of commits.
+/// The bounds on names, and what they are checked against.
 struct BoundedNames {
     bounds: Bounds,
     view: Arc<dyn MaterializedView>,
@@ -494,7 +494,7 @@ struct BoundedNames {
 }
 
 impl PendingView<'_> {
-    /// Sees that a lasting administrator remains, and takes in who they are then.
+    /// Checks that a lasting administrator remains, and applies the rows.
     fn keep_administrator(&mut self, rows: &[Row], clock: UnixMillis) -> Result<(), CommitError> {
         if !rows.iter().any(|row| administrators::is_relevant(&row.record)) {
             return Ok(());
@@ -517,7 +517,7 @@ impl RecordReader for PendingView<'_> {
         Ok(self.group.has_digest(digest) || self.write_buffer.has_digest(digest) || self.table.has_digest(digest)?)
     }
 
-    /// A read of the table would wait for the transaction that is being written, and all that is committed with it.
+    /// A read of the table would wait for the current transaction, and delay the whole group.
     fn is_current(&self, key: &KeyRecord) -> Result<bool, StoreError> {
         let newer =
             self.group.key(&key.tenant, &key.key_id).or_else(|| self.write_buffer.key(&key.tenant, &key.key_id));
@@ -525,8 +525,8 @@ impl RecordReader for PendingView<'_> {
         if let Some(newer) = newer {
             return Ok(same(&newer));
         }
-        // The write buffer has been asked first: what it has let go of counts as applied, and a view that has come
-        // as far knows it.
+        // The write buffer was read first: what it has released counts as applied, so a view that is at least
+        // at `applied` knows it.
         let applied = *self.applied.borrow();
         if self.names.view.revision() >= applied
             && let Some(revision) = self.names.view.revision_of(key)
@@ -567,7 +567,7 @@ impl RecordReader for PendingView<'_> {
     }
 
     fn admit_tenant(&self) -> Result<(), CommitError> {
-        // Those of the group are not among the others yet.
+        // The group's own tenants are not in the write buffer yet.
         bounds::check_tenants(&self.names.bounds, self.write_buffer.tenant_count() + self.group.tenants())
     }
 }
@@ -601,15 +601,14 @@ impl TableWriter {
             if let Err(error) = self.table.apply(&group.rows, group.end) {
                 die("the table cannot be written; the next start replays what it lacks", &error);
             }
-            // In this order: what the write buffer lets go of counts as applied.
+            // In this order: what the write buffer has released counts as applied.
             self.applied.send_replace(group.end.revision);
             self.write_buffer.release(group.rows.iter().map(|row| &row.record));
         }
     }
 
-    /// sled flushes by itself, and once that has failed it refuses everything for good. With no change that
-    /// gets as far as this thread, nobody would notice: each would be refused, and the health would be
-    /// SERVING.
+    /// sled flushes by itself, and refuses everything once that has failed. Without a change that reaches
+    /// this thread, nothing else would notice.
     fn probe(&self) {
         if let Err(error) = self.table.applied() {
             die("the table has failed; the next start replays what it lacks", &error);

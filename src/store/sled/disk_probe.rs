@@ -1,5 +1,5 @@
-//! Looking at the disk, on a thread of its own: a look that hangs holds up nothing else, and nothing else
-//! holds up a look.
+//! Probes the disk on a thread of its own: a probe that hangs blocks nothing else, and nothing else delays a
+//! probe.
 
 use std::io;
 use std::sync::Arc;

@@ -1,39 +1,39 @@
-//! Ids that stand in several secondary indexes at once.
+//! The intersection of several secondary index ranges.
 //!
-//! Each condition of a list is a union of ranges of the table, one for each state; all of them are in the order of ids.
-//! The union that is behind is moved to where the one ahead stands, and so on: what lies between is not read (the
-//! leapfrog join of Veldhuizen, "Leapfrog Triejoin", ICDT 2014).
+//! Each condition of a list is a union of ranges, one for each state, all in the order of ids. The union that
+//! is behind seeks to the position of the one ahead, and so on; ids in between are not read (the leapfrog
+//! join of Veldhuizen, "Leapfrog Triejoin", ICDT 2014).
 
 use keyward_core::id::KeyId;
 use sled::{IVec, Tree};
 
 use crate::store::StoreError;
 
-/// An id of which it is known now whether every condition has it, and every smaller one past the last.
+/// An id, and whether every condition has it. All smaller ids after the previous candidate are decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Candidate {
     pub(super) key_id: KeyId,
-    /// What the ordering keeps with the id.
+    /// The value stored with the id.
     pub(super) value: IVec,
     pub(super) is_in_all: bool,
 }
 
-/// What all of some unions have.
+/// The intersection of unions.
 pub(super) struct Intersection<'a> {
     unions: Vec<Union<'a>>,
-    /// The least name that nothing is known of yet.
+    /// The smallest id that is not decided yet.
     from: Vec<u8>,
 }
 
-/// What any of some ranges has.
+/// The union of ranges.
 pub(super) struct Union<'a>(Vec<Range<'a>>);
 
-/// The ids that a tree has behind one prefix.
+/// The ids of a tree after one prefix.
 struct Range<'a> {
     tree: &'a Tree,
     prefix: Vec<u8>,
     entries: Option<sled::Iter>,
-    /// The first entry at or past what was last asked for.
+    /// The first entry at or after the last seek.
     head: RangeHead,
 }
 
@@ -45,12 +45,12 @@ enum RangeHead {
 }
 
 impl<'a> Intersection<'a> {
-    /// The ids past `after` that all of the unions have. There is at least one.
+    /// The ids after `after` in all unions, of which there must be at least one.
     pub(super) fn new(unions: Vec<Union<'a>>, after: Option<&KeyId>) -> Self {
         Self { unions, from: after.map(past).unwrap_or_default() }
     }
 
-    /// Looks at the next id. `None`: there are no more that all have.
+    /// The next candidate. `None`: there are no more.
     pub(super) fn next(&mut self) -> Result<Option<Candidate>, StoreError> {
         let Some((first, others)) = self.unions.split_first_mut() else { return Ok(None) };
         let Some((key_id, value)) = first.seek(&self.from)? else { return Ok(None) };
@@ -66,19 +66,19 @@ impl<'a> Intersection<'a> {
     }
 }
 
-/// The least name past an id.
+/// The smallest id after this one.
 fn past(id: &KeyId) -> Vec<u8> {
     [id.as_str().as_bytes(), &[0]].concat()
 }
 
 impl<'a> Union<'a> {
-    /// What any of these prefixes of a tree has. No id stands behind two of them.
+    /// The union of a tree's entries with these prefixes. No id may have two of them.
     pub(super) fn new(tree: &'a Tree, prefixes: impl IntoIterator<Item = Vec<u8>>) -> Self {
         let range = |prefix| Range { tree, prefix, entries: None, head: RangeHead::NotRead };
         Self(prefixes.into_iter().map(range).collect())
     }
 
-    /// The first id that is not below a name.
+    /// The first id at or after `from`.
     fn seek(&mut self, from: &[u8]) -> Result<Option<(KeyId, IVec)>, StoreError> {
         let mut least: Option<(&KeyId, &IVec)> = None;
         for range in &mut self.0 {
@@ -96,7 +96,7 @@ impl<'a> Union<'a> {
 impl Range<'_> {
     fn seek(&mut self, from: &[u8]) -> Result<Option<(&KeyId, &IVec)>, StoreError> {
         if !self.has_reached(from) {
-            // Often it is the next one; to seek costs more.
+            // Often it is the next entry; a seek costs more.
             if let Some(entries) = &mut self.entries {
                 self.head = head_of(entries.next(), &self.prefix)?;
             }

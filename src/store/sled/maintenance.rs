@@ -1,10 +1,10 @@
-//! Journal maintenance: lets old segments of the journal go, once a snapshot stands in for them, and keeps a checkpoint of
-//! the index, so that a start need not read every record.
+//! Maintenance of the data directory: makes snapshots, deletes old journal segments that they cover, and
+//! keeps an index checkpoint, so that a start need not read every record.
 //!
-//! A segment goes when the journal is larger than its limit, or when the segment's last change is older than
-//! its limit; and only if two snapshots cover it. What the older one lacks stays in the journal, so that one
-//! damaged file costs nothing; so does what the index checkpoint lacks, which is made anew first. Nothing
-//! here is on the way of a change or a verdict, or waits for a backup: what fails is tried again later.
+//! A segment is deleted when the journal exceeds its size limit or the segment's last change exceeds the age
+//! limit, and only if two snapshots cover it. The journal since the older snapshot is kept, so that one
+//! damaged file costs nothing; so is the journal since the index checkpoint, which is renewed first. None of
+//! this delays a change or a verdict, or waits for a backup. What fails is retried later.
 
 use std::fs::{self, File};
 use std::io;
@@ -34,24 +34,24 @@ use super::table::Table;
 use crate::files::{create_private_dir, remove_temporary_files, sync_parent};
 use crate::store::{MaterializedView, StoreError};
 
-/// How often the age of segments is looked at, beside each time that a segment is full.
+/// How often the age of segments is checked, besides each time that a segment is full.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 /// Snapshots that are kept.
 const SNAPSHOTS_KEPT: usize = 2;
-/// A snapshot or a checkpoint is made only if this much is free beside the size of the last one: it must not take
-/// what changes need.
+/// A snapshot or checkpoint is made only if this much stays free beyond the size of the last one, because
+/// changes need space too.
 pub(super) const FREE_BYTES_MIN: u64 = 128 * 1024 * 1024;
 
-/// What may be put aside in memory while a snapshot is made. Only the disk can hold it up, so this is far
-/// above what changes in that time.
+/// Bytes of pre-images for a snapshot. Only the disk can delay one, so this is far above what changes
+/// meanwhile.
 const ASIDE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
-/// How long the journal is kept. Whatever exceeds either limit goes.
+/// Limits of the journal. What exceeds either is deleted.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
-    /// Its size in all.
+    /// Total size in bytes.
     pub bytes: u64,
-    /// Since the last change of a segment.
+    /// Time since the last change of a segment.
     pub time: Duration,
 }
 
@@ -64,7 +64,7 @@ pub(super) struct MaintenanceConfig<'a> {
     pub(super) view: Arc<dyn MaterializedView>,
     /// The checkpoint that the view was filled from.
     pub(super) checkpoint: Option<Checkpoint>,
-    /// What metrics see.
+    /// Cached values for metrics.
     pub(super) stats: Arc<CachedStats>,
 }
 
@@ -100,7 +100,7 @@ pub(super) struct Waker(SyncSender<()>);
 impl Waker {
     pub(super) fn wake(&self) {
         match self.0.try_send(()) {
-            // It is awake already, or has ended with the store.
+            // It is awake already, or the store is closing.
             Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
         }
     }
@@ -134,7 +134,7 @@ impl Maintenance {
         self.wake.clone()
     }
 
-    /// Tells the thread to end, and waits for it.
+    /// Stops the thread and waits for it.
     pub(super) fn join(self) -> Result<(), StoreError> {
         self.stopping.store(true, Ordering::Relaxed);
         self.wake.wake();
@@ -143,7 +143,7 @@ impl Maintenance {
     }
 }
 
-/// Why old segments stay for now.
+/// Why a step failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MaintenanceError {
     #[error(transparent)]
@@ -170,7 +170,7 @@ impl MaintenanceError {
     }
 }
 
-/// A segment that is full.
+/// A full segment.
 struct Sealed {
     path: PathBuf,
     bytes: u64,
@@ -184,7 +184,9 @@ impl MaintenanceContext {
     fn run(&self, woken: &Receiver<()>, mut checkpoint: Option<Checkpoint>) {
         let mut checked = false;
         while !self.stopping.load(Ordering::Relaxed) {
-            self.run_step("older segments of the journal stay for now", || self.look(&mut checked, &mut checkpoint));
+            self.run_step("older segments of the journal stay for now", || {
+                self.enforce_retention(&mut checked, &mut checkpoint)
+            });
             self.run_step("the next start may take longer: no index checkpoint was made", || {
                 self.checkpoint_if_due(&mut checkpoint)
             });
@@ -195,8 +197,8 @@ impl MaintenanceContext {
         }
     }
 
-    /// Does a piece of work, and tells if it fails. sled may panic under it: without the maintenance thread the journal
-    /// would grow for ever, and nobody would hear of it.
+    /// Runs a step and logs a failure. sled may panic in it; without this thread, the journal would grow for
+    /// ever without notice.
     fn run_step(&self, otherwise: &str, work: impl FnOnce() -> Result<(), MaintenanceError>) {
         match catch_unwind(AssertUnwindSafe(work)) {
             Ok(Ok(())) => {}
@@ -206,8 +208,12 @@ impl MaintenanceContext {
         }
     }
 
-    /// Nothing goes before it is known which snapshots are sound.
-    fn look(&self, checked: &mut bool, checkpoint: &mut Option<Checkpoint>) -> Result<(), MaintenanceError> {
+    /// Nothing is deleted before the snapshots have been checked.
+    fn enforce_retention(
+        &self,
+        checked: &mut bool,
+        checkpoint: &mut Option<Checkpoint>,
+    ) -> Result<(), MaintenanceError> {
         if !*checked {
             self.check_snapshots()?;
             *checked = true;
@@ -215,13 +221,13 @@ impl MaintenanceContext {
         self.delete_expired_segments(checkpoint)
     }
 
-    /// An error once the store closes, so that reading and writing a snapshot end.
+    /// Fails once the store is closing, to interrupt reading or writing a snapshot.
     pub(super) fn check_not_stopping(&self) -> io::Result<()> {
         if self.stopping.load(Ordering::Relaxed) { Err(io::Error::other("the store is closing")) } else { Ok(()) }
     }
 
-    /// Reads the snapshots that are there. For those that are damaged another one is made, and then they are
-    /// put aside: not before, because the journal relies on there being one.
+    /// Checks the snapshots. Damaged ones are replaced by a new one and then renamed; not before, because the
+    /// journal relies on there being one.
     fn check_snapshots(&self) -> Result<(), MaintenanceError> {
         remove_temporary_files(&self.snapshots)?;
         let mut damaged = Vec::new();
@@ -260,7 +266,7 @@ impl MaintenanceContext {
             self.make_snapshot()?;
             snapshots = snapshot::list(&self.snapshots)?;
         }
-        // Nothing has gone that two newer ones do not cover.
+        // What is deleted is covered by two newer snapshots.
         for (_, path) in snapshots.iter().skip(SNAPSHOTS_KEPT) {
             fs::remove_file(path)?;
         }
@@ -269,19 +275,19 @@ impl MaintenanceContext {
         sealed.retain(|segment| segment.end.revision <= covered);
         let Some(last) = sealed.last() else { return Ok(()) };
         self.checkpoint_past(last.end.revision, checkpoint)?;
-        // What goes must be nobody's last hope: the watermark's or the table's.
+        // Neither the watermark nor the table may depend on what is deleted.
         self.table.flush()?;
         File::open(&self.watermark)?.sync_all()?;
         for segment in &sealed {
             fs::remove_file(&segment.path)?;
-            // One by one: the oldest must be gone before the next, or a crash leaves a gap.
+            // One by one: the oldest must be gone before the next, or a crash would leave a gap.
             sync_parent(&segment.path)?;
         }
         tracing::info!(segments = sealed.len(), revision = covered.0, "older segments of the journal have gone");
         Ok(())
     }
 
-    /// How many of the oldest segments are past a limit.
+    /// How many of the oldest segments exceed a limit.
     fn expired(&self, sealed: &[Sealed], mut bytes: u64) -> usize {
         let kept_for = i64::try_from(self.retention.time.as_millis()).unwrap_or(i64::MAX);
         let oldest = self.clock.now().0.saturating_sub(kept_for);
@@ -293,8 +299,8 @@ impl MaintenanceContext {
         sealed.iter().take_while(gone).count()
     }
 
-    /// The segments that are full, the oldest first, and the bytes of all segments. A segment is not listed
-    /// before the one after it has a change: too little is known of it.
+    /// The full segments, oldest first, and the bytes of all segments. A segment is not listed before the
+    /// next one has a change, which gives its end and age.
     fn sealed(&self) -> Result<(Vec<Sealed>, u64), MaintenanceError> {
         let numbers = segment_numbers(&self.journal)?;
         let mut sealed = Vec::with_capacity(numbers.len());
@@ -325,25 +331,26 @@ impl MaintenanceContext {
         Ok(path)
     }
 
-    /// The disk of a directory, if it has room for a file of about this size beside what changes need.
+    /// Checks that the disk of a directory has space for a file of about this size besides the reserve.
+    /// Returns the directory.
     pub(super) fn check_free_space(&self, dir: &Path, bytes: u64) -> Result<File, MaintenanceError> {
         let disk = File::open(dir)?;
         let (free, needed) = (free_bytes(&disk)?, FREE_BYTES_MIN + bytes);
         if free < needed { Err(MaintenanceError::DiskFull { free, needed }) } else { Ok(disk) }
     }
 
-    /// An error once a long work must end: the store closes, or the disk fills.
+    /// Fails when a long step must stop: the store is closing, or the disk is filling up.
     pub(super) fn check_continue(&self, disk: &File) -> io::Result<()> {
         self.check_not_stopping()?;
         if free_bytes(disk)? < FREE_BYTES_MIN { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 }
 
-/// Up to which revision segments may go.
+/// The revision up to which segments may be deleted.
 fn covered(snapshots: &[(Revision, PathBuf)]) -> Revision {
     match snapshots {
         [_, (older, _), ..] => *older,
-        // One file alone is not relied on.
+        // A single snapshot is not relied on.
         [_] | [] => Revision(0),
     }
 }

@@ -1,8 +1,9 @@
-//! The engine of one node: a journal of our own, and sled as the table.
+//! The engine for one node: a journal of our own, with sled as the table.
 //!
-//! The journal is the log and the promise: a commit is acknowledged when its frame is on the disk. sled alone cannot
-//! carry that promise (its `flush` on Linux is `sync_file_range`, which commits neither a file's length nor the drive's
-//! cache), so it is a view: written behind, checked at every start, and rebuilt from the journal when in doubt.
+//! The journal is the log, and carries durability: a commit is acknowledged when its frame is on the disk.
+//! sled alone cannot guarantee that (its `flush` on Linux is `sync_file_range`, which commits neither a
+//! file's length nor the drive's cache), so it is a view: written behind, checked at every start, and rebuilt
+//! from the journal when in doubt.
 //!
 //! ```text
 //! <data>/lock          held while a process serves the directory
@@ -14,9 +15,8 @@
 //! <data>/index/        NNNNNNNNNNNNNNNNNNNN.kwi: what the index held, for a quick start
 //! ```
 //!
-//! Reading order: [`journal`] (frames and segments), [`table`] (sled), `recovery` (start-up), `commit_queue` (what
-//! waits for) and
-//! `committer` (the one writer), `reads` (the readers).
+//! Reading order: [`journal`] (frames and segments), [`table`] (sled), `recovery` (start-up), `commit_queue`
+//! and `committer` (the single writer), `reads` (the readers), `maintenance` (snapshots and retention).
 
 mod administrators;
 mod backup;
@@ -93,30 +93,30 @@ pub use self::error::{HeadFault, OpenError};
 pub use self::maintenance::Retention;
 pub use self::recovery::Filled;
 
-/// Commits that wait for the committer at most, of those that take power away and of all others; one more is refused.
+/// Bound on queued commits, for urgent ones and for all others. One more is refused.
 pub const COMMIT_QUEUE_MAX: usize = 4_096;
-/// Of one caller, so many at most that take no power away. Callers take turns, so they wait for each other
-/// and hold up nobody else; refusing them would cost more, because they come again.
+/// Bound on one caller's queued ordinary commits. Callers are served in turn, so a caller waits only for
+/// itself; refusing its commits would cost more, because they are retried.
 pub const COMMIT_QUEUE_OF_ONE_MAX: usize = 2_560;
 
 /// Threads that read lists.
 const LIST_THREADS: usize = 2;
 /// Threads that read one key.
 const KEY_THREADS: usize = 2;
-/// Threads that read a key for a change that may take power away.
+/// Threads that read a key before a narrowing.
 const URGENT_THREADS: usize = 1;
-/// Lists that are being read or put into replies.
+/// Lists being read or encoded.
 const LISTS: fair::Bounds = fair::Bounds { total: 64, per_party: 32 };
-/// Lists that wait for that.
+/// Lists queued for that.
 const LISTS_WAITING: fair::Bounds = fair::Bounds { total: 4_096, per_party: 1_024 };
 
 /// A disk that has not answered for this long counts as stalled.
 const STALLED_AFTER: Duration = Duration::from_secs(5);
 
-/// A change that had no room says so for this long, unless another one has had room since.
+/// How long a change that found the disk full counts, unless another one has had space since.
 const REFUSAL_COUNTS_FOR: Duration = Duration::from_secs(10);
 
-/// Records in one batch of a snapshot.
+/// Records in one batch of a record stream.
 const SNAPSHOT_BATCH_RECORDS: usize = 1_024;
 
 /// How to open a data directory.
@@ -125,26 +125,26 @@ pub struct StoreOptions {
     pub segment_bytes: u64,
     /// The key of the journal's chain.
     pub chain_key: Zeroizing<[u8; 32]>,
-    /// How long the journal is kept.
+    /// When segments of the journal are deleted.
     pub retention: Retention,
-    /// What one backup may take.
+    /// Limits of one backup.
     pub backup: BackupLimits,
-    /// The time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// How many names may be in use.
+    /// Bounds on names.
     pub bounds: Bounds,
-    /// What is free on the disk: [`journal::writer::free_bytes`], save in tests.
+    /// How to measure free disk space: [`journal::writer::free_bytes`], except in tests.
     pub free_bytes: FreeBytes,
-    /// What the directory is held against beside itself.
+    /// What the directory must match besides itself.
     pub expectations: Expectations,
 }
 
-/// What an operator asks of a data directory before anything is served from it.
+/// What an operator expects of a data directory before it is served.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Expectations {
-    /// The journal must lead through this head, which was kept apart from it.
+    /// The journal must contain this head, which was kept elsewhere.
     pub head: Option<Head>,
-    /// A watermark that is missing beside a journal with changes is no obstacle.
+    /// Whether to start without a watermark though the journal has changes.
     pub accept_watermark_loss: bool,
 }
 
@@ -175,10 +175,9 @@ pub struct SledStore {
 }
 
 impl SledStore {
-    /// Opens a data directory, in the order that ARCHITECTURE.md gives, and repairs what may be repaired. It blocks
-    /// for as long as that takes. Once it is open, `view` has every record as of [`Store::revision`], and
-    /// often earlier: see
-    /// [`MaterializedView::on_loaded`].
+    /// Opens a data directory, in the order that ARCHITECTURE.md gives, and repairs what can be repaired.
+    /// Blocks for as long as that takes. Once it is open, `view` has every record as of [`Store::revision`],
+    /// and often earlier: see [`MaterializedView::on_loaded`].
     ///
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
@@ -186,12 +185,11 @@ impl SledStore {
         Self::open_filled(dir, options, view, &mut None)
     }
 
-    /// Fills `view` from the checkpoint or a snapshot, and the journal, and writes nothing: for a disk that is
-    /// full. [`MaterializedView::on_loaded`] is called if that is possible. What is given back must be handed to
-    /// [`SledStore::open_filled`] later.
+    /// Loads `view` from the checkpoint or a snapshot and the journal, without writing anything: for a full
+    /// disk. Calls [`MaterializedView::on_loaded`] if everything could be loaded. The result must be passed
+    /// to [`SledStore::open_filled`] later.
     ///
-    /// # Errors
-    /// When the directory is damaged or lacks acknowledged changes, as far as can be told without the table.
+    /// When the directory is damaged or lacks acknowledged changes, as far as that shows without the table.
     pub fn fill(
         dir: &LockedDir,
         options: &StoreOptions,
@@ -200,8 +198,8 @@ impl SledStore {
         read_only_fill::fill(dir, options, view)
     }
 
-    /// As [`SledStore::open`], with a view that was filled before, if `filled` says so. As soon as `view` is
-    /// whole, `filled` says so, also where this fails then.
+    /// As [`SledStore::open`], with a view that was loaded before if `filled` is set. Sets `filled` once the
+    /// view is loaded, even if opening fails later.
     ///
     /// # Errors
     /// As [`SledStore::open`].
@@ -271,7 +269,7 @@ impl SledStore {
         })
     }
 
-    /// Builds the table of a directory anew, from the newest snapshot and the journal, and says up to which revision.
+    /// Rebuilds a directory's table from the newest snapshot and the journal. Returns its revision.
     ///
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
@@ -289,19 +287,19 @@ impl SledStore {
         Ok(recovered.journal.position.revision)
     }
 
-    /// Bytes of records that are put aside in memory now, for a backup and for the maintenance thread's snapshot.
+    /// Bytes of pre-images in memory now, for a backup and for a snapshot.
     #[must_use]
     pub fn pre_image_bytes(&self) -> u64 {
         self.table.scans().lock().bytes()
     }
 
-    /// How many changes wait for the committer: those that take power away, and all others.
+    /// How many commits are queued: urgent ones, and ordinary ones.
     #[must_use]
     pub fn waiting(&self) -> [usize; 2] {
         self.commit_queue.waiting()
     }
 
-    /// Waits until the table covers everything that is durable now, and gives the revision it covers.
+    /// Waits until the table covers everything that is durable now. Returns the table's revision.
     async fn caught_up(&self) -> Result<Revision, StoreError> {
         let durable = *self.progress.durable.borrow();
         let mut applied = self.progress.applied.clone();
@@ -311,7 +309,7 @@ impl SledStore {
 }
 
 impl Drop for SledStore {
-    /// The committer ends when it has done what waits.
+    /// The committer ends when it has done what is queued.
     fn drop(&mut self) {
         self.commit_queue.close();
     }
@@ -327,7 +325,7 @@ impl Store for SledStore {
         let records = checksums.tenants.count() + checksums.keys.count();
         let (sender, items) = mpsc::channel(4);
         let table = self.table.clone();
-        // Ends with its channel, which the receiver of the snapshot holds.
+        // Ends with its channel, whose receiver the stream holds.
         let reader = Builder::new().name("load".into()).spawn(move || {
             let mut batch = Vec::with_capacity(SNAPSHOT_BATCH_RECORDS);
             for record in table.records() {
@@ -353,7 +351,7 @@ impl Store for SledStore {
         tenant: &TenantId,
         key_id: &KeyId,
     ) -> Result<Option<Arc<KeyRecord>>, StoreError> {
-        // What the write buffer has let go is in the table; so ask the write buffer first.
+        // Records leave the write buffer for the table, so the write buffer is read first.
         if let Some(key) = self.write_buffer.key(tenant, key_id) {
             return Ok(Some(key));
         }
@@ -469,7 +467,7 @@ impl Store for SledStore {
     }
 }
 
-/// Does what blocks, now and then, on a thread of its own.
+/// Runs rare blocking work on a thread of its own.
 async fn on_a_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {

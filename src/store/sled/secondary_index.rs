@@ -1,5 +1,5 @@
-//! Listing keys: the secondary indexes that the table keeps beside its records. A list by several conditions reads what their
-//! secondary indexes have in common.
+//! Lists of keys, by the secondary index that the table keeps beside its records. A list by several
+//! conditions reads the intersection of their entries.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,30 +16,30 @@ use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, KeyQuery, Page, PagePermit,
 /// Every state that a key may have.
 const STATES: [State; 3] = [State::Active, State::Disabled, State::Revoked];
 
-/// How long one slice of a list takes, or so. Then another caller's list has its turn.
+/// About how long one slice of a list takes. Then another caller's list has its turn.
 const SLICE_TIME: Duration = Duration::from_millis(10);
-/// Keys that one slice looks at, at most. Tests have many slices.
+/// Keys examined per slice at most. Small in tests, so that lists have many slices.
 const SLICE_KEYS: usize = if cfg!(test) { 512 } else { 8_192 };
-/// Keys that one slice has from the write buffer, at most: as many as the page may need, in these bounds.
+/// Keys per slice from the write buffer at most: as many as the page may need, within these bounds.
 const NEWER_KEYS_MIN: usize = 64;
 const NEWER_KEYS_MAX: usize = if cfg!(test) { NEWER_KEYS_MIN } else { 1_024 };
-/// The time is looked at after so many keys.
+/// Keys between two looks at the clock.
 const KEYS_BETWEEN_LOOKS: usize = 32;
 
-/// A list on its way.
+/// A list in progress.
 #[derive(Debug)]
 pub(super) struct ListScan {
-    /// What is left of it, without the ids that it names.
+    /// What is left of the query, without the ids that it names.
     query: KeyQuery,
-    /// Those, in order.
+    /// The named ids, in order.
     named: Option<Vec<KeyId>>,
     found: Vec<Arc<KeyRecord>>,
-    /// Keys of the table that were looked at.
+    /// Keys of the table examined so far.
     examined: usize,
 }
 
 impl ListScan {
-    /// One that has yet to begin.
+    /// A list that has not begun.
     pub(super) fn new(mut query: KeyQuery) -> Self {
         let mut ids = std::mem::take(&mut query.key_ids);
         ids.sort_unstable();
@@ -48,25 +48,25 @@ impl ListScan {
         Self { query, named, found: vec![], examined: 0 }
     }
 
-    /// What is left of the ids that are named.
+    /// The named ids that are left.
     fn named(&self) -> Option<&[KeyId]> {
         let named = self.named.as_deref()?;
         let done = self.query.after.as_ref().map_or(0, |after| named.partition_point(|id| id <= after));
         named.get(done..)
     }
 
-    /// Keys of the table that it has looked at so far.
+    /// Keys of the table examined so far.
     #[cfg(test)]
     pub(super) fn examined(&self) -> usize {
         self.examined
     }
 
-    /// The page, when enough has been found, or there is no more.
+    /// The page, once it is full or there are no more keys.
     fn page(&mut self) -> Page<KeyRecord, KeyId> {
         Page::first(std::mem::take(&mut self.found).into_iter(), self.query.limit, |key| key.key_id.clone())
     }
 
-    /// The page, when as many keys were looked at as may be. An empty one would be no progress that a caller sees.
+    /// The page, once the examination limit is reached. An empty page would be no progress for the caller.
     fn short_page(&mut self) -> Result<Page<KeyRecord, KeyId>, StoreError> {
         if self.found.is_empty() {
             return Err(StoreError::TooSparse);
@@ -75,18 +75,19 @@ impl ListScan {
         Ok(Page { records, next, permit: PagePermit::default() })
     }
 
-    /// Whether it has looked at as many keys as it may. Those that a caller names are few.
+    /// Whether the examination limit is reached. Named keys are few and not limited.
     fn has_examined_enough(&self) -> bool {
         self.named.is_none() && self.examined >= EXAMINED_MIN + EXAMINED_PER_FOUND * self.found.len()
     }
 }
 
 impl Table {
-    /// Goes on with a list of keys in the order of their ids, for one slice. It gives the page when that is whole. What
-    /// is durable and not in the table yet comes from the overlay: a list does not wait for the table's writer.
+    /// Continues a list, in the order of ids, for one slice. Returns the page when it is complete. Keys that
+    /// are durable but not in the table yet come from the write buffer, so a list does not wait for the table
+    /// writer.
     ///
-    /// Only in a [`Table::lock_for_list`]: what the write buffer has let go of by then is in the table, and nothing else
-    /// comes to it.
+    /// Requires [`Table::lock_for_list`]: what has left the write buffer by then is in the table, and the
+    /// table does not change meanwhile.
     ///
     /// # Errors
     /// When sled fails or a record is damaged; [`StoreError::TooSparse`] when several conditions have next to
@@ -99,7 +100,7 @@ impl Table {
         let began = Instant::now();
         let (tenant, after) = (&scan.query.tenant, scan.query.after.as_ref());
         let (newer, there_are_more) = match scan.named() {
-            // However many others are there, those that a caller names are few.
+            // Named keys are few, however full the write buffer is.
             Some(named) => (write_buffer.keys_of(tenant, named), false),
             None => {
                 let most = (scan.query.limit + 1).clamp(NEWER_KEYS_MIN, NEWER_KEYS_MAX);
@@ -118,7 +119,7 @@ impl Table {
             if scan.has_examined_enough() {
                 return scan.short_page().map(Some);
             }
-            // Both are in the order of their ids. Of a key that is in both, the newer form counts.
+            // Merges two sources in the order of ids. Of a key in both, the newer form wins.
             let is_next = |newer: &Arc<KeyRecord>| older.as_ref().is_none_or(|older| newer.key_id <= older.key_id);
             if let Some(key) = newer.next_if(is_next) {
                 if older.as_ref().is_some_and(|older| older.key_id == key.key_id) {
@@ -150,7 +151,7 @@ impl Table {
         Ok(None)
     }
 
-    /// The keys that may meet a query, in the order of their ids.
+    /// The candidates of a query, in the order of their ids.
     fn candidates(&self, scan: &ListScan) -> Candidates<'_> {
         if let Some(named) = scan.named() {
             return Candidates::Named(named.to_vec().into_iter());
@@ -176,11 +177,11 @@ impl Table {
     }
 }
 
-/// Keys that may meet a query.
+/// Candidates of a query.
 enum Candidates<'a> {
-    /// Those that it names.
+    /// The ids that it names.
     Named(std::vec::IntoIter<KeyId>),
-    /// Those that all of its conditions have.
+    /// The ids in the intersection of its conditions.
     InOrderings(Intersection<'a>),
 }
 
@@ -195,12 +196,12 @@ impl Candidates<'_> {
     }
 }
 
-/// The name of a key's id.
+/// The key of an id in its tree.
 pub(super) fn id_name(tenant: &TenantId, key_id: &KeyId) -> Vec<u8> {
     joined(&[tenant.as_str(), key_id.as_str()])
 }
 
-/// The names by which a key may be listed. Each has the state: so no list that asks for one reads keys of others.
+/// The secondary index entries of a key. Each contains the state, so that a list by state reads no others.
 pub(super) fn index_keys(key: &KeyRecord) -> impl Iterator<Item = Vec<u8>> + '_ {
     let (tenant, id, state) = (key.tenant.as_str(), key.key_id.as_str(), state_name(key.policy.state));
     let owner = (!key.owner.is_empty()).then(|| joined(&[tenant, "o", &key.owner, state, id]));
@@ -216,7 +217,7 @@ fn state_name(state: State) -> &'static str {
     }
 }
 
-/// Parts with zero bytes between them. No part contains one: every text of a record is refused at the edge if it does.
+/// Joins parts with zero bytes. No part contains one: texts with zero bytes are refused at the edge.
 pub(super) fn joined(parts: &[&str]) -> Vec<u8> {
     parts.join("\0").into_bytes()
 }

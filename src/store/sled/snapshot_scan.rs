@@ -1,12 +1,12 @@
-//! A cut: every record of the table as it is at one position, read while the table is being written.
+//! A snapshot scan: every record of the table at one position, read while the table is being written.
 //!
-//! The scan reads in batches. Before the table's writer overwrites a record, it puts the old bytes aside,
-//! unless the scan has scanned_to it already; and the scan takes what was put aside over what it finds. So the
-//! writer never waits for the whole of a scan, and a scan holds no more in memory than what changed meanwhile,
-//! up to a bound.
+//! The scan reads in batches. Before the table writer overwrites a record, it saves the old bytes as a
+//! pre-image, unless the scan is past that record; the scan prefers pre-images to what it finds in the table.
+//! So the writer waits for one batch at most, and a scan keeps only what changed meanwhile, up to a bound
+//! (copy on write).
 //!
-//! Several scans may be read at a time, each at its own position. None waits for another: what the writer puts
-//! aside for two of them is one piece of memory that both refer to.
+//! Several scans may run at a time, each at its own position, without waiting for each other. They share the
+//! memory of a pre-image that both need.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -19,37 +19,37 @@ use super::checksums::Checksums;
 use super::table::{Table, TableError};
 use crate::store::record::RecordKind;
 
-/// Records that one batch holds at most. The table's writer waits for one batch at most.
+/// Records in a batch. The table writer waits for one batch at most.
 const BATCH_RECORDS: usize = 512;
-/// What it costs to keep one record aside, beside its bytes: its name, its place in the map, and the allocator's share.
+/// Memory for one pre-image besides its bytes: name, map entry and allocator overhead.
 const ASIDE_RECORD_BYTES: u64 = 256;
 
-/// A record's kind and its name in its tree.
+/// A record's kind and its key in its tree.
 type Place = (RecordKind, IVec);
 
-/// The scans that are being read. The table has one of these, and holds it while it writes.
+/// The scans in progress. The table holds this while it writes.
 #[derive(Debug, Default)]
 pub(super) struct SnapshotScans {
     begun: u64,
     open: Vec<PreImages>,
 }
 
-/// What the writer has put aside for one scan.
+/// The pre-images for one scan.
 #[derive(Debug)]
 struct PreImages {
-    /// Which scan it is for.
+    /// The number of the scan.
     number: u64,
     scanned_to: Option<Place>,
-    /// `None`: there was no such record.
+    /// `None`: the record did not exist.
     before: BTreeMap<Place, Option<IVec>>,
     bytes: u64,
     bytes_max: u64,
-    /// Cancelled when there was more to put aside than the scan may have. What it has then is of no use any more.
+    /// Cancelled when the pre-images exceed their bound. The scan is useless then.
     overflowed: CancellationToken,
 }
 
 impl SnapshotScans {
-    /// Puts a record aside as it was before the first change since each scan began.
+    /// Saves a record as it was before its first change since each scan began.
     pub(super) fn keep(&mut self, kind: RecordKind, name: &[u8], before: Option<&IVec>) {
         if !self.open.is_empty() {
             let place = (kind, IVec::from(name));
@@ -57,7 +57,7 @@ impl SnapshotScans {
         }
     }
 
-    /// Bytes that are put aside for all scans. What two of them refer to counts twice.
+    /// Bytes of pre-images of all scans. Shared ones count twice.
     pub(super) fn bytes(&self) -> u64 {
         self.open.iter().map(|scan| scan.bytes).sum()
     }
@@ -84,7 +84,8 @@ impl PreImages {
         }
         let bytes = cost_of(before);
         if self.bytes + bytes > self.bytes_max {
-            // Its owner lets go of all that is here: that may be much, and the writer has no time for it.
+            // The scan's owner frees the pre-images: there may be many, and the writer must not wait for
+            // that.
             self.overflowed.cancel();
             return;
         }
@@ -92,7 +93,7 @@ impl PreImages {
         self.before.insert(place.clone(), before.cloned());
     }
 
-    /// What a record was when the scan began, if it has changed since.
+    /// The record as it was when the scan began, if it has changed since.
     fn take(&mut self, place: &Place) -> Option<Option<IVec>> {
         let before = self.before.remove(place)?;
         self.bytes -= cost_of(before.as_ref());
@@ -100,18 +101,18 @@ impl PreImages {
     }
 }
 
-/// The bytes that a record takes which is put aside.
+/// The memory that a pre-image takes.
 fn cost_of(before: Option<&IVec>) -> u64 {
     ASIDE_RECORD_BYTES + before.map_or(0, |bytes| bytes.len() as u64)
 }
 
-/// Why there is no scan.
+/// Why a scan failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
-    /// Too much changed while it was read.
+    /// Too much changed while it ran.
     #[error("more than {bytes_max} bytes of records changed while they were read; try again when less is going on")]
     Overflowed {
-        /// How much may be put aside for it.
+        /// The bound on its pre-images.
         bytes_max: u64,
     },
     /// The table cannot be read.
@@ -119,7 +120,7 @@ pub enum ScanError {
     Table(#[from] TableError),
 }
 
-/// Reads a scan. It ends when this is dropped.
+/// A running scan. It ends when this is dropped.
 pub(super) struct SnapshotScan {
     table: Arc<Table>,
     number: u64,
@@ -134,9 +135,9 @@ pub(super) struct SnapshotScan {
 pub(super) type ScanRecord = (RecordKind, IVec);
 
 impl SnapshotScan {
-    /// Begins a scan at the position that the table covers now. At most so many bytes are put aside for it.
+    /// Begins a scan at the table's current position. Its pre-images are bounded by `bytes_max`.
     pub(super) fn begin(table: &Arc<Table>, bytes_max: u64) -> Result<Self, ScanError> {
-        // Held, so that no change comes between the two.
+        // Held, so that no change comes between the two reads.
         let mut scans = table.scans().lock();
         let checksums = table.checksums()?;
         let (number, overflowed) = scans.begin(bytes_max);
@@ -152,17 +153,17 @@ impl SnapshotScan {
         })
     }
 
-    /// What the scan holds.
+    /// The checksums of the records it reads.
     pub(super) fn checksums(&self) -> &Checksums {
         &self.checksums
     }
 
-    /// Cancelled when too much has changed: then the scan cannot be read on.
+    /// Cancelled when too much has changed. The scan then fails.
     pub(super) fn overflowed(&self) -> CancellationToken {
         self.overflowed.clone()
     }
 
-    /// The next records: tenants, then keys, each in the order of their names. `None`: those were all.
+    /// The next records: tenants, then keys, each in the order of their names. `None` at the end.
     pub(super) fn next_batch(&mut self) -> Result<Option<Vec<ScanRecord>>, ScanError> {
         self.next_batch_of(BATCH_RECORDS)
     }
@@ -173,14 +174,14 @@ impl SnapshotScan {
             match (read, self.kind) {
                 (0, RecordKind::Tenant) => (self.kind, self.last) = (RecordKind::Key, None),
                 (0, RecordKind::Key) => return Ok(None),
-                // All of them may be newer than the scan.
+                // All records of the batch may be newer than the scan.
                 _ if batch.is_empty() => {}
                 _ => return Ok(Some(batch)),
             }
         }
     }
 
-    /// Reads on in the current tree: what belongs to the scan, and how many records were looked at.
+    /// Reads from the current tree: the records that belong to the scan, and how many were read.
     fn batch(&mut self, records: usize) -> Result<(Vec<ScanRecord>, usize), ScanError> {
         let mut scans = self.table.scans().lock();
         let aside = scans.open.iter_mut().find(|aside| aside.number == self.number);
@@ -208,7 +209,7 @@ impl SnapshotScan {
 
 impl Drop for SnapshotScan {
     fn drop(&mut self) {
-        // What was put aside may be much: it is freed when the writer can go on.
+        // There may be many pre-images: they are freed after the writer can go on.
         let aside = self.table.scans().lock().end(self.number);
         drop(aside);
     }
@@ -232,10 +233,10 @@ mod tests {
     use crate::store::sled::journal::{ChainKey, Position};
     use crate::store::sled::table::Row;
 
-    /// What a table or a scan holds: every record by its place.
+    /// The contents of a table or a scan.
     type PagePermit = BTreeMap<(RecordKind, Vec<u8>), Vec<u8>>;
 
-    /// Something that happens to a table. SnapshotScans are named by the order of their beginnings.
+    /// An operation on a table. Scans are numbered in the order in which they began.
     #[derive(Clone, Debug)]
     enum Step {
         /// Writes records in one transaction, each with a note of some length.
@@ -307,7 +308,7 @@ mod tests {
         }
     }
 
-    /// A scan, what it must hold, and what it has given so far.
+    /// A scan, what it must return, and what it has returned.
     struct Reading {
         scan: SnapshotScan,
         expected: Vec<Vec<u8>>,
@@ -316,7 +317,7 @@ mod tests {
     }
 
     impl Reading {
-        /// Reads on, to the end or until the scan is overflowed.
+        /// Reads a batch. `false`: the scan has overflowed.
         fn read(&mut self, records: usize) -> bool {
             match self.scan.next_batch_of(records) {
                 Ok(Some(batch)) => self.given.extend(batch.into_iter().map(|(_, bytes)| bytes.to_vec())),
@@ -364,8 +365,7 @@ mod tests {
         }
         for mut reading in readings {
             while !reading.ended && reading.read(3) {}
-            // Each of them is whole, or was overflowed and says so. One that was read to its end may be overflowed after
-            // that.
+            // Each scan is complete or has overflowed. A complete one may overflow later.
             prop_assert!(reading.ended || reading.scan.overflowed.is_cancelled());
             prop_assert!(!reading.ended || reading.given == reading.expected);
             prop_assert!(reading.ended || bytes_max < u64::MAX);

@@ -1,4 +1,4 @@
-//! The table: sled, as a view of the journal.
+//! The table: a view of the journal, in sled.
 //!
 //! ```text
 //! keys     digest (32 bytes)                 -> record
@@ -9,8 +9,8 @@
 //!          "layout"                          -> the version of the above
 //! ```
 //!
-//! The position is written in the same transaction as what it covers. Beside it stand
-//! checksums over all records, so that [`Table::check`] notices when sled holds anything else than what was written.
+//! The position is written in the same transaction as the records it covers, together with checksums over all
+//! records, so that [`Table::check`] notices any difference from what was written.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -40,14 +40,15 @@ use crate::progress::Progress;
 use crate::store::record::{DecodeError, RecordKind, decode_key, decode_tenant};
 use crate::store::{StoreError, TableStats};
 
-/// sled's cache. The index serves the reads that matter.
+/// sled's cache. The hot reads are served by the index.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
-/// How often sled flushes by itself. The journal carries the promise; this only shortens the replay after a crash.
+/// How often sled flushes by itself. Durability comes from the journal; this only shortens the replay after a
+/// crash.
 const FLUSH_EVERY_MS: u64 = 1_000;
 
-/// How often it is looked, while the table is written, how much room its files take.
+/// How often the size of the files is measured while the table is written.
 const MEASURED_EVERY: Duration = Duration::from_secs(5);
-/// Records that are copied at once.
+/// Records copied in one batch.
 const COPY_ROWS: usize = 1_024;
 
 /// The open table.
@@ -61,29 +62,29 @@ pub struct Table {
     scans: Mutex<SnapshotScans>,
     bloom: BloomFilter,
     size: Size,
-    /// Held for reading by those that read lists, in turns, and for writing by each transaction. sled has a lock of its
-    /// own for each key that is read: where much is written, a list would wait for a transaction at every few keys.
+    /// Readers of lists hold this shared, in turns; each transaction holds it exclusively. sled locks each
+    /// key that is read: under many writes, a list would wait for a transaction at every few keys.
     turns: RwLock<()>,
-    /// The last field: with it goes sled.
+    /// The last field, so that sled is dropped last.
     _db: Closing,
 }
 
-/// What a table takes, as it was last measured.
+/// The table's size, as last measured.
 #[derive(Debug)]
 struct Size {
     path: PathBuf,
     files: AtomicU64,
-    /// Names and values of its records: noted when the table is read through, and kept from then on.
+    /// Bytes of names and values. Set when the table is read completely, and updated from then on.
     records: AtomicU64,
     measured: Mutex<Instant>,
 }
 
-/// Reads a table that may be damaged: sled panics where it meets bytes that it does not expect.
+/// Runs a read of a table that may be damaged: sled panics on unexpected bytes.
 pub(super) fn guard<T>(read: impl FnOnce() -> Result<T, TableError>) -> Result<T, TableError> {
     catch_unwind(AssertUnwindSafe(read)).unwrap_or(Err(TableError::Unsound("sled panicked over it")))
 }
 
-/// sled syncs its file when the last handle goes, and panics if it cannot.
+/// sled syncs its file when the last handle is dropped, and panics if it cannot.
 struct Closing(Option<sled::Db>);
 
 impl Drop for Closing {
@@ -114,7 +115,7 @@ impl Row {
         }
     }
 
-    /// Bytes of its name and of itself.
+    /// Bytes of its name and its record.
     fn size(&self) -> u64 {
         (self.name().len() + self.bytes.len()) as u64
     }
@@ -128,19 +129,19 @@ impl Row {
     }
 }
 
-/// What is known of the contents of a table that was read through.
+/// What is known about a table that was read completely.
 pub(super) struct Contents {
     bloom: BloomFilter,
     record_bytes: u64,
 }
 
-/// Why the table cannot be used. It is then rebuilt from the journal, unless the disk fails.
+/// Why the table cannot be used. It is then rebuilt from the journal, unless the disk failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
-    /// The disk fails, or is full. This says nothing about the table.
+    /// The disk failed or is full. This says nothing about the table.
     #[error("{what}: {0}", what = resource_limit(.0).unwrap_or("the disk fails"))]
     Disk(io::Error),
-    /// It is not what the journal says.
+    /// It does not match the journal.
     #[error("{0}")]
     Unsound(&'static str),
     /// It cannot be read.
@@ -170,7 +171,7 @@ impl From<sled::Error> for StoreError {
 }
 
 impl Table {
-    /// Opens the table at `path`, or makes an empty one.
+    /// Opens the table at `path`, creating it if it is missing.
     ///
     /// # Errors
     /// When sled fails. It may also panic.
@@ -178,12 +179,12 @@ impl Table {
         Self::open_with(path, key, None)
     }
 
-    /// Opens a table of which it is known what it holds: it was closed by [`Table::close`], and read through before.
+    /// Opens a table whose contents are known: it was read completely and closed by [`Table::close`].
     pub(super) fn open_verified(path: &Path, key: &ChainKey, contents: Contents) -> Result<Self, TableError> {
         Self::open_with(path, key, Some(contents))
     }
 
-    /// Closes the table, and gives what is known of it.
+    /// Closes the table, and returns what is known about it.
     pub(super) fn close(self) -> Contents {
         let Self { bloom, size, .. } = self;
         Contents { bloom, record_bytes: size.records.into_inner() }
@@ -199,7 +200,7 @@ impl Table {
         let (keys, ids, facets) = (tree("keys")?, tree("ids")?, tree("facets")?);
         let (tenants, meta) = (tree("tenants")?, tree("meta")?);
         let (checksum_key, scans, _db) = (ChecksumKey::of(key), Mutex::default(), Closing(Some(db)));
-        // A note that is damaged is noticed when the table is read.
+        // Damage here is noticed when the table is read.
         let applied = meta.get(APPLIED)?;
         if applied.is_none() {
             meta.insert(LAYOUT, &[LAYOUT_VERSION])?;
@@ -228,27 +229,27 @@ impl Table {
         })
     }
 
-    /// What it takes, as it was last measured. Its records are known once it has been read through.
+    /// The table's size, as last measured. The bytes of its records are known once it has been read.
     pub(super) fn stats(&self) -> TableStats {
         let (bytes, record_bytes) =
             (self.size.files.load(Ordering::Relaxed), self.size.records.load(Ordering::Relaxed));
         TableStats { bytes, record_bytes, rebuilds: 0 }
     }
 
-    /// Looks what its files take.
+    /// Measures its files.
     pub(super) fn measure(&self) -> TableStats {
         *self.size.measured.lock() = Instant::now();
         self.size.files.store(bytes_below(&self.size.path), Ordering::Relaxed);
         self.stats()
     }
 
-    /// Notes what its records take.
+    /// Sets the bytes of its records.
     pub(super) fn set_record_bytes(&self, bytes: u64) {
         self.size.records.store(bytes, Ordering::Relaxed);
     }
 
-    /// Copies all of another table into this one, which is empty. Not in transactions: whoever does this
-    /// discards a table that was not filled, and only at the end does it say what it covers.
+    /// Copies another table into this one, which must be empty. Not in one transaction: a caller must discard
+    /// a partly filled table. The position is written last.
     pub(super) fn fill_from(&self, other: &Self) -> Result<(), TableError> {
         let checksums = other.checksums()?;
         let mut progress = Progress::begin("copying the table, in keys", checksums.keys.count());
@@ -283,21 +284,20 @@ impl Table {
 
     /// The position in the log that the table covers.
     ///
-    /// # Errors
-    /// When the note of it is damaged.
+    /// When it is damaged.
     pub fn applied(&self) -> Result<Position, TableError> {
         Ok(self.checksums()?.position)
     }
 
-    /// Writes records and the position they lead to, together. Later rows win over earlier ones.
+    /// Writes records and the position after them, atomically. Later rows win over earlier ones.
     ///
-    /// What was there before is asked of the transaction: sled looks it up for each row in any case, and a
-    /// read beside the transaction would cost as much again.
+    /// The old records come from the transaction itself: sled looks them up in any case, and a separate read
+    /// would double the cost.
     ///
     /// # Errors
     /// When sled fails.
     pub fn apply(&self, rows: &[Row], to: Position) -> Result<(), TableError> {
-        // A scan reads between two transactions, never within one.
+        // A snapshot scan reads between two transactions, never within one.
         let scans = RefCell::new(self.scans.lock());
         let rows: Vec<_> = last_of_each(rows).collect();
         self.bloom.add(rows.iter().flat_map(|row| self.name_hashes(row)));
@@ -337,14 +337,14 @@ impl Table {
             meta.insert(APPLIED, checksums.encode(&self.checksum_key))?;
             Ok(replaced)
         });
-        // To the lists that wait: the next transaction comes at once.
+        // To waiting lists first: the next transaction comes at once.
         RwLockWriteGuard::unlock_fair(turn);
         let replaced = written.map_err(|error| match error {
             TransactionError::Storage(error) => TableError::from(error),
             TransactionError::Abort(error) => error,
         })?;
         let added = rows.iter().map(|row| row.size()).sum::<u64>();
-        // Modulo 2^64: in a table that was not read through it is not known what it held.
+        // Modulo 2^64: the start value is unknown until the table has been read completely.
         self.size.records.fetch_add(added.wrapping_sub(replaced), Ordering::Relaxed);
         if self.size.measured.lock().elapsed() >= MEASURED_EVERY {
             self.measure();
@@ -383,13 +383,13 @@ impl Table {
         self.key_of(&digest).map(Some)
     }
 
-    /// The key that an id leads to.
+    /// The key with a digest that an id refers to.
     pub(super) fn key_of(&self, digest: &[u8]) -> Result<Arc<KeyRecord>, StoreError> {
         let bytes = self.keys.get(digest)?.ok_or_else(|| StoreError::Engine("an id leads to no key".into()))?;
         Ok(Arc::new(decode_key(&bytes)?))
     }
 
-    /// Whether a key of this digest is there.
+    /// Whether there is a key with this digest.
     ///
     /// # Errors
     /// When sled fails.
@@ -402,23 +402,23 @@ impl Table {
         self.tenants.iter().values().map(|bytes| Ok(Record::Tenant(Arc::new(decode_tenant(&bytes?)?)))).collect()
     }
 
-    /// A turn to read lists, in which nothing is written.
+    /// Locks the table for reading lists: nothing is written meanwhile.
     pub(super) fn lock_for_list(&self) -> RwLockReadGuard<'_, ()> {
         self.turns.read()
     }
 
-    /// Holds all lists, as a transaction does.
+    /// Blocks all lists, as a transaction does.
     #[cfg(test)]
     pub(super) fn hold_lists(&self) -> RwLockWriteGuard<'_, ()> {
         self.turns.write()
     }
 
-    /// Which names it may hold.
+    /// The filter of ids and digests.
     pub(super) fn bloom(&self) -> &BloomFilter {
         &self.bloom
     }
 
-    /// The names of a row's key.
+    /// The hashes of a key's id and digest.
     fn name_hashes(&self, row: &Row) -> impl Iterator<Item = NameHash> + use<> {
         let names = match &row.record {
             Record::Key(key) => {
@@ -430,17 +430,17 @@ impl Table {
         names.into_iter().flatten()
     }
 
-    /// The key of its checksums.
+    /// The key of the checksums.
     pub(super) fn checksum_key(&self) -> &ChecksumKey {
         &self.checksum_key
     }
 
-    /// The scans that are being read.
+    /// The snapshot scans in progress.
     pub(super) fn scans(&self) -> &Mutex<SnapshotScans> {
         &self.scans
     }
 
-    /// The records of a kind, by their names.
+    /// The tree of a kind of records.
     pub(super) fn tree(&self, kind: RecordKind) -> &Tree {
         match kind {
             RecordKind::Tenant => &self.tenants,
@@ -448,17 +448,17 @@ impl Table {
         }
     }
 
-    /// Keys by their ids.
+    /// Digests by id.
     pub(super) fn ids(&self) -> &Tree {
         &self.ids
     }
 
-    /// Keys by what they may be listed by.
+    /// The secondary index.
     pub(super) fn facets(&self) -> &Tree {
         &self.facets
     }
 
-    /// Makes what was applied durable, as far as sled can.
+    /// Makes applied records durable, as far as sled can.
     ///
     /// # Errors
     /// When sled fails.
@@ -467,21 +467,20 @@ impl Table {
         Ok(())
     }
 
-    /// Whether its secondary indexes are those of this version of the program, and not of one before.
+    /// Whether the secondary index has the current layout.
     ///
-    /// # Errors
-    /// When they are of a version that is not known.
+    /// When the layout is of an unknown version.
     pub(super) fn has_current_layout(&self) -> Result<bool, TableError> {
         match self.meta.get(LAYOUT)?.as_deref() {
             Some([LAYOUT_VERSION]) => Ok(true),
-            // Version 1 had no note of it, and no states in its facets.
+            // Version 1 was not recorded, and had no states in its facets.
             None => Ok(false),
             Some(_) => Err(TableError::Unsound("its layout is that of another version of keyward")),
         }
     }
 
-    /// Makes its secondary indexes those of this version. It must have been checked: they are made from its records.
-    /// What a crash leaves is made again, because the note of it comes last.
+    /// Rebuilds the secondary index in the current layout from the records, which must have been checked.
+    /// After a crash it starts over, because the version is written last.
     pub(super) fn migrate_layout(&self) -> Result<(), TableError> {
         if self.has_current_layout()? {
             return Ok(());
@@ -506,7 +505,7 @@ impl Table {
         Ok(())
     }
 
-    /// The position it covers, and what it holds.
+    /// The position and the checksums.
     pub(super) fn checksums(&self) -> Result<Checksums, TableError> {
         let Some(bytes) = self.meta.get(APPLIED)? else { return Ok(Checksums::EMPTY) };
         Checksums::decode(&self.checksum_key, &bytes)
@@ -518,13 +517,13 @@ const APPLIED: &str = "applied";
 const LAYOUT: &str = "layout";
 const LAYOUT_VERSION: u8 = 2;
 
-/// The last row of each record: within one transaction, only that one is written.
+/// The last row of each record: only that one is written in a transaction.
 fn last_of_each(rows: &[Row]) -> impl Iterator<Item = &Row> {
     let last: HashMap<_, _> = rows.iter().enumerate().map(|(at, row)| ((row.kind(), row.name()), at)).collect();
     rows.iter().enumerate().filter(move |(at, row)| last.get(&(row.kind(), row.name())) == Some(at)).map(|(_, row)| row)
 }
 
-/// What the files in a directory and below it take, as far as that is to be had.
+/// The bytes of all files below a directory, as far as they can be read.
 fn bytes_below(dir: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
     let sizes = entries.flatten().map(|entry| match entry.metadata() {
@@ -536,8 +535,8 @@ fn bytes_below(dir: &Path) -> u64 {
     sizes.sum()
 }
 
-/// sled locks its file and gives up at once if that fails. Nobody else has it, because the directory is
-/// locked; but threads of a table that this process has just closed may still hold it.
+/// sled locks its file, and fails at once if it cannot. The directory is locked, so the only other holder may
+/// be a thread of a table that this process has just closed.
 fn wait_for_its_threads(path: &Path) -> io::Result<()> {
     let path = path.join("db");
     let file = match File::open(&path) {
@@ -552,7 +551,7 @@ fn wait_for_its_threads(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what a crash during an earlier open left behind, and what would make every later open fail (sled #1533).
+/// Removes what a crash during an earlier open left behind; it would make every later open fail (sled #1533).
 fn remove_half_snapshots(path: &Path) {
     let Ok(entries) = std::fs::read_dir(path) else { return };
     for entry in entries.flatten() {

@@ -1,5 +1,5 @@
-//! What is answered from memory before the table is asked: the keys that are durable in the journal and not yet in the
-//! table, and every tenant.
+//! The write buffer: the keys that are durable in the journal but not in the table yet, and every tenant.
+//! Reads ask it before the table.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
@@ -11,11 +11,11 @@ use keyward_core::id::{KeyId, TenantId};
 use keyward_core::record::{KeyRecord, TenantRecord};
 use parking_lot::RwLock;
 
-/// The newest form of each key that the table lacks, and of every tenant.
+/// The newest form of each key that the table lacks, and every tenant.
 ///
-/// The keys are bounded by the queue of the table's writer. Tenants stay: each key that is issued asks for its tenant, and
-/// a read of sled waits for the transaction that is being written, on a thread that may. They are all put here before the
-/// store is open, and changed by the committer alone; nobody fills them in late.
+/// The keys are bounded by the queue of the table writer. Tenants stay: every new key needs its tenant, and a
+/// read of sled waits for the current transaction. They are loaded before the store opens, and only the
+/// committer changes them afterwards.
 #[derive(Debug, Default)]
 pub(super) struct WriteBuffer(RwLock<Maps>);
 
@@ -31,7 +31,7 @@ impl WriteBuffer {
         self.0.read().key(tenant, key_id)
     }
 
-    /// The first keys of a tenant past an id, in the order of their ids, at most so many.
+    /// Up to `most` keys of a tenant after an id, in the order of their ids.
     pub(super) fn keys_after(&self, tenant: &TenantId, after: Option<&KeyId>, most: usize) -> Vec<Arc<KeyRecord>> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let maps = self.0.read();
@@ -39,7 +39,7 @@ impl WriteBuffer {
         of_tenant.flat_map(|keys| keys.range((from, Bound::Unbounded))).take(most).map(|(_, key)| key.clone()).collect()
     }
 
-    /// Those of some keys of a tenant that are here, in the order of `ids`.
+    /// Those of the given keys of a tenant that are buffered, in the order of `ids`.
     pub(super) fn keys_of(&self, tenant: &TenantId, ids: &[KeyId]) -> Vec<Arc<KeyRecord>> {
         let maps = self.0.read();
         let Some(keys) = maps.keys.get(tenant) else { return vec![] };
@@ -50,7 +50,7 @@ impl WriteBuffer {
         self.0.read().has_digest(digest)
     }
 
-    /// A tenant. If it is not here, there is none.
+    /// A tenant. All tenants are here.
     pub(super) fn tenant(&self, tenant: &TenantId) -> Option<Arc<TenantRecord>> {
         self.0.read().tenant(tenant)
     }
@@ -60,19 +60,19 @@ impl WriteBuffer {
         self.0.read().tenants()
     }
 
-    /// Tenants past one, at most so many.
+    /// Up to `most` tenants after one.
     pub(super) fn tenants(&self, after: Option<&TenantId>, most: usize) -> Vec<Arc<TenantRecord>> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.0.read().tenants.range((from, Bound::Unbounded)).take(most).map(|(_, tenant)| tenant.clone()).collect()
     }
 
-    /// Adds records that have become durable.
+    /// Adds durable records.
     pub(super) fn insert<'a>(&self, records: impl Iterator<Item = &'a Record>) {
         let mut maps = self.0.write();
         records.for_each(|record| maps.insert(record));
     }
 
-    /// Lets go of keys that the table holds now, unless they have changed since.
+    /// Removes keys that the table has now, unless they have changed since.
     pub(super) fn release<'a>(&self, records: impl Iterator<Item = &'a Record>) {
         let mut maps = self.0.write();
         records.for_each(|record| maps.release(record));
