@@ -1,9 +1,9 @@
-//! What the table holds, in a few bytes: the position it covers, and for each kind of record a count and a
-//! sum of hashes.
+//! The table's contents in a few bytes: the position it covers, and for each kind of record a count and a sum
+//! of hashes.
 //!
-//! The checksums are kept in the same transactions as the records. Recomputed at a start, they notice a record
-//! that is missing, stale, foreign or doubled, however well-formed it is. They do not depend on the order of
-//! entries, so a change costs one subtraction and one addition.
+//! The checksums are updated in the same transactions as the records. Recomputed at a start, they detect a
+//! missing, stale, foreign or duplicated record, however well-formed it is. They do not depend on the order
+//! of records, so a change costs one subtraction and one addition.
 
 use keyward_core::event::Revision;
 
@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::journal::{Chain, ChainKey, Position};
 
-/// The position that the table covers, and what it holds.
+/// The position that the table covers, and the checksums of its contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Checksums {
     pub(super) position: Position,
@@ -21,7 +21,7 @@ pub(super) struct Checksums {
     pub(super) tenants: Checksum,
 }
 
-/// The key of the checksums: without it, a table that was tampered with cannot be made to look sound.
+/// The key of the checksums. Without it, nobody can make a table that was tampered with look intact.
 pub(super) struct ChecksumKey(Zeroizing<[u8; 32]>);
 
 impl ChecksumKey {
@@ -29,13 +29,13 @@ impl ChecksumKey {
         Self(Zeroizing::new(blake3::derive_key("keyward 2026-11-23 table sums v1", &*chain.0)))
     }
 
-    /// What only the holder of the key can say of these bytes.
+    /// A seal of these bytes that only the holder of the key can make.
     pub(super) fn seal(&self, bytes: &[u8]) -> [u8; 32] {
         *blake3::keyed_hash(&self.0, bytes).as_bytes()
     }
 }
 
-/// A count of entries and the sum of their hashes.
+/// A count of records and the sum of their hashes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Checksum {
     count: u64,
@@ -57,7 +57,7 @@ impl Checksum {
         self.hashes = self.hashes.wrapping_sub(Self::hash(key, name, value));
     }
 
-    /// Adds all that is in another.
+    /// Adds another checksum.
     pub(super) fn join(&mut self, other: &Self) {
         self.count = self.count.wrapping_add(other.count);
         self.hashes = self.hashes.wrapping_add(other.hashes);
@@ -73,14 +73,14 @@ impl Checksum {
 }
 
 impl Checksums {
-    /// Those of an empty table.
+    /// The checksums of an empty table.
     pub(super) const EMPTY: Self = Self {
         position: Position::START,
         keys: Checksum { count: 0, hashes: 0 },
         tenants: Checksum { count: 0, hashes: 0 },
     };
 
-    /// That of a kind of records.
+    /// The checksum of a kind of records.
     pub(super) fn of_mut(&mut self, kind: RecordKind) -> &mut Checksum {
         match kind {
             RecordKind::Tenant => &mut self.tenants,
@@ -90,7 +90,7 @@ impl Checksums {
 
     const VERSION: u8 = 1;
     const COVERED_BYTES: usize = 1 + 8 + 32 + 2 * (8 + 16);
-    /// The length of what [`Checksums::encode`] gives.
+    /// The length of what [`Checksums::encode`] returns.
     pub(super) const BYTES: usize = Self::COVERED_BYTES + 32;
 
     pub(super) fn encode(&self, key: &ChecksumKey) -> Vec<u8> {

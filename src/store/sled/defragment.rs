@@ -1,9 +1,10 @@
-//! Giving back what the table takes beyond its records. sled writes a page anew with each change and does not shrink its file,
-//! so a table can come to many times what is in it.
+//! Returns disk space that the table takes beyond its records. sled rewrites a page with each change and does
+//! not shrink its file, so a table can grow to many times its contents.
 //!
-//! At a start, once the table has been read and is sound, its records are copied into another one beside it, which takes its
-//! place when it is whole, checked and durable. A crash leaves either table at its place, or none and the old one beside it, under
-//! a name that the next start knows ([`finish_interrupted`]). Whatever goes wrong before the change of places, the old table is kept.
+//! At a start, once the table has been checked, its records are copied into another table beside it, which
+//! replaces the old one when it is complete, checked and durable. A crash leaves a table in place, or the old
+//! one beside it under a name that the next start knows ([`finish_interrupted`]). If anything fails before
+//! the swap, the old table is kept.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,11 +17,11 @@ use super::maintenance::FREE_BYTES_MIN;
 use super::table::{Table, TableError};
 use crate::files::{sync_parent, with_path};
 
-/// A table is copied when its files are more than so many times its records,
+/// A table is copied when its files are more than this many times its records,
 const TIMES_RECORDS: u64 = 4;
 /// and more than this.
 const BYTES_MIN: u64 = 256 * 1024 * 1024;
-/// What a copy may take, as a multiple of its records: the room that must be there for it.
+/// The disk space that must be free for a copy, as a multiple of its records.
 const COPY_TIMES_RECORDS: u64 = 4;
 
 /// Why a table was not copied.
@@ -36,16 +37,15 @@ enum CopyError {
     Panicked,
 }
 
-/// Whether a table whose files and records have so many bytes is worth copying.
+/// Whether a table with this many bytes of files and records is worth copying.
 fn is_bloated(files: u64, records: u64) -> bool {
     files > BYTES_MIN && files / TIMES_RECORDS > records
 }
 
-/// Copies a table that was read and is sound, if it takes much more than it holds. Gives the table that is there then, and
-/// whether it is another one.
+/// Copies a checked table if it takes much more space than it holds. Returns the table in place, and whether
+/// it is a new one.
 ///
-/// # Errors
-/// When the copy is at its place and does not open. The next start builds it anew.
+/// When the copy is in place and does not open. The next start rebuilds it.
 pub(super) fn run(table: Table, path: &Path, key: &ChainKey) -> Result<(Table, bool), TableError> {
     let stats = table.measure();
     if !is_bloated(stats.bytes, stats.record_bytes) {
@@ -67,7 +67,7 @@ pub(super) fn run(table: Table, path: &Path, key: &ChainKey) -> Result<(Table, b
     Ok(renewed)
 }
 
-/// Puts a copy of a table into its place, if one can be made.
+/// Replaces a table by a copy, if one can be made.
 fn renew(table: Table, path: &Path, key: &ChainKey) -> Result<(Table, bool), TableError> {
     let copied =
         catch_unwind(AssertUnwindSafe(|| copy(&table, &fresh_of(path), key))).unwrap_or(Err(CopyError::Panicked));
@@ -84,14 +84,14 @@ fn renew(table: Table, path: &Path, key: &ChainKey) -> Result<(Table, bool), Tab
         }
         Err(error) => {
             tracing::warn!(%error, "the table stays as large as it is for now");
-            // What is left of it is removed by the next start, if not now.
+            // If this fails, the next start removes it.
             drop(fs::remove_dir_all(fresh_of(path)));
             Ok((table, false))
         }
     }
 }
 
-/// Makes a copy of a table, and holds it against its checksums.
+/// Copies a table and checks the copy.
 fn copy(table: &Table, to: &Path, key: &ChainKey) -> Result<Table, CopyError> {
     remove(to)?;
     let needed = FREE_BYTES_MIN + COPY_TIMES_RECORDS * table.stats().record_bytes;
@@ -106,7 +106,7 @@ fn copy(table: &Table, to: &Path, key: &ChainKey) -> Result<Table, CopyError> {
     Ok(copy)
 }
 
-/// sled's own way of syncing leaves the length of a file, and its name, in the kernel's memory.
+/// sled's own sync leaves a file's length and name in the kernel's memory.
 fn make_durable(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -120,7 +120,7 @@ fn make_durable(dir: &Path) -> io::Result<()> {
     sync_parent(dir)
 }
 
-/// Lets a copy take the place of a table.
+/// Replaces a table by its copy.
 fn swap_in(path: &Path) -> io::Result<()> {
     let old = old_of(path);
     remove(&old)?;
@@ -130,7 +130,7 @@ fn swap_in(path: &Path) -> io::Result<()> {
     remove(&old)
 }
 
-/// Finishes or takes back what a crash interrupted. It must come before anything that makes a table.
+/// Completes or undoes what a crash interrupted. Must run before anything creates a table.
 pub(super) fn finish_interrupted(path: &Path) -> io::Result<()> {
     let old = old_of(path);
     if !path.exists() && old.exists() {
@@ -148,12 +148,12 @@ fn remove(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Where a copy is made.
+/// Where a copy is built.
 fn fresh_of(table: &Path) -> PathBuf {
     table.with_added_extension("new")
 }
 
-/// Where a table is while its copy takes its place.
+/// Where the old table is during the swap.
 fn old_of(table: &Path) -> PathBuf {
     table.with_added_extension("old")
 }

@@ -1,4 +1,4 @@
-//! The data directory: who may use it, and in which layout.
+//! The data directory: its lock and its layout.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
@@ -12,22 +12,22 @@ use crate::files::{create_private_dir, lock_with_retry, private_options, sync_pa
 
 /// The layout that this program writes, and the only one it knows.
 const FORMAT: &str = "keyward-data 1\n";
-/// Where a restore makes a directory, before it moves its parts out.
+/// Where a restore builds a directory before moving its parts out.
 const RESTORING: &str = "restore.new";
-/// The parts that it moves.
+/// The parts that are moved.
 const RESTORED_PARTS: [&str; 4] = ["journal", "snapshot", "table", "watermark"];
 
-/// A data directory that no other process uses while this value, or a clone of it, lives.
+/// A data directory that no other process uses while this value or a clone of it lives.
 #[derive(Clone, Debug)]
 pub struct LockedDir {
     path: PathBuf,
     is_writable: bool,
-    /// The file of the lock, or the directory itself where there is none that could be locked, and nothing be served.
+    /// The lock file, or the directory itself if it is read-only and has none.
     lock: Arc<File>,
 }
 
 impl LockedDir {
-    /// Locks a directory and checks its layout; an empty one is given ours.
+    /// Locks a directory and checks its layout. An empty directory gets ours.
     ///
     /// # Errors
     /// When another process uses it, or its layout is not known.
@@ -37,8 +37,8 @@ impl LockedDir {
         Ok(dir)
     }
 
-    /// Locks a directory and checks its layout, and changes nothing there, save that it makes the file of the
-    /// lock if that is missing. Before anything is written, [`LockedDir::prepare`] must have been called.
+    /// Locks a directory and checks its layout. Changes nothing, except that it creates the lock file if that
+    /// is missing. [`LockedDir::prepare`] must be called before anything is written.
     ///
     /// # Errors
     /// When another process uses it, or its layout is not known.
@@ -48,7 +48,7 @@ impl LockedDir {
         Ok(dir)
     }
 
-    /// Notes who uses the directory, and gives an empty one our layout.
+    /// Writes the process id to the lock file, and gives an empty directory our layout.
     ///
     /// # Errors
     /// When the disk fails or is full.
@@ -57,14 +57,14 @@ impl LockedDir {
         if !Layout(&self.path).has_format()? {
             self.mark_complete()?;
         }
-        // All that a restore leaves that was ended behind its last step. Anything else stays.
+        // What a restore leaves if it was interrupted after its last step. Anything else stays.
         drop(fs::remove_file(self.restoring().join("lock")));
         drop(fs::remove_dir(self.restoring()));
         create_private_dir(&self.journal()).map_err(with_path(&self.journal()))?;
         Ok(())
     }
 
-    /// What is free on its disk, in bytes.
+    /// Free bytes on its disk.
     ///
     /// # Errors
     /// When the system does not say.
@@ -84,8 +84,8 @@ impl LockedDir {
         Self::lock(path)
     }
 
-    /// Locks a directory that has data, to read it alone. It need not be writable: a copy, or a disk that is mounted
-    /// read-only. Nothing is made or repaired in it, save that it makes the file of the lock if it can.
+    /// Locks a directory that has data, for reading only. It may be read-only: a copy, or a read-only mount.
+    /// Nothing is created or repaired, except that the lock file is created if possible.
     ///
     /// # Errors
     /// When it has none, another process uses it, or its layout is not known.
@@ -102,36 +102,35 @@ impl LockedDir {
         Ok(Self { path: path.to_owned(), is_writable, lock: Arc::new(lock) })
     }
 
-    /// Makes and locks a directory that data is to be restored into. Until [`LockedDir::finish_restore`] it has no
-    /// layout, so that nothing takes it for whole.
+    /// Creates and locks a directory to restore into. Until [`LockedDir::finish_restore`] it has no layout,
+    /// so that it is not taken for complete.
     ///
-    /// # Errors
-    /// When there is anything in it but a pepper file, and what a restore left that was broken off.
+    /// When it contains anything but a pepper file and the remains of an interrupted restore.
     pub fn lock_empty(path: &Path, pepper: Option<&Path>) -> Result<Self, OpenError> {
         create_private_dir(path).map_err(with_path(path))?;
-        // Before the lock, which would be left where there is something else; and with it, when nobody else writes
-        // there.
+        // Checked before the lock, so that no lock file is left in a foreign directory; and again under the
+        // lock.
         check_empty(path, pepper)?;
         let dir = Self::lock_only(path)?;
         check_empty(path, pepper)?;
         Ok(dir)
     }
 
-    /// Locks a directory that is being made, and has no layout yet.
+    /// Locks a directory that is being built and has no layout yet.
     pub(super) fn lock_new(path: &Path) -> Result<Self, OpenError> {
         Self::lock_only(path)
     }
 
-    /// Where a restore makes a directory.
+    /// Where a restore builds a directory.
     pub(super) fn restoring(&self) -> PathBuf {
         self.path.join(RESTORING)
     }
 
-    /// Moves what a restore has made to where it belongs. Broken off anywhere, it leaves a directory that has no
-    /// layout, and that [`LockedDir::remove_unfinished_restore`] empties; or one that is whole.
+    /// Moves the restored parts to their places. Interrupted anywhere, it leaves a directory that is
+    /// complete, or one without a layout that [`LockedDir::remove_unfinished_restore`] empties.
     pub(super) fn finish_restore(&self) -> io::Result<()> {
         let fresh = self.restoring();
-        // From here on, what lacks there is here.
+        // From here on, a part missing there has been moved here.
         write_durably(&fresh.join("format"), FORMAT.as_bytes()).map_err(with_path(&fresh))?;
         for part in RESTORED_PARTS {
             fs::rename(fresh.join(part), self.path.join(part)).map_err(with_path(&fresh.join(part)))?;
@@ -142,7 +141,7 @@ impl LockedDir {
         fs::remove_dir_all(&fresh).map_err(with_path(&fresh))
     }
 
-    /// Removes what a restore has made and not finished, and nothing else.
+    /// Removes the remains of an interrupted restore, and nothing else.
     pub(super) fn remove_unfinished_restore(&self) -> io::Result<()> {
         let fresh = self.restoring();
         if !fresh.exists() {
@@ -154,7 +153,7 @@ impl LockedDir {
             removed.map_err(with_path(&part))?;
         }
         sync_parent(&fresh).map_err(with_path(&self.path))?;
-        // Without this, nothing that is here counts as moved.
+        // Without this file, no part here counts as moved.
         match fs::remove_file(fresh.join("format")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(with_path(&fresh)(error)),
             _ => {}
@@ -163,7 +162,7 @@ impl LockedDir {
         fs::remove_dir_all(&fresh).map_err(with_path(&fresh))
     }
 
-    /// Says that the layout is ours and everything is in place.
+    /// Marks the directory as complete by writing its layout.
     ///
     /// # Errors
     /// When the disk fails.
@@ -171,7 +170,7 @@ impl LockedDir {
         write_durably(&self.format(), FORMAT.as_bytes()).map_err(with_path(&self.format()))
     }
 
-    /// Takes back that everything is in place, until [`LockedDir::mark_complete`].
+    /// Marks the directory as incomplete, until [`LockedDir::mark_complete`].
     ///
     /// # Errors
     /// When the disk fails.
@@ -200,21 +199,20 @@ impl LockedDir {
         Layout(&self.path).has_data()
     }
 
-    /// The same of a directory that may be in use, whose layout must be known.
+    /// As [`LockedDir::has_data`], for a directory that may be in use.
     ///
-    /// # Errors
-    /// When it is not, or the directory cannot be read.
+    /// When its layout is not known, or the directory cannot be read.
     pub fn holds_data(path: &Path) -> Result<bool, OpenError> {
         let parts = Layout(path);
         Ok(parts.has_format()? && parts.has_data()?)
     }
 
-    /// Whether anything can be written in it.
+    /// Whether it is writable.
     pub(super) fn is_writable(&self) -> bool {
         self.is_writable
     }
 
-    /// Where it is.
+    /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -245,7 +243,7 @@ impl LockedDir {
     }
 }
 
-/// A directory, by path alone.
+/// The layout of a directory, by its path alone.
 struct Layout<'a>(&'a Path);
 
 impl Layout<'_> {
@@ -258,7 +256,7 @@ impl Layout<'_> {
         Ok(first.is_some() || ["table", "snapshot", "index"].iter().any(|part| self.0.join(part).exists()))
     }
 
-    /// Whether the layout is ours. `false`: the directory is empty, and has none yet.
+    /// Whether the layout is ours. `false`: the directory is empty and has none yet.
     fn has_format(&self) -> Result<bool, OpenError> {
         let path = self.0.join("format");
         match fs::read(&path) {
@@ -278,7 +276,7 @@ impl Layout<'_> {
     }
 }
 
-/// Opens the file of a directory's lock, and locks it.
+/// Opens and locks a directory's lock file.
 fn lock_file(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join("lock");
     let mut options = private_options();
@@ -295,12 +293,12 @@ fn lock_file(dir: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// Locks a directory in which nothing can be written.
+/// Locks a read-only directory.
 fn lock_unwritable(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join("lock");
     let lock = match File::open(&path) {
         Ok(lock) => lock,
-        // Nothing tells of a server then; what is read is checked anyway.
+        // A server would not be noticed then; what is read is checked anyway.
         Err(error) if error.kind() == io::ErrorKind::NotFound || is_read_only(&error) => {
             return Ok(File::open(dir).map_err(with_path(dir))?);
         }
@@ -316,13 +314,13 @@ fn lock_unwritable(dir: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// Whether an error says that nothing can be written.
+/// Whether an error says that the directory is read-only.
 fn is_read_only(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
-/// Who holds a lock, by what its file says. One that starts on a full disk does not write there, so it may be
-/// of another.
+/// The holder of a lock, according to the file. A start on a full disk does not write there, so the process
+/// may be another one.
 fn holder_of(noted: &str) -> String {
     match noted.parse::<u32>() {
         Ok(process) if Path::new("/proc").join(process.to_string()).exists() => format!("process {process}"),
@@ -330,7 +328,7 @@ fn holder_of(noted: &str) -> String {
     }
 }
 
-/// Sees that there is nothing in a directory that a restore would mix with its own.
+/// Checks that a directory has nothing that a restore would mix with its own files.
 fn check_empty(path: &Path, pepper: Option<&Path>) -> Result<(), OpenError> {
     let moved = moved_parts(path);
     for entry in fs::read_dir(path).map_err(with_path(path))? {
@@ -344,7 +342,7 @@ fn check_empty(path: &Path, pepper: Option<&Path>) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// The parts of a directory that a restore had moved there when it was broken off.
+/// The parts that an interrupted restore had moved into a directory.
 fn moved_parts(path: &Path) -> Vec<&'static str> {
     let fresh = path.join(RESTORING);
     if !fresh.join("format").exists() || path.join("format").exists() {
@@ -353,7 +351,7 @@ fn moved_parts(path: &Path) -> Vec<&'static str> {
     RESTORED_PARTS.into_iter().filter(|part| path.join(part).exists() && !fresh.join(part).exists()).collect()
 }
 
-/// Whether there is anything that a data directory has, whole or not. One that is not there has nothing.
+/// Whether any part of a data directory is there. A missing directory has none.
 fn has_any_part(path: &Path) -> io::Result<bool> {
     let parts = ["journal", "table", "snapshot", "index", "watermark", "lost.", "rescue.new", RESTORING];
     let entries = match fs::read_dir(path) {

@@ -11,16 +11,16 @@ use super::table::TableError;
 use crate::files::resource_limit;
 use crate::store::record::DecodeError;
 
-/// How a journal fails to lead through a head.
+/// How a journal fails to contain a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeadFault {
-    /// It ends before it.
+    /// It ends before the head.
     #[error("it ends at revision {0}, so acknowledged changes are missing, or the whole directory is an older copy")]
     TooShort(Revision),
-    /// It has other changes there.
+    /// It has other changes at that revision.
     #[error("it holds other changes up to that revision, so it was replaced, or goes on from a restore or a rescue")]
     Differs,
-    /// It begins after it.
+    /// It begins after the head.
     #[error(
         "it begins after revision {0} and no longer reaches back to it, so this cannot be told; give a newer head, of which you \
          know that it is of this log"
@@ -47,7 +47,7 @@ pub enum OpenError {
         /// What it says.
         found: String,
     },
-    /// It has data and no note of its layout.
+    /// It has data but no layout.
     #[error(
         "{path} is missing, though the directory has data: a restore or a rescue was interrupted there. If there is a directory \
          restore.new, restore again; if there is a directory lost.*, move what is in it back, and only then make {path} with the \
@@ -57,7 +57,7 @@ pub enum OpenError {
         /// The missing file.
         path: PathBuf,
     },
-    /// The journal is not whole.
+    /// The journal is not intact.
     #[error("{heading}: {0}", heading = .0.heading())]
     Journal(#[from] JournalError),
     /// Acknowledged changes are missing.
@@ -73,7 +73,7 @@ pub enum OpenError {
         /// The journal.
         journal: PathBuf,
     },
-    /// The watermark is gone, and with it the only note of how far the journal went.
+    /// The watermark is missing, the only record of how far the journal went.
     #[error(
         "the watermark {path} is missing or damaged, and the journal has changes up to revision {found}: nothing says whether these \
          are all that were acknowledged. Put it back; or, if you know that they are, from a revision or a head that was kept \
@@ -85,27 +85,27 @@ pub enum OpenError {
         /// The last revision in the journal.
         found: Revision,
     },
-    /// The journal does not lead through the head that it is held against.
+    /// The journal does not contain the expected head.
     #[error("the journal {journal} is not the one of the head {head}: {what}")]
     OtherHead {
-        /// What was to be found.
+        /// The expected head.
         head: Head,
         /// The journal.
         journal: PathBuf,
-        /// What was found instead.
+        /// How the journal differs.
         what: HeadFault,
     },
-    /// The journal is another one.
+    /// The journal is a different one.
     #[error(
         "the journal at revision {revision} is not the one that was acknowledged: {journal} was replaced or altered"
     )]
     Foreign {
-        /// Where they part.
+        /// Where they differ.
         revision: Revision,
         /// The journal.
         journal: PathBuf,
     },
-    /// The journal's beginning has gone, and no snapshot stands in for it.
+    /// The journal's beginning has been deleted, and no snapshot covers it.
     #[error(
         "the journal begins after revision {start}, and {snapshots} has no snapshot of what came before: put the missing \
          segment or snapshot back, or restore a backup into an empty directory"
@@ -116,7 +116,7 @@ pub enum OpenError {
         /// Where snapshots are.
         snapshots: PathBuf,
     },
-    /// The table must be built anew, and there is nothing to build it from.
+    /// The table must be rebuilt, and there is nothing to rebuild it from.
     #[error(
         "the table must be built anew, the journal alone does not go back far enough, and the snapshot {path} is of no use: \
          {why}; put it back, or restore a backup into an empty directory"
@@ -127,19 +127,19 @@ pub enum OpenError {
         /// What is wrong with it.
         why: String,
     },
-    /// There is nothing in it.
+    /// It has no data.
     #[error("{dir} has no data of keyward; name the directory with --data-dir")]
     NoData {
         /// The directory.
         dir: PathBuf,
     },
-    /// Something else is where it is to be.
+    /// Its path is not a directory.
     #[error("{dir} is not a directory")]
     NotADirectory {
         /// Where.
         dir: PathBuf,
     },
-    /// A new directory is on a disk that has no room for it.
+    /// The disk of a new directory has too little space.
     #[error(
         "{dir} has no data yet, and its disk has {free} bytes free, of at least {needed} that a first start needs: make room, or \
          choose another --data-dir"
@@ -147,18 +147,18 @@ pub enum OpenError {
     DiskFull {
         /// The directory.
         dir: PathBuf,
-        /// What is free, in bytes.
+        /// Free bytes.
         free: u64,
-        /// What must be, in bytes.
+        /// Needed bytes.
         needed: u64,
     },
-    /// The start was given up while it waited for room on the disk.
+    /// The start was given up while waiting for disk space.
     #[error("the disk of {dir} is full, and the start was given up before there was room")]
     GaveUp {
         /// The directory.
         dir: PathBuf,
     },
-    /// A table was to be built anew, and only the one that is there can be had.
+    /// A rebuild was asked for, but there is nothing to rebuild from; the existing table is kept.
     #[error(
         "the snapshot {path} is of no use ({why}), and the journal alone does not go back far enough to build a table from: the \
          one that is there is sound and was kept; start keyward, and it makes a new snapshot"
@@ -169,7 +169,7 @@ pub enum OpenError {
         /// What is wrong with it.
         why: String,
     },
-    /// A directory to restore into has something in it.
+    /// The directory to restore into is not empty.
     #[error("{dir} is not empty: {found} is there; restore into an empty directory")]
     NotEmpty {
         /// The directory.
@@ -177,7 +177,7 @@ pub enum OpenError {
         /// What is there.
         found: PathBuf,
     },
-    /// No segment was written with the chain's key.
+    /// No segment was written with this chain key.
     #[error(
         "nothing in {journal}, and no snapshot beside it, was written with this pepper file; put the right one back first"
     )]
@@ -193,18 +193,18 @@ pub enum OpenError {
         /// What is wrong.
         source: DecodeError,
     },
-    /// The table cannot be had, for want of a working disk or of room on it.
+    /// The table cannot be opened or built: the disk failed or is full.
     #[error(
         "the table (the directory 'table' in the data directory) cannot be opened or built: {0}{advice}",
         advice = advice(.0)
     )]
     Table(TableError),
-    /// The disk failed, or the system has not given what the start needs.
+    /// The disk failed, or the system refused a resource.
     #[error("{what}: {0}", what = resource_limit(.0).unwrap_or("the disk failed"))]
     Io(#[from] io::Error),
 }
 
-/// What to do about a table that is not to be had.
+/// Advice for a table that cannot be opened.
 fn advice(error: &TableError) -> &'static str {
     match error {
         TableError::Disk(error) if resource_limit(error).is_some() => "",
@@ -224,7 +224,7 @@ impl OpenError {
         matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }
 
-    /// Whether the data itself lacks something. Otherwise something around it is in the way.
+    /// Whether data is missing. Otherwise the cause is outside the data.
     #[must_use]
     pub fn is_loss(&self) -> bool {
         match self {

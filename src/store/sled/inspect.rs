@@ -1,4 +1,4 @@
-//! Looking at a data directory that nobody serves: what is there, and what is in doubt.
+//! Inspects a data directory that is not served: what is there, and what is wrong.
 
 use std::collections::HashSet;
 use std::env;
@@ -23,12 +23,12 @@ use super::table::Table;
 use super::watermark::Watermark;
 use crate::files::{private_options, with_path};
 
-/// What was found out about one part.
+/// A finding about one part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// The part: a name, or a path.
     pub part: String,
-    /// What is to be said of it.
+    /// What was found.
     pub says: String,
     /// Whether anything is wrong.
     pub doubt: bool,
@@ -51,20 +51,19 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What was found out about a directory.
+/// The findings about a directory.
 #[derive(Clone, Debug)]
 pub struct Inspected {
     /// About each part.
     pub findings: Vec<Finding>,
-    /// Where the journal ends, if it is whole.
+    /// Where the journal ends, if it is intact.
     pub head: Option<Head>,
 }
 
-/// Reads everything in a directory, and holds the journal against a head, if one is given. It changes nothing but what
-/// sled changes when it opens; where nothing can be written, a copy of the table is read.
+/// Reads everything in a directory, and checks the journal against a head, if one is given. Changes nothing
+/// except what sled changes when it opens; in a read-only directory, a copy of the table is read.
 ///
-/// # Errors
-/// When the disk fails. What is wrong with the data is among the findings.
+/// When the disk fails. Damaged data is a finding, not an error.
 pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Result<Inspected, OpenError> {
     let checksum_key = ChecksumKey::of(key);
     let watermark = Watermark::read(&dir.watermark())?;
@@ -85,7 +84,7 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Resul
         }
     }
     let table_path = dir.table();
-    // It goes when this ends, after the table that lies in it.
+    // Dropped at the end, after the table in it.
     let copy = if table_path.exists() && !dir.is_writable() { Some(TableCopy::of(&table_path)?) } else { None };
     let read_path = copy.as_ref().map_or(&table_path, |copy| &copy.0);
     let table = match table_path.exists().then(|| read_table(read_path, key)) {
@@ -133,13 +132,13 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Resul
     Ok(Inspected { findings, head: Some(end.position.into()) })
 }
 
-/// A copy of a table, for as long as this lives: sled writes to what it opens.
+/// A temporary copy of a table: sled writes to what it opens.
 struct TableCopy(PathBuf);
 
 impl TableCopy {
     fn of(table: &Path) -> Result<Self, OpenError> {
         let path = env::temp_dir().join(format!("keyward-check-{}", std::process::id()));
-        // What is there already is not ours, and stays.
+        // An existing directory is not ours, and stays.
         DirBuilder::new().mode(0o700).create(&path).map_err(with_path(&path))?;
         let copy = Self(path);
         copy_files(table, &copy.0)?;
@@ -163,7 +162,7 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), OpenError> {
             DirBuilder::new().mode(0o700).create(&to).map_err(with_path(&to))?;
             copy_files(&from, &to)?;
         } else {
-            // Not fs::copy, which would make a copy that cannot be written either.
+            // Not fs::copy, which would copy the read-only mode too.
             let copied = File::open(&from).and_then(|mut from| {
                 let mut to = private_options().write(true).create_new(true).open(&to)?;
                 io::copy(&mut from, &mut to)

@@ -1,8 +1,8 @@
-//! Entries of the program's own in a directory that nobody serves: one key more, for operators who have lost every
-//! administrator; and what a restore notes of itself.
+//! Appends entries of the program's own to a directory that is not served: a new administrator, and the
+//! record of a restore.
 //!
-//! The directory is opened as a start opens it, with all its checks, and one entry is appended to the journal. The
-//! table gets it at the next start, from there.
+//! The directory is opened as in a start, with all checks, and one entry is appended to the journal. The next
+//! start adds it to the table.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
@@ -24,7 +24,7 @@ use crate::store::{ChunkWriter, MaterializedView};
 /// The entry that ends a restore.
 const RESTORE: &str = "RestoreBackup";
 
-/// A directory that is whole, and ready for one entry more.
+/// A checked directory, ready for one more entry.
 pub struct OfflineLog {
     recovered: Recovered,
     room: DiskSpace,
@@ -34,30 +34,30 @@ pub struct OfflineLog {
 /// Why no key was added.
 #[derive(Debug, thiserror::Error)]
 pub enum MintError {
-    /// The directory is not whole, or the disk failed.
+    /// The directory is damaged, or the disk failed.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// Nothing was ever committed.
     #[error("there is no log here yet; the first start of `keyward serve` makes an administrator")]
     Empty,
-    /// There is no room for a change that takes no power away.
+    /// There is no disk space for an ordinary change.
     #[error("the disk is nearly full; make room first")]
     DiskFull,
 }
 
-/// How many keys there are, by their state.
+/// The number of keys in each state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ByState {
-    /// Those that work, unless their time is over.
+    /// Active keys, including expired ones.
     pub active: u64,
-    /// Those that may work again.
+    /// Disabled keys.
     pub disabled: u64,
-    /// Those that never will.
+    /// Revoked keys.
     pub revoked: u64,
 }
 
 impl OfflineLog {
-    /// Opens a directory, and repairs in it what a start repairs.
+    /// Opens a directory, and repairs what a start repairs.
     ///
     /// # Errors
     /// When it is damaged, lacks acknowledged changes or has no log yet, or there is no room.
@@ -70,7 +70,8 @@ impl OfflineLog {
         }
     }
 
-    /// Opens a directory that a restore has filled, and builds its table. Whether there is room is for the disk to say.
+    /// Opens a directory that a restore has filled, and builds its table. Disk space is not checked in
+    /// advance.
     pub(super) fn build(dir: &LockedDir, options: &StoreOptions) -> Result<Self, OpenError> {
         Self::recover(dir, options, TablePolicy::Rebuild)
     }
@@ -82,22 +83,21 @@ impl OfflineLog {
         Ok(Self { recovered, room, seen })
     }
 
-    /// The latest time of a record: no entry may be stamped with an earlier one.
+    /// The latest time of a record. No entry may have an earlier one.
     #[must_use]
     pub fn latest_time(&self) -> UnixMillis {
         self.seen.latest_time()
     }
 
-    /// How many keys there are in a table that was built anew.
+    /// The keys of a table that was just built.
     pub(super) fn keys(&self) -> ByState {
         let [active, disabled, revoked] = self.seen.keys.each_ref().map(|count| count.load(Ordering::Relaxed));
         ByState { active, disabled, revoked }
     }
 
-    /// Appends an entry with a new key, and gives its revision. It is durable then.
+    /// Appends an entry with a new key. Returns its revision when it is durable.
     ///
-    /// # Errors
-    /// When the disk fails. The entry may be there all the same.
+    /// When the disk fails. The entry may have been written all the same.
     pub fn append_key(self, method: &str, mut key: KeyRecord) -> Result<Revision, MintError> {
         key.revision = self.recovered.journal.position.revision.next();
         let (time, target) = (key.updated.time, format!("{}/{}", key.tenant, key.key_id));
@@ -137,14 +137,14 @@ impl OfflineLog {
             SpaceError::DiskFull(error) | SpaceError::Unknown(error) => error,
         })?;
         journal.writer.append(&frame)?;
-        // In the order of every commit: what is acknowledged is in the journal.
+        // In the order of every commit: first the journal, then the watermark.
         self.recovered.watermark.note(&end)?;
         self.recovered.watermark.sync()?;
         Ok(end.revision)
     }
 }
 
-/// Tells the log of a restore, if nothing has been changed since.
+/// Logs a warning after a restore, until something has been changed.
 pub(super) fn warn_of_restore(dir: &LockedDir, key: &ChainKey, end: &Position) -> Result<(), OpenError> {
     let Some(before) = end.revision.0.checked_sub(1) else { return Ok(()) };
     let mut last = None;
@@ -162,7 +162,7 @@ pub(super) fn warn_of_restore(dir: &LockedDir, key: &ChainKey, end: &Position) -
     Ok(())
 }
 
-/// Finds out the latest time of all records, and how many keys there are.
+/// Collects the latest time of all records, and counts keys by state.
 #[derive(Debug)]
 struct RecordStats {
     latest: AtomicI64,
@@ -191,7 +191,7 @@ impl MaterializedView for RecordStats {
         }
     }
 
-    /// A time that is too late does no harm.
+    /// A time that is too late is harmless.
     fn reset(&self) {
         self.keys.iter().for_each(|count| count.store(0, Ordering::Relaxed));
     }

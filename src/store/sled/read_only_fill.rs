@@ -1,5 +1,5 @@
-//! Filling a view without writing anything: for a start on a disk that is full. The table is left alone,
-//! because sled writes as it opens; what it holds is in the checkpoint, or in a snapshot, and in the journal.
+//! Loads a view without writing anything, for a start on a full disk. The table is left alone, because
+//! opening sled writes; what it holds is in the checkpoint or a snapshot, and in the journal.
 
 use std::fs::File;
 use std::io;
@@ -20,14 +20,12 @@ use super::{OpenError, StoreOptions};
 use crate::files::with_path;
 use crate::store::MaterializedView;
 
-/// Records that a view takes at once.
+/// Records loaded at once.
 const RECORDS: usize = 1_024;
 
-/// Fills a view with everything that is in the log, and says that it is whole. `None`: only the table may
-/// have it all, and it cannot be read yet.
+/// Loads everything in the log into a view. `None`: only the table may have it all, and cannot be read yet.
 ///
-/// # Errors
-/// When the directory is damaged or lacks acknowledged changes, as far as can be told without the table.
+/// When the directory is damaged or lacks acknowledged changes, as far as that shows without the table.
 pub(super) fn fill(
     dir: &LockedDir,
     options: &StoreOptions,
@@ -35,7 +33,7 @@ pub(super) fn fill(
 ) -> Result<Option<Filled>, OpenError> {
     let key = ChainKey(options.chain_key.clone());
     let acknowledged = Watermark::read(&dir.watermark())?;
-    // However long the journal since then is, nothing quicker can be read.
+    // However long the journal after it is, nothing faster can be read.
     let checkpoint = checkpoint::load(&dir.checkpoints(), &CheckpointKey::of(&key), view, |_| 0);
     let (end, checkpoint) =
         check_journal_and_fill(dir, &key, (acknowledged, options.expectations.head), checkpoint, view)?;
@@ -55,7 +53,7 @@ pub(super) fn fill(
     Ok(Some(Filled { position: end.position, checkpoint }))
 }
 
-/// Fills a view from the newest sound snapshot, if there is one, and the journal.
+/// Loads a view from the newest intact snapshot, if there is one, and the journal.
 fn fill_from_records(dir: &LockedDir, key: &ChainKey, end: &End, view: &dyn MaterializedView) -> Result<(), OpenError> {
     let (checksum_key, mut unsound): (_, Unsound) = (ChecksumKey::of(key), None);
     for (revision, path) in snapshot::list(&dir.snapshots())? {
@@ -92,7 +90,7 @@ fn take_snapshot(path: &Path, key: &ChecksumKey, view: &dyn MaterializedView) ->
     Ok(contents.header.position)
 }
 
-/// Hands what comes after a position to a view. `false`: the journal does not lead through it.
+/// Loads the changes after a position into a view. `false`: the position is not in the journal.
 fn follow(
     dir: &LockedDir,
     key: &ChainKey,
@@ -109,7 +107,7 @@ fn follow(
     }
 }
 
-/// What was read may be in the kernel's memory alone, if the process that wrote it ended before its sync.
+/// What was read may only be in the kernel's memory, if the process that wrote it ended before its sync.
 fn make_durable(dir: &LockedDir, end: &End) -> io::Result<()> {
     let segment = end.segment.as_ref().map(|segment| segment.path.clone());
     let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all()).map_err(with_path(path));

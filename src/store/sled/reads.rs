@@ -1,8 +1,8 @@
-//! Reading the table: on a few threads of its own, so that nothing else waits for them, and no read waits for many.
+//! Reads of the table, on a few threads of their own, so that nothing else waits for them.
 //!
-//! Three kinds, each with its own threads: the read before a change that takes power away, other reads of one key, and
-//! lists. Callers take turns. A list is read in slices, and between two of them another caller's list has its turn; and
-//! from time to time the table's writer has one.
+//! Three kinds, each with its own threads: the read before a narrowing, other reads of one key, and lists.
+//! Callers are served in turn. A list is read in slices; between two slices another caller's list has its
+//! turn, and from time to time the table writer.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,15 +17,15 @@ use super::table::Table;
 use crate::fair::{Bounds, Queue};
 use crate::store::StoreError;
 
-/// Reads that wait, of one kind.
+/// Bounds on queued reads of one kind.
 const WAITING: Bounds = Bounds { total: 16_384, per_party: 4_096 };
 
-/// For how long lists are read while the table's writer waits, or so: some times as long as its transaction takes.
-/// Where much is written, this decides what each of them has of the machine: with less, a caller who creates keys
+/// About how long lists are read while the table writer waits: several times as long as one transaction
+/// takes. Under many writes, this decides the shares of the machine: with less, a caller who creates keys
 /// leaves less than half of their rate to the lists of another (`tests/crash/run crowd`).
 const TURN_TIME: Duration = Duration::from_millis(150);
 
-/// Threads that read.
+/// A pool of reader threads.
 pub(super) struct Readers {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -34,7 +34,7 @@ pub(super) struct Readers {
 struct Shared {
     state: Mutex<State>,
     work: Condvar,
-    /// For lists: nothing is written to it during a turn.
+    /// For lists: the table, which is locked during a turn.
     table: Option<Arc<Table>>,
 }
 
@@ -43,7 +43,7 @@ struct State {
     closed: bool,
 }
 
-/// Reads a slice, and says whether there is more to do.
+/// Reads a slice, and says whether there is more to read.
 type Job = Box<dyn FnMut() -> Step + Send>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ enum Step {
 }
 
 impl Readers {
-    /// Starts threads. With a table, they take turns with what writes it.
+    /// Starts the threads. With a table, they alternate with its writer.
     pub(super) fn start(name: &str, threads: usize, table: Option<Arc<Table>>) -> std::io::Result<Self> {
         let state = State { queue: Queue::new(WAITING), closed: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), table });
@@ -66,10 +66,9 @@ impl Readers {
         Ok(readers)
     }
 
-    /// Reads in slices: `slice` is called until it gives something.
+    /// Reads in slices: calls `slice` until it returns something.
     ///
-    /// # Errors
-    /// That of the slice; [`StoreError::Overloaded`] when too many reads wait.
+    /// The error of the slice; [`StoreError::Overloaded`] when too many reads are queued.
     pub(super) async fn read<T: Send + 'static>(
         &self,
         caller: ActorId,
@@ -78,7 +77,7 @@ impl Readers {
         let (reply, answer) = oneshot::channel();
         let mut reply = Some(reply);
         let job = Box::new(move || {
-            // Nobody waits for it any more.
+            // The caller has gone away.
             if reply.as_ref().is_none_or(oneshot::Sender::is_closed) {
                 return Step::Done;
             }
@@ -103,7 +102,7 @@ impl Readers {
         answer.await.map_err(|_| StoreError::Engine("a read of the table panicked, or the store closes".into()))?
     }
 
-    /// Ends the threads, and waits for them. What waits is not read any more.
+    /// Stops the threads and waits for them. Queued reads are dropped.
     pub(super) fn close(&self) {
         {
             let mut state = self.shared.state.lock();
@@ -112,7 +111,7 @@ impl Readers {
         }
         self.shared.work.notify_all();
         for thread in std::mem::take(&mut *self.threads.lock()) {
-            // What panics in it is caught.
+            // Panics of reads are caught in the thread.
             drop(thread.join());
         }
     }
@@ -132,7 +131,7 @@ impl Shared {
             while began.elapsed() < TURN_TIME
                 && let Some((caller, mut job)) = self.take()
             {
-                // sled may panic: its caller hears that there is no answer.
+                // sled may panic: the caller then gets an error.
                 let step = catch_unwind(AssertUnwindSafe(&mut job)).unwrap_or(Step::Done);
                 let mut state = self.state.lock();
                 if step == Step::Again && !state.closed {
@@ -142,7 +141,7 @@ impl Shared {
         }
     }
 
-    /// Waits until there is something to read. It says no when there will be nothing more.
+    /// Waits until there is something to read. `false` once closed.
     fn wait(&self) -> bool {
         let mut state = self.state.lock();
         while state.queue.is_empty() && !state.closed {

@@ -1,4 +1,4 @@
-//! The table, from what it is a view of: a snapshot, if there is one, and the journal.
+//! Rebuilds the table from a snapshot, if there is one, and the journal.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,11 +18,11 @@ use crate::progress::Progress;
 use crate::store::MaterializedView;
 use crate::store::record::{DecodeError, decode_key, decode_tenant, pb};
 
-/// Rows that one transaction writes at least, while there are as many.
+/// Rows in one transaction, unless there are fewer.
 const ROWS: usize = 512;
 
-/// Moves the table that is there aside, and builds another one. What is there is touched only if there is
-/// something to build from, and is put back if nothing comes of it.
+/// Moves the old table aside and builds a new one. The old one is only touched if there is something to build
+/// from, and is put back if the build fails.
 pub(super) fn rebuild(dir: &LockedDir, key: &ChainKey, end: &End) -> Result<Table, OpenError> {
     let checksum_key = ChecksumKey::of(key);
     let (bases, mut unsound) = bases(dir, &checksum_key, end)?;
@@ -44,7 +44,7 @@ pub(super) fn rebuild(dir: &LockedDir, key: &ChainKey, end: &End) -> Result<Tabl
         drop(table);
         fs::remove_dir_all(dir.table())?;
     }
-    // Without a snapshot, the journal must have everything.
+    // Without a snapshot, the journal must be complete.
     if end.start == Position::START {
         let table = Table::open(&dir.table(), key).map_err(OpenError::Table)?;
         if catch_up(&dir.journal(), key, &table, end, &())? {
@@ -56,10 +56,10 @@ pub(super) fn rebuild(dir: &LockedDir, key: &ChainKey, end: &End) -> Result<Tabl
     Err(nothing_to_build_from(dir, end, unsound))
 }
 
-/// A file that is of no use, and why.
+/// A file that cannot be used, and why.
 pub(super) type Unsound = Option<(PathBuf, String)>;
 
-/// The snapshots from which the journal goes on, the newest first, as far as they are sound.
+/// The intact snapshots from which the journal continues, newest first.
 fn bases(dir: &LockedDir, key: &ChecksumKey, end: &End) -> Result<(Vec<PathBuf>, Unsound), OpenError> {
     let (mut bases, mut unsound) = (vec![], None);
     for (revision, path) in snapshot::list(&dir.snapshots())? {
@@ -84,7 +84,8 @@ pub(super) fn nothing_to_build_from(dir: &LockedDir, end: &End, unsound: Unsound
     }
 }
 
-/// Writes to the table what it lacks. `false`: it covers a place that is not in this journal, and nothing was written.
+/// Writes the changes that the table lacks. `false`: its position is not in this journal, and nothing was
+/// written.
 pub(super) fn catch_up(
     journal: &Path,
     key: &ChainKey,
@@ -124,7 +125,7 @@ pub(super) fn rows_of(entry: &pb::JournalEntry) -> Result<Vec<Row>, DecodeError>
     entry.redo.iter().map(row).collect()
 }
 
-/// Gives a table that is no longer used another name: it may help to find out what happened. Only the newest is kept.
+/// Renames a table that is no longer used: it may help to find out what happened. Only the newest is kept.
 fn set_aside(path: &Path) -> io::Result<()> {
     let aside = aside_of(path);
     let absent = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
@@ -136,7 +137,7 @@ fn set_aside(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes a table that was set aside back.
+/// Puts back a table that was set aside.
 fn put_back(path: &Path) -> io::Result<()> {
     let aside = aside_of(path);
     if aside.exists() && !path.exists() {
@@ -145,7 +146,7 @@ fn put_back(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Where a table goes that is set aside.
+/// Where a table is set aside.
 pub(super) fn aside_of(table: &Path) -> PathBuf {
     table.with_added_extension("broken")
 }
@@ -161,7 +162,7 @@ impl From<SnapshotError> for LoadError {
     }
 }
 
-/// Fills an empty table from a snapshot. Only with the last rows does it say what it covers.
+/// Fills an empty table from a snapshot. The position is written with the last rows.
 fn load(table: &Table, path: &PathBuf, key: &ChecksumKey) -> Result<(), LoadError> {
     let file = File::open(path).map_err(SnapshotError::from)?;
     let bytes = file.metadata().map_err(SnapshotError::from)?.len();
@@ -180,7 +181,7 @@ fn load(table: &Table, path: &PathBuf, key: &ChecksumKey) -> Result<(), LoadErro
     table.apply(&rows, contents.header.position).map_err(LoadError::Table)
 }
 
-/// Rows on their way from the journal to the table.
+/// A replay of the journal into the table.
 struct Replay<'a> {
     table: &'a Table,
     view: &'a dyn MaterializedView,
@@ -191,7 +192,7 @@ struct Replay<'a> {
 }
 
 impl Replay<'_> {
-    /// Takes the entries of a frame, and the position after it.
+    /// Adds the entries of a frame, and the position after it.
     fn add(&mut self, entries: &[pb::JournalEntry], to: Position) {
         for entry in entries {
             if self.failed.is_some() {

@@ -1,10 +1,12 @@
-//! Start-up: from whatever a directory holds to a journal and a table that agree, or a refusal that says what is wrong.
+//! Recovery at a start: brings the journal and the table of a directory into agreement, or refuses and says
+//! what is wrong.
 //!
-//! In this order: a checkpoint of the view, if there is one; journal (damage before its end refuses), watermark
-//! (acknowledged and missing refuses), a head that an operator kept, table (opened; one that is ahead of the journal
-//! refuses), then the first writes: a torn end is cut, and what is there is made durable. Now a view that was filled
-//! from a checkpoint is whole. The table is read all through, before the first writes if the view is to be filled from it;
-//! one in doubt is moved aside and built anew; and what it lacks is replayed.
+//! In this order: load the index checkpoint, if there is one; read the journal (damage before its end refuses
+//! the start); compare the watermark (missing acknowledged changes refuse it) and an expected head; open the
+//! table (one ahead of the journal refuses it). Then come the first writes: a torn end is cut off, and what
+//! was read is made durable. Now a view that was loaded from a checkpoint is complete. The table is read
+//! completely, before the first writes if the view is to be loaded from it; a table in doubt is moved aside
+//! and rebuilt; and the changes it lacks are replayed.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -35,29 +37,29 @@ pub(super) struct Recovered {
     pub(super) journal: Journal,
     pub(super) watermark: Watermark,
     pub(super) table: Table,
-    /// The checkpoint that the view was filled from.
+    /// The checkpoint that the view was loaded from.
     pub(super) checkpoint: Option<Checkpoint>,
-    /// How often the table was built anew.
+    /// How often the table was rebuilt.
     pub(super) rebuilds: u64,
 }
 
-/// The journal, ready to go on.
+/// The journal, ready to append.
 pub(super) struct Journal {
     pub(super) writer: Writer,
     pub(super) key: ChainKey,
     pub(super) position: Position,
 }
 
-/// What a view was filled with, which is then whole.
+/// How a view was loaded, which is complete then.
 #[derive(Clone, Copy, Debug)]
 pub struct Filled {
-    /// Everything up to here is in it, and nothing after.
+    /// It has every change up to here, and none after.
     pub(super) position: Position,
-    /// The checkpoint that it was begun with.
+    /// The checkpoint that it was loaded from.
     pub(super) checkpoint: Option<Checkpoint>,
 }
 
-/// What becomes of a table that is sound.
+/// What to do with an intact table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TablePolicy {
     Keep,
@@ -83,7 +85,7 @@ pub(super) fn recover(
         let checkpoint = checkpoint::load(&dir.checkpoints(), &CheckpointKey::of(&key), view, lacks);
         check_journal_and_fill(dir, &key, (acknowledged, options.expectations.head), checkpoint, view)
     });
-    // sled reads here and there in its file as it opens, and uses one core; what it changes is its own.
+    // Beside each other: opening sled reads randomly and on one core, and changes only its own files.
     let (opened, read) = parallel::both(|| open_table(&path, &key), read)?;
     let ((end, checkpoint), mut table) = (read?, opened?);
     let is_loaded = before.is_some() || checkpoint.is_some();
@@ -93,8 +95,8 @@ pub(super) fn recover(
     let table = check_table_is_not_ahead(table, &end, dir)?;
     check_watermark(dir, acknowledged, options.expectations.accept_watermark_loss, &end)?;
 
-    // Nothing was touched so far; now it is known that nothing is missing. What was read must be on the disk,
-    // not only in the kernel's memory, before anything is built on it.
+    // Nothing was written so far, and nothing is missing. What was read must be on the disk, not only in the
+    // kernel's memory, before anything is built on it.
     let writer = Writer::resume(&dir.journal(), options.segment_bytes, &end)?;
     watermark.note(&end.position)?;
     watermark.sync()?;
@@ -120,9 +122,9 @@ pub(super) fn recover(
             drop(unfit);
             lacking.reset();
             let built = rebuild(dir, &key, &end)?;
-            // It was built from what was checked; but what the index is to hold is what the table holds.
+            // It was built from checked records, but the view must hold what the table holds.
             built.check(lacking).map_err(OpenError::Table)?;
-            // At a first start there was nothing to build.
+            // A first start rebuilds nothing.
             (built, end.position != Position::START)
         }
     };
@@ -136,7 +138,7 @@ pub(super) fn recover(
     Ok(Recovered { journal, watermark, table, checkpoint, rebuilds: u64::from(rebuilt) + u64::from(renewed) })
 }
 
-/// Reads all of the journal once more, for a view that was filled before.
+/// Reads the journal again, for a view that was loaded before.
 fn check_filled(
     dir: &LockedDir,
     key: &ChainKey,
@@ -151,8 +153,8 @@ fn check_filled(
     }
 }
 
-/// Reads all of the journal, holds it against the watermark, and brings a view up to its end that was filled
-/// from a checkpoint. A checkpoint that is of no use is let go of.
+/// Reads the journal, checks it against watermark and head, and brings a view that was loaded from a
+/// checkpoint up to its end. A checkpoint that does not fit is discarded.
 pub(super) fn check_journal_and_fill(
     dir: &LockedDir,
     key: &ChainKey,
@@ -169,7 +171,7 @@ pub(super) fn check_journal_and_fill(
             check_journal(dir, key, watermark, &end, &found_positions)?;
             check_head(dir, head, &end, &found_positions)?;
             return match other {
-                // It tells what was acknowledged, also where it is not read.
+                // It proves what was acknowledged, even though it was not read.
                 CheckpointLoad::Skipped(checkpoint) if checkpoint.latest.revision > end.position.revision => {
                     Err(missing(dir, checkpoint.latest.revision, &end))
                 }
@@ -198,13 +200,13 @@ pub(super) fn check_journal_and_fill(
     Ok((end, Some(checkpoint)))
 }
 
-/// What hands the records of entries to a view, and notes those that do not decode.
+/// Loads the records of entries into a view, and keeps the error of one that does not decode.
 pub(super) fn load_entries(
     view: &dyn MaterializedView,
     undecoded: &Mutex<Option<DecodeError>>,
 ) -> impl Fn(Vec<pb::JournalEntry>) + Sync {
     |entries| {
-        // At once: of a key that changed several times, only the newest form is worked on.
+        // All at once: of a key that changed several times, only the newest form is processed.
         let mut records = Vec::with_capacity(entries.len());
         for entry in entries {
             match rows_of(&entry) {
@@ -216,7 +218,7 @@ pub(super) fn load_entries(
     }
 }
 
-/// Holds a journal that was read against the watermark.
+/// Checks a journal that was read against the watermark.
 fn check_journal(
     dir: &LockedDir,
     key: &ChainKey,
@@ -229,7 +231,7 @@ fn check_journal(
     if watermark.revision > found {
         return Err(missing(dir, watermark.revision, end));
     }
-    // It may lag behind the beginning: it is not synced as often as older segments go.
+    // It may be older than the journal's beginning: it is synced less often than segments are deleted.
     if !found_positions.contains(&watermark) && watermark != end.start && watermark.revision >= end.start.revision {
         return Err(OpenError::Foreign { revision: watermark.revision, journal: dir.journal() });
     }
@@ -239,7 +241,7 @@ fn check_journal(
     Ok(())
 }
 
-/// Holds a journal that was read against a head that an operator kept.
+/// Checks a journal that was read against an expected head.
 fn check_head(
     dir: &LockedDir,
     head: Option<Head>,
@@ -250,7 +252,7 @@ fn check_head(
     fault.map_or(Ok(()), |(head, what)| Err(OpenError::OtherHead { head, journal: dir.journal(), what }))
 }
 
-/// How a journal that was read fails to lead through a head.
+/// How a journal that was read fails to contain a head.
 pub(super) fn head_fault(head: Head, end: &End, found_positions: &HashSet<Position>) -> Option<HeadFault> {
     let position = Position::from(head);
     match () {
@@ -261,8 +263,8 @@ pub(super) fn head_fault(head: Head, end: &End, found_positions: &HashSet<Positi
     }
 }
 
-/// Nobody can tell an end of the journal that was cut off with the watermark from one that is whole. Asked last: what
-/// else there is may tell of changes that are missing.
+/// Without the watermark, a journal that was truncated looks complete. Checked last: other files may prove
+/// that changes are missing.
 pub(super) fn check_watermark(
     dir: &LockedDir,
     acknowledged: Option<Position>,
@@ -284,7 +286,7 @@ fn missing(dir: &LockedDir, acknowledged: Revision, end: &End) -> OpenError {
     OpenError::Missing { acknowledged, found: end.position.revision, journal: dir.journal() }
 }
 
-/// A journal that does not begin at the beginning goes on from a snapshot; and none may be ahead of it.
+/// A journal whose beginning was deleted needs a snapshot, and no snapshot may be ahead of the journal.
 pub(super) fn check_beginning(dir: &LockedDir, key: &ChainKey, end: &End) -> Result<(), OpenError> {
     let mut begins = end.start == Position::START;
     for (revision, path) in snapshot::list(&dir.snapshots())? {
@@ -293,7 +295,7 @@ pub(super) fn check_beginning(dir: &LockedDir, key: &ChainKey, end: &End) -> Res
                 return Err(missing(dir, header.position.revision, end));
             }
             Ok(header) => begins |= header.position.revision >= end.start.revision,
-            // Not in doubt is that there was one; whether it is of use is asked when it is needed.
+            // There was one, at least. Whether it can be read is checked when it is needed.
             Err(error) => {
                 tracing::error!(path = %path.display(), %error, "a snapshot is damaged");
                 begins |= revision >= end.start.revision;
@@ -306,7 +308,7 @@ pub(super) fn check_beginning(dir: &LockedDir, key: &ChainKey, end: &End) -> Res
     Err(OpenError::NoBeginning { start: end.start.revision, snapshots: dir.snapshots() })
 }
 
-/// The table is written after the journal; one that is ahead of it tells of changes that were acknowledged.
+/// The table is written after the journal. A table ahead of it proves that acknowledged changes are missing.
 fn check_table_is_not_ahead(table: Option<Table>, end: &End, dir: &LockedDir) -> Result<Option<Table>, OpenError> {
     let Some(table) = table else { return Ok(None) };
     match usable(&dir.table(), || table.applied())? {
@@ -323,15 +325,15 @@ fn open_table(path: &Path, key: &ChainKey) -> Result<Option<Table>, OpenError> {
     usable(path, || Table::open(path, key))
 }
 
-/// Reads all of a table into a view. `None`: it must be rebuilt.
+/// Reads a table completely, into a view. `None`: it must be rebuilt.
 fn read_through(table: Option<Table>, path: &Path, view: &dyn MaterializedView) -> Result<Option<Table>, OpenError> {
     let Some(table) = table else { return Ok(None) };
     let read = usable(path, || table.check(view))?;
     Ok(read.map(|()| table))
 }
 
-/// What is done with a table, if it can be. A disk that fails is no reason to rebuild it: what is there may
-/// be sound, and there may be no room for another.
+/// Runs `what` on a table. `None`: the table must be rebuilt. A disk failure is an error instead: the table
+/// may be intact, and there may be no space for another.
 fn usable<T>(path: &Path, what: impl FnOnce() -> Result<T, TableError>) -> Result<Option<T>, OpenError> {
     match guard(what) {
         Ok(done) => Ok(Some(done)),
@@ -343,7 +345,7 @@ fn usable<T>(path: &Path, what: impl FnOnce() -> Result<T, TableError>) -> Resul
     }
 }
 
-/// Opens the table and reads all of it.
+/// Opens the table and reads it completely.
 pub(super) fn read_table(path: &Path, key: &ChainKey) -> Result<Table, TableError> {
     guard(|| {
         let table = Table::open(path, key)?;

@@ -9,9 +9,10 @@
 //! end: 0 u8 │ counts and checksums as the table notes them, 121 bytes │ blake3 of everything before, 32 bytes
 //! ```
 //!
-//! Tenants come first, in the order of their names, then keys, in the order of their digests: one state has
-//! one form, but for the time. The hash needs no key, so that a backup can be checked where the pepper is
-//! not; the header's seal and the checksums are keyed, so that a file which somebody else made is not believed.
+//! Tenants come first, in the order of their names, then keys, in the order of their digests, so that the
+//! bytes depend only on the records and the time. The hash has no key, so that a backup can be checked
+//! without the pepper; the header's seal and the checksums are keyed, so that a file made by somebody else is
+//! rejected.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -35,15 +36,15 @@ const MAGIC: &[u8; 8] = b"KEYWARDS";
 const SEALED_BYTES: usize = 64;
 const HEADER_BYTES: usize = 104;
 const END: u8 = 0;
-/// A stored record longer than this is not one of ours.
+/// A longer record is invalid.
 const RECORD_BYTES_MAX: usize = 64 * 1024;
-/// The size of the pieces in which files are read and written.
+/// Buffer size for reading and writing.
 const BUFFER_BYTES: usize = 256 * 1024;
 
-/// What a snapshot says of itself.
+/// A snapshot's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Where in the log it stands.
+    /// Its position in the log.
     pub position: Position,
     /// When it was made.
     pub time: UnixMillis,
@@ -53,7 +54,7 @@ pub struct Header {
 /// What a snapshot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Contents {
-    /// What it says of itself.
+    /// Its header.
     pub header: Header,
     /// How many tenants.
     pub tenants: u64,
@@ -61,13 +62,13 @@ pub struct Contents {
     pub keys: u64,
 }
 
-/// Why a snapshot is not to be had.
+/// Why a snapshot cannot be made or read.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// It cannot be read or written.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// It is of a later program.
+    /// It was written by a later program.
     #[error("it has snapshot version {0}, and this program knows only {VERSION}; use a newer keyward")]
     UnknownVersion(u32),
     /// It is not what was written.
@@ -76,18 +77,17 @@ pub enum SnapshotError {
     /// A record in it does not decode.
     #[error("it is damaged: {0}")]
     Record(#[from] DecodeError),
-    /// It is whole, and was not made with this pepper file.
+    /// It is intact, but was not made with this pepper file.
     #[error("it was not made with this pepper file, or was altered")]
     Foreign,
-    /// What it is to be made from cannot be read.
+    /// Its records cannot be read.
     #[error(transparent)]
     SnapshotScan(#[from] ScanError),
 }
 
-/// The snapshots in a directory, the newest first: their revisions and paths.
+/// The snapshots in a directory, newest first: revisions and paths.
 ///
-/// # Errors
-/// When the directory cannot be read. One that is not there has none.
+/// When the directory cannot be read. A missing one has none.
 pub(super) fn list(dir: &Path) -> io::Result<Vec<(Revision, PathBuf)>> {
     let found = numbered(dir, "kws")?;
     Ok(found.into_iter().map(|(number, path)| (Revision(number), path)).collect())
@@ -98,7 +98,7 @@ pub(super) fn path_of(dir: &Path, revision: Revision) -> PathBuf {
     dir.join(format!("{:020}.kws", revision.0))
 }
 
-/// Writes a scan of the table.
+/// Writes the records of a snapshot scan.
 pub(super) fn write(
     scan: &mut SnapshotScan,
     key: &ChecksumKey,
@@ -115,7 +115,7 @@ pub(super) fn write(
     Ok(writer.finish(&checksums, key)?)
 }
 
-/// Writes records, which must come in the order of a snapshot and be those of the checksums.
+/// Writes records, which must be in a snapshot's order and match the checksums.
 pub(super) fn write_records<'a>(
     checksums: &Checksums,
     key: &ChecksumKey,
@@ -162,13 +162,13 @@ impl<'a, W: Write> Writer<'a, W> {
     }
 }
 
-/// Reads a snapshot's header, and believes it if the seal is ours; without a key, if it is undamaged.
+/// Reads a snapshot's header. With a key, its seal must match; without one, it must be undamaged.
 pub(super) fn read_header(path: &Path, key: Option<&ChecksumKey>) -> Result<Header, SnapshotError> {
     parse_header(&mut File::open(path)?, key)
 }
 
-/// Reads all of a snapshot and hands its records on, in their order. Nothing is to be believed before this
-/// has returned. With a key, it must have been made with it; without one, it must be undamaged.
+/// Reads a snapshot and passes its records on in order. They must not be trusted before this has returned.
+/// With a key, the snapshot must have been made with it; without one, it must be undamaged.
 pub(super) fn read<E: From<SnapshotError>>(
     input: impl Read,
     key: Option<&ChecksumKey>,
@@ -200,10 +200,10 @@ pub(super) fn read<E: From<SnapshotError>>(
     Ok(contents)
 }
 
-/// Asked before each piece of a long work: an error breaks it off.
+/// Called before each piece of long work. An error interrupts it.
 pub(super) type ContinueCheck<'a> = &'a dyn Fn() -> io::Result<()>;
 
-/// Reads all of a snapshot file.
+/// Reads and checks a snapshot file.
 pub(super) fn verify(
     path: &Path,
     key: Option<&ChecksumKey>,
@@ -212,7 +212,7 @@ pub(super) fn verify(
     read(Interruptible { inner: File::open(path)?, check_continue }, key, |_| Ok(()))
 }
 
-/// Reads all of a backup, without the pepper file that it was made with.
+/// Reads and checks a backup without its pepper file.
 ///
 /// # Errors
 /// When it is damaged, or cannot be read.
@@ -220,7 +220,7 @@ pub fn verify_without_key(path: &Path) -> Result<Contents, SnapshotError> {
     verify(path, None, &|| Ok(()))
 }
 
-/// The same of bytes that come from anywhere.
+/// As [`verify_without_key`], for bytes from any source.
 ///
 /// # Errors
 /// When they are damaged, or cannot be read.
@@ -228,8 +228,8 @@ pub fn verify_bytes_without_key(input: impl Read) -> Result<Contents, SnapshotEr
     read(input, None, |_| Ok(()))
 }
 
-/// Makes a snapshot file that is there whole or not at all, and reads it back before it gets its name. It
-/// breaks off with the error that `check_continue` gives.
+/// Makes a snapshot file atomically, and reads it back before it gets its name. Interrupted by the error of
+/// `check_continue`.
 pub(super) fn create(
     scan: &mut SnapshotScan,
     key: &ChecksumKey,
@@ -306,7 +306,7 @@ fn next_record(input: &mut impl Read) -> Result<Option<(RecordKind, Vec<u8>)>, S
     Ok(Some((kind, bytes)))
 }
 
-/// The record, and its name in the table.
+/// The record, and its key in the table.
 fn decode(kind: RecordKind, bytes: &[u8]) -> Result<(Record, Vec<u8>), SnapshotError> {
     Ok(match kind {
         RecordKind::Tenant => {
@@ -347,7 +347,7 @@ fn read_exactly(input: &mut impl Read, bytes: &mut [u8]) -> Result<(), SnapshotE
     })
 }
 
-/// Asks before each piece whether it may go on.
+/// Calls `check_continue` before each piece.
 pub(super) struct Interruptible<'a, T> {
     pub(super) inner: T,
     pub(super) check_continue: ContinueCheck<'a>,
@@ -371,7 +371,7 @@ impl<W: Write> Write for Interruptible<'_, W> {
     }
 }
 
-/// Hashes what passes through.
+/// Hashes what is read or written.
 struct Hashing<T> {
     inner: T,
     hasher: blake3::Hasher,

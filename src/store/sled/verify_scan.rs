@@ -1,4 +1,4 @@
-//! Reading all of the table, on every core: it is held against its checksums, and what is read is handed on.
+//! Reads the whole table on all cores, checks it against its checksums, and passes its records to a view.
 
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
@@ -17,20 +17,19 @@ use crate::progress::Progress;
 use crate::store::MaterializedView;
 use crate::store::record::{RecordKind, decode_key, decode_tenant};
 
-/// Parts that the keys are read in, by the first byte of their digests.
+/// Parts in which the keys are read, by the first byte of their digests.
 const KEY_PARTS: usize = 256;
-/// The trees that are read in one part each: beside the keys, and before them, because the longest work comes first.
+/// Trees read as one part each. They come first, because the longest work comes first.
 const WHOLE_TREES: usize = 3;
-/// Records that are handed on at once.
+/// Records passed on at once.
 const BATCH_RECORDS: usize = 1_024;
 
 impl Table {
-    /// Reads everything, save secondary indexes of another layout, holds it against the checksums, and hands every record
-    /// to `view`, the keys in the order of their digests within each part. What was handed on before an error
-    /// is of no use.
+    /// Reads everything, except secondary indexes of another layout, compares it with the checksums, and
+    /// passes every record to `view`, the keys in the order of their digests within each part. After an
+    /// error, what was passed on must be discarded.
     ///
-    /// # Errors
-    /// When anything does not fit.
+    /// When anything differs.
     pub fn check(&self, view: &dyn MaterializedView) -> Result<(), TableError> {
         let noted = self.checksums()?;
         let has_facets = self.has_current_layout()?;
@@ -64,12 +63,12 @@ impl Table {
     }
 }
 
-/// What was found in some parts, and what that lets expect of others.
+/// What some parts hold, and what other parts must hold accordingly.
 #[derive(Default)]
 struct ScanResult {
     keys: Checksum,
     tenants: Checksum,
-    /// Of the records of both, with their names.
+    /// Of the records of both, including their names.
     bytes: u64,
     ids: Tally,
     facets: Tally,
@@ -89,8 +88,8 @@ impl ScanResult {
     }
 }
 
-/// A count of names, and the sum of their hashes. The hash has a key that nobody knew before: what is in the table was
-/// written without it.
+/// A count of names, and the sum of their hashes. The hash key is random: the table was written without
+/// knowing it.
 #[derive(Default, PartialEq, Eq)]
 struct Tally {
     count: u64,
@@ -113,7 +112,7 @@ struct VerifyScan<'a> {
     table: &'a Table,
     view: &'a dyn MaterializedView,
     names: RandomState,
-    /// So that nobody reads on where all is in vain.
+    /// Stops the other threads after a failure.
     failed: AtomicBool,
     progress: Mutex<Progress>,
 }
@@ -171,7 +170,7 @@ impl VerifyScan<'_> {
         Ok(found)
     }
 
-    /// The keys whose digests begin with a byte.
+    /// The keys whose digests begin with this byte.
     fn keys(&self, first: usize) -> Result<ScanResult, TableError> {
         let mut found = ScanResult::default();
         let mut batch = Vec::with_capacity(BATCH_RECORDS);

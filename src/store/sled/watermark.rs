@@ -1,8 +1,8 @@
 //! The watermark: the highest acknowledged revision and its chain hash, in a file of its own.
 //!
-//! The journal cannot tell a last frame that rotted after it was acknowledged from one that a crash tore. The watermark
-//! can. It is written after each group, before the group is acknowledged, and synced only now and then: after a power
-//! cut it may lag behind the journal, never run ahead of it.
+//! The journal alone cannot tell a last frame that was damaged after its acknowledgement from one that a
+//! crash tore. The watermark can. It is written after each group, before the group is acknowledged, and
+//! synced only now and then: after a power cut it may lag behind the journal, but is never ahead of it.
 //!
 //! 64 bytes, little-endian: `KWWM`, version u32, revision u64, chain 32 bytes, CRC-32C of all before it u32, zeros.
 
@@ -30,7 +30,7 @@ pub(super) struct Watermark {
 }
 
 impl Watermark {
-    /// Opens the file, and says what it holds: `None` if it is new or damaged.
+    /// Opens the file and reads it. `None`: it is new or damaged.
     pub(super) fn open(path: &Path) -> io::Result<(Self, Option<Position>)> {
         let mut options = private_options();
         let opened = options.read(true).write(true).create(true).truncate(false).open(path);
@@ -39,7 +39,7 @@ impl Watermark {
         Ok((Self { file, path: path.to_owned() }, position))
     }
 
-    /// What the file holds, without making it: `None` if it is not there or damaged.
+    /// Reads the file without creating it. `None`: it is missing or damaged.
     pub(super) fn read(path: &Path) -> io::Result<Option<Position>> {
         match File::open(path) {
             Ok(file) => position_in(&file).map_err(with_path(path)),
@@ -48,12 +48,13 @@ impl Watermark {
         }
     }
 
-    /// Notes a position. It survives the end of the process, and a power cut once [`Watermark::sync`] has run.
+    /// Writes a position. It survives the end of the process, and a power cut once [`Watermark::sync`] has
+    /// run.
     pub(super) fn note(&self, position: &Position) -> io::Result<()> {
         self.file.write_all_at(&encode(position), 0).map_err(with_path(&self.path))
     }
 
-    /// Makes the last note, and the file's name, durable.
+    /// Makes the last position and the file's name durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_all().and_then(|()| sync_parent(&self.path)).map_err(with_path(&self.path))
     }
