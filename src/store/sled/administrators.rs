@@ -1,4 +1,4 @@
-//! The lasting administrators that a table holds.
+//! Reads the lasting administrators from a table.
 
 use keyward_core::event::Record;
 use keyward_core::id::{ActorId, TenantId};
@@ -10,11 +10,11 @@ use super::write_buffer::WriteBuffer;
 use crate::store::administrators::Administrators;
 use crate::store::{KeyQuery, StoreError};
 
-/// Keys that are read at a time.
+/// Keys read at a time.
 const BATCH_KEYS: usize = 1_000;
 
-/// Reads the active keys of tenant `system`: before the store is open, because only the committer follows them from
-/// then on.
+/// Reads the active keys of tenant `system`. Called before the store opens; afterwards only the committer
+/// keeps track of them.
 pub(super) fn read(table: &Table) -> Result<Administrators, StoreError> {
     let mut found = Administrators::default();
     let mut query = KeyQuery {

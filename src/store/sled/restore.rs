@@ -1,9 +1,9 @@
-//! A data directory from a backup, and from the journal that went on after it.
+//! Restores a data directory from a backup, and from the journal that continues it.
 //!
-//! First everything is read, so that what is wrong is known before anything is written. Then the directory is made
-//! inside the one that is to hold it, under the name `restore.new`, with its table; and at the end its parts are moved
-//! to their places, the layout last. Whenever that is broken off, no start takes the directory for whole, and the next
-//! restore removes what is there.
+//! First everything is read, so that mistakes are found before anything is written. Then the directory, with
+//! its table, is built as `restore.new` inside the one that is to hold it; at the end its parts are moved to
+//! their places, the layout last. If that is interrupted, no start takes the directory for complete, and the
+//! next restore removes the remains.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -35,9 +35,9 @@ use crate::store::record::pb;
 pub struct Source {
     /// The backup.
     pub backup: PathBuf,
-    /// The directory of the journal that went on after it, if changes since the backup are wanted.
+    /// The directory of the journal that continues the backup, to restore later changes too.
     pub journal: Option<PathBuf>,
-    /// The last revision that is wanted. `None`: all that are there.
+    /// The last revision to restore. `None`: all.
     pub to: Option<Revision>,
 }
 
@@ -47,7 +47,7 @@ pub enum RestoreError {
     /// The directory cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The backup is of no use.
+    /// The backup cannot be used.
     #[error("the backup {path}: {source}")]
     Backup {
         /// The backup.
@@ -55,19 +55,19 @@ pub enum RestoreError {
         /// What is wrong.
         source: SnapshotError,
     },
-    /// The journal that went on after the backup cannot be read.
+    /// The journal cannot be read.
     #[error("{0}{advice}", advice = advice(.0))]
     Journal(#[from] JournalError),
-    /// Keys that would be restored could not be verified.
+    /// Restored keys could not be verified.
     #[error(
         "there are keys under pepper {pepper}, which the pepper file does not have: put the pepper file there that belongs to the \
          backup"
     )]
     ForeignPepper {
-        /// The missing pepper's name.
+        /// The missing pepper's id.
         pepper: PepperId,
     },
-    /// The journal is not the one of the backup.
+    /// The journal does not continue the backup.
     #[error(
         "the journal {journal} does not go on from the backup, which ends at revision {revision}: it is another one, or begins later"
     )]
@@ -77,19 +77,19 @@ pub enum RestoreError {
         /// Where the backup ends.
         revision: Revision,
     },
-    /// The revision that is wanted is not there.
+    /// The wanted revision is not available.
     #[error("revision {wanted} is not to be had: the backup has revision {from}, and {with} goes up to {to}")]
     OutOfReach {
         /// What is wanted.
         wanted: Revision,
         /// What the backup has.
         from: Revision,
-        /// What was to bring the rest.
+        /// The source of later changes.
         with: &'static str,
-        /// How far it goes.
+        /// The last revision there.
         to: Revision,
     },
-    /// The backup is past the revision that is wanted.
+    /// The backup is newer than the wanted revision.
     #[error("the backup has revision {from} and cannot go back to {wanted}; take an older backup")]
     TooNew {
         /// What is wanted.
@@ -107,15 +107,15 @@ pub enum RestoreError {
 pub struct Restored {
     /// What the backup held.
     pub backup: Contents,
-    /// The last revision of the lost log that is there. The restore's own entry has the next one.
+    /// The last restored revision of the old log. The restore's own entry has the next one.
     pub revision: Revision,
-    /// When that was the last one: when the backup was made, or its change.
+    /// The time of that revision: when the backup was made, or of its change.
     pub time: UnixMillis,
-    /// The keys that there are.
+    /// The number of keys.
     pub keys: ByState,
 }
 
-/// As the log keeps it, and as operators are told at each start until something has changed.
+/// The text in the journal, and in the warning at each start until something has changed.
 impl fmt::Display for Restored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ByState { active, disabled, revoked } = self.keys;
@@ -125,7 +125,7 @@ impl fmt::Display for Restored {
     }
 }
 
-/// A time as people read it, to the second.
+/// A time in RFC 3339, to the second.
 #[must_use]
 pub fn rfc3339(time: UnixMillis) -> String {
     let since = Duration::from_millis(u64::try_from(time.0).unwrap_or(0));
@@ -134,7 +134,7 @@ pub fn rfc3339(time: UnixMillis) -> String {
         .map_or_else(|| time.to_string(), |time| humantime::format_rfc3339_seconds(time).to_string())
 }
 
-/// Where a journal is damaged, everything before that can be had.
+/// If a journal is damaged, everything before the damage can be restored.
 fn advice(error: &JournalError) -> String {
     match error {
         JournalError::Damaged { after, .. } | JournalError::Gap { after, .. } if after.0 > 0 => {
@@ -144,11 +144,10 @@ fn advice(error: &JournalError) -> String {
     }
 }
 
-/// Fills a directory that was locked as an empty one, or leaves it empty. `knows` says whether there is a pepper: a key
-/// under another one could not be verified.
+/// Restores into a directory that was locked as empty; if it fails, the directory stays empty. `knows` says
+/// whether a pepper is available: keys under another one could not be verified.
 ///
-/// # Errors
-/// See [`RestoreError`]. What is wrong with backup, journal or pepper file is found before anything is written.
+/// See [`RestoreError`]. Errors in backup, journal or pepper file are found before anything is written.
 pub fn restore(
     dir: &LockedDir,
     options: &StoreOptions,
@@ -167,7 +166,7 @@ pub fn restore(
     Ok(restored)
 }
 
-/// Reads all that is to be restored: gives the position of the backup, and the peppers that its keys need.
+/// Reads everything to be restored. Returns the position of the backup, and the peppers that its keys need.
 fn survey(key: &ChainKey, source: &Source) -> Result<(Position, HashSet<PepperId>), RestoreError> {
     let of_backup = |error| RestoreError::Backup { path: source.backup.clone(), source: error };
     let mut peppers = HashSet::new();
@@ -189,7 +188,7 @@ fn pepper_of(record: &Record) -> Option<PepperId> {
     }
 }
 
-/// Makes a whole data directory, but for its layout.
+/// Builds a complete data directory, except for its layout.
 fn make(
     fresh: &Path,
     options: &StoreOptions,
@@ -219,7 +218,7 @@ fn make(
     Ok(restored)
 }
 
-/// Puts a backup where snapshots are, once all of it has been read and believed.
+/// Copies a backup to the snapshots, and checks it before it gets its name.
 fn copy_backup(dir: &LockedDir, key: &ChecksumKey, backup: &Path) -> Result<Contents, RestoreError> {
     let of_backup = |source| RestoreError::Backup { path: backup.to_owned(), source };
     let header = snapshot::read_header(backup, Some(key)).map_err(of_backup)?;
@@ -232,7 +231,7 @@ fn copy_backup(dir: &LockedDir, key: &ChecksumKey, backup: &Path) -> Result<Cont
     Ok(contents)
 }
 
-/// Copies changes into a new journal, or only reads them.
+/// Copies changes into a new journal, or only reads them if there is no writer.
 struct JournalCopy<'a> {
     writer: Option<Writer>,
     key: &'a ChainKey,
@@ -241,9 +240,9 @@ struct JournalCopy<'a> {
     /// Where the copy ends.
     at: Position,
     source: &'a Source,
-    /// Those that the keys in the changes need.
+    /// The peppers that keys in the changes need.
     peppers: HashSet<PepperId>,
-    /// When the last of the copied changes was made.
+    /// The time of the last copied change.
     time: Option<UnixMillis>,
     failed: Option<RestoreError>,
 }
@@ -279,7 +278,7 @@ impl JournalCopy<'_> {
         }
     }
 
-    /// Takes the entries of a frame, and the position after it.
+    /// Copies the entries of a frame, which leads to `to`.
     fn take(&mut self, entries: &[pb::JournalEntry], to: Position) {
         if self.failed.is_none() && to.revision > self.from.revision {
             self.failed = self.append(entries, to).err();
@@ -313,7 +312,7 @@ impl JournalCopy<'_> {
         Ok(())
     }
 
-    /// The frame of these entries, after what has been copied.
+    /// Builds the frame of these entries, after what has been copied.
     fn frame(&self, entries: &[pb::JournalEntry]) -> FrameBuilder {
         let mut frame = FrameBuilder::after(&self.at);
         entries.iter().for_each(|entry| frame.push(entry, self.key));

@@ -24,17 +24,17 @@ pub const VERSION: u32 = 1;
 pub const SEGMENT_HEADER_BYTES: usize = 64;
 /// Frames begin at multiples of this.
 pub const ALIGNMENT_BYTES: usize = 8;
-/// A payload longer than this is not one of ours: it is neither written nor read.
+/// The longest payload that is written or read.
 pub const PAYLOAD_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// A frame is at most this long.
+/// The longest frame.
 pub const FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES + PAYLOAD_BYTES_MAX + CHAIN_BYTES + ALIGNMENT_BYTES;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"KEYWARDJ";
 const FRAME_MAGIC: &[u8; 4] = b"KWJG";
 const FRAME_HEADER_BYTES: usize = 24;
 const CHAIN_BYTES: usize = 32;
-/// The length before an entry.
+/// The longest length prefix of an entry.
 const LENGTH_BYTES_MAX: usize = 10;
 
 /// The header of a segment that begins after `position`.
@@ -50,16 +50,16 @@ pub fn segment_header(position: &Position) -> [u8; SEGMENT_HEADER_BYTES] {
     bytes
 }
 
-/// What is wrong with a segment's header.
+/// Why a segment's header is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeaderError {
-    /// It is of a later version.
+    /// It has an unknown version.
     UnknownVersion(u32),
     /// It is not a header.
     Damaged,
 }
 
-/// Reads a segment's header: the position after which the segment begins.
+/// Reads a segment's header. Returns the position after which the segment begins.
 ///
 /// # Errors
 /// When it is not a header that this program knows.
@@ -79,7 +79,7 @@ pub fn read_segment_header(bytes: &[u8]) -> Result<Position, HeaderError> {
     Ok(Position { revision: Revision(revision), chain: Chain(chain) })
 }
 
-/// A frame under construction: entries that follow a position.
+/// Builds a frame of entries that follow a position.
 #[derive(Debug)]
 pub struct FrameBuilder {
     first: Revision,
@@ -129,7 +129,7 @@ impl FrameBuilder {
         self.bytes.len() - FRAME_HEADER_BYTES
     }
 
-    /// Whether an entry of at most so many bytes has room yet.
+    /// Whether an entry of at most this many bytes still fits.
     #[must_use]
     pub fn fits(&self, entry_bytes: usize) -> bool {
         self.payload_bytes() + LENGTH_BYTES_MAX + entry_bytes <= PAYLOAD_BYTES_MAX
@@ -137,8 +137,7 @@ impl FrameBuilder {
 
     /// The finished frame.
     ///
-    /// # Errors
-    /// When it has more than [`PAYLOAD_BYTES_MAX`]: nothing would read it.
+    /// When it exceeds [`PAYLOAD_BYTES_MAX`], so that it could not be read back.
     pub fn finish(mut self) -> Result<Vec<u8>, JournalError> {
         let bytes = self.payload_bytes();
         let payload = u32::try_from(bytes).ok().filter(|_| bytes <= PAYLOAD_BYTES_MAX);
@@ -155,7 +154,7 @@ impl FrameBuilder {
     }
 }
 
-/// What can be read of an entry.
+/// An entry, decoded completely or in part.
 pub trait Entry: Message + Default {
     /// Its revision.
     fn revision(&self) -> Revision;
@@ -167,7 +166,7 @@ impl Entry for pb::JournalEntry {
     }
 }
 
-/// As much of an entry as it takes to know its place. Its bytes are covered by the chain.
+/// Only the revision of an entry. Its bytes are covered by the chain.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct EntryRevision {
     /// As in [`pb::JournalEntry`].
@@ -181,12 +180,12 @@ impl Entry for EntryRevision {
     }
 }
 
-/// A frame as read: its checksum holds, its contents are not yet looked at.
+/// A frame whose checksum is valid, and whose contents are not checked yet.
 #[derive(Debug)]
 pub struct Frame<'a> {
     /// The revision of its first entry.
     pub first: Revision,
-    /// How many entries it claims.
+    /// How many entries the header claims.
     pub count: u32,
     payload: &'a [u8],
     chain: Chain,
@@ -195,7 +194,7 @@ pub struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// Reads the frame that begins with `bytes`, which may go on past it. `None`: there is no sound frame here.
+    /// Reads the frame at the beginning of `bytes`. `None`: there is no valid frame.
     #[must_use]
     pub fn read(bytes: &'a [u8]) -> Option<Self> {
         let mut header = Cursor(bytes.first_chunk::<FRAME_HEADER_BYTES>()?);
@@ -220,7 +219,7 @@ impl<'a> Frame<'a> {
         })
     }
 
-    /// The position that the frame says it leads to.
+    /// The position after the frame, as it claims.
     #[must_use]
     pub fn claimed_end(&self) -> Position {
         let last = self.first.0.saturating_add(u64::from(self.count)).saturating_sub(1);
@@ -233,7 +232,7 @@ impl<'a> Frame<'a> {
         self.entries::<pb::JournalEntry>().next()?.ok().map(|(entry, _)| UnixMillis(entry.time_ms))
     }
 
-    /// The entries with their bytes, each as far as it decodes. The first mistake ends them.
+    /// The entries with their bytes. Ends with the first error.
     pub fn entries<E: Entry>(&self) -> impl Iterator<Item = Result<(E, &'a [u8]), &'static str>> + use<'a, E> {
         let mut rest = self.payload;
         std::iter::from_fn(move || {
@@ -248,7 +247,8 @@ impl<'a> Frame<'a> {
         })
     }
 
-    /// The entries, if the frame follows `position` in every respect, and the position after them.
+    /// Returns the entries and the position after them, if the frame follows `position` in revision and
+    /// chain.
     ///
     /// # Errors
     /// With what is wrong.
@@ -260,7 +260,8 @@ impl<'a> Frame<'a> {
         self.verify_each(position, key, |_| {})
     }
 
-    /// As [`Frame::verify_after`], and tells the position after each entry. They are to be believed when this has returned.
+    /// As [`Frame::verify_after`], and calls `on_position` with the position after each entry. They must not
+    /// be trusted before this has returned.
     ///
     /// # Errors
     /// With what is wrong.
@@ -293,7 +294,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Takes the next entry and its bytes off a payload.
+/// Takes the next entry and its bytes from a payload.
 fn next_entry<'a, E: Entry>(rest: &mut &'a [u8]) -> Result<(E, &'a [u8]), &'static str> {
     let length = prost::encoding::decode_varint(rest).map_err(|_| "an entry's length does not decode")?;
     let length = usize::try_from(length).map_err(|_| "an entry's length does not decode")?;

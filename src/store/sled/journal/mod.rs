@@ -1,8 +1,10 @@
-//! The journal: append-only segments of frames. One frame is one group of changes, written and synced as one.
+//! The journal (write-ahead log): append-only segments of frames. A frame is a group of changes, written and
+//! synced at once.
 //!
-//! Because a group is one frame, and is written only when the frame before it is durable, the end of the log can be
-//! judged: a damaged frame that nothing sound follows was never acknowledged, and is cut off; a damaged frame before a
-//! sound one was, and nothing starts until a person has looked. The [`super::watermark`] covers the last frame.
+//! A frame is written only when the frame before it is durable, so the end of the log can be judged: a
+//! damaged frame followed by nothing intact was never acknowledged, and is cut off; a damaged frame before an
+//! intact one was, and the start is refused until an operator has looked. The [`super::watermark`] covers the
+//! last frame.
 //!
 //! [`frame`] has the bytes, [`scan`](mod@scan) reads, [`writer`] appends. docs/FORMAT.md describes all of it.
 
@@ -20,8 +22,8 @@ use zeroize::Zeroizing;
 /// The checksum of everything in the journal: CRC-32C (Castagnoli).
 pub(super) const CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 
-/// The hash of the log up to a revision. Each entry's is the keyed blake3 of the one before it and the entry's bytes, so
-/// that no entry can be changed, dropped or put in without a trace.
+/// The hash of the log up to a revision. Each entry's hash is the keyed blake3 of the previous hash and the
+/// entry's bytes, so that no entry can be changed, dropped or inserted unnoticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Chain(pub [u8; 32]);
 
@@ -36,10 +38,10 @@ impl Chain {
     }
 }
 
-/// The key of the chain. Without it, a log that was tampered with cannot be made to look whole.
+/// The key of the chain. Without it, nobody can make a log that was tampered with look intact.
 pub struct ChainKey(pub Zeroizing<[u8; 32]>);
 
-/// A place in the log.
+/// A position in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Position {
     /// The revision of the last entry.
@@ -49,7 +51,7 @@ pub struct Position {
 }
 
 impl Position {
-    /// Before the first entry.
+    /// The position before the first entry.
     pub const START: Self = Self { revision: Revision(0), chain: Chain::EMPTY };
 }
 
@@ -65,7 +67,7 @@ impl From<Position> for Head {
     }
 }
 
-/// Why the journal cannot be used as it is.
+/// Why the journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The disk failed.
@@ -96,13 +98,13 @@ pub enum JournalError {
         /// The last revision before the gap.
         after: Revision,
     },
-    /// A frame that nothing would read is not written.
+    /// A frame is too long to be read back, and is not written.
     #[error("changes of {bytes} bytes do not fit into one frame of the journal")]
     TooLong {
         /// Their size.
         bytes: usize,
     },
-    /// A segment of a later program.
+    /// A segment was written by a later program.
     #[error("{path} has journal version {version}, and this program knows only {}", frame::VERSION)]
     UnknownVersion {
         /// The file.

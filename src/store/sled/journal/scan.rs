@@ -1,4 +1,4 @@
-//! Reading the journal: every frame, in order, checked.
+//! Reads and checks the journal, frame by frame.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -19,11 +19,11 @@ use crate::progress::Progress;
 /// Where the journal ends, after a scan.
 #[derive(Debug)]
 pub struct End {
-    /// Before the first entry that is there. Past [`Position::START`] where older segments have gone.
+    /// The position before the first entry. Past [`Position::START`] if older segments were deleted.
     pub start: Position,
     /// The last entry.
     pub position: Position,
-    /// The last segment, if there is one: the writer goes on there.
+    /// The last segment, if there is one. The writer continues there.
     pub segment: Option<SegmentEnd>,
 }
 
@@ -36,9 +36,9 @@ pub struct SegmentEnd {
     pub path: PathBuf,
     /// Where the next frame goes.
     pub offset: u64,
-    /// Where the last frame begins, or the header if there is none.
+    /// Where the last frame begins, or the header's end if there is none.
     pub last_frame: u64,
-    /// Bytes after `offset` that a crash left behind, and that were never acknowledged. They must be zeroed.
+    /// Bytes after `offset` that a crash left, which were never acknowledged and must be zeroed.
     pub torn: u64,
 }
 
@@ -48,17 +48,16 @@ pub fn segment_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:012}.kwj"))
 }
 
-/// Reads every segment in `dir`, checks all of it, and says which of the wanted positions it leads through, also amid a
-/// frame. It reads on every core.
+/// Reads and checks every segment in `dir`, on all cores. Returns the end, and which of the wanted positions
+/// the journal contains, also within a frame.
 ///
-/// # Errors
-/// When the journal is not whole. A torn end is not an error: see [`SegmentEnd::torn`].
+/// When the journal is not intact. A torn end is not an error: see [`SegmentEnd::torn`].
 pub fn verify(dir: &Path, key: &ChainKey, wanted: &[Position]) -> Result<(End, HashSet<Position>), JournalError> {
     verify_and_visit(dir, key, wanted, Revision(u64::MAX), |_: Vec<EntryRevision>| {})
 }
 
-/// As [`verify`], and hands over the entries of each frame that ends after a revision, in no order, from
-/// several threads at a time, and perhaps more than once. They are to be believed when this has returned.
+/// As [`verify`], and passes on the entries of each frame that ends after a revision: in no order, from
+/// several threads, and possibly more than once. They must not be trusted before this has returned.
 ///
 /// # Errors
 /// When the journal is not whole.
@@ -70,7 +69,7 @@ pub fn verify_and_visit<E: Entry>(
     visit: impl Fn(Vec<E>) + Sync,
 ) -> Result<(End, HashSet<Position>), JournalError> {
     let numbers = segment_numbers(dir)?;
-    // A segment ends where the one after it begins. If that cannot be read, the scan says so.
+    // A segment ends where the next one begins. If that cannot be read, the scan reports it.
     let ends = |at: usize| numbers.get(at + 1).and_then(|&next| segment_start(&segment_path(dir, next)).ok());
     let visit = |entries, at: Position| {
         if at.revision > after {
@@ -87,7 +86,8 @@ pub fn verify_and_visit<E: Entry>(
         let mut found_positions = HashSet::new();
         let on_position = |at| found_positions.extend(wanted.contains(&at).then_some(at));
         let (number, last) = (numbers[at], at + 1 == numbers.len());
-        // Each begins where its header says; whether the one before it ends there is seen when all are read.
+        // Each segment is read from the position in its header; whether they fit together is checked at the
+        // end.
         let scanned = if ends(at).is_some_and(|end| end.revision <= after) {
             reader.segment(number, last, None, on_position, |_: Vec<EntryRevision>, _| {})
         } else {
@@ -101,14 +101,14 @@ pub fn verify_and_visit<E: Entry>(
     if let Some(whole) = joined(scanned) {
         return Ok(whole);
     }
-    // What is wrong is said by who reads from the beginning.
+    // Read again in order, to report the first error.
     let mut found_positions = HashSet::new();
     let on_position = |at| found_positions.extend(wanted.contains(&at).then_some(at));
     let end = reader.segments(&numbers, on_position, visit)?;
     Ok((end, found_positions))
 }
 
-/// Segments put together, if each follows the one before it.
+/// Joins segments, if each follows the one before it.
 fn joined(scanned: Vec<Option<(Scanned, HashSet<Position>)>>) -> Option<(End, HashSet<Position>)> {
     let mut whole = (End { start: Position::START, position: Position::START, segment: None }, HashSet::new());
     let (end, found) = &mut whole;
@@ -125,8 +125,8 @@ fn joined(scanned: Vec<Option<(Scanned, HashSet<Position>)>>) -> Option<(End, Ha
     Some(whole)
 }
 
-/// Reads what comes after a revision, and somewhat more: it begins with a segment, and visits the frame that
-/// ends there.
+/// Reads what comes after a revision, and some of what precedes it: begins with the segment that contains it,
+/// and includes the frame that ends there.
 ///
 /// # Errors
 /// When what is read is not whole.
@@ -145,8 +145,8 @@ pub fn scan_after<E: Entry>(
     SegmentReader { dir, key, until: None }.segments(&numbers, |_| {}, visit)
 }
 
-/// Reads what comes after a revision, and somewhat more, and ends with the frame that reaches another one, if one is
-/// given. What is before and behind that is not looked at, and may be damaged.
+/// Reads what comes after a revision, and some of what precedes it, up to the frame that reaches `until`, if
+/// given. What lies outside is not read, and may be damaged.
 ///
 /// # Errors
 /// When what is read is not whole.
@@ -174,7 +174,7 @@ pub fn segment_start(path: &Path) -> Result<Position, JournalError> {
     read_segment_header(&header).map_err(|wrong| wrong.in_file(path, Revision(0)))
 }
 
-/// The numbers of the segments, in order.
+/// The segments' numbers, in order.
 ///
 /// # Errors
 /// When the directory cannot be read.
@@ -197,17 +197,17 @@ struct Scanned {
     segment: SegmentEnd,
 }
 
-/// What is read, with which key, and up to where.
+/// Reads segments of a directory, up to a revision.
 struct SegmentReader<'a> {
     dir: &'a Path,
     key: &'a ChainKey,
-    /// Nothing behind the frame that reaches this revision. `None`: all of it.
+    /// Stops after the frame that reaches this revision. `None`: reads all.
     until: Option<Revision>,
 }
 
 impl SegmentReader<'_> {
-    /// Reads segments, one after the other. `on_position` is told of the position after each entry, `visit` of each frame's
-    /// entries and the position after it.
+    /// Reads segments in order. Calls `on_position` with the position after each entry, and `visit` with each
+    /// frame's entries and the position after it.
     fn segments<E: Entry>(
         &self,
         numbers: &[u64],
@@ -235,7 +235,7 @@ impl SegmentReader<'_> {
         Ok(end)
     }
 
-    /// Reads a segment, which follows a position, if one is given.
+    /// Reads a segment, which must follow `after`, if given.
     fn segment<E: Entry>(
         &self,
         number: u64,
@@ -246,7 +246,7 @@ impl SegmentReader<'_> {
     ) -> Result<Scanned, JournalError> {
         let path = segment_path(self.dir, number);
         let mut bytes = Vec::new();
-        // What was read before an error is there.
+        // Bytes read before an error are kept.
         let read = File::open(&path).and_then(|mut file| file.read_to_end(&mut bytes));
         let unread = read.err().map(|error| JournalError::io(&path, error));
         let unread = match unread {
@@ -286,7 +286,7 @@ impl SegmentReader<'_> {
                 return Err(error);
             }
             if torn > 0 && (!last || sound_frame_follows(tail, torn)) {
-                // It was acknowledged.
+                // A change that was acknowledged.
                 return Err(damaged(offset, "the frame is damaged", &end));
             }
         }
@@ -304,8 +304,8 @@ fn does_not_follow(path: &Path, after: Revision) -> JournalError {
     JournalError::Damaged { path: path.to_owned(), offset: 0, what, after }
 }
 
-/// Whether a sound frame begins anywhere after the first place and before `end`. If so, the damaged one before it had
-/// been acknowledged. It may itself end in zeros, past `end`.
+/// Whether an intact frame begins after the first place and before `end`. If so, the damaged frame before it
+/// was acknowledged. The frame may itself end in zeros, past `end`.
 fn sound_frame_follows(tail: &[u8], end: usize) -> bool {
     (ALIGNMENT_BYTES..end).step_by(ALIGNMENT_BYTES).any(|at| Frame::read(&tail[at..]).is_some())
 }

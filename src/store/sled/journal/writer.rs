@@ -1,4 +1,4 @@
-//! Appending to the journal.
+//! Appends to the journal.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -13,26 +13,27 @@ use super::{JournalError, Position};
 use crate::files::{NewFile, private_options};
 
 const ZEROS_BYTES: usize = 64 * 1024;
-/// Below this much free space, only changes that take power away are made: the table grows behind the journal.
+/// Below this, only narrowings are made: the table grows after the journal.
 pub const FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
-/// Below this much, of those only the ones that stop a key. A key can be narrowed without end, and stopped twice.
+/// Below this, only narrowings that disable or revoke: a key can be narrowed any number of times, but stopped
+/// only twice.
 const FREE_BYTES_CRITICAL: u64 = 32 * 1024 * 1024;
-/// Below this much, none is, and a start writes nothing.
+/// Below this, nothing is written, not even by a start.
 pub const FREE_BYTES_EXHAUSTED: u64 = 16 * 1024 * 1024;
-/// The size of a segment that is made when little is free, unless one group needs more.
+/// The size of a new segment while space is low, unless one group needs more.
 const SEGMENT_BYTES_LOW_SPACE: u64 = 256 * 1024;
 
-/// The one writer of the journal.
+/// The single writer of the journal.
 #[derive(Debug)]
 pub struct Writer {
     dir: PathBuf,
-    /// Kept open, so that making a name durable needs no file that might not be had.
+    /// Kept open, so that syncing names needs no new file descriptor.
     dir_file: File,
     segment_bytes: u64,
     segment: Segment,
 }
 
-/// How much room the disk has.
+/// How much disk space is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DiskSpace {
     /// None.
@@ -56,7 +57,7 @@ impl DiskSpace {
     }
 }
 
-/// What is free on the disk of a file, in bytes.
+/// Free bytes on the disk of a file.
 ///
 /// # Errors
 /// When the system does not say.
@@ -65,10 +66,10 @@ pub fn free_bytes(file: &File) -> io::Result<u64> {
     Ok(stats.f_bavail.saturating_mul(stats.f_frsize))
 }
 
-/// How to ask for what is free on the disk of a file: [`free_bytes`], save in tests.
+/// Measures free disk space: [`free_bytes`], except in tests.
 pub type FreeBytes = fn(&File) -> io::Result<u64>;
 
-/// Looks at the room on the journal's disk.
+/// Measures the space on the journal's disk.
 #[derive(Debug)]
 pub struct DiskSpaceMeter {
     disk: File,
@@ -76,7 +77,7 @@ pub struct DiskSpaceMeter {
 }
 
 impl DiskSpaceMeter {
-    /// How many bytes are free now, and how much room that is.
+    /// The free bytes now, and the level.
     ///
     /// # Errors
     /// When the system does not say.
@@ -85,12 +86,12 @@ impl DiskSpaceMeter {
     }
 }
 
-/// Why there is no room for a frame.
+/// Why there is no space for a frame.
 #[derive(Debug)]
 pub enum SpaceError {
-    /// The disk is full, or no file is to be had. Nothing of the log is touched, and it may be tried again.
+    /// The disk is full, or a file cannot be created. The log is unchanged, and the caller may retry.
     DiskFull(JournalError),
-    /// It is unknown what the disk holds: the process must end.
+    /// The state of the disk is unknown: the process must end.
     Unknown(JournalError),
 }
 
@@ -104,8 +105,8 @@ struct Segment {
 }
 
 impl Writer {
-    /// Goes on where a scan ended. What a crash tore is zeroed first, so that it can never be mistaken for a frame; and
-    /// what the scan read is made durable, because the process that wrote it may have ended before its sync did.
+    /// Continues where a scan ended. A torn end is zeroed first, so that it can never be mistaken for a
+    /// frame. What the scan read is synced, because the process that wrote it may have ended before its sync.
     ///
     /// # Errors
     /// When the disk fails.
@@ -120,16 +121,15 @@ impl Writer {
         Ok(Self { dir: dir.to_owned(), dir_file, segment_bytes, segment })
     }
 
-    /// What looks at the room on the disk.
+    /// A meter for the disk's free space.
     ///
-    /// # Errors
-    /// When the system refuses another handle.
+    /// When the system refuses another file descriptor.
     pub fn meter(&self, free_bytes: FreeBytes) -> io::Result<DiskSpaceMeter> {
         Ok(DiskSpaceMeter { disk: self.dir_file.try_clone()?, free_bytes })
     }
 
-    /// Makes room for a frame of this length: goes on to a new segment if the current one is too full, and
-    /// says whether it did. `before` is the position that the frame follows.
+    /// Ensures that the current segment has space for a frame of this length, by beginning a new one if need
+    /// be. Returns whether it did. `before` is the position that the frame follows.
     ///
     /// # Errors
     /// When there is none. See [`SpaceError`].
@@ -151,15 +151,14 @@ impl Writer {
         Ok(true)
     }
 
-    /// Appends a frame, for which there is room, and makes it durable.
+    /// Appends a frame that fits, and makes it durable.
     ///
-    /// # Errors
-    /// When the disk fails. It is then unknown what the disk holds: the process must end, and never try again.
+    /// When the disk fails. Its state is then unknown: the process must end, and never retry.
     pub fn append(&mut self, frame: &[u8]) -> Result<(), JournalError> {
         let segment = &mut self.segment;
         #[cfg(not(feature = "fault-ack-before-sync"))]
         let written = segment.file.write_all_at(frame, segment.offset).and_then(|()| segment.file.sync_data());
-        // The frame before is made durable, and this one only when the next comes.
+        // Syncs the previous frame, and this one only with the next.
         #[cfg(feature = "fault-ack-before-sync")]
         let written = segment.file.sync_data().and_then(|()| segment.file.write_all_at(frame, segment.offset));
         written.map_err(|e| JournalError::io(&segment.path, e))?;
@@ -174,7 +173,8 @@ impl Segment {
         if file.metadata()?.len() < end.offset {
             file.set_len(end.offset)?; // all of the last frame is there but for the zeros after it
         }
-        // After a failed sync the kernel may hold the last frame as clean, and the disk not at all: write it once more.
+        // After a failed sync, the kernel may consider the last frame clean though the disk lacks it, so it
+        // is written again.
         let mut last = vec![0; usize::try_from(end.offset - end.last_frame).unwrap_or(0)];
         file.read_exact_at(&mut last, end.last_frame)?;
         file.write_all_at(&last, end.last_frame)?;
@@ -190,9 +190,9 @@ impl Segment {
         Ok(Self { number: end.number, path: end.path.clone(), file, offset: end.offset, bytes })
     }
 
-    /// Makes a segment of zeros under another name, and gives it its own, which the caller must make durable, when its
-    /// bytes are. Written zeros, not merely
-    /// reserved ones: with those, each sync would have to commit the file system's note that they are now written.
+    /// Writes a segment of zeros under a temporary name, syncs it, and renames it; the caller must sync the
+    /// directory. The zeros are written, not reserved: otherwise each later sync would also have to commit
+    /// the file system's note that the blocks are in use.
     fn create(dir: &Path, number: u64, bytes: u64, room: u64, after: &Position) -> Result<Self, JournalError> {
         let path = segment_path(dir, number);
         let bytes = bytes.max(SEGMENT_HEADER_BYTES as u64 + room);

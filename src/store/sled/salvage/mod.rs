@@ -1,9 +1,10 @@
-//! The last resort: a data directory that lacks acknowledged changes, made into one that starts, with what can be had.
+//! Salvage, the last resort: turns a data directory that lacks acknowledged changes into one that starts,
+//! with what can be recovered.
 //!
-//! The state is taken from the newest snapshot or table that is sound, and later changes from the journal, also past
-//! damage. Only what was written with our key is taken, and only what is of one log: [`runs`] says how that is told.
-//! Everything else is listed, and taken only if that is wanted. What is missing is named, the old files are moved
-//! aside, and the new log begins with an entry that says what was given up.
+//! The state comes from the newest intact snapshot or table, and later changes from the journal, past damage
+//! too. Only data that was written with our key and is of one log is taken; [`runs`] says how that is
+//! decided. Everything else is listed, and taken only on request. Missing changes are named, the old files
+//! are moved aside, and the new log begins with an entry that says what was lost.
 
 mod runs;
 mod sources;
@@ -34,24 +35,24 @@ use super::{OpenError, StoreOptions};
 use crate::files::{NewFile, create_private_dir, sync_parent, with_path};
 use crate::store::record::{RecordKind, pb};
 
-/// So many doubtful changes are listed; more are counted.
+/// Doubtful changes that are listed; more are only counted.
 const LISTED_MAX: usize = 1_000;
-/// Longer texts of a doubtful change are cut short: who wrote them is not known.
+/// Texts of doubtful changes are truncated to this length: their author is unknown.
 const TEXT_MAX: usize = 200;
-/// A claim that nothing vouches for moves the revisions of the new log on by no more than this.
+/// An unverified claim advances the revisions of the new log by at most this much.
 const CLAIM_MAX: u64 = 1 << 40;
 
-/// Changes, as first and last revisions.
+/// Ranges of changes: first and last revisions.
 pub type Ranges = Vec<(Revision, Revision)>;
 
-/// A change in the journal of which nothing shows that it is of this log.
+/// A change in the journal that cannot be shown to be of this log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Doubtful {
     /// The revision that it claims.
     pub revision: Revision,
     /// The call that it claims.
     pub method: String,
-    /// What it writes: each record as `<tenant>/<key_id>` or `<tenant>`.
+    /// The records that it writes, as `<tenant>/<key_id>` or `<tenant>`.
     pub targets: Vec<String>,
 }
 
@@ -73,13 +74,13 @@ pub struct Unproven {
 }
 
 impl Unproven {
-    /// Whether there is nothing of that kind.
+    /// Whether there is nothing unproven.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty() && self.files.is_empty()
     }
 
-    /// What an operator is to be told before it is decided on; nothing if there is nothing of that kind.
+    /// The warning for the operator; empty if there is nothing unproven.
     #[must_use]
     pub fn warning(&self) -> String {
         if self.is_empty() {
@@ -93,7 +94,7 @@ impl Unproven {
 }
 
 impl fmt::Display for Unproven {
-    /// A line for each, which begins with a line feed.
+    /// One line each, beginning with a line feed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.changes.iter().try_for_each(|change| write!(f, "\n  {change}"))?;
         if self.more > 0 {
@@ -103,25 +104,25 @@ impl fmt::Display for Unproven {
     }
 }
 
-/// What was saved, and what was not.
+/// What was recovered, and what was not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Salvaged {
-    /// How many keys there are.
+    /// The number of keys.
     pub keys: u64,
-    /// The changes that are gone.
+    /// The missing changes.
     pub missing: Ranges,
-    /// Changes that were taken from behind damage. They were made with this pepper file, and fit in with everything
-    /// else; but what tied them to the rest is gone.
+    /// Changes taken from after damage. They were made with this pepper file and fit everything else, but
+    /// their link to the rest is lost.
     pub behind_damage: Ranges,
     /// What cannot be shown to be of this log.
     pub unproven: Unproven,
-    /// The revision of the entry that says so.
+    /// The revision of the entry that records the loss.
     pub revision: Revision,
-    /// Where the old files are.
+    /// The directory with the old files.
     pub aside: PathBuf,
 }
 
-/// Says what [`salvage`] would not take, and changes nothing but what sled changes when it opens.
+/// Returns what [`salvage`] would not take. Changes nothing except what sled changes when it opens.
 ///
 /// # Errors
 /// When the disk fails, or nothing of what is there was written with our key.
@@ -130,8 +131,8 @@ pub fn preview(dir: &LockedDir, options: &StoreOptions) -> Result<Unproven, Open
     Evidence::read(dir, &key)?.unproven(dir)
 }
 
-/// Gathers what can be had and begins a new log with it, with what is unproven if `take_unproven`. The new log is made
-/// beside the old files; only when it is durable do they change places.
+/// Gathers what can be recovered and begins a new log with it, including what is unproven if `take_unproven`.
+/// The new log is built beside the old files, and swapped in when it is durable.
 ///
 /// # Errors
 /// When the disk fails, or nothing of what is there was written with our key. Until the files change places,
@@ -174,7 +175,8 @@ pub fn salvage(dir: &LockedDir, options: &StoreOptions, take_unproven: bool) -> 
     Ok(Salvaged { keys, missing, behind_damage, unproven, revision, aside })
 }
 
-/// Makes snapshot, journal and watermark in a directory of their own; gives the number of keys and the last revision.
+/// Builds snapshot, journal and watermark in a directory of their own. Returns the number of keys and the
+/// last revision.
 fn begin_log(
     fresh: &Path,
     options: &StoreOptions,
@@ -182,7 +184,7 @@ fn begin_log(
     found: &Gathered,
     missing: &[(Revision, Revision)],
 ) -> Result<(u64, Revision), OpenError> {
-    // Past every revision that anyone may have been told of.
+    // Past every revision that may have been acknowledged.
     let revision = found.highest;
     let chain = Chain::EMPTY.after(key, format!("keyward data loss accepted at revision {revision}").as_bytes());
     let base = Position { revision, chain };
@@ -207,7 +209,7 @@ fn begin_log(
     Ok((keys, at.revision))
 }
 
-/// The entry that says what was given up, and what was taken on the operator's word alone.
+/// The entry that records the missing changes, and what was taken on the operator's word alone.
 fn data_loss_entry(found: &Gathered, time: UnixMillis, missing: &[(Revision, Revision)]) -> pb::JournalEntry {
     let told = |ranges: &[(Revision, Revision)]| match ranges {
         [] => "none".to_owned(),
@@ -231,14 +233,14 @@ fn aside_path(dir: &Path, revision: Revision) -> PathBuf {
     dir.join(format!("lost.{:020}", revision.0))
 }
 
-/// What there is, and which of it is of one log.
+/// What was found, and which of it is of one log.
 struct Evidence {
     sources: Sources,
     frames: Frames,
     judged: Judged,
-    /// The whole source with the highest position, if any is believed.
+    /// The complete source with the highest position, if any counts.
     base: Option<usize>,
-    /// The revision that the watermark claims. It takes no key to write one.
+    /// The revision that the watermark claims. Writing one takes no key.
     watermark: Revision,
 }
 
@@ -274,7 +276,7 @@ impl Evidence {
         Ok(unproven)
     }
 
-    /// The records, and what is known of the revisions.
+    /// Gathers the records, and what is known of the revisions.
     fn gather(&self, dir: &LockedDir, key: &ChainKey, take_unproven: bool) -> Result<Gathered, OpenError> {
         let mut found = Gathered::default();
         let others = (0..self.sources.anchors.len()).filter(|&nth| take_unproven && self.sources.whole[nth]);
@@ -292,7 +294,7 @@ impl Evidence {
             }
         }
         found.highest = found.highest.max(found.covered).max(self.sources.highest);
-        // Nobody is to be told of a revision twice; but who has no key must not move them out of reach either.
+        // No revision may be used twice; but without the key nobody may push revisions out of reach either.
         let claimed = self.frames.claimed.max(self.watermark);
         match found.highest.0.checked_add(CLAIM_MAX) {
             Some(most) if claimed.0 <= most => found.highest = found.highest.max(claimed),
@@ -311,7 +313,7 @@ impl Evidence {
     }
 }
 
-/// What is to be told of a change that somebody may have made up.
+/// Describes a change that may be forged.
 fn doubtful(entry: &pb::JournalEntry) -> Doubtful {
     let told = |text: &str| text.chars().take(TEXT_MAX).flat_map(char::escape_debug).collect::<String>();
     let targets = match rows_of(entry) {
@@ -335,21 +337,21 @@ fn revision_of(record: &Record) -> Revision {
     }
 }
 
-/// The newest form of each record that was found: by kind and name, its revision and its bytes.
+/// The newest form of each record: by kind and name, its revision and its bytes.
 type Records = BTreeMap<(RecordKind, Vec<u8>), (Revision, Vec<u8>)>;
 
-/// What can be had.
+/// What can be recovered.
 #[derive(Debug, Default)]
 struct Gathered {
     records: Records,
-    /// Everything up to this revision is in the records, whatever the journal has.
+    /// The records include everything up to this revision, whatever the journal has.
     covered: Revision,
-    /// Revisions that were taken from the journal, as first and last.
+    /// Revisions taken from the journal, as first and last.
     journal: BTreeMap<Revision, Revision>,
-    /// The highest revision that anyone may have been told of.
+    /// The highest revision that may have been acknowledged.
     highest: Revision,
     behind_damage: Ranges,
-    /// What was taken though nothing shows that it is of this log.
+    /// What was taken although it is unproven.
     unproven: Ranges,
 }
 
@@ -366,11 +368,11 @@ impl Gathered {
         }
     }
 
-    /// Takes a change from the journal.
+    /// Adds a change from the journal.
     fn take(&mut self, entry: &pb::JournalEntry) {
         let revision = Revision(entry.revision);
         match rows_of(entry) {
-            // A record that claims to be newer than its change would outlive every later change.
+            // A record that claims to be newer than its change would survive every later change.
             Ok(rows) if rows.iter().any(|row| revision_of(&row.record) != revision) => {
                 return tracing::warn!(
                     revision = entry.revision,
@@ -403,7 +405,7 @@ impl Gathered {
     }
 }
 
-/// Writes what was gathered as a snapshot, and says how many keys it has.
+/// Writes the gathered records as a snapshot. Returns the number of keys.
 fn write_snapshot(
     snapshots: &Path,
     key: &ChecksumKey,

@@ -1,12 +1,12 @@
-//! The journal as a rescue reads it: past damage, and believing nothing that takes no key to make.
+//! Reads the journal for a salvage: past damage, and trusting nothing that can be made without the key.
 //!
-//! A frame is *genuine* if its entries lead to the chain that it claims from some position, for nobody can compute that
-//! chain without the key. Where the position may stand: at the end of the frame before, in the segment's header, in the
-//! 32 bytes before the frame, which are the chain of a frame that was damaged, or in a sealed file. Genuine frames that
-//! follow one another are a *run*.
+//! A frame is *genuine* if its entries lead from some position to the chain that it claims, because nobody
+//! can compute that chain without the key. The position may come from the end of the previous frame, the
+//! segment's header, the 32 bytes before the frame, which are the chain of a damaged frame, or a sealed file.
+//! Consecutive genuine frames are a *run*.
 //!
-//! Genuine is not enough: the log before a restore has the same key and the same revisions as the one after it. So
-//! everything that counts must fit together: see [`judge`].
+//! That is not enough: the log before a restore has the same key and the same revisions as the one after it.
+//! So everything that counts must be consistent: see [`judge`].
 
 use std::cmp::{Ordering, Reverse};
 use std::fs;
@@ -23,18 +23,18 @@ use crate::store::sled::journal::scan::{segment_numbers, segment_path};
 use crate::store::sled::journal::{Chain, ChainKey, Position};
 
 const CHAIN_BYTES: usize = 32;
-/// Where a segment's header has the chain before its first entry.
+/// Offset, in a segment's header, of the chain before its first entry.
 const HEADER_CHAIN: usize = 24;
-/// Changes get their time before they get their place in the log, so that of two neighbours the later may seem this
-/// much earlier; and clocks are put right. In milliseconds.
+/// Changes get their time before their place in the log, so the later of two neighbours may seem this much
+/// earlier; and clocks are adjusted. In milliseconds.
 const TIME_SLACK_MS: i64 = 60_000;
 
-/// A position that a sealed file vouches for.
+/// A position that a sealed file proves.
 #[derive(Clone, Debug)]
 pub(super) struct Anchor {
     pub(super) path: PathBuf,
     pub(super) position: Position,
-    /// When the file was made, or its last change: what it holds was there by then, and nothing that came later.
+    /// When the file was made, or its last change: it holds nothing that was made later.
     pub(super) time: UnixMillis,
 }
 
@@ -46,41 +46,42 @@ pub(super) struct FrameRange {
     to: usize,
 }
 
-/// How a run is known to be of this log, the weakest first.
+/// How a run is linked to this log, weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Tie {
-    /// Only by what it stands behind: a damaged frame, or the header of a segment whose forerunner is gone or damaged.
+    /// Only by its place: after a damaged frame, or after the header of a segment whose predecessor is
+    /// missing or damaged.
     None,
-    /// It goes back to where every log begins.
+    /// It begins where every log begins.
     Beginning,
-    /// It leads through a position that a sealed file vouches for.
+    /// It contains a position that a sealed file proves.
     Anchor,
 }
 
-/// Genuine frames that follow one another.
+/// Consecutive genuine frames.
 #[derive(Clone, Debug)]
 pub(super) struct Run {
     pub(super) start: Position,
     pub(super) end: Position,
     pub(super) tie: Tie,
     pub(super) ranges: Vec<FrameRange>,
-    /// Which anchors it leads through.
+    /// The anchors that it contains.
     found_positions: Vec<usize>,
     first_time: UnixMillis,
     last_time: UnixMillis,
 }
 
-/// What is in the journal.
+/// The contents of the journal.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
     pub(super) runs: Vec<Run>,
-    /// Frames that are whole and not genuine.
+    /// Frames with a valid checksum that are not genuine.
     pub(super) unverified: Vec<FrameRange>,
-    /// The highest revision that anything in the journal claims, true or not.
+    /// The highest revision claimed anywhere in the journal, true or not.
     pub(super) claimed: Revision,
 }
 
-/// Reads every frame, wherever it begins.
+/// Reads every frame, at every possible offset.
 pub(super) fn read(journal: &Path, key: &ChainKey, anchors: &[Anchor]) -> Result<Frames, OpenError> {
     let mut frames = Frames::default();
     for segment in segment_numbers(journal)? {
@@ -109,7 +110,7 @@ impl Frames {
                 }
                 None => {
                     self.unverified.push(range);
-                    // It may claim to be as long as what it hides.
+                    // It may claim a length that hides other frames.
                     at += ALIGNMENT_BYTES;
                 }
             }
@@ -120,7 +121,7 @@ impl Frames {
         self.claimed = self.claimed.max(revision);
     }
 
-    /// From where a frame follows, if it does from anywhere.
+    /// Finds a position that a frame follows, if there is one.
     fn genuine(&self, frame: &Frame<'_>, at: usize, bytes: &[u8], key: &ChainKey, anchors: &[Anchor]) -> Option<Link> {
         let revision = Revision(frame.first.0.checked_sub(1)?);
         let known = self.runs.last().map(|run| run.end).into_iter().chain(anchors.iter().map(|anchor| anchor.position));
@@ -146,19 +147,19 @@ impl Frames {
     }
 }
 
-/// What is written where the chain before a frame may stand. Whoever can write to the file chooses these bytes, but not
-/// what the chain makes of them.
+/// The bytes where the chain before a frame may be. Anyone who can write the file can choose them, but cannot
+/// compute the chain that follows from them.
 fn written_before(bytes: &[u8], at: usize) -> impl Iterator<Item = Chain> {
     let chain_at = |from: usize| bytes.get(from..)?.first_chunk().copied().map(Chain);
     let header = if at == SEGMENT_HEADER_BYTES { chain_at(HEADER_CHAIN) } else { None };
-    // Zeros may stand between a frame's chain and the next frame; and a chain may end in zeros.
+    // Padding zeros may separate a frame's chain from the next frame; and a chain may end in zeros.
     let zeros = bytes[..at].iter().rev().take(ALIGNMENT_BYTES - 1).take_while(|byte| **byte == 0).count();
     let ends = (0..=zeros).map(move |zeros| at - zeros);
     let before = ends.filter_map(move |end| chain_at(end.checked_sub(CHAIN_BYTES)?));
     header.into_iter().chain(before)
 }
 
-/// A genuine frame: what it leads from, to, and through.
+/// A genuine frame: its start, its end, and the anchors that it contains.
 struct Link {
     start: Position,
     end: Position,
@@ -198,8 +199,8 @@ impl Run {
         }
     }
 
-    /// Whether a run and an anchor can be of one log: it leads through the anchor, or ends before it, or begins after
-    /// it.
+    /// Whether a run and an anchor can be of one log: the run contains the anchor, ends before it, or begins
+    /// after it.
     fn allows(&self, nth: usize, anchor: &Anchor) -> bool {
         let at = anchor.position.revision;
         self.found_positions.contains(&nth)
@@ -229,7 +230,7 @@ fn can_come_first(first: UnixMillis, second: UnixMillis) -> bool {
     first.0 <= second.0.saturating_add(TIME_SLACK_MS)
 }
 
-/// What is of one log.
+/// Which runs and anchors are of one log.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Judged {
     /// For each run, whether it counts.
@@ -238,9 +239,10 @@ pub(super) struct Judged {
     pub(super) anchors: Vec<bool>,
 }
 
-/// Says which runs, given in the order of the journal, and which anchors are of one log. Of two that exclude each
-/// other, the younger counts: a log that goes on after a restore is younger than all of the log before it, and nobody
-/// can make what is genuine any younger. Of two of one age, what is tied to more counts.
+/// Decides which runs, given in the order of the journal, and which anchors are of one log. Of two that
+/// exclude each other, the younger counts: a log that continues after a restore is younger than the log
+/// before it, and nobody can make genuine data younger. Of two of the same age, the more strongly linked one
+/// counts.
 pub(super) fn judge(runs: &[Run], anchors: &[Anchor]) -> Judged {
     let mut judged = Judged { runs: vec![false; runs.len()], anchors: vec![false; anchors.len()] };
     let mut order: Vec<_> = (0..anchors.len()).map(Item::Anchor).chain((0..runs.len()).map(Item::Run)).collect();
@@ -271,7 +273,7 @@ pub(super) fn judge(runs: &[Run], anchors: &[Anchor]) -> Judged {
     judged
 }
 
-/// A run or an anchor, by its place among its like.
+/// A run or an anchor, by its index.
 #[derive(Clone, Copy)]
 enum Item {
     Anchor(usize),

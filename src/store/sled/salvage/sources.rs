@@ -1,4 +1,5 @@
-//! What a rescue has beside the journal: snapshots and tables, each of which holds every record at one position.
+//! The sources of a salvage besides the journal: snapshots and tables, each of which holds every record at
+//! one position.
 
 use std::fs;
 use std::io;
@@ -21,17 +22,17 @@ use crate::store::sled::table::Row;
 /// What was found.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
-    /// What a seal of ours vouches for.
+    /// Positions that a valid seal proves.
     pub(super) anchors: Vec<Anchor>,
-    /// For each anchor, whether all that it holds can be read and is what was written.
+    /// For each anchor, whether its contents are readable and intact.
     pub(super) whole: Vec<bool>,
-    /// The highest revision that a seal of ours vouches for.
+    /// The highest revision that a valid seal proves.
     pub(super) highest: Revision,
-    /// How many files say that they are snapshots, ours or not.
+    /// How many files look like snapshots, ours or not.
     pub(super) snapshots: usize,
 }
 
-/// Looks at all of them.
+/// Reads all sources.
 pub(super) fn find(dir: &LockedDir, key: &ChainKey) -> Result<Sources, OpenError> {
     let checksum_key = ChecksumKey::of(key);
     let mut sources = Sources::default();
@@ -45,7 +46,7 @@ pub(super) fn find(dir: &LockedDir, key: &ChainKey) -> Result<Sources, OpenError
             Err(error) => passed_over(&path, &error),
         }
     }
-    // One that was set aside may be sound: it says so itself.
+    // A table that was set aside may be intact: its checksums tell.
     for path in [dir.table(), aside_of(&dir.table())].into_iter().filter(|path| path.exists()) {
         match read_table(&path, key) {
             Ok(table) => {
@@ -65,7 +66,7 @@ pub(super) fn find(dir: &LockedDir, key: &ChainKey) -> Result<Sources, OpenError
             Err(error) => passed_over(&path, &error),
         }
     }
-    // They have no records, only what Verify needs of them; but they know up to where others were told.
+    // Checkpoints have no complete records, but prove which revisions were acknowledged.
     for (_, path) in checkpoint::list(&dir.checkpoints())? {
         match checkpoint::verify(&path, &CheckpointKey::of(key)) {
             Ok(checkpoint) => sources.highest = sources.highest.max(checkpoint.latest.revision),
@@ -85,7 +86,7 @@ impl Sources {
         self.whole.push(whole.is_ok());
     }
 
-    /// Reads every record of one that is whole.
+    /// Reads every record of an intact source.
     pub(super) fn records(&self, nth: usize, key: &ChainKey, mut visit: impl FnMut(Row)) -> Result<(), OpenError> {
         let path = &self.anchors[nth].path;
         if path.is_dir() {
