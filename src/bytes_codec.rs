@@ -2,12 +2,12 @@
 
 use bytes::BufMut;
 
-/// What is left to be read of some bytes. Each read takes its bytes off the beginning; `None`: there are not as many.
+/// Reads bytes from the beginning. Each read advances; `None`: too few bytes are left.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor<'a>(pub &'a [u8]);
 
 impl<'a> Cursor<'a> {
-    /// So many bytes.
+    /// The next `bytes` bytes.
     #[inline]
     pub fn take(&mut self, bytes: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(bytes)?;
@@ -63,7 +63,7 @@ impl<'a> Cursor<'a> {
         None
     }
 
-    /// A varint, and as many bytes behind it.
+    /// A varint length, and that many bytes.
     #[inline]
     pub fn prefixed(&mut self) -> Option<&'a [u8]> {
         let length = usize::try_from(self.varint()?).ok()?;
@@ -80,7 +80,7 @@ pub fn put_varint(out: &mut impl BufMut, mut number: u64) {
     out.put_u8(number as u8); // below 0x80
 }
 
-/// The bytes of a varint.
+/// The encoded size of a varint.
 #[must_use]
 pub fn varint_bytes(number: u64) -> usize {
     let bits = u64::BITS - (number | 1).leading_zeros();

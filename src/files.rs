@@ -21,7 +21,7 @@ pub fn private_options() -> fs::OpenOptions {
     options
 }
 
-/// An error of the system, with the file that it is about.
+/// An I/O error with its file.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {source}")]
 struct WithPath {
@@ -29,12 +29,12 @@ struct WithPath {
     source: io::Error,
 }
 
-/// Adds the file's name to an error of the system, which does not tell it.
+/// Adds the file's path to an I/O error, which lacks it.
 pub fn with_path(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {
     move |source| io::Error::new(source.kind(), WithPath { path: path.to_owned(), source })
 }
 
-/// Which limit an error of the system is of, and what to do. `None`: of none.
+/// If an error comes from a resource limit, which one, and what to do.
 #[must_use]
 pub fn resource_limit(error: &io::Error) -> Option<&'static str> {
     let named = error.get_ref().and_then(|inner| inner.downcast_ref::<WithPath>());
@@ -49,7 +49,7 @@ pub fn resource_limit(error: &io::Error) -> Option<&'static str> {
     }
 }
 
-/// Makes a directory that only its owner may enter, and those above it, unless it is there.
+/// Creates a directory that only its owner may enter, with its parents, unless it exists.
 ///
 /// # Errors
 /// When the file system refuses.
@@ -61,8 +61,8 @@ pub fn create_private_dir(path: &Path) -> io::Result<()> {
     sync_parent(path)
 }
 
-/// A file that only its owner may read, and that is there whole or not at all. It is written under another name, with
-/// `.new` behind its own, and dropped before it is committed, it is removed.
+/// A file that only its owner may read, written atomically: under a temporary name with `.new` appended,
+/// which is removed if this is dropped without a commit.
 #[derive(Debug)]
 pub struct NewFile {
     file: File,
@@ -71,7 +71,7 @@ pub struct NewFile {
 }
 
 impl NewFile {
-    /// Begins a file. What was begun of it before is overwritten.
+    /// Begins a file. Overwrites an unfinished one.
     ///
     /// # Errors
     /// When the file system refuses.
@@ -81,7 +81,7 @@ impl NewFile {
         Ok(Self { file, temporary: Some(temporary), path: path.to_owned() })
     }
 
-    /// Makes what was written durable, and says where it is: to read it back before it gets its name.
+    /// Syncs what was written, and returns the temporary path, for reading it back.
     ///
     /// # Errors
     /// When the file system refuses.
@@ -90,7 +90,7 @@ impl NewFile {
         Ok(self.temporary.as_ref().unwrap_or(&self.path))
     }
 
-    /// Makes what was written durable, and gives it its name, which the caller makes durable.
+    /// Syncs what was written and renames the file. The caller must sync the directory.
     ///
     /// # Errors
     /// When the file system refuses.
@@ -104,7 +104,7 @@ impl NewFile {
         Ok(file)
     }
 
-    /// Makes what was written durable, and its name.
+    /// Syncs what was written, renames the file and syncs the directory.
     ///
     /// # Errors
     /// When the file system refuses.
@@ -127,15 +127,14 @@ impl Write for NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        // Its room may be what others need, and there is nothing in it. What is left is removed by
-        // [`remove_temporary_files`].
+        // Frees its disk space. If this fails, [`remove_temporary_files`] removes it later.
         if let Some(temporary) = &self.temporary {
             drop(fs::remove_file(temporary));
         }
     }
 }
 
-/// Writes a file that only its owner may read, so that it is there whole or not at all.
+/// Writes a file atomically and durably. Only its owner may read it.
 ///
 /// # Errors
 /// When the file system refuses.
@@ -145,7 +144,7 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.commit()
 }
 
-/// The files of an extension whose names are numbers, the highest first. A directory that is not there has none.
+/// The files with an extension whose names are numbers, highest first. A missing directory has none.
 ///
 /// # Errors
 /// When the directory cannot be read.
@@ -161,7 +160,7 @@ pub fn numbered(dir: &Path, extension: &str) -> io::Result<Vec<(u64, PathBuf)>> 
     Ok(found)
 }
 
-/// Removes files that were being made when the process ended, see [`NewFile`].
+/// Removes temporary files that an interrupted process left, see [`NewFile`].
 ///
 /// # Errors
 /// When the directory cannot be read, or the file system refuses.
@@ -177,9 +176,8 @@ fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
     }
 }
 
-/// Locks a file for this process alone. Whoever lets go of it within two seconds is waited for: a lock
-/// outlives its file's last use for a moment where a thread still winds up, or a child process was just
-/// begun.
+/// Locks a file exclusively. Retries for two seconds: a lock may outlive the last use of its file for a
+/// moment, while a thread ends or a child process starts.
 ///
 /// # Errors
 /// When another holds it, or the file system refuses.
@@ -193,7 +191,7 @@ pub fn lock_with_retry(file: &File) -> Result<(), TryLockError> {
     file.try_lock()
 }
 
-/// Makes the names in a file's directory durable.
+/// Syncs a file's directory, so that its name is durable.
 ///
 /// # Errors
 /// When the file system refuses.

@@ -37,7 +37,7 @@ pub struct Keyring {
     root: Zeroizing<[u8; 32]>,
 }
 
-/// Why there is no keyring. The messages name the file and the line, never their contents.
+/// Why the keyring cannot be opened. The messages name the file and the line, never their contents.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyringError {
     /// The file cannot be read or written.
@@ -90,12 +90,12 @@ impl Keyring {
     /// Reads the file; makes it, with fresh secrets, if it is missing and `may_create`.
     ///
     /// # Errors
-    /// When the file is not to be had, or not of the form. See [`KeyringError`].
+    /// When the file cannot be read or created, or is malformed. See [`KeyringError`].
     pub fn open(path: &Path, may_create: bool, entropy: &dyn Entropy) -> Result<Self, KeyringError> {
         let io = |source| KeyringError::Io { path: path.to_owned(), source };
         match fs::metadata(path) {
             Ok(found) if found.len() > FILE_BYTES_MAX => Err(KeyringError::Incomplete { path: path.to_owned() }),
-            // A group may read it: that is how secret volumes are handed to a process that is not root.
+            // A group may read it: secret volumes are mounted that way for a process that is not root.
             Ok(found) if found.permissions().mode() & 0o007 != 0 => {
                 Err(KeyringError::Exposed { path: path.to_owned(), mode: found.permissions().mode() & 0o777 })
             }

@@ -1,5 +1,5 @@
-//! What is done to data that nobody serves: check, rebuild, restore, one administrator more. Like [`crate::app`], it
-//! puts things together and names an engine.
+//! Offline operations on a data directory: check, rebuild, restore, create an administrator. Like
+//! [`crate::app`], this module composes others and names an engine.
 
 use std::fs;
 use std::io::{self, Read};
@@ -36,7 +36,7 @@ pub use crate::store::sled::offline_append::ByState;
 pub use crate::store::sled::restore::{Source, rfc3339};
 pub use crate::store::sled::snapshot::{Contents, SnapshotError};
 
-/// Why it was not done.
+/// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum OfflineError {
     /// The data directory is not opened.
@@ -50,13 +50,13 @@ pub enum OfflineError {
     Loss {
         /// Which.
         loss: OpenError,
-        /// What is there of which nothing shows that it is of this log.
+        /// What cannot be shown to be of this log.
         unproven: Box<Unproven>,
     },
-    /// The pepper file is not to be had.
+    /// The pepper file cannot be read.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
-    /// The backup is of no use.
+    /// The backup cannot be used.
     #[error("{path}: {source}")]
     Backup {
         /// The backup.
@@ -73,7 +73,7 @@ pub enum OfflineError {
     /// No key can be made.
     #[error(transparent)]
     Issue(#[from] AuthorityError),
-    /// The new secret cannot be handed over.
+    /// The new secret cannot be stored.
     #[error("the new key cannot be written to where it should go: {0}; nothing was changed")]
     Keep(io::Error),
 }
@@ -87,12 +87,12 @@ pub struct Minted {
     pub revision: Revision,
 }
 
-/// What an operator accepts where the data is not whole.
+/// What an operator accepts if the data is not intact.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AcceptedLoss {
-    /// Going on without acknowledged changes that are missing.
+    /// To continue without missing acknowledged changes.
     pub data_loss: bool,
-    /// Then also taking changes of which nothing shows that they are of this log.
+    /// To take unproven changes too.
     pub unproven: bool,
 }
 
@@ -101,11 +101,11 @@ pub struct AcceptedLoss {
 pub enum Rebuilt {
     /// Nothing was missing: the table covers this revision.
     Whole(Revision),
-    /// Data was given up.
+    /// Data was lost.
     Salvaged(Salvaged),
 }
 
-/// Reads all of a data directory, holds its journal against [`Settings::expect_head`], and says what it found.
+/// Reads and checks a data directory, and compares its journal with [`Settings::expect_head`].
 ///
 /// # Errors
 /// When it cannot be read.
@@ -115,7 +115,7 @@ pub fn check(settings: &Settings) -> Result<Inspected, OfflineError> {
     Ok(inspect(&dir, &ChainKey(options.chain_key), settings.expect_head)?)
 }
 
-/// Looks at the files and directories that settings name, and says what a start would refuse. Nothing is
+/// Checks the files and directories that settings name, and returns what a start would refuse. Nothing is
 /// locked or written.
 #[must_use]
 pub fn check_files(settings: &Settings) -> Vec<String> {
@@ -134,7 +134,7 @@ fn check_data_dir(dir: &Path, pepper: &Path) -> Result<(), OfflineError> {
             return Err(OfflineError::Open(OpenError::NotADirectory { dir: dir.to_owned() }));
         }
         Ok(_) => true,
-        // The start makes it, and those above it.
+        // The start creates it, with its parents.
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(OpenError::from(with_path(dir)(error)).into()),
     };
@@ -156,7 +156,7 @@ fn check_socket(path: &Path) -> Result<(), String> {
     }
 }
 
-/// Reads all of a backup, and believes what is undamaged: it needs no pepper file.
+/// Checks a backup. It needs no pepper file, and detects damage only.
 ///
 /// # Errors
 /// When it is damaged.
@@ -164,7 +164,7 @@ pub fn check_backup(path: &Path) -> Result<Contents, OfflineError> {
     snapshot::verify_without_key(path).map_err(|source| OfflineError::Backup { path: path.to_owned(), source })
 }
 
-/// The same of bytes that come from anywhere.
+/// As [`check_backup`], for bytes from any source.
 ///
 /// # Errors
 /// When they are damaged, or cannot be read.
@@ -172,7 +172,7 @@ pub fn check_backup_bytes(input: impl Read) -> Result<Contents, SnapshotError> {
     snapshot::verify_bytes_without_key(input)
 }
 
-/// What the journal notes of a change.
+/// A change, as recorded in the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JournalLine {
     /// Its revision.
@@ -187,8 +187,8 @@ pub struct JournalLine {
     pub target: String,
 }
 
-/// Reads what the journal notes of some revisions, in order, and says with which revision the journal begins.
-/// It changes nothing. What was handed over before an error is sound.
+/// Reads the journal's records of some revisions, in order, and returns the first revision of the journal.
+/// Changes nothing. What was passed on before an error is valid.
 ///
 /// # Errors
 /// When the directory is in use or has no data, the pepper file is not its own, or the journal is damaged.
@@ -219,7 +219,7 @@ pub fn journal(
     Ok(begins.map_err(OpenError::from)?.unwrap_or(Position::START).revision.next())
 }
 
-/// Builds the table anew. Where acknowledged changes are missing, it does so only if their loss is accepted.
+/// Rebuilds the table. If acknowledged changes are missing, only if their loss is accepted.
 ///
 /// # Errors
 /// When the disk fails, or changes are missing and that is not accepted.
@@ -239,12 +239,11 @@ pub fn rebuild(settings: &Settings, accepted: AcceptedLoss) -> Result<Rebuilt, O
     }
 }
 
-/// Fills an empty data directory from a backup, and builds its table: all of it or nothing.
+/// Restores a backup into an empty data directory and builds its table, all or nothing.
 ///
-/// # Errors
-/// When backup, journal or pepper file is of no use, the directory is not empty, or the disk fails.
+/// When backup, journal or pepper file cannot be used, the directory is not empty, or the disk fails.
 pub fn restore_backup(settings: &Settings, source: &Source) -> Result<Restored, OfflineError> {
-    // Before anything is made: what is missing can be put there, and the directory is still empty.
+    // Before anything is created, so that a missing pepper file can be added while the directory is empty.
     let keyring = keyring(settings)?;
     let dir = LockedDir::lock_empty(&settings.data_dir, Some(&settings.pepper_file))?;
     Ok(restore(&dir, &options_with(settings, &keyring), &|pepper| keyring.peppers.holds(pepper), source)?)
@@ -286,11 +285,11 @@ fn options_with(settings: &Settings, keyring: &Keyring) -> StoreOptions {
         retention: Retention { bytes: settings.journal_retention_bytes, time: settings.journal_retention_time },
         backup: BackupLimits { time: settings.backup_time_max, aside_bytes: settings.backup_aside_bytes_max },
         clock: Arc::new(SystemClock),
-        // No change is made here.
+        // No change by a caller is made here.
         bounds: Bounds::NONE,
         free_bytes,
-        // An expected head is for what is served. A table is built from the journal that is there, and a restore or a
-        // rescue begins another log.
+        // An expected head is for what is served. A rebuild uses the journal that is there; a restore or a
+        // salvage begins another log.
         expectations: Expectations { head: None, accept_watermark_loss: settings.accept_watermark_loss },
     }
 }

@@ -1,4 +1,4 @@
-//! The index as bytes, in chunks: the entries as they are packed, and the names that they refer to.
+//! The index as bytes, in chunks: the packed entries, and the names that they refer to.
 //!
 //! ```text
 //! chunk 0 to 255      256 shards each: see Shard::write
@@ -8,11 +8,11 @@
 //!                    and how many peppers, and their ids
 //! ```
 //!
-//! The names are numbered anew, in the order in which the entries come to them, so that those that no entry
-//! uses are not in the checkpoint: their number is what the entries have, and nothing else of them is kept.
+//! Names get new numbers in the order in which entries refer to them, so unused names are not in the
+//! checkpoint. Entries refer to names by these numbers only.
 //!
-//! What is packed here is kept by this program for itself: whoever changes `entry`, `shard` or this changes
-//! [`FORMAT_VERSION`] too, and checkpoints of another form are then not read. tests/it/index_checkpoint.rs holds it to that.
+//! The format is private to this program. A change of `entry`, `shard` or this module must change
+//! [`FORMAT_VERSION`]; checkpoints of another version are not read. tests/it/index_checkpoint.rs checks that.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -30,27 +30,28 @@ use super::interner::{Interned, Lookup, NameKind, Names, Owner, OwnerLookup, Sco
 use super::shard::{SHARDS, Shard};
 use super::{Index, WRITE_LOCKS};
 
-/// The form of the chunks.
+/// The version of the chunks' format.
 pub const FORMAT_VERSION: u32 = 2;
 /// Shards in one chunk.
 const CHUNK_SHARDS: usize = 256;
-/// The chunk of the names, which is written after all others and read before them.
+/// The chunk of the names, written after all others and read before them.
 const NAMES: usize = SHARDS / CHUNK_SHARDS;
 /// How many chunks there are.
 pub const CHUNKS: usize = NAMES + 1;
 
-/// Writes a checkpoint, chunk by chunk. As long as there is one, no compaction goes on: all entries are of one generation.
+/// Writes a checkpoint, chunk by chunk. Meanwhile there is no compaction, so all entries are of one
+/// generation.
 pub struct CheckpointWriter<'a> {
     index: &'a Index,
     names: Arc<Names>,
     numbers: Renumbering,
-    /// For each kind, the names in the order of their new numbers: their old ones, and how often they are used.
+    /// For each kind, the names in the order of their new numbers: old number and uses.
     written: [Vec<(u32, u32)>; NameKind::ALL.len()],
     _no_compaction: MutexGuard<'a, Option<Compaction>>,
 }
 
 impl Index {
-    /// Begins a checkpoint. It waits for a compaction that is under way, by finishing it.
+    /// Begins a checkpoint. First finishes a compaction that is in progress.
     #[must_use]
     pub fn checkpoint_writer(&self) -> CheckpointWriter<'_> {
         let mut no_compaction = self.compaction.lock();
@@ -64,7 +65,8 @@ impl Index {
         }
     }
 
-    /// Takes in a chunk, into an index that has nothing but other chunks. `None`: the bytes are not of this form.
+    /// Loads a chunk into an index that has nothing but other chunks of the same checkpoint. `None`: the
+    /// bytes are malformed.
     pub fn read_chunk(&self, number: usize, bytes: &[u8]) -> Option<()> {
         let mut bytes = Cursor(bytes);
         let names = self.current.lock().clone();
@@ -103,9 +105,8 @@ impl Index {
 }
 
 impl CheckpointWriter<'_> {
-    /// Appends the bytes of the next chunk. Other threads may go on to fold changes in: each entry is in one
-    /// of its forms. The chunks are to be written in order, because the last one has the names of all entries
-    /// before it.
+    /// Appends the bytes of the next chunk. Changes may be applied meanwhile: each entry is in one of its
+    /// forms. The chunks must be written in order, because the last one has the names of all entries.
     pub fn write_chunk(&mut self, number: usize, out: &mut Vec<u8>) {
         if number == NAMES {
             return self.write_names(out);
@@ -148,7 +149,7 @@ impl CheckpointWriter<'_> {
         let (names, written) = (self.names.clone(), std::mem::take(&mut self.written[T::KIND as usize]));
         put_varint(out, written.len() as u64);
         for (number, uses) in written {
-            // All of them were found in entries.
+            // Each of them was found in an entry.
             if let Some(value) = T::of(&names).get(number) {
                 write(self, value, out);
                 put_varint(out, uses.into());
@@ -156,13 +157,13 @@ impl CheckpointWriter<'_> {
         }
     }
 
-    /// The new number of a tenant: its owners and scopes are in entries that have it, too.
+    /// The new number of a tenant. Entries with its owners or scopes refer to the tenant too.
     fn tenant(&mut self, number: u32) -> u32 {
         self.numbers.of(NameKind::Tenant, number, || u32::MAX)
     }
 }
 
-/// Gives values the numbers that they had, with their uses.
+/// Interns values under the numbers that they had, with their uses.
 fn read_all<'a, T: Interned, S: Lookup<T>>(
     from: &mut Cursor<'a>,
     names: &Names,
@@ -175,7 +176,7 @@ fn read_all<'a, T: Interned, S: Lookup<T>>(
     Some(())
 }
 
-/// Gives a value its number, and reads its uses. `None`: it has another number already, or stands there twice.
+/// Interns a value, and reads its uses. `None`: its number differs, or it is a duplicate.
 fn note<T: Interned>(from: &mut Cursor<'_>, names: &Names, value: &impl Lookup<T>, number: u64) -> Option<()> {
     let uses = small(from)?;
     let given = T::of(names).intern(value);

@@ -1,4 +1,4 @@
-//! Numbers, texts and networks as bytes, in memory that nothing else writes.
+//! Encodes numbers, texts and networks in memory that nothing else writes.
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -36,13 +36,13 @@ pub(super) fn cidr(piece: &[u8]) -> IpNet {
     let addr = match (<[u8; 4]>::try_from(octets), <[u8; 16]>::try_from(octets)) {
         (Ok(v4), _) => IpAddr::from(v4),
         (_, Ok(v6)) => IpAddr::from(v6),
-        // Nobody comes from nowhere.
+        // Unreachable for packed entries; `::` matches no client.
         _ => IpAddr::from([0; 16]),
     };
     IpNet::new_assert(addr, len)
 }
 
-/// Reads what was packed here, in memory that nothing else writes: it need not expect anything else.
+/// Reads packed bytes. Nothing else writes them, so malformed bytes are not reported.
 #[derive(Clone)]
 pub(super) struct PackedReader<'a> {
     pub(super) bytes: &'a [u8],

@@ -1,8 +1,9 @@
-//! Giving back the room of names that no entry uses: a further generation of names, and every shard anew with its numbers.
+//! Frees names that no entry uses: moves every shard to a new generation of names, with new numbers.
 //!
-//! Readers wait for nothing: each shard is replaced as by any change, and whoever reads the old one has the old names with it.
-//! A writer packs what it puts within its turn at a shard, with the names of the shard that it finds there: so no entry has
-//! numbers of one generation in a shard of another. Work is done in steps that are short, whatever the index holds.
+//! Readers never wait: each shard is replaced as by any change, and a reader of the old shard still has the
+//! old names. A writer packs entries under the shard's lock, with the names of the shard found there, so
+//! numbers of one generation never end up in a shard of another. Work is done in short steps, whatever the
+//! size of the index.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,46 +17,46 @@ use super::interner::{NameKind, Names, Owner, TenantScope, translate};
 use super::shard::{SHARDS, Shard};
 use super::{Index, WRITE_LOCKS};
 
-/// As long as no more names than these are kept unused, they stay: some megabytes.
+/// Unused names up to this number are kept: some megabytes.
 const UNUSED_MIN: usize = 16_384;
-/// Or no more than one for so many keys, each of which a compaction copies: it should be worth its while.
+/// And up to one for this many keys: a compaction copies every key, and must be worth it.
 const KEYS_FOR_ONE_UNUSED: usize = 8;
-/// One step goes through so many entries, or through so many shards if they are empty: about a millisecond.
+/// Entries, or empty shards, per step: about a millisecond.
 const STEP_ENTRIES: usize = 4_096;
 const STEP_SHARDS: usize = 1_024;
-/// How often, and how long apart, it is looked whether readers have let go of what was replaced: a second in all. A reader
-/// takes microseconds; one that takes longer frees the names itself.
+/// How often, and how long apart, it is checked whether readers have released the replaced shards: a second
+/// in all. Reads take microseconds; a slower reader frees the names itself.
 const READERS_TRIES: usize = 500;
 const READERS_PAUSE: Duration = Duration::from_millis(2);
 
-/// A compaction under way.
+/// A compaction in progress.
 #[derive(Debug)]
 pub(super) struct Compaction {
     from: Arc<Names>,
     to: Arc<Names>,
     numbers: Renumbering,
     empty: Arc<Shard>,
-    /// The next shard to take over.
+    /// The next shard to move.
     next: usize,
 }
 
-/// What is to follow a step.
+/// What must follow a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompactionStep {
     /// The next step.
     More,
-    /// A pause: a checkpoint is being written, or somebody still reads what was replaced.
+    /// A pause: a checkpoint is being written, or a replaced shard is still being read.
     Wait,
-    /// Nothing. There are few unused names.
+    /// Nothing: there are few unused names.
     Done,
 }
 
-/// The numbers of one generation in another, as far as they are known.
+/// Maps the numbers of one generation to another, as far as they are known.
 #[derive(Debug, Default)]
 pub(super) struct Renumbering([Vec<Option<u32>>; NameKind::ALL.len()]);
 
 impl Renumbering {
-    /// The number that belongs to one of this kind, which is asked for the first time only.
+    /// The new number of a name. `new` is called for the first use only.
     pub(super) fn of(&mut self, kind: NameKind, number: u32, new: impl FnOnce() -> u32) -> u32 {
         let (numbers, at) = (&mut self.0[kind as usize], number as usize);
         if numbers.len() <= at {
@@ -66,7 +67,7 @@ impl Renumbering {
 }
 
 impl Index {
-    /// Whether there are so many unused names that [`Index::compaction_step`] has work to do, or one has begun.
+    /// Whether there are enough unused names for [`Index::compaction_step`], or a compaction has begun.
     #[must_use]
     pub fn wants_compaction(&self) -> bool {
         let names = self.current.lock().clone();
@@ -75,14 +76,14 @@ impl Index {
         unused > used.max(UNUSED_MIN).max(self.len() / KEYS_FOR_ONE_UNUSED) || self.compacting.load(Ordering::Relaxed)
     }
 
-    /// Waits until there are so many unused names.
+    /// Waits until there are enough unused names for a compaction.
     pub async fn compaction_wanted(&self) {
         while !self.wants_compaction() {
             self.compaction_due.notified().await;
         }
     }
 
-    /// Does a short piece of a compaction, and begins one if there is reason to.
+    /// Runs a short step of a compaction, and begins one if it is due.
     pub fn compaction_step(&self) -> CompactionStep {
         let Some(mut state) = self.compaction.try_lock() else { return CompactionStep::Wait };
         if state.is_none() {
@@ -96,7 +97,7 @@ impl Index {
             self.migrate_shards(compaction);
             return CompactionStep::More;
         }
-        // Whoever lets go of the names last frees them all, which takes a while: that must not be a reader.
+        // The last owner of the old names frees them all, which takes a while, so it must not be a reader.
         if Arc::strong_count(&compaction.from) > 1 {
             return CompactionStep::Wait;
         }
@@ -106,8 +107,7 @@ impl Index {
         CompactionStep::More
     }
 
-    /// Gives the room of all unused names back, however few they are. It returns when that is done, but for what is still
-    /// being read.
+    /// Frees all unused names, however few. Returns when that is done, except for what is still being read.
     pub fn compact(&self) {
         let mut state = self.compaction.lock();
         if state.is_none() {
@@ -116,7 +116,7 @@ impl Index {
         self.finish_compaction(&mut state);
     }
 
-    /// Takes all remaining shards over.
+    /// Moves all remaining shards.
     pub(super) fn finish_compaction(&self, state: &mut Option<Compaction>) {
         let Some(compaction) = state else { return };
         while compaction.next < SHARDS {
@@ -143,7 +143,7 @@ impl Index {
         Compaction { from, to, numbers: Renumbering::default(), empty, next: 0 }
     }
 
-    /// Takes some shards over into the next generation.
+    /// Moves some shards to the next generation.
     fn migrate_shards(&self, compaction: &mut Compaction) {
         let Compaction { from, to, numbers, empty, next } = compaction;
         let (mut entries, end) = (0, (*next + STEP_SHARDS).min(SHARDS));
@@ -163,7 +163,7 @@ impl Index {
                 number
             });
             cell.store(Arc::new(shard));
-            // After it is counted there: so what is in use is never out of use for a moment.
+            // After it is counted in the new generation, so that a used name never counts as unused.
             old.all_packed().for_each(|packed| each_name(packed, |kind, number| from.release_kind(kind, number)));
         }
         if *next == SHARDS {

@@ -1,4 +1,4 @@
-//! What Verify needs of a key, packed: numbers for what is shared, and texts as they are.
+//! A key as Verify needs it, packed: numbers for shared names, and texts as they are.
 //!
 //! ```text
 //! revision, tenant, owner, environment        varints; all but the first are numbers of names, of the
@@ -35,7 +35,7 @@ const EXPIRE_TIME: u8 = 0b0000_1000;
 const RESTRICTED: u8 = 0b0001_0000;
 const LABELLED: u8 = 0b0010_0000;
 
-/// Appends a key's packed entry, which uses the names that it refers to from now on.
+/// Appends a key's packed entry, and counts a use of each name in it.
 pub(super) fn pack(key: &KeyRecord, names: &Names, out: &mut Vec<u8>) {
     let policy = &key.policy;
     let tenant = names.acquire::<TenantId>(&key.tenant);
@@ -102,7 +102,7 @@ fn state_in(flags: u8) -> State {
     }
 }
 
-/// Calls for each name that a packed entry uses: as often as it uses it.
+/// Calls `call` for each use of a name in a packed entry.
 pub(super) fn each_name(packed: &[u8], mut call: impl FnMut(NameKind, u32)) {
     let mut from = PackedReader { bytes: packed, at: 0 };
     from.varint();
@@ -114,7 +114,7 @@ pub(super) fn each_name(packed: &[u8], mut call: impl FnMut(NameKind, u32)) {
     }
 }
 
-/// Appends a packed entry with other numbers for its names.
+/// Appends a packed entry with new numbers for its names.
 pub(super) fn renumber(packed: &[u8], mut number_of: impl FnMut(NameKind, u32) -> u32, out: &mut Vec<u8>) {
     let mut from = PackedReader { bytes: packed, at: 0 };
     put_varint(out, from.varint());
@@ -133,22 +133,22 @@ pub(super) fn renumber(packed: &[u8], mut number_of: impl FnMut(NameKind, u32) -
     out.extend_from_slice(packed.get(from.at..).unwrap_or_default());
 }
 
-/// How long flags and times are that begin here.
+/// The length of the flags and times that begin at `at`.
 fn times_end(packed: &[u8], at: usize) -> usize {
     let flags = packed.get(at).copied().unwrap_or_default();
     1 + [NOT_BEFORE, EXPIRE_TIME].into_iter().filter(|flag| flags & flag != 0).count() * 8
 }
 
-/// The owner of the entry that is packed here, by its number.
+/// The number of the owner of the packed entry at `at`.
 pub(super) fn owner_of(bytes: &[u8], at: usize) -> u32 {
     let mut from = PackedReader { bytes, at };
     let [_revision, _tenant, owner] = std::array::from_fn(|_| from.varint());
     owner as u32
 }
 
-/// What Verify needs of a key, read where it lies. It keeps the form of the key that it was found in,
-/// whatever happens to the key meanwhile, and with it a generation of names; so it is not for keeping, and
-/// lives no longer than a borrow of the index.
+/// A key in the index, read in place. It shows the key as it was when it was found, whatever happens to the
+/// key meanwhile, and keeps a generation of names alive; so it must not be stored, and lives no longer than a
+/// borrow of the index.
 pub struct Entry<'a> {
     shard: ShardGuard,
     fields: EntryFields,
@@ -187,7 +187,7 @@ impl Entry<'_> {
         named(self.names().tenants.get(self.fields.tenant))
     }
 
-    /// Who the key was issued to.
+    /// The owner of the key.
     #[must_use]
     pub fn owner(&self) -> &str {
         &named(self.names().owners.get(self.fields.owner)).name
@@ -199,7 +199,7 @@ impl Entry<'_> {
         text(self.key_id_bytes())
     }
 
-    /// [`Entry::key_id`] to be kept.
+    /// [`Entry::key_id`] as an owned value.
     #[must_use]
     pub fn to_key_id(&self) -> KeyId {
         parsed(KeyId::parse(self.key_id()))
@@ -243,7 +243,7 @@ impl Entry<'_> {
         (0..count).map(move |_| (text(rest.piece()), text(rest.piece())))
     }
 
-    /// What a verdict depends on, to be kept.
+    /// The policy as an owned value.
     #[must_use]
     pub fn to_policy(&self) -> KeyPolicy {
         KeyPolicy {
@@ -261,7 +261,7 @@ impl Entry<'_> {
         self.shard.bytes()
     }
 
-    /// Those that the numbers in this shard are of.
+    /// The names that the numbers in this shard refer to.
     fn names(&self) -> &Names {
         self.shard.names()
     }
@@ -357,7 +357,7 @@ fn parsed(id: Result<KeyId, BrokenRule>) -> KeyId {
     id.expect("an id that was packed")
 }
 
-/// What was packed from a text is one.
+/// The bytes were packed from a text.
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default()
 }

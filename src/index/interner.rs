@@ -1,9 +1,9 @@
-//! Texts that many keys share, each kept once and known to the entries by a number.
+//! Interned names: texts that many keys share, each kept once and referred to by a number.
 //!
-//! A number means one name for as long as its *generation* lives: a shard and the names that its entries refer to are
-//! reached together ([`super::shard::Shard::names`]), so that who reads an old shard reads the old names too. Nothing is
-//! taken out of a generation. A name that no entry uses stays, and is in use again when an entry comes that has it; what
-//! gives the room back is another generation, into which only names that are used are taken over ([`super::compaction`]).
+//! A number means one name for as long as its *generation* lives. A shard and the names of its entries are
+//! reached together ([`super::shard::Shard::names`]), so that a reader of an old shard reads the old names
+//! too. Nothing is removed from a generation: an unused name stays, and may be used again. Memory is freed by
+//! moving the used names to another generation ([`super::compaction`]).
 
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::Arc;
@@ -21,60 +21,60 @@ use super::usage_counts::UsageCounts;
 pub enum NameKind {
     /// Tenants.
     Tenant,
-    /// Whom keys were issued to. They are names of a tenant.
+    /// Owners of keys, per tenant.
     Owner,
     /// Environments.
     Environment,
-    /// What keys may do. They are names of a tenant.
+    /// Scopes of keys, per tenant.
     Scope,
 }
 
 impl NameKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 4] = [Self::Tenant, Self::Owner, Self::Environment, Self::Scope];
 }
 
-/// One generation of what the entries share. Tenants and owners are values of their own: what is said of one of them is said
-/// in one place.
+/// One generation of interned names. Tenants and owners are values of their own, so that a property of one is
+/// kept in one place.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     pub(super) tenants: Interner<TenantId>,
     pub(super) owners: Interner<Owner>,
     pub(super) environments: Interner<Environment>,
     pub(super) scopes: Interner<TenantScope>,
-    /// What is in use, over all generations that live.
+    /// What is in use, over all living generations.
     pub(super) usage: Arc<UsageCounts>,
 }
 
-/// Whom keys were issued to, in one tenant.
+/// An owner of keys, in one tenant.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) struct Owner {
     pub(super) tenant: u32,
     pub(super) name: Box<str>,
 }
 
-/// What keys of one tenant may do.
+/// A scope of keys, in one tenant.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) struct TenantScope {
     pub(super) tenant: u32,
     pub(super) scope: Scope,
 }
 
-/// An [`Owner`] to look for.
+/// Looks up an [`Owner`].
 #[derive(Debug, Hash)]
 pub(super) struct OwnerLookup<'a> {
     pub(super) tenant: u32,
     pub(super) name: &'a str,
 }
 
-/// A [`TenantScope`] to look for, and to make.
+/// Looks up or makes a [`TenantScope`].
 #[derive(Debug, Hash)]
 pub(super) struct ScopeLookup<'a> {
     pub(super) tenant: u32,
     pub(super) scope: &'a Scope,
 }
 
-/// A [`TenantScope`] to look for, by its text.
+/// Looks up a [`TenantScope`] by its text.
 #[derive(Debug, Hash)]
 pub(super) struct ScopeTextLookup<'a> {
     pub(super) tenant: u32,
@@ -99,7 +99,7 @@ impl Equivalent<TenantScope> for ScopeTextLookup<'_> {
     }
 }
 
-/// What a value can be found by, and made of.
+/// Looks up a value, and makes it if it is new.
 pub(super) trait Lookup<T>: Hash + Equivalent<T> {
     fn to_value(&self) -> T;
 }
@@ -122,20 +122,20 @@ impl Lookup<TenantScope> for ScopeLookup<'_> {
     }
 }
 
-/// What there are names of.
+/// A value that is interned.
 pub(super) trait Interned: Hash + Sized {
     const KIND: NameKind;
 
-    /// The values of this kind.
+    /// The interner of this kind.
     fn of(names: &Names) -> &Interner<Self>;
 
-    /// Its number in another generation, if it has one there.
+    /// Its number in another generation, if it has one.
     fn find_in(&self, own: &Names, other: &Names) -> Option<u32>;
 
-    /// Its number in another generation, which gives it one if need be.
+    /// Interns it in another generation.
     fn intern_in(&self, own: &Names, other: &Names) -> u32;
 
-    /// The tenant that it is counted for.
+    /// The tenant that its use counts for.
     fn counts_for<'a>(&self, own: &'a Names) -> Option<&'a TenantId>;
 }
 
@@ -197,7 +197,7 @@ impl Interned for Owner {
     }
 
     fn counts_for<'a>(&self, own: &'a Names) -> Option<&'a TenantId> {
-        // Without an owner there is nobody to count.
+        // An empty owner does not count.
         if self.name.is_empty() { None } else { own.tenants.get(self.tenant) }
     }
 }
@@ -224,35 +224,35 @@ impl Interned for TenantScope {
     }
 }
 
-/// The number that a name of one generation has in another one.
+/// The number, in another generation, of a name of one generation, interning it if need be.
 pub(super) fn translate<T: Interned>(number: u32, from: &Names, to: &Names) -> u32 {
-    // No number was given out that is not there.
+    // Every number given out has a value.
     T::of(from).get(number).map_or(u32::MAX, |value| value.intern_in(from, to))
 }
 
 impl Names {
-    /// The first generation of an index, or one that begins another count.
+    /// The first generation of an index.
     pub(super) fn first() -> Arc<Self> {
         let names = Arc::<Self>::default();
         names.usage.add_generation(&names);
         names
     }
 
-    /// A further generation beside the one that is there.
+    /// The next generation, sharing the usage counts.
     pub(super) fn next(&self) -> Arc<Self> {
         let names = Arc::new(Self { usage: self.usage.clone(), ..Self::default() });
         names.usage.add_generation(&names);
         names
     }
 
-    /// The number of a value that an entry is to use.
+    /// Interns a value and counts a use. Returns its number.
     pub(super) fn acquire<T: Interned>(&self, lookup: &impl Lookup<T>) -> u32 {
         let number = T::of(self).intern(lookup);
         self.retain::<T>(number);
         number
     }
 
-    /// Counts one use more.
+    /// Counts one more use.
     pub(super) fn retain<T: Interned>(&self, number: u32) {
         let Some(named) = T::of(self).values.get(number as usize) else { return };
         let in_use = |uses: u32| if uses == 0 { None } else { uses.checked_add(1) };
@@ -270,7 +270,7 @@ impl Names {
         }
     }
 
-    /// [`Names::retain`], of a kind that is known by its name.
+    /// [`Names::retain`], by kind.
     pub(super) fn retain_kind(&self, kind: NameKind, number: u32) {
         match kind {
             NameKind::Tenant => self.retain::<TenantId>(number),
@@ -280,7 +280,7 @@ impl Names {
         }
     }
 
-    /// [`Names::release`], of a kind that is known by its name.
+    /// [`Names::release`], by kind.
     pub(super) fn release_kind(&self, kind: NameKind, number: u32) {
         match kind {
             NameKind::Tenant => self.release::<TenantId>(number),
@@ -290,33 +290,33 @@ impl Names {
         }
     }
 
-    /// How many names it holds.
+    /// The number of names in it.
     pub(super) fn len(&self) -> usize {
         self.tenants.len() + self.owners.len() + self.environments.len() + self.scopes.len()
     }
 
-    /// How many of them its entries use.
+    /// The number of names in use.
     pub(super) fn len_used(&self) -> usize {
         let used = [&self.tenants.used, &self.owners.used, &self.environments.used, &self.scopes.used];
         used.into_iter().map(|used| used.load(Ordering::Relaxed)).sum()
     }
 }
 
-/// A value, and how often entries of its generation use it.
+/// A value, and its number of uses by entries of its generation.
 #[derive(Debug)]
 pub(super) struct Counted<T> {
     pub(super) value: T,
-    /// It begins and ceases to be 0 under the lock of the [`UsageCounts`] alone.
+    /// Changes from and to 0 only under the lock of [`UsageCounts`].
     pub(super) uses: AtomicU32,
 }
 
-/// Things by their numbers, which are given out in order. Reading takes no lock.
+/// Interns values: gives each a number, in order. Reading takes no lock.
 #[derive(Debug)]
 pub(super) struct Interner<T> {
     pub(super) values: boxcar::Vec<Counted<T>>,
     numbers: Mutex<HashTable<u32>>,
     hasher: RandomState,
-    /// How many are used.
+    /// The number of values in use.
     pub(super) used: AtomicUsize,
 }
 
@@ -332,7 +332,7 @@ impl<T> Default for Interner<T> {
 }
 
 impl<T> Interner<T> {
-    /// The value of a number that was given out.
+    /// The value of a number.
     pub(super) fn get(&self, number: u32) -> Option<&T> {
         self.values.get(number as usize).map(|named| &named.value)
     }
@@ -341,7 +341,7 @@ impl<T> Interner<T> {
         self.values.count()
     }
 
-    /// Whether the value of this number is used.
+    /// Whether the value of this number is in use.
     pub(super) fn is_used(&self, number: u32) -> bool {
         self.values.get(number as usize).is_some_and(|named| named.uses.load(Ordering::Acquire) > 0)
     }
@@ -361,7 +361,7 @@ impl<T: Hash> Interner<T> {
             return number;
         }
         let named = Counted { value: lookup.to_value(), uses: AtomicU32::new(0) };
-        // Each takes more than a byte of memory: there are never so many.
+        // Each takes more than a byte, so memory ends before numbers do.
         let number = u32::try_from(self.values.push(named)).unwrap_or(u32::MAX);
         numbers.insert_unique(hash, number, |number| self.get(*number).map_or(0, |value| self.hasher.hash_one(value)));
         number

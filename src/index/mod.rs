@@ -1,7 +1,7 @@
-//! Every key in RAM, as Verify needs it: digest -> entry.
+//! Every key in memory, as Verify needs it: digest -> entry.
 //!
-//! The index is the fold of the feed, and nothing else changes it: readers never write back, so a key that is disabled
-//! cannot come alive again through a late read. Readers take no lock; a writer never holds them up.
+//! The index is the result of applying the feed, and nothing else changes it: readers never write back, so a
+//! late read cannot bring a disabled key back to life. Readers take no lock, and writers never delay them.
 //!
 //! Reading order: `shard` (the entries of some digests), `entry` (what is kept of a key) and its `codec`, `interner`
 //! (names that keys share), `usage_counts` (which of them are in use), `compaction` (frees those that are not),
@@ -39,21 +39,21 @@ use self::shard::{NewEntry, SHARDS, Shard, ShardCell, shard_of};
 use self::state_counts::StateCounts;
 pub use self::usage_counts::InUse;
 
-/// Writers of one shard take turns. So many may be at work at a time.
+/// Writers of a shard are serialized by one of this many locks.
 const WRITE_LOCKS: usize = 64;
 
-/// The keys, and the revision up to which they are folded.
+/// The keys, and the revision up to which changes are applied.
 #[derive(Debug)]
 pub struct Index {
     shards: Box<[ShardCell]>,
-    /// The generation of names that shards are of, or are to be.
+    /// The current generation of names. During a compaction, shards move to it.
     current: Mutex<Arc<Names>>,
     /// One compaction at a time, and none while a checkpoint is written.
     compaction: Mutex<Option<Compaction>>,
     compacting: AtomicBool,
-    /// How many there were.
+    /// The number of finished compactions.
     compactions: AtomicU64,
-    /// Told when there may be reason for one.
+    /// Notified when a compaction may be due.
     compaction_due: Notify,
     len: AtomicUsize,
     states: StateCounts,
@@ -61,7 +61,7 @@ pub struct Index {
     /// The latest time of a change, in milliseconds.
     time: AtomicI64,
     advanced: watch::Sender<Revision>,
-    /// Writers take turns. Readers do not come here.
+    /// Locks for writers. Readers do not take them.
     write_locks: [Mutex<()>; WRITE_LOCKS],
     peppers: Mutex<HashSet<PepperId>>,
 }
@@ -89,20 +89,20 @@ impl Default for Index {
 }
 
 impl Index {
-    /// The revision up to which every change is in the index. Read it before an entry, and the entry is at
-    /// least as new.
+    /// The revision up to which every change is in the index. An entry that is read afterwards is at least as
+    /// new.
     #[must_use]
     pub fn revision(&self) -> Revision {
         Revision(self.revision.load(Ordering::Acquire))
     }
 
-    /// The latest time of any change that has been folded in. It only grows.
+    /// The latest time of any applied change. It only grows.
     #[must_use]
     pub fn latest_time(&self) -> UnixMillis {
         UnixMillis(self.time.load(Ordering::Relaxed))
     }
 
-    /// Declares that there was a change at this time.
+    /// Notes that a change was made at this time.
     pub fn advance_time(&self, time: UnixMillis) {
         self.time.fetch_max(time.0, Ordering::Relaxed);
     }
@@ -115,13 +115,14 @@ impl Index {
         Some(Entry::at(range, shard))
     }
 
-    /// How many keys there are.
+    /// The number of keys.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed)
     }
 
-    /// How many keys there are in a state. While changes are folded in, the sum over all states may be off by those.
+    /// The number of keys in a state. While changes are being applied, the sum over all states may differ by
+    /// those.
     #[must_use]
     pub fn len_in(&self, state: State) -> usize {
         self.states.of(state)
@@ -133,14 +134,14 @@ impl Index {
         self.len() == 0
     }
 
-    /// The peppers under which keys have been folded in.
+    /// The peppers of all keys that have been applied.
     #[must_use]
     pub fn peppers(&self) -> HashSet<PepperId> {
         self.peppers.lock().clone()
     }
 
-    /// Folds records in that are not newer than a change still to come. Older forms of a record are passed
-    /// over. It costs least when the records come in the order of their digests.
+    /// Applies records that are not newer than a change still to come. Older forms of a record are skipped.
+    /// Cheapest when the records are in the order of their digests.
     pub fn apply_records(&self, records: &[Record]) {
         if let Some(latest) = records.iter().map(Record::time).max() {
             self.advance_time(latest);
@@ -153,7 +154,7 @@ impl Index {
         if keys.is_empty() {
             return;
         }
-        // Before the keys, so that whoever finds a key finds its pepper.
+        // Before the keys, so that a reader who finds a key also finds its pepper.
         let peppers: HashSet<_> = keys.iter().map(|key| key.secret.pepper).collect();
         self.peppers.lock().extend(peppers);
         let place = |key: &KeyRecord| *key.secret.digest.as_bytes();
@@ -165,7 +166,7 @@ impl Index {
         }
     }
 
-    /// Lets go of every key and name.
+    /// Removes every key and name.
     pub fn clear(&self) {
         let mut compaction = self.compaction.lock();
         *compaction = None;
@@ -183,14 +184,15 @@ impl Index {
         self.time.store(UnixMillis::MIN.0, Ordering::Relaxed);
     }
 
-    /// Puts the newest forms of keys into their shard, in the order of their digests. Forms that are there
-    /// already in a newer one are passed over.
+    /// Puts the newest forms of keys, sorted by digest, into their shard. Forms that are not newer than those
+    /// present are skipped.
     fn put(&self, keys: &[&KeyRecord], packed: &mut Vec<u8>) {
         let Some(number) = keys.first().map(|key| shard_of(&key.secret.digest)) else { return };
         let _lock = self.write_locks[number % WRITE_LOCKS].lock();
         let cell = &self.shards[number];
         let old = cell.load_full();
-        // Those of the shard that is there, and will be until the turn ends: a compaction waits for it, too.
+        // The names of the present shard, which stays until the lock is released: a compaction takes the lock
+        // too.
         let names = old.names();
         packed.clear();
         let (mut put, mut replaced) = (Vec::with_capacity(keys.len()), vec![]);
@@ -219,38 +221,39 @@ impl Index {
         }
     }
 
-    /// How many names of a kind keys use.
+    /// The number of names of a kind that keys use.
     #[must_use]
     pub fn names_in_use(&self, kind: NameKind) -> usize {
         self.current.lock().usage.of_kind(kind)
     }
 
-    /// How many names are kept that no key uses.
+    /// The number of names kept that no key uses.
     #[must_use]
     pub fn names_unused(&self) -> usize {
         let names = self.current.lock().clone();
         names.len().saturating_sub(names.len_used())
     }
 
-    /// How often the room of unused names was given back.
+    /// How often unused names were freed.
     #[must_use]
     pub fn compactions(&self) -> u64 {
         self.compactions.load(Ordering::Relaxed)
     }
 
-    /// How many owners the keys of a tenant have, and which of some they have not. Keys without an owner do not count.
+    /// The number of owners among a tenant's keys, and which of `asked` are not among them. Keys without an
+    /// owner do not count.
     #[must_use]
     pub fn owners_in_use(&self, tenant: &TenantId, asked: &[&str]) -> InUse {
         self.current.lock().usage.clone().owners(tenant, asked)
     }
 
-    /// How many scopes the keys of a tenant have, and which of some they have not.
+    /// The number of scopes among a tenant's keys, and which of `asked` are not among them.
     #[must_use]
     pub fn scopes_in_use(&self, tenant: &TenantId, asked: &[&str]) -> InUse {
         self.current.lock().usage.clone().scopes(tenant, asked)
     }
 
-    /// Folds the next changes in.
+    /// Applies the next changes.
     pub fn apply(&self, changes: &[Arc<Change>]) {
         for change in changes {
             self.apply_records(&change.records);
@@ -263,7 +266,7 @@ impl Index {
         }
     }
 
-    /// Declares that every change up to `revision` is folded in.
+    /// Declares that every change up to `revision` is applied.
     pub fn advance_to(&self, revision: Revision) {
         self.revision.fetch_max(revision.0, Ordering::Release);
         self.advanced.send_if_modified(|advanced| {
@@ -273,7 +276,7 @@ impl Index {
         });
     }
 
-    /// Waits until every change up to `revision` is folded in.
+    /// Waits until every change up to `revision` is applied.
     pub async fn wait_for(&self, revision: Revision) {
         if self.revision() >= revision {
             return;

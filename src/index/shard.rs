@@ -1,7 +1,7 @@
-//! A part of the index: the entries of some hundred digests, in one piece that never changes.
+//! A shard of the index: the entries of some hundred digests, in one immutable piece.
 //!
-//! A change makes a new piece and puts it in the place of the old one, so that whoever reads the old one reads on
-//! undisturbed. Small as it is, that costs a change some microseconds at ten million keys.
+//! A change replaces the shard by a new one, so readers of the old one are not disturbed. Shards are small:
+//! at ten million keys this costs a change some microseconds.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,17 +14,17 @@ use keyward_core::digest::Digest;
 use super::entry::renumber;
 use super::interner::{NameKind, Names};
 
-/// Bytes of a digest that name its shard.
+/// Bytes of a digest that select its shard.
 const SHARD_BYTES: usize = 2;
-/// Bytes after them by which it is found there.
+/// The next bytes, by which it is found in the shard.
 const PREFIX_BYTES: usize = 4;
-/// All others, which stand before the entry.
+/// The rest of a digest, stored before its entry.
 const REST_BYTES: usize = 32 - SHARD_BYTES - PREFIX_BYTES;
 
-/// Bytes that a processor reads from memory at once.
+/// Bytes of a cache line.
 const LINE_BYTES: usize = 64;
 
-/// How many shards there are: ten million keys are 153 in each, and a thousand keys cost no more than half a megabyte.
+/// The number of shards: at ten million keys, each has 153. A thousand keys take at most half a megabyte.
 pub(super) const SHARDS: usize = 1 << (8 * SHARD_BYTES);
 
 /// The shard of a digest.
@@ -33,18 +33,19 @@ pub(super) fn shard_of(digest: &Digest) -> usize {
     usize::from(u16::from_be_bytes([a, b]))
 }
 
-/// A place for a shard.
+/// Holds the current version of a shard.
 pub(super) type ShardCell = ArcSwap<Shard>;
-/// A shard that is being read.
+/// A shard being read.
 pub(super) type ShardGuard = Guard<Arc<Shard>>;
 
 /// Entries in the order of their digests.
 #[derive(Debug)]
 pub(super) struct Shard {
-    /// What the numbers in its entries are of. They are reached through the shard alone: a shard that was
-    /// replaced can still be read, and its numbers mean other names in another generation.
+    /// The names that the numbers in its entries refer to. Reached through the shard alone: a replaced shard
+    /// can still be read, and its numbers mean other names in another generation.
     names: Arc<Names>,
-    /// The prefix of each, and where it begins in `bytes`. Together, because who reads one reads the other.
+    /// The prefix of each digest, and the offset of its entry in `bytes`. Together, because they are read
+    /// together.
     slots: Box<[Slot]>,
     /// The rest of each digest, and its packed entry.
     bytes: Box<[u8]>,
@@ -57,7 +58,7 @@ struct Slot {
     start: u32,
 }
 
-/// An entry to be put into a shard.
+/// An entry to put into a shard.
 pub(super) struct NewEntry<'a> {
     pub(super) digest: Digest,
     pub(super) packed: &'a [u8],
@@ -69,7 +70,7 @@ impl NewEntry<'_> {
     }
 }
 
-/// The parts of a digest within its shard.
+/// The prefix and the rest of a digest.
 fn split(digest: &Digest) -> (u32, &[u8]) {
     let (prefix, rest) = digest.as_bytes()[SHARD_BYTES..].split_at(PREFIX_BYTES);
     (prefix.iter().fold(0, |number, byte| number << 8 | u32::from(*byte)), rest)
@@ -97,7 +98,7 @@ impl Shard {
         &self.bytes
     }
 
-    /// Where the packed entry of a digest lies.
+    /// Finds the packed entry of a digest.
     pub(super) fn find(&self, digest: &Digest) -> Option<Range<usize>> {
         let (prefix, rest) = split(digest);
         let mut at = self.first_at_least(prefix);
@@ -112,7 +113,7 @@ impl Shard {
         None
     }
 
-    /// The first place whose prefix is not smaller. Prefixes are uniform, so it is near its share of the way.
+    /// The first slot whose prefix is not smaller. Prefixes are uniform, so interpolation comes close.
     fn first_at_least(&self, prefix: u32) -> usize {
         let count = self.slots.len();
         let mut at = self.share_of(prefix);
@@ -125,19 +126,20 @@ impl Shard {
         at
     }
 
-    /// Reads what a search for a digest begins with. What it gives is of no use.
+    /// Reads the slot at which a search for a digest begins. The result is meaningless.
     pub(super) fn prefetch_slots(&self, digest: &Digest) -> u32 {
         self.slots.get(self.share_of(split(digest).0)).map_or(0, |slot| slot.prefix)
     }
 
-    /// Reads the entry that a search for a digest comes to first: where the packed entry begins, and what is of no use.
+    /// Reads the first entry that a search for a digest examines. Returns the offset of the packed entry, and
+    /// a meaningless value.
     pub(super) fn prefetch_entry(&self, digest: &Digest) -> Option<(usize, u32)> {
         let range = self.range(self.first_at_least(split(digest).0))?;
         let lines = self.bytes.get(range.clone())?.iter().step_by(LINE_BYTES).chain(self.bytes.get(range.end - 1));
         Some((range.start + REST_BYTES, lines.map(|byte| u32::from(*byte)).sum()))
     }
 
-    /// The share of the way at which a prefix is, if all are spread evenly.
+    /// The expected slot of a prefix, if prefixes are uniform.
     fn share_of(&self, prefix: u32) -> usize {
         ((u64::from(prefix) * self.slots.len() as u64) >> 32) as usize
     }
@@ -148,13 +150,13 @@ impl Shard {
         Some(start..end)
     }
 
-    /// The rest of the digest and the packed entry at a place.
+    /// The rest of the digest and the packed entry of a slot.
     fn entry(&self, at: usize) -> Option<(&[u8], &[u8])> {
         self.bytes.get(self.range(at)?)?.split_at_checked(REST_BYTES)
     }
 
-    /// This shard with other entries of its generation, which are in the order of their digests, none twice.
-    /// They take the places of those that are there.
+    /// This shard with new entries of its generation, sorted by digest without duplicates. They replace
+    /// existing ones.
     pub(super) fn with(&self, new: &[NewEntry<'_>]) -> Self {
         let mut merged = Vec::with_capacity(self.len() + new.len());
         let mut bytes = 0;
@@ -186,7 +188,7 @@ impl Shard {
         Self::of(self.names.clone(), &merged, bytes)
     }
 
-    /// The same entries with other numbers, which are of another generation.
+    /// The same entries with the numbers of another generation.
     pub(super) fn renumbered(&self, names: Arc<Names>, mut number_of: impl FnMut(NameKind, u32) -> u32) -> Self {
         let mut slots = Vec::with_capacity(self.slots.len());
         let mut bytes = Vec::with_capacity(self.bytes.len() + self.bytes.len() / 16);
@@ -199,8 +201,8 @@ impl Shard {
         Self { names, slots: slots.into(), bytes: bytes.into() }
     }
 
-    /// Appends the shard: how many entries, as a varint, and if there are any, how many bytes, all prefixes,
-    /// where each entry begins and the last one ends, and all bytes.
+    /// Appends the shard: the number of entries as a varint, and if there are any, the number of bytes, all
+    /// prefixes, the offset of each entry and of the end, and all bytes.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         put_varint(out, self.len() as u64);
         if self.slots.is_empty() {
@@ -213,8 +215,7 @@ impl Shard {
         out.extend_from_slice(&self.bytes);
     }
 
-    /// Takes what [`Shard::write`] wrote off the beginning of some bytes. `None`: it is not of that form, or
-    /// has no entry.
+    /// Reads what [`Shard::write`] wrote, from the beginning of `from`. `None`: malformed or empty.
     pub(super) fn read(from: &mut Cursor<'_>, count: usize, names: Arc<Names>) -> Option<Self> {
         let size = from.u32()? as usize;
         let words = from.take(count.checked_mul(2)?.checked_add(1)?.checked_mul(4)?)?;
@@ -244,7 +245,7 @@ impl Shard {
     }
 }
 
-/// Where the next entry begins. A shard of 4 GiB would be one of 65,536.
+/// The offset of the next entry. It fits: a shard of 4 GiB would be one of 65,536.
 fn start(bytes: &[u8]) -> u32 {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX)
 }

@@ -1,10 +1,10 @@
-//! How many keys there are in each state: counted with each change, so that nobody has to go through them.
+//! The number of keys in each state, updated with each change.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use keyward_core::record::State;
 
-/// Counts of keys.
+/// Counts of keys by state.
 #[derive(Debug, Default)]
 pub(super) struct StateCounts {
     active: AtomicUsize,

@@ -1,7 +1,7 @@
-//! What is in use, whatever its generation: for each kind of names, and for each tenant.
+//! The number of names in use, over all generations: for each kind, and for each tenant.
 //!
-//! While entries are taken over from one generation into the next, a name may be used in both, and counts once. So a name
-//! begins to be used, and ceases to be, under one lock for all generations; further uses of it take none.
+//! While entries move from one generation to the next, a name may be used in both, and counts once. So the
+//! first and the last use of a name are counted under one lock for all generations; other uses take no lock.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -12,46 +12,46 @@ use parking_lot::Mutex;
 
 use super::interner::{Counted, Interned, NameKind, Names, OwnerLookup, ScopeTextLookup};
 
-/// See above.
+/// Counts the names in use.
 #[derive(Debug, Default)]
 pub(super) struct UsageCounts(Mutex<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
-    /// The generations that entries may be of: one, or two while entries are taken over.
+    /// The living generations: one, or two during a compaction.
     generations: Vec<Weak<Names>>,
     kinds: [usize; NameKind::ALL.len()],
     tenants: HashMap<TenantId, TenantCounts>,
 }
 
-/// Names in use of one tenant.
+/// The names of one tenant in use.
 #[derive(Debug, Default)]
 struct TenantCounts {
     owners: usize,
     scopes: usize,
 }
 
-/// How many names of a kind a tenant has in use, and which of those that were asked about it has not.
+/// The number of names of a kind that a tenant uses, and which of those asked about it does not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InUse {
-    /// How many it has.
+    /// The number of names.
     pub count: usize,
-    /// The places of those that it has not.
+    /// The positions, in the question, of names not in use.
     pub missing: Vec<usize>,
 }
 
 impl UsageCounts {
-    /// A generation that entries will be of.
+    /// Adds a generation.
     pub(super) fn add_generation(&self, names: &Arc<Names>) {
         self.0.lock().generations.push(Arc::downgrade(names));
     }
 
-    /// No entry is of this generation any more.
+    /// Removes a generation that no entry is of any more.
     pub(super) fn remove_generation(&self, names: &Arc<Names>) {
         self.0.lock().generations.retain(|generation| !std::ptr::eq(generation.as_ptr(), Arc::as_ptr(names)));
     }
 
-    /// Counts a use of a name that had none.
+    /// Counts what may be the first use of a name.
     pub(super) fn begin_use<T: Interned>(&self, names: &Names, named: &Counted<T>) {
         let mut counts = self.0.lock();
         if named.uses.fetch_add(1, Ordering::AcqRel) == 0 {
@@ -60,7 +60,7 @@ impl UsageCounts {
         }
     }
 
-    /// Takes back what may be the last use of a name.
+    /// Removes what may be the last use of a name.
     pub(super) fn end_use<T: Interned>(&self, names: &Names, named: &Counted<T>) {
         let mut counts = self.0.lock();
         let taken_back = named.uses.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |uses| uses.checked_sub(1));
@@ -70,7 +70,7 @@ impl UsageCounts {
         }
     }
 
-    /// Notes uses that were counted elsewhere, of a name that has none here.
+    /// Sets the uses of a name that has none, as counted by a checkpoint.
     pub(super) fn note<T: Interned>(&self, names: &Names, number: u32, uses: u32) {
         let Some(named) = T::of(names).values.get(number as usize) else { return };
         let mut counts = self.0.lock();
@@ -80,7 +80,7 @@ impl UsageCounts {
         }
     }
 
-    /// How many names of a kind are in use.
+    /// The number of names of a kind in use.
     pub(super) fn of_kind(&self, kind: NameKind) -> usize {
         self.0.lock().kinds[kind as usize]
     }
@@ -107,7 +107,7 @@ impl UsageCounts {
 }
 
 impl Counts {
-    /// Counts a name that has begun to be used, or has ceased to be, unless another generation uses it.
+    /// Counts a name whose use has begun or ended, unless another generation uses it.
     fn change<T: Interned>(&mut self, names: &Names, value: &T, change: impl Fn(usize) -> usize) {
         let elsewhere = |other: &Names| value.find_in(names, other).is_some_and(|number| T::of(other).is_used(number));
         let others = self.generations.iter().filter(|generation| !std::ptr::eq(generation.as_ptr(), names));

@@ -1,4 +1,4 @@
-//! A rescue of a data directory that somebody has written to who has no pepper file, or an older copy of it.
+//! A salvage of a data directory that somebody has written to who has no pepper file, or an older copy of it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,7 +68,7 @@ impl Stopped {
         encode_key(&record)
     }
 
-    /// Starts what a rescue has made, and sees that nobody has gained anything.
+    /// Starts what a salvage has made, and sees that nobody has gained anything.
     async fn gives_nobody_power(mut self) {
         self.site.try_start().await.unwrap();
         let reader = self.site.caller(&self.reader.secret);
@@ -166,7 +166,7 @@ async fn a_forged_change_behind_a_damaged_one_is_not_taken_though_the_next_one_f
 
     let (done, out, error) = rebuild(&dir, &["--accept-data-loss"]);
     assert!(done && out.contains(&format!("revision {}: EnableKey of {target}", LAST - 1)), "{out}{error}");
-    // The disabling is what was damaged: a rescue without the table lacks it, and says so. What follows is genuine.
+    // The disabling is what was damaged: a salvage without the table lacks it, and says so. What follows is genuine.
     assert!(out.contains(&format!("gone: the changes {} to {}", LAST - 2, LAST - 1)), "{out}");
     let mut stopped = stopped;
     stopped.site.try_start().await.unwrap();

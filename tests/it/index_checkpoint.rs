@@ -472,7 +472,7 @@ async fn a_checkpoint_that_is_not_read_still_tells_of_missing_changes() {
 
 /// Nobody is told of a revision twice, even where only the checkpoint knows of it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rescue_goes_on_past_what_a_checkpoint_knows_of() {
+async fn a_salvage_goes_on_past_what_a_checkpoint_knows_of() {
     let dir = with_checkpoint().await;
     let checkpoint = checkpoints(&dir).remove(0);
     let revision: u64 = checkpoint.file_stem().unwrap().to_str().unwrap().parse().unwrap();

@@ -301,7 +301,7 @@ async fn a_rebuild_that_has_nothing_to_build_from_keeps_the_table() {
     assert!(!dir.path().join("table.broken").exists());
     starts_whole(&dir).await;
 
-    // Not even where the table is in doubt: it may be all that a rescue has.
+    // Not even where the table is in doubt: it may be all that a salvage has.
     let dir = shortened().await;
     snapshots(&dir).iter().for_each(|path| flip(path));
     fs::write(dir.path().join("table/conf"), b"this is no configuration of sled").unwrap();
@@ -311,7 +311,7 @@ async fn a_rebuild_that_has_nothing_to_build_from_keeps_the_table() {
 
 /// A table that was set aside is looked at too.
 #[tokio::test]
-async fn a_rescue_takes_what_a_table_that_was_set_aside_has() {
+async fn a_salvage_takes_what_a_table_that_was_set_aside_has() {
     let dir = shortened().await;
     snapshots(&dir).iter().for_each(|path| flip(path));
     fs::rename(dir.path().join("table"), dir.path().join("table.broken")).unwrap();

@@ -160,7 +160,7 @@ async fn what_is_given_up_is_named_and_noted() {
 }
 
 #[tokio::test]
-async fn a_rescue_that_was_interrupted_is_not_taken_for_an_empty_directory() {
+async fn a_salvage_that_was_interrupted_is_not_taken_for_an_empty_directory() {
     let (mut site, _) = stopped().await;
     let dir = site.dir.path().to_owned();
     // Where it moves files aside.
@@ -180,7 +180,7 @@ async fn a_restore_can_be_tried_again_when_what_it_lacked_is_there() {
     let (site, keys) = stopped().await;
     let (dir, backup) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let file = backup.path().join("backup");
-    // The snapshot of a rescue is a backup like any other.
+    // The snapshot of a salvage is a backup like any other.
     let segment = journal_segment(&site.dir);
     damage(&segment, frame_at(&fs::read(&segment).unwrap(), 7));
     assert!(run(&["rebuild", "--accept-data-loss"], site.dir.path()).0);
@@ -208,11 +208,11 @@ async fn a_restore_can_be_tried_again_when_what_it_lacked_is_there() {
 }
 
 #[tokio::test]
-async fn an_interrupted_rescue_says_what_to_do() {
+async fn an_interrupted_salvage_says_what_to_do() {
     let (site, _) = stopped().await;
     fs::remove_file(site.dir.path().join("format")).unwrap();
     for command in [&["check"][..], &["rebuild", "--accept-data-loss"]] {
         let (done, _, error) = run(command, site.dir.path());
-        assert!(!done && error.contains("a restore or a rescue was interrupted there"), "{error}");
+        assert!(!done && error.contains("a restore or a salvage was interrupted there"), "{error}");
     }
 }

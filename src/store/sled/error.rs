@@ -18,7 +18,7 @@ pub enum HeadFault {
     #[error("it ends at revision {0}, so acknowledged changes are missing, or the whole directory is an older copy")]
     TooShort(Revision),
     /// It has other changes at that revision.
-    #[error("it holds other changes up to that revision, so it was replaced, or goes on from a restore or a rescue")]
+    #[error("it holds other changes up to that revision, so it was replaced, or goes on from a restore or a salvage")]
     Differs,
     /// It begins after the head.
     #[error(
@@ -49,7 +49,7 @@ pub enum OpenError {
     },
     /// It has data but no layout.
     #[error(
-        "{path} is missing, though the directory has data: a restore or a rescue was interrupted there. If there is a directory \
+        "{path} is missing, though the directory has data: a restore or a salvage was interrupted there. If there is a directory \
          restore.new, restore again; if there is a directory lost.*, move what is in it back, and only then make {path} with the \
          line 'keyward-data 1'; otherwise empty the directory and restore again"
     )]
