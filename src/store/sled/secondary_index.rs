@@ -154,7 +154,7 @@ impl Table {
     /// The candidates of a query, in the order of their ids.
     fn candidates(&self, scan: &ListScan) -> Candidates<'_> {
         if let Some(named) = scan.named() {
-            return Candidates::Named(named.to_vec().into_iter());
+            return Candidates::Named(Vec::from(named).into_iter());
         }
         let query = &scan.query;
         let states = if query.states.is_empty() { &STATES[..] } else { &query.states };
@@ -173,7 +173,7 @@ impl Table {
                 Union::new(self.ids(), [joined(&[tenant, ""])])
             });
         }
-        Candidates::InOrderings(Intersection::new(unions, query.after.as_ref()))
+        Candidates::Intersected(Intersection::new(unions, query.after.as_ref()))
     }
 }
 
@@ -182,7 +182,7 @@ enum Candidates<'a> {
     /// The ids that it names.
     Named(std::vec::IntoIter<KeyId>),
     /// The ids in the intersection of its conditions.
-    InOrderings(Intersection<'a>),
+    Intersected(Intersection<'a>),
 }
 
 impl Candidates<'_> {
@@ -191,7 +191,7 @@ impl Candidates<'_> {
             Self::Named(ids) => {
                 Ok(ids.next().map(|key_id| Candidate { key_id, value: IVec::default(), is_in_all: true }))
             }
-            Self::InOrderings(all) => all.next(),
+            Self::Intersected(all) => all.next(),
         }
     }
 }
