@@ -1,5 +1,5 @@
-//! Negative controls: programs that break a promise on purpose must turn the power cuts red. If one does not, the cuts
-//! prove nothing, and this mode fails.
+//! Negative controls: programs that break a promise on purpose must fail the power cuts. If one does not, the
+//! cuts prove nothing, and this mode fails.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::verify::compare;
 
 /// Cuts that a program may survive at most. The faulty ones are caught by the first few.
 const CUTS_MAX: u64 = 30;
-/// What a server says that misses acknowledged changes.
+/// What a server says if acknowledged changes are missing.
 const MISSING: &str = "were acknowledged, but the journal ends at";
 /// How long clients work before their books are tampered with.
 const DOCTORED_LOAD: Duration = Duration::from_secs(1);
@@ -169,7 +169,7 @@ fn cargo(args: &[&str]) -> Result<PathBuf, Failure> {
     executable.next().ok_or_else(|| "cargo built no program".into())
 }
 
-/// A program with a fault must not be deployed by mistake.
+/// A faulty program must not be deployed by mistake.
 fn refuses_without_consent(program: &Path) -> Result<(), Failure> {
     let ran = Command::new(program).arg("--version").env_clear().output()?;
     let error = String::from_utf8_lossy(&ran.stderr);

@@ -1,6 +1,7 @@
-//! Rot: in the directory of a server that has ended, one bit is flipped, or a file is cut short, or removed. Then
-//! either everything is right, or the start is refused and says what is wrong. A lost watermark is always refused, and
-//! everything is right once its loss is accepted. Each start has little time and memory.
+//! Bit rot: in the directory of a server that has ended, one bit is flipped, or a file is truncated or
+//! removed. Then either everything is right, or the start is refused and says what is wrong. A lost watermark
+//! is always refused, and everything is right once its loss is accepted. Each start has little time and
+//! memory.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -28,7 +29,7 @@ use crate::verify::{Findings, compare};
 const FIRST_KEYS: Shape = Shape { mix: Mix::Bulk, clients: 8, connections: 2, keys_per_client: 20 };
 /// How long each load runs before a stop or a kill.
 const LOAD: Duration = Duration::from_millis(600);
-/// How long it may take to fill so many segments that a checkpoint is made and the oldest go.
+/// How long it may take to fill enough segments that a checkpoint is made and the oldest are deleted.
 const MAINTENANCE_LIMIT: Duration = Duration::from_secs(120);
 /// A start on damaged data takes no longer than this. A sound one takes a fraction of a second.
 const START_LIMIT: Duration = Duration::from_secs(30);

@@ -1,4 +1,5 @@
-//! The crash harness: a real server, clients that remember every answer, and a disk that is taken away from under it.
+//! The crash harness: a real server, clients that remember every answer, and a disk that fails or loses
+//! power.
 //!
 //! `tests/crash/run` builds what is needed and runs all modes. Reading order: [`server`] (the process), [`caller`] and
 //! [`load`] (clients), [`oracle`] (what they know), [`verify`] (the comparison after a restart), [`run`] (seed, tally,

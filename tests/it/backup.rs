@@ -1,4 +1,4 @@
-//! Backups: exact while everything changes, refused when damaged, and whole again when restored.
+//! Backups: exact while everything changes, refused when damaged, and complete when restored.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -66,7 +66,7 @@ async fn write_on(store: Arc<SledStore>, first: u32, stop: Arc<AtomicBool>) {
     }
 }
 
-/// A backup is held against the same state reached by the other way there is: an older backup and the journal.
+/// A backup is compared with the same state reached in another way: an older backup and the journal.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_is_every_key_at_one_revision_while_changes_go_on() {
     let (dir, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -261,7 +261,8 @@ async fn a_backup_is_restored_only_with_its_own_pepper_and_journal() {
     assert!(findings.iter().all(|finding| !finding.doubt), "{findings:?}");
 }
 
-/// Whoever can write files and has no pepper file makes a disabled key active, and everything fit that needs no key.
+/// An attacker who can write files, but has no pepper file, makes a disabled key active and everything
+/// consistent that needs no key.
 #[tokio::test]
 async fn a_backup_that_was_altered_with_care_is_not_believed() {
     let (dir, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

@@ -427,7 +427,7 @@ async fn a_closed_store_takes_nothing_more(store: Arc<dyn Store>) {
     store.close().await.unwrap();
 }
 
-/// Neither a twin of its id nor one of its secret is taken.
+/// Neither a duplicate id nor a duplicate secret is accepted.
 async fn refuses_twins_of(store: &dyn Store, number: u32) {
     let other = key(1_000_000 + number);
     let same_id = KeyRecord { secret: other.secret, ..key(number) };

@@ -1,4 +1,4 @@
-//! What the data directory survives, and what it refuses to go on with.
+//! Damage that a data directory survives, and damage that refuses the start.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -22,7 +22,7 @@ async fn stopped() -> (Site, [Issued; 2]) {
     (site, [kept, disabled])
 }
 
-/// Starts again and sees that nothing was lost.
+/// Starts again and checks that nothing was lost.
 async fn is_whole(site: &mut Site, [kept, disabled]: &[Issued; 2]) {
     site.try_start().await.unwrap();
     assert_eq!(site.admin().reason(&kept.secret).await, Reason::Ok);
@@ -120,7 +120,7 @@ async fn a_damaged_change_that_was_acknowledged_stops_the_start() {
     site.try_start().await.unwrap();
 }
 
-/// Putting right what is wrong must still help after a start was tried.
+/// Repairing the damage must still help after a failed start.
 #[tokio::test]
 async fn a_refused_start_leaves_the_journal_as_it_was() {
     let (mut site, keys) = stopped().await;
@@ -194,7 +194,7 @@ async fn a_half_snapshot_left_by_a_crash_is_removed() {
     assert!(!site.dir.path().join("table.broken").exists(), "the table was sound but for that");
 }
 
-/// The worst that a table can do: a record that is well-formed, and wrong.
+/// The worst case of a table: a record that is well-formed, and wrong.
 #[tokio::test]
 async fn a_table_that_contradicts_the_journal_is_not_believed() {
     let (mut site, keys) = stopped().await;

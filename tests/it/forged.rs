@@ -1,4 +1,5 @@
-//! A salvage of a data directory that somebody has written to who has no pepper file, or an older copy of it.
+//! A salvage of a data directory to which an attacker without the pepper file has written, or that has parts
+//! of an older copy.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,7 +69,7 @@ impl Stopped {
         encode_key(&record)
     }
 
-    /// Starts what a salvage has made, and sees that nobody has gained anything.
+    /// Starts the salvaged directory, and checks that the attacker has gained nothing.
     async fn gives_nobody_power(mut self) {
         self.site.try_start().await.unwrap();
         let reader = self.site.caller(&self.reader.secret);
@@ -78,7 +79,7 @@ impl Stopped {
     }
 }
 
-/// A frame as somebody makes it who has no key of the chain: everything fits but the chain.
+/// A frame made without the key of the chain: everything is consistent except the chain.
 fn forged(revision: u64, method: &str, target: &str, record: Vec<u8>) -> Vec<u8> {
     let no_key = ChainKey(Zeroizing::new([0; 32]));
     let mut frame = FrameBuilder::after(&Position { revision: Revision(revision - 1), chain: Chain::EMPTY });
@@ -148,7 +149,8 @@ async fn a_forged_change_at_the_end_is_listed_and_not_taken() {
     stopped.gives_nobody_power().await;
 }
 
-/// The frame after it follows, because a forger can keep what it follows. That says nothing of the payload.
+/// The frame after it follows, because an attacker can keep what it follows. That proves nothing about the
+/// payload.
 #[tokio::test]
 async fn a_forged_change_behind_a_damaged_one_is_not_taken_though_the_next_one_follows_it() {
     let stopped = stopped().await;

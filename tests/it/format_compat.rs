@@ -1,7 +1,8 @@
-//! Old bytes are read for ever: a data directory and a backup of every format version there has been.
+//! Old bytes can be read for ever: a data directory and a backup of every format version so far.
 //!
-//! `testdata/data-directories/` has a directory a version; beside its data stands `keys.txt` with what must come of it. Where
-//! one of the present version is missing, the test makes it and fails: look at it, and keep it.
+//! `testdata/data-directories/` has a directory for each version; `keys.txt` beside its data lists what must
+//! be read from it. If the directory of the present version is missing, the test makes it and fails: review
+//! and keep it.
 
 use std::fmt::Write;
 use std::fs;
@@ -12,7 +13,7 @@ use keyward::offline::{Source, check, check_backup, restore_backup};
 
 use crate::harness::{Site, ask, small_settings, strings};
 
-/// What is made where it is missing: the data of a server since its beginning, and of one that was restored from a backup.
+/// Makes a missing directory: the data of a new server, and of one that was restored from a backup.
 const PRESENT: [&str; 2] = ["v1", "v1-restored"];
 
 fn testdata() -> PathBuf {
@@ -27,7 +28,7 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-/// A line a key: secret, verdict on it alone, verdict on it with scope `orders.read`, id, owner, label.
+/// One line per key: secret, verdict on it alone, verdict with scope `orders.read`, id, owner, label.
 async fn lines(site: &Site, secrets: &[String]) -> String {
     let mut text = String::new();
     for secret in secrets {
@@ -160,7 +161,7 @@ async fn every_backup_there_has_been_is_restored_for_ever() {
     site.stop().await;
 }
 
-/// What a later program wrote is refused by this one, with words that say so.
+/// What a later program wrote is refused, with a clear message.
 #[tokio::test]
 async fn what_a_later_program_wrote_is_refused_and_named() {
     let golden = testdata().join("v1-restored/data");

@@ -1,5 +1,5 @@
-//! A start on a disk that is full: verdicts are answered from what is there, and nothing is written.
-//! tests/crash does it to a real server, on a real disk.
+//! A start on a full disk: verdicts are answered, and nothing is written. tests/crash does it to a real
+//! server, on a real disk.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,7 +30,7 @@ fn files_below(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found.collect()
 }
 
-/// Fills a view without writing anything, and opens the store behind it.
+/// Loads a view without writing anything, and opens the store behind it.
 async fn is_filled_and_goes_on(dir: &TempDir, keys: u32, begins_with_checkpoint: bool) {
     let before = files_below(dir.path());
     let view = Watched::new();

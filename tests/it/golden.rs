@@ -1,5 +1,5 @@
-//! Bytes at rest and secrets in hands are public interfaces: what testdata/ holds must be read for ever, and what is
-//! written must not drift unnoticed.
+//! Stored bytes and issued secrets are public interfaces: what testdata/ holds must be readable for ever, and
+//! what is written must not drift unnoticed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,8 +24,8 @@ fn testdata(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)
 }
 
-/// Holds bytes against the file that has them in hexadecimal. `WRITE_TESTDATA=1` writes a file that is missing,
-/// and never changes one.
+/// Compares bytes with the file that has them in hexadecimal. `WRITE_TESTDATA=1` writes a missing file, and
+/// never changes one.
 fn holds(name: &str, bytes: &[u8]) -> Vec<u8> {
     let path = testdata(name);
     if !path.exists() && std::env::var_os("WRITE_TESTDATA").is_some() {
@@ -155,7 +155,7 @@ fn journal_frames_are_written_and_read_as_ever() {
     }
 }
 
-/// Gives the bytes it is made from.
+/// Returns the given bytes.
 struct Bytes([u8; 32]);
 
 impl Entropy for Bytes {

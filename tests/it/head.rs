@@ -1,4 +1,4 @@
-//! The head of the log, kept apart from it, shows what nothing inside of the data directory can.
+//! The head of the log, kept elsewhere, shows what nothing inside the data directory can.
 
 use std::fs;
 use std::path::Path;
@@ -27,7 +27,7 @@ use crate::salvage::frame_at;
 
 const SEGMENT_BYTES: u64 = 64 * 1024;
 
-/// What somebody does who can write to the directory and has no pepper file: takes the last change back, and everything
+/// An attacker who can write to the directory, but has no pepper file, removes the last change and everything
 /// that knows of it.
 fn cut_the_last_change(dir: &Path, segment: &Path, last: u64) {
     let mut bytes = fs::read(segment).unwrap();
@@ -90,7 +90,7 @@ async fn an_end_of_the_log_that_was_cut_off_with_care_is_noticed_by_the_head_alo
     assert_eq!(refused.to_string(), differs.to_string());
 }
 
-/// Also one in the middle of a group that was written as one: the chain is that of the changes, not of the groups.
+/// Also a head in the middle of a group: the chain is that of the changes, not of the groups.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_position_of_the_log_is_one_that_it_leads_through() {
     let dir = tempfile::tempdir().unwrap();

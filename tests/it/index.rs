@@ -1,4 +1,4 @@
-//! The index holds what was folded into it, in whatever order it came, and gives it back whole.
+//! The index holds what was applied to it, in whatever order, and returns all of it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

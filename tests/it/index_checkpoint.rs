@@ -1,4 +1,4 @@
-//! A start from an index checkpoint is quick, and knows no less.
+//! A start from an index checkpoint is fast, and loads the same index.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,17 +25,17 @@ use crate::conformance::{commit, create, key, open, options};
 use crate::disk::copy_dir;
 
 const SEGMENT_BYTES: u64 = 16 * 1024;
-/// So many fill some segments.
+/// Enough keys to fill some segments.
 pub(crate) const KEYS: u32 = 400;
 const DISABLED: u32 = 5;
-/// The end of a checkpoint, which says what it is of.
+/// The size of the summary at a checkpoint's end.
 const END_BYTES: usize = 144;
 
-/// An index that keeps an account of what it was filled with.
+/// An index that records how it was loaded.
 pub(crate) struct Watched {
     pub(crate) index: Arc<Index>,
     form: u32,
-    /// It is written out from this revision on.
+    /// Chunks are written only from this revision on.
     write_from: AtomicU64,
     parts_read: AtomicUsize,
     records_taken: AtomicUsize,
@@ -60,12 +60,12 @@ impl Watched {
         })
     }
 
-    /// Whether it was filled from a checkpoint.
+    /// Whether it was loaded from a checkpoint.
     pub(crate) fn knew_a_checkpoint(&self) -> bool {
         self.parts_read.load(Ordering::Relaxed) == checkpoint::CHUNKS && self.started_over.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether it was found that a checkpoint is of no use.
+    /// Whether a checkpoint was discarded.
     pub(crate) fn let_go_of_a_checkpoint(&self) -> bool {
         self.started_over.load(Ordering::Relaxed) > 0
     }
@@ -135,7 +135,7 @@ impl ChunkWriter for Writing<'_> {
     }
 }
 
-/// A store whose changes a view follows.
+/// A store with a view that follows it.
 struct Open {
     store: Arc<SledStore>,
     view: Arc<Watched>,
@@ -163,7 +163,7 @@ impl Open {
         Ok(Self { store, view, following })
     }
 
-    /// The index is the fold of the log: it holds what the store holds, and nothing else.
+    /// The index holds what the store holds, and nothing else.
     async fn is_whole(&self, keys: u32) {
         self.view.index.wait_for(self.store.revision()).await;
         for number in 0..keys {
@@ -196,7 +196,7 @@ fn checkpoints(dir: &TempDir) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|it| it == "kwi")).collect()
 }
 
-/// The maintenance thread works beside everything else: waits until it has done something.
+/// The maintenance thread runs on its own: waits until it has done something.
 async fn wait_until(what: &str, done: impl Fn() -> bool) {
     let begun = Instant::now();
     while !done() {
@@ -351,8 +351,8 @@ async fn a_checkpoint_of_another_log_is_not_used() {
     open.close().await;
 }
 
-/// Two histories that part: what the checkpoint of one holds past the parting is not true of the other. A key is relabelled
-/// twice here and disabled there, so that the form in the checkpoint is the newer one.
+/// Two histories that diverge: what one's checkpoint holds past that point is not true of the other. A key is
+/// relabelled twice here and disabled there, so that the form in the checkpoint is the newer one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_of_a_log_that_has_parted_from_this_one_is_not_used() {
     let here = tempfile::tempdir().unwrap();
@@ -394,8 +394,8 @@ async fn a_checkpoint_of_a_log_that_has_parted_from_this_one_is_not_used() {
     open.close().await;
 }
 
-/// With watermark and table gone and the journal cut, only the checkpoint knows that more was acknowledged: up to where it
-/// begins, before that, and with nothing left of the journal.
+/// Without watermark and table, and with the journal truncated, only the checkpoint proves that more was
+/// acknowledged: up to where it begins, before that, and with nothing left of the journal.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_that_is_ahead_of_the_journal_stops_the_start() {
     let whole = with_checkpoint().await;
@@ -412,8 +412,8 @@ async fn a_checkpoint_that_is_ahead_of_the_journal_stops_the_start() {
     }
 }
 
-/// What comes after a checkpoint is read from the journal. If that is more than the checkpoint, a start is quicker
-/// from the table.
+/// What comes after a checkpoint is read from the journal. If that is longer than the checkpoint, a start
+/// from the table is faster.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_is_not_read_where_the_journal_since_then_is_longer() {
     let dir = with_checkpoint().await;
@@ -439,7 +439,7 @@ async fn a_checkpoint_is_not_read_where_the_journal_since_then_is_longer() {
     open.close().await;
 }
 
-/// A checkpoint that is not worth reading still knows what was acknowledged.
+/// A checkpoint that is not worth reading still proves what was acknowledged.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_that_is_not_read_still_tells_of_missing_changes() {
     let dir = tempfile::tempdir().unwrap();
@@ -470,7 +470,7 @@ async fn a_checkpoint_that_is_not_read_still_tells_of_missing_changes() {
     assert_eq!(view.parts_read.load(Ordering::Relaxed), 0);
 }
 
-/// Nobody is told of a revision twice, even where only the checkpoint knows of it.
+/// No revision is acknowledged twice, even if only the checkpoint knows of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_salvage_goes_on_past_what_a_checkpoint_knows_of() {
     let dir = with_checkpoint().await;
@@ -555,7 +555,7 @@ enum Keep {
     Nothing,
 }
 
-/// Takes the watermark, the table and an end of the journal away.
+/// Removes the watermark, the table and an end of the journal.
 fn cut_off(dir: &TempDir, checkpoint: u64, keep: Keep) {
     fs::remove_file(dir.path().join("watermark")).unwrap();
     fs::remove_dir_all(dir.path().join("table")).unwrap();
@@ -586,8 +586,8 @@ async fn change(store: &SledStore, number: u32, change: impl FnOnce(&mut KeyReco
     store.commit(commit(vec![RecordWrite::Key(Box::new(changed))])).await.unwrap();
 }
 
-/// The golden bytes of the chunks: who changes them must change [`checkpoint::FORMAT_VERSION`] too, or a start would misread
-/// older checkpoints.
+/// The golden bytes of the chunks. A change of them requires a new [`checkpoint::FORMAT_VERSION`], or a start
+/// would misread older checkpoints.
 #[test]
 fn the_form_of_a_checkpoint_has_not_drifted() {
     let index = Index::default();

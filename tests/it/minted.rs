@@ -1,4 +1,4 @@
-//! `keyward admin-key`: an administrator for whoever has lost the last one.
+//! `keyward admin-key`: an administrator for operators who have lost the last one.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -178,7 +178,7 @@ async fn a_key_that_cannot_be_handed_over_is_not_made() {
     assert!(entries(locked.dir(), locked.last).is_empty());
 }
 
-/// As a crash leaves the directory between any two steps: the frame half written, and the watermark not yet.
+/// The states that a crash leaves between any two steps: the frame half written, and the watermark not yet.
 #[tokio::test]
 async fn a_crash_anywhere_leaves_it_made_or_not_made() {
     let locked = Locked::out().await;

@@ -12,7 +12,7 @@ const SCOPES: [&[&str]; 4] = [&[], &["a"], &["a.*"], &["a", "b.c"]];
 const REASONS: [&str; 3] = ["", "unpaid", "leaked"];
 const WANTED: [&str; 4] = ["a", "a.x", "b", "b.c"];
 
-/// A call, or what else can happen. Keys are named by the order of their making.
+/// A call, or another event. Keys are numbered in the order in which they were made.
 #[derive(Clone, Debug)]
 enum Step {
     Create { scopes: usize, owner: u8, waits_ms: Option<u16>, lives_ms: Option<u16>, disabled: bool },
@@ -49,12 +49,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the map knows of a key.
+/// The model of a key.
 struct Known {
     issued: Issued,
     state: &'static str,
     reason: &'static str,
-    /// When it came into its state.
+    /// When it entered its state.
     stated_ms: i64,
     fields: Fields,
 }
@@ -69,7 +69,7 @@ struct Fields {
 }
 
 impl Known {
-    /// The verdict, said the long way.
+    /// The expected verdict.
     fn reason(&self, wanted: &str, now_ms: i64, latest_ms: i64) -> Reason {
         let held = SCOPES[self.fields.scopes].iter().any(|granted| match granted.strip_suffix(".*") {
             Some(above) => wanted.strip_prefix(above).is_some_and(|rest| rest.starts_with('.')),
@@ -90,7 +90,7 @@ struct Model {
     site: Site,
     known: Vec<Known>,
     now_ms: i64,
-    /// When the last change was made, or any before it if that was later.
+    /// The latest time of a change.
     latest_ms: i64,
 }
 
@@ -151,7 +151,7 @@ impl Model {
         }
     }
 
-    /// An expiry must lie ahead, also of the log.
+    /// An expiry must be later than the clock and the log.
     fn ahead(&self, lives_ms: Option<u16>) -> Option<i64> {
         lives_ms.map(|lives| self.now_ms.max(self.latest_ms) + i64::from(lives))
     }

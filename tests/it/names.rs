@@ -1,4 +1,4 @@
-//! What keys share goes when no key uses it, and nobody ever reads another name than the key's own.
+//! Names that no key uses are freed, and no reader ever sees another key's name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -34,7 +34,7 @@ fn fold(index: &Index, records: impl IntoIterator<Item = KeyRecord>) {
     index.apply_records(&records.into_iter().map(|record| Record::Key(Arc::new(record))).collect::<Vec<_>>());
 }
 
-/// Reads a key and holds every name of it against the label, which is not a shared name.
+/// Reads a key and compares each of its names with the label, which is not a shared name.
 fn assert_own_names(index: &Index, digest: &Digest) -> u64 {
     let entry = index.get(digest).unwrap();
     let tag = entry.display_name().to_owned();
@@ -213,7 +213,7 @@ fn deeds() -> impl Strategy<Value = Deed> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
-    /// After whatever happened to it, the index is the map of the newest forms, and counts what they use.
+    /// After any sequence of steps, the index equals the map of the newest forms, and counts what they use.
     #[test]
     fn an_index_is_a_plain_map_and_counts_what_is_in_use(deeds in vec(deeds(), 1..12)) {
         let (mut index, mut map, mut revision) = (Index::default(), BTreeMap::<u32, KeyRecord>::new(), 0);

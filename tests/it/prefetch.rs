@@ -1,5 +1,5 @@
-//! With many keys, secrets of calls that come together are read ahead of the calls: nothing but the time that it takes may
-//! tell.
+//! With many keys, the secrets of calls that arrive together are prefetched: only the time that calls take
+//! may show it.
 
 use futures_util::{StreamExt, stream};
 use keyward::grpc::pb::{self, Reason};
@@ -9,7 +9,7 @@ use prost::Message;
 use crate::h2peer::*;
 use crate::harness::{Issued, Site, ask};
 
-/// From this many keys on, secrets are read ahead.
+/// From this many keys on, secrets are prefetched.
 const MANY: u32 = KEYS_MIN as u32;
 
 /// A site with many keys, and a hundred of them.
@@ -85,7 +85,7 @@ async fn calls_that_come_together_are_each_answered_about_their_own_key() {
     }
 }
 
-/// Of a field that comes twice, the last one counts: the secret that was read ahead is then another one.
+/// Of a duplicate field, the last one counts: the prefetched secret is then another one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_secrets_in_one_request_the_last_one_counts() {
     let (site, known) = large_site().await;

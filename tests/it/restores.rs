@@ -1,4 +1,4 @@
-//! A restore: only as far as it is wanted, with the right pepper file, and all of it or nothing.
+//! Restores: up to the wanted revision, with the right pepper file, all or nothing.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ use crate::salvage::{damage, frame_at};
 /// The revision of the backup, and the one of the last change.
 const BACKUP: u64 = 4;
 const LAST: u64 = 8;
-/// What a restore moves to its place, in this order.
+/// The parts that a restore moves, in this order.
 const PARTS: [&str; 4] = ["journal", "snapshot", "table", "watermark"];
 
-/// A backup, the journal that went on after it, and the pepper file of both.
+/// A backup, the journal that continues it, and the pepper file of both.
 struct Old {
     site: Site,
     files: TempDir,
@@ -71,7 +71,7 @@ impl Old {
     }
 }
 
-/// Sees that everything is there, and nothing beside it.
+/// Checks that everything is there, and nothing else.
 fn is_whole(dir: &Path, revision: u64) {
     let (out, error) = text(&keyward(&["check", "--data-dir"]).arg(dir).output().unwrap());
     // The restore's own entry changes no record.
@@ -181,7 +181,7 @@ async fn a_restore_that_is_killed_is_not_served_and_the_next_one_goes_through() 
     assert!(broken_off >= 4, "{broken_off} were broken off");
 }
 
-/// As a kill leaves it between any two steps of the move.
+/// The states between any two steps of the move.
 #[tokio::test]
 async fn a_restore_whose_parts_are_half_moved_is_not_served_and_the_next_one_goes_through() {
     let old = Old::make().await;

@@ -1,4 +1,4 @@
-//! The journal does not grow for ever, and what goes is never missed.
+//! The journal is bounded, and what is deleted is never needed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ pub(crate) fn snapshots(dir: &TempDir) -> Vec<PathBuf> {
     files(dir, "snapshot", "kws")
 }
 
-/// The maintenance thread works beside everything else: waits until it has done something.
+/// The maintenance thread runs on its own: waits until it has done something.
 pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
     let begun = Instant::now();
     while !done() {
@@ -116,7 +116,8 @@ async fn one_damaged_snapshot_costs_nothing() {
     }
 }
 
-/// With two snapshots in one segment, the third one does not let that segment go; and yet the first is of no use then.
+/// Two snapshots within one segment: the third does not release that segment, though the first is of no more
+/// use.
 #[tokio::test]
 async fn a_third_snapshot_takes_the_place_of_the_first_though_nothing_goes() {
     let dir = tempfile::tempdir().unwrap();
@@ -155,7 +156,8 @@ async fn a_third_snapshot_takes_the_place_of_the_first_though_nothing_goes() {
     store.close().await.unwrap();
 }
 
-/// The newest snapshot covers nearly all of the journal; and yet what the older one lacks stays, in case it is needed.
+/// The newest snapshot covers nearly all of the journal, but what the older one lacks is kept, in case it is
+/// needed.
 #[tokio::test]
 async fn what_the_older_snapshot_lacks_stays_in_the_journal() {
     let dir = tempfile::tempdir().unwrap();
@@ -264,7 +266,8 @@ async fn segments_go_when_they_are_old() {
     assert_eq!(snapshots(&dir).len(), 2);
 }
 
-/// Nothing has changed since the newest snapshot: another one would be the same, and would be made at every look.
+/// Nothing has changed since the newest snapshot: another one would be the same, and would be made at each
+/// check.
 #[tokio::test]
 async fn a_snapshot_is_not_made_again_while_nothing_changes() {
     let dir = shortened().await;
@@ -291,7 +294,7 @@ async fn a_snapshot_is_not_made_again_while_nothing_changes() {
     assert_eq!(snapshots(&dir).iter().map(made).collect::<Vec<_>>(), once);
 }
 
-/// Building a table anew must not cost the one that is there.
+/// A rebuild that fails must not lose the present table.
 #[tokio::test]
 async fn a_rebuild_that_has_nothing_to_build_from_keeps_the_table() {
     let dir = shortened().await;
@@ -309,7 +312,7 @@ async fn a_rebuild_that_has_nothing_to_build_from_keeps_the_table() {
     assert!(dir.path().join("table").exists() && !dir.path().join("table.broken").exists());
 }
 
-/// A table that was set aside is looked at too.
+/// A table that was set aside is a source too.
 #[tokio::test]
 async fn a_salvage_takes_what_a_table_that_was_set_aside_has() {
     let dir = shortened().await;

@@ -1,4 +1,4 @@
-//! What an operator does at three in the morning: check, rebuild, restore, and, at the last, give up what is gone.
+//! Repairs by an operator: check, rebuild, restore, and, as the last resort, salvage.
 
 use std::fs;
 use std::path::Path;

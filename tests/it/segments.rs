@@ -1,4 +1,4 @@
-//! A journal of several segments: going on to the next one, and missing one.
+//! A journal of several segments: rolling over to the next one, and a missing one.
 
 use std::fs;
 use std::sync::Arc;

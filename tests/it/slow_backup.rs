@@ -1,4 +1,4 @@
-//! A backup that is read slowly holds nothing up, and ends.
+//! A backup that is read slowly delays nothing, and is bounded.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,8 +25,8 @@ use crate::harness::{Handle, Site, error_reason, new_key, small_settings, update
 use crate::retention::{segments, snapshots, wait_until};
 
 const SEGMENT_BYTES: u64 = 64 * 1024;
-/// What the journal may have beyond its limit: the segment that is written, the one that is made next, and
-/// what the older of two snapshots does not cover yet.
+/// What the journal may have beyond its limit: the segment that is written, the next one, and what the older
+/// of two snapshots does not cover yet.
 const SEGMENTS_KEPT: u64 = 8;
 const MIB: u64 = 1024 * 1024;
 
@@ -272,7 +272,7 @@ async fn who_reads_a_backup_slowly_is_told_which_limit_it_met() {
     assert!(told.message().contains("1048576 bytes") && told.message().contains("backup_aside_bytes_max"), "{told:?}");
 }
 
-/// One that nobody waits for any more, one whose server stops, and one that is whole.
+/// A backup without a reader, one whose server stops, and a complete one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_leaves_a_whole_backup_or_nothing() {
     let (mut site, keys) = site_with_large_keys(300).await;

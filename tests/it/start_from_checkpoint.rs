@@ -25,7 +25,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::harness::{Handle, Issued, START, Seeded, new_key};
 
-/// What is read of a snapshot to know where it stands.
+/// The bytes of a snapshot that give its position.
 const HEADER_BYTES: usize = 104;
 
 /// A server that keeps little of its journal, so that there are snapshots and a checkpoint.
@@ -109,7 +109,7 @@ impl Small {
     }
 }
 
-/// Opens a pipe for writing, as soon as somebody reads it.
+/// Opens a pipe for writing, once it has a reader.
 fn open_pipe(path: &Path) -> File {
     let begun = Instant::now();
     loop {
@@ -134,8 +134,8 @@ fn write_all(pipe: &mut File, mut bytes: &[u8]) {
     }
 }
 
-/// A start whose table is gone, so that it is built from a snapshot; and the snapshot is a pipe, which says no more than what
-/// the start asks for before it answers verdicts.
+/// A start without a table, which is rebuilt from a snapshot; the snapshot is a pipe, which supplies no more
+/// than the start needs before it answers verdicts.
 struct Held {
     pipe: PathBuf,
     snapshot: PathBuf,
@@ -169,7 +169,7 @@ impl Held {
         Self { pipe, snapshot, starting, stop }
     }
 
-    /// Lets it read on. Whoever opens the pipe from now on gets the real snapshot.
+    /// Lets the start read on. Whatever opens the pipe from now on gets the real snapshot.
     fn release(pipe: &Path, snapshot: &Path) {
         let bytes = fs::read(snapshot).unwrap();
         let mut open = open_pipe(pipe);

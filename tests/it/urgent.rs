@@ -1,4 +1,4 @@
-//! Changes that take power away go before everything else, whoever asks for how much of the rest.
+//! Changes that take power away overtake everything else, however much other callers ask for.
 
 use std::fs::File;
 use std::io;
@@ -41,7 +41,7 @@ use zeroize::Zeroizing;
 use crate::conformance::{commit, create, key, open, options};
 use crate::harness::{Handle, START, Seeded, error_reason};
 
-/// Nothing here takes as long, however busy the machine is.
+/// An upper bound for every wait, however busy the machine is.
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn actor(id: &str) -> ActorId {
@@ -272,7 +272,7 @@ async fn order_of(store: &dyn Store, number: u32) -> u64 {
 static HELD: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 static AT_THE_DISK: Notify = Notify::const_new();
 
-/// The committer asks for each group what is free: it can be held there.
+/// The committer asks for the free space before each group: it can be held there.
 fn held_disk(_: &File) -> io::Result<u64> {
     AT_THE_DISK.notify_one();
     let held = HELD.0.lock().unwrap();

@@ -1,4 +1,5 @@
-//! What may fail: each file of the data directory, in each call that the server makes on it, at each stage of its life.
+//! The faults: each file of the data directory, in each call that the server makes on it, at each stage of
+//! its life.
 
 use std::path::{Path, PathBuf};
 
@@ -44,7 +45,7 @@ pub(crate) enum Target {
     /// What the index held, for a quick start.
     Checkpoints,
     Checkpoint,
-    /// Whatever the thread touches that lets old segments go: snapshots, checkpoints, and the journal's oldest segments.
+    /// Whatever the maintenance thread touches: snapshots, checkpoints, and the journal's oldest segments.
     Maintenance,
 }
 

@@ -1,6 +1,6 @@
-//! Calls of the server to its disk fail, by the hand of strace. Whatever fails, a call is refused, or a start
-//! is, or the process ends and says what to do; verdicts are right all the time; and a start without the
-//! fault finds everything.
+//! strace makes calls of the server to its disk fail. Whatever fails, a call is refused, or a start is, or
+//! the process ends and says what to do; verdicts are right all the time; and a start without the fault finds
+//! everything.
 
 mod case;
 
