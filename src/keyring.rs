@@ -6,8 +6,9 @@
 //! pepper 64 hex digits
 //! ```
 //!
-//! The first pepper keys new digests; those after it are retired, and old keys are still found under them. From the root
-//! come the key of the journal's chain and the key that seals page tokens, so that peppers can change while those stay.
+//! The first pepper keys new digests; those after it are retired, and old keys are still found under them.
+//! From the root come the key of the journal's chain and the key that seals page tokens, so that peppers can
+//! change while those stay.
 
 use std::fmt::Write as _;
 use std::fs;

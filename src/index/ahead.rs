@@ -1,8 +1,9 @@
-//! Reading ahead: what lookups are about to read is brought into the caches of the processor, for many of them together.
+//! Reading ahead: what lookups are about to read is brought into the caches of the processor, for many of
+//! them together.
 //!
-//! A lookup among millions of keys waits for memory some seven times, each time for what says where to read next. Lookups
-//! that follow each other wait one after the other; here each step is made for all of them before the next one, so that
-//! their waits pass at the same time.
+//! A lookup among millions of keys waits for memory some seven times, each time for what says where to read
+//! next. Lookups that follow each other wait one after the other; here each step is made for all of them
+//! before the next one, so that their waits pass at the same time.
 
 use std::hint::black_box;
 
@@ -12,8 +13,8 @@ use super::Index;
 use super::entry::owner_of;
 use super::shard::{ShardGuard, shard_of};
 
-/// Lookups that are gone through together. A processor waits for about so many reads at a time, and all that they bring fits
-/// into its first cache.
+/// Lookups that are gone through together. A processor waits for about so many reads at a time, and all that
+/// they bring fits into its first cache.
 pub const TOGETHER: usize = 16;
 
 /// With fewer keys the index is in the caches as it is, and reading ahead costs more than it saves.
@@ -26,7 +27,8 @@ impl Index {
         self.len() >= KEYS_MIN
     }
 
-    /// Brings what lookups of these digests will read into the caches of the processor. Nothing else depends on it.
+    /// Brings what lookups of these digests will read into the caches of the processor. Nothing else depends
+    /// on it.
     pub fn read_ahead(&self, digests: &[Digest]) {
         for digests in digests.chunks(TOGETHER) {
             // What was read must seem to be of use, or it would not be read.

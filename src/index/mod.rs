@@ -3,9 +3,10 @@
 //! The index is the result of applying the feed, and nothing else changes it: readers never write back, so a
 //! late read cannot bring a disabled key back to life. Readers take no lock, and writers never delay them.
 //!
-//! Reading order: `shard` (the entries of some digests), `entry` (what is kept of a key) and its `codec`, `interner`
-//! (names that keys share), `usage_counts` (which of them are in use), `compaction` (frees those that are not),
-//! `state_counts` (keys by state), `ahead` (prefetching for lookups), `checkpoint` (the index as bytes).
+//! Reading order: `shard` (the entries of some digests), `entry` (what is kept of a key) and its `codec`,
+//! `interner` (names that keys share), `usage_counts` (which of them are in use), `compaction` (frees those
+//! that are not), `state_counts` (keys by state), `ahead` (prefetching for lookups), `checkpoint` (the index
+//! as bytes).
 
 pub mod ahead;
 pub mod checkpoint;

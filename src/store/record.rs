@@ -7,8 +7,8 @@
 //! └─────────┴──────────────────────────────┴──────────────────────────┘
 //! ```
 //!
-//! The body of a key holds its own digest, so a record that lands under another name is noticed. docs/FORMAT.md and
-//! testdata/records/ have examples.
+//! The body of a key holds its own digest, so a record that lands under another name is noticed.
+//! docs/FORMAT.md and testdata/records/ have examples.
 
 use ipnet::IpNet;
 use keyward_core::clock::UnixMillis;

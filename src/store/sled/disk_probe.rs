@@ -26,7 +26,8 @@ impl DiskProbe {
         Ok(Self(requests))
     }
 
-    /// How much space there is. `None`: the disk has not answered this probe, or an earlier one, within `patience`.
+    /// How much space there is. `None`: the disk has not answered this probe, or an earlier one, within
+    /// `patience`.
     pub(super) async fn probe(&self, patience: Duration) -> Option<io::Result<DiskSpace>> {
         let (reply, space) = oneshot::channel();
         // Full: a probe hangs, and the next one waits behind it.

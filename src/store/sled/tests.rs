@@ -153,7 +153,8 @@ async fn while_all_lists_are_held_single_keys_are_read_and_disabled() {
     store.close().await.unwrap();
 }
 
-/// With many other reads of keys waiting, the one before a change that takes power away waits for none of them.
+/// With many other reads of keys waiting, the one before a change that takes power away waits for none of
+/// them.
 #[tokio::test]
 async fn an_urgent_read_does_not_wait_for_other_reads_of_keys() {
     let dir = tempfile::tempdir().unwrap();
@@ -249,7 +250,8 @@ async fn lists_are_whole_and_in_order_over_many_slices() {
     store.close().await.unwrap();
 }
 
-/// What is durable is listed before the table has it: keys that it lacks, in their place, and the newer form of others.
+/// What is durable is listed before the table has it: keys that it lacks, in their place, and the newer form
+/// of others.
 #[tokio::test]
 #[expect(clippy::await_holding_lock, reason = "it holds up what would need it, and nothing else")]
 async fn while_the_table_is_held_lists_have_what_it_lacks() {
@@ -449,7 +451,8 @@ async fn what_no_frame_takes_is_refused_and_what_nearly_fills_one_is_read_again(
     assert!(matches!(refused, Err(CommitError::TooLong { max: PAYLOAD_BYTES_MAX, .. })), "{refused:?}");
     assert_eq!(store.revision(), Revision(0), "nothing is written");
 
-    // While the first is written, the others wait: each small one begins a group that has no room for a large one.
+    // While the first is written, the others wait: each small one begins a group that has no room for a large
+    // one.
     let (large, small) = (fits as u64, 5);
     let mut waiting = vec![store.commit(many(0, large))];
     for number in 1..=small {

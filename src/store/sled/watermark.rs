@@ -4,7 +4,8 @@
 //! crash tore. The watermark can. It is written after each group, before the group is acknowledged, and
 //! synced only now and then: after a power cut it may lag behind the journal, but is never ahead of it.
 //!
-//! 64 bytes, little-endian: `KWWM`, version u32, revision u64, chain 32 bytes, CRC-32C of all before it u32, zeros.
+//! 64 bytes, little-endian: `KWWM`, version u32, revision u64, chain 32 bytes, CRC-32C of all before it u32,
+//! zeros.
 
 use std::fs::File;
 use std::io;

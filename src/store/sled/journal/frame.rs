@@ -7,8 +7,9 @@
 //!        │ zeros up to a multiple of 8
 //! ```
 //!
-//! The frame's checksum covers the 20 bytes before it, the payload and the chain. The payload is a sequence of
-//! length-delimited `storage.v1.JournalEntry`. The chain is the hash of the log up to the frame's last entry.
+//! The frame's checksum covers the 20 bytes before it, the payload and the chain. The payload is a sequence
+//! of length-delimited `storage.v1.JournalEntry`. The chain is the hash of the log up to the frame's last
+//! entry.
 
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
