@@ -115,7 +115,7 @@ pub enum JournalError {
 }
 
 impl JournalError {
-    /// What it comes to, for whoever starts a server.
+    /// A summary, for the operator who starts a server.
     #[must_use]
     pub fn heading(&self) -> &'static str {
         match self {
