@@ -148,7 +148,7 @@ async fn a_message_full_of_empty_entries_takes_a_small_multiple_of_its_bytes() {
     let admin = admin_of(&dir);
     let files = Files(FileDescriptorSet::decode(pb::DESCRIPTORS).unwrap());
     // Not counted: what the first message of this length has the server make once.
-    let first = vec![0x0a, 0].repeat(BATCH_REQUEST_BYTES_MAX / 2 - 64);
+    let first = [0x0a, 0].repeat(BATCH_REQUEST_BYTES_MAX / 2 - 64);
     growth(&program, &admin, "/keyward.v1.KeyVerify/BatchVerify", first).await.1.unwrap_err();
     let mut seen = vec![];
     for file in &files.0.file {
