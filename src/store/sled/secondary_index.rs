@@ -36,6 +36,9 @@ pub(super) struct ListScan {
     found: Vec<Arc<KeyRecord>>,
     /// Keys of the table examined so far.
     examined: usize,
+    /// Keys of the write buffer that were looked at.
+    #[cfg(test)]
+    buffered: usize,
 }
 
 impl ListScan {
@@ -45,7 +48,14 @@ impl ListScan {
         ids.sort_unstable();
         ids.dedup();
         let named = (!ids.is_empty()).then_some(ids);
-        Self { query, named, found: vec![], examined: 0 }
+        Self {
+            query,
+            named,
+            found: vec![],
+            examined: 0,
+            #[cfg(test)]
+            buffered: 0,
+        }
     }
 
     /// The named ids that are left.
@@ -53,6 +63,12 @@ impl ListScan {
         let named = self.named.as_deref()?;
         let done = self.query.after.as_ref().map_or(0, |after| named.partition_point(|id| id <= after));
         named.get(done..)
+    }
+
+    /// Keys of the write buffer that were looked at so far.
+    #[cfg(test)]
+    pub(super) fn buffered(&self) -> usize {
+        self.buffered
     }
 
     /// Keys of the table examined so far.
@@ -109,6 +125,10 @@ impl Table {
                 (newer, there_are_more)
             }
         };
+        #[cfg(test)]
+        {
+            scan.buffered += newer.len();
+        }
         let mut newer = newer.into_iter().peekable();
         let mut candidates = self.candidates(scan);
         let mut older = candidates.next()?;
