@@ -11,7 +11,7 @@ use std::sync::Arc;
 use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, KeyId};
-use keyward_core::record::Stamp;
+use keyward_core::record::AuditStamp;
 
 use crate::authority::{AuthorityError, Maker};
 use crate::config::Settings;
@@ -261,7 +261,7 @@ pub fn mint_administrator(
     let dir = LockedDir::lock_existing(&settings.data_dir)?;
     let keyring = keyring(settings)?;
     let log = OfflineLog::open(&dir, &options_with(settings, &keyring))?;
-    let stamp = Stamp { time: SystemClock.now().max(log.latest_time()), actor: ActorId::keyward() };
+    let stamp = AuditStamp { time: SystemClock.now().max(log.latest_time()), actor: ActorId::keyward() };
     let maker = Maker { peppers: &keyring.peppers, entropy: &SystemEntropy };
     let description = "Made offline by `keyward admin-key`. Replace it by a key of your own, and disable it.";
     let (key, secret) = maker.administrator("Administrator made offline", description, &stamp)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use keyward_core::access::{Action, Caller};
 use keyward_core::clock::Now;
-use keyward_core::decision::{Ask, Check, DenyReason, decide};
+use keyward_core::decision::{AccessRequest, Check, DenyReason, decide};
 use keyward_core::digest::{Digest, PepperRing};
 use keyward_core::event::Revision;
 use keyward_core::id::TenantId;
@@ -118,20 +118,20 @@ impl Verifier {
         caller: &Caller,
         secret: &Presented<'_>,
         tenant: Option<&TenantId>,
-        ask: &Ask<'_>,
+        request: &AccessRequest<'_>,
         now: Now,
     ) -> Verdict<'_> {
         let visible = |entry: &Entry<'_>| {
             tenant.is_none_or(|pin| entry.tenant() == pin) && caller.may(Action::Verify, entry.tenant())
         };
-        self.judge(secret, visible, ask, now)
+        self.judge(secret, visible, request, now)
     }
 
     fn judge(
         &self,
         secret: &Presented<'_>,
         visible: impl Fn(&Entry<'_>) -> bool,
-        ask: &Ask<'_>,
+        request: &AccessRequest<'_>,
         now: Now,
     ) -> Verdict<'_> {
         // Before the entry, so that the entry is at least as new.
@@ -140,7 +140,7 @@ impl Verifier {
             None => Outcome::NoKey(DenyReason::Malformed),
             Some(digest) => match self.find(digest, secret.text).filter(|entry| visible(entry)) {
                 None => Outcome::NoKey(DenyReason::Unknown),
-                Some(entry) => match decide(&entry, ask, now) {
+                Some(entry) => match decide(&entry, request, now) {
                     Ok(()) => Outcome::Allow(entry),
                     Err(reason) => Outcome::Deny(entry, reason),
                 },
@@ -174,7 +174,7 @@ pub struct Explained {
 
 /// Every check of a verdict, in order, not only the first that failed.
 #[must_use]
-pub fn explain(secret: &Presented<'_>, outcome: &Outcome<'_>, ask: &Ask<'_>, now: Now) -> Vec<Explained> {
+pub fn explain(secret: &Presented<'_>, outcome: &Outcome<'_>, request: &AccessRequest<'_>, now: Now) -> Vec<Explained> {
     let line = |check, failure| Explained { check, failure, detail: String::new() };
     match outcome {
         Outcome::NoKey(DenyReason::Malformed) => {
@@ -183,7 +183,7 @@ pub fn explain(secret: &Presented<'_>, outcome: &Outcome<'_>, ask: &Ask<'_>, now
         Outcome::NoKey(reason) => vec![line("form", None), line("known", Some(*reason))],
         Outcome::Allow(entry) | Outcome::Deny(entry, _) => {
             let found = [line("form", None), line("known", None)];
-            let checks = Check::ORDER.into_iter().map(|c| line(c.name(), c.run(entry, ask, now).err()));
+            let checks = Check::ORDER.into_iter().map(|c| line(c.name(), c.run(entry, request, now).err()));
             found.into_iter().chain(checks).collect()
         }
     }

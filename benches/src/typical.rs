@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use keyward_core::clock::UnixMillis;
 use keyward_core::digest::{Digest, PepperId};
 use keyward_core::event::Revision;
-use keyward_core::id::{ActorId, BrokenRule, Environment, KeyId, TenantId};
-use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, Stamp, State};
+use keyward_core::id::{ActorId, Environment, InvalidName, KeyId, TenantId};
+use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret};
 use keyward_core::scope::Scope;
 
 /// 2100-01-01T00:00:00Z: when typical keys end.
@@ -56,17 +56,17 @@ impl Typical {
     ///
     /// # Errors
     /// When a name of a typical key breaks its rule.
-    pub fn record(self, digest: Digest, pepper: PepperId, revision: Revision) -> Result<KeyRecord, BrokenRule> {
-        let stamp = Stamp { time: CREATED, actor: ActorId::keyward() };
+    pub fn record(self, digest: Digest, pepper: PepperId, revision: Revision) -> Result<KeyRecord, InvalidName> {
+        let stamp = AuditStamp { time: CREATED, actor: ActorId::keyward() };
         Ok(KeyRecord {
             key_id: KeyId::parse(&self.key_id)?,
             tenant: TenantId::default_tenant(),
-            secret: SecretTrace { version: 1, digest, pepper, hint: "kw_live_…abcd".into() },
+            secret: StoredSecret { version: 1, digest, pepper, hint: "kw_live_…abcd".into() },
             display_name: self.display_name,
             description: String::new(),
             owner: self.owner,
             state_reason: String::new(),
-            stated: None,
+            state_changed: None,
             policy: KeyPolicy {
                 environment: Environment::live(),
                 state: State::Active,

@@ -6,7 +6,7 @@ use keyward::index::Index;
 use keyward::verify::{Outcome, Verifier};
 use keyward_core::access::{Caller, Identity};
 use keyward_core::clock::{Now, UnixMillis};
-use keyward_core::decision::Ask;
+use keyward_core::decision::AccessRequest;
 use keyward_core::digest::{Digest, Pepper, PepperRing};
 use keyward_core::entropy::{Entropy, EntropyError};
 use keyward_core::event::{Record, Revision};
@@ -151,9 +151,9 @@ impl World {
     /// Whether a verifier allows this secret, with this scope, to the caller.
     #[must_use]
     pub fn allows(&self, verifier: &Verifier, secret: &str, scope: &str) -> bool {
-        let ask = Ask { all_scopes: &[scope], ..Ask::default() };
+        let request = AccessRequest { all_scopes: &[scope], ..AccessRequest::default() };
         matches!(
-            verifier.verify(&self.caller, &verifier.read(secret), None, &ask, Now::at(NOW)).outcome,
+            verifier.verify(&self.caller, &verifier.read(secret), None, &request, Now::at(NOW)).outcome,
             Outcome::Allow(..)
         )
     }

@@ -11,22 +11,22 @@ use std::marker::PhantomData;
 use std::net::IpAddr;
 
 use crate::clock::{Now, UnixMillis};
-use crate::decision::{Ask, DenyReason, Policy, decide};
+use crate::decision::{AccessRequest, DenyReason, Policy, decide};
 use crate::digest::Digest;
-use crate::id::{ActorId, BrokenRule, KeyId, TenantId};
+use crate::id::{ActorId, InvalidName, KeyId, TenantId};
 use crate::record::KeyRecord;
 use crate::scope::Scope;
 
 /// The audience by which a key can be bound to Keyward itself.
 pub const AUDIENCE: &str = "keyward";
 
-const ROLE_RULE: BrokenRule = BrokenRule(
+const ROLE_RULE: InvalidName = InvalidName(
     "in tenant 'system' a scope must be a role: keyward.admin, .operator, .issuer, .viewer, .auditor, .backup or .verifier, \
      plain or, save .backup, narrowed to a tenant as in keyward.issuer@acme; narrowed to 'system', only .viewer, .auditor or \
      .verifier",
 );
 
-const ROLE_ELSEWHERE_RULE: BrokenRule = BrokenRule(
+const ROLE_ELSEWHERE_RULE: InvalidName = InvalidName(
     "must not begin with 'keyward.' outside tenant 'system': such scopes are roles of Keyward's own callers, and give nothing here; \
      if the key is for a caller of Keyward, create it in tenant 'system'",
 );
@@ -35,7 +35,7 @@ const ROLE_ELSEWHERE_RULE: BrokenRule = BrokenRule(
 ///
 /// # Errors
 /// With the rule that it breaks.
-pub fn check_scope(tenant: &TenantId, scope: &Scope) -> Result<(), BrokenRule> {
+pub fn check_scope(tenant: &TenantId, scope: &Scope) -> Result<(), InvalidName> {
     if tenant.is_system() {
         return RoleScope::parse(scope).map(drop);
     }
@@ -134,21 +134,21 @@ impl RoleScope {
     /// # Errors
     /// When the scope is not a role, would let its holder write in tenant `system` without being a plain
     /// admin, or narrows a role that is of all tenants or none.
-    pub fn parse(scope: &Scope) -> Result<Self, BrokenRule> {
+    pub fn parse(scope: &Scope) -> Result<Self, InvalidName> {
         let (name, tenant) = match scope.as_str().split_once('@') {
             Some((name, tenant)) => (name, Some(TenantId::parse(tenant).map_err(|_| ROLE_RULE)?)),
             None => (scope.as_str(), None),
         };
         let role = Role::ALL.into_iter().find(|role| role.scope() == name).ok_or(ROLE_RULE)?;
         let reads = matches!(role, Role::Viewer | Role::Auditor | Role::Verifier);
-        let is_of_all = role == Role::Backup;
-        if tenant.as_ref().is_some_and(|tenant| is_of_all || tenant.is_system() && !reads) {
+        let is_global = role == Role::Backup;
+        if tenant.as_ref().is_some_and(|tenant| is_global || tenant.is_system() && !reads) {
             return Err(ROLE_RULE);
         }
         Ok(Self { role, tenant })
     }
 
-    fn reaches(&self, tenant: &TenantId) -> bool {
+    fn applies_to(&self, tenant: &TenantId) -> bool {
         match &self.tenant {
             Some(own) => own == tenant,
             None => self.role == Role::Admin || !tenant.is_system(),
@@ -171,8 +171,8 @@ pub struct Identity {
 ///
 /// # Errors
 /// With the reason of the first check that fails.
-pub fn judge_caller(key: &impl Policy, peer: Option<IpAddr>, now: Now) -> Result<(), DenyReason> {
-    decide(key, &Ask { audience: Some(AUDIENCE), client_ip: peer, ..Ask::default() }, now)
+pub fn check_caller(key: &impl Policy, peer: Option<IpAddr>, now: Now) -> Result<(), DenyReason> {
+    decide(key, &AccessRequest { audience: Some(AUDIENCE), client_ip: peer, ..AccessRequest::default() }, now)
 }
 
 /// An authenticated caller.
@@ -190,7 +190,7 @@ pub enum Denied {
     Role,
     /// The caller holds no role in the tenant at all: to them, it does not exist.
     #[error("the tenant is not visible to the caller")]
-    Hidden,
+    NotVisible,
 }
 
 impl Caller {
@@ -214,7 +214,7 @@ impl Caller {
 
     /// Whether the caller may do this anywhere at all.
     #[must_use]
-    pub fn may_somewhere(&self, action: Action) -> bool {
+    pub fn may_in_any_tenant(&self, action: Action) -> bool {
         self.roles.iter().any(|r| r.role.allows(action))
     }
 
@@ -228,7 +228,7 @@ impl Caller {
     ///
     /// # Errors
     /// When no plain role of the caller allows it.
-    pub fn grant_of_all<A: Act>(&self) -> Result<Grant<A>, Denied> {
+    pub fn grant_all_tenants<A: Act>(&self) -> Result<Grant<A>, Denied> {
         if self.roles.iter().any(|r| r.role.allows(A::ACTION) && r.tenant.is_none()) {
             // It stands for the whole: who acts on what is of all tenants acts on what is of none.
             Ok(Grant { caller: self.identity.clone(), tenant: TenantId::system(), act: PhantomData })
@@ -238,7 +238,7 @@ impl Caller {
     }
 
     /// The tenants to which the caller's roles for an action are narrowed, in order. `None`: one of them is plain, and
-    /// reaches all but `system`.
+    /// applies to all but `system`.
     #[must_use]
     pub fn narrowed_to(&self, action: Action) -> Option<BTreeSet<TenantId>> {
         self.roles.iter().filter(|r| r.role.allows(action)).map(|r| r.tenant.clone()).collect()
@@ -259,13 +259,13 @@ impl Caller {
     /// # Errors
     /// When no role of the caller allows it there.
     pub fn grant<A: Act>(&self, tenant: TenantId) -> Result<Grant<A>, Denied> {
-        let visible = self.roles.iter().any(|r| r.reaches(&tenant));
+        let visible = self.roles.iter().any(|r| r.applies_to(&tenant));
         if self.may(A::ACTION, &tenant) {
             Ok(Grant { caller: self.identity.clone(), tenant, act: PhantomData })
-        } else if visible || !self.may_somewhere(A::ACTION) {
+        } else if visible || !self.may_in_any_tenant(A::ACTION) {
             Err(Denied::Role)
         } else {
-            Err(Denied::Hidden)
+            Err(Denied::NotVisible)
         }
     }
 }
@@ -276,7 +276,7 @@ fn roles<'a>(scopes: impl IntoIterator<Item = &'a Scope>) -> Vec<RoleScope> {
 }
 
 fn allows(roles: &[RoleScope], action: Action, tenant: &TenantId) -> bool {
-    roles.iter().any(|r| r.role.allows(action) && r.reaches(tenant))
+    roles.iter().any(|r| r.role.allows(action) && r.applies_to(tenant))
 }
 
 /// Permission, as a value, to do `A` in one tenant. Only [`Caller::grant`] makes one, and the calls that need
@@ -367,7 +367,7 @@ impl Authorization {
     pub fn check(&self, key: Option<&KeyRecord>, latest: UnixMillis) -> Result<(), Unauthorized> {
         let the_same = |key: &&KeyRecord| key.tenant.is_system() && key.secret.digest == self.caller.digest;
         let key = key.filter(the_same).ok_or(Unauthorized::Key(DenyReason::Unknown))?;
-        judge_caller(&key.policy, self.caller.peer, Now::new(self.clock, latest)).map_err(Unauthorized::Key)?;
+        check_caller(&key.policy, self.caller.peer, Now::new(self.clock, latest)).map_err(Unauthorized::Key)?;
         allows(&roles(&key.policy.scopes), self.action, &self.tenant).then_some(()).ok_or(Unauthorized::Role)
     }
 }
@@ -475,25 +475,25 @@ mod tests {
     #[test]
     fn what_is_of_all_tenants_takes_a_plain_role() {
         for scopes in [&["keyward.admin"][..], &["keyward.auditor"], &["keyward.auditor@acme", "keyward.auditor"]] {
-            assert!(caller(scopes).grant_of_all::<ReadHead>().is_ok(), "{scopes:?}");
+            assert!(caller(scopes).grant_all_tenants::<ReadHead>().is_ok(), "{scopes:?}");
         }
         let narrow = ["keyward.admin@acme", "keyward.auditor@acme", "keyward.auditor@system"];
         let other =
             ["keyward.viewer", "keyward.operator", "keyward.issuer", "keyward.backup", "keyward.verifier", "keyward.*"];
         for scope in narrow.iter().chain(&other) {
-            assert_eq!(caller(&[scope]).grant_of_all::<ReadHead>().err(), Some(Denied::Role), "{scope}");
+            assert_eq!(caller(&[scope]).grant_all_tenants::<ReadHead>().err(), Some(Denied::Role), "{scope}");
         }
-        assert!(caller(&["keyward.backup"]).grant_of_all::<Backup>().is_ok());
-        assert_eq!(caller(&["keyward.admin@acme"]).grant_of_all::<Backup>().err(), Some(Denied::Role));
+        assert!(caller(&["keyward.backup"]).grant_all_tenants::<Backup>().is_ok());
+        assert_eq!(caller(&["keyward.admin@acme"]).grant_all_tenants::<Backup>().err(), Some(Denied::Role));
         let both = caller(&["keyward.auditor@acme", "keyward.viewer"]);
-        assert!(both.grant_of_all::<ReadHead>().is_err(), "a plain role for something else does not widen it");
+        assert!(both.grant_all_tenants::<ReadHead>().is_err(), "a plain role for something else does not widen it");
     }
 
     #[test]
     fn a_wildcard_is_not_a_role() {
         let caller = caller(&["keyward.*", "keyward", "keyward.root", "keyward.admin.x"]);
-        assert!(!caller.may_somewhere(Action::Read));
-        assert!(!caller.may_somewhere(Action::Verify));
+        assert!(!caller.may_in_any_tenant(Action::Read));
+        assert!(!caller.may_in_any_tenant(Action::Verify));
     }
 
     #[test]
@@ -501,7 +501,7 @@ mod tests {
         let caller = caller(&["keyward.issuer@acme", "keyward.viewer@globex"]);
         assert!(caller.grant::<Issue>(tenant("acme")).is_ok());
         assert_eq!(caller.grant::<Issue>(tenant("globex")).err(), Some(Denied::Role));
-        assert_eq!(caller.grant::<Issue>(tenant("initech")).err(), Some(Denied::Hidden));
+        assert_eq!(caller.grant::<Issue>(tenant("initech")).err(), Some(Denied::NotVisible));
         assert_eq!(caller.grant::<ChangeState>(tenant("initech")).err(), Some(Denied::Role));
     }
 

@@ -10,7 +10,7 @@ const ZONE_BYTES_MAX: usize = 64;
 
 /// Why a text is not a network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadBlock {
+pub enum InvalidCidr {
     /// It is of no form.
     #[error(
         "must be a CIDR block such as 10.0.0.0/8 or 2001:db8::/32, or one address, in decimal digits without leading zeros"
@@ -36,24 +36,24 @@ pub enum BadBlock {
 ///
 /// # Errors
 /// When it is of no form, or means another block than it says.
-pub fn parse_block(text: &str) -> Result<IpNet, BadBlock> {
+pub fn parse_cidr(text: &str) -> Result<IpNet, InvalidCidr> {
     let (address, bits) = match text.split_once('/') {
         Some((address, bits)) => (address, Some(bits)),
         None => (text, None),
     };
-    let address = address.parse::<IpAddr>().map_err(|_| BadBlock::Form)?;
+    let address = address.parse::<IpAddr>().map_err(|_| InvalidCidr::Form)?;
     let all = IpNet::from(address);
-    let bits = bits.map_or(Some(all.max_prefix_len()), number).ok_or(BadBlock::Form)?;
-    let net = IpNet::new(address, bits).map_err(|_| BadBlock::Form)?;
+    let bits = bits.map_or(Some(all.max_prefix_len()), number).ok_or(InvalidCidr::Form)?;
+    let net = IpNet::new(address, bits).map_err(|_| InvalidCidr::Form)?;
     let mapped = match address {
         IpAddr::V6(v6) => v6.to_ipv4_mapped().zip(bits.checked_sub(96)),
         IpAddr::V4(_) => None,
     };
     if let Some((v4, bits)) = mapped {
-        return Err(BadBlock::Mapped(IpNet::new(v4.into(), bits).map_err(|_| BadBlock::Form)?.trunc()));
+        return Err(InvalidCidr::Mapped(IpNet::new(v4.into(), bits).map_err(|_| InvalidCidr::Form)?.trunc()));
     }
     if net != net.trunc() {
-        return Err(BadBlock::HostBits { block: net.trunc(), address: all });
+        return Err(InvalidCidr::HostBits { block: net.trunc(), address: all });
     }
     Ok(net)
 }
@@ -124,7 +124,7 @@ mod tests {
             ("::/0", "::/0"),
         ];
         for (text, block) in good {
-            assert_eq!(parse_block(text).unwrap().to_string(), block, "{text}");
+            assert_eq!(parse_cidr(text).unwrap().to_string(), block, "{text}");
         }
         let meant = [
             ("10.1.2.3/8", ["10.0.0.0/8", "10.1.2.3/32"]),
@@ -134,7 +134,7 @@ mod tests {
             ("::ffff:10.1.2.3", ["10.1.2.3/32", "IPv4"]),
         ];
         for (text, named) in meant {
-            let refused = parse_block(text).unwrap_err().to_string();
+            let refused = parse_cidr(text).unwrap_err().to_string();
             assert!(named.iter().all(|named| refused.contains(named)), "{text}: {refused}");
         }
         for bad in [
@@ -162,7 +162,7 @@ mod tests {
             "10.0.0.0/256",
             "example.com",
         ] {
-            assert_eq!(parse_block(bad), Err(BadBlock::Form), "{bad}");
+            assert_eq!(parse_cidr(bad), Err(InvalidCidr::Form), "{bad}");
         }
     }
 
@@ -222,21 +222,21 @@ mod tests {
             prop_assert_eq!(parse_address(&format!("{v4}:{port}")), Some(IpAddr::V4(v4)));
             prop_assert_eq!(parse_address(&format!("[{v6}]:{port}")), Some(IpAddr::V6(v6).to_canonical()));
             let net = IpNet::new(v4.into(), bits).unwrap().trunc();
-            prop_assert_eq!(parse_block(&net.to_string()), Ok(net));
-            prop_assert_eq!(parse_block(&v4.to_string()), Ok(IpNet::from(IpAddr::V4(v4))));
+            prop_assert_eq!(parse_cidr(&net.to_string()), Ok(net));
+            prop_assert_eq!(parse_cidr(&v4.to_string()), Ok(IpNet::from(IpAddr::V4(v4))));
         }
 
         /// One reading: a single address, as a block, holds exactly that address.
         #[test]
         fn a_text_means_the_same_as_network_and_as_address(text in "[0-9a-f.:]{0,16}") {
-            if let (Ok(block), Some(address)) = (parse_block(&text), parse_address(&text)) {
+            if let (Ok(block), Some(address)) = (parse_cidr(&text), parse_address(&text)) {
                 prop_assert!(block.contains(&address) && block.addr() == address);
             }
         }
 
         #[test]
         fn any_text_is_read_without_a_panic(text in "\\PC{0,60}") {
-            let _ = (parse_block(&text), parse_address(&text));
+            let _ = (parse_cidr(&text), parse_address(&text));
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::scope::Scope;
 
 /// What a verifier asks of a key.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Ask<'a> {
+pub struct AccessRequest<'a> {
     /// The key must hold all of these.
     pub all_scopes: &'a [&'a str],
     /// The key must hold one of these, if there are any.
@@ -160,7 +160,7 @@ impl Check {
     ///
     /// # Errors
     /// With the reason, when it fails.
-    pub fn run(self, key: &impl Policy, ask: &Ask<'_>, now: Now) -> Result<(), DenyReason> {
+    pub fn run(self, key: &impl Policy, request: &AccessRequest<'_>, now: Now) -> Result<(), DenyReason> {
         let holds = |required: &&str| key.scopes().any(|granted| granted.covers(required));
         let (passed, reason) = match self {
             Self::State => match key.state() {
@@ -172,19 +172,19 @@ impl Check {
             Self::ExpireTime => (key.expire_time().is_none_or(|until| now.latest() < until), DenyReason::Expired),
             Self::Environment => {
                 let same = |asked: &str| key.environment().as_str() == asked;
-                (ask.environment.is_none_or(same), DenyReason::EnvironmentMismatch)
+                (request.environment.is_none_or(same), DenyReason::EnvironmentMismatch)
             }
             Self::Audience => {
-                let named = || ask.audience.is_some_and(|asked| key.audiences().any(|a| a == asked));
+                let named = || request.audience.is_some_and(|asked| key.audiences().any(|a| a == asked));
                 (key.audiences().next().is_none() || named(), DenyReason::AudienceMismatch)
             }
             Self::ClientIp => {
-                let inside = || ask.client_ip.is_some_and(|ip| key.allowed_cidrs().any(|net| net.contains(&ip)));
+                let inside = || request.client_ip.is_some_and(|ip| key.allowed_cidrs().any(|net| net.contains(&ip)));
                 (key.allowed_cidrs().next().is_none() || inside(), DenyReason::IpNotAllowed)
             }
-            Self::AllScopes => (ask.all_scopes.iter().all(holds), DenyReason::ScopeMissing),
+            Self::AllScopes => (request.all_scopes.iter().all(holds), DenyReason::ScopeMissing),
             Self::AnyScopes => {
-                (ask.any_scopes.is_empty() || ask.any_scopes.iter().any(holds), DenyReason::ScopeMissing)
+                (request.any_scopes.is_empty() || request.any_scopes.iter().any(holds), DenyReason::ScopeMissing)
             }
         };
         if passed { Ok(()) } else { Err(reason) }
@@ -195,8 +195,8 @@ impl Check {
 ///
 /// # Errors
 /// With the reason of the first check that fails, when the key is refused.
-pub fn decide(key: &impl Policy, ask: &Ask<'_>, now: Now) -> Result<(), DenyReason> {
-    Check::ORDER.into_iter().try_for_each(|check| check.run(key, ask, now))
+pub fn decide(key: &impl Policy, request: &AccessRequest<'_>, now: Now) -> Result<(), DenyReason> {
+    Check::ORDER.into_iter().try_for_each(|check| check.run(key, request, now))
 }
 
 #[cfg(test)]
@@ -222,9 +222,12 @@ mod tests {
     fn a_key_without_scopes_holds_none() {
         let bare = KeyPolicy { scopes: vec![], ..key() };
         let (none, some) = ([], ["orders.read"]);
-        assert_eq!(decide(&bare, &Ask { all_scopes: &none, ..Ask::default() }, Now::at(NOW)), Ok(()));
-        let all = Ask { all_scopes: &some, ..Ask::default() };
-        let any = Ask { any_scopes: &some, ..Ask::default() };
+        assert_eq!(
+            decide(&bare, &AccessRequest { all_scopes: &none, ..AccessRequest::default() }, Now::at(NOW)),
+            Ok(())
+        );
+        let all = AccessRequest { all_scopes: &some, ..AccessRequest::default() };
+        let any = AccessRequest { any_scopes: &some, ..AccessRequest::default() };
         assert_eq!(decide(&bare, &all, Now::at(NOW)), Err(DenyReason::ScopeMissing));
         assert_eq!(decide(&bare, &any, Now::at(NOW)), Err(DenyReason::ScopeMissing));
     }
@@ -233,17 +236,23 @@ mod tests {
     fn all_means_all_and_any_means_one() {
         let (mixed, held) = (["orders.read", "users.write"], ["orders.read", "users.read"]);
         assert_eq!(
-            decide(&key(), &Ask { all_scopes: &mixed, ..Ask::default() }, Now::at(NOW)),
+            decide(&key(), &AccessRequest { all_scopes: &mixed, ..AccessRequest::default() }, Now::at(NOW)),
             Err(DenyReason::ScopeMissing)
         );
-        assert_eq!(decide(&key(), &Ask { any_scopes: &mixed, ..Ask::default() }, Now::at(NOW)), Ok(()));
-        assert_eq!(decide(&key(), &Ask { all_scopes: &held, ..Ask::default() }, Now::at(NOW)), Ok(()));
+        assert_eq!(
+            decide(&key(), &AccessRequest { any_scopes: &mixed, ..AccessRequest::default() }, Now::at(NOW)),
+            Ok(())
+        );
+        assert_eq!(
+            decide(&key(), &AccessRequest { all_scopes: &held, ..AccessRequest::default() }, Now::at(NOW)),
+            Ok(())
+        );
     }
 
     #[test]
     fn a_key_lives_from_not_before_until_just_before_expire_time() {
         let timed = KeyPolicy { not_before: Some(UnixMillis(10)), expire_time: Some(UnixMillis(20)), ..key() };
-        let at = |ms| decide(&timed, &Ask::default(), Now::at(UnixMillis(ms)));
+        let at = |ms| decide(&timed, &AccessRequest::default(), Now::at(UnixMillis(ms)));
         assert_eq!(at(9), Err(DenyReason::NotYetValid));
         assert_eq!(at(10), Ok(()));
         assert_eq!(at(19), Ok(()));
@@ -255,7 +264,7 @@ mod tests {
     fn a_clock_that_is_set_back_ends_no_end_and_begins_nothing() {
         let timed = KeyPolicy { not_before: Some(UnixMillis(10)), expire_time: Some(UnixMillis(20)), ..key() };
         let begun = KeyPolicy { expire_time: None, ..timed.clone() };
-        let verdict = |key, clock| decide(key, &Ask::default(), Now::new(UnixMillis(clock), UnixMillis(25)));
+        let verdict = |key, clock| decide(key, &AccessRequest::default(), Now::new(UnixMillis(clock), UnixMillis(25)));
         for clock in [10, 19, 20, 25, 30] {
             assert_eq!(verdict(&timed, clock), Err(DenyReason::Expired), "{clock}");
             assert_eq!(verdict(&begun, clock), Ok(()), "{clock}");
@@ -270,18 +279,18 @@ mod tests {
             allowed_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
             ..key()
         };
-        let ask = |audience, ip: Option<&str>| Ask {
+        let request = |audience, ip: Option<&str>| AccessRequest {
             audience,
             client_ip: ip.map(|ip| ip.parse().unwrap()),
-            ..Ask::default()
+            ..AccessRequest::default()
         };
-        let verdict = |ask: Ask<'_>| decide(&bound, &ask, Now::at(NOW));
-        assert_eq!(verdict(ask(None, Some("10.1.2.3"))), Err(DenyReason::AudienceMismatch));
-        assert_eq!(verdict(ask(Some("mail"), Some("10.1.2.3"))), Err(DenyReason::AudienceMismatch));
-        assert_eq!(verdict(ask(Some("billing"), None)), Err(DenyReason::IpNotAllowed));
-        assert_eq!(verdict(ask(Some("billing"), Some("11.0.0.1"))), Err(DenyReason::IpNotAllowed));
-        assert_eq!(verdict(ask(Some("billing"), Some("10.1.2.3"))), Ok(()));
-        assert_eq!(verdict(ask(Some("billing"), Some("2001:db8::1"))), Ok(()));
+        let verdict = |request: AccessRequest<'_>| decide(&bound, &request, Now::at(NOW));
+        assert_eq!(verdict(request(None, Some("10.1.2.3"))), Err(DenyReason::AudienceMismatch));
+        assert_eq!(verdict(request(Some("mail"), Some("10.1.2.3"))), Err(DenyReason::AudienceMismatch));
+        assert_eq!(verdict(request(Some("billing"), None)), Err(DenyReason::IpNotAllowed));
+        assert_eq!(verdict(request(Some("billing"), Some("11.0.0.1"))), Err(DenyReason::IpNotAllowed));
+        assert_eq!(verdict(request(Some("billing"), Some("10.1.2.3"))), Ok(()));
+        assert_eq!(verdict(request(Some("billing"), Some("2001:db8::1"))), Ok(()));
     }
 
     #[test]
@@ -296,7 +305,7 @@ mod tests {
             scopes: vec![],
         };
         let wanted = ["a"];
-        let ask = Ask { all_scopes: &wanted, environment: Some("live"), ..Ask::default() };
+        let request = AccessRequest { all_scopes: &wanted, environment: Some("live"), ..AccessRequest::default() };
         let mut reasons = vec![];
         let mut mend: Vec<fn(&mut KeyPolicy)> = vec![
             |k| k.state = State::Disabled,
@@ -309,7 +318,7 @@ mod tests {
             |k| k.scopes.push(Scope::parse("a").unwrap()),
         ];
         for mend in mend.drain(..) {
-            reasons.push(decide(&worst, &ask, Now::at(NOW)).unwrap_err());
+            reasons.push(decide(&worst, &request, Now::at(NOW)).unwrap_err());
             mend(&mut worst);
         }
         assert_eq!(
@@ -325,6 +334,6 @@ mod tests {
                 DenyReason::ScopeMissing,
             ]
         );
-        assert_eq!(decide(&worst, &ask, Now::at(NOW)), Ok(()));
+        assert_eq!(decide(&worst, &request, Now::at(NOW)), Ok(()));
     }
 }

@@ -20,7 +20,7 @@ pub struct Head {
 /// A text that is not a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be a revision, a colon and 64 hexadecimal digits, as `keyward check` prints it")]
-pub struct NotAHead;
+pub struct InvalidHead;
 
 impl fmt::Display for Head {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -30,19 +30,19 @@ impl fmt::Display for Head {
 }
 
 impl FromStr for Head {
-    type Err = NotAHead;
+    type Err = InvalidHead;
 
-    fn from_str(text: &str) -> Result<Self, NotAHead> {
-        let (revision, hex) = text.split_once(':').ok_or(NotAHead)?;
+    fn from_str(text: &str) -> Result<Self, InvalidHead> {
+        let (revision, hex) = text.split_once(':').ok_or(InvalidHead)?;
         let digits = |text: &str, radix| text.bytes().all(|byte| char::from(byte).is_digit(radix));
         if hex.len() != 64 || !digits(hex, 16) || !digits(revision, 10) {
-            return Err(NotAHead);
+            return Err(InvalidHead);
         }
         let mut chain = [0; 32];
         for (nth, byte) in chain.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&hex[2 * nth..2 * nth + 2], 16).map_err(|_| NotAHead)?;
+            *byte = u8::from_str_radix(&hex[2 * nth..2 * nth + 2], 16).map_err(|_| InvalidHead)?;
         }
-        Ok(Self { revision: Revision(revision.parse().map_err(|_| NotAHead)?), chain })
+        Ok(Self { revision: Revision(revision.parse().map_err(|_| InvalidHead)?), chain })
     }
 }
 
@@ -62,10 +62,10 @@ mod tests {
         let hex = "ab".repeat(32);
         let odd = format!("1:{}é", &hex[2..]);
         for text in ["", ":", "1", "1:", &hex, &format!(":{hex}"), &format!("+1:{hex}"), &format!("1:{hex}a"), &odd] {
-            assert_eq!(text.parse::<Head>(), Err(NotAHead), "{text}");
+            assert_eq!(text.parse::<Head>(), Err(InvalidHead), "{text}");
         }
         for text in [format!("1:+{}", &hex[1..]), format!("18446744073709551616:{hex}"), format!("1 :{hex}")] {
-            assert_eq!(text.parse::<Head>(), Err(NotAHead), "{text}");
+            assert_eq!(text.parse::<Head>(), Err(InvalidHead), "{text}");
         }
         assert!(format!("1:{hex}").parse::<Head>().is_ok());
     }

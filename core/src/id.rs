@@ -12,7 +12,7 @@ use crate::limits::{ENVIRONMENT_BYTES_MAX, SECRET_PREFIX_BYTES_MAX};
 /// A text that breaks its rule. It says the rule, never the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct BrokenRule(pub &'static str);
+pub struct InvalidName(pub &'static str);
 
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $rule:literal, $valid:expr) => {
@@ -25,9 +25,9 @@ macro_rules! name {
             ///
             /// # Errors
             /// When the text breaks the rule of this kind of name.
-            pub fn parse(text: &str) -> Result<Self, BrokenRule> {
+            pub fn parse(text: &str) -> Result<Self, InvalidName> {
                 let valid: fn(&[u8]) -> bool = $valid;
-                if valid(text.as_bytes()) { Ok(Self(text.into())) } else { Err(BrokenRule($rule)) }
+                if valid(text.as_bytes()) { Ok(Self(text.into())) } else { Err(InvalidName($rule)) }
             }
 
             /// The name as text.

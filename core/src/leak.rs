@@ -22,13 +22,13 @@ pub fn holds_secret(text: &str) -> bool {
         return false;
     }
     let is_secret = |candidate: &str| PresentedSecret::parse(candidate).is_ok();
-    let mut plain = plain(text);
+    let mut plain = normalized(text);
     for _ in 0..DECODINGS_MAX {
         if any_candidate(&plain, is_secret) {
             return true;
         }
-        match decoded(&plain) {
-            Some(decoded) => plain = self::plain(&decoded),
+        match percent_decoded(&plain) {
+            Some(decoded) => plain = normalized(&decoded),
             None => return false,
         }
     }
@@ -57,15 +57,15 @@ fn any_candidate(text: &str, mut is_secret: impl FnMut(&str) -> bool) -> bool {
 }
 
 /// The text in ASCII: letters as plain ones, what cannot be seen left out, and a blank for everything else.
-fn plain(text: &str) -> Zeroizing<String> {
+fn normalized(text: &str) -> Zeroizing<String> {
     // At its full size at once: a string that grows would leave copies behind.
     let mut plain = Zeroizing::new(String::with_capacity(text.len()));
-    plain.extend(text.chars().filter(|&c| !counts_as_nothing(c)).map(plain_char));
+    plain.extend(text.chars().filter(|&c| !is_ignorable(c)).map(normalized_char));
     plain
 }
 
 /// The text with percent-encoding undone. `None`: there is none in it.
-fn decoded(text: &str) -> Option<Zeroizing<String>> {
+fn percent_decoded(text: &str) -> Option<Zeroizing<String>> {
     let hex = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let mut rest = text.as_bytes();
     let mut decoded = Zeroizing::new(Vec::with_capacity(rest.len()));
@@ -93,7 +93,7 @@ fn decoded(text: &str) -> Option<Zeroizing<String>> {
 
 /// Whether a character leaves no mark that anybody would copy: Unicode's default ignorable code points, marks that are put on
 /// the letter before, white space, control characters, and the backslash.
-fn counts_as_nothing(c: char) -> bool {
+fn is_ignorable(c: char) -> bool {
     match c {
         '!'..='[' | ']'..='~' => false,
         '\\' => true,
@@ -107,7 +107,7 @@ fn counts_as_nothing(c: char) -> bool {
 }
 
 /// The plain form of a letter, digit, underscore or percent sign, as far as Unicode calls it compatible (NFKC); else a blank.
-fn plain_char(c: char) -> char {
+fn normalized_char(c: char) -> char {
     const LETTERS: &[u8; 52] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     let letter = |first: char, c: char| char::from(LETTERS[(c as usize - first as usize) % 52]);
     let digit = |first: char, c: char| char::from(b'0' + (c as u32 - first as u32).rem_euclid(10) as u8); // below 10

@@ -58,11 +58,11 @@ mod tests {
 
     use super::*;
     use crate::clock::Now;
-    use crate::decision::{Ask, decide};
+    use crate::decision::{AccessRequest, decide};
     use crate::digest::{Digest, PepperId};
     use crate::event::Revision;
     use crate::id::{ActorId, Environment, KeyId, TenantId};
-    use crate::record::{SecretTrace, Stamp};
+    use crate::record::{AuditStamp, StoredSecret};
     use crate::scope::Scope;
 
     const SCOPES: [&str; 6] = ["a", "a.*", "a.b", "a.b.*", "a.b.c", "b"];
@@ -73,11 +73,11 @@ mod tests {
     const TIMES: std::ops::Range<i64> = 0..6;
 
     fn key(policy: KeyPolicy) -> KeyRecord {
-        let stamp = Stamp { time: UnixMillis(1), actor: ActorId::keyward() };
+        let stamp = AuditStamp { time: UnixMillis(1), actor: ActorId::keyward() };
         KeyRecord {
             key_id: KeyId::parse("key").unwrap(),
             tenant: TenantId::default_tenant(),
-            secret: SecretTrace {
+            secret: StoredSecret {
                 version: 1,
                 digest: Digest::from_bytes([1; 32]),
                 pepper: PepperId(1),
@@ -87,7 +87,7 @@ mod tests {
             description: String::new(),
             owner: String::new(),
             state_reason: String::new(),
-            stated: None,
+            state_changed: None,
             policy,
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
@@ -130,10 +130,10 @@ mod tests {
         let addresses: Vec<Option<IpAddr>> =
             std::iter::once(None).chain(ADDRESSES.map(|ip| Some(ip.parse().unwrap()))).collect();
         let scopes: Vec<&[&str]> = std::iter::once(&[][..]).chain(REQUIRED.iter().map(std::slice::from_ref)).collect();
-        let asks = audiences.flat_map(|audience| {
+        let requests = audiences.flat_map(|audience| {
             let (addresses, scopes) = (&addresses, &scopes);
             addresses.iter().flat_map(move |&client_ip| {
-                scopes.iter().map(move |&all_scopes| Ask {
+                scopes.iter().map(move |&all_scopes| AccessRequest {
                     all_scopes,
                     any_scopes: &[],
                     environment: None,
@@ -142,9 +142,12 @@ mod tests {
                 })
             })
         });
-        let lost = |ask: Ask<'_>, now| decide(before, &ask, now).is_ok() && decide(after, &ask, now).is_err();
-        let mut asks = asks.flat_map(|ask| (-1..TIMES.end).map(move |now| (ask, Now::at(UnixMillis(now)))));
-        asks.any(|(ask, now)| lost(ask, now))
+        let lost = |request: AccessRequest<'_>, now| {
+            decide(before, &request, now).is_ok() && decide(after, &request, now).is_err()
+        };
+        let mut requests =
+            requests.flat_map(|request| (-1..TIMES.end).map(move |now| (request, Now::at(UnixMillis(now)))));
+        requests.any(|(request, now)| lost(request, now))
     }
 
     /// The same policy, wider in one way or in none.
@@ -254,7 +257,7 @@ mod tests {
             expire_time: None,
         };
         let before = key(policy);
-        let secret = SecretTrace { digest: Digest::from_bytes([2; 32]), ..before.secret.clone() };
+        let secret = StoredSecret { digest: Digest::from_bytes([2; 32]), ..before.secret.clone() };
         assert!(narrows(&before, &KeyRecord { secret, ..before.clone() }));
     }
 }

@@ -18,7 +18,7 @@ pub struct KeyRecord {
     /// The tenant that the key belongs to.
     pub tenant: TenantId,
     /// What verifies the key.
-    pub secret: SecretTrace,
+    pub secret: StoredSecret,
     /// The label that people see.
     pub display_name: String,
     /// A longer note.
@@ -28,7 +28,7 @@ pub struct KeyRecord {
     /// Why the key is in its state.
     pub state_reason: String,
     /// When the key came into its state, and by whom. `None`: unknown, because it did so before this was noted.
-    pub stated: Option<Stamp>,
+    pub state_changed: Option<AuditStamp>,
     /// What a verdict depends on.
     pub policy: KeyPolicy,
     /// Indexed labels.
@@ -36,16 +36,16 @@ pub struct KeyRecord {
     /// Opaque notes.
     pub annotations: BTreeMap<String, String>,
     /// When the key was created, and by whom.
-    pub created: Stamp,
+    pub created: AuditStamp,
     /// When the key was last changed, and by whom.
-    pub updated: Stamp,
+    pub updated: AuditStamp,
     /// The revision of the last change. The store sets it.
     pub revision: Revision,
 }
 
 /// The trace of a secret: enough to recognise it, not to remake it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct SecretTrace {
+pub struct StoredSecret {
     /// Counts from 1.
     pub version: u32,
     /// The name under which the record is stored.
@@ -88,7 +88,7 @@ pub enum State {
 
 /// When, and by whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamp {
+pub struct AuditStamp {
     /// When.
     pub time: UnixMillis,
     /// By whom.
@@ -97,22 +97,22 @@ pub struct Stamp {
 
 /// What a move did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moved {
+pub enum Effect {
     /// The key is in another state than before, or has another reason for it.
     Changed,
     /// The key was in that state already, for that reason or for none that is given, and was left as it was.
-    AlreadyThere,
+    Unchanged,
 }
 
 /// A change that the key's state forbids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ForbiddenMove {
+pub enum ForbiddenChange {
     /// From revoked to another state.
     #[error("a revoked key stays revoked")]
-    Revival,
+    Reactivation,
     /// Of what a revoked key was.
     #[error("of a revoked key, only display_name, labels and annotations can be changed")]
-    Rewriting,
+    Edit,
 }
 
 impl KeyRecord {
@@ -121,18 +121,18 @@ impl KeyRecord {
     ///
     /// # Errors
     /// When the key is revoked and is asked to be anything else.
-    pub fn move_to(&mut self, state: State, reason: &str, by: &Stamp) -> Result<Moved, ForbiddenMove> {
+    pub fn transition(&mut self, state: State, reason: &str, by: &AuditStamp) -> Result<Effect, ForbiddenChange> {
         match (self.policy.state, state) {
-            (State::Revoked, State::Active | State::Disabled) => Err(ForbiddenMove::Revival),
-            (from, to) if from == to && (reason.is_empty() || reason == self.state_reason) => Ok(Moved::AlreadyThere),
+            (State::Revoked, State::Active | State::Disabled) => Err(ForbiddenChange::Reactivation),
+            (from, to) if from == to && (reason.is_empty() || reason == self.state_reason) => Ok(Effect::Unchanged),
             (from @ (State::Active | State::Disabled), to) | (from @ State::Revoked, to @ State::Revoked) => {
                 if from != to {
                     self.policy.state = to;
-                    self.stated = Some(by.clone());
+                    self.state_changed = Some(by.clone());
                 }
                 reason.clone_into(&mut self.state_reason);
                 self.updated = by.clone();
-                Ok(Moved::Changed)
+                Ok(Effect::Changed)
             }
         }
     }
@@ -144,17 +144,17 @@ impl KeyRecord {
     ///
     /// # Errors
     /// When the key is revoked, and more than its label, its labels or its annotations differ.
-    pub fn check_rewritten(&self, before: &Self) -> Result<(), ForbiddenMove> {
+    pub fn check_edit(&self, before: &Self) -> Result<(), ForbiddenChange> {
         if before.policy.state != State::Revoked {
             return Ok(());
         }
-        let found_and_called = Self {
+        let editable = Self {
             display_name: self.display_name.clone(),
             labels: self.labels.clone(),
             annotations: self.annotations.clone(),
             ..before.clone()
         };
-        if *self == found_and_called { Ok(()) } else { Err(ForbiddenMove::Rewriting) }
+        if *self == editable { Ok(()) } else { Err(ForbiddenChange::Edit) }
     }
 }
 
@@ -168,7 +168,7 @@ pub struct TenantRecord {
     /// What the tenant's secrets begin with.
     pub secret_prefix: SecretPrefix,
     /// When the tenant was created, and by whom.
-    pub created: Stamp,
+    pub created: AuditStamp,
     /// The revision of the last change. The store sets it.
     pub revision: Revision,
 }

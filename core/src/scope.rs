@@ -5,14 +5,14 @@
 
 use std::fmt;
 
-use crate::id::BrokenRule;
+use crate::id::InvalidName;
 use crate::limits::SCOPE_BYTES_MAX;
 
-const RULE: BrokenRule = BrokenRule(
+const RULE: InvalidName = InvalidName(
     "must be 1 to 128 bytes: dot-separated words of letters, digits, '_', '-', ':', '/' and '@'; \
      only the last of several words may be '*'",
 );
-const REQUIRED_RULE: BrokenRule = BrokenRule(
+const REQUIRED_RULE: InvalidName = InvalidName(
     "must be 1 to 128 bytes: dot-separated words of letters, digits, '_', '-', ':', '/' and '@'; \
      a '*' can be granted, not asked for",
 );
@@ -26,7 +26,7 @@ impl Scope {
     ///
     /// # Errors
     /// When the text breaks the grammar. A `*` on its own is refused: it would grant whatever is invented later.
-    pub fn parse(text: &str) -> Result<Self, BrokenRule> {
+    pub fn parse(text: &str) -> Result<Self, InvalidName> {
         let fits = text.len() <= SCOPE_BYTES_MAX && is_scope(text.strip_suffix(".*").unwrap_or(text));
         fits.then(|| Self(text.into())).ok_or(RULE)
     }
@@ -58,7 +58,7 @@ impl fmt::Debug for Scope {
 ///
 /// # Errors
 /// When the text breaks the grammar.
-pub fn check_required(text: &str) -> Result<(), BrokenRule> {
+pub fn check_required(text: &str) -> Result<(), InvalidName> {
     is_scope(text).then_some(()).ok_or(REQUIRED_RULE)
 }
 

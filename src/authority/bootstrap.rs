@@ -2,7 +2,7 @@
 
 use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, SecretPrefix, TenantId};
-use keyward_core::record::{Stamp, TenantRecord};
+use keyward_core::record::{AuditStamp, TenantRecord};
 
 use super::{Authority, AuthorityError, Maker, Subject, target};
 use crate::store::{Commit, RecordWrite};
@@ -20,7 +20,7 @@ impl Authority {
         if self.store.revision() > Revision(0) {
             return Ok(None);
         }
-        let stamp = Stamp { time: self.now().latest(), actor: ActorId::keyward() };
+        let stamp = AuditStamp { time: self.now().latest(), actor: ActorId::keyward() };
         let tenant = |tenant: TenantId, display_name: &str| {
             RecordWrite::NewTenant(Box::new(TenantRecord {
                 tenant,

@@ -9,7 +9,7 @@ use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
 use keyward_core::id::{Environment, KeyId, SecretPrefix, TenantId};
-use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, Stamp, State};
+use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret};
 use keyward_core::scope::Scope;
 use keyward_core::secret::IssuedSecret;
 
@@ -76,7 +76,7 @@ impl Authority {
         }
         let tenant = self.existing_tenant(grant.tenant()).await?;
         let now = self.now();
-        let stamp = Stamp { time: now.latest(), actor: grant.actor() };
+        let stamp = AuditStamp { time: now.latest(), actor: grant.actor() };
         let (key, secret) = self.issue(grant.tenant(), &tenant.secret_prefix, new, &stamp)?;
         check_scopes("", grant.tenant(), &key.policy.scopes)?;
         check_times("", &key.policy)?;
@@ -110,7 +110,7 @@ impl Authority {
         tenant: &TenantId,
         prefix: &SecretPrefix,
         new: NewKey,
-        stamp: &Stamp,
+        stamp: &AuditStamp,
     ) -> Result<(KeyRecord, IssuedSecret), AuthorityError> {
         let maker = Maker { peppers: &self.peppers, entropy: &*self.entropy };
         let (key, secret) = maker.issue(tenant, prefix, new, stamp)?;
@@ -132,7 +132,7 @@ impl Maker<'_> {
         tenant: &TenantId,
         prefix: &SecretPrefix,
         new: NewKey,
-        stamp: &Stamp,
+        stamp: &AuditStamp,
     ) -> Result<(KeyRecord, IssuedSecret), AuthorityError> {
         let secret = IssuedSecret::generate(prefix, &new.environment, self.entropy)?;
         let key_id = match new.key_id {
@@ -143,7 +143,7 @@ impl Maker<'_> {
         let key = KeyRecord {
             key_id,
             tenant: tenant.clone(),
-            secret: SecretTrace {
+            secret: StoredSecret {
                 version: 1,
                 digest: pepper.digest(&secret.as_presented()),
                 pepper: pepper.id(),
@@ -153,7 +153,7 @@ impl Maker<'_> {
             description: new.description,
             owner: new.owner,
             state_reason: String::new(),
-            stated: Some(stamp.clone()),
+            state_changed: Some(stamp.clone()),
             policy: KeyPolicy {
                 environment: new.environment,
                 state: if new.disabled { State::Disabled } else { State::Active },
@@ -180,7 +180,7 @@ impl Maker<'_> {
         &self,
         display_name: &str,
         description: &str,
-        stamp: &Stamp,
+        stamp: &AuditStamp,
     ) -> Result<(KeyRecord, IssuedSecret), AuthorityError> {
         let new = NewKey {
             key_id: None,

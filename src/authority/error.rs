@@ -6,7 +6,7 @@ use keyward_core::access::{Denied, Unauthorized};
 use keyward_core::decision::DenyReason;
 use keyward_core::entropy::EntropyError;
 use keyward_core::limits::RECORD_BYTES_MAX;
-use keyward_core::record::ForbiddenMove;
+use keyward_core::record::ForbiddenChange;
 
 use crate::fair::Crowded;
 use crate::store::{BackupLimit, CommitError, Exceeded, StoreError};
@@ -58,7 +58,7 @@ pub enum AuthorityError {
     Outdated,
     /// The key's state forbids it.
     #[error(transparent)]
-    Forbidden(#[from] ForbiddenMove),
+    Forbidden(#[from] ForbiddenChange),
     /// A key may not take away its own power: the last administrator would lock everyone out.
     #[error("a key cannot change its own state, scopes, networks, audiences or times; use another key")]
     OwnKey,
@@ -140,7 +140,7 @@ impl AuthorityError {
     pub fn of_denial(denied: Denied, subject: Subject) -> Self {
         match denied {
             Denied::Role => Self::Denied,
-            Denied::Hidden => Self::Missing(subject),
+            Denied::NotVisible => Self::Missing(subject),
         }
     }
 

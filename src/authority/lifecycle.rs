@@ -29,6 +29,6 @@ impl Authority {
             State::Revoked => ("RevokeKey", true),
         };
         let call = Call { method, is_urgent: stops, stops };
-        self.change(grant, call, key_id, terms, |key, stamp| Ok(key.move_to(to, reason, stamp)?)).await
+        self.change(grant, call, key_id, terms, |key, stamp| Ok(key.transition(to, reason, stamp)?)).await
     }
 }

@@ -22,10 +22,10 @@ use keyward_core::clock::{Clock, Now, UnixMillis};
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
-use keyward_core::id::{BrokenRule, KeyId, TenantId};
+use keyward_core::id::{InvalidName, KeyId, TenantId};
 use keyward_core::limits::RECORD_BYTES_ISSUED_MAX;
 use keyward_core::narrowing::narrows;
-use keyward_core::record::{KeyPolicy, KeyRecord, Moved, Stamp, TenantRecord};
+use keyward_core::record::{AuditStamp, Effect, KeyPolicy, KeyRecord, TenantRecord};
 use keyward_core::scope::Scope;
 use zeroize::Zeroizing;
 
@@ -130,7 +130,7 @@ impl Authority {
         call: Call,
         key_id: &KeyId,
         terms: &Terms,
-        change: impl Fn(&mut KeyRecord, &Stamp) -> Result<Moved, AuthorityError> + Send + Sync,
+        change: impl Fn(&mut KeyRecord, &AuditStamp) -> Result<Effect, AuthorityError> + Send + Sync,
     ) -> Result<Changed<KeyRecord>, AuthorityError>
     where
         A: Act + Sync,
@@ -143,10 +143,10 @@ impl Authority {
                 return Err(AuthorityError::Outdated);
             }
             let now = self.now();
-            let stamp = Stamp { time: now.latest(), actor: grant.actor() };
-            let moved = change(&mut key, &stamp)?;
+            let stamp = AuditStamp { time: now.latest(), actor: grant.actor() };
+            let effect = change(&mut key, &stamp)?;
             let narrows = narrows(&before, &key);
-            if moved == Moved::AlreadyThere || terms.validate_only {
+            if effect == Effect::Unchanged || terms.validate_only {
                 if !narrows {
                     let admitted = self.store.check_bounds(Some(&before), &key);
                     admitted.map_err(|error| AuthorityError::of_commit(error, Subject::Key).below("key."))?;
@@ -220,7 +220,7 @@ fn target(tenant: &TenantId, key_id: &KeyId) -> String {
 /// What must hold of scopes that a key is to have. `at` is where the request has them.
 fn check_scopes(at: &str, tenant: &TenantId, scopes: &[Scope]) -> Result<(), AuthorityError> {
     for (nth, scope) in scopes.iter().enumerate() {
-        let of_scope = |rule: BrokenRule| AuthorityError::bad_field(format!("{at}scopes[{nth}]"), rule.0);
+        let of_scope = |rule: InvalidName| AuthorityError::bad_field(format!("{at}scopes[{nth}]"), rule.0);
         check_scope(tenant, scope).map_err(of_scope)?;
     }
     if tenant.is_system() && scopes.is_empty() {

@@ -4,7 +4,7 @@
 //! read, but neither made nor used with another query, and the server keeps nothing.
 
 use data_encoding::BASE64URL_NOPAD;
-use keyward_core::id::BrokenRule;
+use keyward_core::id::InvalidName;
 use zeroize::Zeroizing;
 
 use super::AuthorityError;
@@ -32,7 +32,7 @@ impl PageTokens {
         &self,
         token: &str,
         query: &[&[u8]],
-        parse: impl Fn(&str) -> Result<T, BrokenRule>,
+        parse: impl Fn(&str) -> Result<T, InvalidName>,
     ) -> Result<Option<T>, AuthorityError> {
         if token.is_empty() {
             return Ok(None);

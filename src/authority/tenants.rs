@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keyward_core::access::{Action, Caller, CreateTenant, Grant, Read};
 use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, SecretPrefix, TenantId};
-use keyward_core::record::{Stamp, TenantRecord};
+use keyward_core::record::{AuditStamp, TenantRecord};
 
 use super::{Authority, AuthorityError, Changed, Listed, Subject};
 use crate::store::{Commit, Page, RecordWrite};
@@ -33,7 +33,7 @@ impl Authority {
         validate_only: bool,
     ) -> Result<Changed<TenantRecord>, AuthorityError> {
         let now = self.now();
-        let created = Stamp { time: now.latest(), actor: grant.actor() };
+        let created = AuditStamp { time: now.latest(), actor: grant.actor() };
         let revision = self.store.revision();
         let NewTenant { tenant, display_name, secret_prefix } = new;
         let record = TenantRecord { tenant, display_name, secret_prefix, created, revision };

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use keyward_core::access::{Grant, Issue};
 use keyward_core::clock::UnixMillis;
 use keyward_core::id::KeyId;
-use keyward_core::record::{KeyRecord, Moved};
+use keyward_core::record::{Effect, KeyRecord};
 use keyward_core::scope::Scope;
 
 use super::{Authority, AuthorityError, Call, Changed, Terms, check_expiry, check_scopes, check_size, check_times};
@@ -60,7 +60,7 @@ impl Authority {
             if own && key.policy != before.policy {
                 return Err(AuthorityError::OwnKey);
             }
-            key.check_rewritten(&before)?;
+            key.check_edit(&before)?;
             // What is stored already is not judged again.
             if let Some(scopes) = &patch.scopes {
                 check_scopes("key.", grant.tenant(), scopes)?;
@@ -70,11 +70,11 @@ impl Authority {
                 check_expiry("key.", &key.policy, stamp.time)?;
             }
             if *key == before {
-                return Ok(Moved::AlreadyThere);
+                return Ok(Effect::Unchanged);
             }
             key.updated = stamp.clone();
             check_size(key)?;
-            Ok(Moved::Changed)
+            Ok(Effect::Changed)
         })
         .await
     }

@@ -29,7 +29,7 @@ use crate::http2::{Bypass, FastPath, RequestHead};
 use crate::layer::authn::credential_of;
 use crate::layer::deadline::read_timeout;
 use crate::layer::log;
-use crate::metrics::{Call, Calls, Detour, Ways};
+use crate::metrics::{Call, Calls, SlowPathReason, FastPathCounts};
 use crate::net::{CredentialMark, Peer};
 
 /// The calls that have a fast path.
@@ -61,7 +61,7 @@ struct FastCall {
     action: Option<Action>,
     reply: ToReply,
     times: Arc<Call>,
-    ways: Ways,
+    ways: FastPathCounts,
     /// Calls answered of what is gone through now, whose heads were read with it.
     answered: u64,
 }
@@ -86,7 +86,7 @@ pub struct Pass {
 impl FastVerify {
     /// The fast path on a connection of this peer. The connection is marked when it has had a credential that works.
     #[must_use]
-    pub fn new(state: StateHandle, calls: &Calls, ways: [Ways; 2], peer: Peer, connection: CredentialMark) -> Self {
+    pub fn new(state: StateHandle, calls: &Calls, ways: [FastPathCounts; 2], peer: Peer, connection: CredentialMark) -> Self {
         let [verify, batch_verify] = ways;
         let call = |path, reply, ways| FastCall {
             path,
@@ -113,11 +113,11 @@ impl FastVerify {
     }
 
     /// Which call a head is of, if it may take the fast path and its caller is good.
-    fn which(&mut self, head: &RequestHead) -> Result<usize, Detour> {
+    fn which(&mut self, head: &RequestHead) -> Result<usize, SlowPathReason> {
         if log::takes_sample() {
-            return Err(Detour::LogLevel);
+            return Err(SlowPathReason::LogLevel);
         }
-        let ready = self.state.ready().map_err(|_| Detour::Starting)?;
+        let ready = self.state.ready().map_err(|_| SlowPathReason::Starting)?;
         let now = *self.now.get_or_insert_with(|| ready.now());
         if let (Some((serial, which)), Some(known)) = (self.admitted, &self.known)
             && serial == head.serial()
@@ -129,7 +129,7 @@ impl FastVerify {
         }
         (self.admitted, self.good_at) = (None, None);
         // Of another call nothing is counted here.
-        let which = self.find(head).ok_or(Detour::Head)?;
+        let which = self.find(head).ok_or(SlowPathReason::Head)?;
         // The answer does not wait, so the time is of no matter here, save that it must be one.
         let is_bad = |timeout: Option<&[u8]>| timeout.and_then(read_timeout).is_none();
         if head.method() != b"POST"
@@ -137,25 +137,25 @@ impl FastVerify {
             || head.has_encoding()
             || head.timeout().is_some_and(is_bad)
         {
-            return Err(Detour::Head);
+            return Err(SlowPathReason::Head);
         }
         let known = match &mut self.known {
             Some(known) if known.is(head, self.peer) => known,
             known => {
-                let credential = head.authorization().and_then(credential_of).ok_or(Detour::Caller)?;
-                let mut session = CallerSession::find(ready, credential, self.peer).map_err(|_| Detour::Caller)?;
-                session.works(ready, now).map_err(|_| Detour::Caller)?;
+                let credential = head.authorization().and_then(credential_of).ok_or(SlowPathReason::Caller)?;
+                let mut session = CallerSession::find(ready, credential, self.peer).map_err(|_| SlowPathReason::Caller)?;
+                session.works(ready, now).map_err(|_| SlowPathReason::Caller)?;
                 self.connection.mark_known();
                 let session = Arc::new(session);
                 known.insert(Known { credential: head.credential_serial(), session })
             }
         };
         if !known.session.is_current(ready) {
-            Arc::make_mut(&mut known.session).refresh(ready).map_err(|_| Detour::Caller)?;
+            Arc::make_mut(&mut known.session).refresh(ready).map_err(|_| SlowPathReason::Caller)?;
         }
-        let caller = known.session.unchanged(ready, None, now).ok_or(Detour::Caller)?;
-        if !self.calls[which].action.is_some_and(|action| caller.may_somewhere(action)) {
-            return Err(Detour::Caller);
+        let caller = known.session.unchanged(ready, None, now).ok_or(SlowPathReason::Caller)?;
+        if !self.calls[which].action.is_some_and(|action| caller.may_in_any_tenant(action)) {
+            return Err(SlowPathReason::Caller);
         }
         (self.admitted, self.good_at) = (Some((head.serial(), which)), Some(now));
         Ok(which)
@@ -168,18 +168,18 @@ impl FastVerify {
 
     /// Counts a call that takes the slow path, if it is one that has a fast one.
     #[cold]
-    fn count_detour(&self, head: &RequestHead, why: Detour) {
+    fn count_detour(&self, head: &RequestHead, why: SlowPathReason) {
         if let Some(which) = self.find(head) {
             self.calls[which].ways.detour(why);
         }
     }
 
-    fn reply(&mut self, pass: &Pass, body: &[u8]) -> Result<Bytes, Detour> {
-        let ready = self.state.ready().map_err(|_| Detour::Starting)?;
+    fn reply(&mut self, pass: &Pass, body: &[u8]) -> Result<Bytes, SlowPathReason> {
+        let ready = self.state.ready().map_err(|_| SlowPathReason::Starting)?;
         let now = *self.now.get_or_insert_with(|| ready.now());
         // The body may have come long after the head. A caller who has changed meanwhile takes the slow path,
         // which refuses.
-        let caller = pass.session.unchanged(ready, Some(pass.judged_at), now).ok_or(Detour::Caller)?;
+        let caller = pass.session.unchanged(ready, Some(pass.judged_at), now).ok_or(SlowPathReason::Caller)?;
         (self.calls[pass.which].reply)(ready, caller, &mut self.prefetched, body)
     }
 }
@@ -251,8 +251,8 @@ impl FastPath for FastVerify {
 
     fn on_bypass(&mut self, head: &RequestHead, why: Bypass) {
         let why = match why {
-            Bypass::RepliesPending => Detour::PeerReadsSlowly,
-            Bypass::RequestTooLong => Detour::LongRequest,
+            Bypass::RepliesPending => SlowPathReason::PeerReadsSlowly,
+            Bypass::RequestTooLong => SlowPathReason::LongRequest,
         };
         self.count_detour(head, why);
     }

@@ -196,7 +196,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
             let mut fields = Fields::default();
             let page_size = fields.page_size("page_size", message.page_size);
             let page_size = fields.finish(Some(page_size))?;
-            if !caller.may_somewhere(Action::Read) {
+            if !caller.may_in_any_tenant(Action::Read) {
                 return Err(AuthorityError::Denied.into());
             }
             let listed = self.authority()?.tenants(caller, page_size, &message.page_token).await?;
@@ -215,7 +215,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
 
     async fn backup(&self, request: Request<pb::BackupRequest>) -> Result<Response<BackupStream>, Status> {
         answer(&self.state, Action::Backup, request, async |caller, _| {
-            let grant = caller.grant_of_all::<access::Backup>().map_err(|_| AuthorityError::Denied)?;
+            let grant = caller.grant_all_tenants::<access::Backup>().map_err(|_| AuthorityError::Denied)?;
             Ok(BackupStream(self.authority()?.backup(&grant).await?))
         })
         .await

@@ -25,7 +25,7 @@ impl AuditService {
 impl pb::key_audit_server::KeyAudit for AuditService {
     async fn get_head(&self, request: Request<pb::GetHeadRequest>) -> Result<Response<pb::GetHeadResponse>, Status> {
         answer(&self.state, Action::ReadHead, request, async |caller, _| {
-            let grant = caller.grant_of_all::<ReadHead>().map_err(|_| AuthorityError::Denied)?;
+            let grant = caller.grant_all_tenants::<ReadHead>().map_err(|_| AuthorityError::Denied)?;
             let (revision, head) = self.state.authority()?.head(&grant);
             Ok(pb::GetHeadResponse {
                 revision: revision.0,

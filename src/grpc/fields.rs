@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use keyward_core::address::{parse_address, parse_block};
+use keyward_core::address::{parse_address, parse_cidr};
 use keyward_core::clock::UnixMillis;
-use keyward_core::id::BrokenRule;
+use keyward_core::id::InvalidName;
 use keyward_core::leak::holds_secret;
 use keyward_core::limits::{
     ANNOTATION_VALUE_BYTES_MAX, ANNOTATIONS_MAX, AUDIENCE_BYTES_MAX, AUDIENCES_MAX, CIDRS_MAX, DESCRIPTION_BYTES_MAX,
@@ -68,7 +68,7 @@ impl Fields {
     }
 
     /// A field that parses.
-    pub fn parse<T>(&mut self, field: &str, value: &str, parse: impl Fn(&str) -> Result<T, BrokenRule>) -> Option<T> {
+    pub fn parse<T>(&mut self, field: &str, value: &str, parse: impl Fn(&str) -> Result<T, InvalidName>) -> Option<T> {
         if value.is_empty() {
             self.wrong(field, "must be given");
             return None;
@@ -81,7 +81,7 @@ impl Fields {
         &mut self,
         field: &str,
         value: &str,
-        parse: impl Fn(&str) -> Result<T, BrokenRule>,
+        parse: impl Fn(&str) -> Result<T, InvalidName>,
         default: impl FnOnce() -> T,
     ) -> Option<T> {
         if value.is_empty() { Some(default()) } else { self.parse(field, value, parse) }
@@ -160,7 +160,7 @@ impl Fields {
 
     /// CIDR blocks.
     pub fn cidrs(&mut self, field: &str, values: &[String]) -> Vec<IpNet> {
-        self.list(field, values, CIDRS_MAX, |text| parse_block(text).map_err(|bad| bad.to_string()))
+        self.list(field, values, CIDRS_MAX, |text| parse_cidr(text).map_err(|bad| bad.to_string()))
     }
 
     /// An address.

@@ -5,7 +5,7 @@
 
 use keyward_core::access::Caller;
 use keyward_core::clock::Now;
-use keyward_core::decision::{Ask, DenyReason};
+use keyward_core::decision::{AccessRequest, DenyReason};
 use keyward_core::id::{Environment, TenantId};
 use keyward_core::limits::{AUDIENCE_BYTES_MAX, CORRELATION_ID_BYTES_MAX};
 
@@ -74,7 +74,7 @@ pub fn evaluate<'r>(
     let tenant = fields.finish(tenant)?;
 
     let given = |text| Some(text).filter(|text: &&str| !text.is_empty());
-    let mut ask = Ask {
+    let mut ask = AccessRequest {
         all_scopes: query.all_scopes,
         any_scopes: query.any_scopes,
         environment: given(query.environment),

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use keyward_core::access::{Action, Caller, Identity, judge_caller};
+use keyward_core::access::{Action, Caller, Identity, check_caller};
 use keyward_core::clock::Now;
 use keyward_core::decision::DenyReason;
 use keyward_core::event::Revision;
@@ -98,7 +98,7 @@ impl CallerSession {
     /// When their key does not work any more, or holds no role for this.
     pub fn caller(&mut self, ready: &VerifyState, action: Action, now: Now) -> Result<&Arc<Caller>, Refusal> {
         self.works(ready, now)?;
-        if !self.caller.may_somewhere(action) {
+        if !self.caller.may_in_any_tenant(action) {
             return Err(AuthorityError::Denied.into());
         }
         Ok(&self.caller)
@@ -111,7 +111,7 @@ impl CallerSession {
     pub fn works(&mut self, ready: &VerifyState, now: Now) -> Result<(), Refusal> {
         self.refresh(ready).map_err(Refusal::BadCredential)?;
         // Each time: the clock alone can end a key.
-        judge_caller(&*self.policy, self.peer(), now).map_err(Refusal::BadCredential)
+        check_caller(&*self.policy, self.peer(), now).map_err(Refusal::BadCredential)
     }
 
     /// The caller, if their key has not changed since they were judged, at `judged_at` if ever, and still works. `None`: they
@@ -121,7 +121,7 @@ impl CallerSession {
         let same = |entry: Entry<'_>| entry.revision() == self.revision;
         let unchanged =
             self.is_current(ready) || ready.verifier.index().get(&self.caller.identity().digest).is_some_and(same);
-        let works = || judged_at == Some(now) || judge_caller(&*self.policy, self.peer(), now).is_ok();
+        let works = || judged_at == Some(now) || check_caller(&*self.policy, self.peer(), now).is_ok();
         (unchanged && works()).then_some(&*self.caller)
     }
 }

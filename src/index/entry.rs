@@ -21,7 +21,7 @@ use ipnet::IpNet;
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::Policy;
 use keyward_core::event::Revision;
-use keyward_core::id::{BrokenRule, Environment, KeyId, TenantId};
+use keyward_core::id::{Environment, InvalidName, KeyId, TenantId};
 use keyward_core::record::{KeyPolicy, KeyRecord, State};
 use keyward_core::scope::Scope;
 
@@ -353,7 +353,7 @@ fn named<T>(thing: Option<&T>) -> &T {
 }
 
 #[expect(clippy::expect_used, reason = "it was packed from an id")]
-fn parsed(id: Result<KeyId, BrokenRule>) -> KeyId {
+fn parsed(id: Result<KeyId, InvalidName>) -> KeyId {
     id.expect("an id that was packed")
 }
 

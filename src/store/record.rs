@@ -15,7 +15,7 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::digest::{Digest, PepperId};
 use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
-use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, Stamp, State, TenantRecord};
+use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret, TenantRecord};
 use keyward_core::scope::Scope;
 use prost::Message;
 
@@ -101,8 +101,8 @@ fn key_to_pb(key: &KeyRecord) -> pb::KeyRecord {
         update_time_ms: key.updated.time.0,
         updated_by: key.updated.actor.to_string(),
         revision: key.revision.0,
-        state_by: key.stated.as_ref().map(|stated| stated.actor.to_string()).unwrap_or_default(),
-        state_time_ms: key.stated.as_ref().map_or(0, |stated| stated.time.0),
+        state_by: key.state_changed.as_ref().map(|state_changed| state_changed.actor.to_string()).unwrap_or_default(),
+        state_time_ms: key.state_changed.as_ref().map_or(0, |state_changed| state_changed.time.0),
     }
 }
 
@@ -124,7 +124,7 @@ pub fn decode_key(bytes: &[u8]) -> Result<KeyRecord, DecodeError> {
     Ok(KeyRecord {
         key_id: KeyId::parse(&pb.key_id).map_err(|_| DecodeError::Body("key_id"))?,
         tenant: tenant_id(&pb.tenant)?,
-        secret: SecretTrace {
+        secret: StoredSecret {
             version: secret.version,
             digest: Digest::from_bytes(digest),
             pepper: PepperId(secret.pepper_id),
@@ -134,7 +134,7 @@ pub fn decode_key(bytes: &[u8]) -> Result<KeyRecord, DecodeError> {
         description: pb.description,
         owner: pb.owner,
         state_reason: pb.state_reason,
-        stated: match pb.state_by.as_str() {
+        state_changed: match pb.state_by.as_str() {
             "" => None,
             actor => Some(stamp(pb.state_time_ms, actor)?),
         },
@@ -209,9 +209,9 @@ fn tenant_id(text: &str) -> Result<TenantId, DecodeError> {
     TenantId::parse(text).map_err(|_| DecodeError::Body("tenant"))
 }
 
-fn stamp(millis: i64, actor: &str) -> Result<Stamp, DecodeError> {
+fn stamp(millis: i64, actor: &str) -> Result<AuditStamp, DecodeError> {
     let actor = ActorId::parse(actor).map_err(|_| DecodeError::Body("actor"))?;
-    Ok(Stamp { time: UnixMillis(millis), actor })
+    Ok(AuditStamp { time: UnixMillis(millis), actor })
 }
 
 fn parse_all<T>(texts: &[String], parse: impl Fn(&str) -> Result<T, DecodeError>) -> Result<Vec<T>, DecodeError> {

@@ -14,7 +14,7 @@ use keyward_core::decision::DenyReason;
 use keyward_core::digest::{Digest, PepperId};
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
-use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, Stamp, State, TenantRecord};
+use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret, TenantRecord};
 use keyward_core::scope::Scope;
 use tempfile::TempDir;
 use zeroize::Zeroizing;
@@ -75,11 +75,11 @@ pub(crate) fn options(segment_bytes: u64) -> StoreOptions {
 }
 
 pub(crate) fn key(number: u32) -> KeyRecord {
-    let stamp = Stamp { time: UnixMillis(1_000), actor: ActorId::keyward() };
+    let stamp = AuditStamp { time: UnixMillis(1_000), actor: ActorId::keyward() };
     KeyRecord {
         key_id: KeyId::parse(&format!("key-{number:06}")).unwrap(),
         tenant: TenantId::default_tenant(),
-        secret: SecretTrace {
+        secret: StoredSecret {
             version: 1,
             digest: Digest::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes()),
             pepper: PepperId(1),
@@ -89,7 +89,7 @@ pub(crate) fn key(number: u32) -> KeyRecord {
         description: String::new(),
         owner: format!("owner-{}", number % 3),
         state_reason: String::new(),
-        stated: None,
+        state_changed: None,
         policy: KeyPolicy {
             environment: Environment::live(),
             state: State::Active,
@@ -112,7 +112,7 @@ fn tenant(id: &str) -> Box<TenantRecord> {
         tenant: TenantId::parse(id).unwrap(),
         display_name: id.to_owned(),
         secret_prefix: SecretPrefix::kw(),
-        created: Stamp { time: UnixMillis(1_000), actor: ActorId::keyward() },
+        created: AuditStamp { time: UnixMillis(1_000), actor: ActorId::keyward() },
         revision: Revision(0),
     })
 }

@@ -118,7 +118,7 @@ async fn what_was_stored_before_there_were_rules_still_works() {
             key.display_name = "\u{200b}".into();
             key.owner = " \u{202e}owner".into();
             key.policy.audiences = vec![DECOMPOSED.into()];
-            key.stated = None;
+            key.state_changed = None;
             key
         })
     })

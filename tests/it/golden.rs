@@ -14,7 +14,7 @@ use keyward_core::digest::{Digest, Pepper, PepperId};
 use keyward_core::entropy::{Entropy, EntropyError};
 use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
-use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, Stamp, State, TenantRecord};
+use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret, TenantRecord};
 use keyward_core::scope::Scope;
 use keyward_core::secret::{IssuedSecret, PresentedSecret};
 use proptest::prelude::*;
@@ -45,7 +45,7 @@ fn full_key() -> KeyRecord {
     KeyRecord {
         key_id: KeyId::parse("key_01kdvx1s00abcdefghjkmnpqrs").unwrap(),
         tenant: TenantId::parse("acme").unwrap(),
-        secret: SecretTrace {
+        secret: StoredSecret {
             version: 1,
             digest: Digest::from_bytes(std::array::from_fn(|at| at as u8)),
             pepper: PepperId(0x0102_0304),
@@ -55,7 +55,7 @@ fn full_key() -> KeyRecord {
         description: "The sync of the CRM".into(),
         owner: "customer-7".into(),
         state_reason: "unpaid".into(),
-        stated: None,
+        state_changed: None,
         policy: KeyPolicy {
             environment: Environment::live(),
             state: State::Disabled,
@@ -67,8 +67,8 @@ fn full_key() -> KeyRecord {
         },
         labels: map(&[("team", "growth"), ("tier", "gold")]),
         annotations: map(&[("ticket", "KW-1")]),
-        created: Stamp { time: UnixMillis(1_767_225_600_000), actor: ActorId::parse("issuer").unwrap() },
-        updated: Stamp { time: UnixMillis(1_767_312_000_000), actor: ActorId::parse("operator").unwrap() },
+        created: AuditStamp { time: UnixMillis(1_767_225_600_000), actor: ActorId::parse("issuer").unwrap() },
+        updated: AuditStamp { time: UnixMillis(1_767_312_000_000), actor: ActorId::parse("operator").unwrap() },
         revision: Revision(42),
     }
 }
@@ -78,7 +78,7 @@ fn bare_key() -> KeyRecord {
         description: String::new(),
         owner: String::new(),
         state_reason: String::new(),
-        stated: None,
+        state_changed: None,
         policy: KeyPolicy {
             environment: Environment::live(),
             state: State::Active,
@@ -99,7 +99,7 @@ fn tenant() -> TenantRecord {
         tenant: TenantId::parse("acme").unwrap(),
         display_name: "Acme Inc.".into(),
         secret_prefix: SecretPrefix::parse("acme").unwrap(),
-        created: Stamp { time: UnixMillis(1_767_225_600_000), actor: ActorId::keyward() },
+        created: AuditStamp { time: UnixMillis(1_767_225_600_000), actor: ActorId::keyward() },
         revision: Revision(7),
     }
 }
@@ -225,8 +225,8 @@ prop_compose! {
         nets in prop::collection::vec((any::<[u8; 4]>(), 0..=32_u8), 0..3),
         times in (prop::option::of(1..i64::MAX), prop::option::of(1..i64::MAX)),
         labels in prop::collection::btree_map("[a-z]{1,9}", "\\PC{0,9}", 0..4),
-        stated in prop::option::of((any::<i64>(), "[a-z]{3,9}").prop_map(|(time, actor)| {
-            Stamp { time: UnixMillis(time), actor: ActorId::parse(&actor).unwrap() }
+        state_changed in prop::option::of((any::<i64>(), "[a-z]{3,9}").prop_map(|(time, actor)| {
+            AuditStamp { time: UnixMillis(time), actor: ActorId::parse(&actor).unwrap() }
         })),
         digest: [u8; 32],
         numbers: (u32, u32, u64),
@@ -236,7 +236,7 @@ prop_compose! {
         KeyRecord {
             key_id: KeyId::parse(&id).unwrap(),
             tenant: TenantId::parse(&tenant).unwrap(),
-            secret: SecretTrace {
+            secret: StoredSecret {
                 version: numbers.0,
                 digest: Digest::from_bytes(digest),
                 pepper: PepperId(numbers.1),
@@ -252,7 +252,7 @@ prop_compose! {
                 not_before: times.0.map(UnixMillis),
                 expire_time: times.1.map(UnixMillis),
             },
-            stated,
+            state_changed,
             labels,
             revision: Revision(numbers.2),
             ..full_key()

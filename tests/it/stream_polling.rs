@@ -18,7 +18,7 @@ use keyward_core::clock::ManualClock;
 use keyward_core::digest::{Pepper, PepperRing};
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{Environment, SecretPrefix, TenantId};
-use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, State};
+use keyward_core::record::{KeyPolicy, KeyRecord, State, StoredSecret};
 use keyward_core::scope::Scope;
 use keyward_core::secret::IssuedSecret;
 use tokio_util::sync::CancellationToken;
@@ -51,7 +51,7 @@ impl Desk {
         let base = key(1);
         let verifier = KeyRecord {
             tenant: TenantId::system(),
-            secret: SecretTrace { digest, pepper: peppers.current().id(), ..base.secret },
+            secret: StoredSecret { digest, pepper: peppers.current().id(), ..base.secret },
             policy: KeyPolicy { scopes: vec![Scope::parse("keyward.verifier").unwrap()], ..base.policy },
             revision: Revision(1),
             ..base

@@ -28,7 +28,7 @@ use keyward_core::digest::{Digest, Pepper, PepperRing};
 use keyward_core::event::Revision;
 use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
-use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, State, TenantRecord};
+use keyward_core::record::{KeyPolicy, KeyRecord, State, StoredSecret, TenantRecord};
 use keyward_core::scope::Scope;
 use tokio::sync::Notify;
 use tokio::task::unconstrained;
@@ -60,7 +60,7 @@ fn caller_key(caller: &str) -> KeyRecord {
     KeyRecord {
         key_id: KeyId::parse(caller).unwrap(),
         tenant: TenantId::system(),
-        secret: SecretTrace { digest: Digest::from_bytes(*blake3::hash(caller.as_bytes()).as_bytes()), ..base.secret },
+        secret: StoredSecret { digest: Digest::from_bytes(*blake3::hash(caller.as_bytes()).as_bytes()), ..base.secret },
         policy: KeyPolicy { scopes: vec![Scope::parse("keyward.admin").unwrap()], ..base.policy },
         ..base
     }

@@ -9,7 +9,7 @@ use std::hint::black_box;
 use keyward::verify::{Outcome, Verifier};
 use keyward_bench::world::{Failure, NOW, World};
 use keyward_core::clock::Now;
-use keyward_core::decision::{Ask, DenyReason};
+use keyward_core::decision::{AccessRequest, DenyReason};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 /// The system's, and counts.
@@ -61,12 +61,12 @@ fn judge(
     expected: Expected,
 ) -> Result<(), &'static str> {
     for (secret, scope) in asked.iter().cycle().take(verdicts) {
-        let ask = Ask { all_scopes: &[scope], ..Ask::default() };
+        let request = AccessRequest { all_scopes: &[scope], ..AccessRequest::default() };
         let verdict = verifier.verify(
             &world.caller,
             &verifier.read(black_box(secret)),
             None,
-            black_box(&ask),
+            black_box(&request),
             black_box(Now::at(NOW)),
         );
         if !expected(&black_box(verdict).outcome) {

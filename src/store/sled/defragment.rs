@@ -167,7 +167,7 @@ mod tests {
     use keyward_core::digest::{Digest, PepperId};
     use keyward_core::event::{Record, Revision};
     use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
-    use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, Stamp, State, TenantRecord};
+    use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret, TenantRecord};
     use zeroize::Zeroizing;
 
     use super::super::journal::{Chain, Position};
@@ -184,11 +184,11 @@ mod tests {
     }
 
     fn row(number: u32, revision: u64) -> Row {
-        let stamp = Stamp { time: UnixMillis(1_000), actor: ActorId::keyward() };
+        let stamp = AuditStamp { time: UnixMillis(1_000), actor: ActorId::keyward() };
         let record = KeyRecord {
             key_id: KeyId::parse(&format!("key-{number}")).unwrap(),
             tenant: TenantId::default_tenant(),
-            secret: SecretTrace {
+            secret: StoredSecret {
                 version: 1,
                 digest: Digest::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes()),
                 pepper: PepperId(1),
@@ -198,7 +198,7 @@ mod tests {
             description: String::new(),
             owner: format!("owner-{}", u64::from(number) + revision),
             state_reason: String::new(),
-            stated: None,
+            state_changed: None,
             policy: KeyPolicy {
                 environment: Environment::live(),
                 state: State::Active,
@@ -223,7 +223,7 @@ mod tests {
             tenant: TenantId::default_tenant(),
             display_name: "Default".into(),
             secret_prefix: SecretPrefix::kw(),
-            created: Stamp { time: UnixMillis(1_000), actor: ActorId::keyward() },
+            created: AuditStamp { time: UnixMillis(1_000), actor: ActorId::keyward() },
             revision: Revision(1),
         };
         let bytes = encode_tenant(&record);

@@ -223,7 +223,7 @@ mod tests {
     use keyward_core::digest::{Digest, PepperId};
     use keyward_core::event::{Record, Revision};
     use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
-    use keyward_core::record::{KeyPolicy, KeyRecord, SecretTrace, Stamp, State, TenantRecord};
+    use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret, TenantRecord};
     use proptest::collection::vec;
     use proptest::prelude::*;
     use zeroize::Zeroizing;
@@ -257,7 +257,7 @@ mod tests {
 
     /// One in four is a tenant.
     fn row(number: u8, note: u16, revision: u64) -> Row {
-        let stamp = Stamp { time: UnixMillis(1), actor: ActorId::keyward() };
+        let stamp = AuditStamp { time: UnixMillis(1), actor: ActorId::keyward() };
         let note = "x".repeat(note.into());
         if number.is_multiple_of(4) {
             let tenant = TenantRecord {
@@ -272,7 +272,7 @@ mod tests {
         let key = KeyRecord {
             key_id: KeyId::parse(&format!("key-{number}")).unwrap(),
             tenant: TenantId::default_tenant(),
-            secret: SecretTrace {
+            secret: StoredSecret {
                 version: 1,
                 digest: Digest::from_bytes(*blake3::hash(&[number]).as_bytes()),
                 pepper: PepperId(1),
@@ -282,7 +282,7 @@ mod tests {
             description: note,
             owner: String::new(),
             state_reason: String::new(),
-            stated: None,
+            state_changed: None,
             policy: KeyPolicy {
                 environment: Environment::live(),
                 state: State::Active,

@@ -7,7 +7,7 @@ use futures_util::poll;
 use keyward_core::clock::ManualClock;
 use keyward_core::digest::{Digest, PepperId};
 use keyward_core::id::Environment;
-use keyward_core::record::{KeyPolicy, SecretTrace, Stamp, State};
+use keyward_core::record::{AuditStamp, KeyPolicy, State, StoredSecret};
 use tokio::time::timeout;
 
 use super::commit_queue::TABLE_QUEUE_GROUPS_MAX;
@@ -36,11 +36,11 @@ fn open(dir: &tempfile::TempDir) -> Arc<SledStore> {
 }
 
 fn key(number: u64) -> KeyRecord {
-    let stamp = Stamp { time: UnixMillis(1_000), actor: ActorId::keyward() };
+    let stamp = AuditStamp { time: UnixMillis(1_000), actor: ActorId::keyward() };
     KeyRecord {
         key_id: KeyId::parse(&format!("key-{number:06}")).unwrap(),
         tenant: TenantId::default_tenant(),
-        secret: SecretTrace {
+        secret: StoredSecret {
             version: 1,
             digest: Digest::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes()),
             pepper: PepperId(1),
@@ -50,7 +50,7 @@ fn key(number: u64) -> KeyRecord {
         description: String::new(),
         owner: String::new(),
         state_reason: String::new(),
-        stated: None,
+        state_changed: None,
         policy: KeyPolicy {
             environment: Environment::live(),
             state: State::Active,

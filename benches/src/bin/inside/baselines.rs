@@ -9,7 +9,7 @@ use keyward::verify::Verifier;
 use keyward_bench::world::{Known, NOW, World};
 use keyward_core::access::Action;
 use keyward_core::clock::Now;
-use keyward_core::decision::{Ask, decide};
+use keyward_core::decision::{AccessRequest, decide};
 use keyward_core::digest::Digest;
 use keyward_core::event::{Change, Record, Revision};
 use keyward_core::id::{Environment, KeyId, TenantId};
@@ -108,8 +108,8 @@ impl<M: Map> Keeps for M {
     fn allows(&self, world: &World, key: &Known) -> bool {
         let Ok(secret) = PresentedSecret::parse(&key.secret) else { return false };
         let Some(entry) = self.found(&world.peppers.current().digest(&secret)) else { return false };
-        let ask = Ask { all_scopes: &[&key.scope], ..Ask::default() };
-        world.caller.may(Action::Verify, &entry.tenant) && decide(&entry.policy, &ask, Now::at(NOW)).is_ok()
+        let request = AccessRequest { all_scopes: &[&key.scope], ..AccessRequest::default() };
+        world.caller.may(Action::Verify, &entry.tenant) && decide(&entry.policy, &request, Now::at(NOW)).is_ok()
     }
 }
 

@@ -9,7 +9,7 @@ use keyward_bench::figures::{median, ratio, rounded};
 use keyward_bench::options::Options;
 use keyward_bench::world::{Failure, NOW, World};
 use keyward_core::clock::Now;
-use keyward_core::decision::{Ask, DenyReason};
+use keyward_core::decision::{AccessRequest, DenyReason};
 use keyward_core::secret::PresentedSecret;
 use serde_json::{Map, Value, json};
 
@@ -45,13 +45,13 @@ impl Case {
     fn run(self, world: &World, verifier: &Verifier) -> bool {
         let keys = world.known.iter().cycle().take(VERDICTS);
         let judge = |secret: &str, scope: &str| {
-            let ask = Ask { all_scopes: &[scope], ..Ask::default() };
+            let request = AccessRequest { all_scopes: &[scope], ..AccessRequest::default() };
             verifier
                 .verify(
                     &world.caller,
                     &verifier.read(black_box(secret)),
                     None,
-                    black_box(&ask),
+                    black_box(&request),
                     black_box(Now::at(NOW)),
                 )
                 .outcome
