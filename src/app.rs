@@ -26,7 +26,7 @@ use tower_layer::Layer;
 use self::face::{Face, HEALTH_NAMES, STORE_NAMES, VERDICT_NAMES};
 use self::opening::{Opening, compact, fold};
 use self::readings::new_metrics;
-use crate::authority::{Authority, AuthorityError, Parts};
+use crate::authority::{Authority, AuthorityDeps, AuthorityError};
 use crate::conditions;
 use crate::config::Settings;
 use crate::cores::Cores;
@@ -284,7 +284,7 @@ impl App {
         back.spawn_on(&urgent, "fold", fold(store.clone(), index.clone(), back.stop_token()));
         back.spawn("compact", compact(index.clone(), back.stop_token()));
 
-        let authority = Authority::new(Parts {
+        let authority = Authority::new(AuthorityDeps {
             store: store.clone(),
             index: index.clone(),
             peppers,

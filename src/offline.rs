@@ -13,7 +13,7 @@ use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, KeyId};
 use keyward_core::record::AuditStamp;
 
-use crate::authority::{AuthorityError, Maker};
+use crate::authority::{AuthorityError, KeyMinter};
 use crate::config::Settings;
 use crate::files::with_path;
 use crate::keyring::{Keyring, KeyringError};
@@ -262,9 +262,9 @@ pub fn mint_administrator(
     let keyring = keyring(settings)?;
     let log = OfflineLog::open(&dir, &options_with(settings, &keyring))?;
     let stamp = AuditStamp { time: SystemClock.now().max(log.latest_time()), actor: ActorId::keyward() };
-    let maker = Maker { peppers: &keyring.peppers, entropy: &SystemEntropy };
+    let minter = KeyMinter { peppers: &keyring.peppers, entropy: &SystemEntropy };
     let description = "Made offline by `keyward admin-key`. Replace it by a key of your own, and disable it.";
-    let (key, secret) = maker.administrator("Administrator made offline", description, &stamp)?;
+    let (key, secret) = minter.mint_administrator("Administrator made offline", description, &stamp)?;
     keep(&secret.reveal()).map_err(OfflineError::Keep)?;
     let key_id = key.key_id.clone();
     Ok(Minted { key_id, revision: log.append_key("MintAdministrator", key)? })

@@ -11,7 +11,7 @@ impl Authority {
     /// # Errors
     /// When another one is being made, or the store cannot be read.
     pub async fn backup(&self, grant: &Grant<access::Backup>) -> Result<Backup, AuthorityError> {
-        let backup = self.store.backup(self.clock.now()).await.map_err(AuthorityError::of_backup)?;
+        let backup = self.store.backup(self.clock.now()).await.map_err(AuthorityError::from_backup)?;
         tracing::info!(actor = %grant.actor(), revision = backup.revision.0, "a backup has begun");
         Ok(backup)
     }
@@ -20,7 +20,7 @@ impl Authority {
 impl AuthorityError {
     /// What a failed backup is to its caller.
     #[must_use]
-    pub fn of_backup(error: BackupError) -> Self {
+    pub fn from_backup(error: BackupError) -> Self {
         match error {
             BackupError::Busy => Self::BackupUnderWay,
             BackupError::Aborted(limit) => Self::BackupAborted(limit),

@@ -4,7 +4,7 @@ use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, SecretPrefix, TenantId};
 use keyward_core::record::{AuditStamp, TenantRecord};
 
-use super::{Authority, AuthorityError, Maker, Subject, target};
+use super::{Authority, AuthorityError, KeyMinter, Resource, target};
 use crate::store::{Commit, RecordWrite};
 
 impl Authority {
@@ -30,8 +30,8 @@ impl Authority {
                 revision: Revision(0),
             }))
         };
-        let maker = Maker { peppers: &self.peppers, entropy: &*self.entropy };
-        let (key, secret) = maker.administrator(
+        let minter = KeyMinter { peppers: &self.peppers, entropy: &*self.entropy };
+        let (key, secret) = minter.mint_administrator(
             "Bootstrap administrator",
             "Made at the first start. Replace it by a key of your own, and disable it.",
             &stamp,
@@ -51,7 +51,7 @@ impl Authority {
                 RecordWrite::NewKey(Box::new(key)),
             ],
         };
-        let revision = self.commit(commit).await.map_err(|e| AuthorityError::of_commit(e, Subject::Key))?;
+        let revision = self.commit(commit).await.map_err(|e| AuthorityError::from_commit(e, Resource::Key))?;
         Ok(Some(revision))
     }
 }

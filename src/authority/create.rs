@@ -13,7 +13,7 @@ use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret
 use keyward_core::scope::Scope;
 use keyward_core::secret::IssuedSecret;
 
-use super::{Authority, AuthorityError, Subject, check_expiry, check_scopes, check_size, check_times, target};
+use super::{Authority, AuthorityError, Resource, check_expiry, check_scopes, check_size, check_times, target};
 use crate::store::{Commit, ReadContext, RecordWrite};
 
 /// What is wrong with a key id that the program keeps for itself.
@@ -74,10 +74,10 @@ impl Authority {
         if grant.tenant().is_system() && new.key_id.as_ref().is_some_and(KeyId::is_reserved) {
             return Err(AuthorityError::bad_field("key_id", RESERVED_RULE));
         }
-        let tenant = self.existing_tenant(grant.tenant()).await?;
+        let tenant = self.require_tenant(grant.tenant()).await?;
         let now = self.now();
         let stamp = AuditStamp { time: now.latest(), actor: grant.actor() };
-        let (key, secret) = self.issue(grant.tenant(), &tenant.secret_prefix, new, &stamp)?;
+        let (key, secret) = self.mint_key(grant.tenant(), &tenant.secret_prefix, new, &stamp)?;
         check_scopes("", grant.tenant(), &key.policy.scopes)?;
         check_times("", &key.policy)?;
         check_expiry("", &key.policy, stamp.time)?;
@@ -85,9 +85,9 @@ impl Authority {
         if validate_only {
             let reader = ReadContext { caller: grant.actor(), urgent: false };
             if self.store.key_for(&reader, &key.tenant, &key.key_id).await?.is_some() {
-                return Err(AuthorityError::Exists(Subject::Key));
+                return Err(AuthorityError::AlreadyExists(Resource::Key));
             }
-            self.store.check_bounds(None, &key).map_err(|e| AuthorityError::of_commit(e, Subject::Key))?;
+            self.store.check_bounds(None, &key).map_err(|e| AuthorityError::from_commit(e, Resource::Key))?;
             return Ok(Created { key, secret: None, revision: self.store.revision() });
         }
         let commit = Commit {
@@ -100,34 +100,34 @@ impl Authority {
             urgent: false,
             writes: vec![RecordWrite::NewKey(Box::new(key.clone()))],
         };
-        let revision = self.commit(commit).await.map_err(|e| AuthorityError::of_commit(e, Subject::Key))?;
+        let revision = self.commit(commit).await.map_err(|e| AuthorityError::from_commit(e, Resource::Key))?;
         Ok(Created { key: KeyRecord { revision, ..key }, secret: Some(secret), revision })
     }
 
     /// Makes a key and its secret, and commits nothing.
-    pub(super) fn issue(
+    pub(super) fn mint_key(
         &self,
         tenant: &TenantId,
         prefix: &SecretPrefix,
         new: NewKey,
         stamp: &AuditStamp,
     ) -> Result<(KeyRecord, IssuedSecret), AuthorityError> {
-        let maker = Maker { peppers: &self.peppers, entropy: &*self.entropy };
-        let (key, secret) = maker.issue(tenant, prefix, new, stamp)?;
+        let minter = KeyMinter { peppers: &self.peppers, entropy: &*self.entropy };
+        let (key, secret) = minter.mint(tenant, prefix, new, stamp)?;
         Ok((KeyRecord { revision: self.store.revision(), ..key }, secret))
     }
 }
 
 /// What secrets are made with.
-pub struct Maker<'a> {
+pub struct KeyMinter<'a> {
     /// The current one keys the digest.
     pub peppers: &'a PepperRing,
     /// The randomness.
     pub entropy: &'a dyn Entropy,
 }
 
-impl Maker<'_> {
-    fn issue(
+impl KeyMinter<'_> {
+    fn mint(
         &self,
         tenant: &TenantId,
         prefix: &SecretPrefix,
@@ -176,7 +176,7 @@ impl Maker<'_> {
     ///
     /// # Errors
     /// When there is no randomness.
-    pub fn administrator(
+    pub fn mint_administrator(
         &self,
         display_name: &str,
         description: &str,
@@ -197,6 +197,6 @@ impl Maker<'_> {
             expire_time: None,
             disabled: false,
         };
-        self.issue(&TenantId::system(), &SecretPrefix::kw(), new, stamp)
+        self.mint(&TenantId::system(), &SecretPrefix::kw(), new, stamp)
     }
 }

@@ -13,7 +13,7 @@ use crate::store::{BackupLimit, CommitError, Exceeded, StoreError};
 
 /// What a call was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Subject {
+pub enum Resource {
     /// A key.
     Key,
     /// A tenant.
@@ -49,10 +49,10 @@ pub enum AuthorityError {
     Denied,
     /// There is no such thing, or the caller may not know of it.
     #[error("not found")]
-    Missing(Subject),
+    NotFound(Resource),
     /// There is such a thing already.
     #[error("it exists already")]
-    Exists(Subject),
+    AlreadyExists(Resource),
     /// The caller named a version that is no longer the current one, or changes came too thick to get between.
     #[error("the key has changed meanwhile")]
     Outdated,
@@ -78,7 +78,7 @@ pub enum AuthorityError {
     },
     /// The change needs a name that is not in use, and there may be no more of its kind. The field is named, and why.
     #[error("{violation}")]
-    Bounded {
+    LimitReached {
         /// Which bound.
         exceeded: Exceeded,
         /// The field.
@@ -135,16 +135,16 @@ impl AuthorityError {
         Self::BadFields(vec![Violation { field: field.into(), rule: rule.into() }])
     }
 
-    /// A caller is denied something about a subject. What they may not see is answered like what is not there.
+    /// A caller is denied something about a resource. What they may not see is answered like what is not there.
     #[must_use]
-    pub fn of_denial(denied: Denied, subject: Subject) -> Self {
+    pub fn from_denial(denied: Denied, resource: Resource) -> Self {
         match denied {
             Denied::Role => Self::Denied,
-            Denied::NotVisible => Self::Missing(subject),
+            Denied::NotVisible => Self::NotFound(resource),
         }
     }
 
-    fn bounded(exceeded: Exceeded) -> Self {
+    fn from_exceeded(exceeded: Exceeded) -> Self {
         let (field, rule) = match exceeded {
             Exceeded::Tenants { max } => (
                 "tenant".to_owned(),
@@ -163,29 +163,29 @@ impl AuthorityError {
                 ),
             ),
         };
-        Self::Bounded { exceeded, violation: Violation { field, rule } }
+        Self::LimitReached { exceeded, violation: Violation { field, rule } }
     }
 
-    /// The same error where the request has the key's fields below another one.
+    /// The same error with `prefix` before the path of its field, such as `key.`.
     #[must_use]
-    pub(super) fn below(self, at: &str) -> Self {
+    pub(super) fn with_field_prefix(self, prefix: &str) -> Self {
         match self {
-            Self::Bounded { exceeded, violation: Violation { field, rule } } => {
-                Self::Bounded { exceeded, violation: Violation { field: format!("{at}{field}"), rule } }
+            Self::LimitReached { exceeded, violation: Violation { field, rule } } => {
+                Self::LimitReached { exceeded, violation: Violation { field: format!("{prefix}{field}"), rule } }
             }
             other => other,
         }
     }
 
-    pub(super) fn of_commit(error: CommitError, subject: Subject) -> Self {
+    pub(super) fn from_commit(error: CommitError, resource: Resource) -> Self {
         match error {
             CommitError::Unauthorized(Unauthorized::Key(reason)) => Self::CallerRefused(reason),
             CommitError::Unauthorized(Unauthorized::Role) => Self::Denied,
-            CommitError::Exists => Self::Exists(subject),
+            CommitError::Exists => Self::AlreadyExists(resource),
             CommitError::Outdated => Self::Outdated,
             CommitError::TooLarge { bytes } => Self::TooLarge { bytes, max: RECORD_BYTES_MAX },
             CommitError::TooLong { bytes, max } => Self::TooLarge { bytes, max },
-            CommitError::Bounded(exceeded) => Self::bounded(exceeded),
+            CommitError::Bounded(exceeded) => Self::from_exceeded(exceeded),
             CommitError::LastAdministrator => Self::LastAdministrator,
             CommitError::Overloaded => Self::Overloaded,
             CommitError::DiskFull => Self::NoRoom,

@@ -8,11 +8,11 @@ mod bootstrap;
 mod create;
 mod error;
 mod head;
+mod key_locks;
 mod lifecycle;
 mod page_token;
 mod query;
 mod tenants;
-mod turns;
 mod update;
 
 use std::sync::Arc;
@@ -29,21 +29,21 @@ use keyward_core::record::{AuditStamp, Effect, KeyPolicy, KeyRecord, TenantRecor
 use keyward_core::scope::Scope;
 use zeroize::Zeroizing;
 
+use self::key_locks::KeyLocks;
 use self::page_token::PageTokens;
-use self::turns::Turns;
 use crate::index::Index;
 use crate::store::record::stateless_key_bytes;
 use crate::store::{Commit, CommitError, ReadContext, RecordWrite, Store};
 
-pub use self::create::{Created, Maker, NewKey};
-pub use self::error::{AuthorityError, Subject, Violation};
+pub use self::create::{Created, KeyMinter, NewKey};
+pub use self::error::{AuthorityError, Resource, Violation};
 pub use self::query::{Listed, Selector};
 pub use self::tenants::NewTenant;
 pub use self::update::KeyPatch;
 pub use crate::store::{Backup, Exceeded};
 
 /// How often a change is tried when another one comes between, before the caller is told.
-const CONFLICT_TRIES_MAX: usize = 64;
+const COMMIT_ATTEMPTS_MAX: usize = 64;
 
 /// Issues keys and changes them.
 pub struct Authority {
@@ -53,11 +53,11 @@ pub struct Authority {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     page_tokens: PageTokens,
-    turns: Turns,
+    key_locks: KeyLocks,
 }
 
 /// What the authority works with.
-pub struct Parts {
+pub struct AuthorityDeps {
     /// Where changes are committed.
     pub store: Arc<dyn Store>,
     /// What verdicts are made from.
@@ -83,17 +83,17 @@ pub struct Changed<R> {
 
 /// What a change of a key is made by.
 #[derive(Clone, Copy, Debug)]
-struct Call {
+struct Operation {
     method: &'static str,
     /// It may take power away.
-    is_urgent: bool,
+    may_narrow: bool,
     /// It does nothing else, and goes first also where there is none left to take.
-    stops: bool,
+    only_narrows: bool,
 }
 
 /// How a change is to be made.
 #[derive(Clone, Debug, Default)]
-pub struct Terms {
+pub struct ChangeOptions {
     /// Only if this is the record's current tag.
     pub etag: Option<String>,
     /// Check everything, change nothing.
@@ -109,8 +109,8 @@ pub fn etag(revision: Revision) -> String {
 impl Authority {
     /// An authority over a store.
     #[must_use]
-    pub fn new(parts: Parts) -> Self {
-        let Parts { store, index, peppers, clock, entropy, page_token_key } = parts;
+    pub fn new(deps: AuthorityDeps) -> Self {
+        let AuthorityDeps { store, index, peppers, clock, entropy, page_token_key } = deps;
         Self {
             store,
             index,
@@ -118,7 +118,7 @@ impl Authority {
             clock,
             entropy,
             page_tokens: PageTokens::new(page_token_key),
-            turns: Turns::default(),
+            key_locks: KeyLocks::default(),
         }
     }
 
@@ -127,32 +127,33 @@ impl Authority {
     async fn change<A>(
         &self,
         grant: &Grant<A>,
-        call: Call,
+        operation: Operation,
         key_id: &KeyId,
-        terms: &Terms,
+        options: &ChangeOptions,
         change: impl Fn(&mut KeyRecord, &AuditStamp) -> Result<Effect, AuthorityError> + Send + Sync,
     ) -> Result<Changed<KeyRecord>, AuthorityError>
     where
         A: Act + Sync,
     {
-        let reader = ReadContext { caller: grant.actor(), urgent: call.is_urgent };
-        for _ in 0..CONFLICT_TRIES_MAX {
-            let before = self.existing(&reader, grant.tenant(), key_id).await?;
+        let reader = ReadContext { caller: grant.actor(), urgent: operation.may_narrow };
+        for _ in 0..COMMIT_ATTEMPTS_MAX {
+            let before = self.require_key(&reader, grant.tenant(), key_id).await?;
             let mut key = before.clone();
-            if terms.etag.as_ref().is_some_and(|tag| *tag != etag(key.revision)) {
+            if options.etag.as_ref().is_some_and(|tag| *tag != etag(key.revision)) {
                 return Err(AuthorityError::Outdated);
             }
             let now = self.now();
             let stamp = AuditStamp { time: now.latest(), actor: grant.actor() };
             let effect = change(&mut key, &stamp)?;
             let narrows = narrows(&before, &key);
-            if effect == Effect::Unchanged || terms.validate_only {
+            if effect == Effect::Unchanged || options.validate_only {
                 if !narrows {
                     let admitted = self.store.check_bounds(Some(&before), &key);
-                    admitted.map_err(|error| AuthorityError::of_commit(error, Subject::Key).below("key."))?;
+                    admitted
+                        .map_err(|error| AuthorityError::from_commit(error, Resource::Key).with_field_prefix("key."))?;
                 }
                 let kept = self.store.check_administrators(&key, now.clock());
-                kept.map_err(|error| AuthorityError::of_commit(error, Subject::Key))?;
+                kept.map_err(|error| AuthorityError::from_commit(error, Resource::Key))?;
                 let revision = key.revision;
                 // Whoever is told that a key is disabled may rely on it: the change may be durable and not
                 // yet in force.
@@ -162,18 +163,18 @@ impl Authority {
             let commit = Commit {
                 actor: stamp.actor,
                 authorization: Some(grant.authorization(now.clock())),
-                method: call.method,
+                method: operation.method,
                 target: target(grant.tenant(), key_id),
                 time: stamp.time,
                 narrows,
-                urgent: narrows || call.stops,
+                urgent: narrows || operation.only_narrows,
                 writes: vec![RecordWrite::Key(Box::new(key.clone()))],
             };
             match self.commit(commit).await {
                 Ok(revision) => return Ok(Changed { record: KeyRecord { revision, ..key }, revision }),
-                Err(CommitError::Outdated) if terms.etag.is_none() => {}
+                Err(CommitError::Outdated) if options.etag.is_none() => {}
                 // Only an update needs further names.
-                Err(error) => return Err(AuthorityError::of_commit(error, Subject::Key).below("key.")),
+                Err(error) => return Err(AuthorityError::from_commit(error, Resource::Key).with_field_prefix("key.")),
             }
         }
         Err(AuthorityError::Outdated)
@@ -198,18 +199,18 @@ impl Authority {
         Ok(revision)
     }
 
-    async fn existing(
+    async fn require_key(
         &self,
         reader: &ReadContext,
         tenant: &TenantId,
         key_id: &KeyId,
     ) -> Result<KeyRecord, AuthorityError> {
         let key = self.store.key_for(reader, tenant, key_id).await?;
-        Ok(KeyRecord::clone(&*key.ok_or(AuthorityError::Missing(Subject::Key))?))
+        Ok(KeyRecord::clone(&*key.ok_or(AuthorityError::NotFound(Resource::Key))?))
     }
 
-    async fn existing_tenant(&self, tenant: &TenantId) -> Result<Arc<TenantRecord>, AuthorityError> {
-        self.store.tenant(tenant).await?.ok_or(AuthorityError::Missing(Subject::Tenant))
+    async fn require_tenant(&self, tenant: &TenantId) -> Result<Arc<TenantRecord>, AuthorityError> {
+        self.store.tenant(tenant).await?.ok_or(AuthorityError::NotFound(Resource::Tenant))
     }
 }
 

@@ -45,7 +45,7 @@ impl Authority {
     pub async fn key(&self, grant: &Grant<Read>, key_id: &KeyId) -> Result<(KeyRecord, Revision), AuthorityError> {
         let revision = self.store.revision();
         let reader = ReadContext { caller: grant.actor(), urgent: false };
-        Ok((self.existing(&reader, grant.tenant(), key_id).await?, revision))
+        Ok((self.require_key(&reader, grant.tenant(), key_id).await?, revision))
     }
 
     /// A page of keys in the order of their ids.
@@ -59,9 +59,9 @@ impl Authority {
         page_size: usize,
         page_token: &str,
     ) -> Result<Listed<KeyRecord>, AuthorityError> {
-        self.existing_tenant(grant.tenant()).await?;
+        self.require_tenant(grant.tenant()).await?;
         let revision = self.store.revision();
-        let bound = bound_parts(grant, &selector);
+        let bound = query_binding(grant, &selector);
         let bound: Vec<&[u8]> = bound.iter().map(Vec::as_slice).collect();
         let after = self.page_tokens.open(page_token, &bound, KeyId::parse)?;
         let Selector { states, owner, labels, key_ids } = selector;
@@ -74,7 +74,7 @@ impl Authority {
 }
 
 /// What a page token is bound to: everything that decides which keys come.
-fn bound_parts(grant: &Grant<Read>, selector: &Selector) -> Vec<Vec<u8>> {
+fn query_binding(grant: &Grant<Read>, selector: &Selector) -> Vec<Vec<u8>> {
     let Selector { states, owner, labels, key_ids } = selector;
     let states = states.iter().map(|state| match state {
         State::Active => b'a',

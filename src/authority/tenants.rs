@@ -7,7 +7,7 @@ use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, SecretPrefix, TenantId};
 use keyward_core::record::{AuditStamp, TenantRecord};
 
-use super::{Authority, AuthorityError, Changed, Listed, Subject};
+use super::{Authority, AuthorityError, Changed, Listed, Resource};
 use crate::store::{Commit, Page, RecordWrite};
 
 /// A tenant to be.
@@ -39,9 +39,9 @@ impl Authority {
         let record = TenantRecord { tenant, display_name, secret_prefix, created, revision };
         if validate_only {
             return match self.store.tenant(&record.tenant).await? {
-                Some(_) => Err(AuthorityError::Exists(Subject::Tenant)),
+                Some(_) => Err(AuthorityError::AlreadyExists(Resource::Tenant)),
                 None => {
-                    self.store.check_tenant_bound().map_err(|e| AuthorityError::of_commit(e, Subject::Tenant))?;
+                    self.store.check_tenant_bound().map_err(|e| AuthorityError::from_commit(e, Resource::Tenant))?;
                     Ok(Changed { record, revision })
                 }
             };
@@ -56,7 +56,7 @@ impl Authority {
             urgent: false,
             writes: vec![RecordWrite::NewTenant(Box::new(record.clone()))],
         };
-        let revision = self.commit(commit).await.map_err(|e| AuthorityError::of_commit(e, Subject::Tenant))?;
+        let revision = self.commit(commit).await.map_err(|e| AuthorityError::from_commit(e, Resource::Tenant))?;
         Ok(Changed { record: TenantRecord { revision, ..record }, revision })
     }
 
@@ -66,7 +66,7 @@ impl Authority {
     /// When there is none.
     pub async fn tenant(&self, grant: &Grant<Read>) -> Result<(Arc<TenantRecord>, Revision), AuthorityError> {
         let revision = self.store.revision();
-        Ok((self.existing_tenant(grant.tenant()).await?, revision))
+        Ok((self.require_tenant(grant.tenant()).await?, revision))
     }
 
     /// A page of the tenants that a caller may see.

@@ -9,7 +9,9 @@ use keyward_core::id::KeyId;
 use keyward_core::record::{Effect, KeyRecord};
 use keyward_core::scope::Scope;
 
-use super::{Authority, AuthorityError, Call, Changed, Terms, check_expiry, check_scopes, check_size, check_times};
+use super::{
+    Authority, AuthorityError, ChangeOptions, Changed, Operation, check_expiry, check_scopes, check_size, check_times,
+};
 
 /// New values for some fields of a key; `None` leaves a field as it is.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +42,7 @@ impl Authority {
     /// Changes a key's fields.
     ///
     /// # Errors
-    /// When the key is missing, has another version than the terms name, a field breaks its rule, the patch
+    /// When the key is missing, has another version than the options name, a field breaks its rule, the patch
     /// would change what the caller's own key may do, or more of a revoked key than its label, labels and
     /// annotations, or too many updates of this key by this caller wait.
     pub async fn update_key(
@@ -48,13 +50,13 @@ impl Authority {
         grant: &Grant<Issue>,
         key_id: &KeyId,
         patch: &KeyPatch,
-        terms: &Terms,
+        options: &ChangeOptions,
     ) -> Result<Changed<KeyRecord>, AuthorityError> {
         let own = grant.is_own_key(key_id);
         let urgent = patch.may_narrow();
-        let _turn = self.turns.take(grant.tenant(), key_id, (grant.actor(), urgent)).await?;
-        let call = Call { method: "UpdateKey", is_urgent: urgent, stops: false };
-        self.change(grant, call, key_id, terms, |key, stamp| {
+        let _lock = self.key_locks.lock(grant.tenant(), key_id, (grant.actor(), urgent)).await?;
+        let operation = Operation { method: "UpdateKey", may_narrow: urgent, only_narrows: false };
+        self.change(grant, operation, key_id, options, |key, stamp| {
             let before = key.clone();
             patch.apply(key);
             if own && key.policy != before.policy {

@@ -44,7 +44,7 @@ enum Command {
     /// Read all of a data directory that nobody serves, or of a backup, and say what is wrong. The directory
     /// need not be writable. Exits with 1 on any doubt.
     Check(check::Options),
-    /// AccessRequest a running server whether it serves. The exit code is 0 if it does, 1 if it does not, 3 if it gives
+    /// Ask a running server whether it serves. The exit code is 0 if it does, 1 if it does not, 3 if it gives
     /// no answer, and 4 if it has no such service.
     Health(health::Options),
     /// Print who did what to which key and when, from the journal of a data directory that nobody serves:

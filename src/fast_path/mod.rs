@@ -29,7 +29,7 @@ use crate::http2::{Bypass, FastPath, RequestHead};
 use crate::layer::authn::credential_of;
 use crate::layer::deadline::read_timeout;
 use crate::layer::log;
-use crate::metrics::{Call, Calls, SlowPathReason, FastPathCounts};
+use crate::metrics::{Call, Calls, FastPathCounts, SlowPathReason};
 use crate::net::{CredentialMark, Peer};
 
 /// The calls that have a fast path.
@@ -86,7 +86,13 @@ pub struct Pass {
 impl FastVerify {
     /// The fast path on a connection of this peer. The connection is marked when it has had a credential that works.
     #[must_use]
-    pub fn new(state: StateHandle, calls: &Calls, ways: [FastPathCounts; 2], peer: Peer, connection: CredentialMark) -> Self {
+    pub fn new(
+        state: StateHandle,
+        calls: &Calls,
+        ways: [FastPathCounts; 2],
+        peer: Peer,
+        connection: CredentialMark,
+    ) -> Self {
         let [verify, batch_verify] = ways;
         let call = |path, reply, ways| FastCall {
             path,
@@ -143,7 +149,8 @@ impl FastVerify {
             Some(known) if known.is(head, self.peer) => known,
             known => {
                 let credential = head.authorization().and_then(credential_of).ok_or(SlowPathReason::Caller)?;
-                let mut session = CallerSession::find(ready, credential, self.peer).map_err(|_| SlowPathReason::Caller)?;
+                let mut session =
+                    CallerSession::find(ready, credential, self.peer).map_err(|_| SlowPathReason::Caller)?;
                 session.works(ready, now).map_err(|_| SlowPathReason::Caller)?;
                 self.connection.mark_known();
                 let session = Arc::new(session);

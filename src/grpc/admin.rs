@@ -15,7 +15,7 @@ use super::pb;
 use super::session::CallerSession;
 use super::state::StateHandle;
 use super::status::{Refusal, status};
-use crate::authority::{Authority, AuthorityError, Backup, Changed, Subject};
+use crate::authority::{Authority, AuthorityError, Backup, Changed, Resource};
 
 /// The service.
 pub struct AdminService {
@@ -35,9 +35,9 @@ impl AdminService {
         to: State,
         change: Result<StateChange, Refusal>,
     ) -> Result<Changed<KeyRecord>, Refusal> {
-        let StateChange { key, reason, terms } = change?;
-        let grant = grant::<ChangeState>(caller, key.tenant, Subject::Key)?;
-        Ok(self.authority()?.change_state(&grant, &key.key_id, to, &reason, &terms).await?)
+        let StateChange { key, reason, options } = change?;
+        let grant = grant::<ChangeState>(caller, key.tenant, Resource::Key)?;
+        Ok(self.authority()?.change_state(&grant, &key.key_id, to, &reason, &options).await?)
     }
 
     fn authority(&self) -> Result<&Authority, Refusal> {
@@ -62,8 +62,8 @@ pub(super) async fn answer<Q, A>(
     answered.await.map(Response::new).map_err(status)
 }
 
-fn grant<A: Act>(caller: &Caller, tenant: TenantId, subject: Subject) -> Result<Grant<A>, Refusal> {
-    caller.grant(tenant).map_err(|denied| AuthorityError::of_denial(denied, subject).into())
+fn grant<A: Act>(caller: &Caller, tenant: TenantId, resource: Resource) -> Result<Grant<A>, Refusal> {
+    caller.grant(tenant).map_err(|denied| AuthorityError::from_denial(denied, resource).into())
 }
 
 #[tonic::async_trait]
@@ -75,7 +75,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         answer(&self.state, Action::Issue, request, async |caller, message| {
             let validate_only = message.validate_only;
             let (tenant, new) = convert::new_key(message, caller.tenant_by_default())?;
-            let grant = grant::<Issue>(caller, tenant, Subject::Tenant)?;
+            let grant = grant::<Issue>(caller, tenant, Resource::Tenant)?;
             let created = self.authority()?.create_key(&grant, new, validate_only).await?;
             Ok(pb::CreateKeyResponse {
                 key: Some(convert::key(&created.key)),
@@ -89,7 +89,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
     async fn get_key(&self, request: Request<pb::GetKeyRequest>) -> Result<Response<pb::GetKeyResponse>, Status> {
         answer(&self.state, Action::Read, request, async |caller, message| {
             let name = convert::key_name(&message.key_id, &message.tenant, caller.tenant_by_default())?;
-            let grant = grant::<Read>(caller, name.tenant, Subject::Key)?;
+            let grant = grant::<Read>(caller, name.tenant, Resource::Key)?;
             let (key, revision) = self.authority()?.key(&grant, &name.key_id).await?;
             Ok(pb::GetKeyResponse { key: Some(convert::key(&key)), revision: revision.0 })
         })
@@ -99,7 +99,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
     async fn list_keys(&self, request: Request<pb::ListKeysRequest>) -> Result<Response<pb::ListKeysResponse>, Status> {
         answer(&self.state, Action::Read, request, async |caller, message| {
             let (tenant, selector, page_size) = convert::list(&message, caller.tenant_by_default())?;
-            let grant = grant::<Read>(caller, tenant, Subject::Tenant)?;
+            let grant = grant::<Read>(caller, tenant, Resource::Tenant)?;
             let listed = self.authority()?.keys(&grant, selector, page_size, &message.page_token).await?;
             let keys = listed.records.iter().map(|key| convert::key(key)).collect();
             drop(listed.held);
@@ -113,9 +113,9 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         request: Request<pb::UpdateKeyRequest>,
     ) -> Result<Response<pb::UpdateKeyResponse>, Status> {
         answer(&self.state, Action::Issue, request, async |caller, message| {
-            let (name, patch, terms) = convert::update(message, caller.tenant_by_default())?;
-            let grant = grant::<Issue>(caller, name.tenant, Subject::Key)?;
-            let changed = self.authority()?.update_key(&grant, &name.key_id, &patch, &terms).await?;
+            let (name, patch, options) = convert::update(message, caller.tenant_by_default())?;
+            let grant = grant::<Issue>(caller, name.tenant, Resource::Key)?;
+            let changed = self.authority()?.update_key(&grant, &name.key_id, &patch, &options).await?;
             Ok(pb::UpdateKeyResponse { key: Some(convert::key(&changed.record)), revision: changed.revision.0 })
         })
         .await
@@ -181,7 +181,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         request: Request<pb::GetTenantRequest>,
     ) -> Result<Response<pb::GetTenantResponse>, Status> {
         answer(&self.state, Action::Read, request, async |caller, message| {
-            let grant = grant::<Read>(caller, convert::tenant_name(&message.tenant)?, Subject::Tenant)?;
+            let grant = grant::<Read>(caller, convert::tenant_name(&message.tenant)?, Resource::Tenant)?;
             let (tenant, revision) = self.authority()?.tenant(&grant).await?;
             Ok(pb::GetTenantResponse { tenant: Some(convert::tenant(&tenant)), revision: revision.0 })
         })
@@ -233,7 +233,7 @@ impl Stream for BackupStream {
         self.0.pieces.poll_recv(cx).map(|next| {
             next.map(|piece| match piece {
                 Ok(piece) => Ok(pb::BackupResponse { piece, revision }),
-                Err(error) => Err(status(AuthorityError::of_backup(error))),
+                Err(error) => Err(status(AuthorityError::from_backup(error))),
             })
         })
     }

@@ -13,7 +13,7 @@ use prost_types::Timestamp;
 use super::fields::Fields;
 use super::pb;
 use super::status::Refusal;
-use crate::authority::{KeyPatch, NewKey, NewTenant, Selector, Terms, etag};
+use crate::authority::{ChangeOptions, KeyPatch, NewKey, NewTenant, Selector, etag};
 use crate::index::Entry;
 
 /// The fields that an update may name, in the order of the documentation.
@@ -42,8 +42,8 @@ pub struct StateChange {
     pub key: KeyName,
     /// Why.
     pub reason: String,
-    /// On which terms.
-    pub terms: Terms,
+    /// How to change it.
+    pub options: ChangeOptions,
 }
 
 /// Reads the name of a key.
@@ -82,7 +82,7 @@ pub fn state_change(
     let key_id = fields.parse("key_id", key_id, KeyId::parse);
     let reason = fields.text("reason", reason, STATE_REASON_BYTES_MAX);
     let key = tenant.zip(key_id).map(|(tenant, key_id)| KeyName { tenant, key_id });
-    fields.finish(key.map(|key| StateChange { key, reason, terms: terms(etag, validate_only) }))
+    fields.finish(key.map(|key| StateChange { key, reason, options: options(etag, validate_only) }))
 }
 
 /// Reads a key to be, and its tenant.
@@ -131,7 +131,7 @@ pub fn new_key(request: pb::CreateKeyRequest, default: TenantId) -> Result<(Tena
 ///
 /// # Errors
 /// When a field breaks its rule, or the mask names one that may not be changed.
-pub fn update(request: pb::UpdateKeyRequest, default: TenantId) -> Result<(KeyName, KeyPatch, Terms), Refusal> {
+pub fn update(request: pb::UpdateKeyRequest, default: TenantId) -> Result<(KeyName, KeyPatch, ChangeOptions), Refusal> {
     let mut fields = Fields::default();
     let f = &mut fields;
     let mask = request.update_mask.unwrap_or_default();
@@ -179,7 +179,7 @@ pub fn update(request: pb::UpdateKeyRequest, default: TenantId) -> Result<(KeyNa
     }
     let etag = if request.etag.is_empty() { key.etag } else { request.etag };
     let name = tenant.zip(key_id).map(|(tenant, key_id)| KeyName { tenant, key_id });
-    fields.finish(name.map(|name| (name, patch, terms(etag, request.validate_only))))
+    fields.finish(name.map(|name| (name, patch, options(etag, request.validate_only))))
 }
 
 /// Reads which keys to list, of which tenant, and how many.
@@ -321,6 +321,6 @@ fn timestamp(time: UnixMillis) -> Timestamp {
     Timestamp { seconds: time.0.div_euclid(1_000), nanos }
 }
 
-fn terms(etag: String, validate_only: bool) -> Terms {
-    Terms { etag: (!etag.is_empty()).then_some(etag), validate_only }
+fn options(etag: String, validate_only: bool) -> ChangeOptions {
+    ChangeOptions { etag: (!etag.is_empty()).then_some(etag), validate_only }
 }

@@ -11,7 +11,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::pb;
 use super::refusals;
-use crate::authority::{AuthorityError, Exceeded, Subject, Violation};
+use crate::authority::{AuthorityError, Exceeded, Resource, Violation};
 
 /// The domain of every ErrorInfo.
 pub const ERROR_DOMAIN: &str = "keyward";
@@ -217,14 +217,14 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
         AuthorityError::Denied => {
             (Code::PermissionDenied, "ROLE_MISSING", "the caller's key holds no role for this".to_owned())
         }
-        AuthorityError::Missing(Subject::Key) => (Code::NotFound, "KEY_NOT_FOUND", "there is no such key".to_owned()),
-        AuthorityError::Missing(Subject::Tenant) => {
+        AuthorityError::NotFound(Resource::Key) => (Code::NotFound, "KEY_NOT_FOUND", "there is no such key".to_owned()),
+        AuthorityError::NotFound(Resource::Tenant) => {
             (Code::NotFound, "TENANT_NOT_FOUND", "tenant: there is no such tenant".to_owned())
         }
-        AuthorityError::Exists(Subject::Key) => {
+        AuthorityError::AlreadyExists(Resource::Key) => {
             (Code::AlreadyExists, "KEY_EXISTS", "key_id: the tenant has a key of this id already".to_owned())
         }
-        AuthorityError::Exists(Subject::Tenant) => {
+        AuthorityError::AlreadyExists(Resource::Tenant) => {
             (Code::AlreadyExists, "TENANT_EXISTS", "tenant: there is a tenant of this id already".to_owned())
         }
         AuthorityError::Outdated => (
@@ -236,7 +236,7 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
         AuthorityError::OwnKey => (Code::FailedPrecondition, "OWN_KEY", error.to_string()),
         AuthorityError::LastAdministrator => (Code::FailedPrecondition, "LAST_ADMINISTRATOR", error.to_string()),
         AuthorityError::TooLarge { .. } => (Code::InvalidArgument, "KEY_TOO_LARGE", error.to_string()),
-        AuthorityError::Bounded { exceeded, violation } => {
+        AuthorityError::LimitReached { exceeded, violation } => {
             let reason = match exceeded {
                 Exceeded::Tenants { .. } => "TOO_MANY_TENANTS",
                 Exceeded::Owners { .. } => "TOO_MANY_OWNERS",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward::app::{App, Deps, Engine, StartError};
-use keyward::authority::{Authority, Parts, Terms};
+use keyward::authority::{Authority, AuthorityDeps, ChangeOptions};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward::grpc::state::StateHandle;
@@ -172,7 +172,7 @@ async fn an_answer_that_a_key_is_disabled_waits_until_it_is_so() {
     let (store, index) = (Arc::new(MemoryStore::default()), Arc::new(Index::default()));
     let record = KeyRecord { policy: KeyPolicy { state: State::Disabled, ..key(1).policy }, ..key(1) };
     let revision = store.commit(commit(vec![RecordWrite::NewKey(Box::new(record))])).await.unwrap();
-    let authority = Authority::new(Parts {
+    let authority = Authority::new(AuthorityDeps {
         store,
         index: index.clone(),
         peppers: Arc::new(PepperRing::new(vec![Pepper::new(Zeroizing::new([1; 32]))]).unwrap()),
@@ -185,8 +185,8 @@ async fn an_answer_that_a_key_is_disabled_waits_until_it_is_so() {
         &[Scope::parse("keyward.operator").unwrap()],
     );
     let grant = caller.grant::<ChangeState>(key(1).tenant).unwrap();
-    let (key_id, terms) = (key(1).key_id, Terms::default());
-    let mut disabled = std::pin::pin!(authority.change_state(&grant, &key_id, State::Disabled, "", &terms));
+    let (key_id, options) = (key(1).key_id, ChangeOptions::default());
+    let mut disabled = std::pin::pin!(authority.change_state(&grant, &key_id, State::Disabled, "", &options));
     assert!(futures_util::poll!(&mut disabled).is_pending(), "no verdict knows of it yet");
     index.advance_to(revision);
     assert_eq!(disabled.await.unwrap().revision, revision);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::poll;
 use keyward::app::{App, Deps, Engine};
-use keyward::authority::{Authority, AuthorityError, KeyPatch, Parts, Terms};
+use keyward::authority::{Authority, AuthorityDeps, AuthorityError, ChangeOptions, KeyPatch};
 use keyward::config::{Flags, Settings};
 use keyward::feed::{Lagged, Subscription};
 use keyward::grpc::pb::{self, Reason};
@@ -81,7 +81,7 @@ async fn authority(store: Arc<dyn Store>) -> Authority {
             }
         }
     });
-    Authority::new(Parts {
+    Authority::new(AuthorityDeps {
         store,
         index,
         peppers: Arc::new(PepperRing::new(vec![Pepper::new(Zeroizing::new([1; 32]))]).unwrap()),
@@ -202,7 +202,7 @@ async fn a_change_says_whether_it_takes_power_away() {
     let store = Arc::new(Watched::default());
     create(&store.inner, 1).await;
     let authority = authority(store.clone()).await;
-    let ((issue, state), id, terms) = (grants("caller"), key(1).key_id, Terms::default());
+    let ((issue, state), id, options) = (grants("caller"), key(1).key_id, ChangeOptions::default());
     let scopes = |texts: &[&str]| KeyPatch {
         scopes: Some(texts.iter().map(|text| Scope::parse(text).unwrap()).collect()),
         ..KeyPatch::default()
@@ -218,7 +218,7 @@ async fn a_change_says_whether_it_takes_power_away() {
         (KeyPatch { allowed_cidrs: Some(vec!["10.0.0.0/8".parse().unwrap()]), ..KeyPatch::default() }, true),
         (KeyPatch { not_before: Some(Some(START)), ..KeyPatch::default() }, true),
     ] {
-        authority.update_key(&issue, &id, &patch, &terms).await.unwrap();
+        authority.update_key(&issue, &id, &patch, &options).await.unwrap();
         assert_eq!(store.narrowing.lock().unwrap().pop(), Some(("UpdateKey", narrows)), "{patch:?}");
     }
     for (to, method, narrows) in [
@@ -226,7 +226,7 @@ async fn a_change_says_whether_it_takes_power_away() {
         (State::Active, "EnableKey", false),
         (State::Revoked, "RevokeKey", true),
     ] {
-        authority.change_state(&state, &id, to, "", &terms).await.unwrap();
+        authority.change_state(&state, &id, to, "", &options).await.unwrap();
         assert_eq!(store.narrowing.lock().unwrap().pop(), Some((method, narrows)));
     }
 }
@@ -251,16 +251,16 @@ async fn no_key_id_can_be_chosen_to_hold_up_the_updates_of_another_key() {
         store.inner.commit(commit(vec![RecordWrite::NewKey(Box::new(key.clone()))])).await.unwrap();
     }
     let authority = Arc::new(authority(store.clone()).await);
-    let ((issue, _), terms) = (grants("theirs"), Terms::default());
+    let ((issue, _), options) = (grants("theirs"), ChangeOptions::default());
     let patches: Vec<_> = (0..65).map(|number| described(&number.to_string())).collect();
     let mut theirs: Vec<_> =
-        patches.iter().map(|patch| Box::pin(authority.update_key(&issue, &keys[0].key_id, patch, &terms))).collect();
+        patches.iter().map(|patch| Box::pin(authority.update_key(&issue, &keys[0].key_id, patch, &options))).collect();
     for update in &mut theirs {
         assert!(poll!(update).is_pending());
     }
     store.arrived.notified().await;
     let patch = described("ours");
-    let ours = authority.update_key(&issue, &keys[1].key_id, &patch, &terms);
+    let ours = authority.update_key(&issue, &keys[1].key_id, &patch, &options);
     timeout(LIMIT, ours).await.expect("it waits for another key").unwrap();
 }
 
@@ -289,7 +289,8 @@ async fn with_the_queue_full_a_key_is_disabled_and_before_all_that_waits() {
     create(&*store, 3).await;
     let authority = authority(store.clone()).await;
     let three = key(3).key_id;
-    let disabled = authority.change_state(&grants("operator").1, &three, State::Disabled, "", &Terms::default()).await;
+    let disabled =
+        authority.change_state(&grants("operator").1, &three, State::Disabled, "", &ChangeOptions::default()).await;
     disabled.unwrap();
     *HELD.0.lock().unwrap() = true;
     timeout(LIMIT, AT_THE_DISK.notified()).await.unwrap();
@@ -316,11 +317,11 @@ async fn with_the_queue_full_a_key_is_disabled_and_before_all_that_waits() {
     }
     assert!(matches!(by("third", 9_001).await, Err(CommitError::Overloaded)), "the queue is full");
 
-    let ((issue, state), terms, patch) = (grants("operator"), Terms::default(), expires_at(1_000));
+    let ((issue, state), options, patch) = (grants("operator"), ChangeOptions::default(), expires_at(1_000));
     let (one, two) = (key(1).key_id, key(2).key_id);
-    let mut disable = Box::pin(authority.change_state(&state, &one, State::Disabled, "", &terms));
-    let mut narrow = Box::pin(authority.update_key(&issue, &two, &patch, &terms));
-    let mut again = Box::pin(authority.change_state(&state, &three, State::Disabled, "another reason", &terms));
+    let mut disable = Box::pin(authority.change_state(&state, &one, State::Disabled, "", &options));
+    let mut narrow = Box::pin(authority.update_key(&issue, &two, &patch, &options));
+    let mut again = Box::pin(authority.change_state(&state, &three, State::Disabled, "another reason", &options));
     assert!(poll!(&mut disable).is_pending() && poll!(&mut narrow).is_pending() && poll!(&mut again).is_pending());
     // Until all are in the queue: whoever reads the key first has to hear of it.
     let mut queued = 0;
@@ -364,30 +365,30 @@ async fn with_little_room_a_key_can_be_narrowed_and_with_less_still_be_stopped()
     create(&*store, 1).await;
     create(&*store, 2).await;
     let authority = authority(store.clone()).await;
-    let ((issue, state), terms) = (grants("caller"), Terms::default());
+    let ((issue, state), options) = (grants("caller"), ChangeOptions::default());
     let (one, two) = (key(1).key_id, key(2).key_id);
     let no_room = |refused: Option<AuthorityError>| assert!(matches!(refused, Some(AuthorityError::NoRoom)));
 
     FREE.store(63 * MIB, Ordering::Relaxed);
-    assert_eq!(store.write_health().await, WriteHealth::DiskFull);
-    authority.update_key(&issue, &one, &expires_at(2_000), &terms).await.unwrap();
-    no_room(authority.update_key(&issue, &one, &expires_at(3_000), &terms).await.err());
-    no_room(authority.update_key(&issue, &one, &described("longer"), &terms).await.err());
-    authority.change_state(&state, &two, State::Disabled, "", &terms).await.unwrap();
-    no_room(authority.change_state(&state, &two, State::Active, "", &terms).await.err());
+    assert_eq!(store.condition().await, Condition::NoRoom);
+    authority.update_key(&issue, &one, &expires_at(2_000), &options).await.unwrap();
+    no_room(authority.update_key(&issue, &one, &expires_at(3_000), &options).await.err());
+    no_room(authority.update_key(&issue, &one, &described("longer"), &options).await.err());
+    authority.change_state(&state, &two, State::Disabled, "", &options).await.unwrap();
+    no_room(authority.change_state(&state, &two, State::Active, "", &options).await.err());
     // Another reason takes nothing away, but whoever gives it is stopping a key.
-    authority.change_state(&state, &two, State::Disabled, "unpaid", &terms).await.unwrap();
+    authority.change_state(&state, &two, State::Disabled, "unpaid", &options).await.unwrap();
 
     // A key can be narrowed any number of times: what is left is kept for stopping keys.
     FREE.store(31 * MIB, Ordering::Relaxed);
-    no_room(authority.update_key(&issue, &one, &expires_at(1_000), &terms).await.err());
-    no_room(authority.change_state(&state, &two, State::Disabled, "still unpaid", &terms).await.err());
-    authority.change_state(&state, &one, State::Disabled, "", &terms).await.unwrap();
+    no_room(authority.update_key(&issue, &one, &expires_at(1_000), &options).await.err());
+    no_room(authority.change_state(&state, &two, State::Disabled, "still unpaid", &options).await.err());
+    authority.change_state(&state, &one, State::Disabled, "", &options).await.unwrap();
 
     FREE.store(15 * MIB, Ordering::Relaxed);
-    no_room(authority.change_state(&state, &one, State::Revoked, "", &terms).await.err());
+    no_room(authority.change_state(&state, &one, State::Revoked, "", &options).await.err());
     FREE.store(u64::MAX, Ordering::Relaxed);
-    authority.change_state(&state, &one, State::Revoked, "", &terms).await.unwrap();
+    authority.change_state(&state, &one, State::Revoked, "", &options).await.unwrap();
     store.close().await.unwrap();
 }
 
@@ -516,18 +517,18 @@ async fn an_update_that_may_narrow_is_not_refused_for_those_that_wait_and_may_no
     let store = Arc::new(Watched { held: Some(key(1).key_id), ..Watched::default() });
     create(&store.inner, 1).await;
     let authority = authority(store.clone()).await;
-    let ((issue, _), id, terms) = (grants("caller"), key(1).key_id, Terms::default());
+    let ((issue, _), id, options) = (grants("caller"), key(1).key_id, ChangeOptions::default());
     let patches: Vec<_> = (0..65).map(|number| described(&number.to_string())).collect();
     let mut waiting: Vec<_> =
-        patches.iter().map(|patch| Box::pin(authority.update_key(&issue, &id, patch, &terms))).collect();
+        patches.iter().map(|patch| Box::pin(authority.update_key(&issue, &id, patch, &options))).collect();
     for update in &mut waiting {
         assert!(poll!(update).is_pending());
     }
     store.arrived.notified().await;
     let patch = described("one more");
-    let refused = authority.update_key(&issue, &id, &patch, &terms).await.err();
+    let refused = authority.update_key(&issue, &id, &patch, &options).await.err();
     assert!(matches!(refused, Some(AuthorityError::Overloaded)));
     let patch = expires_at(1_000);
-    let mut narrow = Box::pin(authority.update_key(&issue, &id, &patch, &terms));
+    let mut narrow = Box::pin(authority.update_key(&issue, &id, &patch, &options));
     assert!(poll!(&mut narrow).is_pending(), "it waits for its turn");
 }

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keyward::authority::{Authority, Parts};
+use keyward::authority::{Authority, AuthorityDeps};
 use keyward::files::{create_private_dir, write_durably};
 use keyward::index::Index;
 use keyward::keyring::Keyring;
@@ -89,7 +89,7 @@ async fn main() -> Result<(), Failure> {
     let index = Arc::new(Index::default());
     index.advance_to(Revision(1));
     let (clock, entropy) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
-    let parts = Parts { store: store.clone(), index, peppers: peppers.clone(), clock, entropy, page_token_key };
+    let parts = AuthorityDeps { store: store.clone(), index, peppers: peppers.clone(), clock, entropy, page_token_key };
     let admin =
         |secret: &str| Ok::<_, Failure>(write_durably(&data.join("admin.key"), format!("{secret}\n").as_bytes())?);
     Authority::new(parts).bootstrap(admin).await?;
