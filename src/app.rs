@@ -1,9 +1,9 @@
 //! The composition root: settings, a clock, randomness and an engine become a running server. The only place that names
 //! an engine.
 
-mod face;
+mod frontend;
+mod metric_sources;
 mod opening;
-mod readings;
 
 use std::fs;
 use std::io;
@@ -23,13 +23,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower_layer::Layer;
 
-use self::face::{Face, HEALTH_NAMES, STORE_NAMES, VERDICT_NAMES};
-use self::opening::{Opening, compact, fold};
-use self::readings::new_metrics;
+use self::frontend::{Frontend, HEALTH_NAMES, STORE_NAMES, VERDICT_NAMES};
+use self::metric_sources::new_metrics;
+use self::opening::{Opening, compact_names, follow_log};
 use crate::authority::{Authority, AuthorityDeps, AuthorityError};
-use crate::conditions;
 use crate::config::Settings;
 use crate::cores::Cores;
+use crate::disk_monitor::DiskMonitor;
 use crate::fast_path::FastVerify;
 use crate::files;
 use crate::grpc;
@@ -165,10 +165,10 @@ fn advice(error: &OpenError) -> &'static str {
 }
 
 impl StartError {
-    async fn give_up(face: Face, stop: &Stop) -> Self {
-        face.drain(stop).await;
-        face.turn_away().await;
-        face.close().await;
+    async fn abort(frontend: Frontend, stop: &Stop) -> Self {
+        frontend.drain(stop).await;
+        frontend.shut_down().await;
+        frontend.close().await;
         Self::Stopped
     }
 }
@@ -178,11 +178,11 @@ pub struct App {
     addrs: Vec<ListenAddr>,
     ops_addr: Option<ListenAddr>,
     store: Arc<dyn Store>,
-    face: Face,
+    frontend: Frontend,
     /// What calls rely on until they have finished.
-    back: Tasks,
+    background: Tasks,
     /// What tells probes of the disk. It ends before they are told of the stop.
-    telling: Tasks,
+    monitors: Tasks,
 }
 
 impl App {
@@ -208,7 +208,7 @@ impl App {
         let dir = lock(&settings.data_dir)?;
         let keyring = Keyring::open(&settings.pepper_file, !dir.has_data()?, &*deps.entropy)?;
 
-        let [doors, front, back, telling, ops] = std::array::from_fn(|_| Tasks::default());
+        let [acceptors, connections, background, monitors, ops] = std::array::from_fn(|_| Tasks::default());
         let state = StateHandle::default();
         let health = Health::new(&HEALTH_NAMES);
         let phase = watch::Sender::new(Phase::Loading);
@@ -225,17 +225,17 @@ impl App {
         let ops_listener = bind_ops(settings.ops_listen.as_ref(), &settings.sockets).await?;
         let addrs = listeners.iter().map(|listener| listener.addr().clone()).collect();
         let ops_addr = ops_listener.as_ref().map(|listener| listener.addr().clone());
-        let routes = grpc::routes(&state, &front.stop_token(), health.clone(), settings.reflection)?;
+        let routes = grpc::routes(&state, &connections.stop_token(), health.clone(), settings.reflection)?;
         let cores = start_cores(settings.serving_threads)?;
-        let incoming = accept(&doors, listeners, &slots, &front.stop_token());
-        serve(&front, incoming, budget, &cores, routes, &state, &metrics);
+        let incoming = accept(&acceptors, listeners, &slots, &connections.stop_token());
+        serve(&connections, incoming, budget, &cores, routes, &state, &metrics);
         if let Some(listener) = ops_listener {
             serve_ops(&ops, listener, Ops { phase: phase.subscribe(), slots: slots.clone(), metrics });
         }
         ops.spawn("systemd", systemd::tell(phase.subscribe()));
         let urgent = cores.urgent();
         let (drain_delay, shutdown_deadline) = (settings.drain_delay, settings.shutdown_deadline);
-        let face = Face { health, phase, doors, front, ops, cores, drain_delay, shutdown_deadline };
+        let frontend = Frontend { health, phase, acceptors, connections, ops, cores, drain_delay, shutdown_deadline };
 
         let mut opening = Opening::start(&deps, dir, &keyring, &settings, &index, &state);
         let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));
@@ -243,14 +243,14 @@ impl App {
         let ready = VerifyState { verifier, peppers: peppers.clone(), verdicts, clock: deps.clock.clone() };
         let answer_verdicts = async || {
             state.open(ready);
-            face.phase.send_replace(Phase::Serving);
-            face.health.set(&VERDICT_NAMES, true);
-            tracing::info!(keys = index.len(), revision = index.revision().0, "make_connection verdicts");
+            frontend.phase.send_replace(Phase::Serving);
+            frontend.health.set(&VERDICT_NAMES, true);
+            tracing::info!(keys = index.len(), revision = index.revision().0, "answering verdicts");
         };
         // Verdicts come first: where there is an index checkpoint, long before the table has been read.
         let revision = tokio::select! {
-            revision = opening.index_is_whole() => revision.unwrap_or_default(),
-            () = &mut asked => return Err(StartError::give_up(face, stop).await),
+            revision = opening.index_loaded() => revision.unwrap_or_default(),
+            () = &mut asked => return Err(StartError::abort(frontend, stop).await),
         };
         index.advance_to(revision);
         warn_of_clock(deps.clock.now(), index.latest_time());
@@ -265,11 +265,11 @@ impl App {
         }
         if let Err(error) = &sound {
             tracing::error!(%error, "it will not start");
-            opening.wait_no_longer();
+            opening.cancel_wait();
         }
         let store = tokio::select! {
             store = opening.store() => store,
-            () = &mut asked => return Err(StartError::give_up(face, stop).await),
+            () = &mut asked => return Err(StartError::abort(frontend, stop).await),
         };
         if let Err(error) = sound {
             if let Ok(store) = store {
@@ -281,8 +281,8 @@ impl App {
         // There was none before.
         opened.set(store.clone()).unwrap_or_default();
         // Every change waits for it.
-        back.spawn_on(&urgent, "fold", fold(store.clone(), index.clone(), back.stop_token()));
-        back.spawn("compact", compact(index.clone(), back.stop_token()));
+        background.spawn_on(&urgent, "follow log", follow_log(store.clone(), index.clone(), background.stop_token()));
+        background.spawn("compact names", compact_names(index.clone(), background.stop_token()));
 
         let authority = Authority::new(AuthorityDeps {
             store: store.clone(),
@@ -299,11 +299,11 @@ impl App {
             answer_verdicts().await;
         }
         state.open_for_changes(authority);
-        face.health.set(&STORE_NAMES, true);
-        let condition = conditions::Watch { store: store.clone(), health: face.health.clone(), writable };
-        telling.spawn("condition", condition.run(telling.stop_token()));
+        frontend.health.set(&STORE_NAMES, true);
+        let disk_monitor = DiskMonitor { store: store.clone(), health: frontend.health.clone(), writable };
+        monitors.spawn("disk monitor", disk_monitor.run(monitors.stop_token()));
         tracing::info!(keys = index.len(), revision = index.revision().0, "serving");
-        Ok(Self { addrs, ops_addr, store, face, back, telling })
+        Ok(Self { addrs, ops_addr, store, frontend, background, monitors })
     }
 
     /// The addresses it listens on, with the ports that were got.
@@ -318,12 +318,12 @@ impl App {
         self.ops_addr.as_ref()
     }
 
-    /// Says NOT_SERVING, and goes on make_connection for the setting `drain_delay`, or until `stop` ends that. A stop comes
+    /// Says NOT_SERVING, and goes on answering for the setting `drain_delay`, or until `stop` ends that. A stop comes
     /// next.
     pub async fn drain(&self, stop: &Stop) {
         // Probes are told of the stop, and no longer of the disk.
-        self.telling.stop(Duration::ZERO).await;
-        self.face.drain(stop).await;
+        self.monitors.stop(Duration::ZERO).await;
+        self.frontend.drain(stop).await;
     }
 
     /// Says NOT_SERVING, takes no more connections, lets calls finish, and flushes. There is no drain delay: see
@@ -333,11 +333,11 @@ impl App {
     /// When the flush fails. What was acknowledged is durable even then.
     pub async fn stop(self) -> Result<(), StoreError> {
         // Probes are told of the stop, and no longer of the disk.
-        self.telling.stop(Duration::ZERO).await;
-        self.face.turn_away().await;
-        self.back.stop(Duration::ZERO).await;
+        self.monitors.stop(Duration::ZERO).await;
+        self.frontend.shut_down().await;
+        self.background.stop(Duration::ZERO).await;
         let flushed = tokio::time::timeout(FLUSH_DEADLINE, self.store.close()).await;
-        self.face.close().await;
+        self.frontend.close().await;
         flushed.unwrap_or_else(|_| Err(StoreError::Engine("flushing took too long".into())))?;
         if let Some(head) = self.store.head() {
             tracing::info!(%head, "the log ends here; kept elsewhere, its head shows later whether it is whole (--expect-head)");
@@ -384,14 +384,15 @@ fn start_cores(count: usize) -> Result<Cores, StartError> {
 
 /// Accepts connections on all listeners. When all have ended, no more come.
 fn accept(
-    doors: &Tasks,
+    acceptors: &Tasks,
     listeners: Vec<Listener>,
     slots: &Slots,
     end: &CancellationToken,
 ) -> mpsc::Receiver<io::Result<Conn>> {
     let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
     for listener in listeners {
-        doors.spawn("accept", listener.accept(slots.clone(), accepted.clone(), doors.stop_token(), end.clone()));
+        acceptors
+            .spawn("accept", listener.accept(slots.clone(), accepted.clone(), acceptors.stop_token(), end.clone()));
     }
     incoming
 }
@@ -405,13 +406,14 @@ fn serve(
     state: &StateHandle,
     metrics: &Metrics,
 ) {
-    let (calls, ways) = (metrics.calls(), metrics.ways());
+    let (calls, fast_path) = (metrics.calls(), metrics.fast_path());
     let service = LogLayer.layer(IncompleteLayer.layer(routes.prepare()));
     let service = DeadlineLayer.layer(AuthnLayer::new(state.clone()).layer(service));
     let service = ProtocolLayer.layer(service);
     let service = IncomingLayer.layer(MetricsLayer::new(calls.clone()).layer(service));
     let state = state.clone();
-    let make_fast_path = move |peer, connection| FastVerify::new(state.clone(), &calls, ways.clone(), peer, connection);
+    let make_fast_path =
+        move |peer, connection| FastVerify::new(state.clone(), &calls, fast_path.clone(), peer, connection);
     let (urgent_runtime, shared_runtime) = (cores.urgent(), Handle::current());
     let make_connection = MakeConnection {
         service,

@@ -1,4 +1,4 @@
-//! Which services answer calls, as probes are told. The app and [`crate::conditions`] tell it, and
+//! Which services answer calls, as probes are told. The app and [`crate::disk_monitor`] tell it, and
 //! [`crate::grpc::health`] passes it on.
 
 use std::collections::BTreeMap;

@@ -7,7 +7,7 @@
 //! - [`app`]: puts everything together; the only place that names a storage engine.
 //! - [`offline`]: what is done to data that nobody serves. [`remote`]: what is asked of a server from
 //!   outside.
-//! - [`lifecycle`]: signals and shutdown. [`conditions`]: whether changes can be made. [`health`]: what
+//! - [`lifecycle`]: signals and shutdown. [`disk_monitor`]: whether changes can be made. [`health`]: what
 //!   probes are told. [`net`]: listeners. [`cores`], [`serve`]: connections, and where they live. [`http2`]:
 //!   what they speak.
 //! - [`systemd`]: notifications of readiness. [`ops_http`]: probes and metrics over HTTP. [`metrics`]: what
@@ -25,9 +25,9 @@ pub mod app;
 pub mod authority;
 pub mod bytes_codec;
 pub mod cli;
-pub mod conditions;
 pub mod config;
 pub mod cores;
+pub mod disk_monitor;
 pub mod fair;
 pub mod fast_path;
 pub mod fatal;

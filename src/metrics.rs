@@ -4,10 +4,10 @@
 //! allocation and no search in a map on the way of a call. Labels are a call's name, a code and a reason, all of them
 //! known here beforehand: nothing that a caller sends, and no tenant, owner, key or secret, can become one.
 
-mod classic;
+mod callbacks;
+mod fast_path;
 mod process;
-mod read;
-mod ways;
+mod prometheus_text;
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::metrics::{MetricType, TypedMetric};
 use prometheus_client::registry::{Registry, Unit};
 
-use self::read::{Count, Found, Gauge, Labelled, LabelledCounts};
-pub use self::ways::{Detour, Ways};
+use self::callbacks::{CounterFn, GaugeFn, LabelledCounters, LabelledGauges, OptionalGaugeFn};
+pub use self::fast_path::{FastPathCounts, SlowPathReason};
 
 /// The commit that the program was built from, if whoever built it said so.
 const COMMIT: &str = match option_env!("KEYWARD_COMMIT") {
@@ -72,8 +72,8 @@ const CODES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
-/// The upper bounds of the classes of durations, in microseconds: a verdict takes tens, a commit thousands.
-const BOUNDS_MICROS: [u32; 19] = [
+/// The upper bounds of the buckets of durations, in microseconds: a verdict takes tens, a commit thousands.
+const BUCKETS_MICROS: [u32; 19] = [
     10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
     2_500_000, 5_000_000, 10_000_000,
 ];
@@ -84,68 +84,68 @@ const UNKNOWN_CALL: &str = "unknown";
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 
 /// Tells a number that is kept elsewhere, when somebody asks.
-pub type Reading = Box<dyn Fn() -> u64 + Send + Sync>;
+pub type ValueFn = Box<dyn Fn() -> u64 + Send + Sync>;
 
 /// Tells a number that is kept elsewhere, if it is known.
-pub type Finding = Box<dyn Fn() -> Option<f64> + Send + Sync>;
+pub type OptionalValueFn = Box<dyn Fn() -> Option<f64> + Send + Sync>;
 
 /// The numbers that are kept elsewhere.
-pub struct Readings {
+pub struct MetricSources {
     /// When the process started, in seconds since 1970.
     pub start_seconds: f64,
     /// For each phase of a server's life, 1 if it is in it, else 0.
-    pub phases: Vec<(&'static str, Reading)>,
+    pub phases: Vec<(&'static str, ValueFn)>,
     /// How many keys there are.
-    pub keys: Reading,
+    pub keys: ValueFn,
     /// For each state, how many keys are in it.
-    pub keys_by_state: Vec<(&'static str, Reading)>,
+    pub keys_by_state: Vec<(&'static str, ValueFn)>,
     /// The last change that is durable.
-    pub journal_revision: Reading,
+    pub journal_revision: ValueFn,
     /// The last change that is in the table.
-    pub table_revision: Reading,
+    pub table_revision: ValueFn,
     /// How many changes wait to be made.
-    pub changes_waiting: Reading,
+    pub changes_waiting: ValueFn,
     /// Free bytes of the data directory's disk.
-    pub disk_free_bytes: Finding,
+    pub disk_free_bytes: OptionalValueFn,
     /// When the newest sound snapshot was made, in seconds since 1970.
-    pub last_snapshot: Finding,
+    pub last_snapshot: OptionalValueFn,
     /// When the last backup was made, in seconds since 1970.
-    pub last_backup: Finding,
+    pub last_backup: OptionalValueFn,
     /// The revision up to which changes are visible.
-    pub revision: Reading,
+    pub revision: ValueFn,
     /// How many connections of callers are open.
-    pub connections: Reading,
+    pub connections: ValueFn,
     /// How many of them have not had a credential that works.
-    pub connections_of_strangers: Reading,
+    pub connections_of_strangers: ValueFn,
     /// How many of these were turned away so that others get in.
-    pub connections_turned_away: Reading,
+    pub connections_turned_away: ValueFn,
     /// 1 if changes can be made, else 0.
-    pub writable: Reading,
+    pub writable: ValueFn,
     /// How many lasting administrators there are.
-    pub administrators: Reading,
+    pub administrators: ValueFn,
     /// For each kind of callers, bytes that are held for requests under way.
-    pub request_bytes: Vec<(&'static str, Reading)>,
+    pub request_bytes: Vec<(&'static str, ValueFn)>,
     /// For each kind of callers, how many requests there was no room for.
-    pub requests_without_room: Vec<(&'static str, Reading)>,
+    pub requests_without_room: Vec<(&'static str, ValueFn)>,
     /// For each kind of names, how many keys use.
-    pub names: Vec<(&'static str, Reading)>,
+    pub names: Vec<(&'static str, ValueFn)>,
     /// How many names are kept that no key uses.
-    pub names_unused: Reading,
+    pub names_unused: ValueFn,
     /// How often the room of unused names was given back.
-    pub name_compactions: Reading,
+    pub name_compactions: ValueFn,
     /// Bytes of the table's files.
-    pub table_bytes: Reading,
+    pub table_bytes: ValueFn,
     /// Bytes of the records in the table.
-    pub table_record_bytes: Reading,
+    pub table_record_bytes: ValueFn,
     /// How often the table was built anew.
-    pub table_rebuilds: Reading,
+    pub table_rebuilds: ValueFn,
 }
 
 /// Nothing is anywhere.
-impl Default for Readings {
+impl Default for MetricSources {
     fn default() -> Self {
-        let zero = || -> Reading { Box::new(|| 0) };
-        let unknown = || -> Finding { Box::new(|| None) };
+        let zero = || -> ValueFn { Box::new(|| 0) };
+        let unknown = || -> OptionalValueFn { Box::new(|| None) };
         Self {
             start_seconds: 0.0,
             phases: vec![],
@@ -181,69 +181,78 @@ pub struct Metrics {
     registry: Registry,
     verdicts: Verdicts,
     calls: Arc<Calls>,
-    ways: [Ways; 2],
+    fast_path: [FastPathCounts; 2],
 }
 
 impl Metrics {
     /// Metrics of a server that offers the calls at these paths, and answers two of them where they are read.
     #[must_use]
-    pub fn new(paths: impl IntoIterator<Item = &'static str>, at_once: [&'static str; 2], readings: Readings) -> Self {
+    pub fn new(
+        paths: impl IntoIterator<Item = &'static str>,
+        fast_path_calls: [&'static str; 2],
+        sources: MetricSources,
+    ) -> Self {
         // The crate ends each help text with a full stop.
         let mut all = Registry::default();
-        process::register(&mut all, readings.start_seconds);
+        process::register(&mut all, sources.start_seconds);
         let registry = all.sub_registry_with_prefix("keyward");
         let build = [("version", env!("CARGO_PKG_VERSION")), ("commit", COMMIT)];
         registry.register("build", "The program", Info::new(build));
         let help = "1 for the phase of its life that it is in: loading (no verdicts yet), checking (verdicts, and no changes \
                     yet), serving, draining or stopping";
-        registry.register("phase", help, Labelled("phase", readings.phases));
-        registry.register("keys", "Keys there are, in any state", Gauge(readings.keys));
+        registry.register("phase", help, LabelledGauges("phase", sources.phases));
+        registry.register("keys", "Keys there are, in any state", GaugeFn(sources.keys));
         let help = "Keys by state; an expired key is in the state that it was in";
-        registry.register("keys_by_state", help, Labelled("state", readings.keys_by_state));
-        registry.register("revision", "Every change up to this one is in verdicts", Gauge(readings.revision));
+        registry.register("keys_by_state", help, LabelledGauges("state", sources.keys_by_state));
+        registry.register("revision", "Every change up to this one is in verdicts", GaugeFn(sources.revision));
         let help = "The last change that is durable, in the journal";
-        registry.register("journal_revision", help, Gauge(readings.journal_revision));
+        registry.register("journal_revision", help, GaugeFn(sources.journal_revision));
         let help = "The last change that is in the table, which is written behind the journal";
-        registry.register("table_revision", help, Gauge(readings.table_revision));
-        registry.register("changes_waiting", "Changes that wait to be made", Gauge(readings.changes_waiting));
+        registry.register("table_revision", help, GaugeFn(sources.table_revision));
+        registry.register("changes_waiting", "Changes that wait to be made", GaugeFn(sources.changes_waiting));
         let help = "Free space of the disk of the data directory, as of a second ago";
-        registry.register_with_unit("disk_free", help, Unit::Bytes, Found(readings.disk_free_bytes));
+        registry.register_with_unit("disk_free", help, Unit::Bytes, OptionalGaugeFn(sources.disk_free_bytes));
         let help = "When the newest sound snapshot in the data directory was made; absent if there is none";
-        registry.register_with_unit("last_snapshot_timestamp", help, Unit::Seconds, Found(readings.last_snapshot));
+        registry.register_with_unit(
+            "last_snapshot_timestamp",
+            help,
+            Unit::Seconds,
+            OptionalGaugeFn(sources.last_snapshot),
+        );
         let help = "When the last backup was made that was read to its end; absent if there was none since the start";
-        registry.register_with_unit("last_backup_timestamp", help, Unit::Seconds, Found(readings.last_backup));
-        registry.register("connections", "Open connections of callers", Gauge(readings.connections));
+        registry.register_with_unit("last_backup_timestamp", help, Unit::Seconds, OptionalGaugeFn(sources.last_backup));
+        registry.register("connections", "Open connections of callers", GaugeFn(sources.connections));
         let help = "Those that have not had a credential that works";
-        registry.register("connections_without_credential", help, Gauge(readings.connections_of_strangers));
+        registry.register("connections_without_credential", help, GaugeFn(sources.connections_of_strangers));
         let help = "Connections that have not had a credential that works and were ended so that others get in";
-        registry.register("connections_turned_away", help, Count(readings.connections_turned_away));
+        registry.register("connections_turned_away", help, CounterFn(sources.connections_turned_away));
         registry.register(
             "writable",
             "1 if changes can be made, 0 if the disk is full or stuck",
-            Gauge(readings.writable),
+            GaugeFn(sources.writable),
         );
         let help = "Administrators that last: active keys of tenant system with keyward.admin, without an end, networks or \
                     audiences; 0 also until changes can be made";
-        registry.register("lasting_administrators", help, Gauge(readings.administrators));
+        registry.register("lasting_administrators", help, GaugeFn(sources.administrators));
         let help = "Held for requests under way, by whether their connection has had a credential that works";
-        let held = Labelled("callers", readings.request_bytes);
+        let held = LabelledGauges("callers", sources.request_bytes);
         registry.register_with_unit("requests_held", help, Unit::Bytes, held);
         let help = "Calls that were refused, and connections that ended, because that was as much as it may be";
-        registry.register("requests_without_room", help, LabelledCounts("callers", readings.requests_without_room));
+        registry.register("requests_without_room", help, LabelledCounters("callers", sources.requests_without_room));
         let help = "Different names that keys use, in any tenant, by kind";
-        registry.register("names", help, Labelled("kind", readings.names));
-        registry.register("names_unused", "Names that are kept and no key uses", Gauge(readings.names_unused));
+        registry.register("names", help, LabelledGauges("kind", sources.names));
+        registry.register("names_unused", "Names that are kept and no key uses", GaugeFn(sources.names_unused));
         let help = "How often the room of unused names was given back";
-        registry.register("name_compactions", help, Count(readings.name_compactions));
-        registry.register_with_unit("table", "Size of the table's files", Unit::Bytes, Gauge(readings.table_bytes));
+        registry.register("name_compactions", help, CounterFn(sources.name_compactions));
+        registry.register_with_unit("table", "Size of the table's files", Unit::Bytes, GaugeFn(sources.table_bytes));
         let help = "Size of the records in the table";
-        registry.register_with_unit("table_records", help, Unit::Bytes, Gauge(readings.table_record_bytes));
+        registry.register_with_unit("table_records", help, Unit::Bytes, GaugeFn(sources.table_record_bytes));
         let help = "How often the table was built anew since the start, at the start itself included";
-        registry.register("table_rebuilds", help, Count(readings.table_rebuilds));
+        registry.register("table_rebuilds", help, CounterFn(sources.table_rebuilds));
         let verdicts = Verdicts::register(registry);
         let calls = Arc::new(Calls::register(registry, paths));
-        let ways = Ways::register(registry, at_once.map(short));
-        Self { registry: all, verdicts, calls, ways }
+        let fast_path = FastPathCounts::register(registry, fast_path_calls.map(method_name));
+        Self { registry: all, verdicts, calls, fast_path }
     }
 
     /// Counts verdicts.
@@ -258,10 +267,10 @@ impl Metrics {
         self.calls.clone()
     }
 
-    /// Counts the ways of the calls that may be answered where they are read, in the order in which these were given.
+    /// Counts the calls that have a fast path by the path that they take, in the order in which they were given.
     #[must_use]
-    pub fn ways(&self) -> [Ways; 2] {
-        self.ways.clone()
+    pub fn fast_path(&self) -> [FastPathCounts; 2] {
+        self.fast_path.clone()
     }
 
     /// Everything, in a form.
@@ -273,7 +282,7 @@ impl Metrics {
         text::encode(&mut text, &self.registry)?;
         Ok(match format {
             Format::OpenMetrics => text,
-            Format::Text => classic::of_open_metrics(&text),
+            Format::Text => prometheus_text::from_open_metrics(&text),
         })
     }
 }
@@ -336,46 +345,49 @@ impl Verdicts {
 /// Counts calls and how long they take.
 #[derive(Debug)]
 pub struct Calls {
-    known: Vec<(&'static str, Arc<Call>)>,
-    unknown: Arc<Call>,
+    known: Vec<(&'static str, Arc<CallMetrics>)>,
+    unknown: Arc<CallMetrics>,
 }
 
 impl Calls {
     fn register(registry: &mut Registry, paths: impl IntoIterator<Item = &'static str>) -> Self {
         let counts = Family::<Labels<2>, Counter>::default();
         registry.register("calls", "Calls by gRPC code; CANCELLED are those that nobody waited for", counts.clone());
-        let durations = Family::<Labels<1>, Durations>::default();
+        let durations = Family::<Labels<1>, Histogram>::default();
         let help = "From the headers of a call to those of its reply";
         registry.register_with_unit("call_duration", help, Unit::Seconds, durations.clone());
         let call = |name| {
-            Arc::new(Call {
+            Arc::new(CallMetrics {
                 codes: CODES.map(|code| counts.get_or_create_owned(&[("call", name), ("code", code)])),
                 durations: durations.get_or_create_owned(&[("call", name)]),
             })
         };
-        Self { known: paths.into_iter().map(|path| (path, call(short(path)))).collect(), unknown: call(UNKNOWN_CALL) }
+        Self {
+            known: paths.into_iter().map(|path| (path, call(method_name(path)))).collect(),
+            unknown: call(UNKNOWN_CALL),
+        }
     }
 
     /// The handle of a call by its path. All paths that are not ours share one.
     #[must_use]
-    pub fn of(&self, path: &str) -> Arc<Call> {
+    pub fn of(&self, path: &str) -> Arc<CallMetrics> {
         self.known.iter().find(|(known, _)| *known == path).map_or(&self.unknown, |(_, call)| call).clone()
     }
 }
 
 /// A call's name without its package: `/keyward.v1.KeyAdmin/CreateKey` is `KeyAdmin/CreateKey`.
-fn short(path: &'static str) -> &'static str {
+fn method_name(path: &'static str) -> &'static str {
     path.rsplit('.').next().unwrap_or(path)
 }
 
 /// Counts one kind of call.
 #[derive(Debug)]
-pub struct Call {
+pub struct CallMetrics {
     codes: [Counter; CODES.len()],
-    durations: Durations,
+    durations: Histogram,
 }
 
-impl Call {
+impl CallMetrics {
     /// Counts a call that was answered with the code of this number. What is no number of a code is code UNKNOWN.
     pub fn count(&self, code: i32, took: Duration) {
         self.count_many(1, code, took);
@@ -392,38 +404,38 @@ impl Call {
 
 /// A histogram without the lock that the crate's own one takes for every observation.
 #[derive(Clone, Debug, Default)]
-struct Durations(Arc<Classes>);
+struct Histogram(Arc<Buckets>);
 
 #[derive(Debug, Default)]
-struct Classes {
+struct Buckets {
     /// One for each bound, and one for what is beyond the last.
-    counts: [AtomicU64; BOUNDS_MICROS.len() + 1],
+    counts: [AtomicU64; BUCKETS_MICROS.len() + 1],
     /// It wraps after centuries of calls, which Prometheus takes for a restart.
     nanos: AtomicU64,
 }
 
-impl Durations {
+impl Histogram {
     fn observe(&self, times: u64, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let class = BOUNDS_MICROS.partition_point(|bound| u64::from(*bound) * 1_000 < nanos);
-        self.0.counts[class].fetch_add(times, Ordering::Relaxed);
+        let bucket = BUCKETS_MICROS.partition_point(|bound| u64::from(*bound) * 1_000 < nanos);
+        self.0.counts[bucket].fetch_add(times, Ordering::Relaxed);
         self.0.nanos.fetch_add(nanos.wrapping_mul(times), Ordering::Relaxed);
     }
 }
 
-impl TypedMetric for Durations {
+impl TypedMetric for Histogram {
     const TYPE: MetricType = MetricType::Histogram;
 }
 
-impl EncodeMetric for Durations {
+impl EncodeMetric for Histogram {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let bounds = BOUNDS_MICROS.iter().map(|bound| f64::from(*bound) / 1e6).chain([f64::INFINITY]);
+        let bounds = BUCKETS_MICROS.iter().map(|bound| f64::from(*bound) / 1e6).chain([f64::INFINITY]);
         let counts = self.0.counts.iter().map(|count| count.load(Ordering::Relaxed));
-        let classes: Vec<_> = bounds.zip(counts).collect();
-        // Their sum, so that the last class and the count agree whatever is counted meanwhile.
-        let count = classes.iter().map(|(_, count)| count).sum();
+        let buckets: Vec<_> = bounds.zip(counts).collect();
+        // Their sum, so that the last bucket and the count agree whatever is counted meanwhile.
+        let count = buckets.iter().map(|(_, count)| count).sum();
         let sum = Duration::from_nanos(self.0.nanos.load(Ordering::Relaxed)).as_secs_f64();
-        encoder.encode_histogram::<NoLabelSet>(sum, count, &classes, None)
+        encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
     }
 
     fn metric_type(&self) -> MetricType {

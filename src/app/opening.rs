@@ -45,7 +45,7 @@ impl Opening {
         state: &StateHandle,
     ) -> Self {
         let (sender, whole) = oneshot::channel();
-        let view = Filling { index: index.clone(), whole: Mutex::new(Some(sender)) };
+        let view = IndexLoader { index: index.clone(), whole: Mutex::new(Some(sender)) };
         let bounds = Bounds {
             tenants: settings.tenants_max,
             owners_per_tenant: settings.owners_per_tenant_max,
@@ -83,12 +83,12 @@ impl Opening {
     }
 
     /// The revision at which the index is whole, once it is. `None`: the store is not opened.
-    pub(super) async fn index_is_whole(&mut self) -> Option<Revision> {
+    pub(super) async fn index_loaded(&mut self) -> Option<Revision> {
         (&mut self.whole).await.ok()
     }
 
     /// Fails instead of waiting for room on the disk.
-    pub(super) fn wait_no_longer(&self) {
+    pub(super) fn cancel_wait(&self) {
         self.waits.cancel();
     }
 
@@ -110,10 +110,10 @@ pub(super) fn check_room_for_first_start(dir: &LockedDir) -> Result<(), OpenErro
 }
 
 /// How often it is looked whether a full disk has room again.
-const ROOM_LOOKED_AT_EVERY: Duration = Duration::from_secs(1);
+const FREE_SPACE_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a start that found no room is tried again though there is no more than before: a quota or a want
 /// of inodes does not show in the free bytes.
-const TRIED_AGAIN_EVERY: Duration = Duration::from_secs(30);
+const OPEN_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Opens the store. On a disk that is full, verdicts come first: the index is filled without writing
 /// anything, and the store is opened when there is room.
@@ -143,9 +143,9 @@ async fn open(
             let began = Instant::now();
             // Below the first bound nothing is tried.
             let may_try =
-                |free| free >= needed || (free >= FREE_BYTES_EXHAUSTED && began.elapsed() >= TRIED_AGAIN_EVERY);
+                |free| free >= needed || (free >= FREE_BYTES_EXHAUSTED && began.elapsed() >= OPEN_RETRY_INTERVAL);
             while !may_try(free_on(&dir).await?) {
-                if stop.run_until_cancelled(sleep(ROOM_LOOKED_AT_EVERY)).await.is_none() {
+                if stop.run_until_cancelled(sleep(FREE_SPACE_POLL_INTERVAL)).await.is_none() {
                     return Err(OpenError::GaveUp { dir: dir.path().to_owned() }.into());
                 }
             }
@@ -186,12 +186,12 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// The index, as the store fills it and keeps a copy of it.
-struct Filling {
+struct IndexLoader {
     index: Arc<Index>,
     whole: Mutex<Option<oneshot::Sender<Revision>>>,
 }
 
-impl MaterializedView for Filling {
+impl MaterializedView for IndexLoader {
     fn load(&self, records: &[Record]) {
         self.index.apply_records(records);
     }
@@ -234,7 +234,7 @@ impl MaterializedView for Filling {
     }
 
     fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_> {
-        Box::new(Parts(self.index.checkpoint_writer()))
+        Box::new(CheckpointChunkWriter(self.index.checkpoint_writer()))
     }
 
     fn read_chunk(&self, number: usize, bytes: &[u8]) -> Option<()> {
@@ -255,9 +255,9 @@ fn in_use(found: index::InUse) -> InUse {
 }
 
 /// The parts of the index, on their way into a checkpoint.
-struct Parts<'a>(checkpoint::CheckpointWriter<'a>);
+struct CheckpointChunkWriter<'a>(checkpoint::CheckpointWriter<'a>);
 
-impl ChunkWriter for Parts<'_> {
+impl ChunkWriter for CheckpointChunkWriter<'_> {
     fn write_chunk(&mut self, number: usize, out: &mut Vec<u8>) {
         self.0.write_chunk(number, out);
     }
@@ -279,7 +279,7 @@ async fn load(store: &dyn Store, index: &Index) -> Result<(), StoreError> {
 const COMPACTION_PAUSE: Duration = Duration::from_millis(50);
 
 /// Gives back the room of names that are no longer used, whenever there is much of it, until the server stops.
-pub(super) async fn compact(index: Arc<Index>, stop: CancellationToken) {
+pub(super) async fn compact_names(index: Arc<Index>, stop: CancellationToken) {
     let compacting = async {
         loop {
             index.compaction_wanted().await;
@@ -308,7 +308,7 @@ pub(super) async fn compact(index: Arc<Index>, stop: CancellationToken) {
 }
 
 /// Folds everything that comes into the index, until the server stops.
-pub(super) async fn fold(store: Arc<dyn Store>, index: Arc<Index>, stop: CancellationToken) {
+pub(super) async fn follow_log(store: Arc<dyn Store>, index: Arc<Index>, stop: CancellationToken) {
     let folding = async {
         loop {
             let Ok(mut changes) = store.changes(index.revision()) else {

@@ -29,7 +29,7 @@ use crate::http2::{Bypass, FastPath, RequestHead};
 use crate::layer::authn::credential_of;
 use crate::layer::deadline::read_timeout;
 use crate::layer::log;
-use crate::metrics::{Call, Calls, FastPathCounts, SlowPathReason};
+use crate::metrics::{CallMetrics, Calls, FastPathCounts, SlowPathReason};
 use crate::net::{CredentialMark, Peer};
 
 /// The calls that have a fast path.
@@ -60,7 +60,7 @@ struct FastCall {
     /// What its caller must be allowed somewhere.
     action: Option<Action>,
     reply: ToReply,
-    times: Arc<Call>,
+    times: Arc<CallMetrics>,
     ways: FastPathCounts,
     /// Calls answered of what is gone through now, whose heads were read with it.
     answered: u64,
@@ -177,7 +177,7 @@ impl FastVerify {
     #[cold]
     fn count_detour(&self, head: &RequestHead, why: SlowPathReason) {
         if let Some(which) = self.find(head) {
-            self.calls[which].ways.detour(why);
+            self.calls[which].ways.slow(why);
         }
     }
 
@@ -245,12 +245,12 @@ impl FastPath for FastVerify {
     }
 
     fn answer(&mut self, pass: &Pass, body: &[u8]) -> Option<Bytes> {
-        let reply = self.reply(pass, body).map_err(|why| self.calls[pass.which].ways.detour(why)).ok()?;
+        let reply = self.reply(pass, body).map_err(|why| self.calls[pass.which].ways.slow(why)).ok()?;
         let call = &mut self.calls[pass.which];
         if pass.began == self.read_at {
             call.answered += 1;
         } else {
-            call.ways.at_once(1);
+            call.ways.fast(1);
             call.times.count(Code::Ok.into(), pass.began.elapsed());
         }
         Some(reply)
@@ -278,7 +278,7 @@ impl FastPath for FastVerify {
         let mut took = None;
         for call in self.calls.iter_mut().filter(|call| call.answered > 0) {
             let answered = std::mem::take(&mut call.answered);
-            call.ways.at_once(answered);
+            call.ways.fast(answered);
             call.times.count_many(answered, Code::Ok.into(), *took.get_or_insert_with(|| self.read_at.elapsed()));
         }
     }

@@ -13,14 +13,14 @@ use crate::grpc::convert;
 use crate::grpc::query::{Ruling, evaluate};
 use crate::grpc::state::VerifyState;
 use crate::index::ahead::TOGETHER;
-use crate::metrics::Detour;
+use crate::metrics::SlowPathReason;
 use crate::verify::{Outcome, Presented};
 
 /// Bytes of an item in a batch, from which the number of items is guessed.
 const ITEM_BYTES_TYPICAL: usize = 64;
 
 /// Makes the body of a reply from that of a request, or says why the slow path must.
-pub(super) type ToReply = fn(&VerifyState, &Caller, &mut Prefetched, &[u8]) -> Result<Bytes, Detour>;
+pub(super) type ToReply = fn(&VerifyState, &Caller, &mut Prefetched, &[u8]) -> Result<Bytes, SlowPathReason>;
 
 /// Answers a call of Verify.
 ///
@@ -31,11 +31,11 @@ pub(super) fn verify(
     caller: &Caller,
     prefetched: &mut Prefetched,
     body: &[u8],
-) -> Result<Bytes, Detour> {
+) -> Result<Bytes, SlowPathReason> {
     if body.len() > VERIFY_REQUEST_BYTES_MAX {
-        return Err(Detour::LongRequest);
+        return Err(SlowPathReason::LongRequest);
     }
-    let request = Request::of_body(body).ok_or(Detour::Message)?;
+    let request = Request::of_body(body).ok_or(SlowPathReason::Message)?;
     let secret = prefetched.find(request.secret).unwrap_or_else(|| ready.verifier.read(request.secret));
     let ruling = rule(ready, caller, &request, &secret, ready.now())?;
     ready.verdicts.count(ruling.failure());
@@ -51,16 +51,16 @@ pub(super) fn batch_verify(
     caller: &Caller,
     _: &mut Prefetched,
     body: &[u8],
-) -> Result<Bytes, Detour> {
+) -> Result<Bytes, SlowPathReason> {
     let now = ready.now();
     let about = (body.len() / ITEM_BYTES_TYPICAL + 1).min(BATCH_ITEMS_MAX);
     let (mut answers, mut failures) = (BatchAnswer::with_room_for(about), Vec::with_capacity(about));
-    let mut messages = messages(body).ok_or(Detour::Message)?;
+    let mut messages = messages(body).ok_or(SlowPathReason::Message)?;
     let is_large = ready.verifier.index().is_large();
     let mut together = Vec::with_capacity(TOGETHER);
     loop {
         for message in messages.by_ref().take(TOGETHER) {
-            let message = message.ok_or(Detour::Message)?;
+            let message = message.ok_or(SlowPathReason::Message)?;
             let secret = secret_of_message(message).filter(|_| is_large).map(|secret| ready.verifier.read(secret));
             together.push((message, secret));
         }
@@ -68,11 +68,11 @@ pub(super) fn batch_verify(
             break;
         }
         if failures.len() + together.len() > BATCH_ITEMS_MAX {
-            return Err(Detour::Message);
+            return Err(SlowPathReason::Message);
         }
         ready.verifier.read_ahead(together.iter().filter_map(|(_, secret)| secret.as_ref()));
         for (message, secret) in together.drain(..) {
-            let request = Request::of_message(message).ok_or(Detour::Message)?;
+            let request = Request::of_message(message).ok_or(SlowPathReason::Message)?;
             let is_its_own = |secret: &Presented<'_>| secret.is(request.secret);
             let secret = secret.filter(is_its_own).unwrap_or_else(|| ready.verifier.read(request.secret));
             let ruling = rule(ready, caller, &request, &secret, now)?;
@@ -81,7 +81,7 @@ pub(super) fn batch_verify(
         }
     }
     if failures.is_empty() {
-        return Err(Detour::Message);
+        return Err(SlowPathReason::Message);
     }
     // Counted only when it is certain that this is the answer.
     failures.into_iter().for_each(|failure| ready.verdicts.count(failure));
@@ -94,15 +94,15 @@ fn rule<'r>(
     request: &Request<'_>,
     secret: &Presented<'_>,
     now: Now,
-) -> Result<Ruling<'r>, Detour> {
+) -> Result<Ruling<'r>, SlowPathReason> {
     if request.explain {
-        return Err(Detour::Explain);
+        return Err(SlowPathReason::Explain);
     }
     if Revision(request.min_revision) > ready.verifier.index().revision() {
-        return Err(Detour::MinRevision);
+        return Err(SlowPathReason::MinRevision);
     }
     // A refusal is written in one place, which is not here.
-    evaluate(ready, caller, &request.query(), secret, now).map_err(|_| Detour::Message)
+    evaluate(ready, caller, &request.query(), secret, now).map_err(|_| SlowPathReason::Message)
 }
 
 fn answer<'a>(ruling: &'a Ruling<'_>, request: &Request<'a>) -> Answer<'a> {

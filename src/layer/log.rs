@@ -63,7 +63,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let call = Call::of(&request);
+        let call = CallMetrics::of(&request);
         Logged { inner: self.inner.call(request), call }
     }
 }
@@ -74,7 +74,7 @@ pin_project! {
     pub struct Logged<F> {
         #[pin]
         inner: F,
-        call: Option<Call>,
+        call: Option<CallMetrics>,
     }
 }
 
@@ -95,7 +95,7 @@ where
 }
 
 #[derive(Debug)]
-struct Call {
+struct CallMetrics {
     path: &'static str,
     caller: KeyId,
     peer: Option<IpAddr>,
@@ -103,7 +103,7 @@ struct Call {
     began: Instant,
 }
 
-impl Call {
+impl CallMetrics {
     /// What is to be logged of a call: admin calls at INFO, verifications at DEBUG, probes not at all.
     fn of<B>(request: &Request<B>) -> Option<Self> {
         let session = request.extensions().get::<CallerSession>()?;

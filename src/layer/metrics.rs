@@ -15,7 +15,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::log::code_of;
-use crate::metrics::{Call, Calls};
+use crate::metrics::{CallMetrics, Calls};
 
 /// Counts each call.
 #[derive(Clone, Debug)]
@@ -93,13 +93,13 @@ where
 /// Counts its call when it is dropped. Until somebody knows better, the caller has gone away.
 #[derive(Debug)]
 struct UnderWay {
-    call: Arc<Call>,
+    call: Arc<CallMetrics>,
     began: Instant,
     code: Code,
 }
 
 impl UnderWay {
-    fn begin(call: Arc<Call>) -> Self {
+    fn begin(call: Arc<CallMetrics>) -> Self {
         Self { call, began: Instant::now(), code: Code::Cancelled }
     }
 

@@ -10,12 +10,12 @@ use prometheus_client::registry::{Registry, Unit};
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::read::Found;
+use super::callbacks::OptionalGaugeFn;
 
 pub(super) fn register(registry: &mut Registry, start_seconds: f64) {
     let registry = registry.sub_registry_with_prefix("process");
     registry.register_with_unit("cpu", "Processor time of the process", Unit::Seconds, Cpu);
-    let found = |read: fn() -> Option<f64>| Found(Box::new(read));
+    let found = |read: fn() -> Option<f64>| OptionalGaugeFn(Box::new(read));
     let help = "Memory of the process that is in RAM";
     registry.register_with_unit("resident_memory", help, Unit::Bytes, found(|| memory("VmRSS:")));
     let help = "Addresses that the process has, most of them without memory behind them";
@@ -23,7 +23,12 @@ pub(super) fn register(registry: &mut Registry, start_seconds: f64) {
     registry.register("open_fds", "Open files and connections of the process", found(open_files));
     registry.register("max_fds", "Open files and connections that it may have", found(open_files_max));
     let help = "When the process started, by the clock of then";
-    registry.register_with_unit("start_time", help, Unit::Seconds, Found(Box::new(move || Some(start_seconds))));
+    registry.register_with_unit(
+        "start_time",
+        help,
+        Unit::Seconds,
+        OptionalGaugeFn(Box::new(move || Some(start_seconds))),
+    );
 }
 
 /// A line of `/proc/self/status`, which is in KiB.

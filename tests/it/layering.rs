@@ -10,7 +10,6 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "app",
         &[
             "authority",
-            "conditions",
             "config",
             "cores",
             "fast_path",
@@ -38,9 +37,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("authority", &["fair", "index", "store"]),
     ("bytes_codec", &[]),
     ("cli", &["app", "config", "lifecycle", "net", "offline", "remote", "system", "telemetry"]),
-    ("conditions", &["health", "store"]),
     ("config", &["machine", "net", "telemetry"]),
     ("cores", &[]),
+    ("disk_monitor", &["health", "store"]),
     ("fair", &[]),
     ("fast_path", &["bytes_codec", "grpc", "http2", "index", "layer", "metrics", "net", "verify"]),
     ("fatal", &[]),

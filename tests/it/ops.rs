@@ -13,7 +13,7 @@ use keyward::config::{Flags, Settings};
 use keyward::grpc::calls::guarded;
 use keyward::grpc::pb::{self, Reason};
 use keyward::layer::metrics::MetricsLayer;
-use keyward::metrics::{Format, Metrics, Readings};
+use keyward::metrics::{Format, MetricSources, Metrics};
 use keyward::net::ListenAddr;
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -284,7 +284,7 @@ async fn calls_are_counted_by_name_and_code_with_how_long_they_took() {
 }
 
 fn own_metrics() -> Metrics {
-    Metrics::new(guarded().map(|(path, _)| path), keyward::fast_path::PATHS, Readings::default())
+    Metrics::new(guarded().map(|(path, _)| path), keyward::fast_path::PATHS, MetricSources::default())
 }
 
 #[test]

@@ -12,7 +12,7 @@ use keyward::grpc::session::CallerSession;
 use keyward::grpc::state::{StateHandle, VerifyState};
 use keyward::grpc::stream_verify::{Answers, answers};
 use keyward::index::Index;
-use keyward::metrics::{Metrics, Readings};
+use keyward::metrics::{MetricSources, Metrics};
 use keyward::verify::Verifier;
 use keyward_core::clock::ManualClock;
 use keyward_core::digest::{Pepper, PepperRing};
@@ -57,10 +57,15 @@ impl Desk {
             ..base
         };
         let index = Arc::new(Index::default());
-        let zero = || -> keyward::metrics::Reading { Box::new(|| 0) };
-        let readings =
-            Readings { keys: zero(), revision: zero(), connections: zero(), writable: zero(), ..Readings::default() };
-        let metrics = Metrics::new(std::iter::empty(), keyward::fast_path::PATHS, readings);
+        let zero = || -> keyward::metrics::ValueFn { Box::new(|| 0) };
+        let sources = MetricSources {
+            keys: zero(),
+            revision: zero(),
+            connections: zero(),
+            writable: zero(),
+            ..MetricSources::default()
+        };
+        let metrics = Metrics::new(std::iter::empty(), keyward::fast_path::PATHS, sources);
         let state = StateHandle::default();
         state.open(VerifyState {
             verifier: Verifier::new(index.clone(), peppers.clone()),

@@ -14,10 +14,10 @@ use crate::store::{Store, WriteHealth};
 /// The service whose health depends on the disk.
 pub const ADMIN_SERVICE: &str = "keyward.v1.KeyAdmin";
 /// How often the store is asked.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is told, and of what.
-pub struct Watch {
+pub struct DiskMonitor {
     /// The store.
     pub store: Arc<dyn Store>,
     /// What probes see.
@@ -26,10 +26,10 @@ pub struct Watch {
     pub writable: Arc<AtomicBool>,
 }
 
-impl Watch {
+impl DiskMonitor {
     /// Asks the store now and then, until it is told to stop.
     pub async fn run(self, stop: CancellationToken) {
-        let mut ticks = interval(LOOK_EVERY);
+        let mut ticks = interval(POLL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last = WriteHealth::Writable;
         self.writable.store(true, Ordering::Relaxed);
@@ -39,11 +39,11 @@ impl Watch {
                 continue;
             }
             last = health;
-            self.tell(health);
+            self.report(health);
         }
     }
 
-    fn tell(&self, health: WriteHealth) {
+    fn report(&self, health: WriteHealth) {
         match health {
             WriteHealth::Writable => tracing::info!("changes can be made again"),
             WriteHealth::DiskFull => tracing::error!(

@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 
 /// Why a call is not answered where it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Detour {
+pub enum SlowPathReason {
     /// The data is still being loaded.
     Starting,
     /// Each call is logged, as the log's filter has it.
@@ -29,7 +29,7 @@ pub enum Detour {
     Message,
 }
 
-impl Detour {
+impl SlowPathReason {
     const ALL: [Self; 9] = [
         Self::Starting,
         Self::LogLevel,
@@ -59,13 +59,13 @@ impl Detour {
 
 /// Counts the ways of one kind of call.
 #[derive(Clone, Debug)]
-pub struct Ways {
-    at_once: Counter,
-    /// One for each of [`Detour::ALL`].
-    detours: [Counter; Detour::ALL.len()],
+pub struct FastPathCounts {
+    fast: Counter,
+    /// One for each of [`SlowPathReason::ALL`].
+    slow: [Counter; SlowPathReason::ALL.len()],
 }
 
-impl Ways {
+impl FastPathCounts {
     /// Registers counters for each of these calls, by their names.
     pub(super) fn register<const N: usize>(registry: &mut Registry, calls: [&'static str; N]) -> [Self; N] {
         let family = Family::<[(&'static str, &'static str); 2], Counter>::default();
@@ -73,20 +73,20 @@ impl Ways {
         registry.register("calls_by_way", help, family.clone());
         calls.map(|call| {
             let counter = |way| family.get_or_create_owned(&[("call", call), ("way", way)]);
-            let detours = array::from_fn(|number| counter(Detour::ALL[number].label()));
-            Self { at_once: counter("AT_ONCE"), detours }
+            let slow = array::from_fn(|number| counter(SlowPathReason::ALL[number].label()));
+            Self { fast: counter("AT_ONCE"), slow }
         })
     }
 
     /// Counts calls that were answered where they were read.
-    pub fn at_once(&self, calls: u64) {
-        self.at_once.inc_by(calls);
+    pub fn fast(&self, calls: u64) {
+        self.fast.inc_by(calls);
     }
 
     /// Counts one that was not.
-    pub fn detour(&self, why: Detour) {
-        for (counter, reason) in self.detours.iter().zip(Detour::ALL) {
-            if reason == why {
+    pub fn slow(&self, reason: SlowPathReason) {
+        for (counter, each) in self.slow.iter().zip(SlowPathReason::ALL) {
+            if each == reason {
                 counter.inc();
             }
         }

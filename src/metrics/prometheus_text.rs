@@ -3,7 +3,7 @@
 //! neither unit nor end are told.
 
 /// The same metrics in the older format.
-pub(super) fn of_open_metrics(text: &str) -> String {
+pub(super) fn from_open_metrics(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     // Its help stands before its type, on which its name depends.
     let mut help = None;

@@ -5,21 +5,21 @@ use std::fmt;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-use super::{Finding, Reading};
+use super::{OptionalValueFn, ValueFn};
 
 /// Gauges of one family, by the values of a label.
-pub(super) struct Labelled(pub(super) &'static str, pub(super) Vec<(&'static str, Reading)>);
+pub(super) struct LabelledGauges(pub(super) &'static str, pub(super) Vec<(&'static str, ValueFn)>);
 
-impl fmt::Debug for Labelled {
+impl fmt::Debug for LabelledGauges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.1.iter().map(|(value, _)| value)).finish()
     }
 }
 
-impl EncodeMetric for Labelled {
+impl EncodeMetric for LabelledGauges {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        for (value, reading) in &self.1 {
-            encoder.encode_family(&[(self.0, *value)])?.encode_gauge(&reading())?;
+        for (label, value) in &self.1 {
+            encoder.encode_family(&[(self.0, *label)])?.encode_gauge(&value())?;
         }
         Ok(())
     }
@@ -30,18 +30,18 @@ impl EncodeMetric for Labelled {
 }
 
 /// Counters of one family, by the values of a label.
-pub(super) struct LabelledCounts(pub(super) &'static str, pub(super) Vec<(&'static str, Reading)>);
+pub(super) struct LabelledCounters(pub(super) &'static str, pub(super) Vec<(&'static str, ValueFn)>);
 
-impl fmt::Debug for LabelledCounts {
+impl fmt::Debug for LabelledCounters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.1.iter().map(|(value, _)| value)).finish()
     }
 }
 
-impl EncodeMetric for LabelledCounts {
+impl EncodeMetric for LabelledCounters {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        for (value, reading) in &self.1 {
-            encoder.encode_family(&[(self.0, *value)])?.encode_counter::<NoLabelSet, u64, u64>(&reading(), None)?;
+        for (label, value) in &self.1 {
+            encoder.encode_family(&[(self.0, *label)])?.encode_counter::<NoLabelSet, u64, u64>(&value(), None)?;
         }
         Ok(())
     }
@@ -52,15 +52,15 @@ impl EncodeMetric for LabelledCounts {
 }
 
 /// A counter.
-pub(super) struct Count(pub(super) Reading);
+pub(super) struct CounterFn(pub(super) ValueFn);
 
-impl fmt::Debug for Count {
+impl fmt::Debug for CounterFn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Count").field(&(self.0)()).finish()
+        f.debug_tuple("CounterFn").field(&(self.0)()).finish()
     }
 }
 
-impl EncodeMetric for Count {
+impl EncodeMetric for CounterFn {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         encoder.encode_counter::<NoLabelSet, u64, u64>(&(self.0)(), None)
     }
@@ -71,15 +71,15 @@ impl EncodeMetric for Count {
 }
 
 /// A gauge that is not there while nothing is known.
-pub(super) struct Found(pub(super) Finding);
+pub(super) struct OptionalGaugeFn(pub(super) OptionalValueFn);
 
-impl fmt::Debug for Found {
+impl fmt::Debug for OptionalGaugeFn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Found").field(&(self.0)()).finish()
+        f.debug_tuple("OptionalGaugeFn").field(&(self.0)()).finish()
     }
 }
 
-impl EncodeMetric for Found {
+impl EncodeMetric for OptionalGaugeFn {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         (self.0)().map_or(Ok(()), |found| encoder.encode_gauge(&found))
     }
@@ -90,15 +90,15 @@ impl EncodeMetric for Found {
 }
 
 /// A gauge.
-pub(super) struct Gauge(pub(super) Reading);
+pub(super) struct GaugeFn(pub(super) ValueFn);
 
-impl fmt::Debug for Gauge {
+impl fmt::Debug for GaugeFn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Gauge").field(&(self.0)()).finish()
+        f.debug_tuple("GaugeFn").field(&(self.0)()).finish()
     }
 }
 
-impl EncodeMetric for Gauge {
+impl EncodeMetric for GaugeFn {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         encoder.encode_gauge(&(self.0)())
     }

@@ -11,7 +11,7 @@ use crate::fast_path;
 use crate::grpc::calls::guarded;
 use crate::http2::{Budget, Callers};
 use crate::index::{Index, NameKind};
-use crate::metrics::{Finding, Metrics, Reading, Readings};
+use crate::metrics::{MetricSources, Metrics, OptionalValueFn, ValueFn};
 use crate::net::Slots;
 use crate::ops_http::Phase;
 use crate::store::{Store, StoreStats, TableStats};
@@ -33,41 +33,41 @@ pub(super) fn new_metrics(
     let (unused, compactions) = (index.clone(), index.clone());
     let names = NameKind::ALL.map(|kind| {
         let (name, index) = (kind_name(kind), index.clone());
-        let reading: Reading = Box::new(move || index.names_in_use(kind) as u64);
-        (name, reading)
+        let value: ValueFn = Box::new(move || index.names_in_use(kind) as u64);
+        (name, value)
     });
-    let table = |of: fn(TableStats) -> u64| -> Reading {
+    let table = |of: fn(TableStats) -> u64| -> ValueFn {
         let opened = opened.clone();
         Box::new(move || opened.get().map_or(0, |store| of(store.table_stats())))
     };
-    let figure = |of: fn(StoreStats) -> u64| -> Reading {
+    let figure = |of: fn(StoreStats) -> u64| -> ValueFn {
         let opened = opened.clone();
         Box::new(move || opened.get().map_or(0, |store| of(store.stats())))
     };
-    let found = |of: fn(StoreStats) -> Option<f64>| -> Finding {
+    let found = |of: fn(StoreStats) -> Option<f64>| -> OptionalValueFn {
         let opened = opened.clone();
         Box::new(move || of(opened.get()?.stats()))
     };
     let states = STATES.map(|(name, state)| {
         let index = index.clone();
-        let reading: Reading = Box::new(move || index.len_in(state) as u64);
-        (name, reading)
+        let value: ValueFn = Box::new(move || index.len_in(state) as u64);
+        (name, value)
     });
     let phases = PHASES.map(|name| {
         let (phase, opened) = (phase.subscribe(), opened.clone());
-        let reading: Reading = Box::new(move || u64::from(phase_name(*phase.borrow(), opened.get().is_some()) == name));
-        (name, reading)
+        let value: ValueFn = Box::new(move || u64::from(phase_name(*phase.borrow(), opened.get().is_some()) == name));
+        (name, value)
     });
     let (lasting, start_seconds, clock) = (opened.clone(), seconds(clock.now()), clock.clone());
     let administrators = move || lasting.get().map_or(0, |store| store.lasting_administrators(clock.now()) as u64);
     let callers = [("strangers", Callers::Strangers), ("known", Callers::Known)];
     let of_callers = |of: fn(&Budget, Callers) -> u64| {
-        callers.map(|(name, callers)| -> (&'static str, Reading) {
+        callers.map(|(name, callers)| -> (&'static str, ValueFn) {
             let budget = budget.clone();
             (name, Box::new(move || of(&budget, callers)))
         })
     };
-    let readings = Readings {
+    let sources = MetricSources {
         request_bytes: of_callers(|budget, callers| budget.held(callers) as u64).into(),
         requests_without_room: of_callers(|budget, callers| budget.refused(callers)).into(),
         start_seconds,
@@ -93,7 +93,7 @@ pub(super) fn new_metrics(
         table_record_bytes: table(|figures| figures.record_bytes),
         table_rebuilds: table(|figures| figures.rebuilds),
     };
-    Metrics::new(guarded().map(|(path, _)| path), fast_path::PATHS, readings)
+    Metrics::new(guarded().map(|(path, _)| path), fast_path::PATHS, sources)
 }
 
 /// The states of keys, as metrics call them.
