@@ -232,7 +232,7 @@ impl App {
         if let Some(listener) = ops_listener {
             serve_ops(&ops, listener, Ops { phase: phase.subscribe(), slots: slots.clone(), metrics });
         }
-        ops.spawn("systemd", systemd::tell(phase.subscribe()));
+        ops.spawn("systemd", systemd::notify_phases(phase.subscribe()));
         let urgent = cores.urgent();
         let (drain_delay, shutdown_deadline) = (settings.drain_delay, settings.shutdown_deadline);
         let frontend = Frontend { health, phase, acceptors, connections, ops, cores, drain_delay, shutdown_deadline };

@@ -10,7 +10,7 @@ const THREADS_MAX: usize = 8;
 
 /// Does `work` for each number below `count`, the smallest first, and gives what came of each in order. It
 /// returns when all of it is done. A panic in one part is passed on.
-pub fn each<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+pub fn map<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let next = AtomicUsize::new(0);
     let worker = || {
         let mut done = Vec::new();
@@ -41,7 +41,7 @@ pub fn each<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
 ///
 /// # Errors
 /// When no thread is granted. Nothing was done then.
-pub fn both<A: Send, B>(other: impl FnOnce() -> A + Send, here: impl FnOnce() -> B) -> io::Result<(A, B)> {
+pub fn join<A: Send, B>(other: impl FnOnce() -> A + Send, here: impl FnOnce() -> B) -> io::Result<(A, B)> {
     thread::scope(|scope| {
         let other = Builder::new().spawn_scoped(scope, other)?;
         let here = here();
@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn each_part_is_done_once_and_given_in_order() {
         for count in [0, 1, 2, 1_000] {
-            assert_eq!(each(count, |number| number * 2), (0..count).map(|number| number * 2).collect::<Vec<_>>());
+            assert_eq!(map(count, |number| number * 2), (0..count).map(|number| number * 2).collect::<Vec<_>>());
         }
     }
 }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Work that takes less than this is not spoken of.
-const PATIENCE: Duration = Duration::from_millis(500);
+const SHOW_AFTER: Duration = Duration::from_millis(500);
 /// Time between two lines in a log.
-const LINE_EVERY: Duration = Duration::from_secs(5);
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
 /// The clock is looked at once in this many steps.
-const LOOK_EVERY: u64 = 256;
+const STEPS_PER_CLOCK_READ: u64 = 256;
 
 /// A piece of work with a known end.
 #[derive(Debug)]
@@ -18,9 +18,9 @@ pub struct Progress {
     what: &'static str,
     total: u64,
     done: u64,
-    until_look: u64,
-    told: Instant,
-    speaks: bool,
+    steps_until_clock_read: u64,
+    reported_at: Instant,
+    is_shown: bool,
     bar: Option<ProgressBar>,
 }
 
@@ -28,30 +28,38 @@ impl Progress {
     /// Work that begins now and has `total` steps.
     #[must_use]
     pub fn begin(what: &'static str, total: u64) -> Self {
-        Self { what, total, done: 0, until_look: 0, told: Instant::now(), speaks: false, bar: None }
+        Self {
+            what,
+            total,
+            done: 0,
+            steps_until_clock_read: 0,
+            reported_at: Instant::now(),
+            is_shown: false,
+            bar: None,
+        }
     }
 
     /// So many steps more are done.
     pub fn advance(&mut self, steps: u64) {
         self.done += steps;
-        self.until_look = self.until_look.saturating_sub(steps);
-        if self.until_look == 0 {
-            self.until_look = LOOK_EVERY;
-            self.tell();
+        self.steps_until_clock_read = self.steps_until_clock_read.saturating_sub(steps);
+        if self.steps_until_clock_read == 0 {
+            self.steps_until_clock_read = STEPS_PER_CLOCK_READ;
+            self.report();
         }
     }
 
-    fn tell(&mut self) {
+    fn report(&mut self) {
         if let Some(bar) = &self.bar {
             bar.set_position(self.done);
             return;
         }
-        let wait = if self.speaks { LINE_EVERY } else { PATIENCE };
-        if self.told.elapsed() < wait {
+        let wait = if self.is_shown { LOG_INTERVAL } else { SHOW_AFTER };
+        if self.reported_at.elapsed() < wait {
             return;
         }
-        self.speaks = true;
-        self.told = Instant::now();
+        self.is_shown = true;
+        self.reported_at = Instant::now();
         if std::io::stderr().is_terminal() {
             let bar = ProgressBar::with_draw_target(Some(self.total), ProgressDrawTarget::stderr_with_hz(10));
             let style = ProgressStyle::with_template("{msg} [{bar:40}] {pos} of {len}, {eta} left");
@@ -68,7 +76,7 @@ impl Drop for Progress {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
-        } else if self.speaks {
+        } else if self.is_shown {
             tracing::info!(done = self.done, of = self.total, "{}", self.what);
         }
     }

@@ -16,7 +16,7 @@ use tonic::{Request, Status};
 use zeroize::Zeroizing;
 
 pub use self::addr::RemoteAddr;
-pub use self::health::{Health, HealthError, health};
+pub use self::health::{HealthError, ServiceHealth, health};
 use crate::files::NewFile;
 use crate::grpc::pb;
 use crate::grpc::pb::key_admin_client::KeyAdminClient;
@@ -67,7 +67,7 @@ pub enum RemoteError {
     #[error("the key file holds no key: {0}")]
     Key(#[from] InvalidMetadataValue),
     /// The server is not reached.
-    #[error("no server answers at {addr}: {}", cause(source))]
+    #[error("no server answers at {addr}: {}", root_cause(source))]
     Connect {
         /// Its address.
         addr: RemoteAddr,
@@ -97,7 +97,7 @@ pub enum RemoteError {
 }
 
 /// What is at the bottom of an error. The library's own words for it are "transport error".
-fn cause(error: &dyn std::error::Error) -> String {
+fn root_cause(error: &dyn std::error::Error) -> String {
     let mut bottom = error;
     while let Some(below) = bottom.source() {
         bottom = below;
@@ -115,14 +115,14 @@ pub async fn backup(server: &Server, to: &Path) -> Result<Fetched, RemoteError> 
     if to.try_exists().map_err(of_file)? {
         return Err(RemoteError::Exists(to.to_owned()));
     }
-    let pieces = ask(server).await?;
+    let pieces = request_backup(server).await?;
     let mut file = NewFile::create(to).map_err(of_file)?;
     let fetched = receive(pieces, &mut file, to).await?;
     file.commit().map_err(of_file)?;
     Ok(fetched)
 }
 
-async fn ask(server: &Server) -> Result<tonic::Streaming<pb::BackupResponse>, RemoteError> {
+async fn request_backup(server: &Server) -> Result<tonic::Streaming<pb::BackupResponse>, RemoteError> {
     let of_key = |source| RemoteError::KeyFile { path: server.key_file.clone(), source };
     let key = Zeroizing::new(fs::read_to_string(&server.key_file).map_err(of_key)?);
     let mut credential = MetadataValue::try_from(&*Zeroizing::new(format!("Bearer {}", key.trim())))?;
@@ -158,7 +158,7 @@ async fn receive(
 /// # Errors
 /// See [`RemoteError`].
 pub async fn backup_to(server: &Server, out: impl Write + Send + 'static) -> Result<Fetched, RemoteError> {
-    let mut pieces = ask(server).await?;
+    let mut pieces = request_backup(server).await?;
     let (checked, check) = io::pipe().map_err(RemoteError::Output)?;
     let checking = spawn_blocking(move || check_to_end(checked));
     let mut outputs = (out, check);

@@ -16,7 +16,7 @@ use rustix::process::{Resource, Rlimit, getpriority_process, getrlimit, setprior
 
 /// How much nicer (setpriority(2)) than verdicts everything else is: where processors are short, it has a
 /// tenth of the share.
-const NICER: i32 = 10;
+const NICE_INCREMENT: i32 = 10;
 
 /// The system's clock.
 #[derive(Clone, Copy, Debug)]
@@ -42,10 +42,10 @@ impl Entropy for SystemEntropy {
 
 /// What lets the calling thread of now go before those that do this, and before those that they start, where
 /// processors are short.
-pub fn giving_way() -> impl Fn() + Send + Sync + 'static {
+pub fn lower_priority() -> impl Fn() + Send + Sync + 'static {
     // On Linux, a priority is that of the calling thread. From here, because a thread has that of the one
     // that starts it, which may have given way already.
-    let nice = getpriority_process(None).map(|now| now + NICER);
+    let nice = getpriority_process(None).map(|now| now + NICE_INCREMENT);
     move || {
         if let Err(error) = nice.and_then(|nice| setpriority_process(None, nice)) {
             tracing::warn!(%error, "cannot let verdicts go first");
@@ -57,13 +57,13 @@ pub fn giving_way() -> impl Fn() + Send + Sync + 'static {
 /// log's, and some that come and go.
 const OTHER_THREADS: usize = 24;
 
-/// Files that a server opens beside connections and those of [`FILES_OF_A_THREAD`].
+/// Files that a server opens beside connections and those of [`FILES_PER_THREAD`].
 const OTHER_FILES: u64 = 32;
 /// Files of each thread that serves connections.
-const FILES_OF_A_THREAD: u64 = 3;
+const FILES_PER_THREAD: u64 = 3;
 
 /// Threads of what works on data that nobody serves: sled's, the log's, and one to read beside.
-pub const THREADS_OF_A_TOOL: usize = 12;
+pub const TOOL_THREADS: usize = 12;
 
 /// What the system does not grant.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +96,7 @@ pub enum SystemError {
 
 /// How many threads a server has at its start, if so many serve connections.
 #[must_use]
-pub fn threads_of_a_server(serving: usize) -> usize {
+pub fn server_threads(serving: usize) -> usize {
     serving + available_parallelism().map_or(1, NonZero::get) + OTHER_THREADS
 }
 
@@ -121,7 +121,7 @@ pub fn check_threads(needed: usize) -> Result<(), SystemError> {
 /// # Errors
 /// [`SystemError::Files`].
 pub fn check_files(serving: usize) -> Result<(), SystemError> {
-    let needed = OTHER_FILES + FILES_OF_A_THREAD * (serving as u64 + 1);
+    let needed = OTHER_FILES + FILES_PER_THREAD * (serving as u64 + 1);
     match getrlimit(Resource::Nofile).current {
         Some(granted) if granted < needed => Err(SystemError::Files { needed, granted }),
         _ => Ok(()),

@@ -7,7 +7,7 @@ use crate::ops_http::Phase;
 
 /// Follows the server's life, to its stop: READY as soon as `/readyz` says so, then STOPPING. Without `NOTIFY_SOCKET`
 /// nobody is told.
-pub async fn tell(mut phase: watch::Receiver<Phase>) {
+pub async fn notify_phases(mut phase: watch::Receiver<Phase>) {
     if phase.wait_for(|&now| now != Phase::Loading).await.is_ok_and(|now| *now == Phase::Serving) {
         notify(&NotifyState::Ready);
     }

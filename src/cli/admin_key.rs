@@ -6,24 +6,24 @@ use std::io::{self, Write};
 use clap::Args;
 use zeroize::Zeroizing;
 
-use super::Place;
+use super::DataArgs;
 use crate::config::Flags;
 use crate::offline::mint_administrator;
 
 #[derive(Debug, Args)]
-pub(super) struct Options {
+pub(super) struct AdminKeyArgs {
     /// Go on where the watermark is missing beside a journal with changes: take the journal's end for the end of the
     /// log
     #[arg(long)]
     accept_watermark_loss: bool,
     #[command(flatten)]
-    place: Place,
+    data: DataArgs,
 }
 
 /// Makes an administrator. Its key is alone on standard output, so that it can go to a file; all else goes to stderr.
-pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    let flags = Flags { accept_watermark_loss: options.accept_watermark_loss, ..Flags::default() };
-    let (settings, _flush) = options.place.settings(flags)?;
+pub(super) fn run(args: AdminKeyArgs) -> Result<(), Box<dyn Error>> {
+    let flags = Flags { accept_watermark_loss: args.accept_watermark_loss, ..Flags::default() };
+    let (settings, _flush) = args.data.settings(flags)?;
     let mut printed = false;
     let minted = mint_administrator(&settings, |secret| {
         let line = Zeroizing::new(format!("{secret}\n"));

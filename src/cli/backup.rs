@@ -10,7 +10,7 @@ use crate::lifecycle::{Caught, Signals};
 use crate::remote::{RemoteAddr, Server, backup, backup_to};
 
 #[derive(Debug, Args)]
-pub(super) struct Options {
+pub(super) struct BackupArgs {
     /// The file to make, which must not be there yet; - is standard output
     #[arg(value_name = "FILE")]
     to: PathBuf,
@@ -23,8 +23,8 @@ pub(super) struct Options {
 }
 
 /// Fetches a backup and says what it holds. A signal ends it, and leaves nothing behind.
-pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    let Options { to, server: addr, key_file } = options;
+pub(super) fn run(args: BackupArgs) -> Result<(), Box<dyn Error>> {
+    let BackupArgs { to, server: addr, key_file } = args;
     let to_stdout = to == Path::new("-");
     if to_stdout && io::stdout().is_terminal() {
         return Err("a backup is no text for a terminal: send it to a file or a program".into());

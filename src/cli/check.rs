@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Place;
+use super::DataArgs;
 use crate::config::Flags;
 use crate::offline::{Inspected, check, check_backup};
 
 #[derive(Debug, Args)]
-pub(super) struct Options {
+pub(super) struct CheckArgs {
     /// A backup to check, instead of a data directory
     #[arg(value_name = "FILE")]
     backup: Option<PathBuf>,
@@ -18,19 +18,19 @@ pub(super) struct Options {
     #[arg(long, value_name = "HEAD", conflicts_with = "backup")]
     expect_head: Option<String>,
     #[command(flatten)]
-    place: Place,
+    data: DataArgs,
 }
 
 /// Says what was found, and fails on any doubt.
-pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    if let Some(path) = options.backup {
+pub(super) fn run(args: CheckArgs) -> Result<(), Box<dyn Error>> {
+    if let Some(path) = args.backup {
         let contents = check_backup(&path)?;
         let (keys, revision) = (contents.keys, contents.header.position.revision);
         println!("ok     {}: whole, {keys} keys at revision {revision}", path.display());
         return Ok(());
     }
-    let flags = Flags { expect_head: options.expect_head, ..Flags::default() };
-    let (settings, _log) = options.place.settings(flags)?;
+    let flags = Flags { expect_head: args.expect_head, ..Flags::default() };
+    let (settings, _log) = args.data.settings(flags)?;
     let Inspected { findings, head } = check(&settings)?;
     for finding in &findings {
         println!("{finding}");

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::remote::{Health, HealthError, RemoteAddr, health};
+use crate::remote::{HealthError, RemoteAddr, ServiceHealth, health};
 
 #[derive(Debug, Args)]
-pub(super) struct Options {
+pub(super) struct HealthArgs {
     /// The service, such as keyward.v1.KeyAdmin [default: the server as a whole]
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     service: String,
@@ -29,7 +29,7 @@ const NO_ANSWER: u8 = 3;
 const UNKNOWN_SERVICE: u8 = 4;
 
 /// Says how the service is, in a line and in the exit code.
-pub(super) fn run(options: &Options) -> ExitCode {
+pub(super) fn run(args: &HealthArgs) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -37,15 +37,15 @@ pub(super) fn run(options: &Options) -> ExitCode {
             return NO_ANSWER.into();
         }
     };
-    let asked = runtime.block_on(health(&options.addr, &options.service, options.timeout));
+    let asked = runtime.block_on(health(&args.addr, &args.service, args.timeout));
     // A name that is being looked up ends on a thread of its own, and nobody waits for it.
     runtime.shutdown_background();
     match asked {
-        Ok(Health::Serving) => {
+        Ok(ServiceHealth::Serving) => {
             println!("SERVING");
             ExitCode::SUCCESS
         }
-        Ok(Health::NotServing) => {
+        Ok(ServiceHealth::NotServing) => {
             println!("NOT_SERVING");
             NOT_SERVING.into()
         }

@@ -6,12 +6,12 @@ use std::io::{self, BufWriter, Write};
 use clap::Args;
 use keyward_core::event::Revision;
 
-use super::Place;
+use super::DataArgs;
 use crate::config::Flags;
 use crate::offline::{JournalLine, OfflineError, journal, rfc3339};
 
 #[derive(Debug, Args)]
-pub(super) struct Options {
+pub(super) struct JournalArgs {
     /// The first revision to print
     #[arg(long, value_name = "REVISION", default_value_t = 1)]
     from: u64,
@@ -25,20 +25,20 @@ pub(super) struct Options {
     #[arg(long, value_name = "KEY_ID")]
     actor: Option<String>,
     #[command(flatten)]
-    place: Place,
+    data: DataArgs,
 }
 
 /// Prints a line for each change: revision, time, who, what, and to what, with tabs between them.
-pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    let (settings, _log) = options.place.settings(Flags::default())?;
+pub(super) fn run(args: JournalArgs) -> Result<(), Box<dyn Error>> {
+    let (settings, _log) = args.data.settings(Flags::default())?;
     let is_wanted = |noted: &JournalLine| {
-        options.target.as_ref().is_none_or(|target| *target == noted.target)
-            && options.actor.as_ref().is_none_or(|actor| *actor == noted.actor)
+        args.target.as_ref().is_none_or(|target| *target == noted.target)
+            && args.actor.as_ref().is_none_or(|actor| *actor == noted.actor)
     };
     let mut out = BufWriter::new(io::stdout().lock());
     let mut written = Ok(());
-    let last = options.to.map_or(Revision(u64::MAX), Revision);
-    let begins = journal(&settings, Revision(options.from)..=last, |noted| {
+    let last = args.to.map_or(Revision(u64::MAX), Revision);
+    let begins = journal(&settings, Revision(args.from)..=last, |noted| {
         if written.is_ok() && is_wanted(&noted) {
             let JournalLine { revision, time, actor, method, target } = &noted;
             written = writeln!(out, "{revision}\t{}\t{actor}\t{method}\t{target}", rfc3339(*time));
@@ -52,7 +52,7 @@ pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
         other => other?,
     }
-    if begins.0 > options.from {
+    if begins.0 > args.from {
         eprintln!(
             "keyward: the journal begins with revision {begins}; what was before it has gone (journal_retention_time)"
         );

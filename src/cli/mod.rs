@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Flags, Settings};
-use crate::system::{THREADS_OF_A_TOOL, check_clock, check_threads};
+use crate::system::{TOOL_THREADS, check_clock, check_threads};
 use crate::telemetry::{self, Log, LogFormat};
 
 /// Keyward: a key authority. It issues API keys, and answers over gRPC whether a key may do this now.
@@ -32,34 +32,34 @@ pub struct Cli {
 enum Command {
     /// Serve until SIGTERM or ctrl-c. The first start on an empty data directory writes an admin key to
     /// <DATA_DIR>/admin.key.
-    Serve(serve::Serve),
+    Serve(serve::ServeArgs),
     /// Print the effective configuration, with the source of each setting.
-    Config(Options),
+    Config(SettingsArgs),
     /// Fetch a backup from a running server: every key at one revision, in a file. Keep it apart from the
     /// data, and keep a copy of the pepper file, without which it is of no use.
-    Backup(backup::Options),
+    Backup(backup::BackupArgs),
     /// Fill an empty data directory from a backup. The pepper file must be in place. With --journal, go on
     /// with the changes since the backup, up to --to-revision.
-    Restore(restore::Options),
+    Restore(restore::RestoreArgs),
     /// Read all of a data directory that nobody serves, or of a backup, and say what is wrong. The directory
     /// need not be writable. Exits with 1 on any doubt.
-    Check(check::Options),
+    Check(check::CheckArgs),
     /// Ask a running server whether it serves. The exit code is 0 if it does, 1 if it does not, 3 if it gives
     /// no answer, and 4 if it has no such service.
-    Health(health::Options),
+    Health(health::HealthArgs),
     /// Print who did what to which key and when, from the journal of a data directory that nobody serves:
     /// revision, time, key of the caller, call, target, with tabs between them. It need not be writable.
-    Journal(journal::Options),
+    Journal(journal::JournalArgs),
     /// Make a new administrator in a data directory that nobody serves: where the last one was lost. Its key goes to
     /// standard output, as one line, and is never shown again.
-    AdminKey(admin_key::Options),
+    AdminKey(admin_key::AdminKeyArgs),
     /// Build the table of a data directory that nobody serves anew, from its snapshot and its journal.
-    Rebuild(rebuild::Options),
+    Rebuild(rebuild::RebuildArgs),
 }
 
 /// Where data is that nobody serves.
 #[derive(Debug, Args)]
-struct Place {
+struct DataArgs {
     /// A TOML file of settings
     #[arg(long, value_name = "FILE", env = "KEYWARD_CONFIG")]
     config: Option<PathBuf>,
@@ -71,11 +71,11 @@ struct Place {
     pepper_file: Option<PathBuf>,
 }
 
-impl Place {
+impl DataArgs {
     /// The settings, with the flags of a command, and what writes the log while it lives.
     fn settings(self, flags: Flags) -> Result<(Settings, Log), Box<dyn Error>> {
         check_clock()?;
-        check_threads(THREADS_OF_A_TOOL)?;
+        check_threads(TOOL_THREADS)?;
         let flags = Flags { data_dir: self.data_dir, pepper_file: self.pepper_file, ..flags };
         let settings = Settings::load(&flags, self.config)?.settings;
         let log = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
@@ -84,7 +84,7 @@ impl Place {
 }
 
 #[derive(Debug, Args)]
-struct Options {
+struct SettingsArgs {
     /// A TOML file of settings
     #[arg(long, value_name = "FILE", env = "KEYWARD_CONFIG")]
     config: Option<PathBuf>,
@@ -115,7 +115,7 @@ struct Options {
     log_format: Option<LogFormat>,
 }
 
-impl Options {
+impl SettingsArgs {
     fn split(self) -> (Flags, Option<PathBuf>) {
         let Self {
             config,
@@ -149,15 +149,15 @@ impl Cli {
     #[must_use]
     pub fn run(self) -> ExitCode {
         let done = match self.command {
-            Command::Serve(options) => serve::run(options),
-            Command::Config(options) => config::run(options.split()),
-            Command::Backup(options) => backup::run(options),
-            Command::Restore(options) => restore::run(options),
-            Command::Check(options) => check::run(options),
-            Command::Health(options) => return health::run(&options),
-            Command::Journal(options) => journal::run(options),
-            Command::AdminKey(options) => admin_key::run(options),
-            Command::Rebuild(options) => rebuild::run(options),
+            Command::Serve(args) => serve::run(args),
+            Command::Config(args) => config::run(args.split()),
+            Command::Backup(args) => backup::run(args),
+            Command::Restore(args) => restore::run(args),
+            Command::Check(args) => check::run(args),
+            Command::Health(args) => return health::run(&args),
+            Command::Journal(args) => journal::run(args),
+            Command::AdminKey(args) => admin_key::run(args),
+            Command::Rebuild(args) => rebuild::run(args),
         };
         match done {
             Ok(()) => ExitCode::SUCCESS,

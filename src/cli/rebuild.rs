@@ -4,12 +4,12 @@ use std::error::Error;
 
 use clap::Args;
 
-use super::Place;
+use super::DataArgs;
 use crate::config::Flags;
 use crate::offline::{AcceptedLoss, Rebuilt, rebuild};
 
 #[derive(Debug, Args)]
-pub(super) struct Options {
+pub(super) struct RebuildArgs {
     /// Where acknowledged changes are missing and cannot be put back: go on without them. A key whose
     /// disabling is among them works again. What is gone is printed and noted in the journal, and the old
     /// files are moved aside
@@ -25,15 +25,15 @@ pub(super) struct Options {
     #[arg(long)]
     accept_watermark_loss: bool,
     #[command(flatten)]
-    place: Place,
+    data: DataArgs,
 }
 
 /// Rebuilds, and says what came of it.
-pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    let flags = Flags { accept_watermark_loss: options.accept_watermark_loss, ..Flags::default() };
-    let (settings, _log) = options.place.settings(flags)?;
+pub(super) fn run(args: RebuildArgs) -> Result<(), Box<dyn Error>> {
+    let flags = Flags { accept_watermark_loss: args.accept_watermark_loss, ..Flags::default() };
+    let (settings, _log) = args.data.settings(flags)?;
     let dir = settings.data_dir.display();
-    let accepted = AcceptedLoss { data_loss: options.accept_data_loss, unproven: options.accept_unproven };
+    let accepted = AcceptedLoss { data_loss: args.accept_data_loss, unproven: args.accept_unproven };
     match rebuild(&settings, accepted)? {
         Rebuilt::Whole(revision) => {
             println!("{dir}: the table was built anew, up to revision {revision}; nothing is missing")
@@ -50,7 +50,7 @@ pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
                 );
             }
             if !salvaged.unproven.is_empty() {
-                let what = match options.accept_unproven {
+                let what = match args.accept_unproven {
                     true => "taken, though nothing shows that it is of this log",
                     false => "left out, because nothing shows that it is of this log",
                 };

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use clap::Args;
 use keyward_core::event::Revision;
 
-use super::Place;
+use super::DataArgs;
 use crate::config::Flags;
 use crate::offline::{ByState, Source, restore_backup, rfc3339};
 
 #[derive(Debug, Args)]
-pub(super) struct Options {
+pub(super) struct RestoreArgs {
     /// The backup
     #[arg(value_name = "FILE")]
     from: PathBuf,
@@ -22,13 +22,13 @@ pub(super) struct Options {
     #[arg(long, value_name = "REVISION")]
     to_revision: Option<u64>,
     #[command(flatten)]
-    place: Place,
+    data: DataArgs,
 }
 
 /// Restores, and says what.
-pub(super) fn run(options: Options) -> Result<(), Box<dyn Error>> {
-    let (settings, _log) = options.place.settings(Flags::default())?;
-    let source = Source { backup: options.from, journal: options.journal, to: options.to_revision.map(Revision) };
+pub(super) fn run(args: RestoreArgs) -> Result<(), Box<dyn Error>> {
+    let (settings, _log) = args.data.settings(Flags::default())?;
+    let source = Source { backup: args.from, journal: args.journal, to: args.to_revision.map(Revision) };
     let restored = restore_backup(&settings, &source)?;
     let has_journal = source.journal.is_some();
     println!(

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::Options;
+use super::SettingsArgs;
 use crate::app::{App, Deps, Engine, StartError};
 use crate::config::{Effective, Flags, Mistakes, Settings};
 use crate::lifecycle::{Caught, Signals, Stop};
 use crate::system::{
-    SystemClock, SystemEntropy, check_clock, check_files, check_threads, giving_way, set_limits, threads_of_a_server,
+    SystemClock, SystemEntropy, check_clock, check_files, check_threads, lower_priority, server_threads, set_limits,
 };
 use crate::telemetry::{self, Log};
 
@@ -19,9 +19,9 @@ use crate::telemetry::{self, Log};
 const SIGNALS: [Caught; 5] = [Caught::Terminate, Caught::Interrupt, Caught::Hangup, Caught::User1, Caught::User2];
 
 #[derive(Debug, Args)]
-pub(super) struct Serve {
+pub(super) struct ServeArgs {
     #[command(flatten)]
-    settings: Options,
+    settings: SettingsArgs,
     /// Start although the watermark is missing beside a journal with changes: take the journal's end for the end of the
     /// log. For one start, so there is no setting for it
     #[arg(long)]
@@ -37,13 +37,13 @@ enum Ended {
 }
 
 /// Serves until a signal says stop.
-pub(super) fn run(options: Serve) -> Result<(), Box<dyn Error>> {
-    let (flags, file) = options.settings.split();
-    let flags = Flags { accept_watermark_loss: options.accept_watermark_loss, ..flags };
+pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
+    let (flags, file) = args.settings.split();
+    let flags = Flags { accept_watermark_loss: args.accept_watermark_loss, ..flags };
     let settings = Settings::load(&flags, file.clone())?.settings;
     check_clock()?;
     // Before the log, which has a thread too.
-    check_threads(threads_of_a_server(settings.serving_threads))?;
+    check_threads(server_threads(settings.serving_threads))?;
     let log = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
     set_limits();
     check_files(settings.serving_threads)?;
@@ -51,7 +51,7 @@ pub(super) fn run(options: Serve) -> Result<(), Box<dyn Error>> {
     if settings.serving_threads > 0 {
         // Verdicts have threads of their own, which are started from this one; and the store's are started
         // from the runtime's.
-        runtime.on_thread_start(giving_way());
+        runtime.on_thread_start(lower_priority());
     }
     let runtime = runtime.enable_all().build()?;
     let ended = runtime.block_on(async {

@@ -82,7 +82,7 @@ const ENV_CONFIG: &str = "config";
 const SERVING_THREADS_MAX: usize = 256;
 
 /// The least that may be held for requests under way.
-const REQUEST_BYTES_LEAST: u64 = 1024 * 1024;
+const REQUEST_BYTES_MIN: u64 = 1024 * 1024;
 
 /// The value of an address where nothing shall listen.
 const OFF: &str = "off";
@@ -165,8 +165,8 @@ impl Layers {
     pub(super) fn request_bytes(&mut self, name: &str, default: impl FnOnce() -> u64) -> Option<usize> {
         let bytes: Option<u64> = self.value(name)?;
         let bytes = bytes.unwrap_or_else(default);
-        if bytes < REQUEST_BYTES_LEAST {
-            self.mistake(name, &format!("must be at least {REQUEST_BYTES_LEAST} bytes"));
+        if bytes < REQUEST_BYTES_MIN {
+            self.mistake(name, &format!("must be at least {REQUEST_BYTES_MIN} bytes"));
             return None;
         }
         usize::try_from(bytes).ok()

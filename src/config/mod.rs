@@ -19,9 +19,9 @@ use crate::telemetry::{LogFormat, check_filter};
 
 const CENTURY: Duration = Duration::from_secs(100 * 31_557_600);
 /// What may be held for requests under way of callers with a credential, if there is enough memory.
-const REQUEST_BYTES_MOST: u64 = 1024 * 1024 * 1024;
+const REQUEST_BYTES_DEFAULT: u64 = 1024 * 1024 * 1024;
 /// Without one.
-const STRANGER_REQUEST_BYTES: u64 = 64 * 1024 * 1024;
+const STRANGER_REQUEST_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
 const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// The settings of a server. A field's name is its name in the file; in the environment it is in capitals behind
@@ -174,9 +174,10 @@ impl Settings {
         let tenants_max = layers.count("tenants_max");
         let owners_per_tenant_max = layers.count("owners_per_tenant_max");
         let scopes_per_tenant_max = layers.count("scopes_per_tenant_max");
-        let stranger_request_bytes_max = layers.request_bytes("stranger_request_bytes_max", || STRANGER_REQUEST_BYTES);
+        let stranger_request_bytes_max =
+            layers.request_bytes("stranger_request_bytes_max", || STRANGER_REQUEST_BYTES_DEFAULT);
         let request_bytes_max = layers.request_bytes("request_bytes_max", || {
-            machine::memory_bytes().map_or(REQUEST_BYTES_MOST, |bytes| REQUEST_BYTES_MOST.min(bytes / 4))
+            machine::memory_bytes().map_or(REQUEST_BYTES_DEFAULT, |bytes| REQUEST_BYTES_DEFAULT.min(bytes / 4))
         });
         let expect_head = layers.head("expect_head");
         let log_filter: Option<String> = layers.value("log_filter");

@@ -5,14 +5,14 @@ use std::time::Duration;
 use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 
-use super::{RemoteAddr, cause};
+use super::{RemoteAddr, root_cause};
 use crate::grpc::pb::health::HealthCheckRequest;
 use crate::grpc::pb::health::health_check_response::ServingStatus;
 use crate::grpc::pb::health::health_client::HealthClient;
 
 /// What a server says of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Health {
+pub enum ServiceHealth {
     /// It answers calls.
     Serving,
     /// It answers no calls.
@@ -23,7 +23,7 @@ pub enum Health {
 #[derive(Debug, thiserror::Error)]
 pub enum HealthError {
     /// The server is not reached.
-    #[error("no server answers at {addr}: {}", cause(source))]
+    #[error("no server answers at {addr}: {}", root_cause(source))]
     Connect {
         /// Its address.
         addr: RemoteAddr,
@@ -55,14 +55,14 @@ pub enum HealthError {
 ///
 /// # Errors
 /// When there is no answer `within` this time. See [`HealthError`].
-pub async fn health(addr: &RemoteAddr, service: &str, within: Duration) -> Result<Health, HealthError> {
+pub async fn health(addr: &RemoteAddr, service: &str, within: Duration) -> Result<ServiceHealth, HealthError> {
     let of_addr = |source| HealthError::Connect { addr: addr.clone(), source };
     let asked = async {
         let channel = Endpoint::from_shared(addr.uri()).map_err(of_addr)?.connect().await.map_err(of_addr)?;
         let request = Request::new(HealthCheckRequest { service: service.to_owned() });
         match HealthClient::new(channel).check(request).await {
-            Ok(reply) if reply.get_ref().status() == ServingStatus::Serving => Ok(Health::Serving),
-            Ok(_) => Ok(Health::NotServing),
+            Ok(reply) if reply.get_ref().status() == ServingStatus::Serving => Ok(ServiceHealth::Serving),
+            Ok(_) => Ok(ServiceHealth::NotServing),
             Err(status) if status.code() == Code::NotFound => {
                 Err(HealthError::Unknown { addr: addr.clone(), service: service.to_owned() })
             }

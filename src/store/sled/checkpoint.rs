@@ -180,7 +180,7 @@ pub(super) fn read(
     }
     let progress = Mutex::new(Progress::begin("reading the index checkpoint, in parts", contents.chunks.len() as u64));
     let failed = AtomicBool::new(false);
-    let read = parallel::each(contents.chunks.len(), |nth| {
+    let read = parallel::map(contents.chunks.len(), |nth| {
         if failed.load(Ordering::Relaxed) {
             return Ok(());
         }

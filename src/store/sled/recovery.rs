@@ -86,7 +86,7 @@ pub(super) fn recover(
         check_journal_and_fill(dir, &key, (acknowledged, options.expectations.head), checkpoint, view)
     });
     // Beside each other: opening sled reads randomly and on one core, and changes only its own files.
-    let (opened, read) = parallel::both(|| open_table(&path, &key), read)?;
+    let (opened, read) = parallel::join(|| open_table(&path, &key), read)?;
     let ((end, checkpoint), mut table) = (read?, opened?);
     let is_loaded = before.is_some() || checkpoint.is_some();
     if !is_loaded {

@@ -41,7 +41,7 @@ impl Table {
             progress: Mutex::new(Progress::begin("reading the table, in keys", noted.keys.count())),
         };
         let mut found = ScanResult::default();
-        for part in parallel::each(WHOLE_TREES + KEY_PARTS, |number| scan.part(number)) {
+        for part in parallel::map(WHOLE_TREES + KEY_PARTS, |number| scan.part(number)) {
             found.add(&part?);
         }
         match () {

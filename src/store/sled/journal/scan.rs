@@ -79,7 +79,7 @@ pub fn verify_and_visit<E: Entry>(
     let reader = SegmentReader { dir, key, until: None };
     let progress = Mutex::new(Progress::begin("reading the journal, in segments", numbers.len() as u64));
     let failed = AtomicBool::new(false);
-    let scanned = parallel::each(numbers.len(), |at| {
+    let scanned = parallel::map(numbers.len(), |at| {
         if failed.load(Ordering::Relaxed) {
             return None;
         }
