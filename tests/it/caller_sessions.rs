@@ -6,7 +6,7 @@ use tonic::{Code, Status};
 
 use crate::harness::{Handle, Issued, Site, after_start, ask, error_reason, new_key, strings, update};
 use crate::stream::Talk;
-use crate::ways::ways;
+use crate::fast_path::ways;
 
 /// When the keys of these callers end: long after all else here.
 const LIFE_MS: i64 = 3_600_000;

@@ -17,9 +17,9 @@ use tonic::transport::Channel;
 use tower_service::Service;
 
 use crate::disabled_callers::http_body_of;
+use crate::fast_path::ways;
 use crate::h2peer::prefixed;
 use crate::harness::{Site, after_start, strings};
-use crate::ways::ways;
 
 const KEYS: usize = 60;
 const ROUNDS: usize = 25;
