@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .load import Load, headers, load, median
 from .options import Options
-from .places import WORK, kept, program
+from .paths import WORK, kept, program
 from .processes import Keyward, Process
 from .wire import create_request, framed
 
@@ -90,7 +90,7 @@ def create(options: Options) -> dict:
 
 def syncs(home: Path, size: int, groups: int) -> dict:
     """A plain loop that writes so many bytes and syncs, so often."""
-    command = [program("inside"), "syncs", "--dir", home, "--bytes", size, "--groups", groups]
+    command = [program("in_process"), "syncs", "--dir", home, "--bytes", size, "--groups", groups]
     return json.loads(subprocess.run([*map(str, command)], check=True, capture_output=True).stdout)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from .keys import keys
 from .load import headers, median, reply_of
 from .options import Options
-from .places import WORK, kept
+from .paths import WORK, kept
 from .processes import Keyward
 from .verdicts import BATCH_VERIFY, VERIFY
 from .wire import field, framed, verify_request

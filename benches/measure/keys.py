@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .places import WORK, program
+from .paths import WORK, program
 from .processes import Keyward
 
 PLANTED_FROM = 5_000_000
@@ -40,7 +40,7 @@ def keys(count: int) -> Keys:
         print(f"making {count} keys, once", file=sys.stderr)
         kept = min(count, SECRETS)
         if count >= PLANTED_FROM:
-            command = [program("plant"), data, count, secrets, kept]
+            command = [program("seed_store"), data, count, secrets, kept]
             made = subprocess.run([*map(str, command)], check=True, stdout=subprocess.PIPE)
         else:
             with Keyward(data) as server:

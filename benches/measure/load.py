@@ -1,4 +1,4 @@
-"""Load on a server: by h2load, and by `ask`, which asks about another key each time."""
+"""Load on a server: by h2load, and by `loadgen`, which asks about another key each time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .places import program
+from .paths import program
 from .processes import Process
 
 LOAD_SECONDS_MAX = 300
@@ -61,12 +61,12 @@ def load(server: Process, path: str, caller: str, body: Path, mix: str, calls: i
     return Load(float(answered[1]), cpu / calls * 1e6, generator / wall, cpu / wall)
 
 
-def ask(server: Process, what: str, calls: int, *more: object) -> Load:
-    """Loads a server by `ask`, which compares every reply. Its options are those of the program."""
-    command = [program("ask"), "--what", what, "--port", server.port, "--pid", server.popen.pid, "--calls", calls, *more]
+def loadgen(server: Process, what: str, calls: int, *more: object) -> Load:
+    """Loads a server by `loadgen`, which compares every reply. Its options are those of the program."""
+    command = [program("loadgen"), "--what", what, "--port", server.port, "--pid", server.popen.pid, "--calls", calls, *more]
     ran = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=LOAD_SECONDS_MAX)
     if ran.returncode != 0:
-        raise SystemExit(f"ask {what} failed: {ran.stderr}")
+        raise SystemExit(f"loadgen {what} failed: {ran.stderr}")
     found = json.loads(ran.stdout)
     return Load(found["rate"], found["cpu_us"], found["generator_cores"], found["server_cores"], found["generator_cpu_us"])
 

@@ -12,7 +12,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from .places import WORK, program
+from .paths import WORK, program
 
 TICKS = os.sysconf("SC_CLK_TCK")
 START_SECONDS = 600

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from .options import MIXES
-from .places import DOCUMENT, RESULTS, ROOT
+from .paths import DOCUMENT, RESULTS, ROOT
 
 MARKERS = ("<!-- measured: begin -->", "<!-- measured: end -->")
 
@@ -73,23 +73,23 @@ def spread_rows(found: dict) -> list[str]:
     if measured := found.get("spread"):
         many, one = measured["many"], measured["one"]
         rows.append(
-            f"| Verify of {measured['asked']:,} keys by chance, 8 x 32, by `ask` | {many['rate']:,}/s, {many['cpu_us']:.2f} us of CPU each "
+            f"| Verify of {measured['asked']:,} keys by chance, 8 x 32, by `loadgen` | {many['rate']:,}/s, {many['cpu_us']:.2f} us of CPU each "
             f"({generator(many)}) | one and the same key {one['rate']:,}/s, {one['cpu_us']:.2f} us | "
             f"**{measured['ratio']:.2f}**, CPU {measured['cpu_ratio']:.2f} |"
         )
     if measured := found.get("mixed"):
         mix, hits = measured["mix"], measured["hits"]
         rows.append(
-            f"| Verify, 90 of 100 allowed, 5 unknown, 5 garbage, 8 x 32, by `ask` | {mix['rate']:,}/s, {mix['cpu_us']:.2f} us of CPU each | "
+            f"| Verify, 90 of 100 allowed, 5 unknown, 5 garbage, 8 x 32, by `loadgen` | {mix['rate']:,}/s, {mix['cpu_us']:.2f} us of CPU each | "
             f"all allowed {hits['rate']:,}/s, {hits['cpu_us']:.2f} us | **{measured['ratio']:.2f}**, CPU {measured['cpu_ratio']:.2f} |"
         )
     if measured := found.get("stream"):
         ours, echo, unary, batch = (measured[name] for name in ("stream", "echo", "verify", "batch"))
         rows += [
-            f"| StreamVerify, 8 streams with 32 under way, by `ask` | {ours['rate']:,} verdicts/s, {ours['cpu_us']:.2f} us of CPU each "
+            f"| StreamVerify, 8 streams with 32 under way, by `loadgen` | {ours['rate']:,} verdicts/s, {ours['cpu_us']:.2f} us of CPU each "
             f"({generator(ours)}) | the stream of the stock echo {echo['rate']:,}/s, {echo['cpu_us']:.2f} us | "
             f"**{measured['ratio']:.2f}**, CPU {measured['cpu_ratio']:.2f} |",
-            f"| the same beside Verify 8 x 32, by `ask` | | {unary['rate']:,}/s, {unary['cpu_us']:.2f} us ({generator(unary)}) | "
+            f"| the same beside Verify 8 x 32, by `loadgen` | | {unary['rate']:,}/s, {unary['cpu_us']:.2f} us ({generator(unary)}) | "
             f"**{measured['of_verify']:.2f}**, CPU {measured['cpu_of_verify']:.2f} |",
             f"| the same beside BatchVerify of 100, 8 x 4, by h2load | | {batch['rate']:,}/s, {batch['cpu_us']:.2f} us | "
             f"{ours['rate'] / batch['rate']:.2f}, CPU {ours['cpu_us'] / batch['cpu_us']:.2f} |",
@@ -99,7 +99,7 @@ def spread_rows(found: dict) -> list[str]:
 
 def generator(figures: dict) -> str:
     """Whether it is the generator that limits."""
-    return f"`ask` {figures['generator_cpu_us']:.2f} us, {figures['generator_cores']:.2f} cores; server {figures['server_cores']:.2f}"
+    return f"`loadgen` {figures['generator_cpu_us']:.2f} us, {figures['generator_cores']:.2f} cores; server {figures['server_cores']:.2f}"
 
 
 def many_rows(found: dict) -> list[str]:
@@ -109,7 +109,7 @@ def many_rows(found: dict) -> list[str]:
         if measured := found.get(name):
             many, few, same, one = (measured[part] for part in ("many", "few", "same_asked", "one"))
             rows.append(
-                f"| Verify with {measured['keys']:,} keys, of {measured['asked']:,} of them by chance, 8 x 32, by `ask` | {many['rate']:,}/s, "
+                f"| Verify with {measured['keys']:,} keys, of {measured['asked']:,} of them by chance, 8 x 32, by `loadgen` | {many['rate']:,}/s, "
                 f"{many['cpu_us']:.2f} us of CPU each | with 1,000 keys, of all of them {few['rate']:,}/s, {few['cpu_us']:.2f} us | "
                 f"**{measured['ratio']:.2f}**, CPU {measured['cpu_ratio']:.2f} |"
             )

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .keys import Keys, keys
-from .load import alternating, ask, compared, load, median, reply_of
+from .load import alternating, loadgen, compared, load, median, reply_of
 from .options import Options
-from .places import RESULTS, ROOT, WORK, kept
+from .paths import RESULTS, ROOT, WORK, kept
 from .processes import Echo, Keyward, Process, Redis
 from .wire import field, framed, verify_request
 
@@ -184,11 +184,11 @@ def compare(options: Options, other: Path) -> None:
                 )
                 print(mix, json.dumps(compared(ours, theirs)).replace("echo", "other"))
             spread = ("--connections", 8, "--streams", 32, "--secrets", keyring.secrets_file)
-            calls = int(ask(there, "verify", PROBE_CALLS_OTHERWISE, *spread).rate * options.seconds)
+            calls = int(loadgen(there, "verify", PROBE_CALLS_OTHERWISE, *spread).rate * options.seconds)
             ours, theirs = alternating(
                 options.rounds,
-                lambda: ask(here, "verify", calls, *spread),
-                lambda: ask(there, "verify", calls, *spread),
+                lambda: loadgen(here, "verify", calls, *spread),
+                lambda: loadgen(there, "verify", calls, *spread),
             )
             print("keys by chance", json.dumps(compared(ours, theirs)).replace("echo", "other"))
     finally:

@@ -1,6 +1,6 @@
 //! What the programs that measure have in common. README.md says how they are used.
 
-pub mod figures;
-pub mod options;
-pub mod typical;
-pub mod world;
+pub mod args;
+pub mod fixture;
+pub mod stats;
+pub mod typical_key;

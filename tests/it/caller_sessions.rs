@@ -4,9 +4,9 @@ use keyward::grpc::pb::{self, Reason, batch_verify_result, stream_verify_respons
 use prost_types::Timestamp;
 use tonic::{Code, Status};
 
+use crate::fast_path::ways;
 use crate::harness::{Handle, Issued, Site, after_start, ask, error_reason, new_key, strings, update};
 use crate::stream::Talk;
-use crate::fast_path::ways;
 
 /// When the keys of these callers end: long after all else here.
 const LIFE_MS: i64 = 3_600_000;

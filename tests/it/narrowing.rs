@@ -370,7 +370,7 @@ async fn with_little_room_a_key_can_be_narrowed_and_with_less_still_be_stopped()
     let no_room = |refused: Option<AuthorityError>| assert!(matches!(refused, Some(AuthorityError::NoRoom)));
 
     FREE.store(63 * MIB, Ordering::Relaxed);
-    assert_eq!(store.condition().await, Condition::NoRoom);
+    assert_eq!(store.write_health().await, WriteHealth::DiskFull);
     authority.update_key(&issue, &one, &expires_at(2_000), &options).await.unwrap();
     no_room(authority.update_key(&issue, &one, &expires_at(3_000), &options).await.err());
     no_room(authority.update_key(&issue, &one, &described("longer"), &options).await.err());

@@ -23,9 +23,9 @@ use std::time::{Duration, Instant};
 
 use keyward::grpc::pb::key_admin_client::KeyAdminClient;
 use keyward::grpc::pb::{CreateKeyRequest, Key, UpdateKeyRequest};
-use keyward_bench::figures::median;
-use keyward_bench::options::Options;
-use keyward_bench::world::Failure;
+use keyward_bench::args::Args;
+use keyward_bench::fixture::Failure;
+use keyward_bench::stats::median;
 use prost_types::FieldMask;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -44,7 +44,7 @@ async fn main() -> Result<(), Failure> {
     let [program, data, rest @ ..] = &args[..] else {
         return Err("usage: churn <keyward> <data directory> [--keys N] [--updates N] [--scopes N]".into());
     };
-    let (program, data, mut options) = (Path::new(program), Path::new(data), Options::parse(rest)?);
+    let (program, data, mut options) = (Path::new(program), Path::new(data), Args::parse(rest)?);
     let keys: u64 = options.get("keys")?.unwrap_or(20_000);
     let updates: u64 = options.get("updates")?.unwrap_or(40_000);
     let scopes: u64 = options.get("scopes")?.unwrap_or(60);

@@ -7,7 +7,7 @@ use std::alloc::System;
 use std::hint::black_box;
 
 use keyward::verify::{Outcome, Verifier};
-use keyward_bench::world::{Failure, NOW, World};
+use keyward_bench::fixture::{Failure, Fixture, NOW};
 use keyward_core::clock::Now;
 use keyward_core::decision::{AccessRequest, DenyReason};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -26,24 +26,24 @@ type Expected = fn(&Outcome) -> bool;
 fn main() -> Result<(), Failure> {
     let args: Vec<_> = std::env::args().skip(1).collect();
     let [case, verdicts] = &args[..] else { return Err("usage: decide <case> <verdicts>".into()) };
-    let world = World::new(KEYS, ASKED)?;
-    let verifier = world.verifier()?;
+    let fixture = Fixture::new(KEYS, ASKED)?;
+    let verifier = fixture.verifier()?;
     let known = |own_scope: bool| {
         let scope = |own: &'static str, key: &str| if own_scope { key.to_owned() } else { own.to_owned() };
-        let asked = world.known.iter().map(|key| (key.secret.clone(), scope("another.scope", &key.scope)));
+        let asked = fixture.known.iter().map(|key| (key.secret.clone(), scope("another.scope", &key.scope)));
         asked.collect::<Vec<_>>()
     };
     let (asked, expected): (_, Expected) = match case.as_str() {
         "hit" => (known(true), |outcome| matches!(outcome, Outcome::Allow(..))),
         "denied" => (known(false), |outcome| matches!(outcome, Outcome::Deny(_, DenyReason::ScopeMissing))),
-        "unknown" => (one(&world.unknown), |outcome| matches!(outcome, Outcome::NoKey(DenyReason::Unknown))),
-        "garbage" => (one(&world.garbage), |outcome| matches!(outcome, Outcome::NoKey(DenyReason::Malformed))),
+        "unknown" => (one(&fixture.unknown), |outcome| matches!(outcome, Outcome::NoKey(DenyReason::Unknown))),
+        "garbage" => (one(&fixture.garbage), |outcome| matches!(outcome, Outcome::NoKey(DenyReason::Malformed))),
         _ => return Err("there is no such case".into()),
     };
     // Whatever is made at the first verdict is made.
-    judge(&world, &verifier, &asked, ASKED, expected)?;
+    judge(&fixture, &verifier, &asked, ASKED, expected)?;
     let allocations = Region::new(ALLOCATOR);
-    judge(&world, &verifier, &asked, verdicts.parse()?, expected)?;
+    judge(&fixture, &verifier, &asked, verdicts.parse()?, expected)?;
     let made = allocations.change();
     println!("{}", made.allocations + made.reallocations);
     Ok(())
@@ -54,7 +54,7 @@ fn one(secret: &str) -> Vec<(String, String)> {
 }
 
 fn judge(
-    world: &World,
+    fixture: &Fixture,
     verifier: &Verifier,
     asked: &[(String, String)],
     verdicts: usize,
@@ -63,7 +63,7 @@ fn judge(
     for (secret, scope) in asked.iter().cycle().take(verdicts) {
         let request = AccessRequest { all_scopes: &[scope], ..AccessRequest::default() };
         let verdict = verifier.verify(
-            &world.caller,
+            &fixture.caller,
             &verifier.read(black_box(secret)),
             None,
             black_box(&request),

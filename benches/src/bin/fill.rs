@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use keyward::grpc::pb::key_admin_client::KeyAdminClient;
 use keyward::grpc::pb::{CreateKeyRequest, CreateKeyResponse};
-use keyward_bench::figures::median;
-use keyward_bench::typical::{EXPIRY_SECONDS, Typical, scope};
-use keyward_bench::world::Failure;
+use keyward_bench::fixture::Failure;
+use keyward_bench::stats::median;
+use keyward_bench::typical_key::{EXPIRY_SECONDS, Typical, scope};
 use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};

@@ -1,8 +1,8 @@
 //! Asks a server for verdicts about many different keys, as fast as it answers, and says what that cost both sides.
 //!
 //! ```text
-//! ask --what verify|stream --port P --pid PID --secrets FILE --calls N [--keys N] [--unknown %] [--garbage %]
-//! ask --what echo|echo-stream --port P --pid PID --bytes N --calls N
+//! loadgen --what verify|stream --port P --pid PID --secrets FILE --calls N [--keys N] [--unknown %] [--garbage %]
+//! loadgen --what echo|echo-stream --port P --pid PID --bytes N --calls N
 //!     [--connections C] [--streams S] [--window W]
 //! ```
 //!
@@ -21,9 +21,9 @@ use std::sync::{Arc, Barrier};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use keyward_bench::figures::{Spread, rounded};
-use keyward_bench::options::Options;
-use keyward_bench::world::Failure;
+use keyward_bench::args::Args;
+use keyward_bench::fixture::Failure;
+use keyward_bench::stats::{Spread, rounded};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -55,7 +55,7 @@ struct Run {
 
 fn main() -> Result<(), Failure> {
     let args: Vec<_> = std::env::args().skip(1).collect();
-    let mut options = Options::parse(&args)?;
+    let mut options = Args::parse(&args)?;
     let what = What::parse(&options.need::<String>("what")?)?;
     let (port, pid, calls): (u16, u32, u64) = (options.need("port")?, options.need("pid")?, options.need("calls")?);
     let connections: u64 = options.get("connections")?.unwrap_or(8);

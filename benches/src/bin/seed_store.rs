@@ -1,7 +1,7 @@
 //! Makes a data directory with many keys, through the store and without a server, for sizes at which
 //! CreateKey takes hours.
 //!
-//! `plant <data directory> <keys> <file for secrets> <secrets kept>`
+//! `seed_store <data directory> <keys> <file for secrets> <secrets kept>`
 //!
 //! The journal, its chain and its retention, the table and the pepper file are what the server makes; so is
 //! the first commit, with the administrator's key. Each key is a commit of its own. What differs is the
@@ -28,8 +28,8 @@ use keyward::store::sled::{
 };
 use keyward::store::{Bounds, Commit, RecordWrite, Store};
 use keyward::system::{SystemClock, SystemEntropy};
-use keyward_bench::typical::{Typical, scope};
-use keyward_bench::world::{Failure, ascending};
+use keyward_bench::fixture::{Failure, ascending};
+use keyward_bench::typical_key::{Typical, scope};
 use keyward_core::clock::Clock;
 use keyward_core::digest::{Digest, Pepper};
 use keyward_core::event::Revision;

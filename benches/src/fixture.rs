@@ -16,8 +16,8 @@ use keyward_core::secret::IssuedSecret;
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
-use crate::figures::Spread;
-use crate::typical::{Typical, scope};
+use crate::stats::Spread;
+use crate::typical_key::{Typical, scope};
 
 /// What every program here ends with, if it cannot go on.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -43,7 +43,7 @@ pub struct Known {
 }
 
 /// Keys, by number; the secrets of some of them are known.
-pub struct World {
+pub struct Fixture {
     /// Who asks: a service with the role of a verifier.
     pub caller: Caller,
     /// One pepper.
@@ -58,7 +58,7 @@ pub struct World {
     pub garbage: String,
 }
 
-impl World {
+impl Fixture {
     /// A world of some keys. The same each time.
     ///
     /// # Errors
@@ -194,8 +194,8 @@ mod tests {
 
     #[test]
     fn every_key_comes_once_in_the_order_of_digests_and_the_known_are_allowed() {
-        let world = World::new(3_000, 100).unwrap();
-        let records = world.batches().flat_map(Result::unwrap);
+        let fixture = Fixture::new(3_000, 100).unwrap();
+        let records = fixture.batches().flat_map(Result::unwrap);
         let keys = records.map(|record| match record {
             Record::Key(key) => (*key.secret.digest.as_bytes(), key.key_id.to_string()),
             Record::Tenant(_) => panic!("a tenant"),
@@ -203,11 +203,11 @@ mod tests {
         let keys: Vec<_> = keys.collect();
         assert!(keys.is_sorted_by(|a, b| a.0 < b.0));
         assert_eq!(keys.iter().map(|(_, id)| id).collect::<HashSet<_>>().len(), 3_000);
-        assert_eq!(world.index().unwrap().len(), 3_000);
-        let verifier = world.verifier().unwrap();
-        assert!(world.known.iter().all(|known| world.allows(&verifier, &known.secret, &known.scope)));
-        assert!(!world.allows(&verifier, &world.known[0].secret, "another.scope"));
-        assert!(!world.allows(&verifier, &world.unknown, "another.scope"));
-        assert!(!world.allows(&verifier, &world.garbage, "another.scope"));
+        assert_eq!(fixture.index().unwrap().len(), 3_000);
+        let verifier = fixture.verifier().unwrap();
+        assert!(fixture.known.iter().all(|known| fixture.allows(&verifier, &known.secret, &known.scope)));
+        assert!(!fixture.allows(&verifier, &fixture.known[0].secret, "another.scope"));
+        assert!(!fixture.allows(&verifier, &fixture.unknown, "another.scope"));
+        assert!(!fixture.allows(&verifier, &fixture.garbage, "another.scope"));
     }
 }

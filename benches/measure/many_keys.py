@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from .keys import Keys, keys
-from .load import Load, alternating, ask, figures, load, ratio, reply_of
+from .load import Load, alternating, loadgen, figures, load, ratio, reply_of
 from .options import KEYS_MANY, Options
-from .places import kept
+from .paths import kept
 from .processes import Echo, Keyward
 from .verdicts import BATCH_VERIFY, VERIFY
 from .wire import field, framed, verify_request
@@ -33,12 +33,12 @@ def spread(options: Options) -> dict:
     """Verify of thousands of keys by chance against Verify of one and the same key: what it is worth that a key is in caches."""
     keyring = keys(options.keys)
     with Keyward(keyring.data_dir) as server:
-        calls = int(ask(server, "verify", WARM_UP_CALLS, *CALLS, *of(keyring)).rate * options.seconds)
+        calls = int(loadgen(server, "verify", WARM_UP_CALLS, *CALLS, *of(keyring)).rate * options.seconds)
         before = server.verdicts()["OK"]
         many, one = alternating(
             options.rounds,
-            lambda: ask(server, "verify", calls, *CALLS, *of(keyring)),
-            lambda: ask(server, "verify", calls, *CALLS, *of(keyring), "--keys", 1),
+            lambda: loadgen(server, "verify", calls, *CALLS, *of(keyring)),
+            lambda: loadgen(server, "verify", calls, *CALLS, *of(keyring), "--keys", 1),
         )
         # With one of each key, by which the client learns what to expect.
         expected = (2 * calls + len(keyring.secrets) + 1) * options.rounds
@@ -58,11 +58,11 @@ def mixed(options: Options) -> dict:
     """Of a hundred verdicts 90 allow, 5 are about unknown secrets and 5 about garbage; against those that all allow."""
     keyring = keys(options.keys)
     with Keyward(keyring.data_dir) as server:
-        calls = int(ask(server, "verify", WARM_UP_CALLS, *CALLS, *of(keyring)).rate * options.seconds)
+        calls = int(loadgen(server, "verify", WARM_UP_CALLS, *CALLS, *of(keyring)).rate * options.seconds)
         mix, hits = alternating(
             options.rounds,
-            lambda: ask(server, "verify", calls, *CALLS, *of(keyring), "--unknown", 5, "--garbage", 5),
-            lambda: ask(server, "verify", calls, *CALLS, *of(keyring)),
+            lambda: loadgen(server, "verify", calls, *CALLS, *of(keyring), "--unknown", 5, "--garbage", 5),
+            lambda: loadgen(server, "verify", calls, *CALLS, *of(keyring)),
         )
     return {"mix": figures(mix), "hits": figures(hits), "ratio": ratio(mix, hits), "cpu_ratio": ratio(mix, hits, cpu)}
 
@@ -79,14 +79,14 @@ def stream(options: Options) -> dict:
         request = len(field(1, verify_request(*secret)))
         with Echo(reply) as echo:
             sent = ("--bytes", request)
-            verdicts = int(ask(server, "stream", WARM_UP_CALLS, *STREAMS, *of(keyring)).rate * options.seconds)
-            echoed = int(ask(echo, "echo-stream", WARM_UP_CALLS, *STREAMS, *sent).rate * options.seconds)
+            verdicts = int(loadgen(server, "stream", WARM_UP_CALLS, *STREAMS, *of(keyring)).rate * options.seconds)
+            echoed = int(loadgen(echo, "echo-stream", WARM_UP_CALLS, *STREAMS, *sent).rate * options.seconds)
             batches = int(load(server, BATCH_VERIFY, keyring.caller, body, "8x4", 500).rate * options.seconds)
             streamed, echoes, unary, batch = alternating(
                 options.rounds,
-                lambda: ask(server, "stream", verdicts, *STREAMS, *of(keyring)),
-                lambda: ask(echo, "echo-stream", echoed, *STREAMS, *sent),
-                lambda: ask(server, "verify", verdicts, *CALLS, *of(keyring)),
+                lambda: loadgen(server, "stream", verdicts, *STREAMS, *of(keyring)),
+                lambda: loadgen(echo, "echo-stream", echoed, *STREAMS, *sent),
+                lambda: loadgen(server, "verify", verdicts, *CALLS, *of(keyring)),
                 lambda: each(load(server, BATCH_VERIFY, keyring.caller, body, "8x4", batches), BATCH),
             )
     return {
@@ -120,15 +120,15 @@ def flat_many(options: Options) -> dict:
 def with_many(options: Options, count: int) -> dict:
     many, few = keys(count), keys(FEW)
     with Keyward(many.data_dir) as large, Keyward(few.data_dir) as small:
-        calls = int(ask(small, "verify", WARM_UP_CALLS, *CALLS, *of(few)).rate * options.seconds)
-        ask(large, "verify", WARM_UP_CALLS, *CALLS, *of(many))
+        calls = int(loadgen(small, "verify", WARM_UP_CALLS, *CALLS, *of(few)).rate * options.seconds)
+        loadgen(large, "verify", WARM_UP_CALLS, *CALLS, *of(many))
         runs = alternating(
             options.rounds,
-            lambda: ask(large, "verify", calls, *CALLS, *of(many)),
-            lambda: ask(small, "verify", calls, *CALLS, *of(few)),
-            lambda: ask(large, "verify", calls, *CALLS, *of(many), "--keys", FEW),
-            lambda: ask(large, "verify", calls, *CALLS, *of(many), "--keys", 1),
-            lambda: ask(small, "verify", calls, *CALLS, *of(few), "--keys", 1),
+            lambda: loadgen(large, "verify", calls, *CALLS, *of(many)),
+            lambda: loadgen(small, "verify", calls, *CALLS, *of(few)),
+            lambda: loadgen(large, "verify", calls, *CALLS, *of(many), "--keys", FEW),
+            lambda: loadgen(large, "verify", calls, *CALLS, *of(many), "--keys", 1),
+            lambda: loadgen(small, "verify", calls, *CALLS, *of(few), "--keys", 1),
         )
     all_of_many, all_of_few, few_of_many, one_of_many, one_of_few = runs
     found = {

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use keyward_bench::world::Failure;
+use keyward_bench::fixture::Failure;
 
 use crate::frames::{
     self, ACK, DATA, END_STREAM, GOAWAY, HEADER_BYTES, HEADER_TABLE_SIZE, HEADERS, Header, INITIAL_WINDOW_SIZE,

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use keyward::store::sled::journal::writer::free_bytes;
 use keyward::store::sled::{BackupLimits, Expectations, LockedDir, Retention, SledStore, StoreOptions};
 use keyward::store::{Bounds, Commit, RecordWrite, Store};
-use keyward_bench::figures::{median, percentile, ratio, rounded};
-use keyward_bench::options::Options;
-use keyward_bench::typical::Typical;
-use keyward_bench::world::{Failure, NOW};
+use keyward_bench::args::Args;
+use keyward_bench::fixture::{Failure, NOW};
+use keyward_bench::stats::{median, percentile, ratio, rounded};
+use keyward_bench::typical_key::Typical;
 use keyward_core::clock::ManualClock;
 use keyward_core::digest::{Digest, PepperId};
 use keyward_core::event::Revision;
@@ -45,7 +45,7 @@ struct Commits {
 
 /// Commits a second and how long one takes, by how many are under way at once.
 #[tokio::main]
-pub(crate) async fn measure(mut options: Options) -> Result<Value, Failure> {
+pub(crate) async fn measure(mut options: Args) -> Result<Value, Failure> {
     let dir = options.dir()?;
     let groups = options.get("groups")?.unwrap_or(200);
     let rounds = options.get("rounds")?.unwrap_or(5);

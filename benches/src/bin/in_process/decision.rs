@@ -5,9 +5,9 @@ use std::sync::Barrier;
 use std::time::Instant;
 
 use keyward::verify::{Outcome, Verifier};
-use keyward_bench::figures::{median, ratio, rounded};
-use keyward_bench::options::Options;
-use keyward_bench::world::{Failure, NOW, World};
+use keyward_bench::args::Args;
+use keyward_bench::fixture::{Failure, Fixture, NOW};
+use keyward_bench::stats::{median, ratio, rounded};
 use keyward_core::clock::Now;
 use keyward_core::decision::{AccessRequest, DenyReason};
 use keyward_core::secret::PresentedSecret;
@@ -42,13 +42,13 @@ impl Case {
     }
 
     /// Does it so often. `false`: something was not as expected.
-    fn run(self, world: &World, verifier: &Verifier) -> bool {
-        let keys = world.known.iter().cycle().take(VERDICTS);
+    fn run(self, fixture: &Fixture, verifier: &Verifier) -> bool {
+        let keys = fixture.known.iter().cycle().take(VERDICTS);
         let judge = |secret: &str, scope: &str| {
             let request = AccessRequest { all_scopes: &[scope], ..AccessRequest::default() };
             verifier
                 .verify(
-                    &world.caller,
+                    &fixture.caller,
                     &verifier.read(black_box(secret)),
                     None,
                     black_box(&request),
@@ -58,29 +58,29 @@ impl Case {
         };
         let mut keys = keys.map(|key| match self {
             Self::Hit => matches!(judge(&key.secret, &key.scope), Outcome::Allow(..)),
-            Self::Unknown => matches!(judge(&world.unknown, &key.scope), Outcome::NoKey(DenyReason::Unknown)),
-            Self::Garbage => matches!(judge(&world.garbage, &key.scope), Outcome::NoKey(DenyReason::Malformed)),
+            Self::Unknown => matches!(judge(&fixture.unknown, &key.scope), Outcome::NoKey(DenyReason::Unknown)),
+            Self::Garbage => matches!(judge(&fixture.garbage, &key.scope), Outcome::NoKey(DenyReason::Malformed)),
             Self::Hash => PresentedSecret::parse(black_box(&key.secret))
-                .is_ok_and(|secret| black_box(world.peppers.current().digest(&secret)) == key.digest),
+                .is_ok_and(|secret| black_box(fixture.peppers.current().digest(&secret)) == key.digest),
         });
         keys.all(|expected| expected)
     }
 }
 
 /// Nanoseconds of a verdict, by case, on one thread and on two at once.
-pub(crate) fn measure(mut options: Options) -> Result<Value, Failure> {
+pub(crate) fn measure(mut options: Args) -> Result<Value, Failure> {
     let keys = options.get("keys")?.unwrap_or(1_000);
     let rounds = options.get("rounds")?.unwrap_or(15);
     options.end()?;
-    let world = World::new(keys, usize::try_from(keys.min(1_000))?)?;
-    let verifier = world.verifier()?;
+    let fixture = Fixture::new(keys, usize::try_from(keys.min(1_000))?)?;
+    let verifier = fixture.verifier()?;
     let mut found = Map::from_iter([("keys".to_owned(), json!(keys)), ("rounds".to_owned(), json!(rounds))]);
     for threads in [1, 2] {
         let mut times = Case::ALL.map(|_| vec![]);
         for round in 0..=rounds {
             for nth in 0..Case::ALL.len() {
                 let at = (nth + round) % Case::ALL.len();
-                let ns = nanos(Case::ALL[at], threads, &world, &verifier)?;
+                let ns = nanos(Case::ALL[at], threads, &fixture, &verifier)?;
                 // The first round warms up.
                 if round > 0 {
                     times[at].push(ns);
@@ -98,12 +98,12 @@ pub(crate) fn measure(mut options: Options) -> Result<Value, Failure> {
 }
 
 /// Nanoseconds of a verdict, as each of the threads sees it.
-fn nanos(case: Case, threads: usize, world: &World, verifier: &Verifier) -> Result<f64, Failure> {
+fn nanos(case: Case, threads: usize, fixture: &Fixture, verifier: &Verifier) -> Result<f64, Failure> {
     let together = Barrier::new(threads);
     let run = || {
         together.wait();
         let began = Instant::now();
-        case.run(world, verifier).then(|| began.elapsed().as_nanos() as f64 / VERDICTS as f64)
+        case.run(fixture, verifier).then(|| began.elapsed().as_nanos() as f64 / VERDICTS as f64)
     };
     let times: Option<Vec<_>> = std::thread::scope(|scope| {
         let started: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use keyward_bench::figures::rounded;
-use keyward_bench::options::Options;
-use keyward_bench::world::{Failure, World};
+use keyward_bench::args::Args;
+use keyward_bench::fixture::{Failure, Fixture};
+use keyward_bench::stats::rounded;
 use serde_json::{Value, json};
 
 use crate::baselines::{Keeps, Locked, Ours, Papaya};
@@ -24,16 +24,16 @@ pub(crate) struct Contestant {
 }
 
 /// Loads the index and its baselines one after the other, and looks keys up in all of them in turns.
-pub(crate) fn measure(mut options: Options) -> Result<Value, Failure> {
+pub(crate) fn measure(mut options: Args) -> Result<Value, Failure> {
     let keys: u64 = options.get("keys")?.ok_or("--keys is missing")?;
     let baselines_up_to = options.get("baselines-up-to")?.unwrap_or(1_000_000);
     let known = options.get("known")?.unwrap_or_else(|| (keys / 2).clamp(1, 65_536));
     let rounds = options.get("rounds")?.unwrap_or(7);
     options.end()?;
-    let world = World::new(keys, usize::try_from(known)?)?;
+    let fixture = Fixture::new(keys, usize::try_from(known)?)?;
 
-    let ours = Ours::new(&world);
-    let load_ours = load(&world, &ours)?;
+    let ours = Ours::new(&fixture);
+    let load_ours = load(&fixture, &ours)?;
     if ours.len() as u64 != keys {
         return Err("the index has not as many keys as were folded in".into());
     }
@@ -49,7 +49,7 @@ pub(crate) fn measure(mut options: Options) -> Result<Value, Failure> {
         let baselines: [(_, Box<dyn Keeps>); 2] =
             [("locked_map", Box::<Locked>::default()), ("papaya", Box::<Papaya>::default())];
         for (name, keeps) in baselines {
-            let loaded = load(&world, &*keeps)?;
+            let loaded = load(&fixture, &*keeps)?;
             contestants.push(contestant(name, keeps, loaded));
         }
     }
@@ -64,22 +64,22 @@ pub(crate) fn measure(mut options: Options) -> Result<Value, Failure> {
             found[one.name]["memory"] = json!({ "bytes_per_key": one.bytes_per_key.round(), "ratio": ratio });
         }
     }
-    lookups::measure(&world, &contestants, rounds, &mut found)?;
+    lookups::measure(&fixture, &contestants, rounds, &mut found)?;
     Ok(found)
 }
 
 /// Folds every key in. Records a second, in which making the records does not count; and resident bytes a key.
-fn load(world: &World, keeps: &dyn Keeps) -> Result<(f64, f64), Failure> {
+fn load(fixture: &Fixture, keeps: &dyn Keeps) -> Result<(f64, f64), Failure> {
     let before = resident()?;
     let mut folding = Duration::ZERO;
-    for batch in world.batches() {
+    for batch in fixture.batches() {
         let batch = batch?;
         let began = Instant::now();
         keeps.fold(&batch);
         folding += began.elapsed();
     }
     let bytes = resident()?.saturating_sub(before);
-    Ok((world.keys as f64 / folding.as_secs_f64(), bytes as f64 / world.keys as f64))
+    Ok((fixture.keys as f64 / folding.as_secs_f64(), bytes as f64 / fixture.keys as f64))
 }
 
 /// Bytes of memory that this process holds.

@@ -6,14 +6,14 @@ import json
 import subprocess
 
 from .options import KEYS_MANY, Options
-from .places import WORK, program
+from .paths import WORK, program
 
 
 def inside(options: Options) -> dict:
     """The decision, the index at three sizes, the committer."""
 
     def run(*args: object) -> dict:
-        return json.loads(subprocess.run([program("inside"), *map(str, args)], check=True, capture_output=True).stdout)
+        return json.loads(subprocess.run([program("in_process"), *map(str, args)], check=True, capture_output=True).stdout)
 
     sizes = (1_000, 1_000_000, KEYS_MANY)
     return {

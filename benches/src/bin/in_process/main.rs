@@ -1,10 +1,10 @@
 //! Measures parts of the server in this process, without a wire. Results are JSON on the standard output.
 //!
 //! ```text
-//! inside decision [--keys N] [--rounds R]
-//! inside index --keys N [--baselines-up-to N] [--known N] [--rounds R]
-//! inside committer --dir DIR [--groups N] [--rounds R]
-//! inside syncs --dir DIR --bytes N [--groups N]
+//! in_process decision [--keys N] [--rounds R]
+//! in_process index --keys N [--baselines-up-to N] [--known N] [--rounds R]
+//! in_process committer --dir DIR [--groups N] [--rounds R]
+//! in_process syncs --dir DIR --bytes N [--groups N]
 //! ```
 //!
 //! ../../../README.md says what each of them is.
@@ -16,8 +16,8 @@ mod index;
 mod lookups;
 mod syncs;
 
-use keyward_bench::options::Options;
-use keyward_bench::world::Failure;
+use keyward_bench::args::Args;
+use keyward_bench::fixture::Failure;
 use mimalloc::MiMalloc;
 use zeroizing_alloc::ZeroAlloc;
 
@@ -30,7 +30,7 @@ fn main() -> Result<(), Failure> {
     let Some((what, rest)) = args.split_first() else {
         return Err("usage: inside <decision|index|committer|syncs> [--option value ...]".into());
     };
-    let options = Options::parse(rest)?;
+    let options = Args::parse(rest)?;
     let measured = match what.as_str() {
         "decision" => decision::measure(options)?,
         "index" => index::measure(options)?,

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use keyward_bench::figures::{Spread, median, percentile, ratio, rounded};
-use keyward_bench::typical::Typical;
-use keyward_bench::world::{Failure, Known, World};
+use keyward_bench::fixture::{Failure, Fixture, Known};
+use keyward_bench::stats::{Spread, median, percentile, ratio, rounded};
+use keyward_bench::typical_key::Typical;
 use keyward_core::event::{Change, Record, Revision};
 use serde_json::{Value, json};
 
@@ -41,23 +41,23 @@ const FIGURES: [(&str, Figure); 5] = [
 
 /// Adds the figures of each contestant to what is found of it, with the ratios of the first to it: median, lowest, highest.
 pub(crate) fn measure(
-    world: &World,
+    fixture: &Fixture,
     contestants: &[Contestant],
     rounds: usize,
     found: &mut Value,
 ) -> Result<(), Failure> {
     let mut measured: Vec<_> = contestants.iter().map(|_| Rounds::default()).collect();
-    let mut revision = Revision(world.keys);
+    let mut revision = Revision(fixture.keys);
     let mut random = Spread(3);
     for round in 0..rounds {
-        let alone = changes(world, &mut random, &mut revision)?;
-        let beside = changes(world, &mut random, &mut revision)?;
+        let alone = changes(fixture, &mut random, &mut revision)?;
+        let beside = changes(fixture, &mut random, &mut revision)?;
         for nth in 0..contestants.len() {
             let at = (nth + round) % contestants.len();
             let (keeps, into) = (&*contestants[at].keeps, &mut measured[at]);
-            into.lookup_ns.push(lookups(world, keeps, random.next().unwrap_or_default())?);
+            into.lookup_ns.push(lookups(fixture, keeps, random.next().unwrap_or_default())?);
             into.apply_ns.push(apply(keeps, &alone));
-            let [median, p99, apply] = reader_beside_writer(world, keeps, &beside)?;
+            let [median, p99, apply] = reader_beside_writer(fixture, keeps, &beside)?;
             into.beside_writer_median_ns.push(median);
             into.beside_writer_p99_ns.push(p99);
             into.apply_beside_reader_ns.push(apply);
@@ -73,28 +73,28 @@ pub(crate) fn measure(
 }
 
 /// Known keys in no order, for ever.
-fn any_of(world: &World, seed: u64) -> impl Iterator<Item = &Known> {
-    Spread(seed).map(|word| &world.known[(word % world.known.len() as u64) as usize])
+fn any_of(fixture: &Fixture, seed: u64) -> impl Iterator<Item = &Known> {
+    Spread(seed).map(|word| &fixture.known[(word % fixture.known.len() as u64) as usize])
 }
 
 /// Nanoseconds of a verdict about a key that is there.
-fn lookups(world: &World, keeps: &dyn Keeps, seed: u64) -> Result<f64, Failure> {
+fn lookups(fixture: &Fixture, keeps: &dyn Keeps, seed: u64) -> Result<f64, Failure> {
     let began = Instant::now();
-    let all = any_of(world, seed).take(LOOKUPS).all(|key| black_box(keeps.allows(world, key)));
+    let all = any_of(fixture, seed).take(LOOKUPS).all(|key| black_box(keeps.allows(fixture, key)));
     let ns = began.elapsed().as_nanos() as f64 / LOOKUPS as f64;
     all.then_some(ns).ok_or_else(|| "a key was not found".into())
 }
 
 /// Changes of known keys, each of which the readers may be asking for.
-fn changes(world: &World, random: &mut Spread, revision: &mut Revision) -> Result<Vec<Arc<Change>>, Failure> {
-    let pepper = world.peppers.current().id();
+fn changes(fixture: &Fixture, random: &mut Spread, revision: &mut Revision) -> Result<Vec<Arc<Change>>, Failure> {
+    let pepper = fixture.peppers.current().id();
     let change = |key: &Known| {
         *revision = revision.next();
         let mut record = Typical::key(key.number).record(key.digest, pepper, *revision)?;
         record.display_name = format!("Integration {} at {revision}", key.number);
         Ok(Arc::new(Change { revision: *revision, records: vec![Record::Key(Arc::new(record))] }))
     };
-    any_of(world, random.next().unwrap_or_default()).take(CHANGES).map(change).collect()
+    any_of(fixture, random.next().unwrap_or_default()).take(CHANGES).map(change).collect()
 }
 
 /// Nanoseconds of a change, applied alone.
@@ -106,13 +106,13 @@ fn apply(keeps: &dyn Keeps, changes: &[Arc<Change>]) -> f64 {
 
 /// A reader, for as long as a writer applies changes as fast as it can: the median and the 99th percentile of its lookups,
 /// each with the reading of the clock, and nanoseconds of a change.
-fn reader_beside_writer(world: &World, keeps: &dyn Keeps, changes: &[Arc<Change>]) -> Result<[f64; 3], Failure> {
+fn reader_beside_writer(fixture: &Fixture, keeps: &dyn Keeps, changes: &[Arc<Change>]) -> Result<[f64; 3], Failure> {
     let (reading, written) = (AtomicBool::new(false), AtomicBool::new(false));
     let read = || {
         let mut times = Vec::with_capacity(LOOKUPS);
-        for key in any_of(world, 4) {
+        for key in any_of(fixture, 4) {
             let began = Instant::now();
-            if !black_box(keeps.allows(world, key)) {
+            if !black_box(keeps.allows(fixture, key)) {
                 return None;
             }
             times.push(began.elapsed().as_nanos() as f64);

@@ -5,9 +5,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Instant;
 
-use keyward_bench::figures::{median, percentile, rounded};
-use keyward_bench::options::Options;
-use keyward_bench::world::Failure;
+use keyward_bench::args::Args;
+use keyward_bench::fixture::Failure;
+use keyward_bench::stats::{median, percentile, rounded};
 use serde_json::{Value, json};
 
 /// What the loop came to.
@@ -18,7 +18,7 @@ pub(crate) struct Syncs {
 }
 
 /// The loop alone.
-pub(crate) fn measure(mut options: Options) -> Result<Value, Failure> {
+pub(crate) fn measure(mut options: Args) -> Result<Value, Failure> {
     let dir = options.dir()?;
     let bytes = options.get("bytes")?.ok_or("--bytes is missing")?;
     let groups = options.get("groups")?.unwrap_or(200);

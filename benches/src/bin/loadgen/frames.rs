@@ -1,6 +1,6 @@
 //! What goes over the wire: frames of HTTP/2 (RFC 9113), header blocks (RFC 7541) and the few protobuf fields.
 
-use keyward_bench::world::Failure;
+use keyward_bench::fixture::Failure;
 
 /// What a client says first.
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

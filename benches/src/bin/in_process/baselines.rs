@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use keyward::index::Index;
 use keyward::verify::Verifier;
-use keyward_bench::world::{Known, NOW, World};
+use keyward_bench::fixture::{Fixture, Known, NOW};
 use keyward_core::access::Action;
 use keyward_core::clock::Now;
 use keyward_core::decision::{AccessRequest, decide};
@@ -24,7 +24,7 @@ pub(crate) trait Keeps: Sync {
     /// Takes one change in.
     fn apply(&self, change: &Arc<Change>);
     /// Whether a key of the world may do what it has a scope for.
-    fn allows(&self, world: &World, key: &Known) -> bool;
+    fn allows(&self, fixture: &Fixture, key: &Known) -> bool;
 }
 
 /// The server's.
@@ -34,9 +34,9 @@ pub(crate) struct Ours {
 }
 
 impl Ours {
-    pub(crate) fn new(world: &World) -> Self {
+    pub(crate) fn new(fixture: &Fixture) -> Self {
         let index = Arc::new(Index::default());
-        Self { verifier: Verifier::new(index.clone(), world.peppers.clone()), index }
+        Self { verifier: Verifier::new(index.clone(), fixture.peppers.clone()), index }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -53,8 +53,8 @@ impl Keeps for Ours {
         self.index.apply(std::slice::from_ref(change));
     }
 
-    fn allows(&self, world: &World, key: &Known) -> bool {
-        world.allows(&self.verifier, &key.secret, &key.scope)
+    fn allows(&self, fixture: &Fixture, key: &Known) -> bool {
+        fixture.allows(&self.verifier, &key.secret, &key.scope)
     }
 }
 
@@ -105,11 +105,11 @@ impl<M: Map> Keeps for M {
     }
 
     // As the verifier does it.
-    fn allows(&self, world: &World, key: &Known) -> bool {
+    fn allows(&self, fixture: &Fixture, key: &Known) -> bool {
         let Ok(secret) = PresentedSecret::parse(&key.secret) else { return false };
-        let Some(entry) = self.found(&world.peppers.current().digest(&secret)) else { return false };
+        let Some(entry) = self.found(&fixture.peppers.current().digest(&secret)) else { return false };
         let request = AccessRequest { all_scopes: &[&key.scope], ..AccessRequest::default() };
-        world.caller.may(Action::Verify, &entry.tenant) && decide(&entry.policy, &request, Now::at(NOW)).is_ok()
+        fixture.caller.may(Action::Verify, &entry.tenant) && decide(&entry.policy, &request, Now::at(NOW)).is_ok()
     }
 }
 

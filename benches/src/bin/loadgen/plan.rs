@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use keyward::system::SystemEntropy;
-use keyward_bench::figures::Spread;
-use keyward_bench::world::Failure;
+use keyward_bench::fixture::Failure;
+use keyward_bench::stats::Spread;
 use keyward_core::id::{Environment, SecretPrefix};
 use keyward_core::secret::IssuedSecret;
 

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::world::Failure;
+use crate::fixture::Failure;
 
 /// The pairs that were not asked for yet.
-pub struct Options(BTreeMap<String, String>);
+pub struct Args(BTreeMap<String, String>);
 
-impl Options {
+impl Args {
     /// Reads the pairs.
     ///
     /// # Errors
