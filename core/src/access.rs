@@ -1,10 +1,10 @@
-//! Who may call: roles, the actions they allow, and permission as a value.
+//! Authorization of callers: roles, the actions that they allow, and grants.
 //!
-//! Roles are the scopes of keys in the reserved tenant `system`. A role is plain (`keyward.issuer`) or narrowed to one
-//! tenant (`keyward.issuer@acme`).
+//! Roles are the scopes of keys in the reserved tenant `system`. A role is plain (`keyward.issuer`) or
+//! narrowed to one tenant (`keyward.issuer@acme`).
 //!
-//! The tenant `system` is special, because whoever can write there can make an administrator: a plain role does not
-//! reach it, save `keyward.admin`; and roles narrowed to it can only read ([`RoleScope::parse`]).
+//! Write access to `system` would suffice to make an administrator. So of the plain roles only
+//! `keyward.admin` applies there, and roles narrowed to it can only read ([`RoleScope::parse`]).
 
 use std::collections::BTreeSet;
 use std::marker::PhantomData;
@@ -17,7 +17,7 @@ use crate::id::{ActorId, InvalidName, KeyId, TenantId};
 use crate::record::KeyRecord;
 use crate::scope::Scope;
 
-/// The audience by which a key can be bound to Keyward itself.
+/// The audience that stands for Keyward itself.
 pub const AUDIENCE: &str = "keyward";
 
 const ROLE_RULE: InvalidName = InvalidName(
@@ -31,10 +31,11 @@ const ROLE_ELSEWHERE_RULE: InvalidName = InvalidName(
      if the key is for a caller of Keyward, create it in tenant 'system'",
 );
 
-/// Whether a scope may be given to a key of a tenant: roles in `system`, and anything but roles elsewhere.
+/// Checks that a key of a tenant may have a scope: in `system` it must be a role, elsewhere it must not be
+/// one.
 ///
 /// # Errors
-/// With the rule that it breaks.
+/// With the rule that the scope breaks.
 pub fn check_scope(tenant: &TenantId, scope: &Scope) -> Result<(), InvalidName> {
     if tenant.is_system() {
         return RoleScope::parse(scope).map(drop);
@@ -42,7 +43,7 @@ pub fn check_scope(tenant: &TenantId, scope: &Scope) -> Result<(), InvalidName> 
     if scope.as_str().starts_with("keyward.") { Err(ROLE_ELSEWHERE_RULE) } else { Ok(()) }
 }
 
-/// What a caller is trusted with.
+/// What a caller may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Everything.
@@ -53,7 +54,7 @@ pub enum Role {
     Issuer,
     /// Reads keys and tenants.
     Viewer,
-    /// Reads keys and tenants, and, of all tenants, the head of the log.
+    /// Reads keys and tenants, and the head of the log if the role is plain.
     Auditor,
     /// Makes backups of all tenants, and nothing else. It is never narrowed.
     Backup,
@@ -121,7 +122,7 @@ impl Role {
     }
 }
 
-/// A role and where it holds.
+/// A role, and the tenant that it is narrowed to, if any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoleScope {
     role: Role,
@@ -132,8 +133,8 @@ impl RoleScope {
     /// Reads a scope as a role.
     ///
     /// # Errors
-    /// When the scope is not a role, would let its holder write in tenant `system` without being a plain
-    /// admin, or narrows a role that is of all tenants or none.
+    /// When the scope is not a role, would let its holder write in tenant `system` without being a plain admin, or
+    /// narrows a role that cannot be narrowed.
     pub fn parse(scope: &Scope) -> Result<Self, InvalidName> {
         let (name, tenant) = match scope.as_str().split_once('@') {
             Some((name, tenant)) => (name, Some(TenantId::parse(tenant).map_err(|_| ROLE_RULE)?)),
@@ -156,18 +157,18 @@ impl RoleScope {
     }
 }
 
-/// What a caller was known by, so that the caller can be judged again.
+/// What a caller was authenticated by, so that it can be checked again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The caller's key, in tenant `system`.
     pub key_id: KeyId,
     /// The digest of the secret that was presented.
     pub digest: Digest,
-    /// The address that the caller called from; `None` on a Unix socket.
+    /// The caller's address; `None` on a Unix socket.
     pub peer: Option<IpAddr>,
 }
 
-/// Whether a caller's key, once found, works now for a caller at this address.
+/// Checks that a caller's key works for Keyward itself, now and from this address.
 ///
 /// # Errors
 /// With the reason of the first check that fails.
@@ -182,13 +183,13 @@ pub struct Caller {
     roles: Vec<RoleScope>,
 }
 
-/// Why a caller may not do something.
+/// Why a caller is denied an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// The caller holds no role for the action here, and may know that the tenant exists.
+    /// The caller has no role for the action here, but may know that the tenant exists.
     #[error("the caller's key holds no role for this")]
     Role,
-    /// The caller holds no role in the tenant at all: to them, it does not exist.
+    /// The caller has no role in the tenant at all: it must be answered as if the tenant did not exist.
     #[error("the tenant is not visible to the caller")]
     NotVisible,
 }
@@ -206,13 +207,13 @@ impl Caller {
         &self.identity.key_id
     }
 
-    /// What the caller is known by.
+    /// What the caller was authenticated by.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Whether the caller may do this anywhere at all.
+    /// Whether the caller may do this in any tenant.
     #[must_use]
     pub fn may_in_any_tenant(&self, action: Action) -> bool {
         self.roles.iter().any(|r| r.role.allows(action))
@@ -224,27 +225,28 @@ impl Caller {
         allows(&self.roles, action, tenant)
     }
 
-    /// Permission to do `A` to what is of all tenants, such as the log.
+    /// A grant to do `A` to what belongs to all tenants, such as the log.
     ///
     /// # Errors
     /// When no plain role of the caller allows it.
     pub fn grant_all_tenants<A: Act>(&self) -> Result<Grant<A>, Denied> {
         if self.roles.iter().any(|r| r.role.allows(A::ACTION) && r.tenant.is_none()) {
-            // It stands for the whole: who acts on what is of all tenants acts on what is of none.
+            // Any tenant would do: such an action is on none of them.
             Ok(Grant { caller: self.identity.clone(), tenant: TenantId::system(), act: PhantomData })
         } else {
             Err(Denied::Role)
         }
     }
 
-    /// The tenants to which the caller's roles for an action are narrowed, in order. `None`: one of them is plain, and
-    /// applies to all but `system`.
+    /// The tenants that the caller's roles for an action are narrowed to, in order. `None`: one of the roles
+    /// is plain, and applies to all tenants but `system`.
     #[must_use]
     pub fn narrowed_to(&self, action: Action) -> Option<BTreeSet<TenantId>> {
         self.roles.iter().filter(|r| r.role.allows(action)).map(|r| r.tenant.clone()).collect()
     }
 
-    /// The tenant that the caller means by naming none: the only one their roles are narrowed to, or `default`.
+    /// The tenant of a request that names none: the only one that the caller's roles are narrowed to, or
+    /// `default`.
     #[must_use]
     pub fn tenant_by_default(&self) -> TenantId {
         let mut tenants = self.roles.iter().map(|r| r.tenant.as_ref());
@@ -254,7 +256,7 @@ impl Caller {
         }
     }
 
-    /// Permission to do `A` in a tenant.
+    /// A grant to do `A` in a tenant.
     ///
     /// # Errors
     /// When no role of the caller allows it there.
@@ -279,9 +281,8 @@ fn allows(roles: &[RoleScope], action: Action, tenant: &TenantId) -> bool {
     roles.iter().any(|r| r.role.allows(action) && r.applies_to(tenant))
 }
 
-/// Permission, as a value, to do `A` in one tenant. Only [`Caller::grant`] makes one, and the calls that need
-/// permission
-/// take it, so a forgotten check does not compile.
+/// Permission to do `A` in one tenant, as a value. Only a [`Caller`] makes one, and what needs permission
+/// takes it as an argument, so a forgotten check does not compile.
 #[derive(Debug)]
 pub struct Grant<A> {
     caller: Identity,
@@ -290,19 +291,19 @@ pub struct Grant<A> {
 }
 
 impl<A> Grant<A> {
-    /// The tenant in which it holds.
+    /// The tenant that it is for.
     #[must_use]
     pub fn tenant(&self) -> &TenantId {
         &self.tenant
     }
 
-    /// Who acts.
+    /// The caller, as the log names it.
     #[must_use]
     pub fn actor(&self) -> ActorId {
         ActorId::from(&self.caller.key_id)
     }
 
-    /// Whether the caller acts on the very key they call with.
+    /// Whether this is the key that the caller calls with.
     #[must_use]
     pub fn is_own_key(&self, key_id: &KeyId) -> bool {
         self.tenant.is_system() && self.caller.key_id == *key_id
@@ -311,15 +312,15 @@ impl<A> Grant<A> {
 
 impl<A: Act> Grant<A> {
     /// The permission as a condition of a change, to be checked again when the change is made. `clock` is the
-    /// clock's reading.
+    /// time by the clock.
     #[must_use]
     pub fn authorization(&self, clock: UnixMillis) -> Authorization {
         Authorization { caller: self.caller.clone(), action: A::ACTION, tenant: self.tenant.clone(), clock }
     }
 }
 
-/// Who asks for a change, and what they must be allowed at the moment it is made: permission grows stale while a change
-/// waits for its turn.
+/// Who asks for a change, and the permission that it needs. It is checked again when the change is made,
+/// because a grant may be outdated once the change has waited in the queue.
 #[derive(Clone, Debug)]
 pub struct Authorization {
     caller: Identity,
@@ -328,42 +329,41 @@ pub struct Authorization {
     clock: UnixMillis,
 }
 
-/// Why a change may not be made for its caller any more.
+/// Why a caller may not make a change any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unauthorized {
     /// The caller's key does not work.
     #[error("the caller's key is refused: {0:?}")]
     Key(DenyReason),
-    /// It holds no role for the change.
+    /// The key has no role for the change.
     #[error("the caller's key holds no role for this")]
     Role,
 }
 
 impl Authorization {
-    /// The caller's key, which stands in tenant `system`.
+    /// The caller's key, in tenant `system`.
     #[must_use]
     pub fn key_id(&self) -> &KeyId {
         &self.caller.key_id
     }
 
-    /// The address that the caller called from.
+    /// The caller's address; `None` on a Unix socket.
     #[must_use]
     pub fn peer(&self) -> Option<IpAddr> {
         self.caller.peer
     }
 
-    /// What the clock showed when the change was asked for.
+    /// The time by the clock when the change was asked for.
     #[must_use]
     pub fn clock(&self) -> UnixMillis {
         self.clock
     }
 
-    /// Whether the caller may still do this, by their key as it is now. `latest` is the time of the change,
-    /// before which no
-    /// change so far was made.
+    /// Checks that the caller's key, as it is now, still allows this. `latest` is the time of the change,
+    /// which is not before that of any change so far.
     ///
     /// # Errors
-    /// When there is no such key, it does not work, or it does not hold the role any more.
+    /// When there is no such key, it does not work, or it does not have the role any more.
     pub fn check(&self, key: Option<&KeyRecord>, latest: UnixMillis) -> Result<(), Unauthorized> {
         let the_same = |key: &&KeyRecord| key.tenant.is_system() && key.secret.digest == self.caller.digest;
         let key = key.filter(the_same).ok_or(Unauthorized::Key(DenyReason::Unknown))?;

@@ -1,41 +1,41 @@
-//! Networks and addresses as people write them: one reading for both, so that what a key is bound to and where a caller
-//! comes from never mean different things.
+//! Parsing of networks and addresses. Both are read here, so that a key's networks and a caller's address can
+//! be compared.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// The longest name of a zone, such as `eth0`.
+/// The longest zone of an IPv6 address, such as `eth0`.
 const ZONE_BYTES_MAX: usize = 64;
 
-/// Why a text is not a network.
+/// Why a text is not a CIDR block.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidCidr {
-    /// It is of no form.
+    /// It is not an address with an optional prefix length.
     #[error(
         "must be a CIDR block such as 10.0.0.0/8 or 2001:db8::/32, or one address, in decimal digits without leading zeros"
     )]
     Form,
-    /// It has bits past its prefix length: it means this block, or this address.
+    /// It has bits set past its prefix length.
     #[error(
         "must have no bits set past its prefix length: write {block} for the block, or {address} for the one address"
     )]
     HostBits {
-        /// The block that it lies in.
+        /// The block, without those bits.
         block: IpNet,
-        /// The one address.
+        /// The address as a block of its own.
         address: IpNet,
     },
-    /// It is an IPv4 block within IPv6.
+    /// It is an IPv4 block, mapped into IPv6.
     #[error("must be written as the IPv4 block {0}")]
     Mapped(IpNet),
 }
 
-/// Reads a network: a block, or one address, which is a block of its own. Nothing is guessed: a leading zero is
-/// refused, because some programs read it as octal.
+/// Parses a CIDR block. An address alone is a block of one. A leading zero is refused, because some programs
+/// read it as octal.
 ///
 /// # Errors
-/// When it is of no form, or means another block than it says.
+/// See [`InvalidCidr`].
 pub fn parse_cidr(text: &str) -> Result<IpNet, InvalidCidr> {
     let (address, bits) = match text.split_once('/') {
         Some((address, bits)) => (address, Some(bits)),
@@ -58,8 +58,8 @@ pub fn parse_cidr(text: &str) -> Result<IpNet, InvalidCidr> {
     Ok(net)
 }
 
-/// Reads the address of a caller, as servers and proxies write it: a port behind it, brackets around it and a zone are
-/// cut off, and an IPv4 address within IPv6 is that IPv4 address. `None`: it is of no form.
+/// Parses a client's address as servers and proxies write it. Port, brackets and zone are dropped, and an
+/// IPv4-mapped IPv6 address becomes the IPv4 address. `None`: it is not an address.
 #[must_use]
 pub fn parse_address(text: &str) -> Option<IpAddr> {
     let address = match text.parse::<IpAddr>() {
@@ -84,7 +84,7 @@ fn parse_with_more(text: &str) -> Option<IpAddr> {
     }
 }
 
-/// An IPv6 address, perhaps with a zone.
+/// An IPv6 address with an optional zone.
 fn parse_v6(text: &str) -> Option<IpAddr> {
     let (address, zone) = text.split_once('%').map_or((text, None), |(address, zone)| (address, Some(zone)));
     let is_zone = |zone: &str| {

@@ -1,15 +1,15 @@
-//! Lasting administrators. While there is one, somebody can make another one.
+//! Lasting administrators. As long as there is one, another one can be made.
 
 use crate::access::{AUDIENCE, Role};
 use crate::clock::UnixMillis;
 use crate::record::{KeyPolicy, KeyRecord, State};
 
-/// From when on a key is a lasting administrator: active in tenant `system`, without an end, with `keyward.admin` that
-/// is not narrowed to a tenant, bound to no network and to no audience but Keyward. [`UnixMillis::MIN`]: it has no
-/// `not_before`. `None`: it is none, or not for ever.
+/// The time from which a key is a lasting administrator: active in tenant `system`, with plain
+/// `keyward.admin`, no `expire_time`, no networks, and no audience but Keyward. [`UnixMillis::MIN`] if it has
+/// no `not_before`. `None`: it is not one.
 #[must_use]
 pub fn lasting_from(key: &KeyRecord) -> Option<UnixMillis> {
-    // Without `..`, so that a new field does not compile until it is judged.
+    // Without `..`, so that a new field does not compile until it is considered here.
     let KeyPolicy { environment: _, state, scopes, audiences, allowed_cidrs, not_before, expire_time } = &key.policy;
     let administers = key.tenant.is_system() && scopes.iter().any(|scope| scope.as_str() == Role::Admin.scope());
     let from_everywhere = allowed_cidrs.is_empty() && audiences.iter().all(|audience| audience == AUDIENCE);

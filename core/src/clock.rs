@@ -18,10 +18,10 @@ impl fmt::Display for UnixMillis {
     }
 }
 
-/// The time by which a key is judged: what the clock says, and the latest that it is known to have been.
+/// The time that a key is checked at: the clock's, and the latest that is known.
 ///
-/// A clock can be set back. What ends a key's power is judged at the later of the two, so that an expired key does not come
-/// alive again; what begins it is judged by the clock alone, so that no key works before its time has really come.
+/// A clock can be set back. An end is checked against the later of the two, so that an expired key does not
+/// work again; a beginning is checked against the clock alone, so that no key works too early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
     clock: UnixMillis,
@@ -29,26 +29,25 @@ pub struct Now {
 }
 
 impl Now {
-    /// The clock's reading, and the time of the log's last entry.
+    /// From the clock's time and that of the log's last entry.
     #[must_use]
     pub fn new(clock: UnixMillis, logged: UnixMillis) -> Self {
         Self { clock, latest: clock.max(logged) }
     }
 
-    /// A time at which the clock and the log agree.
+    /// A time at which clock and log agree.
     #[must_use]
     pub fn at(clock: UnixMillis) -> Self {
         Self { clock, latest: clock }
     }
 
-    /// What begins or returns power is judged by this.
+    /// The time for `not_before`, and for all that gives or gives back power.
     #[must_use]
     pub fn clock(self) -> UnixMillis {
         self.clock
     }
 
-    /// What ends power is judged by this; and a change that is made now is stamped with it, so that the log's times never
-    /// run back.
+    /// The time for `expire_time`, and the stamp of a change that is made now: the log's times never go back.
     #[must_use]
     pub fn latest(self) -> UnixMillis {
         self.latest
@@ -72,7 +71,7 @@ impl ManualClock {
         Self(AtomicI64::new(now.0))
     }
 
-    /// Moves the clock on, or back with a negative number.
+    /// Moves the clock by so many milliseconds; a negative number moves it back.
     pub fn advance_ms(&self, by: i64) {
         self.0.fetch_add(by, Ordering::SeqCst);
     }

@@ -1,7 +1,7 @@
-//! The verdict: may this key do this, now?
+//! The decision: may this key do this, now?
 //!
-//! Checks run in one fixed order ([`Check::ORDER`]), each a pure function, and the first that fails gives the reason. A
-//! verdict reads nothing but its arguments.
+//! Checks are pure functions. They run in one fixed order ([`Check::ORDER`]), and the first that fails gives
+//! the reason.
 
 use std::net::IpAddr;
 
@@ -12,37 +12,37 @@ use crate::id::Environment;
 use crate::record::{KeyPolicy, State};
 use crate::scope::Scope;
 
-/// What a verifier asks of a key.
+/// What a key is asked to be allowed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AccessRequest<'a> {
-    /// The key must hold all of these.
+    /// Scopes that the key must all have.
     pub all_scopes: &'a [&'a str],
-    /// The key must hold one of these, if there are any.
+    /// Scopes of which the key must have one, if there are any.
     pub any_scopes: &'a [&'a str],
-    /// The environment that the key must be of.
+    /// The environment that the key must have.
     pub environment: Option<&'a str>,
     /// The service that the key is presented to.
     pub audience: Option<&'a str>,
-    /// Where the end caller comes from.
+    /// The address of the end client, which presented the key to that service.
     pub client_ip: Option<IpAddr>,
 }
 
-/// What a verdict depends on, however it is kept. An empty list of scopes grants nothing; an empty list of audiences or
-/// networks restricts nothing.
+/// What a decision depends on. It is implemented by the record and by the index's packed form. An empty list
+/// of scopes grants nothing; an empty list of audiences or networks restricts nothing.
 pub trait Policy {
-    /// Which environment the key is of.
+    /// The key's environment.
     fn environment(&self) -> &Environment;
-    /// Whether the key works.
+    /// The key's state.
     fn state(&self) -> State;
-    /// What it may do.
+    /// The scopes that it grants.
     fn scopes(&self) -> impl Iterator<Item = &Scope>;
-    /// Where it is accepted.
+    /// The services that accept it.
     fn audiences(&self) -> impl Iterator<Item = &str>;
-    /// Where the end caller may come from.
+    /// The networks that end clients must be in.
     fn allowed_cidrs(&self) -> impl Iterator<Item = IpNet>;
-    /// Refused before.
+    /// It does not work before this time.
     fn not_before(&self) -> Option<UnixMillis>;
-    /// Refused from.
+    /// It does not work from this time on.
     fn expire_time(&self) -> Option<UnixMillis>;
 }
 
@@ -81,28 +81,29 @@ impl Policy for KeyPolicy {
 pub enum DenyReason {
     /// The text is not a secret.
     Malformed,
-    /// There is no such key, or none that the caller may see.
+    /// There is no such key, or the caller may not see it.
     Unknown,
     /// The key is disabled.
     Disabled,
     /// The key is revoked.
     Revoked,
-    /// The key's time has not come.
+    /// It is before the key's `not_before`.
     NotYetValid,
-    /// The key's time is over.
+    /// The key's `expire_time` is over.
     Expired,
-    /// The key is of another environment.
+    /// The key has another environment.
     EnvironmentMismatch,
-    /// The key is not meant for this audience.
+    /// The key has audiences, and this is none of them.
     AudienceMismatch,
-    /// The end caller's address is not among the key's networks, or is not known.
+    /// The end client's address is not in the key's networks, or is not known.
     IpNotAllowed,
-    /// The key does not hold a scope that was asked for.
+    /// The key lacks a scope that was asked for.
     ScopeMissing,
 }
 
 impl DenyReason {
-    /// What a web service should answer: 401 when the key does not work, 403 when it works but may not do this.
+    /// The status that a web service should answer with: 401 if the key does not work, 403 if it does but may
+    /// not do this.
     #[must_use]
     pub fn http_status(self) -> u32 {
         match self {
@@ -112,10 +113,10 @@ impl DenyReason {
     }
 }
 
-/// Makes the checks, their order and their names from one list, so that none can be missing in the order.
+/// Makes the enum, the order and the names from one list, so that no check can be missing in the order.
 macro_rules! checks {
     ($($(#[$doc:meta])* $check:ident $name:literal,)+) => {
-        /// One check of a key that was found.
+        /// One check of a key.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Check {
             $($(#[$doc])* $check,)+
@@ -125,7 +126,7 @@ macro_rules! checks {
             /// The order in which checks run.
             pub const ORDER: [Self; [$($name),+].len()] = [$(Self::$check),+];
 
-            /// The name by which callers know the check: that of the field it reads.
+            /// The check's name on the wire: the field that it reads.
             #[must_use]
             pub fn name(self) -> &'static str {
                 match self {
@@ -139,19 +140,19 @@ macro_rules! checks {
 checks! {
     /// The key is active.
     State "state",
-    /// Its time has come.
+    /// It is not before `not_before`.
     NotBefore "not_before",
-    /// Its time is not over.
+    /// It is before `expire_time`.
     ExpireTime "expire_time",
-    /// It is of the environment.
+    /// The key has the environment that was asked for.
     Environment "environment",
-    /// It is meant for the audience.
+    /// The key has the audience, or none.
     Audience "audience",
-    /// The end caller comes from one of its networks.
+    /// The end client is in one of the key's networks, or it has none.
     ClientIp "client_ip",
-    /// It holds all the scopes that must all be held.
+    /// The key has all of `all_scopes`.
     AllScopes "all_scopes",
-    /// It holds one of the scopes of which one must be held.
+    /// The key has one of `any_scopes`, or none was asked for.
     AnyScopes "any_scopes",
 }
 
@@ -159,7 +160,7 @@ impl Check {
     /// Runs the check.
     ///
     /// # Errors
-    /// With the reason, when it fails.
+    /// With the reason, if it fails.
     pub fn run(self, key: &impl Policy, request: &AccessRequest<'_>, now: Now) -> Result<(), DenyReason> {
         let holds = |required: &&str| key.scopes().any(|granted| granted.covers(required));
         let (passed, reason) = match self {
@@ -191,10 +192,10 @@ impl Check {
     }
 }
 
-/// Decides about a key.
+/// Decides whether a key may do what is asked.
 ///
 /// # Errors
-/// With the reason of the first check that fails, when the key is refused.
+/// With the reason of the first check that fails.
 pub fn decide(key: &impl Policy, request: &AccessRequest<'_>, now: Now) -> Result<(), DenyReason> {
     Check::ORDER.into_iter().try_for_each(|check| check.run(key, request, now))
 }

@@ -1,7 +1,8 @@
-//! What is kept of a secret: a blake3 hash keyed with the pepper.
+//! Digests of secrets: blake3, keyed with the pepper.
 //!
-//! A stolen data directory is useless without the pepper, which may lie elsewhere. Stretching (argon2 and its like)
-//! would protect guessable secrets; ours have 256 random bits, and a slow hash would only be a lever for flooding.
+//! A stolen data directory is useless without the pepper, which may be kept elsewhere. A slow hash such as
+//! argon2 protects guessable secrets. These have 256 random bits, and a slow hash would only help an attacker
+//! to overload the server.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -11,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::limits::PEPPERS_MAX;
 use crate::secret::PresentedSecret;
 
-/// The keyed hash of a secret: the name under which its record is stored and looked up.
+/// The keyed hash of a secret, by which its record is stored and looked up.
 ///
 /// Equality takes the same time wherever two digests differ.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,7 +32,8 @@ impl Digest {
     }
 }
 
-// The bytes are already uniform and, without the pepper, out of an attacker's control: a few of them are a fine hash.
+// The bytes are uniform already, and without the pepper nobody can choose them: eight of them are a good
+// hash.
 impl Hash for Digest {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let [a, b, c, d, e, f, g, h, ..] = *self.0.as_bytes();
@@ -45,7 +47,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Names a pepper. It is derived from the pepper, so that a wrong file cannot claim a right name.
+/// The name of a pepper. It is derived from the pepper, so that another pepper cannot have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PepperId(pub u32);
 
@@ -62,7 +64,7 @@ pub struct Pepper {
 }
 
 impl Pepper {
-    /// A pepper from its bytes.
+    /// A pepper with this key.
     #[must_use]
     pub fn new(key: Zeroizing<[u8; 32]>) -> Self {
         let [a, b, c, d, ..] = blake3::derive_key("keyward 2026-11-23 pepper id v1", &*key);
@@ -82,13 +84,14 @@ impl Pepper {
     }
 }
 
-/// The current pepper, which keys new digests, and the retired ones, under which old keys are still found.
+/// The current pepper, which keys new digests, and the retired ones, which old keys are still found by.
 pub struct PepperRing {
     peppers: Vec<Pepper>,
 }
 
 impl PepperRing {
-    /// A ring whose first pepper is the current one. `None` if there is no pepper, or more than [`PEPPERS_MAX`].
+    /// A ring whose first pepper is the current one. `None` if there is no pepper, or more than
+    /// [`PEPPERS_MAX`].
     #[must_use]
     pub fn new(peppers: Vec<Pepper>) -> Option<Self> {
         (1..=PEPPERS_MAX).contains(&peppers.len()).then_some(Self { peppers })
@@ -106,7 +109,8 @@ impl PepperRing {
         self.peppers.iter().any(|p| p.id == id)
     }
 
-    /// The digests under which a secret may be stored, the likeliest first. Each is computed only when it is asked for.
+    /// The digests that a secret may be stored under, the likeliest first. Each is computed when it is asked
+    /// for.
     pub fn digests<'a>(&'a self, secret: &'a PresentedSecret<'_>) -> impl Iterator<Item = Digest> + 'a {
         self.peppers.iter().map(|p| p.digest(secret))
     }

@@ -1,6 +1,6 @@
 //! Randomness as a parameter.
 
-/// The source of randomness failed; nothing may be issued.
+/// The source of randomness failed. Nothing may be issued.
 #[derive(Debug, thiserror::Error)]
 #[error("the source of randomness failed: {0}")]
 pub struct EntropyError(pub String);

@@ -1,4 +1,4 @@
-//! The log's facts: revisions and changes.
+//! What the log is made of: revisions and changes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,8 +11,7 @@ use crate::record::{KeyRecord, TenantRecord};
 pub struct Revision(pub u64);
 
 impl Revision {
-    /// The revision of the next change. The last one there can be has none, and gives itself: only damaged bytes claim
-    /// it.
+    /// The revision of the next change. It saturates: only damaged bytes have the last one.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0.saturating_add(1))
@@ -25,12 +24,12 @@ impl fmt::Display for Revision {
     }
 }
 
-/// One durable change: the records as they are from `revision` on.
+/// One durable change: the records that it wrote.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// Its position in the log.
     pub revision: Revision,
-    /// What changed.
+    /// The records as they are from then on.
     pub records: Vec<Record>,
 }
 
@@ -44,7 +43,7 @@ pub enum Record {
 }
 
 impl Record {
-    /// When it took this form.
+    /// The time of its last change.
     #[must_use]
     pub fn time(&self) -> UnixMillis {
         match self {

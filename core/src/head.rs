@@ -1,14 +1,15 @@
-//! The head of the log: how far it goes, and a hash of all of it.
+//! The head of the log: its last revision, and a hash of all of it.
 //!
-//! Kept apart from the data, a head shows whether the log was cut, replaced or put back later on: a log that goes on
-//! from it has it among its positions, and any other has not.
+//! A head that is kept apart from the data shows later whether the log was cut off, replaced or rolled back:
+//! a log that continues from it has the same hash at that revision, and no other log has.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::event::Revision;
 
-/// A position in a log with a hash chain. As text it is the revision, a colon, and the chain as 64 hexadecimal digits.
+/// A position in a log with a hash chain. As text it is the revision, a colon, and the chain as 64
+/// hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     /// The revision of the last change.

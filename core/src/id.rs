@@ -1,4 +1,4 @@
-//! Names with a grammar: keys, tenants, environments, prefixes, actors.
+//! Names with a grammar: of keys, tenants, environments, prefixes and actors.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::clock::UnixMillis;
 use crate::entropy::{Entropy, EntropyError};
 use crate::limits::{ENVIRONMENT_BYTES_MAX, SECRET_PREFIX_BYTES_MAX};
 
-/// A text that breaks its rule. It says the rule, never the text.
+/// A text that breaks the rule for such names. It has the rule, never the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidName(pub &'static str);
@@ -52,13 +52,13 @@ macro_rules! name {
 }
 
 name!(
-    /// Identity of a key within its tenant.
+    /// The name of a key, unique in its tenant.
     KeyId,
     "must be 3 to 63 bytes of a-z, 0-9, '-' and '_', beginning with a letter",
     |b| (3..=63).contains(&b.len()) && is_word(b, b"-_")
 );
 name!(
-    /// Identity of a tenant.
+    /// The name of a tenant.
     TenantId,
     "must be 1 to 63 bytes of a-z, 0-9 and '-', beginning with a letter",
     |b| (1..=63).contains(&b.len()) && is_word(b, b"-")
@@ -76,22 +76,22 @@ name!(
     |b| (1..=SECRET_PREFIX_BYTES_MAX).contains(&b.len()) && is_word(b, b"")
 );
 name!(
-    /// Who made a change: the `key_id` of the caller's key, or `keyward` for the program itself.
+    /// The author of a change: the `key_id` of the caller's key, or `keyward` for the program itself.
     ActorId,
     "must be 1 to 63 bytes of a-z, 0-9, '-' and '_', beginning with a letter",
     |b| (1..=63).contains(&b.len()) && is_word(b, b"-_")
 );
 
 impl KeyId {
-    /// Whether the name is kept for the program itself: `keyward`, and all that begins with `keyward-` or `keyward_`. A key of
-    /// tenant `system` is an actor in the log, and one of these names could pass for the program.
+    /// Whether the name is reserved for the program: `keyward`, and all that begins with `keyward-` or
+    /// `keyward_`. Keys of tenant `system` are actors in the log, and such a name could pass for the program.
     #[must_use]
     pub fn is_reserved(&self) -> bool {
         let rest = self.0.strip_prefix(ActorId::KEYWARD);
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '_']))
     }
 
-    /// A new id: `key_` and a ULID in lower case, so that ids sort by the time of their making.
+    /// A new id: `key_` and a ULID in lower case, so that ids sort by the time of their creation.
     ///
     /// # Errors
     /// When the source of randomness fails.
@@ -105,7 +105,7 @@ impl KeyId {
 }
 
 impl TenantId {
-    /// The tenant that calls mean when they name none.
+    /// The tenant of requests that name none.
     #[must_use]
     pub fn default_tenant() -> Self {
         Self("default".into())

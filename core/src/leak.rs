@@ -1,23 +1,24 @@
-//! Finds secrets in texts where none belong: people paste them into labels, notes and reasons, which are kept and shown.
+//! Finds secrets in texts where none belong. People paste them into labels, notes and reasons, which are
+//! stored and shown.
 //!
-//! A text is looked at as whoever copies the secret out of it would read it, not only letter by letter: percent-encoding is
-//! undone, full-width and other styled letters count as plain ones, and characters that cannot be seen, white space and the
-//! backslashes of Markdown count as nothing. What stands before or after the secret does not matter.
+//! Disguises that a reader would undo are undone: percent-encoding is decoded, full-width and other styled
+//! letters become plain ones, and white space, invisible characters and backslashes (of Markdown) are
+//! skipped. Any text may stand before and after the secret.
 
 use zeroize::Zeroizing;
 
 use crate::limits::{ENVIRONMENT_BYTES_MAX, SECRET_BYTES_MIN, SECRET_PREFIX_BYTES_MAX};
 use crate::secret::{PresentedSecret, TAIL_DIGITS};
 
-/// How often percent-encoding is undone: what was encoded twice is encoded once after the first time.
+/// How often percent-encoding is decoded, because a text may be encoded more than once.
 const DECODINGS_MAX: usize = 3;
 
-/// Whether a text holds the secret of a key, in whatever surroundings.
+/// Whether a text contains the secret of a key.
 ///
-/// The time that it takes grows with the length of the text and nothing else. The caller bounds the length.
+/// The time is linear in the length of the text, which the caller must bound.
 #[must_use]
 pub fn holds_secret(text: &str) -> bool {
-    // No way of writing that is undone here makes a text shorter.
+    // No disguise makes a text shorter.
     if text.len() < SECRET_BYTES_MIN {
         return false;
     }
@@ -35,8 +36,9 @@ pub fn holds_secret(text: &str) -> bool {
     any_candidate(&plain, is_secret)
 }
 
-/// Offers everything in an ASCII text that has the outer form of a secret: a tail of alphanumeric characters of the right
-/// length, behind an environment between two underscores, behind a prefix, which may begin anywhere in what stands there.
+/// Whether `is_secret` holds for any part of an ASCII text that has the outer form of a secret: a prefix, an
+/// environment between two underscores, and a tail of alphanumeric characters of the right length. The prefix
+/// may begin at any letter of the word before the environment.
 fn any_candidate(text: &str, mut is_secret: impl FnMut(&str) -> bool) -> bool {
     let bytes = text.as_bytes();
     let word = |from: usize, to: usize| {
@@ -56,15 +58,15 @@ fn any_candidate(text: &str, mut is_secret: impl FnMut(&str) -> bool) -> bool {
     })
 }
 
-/// The text in ASCII: letters as plain ones, what cannot be seen left out, and a blank for everything else.
+/// The text in ASCII: letters as plain ones, ignorable characters left out, and a blank for everything else.
 fn normalized(text: &str) -> Zeroizing<String> {
-    // At its full size at once: a string that grows would leave copies behind.
+    // With its final capacity: a string that grows would leave copies behind.
     let mut plain = Zeroizing::new(String::with_capacity(text.len()));
     plain.extend(text.chars().filter(|&c| !is_ignorable(c)).map(normalized_char));
     plain
 }
 
-/// The text with percent-encoding undone. `None`: there is none in it.
+/// The text with percent-encoding decoded once. `None`: it has none.
 fn percent_decoded(text: &str) -> Option<Zeroizing<String>> {
     let hex = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let mut rest = text.as_bytes();
@@ -85,14 +87,14 @@ fn percent_decoded(text: &str) -> Option<Zeroizing<String>> {
     }
     any.then(|| {
         let mut text = Zeroizing::new(String::with_capacity(decoded.len()));
-        // Bytes that are no text become nothing: they were never part of a secret.
+        // Bytes that are not UTF-8 are left out: a secret has none.
         decoded.utf8_chunks().for_each(|chunk| text.push_str(chunk.valid()));
         text
     })
 }
 
-/// Whether a character leaves no mark that anybody would copy: Unicode's default ignorable code points, marks that are put on
-/// the letter before, white space, control characters, and the backslash.
+/// Whether a character is skipped: Unicode's default ignorable code points, combining marks, white space,
+/// control characters, and the backslash.
 fn is_ignorable(c: char) -> bool {
     match c {
         '!'..='[' | ']'..='~' => false,
@@ -106,7 +108,8 @@ fn is_ignorable(c: char) -> bool {
     }
 }
 
-/// The plain form of a letter, digit, underscore or percent sign, as far as Unicode calls it compatible (NFKC); else a blank.
+/// The plain form of a letter, digit, underscore or percent sign, as of Unicode's compatibility decomposition
+/// (NFKC); else a blank.
 fn normalized_char(c: char) -> char {
     const LETTERS: &[u8; 52] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     let letter = |first: char, c: char| char::from(LETTERS[(c as usize - first as usize) % 52]);
@@ -115,10 +118,10 @@ fn normalized_char(c: char) -> char {
         '!'..='~' => c,
         // Full-width.
         '\u{ff01}'..='\u{ff5e}' => char::from((c as u32 - 0xff01 + 0x21) as u8), // 0x21 to 0x7e
-        // Mathematical: bold, italic, script and so on, 52 letters each; and five kinds of digits.
+        // Mathematical: bold, italic, script and so on, 52 letters each, and five kinds of digits.
         '\u{1d400}'..='\u{1d6a3}' => letter('\u{1d400}', c),
         '\u{1d7ce}'..='\u{1d7ff}' => digit('\u{1d7ce}', c),
-        // Some of those letters stand elsewhere, as they were there before.
+        // Some of those letters have older code points.
         '\u{212c}' => 'B',
         '\u{2102}' | '\u{212d}' => 'C',
         '\u{2130}' => 'E',
@@ -137,7 +140,7 @@ fn normalized_char(c: char) -> char {
         '\u{210e}' => 'h',
         '\u{2134}' => 'o',
         '\u{2113}' => 'l',
-        // Circled letters, and digits of old displays.
+        // Circled letters, and segmented digits.
         '\u{24b6}'..='\u{24e9}' => letter('\u{24b6}', c),
         '\u{1fbf0}'..='\u{1fbf9}' => digit('\u{1fbf0}', c),
         '\u{fe33}' | '\u{fe34}' | '\u{fe4d}'..='\u{fe4f}' => '_',
@@ -251,8 +254,8 @@ mod tests {
         }
     }
 
-    /// The dearest part is the checksum: it is asked for once for each place where a prefix may begin, and no tail belongs to
-    /// two environments.
+    /// The dearest part is the checksum: it is asked for once for each place where a prefix may begin, and no
+    /// tail belongs to two environments.
     #[test]
     fn the_work_on_a_text_is_bounded_by_its_length() {
         let tail = "A".repeat(TAIL_DIGITS);

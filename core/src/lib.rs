@@ -1,7 +1,7 @@
 //! The domain of Keyward: what a secret, a key and a verdict are.
 //!
-//! Pure by construction: no I/O, no clock reads, no randomness of its own, no async. Time and randomness come in as
-//! parameters ([`clock::Clock`], [`entropy::Entropy`]), so that whoever calls owns them.
+//! Pure by construction: no I/O, no async, no clock and no randomness of its own. Time and randomness are
+//! parameters ([`clock::Clock`], [`entropy::Entropy`]).
 //!
 //! Reading order: [`limits`], [`id`], [`secret`], [`leak`], [`digest`], [`scope`], [`address`], [`record`],
 //! [`decision`], [`narrowing`], [`access`], [`administrators`], [`event`], [`head`].

@@ -1,12 +1,13 @@
-//! Every bound of the domain, with its unit in its name.
+//! The bounds of the domain. Each has its unit in its name.
 
-/// A presented secret longer than this is refused before anything else is done with it.
+/// A longer secret is refused before it is read.
 pub const SECRET_BYTES_MAX: usize = 256;
 /// Verifications in one batch at most.
 pub const BATCH_ITEMS_MAX: usize = 1_000;
-/// What a caller has sent back with an answer, to know which question it answers.
+/// An id that comes back with the answer, so that the caller can match them.
 pub const CORRELATION_ID_BYTES_MAX: usize = 64;
-/// The shortest secret: a prefix and an environment of one letter, two underscores, 43 digits and 6 of the checksum.
+/// The shortest secret: a prefix and an environment of one letter each, two underscores, 43 digits and 6 of
+/// the checksum.
 pub const SECRET_BYTES_MIN: usize = 53;
 
 /// The first part of a secret.
@@ -16,20 +17,20 @@ pub const ENVIRONMENT_BYTES_MAX: usize = 16;
 
 /// A stored record, with its envelope. sled keeps values of this size inside its pages.
 pub const RECORD_BYTES_MAX: usize = 4_096;
-/// A record as it is created or updated. The rest is kept for what a change of state adds (its reason, who made it, a longer
-/// revision), so that a key can always be disabled.
+/// A record as it is created or updated. The rest is reserved for what a change of state adds (its reason,
+/// its author, a longer revision), so that a key can always be disabled.
 pub const RECORD_BYTES_ISSUED_MAX: usize = RECORD_BYTES_MAX - 512;
 
 /// The label that people see.
 pub const DISPLAY_NAME_BYTES_MAX: usize = 128;
 /// A longer note for operators.
 pub const DESCRIPTION_BYTES_MAX: usize = 512;
-/// Who a key was issued to.
+/// The holder of a key.
 pub const OWNER_BYTES_MAX: usize = 128;
 /// Why a key was disabled, enabled or revoked.
 pub const STATE_REASON_BYTES_MAX: usize = 256;
 
-/// Scopes that one key holds, or that one Verify call asks for.
+/// Scopes of one key, or in one request of Verify.
 pub const SCOPES_MAX: usize = 64;
 /// One scope.
 pub const SCOPE_BYTES_MAX: usize = 128;
@@ -54,12 +55,12 @@ pub const ANNOTATIONS_MAX: usize = 32;
 /// The value of an annotation.
 pub const ANNOTATION_VALUE_BYTES_MAX: usize = 512;
 
-/// Peppers in force at one time: the current one and the retired ones that old digests still need.
+/// Peppers in use: the current one, and the retired ones that old digests still need.
 pub const PEPPERS_MAX: usize = 4;
 
-/// Keys that one selector names.
+/// Keys in one selector.
 pub const SELECTOR_KEY_IDS_MAX: usize = 1_000;
 /// Keys or tenants in one page.
 pub const PAGE_SIZE_MAX: usize = 1_000;
-/// Keys or tenants in one page, unless the caller says otherwise.
+/// Keys or tenants in one page, unless the request says otherwise.
 pub const PAGE_SIZE_DEFAULT: usize = 50;

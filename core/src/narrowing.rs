@@ -1,13 +1,13 @@
-//! Which changes of a key take power away.
+//! Narrowing changes: those that take power away from a key.
 
 use crate::clock::UnixMillis;
 use crate::record::{KeyPolicy, KeyRecord, State};
 
-/// Whether a change of a key may turn some verdict from allow to deny: one question, at one time, is enough. Such a change
-/// goes before all others, and whoever relies on an earlier verdict must hear of it.
+/// Whether a change of a key may turn any verdict, at any time, from allow to deny. Such changes have
+/// priority, and caches of verdicts must be told of them.
 ///
-/// It is false only where that is certain: the key was refused before, or all that the verdict depends on has stayed or become
-/// wider. Networks that cover the old ones only together count as narrower.
+/// `false` is certain: the key was refused before, or all that a verdict depends on is as wide as before or
+/// wider. Networks that cover an old one only together count as narrower.
 #[must_use]
 pub fn narrows(before: &KeyRecord, after: &KeyRecord) -> bool {
     if before.tenant != after.tenant || before.key_id != after.key_id || before.secret != after.secret {
@@ -16,13 +16,13 @@ pub fn narrows(before: &KeyRecord, after: &KeyRecord) -> bool {
     match (before.policy.state, after.policy.state) {
         (State::Active, State::Active) => policy_narrows(&before.policy, &after.policy),
         (State::Active, State::Disabled | State::Revoked) | (State::Disabled, State::Revoked) => true,
-        // Nothing was allowed before.
+        // It was refused before.
         (State::Disabled, State::Active | State::Disabled) | (State::Revoked, _) => false,
     }
 }
 
 fn policy_narrows(before: &KeyPolicy, after: &KeyPolicy) -> bool {
-    // Without `..`, so that a new field does not compile until it is judged.
+    // Without `..`, so that a new field does not compile until it is considered here.
     let KeyPolicy { environment, state: _, scopes, audiences, allowed_cidrs, not_before, expire_time } = after;
     let holds_all = before.scopes.iter().all(|old| scopes.iter().any(|new| new.covers(old.as_str())));
     let heard_everywhere = covers(&before.audiences, audiences, |new, old| new == old);
@@ -33,7 +33,7 @@ fn policy_narrows(before: &KeyPolicy, after: &KeyPolicy) -> bool {
     !(of_the_same && holds_all && heard_everywhere && reached_from_everywhere && begins_as_early && lasts_as_long)
 }
 
-/// Whether a restriction lets through all that an older one did. An empty one lets everything through.
+/// Whether a restriction allows all that an older one did. An empty one allows everything.
 fn covers<T>(before: &[T], after: &[T], covers: impl Fn(&T, &T) -> bool) -> bool {
     let each_is_covered = || before.iter().all(|old| after.iter().any(|new| covers(new, old)));
     after.is_empty() || (!before.is_empty() && each_is_covered())

@@ -1,4 +1,4 @@
-//! Keys and tenants as facts, and the moves that a key can make.
+//! Records of keys and tenants, and the states of a key.
 
 use std::collections::BTreeMap;
 
@@ -13,21 +13,21 @@ use crate::scope::Scope;
 /// A key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyRecord {
-    /// Identity within the tenant.
+    /// Its name, unique in the tenant.
     pub key_id: KeyId,
     /// The tenant that the key belongs to.
     pub tenant: TenantId,
-    /// What verifies the key.
+    /// What is stored of its secret.
     pub secret: StoredSecret,
-    /// The label that people see.
+    /// A name for people.
     pub display_name: String,
     /// A longer note.
     pub description: String,
-    /// Who the key was issued to.
+    /// The holder of the key.
     pub owner: String,
     /// Why the key is in its state.
     pub state_reason: String,
-    /// When the key came into its state, and by whom. `None`: unknown, because it did so before this was noted.
+    /// When its state was last changed, and by whom. `None`: that was before this field existed.
     pub state_changed: Option<AuditStamp>,
     /// What a verdict depends on.
     pub policy: KeyPolicy,
@@ -35,47 +35,47 @@ pub struct KeyRecord {
     pub labels: BTreeMap<String, String>,
     /// Opaque notes.
     pub annotations: BTreeMap<String, String>,
-    /// When the key was created, and by whom.
+    /// When it was created, and by whom.
     pub created: AuditStamp,
-    /// When the key was last changed, and by whom.
+    /// When it was last changed, and by whom.
     pub updated: AuditStamp,
     /// The revision of the last change. The store sets it.
     pub revision: Revision,
 }
 
-/// The trace of a secret: enough to recognise it, not to remake it.
+/// What is stored of a secret: enough to recognise it, and nothing to recover it from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredSecret {
     /// Counts from 1.
     pub version: u32,
-    /// The name under which the record is stored.
+    /// The keyed hash, by which the record is stored and looked up.
     pub digest: Digest,
-    /// The pepper of the digest.
+    /// The pepper that keyed the digest.
     pub pepper: PepperId,
-    /// Prefix, environment and the last 4 characters.
+    /// Prefix, environment and the last 4 characters, for people to tell secrets apart.
     pub hint: String,
 }
 
-/// The part of a key that decides verdicts.
+/// The part of a key that verdicts depend on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyPolicy {
-    /// Part of the secret. Never changes.
+    /// Part of the secret. It never changes.
     pub environment: Environment,
     /// Whether the key works.
     pub state: State,
-    /// What it may do. Empty: nothing.
+    /// The scopes that it grants. Empty: none.
     pub scopes: Vec<Scope>,
-    /// Where it is accepted. Empty: anywhere.
+    /// The services that accept it. Empty: all.
     pub audiences: Vec<String>,
-    /// Where the end caller may come from. Empty: anywhere.
+    /// The networks that end clients must be in. Empty: any.
     pub allowed_cidrs: Vec<IpNet>,
-    /// Refused before.
+    /// It does not work before this time.
     pub not_before: Option<UnixMillis>,
-    /// Refused from.
+    /// It does not work from this time on.
     pub expire_time: Option<UnixMillis>,
 }
 
-/// Whether a key works. Expiry is a time, not a state.
+/// The state of a key. Expiry is a time, not a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     /// It works.
@@ -86,7 +86,7 @@ pub enum State {
     Revoked,
 }
 
-/// When, and by whom.
+/// The time and the author of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditStamp {
     /// When.
@@ -95,12 +95,12 @@ pub struct AuditStamp {
     pub actor: ActorId,
 }
 
-/// What a move did.
+/// What a change did to a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// The key is in another state than before, or has another reason for it.
+    /// It differs from before.
     Changed,
-    /// The key was in that state already, for that reason or for none that is given, and was left as it was.
+    /// It was like that already, and is left as it was.
     Unchanged,
 }
 
@@ -110,17 +110,17 @@ pub enum ForbiddenChange {
     /// From revoked to another state.
     #[error("a revoked key stays revoked")]
     Reactivation,
-    /// Of what a revoked key was.
+    /// Of a field that is fixed once the key is revoked.
     #[error("of a revoked key, only display_name, labels and annotations can be changed")]
     Edit,
 }
 
 impl KeyRecord {
-    /// Moves the key to another state, or gives another reason for the one it is in. An empty reason for that leaves
-    /// the old one. Who brought the key into its state, and when, stays as long as the state.
+    /// Changes the state, or the reason for the present one. With the same state, an empty reason leaves the
+    /// old one, and `state_changed` stays.
     ///
     /// # Errors
-    /// When the key is revoked and is asked to be anything else.
+    /// When the key is revoked and another state is asked for.
     pub fn transition(&mut self, state: State, reason: &str, by: &AuditStamp) -> Result<Effect, ForbiddenChange> {
         match (self.policy.state, state) {
             (State::Revoked, State::Active | State::Disabled) => Err(ForbiddenChange::Reactivation),
@@ -139,11 +139,11 @@ impl KeyRecord {
 }
 
 impl KeyRecord {
-    /// Whether the fields of a key may become those of this one. What a revoked key was stays as it was, for
-    /// whoever asks later; how people find and call it may change.
+    /// Checks that the fields of `before` may become those of this one. A revoked key keeps what it was, for
+    /// later inquiries; only what it is called and found by may change.
     ///
     /// # Errors
-    /// When the key is revoked, and more than its label, its labels or its annotations differ.
+    /// When the key is revoked, and more than its `display_name`, labels or annotations differ.
     pub fn check_edit(&self, before: &Self) -> Result<(), ForbiddenChange> {
         if before.policy.state != State::Revoked {
             return Ok(());
@@ -161,11 +161,11 @@ impl KeyRecord {
 /// A tenant.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TenantRecord {
-    /// Identity.
+    /// Its name.
     pub tenant: TenantId,
-    /// The name that people see.
+    /// A name for people.
     pub display_name: String,
-    /// What the tenant's secrets begin with.
+    /// What the secrets of its keys begin with.
     pub secret_prefix: SecretPrefix,
     /// When the tenant was created, and by whom.
     pub created: AuditStamp,

@@ -1,7 +1,7 @@
 //! Scopes: what a key may do, in dot-separated words.
 //!
-//! A granted `a.*` covers everything below `a`, at any depth, and never `a` itself. Without a `*`, a scope covers itself
-//! alone. An empty list grants nothing.
+//! A granted `a.*` covers everything below `a`, at any depth, but not `a` itself. Without a `*`, a scope
+//! covers only itself. An empty list grants nothing.
 
 use std::fmt;
 
@@ -25,7 +25,7 @@ impl Scope {
     /// Parses a scope to grant.
     ///
     /// # Errors
-    /// When the text breaks the grammar. A `*` on its own is refused: it would grant whatever is invented later.
+    /// When the text breaks the grammar. A `*` alone is refused: it would grant scopes that are invented later.
     pub fn parse(text: &str) -> Result<Self, InvalidName> {
         let fits = text.len() <= SCOPE_BYTES_MAX && is_scope(text.strip_suffix(".*").unwrap_or(text));
         fits.then(|| Self(text.into())).ok_or(RULE)
@@ -41,7 +41,8 @@ impl Scope {
     #[must_use]
     pub fn covers(&self, required: &str) -> bool {
         match self.0.strip_suffix('*') {
-            // The rest ends in a dot, so `a.*` does not cover `ab`; and it is shorter, so it does not cover `a.`.
+            // `above` ends in a dot, so `a.*` does not cover `ab`; `required` is longer, so `a.` is not
+            // covered.
             Some(above) => required.len() > above.len() && required.starts_with(above),
             None => *self.0 == *required,
         }
@@ -54,7 +55,7 @@ impl fmt::Debug for Scope {
     }
 }
 
-/// Whether a text may be asked for as a scope: a granted scope without a `*`.
+/// Checks that a text may be asked for as a scope: it is one without a `*`.
 ///
 /// # Errors
 /// When the text breaks the grammar.

@@ -1,4 +1,4 @@
-//! The secret: its grammar, its making and its reading. The only home of plaintext.
+//! Secrets: their grammar, generation and parsing. The only module that handles plaintext.
 //!
 //! ```text
 //! kw_live_0aZ…(43)…XYab12(6)
@@ -8,9 +8,9 @@
 //! └ prefix of the tenant
 //! ```
 //!
-//! base62 digits are `0-9A-Za-z` in that order, most significant first, padded with `0` to the fixed width. There is one
-//! canonical form; everything else is refused. docs/FORMAT.md has the grammar and test vectors. The prefix is what
-//! secret scanners look for: never change the form of secrets that are already out.
+//! base62 digits are `0-9A-Za-z` in that order, most significant first, padded with `0` to the fixed width.
+//! Only the canonical form is accepted. docs/FORMAT.md has the grammar and test vectors. Secret scanners look
+//! for the prefix: the form of issued secrets must never change.
 
 use crc::{CRC_32_ISO_HDLC, Crc, Table};
 use zeroize::{Zeroize, Zeroizing};
@@ -22,14 +22,15 @@ use crate::limits::{ENVIRONMENT_BYTES_MAX, SECRET_BYTES_MAX, SECRET_PREFIX_BYTES
 const RANDOM_BYTES: usize = 32;
 const RANDOM_DIGITS: usize = 43;
 const CHECKSUM_DIGITS: usize = 6;
-/// What stands behind the second underscore.
+/// Everything after the second underscore.
 pub(crate) const TAIL_DIGITS: usize = RANDOM_DIGITS + CHECKSUM_DIGITS;
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-/// 2^256 - 1. The digits stand in ASCII order, so comparing bytes compares numbers.
+/// 2^256 - 1. The digits are in ASCII order, so comparing bytes compares numbers.
 const RANDOM_DIGITS_MAX: &[u8; RANDOM_DIGITS] = b"yhjskwdA6OZ1AL1YmHWZWm8LLG7HjnuCA2j5rOw8Xp1";
 const CRC32: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISO_HDLC);
 
-/// A new secret, on its way to the one reply that shows it. It can be shown once, and not be printed, cloned or compared.
+/// A new secret, for the one reply that shows it. It cannot be printed, cloned or compared, and is revealed
+/// once.
 pub struct IssuedSecret(Zeroizing<String>);
 
 impl IssuedSecret {
@@ -45,7 +46,7 @@ impl IssuedSecret {
         let mut random = Zeroizing::new([0; RANDOM_BYTES]);
         entropy.fill(&mut *random)?;
 
-        // The final capacity at once: a string that grows would leave copies behind.
+        // With its final capacity: a string that grows would leave copies behind.
         let mut text = Zeroizing::new(String::with_capacity(SECRET_BYTES_MAX));
         text.push_str(prefix.as_str());
         text.push('_');
@@ -57,36 +58,37 @@ impl IssuedSecret {
         Ok(Self(text))
     }
 
-    /// The secret as a verifier would see it.
+    /// The secret as a client would present it.
     #[must_use]
     pub fn as_presented(&self) -> PresentedSecret<'_> {
         PresentedSecret(&self.0)
     }
 
-    /// Prefix, environment and the last 4 characters, to recognise a key by.
+    /// Prefix, environment and the last 4 characters, for people to tell secrets apart.
     #[must_use]
     pub fn hint(&self) -> String {
         let (head, tail) = (self.0.len() - RANDOM_DIGITS - CHECKSUM_DIGITS, self.0.len() - 4);
         format!("{}…{}", &self.0[..head], &self.0[tail..])
     }
 
-    /// Gives the text away, to be shown. There is no second time.
+    /// The text, to be shown.
     #[must_use]
     pub fn reveal(self) -> Zeroizing<String> {
         self.0
     }
 }
 
-/// What a caller presented, proven to have the form of a secret. It borrows the request and cannot be printed.
+/// A text from a request that has the form of a secret. It cannot be printed.
 pub struct PresentedSecret<'a>(&'a str);
 
-/// The text is not a secret. It does not say why: a guesser learns nothing, and a person sees the grammar in the docs.
+/// The text is not a secret. It does not say why, so that guessing teaches nothing; the documents have the
+/// grammar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a secret")]
 pub struct MalformedSecret;
 
 impl<'a> PresentedSecret<'a> {
-    /// Reads a secret strictly: its length first, then its grammar, then its checksum.
+    /// Parses a secret: its length first, then its grammar, then its checksum.
     ///
     /// # Errors
     /// When the text is not the canonical form of a secret.
@@ -105,7 +107,7 @@ impl<'a> PresentedSecret<'a> {
             && is_word(prefix, b"")
             && environment.len() <= ENVIRONMENT_BYTES_MAX
             && is_word(environment, b"");
-        // All of them, whatever the first ones are: sixteen at a time.
+        // Without an early exit, so that the compiler can check sixteen bytes at a time.
         let alphanumeric = tail.iter().fold(true, |all, byte| all & byte.is_ascii_alphanumeric());
         let numbered = alphanumeric && random <= RANDOM_DIGITS_MAX;
         if !named || !numbered || checksum != checksum_digits(&bytes[..bytes.len() - CHECKSUM_DIGITS]) {
@@ -129,11 +131,11 @@ fn checksum_digits(bytes: &[u8]) -> [u8; CHECKSUM_DIGITS] {
     digits
 }
 
-/// Digits that one division yields, and what is divided by.
+/// Digits that one division yields, and the divisor.
 const STEP_DIGITS: usize = 5;
 const STEP: u64 = 62_u64.pow(STEP_DIGITS as u32);
 
-/// Appends a big-endian number in base62. The number is used up: it is zero afterwards.
+/// Appends a big-endian number in base62. The number is zeroed.
 fn push_digits(text: &mut String, number: &mut [u8; RANDOM_BYTES]) {
     let mut words = Zeroizing::new([0_u32; RANDOM_BYTES / 4]);
     for (word, bytes) in words.iter_mut().zip(number.as_chunks().0) {

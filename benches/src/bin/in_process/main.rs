@@ -28,7 +28,7 @@ static ALLOCATOR: ZeroAlloc<MiMalloc> = ZeroAlloc(MiMalloc);
 fn main() -> Result<(), Failure> {
     let args: Vec<_> = std::env::args().skip(1).collect();
     let Some((what, rest)) = args.split_first() else {
-        return Err("usage: inside <decision|index|committer|syncs> [--option value ...]".into());
+        return Err("usage: in_process <decision|index|committer|syncs> [--option value ...]".into());
     };
     let options = Args::parse(rest)?;
     let measured = match what.as_str() {
