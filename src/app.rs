@@ -1,5 +1,5 @@
-//! The composition root: settings, a clock, randomness and an engine become a running server. The only place that names
-//! an engine.
+//! The composition root: makes a running server of settings, a clock, randomness and a storage engine. The
+//! only module that names an engine.
 
 mod frontend;
 mod metric_sources;
@@ -56,40 +56,40 @@ use crate::store::{Store, StoreError};
 use crate::systemd;
 use crate::verify::Verifier;
 
-/// Connections that have been accepted and wait to be served.
+/// Accepted connections that wait to be served, at most.
 const ACCEPTED_MAX: usize = 64;
 /// How long the store may take to flush when the server stops.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What a server is built from, beside its settings.
+/// What a server is built from, besides its settings.
 pub struct Deps {
     /// The time.
     pub clock: Arc<dyn Clock>,
-    /// The randomness.
+    /// The source of randomness.
     pub entropy: Arc<dyn Entropy>,
-    /// Where keys are kept.
+    /// The storage engine.
     pub engine: Engine,
 }
 
-/// Where keys are kept.
+/// A storage engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// On disk: a journal and sled.
+    /// A journal and sled, on disk.
     Sled,
-    /// In memory, for tests: everything is gone with the process.
+    /// Memory, for tests: nothing outlives the process.
     Memory,
 }
 
 /// Why a server does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The data directory is not opened.
+    /// The data directory cannot be opened.
     #[error("{0}{advice}", advice = advice(.0))]
     Open(#[from] OpenError),
-    /// The pepper file is not to be had.
+    /// The pepper file cannot be read or made.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
-    /// There are no threads to serve on.
+    /// The threads that serve connections cannot be started.
     #[error(
         "cannot start {count} threads to serve on: {source}; {what}, or set serving_threads \
          (KEYWARD_SERVING_THREADS) to fewer",
@@ -128,32 +128,32 @@ pub enum StartError {
         /// What happened.
         source: io::Error,
     },
-    /// Keys are under a pepper that the file does not have.
+    /// There are keys under a pepper that is not in the pepper file.
     #[error(
         "the data directory holds keys under pepper {pepper}, which the pepper file {path} does not have: put the file back \
          that belongs to this data"
     )]
     ForeignPepper {
-        /// The missing pepper's name.
+        /// The name of the missing pepper.
         pepper: String,
         /// The pepper file.
         path: PathBuf,
     },
-    /// The first administrator's key cannot be made.
+    /// The key of the first administrator cannot be made.
     #[error("cannot make the first administrator's key: {0}")]
     Bootstrap(#[from] AuthorityError),
-    /// It was told to stop.
+    /// The start was interrupted by a stop.
     #[error("it was told to stop while it started")]
     Stopped,
     /// The store cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The descriptors do not decode.
+    /// The descriptors for reflection cannot be decoded.
     #[error("reflection: {0}")]
     Reflection(#[from] prost::DecodeError),
 }
 
-/// What to do about data that is not whole.
+/// What to do if data is missing.
 fn advice(error: &OpenError) -> &'static str {
     match error.is_loss() {
         true => {
@@ -179,24 +179,24 @@ pub struct App {
     ops_addr: Option<ListenAddr>,
     store: Arc<dyn Store>,
     frontend: Frontend,
-    /// What calls rely on until they have finished.
+    /// Tasks that calls need until they have finished.
     background: Tasks,
-    /// What tells probes of the disk. It ends before they are told of the stop.
+    /// The task that reports the disk's state to probes. It ends before probes are told of the stop.
     monitors: Tasks,
 }
 
 impl App {
-    /// Starts a server. It listens at once, says NOT_SERVING while it loads, and SERVING when this returns;
-    /// of verdicts often long before.
+    /// Starts a server. It listens at once, says NOT_SERVING while it loads, and SERVING when this returns.
+    /// Verdicts are often answered long before that.
     ///
     /// # Errors
-    /// When anything it needs is not to be had. See [`StartError`].
+    /// See [`StartError`].
     pub async fn start(settings: Settings, deps: Deps) -> Result<Self, StartError> {
         Self::start_unless(settings, deps, &Stop::default()).await
     }
 
-    /// Starts a server, or gives the start up once it is told to stop: then callers who are being served are
-    /// let go of in order. A thread may still be reading, and nothing but the end of the process ends it.
+    /// Starts a server, or aborts the start at a stop; callers who are served by then are drained. A thread
+    /// that reads data may go on until the process ends.
     ///
     /// # Errors
     /// As [`App::start`], and [`StartError::Stopped`].
@@ -204,7 +204,7 @@ impl App {
         let mut asked = pin!(stop.asked());
         #[cfg(feature = "_faults")]
         crate::faults::declare();
-        // Before the ports: who starts twice should hear of the data, not of a port.
+        // Before the ports, so that a second start fails because of the data, not because of a port.
         let dir = lock(&settings.data_dir)?;
         let keyring = Keyring::open(&settings.pepper_file, !dir.has_data()?, &*deps.entropy)?;
 
@@ -247,7 +247,7 @@ impl App {
             frontend.health.set(&VERDICT_NAMES, true);
             tracing::info!(keys = index.len(), revision = index.revision().0, "answering verdicts");
         };
-        // Verdicts come first: where there is an index checkpoint, long before the table has been read.
+        // Verdicts come first. With an index checkpoint, they come long before the table has been read.
         let revision = tokio::select! {
             revision = opening.index_loaded() => revision.unwrap_or_default(),
             () = &mut asked => return Err(StartError::abort(frontend, stop).await),
@@ -256,7 +256,7 @@ impl App {
         warn_of_clock(deps.clock.now(), index.latest_time());
         let sound = check_peppers(&index, &peppers, &settings.pepper_file);
         let mut answer_verdicts = Some(answer_verdicts);
-        // In a first start there is nothing to have a verdict on, and nobody who may ask.
+        // At a first start there are no keys, and no callers.
         if sound.is_ok()
             && revision > Revision(0)
             && let Some(answer_verdicts) = answer_verdicts.take()
@@ -278,9 +278,9 @@ impl App {
             return Err(error);
         }
         let store = store?;
-        // There was none before.
+        // It cannot be set already.
         opened.set(store.clone()).unwrap_or_default();
-        // Every change waits for it.
+        // Every change waits for this task.
         background.spawn_on(&urgent, "follow log", follow_log(store.clone(), index.clone(), background.stop_token()));
         background.spawn("compact names", compact_names(index.clone(), background.stop_token()));
 
@@ -293,7 +293,7 @@ impl App {
             page_token_key,
         });
         bootstrap(&authority, &settings.data_dir).await?;
-        // The log is told where there is none.
+        // It logs a warning if there is none.
         store.lasting_administrators(deps.clock.now());
         if let Some(answer_verdicts) = answer_verdicts {
             answer_verdicts().await;
@@ -306,33 +306,33 @@ impl App {
         Ok(Self { addrs, ops_addr, store, frontend, background, monitors })
     }
 
-    /// The addresses it listens on, with the ports that were got.
+    /// The addresses that it listens on, with the assigned ports.
     #[must_use]
     pub fn addrs(&self) -> &[ListenAddr] {
         &self.addrs
     }
 
-    /// The address of probes and metrics, if they are on.
+    /// The address of probes and metrics, with the assigned port; `None` if they are off.
     #[must_use]
     pub fn ops_addr(&self) -> Option<&ListenAddr> {
         self.ops_addr.as_ref()
     }
 
-    /// Says NOT_SERVING, and goes on answering for the setting `drain_delay`, or until `stop` ends that. A stop comes
-    /// next.
+    /// Says NOT_SERVING, and still answers for the setting `drain_delay`, or until `stop` cuts it short. To
+    /// be followed by [`App::stop`].
     pub async fn drain(&self, stop: &Stop) {
-        // Probes are told of the stop, and no longer of the disk.
+        // From now on, probes see the stop, whatever the disk does.
         self.monitors.stop(Duration::ZERO).await;
         self.frontend.drain(stop).await;
     }
 
-    /// Says NOT_SERVING, takes no more connections, lets calls finish, and flushes. There is no drain delay: see
-    /// [`App::drain`].
+    /// Says NOT_SERVING, accepts no more connections, lets calls finish, and flushes the store. It does not
+    /// wait for the drain delay: see [`App::drain`].
     ///
     /// # Errors
     /// When the flush fails. What was acknowledged is durable even then.
     pub async fn stop(self) -> Result<(), StoreError> {
-        // Probes are told of the stop, and no longer of the disk.
+        // From now on, probes see the stop, whatever the disk does.
         self.monitors.stop(Duration::ZERO).await;
         self.frontend.shut_down().await;
         self.background.stop(Duration::ZERO).await;
@@ -347,7 +347,7 @@ impl App {
     }
 }
 
-/// Locks the data directory, which is made if there is none.
+/// Makes the data directory if there is none, and locks it.
 fn lock(data_dir: &Path) -> Result<LockedDir, StartError> {
     let failed = |source| StartError::DataDir { path: data_dir.to_owned(), source };
     files::create_private_dir(data_dir).map_err(failed)?;
@@ -382,7 +382,7 @@ fn start_cores(count: usize) -> Result<Cores, StartError> {
     Cores::start(count).map_err(|source| StartError::Threads { count, source })
 }
 
-/// Accepts connections on all listeners. When all have ended, no more come.
+/// Accepts connections on all listeners.
 fn accept(
     acceptors: &Tasks,
     listeners: Vec<Listener>,
@@ -434,7 +434,7 @@ fn serve_ops(tasks: &Tasks, listener: Listener, ops: Ops) {
     tasks.spawn("serve ops", ops.serve(incoming));
 }
 
-/// A clock that is behind the log was set back, or was ahead when the log was written.
+/// Warns of a clock that is behind the log: it was set back, or was ahead when the log was written.
 fn warn_of_clock(clock: UnixMillis, logged: UnixMillis) {
     let Ok(behind_ms @ 1..) = u64::try_from(logged.0.saturating_sub(clock.0)) else { return };
     let behind = humantime::format_duration(Duration::from_millis(behind_ms));
@@ -444,7 +444,7 @@ fn warn_of_clock(clock: UnixMillis, logged: UnixMillis) {
     );
 }
 
-/// A key under a pepper that is not at hand could never verify.
+/// Checks that there is a pepper for every key: without it, a key could never be verified.
 fn check_peppers(index: &Index, peppers: &PepperRing, path: &std::path::Path) -> Result<(), StartError> {
     match index.peppers().into_iter().find(|id| !peppers.holds(*id)) {
         None => Ok(()),
@@ -452,7 +452,7 @@ fn check_peppers(index: &Index, peppers: &PepperRing, path: &std::path::Path) ->
     }
 }
 
-/// On an empty log: makes the first administrator's key and keeps it in a file.
+/// If the log is empty, makes the first administrator's key and writes it to a file.
 async fn bootstrap(authority: &Authority, data_dir: &Path) -> Result<(), StartError> {
     let path = data_dir.join("admin.key");
     let kept = authority

@@ -1,4 +1,4 @@
-//! What callers and probes see of a server, and how it turns them away.
+//! What callers and probes see of a server, and its shutdown.
 
 use std::time::Duration;
 
@@ -10,38 +10,38 @@ use crate::health::Health;
 use crate::lifecycle::{Stop, Tasks};
 use crate::ops_http::Phase;
 
-/// How long it may take to hand on the connections that have been accepted.
+/// How long the acceptors may take to hand over accepted connections.
 const ACCEPTORS_DEADLINE: Duration = Duration::from_secs(1);
 
-/// The services whose health is told, beside the whole (``).
+/// The services whose health is reported; the empty name is the server as a whole.
 pub(super) const HEALTH_NAMES: [&str; 4] = ["", "keyward.v1.KeyVerify", disk_monitor::ADMIN_SERVICE, AUDIT_SERVICE];
 const AUDIT_SERVICE: &str = "keyward.v1.KeyAudit";
-/// Those that serve as soon as verdicts are answered.
+/// The services that are healthy once verdicts are answered.
 pub(super) const VERDICT_NAMES: [&str; 2] = ["", "keyward.v1.KeyVerify"];
 
-/// Those that serve once the store is open.
+/// The services that are healthy once the store is open.
 pub(super) const STORE_NAMES: [&str; 2] = [disk_monitor::ADMIN_SERVICE, AUDIT_SERVICE];
 
-/// What callers and probes see of a server.
+/// The parts of a server that callers and probes talk to.
 pub(super) struct Frontend {
     pub(super) health: Health,
     pub(super) phase: watch::Sender<Phase>,
-    /// What accepts the connections of callers. It ends first: whoever is told of the end connects anew, and must then
-    /// find that nobody listens, instead of being reset.
+    /// They accept the connections of callers. They end first: a caller who is told of the shutdown connects
+    /// again, and must then be refused, not reset.
     pub(super) acceptors: Tasks,
-    /// What talks to callers. It ends next.
+    /// They serve callers. They end next.
     pub(super) connections: Tasks,
-    /// What tells operators how it goes. It ends last, because a stop is something to be told of.
+    /// Probes, metrics and notifications. They end last, so that the stop is reported too.
     pub(super) ops: Tasks,
-    /// Where connections live. They outlive everything that talks to callers.
+    /// The runtimes of connections. They end after all tasks that serve callers.
     pub(super) cores: Cores,
     pub(super) drain_delay: Duration,
     pub(super) shutdown_deadline: Duration,
 }
 
 impl Frontend {
-    /// Says NOT_SERVING, and goes on answering for the drain delay, so that whoever sends calls here hears of it and
-    /// sends them elsewhere. There is no delay if no call was answered yet.
+    /// Says NOT_SERVING, and still answers for the drain delay, so that load balancers send calls elsewhere.
+    /// There is no delay if no call was answered yet.
     pub(super) async fn drain(&self, stop: &Stop) {
         let before = self.phase.send_replace(Phase::Draining);
         self.health.set(&HEALTH_NAMES, false);
@@ -53,7 +53,7 @@ impl Frontend {
         stop.drain(delay).await;
     }
 
-    /// Says NOT_SERVING, takes no more connections, and lets calls finish.
+    /// Says NOT_SERVING, accepts no more connections, and lets calls finish until the shutdown deadline.
     pub(super) async fn shut_down(&self) {
         self.phase.send_replace(Phase::Stopping);
         self.health.set(&HEALTH_NAMES, false);

@@ -1,4 +1,4 @@
-//! The numbers that metrics read from all over a server.
+//! The callbacks that metrics read their values from.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -96,11 +96,11 @@ pub(super) fn new_metrics(
     Metrics::new(guarded().map(|(path, _)| path), fast_path::PATHS, sources)
 }
 
-/// The states of keys, as metrics call them.
+/// The states of keys, and their labels.
 const STATES: [(&str, State); 3] =
     [("active", State::Active), ("disabled", State::Disabled), ("revoked", State::Revoked)];
 
-/// The phases of a server's life, as metrics call them.
+/// The labels of a server's phases.
 const PHASES: [&str; 5] = ["loading", "checking", "serving", "draining", "stopping"];
 
 fn phase_name(phase: Phase, is_open: bool) -> &'static str {
@@ -113,7 +113,7 @@ fn phase_name(phase: Phase, is_open: bool) -> &'static str {
     }
 }
 
-/// A time as metrics tell it.
+/// A time in seconds since 1970.
 fn seconds(time: UnixMillis) -> f64 {
     time.0 as f64 / 1e3
 }

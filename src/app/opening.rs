@@ -1,4 +1,4 @@
-//! Opening the store: it fills the index, which then follows it.
+//! Opening the store, which fills the index, and the tasks that keep the index up to date.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,11 +26,11 @@ use crate::store::sled::journal::writer::{FREE_BYTES_EXHAUSTED, FREE_BYTES_MIN, 
 use crate::store::sled::{BackupLimits, Expectations, LockedDir, OpenError, Retention, SledStore, StoreOptions};
 use crate::store::{Bounds, ChunkWriter, InUse, MaterializedView, Store, StoreError};
 
-/// A store that is being opened, and fills the index.
+/// A store that is being opened.
 pub(super) struct Opening {
     whole: oneshot::Receiver<Revision>,
     opened: oneshot::Receiver<Result<Arc<dyn Store>, StartError>>,
-    /// Ends a wait for room.
+    /// Cancels a wait for room on the disk.
     waits: CancellationToken,
     _end: DropGuard,
 }
@@ -76,18 +76,18 @@ impl Opening {
                 }
                 Engine::Sled => open(dir, options, Arc::new(view), &state, &stop).await,
             };
-            // Nobody waits for it any more only if the start was given up.
+            // The receiver is gone only if the start was aborted.
             drop(done.send(store));
         });
         Self { whole, opened, _end: waits.clone().drop_guard(), waits }
     }
 
-    /// The revision at which the index is whole, once it is. `None`: the store is not opened.
+    /// Waits until the index is loaded, and returns its revision. `None`: the store cannot be opened.
     pub(super) async fn index_loaded(&mut self) -> Option<Revision> {
         (&mut self.whole).await.ok()
     }
 
-    /// Fails instead of waiting for room on the disk.
+    /// Makes the opening fail instead of waiting for room on the disk.
     pub(super) fn cancel_wait(&self) {
         self.waits.cancel();
     }
@@ -98,10 +98,10 @@ impl Opening {
     }
 }
 
-/// Sees that a new directory has room for its first change.
+/// Checks that a new directory has room for its first change.
 ///
 /// # Errors
-/// [`OpenError::DiskFull`], when it has not.
+/// [`OpenError::DiskFull`] if it has not.
 pub(super) fn check_room_for_first_start(dir: &LockedDir) -> Result<(), OpenError> {
     match dir.free_bytes(free_bytes)? {
         FREE_BYTES_MIN.. => Ok(()),
@@ -109,14 +109,14 @@ pub(super) fn check_room_for_first_start(dir: &LockedDir) -> Result<(), OpenErro
     }
 }
 
-/// How often it is looked whether a full disk has room again.
+/// How often the free space of a full disk is checked.
 const FREE_SPACE_POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How often a start that found no room is tried again though there is no more than before: a quota or a want
-/// of inodes does not show in the free bytes.
+/// How often a start that found no room is tried again although no more is free: a quota or a lack of inodes
+/// does not show in the free bytes.
 const OPEN_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Opens the store. On a disk that is full, verdicts come first: the index is filled without writing
-/// anything, and the store is opened when there is room.
+/// Opens the store. If the disk is full, the index is filled first, without writing anything, so that
+/// verdicts are answered; the store is opened when there is room.
 async fn open(
     dir: LockedDir,
     options: StoreOptions,
@@ -141,7 +141,7 @@ async fn open(
                 filled = blocking(move || SledStore::fill(&dir, &options, &*view)).await??;
             }
             let began = Instant::now();
-            // Below the first bound nothing is tried.
+            // Below this bound it would fail again.
             let may_try =
                 |free| free >= needed || (free >= FREE_BYTES_EXHAUSTED && began.elapsed() >= OPEN_RETRY_INTERVAL);
             while !may_try(free_on(&dir).await?) {
@@ -185,7 +185,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     Ok(spawn_blocking(work).await.map_err(|panic| StoreError::Engine(panic.to_string()))?)
 }
 
-/// The index, as the store fills it and keeps a copy of it.
+/// Lets the store fill the index and write checkpoints of it.
 struct IndexLoader {
     index: Arc<Index>,
     whole: Mutex<Option<oneshot::Sender<Revision>>>,
@@ -202,7 +202,7 @@ impl MaterializedView for IndexLoader {
 
     fn on_loaded(&self, revision: Revision) {
         if let Some(whole) = self.whole.lock().take() {
-            // Nobody waits for it any more only if the start was given up.
+            // The receiver is gone only if the start was aborted.
             whole.send(revision).unwrap_or_default();
         }
     }
@@ -254,7 +254,7 @@ fn in_use(found: index::InUse) -> InUse {
     InUse { count: found.count, missing: found.missing }
 }
 
-/// The parts of the index, on their way into a checkpoint.
+/// Writes the chunks of a checkpoint of the index.
 struct CheckpointChunkWriter<'a>(checkpoint::CheckpointWriter<'a>);
 
 impl ChunkWriter for CheckpointChunkWriter<'_> {
@@ -263,7 +263,7 @@ impl ChunkWriter for CheckpointChunkWriter<'_> {
     }
 }
 
-/// Folds everything that is there into the index.
+/// Loads all records of the store into the index.
 async fn load(store: &dyn Store, index: &Index) -> Result<(), StoreError> {
     let mut snapshot = store.load().await?;
     let mut progress = Progress::begin("loading the index, in records", snapshot.records);
@@ -275,17 +275,17 @@ async fn load(store: &dyn Store, index: &Index) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Between two looks whether a compaction of names can go on.
+/// The pause before a compaction that has to wait is tried again.
 const COMPACTION_PAUSE: Duration = Duration::from_millis(50);
 
-/// Gives back the room of names that are no longer used, whenever there is much of it, until the server stops.
+/// Compacts the index's names whenever many are unused, until the server stops.
 pub(super) async fn compact_names(index: Arc<Index>, stop: CancellationToken) {
     let compacting = async {
         loop {
             index.compaction_wanted().await;
             let steps = {
                 let (index, stop) = (index.clone(), stop.clone());
-                // In one go on a thread that may block: at the end all names of a generation are freed at once.
+                // On a thread that may block: at the end, all names of a generation are freed at once.
                 spawn_blocking(move || {
                     let mut step = CompactionStep::More;
                     while step == CompactionStep::More && !stop.is_cancelled() {
@@ -307,12 +307,12 @@ pub(super) async fn compact_names(index: Arc<Index>, stop: CancellationToken) {
     }
 }
 
-/// Folds everything that comes into the index, until the server stops.
+/// Applies every change of the store to the index, until the server stops.
 pub(super) async fn follow_log(store: Arc<dyn Store>, index: Arc<Index>, stop: CancellationToken) {
     let folding = async {
         loop {
             let Ok(mut changes) = store.changes(index.revision()) else {
-                // So far behind that the feed has moved on: start again from the store.
+                // The feed does not go back that far any more: load all from the store.
                 if let Err(error) = load(&*store, &index).await {
                     die("the index cannot follow the store", &error);
                 }

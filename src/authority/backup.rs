@@ -1,4 +1,4 @@
-//! A backup of everything.
+//! Backups.
 
 use keyward_core::access::{self, Grant};
 
@@ -6,10 +6,10 @@ use super::{Authority, AuthorityError};
 use crate::store::{Backup, BackupError};
 
 impl Authority {
-    /// Begins a backup of every key and tenant, as they are now.
+    /// Begins a backup of all keys and tenants, as they are now.
     ///
     /// # Errors
-    /// When another one is being made, or the store cannot be read.
+    /// When another backup is being made, or the store cannot be read.
     pub async fn backup(&self, grant: &Grant<access::Backup>) -> Result<Backup, AuthorityError> {
         let backup = self.store.backup(self.clock.now()).await.map_err(AuthorityError::from_backup)?;
         tracing::info!(actor = %grant.actor(), revision = backup.revision.0, "a backup has begun");
@@ -18,7 +18,7 @@ impl Authority {
 }
 
 impl AuthorityError {
-    /// What a failed backup is to its caller.
+    /// The error that the caller of a failed backup gets.
     #[must_use]
     pub fn from_backup(error: BackupError) -> Self {
         match error {

@@ -8,8 +8,9 @@ use super::{Authority, AuthorityError, KeyMinter, Resource, target};
 use crate::store::{Commit, RecordWrite};
 
 impl Authority {
-    /// Creates tenants `default` and `system` and one administrator key, if the log is empty. `keep` gets the secret
-    /// first and must put it where it outlives a crash: a key that nobody holds would lock everyone out.
+    /// Creates tenants `default` and `system` and a key for an administrator, if the log is empty. `keep`
+    /// gets the secret before the commit and must store it durably: if it were lost, everyone would be locked
+    /// out.
     ///
     /// # Errors
     /// When `keep` fails, or the change cannot be made.

@@ -16,37 +16,37 @@ use keyward_core::secret::IssuedSecret;
 use super::{Authority, AuthorityError, Resource, check_expiry, check_scopes, check_size, check_times, target};
 use crate::store::{Commit, ReadContext, RecordWrite};
 
-/// What is wrong with a key id that the program keeps for itself.
+/// The rule that a reserved key id breaks.
 const RESERVED_RULE: &str = "in tenant 'system' must not be 'keyward' or begin with 'keyward-' or 'keyward_': so Keyward itself is named in the log";
 
-/// A key to be.
+/// A key to be created.
 #[derive(Clone, Debug)]
 pub struct NewKey {
-    /// The caller's choice of id.
+    /// The id. `None`: one is generated.
     pub key_id: Option<KeyId>,
-    /// The label that people see.
+    /// A name for people.
     pub display_name: String,
     /// A longer note.
     pub description: String,
-    /// Who the key is issued to.
+    /// The holder of the key.
     pub owner: String,
     /// Part of the secret.
     pub environment: Environment,
-    /// What it may do.
+    /// The scopes that it grants. Empty: none.
     pub scopes: Vec<Scope>,
-    /// Where it is accepted.
+    /// The services that accept it. Empty: all.
     pub audiences: Vec<String>,
-    /// Where the end caller may come from.
+    /// The networks that end clients must be in. Empty: any.
     pub allowed_cidrs: Vec<IpNet>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
-    /// Refused before.
+    /// It does not work before this time.
     pub not_before: Option<UnixMillis>,
-    /// Refused from.
+    /// It does not work from this time on.
     pub expire_time: Option<UnixMillis>,
-    /// Create it disabled.
+    /// Whether it is disabled at first.
     pub disabled: bool,
 }
 
@@ -54,9 +54,9 @@ pub struct NewKey {
 pub struct Created {
     /// The key.
     pub key: KeyRecord,
-    /// Its secret, for the one reply that shows it. `None` if the call was only to be validated.
+    /// Its secret, for the one reply that shows it. `None` if the request was only to be validated.
     pub secret: Option<IssuedSecret>,
-    /// The revision at which the key exists.
+    /// The revision of its creation.
     pub revision: Revision,
 }
 
@@ -104,7 +104,7 @@ impl Authority {
         Ok(Created { key: KeyRecord { revision, ..key }, secret: Some(secret), revision })
     }
 
-    /// Makes a key and its secret, and commits nothing.
+    /// Makes a key and its secret, without a commit.
     pub(super) fn mint_key(
         &self,
         tenant: &TenantId,
@@ -118,11 +118,11 @@ impl Authority {
     }
 }
 
-/// What secrets are made with.
+/// Makes keys and their secrets, and commits nothing.
 pub struct KeyMinter<'a> {
-    /// The current one keys the digest.
+    /// The current pepper keys the digest.
     pub peppers: &'a PepperRing,
-    /// The randomness.
+    /// The source of randomness.
     pub entropy: &'a dyn Entropy,
 }
 
@@ -172,10 +172,10 @@ impl KeyMinter<'_> {
         Ok((key, secret))
     }
 
-    /// Makes a lasting administrator and its secret, and commits nothing.
+    /// Makes the key and the secret of a lasting administrator.
     ///
     /// # Errors
-    /// When there is no randomness.
+    /// When the source of randomness fails.
     pub fn mint_administrator(
         &self,
         display_name: &str,

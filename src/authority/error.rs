@@ -1,4 +1,4 @@
-//! Why the authority refused.
+//! Errors of the authority.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use keyward_core::record::ForbiddenChange;
 use crate::fair::Crowded;
 use crate::store::{BackupLimit, CommitError, Exceeded, StoreError};
 
-/// What a call was about.
+/// The kind of resource that a call was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
     /// A key.
@@ -20,7 +20,7 @@ pub enum Resource {
     Tenant,
 }
 
-/// A field that breaks its rule. It names the field and the rule, never the value.
+/// A field that breaks its rule. It has the field and the rule, never the value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// The field, as a path in the request.
@@ -35,40 +35,41 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Why the authority refused. Nothing has changed then, save that after [`AuthorityError::Store`] it may be unknown.
+/// Why a call failed. It has changed nothing, except that after [`AuthorityError::Store`] this may be
+/// unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     /// Fields break their rules.
     #[error("{}", .0.iter().map(Violation::to_string).collect::<Vec<_>>().join("; "))]
     BadFields(Vec<Violation>),
-    /// The caller's key has ceased to work since the call was admitted.
+    /// The caller's key has stopped working since the call was admitted.
     #[error("the caller's key is refused: {0:?}")]
     CallerRefused(DenyReason),
-    /// The caller's role is too small.
+    /// The caller has no role for the call.
     #[error("the caller's key holds no role for this")]
     Denied,
-    /// There is no such thing, or the caller may not know of it.
+    /// There is no such resource, or the caller may not know that there is.
     #[error("not found")]
     NotFound(Resource),
-    /// There is such a thing already.
+    /// There is such a resource already.
     #[error("it exists already")]
     AlreadyExists(Resource),
-    /// The caller named a version that is no longer the current one, or changes came too thick to get between.
+    /// The etag is not that of the current version, or too many other changes of the key came in between.
     #[error("the key has changed meanwhile")]
     Outdated,
     /// The key's state forbids it.
     #[error(transparent)]
     Forbidden(#[from] ForbiddenChange),
-    /// A key may not take away its own power: the last administrator would lock everyone out.
+    /// A key may not change what it may do itself.
     #[error("a key cannot change its own state, scopes, networks, audiences or times; use another key")]
     OwnKey,
-    /// It would leave no administrator that lasts, and so, one day, nobody who could make one.
+    /// No lasting administrator would be left, who could make another one.
     #[error(
         "no lasting administrator would be left: make another one first, a key of tenant 'system' with keyward.admin that has no \
          expire_time, no allowed_cidrs and no audiences but 'keyward'"
     )]
     LastAdministrator,
-    /// All fields are within their limits, and together they are too large.
+    /// Each field is within its limit, but the record is too large.
     #[error("the key has {bytes} bytes in all, of at most {max}")]
     TooLarge {
         /// Its size.
@@ -76,36 +77,36 @@ pub enum AuthorityError {
         /// The limit.
         max: usize,
     },
-    /// The change needs a name that is not in use, and there may be no more of its kind. The field is named, and why.
+    /// The change needs a name that is not in use yet, and the limit for names of its kind is reached.
     #[error("{violation}")]
     LimitReached {
-        /// Which bound.
+        /// The limit.
         exceeded: Exceeded,
-        /// The field.
+        /// The field, and the rule.
         violation: Violation,
     },
-    /// Too many calls of this kind are waiting, in all or of this caller.
+    /// Too many calls of this kind wait, in all or of this caller.
     #[error("too many calls of this kind are waiting")]
     Overloaded,
-    /// The conditions of a list have next to nothing in common.
+    /// Too few keys of a list meet all of its conditions.
     #[error(
         "selector: each of these conditions has many keys, and all of them together next to none: give the keys you look for one \
          label of their own and list by that, or list by one condition and compare the rest yourself"
     )]
     TooSparse,
-    /// The disk has no room.
+    /// The disk is full.
     #[error("the disk has no room for the change")]
     NoRoom,
     /// Another backup is being made.
     #[error("another backup is being made")]
     BackupUnderWay,
-    /// The backup took more than it may.
+    /// The backup exceeded a limit.
     #[error(transparent)]
     BackupAborted(BackupLimit),
-    /// The backup cannot be made.
+    /// The backup failed.
     #[error("the backup failed: {0}")]
     BackupFailed(String),
-    /// No randomness.
+    /// The source of randomness failed.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
     /// The store failed.
@@ -135,7 +136,8 @@ impl AuthorityError {
         Self::BadFields(vec![Violation { field: field.into(), rule: rule.into() }])
     }
 
-    /// A caller is denied something about a resource. What they may not see is answered like what is not there.
+    /// The error for a caller who is denied. A resource that the caller may not see is answered as if it did
+    /// not exist.
     #[must_use]
     pub fn from_denial(denied: Denied, resource: Resource) -> Self {
         match denied {

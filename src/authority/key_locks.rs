@@ -1,8 +1,9 @@
-//! One update per key at a time: concurrent ones would make each other's compare-and-set fail, again and again.
+//! One update per key at a time: concurrent ones would make each other's compare-and-set fail, again and
+//! again.
 //!
-//! A change of state takes no lock: it never waits for updates, and loses to the one under way a few times at most.
-//! Callers get a key's lock in turn, however many updates each has waiting. Updates of one caller that may take power
-//! away wait apart from its others.
+//! A change of state takes no lock: it never waits for updates, and loses to the one under way a few times at
+//! most. Callers get a key's lock in turn, however many updates each has waiting. Updates of one caller that
+//! may take power away wait apart from its others.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Disabling, enabling and revoking.
+//! Disabling, enabling and revoking keys.
 
 use keyward_core::access::{ChangeState, Grant};
 use keyward_core::id::KeyId;
@@ -7,11 +7,11 @@ use keyward_core::record::{KeyRecord, State};
 use super::{Authority, AuthorityError, ChangeOptions, Changed, Operation};
 
 impl Authority {
-    /// Moves a key to another state. A key that is there already is left as it is.
+    /// Changes the state of a key. A key that has the state already is left as it is.
     ///
     /// # Errors
-    /// When the key is missing, is the caller's own, has another version than the options name, or is revoked
-    /// and asked to be anything else.
+    /// When there is no such key, it is the caller's own, its etag is another one, or it is revoked and another state is
+    /// asked for.
     pub async fn change_state(
         &self,
         grant: &Grant<ChangeState>,

@@ -1,7 +1,7 @@
-//! The write side: every change of a key or tenant goes through here, and so does every read of the admin path.
+//! The write side: all changes of keys and tenants, and the reads of the admin services.
 //!
-//! Each call takes a [`Grant`], so that none can be made without permission, and ends in one commit. It
-//! returns when the change is durable and in force: the index has folded it, so the next verdict sees it.
+//! Each call takes a [`Grant`], so that none can be made without permission. A change is one commit, and
+//! returns when it is durable and in the index, so that the next verdict sees it.
 
 mod backup;
 mod bootstrap;
@@ -42,7 +42,7 @@ pub use self::tenants::NewTenant;
 pub use self::update::KeyPatch;
 pub use crate::store::{Backup, Exceeded};
 
-/// How often a change is tried when another one comes between, before the caller is told.
+/// How often a change is tried when others come in between. Then it fails as outdated.
 const COMMIT_ATTEMPTS_MAX: usize = 64;
 
 /// Issues keys and changes them.
@@ -56,51 +56,51 @@ pub struct Authority {
     key_locks: KeyLocks,
 }
 
-/// What the authority works with.
+/// What an authority is built from.
 pub struct AuthorityDeps {
-    /// Where changes are committed.
+    /// The store that changes are committed to.
     pub store: Arc<dyn Store>,
-    /// What verdicts are made from.
+    /// The index that verdicts are made from.
     pub index: Arc<Index>,
-    /// What digests are made with.
+    /// The peppers; the current one keys new digests.
     pub peppers: Arc<PepperRing>,
     /// The time.
     pub clock: Arc<dyn Clock>,
-    /// The randomness.
+    /// The source of randomness.
     pub entropy: Arc<dyn Entropy>,
-    /// What page tokens are sealed with.
+    /// The key that seals page tokens.
     pub page_token_key: Zeroizing<[u8; 32]>,
 }
 
-/// A key after a change, and the revision of that change.
+/// A record after a change.
 #[derive(Debug)]
 pub struct Changed<R> {
     /// The record.
     pub record: R,
-    /// The revision at which it is so.
+    /// The revision of the change.
     pub revision: Revision,
 }
 
-/// What a change of a key is made by.
+/// A kind of change of a key.
 #[derive(Clone, Copy, Debug)]
 struct Operation {
     method: &'static str,
-    /// It may take power away.
+    /// Whether it may take power away.
     may_narrow: bool,
-    /// It does nothing else, and goes first also where there is none left to take.
+    /// Whether it can do nothing else. Then it has priority even if it takes no power away.
     only_narrows: bool,
 }
 
-/// How a change is to be made.
+/// Options of a change.
 #[derive(Clone, Debug, Default)]
 pub struct ChangeOptions {
-    /// Only if this is the record's current tag.
+    /// The etag that the record must have.
     pub etag: Option<String>,
-    /// Check everything, change nothing.
+    /// Whether to check everything and change nothing.
     pub validate_only: bool,
 }
 
-/// The tag of a record's version, as callers give it back.
+/// The etag of a record at this revision.
 #[must_use]
 pub fn etag(revision: Revision) -> String {
     format!("{:016x}", revision.0)
@@ -122,8 +122,8 @@ impl Authority {
         }
     }
 
-    /// Reads a key, changes it, and commits it unless it came out as it was. Another change in between is no obstacle,
-    /// unless the caller named a version.
+    /// Reads a key, changes it, and commits it if it differs. If another change comes in between, it is tried
+    /// again, unless there is an etag.
     async fn change<A>(
         &self,
         grant: &Grant<A>,
@@ -155,8 +155,8 @@ impl Authority {
                 let kept = self.store.check_administrators(&key, now.clock());
                 kept.map_err(|error| AuthorityError::from_commit(error, Resource::Key))?;
                 let revision = key.revision;
-                // Whoever is told that a key is disabled may rely on it: the change may be durable and not
-                // yet in force.
+                // The change that made it so may be durable and not yet in the index. The caller may rely on
+                // the answer, so it must be.
                 self.index.wait_for(revision).await;
                 return Ok(Changed { record: key, revision });
             }
@@ -173,26 +173,26 @@ impl Authority {
             match self.commit(commit).await {
                 Ok(revision) => return Ok(Changed { record: KeyRecord { revision, ..key }, revision }),
                 Err(CommitError::Outdated) if options.etag.is_none() => {}
-                // Only an update needs further names.
+                // Only updates can need further names, and their fields are below `key`.
                 Err(error) => return Err(AuthorityError::from_commit(error, Resource::Key).with_field_prefix("key.")),
             }
         }
         Err(AuthorityError::Outdated)
     }
 
-    /// The time of a change. Its stamp has the latest, so that it is not before any change so far, also where
+    /// The time of a change. Stamps have the latest time, so that no change is before an earlier one, even if
     /// the clock was set back.
     fn now(&self) -> Now {
         Now::new(self.clock.now(), self.index.latest_time())
     }
 
-    /// Commits, and waits until verdicts see the change.
+    /// Commits, and waits until the index has the change.
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
         let (actor, method, target) = (commit.actor.clone(), commit.method, commit.target.clone());
         let peer = commit.authorization.as_ref().and_then(Authorization::peer);
         let revision = self.store.commit(commit).await?;
         let peer = peer.map(tracing::field::display);
-        // A tenant is its own target.
+        // The target of a tenant is the tenant alone.
         let tenant = target.split('/').next().unwrap_or_default();
         tracing::info!(method, tenant, target, revision = revision.0, caller = %actor, peer, "changed");
         self.index.wait_for(revision).await;
@@ -218,7 +218,7 @@ fn target(tenant: &TenantId, key_id: &KeyId) -> String {
     format!("{tenant}/{key_id}")
 }
 
-/// What must hold of scopes that a key is to have. `at` is where the request has them.
+/// Checks the scopes that a key is to have. `at` is the prefix of their field's path.
 fn check_scopes(at: &str, tenant: &TenantId, scopes: &[Scope]) -> Result<(), AuthorityError> {
     for (nth, scope) in scopes.iter().enumerate() {
         let of_scope = |rule: InvalidName| AuthorityError::bad_field(format!("{at}scopes[{nth}]"), rule.0);
@@ -234,7 +234,7 @@ fn check_scopes(at: &str, tenant: &TenantId, scopes: &[Scope]) -> Result<(), Aut
     Ok(())
 }
 
-/// What must hold of a key's times, wherever they come from. `at` is where the request has them.
+/// Checks a key's times. `at` is the prefix of their fields' paths.
 fn check_times(at: &str, policy: &KeyPolicy) -> Result<(), AuthorityError> {
     if let (Some(from), Some(until)) = (policy.not_before, policy.expire_time)
         && until <= from
@@ -244,7 +244,7 @@ fn check_times(at: &str, policy: &KeyPolicy) -> Result<(), AuthorityError> {
     Ok(())
 }
 
-/// An expiry that is set must lie ahead; to end a key now, disable or revoke it.
+/// Checks that an expiry lies in the future. `at` is the prefix of its field's path.
 fn check_expiry(at: &str, policy: &KeyPolicy, now: UnixMillis) -> Result<(), AuthorityError> {
     if policy.expire_time.is_some_and(|until| until <= now) {
         return Err(AuthorityError::bad_field(
@@ -255,8 +255,8 @@ fn check_expiry(at: &str, policy: &KeyPolicy, now: UnixMillis) -> Result<(), Aut
     Ok(())
 }
 
-/// All fields within their limits can still be too large together. What a change of state has added does not
-/// count: there is room kept for it.
+/// Checks the size of a record: fields within their limits can be too large together. What changes of state
+/// add does not count, because room is reserved for it.
 fn check_size(key: &KeyRecord) -> Result<(), AuthorityError> {
     match stateless_key_bytes(key) {
         bytes if bytes > RECORD_BYTES_ISSUED_MAX => {

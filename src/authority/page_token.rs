@@ -1,7 +1,7 @@
-//! Page tokens: where a list goes on, sealed and bound to the query.
+//! Page tokens, sealed and bound to their query.
 //!
-//! A token is the last id of a page, which its holder has just seen, with a keyed hash over it and the query. So it can be
-//! read, but neither made nor used with another query, and the server keeps nothing.
+//! A token is the last id of a page, which the caller has just seen, and a keyed hash of it and of the query.
+//! It can be read, but not forged, and not used with another query. The server keeps no state for it.
 
 use data_encoding::BASE64URL_NOPAD;
 use keyward_core::id::InvalidName;
@@ -19,7 +19,7 @@ impl PageTokens {
         Self(key)
     }
 
-    /// The token that goes on after `last`; empty if there is nothing to go on to.
+    /// The token of the page after `last`; empty if this was the last page.
     pub(super) fn seal(&self, last: Option<&str>, query: &[&[u8]]) -> String {
         let Some(last) = last else { return String::new() };
         let mut token = self.seal_of(last.as_bytes(), query).as_bytes().to_vec();
@@ -27,7 +27,7 @@ impl PageTokens {
         BASE64URL_NOPAD.encode(&token)
     }
 
-    /// Where a token goes on; `None` for the empty one, which asks for the first page.
+    /// The id that a token's page comes after; `None` for the empty token, which asks for the first page.
     pub(super) fn open<T>(
         &self,
         token: &str,
@@ -49,7 +49,7 @@ impl PageTokens {
         std::str::from_utf8(last).ok().and_then(|last| parse(last).ok()).map(Some).ok_or_else(refused)
     }
 
-    /// The hash compares in constant time.
+    /// The keyed hash. It is compared in constant time.
     fn seal_of(&self, last: &[u8], query: &[&[u8]]) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         for part in query.iter().chain([&last]) {

@@ -1,4 +1,4 @@
-//! Reading keys.
+//! Reads of keys.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,29 +11,29 @@ use keyward_core::record::{KeyRecord, State};
 use super::{Authority, AuthorityError};
 use crate::store::{KeyQuery, PagePermit, ReadContext};
 
-/// Which keys of a tenant.
+/// Selects keys of a tenant.
 #[derive(Clone, Debug, Default)]
 pub struct Selector {
-    /// In one of these states. Empty: in any.
+    /// States. Empty: any.
     pub states: Vec<State>,
-    /// Of exactly this owner.
+    /// The exact owner. `None`: any.
     pub owner: Option<String>,
-    /// With all of these labels.
+    /// Labels that the keys must all have.
     pub labels: BTreeMap<String, String>,
-    /// One of these keys. Empty: any.
+    /// Ids. Empty: any.
     pub key_ids: Vec<KeyId>,
 }
 
-/// A page.
+/// A page of a list.
 #[derive(Debug)]
 pub struct Listed<R> {
     /// The records.
     pub records: Vec<Arc<R>>,
     /// The token of the next page; empty if this is the last.
     pub next_page_token: String,
-    /// Every change up to this revision is in it.
+    /// The page has every change up to this revision.
     pub revision: Revision,
-    /// Dropped when the records are in the reply: so many lists are under way at a time.
+    /// The list's place among those under way. It is dropped once the records are in the reply.
     pub held: PagePermit,
 }
 
@@ -73,7 +73,7 @@ impl Authority {
     }
 }
 
-/// What a page token is bound to: everything that decides which keys come.
+/// What a page token is bound to: all that selects the keys.
 fn query_binding(grant: &Grant<Read>, selector: &Selector) -> Vec<Vec<u8>> {
     let Selector { states, owner, labels, key_ids } = selector;
     let states = states.iter().map(|state| match state {

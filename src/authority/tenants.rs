@@ -10,14 +10,14 @@ use keyward_core::record::{AuditStamp, TenantRecord};
 use super::{Authority, AuthorityError, Changed, Listed, Resource};
 use crate::store::{Commit, Page, RecordWrite};
 
-/// A tenant to be.
+/// A tenant to be created.
 #[derive(Clone, Debug)]
 pub struct NewTenant {
-    /// Identity.
+    /// Its name.
     pub tenant: TenantId,
-    /// The name that people see.
+    /// A name for people.
     pub display_name: String,
-    /// What the tenant's secrets begin with.
+    /// What the secrets of its keys begin with.
     pub secret_prefix: SecretPrefix,
 }
 
@@ -69,7 +69,7 @@ impl Authority {
         Ok((self.require_tenant(grant.tenant()).await?, revision))
     }
 
-    /// A page of the tenants that a caller may see.
+    /// A page of the tenants that the caller may see.
     ///
     /// # Errors
     /// When the page token is not one of this call's.
@@ -84,7 +84,7 @@ impl Authority {
         let after = self.page_tokens.open(page_token, QUERY, TenantId::parse)?;
         let page = match caller.narrowed_to(Action::Read) {
             None => self.store.tenants(&ActorId::from(caller.key_id()), after, page_size).await?,
-            // One by one: a page over all tenants would show in its token where others' are.
+            // One by one: the token of a page over all tenants would show the names of others.
             Some(own) => {
                 let mut found = vec![];
                 for tenant in own.into_iter().filter(|t| after.as_ref().is_none_or(|after| t > after)) {

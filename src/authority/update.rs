@@ -16,25 +16,25 @@ use super::{
 /// New values for some fields of a key; `None` leaves a field as it is.
 #[derive(Clone, Debug, Default)]
 pub struct KeyPatch {
-    /// The label that people see.
+    /// A name for people.
     pub display_name: Option<String>,
     /// A longer note.
     pub description: Option<String>,
-    /// Who the key is issued to.
+    /// The holder of the key.
     pub owner: Option<String>,
-    /// What it may do.
+    /// The scopes that it grants.
     pub scopes: Option<Vec<Scope>>,
-    /// Where it is accepted.
+    /// The services that accept it.
     pub audiences: Option<Vec<String>>,
-    /// Where the end caller may come from.
+    /// The networks that end clients must be in.
     pub allowed_cidrs: Option<Vec<IpNet>>,
     /// Labels.
     pub labels: Option<BTreeMap<String, String>>,
     /// Annotations.
     pub annotations: Option<BTreeMap<String, String>>,
-    /// Refused before; `Some(None)` clears it.
+    /// It does not work before this time; `Some(None)` clears it.
     pub not_before: Option<Option<UnixMillis>>,
-    /// Refused from; `Some(None)` clears it.
+    /// It does not work from this time on; `Some(None)` clears it.
     pub expire_time: Option<Option<UnixMillis>>,
 }
 
@@ -42,9 +42,8 @@ impl Authority {
     /// Changes a key's fields.
     ///
     /// # Errors
-    /// When the key is missing, has another version than the options name, a field breaks its rule, the patch
-    /// would change what the caller's own key may do, or more of a revoked key than its label, labels and
-    /// annotations, or too many updates of this key by this caller wait.
+    /// When there is no such key, its etag is another one, a field breaks its rule, the patch would change what the
+    /// caller's own key may do or a fixed field of a revoked key, or too many updates of this key wait.
     pub async fn update_key(
         &self,
         grant: &Grant<Issue>,
@@ -63,7 +62,7 @@ impl Authority {
                 return Err(AuthorityError::OwnKey);
             }
             key.check_edit(&before)?;
-            // What is stored already is not judged again.
+            // Scopes that are stored already are not checked again.
             if let Some(scopes) = &patch.scopes {
                 check_scopes("key.", grant.tenant(), scopes)?;
             }
@@ -83,7 +82,7 @@ impl Authority {
 }
 
 impl KeyPatch {
-    /// Whether it changes what verdicts depend on. Only the record tells whether it takes power away.
+    /// Whether it changes what verdicts depend on. Only the record shows whether that takes power away.
     fn may_narrow(&self) -> bool {
         let Self { scopes, audiences, allowed_cidrs, not_before, expire_time, .. } = self;
         let lists = audiences.is_some() || allowed_cidrs.is_some();
