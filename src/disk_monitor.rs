@@ -1,5 +1,5 @@
-//! Tells probes, metrics and the log whether changes can be made. Verdicts go on whatever the disk does, so only the admin
-//! service stops serving.
+//! Reports to probes, metrics and the log whether changes can be made. Verdicts do not need the disk, so only
+//! the admin service stops serving.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,21 +13,21 @@ use crate::store::{Store, WriteHealth};
 
 /// The service whose health depends on the disk.
 pub const ADMIN_SERVICE: &str = "keyward.v1.KeyAdmin";
-/// How often the store is asked.
+/// How often the store's condition is read.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is told, and of what.
+/// Follows the store's condition, and reports it.
 pub struct DiskMonitor {
     /// The store.
     pub store: Arc<dyn Store>,
-    /// What probes see.
+    /// The health that probes see.
     pub health: Health,
-    /// What metrics see.
+    /// The value that metrics read.
     pub writable: Arc<AtomicBool>,
 }
 
 impl DiskMonitor {
-    /// Asks the store now and then, until it is told to stop.
+    /// Follows the store's condition until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut ticks = interval(POLL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,13 +1,13 @@
-//! The end of the process, for what must not go on.
+//! Aborts the process when going on would break a promise.
 
 use std::fmt::Display;
 use std::time::Duration;
 
-/// How long the log's thread gets to write why.
+/// How long the log's thread gets to write the message.
 const LOG_DRAIN: Duration = Duration::from_millis(200);
 
-/// Logs why, and what to do, and ends the process at once: no destructors, no flushes, nothing more acknowledged. `what`
-/// says what happened; `cause` names the file, if it is one that fails.
+/// Logs what happened and what to do, and aborts the process: no destructors, no flushes, and nothing more is
+/// acknowledged. `cause` names the file, if one failed.
 pub fn die(what: &str, cause: &dyn Display) -> ! {
     tracing::error!(
         "{what}: {cause}. The process ends, so that nothing is acknowledged or allowed that should not be. Remove the cause \

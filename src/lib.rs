@@ -3,23 +3,24 @@
 //! One log, many views: a change is committed to the log, and everything else is folded from it, in order.
 //! ARCHITECTURE.md has the map. The modules in reading order:
 //!
-//! - [`cli`], [`config`], [`telemetry`]: what an operator says, and what he is told.
-//! - [`app`]: puts everything together; the only place that names a storage engine.
-//! - [`offline`]: what is done to data that nobody serves. [`remote`]: what is asked of a server from
-//!   outside.
-//! - [`lifecycle`]: signals and shutdown. [`disk_monitor`]: whether changes can be made. [`health`]: what
-//!   probes are told. [`net`]: listeners. [`cores`], [`serve`]: connections, and where they live. [`http2`]:
-//!   what they speak.
-//! - [`systemd`]: notifications of readiness. [`ops_http`]: probes and metrics over HTTP. [`metrics`]: what
-//!   is counted.
-//! - [`layer`], [`grpc`]: calls come in: who calls, may they, and from the wire to the domain and back.
+//! - [`cli`], [`config`], [`telemetry`]: the command line, the settings, the log.
+//! - [`app`]: the composition root, and the only module besides [`offline`] that names a storage engine.
+//! - [`offline`]: commands on a data directory that no server has open. [`remote`]: clients of a running
+//!   server.
+//! - [`lifecycle`]: signals and shutdown. [`disk_monitor`]: reports whether changes can be made. [`health`]:
+//!   the health of the services. [`net`]: listeners. [`cores`], [`serve`]: the runtimes of connections.
+//!   [`http2`]: their protocol.
+//! - [`systemd`]: notifications of readiness. [`ops_http`]: probes and metrics over HTTP. [`metrics`]:
+//!   counters and gauges.
+//! - [`layer`], [`grpc`]: authentication, authorization, and conversion between the wire and the domain.
 //!   [`fast_path`]: most verdicts, from the bytes that were read.
-//! - [`authority`]: the write side. [`verify`]: the hot path.
-//! - [`bytes_codec`]: numbers in stored and received bytes. [`index`]: every key in RAM. [`feed`]: the changes, in order.
+//! - [`authority`]: the write side. [`verify`]: the read side.
+//! - [`bytes_codec`]: numbers in stored and received bytes. [`index`]: all keys in RAM. [`feed`]: the changes,
+//!   in order.
 //! - [`store`]: the log and the table on disk.
-//! - [`keyring`], [`files`], [`system`], [`machine`], [`parallel`], [`fair`], [`progress`], [`fatal`]: the
-//!   pepper file, durable small files, the real clock and randomness, how much memory there is, work on every
-//!   core, turns of callers, how far a long start is, and the end of a process that must not go on.
+//! - [`keyring`]: the pepper file. [`files`]: durable small files. [`system`]: the clock, randomness, limits.
+//!   [`machine`]: the size of memory. [`parallel`]: work on all cores. [`fair`]: turns of callers.
+//!   [`progress`]: the progress of long work. [`fatal`]: aborts the process.
 
 pub mod app;
 pub mod authority;

@@ -1,4 +1,4 @@
-//! The binary: parses the command line and does what it says.
+//! The binary: parses the command line and runs the command.
 
 use std::process::ExitCode;
 
@@ -7,8 +7,8 @@ use keyward::cli::Cli;
 use mimalloc::MiMalloc;
 use zeroizing_alloc::ZeroAlloc;
 
-/// Cheaper than the system's where many small things come and go. What is freed is overwritten with zeros, and what grows is
-/// moved and its old place overwritten: whoever freed a secret, in whatever crate, leaves no trace of it.
+/// mimalloc is faster than the system's allocator for many small objects. Freed memory is zeroed, and so is
+/// the old place of what is reallocated, so that no crate leaves a secret behind in freed memory.
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<MiMalloc> = ZeroAlloc(MiMalloc);
 

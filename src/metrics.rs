@@ -1,8 +1,8 @@
-//! What is counted, and the text that Prometheus reads.
+//! Metrics, and the text that Prometheus scrapes.
 //!
-//! Every family and every label set is made at the start, so that counting is an atomic add on a handle: no lock, no
-//! allocation and no search in a map on the way of a call. Labels are a call's name, a code and a reason, all of them
-//! known here beforehand: nothing that a caller sends, and no tenant, owner, key or secret, can become one.
+//! All families and label sets are made at the start, so that counting is an atomic add on a handle: no lock,
+//! no allocation and no lookup during a call. All labels are constants: nothing that a caller sends, and no
+//! tenant, owner, key or secret, can become one.
 
 mod callbacks;
 mod fast_path;
@@ -25,16 +25,16 @@ use prometheus_client::registry::{Registry, Unit};
 use self::callbacks::{CounterFn, GaugeFn, LabelledCounters, LabelledGauges, OptionalGaugeFn};
 pub use self::fast_path::{FastPathCounts, SlowPathReason};
 
-/// The commit that the program was built from, if whoever built it said so.
+/// The commit that the program was built from, if the build set it.
 const COMMIT: &str = match option_env!("KEYWARD_COMMIT") {
     Some(commit) => commit,
     None => "unknown",
 };
 
-/// The form of the text.
+/// The exposition format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// What Prometheus has always read.
+    /// Prometheus' text format, version 0.0.4.
     Text,
     /// OpenMetrics.
     OpenMetrics,
@@ -51,7 +51,7 @@ impl Format {
     }
 }
 
-/// The codes of gRPC, each at its number.
+/// The names of gRPC's codes, by their numbers.
 const CODES: [&str; 17] = [
     "OK",
     "CANCELLED",
@@ -72,76 +72,76 @@ const CODES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
-/// The upper bounds of the buckets of durations, in microseconds: a verdict takes tens, a commit thousands.
+/// The upper bounds of the buckets of durations, in microseconds. A verdict takes tens, a commit thousands.
 const BUCKETS_MICROS: [u32; 19] = [
     10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
     2_500_000, 5_000_000, 10_000_000,
 ];
 
-/// What all calls that we do not offer are called.
+/// The label of all unknown calls.
 const UNKNOWN_CALL: &str = "unknown";
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 
-/// Tells a number that is kept elsewhere, when somebody asks.
+/// Reads a value that is kept elsewhere.
 pub type ValueFn = Box<dyn Fn() -> u64 + Send + Sync>;
 
-/// Tells a number that is kept elsewhere, if it is known.
+/// Reads a value that is kept elsewhere, if it is known.
 pub type OptionalValueFn = Box<dyn Fn() -> Option<f64> + Send + Sync>;
 
-/// The numbers that are kept elsewhere.
+/// The values that are kept elsewhere.
 pub struct MetricSources {
     /// When the process started, in seconds since 1970.
     pub start_seconds: f64,
-    /// For each phase of a server's life, 1 if it is in it, else 0.
+    /// For each phase, 1 if the server is in it, else 0.
     pub phases: Vec<(&'static str, ValueFn)>,
-    /// How many keys there are.
+    /// The number of keys.
     pub keys: ValueFn,
-    /// For each state, how many keys are in it.
+    /// For each state, the number of keys.
     pub keys_by_state: Vec<(&'static str, ValueFn)>,
-    /// The last change that is durable.
+    /// The revision of the last durable change.
     pub journal_revision: ValueFn,
-    /// The last change that is in the table.
+    /// The revision of the last change in the table.
     pub table_revision: ValueFn,
-    /// How many changes wait to be made.
+    /// The number of changes in the queue.
     pub changes_waiting: ValueFn,
-    /// Free bytes of the data directory's disk.
+    /// Free bytes on the disk of the data directory.
     pub disk_free_bytes: OptionalValueFn,
-    /// When the newest sound snapshot was made, in seconds since 1970.
+    /// The time of the newest sound snapshot, in seconds since 1970.
     pub last_snapshot: OptionalValueFn,
-    /// When the last backup was made, in seconds since 1970.
+    /// The time of the last backup, in seconds since 1970.
     pub last_backup: OptionalValueFn,
-    /// The revision up to which changes are visible.
+    /// The revision of the index.
     pub revision: ValueFn,
-    /// How many connections of callers are open.
+    /// The number of open connections of callers.
     pub connections: ValueFn,
-    /// How many of them have not had a credential that works.
+    /// The number of those that have not had a working credential.
     pub connections_of_strangers: ValueFn,
-    /// How many of these were turned away so that others get in.
+    /// How many of these were closed to make room for others.
     pub connections_turned_away: ValueFn,
     /// 1 if changes can be made, else 0.
     pub writable: ValueFn,
-    /// How many lasting administrators there are.
+    /// The number of lasting administrators.
     pub administrators: ValueFn,
-    /// For each kind of callers, bytes that are held for requests under way.
+    /// For each kind of callers, the bytes held for requests under way.
     pub request_bytes: Vec<(&'static str, ValueFn)>,
-    /// For each kind of callers, how many requests there was no room for.
+    /// For each kind of callers, the number of requests that there was no room for.
     pub requests_without_room: Vec<(&'static str, ValueFn)>,
-    /// For each kind of names, how many keys use.
+    /// For each kind of names, the number of names in use.
     pub names: Vec<(&'static str, ValueFn)>,
-    /// How many names are kept that no key uses.
+    /// The number of names that are kept but not used.
     pub names_unused: ValueFn,
-    /// How often the room of unused names was given back.
+    /// The number of compactions of names.
     pub name_compactions: ValueFn,
     /// Bytes of the table's files.
     pub table_bytes: ValueFn,
     /// Bytes of the records in the table.
     pub table_record_bytes: ValueFn,
-    /// How often the table was built anew.
+    /// The number of rebuilds of the table.
     pub table_rebuilds: ValueFn,
 }
 
-/// Nothing is anywhere.
+/// Zero, or unknown.
 impl Default for MetricSources {
     fn default() -> Self {
         let zero = || -> ValueFn { Box::new(|| 0) };
@@ -192,7 +192,7 @@ impl Metrics {
         fast_path_calls: [&'static str; 2],
         sources: MetricSources,
     ) -> Self {
-        // The crate ends each help text with a full stop.
+        // Help texts have no full stop: the crate adds it.
         let mut all = Registry::default();
         process::register(&mut all, sources.start_seconds);
         let registry = all.sub_registry_with_prefix("keyward");
@@ -255,28 +255,29 @@ impl Metrics {
         Self { registry: all, verdicts, calls, fast_path }
     }
 
-    /// Counts verdicts.
+    /// The counters of verdicts.
     #[must_use]
     pub fn verdicts(&self) -> Verdicts {
         self.verdicts.clone()
     }
 
-    /// Counts calls.
+    /// The metrics of calls.
     #[must_use]
     pub fn calls(&self) -> Arc<Calls> {
         self.calls.clone()
     }
 
-    /// Counts the calls that have a fast path by the path that they take, in the order in which they were given.
+    /// Counts the calls that have a fast path by the path that they take, in the order in which they were
+    /// given.
     #[must_use]
     pub fn fast_path(&self) -> [FastPathCounts; 2] {
         self.fast_path.clone()
     }
 
-    /// Everything, in a form.
+    /// All metrics as text.
     ///
     /// # Errors
-    /// When a number has no form in it, such as a gauge beyond 63 bits.
+    /// When a value cannot be written, such as a gauge beyond 63 bits.
     pub fn text(&self, format: Format) -> Result<String, fmt::Error> {
         let mut text = String::new();
         text::encode(&mut text, &self.registry)?;
@@ -287,7 +288,7 @@ impl Metrics {
     }
 }
 
-/// Counts verdicts by their reason.
+/// Counters of verdicts by their reason.
 #[derive(Clone, Debug)]
 pub struct Verdicts {
     ok: Counter,
@@ -323,7 +324,7 @@ impl Verdicts {
         }
     }
 
-    /// Counts a verdict: one that allows, or one that denies for a reason.
+    /// Counts a verdict: `None` allows, a reason denies.
     pub fn count(&self, failure: Option<DenyReason>) {
         let counter = match failure {
             None => &self.ok,
@@ -342,7 +343,7 @@ impl Verdicts {
     }
 }
 
-/// Counts calls and how long they take.
+/// Counters and durations of calls.
 #[derive(Debug)]
 pub struct Calls {
     known: Vec<(&'static str, Arc<CallMetrics>)>,
@@ -368,7 +369,7 @@ impl Calls {
         }
     }
 
-    /// The handle of a call by its path. All paths that are not ours share one.
+    /// The metrics of the call at a path. All unknown paths share one.
     #[must_use]
     pub fn of(&self, path: &str) -> Arc<CallMetrics> {
         self.known.iter().find(|(known, _)| *known == path).map_or(&self.unknown, |(_, call)| call).clone()
@@ -380,7 +381,7 @@ fn method_name(path: &'static str) -> &'static str {
     path.rsplit('.').next().unwrap_or(path)
 }
 
-/// Counts one kind of call.
+/// The metrics of one kind of call.
 #[derive(Debug)]
 pub struct CallMetrics {
     codes: [Counter; CODES.len()],
@@ -388,12 +389,12 @@ pub struct CallMetrics {
 }
 
 impl CallMetrics {
-    /// Counts a call that was answered with the code of this number. What is no number of a code is code UNKNOWN.
+    /// Counts a call that was answered with this code. An invalid code counts as UNKNOWN.
     pub fn count(&self, code: i32, took: Duration) {
         self.count_many(1, code, took);
     }
 
-    /// Counts so many calls that were answered alike, and in the same time.
+    /// Counts so many calls with the same code and duration.
     pub fn count_many(&self, calls: u64, code: i32, took: Duration) {
         let [_, _, unknown, ..] = &self.codes;
         let counter = usize::try_from(code).ok().and_then(|code| self.codes.get(code)).unwrap_or(unknown);
@@ -402,15 +403,15 @@ impl CallMetrics {
     }
 }
 
-/// A histogram without the lock that the crate's own one takes for every observation.
+/// A histogram without a lock; the crate's own takes one for every observation.
 #[derive(Clone, Debug, Default)]
 struct Histogram(Arc<Buckets>);
 
 #[derive(Debug, Default)]
 struct Buckets {
-    /// One for each bound, and one for what is beyond the last.
+    /// One for each bound, and one beyond the last.
     counts: [AtomicU64; BUCKETS_MICROS.len() + 1],
-    /// It wraps after centuries of calls, which Prometheus takes for a restart.
+    /// It wraps after centuries of calls; Prometheus takes that for a restart.
     nanos: AtomicU64,
 }
 
@@ -432,7 +433,7 @@ impl EncodeMetric for Histogram {
         let bounds = BUCKETS_MICROS.iter().map(|bound| f64::from(*bound) / 1e6).chain([f64::INFINITY]);
         let counts = self.0.counts.iter().map(|count| count.load(Ordering::Relaxed));
         let buckets: Vec<_> = bounds.zip(counts).collect();
-        // Their sum, so that the last bucket and the count agree whatever is counted meanwhile.
+        // Not a counter of its own: the count must be that of the last bucket, whatever is counted meanwhile.
         let count = buckets.iter().map(|(_, count)| count).sum();
         let sum = Duration::from_nanos(self.0.nanos.load(Ordering::Relaxed)).as_secs_f64();
         encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)

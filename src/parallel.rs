@@ -1,15 +1,15 @@
-//! A piece of work in many parts, on every core.
+//! Work in parts, on all cores.
 
 use std::io;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, Builder};
 
-/// Threads at most: what is read lies on one disk.
+/// Threads, at most: the parts are read from one disk.
 const THREADS_MAX: usize = 8;
 
-/// Does `work` for each number below `count`, the smallest first, and gives what came of each in order. It
-/// returns when all of it is done. A panic in one part is passed on.
+/// Calls `work` with each number below `count`, the smallest first, and returns the results in order. A panic
+/// is propagated.
 pub fn map<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let next = AtomicUsize::new(0);
     let worker = || {
@@ -24,7 +24,7 @@ pub fn map<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
     };
     let threads = thread::available_parallelism().map_or(1, usize::from).clamp(1, THREADS_MAX).min(count);
     let mut done = thread::scope(|scope| {
-        // Where no more threads are granted, those that there are do it all.
+        // If the system grants fewer threads, they do it all.
         let start = |_| Builder::new().spawn_scoped(scope, worker).ok();
         let others: Vec<_> = (1..threads).map_while(start).collect();
         let mut done = worker();
@@ -37,10 +37,10 @@ pub fn map<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
     done.into_iter().map(|(_, result)| result).collect()
 }
 
-/// Does two things at a time, one of them on a thread of its own. A panic in it is passed on.
+/// Runs `other` on a thread of its own, and `here` meanwhile. A panic is propagated.
 ///
 /// # Errors
-/// When no thread is granted. Nothing was done then.
+/// When the thread cannot be started. Nothing was run then.
 pub fn join<A: Send, B>(other: impl FnOnce() -> A + Send, here: impl FnOnce() -> B) -> io::Result<(A, B)> {
     thread::scope(|scope| {
         let other = Builder::new().spawn_scoped(scope, other)?;

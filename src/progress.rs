@@ -1,18 +1,18 @@
-//! How far a long piece of work is: a bar on a terminal, a line now and then in a log.
+//! The progress of long work: a bar on a terminal, lines in a log.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Work that takes less than this is not spoken of.
+/// Work that takes less than this is not shown.
 const SHOW_AFTER: Duration = Duration::from_millis(500);
-/// Time between two lines in a log.
+/// The time between two lines in a log.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
-/// The clock is looked at once in this many steps.
+/// Steps between two reads of the clock.
 const STEPS_PER_CLOCK_READ: u64 = 256;
 
-/// A piece of work with a known end.
+/// Work of a known number of steps.
 #[derive(Debug)]
 pub struct Progress {
     what: &'static str,
@@ -25,7 +25,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Work that begins now and has `total` steps.
+    /// Begins work of `total` steps.
     #[must_use]
     pub fn begin(what: &'static str, total: u64) -> Self {
         Self {
@@ -39,7 +39,7 @@ impl Progress {
         }
     }
 
-    /// So many steps more are done.
+    /// Adds steps that are done.
     pub fn advance(&mut self, steps: u64) {
         self.done += steps;
         self.steps_until_clock_read = self.steps_until_clock_read.saturating_sub(steps);
@@ -63,7 +63,7 @@ impl Progress {
         if std::io::stderr().is_terminal() {
             let bar = ProgressBar::with_draw_target(Some(self.total), ProgressDrawTarget::stderr_with_hz(10));
             let style = ProgressStyle::with_template("{msg} [{bar:40}] {pos} of {len}, {eta} left");
-            // The template above is one that the crate reads.
+            // It cannot fail: the template is valid.
             let bar = style.map_or(bar.clone(), |style| bar.with_style(style.progress_chars("=> ")));
             self.bar = Some(bar.with_message(self.what).with_position(self.done));
         } else {

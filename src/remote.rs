@@ -1,4 +1,4 @@
-//! What is asked of a running server from outside: a backup, and its health.
+//! Clients of a running server, for the command line: backup and health.
 
 mod addr;
 mod health;
@@ -22,14 +22,14 @@ use crate::grpc::pb;
 use crate::grpc::pb::key_admin_client::KeyAdminClient;
 use crate::offline::{Contents, OfflineError, SnapshotError, check_backup, check_backup_bytes};
 
-/// How long a server may take to be reached.
+/// How long connecting may take.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
-/// A silent server is asked whether it is still there.
+/// How long a connection is silent before it is probed.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
-/// How long it may take to answer.
+/// How long the answer to a probe may take.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Where the server is, and who asks.
+/// A server, and the caller's key.
 #[derive(Debug)]
 pub struct Server {
     /// Its address.
@@ -38,21 +38,21 @@ pub struct Server {
     pub key_file: PathBuf,
 }
 
-/// What was fetched.
+/// A backup that was fetched.
 #[derive(Debug)]
 pub struct Fetched {
-    /// The revision that it is of.
+    /// Its revision.
     pub revision: u64,
-    /// How many keys it holds.
+    /// The number of its keys.
     pub keys: u64,
-    /// Its size.
+    /// Its size in bytes.
     pub bytes: u64,
 }
 
-/// Why there is no backup.
+/// Why a backup failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
-    /// A file is there already under that name.
+    /// The file exists already.
     #[error("{0} exists already; a backup never overwrites anything")]
     Exists(PathBuf),
     /// The key file cannot be read.
@@ -63,10 +63,10 @@ pub enum RemoteError {
         /// What happened.
         source: io::Error,
     },
-    /// The key file holds something else.
+    /// The key file does not hold a key.
     #[error("the key file holds no key: {0}")]
     Key(#[from] InvalidMetadataValue),
-    /// The server is not reached.
+    /// The server cannot be reached.
     #[error("no server answers at {addr}: {}", root_cause(source))]
     Connect {
         /// Its address.
@@ -74,7 +74,7 @@ pub enum RemoteError {
         /// What happened.
         source: tonic::transport::Error,
     },
-    /// The server refused, or broke off.
+    /// The server answered with an error, perhaps after a part of the backup.
     #[error("the server answered {:?}: {}", .0.code(), .0.message())]
     Refused(#[from] Status),
     /// The file cannot be written.
@@ -85,18 +85,18 @@ pub enum RemoteError {
         /// What happened.
         source: io::Error,
     },
-    /// What arrived is not whole.
+    /// The backup in the file is damaged or not whole.
     #[error(transparent)]
     Damaged(#[from] OfflineError),
-    /// What was handed on is not whole.
+    /// The backup on the output is damaged or not whole.
     #[error("what was written is not a whole backup: {0}")]
     NotWhole(#[from] SnapshotError),
-    /// It cannot be handed on.
+    /// The output cannot be written.
     #[error("the backup cannot be written to where it should go: {0}")]
     Output(io::Error),
 }
 
-/// What is at the bottom of an error. The library's own words for it are "transport error".
+/// The innermost cause of an error. The outermost says only "transport error".
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut bottom = error;
     while let Some(below) = bottom.source() {
@@ -105,8 +105,8 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     bottom.to_string()
 }
 
-/// Fetches a backup into a file, which is there whole, durable and read back, or not at all: also when this is dropped
-/// before its end.
+/// Fetches a backup into a file. The file appears once it is whole, durable and has been read back, or not at
+/// all, even if the future is dropped.
 ///
 /// # Errors
 /// See [`RemoteError`].
@@ -147,13 +147,13 @@ async fn receive(
         file.write_all(&response.piece).map_err(of_file)?;
         (revision, bytes) = (response.revision, bytes + response.piece.len() as u64);
     }
-    // Read back from the file, not from memory.
+    // From the file, not from memory.
     let contents = check_backup(file.sync().map_err(of_file)?)?;
     Ok(Fetched { revision, keys: contents.keys, bytes })
 }
 
-/// Fetches a backup and writes it to `out` as it comes. It is checked on the way: an error means that what
-/// was written is of no use.
+/// Fetches a backup and writes it to `out` as it comes. It is checked meanwhile; after an error, what was
+/// written is useless.
 ///
 /// # Errors
 /// See [`RemoteError`].
@@ -165,7 +165,7 @@ pub async fn backup_to(server: &Server, out: impl Write + Send + 'static) -> Res
     let (mut revision, mut bytes) = (0, 0);
     while let Some(response) = pieces.message().await? {
         (revision, bytes) = (response.revision, bytes + response.piece.len() as u64);
-        // Either may have to be read first; a signal must be heard meanwhile.
+        // Both may block, and a signal must be handled meanwhile.
         let written = spawn_blocking(move || {
             outputs.0.write_all(&response.piece)?;
             outputs.0.flush()?;
@@ -179,8 +179,8 @@ pub async fn backup_to(server: &Server, out: impl Write + Send + 'static) -> Res
     Ok(Fetched { revision, keys: contents.keys, bytes })
 }
 
-/// Checks what comes through a pipe, and reads it to its end also when it is damaged, so that nobody waits
-/// for room in it.
+/// Checks what comes through a pipe. It is read to its end even if it is damaged, so that the writer does not
+/// block.
 fn check_to_end(mut pipe: io::PipeReader) -> Result<Contents, SnapshotError> {
     let checked = check_backup_bytes(&mut pipe);
     io::copy(&mut pipe, &mut io::sink())?;

@@ -1,5 +1,4 @@
-//! The real clock and the real randomness: the only place that asks the system for either. And what the process asks of
-//! the system for itself.
+//! The system's clock and randomness, which nothing else reads, and the limits and priorities of the process.
 
 use std::io;
 use std::num::NonZero;
@@ -14,8 +13,8 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use rustix::process::{Resource, Rlimit, getpriority_process, getrlimit, setpriority_process, setrlimit};
 
-/// How much nicer (setpriority(2)) than verdicts everything else is: where processors are short, it has a
-/// tenth of the share.
+/// How much is added to the nice value (setpriority(2)) of threads that do not answer verdicts: under
+/// contention they get a tenth of the CPU time.
 const NICE_INCREMENT: i32 = 10;
 
 /// The system's clock.
@@ -40,11 +39,11 @@ impl Entropy for SystemEntropy {
     }
 }
 
-/// What lets the calling thread of now go before those that do this, and before those that they start, where
-/// processors are short.
+/// Returns a function that lowers the priority of the thread that calls it, and of the threads that this one
+/// starts, relative to the present thread.
 pub fn lower_priority() -> impl Fn() + Send + Sync + 'static {
-    // On Linux, a priority is that of the calling thread. From here, because a thread has that of the one
-    // that starts it, which may have given way already.
+    // On Linux, priorities are of threads. This one's is read now, because the later thread may have
+    // inherited a lowered one.
     let nice = getpriority_process(None).map(|now| now + NICE_INCREMENT);
     move || {
         if let Err(error) = nice.and_then(|nice| setpriority_process(None, nice)) {
@@ -53,19 +52,19 @@ pub fn lower_priority() -> impl Fn() + Send + Sync + 'static {
     }
 }
 
-/// Threads of a server beside those that serve connections and those of its runtime: the store's, sled's, the
-/// log's, and some that come and go.
+/// Threads of a server besides those that serve connections and those of its runtime: the store's, sled's,
+/// the log's, and some that come and go.
 const OTHER_THREADS: usize = 24;
 
-/// Files that a server opens beside connections and those of [`FILES_PER_THREAD`].
+/// Open files of a server besides connections and [`FILES_PER_THREAD`].
 const OTHER_FILES: u64 = 32;
-/// Files of each thread that serves connections.
+/// Open files of each thread that serves connections.
 const FILES_PER_THREAD: u64 = 3;
 
-/// Threads of what works on data that nobody serves: sled's, the log's, and one to read beside.
+/// Threads of an offline command: sled's, the log's, and one more reader.
 pub const TOOL_THREADS: usize = 12;
 
-/// What the system does not grant.
+/// What the system does not provide.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemError {
     /// Threads.
@@ -74,34 +73,34 @@ pub enum SystemError {
          TasksMax, pids.max) or of memory (ulimit -v), or, of a server, set serving_threads (KEYWARD_SERVING_THREADS) to fewer"
     )]
     Threads {
-        /// How many it needs.
+        /// How many are needed.
         needed: usize,
         /// How many could be started.
         granted: usize,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
     /// Open files.
     #[error("a server needs {needed} open files, and the limit is {granted}; raise it (ulimit -n, LimitNOFILE)")]
     Files {
-        /// How many it needs, without any connection.
+        /// How many are needed without any connection.
         needed: u64,
         /// The limit.
         granted: u64,
     },
-    /// A clock that shows a time.
+    /// A clock that shows a time after 1970.
     #[error("the system's clock shows a time before 1970: set it")]
     Clock,
 }
 
-/// How many threads a server has at its start, if so many serve connections.
+/// The number of threads of a server at its start, if so many serve connections.
 #[must_use]
 pub fn server_threads(serving: usize) -> usize {
     serving + available_parallelism().map_or(1, NonZero::get) + OTHER_THREADS
 }
 
-/// Sees that so many threads can be started, by starting them all for a moment. Some are started later where
-/// nobody can be told that it fails.
+/// Checks that so many threads can be started, by starting them all for a moment. Later a failure could not
+/// be reported everywhere.
 ///
 /// # Errors
 /// [`SystemError::Threads`].
@@ -116,7 +115,8 @@ pub fn check_threads(needed: usize) -> Result<(), SystemError> {
     })
 }
 
-/// Sees that the files of a server can be opened. Some are opened where nobody can be told that it fails.
+/// Checks that the limit of open files suffices for a server. Later a failure could not be reported
+/// everywhere.
 ///
 /// # Errors
 /// [`SystemError::Files`].
@@ -128,7 +128,7 @@ pub fn check_files(serving: usize) -> Result<(), SystemError> {
     }
 }
 
-/// Sees that the clock shows a time that sled takes.
+/// Checks that the clock shows a time that sled accepts.
 ///
 /// # Errors
 /// [`SystemError::Clock`].
@@ -137,8 +137,8 @@ pub fn check_clock() -> Result<(), SystemError> {
     SystemTime::now().duration_since(UNIX_EPOCH).map(drop).map_err(|_| SystemError::Clock)
 }
 
-/// Asks for as many open files as the system grants, and for no core dumps, which would hold secrets. A
-/// refusal is logged and no obstacle.
+/// Raises the limit of open files to the maximum, and forbids core dumps, which would hold secrets. A failure
+/// is logged.
 pub fn set_limits() {
     let files = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });

@@ -1,12 +1,13 @@
-//! Tells systemd, or whatever else set `NOTIFY_SOCKET`, when the server is ready and when it stops (`Type=notify`).
+//! Notifies systemd, or another service manager that set `NOTIFY_SOCKET`, when the server is ready and when
+//! it stops (`Type=notify`).
 
 use sd_notify::NotifyState;
 use tokio::sync::watch;
 
 use crate::ops_http::Phase;
 
-/// Follows the server's life, to its stop: READY as soon as `/readyz` says so, then STOPPING. Without `NOTIFY_SOCKET`
-/// nobody is told.
+/// Sends READY as soon as `/readyz` succeeds, and STOPPING when the server stops. Without `NOTIFY_SOCKET`
+/// nothing is sent.
 pub async fn notify_phases(mut phase: watch::Receiver<Phase>) {
     if phase.wait_for(|&now| now != Phase::Loading).await.is_ok_and(|now| *now == Phase::Serving) {
         notify(&NotifyState::Ready);

@@ -1,36 +1,35 @@
-//! Logs, to stderr.
+//! The log, to stderr.
 
 use serde::{Deserialize, Serialize};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::{EnvFilter, reload};
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
     Text,
-    /// For collectors: one JSON object a line.
+    /// For collectors: one JSON object per line.
     Json,
 }
 
-/// Reads a filter, such as `info` or `keyward=debug,h2=warn`.
+/// Parses a filter, such as `info` or `keyward=debug,h2=warn`.
 ///
 /// # Errors
-/// When it is not one.
+/// When it is not a filter.
 pub fn parse_filter(filter: &str) -> Result<EnvFilter, ParseError> {
     EnvFilter::builder().parse(filter)
 }
 
-/// Says what is wrong with a filter: also with one that is in order and lets no line of ours through, because a level
-/// or a module is spelt wrong.
+/// Checks a filter. One that lets no line of Keyward through is refused too: a level or a module is misspelt.
 ///
 /// # Errors
-/// With that.
+/// With what is wrong.
 pub fn check_filter(filter: &str) -> Result<(), String> {
     parse_filter(filter).map_err(|error| format!("is not a filter: {error}"))?;
-    // An empty text is a level, too.
+    // An empty text would parse as a level.
     let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
     if filter.split(',').map(str::trim).any(|part| is_level(part) || part.starts_with("keyward")) {
         return Ok(());
@@ -40,11 +39,11 @@ pub fn check_filter(filter: &str) -> Result<(), String> {
         .to_owned())
 }
 
-/// Log lines that wait to be written at most. When whoever reads them hangs, further ones are dropped: a stuck log must
+/// Log lines that wait to be written, at most. Further lines are dropped, so that a log that is not read does
 /// not stop verdicts.
 const LINES_WAITING_MAX: usize = 16_384;
 
-/// The log of the process. What is still waiting is written when it is dropped.
+/// The log of the process. Lines that wait are written when it is dropped.
 #[must_use]
 pub struct Log {
     set_filter: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error>>,
@@ -52,7 +51,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Puts another filter in place. What `tell` logs at `info` is written whatever the filters say.
+    /// Sets another filter. What `tell` logs at `info` is written whatever the filters are.
     pub fn set_filter(&self, filter: EnvFilter, tell: impl FnOnce()) {
         let set = |filter| {
             if let Err(error) = (self.set_filter)(filter) {
@@ -65,12 +64,12 @@ impl Log {
     }
 }
 
-/// Starts logging. A second time in one process changes nothing.
+/// Starts the log. A second call in one process has no effect.
 pub fn start(filter: EnvFilter, format: LogFormat) -> Log {
     let writer = NonBlockingBuilder::default().buffered_lines_limit(LINES_WAITING_MAX).lossy(true);
     let (writer, guard) = writer.finish(std::io::stderr());
     let builder = tracing_subscriber::fmt().with_writer(writer);
-    // Another subscriber is in place only where tests share a process; theirs then serves.
+    // It fails only where tests share a process; the first subscriber is used then.
     match format {
         LogFormat::Text => {
             let builder = builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));

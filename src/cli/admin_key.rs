@@ -12,15 +12,15 @@ use crate::offline::mint_administrator;
 
 #[derive(Debug, Args)]
 pub(super) struct AdminKeyArgs {
-    /// Go on where the watermark is missing beside a journal with changes: take the journal's end for the end of the
-    /// log
+    /// Go on where the watermark is missing beside a journal with changes: take the journal's end for the end
+    /// of the log
     #[arg(long)]
     accept_watermark_loss: bool,
     #[command(flatten)]
     data: DataArgs,
 }
 
-/// Makes an administrator. Its key is alone on standard output, so that it can go to a file; all else goes to stderr.
+/// Makes an administrator. Standard output has nothing but its key, so that it can be redirected to a file.
 pub(super) fn run(args: AdminKeyArgs) -> Result<(), Box<dyn Error>> {
     let flags = Flags { accept_watermark_loss: args.accept_watermark_loss, ..Flags::default() };
     let (settings, _flush) = args.data.settings(flags)?;

@@ -22,7 +22,7 @@ pub(super) struct BackupArgs {
     key_file: PathBuf,
 }
 
-/// Fetches a backup and says what it holds. A signal ends it, and leaves nothing behind.
+/// Fetches a backup and prints a summary. After a signal nothing is left behind.
 pub(super) fn run(args: BackupArgs) -> Result<(), Box<dyn Error>> {
     let BackupArgs { to, server: addr, key_file } = args;
     let to_stdout = to == Path::new("-");
@@ -44,7 +44,7 @@ pub(super) fn run(args: BackupArgs) -> Result<(), Box<dyn Error>> {
         }
     };
     let fetched = runtime.block_on(fetching);
-    // Whoever checks what comes is not waited for if nothing comes any more.
+    // After a signal, the thread that checks the backup is not waited for.
     runtime.shutdown_background();
     let fetched = fetched?;
     let (keys, revision, bytes) = (fetched.keys, fetched.revision, fetched.bytes);

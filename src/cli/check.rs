@@ -21,7 +21,7 @@ pub(super) struct CheckArgs {
     data: DataArgs,
 }
 
-/// Says what was found, and fails on any doubt.
+/// Prints what was found, and fails on any doubt.
 pub(super) fn run(args: CheckArgs) -> Result<(), Box<dyn Error>> {
     if let Some(path) = args.backup {
         let contents = check_backup(&path)?;

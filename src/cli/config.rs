@@ -1,4 +1,4 @@
-//! `keyward config`: what the settings come to, and whether the files that they name are there.
+//! `keyward config`: the effective settings, and a check of the files that they name.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::config::{Flags, Settings};
 use crate::offline::check_files;
 
-/// Prints the effective configuration as a TOML file, and then says what is wrong with the files that it names.
+/// Prints the effective configuration as TOML, then checks the files that it names.
 pub(super) fn run((flags, file): (Flags, Option<PathBuf>)) -> Result<(), Box<dyn Error>> {
     let effective = Settings::load(&flags, file)?;
     for (name, value, source) in effective.listing {

@@ -20,15 +20,15 @@ pub(super) struct HealthArgs {
     timeout: Duration,
 }
 
-/// It answers no calls.
+/// Exit code: the service answers no calls.
 const NOT_SERVING: u8 = 1;
 // 2 is a wrong command line.
-/// It is not reached, or does not answer in time.
+/// Exit code: the server cannot be reached, or does not answer in time.
 const NO_ANSWER: u8 = 3;
-/// It has no such service.
+/// Exit code: the server has no such service.
 const UNKNOWN_SERVICE: u8 = 4;
 
-/// Says how the service is, in a line and in the exit code.
+/// Prints the health of the service, and returns it as the exit code.
 pub(super) fn run(args: &HealthArgs) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -38,7 +38,7 @@ pub(super) fn run(args: &HealthArgs) -> ExitCode {
         }
     };
     let asked = runtime.block_on(health(&args.addr, &args.service, args.timeout));
-    // A name that is being looked up ends on a thread of its own, and nobody waits for it.
+    // Without waiting for the thread that may still resolve a name.
     runtime.shutdown_background();
     match asked {
         Ok(ServiceHealth::Serving) => {

@@ -28,7 +28,7 @@ pub(super) struct JournalArgs {
     data: DataArgs,
 }
 
-/// Prints a line for each change: revision, time, who, what, and to what, with tabs between them.
+/// Prints a line for each change: revision, time, actor, method and target, with tabs between them.
 pub(super) fn run(args: JournalArgs) -> Result<(), Box<dyn Error>> {
     let (settings, _log) = args.data.settings(Flags::default())?;
     let is_wanted = |noted: &JournalLine| {
@@ -45,10 +45,10 @@ pub(super) fn run(args: JournalArgs) -> Result<(), Box<dyn Error>> {
         }
     });
     let written = written.and_then(|()| out.flush());
-    // What was printed is sound, also if something behind it is not.
+    // What was printed is sound, even if something after it is damaged.
     let begins = begins.map_err(|error: OfflineError| error.to_string())?;
     match written {
-        // Whoever reads has read enough.
+        // The reader, such as `head`, has closed the pipe.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
         other => other?,
     }

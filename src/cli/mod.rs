@@ -50,14 +50,14 @@ enum Command {
     /// Print who did what to which key and when, from the journal of a data directory that nobody serves:
     /// revision, time, key of the caller, call, target, with tabs between them. It need not be writable.
     Journal(journal::JournalArgs),
-    /// Make a new administrator in a data directory that nobody serves: where the last one was lost. Its key goes to
-    /// standard output, as one line, and is never shown again.
+    /// Make a new administrator in a data directory that nobody serves: where the last one was lost. Its key
+    /// goes to standard output, as one line, and is never shown again.
     AdminKey(admin_key::AdminKeyArgs),
     /// Build the table of a data directory that nobody serves anew, from its snapshot and its journal.
     Rebuild(rebuild::RebuildArgs),
 }
 
-/// Where data is that nobody serves.
+/// Arguments of commands that work on a data directory offline.
 #[derive(Debug, Args)]
 struct DataArgs {
     /// A TOML file of settings
@@ -72,7 +72,7 @@ struct DataArgs {
 }
 
 impl DataArgs {
-    /// The settings, with the flags of a command, and what writes the log while it lives.
+    /// The settings, with the flags of a command, and the log, which is written as long as it is held.
     fn settings(self, flags: Flags) -> Result<(Settings, Log), Box<dyn Error>> {
         check_clock()?;
         check_threads(TOOL_THREADS)?;
@@ -94,8 +94,8 @@ struct SettingsArgs {
     /// Where to listen; may be given several times; unix:/path too; port 0 is any free one [default: 127.0.0.1:50051]
     #[arg(long, value_name = "ADDR")]
     listen: Vec<String>,
-    /// Where to answer /livez, /readyz and /metrics over HTTP; unix:/path too; port 0 is any free one; off for nowhere
-    /// [default: 127.0.0.1:9464]
+    /// Where to answer /livez, /readyz and /metrics over HTTP; unix:/path too; port 0 is any free one; off
+    /// for nowhere [default: 127.0.0.1:9464]
     #[arg(long, value_name = "ADDR")]
     ops_listen: Option<String>,
     /// The file of Keyward's own secrets; made at the first start [default: <DATA_DIR>/pepper]
@@ -104,7 +104,8 @@ struct SettingsArgs {
     /// Listen on addresses that other machines reach although nothing encrypts there; for use behind a mesh
     #[arg(long)]
     allow_plaintext: bool,
-    /// The journal must lead through this head, REVISION:CHAIN, which was kept apart from it, or nothing is served
+    /// The journal must lead through this head, REVISION:CHAIN, which was kept apart from it, or nothing is
+    /// served
     #[arg(long, value_name = "HEAD")]
     expect_head: Option<String>,
     /// Which log lines to write, such as info or keyward=debug [default: info]
@@ -145,7 +146,7 @@ impl SettingsArgs {
 }
 
 impl Cli {
-    /// Does what the command line says. Errors go to stderr, in one piece.
+    /// Runs the command. An error is printed to stderr.
     #[must_use]
     pub fn run(self) -> ExitCode {
         let done = match self.command {

@@ -15,20 +15,20 @@ pub(super) struct RebuildArgs {
     /// files are moved aside
     #[arg(long)]
     accept_data_loss: bool,
-    /// Then also take changes that are in the journal, or snapshots and tables, of which nothing shows that they are of
-    /// this log. Whoever can write to the directory may have put them there, and may have made an administrator. They
-    /// are printed either way
+    /// Then also take changes that are in the journal, or snapshots and tables, of which nothing shows that
+    /// they are of this log. Whoever can write to the directory may have put them there, and may have made an
+    /// administrator. They are printed either way
     #[arg(long, requires = "accept_data_loss")]
     accept_unproven: bool,
-    /// Go on where the watermark is missing beside a journal with changes: take the journal's end for the end of the
-    /// log
+    /// Go on where the watermark is missing beside a journal with changes: take the journal's end for the end
+    /// of the log
     #[arg(long)]
     accept_watermark_loss: bool,
     #[command(flatten)]
     data: DataArgs,
 }
 
-/// Rebuilds, and says what came of it.
+/// Rebuilds, and prints what was kept and what is gone.
 pub(super) fn run(args: RebuildArgs) -> Result<(), Box<dyn Error>> {
     let flags = Flags { accept_watermark_loss: args.accept_watermark_loss, ..Flags::default() };
     let (settings, _log) = args.data.settings(flags)?;

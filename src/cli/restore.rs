@@ -15,7 +15,8 @@ pub(super) struct RestoreArgs {
     /// The backup
     #[arg(value_name = "FILE")]
     from: PathBuf,
-    /// The journal directory of the server that the backup was made of: changes since the backup are taken from it
+    /// The journal directory of the server that the backup was made of: changes since the backup are taken
+    /// from it
     #[arg(long, value_name = "DIR")]
     journal: Option<PathBuf>,
     /// The last revision to restore [default: all that is there]
@@ -25,7 +26,7 @@ pub(super) struct RestoreArgs {
     data: DataArgs,
 }
 
-/// Restores, and says what.
+/// Restores, and prints what was restored.
 pub(super) fn run(args: RestoreArgs) -> Result<(), Box<dyn Error>> {
     let (settings, _log) = args.data.settings(Flags::default())?;
     let source = Source { backup: args.from, journal: args.journal, to: args.to_revision.map(Revision) };

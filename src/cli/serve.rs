@@ -15,24 +15,24 @@ use crate::system::{
 };
 use crate::telemetry::{self, Log};
 
-/// Those that a server takes itself.
+/// The signals that a server handles.
 const SIGNALS: [Caught; 5] = [Caught::Terminate, Caught::Interrupt, Caught::Hangup, Caught::User1, Caught::User2];
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
     #[command(flatten)]
     settings: SettingsArgs,
-    /// Start although the watermark is missing beside a journal with changes: take the journal's end for the end of the
-    /// log. For one start, so there is no setting for it
+    /// Start although the watermark is missing beside a journal with changes: take the journal's end for the
+    /// end of the log. For one start, so there is no setting for it
     #[arg(long)]
     accept_watermark_loss: bool,
 }
 
-/// How a server ends.
+/// How a server ended.
 enum Ended {
-    /// As it was asked to, or because it cannot start.
+    /// After a shutdown, or because it could not start.
     InOrder(Result<(), Box<dyn Error>>),
-    /// With this exit code, without waiting for what is under way.
+    /// At once, with this exit code, whatever is under way.
     AtOnce(i32),
 }
 
@@ -42,15 +42,15 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
     let flags = Flags { accept_watermark_loss: args.accept_watermark_loss, ..flags };
     let settings = Settings::load(&flags, file.clone())?.settings;
     check_clock()?;
-    // Before the log, which has a thread too.
+    // Before the log, which needs a thread too.
     check_threads(server_threads(settings.serving_threads))?;
     let log = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
     set_limits();
     check_files(settings.serving_threads)?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if settings.serving_threads > 0 {
-        // Verdicts have threads of their own, which are started from this one; and the store's are started
-        // from the runtime's.
+        // Only for this runtime: the threads that answer verdicts are started from the main thread, and keep
+        // its priority. The store's are started from the runtime's, and inherit the lower one.
         runtime.on_thread_start(lower_priority());
     }
     let runtime = runtime.enable_all().build()?;
@@ -63,7 +63,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
             code = obeying => Ended::AtOnce(code),
         })
     });
-    // What has not ended by its deadline is not waited for once more.
+    // Tasks that have missed the shutdown deadline are not waited for.
     runtime.shutdown_background();
     match ended? {
         Ended::InOrder(ended) => ended,
@@ -74,14 +74,14 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Serves until it is asked to stop, by the signal in `asked_by`.
+/// Serves until `stop` is asked for. `asked_by` is the signal that did so.
 async fn serve(settings: Settings, stop: &Stop, asked_by: &Cell<Option<Caught>>) -> Ended {
     let deps = Deps { clock: Arc::new(SystemClock), entropy: Arc::new(SystemEntropy), engine: Engine::Sled };
     let app = match App::start_unless(settings, deps, stop).await {
         Ok(app) => app,
         Err(StartError::Stopped) => {
-            // What is being read changes nothing that the next start would not do again, and cannot be cut
-            // short otherwise.
+            // Reading cannot be interrupted otherwise, and the next start does again whatever was not
+            // finished.
             tracing::warn!("stopped while starting");
             return Ended::AtOnce(asked_by.get().map_or(1, Caught::exit_code));
         }
@@ -92,7 +92,7 @@ async fn serve(settings: Settings, stop: &Stop, asked_by: &Cell<Option<Caught>>)
     Ended::InOrder(app.stop().await.map_err(Into::into))
 }
 
-/// Does what signals say. It gives an exit code when the process must end at once.
+/// Handles signals. Returns an exit code when the process must end at once.
 async fn obey(mut signals: Signals, stop: &Stop, first: &Cell<Option<Caught>>, reread: impl Fn()) -> i32 {
     loop {
         let caught = signals.next().await;
@@ -116,7 +116,7 @@ async fn obey(mut signals: Signals, stop: &Stop, first: &Cell<Option<Caught>>, r
     }
 }
 
-/// Takes the log filter from settings that were read again, and nothing else.
+/// Applies the log filter of settings that were read again, and nothing else.
 fn reread_log_filter(log: &Log, settings: Result<Effective, Mistakes>) {
     let kept = |error: &dyn std::fmt::Display| tracing::error!(%error, "SIGHUP: the log filter stays as it is");
     let settings = match settings {

@@ -1,4 +1,4 @@
-//! The layers of configuration, and what is wrong with them.
+//! The layers of the configuration, and the mistakes in them.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -19,8 +19,8 @@ use serde::de::DeserializeOwned;
 use super::{Flags, Mistakes, Settings};
 use crate::net::{Group, ListenAddr};
 
-/// Every setting, with its default as TOML. `pepper_file` has one that depends on `data_dir`, and `serving_threads`
-/// and `request_bytes_max` ones that depend on the machine.
+/// The defaults of all settings, as TOML, but for those that depend on others or on the machine:
+/// `pepper_file`, `serving_threads` and `request_bytes_max`.
 const DEFAULTS: &str = r#"
 data_dir = "./data"
 listen = ["127.0.0.1:50051"]
@@ -73,18 +73,18 @@ const NAMES: [&str; 24] = [
 ];
 
 const ENV_PREFIX: &str = "KEYWARD_";
-/// How mistakes and listings call the environment.
+/// The environment, as mistakes and listings name it.
 const ENVIRONMENT: &str = "in the environment";
-/// The variable that names the file; a setting of the command line, not of the file.
+/// The variable that names the file. It belongs to the command line and is not a setting.
 const ENV_CONFIG: &str = "config";
 
-/// The most threads that may serve connections.
+/// Threads that serve connections, at most.
 const SERVING_THREADS_MAX: usize = 256;
 
-/// The least that may be held for requests under way.
+/// The smallest limit of bytes held for requests under way.
 const REQUEST_BYTES_MIN: u64 = 1024 * 1024;
 
-/// The value of an address where nothing shall listen.
+/// The value of an address that is not listened on.
 const OFF: &str = "off";
 
 pub(super) struct Layers {
@@ -127,7 +127,7 @@ impl Layers {
         layers
     }
 
-    /// A setting's value; `None` if it is wrong, which is noted.
+    /// A setting's value. `None`: it is wrong, and the mistake is noted. The methods below do the same.
     pub(super) fn value<T: DeserializeOwned>(&mut self, name: &str) -> Option<T> {
         // A setting without a default is absent, not wrong.
         let found = self.figment.find_value(name).unwrap_or_else(|_| Value::from(figment::value::Empty::None));
@@ -140,7 +140,7 @@ impl Layers {
         }
     }
 
-    /// A path, which is not empty.
+    /// A path that is not empty.
     pub(super) fn path(&mut self, name: &str) -> Option<PathBuf> {
         let path: PathBuf = self.value(name)?;
         if path.as_os_str().is_empty() {
@@ -161,7 +161,7 @@ impl Layers {
         Some(threads)
     }
 
-    /// Bytes that may be held for requests under way; `default` if nothing is said.
+    /// A limit of bytes held for requests under way.
     pub(super) fn request_bytes(&mut self, name: &str, default: impl FnOnce() -> u64) -> Option<usize> {
         let bytes: Option<u64> = self.value(name)?;
         let bytes = bytes.unwrap_or_else(default);
@@ -229,7 +229,7 @@ impl Layers {
     pub(super) fn mode(&mut self, name: &str) -> Option<u32> {
         let text = match self.value::<NumberOrText>(name)? {
             NumberOrText::Text(text) => Some(text),
-            // A variable has no kinds: its digits are those of a text. Elsewhere a number has another base.
+            // The digits of a variable are a text. In a file, a number has base 10, so it is refused.
             NumberOrText::Number(number) => (self.source(name) == ENVIRONMENT).then(|| number.to_string()),
         };
         let mode = text.and_then(|text| u32::from_str_radix(text.trim(), 8).ok());
@@ -240,7 +240,7 @@ impl Layers {
         mode
     }
 
-    /// A group of the system, by name or number. None: an empty text.
+    /// A group of the system, by name or number. `Some(None)`: an empty text.
     pub(super) fn group(&mut self, name: &str) -> Option<Option<Group>> {
         let text = match self.value::<NumberOrText>(name)? {
             NumberOrText::Number(number) => number.to_string(),
@@ -258,7 +258,7 @@ impl Layers {
         }
     }
 
-    /// How many there may be of something that nobody can do without.
+    /// A limit of at least 1.
     pub(super) fn count(&mut self, name: &str) -> Option<usize> {
         let count: usize = self.value(name)?;
         if count == 0 {
@@ -287,7 +287,7 @@ impl Layers {
         }
     }
 
-    /// Notes what is wrong with a setting, and where it comes from.
+    /// Adds a mistake of a setting, with its source.
     pub(super) fn mistake(&mut self, name: &str, what: &str) {
         let source = self.source(name);
         let name = if source == ENVIRONMENT { variable(name) } else { name.to_owned() };
@@ -334,7 +334,7 @@ impl Layers {
         }
     }
 
-    /// Puts a layer on top, and notes names in it that are not settings.
+    /// Puts a layer on top. Names in it that are not settings are mistakes.
     fn add(&mut self, place: &str, layer: &impl Provider) {
         match layer.data() {
             Ok(data) => {
@@ -356,7 +356,7 @@ impl Layers {
     }
 }
 
-/// A layer that was read, under the name of its place.
+/// A layer, with the name of its source.
 struct Layer {
     place: String,
     data: BTreeMap<Profile, Dict>,
@@ -372,7 +372,7 @@ impl Provider for Layer {
     }
 }
 
-/// The variable of a setting.
+/// The name of a setting's variable.
 fn variable(name: &str) -> String {
     format!("{ENV_PREFIX}{}", name.to_ascii_uppercase())
 }
@@ -388,7 +388,7 @@ fn unreadable(path: &Path, error: &io::Error) -> String {
     }
 }
 
-/// The variables that Kubernetes put there for a Service that is called like us, or begins so.
+/// The variables that Kubernetes sets for a Service whose name begins with `keyward`.
 fn service_links() -> HashSet<String> {
     let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
     let links = variables.filter(|(name, value)| {
@@ -398,8 +398,8 @@ fn service_links() -> HashSet<String> {
     links.map(|(name, _)| name).collect()
 }
 
-/// Whether a variable is one of those, by its name behind the Service's first word, such as `_SERVICE_HOST`, `_PORT` or
-/// `_HEADLESS_PORT_50051_TCP_ADDR`. `_PORT` alone might be a setting that is spelt wrong, so its value must be a link
+/// Whether a variable is one of those. `name` is the rest after `KEYWARD`, such as `_SERVICE_HOST`, `_PORT`
+/// or `_HEADLESS_PORT_50051_TCP_ADDR`. `_PORT` alone may be a misspelt setting, so its value must be a link
 /// too.
 fn is_service_link(name: &str, value: &str) -> bool {
     let is_port = name.match_indices("_SERVICE_PORT").any(|(at, found)| {

@@ -1,7 +1,7 @@
-//! What an operator may set. Flags beat the environment (`KEYWARD_…`), which beats the TOML file.
+//! Settings. Flags override the environment (`KEYWARD_…`), which overrides the TOML file.
 //!
-//! Unknown names are refused, and all mistakes are reported at once, each with its source. Secrets are never settings:
-//! their paths are.
+//! Unknown names are refused. All mistakes are reported at once, each with its source. Secrets are not
+//! settings; the paths of their files are.
 
 mod layers;
 
@@ -18,79 +18,80 @@ use crate::net::{ListenAddr, SocketAccess};
 use crate::telemetry::{LogFormat, check_filter};
 
 const CENTURY: Duration = Duration::from_secs(100 * 31_557_600);
-/// What may be held for requests under way of callers with a credential, if there is enough memory.
+/// Bytes held for requests under way of callers with a credential, if the machine has enough memory.
 const REQUEST_BYTES_DEFAULT: u64 = 1024 * 1024 * 1024;
-/// Without one.
+/// Bytes held for requests under way of callers without a credential.
 const STRANGER_REQUEST_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
 const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// The settings of a server. A field's name is its name in the file; in the environment it is in capitals behind
-/// `KEYWARD_`, and as a flag it has dashes for underscores.
+/// The settings of a server. The name of a field is its name in the file. Its variable is `KEYWARD_` and the
+/// name in capitals; its flag has dashes instead of underscores.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where the data is. Default `./data`; made if it is missing.
+    /// The data directory. Default `./data`; made if it is missing.
     pub data_dir: PathBuf,
-    /// Where to listen: addresses with ports, and `unix:/path`. Default `127.0.0.1:50051`.
+    /// The addresses to listen on, with ports, or `unix:/path`. Default `127.0.0.1:50051`.
     pub listen: Vec<ListenAddr>,
-    /// Where to answer probes and metrics over HTTP: `/livez`, `/readyz`, `/metrics`. `off` or an empty text
-    /// for nowhere. Addresses that other machines reach are allowed, because Prometheus reads from elsewhere
-    /// and nothing secret is there. Default `127.0.0.1:9464`.
+    /// The address of probes and metrics over HTTP: `/livez`, `/readyz`, `/metrics`. `off` or an empty text
+    /// for none. Addresses that other machines can reach are allowed, because Prometheus is often elsewhere,
+    /// and nothing secret is served here. Default `127.0.0.1:9464`.
     pub ops_listen: Option<ListenAddr>,
     /// The pepper file. Default `<data_dir>/pepper`; made at the first start.
     pub pepper_file: PathBuf,
-    /// Who may connect to Unix sockets, of `listen` and `ops_listen`. Default: mode 0660, and the group that
-    /// the process has.
+    /// The permissions of the Unix sockets of `listen` and `ops_listen`. Default: mode 0660, and the group of
+    /// the process.
     pub sockets: SocketAccess,
-    /// Listen on addresses that other machines reach although nothing encrypts there. Default false.
+    /// Whether to listen, without encryption, on addresses that other machines can reach. Default false.
     pub allow_plaintext: bool,
-    /// Serve reflection. Default true.
+    /// Whether to serve reflection. Default true.
     pub reflection: bool,
-    /// Threads that serve connections, one runtime each. Default: one for each core; at most 256. With 0,
-    /// connections are served by the runtime that does everything else.
+    /// Threads that serve connections, one runtime each. Default: one for each core; at most 256. With 0, the
+    /// runtime that does everything else serves connections too.
     pub serving_threads: usize,
-    /// How long a server that is to stop says NOT_SERVING and still answers, so that load balancers send calls
-    /// elsewhere before it takes no more. The shutdown deadline begins afterwards. Default 0, at most 1 h.
+    /// How long a server that was told to stop says NOT_SERVING and still answers, so that load balancers
+    /// send calls elsewhere before it refuses them. The shutdown deadline begins afterwards. Default 0, at
+    /// most 1 h.
     pub drain_delay: Duration,
     /// How long connections may take to finish when the server stops. Default 10 s, at most 1 h.
     pub shutdown_deadline: Duration,
     /// Size of new journal segments. Default 16 MiB; from 64 KiB to 1 GiB.
     pub journal_segment_bytes: u64,
-    /// The oldest segments of the journal go when it is larger than this in all, once a snapshot covers them. Default
-    /// 4 GiB; at least 1 MiB.
+    /// If the journal is larger than this, its oldest segments are deleted once a snapshot covers them.
+    /// Default 4 GiB; at least 1 MiB.
     pub journal_retention_bytes: u64,
-    /// A segment of the journal goes when its last change is older than this, once a snapshot covers it. Default one
-    /// year, at most a hundred.
+    /// A segment of the journal whose last change is older than this is deleted once a snapshot covers it.
+    /// Default one year, at most a hundred.
     pub journal_retention_time: Duration,
-    /// How long one backup may be read before it breaks off. Default 10 minutes; from 1 s to 7 days.
+    /// How long one backup may take before it is aborted. Default 10 minutes; from 1 s to 7 days.
     pub backup_time_max: Duration,
-    /// Bytes of records that change while a backup is read and are put aside in memory for it; with more, it
-    /// breaks off. Default 256 MiB; at least 1 MiB.
+    /// Bytes in memory for the old versions of records that change during a backup; with more, it is aborted.
+    /// Default 256 MiB; at least 1 MiB.
     pub backup_aside_bytes_max: u64,
-    /// Tenants at most. Default 10,000. What is there already stays, as under each of these bounds.
+    /// Tenants, at most. Default 10,000. What exists already stays; so it does with the two limits below.
     pub tenants_max: usize,
-    /// Different owners that the keys of one tenant may have. Default 100,000.
+    /// Different owners of the keys of one tenant, at most. Default 100,000.
     pub owners_per_tenant_max: usize,
-    /// Different scopes that the keys of one tenant may have. Default 10,000.
+    /// Different scopes of the keys of one tenant, at most. Default 10,000.
     pub scopes_per_tenant_max: usize,
-    /// Bytes that may be held for requests under way of callers on connections that have not had a credential that
-    /// works. Further ones are refused. Default 64 MiB; at least 1 MiB. Each connection may hold 12 KiB in any case.
+    /// Bytes held for requests under way, of all connections that have not had a working credential. Further
+    /// requests are refused. Default 64 MiB; at least 1 MiB. Each connection may hold 12 KiB in any case.
     pub stranger_request_bytes_max: usize,
-    /// The same for all other callers, of which one connection may have an eighth. Default 1 GiB, or a quarter of the
-    /// memory that the process may have if that is less; at least 1 MiB.
+    /// The same for all other connections, of which one may have an eighth. Default 1 GiB, or a quarter of
+    /// the memory that the process may have if that is less; at least 1 MiB.
     pub request_bytes_max: usize,
-    /// A head of the log that was kept apart from it, as text ([`Head`]): the journal must lead through it, or nothing
-    /// is served. Default: none, also as an empty text.
+    /// A head of the log that was kept apart from it, as text ([`Head`]). Nothing is served unless the
+    /// journal leads through it. Default: none, also as an empty text.
     pub expect_head: Option<Head>,
-    /// A watermark that is missing beside a journal with changes is no obstacle. Only on the command line: what was
-    /// lost once is there again after that start. Default false.
+    /// Whether to start although the watermark is missing beside a journal with changes. Only on the command
+    /// line: that start writes a new one. Default false.
     pub accept_watermark_loss: bool,
-    /// Which log lines to write, such as `info` or `keyward=debug,h2=warn`. Default `info`.
+    /// The filter of log lines, such as `info` or `keyward=debug,h2=warn`. Default `info`.
     pub log_filter: String,
     /// `text` or `json`. Default `text`.
     pub log_format: LogFormat,
 }
 
-/// What the command line sets. Absent ones are left to the layers below.
+/// The settings of the command line. Those that are absent come from the layers below.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Flags {
     /// See [`Settings::data_dir`].
@@ -122,7 +123,7 @@ pub struct Flags {
     pub log_format: Option<LogFormat>,
 }
 
-/// Everything that is wrong with the configuration.
+/// All mistakes in the configuration.
 #[derive(Debug)]
 pub struct Mistakes(pub Vec<String>);
 
@@ -136,7 +137,7 @@ impl fmt::Display for Mistakes {
 
 impl std::error::Error for Mistakes {}
 
-/// Settings, and where each came from.
+/// The effective settings, with their sources.
 #[derive(Debug)]
 pub struct Effective {
     /// The settings.
@@ -149,13 +150,13 @@ impl Settings {
     /// Reads all layers: `flags` over the environment over `file` over the defaults.
     ///
     /// # Errors
-    /// With everything that is wrong.
+    /// With all mistakes.
     pub fn load(flags: &Flags, file: Option<PathBuf>) -> Result<Effective, Mistakes> {
         let mut layers = Layers::read(flags, file);
         let data_dir = layers.path("data_dir");
         let listen = layers.listen_addrs("listen");
         let ops_listen = layers.listen_addr_or_off("ops_listen");
-        // Without a default of its own: only what was set can be wrong.
+        // It has no default of its own, so it is checked only if it was set.
         let pepper_file = match layers.value::<Option<PathBuf>>("pepper_file") {
             Some(Some(_)) => layers.path("pepper_file").map(Some),
             absent => absent,

@@ -1,4 +1,4 @@
-//! Metrics that are kept elsewhere, and read when somebody asks.
+//! Metrics whose values are kept elsewhere, and read at each scrape.
 
 use std::fmt;
 
@@ -70,7 +70,7 @@ impl EncodeMetric for CounterFn {
     }
 }
 
-/// A gauge that is not there while nothing is known.
+/// A gauge that is absent while its value is not known.
 pub(super) struct OptionalGaugeFn(pub(super) OptionalValueFn);
 
 impl fmt::Debug for OptionalGaugeFn {

@@ -1,4 +1,4 @@
-//! Which way calls of Verify take: answered where they are read, or through the router; and why the latter.
+//! Counters of the path that calls of Verify take: the fast path, or the slow one, and why.
 
 use std::array;
 
@@ -6,26 +6,27 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
-/// Why a call is not answered where it is read.
+/// Why a call takes the slow path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowPathReason {
-    /// The data is still being loaded.
+    /// The index is being loaded.
     Starting,
-    /// Each call is logged, as the log's filter has it.
+    /// The call is logged, because the log's filter asks for a sample of calls.
     LogLevel,
-    /// Another method or content type than usual, a compressed message, or a `grpc-timeout` that is malformed.
+    /// The head has another method or content type than usual, a compressed message, or a malformed
+    /// `grpc-timeout`.
     Head,
-    /// The caller has no credential, one that is refused or has just changed, or no role for it.
+    /// The caller has no credential, one that is refused or has just changed, or no role for the call.
     Caller,
-    /// So much of earlier replies waits for the peer that nothing is added to it.
+    /// The peer reads too slowly: too many bytes of earlier replies wait for it.
     PeerReadsSlowly,
-    /// The request is longer than what is gathered, of one call or of all on its connection.
+    /// The request is longer than what is buffered for one call, or for all calls of its connection.
     LongRequest,
-    /// `explain` is asked for.
+    /// The request asks for `explain`.
     Explain,
-    /// `min_revision` is not reached yet.
+    /// The index has not reached `min_revision` yet.
     MinRevision,
-    /// A field breaks its rule, or the message has an uncommon form.
+    /// A field breaks its rule, or the message has an unusual encoding.
     Message,
 }
 
@@ -57,7 +58,7 @@ impl SlowPathReason {
     }
 }
 
-/// Counts the ways of one kind of call.
+/// Counters of the paths that one kind of call takes.
 #[derive(Clone, Debug)]
 pub struct FastPathCounts {
     fast: Counter,
@@ -66,7 +67,7 @@ pub struct FastPathCounts {
 }
 
 impl FastPathCounts {
-    /// Registers counters for each of these calls, by their names.
+    /// Registers counters for each of these calls.
     pub(super) fn register<const N: usize>(registry: &mut Registry, calls: [&'static str; N]) -> [Self; N] {
         let family = Family::<[(&'static str, &'static str); 2], Counter>::default();
         let help = "Calls answered where they were read (AT_ONCE), or else by why they were not";
@@ -78,12 +79,12 @@ impl FastPathCounts {
         })
     }
 
-    /// Counts calls that were answered where they were read.
+    /// Counts calls on the fast path.
     pub fn fast(&self, calls: u64) {
         self.fast.inc_by(calls);
     }
 
-    /// Counts one that was not.
+    /// Counts a call on the slow path.
     pub fn slow(&self, reason: SlowPathReason) {
         for (counter, each) in self.slow.iter().zip(SlowPathReason::ALL) {
             if each == reason {

@@ -1,5 +1,5 @@
-//! What the system says of the process, under the names that every client of Prometheus gives it. What it does not say
-//! is left out.
+//! Metrics of the process, with the names that Prometheus' client libraries give them. What the system does
+//! not tell is left out.
 
 use std::fmt;
 use std::fs;
@@ -31,14 +31,14 @@ pub(super) fn register(registry: &mut Registry, start_seconds: f64) {
     );
 }
 
-/// A line of `/proc/self/status`, which is in KiB.
+/// A value of `/proc/self/status`, in bytes; the file has KiB.
 fn memory(name: &str) -> Option<f64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let kib: f64 = status.lines().find_map(|line| line.strip_prefix(name))?.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib * 1024.0)
 }
 
-/// Without the one that reads them.
+/// Without the descriptor that this reads them with.
 fn open_files() -> Option<f64> {
     Some(fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1) as f64)
 }
@@ -47,7 +47,7 @@ fn open_files_max() -> Option<f64> {
     getrlimit(Resource::Nofile).current.map(|max| max as f64)
 }
 
-/// A counter of the seconds that processors have worked for the process.
+/// A counter of the process' CPU time.
 #[derive(Debug)]
 struct Cpu;
 

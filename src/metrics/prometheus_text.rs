@@ -1,11 +1,10 @@
-//! The text format of Prometheus, version 0.0.4, made from the OpenMetrics text of our own metrics. The two
-//! differ in the lines before the samples: there a family has the name of its samples, suffix and all, and
-//! neither unit nor end are told.
+//! Prometheus' text format, version 0.0.4, made from the OpenMetrics text. They differ in the lines before
+//! the samples: here a family's name has the suffix of its samples, and there are no units and no end.
 
-/// The same metrics in the older format.
+/// Converts a text of OpenMetrics.
 pub(super) fn from_open_metrics(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    // Its help stands before its type, on which its name depends.
+    // The name depends on the type, which comes after the help.
     let mut help = None;
     for line in text.lines() {
         if let Some(told) = line.strip_prefix("# HELP ") {

@@ -1,4 +1,4 @@
-//! Where a server is, as a client says it.
+//! Addresses of servers, as clients name them.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,14 +8,14 @@ use std::str::FromStr;
 /// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RemoteAddr {
-    /// A name or an address, and a port. IPv6 addresses are in brackets.
+    /// A host and a port.
     Tcp {
-        /// The name or address.
+        /// A name or an address; IPv6 addresses are in brackets.
         host: String,
         /// The port.
         port: u16,
     },
-    /// A socket in the file system.
+    /// A Unix socket.
     Unix(PathBuf),
 }
 
@@ -29,7 +29,7 @@ impl RemoteAddr {
         }
     }
 
-    /// Whether what is sent there stays on this machine, as far as the name tells.
+    /// Whether the address is on this machine: a loopback address, `localhost` or a Unix socket.
     #[must_use]
     pub fn is_local(&self) -> bool {
         match self {

@@ -1,4 +1,4 @@
-//! Asks a server for its health, as a probe does.
+//! A client of the health service.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::grpc::pb::health::HealthCheckRequest;
 use crate::grpc::pb::health::health_check_response::ServingStatus;
 use crate::grpc::pb::health::health_client::HealthClient;
 
-/// What a server says of a service.
+/// The health of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServiceHealth {
     /// It answers calls.
@@ -19,10 +19,10 @@ pub enum ServiceHealth {
     NotServing,
 }
 
-/// Why the health is not known.
+/// Why the health could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum HealthError {
-    /// The server is not reached.
+    /// The server cannot be reached.
     #[error("no server answers at {addr}: {}", root_cause(source))]
     Connect {
         /// Its address.
@@ -30,15 +30,15 @@ pub enum HealthError {
         /// What happened.
         source: tonic::transport::Error,
     },
-    /// It did not answer in time.
+    /// The server did not answer in time.
     #[error("{addr} has not answered within {}", humantime::format_duration(*within))]
     TimedOut {
         /// Its address.
         addr: RemoteAddr,
-        /// How long it had.
+        /// The time that it had.
         within: Duration,
     },
-    /// It has no such service.
+    /// The server has no such service.
     #[error("the server at {addr} has no service '{service}'")]
     Unknown {
         /// Its address.
@@ -46,15 +46,15 @@ pub enum HealthError {
         /// The service.
         service: String,
     },
-    /// It answered with an error.
+    /// The server answered with an error.
     #[error("the server answered {:?}: {}", .0.code(), .0.message())]
     Refused(#[from] Status),
 }
 
-/// Asks how a service is; the empty name is the server as a whole.
+/// Asks a server for the health of a service; the empty name is the server as a whole.
 ///
 /// # Errors
-/// When there is no answer `within` this time. See [`HealthError`].
+/// See [`HealthError`]. `within` bounds all of it.
 pub async fn health(addr: &RemoteAddr, service: &str, within: Duration) -> Result<ServiceHealth, HealthError> {
     let of_addr = |source| HealthError::Connect { addr: addr.clone(), source };
     let asked = async {
