@@ -1,4 +1,4 @@
-//! What a program is told on its command line: `--name value`, in pairs.
+//! Arguments of a program: pairs of `--name value`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! Keys without a server: a caller, a pepper, secrets whose digests are known, and records in the order of a table.
+//! Keys without a server: a caller, a pepper, secrets with known digests, and records in the order of a
+//! table.
 
 use std::sync::Arc;
 
@@ -27,7 +28,8 @@ pub const NOW: UnixMillis = UnixMillis(1_798_848_000_000);
 
 /// Records in one batch, as the table delivers them.
 const BATCH_RECORDS: usize = 1_024;
-/// Numbers of keys and places in the order of digests have nothing to do with each other: this prime takes one to the other.
+/// Numbers of keys and places in the order of digests have nothing to do with each other: this prime takes
+/// one to the other.
 const STRIDE: u64 = 2_654_435_761;
 
 /// One key of the world whose secret is known.
@@ -94,8 +96,8 @@ impl Fixture {
         })
     }
 
-    /// Every key, in batches and in the order of digests, as the table delivers them: made as they are asked for, so that
-    /// there is never more than one batch.
+    /// Every key, in batches and in the order of digests, as the table delivers them: made as they are asked
+    /// for, so that there is never more than one batch.
     pub fn batches(&self) -> impl Iterator<Item = Result<Vec<Record>, Failure>> + '_ {
         let mut records = self.records();
         std::iter::from_fn(move || {

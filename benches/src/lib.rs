@@ -1,4 +1,4 @@
-//! What the programs that measure have in common. README.md says how they are used.
+//! Shared parts of the benchmark programs. README.md says how they are used.
 
 pub mod args;
 pub mod fixture;

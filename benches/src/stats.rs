@@ -1,4 +1,4 @@
-//! Figures of a measurement: medians, percentiles, ratios of rounds.
+//! Statistics of a measurement: medians, percentiles, ratios of rounds.
 
 /// The middle of some values. Not a number, if there are none.
 #[must_use]
@@ -15,7 +15,8 @@ pub fn percentile(values: &[f64], part: f64) -> f64 {
     sorted.get(at.min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
 }
 
-/// What a round found beside what its baseline found, as the median of the rounds' ratios, the lowest and the highest.
+/// What a round found beside what its baseline found, as the median of the rounds' ratios, the lowest and the
+/// highest.
 #[must_use]
 pub fn ratio(ours: &[f64], theirs: &[f64]) -> [f64; 3] {
     let ratios: Vec<_> = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();

@@ -1,4 +1,4 @@
-//! Typical keys: what is issued at a server, and what is folded into an index without one, are the same.
+//! Typical keys, the same for a server and for an index without one.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Who may do what.
+//! The actions that each role allows.
 
 use keyward::grpc::pb::{self, Reason};
 use tonic::{Code, Status};

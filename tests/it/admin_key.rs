@@ -40,8 +40,8 @@ fn entries(dir: &Path, after: u64) -> Vec<JournalEntry> {
     found
 }
 
-/// A stopped server, of whose administrators one has expired and the other is nowhere to be found; and the keys that it
-/// holds, of both tenants.
+/// A stopped server, of whose administrators one has expired and the other is nowhere to be found; and the
+/// keys that it holds, of both tenants.
 struct Locked {
     site: Site,
     keys: BTreeMap<String, pb::Key>,
@@ -166,7 +166,7 @@ async fn it_is_refused_while_a_server_runs_and_where_there_is_no_log_of_this_pep
     assert!(!done && out.is_empty() && told.contains("has no data of keyward"), "{told}");
 }
 
-/// An administrator whose key nobody has would count as a lasting one.
+/// An administrator whose key was lost would count as a lasting one.
 #[tokio::test]
 async fn a_key_that_cannot_be_handed_over_is_not_made() {
     let locked = Locked::out().await;

@@ -1,4 +1,4 @@
-//! The last lasting administrator cannot be taken away, by whatever change and in whatever order.
+//! No change, in no order, removes the last lasting administrator.
 
 use std::sync::Arc;
 
@@ -71,7 +71,7 @@ impl Deed {
         }
     }
 
-    /// Whether whoever suffers it may still change others.
+    /// Whether the administrator that it is done to may still change others.
     fn leaves_power(self) -> bool {
         matches!(self, Self::Date | Self::BindHere | Self::BindToUsToo)
     }
@@ -186,8 +186,8 @@ fn interleavings(count: usize) -> Vec<Vec<usize>> {
     all
 }
 
-/// Runs cases of whom each acts on and what each does, in every order; gives how many commits were refused as the last
-/// ones.
+/// Runs cases of whom each acts on and what each does, in every order; gives how many commits were refused as
+/// the last ones.
 async fn every_order(store: &dyn Store, cases: impl IntoIterator<Item = (Vec<usize>, Vec<Deed>)>) -> usize {
     let (mut next, mut old, mut refused) = (0, vec![], 0);
     for (on, deeds) in cases {

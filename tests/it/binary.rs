@@ -1,4 +1,4 @@
-//! The built program: its command line, its signals, its death.
+//! The built program: command line, signals, exit.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -116,7 +116,8 @@ impl Program {
     }
 }
 
-/// The program with an environment of its own, in which nobody asks for probes: their port is the same for all.
+/// The program with an environment of its own, without the ops address, whose default port would be the same
+/// for all.
 pub(crate) fn keyward(args: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
     command.args(args).env_clear().env("KEYWARD_OPS_LISTEN", "off").stdin(Stdio::null());

@@ -1,4 +1,4 @@
-//! A tenant has no more different owners and scopes in use than it may, and there are no more tenants than there may be.
+//! The limits of tenants, and of the owners and scopes that a tenant has in use.
 
 use std::collections::BTreeSet;
 
@@ -120,7 +120,8 @@ async fn a_tenant_more_than_there_may_be_is_refused() {
     }
 }
 
-/// Hundreds at a time, each with a name of its own: as many are made as there is room for, and not one more or fewer.
+/// Hundreds at a time, each with a name of its own: as many are made as there is room for, and not one more
+/// or fewer.
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_under_way_together_do_not_exceed_a_bound() {
     for engine in ENGINES {

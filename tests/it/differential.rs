@@ -1,4 +1,4 @@
-//! Verify and BatchVerify answered where they are read and by the router: byte for byte the same, over random keys,
+//! The fast path and the slow one answer Verify and BatchVerify alike, byte for byte, over random keys,
 //! callers, requests and times.
 
 use std::future::poll_fn;

@@ -1,4 +1,4 @@
-//! What may stand in a field, and in which form it is kept and compared.
+//! What fields may contain, and the form in which they are stored and compared.
 
 use keyward::grpc::pb::{self, Reason};
 use keyward_core::record::KeyRecord;
@@ -9,7 +9,7 @@ use crate::harness::{
     Handle, Issued, START, Site, after_start, ask, bad_fields, disable, error_reason, new_key, strings, update,
 };
 
-/// Some that nobody sees, of each kind.
+/// Invisible characters of each kind.
 const UNSEEN: [char; 8] =
     ['\u{200b}', '\u{feff}', '\u{2060}', '\u{ad}', '\u{3164}', '\u{202e}', '\u{2028}', '\u{e000}'];
 

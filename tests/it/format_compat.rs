@@ -120,7 +120,7 @@ async fn every_data_directory_there_has_been_is_opened_for_ever() {
         let expected = fs::read_to_string(golden.join("keys.txt")).unwrap();
         assert!(expected.lines().count() >= 5, "{}", golden.display());
         let secrets: Vec<_> = expected.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect();
-        // As it is; and with the table to be built anew from what else there is.
+        // As it is, and without the table, which is then rebuilt from the rest.
         for without_table in [false, true] {
             let dir = tempfile::tempdir().unwrap();
             copy_dir(&golden.join("data"), dir.path());

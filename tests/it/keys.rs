@@ -1,4 +1,4 @@
-//! The operator's story: issue, verify, relabel, disable, enable, revoke.
+//! Issue, verify, relabel, disable, enable and revoke a key.
 
 use keyward::grpc::pb::{self, Decision, Reason, State};
 use tokio_util::sync::CancellationToken;

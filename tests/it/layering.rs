@@ -1,4 +1,4 @@
-//! Imports point inward. The compiler holds `keyward-core` to that; this holds the rest.
+//! Imports point inward. The compiler checks that for `keyward-core`; this test does for the rest.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,4 @@
-//! What the system does not grant is told as what it is: no failed disk, no panic.
+//! A limit of the system is reported as such, not as a failed disk or a panic.
 
 use std::fs;
 use std::os::unix::fs::chown;

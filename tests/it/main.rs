@@ -1,4 +1,4 @@
-//! Keyward from the outside: a real server on a port of its own, with a clock and randomness that the test owns.
+//! Tests from the outside: a real server on a port of its own, with the test's clock and randomness.
 //!
 //! One file per behaviour; `coverage`, `layering`, `golden` and `model_based` hold for the whole system;
 //! `conformance` is what every storage engine must do. Start reading in `harness`.

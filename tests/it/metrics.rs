@@ -1,4 +1,4 @@
-//! What metrics tell of the process, its disk and its store, and the two formats that they come in.
+//! Metrics of the process, its disk and its store, in both formats.
 
 use std::collections::BTreeSet;
 

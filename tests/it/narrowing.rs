@@ -323,7 +323,7 @@ async fn with_the_queue_full_a_key_is_disabled_and_before_all_that_waits() {
     let mut narrow = Box::pin(authority.update_key(&issue, &two, &patch, &options));
     let mut again = Box::pin(authority.change_state(&state, &three, State::Disabled, "another reason", &options));
     assert!(poll!(&mut disable).is_pending() && poll!(&mut narrow).is_pending() && poll!(&mut again).is_pending());
-    // Until all are in the queue: whoever reads the key first has to hear of it.
+    // Until all are in the queue: the one that reads the key first must notice it.
     let mut queued = 0;
     while queued < 3 {
         tokio::select! {
@@ -376,7 +376,7 @@ async fn with_little_room_a_key_can_be_narrowed_and_with_less_still_be_stopped()
     no_room(authority.update_key(&issue, &one, &described("longer"), &options).await.err());
     authority.change_state(&state, &two, State::Disabled, "", &options).await.unwrap();
     no_room(authority.change_state(&state, &two, State::Active, "", &options).await.err());
-    // Another reason takes nothing away, but whoever gives it is stopping a key.
+    // Another reason takes nothing away, but it is a call that stops a key.
     authority.change_state(&state, &two, State::Disabled, "unpaid", &options).await.unwrap();
 
     // A key can be narrowed any number of times: what is left is kept for stopping keys.

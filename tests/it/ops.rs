@@ -102,7 +102,7 @@ async fn other_paths_and_methods_are_refused() {
     assert!((400..500).contains(&status), "{status}");
 }
 
-/// A clock that stops whoever asks for the time, once, until it is told to go on.
+/// A clock that blocks its first reader until it is released.
 struct Halting {
     reached: mpsc::Sender<()>,
     go_on: Mutex<mpsc::Receiver<()>>,

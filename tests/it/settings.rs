@@ -1,4 +1,4 @@
-//! The configuration: where settings come from, and what is said of mistakes.
+//! The configuration: the sources of settings, and the messages about mistakes.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
