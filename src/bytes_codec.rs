@@ -1,4 +1,5 @@
-//! Numbers in stored and received bytes: little-endian words, and the variable-length integers of Protocol Buffers.
+//! Numbers in stored and received bytes: little-endian words, and the variable-length integers of Protocol
+//! Buffers.
 
 use bytes::BufMut;
 

@@ -1,6 +1,8 @@
-//! Builds that break a promise on purpose, to show that the crash harness sees it. Only with a feature `fault-…`.
+//! Builds that break a promise on purpose, to show that the crash harness sees it. Only with a feature
+//! `fault-…`.
 //!
-//! Such a program runs only where [`CONSENT`] says so, and says in its log what it is: it must never hold real keys.
+//! Such a program runs only where [`CONSENT`] says so, and says in its log what it is: it must never hold
+//! real keys.
 
 /// Must be `1` in the environment of a program with a fault.
 pub const CONSENT: &str = "ALLOW_FAULTY_KEYWARD";

@@ -15,8 +15,8 @@
 //! - [`layer`], [`grpc`]: authentication, authorization, and conversion between the wire and the domain.
 //!   [`fast_path`]: most verdicts, from the bytes that were read.
 //! - [`authority`]: the write side. [`verify`]: the read side.
-//! - [`bytes_codec`]: numbers in stored and received bytes. [`index`]: all keys in RAM. [`feed`]: the changes,
-//!   in order.
+//! - [`bytes_codec`]: numbers in stored and received bytes. [`index`]: all keys in RAM.
+//!   [`feed`]: the changes, in order.
 //! - [`store`]: the log and the table on disk.
 //! - [`keyring`]: the pepper file. [`files`]: durable small files. [`system`]: the clock, randomness, limits.
 //!   [`machine`]: the size of memory. [`parallel`]: work on all cores. [`fair`]: turns of callers.

@@ -250,7 +250,8 @@ pub fn restore_backup(settings: &Settings, source: &Source) -> Result<Restored, 
 }
 
 /// Adds a lasting administrator to a data directory, and changes nothing else. `keep` gets the secret before
-/// the change is made and must put it where it stays: an administrator whose secret is lost would count as one.
+/// the change is made and must put it where it stays: an administrator whose secret is lost would count as
+/// one.
 ///
 /// # Errors
 /// When the directory is in use, damaged or empty, the pepper file is not its own, or the disk fails.

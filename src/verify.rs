@@ -1,6 +1,7 @@
 //! The hot path: parse -> digest -> index -> decide.
 //!
-//! Synchronous: it never awaits, never does I/O, and reads nothing but the index and the clock's reading it is given.
+//! Synchronous: it never awaits, never does I/O, and reads nothing but the index and the clock's reading it
+//! is given.
 
 use std::sync::Arc;
 
@@ -92,7 +93,8 @@ impl Verifier {
         Presented { text: secret, digest }
     }
 
-    /// Brings what verdicts about these secrets will read into the caches of the processor, if there are several.
+    /// Brings what verdicts about these secrets will read into the caches of the processor, if there are
+    /// several.
     pub fn read_ahead<'a>(&self, secrets: impl Iterator<Item = &'a Presented<'a>>) {
         self.read_ahead_of(secrets.filter_map(|secret| secret.digest));
     }
@@ -189,8 +191,8 @@ pub fn explain(secret: &Presented<'_>, outcome: &Outcome<'_>, request: &AccessRe
     }
 }
 
-/// What stands around a text that was presented as a secret, and is no part of one. It depends on nothing that stands
-/// in there: whether that is nearly a secret is for nobody to learn.
+/// What stands around a text that was presented as a secret, and is no part of one. It depends on nothing
+/// that stands in there: whether that is nearly a secret is for nobody to learn.
 fn around(text: &str) -> String {
     const SCHEME: &str = "bearer";
     const QUOTES: &[char] = &['"', '\'', '`', '\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}', '\u{ab}', '\u{bb}'];
@@ -248,7 +250,8 @@ mod tests {
             ("", ""),
             ("\"", "quotes"),
         ];
-        // The same, whether what stands in there has the form of a secret, nearly has it, or has nothing of it.
+        // The same, whether what stands in there has the form of a secret, nearly has it, or has nothing of
+        // it.
         let secret = "kw_live_0000000000000000000000000000000000000000000";
         for inner in [format!("{secret}000000"), format!("{secret}000001"), "x".to_owned(), "kw_".to_owned()] {
             for (text, what) in cases {

@@ -133,8 +133,8 @@ impl RoleScope {
     /// Reads a scope as a role.
     ///
     /// # Errors
-    /// When the scope is not a role, would let its holder write in tenant `system` without being a plain admin, or
-    /// narrows a role that cannot be narrowed.
+    /// When the scope is not a role, would let its holder write in tenant `system` without being a plain
+    /// admin, or narrows a role that cannot be narrowed.
     pub fn parse(scope: &Scope) -> Result<Self, InvalidName> {
         let (name, tenant) = match scope.as_str().split_once('@') {
             Some((name, tenant)) => (name, Some(TenantId::parse(tenant).map_err(|_| ROLE_RULE)?)),

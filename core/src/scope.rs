@@ -25,7 +25,8 @@ impl Scope {
     /// Parses a scope to grant.
     ///
     /// # Errors
-    /// When the text breaks the grammar. A `*` alone is refused: it would grant scopes that are invented later.
+    /// When the text breaks the grammar. A `*` alone is refused: it would grant scopes that are invented
+    /// later.
     pub fn parse(text: &str) -> Result<Self, InvalidName> {
         let fits = text.len() <= SCOPE_BYTES_MAX && is_scope(text.strip_suffix(".*").unwrap_or(text));
         fits.then(|| Self(text.into())).ok_or(RULE)

@@ -10,8 +10,8 @@ impl Authority {
     /// Changes the state of a key. A key that has the state already is left as it is.
     ///
     /// # Errors
-    /// When there is no such key, it is the caller's own, its etag is another one, or it is revoked and another state is
-    /// asked for.
+    /// When there is no such key, it is the caller's own, its etag is another one, or it is revoked and
+    /// another state is asked for.
     pub async fn change_state(
         &self,
         grant: &Grant<ChangeState>,

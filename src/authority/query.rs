@@ -51,7 +51,8 @@ impl Authority {
     /// A page of keys in the order of their ids.
     ///
     /// # Errors
-    /// When the tenant is missing, the page token is not one of this query's, or too many lists of the caller wait.
+    /// When the tenant is missing, the page token is not one of this query's, or too many lists of the caller
+    /// wait.
     pub async fn keys(
         &self,
         grant: &Grant<Read>,

@@ -42,8 +42,9 @@ impl Authority {
     /// Changes a key's fields.
     ///
     /// # Errors
-    /// When there is no such key, its etag is another one, a field breaks its rule, the patch would change what the
-    /// caller's own key may do or a fixed field of a revoked key, or too many updates of this key wait.
+    /// When there is no such key, its etag is another one, a field breaks its rule, the patch would change
+    /// what the caller's own key may do or a fixed field of a revoked key, or too many updates of this key
+    /// wait.
     pub async fn update_key(
         &self,
         grant: &Grant<Issue>,

@@ -91,7 +91,8 @@ struct SettingsArgs {
     /// Where the data is; made if it is missing [default: ./data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Where to listen; may be given several times; unix:/path too; port 0 is any free one [default: 127.0.0.1:50051]
+    /// Where to listen; may be given several times; unix:/path too; port 0 is any free one
+    /// [default: 127.0.0.1:50051]
     #[arg(long, value_name = "ADDR")]
     listen: Vec<String>,
     /// Where to answer /livez, /readyz and /metrics over HTTP; unix:/path too; port 0 is any free one; off

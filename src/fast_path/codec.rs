@@ -1,7 +1,7 @@
 //! Verify's messages without prost: requests are read without copying, replies are written in one piece.
 //!
-//! The reader takes common messages and leaves all others to prost. Property tests show that it reads what prost
-//! reads, and that the writer's bytes are prost's.
+//! The reader takes common messages and leaves all others to prost. Property tests show that it reads what
+//! prost reads, and that the writer's bytes are prost's.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use keyward_core::clock::UnixMillis;
@@ -130,14 +130,16 @@ pub fn secret_of(body: &[u8]) -> Option<&str> {
     secret_of_message(only_message(body)?)
 }
 
-/// The secret in a request, if it comes first, as it does from every client that writes fields in their order.
+/// The secret in a request, if it comes first, as it does from every client that writes fields in their
+/// order.
 #[must_use]
 pub fn secret_of_message(message: &[u8]) -> Option<&str> {
     let mut rest = Cursor(message);
     (rest.varint()? == 0x0a).then(|| text(&mut rest)).flatten()
 }
 
-/// The requests in the body of a BatchVerify. Where one of them is not to be read, `None` stands in its place.
+/// The requests in the body of a BatchVerify. Where one of them is not to be read, `None` stands in its
+/// place.
 #[must_use]
 pub fn messages(body: &[u8]) -> Option<impl Iterator<Item = Option<&[u8]>>> {
     let mut rest = Cursor(only_message(body)?);

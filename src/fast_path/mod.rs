@@ -1,10 +1,10 @@
-//! The fast path for Verify and BatchVerify: most calls are answered from the bytes that were read, without routing,
-//! a task, or maps of headers.
+//! The fast path for Verify and BatchVerify: most calls are answered from the bytes that were read, without
+//! routing, a task, or maps of headers.
 //!
-//! It answers with verdicts alone. All else takes the slow path from its beginning, so that refusals are written in one
-//! place: a caller to be refused, a field that breaks a rule, a revision to wait for, an explanation, a long message.
-//! Both paths decide with [`crate::grpc::query::evaluate`]. [`codec`] reads and writes the messages, [`prefetch`]
-//! hashes the secrets that come together.
+//! It answers with verdicts alone. All else takes the slow path from its beginning, so that refusals are
+//! written in one place: a caller to be refused, a field that breaks a rule, a revision to wait for, an
+//! explanation, a long message. Both paths decide with [`crate::grpc::query::evaluate`]. [`codec`] reads and
+//! writes the messages, [`prefetch`] hashes the secrets that come together.
 
 pub mod codec;
 pub mod prefetch;
@@ -68,7 +68,8 @@ struct FastCall {
 
 /// The caller that a connection's last call had.
 struct Known {
-    /// The number that heads with its credential have. The credential itself is in the head, and nowhere else.
+    /// The number that heads with its credential have. The credential itself is in the head, and nowhere
+    /// else.
     credential: u64,
     session: Arc<CallerSession>,
 }
@@ -84,7 +85,8 @@ pub struct Pass {
 }
 
 impl FastVerify {
-    /// The fast path on a connection of this peer. The connection is marked when it has had a credential that works.
+    /// The fast path on a connection of this peer. The connection is marked when it has had a credential that
+    /// works.
     #[must_use]
     pub fn new(
         state: StateHandle,
@@ -192,7 +194,8 @@ impl FastVerify {
 }
 
 impl Known {
-    /// Whether the credential and where it comes from are these: one connection may carry the calls of several callers.
+    /// Whether the credential and where it comes from are these: one connection may carry the calls of
+    /// several callers.
     fn is(&self, head: &RequestHead, peer: Option<IpAddr>) -> bool {
         self.session.peer() == peer && self.credential == head.credential_serial()
     }

@@ -10,12 +10,14 @@ use zeroize::Zeroize;
 use crate::index::ahead::TOGETHER;
 use crate::verify::{Presented, Verifier};
 
-/// Room for the texts of secrets: these have some sixty bytes each, and only prefixes and environments make them longer.
+/// Room for the texts of secrets: these have some sixty bytes each, and only prefixes and environments make
+/// them longer.
 const TEXTS_BYTES: usize = TOGETHER * 96;
 
 /// Some secrets and their digests, so that no digest is computed again for the verdict.
 ///
-/// A digest is found by the whole secret, in whatever order they are asked for: none gets the digest of another.
+/// A digest is found by the whole secret, in whatever order they are asked for: none gets the digest of
+/// another.
 #[derive(Default)]
 pub struct Prefetched {
     texts: Vec<u8>,
@@ -25,8 +27,8 @@ pub struct Prefetched {
 }
 
 impl Prefetched {
-    /// Replaces the secrets that it has, and prefetches what their verdicts read. It takes at most [`TOGETHER`], and
-    /// leaves out what it has no room for.
+    /// Replaces the secrets that it has, and prefetches what their verdicts read. It takes at most
+    /// [`TOGETHER`], and leaves out what it has no room for.
     pub fn read<'a>(&mut self, verifier: &Verifier, secrets: impl Iterator<Item = &'a str>) {
         self.clear();
         // Once for all: texts that grow leave their beginnings behind.

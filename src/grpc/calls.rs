@@ -1,5 +1,5 @@
-//! One row for each RPC: who may call it, and how it is served. A test holds the rows against the descriptors; a path
-//! without a row is refused to everyone.
+//! One row for each RPC: who may call it, and how it is served. A test holds the rows against the
+//! descriptors; a path without a row is refused to everyone.
 
 use keyward_core::access::Action;
 
@@ -22,8 +22,8 @@ pub struct Rpc {
     pub action: Option<Action>,
     /// How a connection serves it.
     pub kind: CallKind,
-    /// Bytes that a message of its request may have. (A VerifyRequest must have fewer still, which is checked once it
-    /// has been read.)
+    /// Bytes that a message of its request may have. (A VerifyRequest must have fewer still, which is checked
+    /// once it has been read.)
     pub message_bytes_max: usize,
 }
 
@@ -79,8 +79,8 @@ pub fn guarded() -> impl Iterator<Item = (&'static str, Action)> {
     RPCS.iter().filter_map(|rpc| Some((rpc.path, rpc.action?)))
 }
 
-/// How a path is served. An unknown method of an open service is served as the known ones are, and answered with
-/// UNIMPLEMENTED; an unknown service is served as KeyAdmin is.
+/// How a path is served. An unknown method of an open service is served as the known ones are, and answered
+/// with UNIMPLEMENTED; an unknown service is served as KeyAdmin is.
 #[must_use]
 pub fn rpc(path: &str) -> &'static Rpc {
     let in_its_service = |rpc: &&Rpc| rpc.kind.is_open && service(path).is_some() && service(path) == service(rpc.path);

@@ -1,7 +1,8 @@
 //! How messages are read: a list ends where its bound does, before memory is taken for its entries.
 //!
-//! An entry of no bytes takes two on the wire and up to two hundred in memory, so a message of 1 MiB could take more than
-//! 100 MiB before anything looked at its lists. The lists are those that the descriptors of the requests name.
+//! An entry of no bytes takes two on the wire and up to two hundred in memory, so a message of 1 MiB could
+//! take more than 100 MiB before anything looked at its lists. The lists are those that the descriptors of
+//! the requests name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
@@ -134,7 +135,8 @@ struct Field {
 enum Beyond {
     /// The whole message is refused.
     Refused,
-    /// All but one are not read: the service refuses the item that has so many, and no other of its batch or stream.
+    /// All but one are not read: the service refuses the item that has so many, and no other of its batch or
+    /// stream.
     Skipped,
 }
 
@@ -251,7 +253,8 @@ impl Walk<'_> {
     fn skip(&mut self, tag_at: usize) {
         let message = self.shortened.get_or_insert_with(|| self.message.to_vec());
         if let Some(tag) = message.get_mut(tag_at) {
-            // What stays is its kind, and whether more bytes of it come. Numbers up to 15 have no more that count.
+            // What stays is its kind, and whether more bytes of it come. Numbers up to 15 have no more that
+            // count.
             *tag = *tag & 0x87 | UNUSED_NUMBER << 3;
         }
     }

@@ -27,8 +27,8 @@ const TIME_MS_MAX: i64 = 253_402_300_799_999;
 const TEXT_BYTES_MAX: usize =
     if ANNOTATION_VALUE_BYTES_MAX > DESCRIPTION_BYTES_MAX { ANNOTATION_VALUE_BYTES_MAX } else { DESCRIPTION_BYTES_MAX };
 
-/// Reads fields and collects what is wrong with them. A reader returns `None`, or an empty value, for a field that is
-/// wrong; [`Fields::finish`] then refuses the whole.
+/// Reads fields and collects what is wrong with them. A reader returns `None`, or an empty value, for a field
+/// that is wrong; [`Fields::finish`] then refuses the whole.
 #[derive(Debug, Default)]
 pub struct Fields {
     violations: Vec<Violation>,
@@ -87,8 +87,8 @@ impl Fields {
         if value.is_empty() { Some(default()) } else { self.parse(field, value, parse) }
     }
 
-    /// A text that people read and compare, of at most `bytes_max` bytes: without characters that nobody sees, and in
-    /// one form.
+    /// A text that people read and compare, of at most `bytes_max` bytes: without characters that nobody
+    /// sees, and in one form.
     pub fn text(&mut self, field: &str, value: String, bytes_max: usize) -> String {
         if !self.has_no_secret(|| field.to_owned(), &value) {
             return value;
@@ -115,8 +115,8 @@ impl Fields {
         self.text(field, value, bytes_max)
     }
 
-    /// A text to be held against what is kept, of at most `bytes_max` bytes. What was kept before there were rules for
-    /// it must be found too, so only its form is made the same.
+    /// A text to be held against what is kept, of at most `bytes_max` bytes. What was kept before there were
+    /// rules for it must be found too, so only its form is made the same.
     pub fn sought_text(&mut self, field: &str, value: String, bytes_max: usize) -> String {
         text::normalized(self.opaque_text(field, value, bytes_max))
     }

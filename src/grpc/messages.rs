@@ -38,7 +38,8 @@ pub struct Messages {
     is_over: bool,
 }
 
-/// The service that gets the body of a StreamVerify as [`Detached`], past tonic's reader, and everything else as it is.
+/// The service that gets the body of a StreamVerify as [`Detached`], past tonic's reader, and everything else
+/// as it is.
 #[derive(Clone)]
 pub(super) struct Detaching<S>(pub(super) S);
 

@@ -1,9 +1,9 @@
 //! The wire: from protobuf to the domain and back, and nothing else.
 //!
-//! [`pb`] is generated, [`convert`] and [`fields`] translate, [`status`] is the only place that builds a `Status`,
-//! [`calls`] says which call needs which permission, [`admin`], [`audit`] and [`verify`] are the services,
-//! [`stream_verify`] the one call that goes on, [`messages`] and [`codec`] how requests are read, and [`session`] what
-//! a caller may meanwhile. [`health`] and [`reflection`] are open to anyone.
+//! [`pb`] is generated, [`convert`] and [`fields`] translate, [`status`] is the only place that builds a
+//! `Status`, [`calls`] says which call needs which permission, [`admin`], [`audit`] and [`verify`] are the
+//! services, [`stream_verify`] the one call that goes on, [`messages`] and [`codec`] how requests are read,
+//! and [`session`] what a caller may meanwhile. [`health`] and [`reflection`] are open to anyone.
 
 pub mod admin;
 pub mod audit;

@@ -1,7 +1,7 @@
 //! One request of Verify, whichever way it came: its fields are checked and it is decided here, once.
 //!
-//! The fast path reads a query from bytes and writes the ruling by hand ([`crate::fast_path`]); all other calls read
-//! and write with prost.
+//! The fast path reads a query from bytes and writes the ruling by hand ([`crate::fast_path`]); all other
+//! calls read and write with prost.
 
 use keyward_core::access::Caller;
 use keyward_core::clock::Now;
@@ -17,8 +17,8 @@ use super::status::Refusal;
 use super::text;
 use crate::verify::{Explained, Outcome, Presented, Verdict, explain};
 
-/// What a VerifyRequest asks, without its secret and the revision to wait for. The fields are those of the proto, as
-/// they came.
+/// What a VerifyRequest asks, without its secret and the revision to wait for. The fields are those of the
+/// proto, as they came.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct VerifyQuery<'a> {
     /// See the proto.
@@ -82,7 +82,8 @@ pub fn evaluate<'r>(
         client_ip,
     };
     let mut verdict = ready.verifier.verify(caller, secret, tenant.as_ref(), &ask, now);
-    // Audiences are stored in one normalization form, except old ones. So the text as it came is compared first.
+    // Audiences are stored in one normalization form, except old ones. So the text as it came is compared
+    // first.
     let normalized;
     if matches!(verdict.outcome, Outcome::Deny(_, DenyReason::AudienceMismatch)) && !query.audience.is_ascii() {
         normalized = text::normalized(query.audience.to_owned());

@@ -1,7 +1,7 @@
 //! grpc.reflection, v1 and v1alpha: what the services look like, for grpcurl and its like.
 //!
-//! What is not known is told in an answer of its own, and the stream goes on. A stream has no task: the connection asks
-//! for the next answer when it has room for it.
+//! What is not known is told in an answer of its own, and the stream goes on. A stream has no task: the
+//! connection asks for the next answer when it has room for it.
 
 mod catalogue;
 

@@ -1,5 +1,5 @@
-//! The lines in the log about calls that were refused. Anyone who reaches a listener can cause them, so there are only so many
-//! a second; the rest are counted, and the count is logged.
+//! The lines in the log about calls that were refused. Anyone who reaches a listener can cause them, so there
+//! are only so many a second; the rest are counted, and the count is logged.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -23,7 +23,8 @@ pub fn may_log() -> bool {
     LINES.admit(Instant::now())
 }
 
-/// Logs that a call was refused, or breaks off: which one, whose, from where, and why. `call` is a path that is known.
+/// Logs that a call was refused, or breaks off: which one, whose, from where, and why. `call` is a path that
+/// is known.
 pub fn log(call: &'static str, caller: Option<&KeyId>, peer: Option<IpAddr>, refusal: &Refusal) {
     if may_log() {
         let (caller, peer) = (caller.map(tracing::field::display), peer.map(tracing::field::display));

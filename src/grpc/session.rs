@@ -16,8 +16,8 @@ use super::status::Refusal;
 use crate::authority::AuthorityError;
 use crate::index::Entry;
 
-/// A caller, and what it takes to judge them again. The credential is not in it: its digest finds the key as well. A clone
-/// is cheap.
+/// A caller, and what it takes to judge them again. The credential is not in it: its digest finds the key as
+/// well. A clone is cheap.
 ///
 /// There is no way to the [`Caller`] but through a judgement, so that none can be forgotten.
 #[derive(Clone, Debug)]
@@ -34,7 +34,8 @@ impl CallerSession {
     /// Finds the key of a credential.
     ///
     /// # Errors
-    /// When the credential is not the secret of a key of tenant `system`. Whether the key works is not looked at yet.
+    /// When the credential is not the secret of a key of tenant `system`. Whether the key works is not looked
+    /// at yet.
     pub fn find(ready: &VerifyState, credential: &str, peer: Option<IpAddr>) -> Result<Self, DenyReason> {
         let index = ready.verifier.index();
         let secret = PresentedSecret::parse(credential).map_err(|_| DenyReason::Malformed)?;
@@ -67,8 +68,8 @@ impl CallerSession {
     /// Whether no key has changed since this was looked up.
     #[must_use]
     pub fn is_current(&self, ready: &VerifyState) -> bool {
-        // The revision is told after the entries: while it stands still, what was read at it has not been overtaken by any
-        // change that somebody was told of.
+        // The revision is told after the entries: while it stands still, what was read at it has not been
+        // overtaken by any change that somebody was told of.
         self.as_of == ready.verifier.index().revision()
     }
 
@@ -114,8 +115,8 @@ impl CallerSession {
         check_caller(&*self.policy, self.peer(), now).map_err(Refusal::BadCredential)
     }
 
-    /// The caller, if their key has not changed since they were judged, at `judged_at` if ever, and still works. `None`: they
-    /// must be judged anew.
+    /// The caller, if their key has not changed since they were judged, at `judged_at` if ever, and still
+    /// works. `None`: they must be judged anew.
     #[must_use]
     pub fn unchanged(&self, ready: &VerifyState, judged_at: Option<Now>, now: Now) -> Option<&Caller> {
         let same = |entry: Entry<'_>| entry.revision() == self.revision;

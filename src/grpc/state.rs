@@ -1,5 +1,5 @@
-//! State shared by the services. Verdicts are answered once the index is loaded; changes and lists once the store is
-//! open, which is often later. Until then health says NOT_SERVING and calls answer UNAVAILABLE.
+//! State shared by the services. Verdicts are answered once the index is loaded; changes and lists once the
+//! store is open, which is often later. Until then health says NOT_SERVING and calls answer UNAVAILABLE.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};

@@ -1,7 +1,8 @@
 //! The only file that builds a `Status`.
 //!
-//! Two audiences: the caller learns the reason, in a form that programs can act on (google.rpc ErrorInfo, BadRequest,
-//! RetryInfo, after Google's AIP-193); the operator learns the cause, in the log. No cause reaches a caller.
+//! Two audiences: the caller learns the reason, in a form that programs can act on (google.rpc ErrorInfo,
+//! BadRequest, RetryInfo, after Google's AIP-193); the operator learns the cause, in the log. No cause
+//! reaches a caller.
 
 use std::time::Duration;
 

@@ -1,7 +1,8 @@
 //! KeyVerify.StreamVerify: one verdict after another, on a stream that may stay open for days.
 //!
-//! It has no task and no queue of its own: the connection asks for the next answer when there is room for it, and only then
-//! is the next request read. Whoever sends and does not read is held back by the windows of HTTP/2.
+//! It has no task and no queue of its own: the connection asks for the next answer when there is room for it,
+//! and only then is the next request read. Whoever sends and does not read is held back by the windows of
+//! HTTP/2.
 
 use std::pin::Pin;
 
@@ -39,8 +40,8 @@ pub fn answers(
 ) -> Result<Answers, Refusal> {
     let (_, mut extensions, requests) = request.into_parts();
     let session = extensions.remove::<CallerSession>().ok_or(Refusal::NoCredential)?;
-    // A token of its own: a stream that waits registers there, and would meet all others on the common one's lock.
-    // In a box, because it goes from one answer to the next by value.
+    // A token of its own: a stream that waits registers there, and would meet all others on the common one's
+    // lock. In a box, because it goes from one answer to the next by value.
     let open = Box::new(Open { state, session, requests, stop: stop.child_token(), in_turn: 0 });
     Ok(Box::pin(try_unfold(open, async |mut open| Ok(open.next().await?.map(|answer| (answer, open))))))
 }

@@ -52,7 +52,8 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
                 return Err(Refusal::TooLong { max: VERIFY_REQUEST_BYTES_MAX });
             }
             wait_for(ready, Revision(message.min_revision)).await?;
-            // The request is whole, and the wait is over: the caller may have lost the role since the head came.
+            // The request is whole, and the wait is over: the caller may have lost the role since the head
+            // came.
             let caller = session.caller(ready, Action::Verify, ready.now())?;
             verdict(ready, caller, message)
         };
@@ -73,7 +74,8 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
                 fields.wrong("requests", format!("must have 1 to {BATCH_ITEMS_MAX} entries"));
             }
             fields.finish(Some(()))?;
-            // Once for all of them: whoever asks for a revision that is not reached in this time is told so below.
+            // Once for all of them: whoever asks for a revision that is not reached in this time is told so
+            // below.
             let latest = requests.iter().map(|message| message.min_revision).max().unwrap_or_default();
             let _in_time = wait_for(ready, Revision(latest)).await;
             let mut caller = session.caller(ready, Action::Verify, ready.now())?;

@@ -54,7 +54,8 @@ pub enum Incomplete {
     /// The process, or this connection, holds as much of requests as it may.
     #[error("there is no room for the request")]
     NoRoom,
-    /// Its connection has [`STRANGER_CALLS_MAX`](super::STRANGER_CALLS_MAX) calls under way, and no credential.
+    /// Its connection has [`STRANGER_CALLS_MAX`](super::STRANGER_CALLS_MAX) calls under way, and no
+    /// credential.
     #[error("there are too many calls without a credential")]
     Crowded,
 }

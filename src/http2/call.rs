@@ -101,8 +101,8 @@ pub struct CallKind {
     /// Whether its request is a stream of messages. All others must be whole within
     /// [`REQUEST_TIME_MAX`](super::REQUEST_TIME_MAX).
     pub has_stream: bool,
-    /// Whether its reply may be long. Such calls of one connection are answered one after the other, and wait while
-    /// much of earlier replies waits for the peer.
+    /// Whether its reply may be long. Such calls of one connection are answered one after the other, and wait
+    /// while much of earlier replies waits for the peer.
     pub has_long_reply: bool,
 }
 
@@ -206,8 +206,8 @@ where
 
 /// Polls a call on this thread, and gives the runtime to go on if it has not finished.
 ///
-/// Most calls finish at their first poll, which costs less than a task. One that does not is spawned, and a task begins
-/// with a poll, so this waker is never needed.
+/// Most calls finish at their first poll, which costs less than a task. One that does not is spawned, and a
+/// task begins with a poll, so this waker is never needed.
 fn poll_inline<F: Future>(call: Pin<&mut F>) -> Option<Handle> {
     poll_cleanly(call, &mut Context::from_waker(Waker::noop())).is_pending().then(Handle::current)
 }

@@ -25,7 +25,8 @@ use crate::grpc::state::StateHandle;
 use crate::grpc::status::{Refusal, status};
 use crate::net::Peer;
 
-/// Puts a [`CallerSession`] on each request, or refuses it. The reply goes out only while the caller may have it.
+/// Puts a [`CallerSession`] on each request, or refuses it. The reply goes out only while the caller may have
+/// it.
 #[derive(Clone)]
 pub struct AuthnLayer {
     state: StateHandle,

@@ -1,5 +1,5 @@
-//! Callers say in `grpc-timeout` how long they will wait. A call that is not answered by then is ended; so is a stream that
-//! is still open.
+//! Callers say in `grpc-timeout` how long they will wait. A call that is not answered by then is ended; so is
+//! a stream that is still open.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -85,7 +85,8 @@ where
     }
 }
 
-/// Waits for the deadline. The timer is made only here, by who has to wait: most calls are answered at once and need none.
+/// Waits for the deadline. The timer is made only here, by who has to wait: most calls are answered at once
+/// and need none.
 fn poll_timer(mut timer: Pin<&mut Option<Sleep>>, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
     if timer.is_none() {
         timer.set(Some(sleep_until(deadline)));

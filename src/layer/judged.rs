@@ -1,5 +1,5 @@
-//! A reply goes out only while its caller may have it: the caller is judged again for each piece, because a reply may take
-//! as long as its reader likes.
+//! A reply goes out only while its caller may have it: the caller is judged again for each piece, because a
+//! reply may take as long as its reader likes.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

@@ -25,8 +25,8 @@ pub const SAMPLES_MAX: u32 = 100;
 
 static SAMPLES: Lines = Lines::new(SAMPLES_MAX);
 
-/// Whether a call of the fast path is to take the slow one, because that logs it. Another part of the program may be
-/// logged in as much detail without that.
+/// Whether a call of the fast path is to take the slow one, because that logs it. Another part of the program
+/// may be logged in as much detail without that.
 #[must_use]
 pub fn takes_sample() -> bool {
     tracing::enabled!(Level::DEBUG) && SAMPLES.admit(Instant::now())

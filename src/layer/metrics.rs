@@ -1,4 +1,5 @@
-//! Every call counts: also one that authentication refuses, and one whose caller does not wait for the answer.
+//! Every call counts: also one that authentication refuses, and one whose caller does not wait for the
+//! answer.
 //!
 //! It counts a call exactly once, by what its path and its answer are, and looks at nothing else.
 

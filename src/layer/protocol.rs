@@ -1,6 +1,6 @@
-//! What is no call of gRPC is answered in HTTP's own words, before anything else looks at it: other content types than
-//! application/grpc with 415, a malformed grpc-timeout with 400, methods other than POST with 405 (gRPC over HTTP/2,
-//! "Requests"). Order and codes are those of grpc-go.
+//! What is no call of gRPC is answered in HTTP's own words, before anything else looks at it: other content
+//! types than application/grpc with 415, a malformed grpc-timeout with 400, methods other than POST with 405
+//! (gRPC over HTTP/2, "Requests"). Order and codes are those of grpc-go.
 
 use std::future::{Ready, ready};
 use std::task::{Context, Poll};
@@ -71,7 +71,8 @@ fn refusal_of<B>(request: &Request<B>) -> Option<(Refusal, StatusCode)> {
     (!is_post).then_some((Refusal::NotPost, StatusCode::METHOD_NOT_ALLOWED))
 }
 
-/// `application/grpc`, perhaps with the name of a codec or parameters behind it. `application/grpc-web` is another protocol.
+/// `application/grpc`, perhaps with the name of a codec or parameters behind it. `application/grpc-web` is
+/// another protocol.
 fn is_grpc(content_type: &[u8]) -> bool {
     const PLAIN: &[u8] = b"application/grpc";
     let (name, rest) = content_type.split_at_checked(PLAIN.len()).unwrap_or((content_type, b""));

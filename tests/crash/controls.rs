@@ -118,7 +118,8 @@ async fn cuts_until_red(run: &mut Run, scene: &Scene, control: &Control) -> Resu
     for cut in 1..=CUTS_MAX {
         let findings = match world.cut(run).await {
             Ok(findings) => findings,
-            // The watermark may have reached the disk where the change has not: then the server itself finds it out.
+            // The watermark may have reached the disk where the change has not: then the server itself finds
+            // it out.
             Err(refusal) if refusal.to_string().contains(MISSING) => {
                 println!("{}: red at cut {cut}, as it must be: the start is refused: {MISSING}", control.feature);
                 run.tally.count(&format!("{}: acknowledged changes gone, the start refused", control.feature), 1);

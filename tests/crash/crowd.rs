@@ -33,7 +33,8 @@ const KEYS: u64 = 100_000;
 const VIEWER_CONNECTIONS: usize = 4;
 const ISSUER_CONNECTIONS: usize = 8;
 const CALLS_PER_CONNECTION: usize = 250;
-/// The same for lists that name 400 keys: each fits into a frame, and all of them fit into the server's window.
+/// The same for lists that name 400 keys: each fits into a frame, and all of them fit into the server's
+/// window.
 const LONG_CALLS_PER_CONNECTION: usize = 60;
 /// Keys of the other tenant that are disabled in one round.
 const DISABLES: usize = 200;

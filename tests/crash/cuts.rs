@@ -49,8 +49,8 @@ pub(crate) enum Variant {
     Churn,
     /// The journal goes on to a new segment several times a second.
     Rollover,
-    /// As [`Self::Rollover`], and the power fails just after the first change in a new segment was acknowledged: most
-    /// often no other sync has made the segment's name durable by then.
+    /// As [`Self::Rollover`], and the power fails just after the first change in a new segment was
+    /// acknowledged: most often no other sync has made the segment's name durable by then.
     NewSegment,
     /// 100,000 keys are being created by 512 clients at once.
     Bulk,
@@ -91,7 +91,8 @@ impl Variant {
     }
 }
 
-/// Cuts the power so many times: one in forty during a bulk load, which takes longest, the rest in equal parts.
+/// Cuts the power so many times: one in forty during a bulk load, which takes longest, the rest in equal
+/// parts.
 pub(crate) async fn run(run: &mut Run, count: u64) -> Result<(), Failure> {
     let bulk = count.div_ceil(40).min(count);
     let rest = count - bulk;
@@ -179,7 +180,8 @@ impl World {
         Ok(world)
     }
 
-    /// Works on the disk until a random instant, cuts its power then, starts a server on what is left, and compares.
+    /// Works on the disk until a random instant, cuts its power then, starts a server on what is left, and
+    /// compares.
     pub(crate) async fn cut(&mut self, run: &mut Run) -> Result<Findings, Failure> {
         self.copies += 1;
         let image = self.scene.root.join(format!("{}.image", self.copies));
@@ -216,7 +218,8 @@ impl World {
         }
         freeze(&server).await?;
         self.disk.copy(image).await?;
-        // As late as this: what was acknowledged before the freeze has reached the clients by now, and must be in the copy.
+        // As late as this: what was acknowledged before the freeze has reached the clients by now, and must
+        // be in the copy.
         let snapshot = self.oracle.snapshot()?;
         server.kill().await?;
         finish(load).await?;

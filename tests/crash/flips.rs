@@ -284,7 +284,8 @@ impl Damage {
         }
     }
 
-    /// Whether the watermark says nothing any more: what is covered by its checksum is no longer what was written.
+    /// Whether the watermark says nothing any more: what is covered by its checksum is no longer what was
+    /// written.
     fn takes_the_watermark(&self) -> bool {
         self.file() == Path::new("watermark")
             && match self {

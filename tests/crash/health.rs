@@ -1,4 +1,5 @@
-//! What probes are told: the admin service stops serving while changes cannot be made, and the verify service never does.
+//! What probes are told: the admin service stops serving while changes cannot be made, and the verify service
+//! never does.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,6 @@
-//! A disk that can lose power: ext4 on a loop device over a file. A copy of the file at one instant is what a power cut
-//! at that instant would have left: whatever the kernel had not written to the device by then is not in it.
+//! A disk that can lose power: ext4 on a loop device over a file. A copy of the file at one instant is what a
+//! power cut at that instant would have left: whatever the kernel had not written to the device by then is
+//! not in it.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -21,7 +22,8 @@ const FREEZE_POLL: Duration = Duration::from_millis(1);
 /// Tells the program that it has mounts of its own already.
 const PRIVATE: &str = "CRASH_PRIVATE_MOUNTS";
 
-/// Starts this program anew with mounts of its own, unless it has them: whatever happens to it, none stay behind.
+/// Starts this program anew with mounts of its own, unless it has them: whatever happens to it, none stay
+/// behind.
 pub(crate) fn with_private_mounts() -> Result<(), Failure> {
     if std::env::var_os(PRIVATE).is_some() {
         return Ok(());

@@ -1,5 +1,5 @@
-//! SIGKILL at random instants: under load, during a start, while the table is rebuilt, during a backup, while an
-//! administrator is made offline.
+//! SIGKILL at random instants: under load, during a start, while the table is rebuilt, during a backup, while
+//! an administrator is made offline.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -212,8 +212,8 @@ impl Kills {
         self.offline.check_backup(&backup, &mut run.tally)
     }
 
-    /// Kills the server at a random instant after a backup has begun. Either the backup was whole by then, or there is
-    /// none.
+    /// Kills the server at a random instant after a backup has begun. Either the backup was whole by then, or
+    /// there is none.
     async fn kill_in_a_backup(&mut self, run: &mut Run, scene: &Scene, server: &mut Server) -> Result<(), Failure> {
         if !self.offline.has_backup {
             run.tally.count("NOT DONE in a backup, the program has no `backup`", 1);

@@ -1,13 +1,14 @@
 //! How long a verdict takes while writes are saturated, beside how long it takes while there are none.
 //!
-//! Three kinds of saturation. Where a sync takes 4 s, the committer is always at one and hundreds of changes wait, while the
-//! processor has nothing to do: what slows a verdict then would be a lock or a wait. Where it takes 100 ms, a group is
-//! answered all at once ten times a second, and its callers come again at once. On the disk as it is, writers take all of the
-//! processor that they get. In both, verdicts share the processor with them.
+//! Three kinds of saturation. Where a sync takes 4 s, the committer is always at one and hundreds of changes
+//! wait, while the processor has nothing to do: what slows a verdict then would be a lock or a wait. Where it
+//! takes 100 ms, a group is answered all at once ten times a second, and its callers come again at once. On
+//! the disk as it is, writers take all of the processor that they get. In both, verdicts share the processor
+//! with them.
 //!
-//! What is measured is the server and not its clients, which are elsewhere in life and here on the same cores. So each kind
-//! of client is a process of its own: the one that asks goes before everything else on the machine, so that it never waits
-//! for a processor; those that write go behind everything else.
+//! What is measured is the server and not its clients, which are elsewhere in life and here on the same
+//! cores. So each kind of client is a process of its own: the one that asks goes before everything else on
+//! the machine, so that it never waits for a processor; those that write go behind everything else.
 
 use std::fs;
 use std::io::Write;
@@ -23,7 +24,8 @@ use crate::run::Run;
 use crate::server::Server;
 use crate::wire::{End, Wire};
 
-/// How long each of a round's two halves lasts. Short, and so many: what else the machine does spoils the round it falls into.
+/// How long each of a round's two halves lasts. Short, and so many: what else the machine does spoils the
+/// round it falls into.
 const HALF: Duration = Duration::from_secs(2);
 /// A verdict is due once in this time, whether or not the one before has come.
 const ASK_EVERY: Duration = Duration::from_millis(1);
@@ -85,8 +87,8 @@ pub(crate) async fn run(run: &mut Run, rounds: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A tracer that makes each sync of the journal take longer. It looks at the thread that makes them and at no other: a
-/// thread that is traced stops at each of its calls to the system.
+/// A tracer that makes each sync of the journal take longer. It looks at the thread that makes them and at no
+/// other: a thread that is traced stops at each of its calls to the system.
 struct SlowDisk(Child);
 
 impl SlowDisk {
@@ -199,9 +201,11 @@ fn half(server: &Server, secret: &str, all: &mut Vec<Duration>) -> Result<[Durat
     Ok(percentiles)
 }
 
-/// What the process does that asks: asks about the secret that it reads, and prints what each verdict took, in nanoseconds.
+/// What the process does that asks: asks about the secret that it reads, and prints what each verdict took,
+/// in nanoseconds.
 ///
-/// The time of a verdict begins when it is due, even if the one before has yet to come: a stall is counted in full.
+/// The time of a verdict begins when it is due, even if the one before has yet to come: a stall is counted in
+/// full.
 pub(crate) fn ask(addr: &str, key_file: &Path) -> Result<(), Failure> {
     let admin = fs::read_to_string(key_file)?;
     let mut secret = String::new();

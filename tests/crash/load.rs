@@ -1,4 +1,5 @@
-//! The clients: each does one thing after the other with keys of its own, and writes every answer into its book.
+//! The clients: each does one thing after the other with keys of its own, and writes every answer into its
+//! book.
 
 use std::sync::Arc;
 
@@ -99,8 +100,8 @@ impl Load {
         Ok(())
     }
 
-    /// Tells the clients to stop after what they are at, if they have not ended yet, and waits for them. Gives the
-    /// number of those whose calls broke off.
+    /// Tells the clients to stop after what they are at, if they have not ended yet, and waits for them.
+    /// Gives the number of those whose calls broke off.
     ///
     /// # Errors
     /// When a client got an answer that is never right, or none.

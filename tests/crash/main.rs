@@ -1,9 +1,9 @@
 //! The crash harness: a real server, clients that remember every answer, and a disk that fails or loses
 //! power.
 //!
-//! `tests/crash/run` builds what is needed and runs all modes. Reading order: [`server`] (the process), [`caller`] and
-//! [`load`] (clients), [`oracle`] (what they know), [`verify`] (the comparison after a restart), [`run`] (seed, tally,
-//! evidence), then one file per mode.
+//! `tests/crash/run` builds what is needed and runs all modes. Reading order: [`server`] (the process),
+//! [`caller`] and [`load`] (clients), [`oracle`] (what they know), [`verify`] (the comparison after a
+//! restart), [`run`] (seed, tally, evidence), then one file per mode.
 
 mod caller;
 mod controls;
@@ -74,7 +74,8 @@ enum Mode {
         /// The file of an administrator's key
         key_file: PathBuf,
     },
-    /// How long DisableKey takes while callers of another tenant ask for all that they may, in so many rounds; needs root
+    /// How long DisableKey takes while callers of another tenant ask for all that they may, in so many
+    /// rounds; needs root
     Crowd(Common),
     /// The viewer of `crowd`, in a process of its own
     #[command(hide = true)]

@@ -77,7 +77,8 @@ impl Offline {
         command.spawn().map_err(|e| format!("cannot run timeout: {e}").into())
     }
 
-    /// Starts to make one administrator more, in a directory that nobody serves. Its key is all that the process says.
+    /// Starts to make one administrator more, in a directory that nobody serves. Its key is all that the
+    /// process says.
     pub(crate) fn mint(&self, launch: &Launch) -> Result<Child, Failure> {
         // Not by way of `timeout`: what is killed must be the program itself.
         let mut command = Command::new(&self.program);

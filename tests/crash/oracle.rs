@@ -1,7 +1,8 @@
 //! The oracle: what was asked for, what was acknowledged, and what may therefore be found after a crash.
 //!
-//! Each client owns a book with keys of its own and does one thing after the other, so there is never more than one
-//! change in it whose outcome is open. Every acknowledgement is also appended to a file outside the server's disk.
+//! Each client owns a book with keys of its own and does one thing after the other, so there is never more
+//! than one change in it whose outcome is open. Every acknowledgement is also appended to a file outside the
+//! server's disk.
 
 use std::fs::File;
 use std::io::Write;

@@ -1,4 +1,5 @@
-//! What every mode has: a seed, a place for its files, a tally of what it saw, and evidence of what went wrong.
+//! What every mode has: a seed, a place for its files, a tally of what it saw, and evidence of what went
+//! wrong.
 
 use std::collections::BTreeMap;
 use std::fs;

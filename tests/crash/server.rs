@@ -1,4 +1,5 @@
-//! The program as a process: started, watched through its log, stopped, frozen, killed. Every wait has an end.
+//! The program as a process: started, watched through its log, stopped, frozen, killed. Every wait has an
+//! end.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -219,8 +220,8 @@ impl Server {
         &self.seen
     }
 
-    /// Whether a thread of it has panicked, and nothing more is said of it. sled may; the server then says so, and what
-    /// becomes of it.
+    /// Whether a thread of it has panicked, and nothing more is said of it. sled may; the server then says
+    /// so, and what becomes of it.
     pub(crate) fn has_panicked(&self) -> bool {
         let says = |what: &str| self.seen.iter().any(|line| line.contains(what));
         says("panicked at") && !says("sled panicked")

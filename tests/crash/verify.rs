@@ -1,5 +1,5 @@
-//! Compares a server with the oracle: everything acknowledged is there, nothing is there that was never asked for, and
-//! verdicts are right.
+//! Compares a server with the oracle: everything acknowledged is there, nothing is there that was never asked
+//! for, and verdicts are right.
 
 use std::collections::HashMap;
 use std::sync::Arc;

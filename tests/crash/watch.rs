@@ -1,4 +1,5 @@
-//! A client that asks for verdicts without end, and holds each against the books: while a disk fails, verdicts go on.
+//! A client that asks for verdicts without end, and holds each against the books: while a disk fails,
+//! verdicts go on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -197,7 +197,8 @@ fn put_frame(to: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8])
     to.extend_from_slice(payload);
 }
 
-/// The headers of a call, by RFC 7541: what the static table has by its number, and no text that the table is to keep.
+/// The headers of a call, by RFC 7541: what the static table has by its number, and no text that the table is
+/// to keep.
 fn block(path: &str, secret: &str) -> Vec<u8> {
     let mut block = vec![0x83, 0x86];
     let bearer = format!("Bearer {secret}");

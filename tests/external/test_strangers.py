@@ -80,8 +80,8 @@ def test_a_client_that_gives_up_calls_loses_no_other(server: Server, client: str
     assert report.cancelled > CALLS / 4
 
 
-# HAProxy and Envoy send all calls over one connection. nginx gives each call that is under way one of its own: one to
-# the stream, and another to all other calls, as long as these come one after the other.
+# HAProxy and Envoy send all calls over one connection. nginx gives each call that is under way one of its
+# own: one to the stream, and another to all other calls, as long as these come one after the other.
 @pytest.mark.parametrize(
     ("name", "workers", "connections"),
     [

@@ -74,7 +74,8 @@ impl Files {
         found.unwrap_or_else(|| panic!("{name}"))
     }
 
-    /// For each list in a message, or in those that are in it: its name, and the message filled with its entries.
+    /// For each list in a message, or in those that are in it: its name, and the message filled with its
+    /// entries.
     fn filled(&self, message: &DescriptorProto, bytes: usize) -> Vec<(String, Vec<u8>)> {
         let mut all = vec![];
         for field in &message.field {

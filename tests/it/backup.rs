@@ -316,7 +316,8 @@ async fn a_second_backup_at_the_same_time_is_told_to_wait() {
     while let Some(response) = first.message().await.unwrap() {
         bytes += response.piece.len();
     }
-    // More than may wait on its way to the reader, with the window of its stream, so the first one was still being made.
+    // More than may wait on its way to the reader, with the window of its stream, so the first one was still
+    // being made.
     assert!(bytes > 2 * 8 * 256 * 1024, "{bytes}");
     admin.backup().await.unwrap();
 }

@@ -1,4 +1,5 @@
-//! Every call that the server offers refuses a caller without a credential, save those on a list that may only shrink.
+//! Every call that the server offers refuses a caller without a credential, save those on a list that may
+//! only shrink.
 
 use std::collections::BTreeSet;
 

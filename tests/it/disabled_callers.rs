@@ -63,7 +63,8 @@ struct Call {
 }
 
 impl Call {
-    /// Begins a call, and returns when its head and `first` are on their way, before whatever follows on this channel.
+    /// Begins a call, and returns when its head and `first` are on their way, before whatever follows on this
+    /// channel.
     async fn begin(channel: &mut Channel, path: &str, secret: &str, first: Bytes) -> Self {
         let (body, mut pieces) = mpsc::unbounded_channel::<Bytes>();
         body.send(first).unwrap();

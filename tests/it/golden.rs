@@ -165,7 +165,8 @@ impl Entropy for Bytes {
     }
 }
 
-/// testdata/secrets.txt: random bytes, prefix, environment, secret, pepper, pepper id, digest; for other implementations.
+/// testdata/secrets.txt: random bytes, prefix, environment, secret, pepper, pepper id, digest; for other
+/// implementations.
 #[test]
 fn secrets_and_digests_are_made_as_ever() {
     let randoms = [[0; 32], [0xff; 32], std::array::from_fn(|at| at as u8), {

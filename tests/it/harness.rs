@@ -172,7 +172,8 @@ impl Site {
     }
 }
 
-/// The table of a server that was stopped, as sled has it. Threads of its own may still hold its file for a moment.
+/// The table of a server that was stopped, as sled has it. Threads of its own may still hold its file for a
+/// moment.
 pub(crate) fn open_table(dir: &Path) -> sled::Db {
     let path = dir.join("table");
     lock_with_retry(&std::fs::File::open(path.join("db")).unwrap()).unwrap();

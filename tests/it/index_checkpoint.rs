@@ -205,7 +205,8 @@ async fn wait_until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-/// Waits until there is a checkpoint that a start reads: the journal since then is no longer than the checkpoint.
+/// Waits until there is a checkpoint that a start reads: the journal since then is no longer than the
+/// checkpoint.
 async fn wait_for_a_useful_checkpoint(dir: &TempDir) {
     wait_until("a checkpoint that a start reads", || {
         let Some(checkpoint) = checkpoints(dir).pop() else { return false };
@@ -449,7 +450,8 @@ async fn a_checkpoint_that_is_not_read_still_tells_of_missing_changes() {
     for number in 0..3 * KEYS {
         create(&*open.store, number).await;
     }
-    // It begins where the journal was when its writing began, and knows of all that came until it was written.
+    // It begins where the journal was when its writing began, and knows of all that came until it was
+    // written.
     wait_until("a checkpoint", || !checkpoints(&dir).is_empty()).await;
     let (checkpoint, bytes) =
         checkpoints(&dir).pop().map(|checkpoint| (checkpoint.clone(), fs::read(checkpoint).unwrap())).unwrap();
@@ -484,8 +486,8 @@ async fn a_salvage_goes_on_past_what_a_checkpoint_knows_of() {
     assert!(checkpoints(&dir).is_empty(), "it is moved aside with the log that it was of");
 }
 
-/// The form that had the latest time is overwritten before the checkpoint is made: it is in no record, nor in the
-/// journal past the checkpoint.
+/// The form that had the latest time is overwritten before the checkpoint is made: it is in no record, nor in
+/// the journal past the checkpoint.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_knows_the_latest_time_of_the_log() {
     const LATE: UnixMillis = UnixMillis(9_000);

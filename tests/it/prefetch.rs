@@ -39,7 +39,8 @@ async fn calls_that_come_together_are_each_answered_about_their_own_key() {
     let reason = |key: &pb::Key| if key.key_id == disabled.key_id { Reason::Disabled } else { Reason::Ok };
     let of = |issued: &Issued| (issued.secret.clone(), reason(&issued.key), Some(issued.key.key_id.clone()));
     let mut asked: Vec<_> = known.iter().map(of).collect();
-    // One twice, and whatever is no secret of anybody: by its form, by its length, by its checksum, and for want of a key.
+    // One twice, and whatever is no secret of anybody: by its form, by its length, by its checksum, and for
+    // want of a key.
     let mut mistyped = known[0].secret.clone();
     mistyped.replace_range(mistyped.len() - 6.., "000000");
     asked.insert(20, of(&known[3]));

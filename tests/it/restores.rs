@@ -242,8 +242,8 @@ async fn a_restore_removes_nothing_that_it_has_not_made() {
     }
 }
 
-/// A backup, a key that was disabled since, and a restore without the journal: the key works again, and everybody is
-/// told.
+/// A backup, a key that was disabled since, and a restore without the journal: the key works again, and
+/// everybody is told.
 #[tokio::test]
 async fn a_restore_says_what_is_missing_until_something_has_changed() {
     const SAYS: &str =

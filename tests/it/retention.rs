@@ -277,7 +277,8 @@ async fn a_snapshot_is_not_made_again_while_nothing_changes() {
     for limit in [SEGMENT_BYTES, 0] {
         let store = try_open(&dir, &keeping(limit)).unwrap();
         if limit == 0 {
-            // Closed before that, it would make one at the next start, unless there is nothing for it to let go.
+            // Closed before that, it would make one at the next start, unless there is nothing for it to let
+            // go.
             wait_until("a snapshot of all that there is", || {
                 newest() == Some(store.revision().0) || segments(&dir).len() == 1
             });

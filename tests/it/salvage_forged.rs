@@ -168,7 +168,8 @@ async fn a_forged_change_behind_a_damaged_one_is_not_taken_though_the_next_one_f
 
     let (done, out, error) = rebuild(&dir, &["--accept-data-loss"]);
     assert!(done && out.contains(&format!("revision {}: EnableKey of {target}", LAST - 1)), "{out}{error}");
-    // The disabling is what was damaged: a salvage without the table lacks it, and says so. What follows is genuine.
+    // The disabling is what was damaged: a salvage without the table lacks it, and says so. What follows is
+    // genuine.
     assert!(out.contains(&format!("gone: the changes {} to {}", LAST - 2, LAST - 1)), "{out}");
     let mut stopped = stopped;
     stopped.site.try_start().await.unwrap();

@@ -96,8 +96,8 @@ async fn retention_does_not_wait_for_a_backup_that_is_read_slowly() {
     let mut bytes = vec![];
     let first = || segments(&dir).first().cloned();
     let begun_at = first();
-    // Some 50 segments. The maintenance thread looks when one is full, and makes one snapshot each time: what was there
-    // before goes with the second.
+    // Some 50 segments. The maintenance thread looks when one is full, and makes one snapshot each time: what
+    // was there before goes with the second.
     for number in 0..KEYS {
         rewrite(&store, number, number + 1).await;
         if number % 20 == 19 && number > 200 {

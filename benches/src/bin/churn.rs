@@ -1,16 +1,14 @@
-//! What names that come and go leave behind: memory, the index checkpoint, the table, and how long a start takes.
+//! What names that come and go leave behind: memory, the index checkpoint, the table, and how long a start
+//! takes.
 //!
 //! `churn <keyward> <data directory> [--keys N] [--updates N] [--scopes N]`
 //!
 //! It starts the program on an empty directory, issues keys (20,000), changes them in turn so that each
-//! change brings as many
-//! new scopes as said (40,000 changes of 60), and then gives each key one and the same scope. It says what
-//! the process takes
-//! before, after and a while later, and what files are there; then how a start goes with the checkpoint of the
-//! index and without it,
-//! five times each, in turns. What is in the environment is in that of the program:
-//! `KEYWARD_SCOPES_PER_TENANT_MAX` must be
-//! large enough, or the changes are refused, which is counted.
+//! change brings as many new scopes as said (40,000 changes of 60), and then gives each key one and the same
+//! scope. It says what the process takes before, after and a while later, and what files are there; then how
+//! a start goes with the checkpoint of the index and without it, five times each, in turns. What is in the
+//! environment is in that of the program: `KEYWARD_SCOPES_PER_TENANT_MAX` must be large enough, or the
+//! changes are refused, which is counted.
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -1,7 +1,7 @@
 //! Verdicts and nothing else, to be counted: `decide <hit|unknown|garbage|denied> <verdicts>`.
 //!
-//! It prints how many allocations the verdicts made. ../../instructions runs it under callgrind, twice with different
-//! numbers of verdicts; the difference is what the verdicts cost, without the start.
+//! It prints how many allocations the verdicts made. ../../instructions runs it under callgrind, twice with
+//! different numbers of verdicts; the difference is what the verdicts cost, without the start.
 
 use std::alloc::System;
 use std::hint::black_box;

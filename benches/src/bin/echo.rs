@@ -1,7 +1,8 @@
-//! The baseline: an empty service as tonic's guide writes one. Stock codec, stock multi-thread runtime, system allocator.
+//! The baseline: an empty service as tonic's guide writes one. Stock codec, stock multi-thread runtime,
+//! system allocator.
 //!
-//! `echo <port> <bytes of a reply>`: every reply is a gRPC message of that many bytes, so that it weighs what the reply of
-//! the call beside it weighs.
+//! `echo <port> <bytes of a reply>`: every reply is a gRPC message of that many bytes, so that it weighs what
+//! the reply of the call beside it weighs.
 
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,6 +1,8 @@
-//! Issues keys at a running server through CreateKey, as a service that provisions them would, and says how long it took.
+//! Issues keys at a running server through CreateKey, as a service that provisions them would, and says how
+//! long it took.
 //!
-//! `fill <address> <file of the admin's key> <first number> <keys> <file for secrets> <one secret kept in> <under way>`
+//! `fill <address> <file of the admin's key> <first number> <keys> <file for secrets> <one secret kept in>
+//! <under way>`
 //!
 //! It prints how many were issued in a second, and how many microseconds a call took, in the median.
 
@@ -96,7 +98,8 @@ async fn issue(
             request.metadata_mut().insert("authorization", credential.parse()?);
             match client.create_key(request).await {
                 Ok(response) => break response.into_inner(),
-                // Too many changes wait, or one that timed out was made all the same: neither can happen below the limits.
+                // Too many changes wait, or one that timed out was made all the same: neither can happen
+                // below the limits.
                 Err(refused) if refused.code() == Code::ResourceExhausted => tokio::task::yield_now().await,
                 Err(refused) => return Err(refused.into()),
             }

@@ -54,7 +54,8 @@ const VERIFIER: &str = "keyward.verifier";
 /// Keys between two words of how far it is.
 const TOLD_EVERY: u64 = 500_000;
 
-// One thread: tasks then begin in the order in which they were spawned, and digests reach the table in theirs.
+// One thread: tasks then begin in the order in which they were spawned, and digests reach the table in
+// theirs.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Failure> {
     let args: Vec<_> = std::env::args().skip(1).collect();
@@ -85,7 +86,8 @@ async fn main() -> Result<(), Failure> {
     let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));
     let pepper = peppers.current();
 
-    // The authority waits until verdicts see its commit. There are none, so its index has seen everything beforehand.
+    // The authority waits until verdicts see its commit. There are none, so its index has seen everything
+    // beforehand.
     let index = Arc::new(Index::default());
     index.advance_to(Revision(1));
     let (clock, entropy) = (Arc::new(SystemClock), Arc::new(SystemEntropy));

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use prost::{DecodeError, Message};
 use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto};
 
-/// A FileDescriptorSet whose files stay as they are encoded: decoding them drops the options that prost does not know.
+/// A FileDescriptorSet whose files stay as they are encoded: decoding them drops the options that prost does
+/// not know.
 #[derive(Clone, PartialEq, Message)]
 struct FileSet {
     #[prost(bytes = "bytes", repeated, tag = "1")]

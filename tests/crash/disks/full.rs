@@ -33,7 +33,8 @@ const SCARCE_BYTES: u64 = 40 * 1024 * 1024;
 const FULL_FOR: Duration = Duration::from_secs(4);
 /// With room again, a change succeeds within this time.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(15);
-/// A failure of the table that a change has met ends the process within this time; the table is written behind.
+/// A failure of the table that a change has met ends the process within this time; the table is written
+/// behind.
 const NOTICED_WITHIN: Duration = Duration::from_secs(3);
 /// Books: those of the load, and one for the changes of this mode.
 const BOOKS: usize = 9;
@@ -86,7 +87,8 @@ pub(crate) async fn run(run: &mut Run, scene: &Scene) -> Result<(), Failure> {
         fs::remove_file(&rest)?;
         fs::remove_file(&filler)?;
         let works = works_again(&caller, &oracle).await;
-        // The table may have failed while the disk was full. Verdicts went on all the same; the first change notices.
+        // The table may have failed while the disk was full. Verdicts went on all the same; the first change
+        // notices.
         if has_ended_within(&mut server, NOTICED_WITHIN).await? {
             let status = server.end(END_LIMIT).await?;
             if !says(&server, &NO_SPACE, "start keyward again") {

@@ -1,5 +1,5 @@
-//! A disk that hangs: a frozen file system. Verdicts go on; a bounded number of changes waits, the next ones are refused at
-//! once; when the disk goes on, all that waited are made, and are on the disk.
+//! A disk that hangs: a frozen file system. Verdicts go on; a bounded number of changes waits, the next ones
+//! are refused at once; when the disk goes on, all that waited are made, and are on the disk.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -168,8 +168,8 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A frozen file system. A process of its own thaws it, when it is told to or when this program is gone: nobody else could,
-/// and it could not be unmounted.
+/// A frozen file system. A process of its own thaws it, when it is told to or when this program is gone:
+/// nobody else could, and it could not be unmounted.
 struct Frozen(Child);
 
 impl Frozen {

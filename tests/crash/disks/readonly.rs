@@ -1,5 +1,5 @@
-//! A disk that turns read-only under a server, as ext4 does after an error. The process ends or refuses and says why; a
-//! start on it is refused; once it is mended, everything is there.
+//! A disk that turns read-only under a server, as ext4 does after an error. The process ends or refuses and
+//! says why; a start on it is refused; once it is mended, everything is there.
 
 use std::fs;
 use std::time::Duration;

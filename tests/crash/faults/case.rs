@@ -68,7 +68,8 @@ use Target::{
     TableBlobs, TableConf, TableDb, TableNewSnapshot, TableSnapshot, Watermark,
 };
 
-/// Stage, file, calls, and the highest number of the call that fails: what a server really does, as strace shows it.
+/// Stage, file, calls, and the highest number of the call that fails: what a server really does, as strace
+/// shows it.
 const CALLS: &[(Stage, Target, &[&str], u32)] = &[
     (Running, Segment, &["pwrite64", "fdatasync"], 60),
     (Running, NewSegment, &["openat", "write", "fsync", "rename"], 2),

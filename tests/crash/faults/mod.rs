@@ -260,7 +260,8 @@ async fn told(case: &Case, scene: &Scene, server: &mut Server) -> Result<Outcome
     Err(server.complaint(&format!("it ended with {status}, and does not say which file failed and how")))
 }
 
-/// Whether it ended on purpose, with a message that names the file and the cause; and, if it was serving, what to do.
+/// Whether it ended on purpose, with a message that names the file and the cause; and, if it was serving,
+/// what to do.
 fn told_at_end(case: &Case, scene: &Scene, server: &Server, status: ExitStatus) -> bool {
     let dir = &scene.launch.data_dir;
     let said = |what: &str| server.log().iter().any(|line| line.contains(what) && case.is_told_by(line, dir));

@@ -1,7 +1,8 @@
-//! What a server keeps in its memory when it has answered: nothing of the secrets of keys, and of its callers'
-//! credentials what their open connections need.
+//! What a server keeps in its memory when it has answered: nothing of the secrets of keys, and of its
+//! callers' credentials what their open connections need.
 //!
-//! The server is a process of its own, and its memory is read as a debugger would read it: this one knows the secrets.
+//! The server is a process of its own, and its memory is read as a debugger would read it: this one knows the
+//! secrets.
 
 mod peer;
 mod scan;
@@ -60,8 +61,8 @@ impl Watched {
         assert!(found.is_empty(), "{} of {} secrets are there after {after}: {some:#?}", of.len(), self.secrets.len());
     }
 
-    /// What is found when nothing more goes away: replies are on the network before the calls that gave them have quite
-    /// ended.
+    /// What is found when nothing more goes away: replies are on the network before the calls that gave them
+    /// have quite ended.
     fn settled(&self, pieces: &Pieces, is_clean: impl Fn(&[Found]) -> bool) -> Vec<Found> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -118,7 +119,8 @@ async fn no_secret_of_a_key_stays_in_memory_and_of_callers_what_their_connection
         }
     }
 
-    // Connections that have ended: in order, for an error after which more came, and with a secret as their credential.
+    // Connections that have ended: in order, for an error after which more came, and with a secret as their
+    // credential.
     let mut closed = watched.line(&verifiers[6], Kept::Never, Coded::Plain).await;
     ask_in_all_ways(&mut closed, &watched, false).await;
     closed.close().await;
@@ -167,8 +169,8 @@ fn asking(secret: &str) -> pb::StreamVerifyRequest {
 /// Makes a question of a secret.
 type Question<'a> = &'a dyn Fn(&String) -> pb::VerifyRequest;
 
-/// Asks about secrets at once, on the long way, in batches and on a stream that stays open, also with mistakes. The
-/// memory is looked at after each of them, or at the end.
+/// Asks about secrets at once, on the long way, in batches and on a stream that stays open, also with
+/// mistakes. The memory is looked at after each of them, or at the end.
 async fn ask_in_all_ways(line: &mut Line, watched: &Watched, each: bool) {
     let secrets = &watched.secrets;
     let look = |after: &str| {

@@ -68,7 +68,8 @@ pub(crate) fn measure(mut options: Args) -> Result<Value, Failure> {
     Ok(found)
 }
 
-/// Folds every key in. Records a second, in which making the records does not count; and resident bytes a key.
+/// Folds every key in. Records a second, in which making the records does not count; and resident bytes a
+/// key.
 fn load(fixture: &Fixture, keeps: &dyn Keeps) -> Result<(f64, f64), Failure> {
     let before = resident()?;
     let mut folding = Duration::ZERO;

@@ -1,4 +1,5 @@
-//! Lookups and changes of loaded contestants, in turns: alone, and a reader beside a writer that never pauses.
+//! Lookups and changes of loaded contestants, in turns: alone, and a reader beside a writer that never
+//! pauses.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -39,7 +40,8 @@ const FIGURES: [(&str, Figure); 5] = [
     ("apply_beside_reader_ns", |rounds| &rounds.apply_beside_reader_ns),
 ];
 
-/// Adds the figures of each contestant to what is found of it, with the ratios of the first to it: median, lowest, highest.
+/// Adds the figures of each contestant to what is found of it, with the ratios of the first to it: median,
+/// lowest, highest.
 pub(crate) fn measure(
     fixture: &Fixture,
     contestants: &[Contestant],
@@ -104,8 +106,8 @@ fn apply(keeps: &dyn Keeps, changes: &[Arc<Change>]) -> f64 {
     began.elapsed().as_nanos() as f64 / changes.len() as f64
 }
 
-/// A reader, for as long as a writer applies changes as fast as it can: the median and the 99th percentile of its lookups,
-/// each with the reading of the clock, and nanoseconds of a change.
+/// A reader, for as long as a writer applies changes as fast as it can: the median and the 99th percentile of
+/// its lookups, each with the reading of the clock, and nanoseconds of a change.
 fn reader_beside_writer(fixture: &Fixture, keeps: &dyn Keeps, changes: &[Arc<Change>]) -> Result<[f64; 3], Failure> {
     let (reading, written) = (AtomicBool::new(false), AtomicBool::new(false));
     let read = || {

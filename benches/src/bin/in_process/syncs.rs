@@ -1,4 +1,5 @@
-//! The least that a durable change can cost: a loop that writes to a file which is there already, and syncs it.
+//! The least that a durable change can cost: a loop that writes to a file which is there already, and syncs
+//! it.
 
 use std::io::Write;
 use std::os::unix::fs::FileExt;

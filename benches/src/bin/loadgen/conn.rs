@@ -13,7 +13,8 @@ use crate::frames::{
 
 /// The peer is given its window back when this much of it is used: long before it has to wait.
 const WINDOW_RETURNED: u32 = 1 << 28;
-/// Places for calls, for each one that may be under way: stream ids share a place only if they lie this far apart.
+/// Places for calls, for each one that may be under way: stream ids share a place only if they lie this far
+/// apart.
 const PLACES_EACH: usize = 16;
 
 /// Where requests come from and replies go.

@@ -1,4 +1,5 @@
-//! What goes over the wire: frames of HTTP/2 (RFC 9113), header blocks (RFC 7541) and the few protobuf fields.
+//! What goes over the wire: frames of HTTP/2 (RFC 9113), header blocks (RFC 7541) and the few protobuf
+//! fields.
 
 use keyward_bench::fixture::Failure;
 
@@ -72,8 +73,8 @@ pub(crate) fn push_setting(payload: &mut Vec<u8>, name: u16, value: u32) {
     payload.extend_from_slice(&value.to_be_bytes());
 }
 
-/// The header block of a call. Every field that is not in the static table comes as it is and leaves nothing behind, so that
-/// the block is the same each time.
+/// The header block of a call. Every field that is not in the static table comes as it is and leaves nothing
+/// behind, so that the block is the same each time.
 pub(crate) fn call_block(path: &str, caller: &str) -> Vec<u8> {
     let mut block = vec![0x83, 0x86]; // :method POST, :scheme http
     for (index, value) in [(4, path), (1, "127.0.0.1"), (31, "application/grpc")] {
@@ -104,8 +105,8 @@ fn push_text(block: &mut Vec<u8>, text: &str) {
     block.extend_from_slice(text.as_bytes());
 }
 
-/// Whether trailers say that all is well. They are not decoded: the peer was told to have no table, so the field must be
-/// there as a literal.
+/// Whether trailers say that all is well. They are not decoded: the peer was told to have no table, so the
+/// field must be there as a literal.
 pub(crate) fn says_ok(block: &[u8]) -> bool {
     [STATUS_PLAIN, STATUS_CODED].iter().any(|name| {
         let at = block.windows(name.len()).position(|window| window == *name);

@@ -1,4 +1,5 @@
-//! Asks a server for verdicts about many different keys, as fast as it answers, and says what that cost both sides.
+//! Asks a server for verdicts about many different keys, as fast as it answers, and says what that cost both
+//! sides.
 //!
 //! ```text
 //! loadgen --what verify|stream --port P --pid PID --secrets FILE --calls N [--keys N] [--unknown %] [--garbage %]
@@ -6,10 +7,10 @@
 //!     [--connections C] [--streams S] [--window W]
 //! ```
 //!
-//! Every frame is made before the first is sent, and a reply is compared, not decoded: a client that decodes would cost more
-//! than the server. Each key is asked about once before the clock starts, and what that reply says of decision, reason and
-//! key is what every later one must say. On a stream, replies must come in the order of their requests, with `--window` of
-//! them under way. `--keys 1` asks about one and the same key.
+//! Every frame is made before the first is sent, and a reply is compared, not decoded: a client that decodes
+//! would cost more than the server. Each key is asked about once before the clock starts, and what that reply
+//! says of decision, reason and key is what every later one must say. On a stream, replies must come in the
+//! order of their requests, with `--window` of them under way. `--keys 1` asks about one and the same key.
 
 mod conn;
 mod frames;
