@@ -1,7 +1,6 @@
 //! The hot path: parse -> digest -> index -> decide.
 //!
-//! Synchronous: it never awaits, never does I/O, and reads nothing but the index and the clock's reading it
-//! is given.
+//! Synchronous: it never awaits and does no I/O. It reads the index and the time that it is given.
 
 use std::sync::Arc;
 

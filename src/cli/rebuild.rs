@@ -16,8 +16,8 @@ pub(super) struct RebuildArgs {
     #[arg(long)]
     accept_data_loss: bool,
     /// Then also take changes that are in the journal, or snapshots and tables, of which nothing shows that
-    /// they are of this log. Whoever can write to the directory may have put them there, and may have made an
-    /// administrator. They are printed either way
+    /// they are of this log. Anyone who can write to the directory may have put them there, an administrator
+    /// among them. They are printed either way
     #[arg(long, requires = "accept_data_loss")]
     accept_unproven: bool,
     /// Go on where the watermark is missing beside a journal with changes: take the journal's end for the end

@@ -1,4 +1,4 @@
-//! KeyAdmin: convert, ask permission, call the authority, convert.
+//! KeyAdmin: convert the request, check the role, call the authority, convert the result.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -167,7 +167,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         answer(&self.state, Action::CreateTenant, request, async |caller, message| {
             let validate_only = message.validate_only;
             let new = convert::new_tenant(message)?;
-            // A tenant that does not exist has no roles; whoever may write in `system` may create it.
+            // A new tenant has no roles yet: creating it takes the right to write in `system`.
             let grant = caller.grant::<CreateTenant>(TenantId::system()).map_err(|_| AuthorityError::Denied)?;
             let created = self.authority()?.create_tenant(&grant, new, validate_only).await?;
             let tenant = Some(convert::tenant(&created.record));

@@ -1,4 +1,4 @@
-//! KeyAudit: what holds the log to account.
+//! KeyAudit: the head of the log.
 
 use keyward_core::access::{Action, ReadHead};
 use tonic::{Request, Response, Status};

@@ -1,8 +1,7 @@
-//! How messages are read: a list ends where its bound does, before memory is taken for its entries.
+//! Bounds the lists of a request while it is decoded, before memory is allocated for their entries.
 //!
-//! An entry of no bytes takes two on the wire and up to two hundred in memory, so a message of 1 MiB could
-//! take more than 100 MiB before anything looked at its lists. The lists are those that the descriptors of
-//! the requests name.
+//! An empty entry takes two bytes on the wire and up to two hundred in memory, so a message of 1 MiB could
+//! take more than 100 MiB. The lists are found by the descriptors of the requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;

@@ -1,4 +1,4 @@
-//! Between the wire and the domain, both ways, and nothing else.
+//! Converts between wire and domain types.
 
 use ipnet::IpNet;
 use keyward_core::clock::UnixMillis;

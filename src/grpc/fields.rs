@@ -1,4 +1,4 @@
-//! The rules of request fields: each is read once, here, and everything that is wrong is reported together.
+//! The rules of request fields. Each field is checked once, and all violations are reported together.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

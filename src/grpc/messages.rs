@@ -1,7 +1,7 @@
-//! The requests of a stream that stays open, read out of its body.
+//! Reads the requests of a stream from its body.
 //!
-//! tonic's reader keeps what it has read until the stream ends, be that days. A request has a secret in it;
-//! here its bytes go when it has been taken out.
+//! tonic's reader keeps what it has read until the stream ends, which may take days. A request holds a
+//! secret; here its bytes are dropped once it is decoded.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The wire: from protobuf to the domain and back, and nothing else.
+//! The gRPC services: from protobuf to the domain and back.
 //!
 //! [`pb`] is generated, [`convert`] and [`fields`] translate, [`status`] is the only place that builds a
 //! `Status`, [`calls`] says which call needs which permission, [`admin`], [`audit`] and [`verify`] are the

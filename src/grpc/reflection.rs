@@ -1,7 +1,7 @@
-//! grpc.reflection, v1 and v1alpha: what the services look like, for grpcurl and its like.
+//! grpc.reflection, v1 and v1alpha: the services' descriptors, for tools such as grpcurl.
 //!
-//! What is not known is told in an answer of its own, and the stream goes on. A stream has no task: the
-//! connection asks for the next answer when it has room for it.
+//! An unknown symbol is answered with an error_response, and the stream stays open. A stream has no task: the
+//! connection polls the next answer when it has room for it.
 
 mod catalogue;
 
@@ -114,7 +114,7 @@ impl Open {
     /// The answer to the next request. `None`: there will be none.
     async fn next(&mut self) -> Result<Option<ServerReflectionResponse>, Status> {
         let request = tokio::select! {
-            // Whoever never pauses must hear of it, too.
+            // First, so that a stream that never pauses ends too.
             biased;
             () = self.stop.cancelled() => return Err(status(Refusal::Stopping)),
             request = self.requests.next() => request.transpose()?,

@@ -1,5 +1,5 @@
-//! The lines in the log about calls that were refused. Anyone who reaches a listener can cause them, so there
-//! are only so many a second; the rest are counted, and the count is logged.
+//! Logs refused calls. Anyone who reaches a listener can cause such lines, so their rate is bounded; further
+//! ones are counted, and the count is logged.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

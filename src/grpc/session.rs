@@ -1,4 +1,4 @@
-//! A caller whose call goes on: judged when the call is admitted, and again before anything is done for it.
+//! An authenticated caller: judged when the call is admitted, and again before anything is done for it.
 
 use std::net::IpAddr;
 use std::sync::Arc;

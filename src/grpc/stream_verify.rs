@@ -1,8 +1,7 @@
 //! KeyVerify.StreamVerify: one verdict after another, on a stream that may stay open for days.
 //!
-//! It has no task and no queue of its own: the connection asks for the next answer when there is room for it,
-//! and only then is the next request read. Whoever sends and does not read is held back by the windows of
-//! HTTP/2.
+//! It has no task and no queue: the connection polls the next answer when it has room for it, and only then
+//! is the next request read. HTTP/2's windows hold back a caller that sends and does not read.
 
 use std::pin::Pin;
 
@@ -61,9 +60,8 @@ impl<R: Stream<Item = Result<pb::StreamVerifyRequest, Status>> + Unpin> Open<R> 
     async fn next(&mut self) -> Result<Option<pb::StreamVerifyResponse>, Status> {
         if self.in_turn == TURN_ITEMS {
             self.in_turn = 0;
-            // Other calls have their turn.
             tokio::task::yield_now().await;
-            // Otherwise whoever never pauses would never hear of it.
+            // A stream that never waits must see the stop too.
             if self.stop.is_cancelled() {
                 return Err(status(Refusal::Stopping));
             }

@@ -1,7 +1,7 @@
-//! Texts that people read and compare: what may stand in them, and the one form they are kept in.
+//! The rules of texts that people read and compare.
 //!
-//! Two texts that look alike must be the same. So characters that nobody sees are refused, save where a
-//! script or an emoji needs one, and what is kept is in Unicode's normalization form C.
+//! Two texts that look alike must be equal. So invisible characters are refused, except where a script or an
+//! emoji needs one, and texts are stored in Unicode's normalization form C.
 
 use icu_properties::props::{
     BinaryProperty, CanonicalCombiningClass, DefaultIgnorableCodePoint, Emoji, EmojiModifier, EnumeratedProperty,

@@ -74,8 +74,7 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
                 fields.wrong("requests", format!("must have 1 to {BATCH_ITEMS_MAX} entries"));
             }
             fields.finish(Some(()))?;
-            // Once for all of them: whoever asks for a revision that is not reached in this time is told so
-            // below.
+            // One wait for all items. Those whose revision is not reached by then get an error below.
             let latest = requests.iter().map(|message| message.min_revision).max().unwrap_or_default();
             let _in_time = wait_for(ready, Revision(latest)).await;
             let mut caller = session.caller(ready, Action::Verify, ready.now())?;

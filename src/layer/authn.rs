@@ -1,7 +1,6 @@
-//! Who calls? No role, no call.
-//!
-//! A caller gives a key of tenant `system` as `authorization: Bearer <key>`. It is verified like any other
-//! key, with the audience `keyward` and the connection's address. Health and reflection need none.
+//! Authenticates callers. A caller presents a key of tenant `system` as `authorization: Bearer <key>`. It is
+//! verified like any other key, with the audience `keyward` and the connection's address. Health and
+//! reflection need none.
 
 use std::future::{Future, Ready as Done, ready};
 use std::net::IpAddr;

@@ -1,5 +1,5 @@
-//! Callers say in `grpc-timeout` how long they will wait. A call that is not answered by then is ended; so is
-//! a stream that is still open.
+//! Enforces `grpc-timeout`: a call that is not answered by then, or a stream that is still open, ends with
+//! DEADLINE_EXCEEDED.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,5 +1,5 @@
-//! The body of a request as services read it: one that is not whole, or whose messages are too long, says
-//! why, in a status. A call that was begun only to be refused comes to no service.
+//! Request bodies as services read them. A body that is not whole, or has a message that is too long, ends
+//! with a status that says why. A call that is only begun to be refused reaches no service.
 
 use std::future::{Ready, ready as done};
 use std::pin::Pin;

@@ -1,5 +1,5 @@
-//! A reply goes out only while its caller may have it: the caller is judged again for each piece, because a
-//! reply may take as long as its reader likes.
+//! Judges the caller again for each piece of a reply: reading a reply may take long, and a key that was
+//! disabled meanwhile gets no more of it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -19,7 +19,7 @@ use crate::grpc::status::{Refusal, status};
 /// A piece that the caller is judged for, in bytes. Longer ones are cut.
 const PIECE_BYTES_MAX: usize = 32 * 1024;
 
-/// The body of a reply, as long as whoever was admitted may have it.
+/// The body of a reply. It ends with an error when the caller loses the right to it.
 pub(super) fn judged(body: Body, by: Admission) -> Body {
     if body.is_end_stream() {
         return body;

@@ -1,5 +1,5 @@
-//! One line in the log for each call that was admitted: which, by whom, from where, how it went, how long it
-//! took. Never what was in it.
+//! Logs one line for each admitted call: its path, caller, peer, code and duration, and nothing of its
+//! content.
 
 use std::future::Future;
 use std::net::IpAddr;

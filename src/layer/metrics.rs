@@ -1,7 +1,5 @@
-//! Every call counts: also one that authentication refuses, and one whose caller does not wait for the
-//! answer.
-//!
-//! It counts a call exactly once, by what its path and its answer are, and looks at nothing else.
+//! Counts each call once, by its path and its code: also calls that authentication refuses, and those that
+//! the caller cancels.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,6 +1,6 @@
-//! What is no call of gRPC is answered in HTTP's own words, before anything else looks at it: other content
-//! types than application/grpc with 415, a malformed grpc-timeout with 400, methods other than POST with 405
-//! (gRPC over HTTP/2, "Requests"). Order and codes are those of grpc-go.
+//! Answers requests that are not gRPC with a status of HTTP, before all else: content types other than
+//! application/grpc with 415, a malformed grpc-timeout with 400, methods other than POST with 405 (gRPC over
+//! HTTP/2, "Requests"). Order and codes are those of grpc-go.
 
 use std::future::{Ready, ready};
 use std::task::{Context, Poll};

@@ -34,7 +34,7 @@ pub(crate) fn with_private_mounts() -> Result<(), Failure> {
     Err(format!("cannot run unshare: {error}").into())
 }
 
-/// A mounted image. Dropping it unmounts it; whoever writes to it must have ended.
+/// A mounted image. Dropping it unmounts it; processes that write to it must have ended.
 pub(crate) struct Disk {
     image: PathBuf,
     pub(crate) mount: PathBuf,

@@ -35,7 +35,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::run::Run;
 
-/// What stops a step: in words for whoever reads the run.
+/// What stops a step, for the reader of the run.
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
 /// Takes a server's disk away in every way at hand, and compares what is left with what was acknowledged.

@@ -61,7 +61,7 @@ async fn strangers_who_take_all_places_make_room_for_whoever_comes_next() {
     let mut youngest: Vec<_> = youngest.into_iter().collect();
     youngest.last_mut().unwrap().until_pong(1).await;
 
-    // Whoever has a credential gets in, also through the other listener, and stays whoever comes.
+    // Callers with a credential get in, also through the other listener, and stay whatever comes.
     let callers: Vec<_> = (0..4).map(|_| program.caller(&admin)).collect();
     let local = || Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap().connect_lazy();
     let local: Vec<_> = (0..2).map(|_| Handle::new(local(), Some(admin.clone()))).collect();

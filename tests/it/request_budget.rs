@@ -114,7 +114,7 @@ async fn strangers_fill_their_room_and_nobody_elses() {
     let held = metric(&site, OF_STRANGERS).await;
     assert!(held > 0.9 * MIB as f64 && held <= (MIB + 20 * 8_192) as f64, "{held}");
     assert!(metric(&site, "keyward_requests_without_room_total{callers=\"strangers\"}").await > 500.0);
-    // A probe is answered, and whoever has a credential notices nothing.
+    // A probe is answered, and a caller with a credential notices nothing.
     HealthClient::new(channel(&site)).check(whole()).await.unwrap();
     let mut watch = HealthClient::new(channel(&site)).watch(whole()).await.unwrap().into_inner();
     watch.message().await.unwrap().unwrap();
@@ -210,7 +210,7 @@ async fn a_crowd_of_half_sent_calls_takes_little_memory() {
     drop(crowd);
 }
 
-/// Whoever reads the beginning of a message makes room for all of it.
+/// Memory is taken for what has come of a message, not for all that its prefix announces.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_takes_room_for_what_has_come_of_it_and_not_for_what_it_says_is_to_come() {
     const PEERS: usize = 4;

@@ -215,7 +215,7 @@ fn a_service_manager_that_does_not_listen_is_no_obstacle() {
     assert!(log.contains("cannot notify the service manager"), "{log}");
 }
 
-/// Whoever has connected has a connection, also if nobody has accepted it when the stop comes.
+/// A client that has connected is served, even if its connection was not accepted yet when the stop comes.
 #[tokio::test]
 async fn a_connection_that_waits_to_be_accepted_is_not_reset_by_a_stop() {
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -233,7 +233,7 @@ async fn a_connection_that_waits_to_be_accepted_is_not_reset_by_a_stop() {
     assert!(std::net::TcpStream::connect(addr).is_err(), "and then nobody listens");
 }
 
-/// Whoever hears of the end and connects anew must find that nobody listens.
+/// A client that is told of the end and connects anew must find that nobody listens.
 #[tokio::test]
 async fn nobody_listens_any_more_when_a_connection_is_told_of_the_end() {
     let mut site = Site::in_memory().await;

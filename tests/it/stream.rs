@@ -69,7 +69,7 @@ async fn tenant(site: &Site, tenant: &str) {
     site.admin().create_tenant(pb::CreateTenantRequest { tenant: tenant.into(), ..Default::default() }).await.unwrap();
 }
 
-/// A caller whose key is bound to where he calls from, and to whom.
+/// A caller whose key is bound to networks and an audience.
 async fn service(site: &Site) -> (Handle, Issued) {
     let key = pb::CreateKeyRequest {
         tenant: "system".into(),
@@ -202,7 +202,7 @@ async fn a_stream_ends_before_another_verdict_when_its_caller_loses_the_right_to
     talk.say(pb::StreamVerifyRequest { request: None }).await;
     assert_eq!(talk.hear().await.unwrap_err().code(), Code::Unauthenticated);
 
-    // Without his role, and without his network.
+    // Without the role, and without the network.
     for (changed, path, code) in [
         (pb::Key { scopes: strings(&["keyward.viewer"]), ..Default::default() }, "scopes", Code::PermissionDenied),
         (

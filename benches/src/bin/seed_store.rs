@@ -60,7 +60,7 @@ const TOLD_EVERY: u64 = 500_000;
 async fn main() -> Result<(), Failure> {
     let args: Vec<_> = std::env::args().skip(1).collect();
     let [data, keys, secrets, kept] = &args[..] else {
-        return Err("usage: plant <data directory> <keys> <secrets file> <secrets kept>".into());
+        return Err("usage: seed_store <data directory> <keys> <secrets file> <secrets kept>".into());
     };
     let (data, keys, kept) = (Path::new(data), keys.parse::<u64>()?, kept.parse::<u64>()?);
     if kept > keys {
