@@ -145,6 +145,11 @@ impl Fields {
 
     /// Scopes to ask for.
     pub fn required_scopes(&mut self, field: &str, values: &[&str]) {
+        // Nearly all requests; a list of results costs a verdict 2 % of its time.
+        let is_sound = |value: &&str| value.len() < SECRET_BYTES_MIN && scope::check_required(value).is_ok();
+        if values.len() <= SCOPES_MAX && values.iter().all(is_sound) {
+            return;
+        }
         self.list(field, values, SCOPES_MAX, |text| scope::check_required(text).map_err(|rule| rule.0));
     }
 
