@@ -25,11 +25,16 @@ pub const SAMPLES_MAX: u32 = 100;
 
 static SAMPLES: Lines = Lines::new(SAMPLES_MAX);
 
-/// Whether a call of the fast path is to take the slow one, because that logs it. Another part of the program
-/// may be logged in as much detail without that.
+/// Whether calls of the fast path are logged. Other parts of the program may log at level debug without that.
+#[must_use]
+pub fn is_on() -> bool {
+    tracing::enabled!(Level::DEBUG)
+}
+
+/// Whether this call of the fast path is one of the sample: it takes the slow path, which logs it.
 #[must_use]
 pub fn takes_sample() -> bool {
-    tracing::enabled!(Level::DEBUG) && SAMPLES.admit(Instant::now())
+    SAMPLES.admit(Instant::now())
 }
 
 /// Logs each call.
