@@ -398,7 +398,8 @@ proptest! {
             let buffered: usize = conn.pending_calls.iter().map(|pending| pending.body.len()).sum();
             prop_assert_eq!(buffered, conn.buffered_bytes);
             let pending: usize = conn.pending_calls.iter().map(|pending| pending.budget_bytes).sum();
-            prop_assert_eq!(pending + conn.streams.values().map(|stream| stream.budget_bytes).sum::<usize>(), conn.budget_bytes);
+            let of_streams: usize = conn.streams.values().map(|stream| stream.budget_bytes).sum();
+            prop_assert_eq!(pending + of_streams, conn.budget_bytes);
             let pieces = conn.streams.values().flat_map(|stream| &stream.pieces);
             let made_at_once = pieces.filter(|piece| matches!(piece, Piece::Data(part) if part.permits == 0));
             prop_assert_eq!(made_at_once.count() > 0, conn.reply_budget.held_bytes() > 0);
