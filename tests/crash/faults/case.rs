@@ -80,7 +80,7 @@ const CALLS: &[(Stage, Target, &[&str], u32)] = &[
     (Running, TableDb, &["fsync"], 2),
     (Running, Maintenance, &["openat", "write", "fsync", "rename", "unlink"], 2),
     (Start, DataDir, &["openat", "fsync"], 1),
-    (Start, Lock, &["openat", "flock", "ftruncate", "write"], 1),
+    (Start, Lock, &["openat", "flock", "ftruncate", "pwrite64"], 1),
     (Start, Format, &["openat", "read"], 1),
     (Start, Pepper, &["statx", "openat", "read"], 1),
     (Start, Journal, &["openat", "getdents64", "fsync"], 1),

@@ -45,11 +45,12 @@ const LOAD_AFTER_FAULT: Duration = Duration::from_millis(1_500);
 const RECOVERY_LIMIT: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(10);
 
-/// Tries so many faults: each combination once, in random order, then all anew.
+/// Tries so many faults: each combination once, in random order, then all anew. 0: each once.
 pub(crate) async fn run(run: &mut Run, count: u64) -> Result<(), Failure> {
     let template = Template::make(run).await?;
-    let mut cases = vec![];
-    let mut left = count;
+    let mut cases = case::all(&mut run.rng);
+    cases.shuffle(&mut run.rng);
+    let mut left = if count == 0 { cases.len() as u64 } else { count };
     while left > 0 && !run.gives_up() {
         if cases.is_empty() {
             cases = case::all(&mut run.rng);
