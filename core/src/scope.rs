@@ -60,6 +60,7 @@ impl fmt::Debug for Scope {
 ///
 /// # Errors
 /// When the text breaks the grammar.
+#[inline]
 pub fn check_required(text: &str) -> Result<(), InvalidName> {
     is_scope(text).then_some(()).ok_or(REQUIRED_RULE)
 }

@@ -88,6 +88,7 @@ pub(super) fn batch_verify(
     Ok(answers.to_body())
 }
 
+#[inline(always)]
 fn rule<'r>(
     ready: &'r VerifyState,
     caller: &Caller,

@@ -127,7 +127,14 @@ impl Fields {
     }
 
     /// The rules of [`Fields::opaque_text`], for a text that is borrowed.
+    #[inline]
     pub fn opaque(&mut self, field: &str, value: &str, bytes_max: usize) {
+        if !value.is_empty() {
+            self.given_opaque(field, value, bytes_max);
+        }
+    }
+
+    fn given_opaque(&mut self, field: &str, value: &str, bytes_max: usize) {
         if value.len() > bytes_max {
             self.wrong(field, format!("must be at most {bytes_max} bytes"));
         }
@@ -143,6 +150,7 @@ impl Fields {
     }
 
     /// Scopes to ask for.
+    #[inline]
     pub fn required_scopes(&mut self, field: &str, values: &[&str]) {
         // Nearly all requests; a list of results costs a verdict 2 % of its time.
         let is_sound = |value: &&str| scope::check_required(value).is_ok() && !holds_secret(value);

@@ -53,7 +53,7 @@ pub struct Ruling<'a> {
 ///
 /// # Errors
 /// With all fields that break a rule.
-#[inline]
+#[inline(always)]
 pub fn evaluate<'r>(
     ready: &'r VerifyState,
     caller: &Caller,
