@@ -34,6 +34,7 @@ mod error;
 pub mod inspect;
 mod intersection;
 pub mod journal;
+mod list_turns;
 mod maintenance;
 pub mod offline_append;
 mod read_only_fill;
@@ -100,7 +101,7 @@ pub const COMMIT_QUEUE_MAX: usize = 4_096;
 pub const COMMIT_QUEUE_OF_ONE_MAX: usize = 2_560;
 
 /// Threads that read lists.
-const LIST_THREADS: usize = 2;
+const LIST_THREADS: usize = 3;
 /// Threads that read one key.
 const KEY_THREADS: usize = 2;
 /// Threads that read a key before a narrowing.

@@ -7,23 +7,18 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
 
 use keyward_core::id::ActorId;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
+use super::list_turns::ListTurns;
 use super::table::Table;
 use crate::fair::{Bounds, Queue};
 use crate::store::StoreError;
 
 /// Bounds on queued reads of one kind.
 const WAITING: Bounds = Bounds { total: 16_384, per_party: 4_096 };
-
-/// About how long lists are read while the table writer waits: several times as long as one transaction
-/// takes. Under many writes, this decides the shares of the machine: with less, a caller who creates keys
-/// leaves less than half of their rate to the lists of another (`tests/crash/run crowd`).
-const TURN_TIME: Duration = Duration::from_millis(150);
 
 /// A pool of reader threads.
 pub(super) struct Readers {
@@ -34,7 +29,7 @@ pub(super) struct Readers {
 struct Shared {
     state: Mutex<State>,
     work: Condvar,
-    /// For lists: the table, which is locked during a turn.
+    /// For lists: the table, with whose writer they take turns.
     table: Option<Arc<Table>>,
 }
 
@@ -126,9 +121,9 @@ impl Drop for Readers {
 impl Shared {
     fn run(&self) {
         while self.wait() {
-            let _turn = self.table.as_ref().map(|table| table.lock_for_list());
-            let began = Instant::now();
-            while began.elapsed() < TURN_TIME
+            let turns = self.table.as_ref().map(|table| table.list_turns());
+            let _turn = turns.map(ListTurns::begin_list);
+            while !turns.is_some_and(ListTurns::is_list_time_over)
                 && let Some((caller, mut job)) = self.take()
             {
                 // sled may panic: the caller then gets an error.

@@ -26,13 +26,14 @@ use keyward_core::digest::Digest;
 use keyward_core::event::Record;
 use keyward_core::id::{KeyId, TenantId};
 use keyward_core::record::KeyRecord;
-use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::Mutex;
 use sled::transaction::{ConflictableTransactionError, TransactionError};
 use sled::{Batch, Transactional, Tree};
 
 use super::bloom::{BloomFilter, NameHash};
 use super::checksums::{ChecksumKey, Checksums};
 use super::journal::{ChainKey, Position};
+use super::list_turns::ListTurns;
 use super::secondary_index::{id_name, index_keys};
 use super::snapshot_scan::SnapshotScans;
 use crate::files::{create_private_dir, lock_with_retry, resource_limit, with_path};
@@ -62,9 +63,7 @@ pub struct Table {
     scans: Mutex<SnapshotScans>,
     bloom: BloomFilter,
     size: Size,
-    /// Readers of lists hold this shared, in turns; each transaction holds it exclusively. sled locks each
-    /// key that is read: under many writes, a list would wait for a transaction at every few keys.
-    turns: RwLock<()>,
+    list_turns: ListTurns,
     /// The last field, so that sled is dropped last.
     _db: Closing,
 }
@@ -224,7 +223,7 @@ impl Table {
             scans,
             bloom: contents.bloom,
             size,
-            turns: RwLock::default(),
+            list_turns: ListTurns::new(),
             _db,
         })
     }
@@ -307,7 +306,7 @@ impl Table {
             with_rows.of_mut(row.kind()).add(&self.checksum_key, row.name(), &row.bytes);
         }
         let trees = (&self.keys, &self.ids, &self.facets, &self.tenants, &self.meta);
-        let turn = self.turns.write();
+        let turn = self.list_turns.begin_transaction();
         let written = trees.transaction(|(keys, ids, facets, tenants, meta)| {
             let mut checksums = with_rows;
             let mut replaced = 0;
@@ -337,8 +336,7 @@ impl Table {
             meta.insert(APPLIED, checksums.encode(&self.checksum_key))?;
             Ok(replaced)
         });
-        // To waiting lists first: the next transaction comes at once.
-        RwLockWriteGuard::unlock_fair(turn);
+        drop(turn);
         let replaced = written.map_err(|error| match error {
             TransactionError::Storage(error) => TableError::from(error),
             TransactionError::Abort(error) => error,
@@ -402,15 +400,9 @@ impl Table {
         self.tenants.iter().values().map(|bytes| Ok(Record::Tenant(Arc::new(decode_tenant(&bytes?)?)))).collect()
     }
 
-    /// Locks the table for reading lists: nothing is written meanwhile.
-    pub(super) fn lock_for_list(&self) -> RwLockReadGuard<'_, ()> {
-        self.turns.read()
-    }
-
-    /// Blocks all lists, as a transaction does.
-    #[cfg(test)]
-    pub(super) fn hold_lists(&self) -> RwLockWriteGuard<'_, ()> {
-        self.turns.write()
+    /// The turns of lists. Nothing is written during one.
+    pub(super) fn list_turns(&self) -> &ListTurns {
+        &self.list_turns
     }
 
     /// The filter of ids and digests.

@@ -135,7 +135,7 @@ async fn while_all_lists_are_held_single_keys_are_read_and_disabled() {
     let made = create(&store, 1).await;
     // In the table, and no longer kept beside it.
     store.caught_up().await.unwrap();
-    let held = store.table.hold_lists();
+    let held = store.table.list_turns().begin_transaction();
     let mut lists: Vec<_> = (0..LISTS.per_party + 10).map(|_| Box::pin(store.keys(list(10)))).collect();
     for list in &mut lists {
         assert!(poll!(list).is_pending());
