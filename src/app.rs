@@ -37,7 +37,7 @@ use crate::grpc::calls::rpc;
 use crate::grpc::refusals;
 use crate::grpc::state::{StateHandle, VerifyState};
 use crate::health::Health;
-use crate::http2::Budget;
+use crate::http2::{Budget, Runtimes};
 use crate::index::Index;
 use crate::keyring::{Keyring, KeyringError};
 use crate::layer::authn::AuthnLayer;
@@ -53,6 +53,7 @@ use crate::ops_http::{self, Ops, Phase};
 use crate::serve::{self, MakeConnection};
 use crate::store::sled::{LockedDir, OpenError};
 use crate::store::{Store, StoreError};
+use crate::system::lower_priority;
 use crate::systemd;
 use crate::verify::Verifier;
 
@@ -379,7 +380,7 @@ async fn bind_ops(addr: Option<&ListenAddr>, access: &SocketAccess) -> Result<Op
 }
 
 fn start_cores(count: usize) -> Result<Cores, StartError> {
-    Cores::start(count).map_err(|source| StartError::Threads { count, source })
+    Cores::start(count, lower_priority()).map_err(|source| StartError::Threads { count, source })
 }
 
 /// Accepts connections on all listeners.
@@ -414,15 +415,9 @@ fn serve(
     let state = state.clone();
     let make_fast_path =
         move |peer, connection| FastVerify::new(state.clone(), &calls, fast_path.clone(), peer, connection);
-    let (urgent_runtime, shared_runtime) = (cores.urgent(), Handle::current());
-    let make_connection = MakeConnection {
-        service,
-        make_fast_path,
-        call_kind: |path| rpc(path).kind,
-        urgent_runtime,
-        shared_runtime,
-        budget,
-    };
+    let runtimes = Runtimes { shared: Handle::current(), urgent: cores.urgent(), bulk: cores.bulk() };
+    let make_connection =
+        MakeConnection { service, make_fast_path, call_kind: |path| rpc(path).kind, runtimes, budget };
     tasks.spawn("serve", serve::serve(tasks.clone(), cores.runtimes().to_vec(), incoming, make_connection));
 }
 

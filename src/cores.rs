@@ -1,5 +1,5 @@
-//! A thread for each core, with a single-threaded runtime that serves connections; and a thread for urgent
-//! calls.
+//! A thread for each core, with a single-threaded runtime that serves connections; and a thread each for
+//! urgent and for bulk calls.
 //!
 //! A single-threaded runtime steals no work and shares no queue: what a connection does stays in the caches
 //! of one core. Work that may take long runs on the shared runtime.
@@ -19,6 +19,7 @@ const BLOCKING_THREADS_MAX: usize = 16;
 pub struct Cores {
     runtimes: Vec<CoreRuntime>,
     urgent: Handle,
+    bulk: Handle,
     threads: Vec<JoinHandle<()>>,
     end: DropGuard,
 }
@@ -63,26 +64,37 @@ impl CoreRuntime {
 }
 
 impl Cores {
-    /// Starts this many core threads, and the one for urgent calls. With none, everything runs on the current
-    /// runtime.
+    /// Starts this many core threads, and those for urgent and for bulk calls. The latter runs `lower_priority`
+    /// first. With none, everything runs on the current runtime.
     ///
     /// # Errors
     /// When the system grants no thread, or no descriptor for polling sockets.
-    pub fn start(count: usize) -> io::Result<Self> {
+    pub fn start(count: usize, lower_priority: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let end = CancellationToken::new();
-        let mut cores =
-            Self { runtimes: vec![], urgent: Handle::current(), threads: vec![], end: end.clone().drop_guard() };
+        let mut cores = Self {
+            runtimes: vec![],
+            urgent: Handle::current(),
+            bulk: Handle::current(),
+            threads: vec![],
+            end: end.clone().drop_guard(),
+        };
         for number in 0..count {
-            let runtime = cores.start_one(format!("core-{number}"), end.clone())?;
+            let runtime = cores.start_one(format!("core-{number}"), end.clone(), || ())?;
             cores.runtimes.push(CoreRuntime { handle: runtime, connections: Arc::default() });
         }
         if count > 0 {
-            cores.urgent = cores.start_one("urgent".to_owned(), end)?;
+            cores.urgent = cores.start_one("urgent".to_owned(), end.clone(), || ())?;
+            cores.bulk = cores.start_one("bulk".to_owned(), end, lower_priority)?;
         }
         Ok(cores)
     }
 
-    fn start_one(&mut self, name: String, end: CancellationToken) -> io::Result<Handle> {
+    fn start_one(
+        &mut self,
+        name: String,
+        end: CancellationToken,
+        begin: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Handle> {
         let runtime = Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -90,6 +102,7 @@ impl Cores {
             .build()?;
         let handle = runtime.handle().clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
+            begin();
             runtime.block_on(end.cancelled());
             runtime.shutdown_background();
         })?;
@@ -107,6 +120,13 @@ impl Cores {
     #[must_use]
     pub fn urgent(&self) -> Handle {
         self.urgent.clone()
+    }
+
+    /// The runtime for bulk calls: those whose replies take long to make. On the shared one, each would wait for
+    /// the changes of others twice, to begin and to be encoded.
+    #[must_use]
+    pub fn bulk(&self) -> Handle {
+        self.bulk.clone()
     }
 
     /// Stops the threads and waits for them.

@@ -10,13 +10,12 @@ use std::io;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
-use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tonic::transport::server::Connected;
 use tower_service::Service;
 
 use crate::cores::CoreRuntime;
-use crate::http2::{self, Budget, CallKind, FastPath, Incoming, Shutdown};
+use crate::http2::{self, Budget, CallKind, FastPath, Incoming, Runtimes, Shutdown};
 use crate::lifecycle::Tasks;
 use crate::net::{Conn, CredentialMark, Peer};
 
@@ -29,10 +28,8 @@ pub struct MakeConnection<S, F> {
     pub make_fast_path: F,
     /// How a call is served, by its path.
     pub call_kind: fn(&str) -> CallKind,
-    /// Runs urgent calls.
-    pub urgent_runtime: Handle,
-    /// Runs all other calls.
-    pub shared_runtime: Handle,
+    /// Where calls of the service run.
+    pub runtimes: Runtimes,
     /// The bound on what all connections hold of requests.
     pub budget: Budget,
 }
@@ -44,11 +41,10 @@ impl<S, F> MakeConnection<S, F> {
     where
         F: Fn(Peer, CredentialMark) -> A,
     {
-        let Self { service, make_fast_path, call_kind, urgent_runtime, shared_runtime, budget } = self;
+        let Self { service, make_fast_path, call_kind, runtimes, budget } = self;
         let peer = conn.connect_info();
         let fast_path = make_fast_path(peer, conn.mark());
-        let handlers =
-            http2::Handlers { fast_path, service, call_kind, urgent_runtime, shared_runtime, extension: peer, budget };
+        let handlers = http2::Handlers { fast_path, service, call_kind, runtimes, extension: peer, budget };
         Connection::new(conn, handlers)
     }
 }

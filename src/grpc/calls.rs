@@ -46,7 +46,7 @@ const REFLECTION: Rpc = Rpc {
 
 const SHARED: CallKind = CallKind { runs: Runs::Shared, is_open: false, has_stream: false, has_long_reply: false };
 const INLINE: CallKind = CallKind { runs: Runs::Inline, ..SHARED };
-const LONG: CallKind = CallKind { has_long_reply: true, ..SHARED };
+const LONG: CallKind = CallKind { runs: Runs::Bulk, has_long_reply: true, ..SHARED };
 const LONG_INLINE: CallKind = CallKind { has_long_reply: true, ..INLINE };
 const STREAM_INLINE: CallKind = CallKind { has_stream: true, ..INLINE };
 

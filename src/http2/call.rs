@@ -116,6 +116,19 @@ pub enum Runs {
     Shared,
     /// On the runtime of calls that go before others.
     Urgent,
+    /// On the runtime of calls whose replies take long to make.
+    Bulk,
+}
+
+/// The runtimes of calls that are not served inline.
+#[derive(Clone, Debug)]
+pub struct Runtimes {
+    /// See [`Runs::Shared`].
+    pub shared: Handle,
+    /// See [`Runs::Urgent`].
+    pub urgent: Handle,
+    /// See [`Runs::Bulk`].
+    pub bulk: Handle,
 }
 
 impl CallKind {
@@ -148,8 +161,7 @@ pub(super) trait CallSpawner {
 pub(super) struct ServiceSpawner<S, X> {
     pub(super) service: S,
     pub(super) call_kind: fn(&str) -> CallKind,
-    pub(super) urgent_runtime: Handle,
-    pub(super) shared_runtime: Handle,
+    pub(super) runtimes: Runtimes,
     pub(super) extension: X,
     pub(super) events: EventSender,
     pub(super) reply_budget: ReplyBudget,
@@ -194,8 +206,9 @@ where
         let runtime = match kind.runs {
             _ if is_refused => poll_inline(call.as_mut()),
             Runs::Inline => poll_inline(call.as_mut()),
-            Runs::Urgent => Some(self.urgent_runtime.clone()),
-            Runs::Shared => Some(self.shared_runtime.clone()),
+            Runs::Shared => Some(self.runtimes.shared.clone()),
+            Runs::Urgent => Some(self.runtimes.urgent.clone()),
+            Runs::Bulk => Some(self.runtimes.bulk.clone()),
         };
         let task =
             runtime.map(|runtime| runtime.spawn(poll_fn(move |cx| poll_cleanly(call.as_mut(), cx))).abort_handle());

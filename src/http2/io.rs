@@ -11,7 +11,6 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::runtime::Handle;
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower_service::Service;
@@ -21,7 +20,7 @@ use super::body::Incoming;
 use super::budget::Budget;
 use super::buffer::{Buffer, wipe_stack_of_answers};
 use super::busy_poll::BusyPoll;
-use super::call::{CallKind, CallSpawner, ServiceSpawner};
+use super::call::{CallKind, CallSpawner, Runtimes, ServiceSpawner};
 use super::conn::Conn;
 use super::error::ConnError;
 use super::events::{EventReceiver, event_channel};
@@ -57,10 +56,8 @@ pub struct Handlers<S, A, X> {
     pub service: S,
     /// How a call is served, by its path.
     pub call_kind: fn(&str) -> CallKind,
-    /// Runs urgent calls.
-    pub urgent_runtime: Handle,
-    /// Runs all other calls.
-    pub shared_runtime: Handle,
+    /// Where calls of the service run.
+    pub runtimes: Runtimes,
     /// Added to each request as an extension.
     pub extension: X,
     /// The bound on what all connections hold of requests.
@@ -99,19 +96,11 @@ pub enum Shutdown {
 impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
     /// A connection on an accepted socket of the current runtime.
     pub fn new(io: T, handlers: Handlers<S, A, X>) -> Self {
-        let Handlers { fast_path, service, call_kind, .. } = handlers;
-        let Handlers { urgent_runtime, shared_runtime, extension, budget, .. } = handlers;
+        let Handlers { fast_path, service, call_kind, runtimes, extension, budget } = handlers;
         let reply_budget = ReplyBudget::default();
         let (events, receiver) = event_channel();
-        let calls = ServiceSpawner {
-            service,
-            call_kind,
-            urgent_runtime,
-            shared_runtime,
-            extension,
-            events,
-            reply_budget: reply_budget.clone(),
-        };
+        let calls =
+            ServiceSpawner { service, call_kind, runtimes, extension, events, reply_budget: reply_budget.clone() };
         let now = Instant::now();
         Self(Driver {
             io,

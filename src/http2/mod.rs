@@ -34,7 +34,7 @@ use bytes::Bytes;
 
 pub use self::body::{Incoming, Incomplete};
 pub use self::budget::{Budget, Callers};
-pub use self::call::{CallKind, Runs};
+pub use self::call::{CallKind, Runs, Runtimes};
 pub use self::error::{ConnError, ErrorCode};
 pub use self::head::RequestHead;
 pub use self::io::{CloseReason, Connection, Handlers, Shutdown};

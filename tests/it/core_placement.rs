@@ -8,7 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{Request, Response};
 use keyward::cores::Cores;
-use keyward::http2::{Budget, CallKind, FastPath, Incoming, RequestHead, Runs};
+use keyward::http2::{Budget, CallKind, FastPath, Incoming, RequestHead, Runs, Runtimes};
 use keyward::lifecycle::Tasks;
 use keyward::net::{ListenAddr, Listener, Slots};
 use keyward::serve::{MakeConnection, serve};
@@ -74,7 +74,7 @@ async fn start(tasks: &Tasks, cores: &Cores) -> ListenAddr {
     let (accepted, incoming) = mpsc::channel(1);
     let stop = tasks.stop_token();
     tasks.spawn("accept", listener.accept(Slots::new(8), accepted, stop.clone(), stop));
-    let shared_runtime = tokio::runtime::Handle::current();
+    let shared = tokio::runtime::Handle::current();
     let make_connection = MakeConnection {
         service: There,
         make_fast_path: |_, _| Here,
@@ -82,8 +82,7 @@ async fn start(tasks: &Tasks, cores: &Cores) -> ListenAddr {
             runs: if path == HOME { Runs::Inline } else { Runs::Shared },
             ..CallKind::default()
         },
-        urgent_runtime: shared_runtime.clone(),
-        shared_runtime,
+        runtimes: Runtimes { shared: shared.clone(), urgent: shared.clone(), bulk: shared },
         budget: Budget::new(1 << 30, 1 << 30),
     };
     tasks.spawn("serve", serve(tasks.clone(), cores.runtimes().to_vec(), incoming, make_connection));
@@ -111,7 +110,7 @@ async fn answer(peer: &mut Peer, stream: u32) -> String {
 /// Clients share one connection for all calls, so one call must not decide where others run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_stays_on_its_core_and_its_other_calls_are_answered_elsewhere() {
-    let (tasks, cores) = (Tasks::default(), Cores::start(1).unwrap());
+    let (tasks, cores) = (Tasks::default(), Cores::start(1, || ()).unwrap());
     let addr = start(&tasks, &cores).await;
     let (mut asks, mut changes) = (connect(&addr).await, connect(&addr).await);
     for peer in [&mut asks, &mut changes] {
