@@ -64,8 +64,8 @@ impl CoreRuntime {
 }
 
 impl Cores {
-    /// Starts this many core threads, and those for urgent and for bulk calls. The latter runs `lower_priority`
-    /// first. With none, everything runs on the current runtime.
+    /// Starts this many core threads, and those for urgent and for bulk calls. The latter runs
+    /// `lower_priority` first. With none, everything runs on the current runtime.
     ///
     /// # Errors
     /// When the system grants no thread, or no descriptor for polling sockets.
@@ -122,8 +122,8 @@ impl Cores {
         self.urgent.clone()
     }
 
-    /// The runtime for bulk calls: those whose replies take long to make. On the shared one, each would wait for
-    /// the changes of others twice, to begin and to be encoded.
+    /// The runtime for bulk calls: those whose replies take long to make. On the shared one, each would wait
+    /// for the changes of others twice, to begin and to be encoded.
     #[must_use]
     pub fn bulk(&self) -> Handle {
         self.bulk.clone()

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// How long lists go first after a transaction: several times as long as one takes. Under many writes, this
-/// decides the shares of the machine: with less, a caller who creates keys leaves less than half of their rate
-/// to the lists of another (`tests/crash/run crowd`).
+/// decides the shares of the machine: with less, a caller who creates keys leaves less than half of their
+/// rate to the lists of another (`tests/crash/run crowd`).
 const LIST_TIME: Duration = Duration::from_millis(150);
 
 #[derive(Debug)]
@@ -29,8 +29,8 @@ impl ListTurns {
         self.lock.read()
     }
 
-    /// Whether lists should end their turns. All of them do so at the same time, because the transaction waits
-    /// for the last one.
+    /// Whether lists should end their turns. All of them do so at the same time, because the transaction
+    /// waits for the last one.
     pub(super) fn is_list_time_over(&self) -> bool {
         self.transaction_waits.load(Ordering::Relaxed) && self.last_transaction.lock().elapsed() >= LIST_TIME
     }

@@ -102,8 +102,8 @@ impl Table {
     /// are durable but not in the table yet come from the write buffer, so a list does not wait for the table
     /// writer.
     ///
-    /// Requires a turn of [`ListTurns`](super::list_turns::ListTurns): what has left the write buffer by then is
-    /// in the table, and the table does not change meanwhile.
+    /// Requires a turn of [`ListTurns`](super::list_turns::ListTurns): what has left the write buffer by then
+    /// is in the table, and the table does not change meanwhile.
     ///
     /// # Errors
     /// When sled fails or a record is damaged; [`StoreError::TooSparse`] when several conditions have next to
