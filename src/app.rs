@@ -37,7 +37,6 @@ use crate::grpc::calls::rpc;
 use crate::grpc::refusals;
 use crate::grpc::state::{StateHandle, VerifyState};
 use crate::health::Health;
-use crate::http2::{Budget, Runtimes};
 use crate::index::Index;
 use crate::keyring::{Keyring, KeyringError};
 use crate::layer::authn::AuthnLayer;
@@ -56,6 +55,7 @@ use crate::store::{Store, StoreError};
 use crate::system::lower_priority;
 use crate::systemd;
 use crate::verify::Verifier;
+use grpc_h2::{Budget, Runtimes};
 
 /// Accepted connections that wait to be served, at most.
 const ACCEPTED_MAX: usize = 64;

@@ -9,7 +9,7 @@
 //!   server.
 //! - [`lifecycle`]: signals and shutdown. [`disk_monitor`]: reports whether changes can be made. [`health`]:
 //!   the health of the services. [`net`]: listeners. [`cores`], [`serve`]: the runtimes of connections.
-//!   [`http2`]: their protocol.
+//!   Their protocol is `grpc_h2`.
 //! - [`systemd`]: notifications of readiness. [`ops_http`]: probes and metrics over HTTP. [`metrics`]:
 //!   counters and gauges.
 //! - [`layer`], [`grpc`]: authentication, authorization, and conversion between the wire and the domain.
@@ -38,7 +38,6 @@ pub mod feed;
 pub mod files;
 pub mod grpc;
 pub mod health;
-pub mod http2;
 pub mod index;
 pub mod keyring;
 pub mod layer;

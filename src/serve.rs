@@ -15,9 +15,9 @@ use tonic::transport::server::Connected;
 use tower_service::Service;
 
 use crate::cores::CoreRuntime;
-use crate::http2::{self, Budget, CallKind, FastPath, Incoming, Runtimes, Shutdown};
 use crate::lifecycle::Tasks;
 use crate::net::{Conn, CredentialMark, Peer};
+use grpc_h2::{Budget, CallKind, FastPath, Incoming, Runtimes, Shutdown};
 
 /// Makes connections from accepted sockets: what answers their calls, and on which runtime.
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ pub struct MakeConnection<S, F> {
     pub budget: Budget,
 }
 
-type Connection<S, A> = http2::Connection<Conn, S, A, Peer>;
+type Connection<S, A> = grpc_h2::Connection<Conn, S, A, Peer>;
 
 impl<S, F> MakeConnection<S, F> {
     fn make<A: FastPath>(self, conn: Conn) -> Connection<S, A>
@@ -44,7 +44,7 @@ impl<S, F> MakeConnection<S, F> {
         let Self { service, make_fast_path, call_kind, runtimes, budget } = self;
         let peer = conn.connect_info();
         let fast_path = make_fast_path(peer, conn.mark());
-        let handlers = http2::Handlers { fast_path, service, call_kind, runtimes, extension: peer, budget };
+        let handlers = grpc_h2::Handlers { fast_path, service, call_kind, runtimes, extension: peer, budget };
         Connection::new(conn, handlers)
     }
 }

@@ -9,12 +9,12 @@ use tokio::sync::watch;
 
 use crate::fast_path;
 use crate::grpc::calls::guarded;
-use crate::http2::{Budget, Callers};
 use crate::index::{Index, NameKind};
 use crate::metrics::{MetricSources, Metrics, OptionalValueFn, ValueFn};
 use crate::net::Slots;
 use crate::ops_http::Phase;
 use crate::store::{Store, StoreStats, TableStats};
+use grpc_h2::{Budget, Callers};
 
 /// The store, once it is open.
 pub(super) type Opened = Arc<OnceLock<Arc<dyn Store>>>;

@@ -25,12 +25,12 @@ use self::reply::ToReply;
 use crate::grpc::calls::{BATCH_VERIFY, VERIFY, rpc};
 use crate::grpc::session::CallerSession;
 use crate::grpc::state::StateHandle;
-use crate::http2::{Bypass, FastPath, RequestHead};
 use crate::layer::authn::credential_of;
 use crate::layer::deadline::read_timeout;
 use crate::layer::log;
 use crate::metrics::{CallMetrics, Calls, FastPathCounts, SlowPathReason};
 use crate::net::{CredentialMark, Peer};
+use grpc_h2::{Bypass, FastPath, RequestHead};
 
 /// The calls that have a fast path.
 pub const PATHS: [&str; 2] = [VERIFY, BATCH_VERIFY];

@@ -4,7 +4,7 @@
 use keyward_core::access::Action;
 
 use super::{ADMIN_REQUEST_BYTES_MAX, BATCH_REQUEST_BYTES_MAX, STREAM_MESSAGE_BYTES_MAX};
-use crate::http2::{CallKind, OPEN_MESSAGE_BYTES_MAX, Runs};
+use grpc_h2::{CallKind, OPEN_MESSAGE_BYTES_MAX, Runs};
 
 /// One verdict.
 pub const VERIFY: &str = "/keyward.v1.KeyVerify/Verify";

@@ -38,7 +38,7 @@ use self::pb::key_verify_server::KeyVerifyServer;
 use self::state::StateHandle;
 use self::verify::VerifyService;
 use crate::health::Health;
-use crate::http2::OPEN_MESSAGE_BYTES_MAX;
+use grpc_h2::OPEN_MESSAGE_BYTES_MAX;
 
 /// An admin request longer than this is refused.
 pub const ADMIN_REQUEST_BYTES_MAX: usize = 1024 * 1024;

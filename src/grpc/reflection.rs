@@ -30,7 +30,7 @@ use tower_service::Service;
 use self::catalogue::Catalogue;
 use super::pb;
 use super::status::{Refusal, status};
-use crate::http2::OPEN_MESSAGE_BYTES_MAX;
+use grpc_h2::OPEN_MESSAGE_BYTES_MAX;
 
 /// The path of the call in v1.
 const V1_PATH: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";

@@ -17,9 +17,7 @@ use tower_service::Service;
 use crate::grpc::STREAM_MESSAGE_BYTES_MAX;
 use crate::grpc::calls::rpc;
 use crate::grpc::status::{Refusal, status};
-use crate::http2::{
-    Incoming, Incomplete, OPEN_MESSAGE_BYTES_MAX, REQUEST_TIME_MAX, STRANGER_CALLS_MAX, WHOLE_BYTES_MAX,
-};
+use grpc_h2::{Incoming, Incomplete, OPEN_MESSAGE_BYTES_MAX, REQUEST_TIME_MAX, STRANGER_CALLS_MAX, WHOLE_BYTES_MAX};
 
 // What a stream holds of a message that is not whole is then held by its connection, and counted.
 const _: () = assert!(STREAM_MESSAGE_BYTES_MAX <= WHOLE_BYTES_MAX);

@@ -6,9 +6,9 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
+use grpc_h2::{Budget, CallKind, FastPath, Incoming, RequestHead, Runs, Runtimes};
 use http::{Request, Response};
 use keyward::cores::Cores;
-use keyward::http2::{Budget, CallKind, FastPath, Incoming, RequestHead, Runs, Runtimes};
 use keyward::lifecycle::Tasks;
 use keyward::net::{ListenAddr, Listener, Slots};
 use keyward::serve::{MakeConnection, serve};

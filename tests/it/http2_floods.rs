@@ -1,7 +1,7 @@
 //! Floods: a peer that makes endless work is stopped or held back, and nothing grows.
 
+use grpc_h2::{ERRORS_MAX, OVERHEAD_FRAMES_MAX, STREAMS_MAX};
 use keyward::grpc::pb::{self, Reason};
-use keyward::http2::{ERRORS_MAX, OVERHEAD_FRAMES_MAX, STREAMS_MAX};
 use prost::Message;
 
 use crate::h2peer::*;

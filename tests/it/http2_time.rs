@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use grpc_h2::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, REQUEST_TIME_MAX};
 use keyward::app::{App, Deps, Engine};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
-use keyward::http2::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, REQUEST_TIME_MAX};
 use keyward_core::clock::ManualClock;
 use tokio::time::{Instant, timeout};
 use tonic_reflection::pb::v1::ServerReflectionRequest;

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use grpc_h2::OPEN_MESSAGE_BYTES_MAX;
 use keyward::grpc::pb::health::HealthListRequest;
 use keyward::grpc::pb::health::health_check_response::ServingStatus as Listed;
 use keyward::grpc::pb::health::health_client::HealthClient as ListClient;
-use keyward::http2::OPEN_MESSAGE_BYTES_MAX;
 use prost::Message;
 use prost_types::FileDescriptorProto;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};

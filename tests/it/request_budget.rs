@@ -4,9 +4,9 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use grpc_h2::STRANGER_CALLS_MAX;
 use keyward::app::Engine;
 use keyward::grpc::pb::{self, Reason};
-use keyward::http2::STRANGER_CALLS_MAX;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tonic::Code;

@@ -1,7 +1,7 @@
 //! What a connection holds of requests, and what it refuses when there is no room.
 
 use super::*;
-use crate::http2::{CALL_BYTES, OPEN_MESSAGE_BYTES_MAX, OWN_BYTES, STRANGER_CALLS_MAX};
+use crate::{CALL_BYTES, OPEN_MESSAGE_BYTES_MAX, OWN_BYTES, STRANGER_CALLS_MAX};
 
 const MIB: usize = 1024 * 1024;
 

@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use http::HeaderMap;
 
-use crate::http2::body::{Incomplete, RecvBuffer};
-use crate::http2::call::{CallHandle, CallKind};
-use crate::http2::head::RequestHead;
-use crate::http2::reply_budget::ReplyPart;
-use crate::http2::{REQUEST_TIME_MAX, WINDOW_BYTES};
+use crate::body::{Incomplete, RecvBuffer};
+use crate::call::{CallHandle, CallKind};
+use crate::head::RequestHead;
+use crate::reply_budget::ReplyPart;
+use crate::{REQUEST_TIME_MAX, WINDOW_BYTES};
 
 /// Bytes of a body that are still to come, if its head announces a length (RFC 9113, section 8.1.1).
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,4 +1,4 @@
-//! HTTP/2 for a gRPC server (RFC 9113), on connections that are already accepted.
+//! HTTP/2 for gRPC servers (RFC 9113), on connections that are already accepted.
 //!
 //! It does what gRPC needs: no push, no priorities, no CONNECT, no upgrade from HTTP/1. The [`FastPath`]
 //! answers a call where its frames are read, from the bytes that were read, and its reply is written behind

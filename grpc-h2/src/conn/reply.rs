@@ -4,10 +4,10 @@ use bytes::Bytes;
 
 use super::stream::{Piece, Stream};
 use super::{Conn, frame};
-use crate::http2::call::{CallSpawner, Event, StreamEvent};
-use crate::http2::error::{ConnError, ErrorCode};
-use crate::http2::frame::{BITS_31, FrameHead, PAYLOAD_BYTES_MAX};
-use crate::http2::{FastPath, OVERHEAD_FRAMES_PAID, WINDOW_BYTES};
+use crate::call::{CallSpawner, Event, StreamEvent};
+use crate::error::{ConnError, ErrorCode};
+use crate::frame::{BITS_31, FrameHead, PAYLOAD_BYTES_MAX};
+use crate::{FastPath, OVERHEAD_FRAMES_PAID, WINDOW_BYTES};
 
 /// What sending a frame of a stream did.
 enum Sent {
@@ -42,7 +42,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     }
 
     /// Handles an event of a call.
-    pub(in crate::http2) fn on_event(&mut self, StreamEvent { stream: id, event }: StreamEvent) {
+    pub(crate) fn on_event(&mut self, StreamEvent { stream: id, event }: StreamEvent) {
         if let Event::Several(events) = event {
             return events.into_iter().for_each(|event| self.on_event(StreamEvent { stream: id, event }));
         }
@@ -113,7 +113,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     }
 
     /// Sends what the windows allow.
-    pub(in crate::http2) fn send_pending(&mut self) {
+    pub(crate) fn send_pending(&mut self) {
         // Streams left to try since something was sent. The loop ends after a round that sends nothing.
         let mut left = self.pending_send.len();
         while left > 0

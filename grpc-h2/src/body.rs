@@ -248,7 +248,7 @@ mod tests {
     use std::future::poll_fn;
     use std::pin::pin;
 
-    use crate::http2::events::event_channel;
+    use crate::events::event_channel;
 
     #[tokio::test]
     async fn reads_are_reported_unless_they_are_the_short_end_of_a_request() {

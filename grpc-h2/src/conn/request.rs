@@ -9,12 +9,12 @@ use http::{HeaderMap, StatusCode};
 use super::request_budget::pending_call_bytes;
 use super::stream::{Length, PendingCall, Stream};
 use super::{Conn, Drain, PartialBlock, remember};
-use crate::http2::body::{FirstMessage, Incomplete, RecvBuffer};
-use crate::http2::call::{CallKind, CallSpawner};
-use crate::http2::error::{ConnError, ErrorCode};
-use crate::http2::frame::{self, FrameHead, flag};
-use crate::http2::head::{HeaderError, RequestHead};
-use crate::http2::{
+use crate::body::{FirstMessage, Incomplete, RecvBuffer};
+use crate::call::{CallKind, CallSpawner};
+use crate::error::{ConnError, ErrorCode};
+use crate::frame::{self, FrameHead, flag};
+use crate::head::{HeaderError, RequestHead};
+use crate::{
     BLOCK_FRAMES_MAX, BUFFERED_BYTES_ALL_MAX, BUFFERED_BYTES_MAX, Bypass, FastPath, OPEN_MESSAGE_BYTES_MAX,
     REQUEST_TIME_MAX, STRANGER_CALLS_MAX,
 };

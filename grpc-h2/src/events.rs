@@ -92,7 +92,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Wake;
 
-    use crate::http2::call::Event;
+    use crate::call::Event;
 
     #[derive(Default)]
     struct Woken(AtomicUsize);

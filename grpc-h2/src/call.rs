@@ -343,10 +343,10 @@ mod tests {
 
     use std::cell::Cell;
 
-    use crate::http2::events::event_channel;
+    use crate::events::event_channel;
     use http_body::Frame;
 
-    use crate::http2::{REPLIES_BYTES_MAX, STREAMS_MAX};
+    use crate::{REPLIES_BYTES_MAX, STREAMS_MAX};
 
     /// Answers with one message.
     #[derive(Clone)]

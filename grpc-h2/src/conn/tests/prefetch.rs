@@ -1,7 +1,7 @@
 //! Prefetching, and calls that bypass the fast path.
 
 use super::*;
-use crate::http2::{Bypass, REPLIES_BYTES_MAX};
+use crate::{Bypass, REPLIES_BYTES_MAX};
 
 /// Answers as [`Echo`] does, and records what it is called with.
 #[derive(Clone, Default)]

@@ -1,10 +1,10 @@
 //! Frames of the connection: SETTINGS, PING, GOAWAY, PRIORITY.
 
 use super::{Conn, Drain, PING_DRAIN};
-use crate::http2::FastPath;
-use crate::http2::call::CallSpawner;
-use crate::http2::error::{ConnError, ErrorCode};
-use crate::http2::frame::{self, BITS_31, FrameHead, PAYLOAD_BYTES_MAX, flag, setting};
+use crate::FastPath;
+use crate::call::CallSpawner;
+use crate::error::{ConnError, ErrorCode};
+use crate::frame::{self, BITS_31, FrameHead, PAYLOAD_BYTES_MAX, flag, setting};
 
 impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     pub(super) fn settings(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), ConnError> {

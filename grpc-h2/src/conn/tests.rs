@@ -12,11 +12,11 @@ use proptest::prelude::*;
 
 use super::stream::Piece;
 use super::*;
-use crate::http2::body::RecvBuffer;
-use crate::http2::call::{CallHandle, CallKind, Event, StreamEvent};
-use crate::http2::frame::FRAME_HEAD_BYTES;
-use crate::http2::head::RequestHead;
-use crate::http2::{Callers, WHOLE_BYTES_MAX};
+use crate::body::RecvBuffer;
+use crate::call::{CallHandle, CallKind, Event, StreamEvent};
+use crate::frame::FRAME_HEAD_BYTES;
+use crate::head::RequestHead;
+use crate::{Callers, WHOLE_BYTES_MAX};
 
 /// Echoes bodies on the fast path, except those that begin with `l`.
 struct Echo;

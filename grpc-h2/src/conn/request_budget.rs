@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use super::stream::{PendingCall, Stream};
 use super::{Conn, SlowCall};
-use crate::http2::body::Incomplete;
-use crate::http2::call::CallSpawner;
-use crate::http2::error::ConnError;
-use crate::http2::head::RequestHead;
-use crate::http2::{FastPath, PENDING_CALL_BYTES, frame};
+use crate::body::Incomplete;
+use crate::call::CallSpawner;
+use crate::error::ConnError;
+use crate::head::RequestHead;
+use crate::{FastPath, PENDING_CALL_BYTES, frame};
 
 /// What a pending call counts, in bytes.
 pub(super) fn pending_call_bytes(head: &RequestHead) -> usize {
@@ -21,7 +21,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     ///
     /// # Errors
     /// When no call can be refused, and the peer is unauthenticated. GOAWAY is then in the output.
-    pub(in crate::http2) fn update_budget(&mut self, rest_bytes: usize) -> Result<(), ConnError> {
+    pub(crate) fn update_budget(&mut self, rest_bytes: usize) -> Result<(), ConnError> {
         self.rest_bytes = rest_bytes;
         self.shrink();
         while !self.has_room_for(0) {
