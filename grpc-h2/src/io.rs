@@ -291,7 +291,7 @@ where
         }
     }
 
-    /// Writes the output. Ready when all is written.
+    /// Writes the output. Ready when all is written and flushed: a stream that encrypts may keep a part.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, CloseReason> {
         let mut written = 0;
         while let Some(pending) = self.conn.out.get(written..).filter(|pending| !pending.is_empty()) {
@@ -305,7 +305,7 @@ where
             }
         }
         self.conn.out.clear();
-        Ok(Poll::Ready(()))
+        Ok(Pin::new(&mut self.io).poll_flush(cx)?)
     }
 
     /// Reads, and processes what was read. Returns whether the peer has closed its end.
