@@ -19,7 +19,7 @@ use rustix::process::umask;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
-use tokio::time::{Sleep, sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
@@ -30,11 +30,6 @@ pub use self::slots::{CredentialMark, SlotUsage, Slots};
 const CONNECTIONS_MAX: usize = 8_192;
 /// Files reserved for everything else: the journal, the table, the runtime.
 const FILES_RESERVED: usize = 128;
-
-/// How long a connection may take to send the connection preface. Afterwards keepalive watches it.
-const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The client connection preface (RFC 9113, section 3.4), in bytes.
-const PREFACE_BYTES: usize = 24;
 
 /// The pause after accept fails, mostly for too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -313,8 +308,6 @@ impl Peer {
 #[derive(Debug)]
 pub struct Conn {
     stream: Stream,
-    /// Until the peer has sent the preface.
-    preface: Option<PrefaceDeadline>,
     slot: Slot,
 }
 
@@ -322,7 +315,6 @@ pub struct Conn {
 #[derive(Debug)]
 pub struct Detached {
     stream: DetachedStream,
-    has_preface: bool,
     slot: Slot,
 }
 
@@ -334,7 +326,7 @@ enum DetachedStream {
 
 impl Conn {
     fn new(stream: Stream, slot: Slot) -> Self {
-        Self { stream, preface: Some(PrefaceDeadline::new()), slot }
+        Self { stream, slot }
     }
 
     /// Marks the connection once it has shown a valid credential.
@@ -349,7 +341,7 @@ impl Conn {
         self.slot.close_token()
     }
 
-    /// Takes the connection off its runtime. The deadline of the preface starts anew.
+    /// Takes the connection off its runtime.
     ///
     /// # Errors
     /// When the system refuses.
@@ -358,7 +350,7 @@ impl Conn {
             Stream::Tcp(stream) => DetachedStream::Tcp(stream.into_std()?),
             Stream::Unix(stream) => DetachedStream::Unix(stream.into_std()?),
         };
-        Ok(Detached { stream, has_preface: self.preface.is_none(), slot: self.slot })
+        Ok(Detached { stream, slot: self.slot })
     }
 }
 
@@ -372,21 +364,7 @@ impl Detached {
             DetachedStream::Tcp(stream) => Stream::Tcp(TcpStream::from_std(stream)?),
             DetachedStream::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),
         };
-        let preface = (!self.has_preface).then(PrefaceDeadline::new);
-        Ok(Conn { stream, preface, slot: self.slot })
-    }
-}
-
-/// Bounds how long a silent peer, or one that stops within the preface, keeps its slot.
-#[derive(Debug)]
-struct PrefaceDeadline {
-    until: Pin<Box<Sleep>>,
-    bytes_left: usize,
-}
-
-impl PrefaceDeadline {
-    fn new() -> Self {
-        Self { until: Box::pin(sleep(PREFACE_TIMEOUT)), bytes_left: PREFACE_BYTES }
+        Ok(Conn { stream, slot: self.slot })
     }
 }
 
@@ -409,22 +387,10 @@ impl Connected for Conn {
 
 impl AsyncRead for Conn {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.preface.as_mut().is_some_and(|preface| preface.until.as_mut().poll(cx).is_ready()) {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        let before = buf.filled().len();
-        let polled = match &mut self.stream {
+        match &mut self.stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        };
-        let read = buf.filled().len() - before;
-        if let Some(preface) = &mut self.preface {
-            preface.bytes_left = preface.bytes_left.saturating_sub(read);
-            if preface.bytes_left == 0 {
-                self.preface = None;
-            }
         }
-        polled
     }
 }
 

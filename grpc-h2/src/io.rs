@@ -28,7 +28,7 @@ use super::read_turns::ReadTurn;
 use super::reply_budget::ReplyBudget;
 use super::{
     FastPath, GOAWAY_ACK_TIMEOUT, IDLE_GOAWAY_ACK_TIMEOUT, IDLE_LINGER_TIME, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
-    LINGER_TIME, OUT_BYTES_MAX, TURN_BYTES_MAX,
+    LINGER_TIME, OUT_BYTES_MAX, PREFACE_TIMEOUT, TURN_BYTES_MAX,
 };
 
 /// Bytes of one read at most.
@@ -70,6 +70,9 @@ pub enum CloseReason {
     /// The peer broke a rule, or exceeded a bound.
     #[error("{0}")]
     Error(ConnError),
+    /// The connection preface did not come in time.
+    #[error("no connection preface has come")]
+    PrefaceTimeout,
     /// The peer did not answer a PING.
     #[error("nothing was heard for too long")]
     KeepaliveTimeout,
@@ -109,7 +112,8 @@ impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
             unparsed: Buffer::new(),
             is_backpressured: false,
             stage: Stage::Open,
-            timer: Box::pin(sleep_until(now + KEEPALIVE_INTERVAL)),
+            timer: Box::pin(sleep_until(now + PREFACE_TIMEOUT)),
+            opened_at: now,
             last_frame_at: now,
             pinged_at: None,
             drain: None,
@@ -157,6 +161,7 @@ struct Driver<T, A: FastPath, C> {
     is_backpressured: bool,
     stage: Stage,
     timer: Pin<Box<Sleep>>,
+    opened_at: Instant,
     /// When the last whole frame came. Parts of frames are no sign of life.
     last_frame_at: Instant,
     /// When the peer was sent a PING that it has not answered.
@@ -446,6 +451,13 @@ where
             self.conn.ping();
             self.pinged_at = Some(now);
             next = now + KEEPALIVE_TIMEOUT;
+        }
+        if self.conn.awaits_preface() {
+            let due = self.opened_at + PREFACE_TIMEOUT;
+            next = next.min(due);
+            if now >= due {
+                return Err(CloseReason::PrefaceTimeout);
+            }
         }
         if let Some(due) = self.drain_due() {
             if now >= due {

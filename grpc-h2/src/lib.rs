@@ -109,6 +109,8 @@ pub const OUT_BYTES_MAX: usize = 128 * 1024;
 pub const REPLIES_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of its reply that a call may queue before they are sent. A single message may be longer.
 pub const REPLY_BYTES_AHEAD: usize = 64 * 1024;
+/// How long a peer may take to send the connection preface, of 24 bytes. Afterwards keepalive watches it.
+pub const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A silent connection is sent a PING after this time.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long its answer may take.

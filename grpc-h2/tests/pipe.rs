@@ -8,7 +8,10 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use grpc_h2::{Budget, CallKind, Connection, FastPath, Handlers, Incoming, RequestHead, Runtimes};
+use grpc_h2::{
+    Budget, CallKind, CloseReason, Connection, FastPath, Handlers, Incoming, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
+    PREFACE_TIMEOUT, RequestHead, Runtimes,
+};
 use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::runtime::Handle;
@@ -99,20 +102,24 @@ impl AsyncWrite for Buffered {
     }
 }
 
+fn connection<T>(io: T) -> Connection<T, Answers, NoFastPath, ()> {
+    let here = Handle::current();
+    let handlers = Handlers {
+        fast_path: NoFastPath,
+        service: Answers,
+        call_kind: |_| CallKind::default(),
+        runtimes: Runtimes { shared: here.clone(), urgent: here.clone(), bulk: here },
+        extension: (),
+        budget: Budget::new(1 << 20, 1 << 20),
+    };
+    Connection::new(io, handlers)
+}
+
 #[tokio::test]
 async fn replies_are_flushed_even_if_the_pipe_is_narrow() {
     for pipe_bytes in [1, 7, 64 * 1024] {
         let (io, mut peer) = tokio::io::duplex(pipe_bytes);
-        let here = Handle::current();
-        let handlers = Handlers {
-            fast_path: NoFastPath,
-            service: Answers,
-            call_kind: |_| CallKind::default(),
-            runtimes: Runtimes { shared: here.clone(), urgent: here.clone(), bulk: here },
-            extension: (),
-            budget: Budget::new(1 << 20, 1 << 20),
-        };
-        let mut connection = Connection::new(Buffered { io, written: vec![] }, handlers);
+        let mut connection = connection(Buffered { io, written: vec![] });
         let answered = async {
             peer.write_all(CALL).await.unwrap();
             let mut received = vec![];
@@ -124,5 +131,20 @@ async fn replies_are_flushed_even_if_the_pipe_is_narrow() {
             ended = connection.serve(pending(), false) => panic!("the connection has ended: {ended:?}"),
             answered = timeout(LIMIT, answered) => answered.expect("no reply comes"),
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_has_a_time_for_the_preface_and_keepalive_watches_it_afterwards() {
+    let keepalive = KEEPALIVE_INTERVAL + KEEPALIVE_TIMEOUT;
+    for (sent, lasts) in [(&CALL[..0], PREFACE_TIMEOUT), (&CALL[..23], PREFACE_TIMEOUT), (&CALL[..24], keepalive)] {
+        let (io, mut peer) = tokio::io::duplex(64 * 1024);
+        peer.write_all(sent).await.unwrap();
+        let began = tokio::time::Instant::now();
+        let ended = connection(io).serve(pending(), false).await;
+        // The timer's resolution is a millisecond.
+        assert_eq!(began.elapsed().as_secs(), lasts.as_secs(), "{} bytes: {ended:?}", sent.len());
+        assert_eq!(matches!(ended, Err(CloseReason::PrefaceTimeout)), lasts == PREFACE_TIMEOUT, "{ended:?}");
+        assert_eq!(matches!(ended, Err(CloseReason::KeepaliveTimeout)), lasts == keepalive, "{ended:?}");
     }
 }

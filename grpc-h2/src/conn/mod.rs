@@ -236,6 +236,11 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         if bodies == 0 { 0 } else { rest.len() }
     }
 
+    /// Whether the connection preface has yet to come.
+    pub(super) fn awaits_preface(&self) -> bool {
+        self.handshake == Handshake::Preface
+    }
+
     /// Whether the output is full.
     pub(super) fn is_full(&self) -> bool {
         self.out.len() >= OUT_BYTES_MAX
