@@ -4,7 +4,6 @@ mod slots;
 
 use std::fmt;
 use std::fs;
-use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};

@@ -54,6 +54,8 @@ impl Drop for TransactionTurn<'_> {
     fn drop(&mut self) {
         *self.turns.last_transaction.lock() = Instant::now();
         // To waiting lists first: the next transaction comes at once.
-        self.lock.take().map(RwLockWriteGuard::unlock_fair);
+        if let Some(lock) = self.lock.take() {
+            RwLockWriteGuard::unlock_fair(lock);
+        }
     }
 }

@@ -128,7 +128,6 @@ async fn while_the_table_is_held_keys_are_disabled_and_other_changes_wait() {
 }
 
 #[tokio::test]
-#[expect(clippy::await_holding_lock, reason = "it holds up what would need it, and nothing else")]
 async fn while_all_lists_are_held_single_keys_are_read_and_disabled() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
