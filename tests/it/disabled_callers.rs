@@ -162,7 +162,8 @@ async fn a_call_whose_caller_is_disabled_before_its_request_is_whole_does_nothin
         let (last, first) = body.split_last().unwrap();
         let call = Call::begin(&mut channel, path, &caller.secret, Bytes::copy_from_slice(first)).await;
         let disabled = site.admin().disable_key(&caller.key).await;
-        call.body.send(Bytes::copy_from_slice(&[*last])).unwrap();
+        // One that begins only now, on a busy machine, is refused without its body.
+        drop(call.body.send(Bytes::copy_from_slice(&[*last])));
         drop(call.body);
         let refused = call.answered.await.unwrap().expect_err(path);
         assert_eq!((refused.code(), &*error_reason(&refused)), (Code::Unauthenticated, "CREDENTIAL_REFUSED"), "{path}");
