@@ -85,7 +85,19 @@ impl Authority {
 impl KeyPatch {
     /// Whether it changes what verdicts depend on. Only the record shows whether that takes power away.
     fn may_narrow(&self) -> bool {
-        let Self { scopes, audiences, allowed_cidrs, not_before, expire_time, .. } = self;
+        // Without `..`, so that a new field does not compile until it is decided.
+        let Self {
+            scopes,
+            audiences,
+            allowed_cidrs,
+            not_before,
+            expire_time,
+            display_name: _,
+            description: _,
+            owner: _,
+            labels: _,
+            annotations: _,
+        } = self;
         let lists = audiences.is_some() || allowed_cidrs.is_some();
         scopes.is_some() || lists || not_before.is_some() || expire_time.is_some()
     }
