@@ -524,7 +524,12 @@ async fn retention_leaves_the_image_what_it_needs() {
             assert!(!is_one || begins_after <= newest_checkpoint(&dir), "key {number}");
             create(&*open.store, number).await;
         }
-        wait_until("a first checkpoint", || newest_checkpoint(&dir) > 0).await;
+        // On a busy machine they come later than the keys.
+        wait_until("a checkpoint that is worth reading", || {
+            let newest = newest_checkpoint(&dir);
+            newest > 0 && journal_bytes_after(&dir, newest) <= checkpoint_bytes(&dir)
+        })
+        .await;
         begins.push(journal_start(&dir));
         open.close().await;
         assert!(journal_start(&dir) <= newest_checkpoint(&dir), "after start {start}");
@@ -545,6 +550,19 @@ fn journal_start(dir: &TempDir) -> u64 {
             return u64::from_le_bytes(bytes[16..24].try_into().unwrap()) - 1;
         }
     }
+}
+
+/// The bytes of the segments that begin at a revision or later. One may be deleted meanwhile.
+fn journal_bytes_after(dir: &TempDir, revision: u64) -> u64 {
+    let segments =
+        fs::read_dir(dir.path().join("journal")).unwrap().filter_map(|entry| fs::read(entry.ok()?.path()).ok());
+    let starts = |bytes: &Vec<u8>| bytes.get(16..24).map(|start| u64::from_le_bytes(start.try_into().unwrap()) - 1);
+    segments.filter(|bytes| starts(bytes).is_some_and(|start| start >= revision)).map(|bytes| bytes.len() as u64).sum()
+}
+
+/// The size of the largest checkpoint, which is the newest one.
+fn checkpoint_bytes(dir: &TempDir) -> u64 {
+    checkpoints(dir).iter().filter_map(|path| Some(fs::metadata(path).ok()?.len())).max().unwrap_or(0)
 }
 
 fn newest_checkpoint(dir: &TempDir) -> u64 {
