@@ -1,7 +1,6 @@
 //! Answers every call with its own request.
 //!
 //!     cargo run -p grpc-h2 --example echo -- 127.0.0.1:50070
-//!     grpcurl -plaintext -import-path … -proto … -d '{…}' 127.0.0.1:50070 any.Service/Unary
 
 use std::convert::Infallible;
 use std::error::Error;
