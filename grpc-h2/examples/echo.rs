@@ -7,10 +7,9 @@ use std::error::Error;
 use std::future::{Future, pending};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use bytes::Bytes;
-use grpc_h2::{Budget, CallKind, Connection, FastPath, Handlers, Incoming, RequestHead, Runtimes};
+use grpc_h2::{Budget, CallKind, Connection, Handlers, Incoming, NoFastPath, Runtimes};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame};
 use tokio::net::TcpListener;
@@ -20,31 +19,6 @@ use tower_service::Service;
 
 /// Bytes of unanswered requests of all connections together.
 const REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
-
-/// Sends every call to the service.
-struct NoFastPath;
-
-impl FastPath for NoFastPath {
-    type Pass = ();
-
-    fn begin_batch(&mut self, _: Instant) {}
-
-    fn is_known(&mut self, _: &RequestHead) -> bool {
-        true
-    }
-
-    fn admit(&mut self, _: &RequestHead) -> Option<()> {
-        None
-    }
-
-    fn answer(&mut self, _: &(), _: &[u8]) -> Option<Bytes> {
-        None
-    }
-
-    fn on_cancel(&mut self, _: &()) {}
-
-    fn end_batch(&mut self) {}
-}
 
 /// A request's body as the body of a reply, and the trailers that gRPC ends it with.
 struct Echoed(Option<Incoming>);

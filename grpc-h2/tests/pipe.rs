@@ -5,12 +5,11 @@ use std::future::{Ready, pending, ready};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::Bytes;
 use grpc_h2::{
-    Budget, CallKind, CloseReason, Connection, FastPath, Handlers, Incoming, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
-    PREFACE_TIMEOUT, RequestHead, Runtimes,
+    Budget, CallKind, CloseReason, Connection, Handlers, Incoming, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, NoFastPath,
+    PREFACE_TIMEOUT, Runtimes,
 };
 use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
@@ -23,30 +22,6 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// The preface, SETTINGS, and HEADERS of stream 1 that end it: POST /a/b over http.
 const CALL: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\
     \0\0\x1d\x01\x05\0\0\0\x01\x83\x86\x44\x04/a/b\x41\x01x\x5f\x10application/grpc";
-
-struct NoFastPath;
-
-impl FastPath for NoFastPath {
-    type Pass = ();
-
-    fn begin_batch(&mut self, _: Instant) {}
-
-    fn is_known(&mut self, _: &RequestHead) -> bool {
-        true
-    }
-
-    fn admit(&mut self, _: &RequestHead) -> Option<()> {
-        None
-    }
-
-    fn answer(&mut self, _: &(), _: &[u8]) -> Option<Bytes> {
-        None
-    }
-
-    fn on_cancel(&mut self, _: &()) {}
-
-    fn end_batch(&mut self) {}
-}
 
 #[derive(Clone)]
 struct Answers;
