@@ -43,7 +43,8 @@ impl CallerSession {
         let as_of = index.revision();
         let found = ready.peppers.digests(&secret).find_map(|digest| index.get(&digest).map(|entry| (digest, entry)));
         let (digest, entry) = found.filter(|(_, entry)| entry.tenant().is_system()).ok_or(DenyReason::Unknown)?;
-        let caller = caller_of(&entry, Identity { key_id: entry.to_key_id(), digest, peer });
+        let key_id = entry.to_key_id().ok_or(DenyReason::Unknown)?;
+        let caller = caller_of(&entry, Identity { key_id, digest, peer });
         Ok(Self { as_of, revision: entry.revision(), policy: Arc::new(entry.to_policy()), caller })
     }
 

@@ -21,7 +21,7 @@ use ipnet::IpNet;
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::Policy;
 use keyward_core::event::Revision;
-use keyward_core::id::{Environment, InvalidName, KeyId, TenantId};
+use keyward_core::id::{Environment, KeyId, TenantId};
 use keyward_core::record::{KeyPolicy, KeyRecord, State};
 use keyward_core::scope::Scope;
 
@@ -199,10 +199,10 @@ impl Entry<'_> {
         text(self.key_id_bytes())
     }
 
-    /// [`Entry::key_id`] as an owned value.
+    /// [`Entry::key_id`] as an owned value. `None`: it is no id, which packing does not make.
     #[must_use]
-    pub fn to_key_id(&self) -> KeyId {
-        parsed(KeyId::parse(self.key_id()))
+    pub fn to_key_id(&self) -> Option<KeyId> {
+        KeyId::parse(self.key_id()).ok()
     }
 
     /// The revision of the key's last change.
@@ -350,11 +350,6 @@ impl EntryFields {
 )]
 fn named<T>(thing: Option<&T>) -> &T {
     thing.expect("a name that was given a number")
-}
-
-#[expect(clippy::expect_used, reason = "it was packed from an id")]
-fn parsed(id: Result<KeyId, InvalidName>) -> KeyId {
-    id.expect("an id that was packed")
 }
 
 /// The bytes were packed from a text.

@@ -65,7 +65,7 @@ fn assert_holds(index: &Index, record: &KeyRecord) {
     assert_eq!(entry.to_policy(), record.policy);
     assert_eq!(entry.revision(), record.revision);
     assert_eq!((entry.tenant(), entry.environment()), (&record.tenant, &record.policy.environment));
-    assert_eq!((entry.to_key_id(), entry.display_name()), (record.key_id.clone(), &*record.display_name));
+    assert_eq!((entry.to_key_id(), entry.display_name()), (Some(record.key_id.clone()), &*record.display_name));
     assert_eq!((entry.owner(), entry.expire_time()), (&*record.owner, record.policy.expire_time));
     let labels: BTreeMap<_, _> = entry.labels().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     assert_eq!(labels, record.labels);
