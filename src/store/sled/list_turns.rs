@@ -59,3 +59,30 @@ impl Drop for TransactionTurn<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_end_their_turns_when_a_transaction_waits_and_they_had_their_time() {
+        let turns = ListTurns::new();
+        let ended = |ago| *turns.last_transaction.lock() = Instant::now().checked_sub(ago).unwrap();
+        let first = turns.begin_list();
+        ended(2 * LIST_TIME);
+        assert!(!turns.is_list_time_over(), "nothing waits");
+        std::thread::scope(|scope| {
+            let transaction = scope.spawn(|| drop(turns.begin_transaction()));
+            while !turns.transaction_waits.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            assert!(turns.is_list_time_over());
+            ended(Duration::ZERO);
+            assert!(!turns.is_list_time_over(), "a transaction has just had its turn");
+            assert!(!transaction.is_finished(), "a list has its turn");
+            drop(first);
+        });
+        assert!(turns.last_transaction.lock().elapsed() < LIST_TIME && !turns.is_list_time_over());
+        drop(turns.begin_list());
+    }
+}
