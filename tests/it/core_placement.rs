@@ -9,6 +9,7 @@ use bytes::Bytes;
 use grpc_h2::{Budget, CallKind, FastPath, Incoming, RequestHead, Runs, Runtimes};
 use http::{Request, Response};
 use keyward::cores::Cores;
+use keyward::grpc::calls::rpc;
 use keyward::lifecycle::Tasks;
 use keyward::net::{ListenAddr, Listener, Slots};
 use keyward::serve::{MakeConnection, serve};
@@ -19,6 +20,7 @@ use crate::h2peer::*;
 
 const HOME: &str = "/home";
 const AWAY: &str = "/away";
+const BULK: &str = "/bulk";
 
 /// Answers calls of [`HOME`] on the fast path, with the name of the thread.
 struct Here;
@@ -78,11 +80,15 @@ async fn start(tasks: &Tasks, cores: &Cores) -> ListenAddr {
     let make_connection = MakeConnection {
         service: There,
         make_fast_path: |_, _| Here,
-        call_kind: |path| CallKind {
-            runs: if path == HOME { Runs::Inline } else { Runs::Shared },
-            ..CallKind::default()
+        call_kind: |path| {
+            let runs = match path {
+                HOME => Runs::Inline,
+                BULK => Runs::Bulk,
+                _ => Runs::Shared,
+            };
+            CallKind { runs, ..CallKind::default() }
         },
-        runtimes: Runtimes { shared: shared.clone(), urgent: shared.clone(), bulk: shared },
+        runtimes: Runtimes { shared, urgent: cores.urgent(), bulk: cores.bulk() },
         budget: Budget::new(1 << 30, 1 << 30),
     };
     tasks.spawn("serve", serve(tasks.clone(), cores.runtimes().to_vec(), incoming, make_connection));
@@ -121,6 +127,8 @@ async fn a_connection_stays_on_its_core_and_its_other_calls_are_answered_elsewhe
         assert_ne!(thread_of(&mut changes, stream, AWAY).await, "core-0");
         assert_eq!(thread_of(&mut changes, stream + 2, HOME).await, "core-0");
     }
+    assert_eq!(thread_of(&mut changes, 15, BULK).await, "bulk");
+    assert_eq!(rpc("/keyward.v1.KeyAdmin/ListKeys").kind.runs, Runs::Bulk);
     assert_eq!(cores.runtimes()[0].connections(), before);
     assert_eq!(thread_of(&mut asks, 3, HOME).await, "core-0");
     assert!(tasks.stop(std::time::Duration::from_secs(20)).await, "it ends in order");
