@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use grpc_h2::{Budget, Runtimes};
 use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
@@ -55,7 +56,6 @@ use crate::store::{Store, StoreError};
 use crate::system::lower_priority;
 use crate::systemd;
 use crate::verify::Verifier;
-use grpc_h2::{Budget, Runtimes};
 
 /// Accepted connections that wait to be served, at most.
 const ACCEPTED_MAX: usize = 64;

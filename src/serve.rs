@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::io;
 
 use bytes::Bytes;
+use grpc_h2::{Budget, CallKind, FastPath, Incoming, Runtimes, Shutdown};
 use http::{Request, Response};
 use http_body::Body;
 use tokio::sync::mpsc;
@@ -17,7 +18,6 @@ use tower_service::Service;
 use crate::cores::CoreRuntime;
 use crate::lifecycle::Tasks;
 use crate::net::{Conn, CredentialMark, Peer};
-use grpc_h2::{Budget, CallKind, FastPath, Incoming, Runtimes, Shutdown};
 
 /// Makes connections from accepted sockets: what answers their calls, and on which runtime.
 #[derive(Clone, Debug)]

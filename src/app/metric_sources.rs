@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use grpc_h2::{Budget, Callers};
 use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::record::State;
 use tokio::sync::watch;
@@ -14,7 +15,6 @@ use crate::metrics::{MetricSources, Metrics, OptionalValueFn, ValueFn};
 use crate::net::Slots;
 use crate::ops_http::Phase;
 use crate::store::{Store, StoreStats, TableStats};
-use grpc_h2::{Budget, Callers};
 
 /// The store, once it is open.
 pub(super) type Opened = Arc<OnceLock<Arc<dyn Store>>>;

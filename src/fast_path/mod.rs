@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use grpc_h2::{Bypass, FastPath, RequestHead};
 use keyward_core::access::Action;
 use keyward_core::clock::Now;
 use tonic::Code;
@@ -30,7 +31,6 @@ use crate::layer::deadline::read_timeout;
 use crate::layer::log;
 use crate::metrics::{CallMetrics, Calls, FastPathCounts, SlowPathReason};
 use crate::net::{CredentialMark, Peer};
-use grpc_h2::{Bypass, FastPath, RequestHead};
 
 /// The calls that have a fast path.
 pub const PATHS: [&str; 2] = [VERIFY, BATCH_VERIFY];

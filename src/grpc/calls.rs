@@ -1,10 +1,10 @@
 //! One row for each RPC: who may call it, and how it is served. A test holds the rows against the
 //! descriptors; a path without a row is refused to everyone.
 
+use grpc_h2::{CallKind, OPEN_MESSAGE_BYTES_MAX, Runs};
 use keyward_core::access::Action;
 
 use super::{ADMIN_REQUEST_BYTES_MAX, BATCH_REQUEST_BYTES_MAX, STREAM_MESSAGE_BYTES_MAX};
-use grpc_h2::{CallKind, OPEN_MESSAGE_BYTES_MAX, Runs};
 
 /// One verdict.
 pub const VERIFY: &str = "/keyward.v1.KeyVerify/Verify";

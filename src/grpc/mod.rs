@@ -24,6 +24,7 @@ pub mod stream_verify;
 mod text;
 pub mod verify;
 
+use grpc_h2::OPEN_MESSAGE_BYTES_MAX;
 use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
 
@@ -38,7 +39,6 @@ use self::pb::key_verify_server::KeyVerifyServer;
 use self::state::StateHandle;
 use self::verify::VerifyService;
 use crate::health::Health;
-use grpc_h2::OPEN_MESSAGE_BYTES_MAX;
 
 /// An admin request longer than this is refused.
 pub const ADMIN_REQUEST_BYTES_MAX: usize = 1024 * 1024;

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 
 use futures_util::stream::try_unfold;
 use futures_util::{Stream, StreamExt};
+use grpc_h2::OPEN_MESSAGE_BYTES_MAX;
 use http::Uri;
 use prost::DecodeError;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +31,6 @@ use tower_service::Service;
 use self::catalogue::Catalogue;
 use super::pb;
 use super::status::{Refusal, status};
-use grpc_h2::OPEN_MESSAGE_BYTES_MAX;
 
 /// The path of the call in v1.
 const V1_PATH: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";

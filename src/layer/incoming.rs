@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::future::Either;
+use grpc_h2::{Incoming, Incomplete, OPEN_MESSAGE_BYTES_MAX, REQUEST_TIME_MAX, STRANGER_CALLS_MAX, WHOLE_BYTES_MAX};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
@@ -17,7 +18,6 @@ use tower_service::Service;
 use crate::grpc::STREAM_MESSAGE_BYTES_MAX;
 use crate::grpc::calls::rpc;
 use crate::grpc::status::{Refusal, status};
-use grpc_h2::{Incoming, Incomplete, OPEN_MESSAGE_BYTES_MAX, REQUEST_TIME_MAX, STRANGER_CALLS_MAX, WHOLE_BYTES_MAX};
 
 // What a stream holds of a message that is not whole is then held by its connection, and counted.
 const _: () = assert!(STREAM_MESSAGE_BYTES_MAX <= WHOLE_BYTES_MAX);
