@@ -17,14 +17,18 @@ from .paths import WORK, program
 TICKS = os.sysconf("SC_CLK_TCK")
 START_SECONDS = 600
 
+SETTINGS = {"KEYWARD_OWNERS_PER_TENANT_MAX": "1000000"}
+"""Typical keys have a million owners, more than a tenant may have by default."""
+
 
 class Process:
     """A process of ours, ended when its block ends."""
 
-    def __init__(self, *command: object, log: Path) -> None:
+    def __init__(self, *command: object, log: Path, settings: dict[str, str] | None = None) -> None:
         self._log = log
+        env = os.environ | (settings or {})
         with log.open("wb") as sink:
-            self.popen = subprocess.Popen([str(part) for part in command], stdout=sink, stderr=subprocess.STDOUT)
+            self.popen = subprocess.Popen([str(part) for part in command], stdout=sink, stderr=subprocess.STDOUT, env=env)
 
     def __enter__(self) -> Process:
         return self
@@ -94,7 +98,8 @@ class Keyward(Process):
         listen = ("--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0")
         log = WORK / f"{data_dir.parent.name}-{data_dir.name}.log"
         began = time.monotonic()
-        super().__init__(build or program("keyward"), "serve", "--data-dir", data_dir, *listen, *more, log=log)
+        command = (build or program("keyward"), "serve", "--data-dir", data_dir, *listen, *more)
+        super().__init__(*command, log=log, settings=SETTINGS)
         try:
             serving = self.wait_for(rf"{TIME} .* serving\b")
             self.seconds = time.monotonic() - began
