@@ -92,7 +92,7 @@ pub(super) struct Decoder {
     repeats_credential: bool,
     /// For a block in pieces: the part of a field that goes on in the next piece.
     rest: Buffer,
-    /// For a block in pieces: whether a field has come.
+    /// Whether a field of the block has come. False between two blocks.
     has_fields: bool,
     /// For a block in pieces: the field that is skipped.
     skip: Option<Skip>,
@@ -127,8 +127,9 @@ impl Decoder {
     /// # Errors
     /// When it breaks a rule of RFC 7541.
     pub(super) fn decode(&mut self, block: &[u8], field: impl FnMut(Field<'_>)) -> Result<(), CompressionError> {
-        (self.repeats_credential, self.has_fields) = (false, false);
+        self.repeats_credential = false;
         let read = self.decode_fields(&mut &*block, field);
+        self.has_fields = false;
         // The last field may have been a credential.
         self.name.clear();
         self.value.clear();

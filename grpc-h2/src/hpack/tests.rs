@@ -255,6 +255,18 @@ fn literal(form: u8, name: &[u8], value: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn a_block_in_pieces_may_begin_with_a_table_size_whatever_came_before() {
+    let block = [&[0x20][..], &literal(0, b"n", b"v")].concat();
+    for sizes in [&[1_usize][..], &[16_384]] {
+        let mut decoder = Decoder::new();
+        for _ in 0..2 {
+            decode(&mut decoder, &literal(0, b"n", b"v")).unwrap();
+            assert_eq!(decode_in_pieces(&mut decoder, &block, sizes).unwrap().len(), 1);
+        }
+    }
+}
+
+#[test]
 fn a_field_that_is_too_long_is_passed_over_and_empties_the_table_if_it_is_to_be_remembered() {
     let (long, most) = (vec![b'x'; STRING_BYTES_MAX + 1], vec![b'x'; STRING_BYTES_MAX]);
     for sizes in [&[1_usize][..], &[16_384], &[7, 16_384, 1]] {
