@@ -228,7 +228,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         let at = self.find_pending(id);
         let window_delta = match at.and_then(|at| self.pending_calls.get_mut(at)) {
             Some(pending) => &mut pending.window_delta,
-            None => match self.streams.get_mut(&id) {
+            None => match self.streams.get_mut(&id).filter(|stream| !stream.is_closed) {
                 Some(stream) => &mut stream.window_delta,
                 None => return self.overhead_frame(),
             },
@@ -250,7 +250,9 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     pub(super) fn set_peer_initial_window(&mut self, bytes: i64) -> Result<(), ConnError> {
         self.peer_initial_window = bytes;
         let window_deltas = self.pending_calls.iter().map(|pending| pending.window_delta);
-        let window_deltas = window_deltas.chain(self.streams.values().map(|stream| stream.window_delta));
+        // Nothing more is sent on a closed stream, whose call may still have to end.
+        let open = self.streams.values().filter(|stream| !stream.is_closed);
+        let window_deltas = window_deltas.chain(open.map(|stream| stream.window_delta));
         if window_deltas.max().is_some_and(|window_delta| bytes + window_delta > BITS_31.into()) {
             return Err(ConnError::new(
                 ErrorCode::FlowControl,
