@@ -50,7 +50,7 @@ use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::Metrics;
 use crate::net::{Conn, ListenAddr, Listener, Slots, SocketAccess, connections_max};
 use crate::ops_http::{self, Ops, Phase};
-use crate::serve::{self, MakeConnection};
+use crate::serve::{self, MakeConnection, Transport};
 use crate::store::sled::{LockedDir, OpenError};
 use crate::store::{Store, StoreError};
 use crate::system::lower_priority;
@@ -229,7 +229,8 @@ impl App {
         let routes = grpc::routes(&state, &connections.stop_token(), health.clone(), settings.reflection)?;
         let cores = start_cores(settings.serving_threads)?;
         let incoming = accept(&acceptors, listeners, &slots, &connections.stop_token());
-        serve(&connections, incoming, budget, &cores, routes, &state, &metrics);
+        let transport = Transport { http2: settings.http2, budget };
+        serve(&connections, incoming, transport, &cores, routes, &state, &metrics);
         if let Some(listener) = ops_listener {
             serve_ops(&ops, listener, Ops { phase: phase.subscribe(), slots: slots.clone(), metrics });
         }
@@ -401,7 +402,7 @@ fn accept(
 fn serve(
     tasks: &Tasks,
     incoming: mpsc::Receiver<io::Result<Conn>>,
-    budget: Budget,
+    transport: Transport,
     cores: &Cores,
     routes: Routes,
     state: &StateHandle,
@@ -417,7 +418,7 @@ fn serve(
         move |peer, connection| FastVerify::new(state.clone(), &calls, fast_path.clone(), peer, connection);
     let runtimes = Runtimes { shared: Handle::current(), urgent: cores.urgent(), bulk: cores.bulk() };
     let make_connection =
-        MakeConnection { service, make_fast_path, call_kind: |path| rpc(path).kind, runtimes, budget };
+        MakeConnection { transport, service, make_fast_path, call_kind: |path| rpc(path).kind, runtimes };
     tasks.spawn("serve", serve::serve(tasks.clone(), cores.runtimes().to_vec(), incoming, make_connection));
 }
 

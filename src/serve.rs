@@ -4,14 +4,16 @@
 //! a hash of their ports, as the kernel would spread them over several sockets, puts five of eight on one of
 //! two cores on average.
 
+mod hyper;
+
 use std::convert::Infallible;
 use std::io;
 
-use bytes::Bytes;
 use grpc_h2::{Budget, CallKind, FastPath, Incoming, Runtimes, Shutdown};
 use http::{Request, Response};
-use http_body::Body;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+use tonic::body::Body;
 use tonic::transport::server::Connected;
 use tower_service::Service;
 
@@ -19,9 +21,31 @@ use crate::cores::CoreRuntime;
 use crate::lifecycle::Tasks;
 use crate::net::{Conn, CredentialMark, Peer};
 
+/// The implementation of HTTP/2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Http2 {
+    /// [`grpc_h2`], with the fast path and all bounds.
+    #[default]
+    Own,
+    /// The one of hyper, which most servers in Rust use. It has neither the fast path nor all bounds.
+    Hyper,
+}
+
+/// How connections speak HTTP/2.
+#[derive(Clone, Debug)]
+pub struct Transport {
+    /// The implementation.
+    pub http2: Http2,
+    /// The bound on what all connections hold of requests. hyper has none.
+    pub budget: Budget,
+}
+
 /// Makes connections from accepted sockets: what answers their calls, and on which runtime.
 #[derive(Clone, Debug)]
 pub struct MakeConnection<S, F> {
+    /// How they speak HTTP/2.
+    pub transport: Transport,
     /// Answers calls. Each call has its own clone.
     pub service: S,
     /// Makes the fast path of a connection.
@@ -30,8 +54,6 @@ pub struct MakeConnection<S, F> {
     pub call_kind: fn(&str) -> CallKind,
     /// Where calls of the service run.
     pub runtimes: Runtimes,
-    /// The bound on what all connections hold of requests.
-    pub budget: Budget,
 }
 
 type Connection<S, A> = grpc_h2::Connection<Conn, S, A, Peer>;
@@ -41,26 +63,33 @@ impl<S, F> MakeConnection<S, F> {
     where
         F: Fn(Peer, CredentialMark) -> A,
     {
-        let Self { service, make_fast_path, call_kind, runtimes, budget } = self;
+        let Self { transport: Transport { budget, .. }, service, make_fast_path, call_kind, runtimes } = self;
         let peer = conn.connect_info();
         let fast_path = make_fast_path(peer, conn.mark());
         let handlers = grpc_h2::Handlers { fast_path, service, call_kind, runtimes, extension: peer, budget };
         Connection::new(conn, handlers)
+    }
+
+    fn hyper_calls(self, conn: &Conn) -> hyper::Calls<S> {
+        let Self { service, call_kind, runtimes, .. } = self;
+        hyper::Calls { service, call_kind, runtimes, peer: conn.connect_info(), mark: conn.mark() }
     }
 }
 
 /// Serves incoming connections, until the channel is closed. They drain when `tasks` is told to stop.
 ///
 /// A connection stays on its core. Without cores, connections are served on the current runtime.
-pub async fn serve<S, B, F, A>(
+pub async fn serve<S, F, A>(
     tasks: Tasks,
     runtimes: Vec<CoreRuntime>,
     mut incoming: mpsc::Receiver<io::Result<Conn>>,
     make_connection: MakeConnection<S, F>,
 ) where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    B: Body<Data = Bytes> + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
+        + Service<Request<::hyper::body::Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
+        + Clone
+        + Send
+        + 'static,
     F: Fn(Peer, CredentialMark) -> A + Clone + Send + 'static,
     A: FastPath<Pass: Send> + Send + 'static,
 {
@@ -82,9 +111,20 @@ pub async fn serve<S, B, F, A>(
                 close.cancelled().await;
                 if stop.is_cancelled() { Shutdown::Graceful } else { Shutdown::Now }
             };
-            if let Err(error) = make_connection.make(conn).serve(ending, has_core).await {
-                tracing::debug!(%error, "a connection ended with an error");
+            match make_connection.transport.http2 {
+                Http2::Own => note_end(make_connection.make(conn).serve(ending, has_core).await),
+                Http2::Hyper => {
+                    let calls = make_connection.hyper_calls(&conn);
+                    // Apart, so that connections of the other kind need no room for it.
+                    note_end(Box::pin(hyper::serve(conn, calls, ending)).await);
+                }
             }
         });
+    }
+}
+
+fn note_end(closed: Result<(), impl std::error::Error>) {
+    if let Err(error) = closed {
+        tracing::debug!(%error, "a connection ended with an error");
     }
 }

@@ -28,6 +28,7 @@ ops_listen = "127.0.0.1:9464"
 socket_mode = "0660"
 socket_group = ""
 allow_plaintext = false
+http2 = "own"
 reflection = true
 drain_delay = "0s"
 shutdown_deadline = "10s"
@@ -45,7 +46,7 @@ log_filter = "info"
 log_format = "text"
 "#;
 
-const NAMES: [&str; 24] = [
+const NAMES: [&str; 25] = [
     "data_dir",
     "listen",
     "ops_listen",
@@ -53,6 +54,7 @@ const NAMES: [&str; 24] = [
     "socket_mode",
     "socket_group",
     "allow_plaintext",
+    "http2",
     "reflection",
     "serving_threads",
     "drain_delay",
@@ -306,6 +308,7 @@ impl Layers {
             format!("\"{:04o}\"", settings.sockets.mode),
             settings.sockets.group.as_ref().map_or_else(|| quoted(&""), |group| quoted(group)),
             settings.allow_plaintext.to_string(),
+            format!("\"{:?}\"", settings.http2).to_lowercase(),
             settings.reflection.to_string(),
             settings.serving_threads.to_string(),
             quoted(&humantime::format_duration(settings.drain_delay)),

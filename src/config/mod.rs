@@ -15,6 +15,7 @@ use serde::Serialize;
 use self::layers::Layers;
 use crate::machine;
 use crate::net::{ListenAddr, SocketAccess};
+use crate::serve::Http2;
 use crate::telemetry::{LogFormat, check_filter};
 
 const CENTURY: Duration = Duration::from_secs(100 * 31_557_600);
@@ -43,6 +44,8 @@ pub struct Settings {
     pub sockets: SocketAccess,
     /// Whether to listen, without encryption, on addresses that other machines can reach. Default false.
     pub allow_plaintext: bool,
+    /// The implementation of HTTP/2, `own` or `hyper`. Default `own`.
+    pub http2: Http2,
     /// Whether to serve reflection. Default true.
     pub reflection: bool,
     /// Threads that serve connections, one runtime each. Default: one for each core; at most 256. With 0, the
@@ -163,7 +166,7 @@ impl Settings {
         };
         let (socket_mode, socket_group) = (layers.mode("socket_mode"), layers.group("socket_group"));
         let allow_plaintext = layers.value("allow_plaintext");
-        let reflection = layers.value("reflection");
+        let (http2, reflection) = (layers.value("http2"), layers.value("reflection"));
         let serving_threads = layers.serving_threads();
         let drain_delay = layers.duration("drain_delay", Duration::ZERO..=Duration::from_secs(3_600));
         let shutdown_deadline = layers.duration("shutdown_deadline", Duration::ZERO..=Duration::from_secs(3_600));
@@ -210,6 +213,7 @@ impl Settings {
                 pepper_file,
                 sockets: SocketAccess { mode: socket_mode?, group: socket_group? },
                 allow_plaintext: allow_plaintext?,
+                http2: http2?,
                 reflection: reflection?,
                 serving_threads: serving_threads?,
                 drain_delay: drain_delay?,

@@ -22,7 +22,7 @@ use crate::grpc::refusals;
 use crate::grpc::session::CallerSession;
 use crate::grpc::state::StateHandle;
 use crate::grpc::status::{Refusal, status};
-use crate::net::Peer;
+use crate::net::{CredentialMark, Peer};
 
 /// Puts a [`CallerSession`] on each request, or refuses it. The reply goes out only while the caller may have
 /// it.
@@ -76,6 +76,10 @@ where
         let peer = request.extensions().get::<Peer>().and_then(Peer::ip);
         match admit(&self.state, action, request.headers(), peer) {
             Ok(session) => {
+                // Where the transport has not looked at the credential.
+                if let Some(connection) = request.extensions().get::<CredentialMark>() {
+                    connection.mark_known();
+                }
                 // Whatever handles the request further has no need of the credential.
                 request.headers_mut().remove(header::AUTHORIZATION);
                 request.extensions_mut().insert(session.clone());

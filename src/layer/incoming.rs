@@ -7,16 +7,17 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::future::Either;
-use grpc_h2::{Incoming, Incomplete, OPEN_MESSAGE_BYTES_MAX, REQUEST_TIME_MAX, STRANGER_CALLS_MAX, WHOLE_BYTES_MAX};
+use grpc_h2::{Incomplete, OPEN_MESSAGE_BYTES_MAX, REQUEST_TIME_MAX, STRANGER_CALLS_MAX, WHOLE_BYTES_MAX};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
+use tokio::time::{Sleep, sleep};
 use tonic::Status;
 use tonic::body::Body as ReplyBody;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::grpc::STREAM_MESSAGE_BYTES_MAX;
-use crate::grpc::calls::rpc;
+use crate::grpc::calls::{Rpc, rpc};
 use crate::grpc::status::{Refusal, status};
 
 // What a stream holds of a message that is not whole is then held by its connection, and counted.
@@ -40,9 +41,10 @@ pub struct Handing<S> {
     inner: S,
 }
 
-impl<S> Service<Request<Incoming>> for Handing<S>
+impl<S, B> Service<Request<B>> for Handing<S>
 where
     S: Service<Request<RequestBody>>,
+    B: Into<Received>,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -52,9 +54,79 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let max = rpc(request.uri().path()).message_bytes_max;
-        self.inner.call(request.map(|body| RequestBody { body, lengths: Lengths::of_at_most(max) }))
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let Rpc { kind, message_bytes_max, .. } = *rpc(request.uri().path());
+        let lengths = Lengths::of_at_most(message_bytes_max);
+        let timed = |body| if kind.has_stream { body } else { Received::in_time(body) };
+        self.inner.call(request.map(|body| RequestBody { body: timed(body.into()), lengths }))
+    }
+}
+
+/// A body as its transport hands it on.
+#[derive(Debug)]
+pub enum Received {
+    /// Of [`grpc_h2`].
+    Own(grpc_h2::Incoming),
+    /// Of hyper, and when it must be whole.
+    Hyper(hyper::body::Incoming, Option<Pin<Box<Sleep>>>),
+}
+
+impl From<grpc_h2::Incoming> for Received {
+    fn from(body: grpc_h2::Incoming) -> Self {
+        Self::Own(body)
+    }
+}
+
+impl From<hyper::body::Incoming> for Received {
+    fn from(body: hyper::body::Incoming) -> Self {
+        Self::Hyper(body, None)
+    }
+}
+
+impl Received {
+    /// The body of a request that must be whole within [`REQUEST_TIME_MAX`]. [`grpc_h2`] sees to that itself.
+    fn in_time(self) -> Self {
+        match self {
+            Self::Hyper(body, _) if !body.is_end_stream() => Self::Hyper(body, Some(Box::pin(sleep(REQUEST_TIME_MAX)))),
+            other => other,
+        }
+    }
+
+    /// Why it will never be whole, if that is known before it is read.
+    fn incomplete(&self) -> Option<Incomplete> {
+        match self {
+            Self::Own(body) => body.incomplete(),
+            Self::Hyper(..) => None,
+        }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Incomplete>>> {
+        match self {
+            Self::Own(body) => Pin::new(body).poll_frame(cx),
+            Self::Hyper(body, due) => {
+                if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
+                    return Poll::Ready(frame.map(|frame| frame.map_err(|_| Incomplete::Cancelled)));
+                }
+                match due.as_mut().map(|due| due.as_mut().poll(cx)) {
+                    Some(Poll::Ready(())) => Poll::Ready(Some(Err(Incomplete::TooSlow))),
+                    _ => Poll::Pending,
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(body) => body.is_end_stream(),
+            Self::Hyper(body, _) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(body) => body.size_hint(),
+            Self::Hyper(body, _) => body.size_hint(),
+        }
     }
 }
 
@@ -109,7 +181,7 @@ where
 /// The body of a request.
 #[derive(Debug)]
 pub struct RequestBody {
-    body: Incoming,
+    body: Received,
     lengths: Lengths,
 }
 
@@ -158,7 +230,7 @@ impl Body for RequestBody {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let frame = ready!(self.body.poll_frame(cx));
         Poll::Ready(frame.map(|frame| {
             let frame = frame.map_err(|incomplete| status(refusal_of(incomplete)))?;
             if let Some(data) = frame.data_ref() {

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -99,12 +100,13 @@ pub(super) struct Slot {
     close: CancellationToken,
 }
 
-/// Marks a connection that has shown a valid credential, so that it keeps its slot.
-#[derive(Debug)]
+/// Marks a connection that has shown a valid credential, so that it keeps its slot. Clones are of the same
+/// connection.
+#[derive(Clone, Debug)]
 pub struct CredentialMark {
     shared: Arc<Shared>,
     serial: u64,
-    is_set: bool,
+    is_set: Arc<AtomicBool>,
 }
 
 impl Slots {
@@ -266,7 +268,7 @@ impl ListenerSlots {
 
 impl Slot {
     pub(super) fn mark(&self) -> CredentialMark {
-        CredentialMark { shared: self.shared.clone(), serial: self.serial, is_set: false }
+        CredentialMark { shared: self.shared.clone(), serial: self.serial, is_set: Arc::default() }
     }
 
     pub(super) fn close_token(&self) -> CancellationToken {
@@ -276,9 +278,9 @@ impl Slot {
 
 impl CredentialMark {
     /// The connection has shown a valid credential.
-    pub fn mark_known(&mut self) {
+    pub fn mark_known(&self) {
         // Touches the shared state once only.
-        if !std::mem::replace(&mut self.is_set, true)
+        if !self.is_set.swap(true, Ordering::Relaxed)
             && self.shared.state.lock().strangers.remove(&self.serial).is_some()
         {
             // Another connection without a credential may fit now.

@@ -6,14 +6,15 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use grpc_h2::{Budget, CallKind, FastPath, Incoming, RequestHead, Runs, Runtimes};
+use grpc_h2::{Budget, CallKind, FastPath, RequestHead, Runs, Runtimes};
 use http::{Request, Response};
 use keyward::cores::Cores;
 use keyward::grpc::calls::rpc;
 use keyward::lifecycle::Tasks;
 use keyward::net::{ListenAddr, Listener, Slots};
-use keyward::serve::{MakeConnection, serve};
+use keyward::serve::{Http2, MakeConnection, Transport, serve};
 use tokio::sync::mpsc;
+use tonic::body::Body;
 use tower_service::Service;
 
 use crate::h2peer::*;
@@ -51,17 +52,17 @@ impl FastPath for Here {
 #[derive(Clone)]
 struct There;
 
-impl Service<Request<Incoming>> for There {
-    type Response = Response<String>;
+impl<B> Service<Request<B>> for There {
+    type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Ready<Result<Response<String>, Infallible>>;
+    type Future = Ready<Result<Response<Body>, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, _: Request<Incoming>) -> Self::Future {
-        ready(Ok(Response::new(thread_name())))
+    fn call(&mut self, _: Request<B>) -> Self::Future {
+        ready(Ok(Response::new(Body::new(thread_name()))))
     }
 }
 
@@ -70,7 +71,7 @@ fn thread_name() -> String {
 }
 
 /// A server on one core. The test's runtime is the shared one.
-async fn start(tasks: &Tasks, cores: &Cores) -> ListenAddr {
+async fn start(tasks: &Tasks, cores: &Cores, http2: Http2) -> ListenAddr {
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
     let addr = listener.addr().clone();
     let (accepted, incoming) = mpsc::channel(1);
@@ -78,6 +79,7 @@ async fn start(tasks: &Tasks, cores: &Cores) -> ListenAddr {
     tasks.spawn("accept", listener.accept(Slots::new(8), accepted, stop.clone(), stop));
     let shared = tokio::runtime::Handle::current();
     let make_connection = MakeConnection {
+        transport: Transport { http2, budget: Budget::new(1 << 30, 1 << 30) },
         service: There,
         make_fast_path: |_, _| Here,
         call_kind: |path| {
@@ -89,7 +91,6 @@ async fn start(tasks: &Tasks, cores: &Cores) -> ListenAddr {
             CallKind { runs, ..CallKind::default() }
         },
         runtimes: Runtimes { shared, urgent: cores.urgent(), bulk: cores.bulk() },
-        budget: Budget::new(1 << 30, 1 << 30),
     };
     tasks.spawn("serve", serve(tasks.clone(), cores.runtimes().to_vec(), incoming, make_connection));
     addr
@@ -116,21 +117,23 @@ async fn answer(peer: &mut Peer, stream: u32) -> String {
 /// Clients share one connection for all calls, so one call must not decide where others run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_stays_on_its_core_and_its_other_calls_are_answered_elsewhere() {
-    let (tasks, cores) = (Tasks::default(), Cores::start(1, || ()).unwrap());
-    let addr = start(&tasks, &cores).await;
-    let (mut asks, mut changes) = (connect(&addr).await, connect(&addr).await);
-    for peer in [&mut asks, &mut changes] {
-        assert_eq!(thread_of(peer, 1, HOME).await, "core-0");
+    for http2 in [Http2::Own, Http2::Hyper] {
+        let (tasks, cores) = (Tasks::default(), Cores::start(1, || ()).unwrap());
+        let addr = start(&tasks, &cores, http2).await;
+        let (mut asks, mut changes) = (connect(&addr).await, connect(&addr).await);
+        for peer in [&mut asks, &mut changes] {
+            assert_eq!(thread_of(peer, 1, HOME).await, "core-0", "{http2:?}");
+        }
+        let before = cores.runtimes()[0].connections();
+        for stream in [3, 7, 11] {
+            assert_ne!(thread_of(&mut changes, stream, AWAY).await, "core-0", "{http2:?}");
+            assert_eq!(thread_of(&mut changes, stream + 2, HOME).await, "core-0", "{http2:?}");
+        }
+        assert_eq!(thread_of(&mut changes, 15, BULK).await, "bulk", "{http2:?}");
+        assert_eq!(cores.runtimes()[0].connections(), before);
+        assert_eq!(thread_of(&mut asks, 3, HOME).await, "core-0", "{http2:?}");
+        assert!(tasks.stop(std::time::Duration::from_secs(20)).await, "it ends in order");
+        cores.stop();
     }
-    let before = cores.runtimes()[0].connections();
-    for stream in [3, 7, 11] {
-        assert_ne!(thread_of(&mut changes, stream, AWAY).await, "core-0");
-        assert_eq!(thread_of(&mut changes, stream + 2, HOME).await, "core-0");
-    }
-    assert_eq!(thread_of(&mut changes, 15, BULK).await, "bulk");
     assert_eq!(rpc("/keyward.v1.KeyAdmin/ListKeys").kind.runs, Runs::Bulk);
-    assert_eq!(cores.runtimes()[0].connections(), before);
-    assert_eq!(thread_of(&mut asks, 3, HOME).await, "core-0");
-    assert!(tasks.stop(std::time::Duration::from_secs(20)).await, "it ends in order");
-    cores.stop();
 }

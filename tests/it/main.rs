@@ -38,6 +38,7 @@ mod http2_heads;
 mod http2_rules;
 mod http2_time;
 mod http2_windows;
+mod hyper;
 mod index;
 mod index_checkpoint;
 mod interner;

@@ -1,0 +1,95 @@
+//! hyper as the implementation of HTTP/2. `tests/hyper` runs most other tests on it too.
+
+use std::time::Duration;
+
+use keyward::app::Engine;
+use keyward::config::Settings;
+use keyward::grpc::pb::{self, Reason};
+use keyward::net::ListenAddr;
+use keyward::serve::Http2;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tonic::Code;
+
+use crate::fast_path::ways;
+use crate::h2peer::{END_HEADERS, HEADERS, Peer, head_of};
+use crate::harness::{Site, ask, new_key};
+use crate::http2_time::here_with;
+use crate::ops::metrics;
+use crate::stream::Talk;
+
+fn by_hyper(settings: &mut Settings) {
+    settings.http2 = Http2::Hyper;
+}
+
+/// On the core of the connection, on the shared runtime, on the one for urgent calls, and on the one for
+/// bulk calls; a stream in both directions, and a long reply.
+#[tokio::test]
+async fn every_kind_of_call_is_answered_over_hyper() {
+    let site = Site::changed(Engine::Sled, "off", by_hyper).await;
+    let admin = site.admin();
+    let key = admin.issue("ours", &["orders.read"]).await;
+    let verifier = site.with_roles(&["keyward.verifier"]).await;
+    assert_eq!(verifier.reason(&key.secret).await, Reason::Ok);
+    let batch = pb::BatchVerifyRequest { requests: vec![ask(&key.secret); 1_000] };
+    assert_eq!(verifier.ask_all(batch).await.unwrap().results.len(), 1_000);
+    let mut talk = Talk::open(&verifier).await;
+    talk.ask(ask(&key.secret)).await.unwrap();
+    let listed = admin.list(pb::ListKeysRequest::default()).await.unwrap();
+    assert!(listed.keys.iter().any(|listed| listed.key_id == key.key.key_id));
+    let mut backup = admin.backup().await.unwrap();
+    assert!(backup.message().await.unwrap().is_some());
+    admin.disable_key(&key.key).await;
+    assert_eq!(verifier.reason(&key.secret).await, Reason::Disabled);
+    let refused = site.nobody().create(new_key("theirs", &[])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn the_fast_path_is_not_that_of_hyper() {
+    let site = Site::changed(Engine::Memory, "127.0.0.1:0", by_hyper).await;
+    let key = site.admin().issue("ours", &[]).await;
+    assert_eq!(site.admin().reason(&key.secret).await, Reason::Ok);
+    assert!(ways(&site, "Verify").await.is_empty());
+}
+
+/// The clock is paused, and jumps when everything waits.
+#[tokio::test(start_paused = true)]
+async fn hyper_waits_for_a_preface_no_longer_than_we_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let app = here_with(&dir, by_hyper).await;
+    let ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!() };
+    for half in [&b""[..], b"PRI * HTTP/2.0\r\n"] {
+        let mut silent = TcpStream::connect(addr).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut silent, half).await.unwrap();
+        let (began, mut heard) = (Instant::now(), vec![]);
+        drop(timeout(Duration::from_secs(60), silent.read_to_end(&mut heard)).await.expect("it is closed"));
+        let took = began.elapsed();
+        assert!(
+            took >= grpc_h2::PREFACE_TIMEOUT && took < grpc_h2::PREFACE_TIMEOUT + Duration::from_secs(1),
+            "{took:?}"
+        );
+    }
+    app.stop().await.unwrap();
+}
+
+/// A call that is read on another runtime than its connection's is cancelled with it.
+#[tokio::test]
+async fn a_call_ends_with_its_connection() {
+    let site = Site::changed(Engine::Memory, "127.0.0.1:0", by_hyper).await;
+    let mut peer = Peer::open(&site).await;
+    let path = "/keyward.v1.KeyAdmin/GetKey";
+    peer.send(HEADERS, END_HEADERS, 1, &head_of(path, site.admin_secret())).await;
+    peer.until_pong(1).await;
+    drop(peer);
+    let cancelled = async {
+        loop {
+            let text = metrics(&site.ops_addr()).await;
+            if text.contains("keyward_calls_total{call=\"KeyAdmin/GetKey\",code=\"CANCELLED\"} 1\n") {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(20), cancelled).await.expect("it is counted as cancelled");
+}
