@@ -2,6 +2,8 @@
 //! the same end, or the difference stands in a table with its reason. `PROPTEST_CASES=100000` tries more
 //! sessions.
 
+#![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::future::{pending, poll_fn};
