@@ -21,6 +21,8 @@ use crate::files::{sync_parent, with_path};
 const TIMES_RECORDS: u64 = 4;
 /// and more than this.
 const BYTES_MIN: u64 = 256 * 1024 * 1024;
+/// unless its records are more than this: no change is accepted meanwhile, and a minute of that is enough.
+const COPIED_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// The disk space that must be free for a copy, as a multiple of its records.
 const COPY_TIMES_RECORDS: u64 = 4;
 
@@ -37,9 +39,24 @@ enum CopyError {
     Panicked,
 }
 
-/// Whether a table with this many bytes of files and records is worth copying.
-fn is_bloated(files: u64, records: u64) -> bool {
-    files > BYTES_MIN && files / TIMES_RECORDS > records
+/// What to do about the size of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remedy {
+    None,
+    Copy,
+    /// A copy would take too long.
+    Rebuild,
+}
+
+impl Remedy {
+    /// For a table with this many bytes of files and records.
+    fn of(files: u64, records: u64) -> Self {
+        match files > BYTES_MIN && files / TIMES_RECORDS > records {
+            false => Self::None,
+            true if records > COPIED_BYTES_MAX => Self::Rebuild,
+            true => Self::Copy,
+        }
+    }
 }
 
 /// Copies a checked table if it takes much more space than it holds. Returns the table in place, and whether
@@ -48,14 +65,22 @@ fn is_bloated(files: u64, records: u64) -> bool {
 /// When the copy is in place and does not open. The next start rebuilds it.
 pub(super) fn run(table: Table, path: &Path, key: &ChainKey) -> Result<(Table, bool), TableError> {
     let stats = table.measure();
-    if !is_bloated(stats.bytes, stats.record_bytes) {
-        return Ok((table, false));
+    let (bytes, records) = (stats.bytes, stats.record_bytes);
+    match Remedy::of(bytes, records) {
+        Remedy::None => return Ok((table, false)),
+        Remedy::Rebuild => {
+            tracing::warn!(
+                bytes,
+                records,
+                "the table takes far more than its records, and copying them would hold up this start; `keyward rebuild` makes it \
+                 small, at a time of your choice"
+            );
+            return Ok((table, false));
+        }
+        Remedy::Copy => {
+            tracing::info!(bytes, records, "the table takes far more than its records; copying them into another one");
+        }
     }
-    tracing::info!(
-        bytes = stats.bytes,
-        records = stats.record_bytes,
-        "the table takes far more than its records; copying them into another one"
-    );
     let renewed = renew(table, path, key)?;
     if renewed.1 {
         tracing::info!(
@@ -248,10 +273,12 @@ mod tests {
     #[test]
     fn only_a_table_that_takes_far_more_than_it_holds_is_copied() {
         let mib = 1024 * 1024;
-        assert!(is_bloated(1_400 * mib, 60 * mib));
-        assert!(!is_bloated(256 * mib, 1), "a small one is not worth it");
-        assert!(!is_bloated(1_400 * mib, 350 * mib));
-        assert!(is_bloated(1_404 * mib, 350 * mib));
+        assert_eq!(Remedy::of(1_400 * mib, 60 * mib), Remedy::Copy);
+        assert_eq!(Remedy::of(256 * mib, 1), Remedy::None, "a small one is not worth it");
+        assert_eq!(Remedy::of(1_400 * mib, 350 * mib), Remedy::None);
+        assert_eq!(Remedy::of(1_404 * mib, 350 * mib), Remedy::Copy);
+        assert_eq!(Remedy::of(2_052 * mib, 512 * mib), Remedy::Copy);
+        assert_eq!(Remedy::of(2_056 * mib, 513 * mib), Remedy::Rebuild, "it would take more than a minute");
     }
 
     #[test]
