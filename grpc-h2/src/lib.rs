@@ -27,6 +27,8 @@ mod hpack;
 mod io;
 mod read_turns;
 mod reply_budget;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 use std::time::{Duration, Instant};
 

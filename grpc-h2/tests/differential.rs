@@ -12,6 +12,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use grpc_h2::testing::{
+    CONTINUATION, DATA, END, END_HEADERS, GOAWAY, HEADERS, PADDED, PING, PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM,
+    SETTINGS, WINDOW_UPDATE, WITH_PRIORITY, field, frame, settings_payload,
+};
 use grpc_h2::{Budget, CallKind, Connection, Handlers, Incoming, NoFastPath, Runtimes};
 use http::{Request, Response};
 use http_body::Body;
@@ -21,29 +25,10 @@ use tokio::runtime::{Builder, Handle};
 use tokio::time::timeout;
 use tower_service::Service;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const PRIORITY: u8 = 2;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PUSH_PROMISE: u8 = 5;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-
 /// Error codes.
 const PROTOCOL_ERROR: u32 = 1;
 const STREAM_CLOSED: u32 = 5;
 const FRAME_SIZE_ERROR: u32 = 6;
-
-/// END_STREAM, and ACK.
-const END: u8 = 1;
-const END_HEADERS: u8 = 4;
-const PADDED: u8 = 8;
-const WITH_PRIORITY: u8 = 0x20;
 
 /// How a stream ended, if it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,18 +165,6 @@ fn outcome<F: Future<Output = ()> + Send + 'static>(bytes: &[u8], serve: impl Fn
     })
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-fn field(form: u8, name: &str, value: &str) -> Vec<u8> {
-    [&[form, name.len() as u8], name.as_bytes(), &[value.len() as u8], value.as_bytes()].concat()
-}
-
 /// The head of a request, with something about it.
 fn block(what: u8) -> Vec<u8> {
     let (method, scheme, path) = (field(0, ":method", "POST"), field(0, ":scheme", "http"), field(0, ":path", "/a/b"));
@@ -311,13 +284,7 @@ fn session(parts: &[Part]) -> (Vec<u8>, BTreeSet<u32>) {
                 let flags = if *ends { END } else { 0 } | if padding.is_some() { PADDED } else { 0 };
                 bytes.extend(frame(DATA, flags, number(*stream), &padded(*padding, &vec![0; *length])));
             }
-            Part::Settings(settings) => {
-                let payload: Vec<u8> = settings
-                    .iter()
-                    .flat_map(|(name, value)| [&name.to_be_bytes()[..], &value.to_be_bytes()].concat())
-                    .collect();
-                bytes.extend(frame(SETTINGS, 0, 0, &payload));
-            }
+            Part::Settings(settings) => bytes.extend(frame(SETTINGS, 0, 0, &settings_payload(settings))),
             Part::Reset(stream, code) => {
                 reset.insert(number(*stream));
                 bytes.extend(frame(RST_STREAM, 0, number(*stream), &code.to_be_bytes()));

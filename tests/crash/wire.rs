@@ -5,23 +5,18 @@ use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
+use grpc_h2::testing::{
+    DATA, END, END_HEADERS, GOAWAY, HEADERS, PREFACE, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame, head_of, prefixed,
+    settings_payload,
+};
 use prost::Message;
 
 use crate::Failure;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 const WINDOW_MAX: u32 = i32::MAX as u32;
 /// The server is told of bytes of replies when they are so many.
 const TAKEN_MAX: u32 = 64 * 1024 * 1024;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
 const FRAME_HEAD_BYTES: usize = 9;
 /// What a reply of gRPC has before its message.
 const MESSAGE_HEAD_BYTES: usize = 5;
@@ -63,20 +58,14 @@ impl Wire {
     pub(crate) fn connect(addr: &str, secret: &str, path: &str, request: &impl Message) -> Result<Self, Failure> {
         let mut socket = TcpStream::connect(addr)?;
         socket.set_nodelay(true)?;
-        let mut hello = PREFACE.to_vec();
-        put_frame(
-            &mut hello,
-            SETTINGS,
-            0,
-            0,
-            &[&INITIAL_WINDOW_SIZE.to_be_bytes()[..], &WINDOW_MAX.to_be_bytes()].concat(),
-        );
-        put_frame(&mut hello, SETTINGS, END_STREAM, 0, &[]);
-        put_frame(&mut hello, WINDOW_UPDATE, 0, 0, &(WINDOW_MAX - u32::from(u16::MAX)).to_be_bytes());
-        socket.write_all(&hello)?;
+        let settings = settings_payload(&[(INITIAL_WINDOW_SIZE, WINDOW_MAX)]);
+        let update = (WINDOW_MAX - u32::from(u16::MAX)).to_be_bytes();
+        let hello =
+            [frame(SETTINGS, 0, 0, &settings), frame(SETTINGS, END, 0, &[]), frame(WINDOW_UPDATE, 0, 0, &update)];
+        socket.write_all(&[PREFACE, &hello.concat()].concat())?;
         let mut wire = Self {
             socket,
-            block: block(path, secret),
+            block: head_of(path, secret),
             body: vec![],
             next_stream: 1,
             unread: vec![],
@@ -90,8 +79,7 @@ impl Wire {
 
     /// Sends this request from now on.
     pub(crate) fn ask_for(&mut self, request: &impl Message) {
-        let message = request.encode_to_vec();
-        self.body = [&[0], &(message.len() as u32).to_be_bytes()[..], &message].concat();
+        self.body = prefixed(&request.encode_to_vec());
     }
 
     /// Waits, before the first call, until the server takes the request so many times at once.
@@ -106,8 +94,8 @@ impl Wire {
     pub(crate) fn send(&mut self, times: usize) -> Result<(), Failure> {
         let mut bytes = vec![];
         for _ in 0..times {
-            put_frame(&mut bytes, HEADERS, END_HEADERS, self.next_stream, &self.block);
-            put_frame(&mut bytes, DATA, END_STREAM, self.next_stream, &self.body);
+            bytes.extend(frame(HEADERS, END_HEADERS, self.next_stream, &self.block));
+            bytes.extend(frame(DATA, END, self.next_stream, &self.body));
             self.next_stream += 2;
         }
         self.window -= (times * self.body.len()) as i64;
@@ -136,7 +124,7 @@ impl Wire {
             at += FRAME_HEAD_BYTES + length;
             match kind {
                 DATA => reply = Some(M::decode(payload.get(MESSAGE_HEAD_BYTES..).unwrap_or_default())?),
-                HEADERS if flags & END_STREAM == 0 => continue,
+                HEADERS if flags & END == 0 => continue,
                 HEADERS => ends.push(reply.take().map_or(End::Refused, End::Reply)),
                 WINDOW_UPDATE if head[5..9] == [0; 4] => {
                     self.window += i64::from(u32::from_be_bytes(payload.try_into()?));
@@ -171,7 +159,7 @@ impl Wire {
             at = begin + length as usize;
             match kind {
                 DATA => self.taken += length,
-                HEADERS if flags & END_STREAM == 0 => drop(self.begun.insert(stream)),
+                HEADERS if flags & END == 0 => drop(self.begun.insert(stream)),
                 HEADERS if self.begun.remove(&stream) => ended.push(Ended::Replied),
                 // Its text is as it is: the server codes no strings.
                 HEADERS => ended.push(Ended::Refused { disk: payload.windows(4).any(|text| text == b"disk") }),
@@ -182,43 +170,9 @@ impl Wire {
         }
         self.unread.drain(..at);
         if self.taken > TAKEN_MAX {
-            let mut update = vec![];
-            put_frame(&mut update, WINDOW_UPDATE, 0, 0, &std::mem::take(&mut self.taken).to_be_bytes());
-            self.socket.write_all(&update)?;
+            let taken = std::mem::take(&mut self.taken).to_be_bytes();
+            self.socket.write_all(&frame(WINDOW_UPDATE, 0, 0, &taken))?;
         }
         Ok(ended)
     }
-}
-
-fn put_frame(to: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-    to.extend_from_slice(&(payload.len() as u32).to_be_bytes()[1..]);
-    to.extend_from_slice(&[kind, flags]);
-    to.extend_from_slice(&stream.to_be_bytes());
-    to.extend_from_slice(payload);
-}
-
-/// The headers of a call, by RFC 7541: what the static table has by its number, and no text that the table is
-/// to keep.
-fn block(path: &str, secret: &str) -> Vec<u8> {
-    let mut block = vec![0x83, 0x86];
-    let bearer = format!("Bearer {secret}");
-    let fields: [(&[u8], &str); 4] =
-        [(&[0x04], path), (&[0x01], "keyward"), (&[0x0f, 0x10], "application/grpc"), (&[0x1f, 0x08], &bearer)];
-    for (name, value) in fields {
-        block.extend_from_slice(name);
-        put_text(&mut block, value);
-    }
-    block.push(0);
-    put_text(&mut block, "te");
-    put_text(&mut block, "trailers");
-    block
-}
-
-fn put_text(to: &mut Vec<u8>, text: &str) {
-    match text.len().checked_sub(127) {
-        None => to.push(text.len() as u8),
-        // Seven bits of the rest suffice for what is shorter than 255 bytes.
-        Some(rest) => to.extend_from_slice(&[127, (rest & 127) as u8]),
-    }
-    to.extend_from_slice(text.as_bytes());
 }
