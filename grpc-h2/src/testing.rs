@@ -248,7 +248,10 @@ impl Peer {
             let frame = self.find(|frame| frame.stream == stream).await;
             match frame.kind {
                 DATA => body.extend(&frame.payload),
-                HEADERS if frame.field("grpc-status").is_none_or(|status| status == "0") => {}
+                HEADERS
+                    if [(":status", "200"), ("grpc-status", "0")]
+                        .iter()
+                        .all(|(name, ok)| frame.field(name).is_none_or(|found| found == *ok)) => {}
                 _ => panic!("{frame:?} in a reply"),
             }
             if frame.ends() {

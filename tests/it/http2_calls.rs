@@ -143,10 +143,10 @@ async fn a_remembered_head_is_never_used_for_another_caller() {
     let question = body(&ask(&issued.secret));
 
     // Both are inserted into the table; `one` is the older.
-    peer.call(1, &[head(VERIFY), bearer(&one)].concat(), &question).await;
-    peer.call(3, &[head(VERIFY), bearer(&other)].concat(), &question).await;
-    allowed(&mut peer, 1).await;
-    allowed(&mut peer, 3).await;
+    for (stream, caller) in [(1, &one), (3, &other)] {
+        peer.call(stream, &[head(VERIFY), bearer(caller)].concat(), &question).await;
+        allowed(&mut peer, stream).await;
+    }
     let indexed = |index: u8| [head(VERIFY), vec![0x80 | index]].concat();
     let (is_one, is_other) = (indexed(63), indexed(62));
     let mut stream = 5;
