@@ -167,9 +167,14 @@ def command(data_dir: Path, listen: str = TCP, ops: str = "off") -> list[str]:
     return serve + ["--ops-listen", ops]
 
 
+HTTP2 = os.environ.get("EXTERNAL_HTTP2", "own")
+"""The setting http2 of every server: which implementation of HTTP/2 is met."""
+
+
 def environment() -> dict[str, str]:
-    """Ours, without KEYWARD_BIN and its like: the server takes them for settings."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("KEYWARD_")}
+    """Ours, without KEYWARD_BIN and its like, which the server takes for settings; and the one that is tested."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("KEYWARD_")}
+    return ours | {"KEYWARD_HTTP2": HTTP2}
 
 
 def parse(line: str) -> dict[str, Any]:
