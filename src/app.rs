@@ -29,10 +29,8 @@ use self::metric_sources::new_metrics;
 use self::opening::{Opening, compact_names, follow_log};
 use crate::authority::{Authority, AuthorityDeps, AuthorityError};
 use crate::config::Settings;
-use crate::cores::Cores;
 use crate::disk_monitor::DiskMonitor;
 use crate::fast_path::FastVerify;
-use crate::files;
 use crate::grpc;
 use crate::grpc::calls::rpc;
 use crate::grpc::refusals;
@@ -46,15 +44,20 @@ use crate::layer::incoming::{IncomingLayer, IncompleteLayer};
 use crate::layer::log::LogLayer;
 use crate::layer::metrics::MetricsLayer;
 use crate::layer::protocol::ProtocolLayer;
-use crate::lifecycle::{Stop, Tasks};
 use crate::metrics::Metrics;
-use crate::net::{Conn, ListenAddr, Listener, Slots, SocketAccess, connections_max};
-use crate::ops_http::{self, Ops, Phase};
-use crate::serve::{self, MakeConnection, Transport};
+use crate::server::addr::{ListenAddr, SocketAccess};
+use crate::server::connections::{self, MakeConnection, Transport};
+use crate::server::cores::Cores;
+use crate::server::lifecycle::{Stop, Tasks};
+use crate::server::listener::{Listener, connections_max};
+use crate::server::ops_http::{self, Ops, Phase};
+use crate::server::slots::Slots;
+use crate::server::stream::Conn;
 use crate::store::sled::{LockedDir, OpenError};
 use crate::store::{Store, StoreError};
-use crate::system::lower_priority;
 use crate::systemd;
+use crate::util::files;
+use crate::util::system::lower_priority;
 use crate::verify::Verifier;
 
 /// Accepted connections that wait to be served, at most.
@@ -419,7 +422,7 @@ fn serve(
     let runtimes = Runtimes { shared: Handle::current(), urgent: cores.urgent(), bulk: cores.bulk() };
     let make_connection =
         MakeConnection { transport, service, make_fast_path, call_kind: |path| rpc(path).kind, runtimes };
-    tasks.spawn("serve", serve::serve(tasks.clone(), cores.runtimes().to_vec(), incoming, make_connection));
+    tasks.spawn("serve", connections::serve(tasks.clone(), cores.runtimes().to_vec(), incoming, make_connection));
 }
 
 fn serve_ops(tasks: &Tasks, listener: Listener, ops: Ops) {

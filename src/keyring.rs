@@ -21,7 +21,7 @@ use keyward_core::digest::{Pepper, PepperRing};
 use keyward_core::entropy::{Entropy, EntropyError};
 use zeroize::Zeroizing;
 
-use crate::files::write_durably;
+use crate::util::files::write_durably;
 
 /// The file is a few lines; a longer one is something else.
 const FILE_BYTES_MAX: u64 = 64 * 1024;

@@ -15,9 +15,8 @@ use keyward_core::record::AuditStamp;
 
 use crate::authority::{AuthorityError, KeyMinter};
 use crate::config::Settings;
-use crate::files::with_path;
 use crate::keyring::{Keyring, KeyringError};
-use crate::net::ListenAddr;
+use crate::server::addr::ListenAddr;
 use crate::store::Bounds;
 use crate::store::record::pb;
 use crate::store::sled::inspect::inspect;
@@ -29,7 +28,8 @@ use crate::store::sled::restore::{RestoreError, Restored, restore};
 use crate::store::sled::salvage::{Salvaged, Unproven, preview, salvage};
 use crate::store::sled::snapshot;
 use crate::store::sled::{BackupLimits, Expectations, LockedDir, OpenError, Retention, SledStore, StoreOptions};
-use crate::system::{SystemClock, SystemEntropy};
+use crate::util::files::with_path;
+use crate::util::system::{SystemClock, SystemEntropy};
 
 pub use crate::store::sled::inspect::Inspected;
 pub use crate::store::sled::offline_append::ByState;

@@ -17,10 +17,10 @@ use zeroize::Zeroizing;
 
 pub use self::addr::RemoteAddr;
 pub use self::health::{HealthError, ServiceHealth, health};
-use crate::files::NewFile;
 use crate::grpc::pb;
 use crate::grpc::pb::key_admin_client::KeyAdminClient;
 use crate::offline::{Contents, OfflineError, SnapshotError, check_backup, check_backup_bytes};
+use crate::util::files::NewFile;
 
 /// How long connecting may take.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);

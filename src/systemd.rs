@@ -4,7 +4,7 @@
 use sd_notify::NotifyState;
 use tokio::sync::watch;
 
-use crate::ops_http::Phase;
+use crate::server::ops_http::Phase;
 
 /// Sends READY as soon as `/readyz` succeeds, and STOPPING when the server stops. Without `NOTIFY_SOCKET`
 /// nothing is sent.

@@ -348,8 +348,8 @@ fn part() -> impl Strategy<Value = Part> {
     ]
 }
 
-/// Whether the difference is that h2 ends the connection where RFC 9113 has a stream error: for DATA or HEADERS
-/// on a stream that has ended (section 5.1), and for PRIORITY that is not of 5 bytes (section 6.3).
+/// Whether the difference is that h2 ends the connection where RFC 9113 has a stream error: for DATA or
+/// HEADERS on a stream that has ended (section 5.1), and for PRIORITY that is not of 5 bytes (section 6.3).
 fn is_known(ours: &Outcome, theirs: &Outcome) -> bool {
     let is_milder = [STREAM_CLOSED, FRAME_SIZE_ERROR].iter().any(|code| ours.resets.contains(code));
     ours.connection.is_none() && theirs.connection.is_some() && is_milder

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::cores::Cores;
 use crate::disk_monitor;
 use crate::health::Health;
-use crate::lifecycle::{Stop, Tasks};
-use crate::ops_http::Phase;
+use crate::server::cores::Cores;
+use crate::server::lifecycle::{Stop, Tasks};
+use crate::server::ops_http::Phase;
 
 /// How long the acceptors may take to hand over accepted connections.
 const ACCEPTORS_DEADLINE: Duration = Duration::from_secs(1);

@@ -12,8 +12,8 @@ use crate::fast_path;
 use crate::grpc::calls::guarded;
 use crate::index::{Index, NameKind};
 use crate::metrics::{MetricSources, Metrics, OptionalValueFn, ValueFn};
-use crate::net::Slots;
-use crate::ops_http::Phase;
+use crate::server::ops_http::Phase;
+use crate::server::slots::Slots;
 use crate::store::{Store, StoreStats, TableStats};
 
 /// The store, once it is open.

@@ -15,16 +15,16 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Deps, Engine, StartError};
 use crate::config::Settings;
-use crate::fatal::die;
 use crate::grpc::state::StateHandle;
 use crate::index::{self, CompactionStep, Index, checkpoint};
 use crate::keyring::Keyring;
-use crate::lifecycle::Tasks;
-use crate::progress::Progress;
+use crate::server::lifecycle::Tasks;
 use crate::store::memory::MemoryStore;
 use crate::store::sled::journal::writer::{FREE_BYTES_EXHAUSTED, FREE_BYTES_MIN, free_bytes};
 use crate::store::sled::{BackupLimits, Expectations, LockedDir, OpenError, Retention, SledStore, StoreOptions};
 use crate::store::{Bounds, ChunkWriter, InUse, MaterializedView, Store, StoreError};
+use crate::util::fatal::die;
+use crate::util::progress::Progress;
 
 /// A store that is being opened.
 pub(super) struct Opening {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use crate::lifecycle::{Caught, Signals};
 use crate::remote::{RemoteAddr, Server, backup, backup_to};
+use crate::server::lifecycle::{Caught, Signals};
 
 #[derive(Debug, Args)]
 pub(super) struct BackupArgs {

@@ -17,8 +17,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Flags, Settings};
-use crate::system::{TOOL_THREADS, check_clock, check_threads};
 use crate::telemetry::{self, Log, LogFormat};
+use crate::util::system::{TOOL_THREADS, check_clock, check_threads};
 
 /// Keyward: a key authority. It issues API keys, and answers over gRPC whether a key may do this now.
 #[derive(Debug, Parser)]

@@ -9,11 +9,11 @@ use clap::Args;
 use super::SettingsArgs;
 use crate::app::{App, Deps, Engine, StartError};
 use crate::config::{Effective, Flags, Mistakes, Settings};
-use crate::lifecycle::{Caught, Signals, Stop};
-use crate::system::{
+use crate::server::lifecycle::{Caught, Signals, Stop};
+use crate::telemetry::{self, Log};
+use crate::util::system::{
     SystemClock, SystemEntropy, check_clock, check_files, check_threads, lower_priority, server_threads, set_limits,
 };
-use crate::telemetry::{self, Log};
 
 /// The signals that a server handles.
 const SIGNALS: [Caught; 5] = [Caught::Terminate, Caught::Interrupt, Caught::Hangup, Caught::User1, Caught::User2];

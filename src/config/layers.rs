@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::{Flags, Mistakes, Settings};
-use crate::net::{Group, ListenAddr};
+use crate::server::addr::{Group, ListenAddr};
 
 /// The defaults of all settings, as TOML, but for those that depend on others or on the machine:
 /// `pepper_file`, `serving_threads` and `request_bytes_max`.

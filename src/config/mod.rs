@@ -13,10 +13,10 @@ use keyward_core::head::Head;
 use serde::Serialize;
 
 use self::layers::Layers;
-use crate::machine;
-use crate::net::{ListenAddr, SocketAccess};
-use crate::serve::Http2;
+use crate::server::addr::{ListenAddr, SocketAccess};
+use crate::server::connections::Http2;
 use crate::telemetry::{LogFormat, check_filter};
+use crate::util::machine;
 
 const CENTURY: Duration = Duration::from_secs(100 * 31_557_600);
 /// Bytes held for requests under way of callers with a credential, if the machine has enough memory.

@@ -30,7 +30,8 @@ use crate::layer::authn::credential_of;
 use crate::layer::deadline::read_timeout;
 use crate::layer::log;
 use crate::metrics::{CallMetrics, Calls, FastPathCounts, SlowPathReason};
-use crate::net::{CredentialMark, Peer};
+use crate::server::slots::CredentialMark;
+use crate::server::stream::Peer;
 
 /// The calls that have a fast path.
 pub const PATHS: [&str; 2] = [VERIFY, BATCH_VERIFY];

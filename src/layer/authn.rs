@@ -22,7 +22,8 @@ use crate::grpc::refusals;
 use crate::grpc::session::CallerSession;
 use crate::grpc::state::StateHandle;
 use crate::grpc::status::{Refusal, status};
-use crate::net::{CredentialMark, Peer};
+use crate::server::slots::CredentialMark;
+use crate::server::stream::Peer;
 
 /// Puts a [`CallerSession`] on each request, or refuses it. The reply goes out only while the caller may have
 /// it.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use keyward::app::{App, Deps, Engine};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
-use keyward::net::ListenAddr;
+use keyward::server::addr::ListenAddr;
 use keyward_core::clock::ManualClock;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};

@@ -249,7 +249,7 @@ async fn a_long_reply_breaks_off_when_its_caller_is_disabled() {
     let list = pb::ListKeysRequest { page_size: 1_000, ..Default::default() }.encode_to_vec();
     for (path, message) in [("/keyward.v1.KeyAdmin/Backup", vec![]), ("/keyward.v1.KeyAdmin/ListKeys", list)] {
         let caller = administrator(&site).await;
-        let keyward::net::ListenAddr::Tcp(addr) = site.addr() else { panic!("a TCP listener") };
+        let keyward::server::addr::ListenAddr::Tcp(addr) = site.addr() else { panic!("a TCP listener") };
         let endpoint = Endpoint::from_shared(format!("http://{addr}")).unwrap();
         let mut channel = endpoint.initial_stream_window_size(64 * 1024).connect().await.unwrap();
         let request = Request::post(format!("http://keyward{path}"))

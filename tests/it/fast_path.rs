@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use keyward::grpc::pb;
 use keyward::layer::log::SAMPLES_MAX;
-use keyward::net::ListenAddr;
+use keyward::server::addr::ListenAddr;
 use tonic::Code;
 
 use crate::binary::{Program, admin_of};

@@ -1,10 +1,10 @@
-//! An HTTP/2 client that writes and reads frame by frame, so that it can break every rule, and what it says to
-//! a server of ours.
+//! An HTTP/2 client that writes and reads frame by frame, so that it can break every rule, and what it says
+//! to a server of ours.
 
 use std::ops::{Deref, DerefMut};
 
 pub(crate) use grpc_h2::testing::*;
-use keyward::net::ListenAddr;
+use keyward::server::addr::ListenAddr;
 use prost::Message;
 use tokio::net::TcpStream;
 

@@ -305,7 +305,7 @@ async fn a_stop_is_announced_and_then_final() {
 async fn stop_beside(said: &[u8]) -> Duration {
     let dir = tempfile::tempdir().unwrap();
     let app = here_with(&dir, |_| {}).await;
-    let keyward::net::ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!() };
+    let keyward::server::addr::ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!() };
     let mut idle = tokio::net::TcpStream::connect(addr).await.unwrap();
     tokio::io::AsyncWriteExt::write_all(&mut idle, said).await.unwrap();
     // Another one, whose answer shows that the server has read both.

@@ -137,8 +137,8 @@ async fn it_listens_on_several_addresses_and_on_unix_sockets() {
     let admin = std::fs::read_to_string(dir.path().join("data/admin.key")).unwrap();
     for addr in app.addrs() {
         let endpoint = match addr {
-            keyward::net::ListenAddr::Tcp(addr) => format!("http://{addr}"),
-            keyward::net::ListenAddr::Unix(path) => format!("unix://{}", path.display()),
+            keyward::server::addr::ListenAddr::Tcp(addr) => format!("http://{addr}"),
+            keyward::server::addr::ListenAddr::Unix(path) => format!("unix://{}", path.display()),
         };
         let channel: Channel = Endpoint::from_shared(endpoint).unwrap().connect().await.unwrap();
         let caller = Handle::new(channel, Some(admin.trim().to_owned()));
@@ -155,7 +155,7 @@ async fn a_connection_that_says_nothing_is_closed() {
     // On this runtime, whose clock is paused.
     let settings = Settings { serving_threads: 0, ..settings(&dir, &["127.0.0.1:0".to_owned()]) };
     let app = App::start(settings, deps()).await.unwrap();
-    let keyward::net::ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!() };
+    let keyward::server::addr::ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!() };
     for half in [&b""[..], b"PRI * HTTP/2.0\r\n"] {
         let mut silent = tokio::net::TcpStream::connect(addr).await.unwrap();
         silent.write_all(half).await.unwrap();
@@ -210,7 +210,7 @@ async fn a_first_start_that_was_cut_short_begins_again() {
     std::fs::write(dir.path().join("data/admin.key"), "stale\n").unwrap();
     let listen = ["127.0.0.1:0".to_owned()];
     let app = App::start(settings(&dir, &listen), Deps { engine: Engine::Sled, ..deps() }).await.unwrap();
-    let keyward::net::ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!() };
+    let keyward::server::addr::ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!() };
     let admin = std::fs::read_to_string(dir.path().join("data/admin.key")).unwrap();
     let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
     let caller = Handle::new(channel, Some(admin.trim().to_owned()));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use keyward::app::Engine;
-use keyward::net::ListenAddr;
+use keyward::server::addr::ListenAddr;
 use keyward_core::clock::UnixMillis;
 use tokio::net::TcpStream;
 

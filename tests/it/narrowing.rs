@@ -15,7 +15,7 @@ use keyward::feed::{Lagged, Subscription};
 use keyward::grpc::pb::{self, Reason};
 use keyward::grpc::status::status;
 use keyward::index::Index;
-use keyward::net::ListenAddr;
+use keyward::server::addr::ListenAddr;
 use keyward::store::memory::MemoryStore;
 use keyward::store::sled::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX, LockedDir, SledStore, StoreOptions};
 use keyward::store::{

@@ -14,7 +14,7 @@ use keyward::grpc::calls::guarded;
 use keyward::grpc::pb::{self, Reason};
 use keyward::layer::metrics::MetricsLayer;
 use keyward::metrics::{Format, MetricSources, Metrics};
-use keyward::net::ListenAddr;
+use keyward::server::addr::ListenAddr;
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};

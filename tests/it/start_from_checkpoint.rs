@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use keyward::app::{App, Deps, Engine, StartError};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
-use keyward::lifecycle::Stop;
+use keyward::server::lifecycle::Stop;
 use keyward_core::clock::ManualClock;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use tempfile::TempDir;

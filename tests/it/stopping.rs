@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use keyward::app::Engine;
 use keyward::grpc::pb::Reason;
-use keyward::lifecycle::Stop;
-use keyward::net::{ListenAddr, Listener, Slots};
+use keyward::server::addr::ListenAddr;
+use keyward::server::lifecycle::Stop;
+use keyward::server::listener::Listener;
+use keyward::server::slots::Slots;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;

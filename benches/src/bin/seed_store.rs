@@ -19,7 +19,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keyward::authority::{Authority, AuthorityDeps};
-use keyward::files::{create_private_dir, write_durably};
 use keyward::index::Index;
 use keyward::keyring::Keyring;
 use keyward::store::sled::journal::writer::free_bytes;
@@ -27,7 +26,8 @@ use keyward::store::sled::{
     BackupLimits, COMMIT_QUEUE_OF_ONE_MAX, Expectations, LockedDir, Retention, SledStore, StoreOptions,
 };
 use keyward::store::{Bounds, Commit, RecordWrite, Store};
-use keyward::system::{SystemClock, SystemEntropy};
+use keyward::util::files::{create_private_dir, write_durably};
+use keyward::util::system::{SystemClock, SystemEntropy};
 use keyward_bench::fixture::{Failure, ascending};
 use keyward_bench::typical_key::{Typical, scope};
 use keyward_core::clock::Clock;

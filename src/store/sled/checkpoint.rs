@@ -35,10 +35,10 @@ use zeroize::Zeroizing;
 use super::journal::{Chain, ChainKey, Position};
 use super::snapshot::{ContinueCheck, Interruptible};
 use crate::bytes_codec::Cursor;
-use crate::files::{NewFile, create_private_dir, numbered};
-use crate::parallel;
-use crate::progress::Progress;
 use crate::store::MaterializedView;
+use crate::util::files::{NewFile, create_private_dir, numbered};
+use crate::util::parallel;
+use crate::util::progress::Progress;
 
 /// The version of checkpoints that this program writes, and the only one it reads.
 const VERSION: u32 = 2;

@@ -15,7 +15,7 @@ use super::journal::scan::{segment_numbers, segment_path, segment_start};
 use super::maintenance::{MaintenanceContext, MaintenanceError};
 use super::snapshot::SnapshotError;
 use super::snapshot_scan::ScanError;
-use crate::files::{create_private_dir, remove_temporary_files};
+use crate::util::files::{create_private_dir, remove_temporary_files};
 
 /// A checkpoint is due when the journal since the last one has this many full segments and at least this
 /// fraction of the checkpoint's size. So checkpoints cost a small multiple of what the journal costs, and a

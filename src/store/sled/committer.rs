@@ -31,13 +31,13 @@ use super::recovery::Journal;
 use super::table::{Row, Table};
 use super::watermark::Watermark;
 use super::write_buffer::{Maps, WriteBuffer};
-use crate::fatal::die;
 use crate::feed::Feed;
 use crate::store::administrators::{self, Administrators, Undo};
 use crate::store::bounds::{self, Bounds, NameKind, Pending};
 use crate::store::check::{EncodedWrite, RecordReader, authorize, check_and_encode};
 use crate::store::record::{encode_key, encode_tenant, pb};
 use crate::store::{Commit, CommitError, MaterializedView, RecordWrite, StoreError};
+use crate::util::fatal::die;
 
 /// Commits in one group at most.
 const GROUP_COMMITS_MAX: usize = 256;

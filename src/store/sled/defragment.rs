@@ -15,7 +15,7 @@ use super::journal::ChainKey;
 use super::journal::writer::free_bytes;
 use super::maintenance::FREE_BYTES_MIN;
 use super::table::{Table, TableError};
-use crate::files::{sync_parent, with_path};
+use crate::util::files::{sync_parent, with_path};
 
 /// A table is copied when its files are more than this many times its records,
 const TIMES_RECORDS: u64 = 4;

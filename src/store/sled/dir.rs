@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::OpenError;
 use super::journal::writer::FreeBytes;
-use crate::files::{create_private_dir, lock_with_retry, private_options, sync_parent, with_path, write_durably};
+use crate::util::files::{create_private_dir, lock_with_retry, private_options, sync_parent, with_path, write_durably};
 
 /// The layout that this program writes, and the only one it knows.
 const FORMAT: &str = "keyward-data 1\n";

@@ -8,8 +8,8 @@ use keyward_core::head::Head;
 
 use super::journal::JournalError;
 use super::table::TableError;
-use crate::files::resource_limit;
 use crate::store::record::DecodeError;
+use crate::util::files::resource_limit;
 
 /// How a journal fails to contain a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -21,7 +21,7 @@ use super::recovery::{check_beginning, head_fault, read_table};
 use super::snapshot;
 use super::table::Table;
 use super::watermark::Watermark;
-use crate::files::{private_options, with_path};
+use crate::util::files::{private_options, with_path};
 
 /// A finding about one part.
 #[derive(Clone, Debug, PartialEq, Eq)]

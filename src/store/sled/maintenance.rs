@@ -31,8 +31,8 @@ use super::journal::{ChainKey, JournalError, Position};
 use super::snapshot::{self, SnapshotError};
 use super::snapshot_scan::{ScanError, SnapshotScan};
 use super::table::Table;
-use crate::files::{create_private_dir, remove_temporary_files, sync_parent};
 use crate::store::{MaterializedView, StoreError};
+use crate::util::files::{create_private_dir, remove_temporary_files, sync_parent};
 
 /// How often the age of segments is checked, besides each time that a segment is full.
 const LOOK_EVERY: Duration = Duration::from_secs(600);

@@ -17,8 +17,8 @@ use super::recovery::{Filled, check_journal_and_fill, check_watermark, load_entr
 use super::snapshot::{self, SnapshotError};
 use super::watermark::Watermark;
 use super::{OpenError, StoreOptions};
-use crate::files::with_path;
 use crate::store::MaterializedView;
+use crate::util::files::with_path;
 
 /// Records loaded at once.
 const RECORDS: usize = 1_024;

@@ -14,9 +14,9 @@ use super::journal::scan::{End, scan_after};
 use super::journal::{ChainKey, Position};
 use super::snapshot::{self, SnapshotError};
 use super::table::{Row, Table, TableError};
-use crate::progress::Progress;
 use crate::store::MaterializedView;
 use crate::store::record::{DecodeError, decode_key, decode_tenant, pb};
+use crate::util::progress::Progress;
 
 /// Rows in one transaction, unless there are fewer.
 const ROWS: usize = 512;

@@ -28,9 +28,9 @@ use super::snapshot;
 use super::table::{Table, TableError, guard};
 use super::watermark::Watermark;
 use super::{HeadFault, OpenError, StoreOptions};
-use crate::parallel;
 use crate::store::MaterializedView;
 use crate::store::record::{DecodeError, pb};
+use crate::util::parallel;
 
 /// An opened directory.
 pub(super) struct Recovered {

@@ -27,8 +27,8 @@ use super::rebuild::rows_of;
 use super::snapshot::{self, Contents, SnapshotError};
 use super::watermark::Watermark;
 use super::{OpenError, StoreOptions};
-use crate::files::{NewFile, create_private_dir};
 use crate::store::record::pb;
+use crate::util::files::{NewFile, create_private_dir};
 
 /// What to restore.
 #[derive(Clone, Debug)]

@@ -27,8 +27,8 @@ use super::journal::{CRC32C, Chain, Position};
 use super::snapshot_scan::{ScanError, SnapshotScan};
 use super::table::Row;
 use crate::bytes_codec::Cursor;
-use crate::files::{NewFile, numbered};
 use crate::store::record::{DecodeError, RecordKind, decode_key, decode_tenant};
+use crate::util::files::{NewFile, numbered};
 
 /// The version of snapshots that this program writes, and the only one it knows.
 pub const VERSION: u32 = 1;

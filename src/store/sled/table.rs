@@ -36,10 +36,10 @@ use super::journal::{ChainKey, Position};
 use super::list_turns::ListTurns;
 use super::secondary_index::{id_name, index_keys};
 use super::snapshot_scan::SnapshotScans;
-use crate::files::{create_private_dir, lock_with_retry, resource_limit, with_path};
-use crate::progress::Progress;
 use crate::store::record::{DecodeError, RecordKind, decode_key, decode_tenant};
 use crate::store::{StoreError, TableStats};
+use crate::util::files::{create_private_dir, lock_with_retry, resource_limit, with_path};
+use crate::util::progress::Progress;
 
 /// sled's cache. The hot reads are served by the index.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;

@@ -417,7 +417,7 @@ async fn a_table_of_the_layout_before_is_converted_and_one_of_an_unknown_layout_
     for (layout, rebuilds) in [(None, 0), (Some([9]), 1), (Some([2]), 0)] {
         {
             // Threads of the table that was just closed may still hold its file.
-            crate::files::lock_with_retry(&std::fs::File::open(path.join("db")).unwrap()).unwrap();
+            crate::util::files::lock_with_retry(&std::fs::File::open(path.join("db")).unwrap()).unwrap();
             let db = sled::open(&path).unwrap();
             let (meta, facets) = (db.open_tree("meta").unwrap(), db.open_tree("facets").unwrap());
             match layout {

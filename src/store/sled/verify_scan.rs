@@ -12,10 +12,10 @@ use sled::Tree;
 use super::checksums::Checksum;
 use super::secondary_index::{id_name, index_keys};
 use super::table::{Table, TableError, guard};
-use crate::parallel;
-use crate::progress::Progress;
 use crate::store::MaterializedView;
 use crate::store::record::{RecordKind, decode_key, decode_tenant};
+use crate::util::parallel;
+use crate::util::progress::Progress;
 
 /// Parts in which the keys are read, by the first byte of their digests.
 const KEY_PARTS: usize = 256;

@@ -16,7 +16,7 @@ use keyward_core::event::Revision;
 
 use super::journal::{CRC32C, Chain, Position};
 use crate::bytes_codec::Cursor;
-use crate::files::{private_options, sync_parent, with_path};
+use crate::util::files::{private_options, sync_parent, with_path};
 
 const BYTES: usize = 64;
 const MAGIC: &[u8; 4] = b"KWWM";

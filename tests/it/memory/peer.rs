@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keyward::grpc::pb;
-use keyward::net::ListenAddr;
+use keyward::server::addr::ListenAddr;
 
 use crate::binary::Program;
 use crate::h2peer::*;

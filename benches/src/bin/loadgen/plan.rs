@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use keyward::system::SystemEntropy;
+use keyward::util::system::SystemEntropy;
 use keyward_bench::fixture::Failure;
 use keyward_bench::stats::Spread;
 use keyward_core::id::{Environment, SecretPrefix};

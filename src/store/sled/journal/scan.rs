@@ -13,8 +13,8 @@ use super::frame::{
     ALIGNMENT_BYTES, Entry, EntryRevision, Frame, HeaderError, SEGMENT_HEADER_BYTES, read_segment_header,
 };
 use super::{ChainKey, JournalError, Position};
-use crate::parallel;
-use crate::progress::Progress;
+use crate::util::parallel;
+use crate::util::progress::Progress;
 
 /// Where the journal ends, after a scan.
 #[derive(Debug)]

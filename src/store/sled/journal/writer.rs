@@ -10,7 +10,7 @@ use rustix::fs::fstatvfs;
 use super::frame::{SEGMENT_HEADER_BYTES, segment_header};
 use super::scan::{End, SegmentEnd, segment_path};
 use super::{JournalError, Position};
-use crate::files::{NewFile, private_options};
+use crate::util::files::{NewFile, private_options};
 
 const ZEROS_BYTES: usize = 64 * 1024;
 /// Below this, only narrowings are made: the table grows after the journal.

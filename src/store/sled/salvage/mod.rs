@@ -32,8 +32,8 @@ use super::snapshot;
 use super::table::Row;
 use super::watermark::Watermark;
 use super::{OpenError, StoreOptions};
-use crate::files::{NewFile, create_private_dir, sync_parent, with_path};
 use crate::store::record::{RecordKind, pb};
+use crate::util::files::{NewFile, create_private_dir, sync_parent, with_path};
 
 /// Doubtful changes that are listed; more are only counted.
 const LISTED_MAX: usize = 1_000;

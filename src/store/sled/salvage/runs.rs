@@ -15,12 +15,12 @@ use std::path::{Path, PathBuf};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 
-use crate::files::with_path;
 use crate::store::record::pb;
 use crate::store::sled::OpenError;
 use crate::store::sled::journal::frame::{ALIGNMENT_BYTES, Frame, SEGMENT_HEADER_BYTES, read_segment_header};
 use crate::store::sled::journal::scan::{segment_numbers, segment_path};
 use crate::store::sled::journal::{Chain, ChainKey, Position};
+use crate::util::files::with_path;
 
 const CHAIN_BYTES: usize = 32;
 /// Offset, in a segment's header, of the chain before its first entry.

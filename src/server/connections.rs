@@ -4,8 +4,6 @@
 //! a hash of their ports, as the kernel would spread them over several sockets, puts five of eight on one of
 //! two cores on average.
 
-mod hyper;
-
 use std::convert::Infallible;
 use std::io;
 
@@ -14,12 +12,13 @@ use http::{Request, Response};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tonic::body::Body;
-use tonic::transport::server::Connected;
 use tower_service::Service;
 
-use crate::cores::CoreRuntime;
-use crate::lifecycle::Tasks;
-use crate::net::{Conn, CredentialMark, Peer};
+use super::cores::CoreRuntime;
+use super::hyper;
+use super::lifecycle::Tasks;
+use super::slots::CredentialMark;
+use super::stream::{Conn, Peer};
 
 /// The implementation of HTTP/2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,7 +63,7 @@ impl<S, F> MakeConnection<S, F> {
         F: Fn(Peer, CredentialMark) -> A,
     {
         let Self { transport: Transport { budget, .. }, service, make_fast_path, call_kind, runtimes } = self;
-        let peer = conn.connect_info();
+        let peer = conn.peer();
         let fast_path = make_fast_path(peer, conn.mark());
         let handlers = grpc_h2::Handlers { fast_path, service, call_kind, runtimes, extension: peer, budget };
         Connection::new(conn, handlers)
@@ -72,7 +71,7 @@ impl<S, F> MakeConnection<S, F> {
 
     fn hyper_calls(self, conn: &Conn) -> hyper::Calls<S> {
         let Self { service, call_kind, runtimes, .. } = self;
-        hyper::Calls { service, call_kind, runtimes, peer: conn.connect_info(), mark: conn.mark() }
+        hyper::Calls { service, call_kind, runtimes, peer: conn.peer(), mark: conn.mark() }
     }
 }
 

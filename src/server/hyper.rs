@@ -35,7 +35,8 @@ use tonic::Status;
 use tonic::body::Body as ReplyBody;
 use tower_service::Service;
 
-use crate::net::{Conn, CredentialMark, Peer};
+use super::slots::CredentialMark;
+use super::stream::{Conn, Peer};
 
 /// The client connection preface (RFC 9113, section 3.4), in bytes.
 const PREFACE_BYTES: usize = 24;

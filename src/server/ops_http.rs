@@ -17,8 +17,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::slots::{SlotUsage, Slots};
+use super::stream::Conn;
 use crate::metrics::{Format, Metrics};
-use crate::net::{Conn, SlotUsage, Slots};
 
 /// Connections at one time. Further ones wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 64;

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::fatal::die;
+use crate::util::fatal::die;
 
 /// The tasks of a server. They end after [`Tasks::stop`].
 #[derive(Clone, Debug, Default)]

@@ -1,0 +1,215 @@
+//! Listeners on TCP and Unix sockets.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::Mode;
+use rustix::process::umask;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::addr::{ListenAddr, SocketAccess};
+use super::slots::Slots;
+use super::stream::{Conn, Stream};
+
+/// Connections over all listeners at most, if the limit of open files allows.
+const CONNECTIONS_MAX: usize = 8_192;
+/// Files reserved for everything else: the journal, the table, the runtime.
+const FILES_RESERVED: usize = 128;
+
+/// The pause after accept fails, mostly for too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How many connections there may be, so that the journal can always open its next segment. Logs a warning if
+/// they are fewer than [`CONNECTIONS_MAX`].
+#[must_use]
+pub fn connections_max() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let files = files.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX);
+    let connections = files.saturating_sub(FILES_RESERVED).clamp(1, CONNECTIONS_MAX);
+    if connections < CONNECTIONS_MAX {
+        tracing::warn!(
+            files,
+            connections,
+            "the limit of open files leaves room for fewer connections than {CONNECTIONS_MAX}; raise it (ulimit -n, LimitNOFILE)"
+        );
+    }
+    connections
+}
+
+/// A bound listener.
+#[derive(Debug)]
+pub struct Listener {
+    addr: ListenAddr,
+    socket: Socket,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Binds an address, with the default permissions.
+    ///
+    /// # Errors
+    /// When it is in use or not available.
+    pub async fn bind(addr: &ListenAddr) -> io::Result<Self> {
+        Self::bind_for(addr, &SocketAccess::default()).await
+    }
+
+    /// Binds an address. `access` applies to Unix sockets.
+    ///
+    /// # Errors
+    /// When it is in use or not available.
+    pub async fn bind_for(addr: &ListenAddr, access: &SocketAccess) -> io::Result<Self> {
+        match addr {
+            ListenAddr::Tcp(addr) => {
+                let socket = TcpListener::bind(addr).await?;
+                Ok(Self { addr: ListenAddr::Tcp(socket.local_addr()?), socket: Socket::Tcp(socket) })
+            }
+            ListenAddr::Unix(path) => {
+                remove_stale_socket(path)?;
+                // Grants access only after the group is set.
+                let before = umask(Mode::RWXG | Mode::RWXO);
+                let bound = UnixListener::bind(path);
+                umask(before);
+                let socket = bound?;
+                if let Some(group) = &access.group {
+                    let refused = |error| named(error, &format!("cannot give the socket to the group {group}"));
+                    chown(path, None, Some(group.number())).map_err(refused)?;
+                }
+                fs::set_permissions(path, fs::Permissions::from_mode(access.mode))?;
+                Ok(Self { addr: addr.clone(), socket: Socket::Unix(socket) })
+            }
+        }
+    }
+
+    /// The address, with the assigned port.
+    #[must_use]
+    pub fn addr(&self) -> &ListenAddr {
+        &self.addr
+    }
+
+    /// Accepts connections and sends them to `to` until `stop`, and then those that wait in the kernel's
+    /// queue, which would be reset otherwise. Each closes when its child token of `end` is cancelled.
+    pub async fn accept(
+        self,
+        slots: Slots,
+        to: mpsc::Sender<io::Result<Conn>>,
+        stop: CancellationToken,
+        end: CancellationToken,
+    ) {
+        let _cleanup = RemoveSocket::of(&self.addr);
+        let listener_slots = slots.for_listener();
+        while let Some(accepted) = stop.run_until_cancelled(self.accept_one()).await {
+            match accepted {
+                Ok(stream) => {
+                    // Without a slot, connections wait in the kernel's queue.
+                    let entered = stop.run_until_cancelled(listener_slots.acquire(&end)).await;
+                    let Some(slot) = entered.or_else(|| listener_slots.try_acquire(&end)) else { break };
+                    if to.send(Ok(Conn::new(stream, slot))).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(listen = %self.addr, %error, "cannot accept a connection; pausing");
+                    stop.run_until_cancelled(sleep(ACCEPT_PAUSE)).await;
+                }
+            }
+        }
+        let Ok(backlog) = self.socket.into_backlog() else { return };
+        while let Ok(stream) = backlog.accept_one()
+            && let Some(slot) = listener_slots.try_acquire(&end)
+            && to.send(Ok(Conn::new(stream, slot))).await.is_ok()
+        {}
+    }
+
+    async fn accept_one(&self) -> io::Result<Stream> {
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // Small replies must not wait for more.
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream))
+            }
+            Socket::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+impl Socket {
+    /// The listener without its runtime, which may not know yet of connections in the queue.
+    fn into_backlog(self) -> io::Result<Backlog> {
+        Ok(match self {
+            Self::Tcp(listener) => Backlog::Tcp(listener.into_std()?),
+            Self::Unix(listener) => Backlog::Unix(listener.into_std()?),
+        })
+    }
+}
+
+/// A listener in non-blocking mode, without a runtime.
+#[derive(Debug)]
+enum Backlog {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener),
+}
+
+impl Backlog {
+    fn accept_one(&self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(TcpStream::from_std(stream)?))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                Ok(Stream::Unix(UnixStream::from_std(stream)?))
+            }
+        }
+    }
+}
+
+fn named(error: io::Error, what: &str) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+/// Removes the socket of a process that was killed. One that is in use stays, and binding fails.
+fn remove_stale_socket(path: &Path) -> io::Result<()> {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
+        fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
+/// Removes the socket of a listener from the file system.
+struct RemoveSocket(Option<PathBuf>);
+
+impl RemoveSocket {
+    fn of(addr: &ListenAddr) -> Self {
+        match addr {
+            ListenAddr::Unix(path) => Self(Some(path.clone())),
+            ListenAddr::Tcp(_) => Self(None),
+        }
+    }
+}
+
+impl Drop for RemoveSocket {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(error) = fs::remove_file(path)
+        {
+            tracing::warn!(path = %path.display(), %error, "cannot remove the socket");
+        }
+    }
+}
