@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use grpc_h2::{Budget, Runtimes};
+use grpc_h2::{Budget, LimitsError, Runtimes, SharedLimits};
 use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
@@ -152,6 +152,9 @@ pub enum StartError {
     /// The store cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The limits of connections contradict each other.
+    #[error("the limits of connections: {0}")]
+    Limits(#[from] LimitsError),
     /// The descriptors for reflection cannot be decoded.
     #[error("reflection: {0}")]
     Reflection(#[from] prost::DecodeError),
@@ -221,6 +224,7 @@ impl App {
         let writable = Arc::new(AtomicBool::new(false));
         let opened = Arc::new(OnceLock::new());
         let budget = Budget::new(settings.stranger_request_bytes_max, settings.request_bytes_max);
+        let limits = SharedLimits::new(grpc::LIMITS)?;
         let metrics = Arc::new(new_metrics(&index, &slots, &budget, &writable, &opened, &deps.clock, &phase));
         let verdicts = metrics.verdicts();
 
@@ -232,7 +236,7 @@ impl App {
         let routes = grpc::routes(&state, &connections.stop_token(), health.clone(), settings.reflection)?;
         let cores = start_cores(settings.serving_threads)?;
         let incoming = accept(&acceptors, listeners, &slots, &connections.stop_token());
-        let transport = Transport { http2: settings.http2, budget };
+        let transport = Transport { http2: settings.http2, budget, limits };
         serve(&connections, incoming, transport, &cores, routes, &state, &metrics);
         if let Some(listener) = ops_listener {
             serve_ops(&ops, listener, Ops { phase: phase.subscribe(), slots: slots.clone(), metrics });

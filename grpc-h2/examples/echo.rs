@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use grpc_h2::{Budget, CallKind, Connection, Handlers, Incoming, NoFastPath, Runtimes};
+use grpc_h2::{Budget, CallKind, Connection, Handlers, Incoming, NoFastPath, Runtimes, SharedLimits};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame};
 use tokio::net::TcpListener;
@@ -67,6 +67,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(&addr).await?;
     println!("listening on {}", listener.local_addr()?);
     let budget = Budget::new(REQUEST_BYTES_MAX, REQUEST_BYTES_MAX);
+    let limits = SharedLimits::default();
     let here = Handle::current();
     let runtimes = Runtimes { shared: here.clone(), urgent: here.clone(), bulk: here };
     let mut connections = JoinSet::new();
@@ -80,6 +81,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             runtimes: runtimes.clone(),
             extension: peer,
             budget: budget.clone(),
+            limits: limits.clone(),
         };
         connections.spawn(async move {
             if let Err(error) = Connection::new(socket, handlers).serve(pending(), false).await {

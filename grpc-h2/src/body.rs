@@ -11,12 +11,9 @@ use parking_lot::Mutex;
 use super::call::{Event, StreamEvent};
 use super::events::EventSender;
 use super::reply_budget::ReplyTurn;
-use super::{OPEN_MESSAGE_BYTES_MAX, SINGLE_BYTES_MAX, STREAMS_MAX, WHOLE_BYTES_MAX, WINDOW_BYTES};
 
-/// The end of a request that is not longer than this is reported as read only with the end of its call.
-pub(super) const UNREPORTED_BYTES_MAX: usize = WINDOW_BYTES as usize / 4 / STREAMS_MAX;
 /// The prefix of a gRPC message: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
+pub(super) const PREFIX_BYTES: usize = 5;
 
 /// The body of a request.
 ///
@@ -32,6 +29,8 @@ pub struct Incoming {
     stream: u32,
     events: EventSender,
     delivery: Delivery,
+    /// See [`Limits::unreported_bytes_max`](super::Limits::unreported_bytes_max).
+    unreported_bytes_max: usize,
     /// Bytes of whole messages that were handed out. They are reported as read when more is asked for, since
     /// the reader holds them until then.
     unreported: usize,
@@ -45,17 +44,18 @@ pub enum Incomplete {
     /// The call has ended.
     #[error("the call was cancelled")]
     Cancelled,
-    /// It did not come within [`REQUEST_TIME_MAX`](super::REQUEST_TIME_MAX).
+    /// It did not come within [`Limits::request_time_max`](super::Limits::request_time_max).
     #[error("the request was not whole in time")]
     TooSlow,
-    /// A message of a unary open call is longer than [`OPEN_MESSAGE_BYTES_MAX`].
+    /// A message of a unary open call is longer than
+    /// [`Limits::open_message_bytes_max`](super::Limits::open_message_bytes_max).
     #[error("a message is too long")]
     TooLong,
     /// The process, or this connection, holds as much of requests as it may.
     #[error("there is no room for the request")]
     NoRoom,
-    /// Its connection has [`STRANGER_CALLS_MAX`](super::STRANGER_CALLS_MAX) calls under way, and no
-    /// credential.
+    /// Its connection has [`Limits::stranger_calls_max`](super::Limits::stranger_calls_max) calls under way, and
+    /// no credential.
     #[error("there are too many calls without a credential")]
     Crowded,
 }
@@ -66,12 +66,10 @@ pub(super) enum Delivery {
     /// As it comes.
     #[default]
     Unframed,
-    /// Whole messages, as long as they are not longer than [`WHOLE_BYTES_MAX`].
-    Whole,
-    /// Whole messages, as long as they are not longer than [`SINGLE_BYTES_MAX`].
-    Single,
-    /// Whole messages of at most [`OPEN_MESSAGE_BYTES_MAX`].
-    Short,
+    /// Whole messages. Longer ones than this many bytes come as they come.
+    Whole(usize),
+    /// Whole messages of at most this many bytes.
+    Short(usize),
 }
 
 /// How much of the first message some bytes hold.
@@ -102,9 +100,7 @@ impl Delivery {
     fn readable(self, bytes: &[u8]) -> Option<usize> {
         let bytes_max = match self {
             Self::Unframed => return Some(bytes.len()),
-            Self::Whole => WHOLE_BYTES_MAX,
-            Self::Single => SINGLE_BYTES_MAX,
-            Self::Short => OPEN_MESSAGE_BYTES_MAX,
+            Self::Whole(bytes_max) | Self::Short(bytes_max) => bytes_max,
         };
         let mut readable = 0;
         loop {
@@ -112,7 +108,7 @@ impl Delivery {
                 FirstMessage::Part => return Some(readable),
                 FirstMessage::Whole(length) => readable += length,
                 // The reader refuses it, with a reason.
-                FirstMessage::TooLong if self == Self::Short => return (readable > 0).then_some(readable),
+                FirstMessage::TooLong if matches!(self, Self::Short(_)) => return (readable > 0).then_some(readable),
                 FirstMessage::TooLong => return Some(bytes.len()),
             }
         }
@@ -174,9 +170,10 @@ impl Incoming {
         stream: u32,
         events: EventSender,
         delivery: Delivery,
+        unreported_bytes_max: usize,
         turn: Option<ReplyTurn>,
     ) -> Self {
-        Self { recv_buffer, stream, events, delivery, unreported: 0, turn }
+        Self { recv_buffer, stream, events, delivery, unreported_bytes_max, unreported: 0, turn }
     }
 
     /// Why it will never be whole, if that is known.
@@ -191,7 +188,7 @@ impl Body for Incoming {
     type Error = Incomplete;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Incomplete>>> {
-        let Self { recv_buffer, stream, events, delivery, unreported, turn } = self.get_mut();
+        let Self { recv_buffer, stream, events, delivery, unreported_bytes_max, unreported, turn } = self.get_mut();
         if *unreported > 0 {
             events.send(StreamEvent { stream: *stream, event: Event::Read(std::mem::take(unreported)) });
         }
@@ -229,7 +226,7 @@ impl Body for Incoming {
         }
         // The rest of a request counts as read when its call ends. Waking the connection for few bytes costs
         // more than the window that they hold: at most a quarter of it, for all calls.
-        if state.end.is_none() || data.len() > UNREPORTED_BYTES_MAX {
+        if state.end.is_none() || data.len() > *unreported_bytes_max {
             events.send(StreamEvent { stream: *stream, event: Event::Read(data.len()) });
         }
         Poll::Ready(Some(Ok(Frame::data(data))))
@@ -252,14 +249,14 @@ mod tests {
 
     #[tokio::test]
     async fn reads_are_reported_unless_they_are_the_short_end_of_a_request() {
-        for (bytes, ended, told) in [(10, true, false), (10, false, true), (UNREPORTED_BYTES_MAX + 1, true, true)] {
+        for (bytes, ended, told) in [(10, true, false), (10, false, true), (1_025, true, true), (1_024, true, false)] {
             let (events, mut receiver) = event_channel();
             let recv_buffer = RecvBuffer::default();
             assert!(recv_buffer.push(&vec![1; bytes]));
             if ended {
                 recv_buffer.end(Ok(()));
             }
-            let mut body = pin!(Incoming::new(recv_buffer, 1, events, Delivery::Unframed, None));
+            let mut body = pin!(Incoming::new(recv_buffer, 1, events, Delivery::Unframed, 1_024, None));
             let frame = poll_fn(|cx| body.as_mut().poll_frame(cx)).await.unwrap().unwrap();
             assert_eq!(frame.into_data().unwrap().len(), bytes);
             let is_told = receiver.poll(&Context::from_waker(Waker::noop())).is_ready();

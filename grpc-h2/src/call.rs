@@ -22,10 +22,10 @@ use super::buffer::wipe_stack_of_call;
 use super::events::EventSender;
 use super::head::RequestHead;
 use super::reply_budget::{ReplyBudget, ReplyPart, ReplyTurn, TurnPermit};
-use super::{CALL_BYTES, OPEN_STREAM_BYTES, REPLY_BYTES_AHEAD};
+use super::{CALL_BYTES, Limits, OPEN_STREAM_BYTES, SharedLimits};
 
-/// An event of a call. At most a head, [`REPLY_BYTES_AHEAD`] of data and trailers of one call wait in the
-/// channel.
+/// An event of a call. At most a head, [`Limits::reply_bytes_ahead`] of data and trailers of one call wait
+/// in the channel.
 #[derive(Debug)]
 pub(super) struct StreamEvent {
     pub(super) stream: u32,
@@ -63,7 +63,7 @@ impl CallHandle {
     /// A call that is never answered.
     #[cfg(test)]
     pub(super) fn never() -> Self {
-        Self { task: None, has_finished: false, send_permits: Arc::new(Semaphore::new(REPLY_BYTES_AHEAD)) }
+        Self { task: None, has_finished: false, send_permits: Arc::new(Semaphore::new(0)) }
     }
 
     /// A part of the reply was sent.
@@ -99,7 +99,7 @@ pub struct CallKind {
     /// a stream, with its head.
     pub is_open: bool,
     /// Whether its request is a stream of messages. All others must be whole within
-    /// [`REQUEST_TIME_MAX`](super::REQUEST_TIME_MAX).
+    /// [`Limits::request_time_max`].
     pub has_stream: bool,
     /// Whether its reply may be long. Such calls of one connection are answered one after the other, and wait
     /// while much of earlier replies waits for the peer.
@@ -137,13 +137,13 @@ impl CallKind {
         if self.is_open && self.has_stream { OPEN_STREAM_BYTES } else { CALL_BYTES }
     }
 
-    fn delivery(self) -> Delivery {
+    fn delivery(self, limits: &Limits) -> Delivery {
         match (self.is_open, self.has_stream) {
             // Its request is whole when it starts.
             (true, false) => Delivery::Unframed,
-            (true, true) => Delivery::Short,
-            (false, true) => Delivery::Whole,
-            (false, false) => Delivery::Single,
+            (true, true) => Delivery::Short(limits.open_message_bytes_max),
+            (false, true) => Delivery::Whole(limits.whole_bytes_max()),
+            (false, false) => Delivery::Whole(limits.single_bytes_max),
         }
     }
 }
@@ -165,6 +165,7 @@ pub(super) struct ServiceSpawner<S, X> {
     pub(super) extension: X,
     pub(super) events: EventSender,
     pub(super) reply_budget: ReplyBudget,
+    pub(super) limits: SharedLimits,
 }
 
 impl<S, B, X> CallSpawner for ServiceSpawner<S, X>
@@ -184,13 +185,16 @@ where
         let kind = CallSpawner::call_kind(self, head);
         let turn = kind.has_long_reply.then(|| ReplyTurn::new(&self.reply_budget));
         let turn_permit = turn.as_ref().map(ReplyTurn::permit);
-        let body = Incoming::new(recv_buffer, stream, self.events.clone(), kind.delivery(), turn);
+        let (delivery, unreported) = (kind.delivery(&self.limits), self.limits.unreported_bytes_max());
+        let body = Incoming::new(recv_buffer, stream, self.events.clone(), delivery, unreported, turn);
         let mut request = head.to_request(body)?;
         request.extensions_mut().insert(self.extension.clone());
-        let send_permits = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
+        let bytes_ahead = self.limits.reply_bytes_ahead;
+        let send_permits = Arc::new(Semaphore::new(bytes_ahead));
         let channel = CallChannel {
             stream,
             events: self.events.clone(),
+            bytes_ahead,
             send_permits: send_permits.clone(),
             reply_budget: self.reply_budget.clone(),
             buffered: Mutex::default(),
@@ -239,6 +243,8 @@ fn poll_cleanly<F: Future>(call: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::O
 struct CallChannel {
     stream: u32,
     events: EventSender,
+    /// See [`Limits::reply_bytes_ahead`].
+    bytes_ahead: usize,
     /// Bytes that this call may still queue.
     send_permits: Arc<Semaphore>,
     /// The bound for all calls of the connection.
@@ -254,7 +260,7 @@ impl CallChannel {
     }
 
     async fn send_data(&self, data: Bytes) {
-        let bytes = data.len().min(REPLY_BYTES_AHEAD);
+        let bytes = data.len().min(self.bytes_ahead);
         // It exists already, so it counts before the wait.
         let part = self.reply_budget.add(data, bytes);
         let permits = match self.send_permits.try_acquire_many(bytes as u32) {
@@ -346,7 +352,8 @@ mod tests {
     use crate::events::event_channel;
     use http_body::Frame;
 
-    use crate::{REPLIES_BYTES_MAX, STREAMS_MAX};
+    const REPLIES_BYTES_MAX: usize = 20_000;
+    const BYTES_AHEAD: usize = 5_000;
 
     /// Answers with one message.
     #[derive(Clone)]
@@ -398,19 +405,20 @@ mod tests {
 
     #[test]
     fn replies_are_polled_only_while_the_budget_has_room() {
-        let (reply_budget, made) = (ReplyBudget::default(), Cell::new(0));
+        let (reply_budget, made) = (ReplyBudget::new(REPLIES_BYTES_MAX), Cell::new(0));
         let (events, mut receiver) = event_channel();
         let channel = |stream| CallChannel {
             stream,
             events: events.clone(),
-            send_permits: Arc::new(Semaphore::new(REPLY_BYTES_AHEAD)),
+            bytes_ahead: BYTES_AHEAD,
+            send_permits: Arc::new(Semaphore::new(BYTES_AHEAD)),
             reply_budget: reply_budget.clone(),
             buffered: Mutex::default(),
             _turn_permit: None,
         };
-        let channels: Vec<_> = (0..STREAMS_MAX as u32).map(channel).collect();
+        let channels: Vec<_> = (0..8).map(channel).collect();
         let request =
-            || Request::new(Incoming::new(RecvBuffer::default(), 1, events.clone(), Delivery::Unframed, None));
+            || Request::new(Incoming::new(RecvBuffer::default(), 1, events.clone(), Delivery::Unframed, 0, None));
         let mut calls: Vec<_> =
             channels.iter().map(|channel| Box::pin(answer(Streams(&made), request(), channel))).collect();
         let cx = &mut Context::from_waker(Waker::noop());
@@ -431,11 +439,19 @@ mod tests {
     #[tokio::test]
     async fn a_finished_reply_is_sent_as_one_event() {
         let (events, mut receiver) = event_channel();
-        let send_permits = Arc::new(Semaphore::new(REPLY_BYTES_AHEAD));
-        let (buffered, reply_budget) = (Mutex::default(), ReplyBudget::default());
-        let channel =
-            CallChannel { stream: 1, events: events.clone(), send_permits, reply_budget, buffered, _turn_permit: None };
-        let request = Request::new(Incoming::new(RecvBuffer::default(), 1, events, Delivery::Unframed, None));
+        let send_permits = Arc::new(Semaphore::new(BYTES_AHEAD));
+        let (buffered, reply_budget, bytes_ahead) =
+            (Mutex::default(), ReplyBudget::new(REPLIES_BYTES_MAX), BYTES_AHEAD);
+        let channel = CallChannel {
+            stream: 1,
+            events: events.clone(),
+            bytes_ahead,
+            send_permits,
+            reply_budget,
+            buffered,
+            _turn_permit: None,
+        };
+        let request = Request::new(Incoming::new(RecvBuffer::default(), 1, events, Delivery::Unframed, 0, None));
         answer(Answers, request, &channel).await;
         drop(channel);
         let cx = Context::from_waker(Waker::noop());

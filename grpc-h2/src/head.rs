@@ -5,13 +5,13 @@ use std::sync::Arc;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 
-use super::HEADER_BYTES_MAX;
 use super::buffer::Buffer;
 use super::hpack::{CompressionError, Decoder, ENTRY_BYTES, Field, FieldKind};
 
 /// The head of a request: its pseudo-headers and fields, as bytes.
 ///
-/// It holds at most 16 KiB, counted as in RFC 9113, section 6.5.2, and no forbidden field.
+/// It holds at most [`Limits::header_bytes_max`](super::Limits::header_bytes_max), counted as in RFC 9113,
+/// section 6.5.2, and no forbidden field.
 #[derive(Debug, Default)]
 pub struct RequestHead {
     serial: u64,
@@ -182,9 +182,10 @@ impl RequestHead {
         self.error = self.error.or(Some(HeaderError::TooLong));
     }
 
-    fn push(&mut self, Field { kind, name, value }: Field<'_>) {
+    /// Appends a field, if the list stays within `bytes_max`.
+    fn push(&mut self, Field { kind, name, value }: Field<'_>, bytes_max: usize) {
         self.bytes = self.bytes.saturating_add(name.len() + value.len() + ENTRY_BYTES);
-        if self.bytes > HEADER_BYTES_MAX {
+        if self.bytes > bytes_max {
             self.error = self.error.or(Some(HeaderError::TooLong));
             return;
         }
@@ -193,7 +194,7 @@ impl RequestHead {
             self.error = Some(HeaderError::Malformed);
             return;
         }
-        // The limit above keeps these within u16.
+        // `bytes_max` is at most 16 KiB, so these are within u16.
         let (at, place) = (self.text.len() as u16, self.fields.len() as u16);
         self.text.extend_from_slice(name);
         self.text.extend_from_slice(value);
@@ -264,11 +265,11 @@ impl HeaderDecoder {
         heads.sum::<usize>() + self.last_block.capacity() + self.decoder.bytes()
     }
 
-    /// Decodes a whole block.
+    /// Decodes a whole block, to a head of at most `bytes_max`.
     ///
     /// # Errors
     /// When it breaks a rule of RFC 7541.
-    pub(super) fn read(&mut self, block: &[u8]) -> Result<&Arc<RequestHead>, CompressionError> {
+    pub(super) fn read(&mut self, block: &[u8], bytes_max: usize) -> Result<&Arc<RequestHead>, CompressionError> {
         let version = self.decoder.version();
         // Constant time: a block may hold a credential, and one connection may carry the calls of several
         // callers.
@@ -279,7 +280,7 @@ impl HeaderDecoder {
         self.last_version = None;
         let mut next = self.start();
         if let Some(head) = Arc::get_mut(&mut next) {
-            self.decoder.decode(block, |field| head.push(field))?;
+            self.decoder.decode(block, |field| head.push(field, bytes_max))?;
         }
         self.set_last(next);
         // Keeps no third copy of a credential, beside the table's and the head's.
@@ -292,7 +293,7 @@ impl HeaderDecoder {
         Ok(&self.last)
     }
 
-    /// Decodes the next frame of a block, and returns the head after the last one. Fields beyond the limit
+    /// Decodes the next frame of a block, and returns the head after the last one. Fields beyond `bytes_max`
     /// are dropped.
     ///
     /// # Errors
@@ -301,11 +302,12 @@ impl HeaderDecoder {
         &mut self,
         piece: &[u8],
         is_last: bool,
+        bytes_max: usize,
     ) -> Result<Option<&Arc<RequestHead>>, CompressionError> {
         let mut next = self.partial.take().unwrap_or_else(|| self.start());
         if let Some(head) = Arc::get_mut(&mut next) {
             self.decoder.decode_piece(piece, is_last, |field| match field {
-                Some(field) => head.push(field),
+                Some(field) => head.push(field, bytes_max),
                 None => head.push_too_long(),
             })?;
         }
@@ -349,10 +351,11 @@ impl HeaderDecoder {
 mod tests {
     use super::*;
 
+    const BYTES_MAX: usize = 16 * 1024;
     const REQUEST: &[&[u8]] = &[b"\x83\x86\x84"];
 
     fn read(heads: &mut HeaderDecoder, parts: &[&[u8]]) -> Arc<RequestHead> {
-        heads.read(&parts.concat()).unwrap().clone()
+        heads.read(&parts.concat(), BYTES_MAX).unwrap().clone()
     }
 
     fn literal(form: u8, name: &str, value: &str) -> Vec<u8> {
@@ -379,7 +382,7 @@ mod tests {
         assert_ne!(two.serial(), one.serial());
         // Also after a change that inserts nothing.
         read(&mut heads, &[&[0x20], &[0x3f, 0xe1, 0x1f], REQUEST[0]]);
-        assert!(heads.read(&indexed.concat()).is_err(), "its entry is gone");
+        assert!(heads.read(&indexed.concat(), BYTES_MAX).is_err(), "its entry is gone");
     }
 
     #[test]

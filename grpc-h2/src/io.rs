@@ -26,10 +26,7 @@ use super::error::ConnError;
 use super::events::{EventReceiver, event_channel};
 use super::read_turns::ReadTurn;
 use super::reply_budget::ReplyBudget;
-use super::{
-    FastPath, GOAWAY_ACK_TIMEOUT, IDLE_GOAWAY_ACK_TIMEOUT, IDLE_LINGER_TIME, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
-    LINGER_TIME, OUT_BYTES_MAX, PREFACE_TIMEOUT, TURN_BYTES_MAX,
-};
+use super::{FastPath, SharedLimits};
 
 /// Bytes of one read at most.
 const READ_BYTES: usize = 64 * 1024;
@@ -62,6 +59,8 @@ pub struct Handlers<S, A, X> {
     pub extension: X,
     /// The bound on what all connections hold of requests.
     pub budget: Budget,
+    /// The bounds and times of the connection.
+    pub limits: SharedLimits,
 }
 
 /// Why a connection closed, if not in order.
@@ -99,27 +98,34 @@ pub enum Shutdown {
 impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
     /// A connection on an accepted socket of the current runtime.
     pub fn new(io: T, handlers: Handlers<S, A, X>) -> Self {
-        let Handlers { fast_path, service, call_kind, runtimes, extension, budget } = handlers;
-        let reply_budget = ReplyBudget::default();
+        let Handlers { fast_path, service, call_kind, runtimes, extension, budget, limits } = handlers;
+        let reply_budget = ReplyBudget::new(limits.replies_bytes_max);
         let (events, receiver) = event_channel();
-        let calls =
-            ServiceSpawner { service, call_kind, runtimes, extension, events, reply_budget: reply_budget.clone() };
+        let calls = ServiceSpawner {
+            service,
+            call_kind,
+            runtimes,
+            extension,
+            events,
+            reply_budget: reply_budget.clone(),
+            limits: limits.clone(),
+        };
         let now = Instant::now();
         Self(Driver {
             io,
-            conn: Conn::new(fast_path, calls, reply_budget, budget),
+            timer: Box::pin(sleep_until(now + limits.preface_timeout.min(limits.tick_max()))),
+            turn: ReadTurn::new(limits.turn_bytes_max),
+            conn: Conn::new(fast_path, calls, reply_budget, budget, limits),
             events: receiver,
             unparsed: Buffer::new(),
             is_backpressured: false,
             stage: Stage::Open,
-            timer: Box::pin(sleep_until(now + PREFACE_TIMEOUT)),
             opened_at: now,
             last_frame_at: now,
             pinged_at: None,
             drain: None,
             deadline: None,
             busy_poll: BusyPoll::new(std::time::Instant::now()),
-            turn: ReadTurn::new(),
         })
     }
 
@@ -213,7 +219,7 @@ where
         if self.conn.out.is_empty() {
             let out = std::mem::take(&mut self.conn.out);
             WRITE.with_borrow_mut(|kept| {
-                if (kept.capacity()..=2 * OUT_BYTES_MAX).contains(&out.capacity()) {
+                if (kept.capacity()..=2 * self.conn.limits().out_bytes_max).contains(&out.capacity()) {
                     *kept = out;
                 }
             });
@@ -283,7 +289,7 @@ where
                     ready!(written);
                     ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
                     if self.had_no_calls_since_drain() {
-                        self.set_deadline(IDLE_LINGER_TIME);
+                        self.set_deadline(self.conn.limits().idle_linger_time);
                     }
                     self.stage = Stage::Lingering(error);
                 }
@@ -336,7 +342,7 @@ where
     ) -> Poll<Result<bool, CloseReason>> {
         let mut filled = self.unparsed.len();
         if !self.is_backpressured {
-            let most = buffer.len().min(filled + TURN_BYTES_MAX);
+            let most = buffer.len().min(filled + self.conn.limits().turn_bytes_max);
             let mut space = ReadBuf::new(&mut buffer[filled..most]);
             let read = Pin::new(&mut self.io).poll_read(cx, &mut space);
             let bytes = space.filled().len();
@@ -387,7 +393,7 @@ where
     fn stop_reading(&mut self, error: Option<ConnError>) {
         self.events.close();
         self.stage = Stage::Flushing(error);
-        self.set_deadline(LINGER_TIME);
+        self.set_deadline(self.conn.limits().linger_time);
     }
 
     fn start_drain(&mut self) {
@@ -401,8 +407,9 @@ where
 
     /// When to stop waiting for the peer to acknowledge the GOAWAY.
     fn drain_due(&self) -> Option<Instant> {
-        let drain = self.drain.filter(|_| self.conn.awaits_drain_ack())?;
-        Some(drain.at + if self.conn.has_no_calls() { IDLE_GOAWAY_ACK_TIMEOUT } else { GOAWAY_ACK_TIMEOUT })
+        let (drain, limits) = (self.drain.filter(|_| self.conn.awaits_drain_ack())?, self.conn.limits());
+        let is_idle = self.conn.has_no_calls();
+        Some(drain.at + if is_idle { limits.idle_goaway_ack_timeout } else { limits.goaway_ack_timeout })
     }
 
     fn had_no_calls_since_drain(&self) -> bool {
@@ -439,21 +446,24 @@ where
 
     /// Does what is due, and returns when to call it again.
     fn tick(&mut self, now: Instant) -> Result<Instant, CloseReason> {
-        // A request that starts later is due later than the next tick.
+        // What begins later is due later than the next tick.
         let late = self.conn.end_late_requests(now.into_std());
-        let mut next = self.last_frame_at + KEEPALIVE_INTERVAL;
+        let limits = self.conn.limits();
+        let (tick_max, preface_timeout) = (limits.tick_max(), limits.preface_timeout);
+        let keepalive_timeout = limits.keepalive_timeout;
+        let mut next = self.last_frame_at + limits.keepalive_interval;
         if let Some(pinged_at) = self.pinged_at {
-            next = pinged_at + KEEPALIVE_TIMEOUT;
+            next = pinged_at + keepalive_timeout;
             if now >= next {
                 return Err(CloseReason::KeepaliveTimeout);
             }
         } else if now >= next {
             self.conn.ping();
             self.pinged_at = Some(now);
-            next = now + KEEPALIVE_TIMEOUT;
+            next = now + keepalive_timeout;
         }
         if self.conn.awaits_preface() {
-            let due = self.opened_at + PREFACE_TIMEOUT;
+            let due = self.opened_at + preface_timeout;
             next = next.min(due);
             if now >= due {
                 return Err(CloseReason::PrefaceTimeout);
@@ -468,11 +478,11 @@ where
         }
         if let Some((error, until)) = self.conn.forced_drain() {
             next = next.min(until.into());
-            if now >= next {
+            if now >= until.into() {
                 return Err(CloseReason::Error(error));
             }
         }
-        Ok(late.map_or(next, |late| next.min(late.into())))
+        Ok(late.map_or(next, |late| next.min(late.into())).min(now + tick_max))
     }
 }
 

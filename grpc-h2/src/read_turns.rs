@@ -14,8 +14,6 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use tokio::task::yield_now;
 
-use super::TURN_BYTES_MAX;
-
 thread_local! {
     static TURNS: RefCell<ReadTurns> = RefCell::default();
 }
@@ -33,6 +31,8 @@ struct ReadTurns {
 /// What a caller has read in this round, and its queue.
 #[derive(Default)]
 struct CallerShare {
+    /// The turn of the connection that was polled last. Connections mostly have the same.
+    bytes_max: usize,
     read_bytes: usize,
     waiting: VecDeque<(Arc<AtomicU8>, Waker)>,
 }
@@ -50,13 +50,16 @@ const GONE: u8 = 3;
 pub(super) struct ReadTurn {
     state: Arc<AtomicU8>,
     caller: u64,
+    /// See [`Limits::turn_bytes_max`](super::Limits::turn_bytes_max).
+    bytes_max: u32,
     /// Bytes read since the last pause.
-    read_bytes: usize,
+    read_bytes: u32,
 }
 
 impl ReadTurn {
-    pub(super) fn new() -> Self {
-        Self { state: Arc::new(AtomicU8::new(IDLE)), caller: 0, read_bytes: 0 }
+    pub(super) fn new(bytes_max: usize) -> Self {
+        let bytes_max = u32::try_from(bytes_max).unwrap_or(u32::MAX);
+        Self { state: Arc::new(AtomicU8::new(IDLE)), caller: 0, bytes_max, read_bytes: 0 }
     }
 
     /// Ready if the connection may read now, on behalf of this caller. Otherwise it is woken when it may.
@@ -68,7 +71,8 @@ impl ReadTurn {
         self.caller = caller;
         TURNS.with_borrow_mut(|turns| {
             let share = turns.callers.entry(caller).or_default();
-            if share.read_bytes < TURN_BYTES_MAX && (state == NEXT || share.waiting.is_empty()) {
+            share.bytes_max = self.bytes_max as usize;
+            if share.read_bytes < share.bytes_max && (state == NEXT || share.waiting.is_empty()) {
                 return Poll::Ready(());
             }
             self.state.store(WAITING, Ordering::Relaxed);
@@ -80,7 +84,7 @@ impl ReadTurn {
 
     /// The same on a thread without turns by caller: it pauses from time to time.
     pub(super) fn poll_alone(&mut self, cx: &Context<'_>) -> Poll<()> {
-        if self.read_bytes < TURN_BYTES_MAX {
+        if self.read_bytes < self.bytes_max {
             return Poll::Ready(());
         }
         self.read_bytes = 0;
@@ -93,7 +97,7 @@ impl ReadTurn {
         if has_core {
             TURNS.with_borrow_mut(|turns| turns.callers.entry(self.caller).or_default().read_bytes += bytes);
         } else {
-            self.read_bytes = if bytes == 0 { 0 } else { self.read_bytes + bytes };
+            self.read_bytes = if bytes == 0 { 0 } else { self.read_bytes.saturating_add(bytes as u32) };
         }
     }
 
@@ -115,7 +119,7 @@ impl Drop for ReadTurn {
 impl CallerShare {
     /// The next connection of this caller, if something is left of its turn.
     fn next(&mut self, waiting: &mut usize) -> Option<Waker> {
-        while self.read_bytes < TURN_BYTES_MAX {
+        while self.read_bytes < self.bytes_max {
             let (state, waker) = self.waiting.pop_front()?;
             *waiting -= 1;
             if state.compare_exchange(WAITING, NEXT, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
@@ -178,12 +182,14 @@ mod tests {
     use tokio::net::UnixStream;
     use tokio::task::{JoinHandle, LocalSet, spawn_local};
 
+    const TURN_BYTES_MAX: usize = 100;
+
     /// The caller of each turn, with the number of the connection.
     type Seen = Rc<RefCell<Vec<(u64, usize)>>>;
 
     /// A connection that always has more to read, for this many turns.
     fn flood(seen: &Seen, caller: u64, number: usize, turns: usize) -> JoinHandle<()> {
-        let (seen, mut turn, mut left) = (seen.clone(), ReadTurn::new(), turns);
+        let (seen, mut turn, mut left) = (seen.clone(), ReadTurn::new(TURN_BYTES_MAX), turns);
         spawn_local(poll_fn(move |cx| {
             while left > 0 && turn.poll(caller, cx).is_ready() {
                 turn.has_read(TURN_BYTES_MAX, true);
@@ -257,7 +263,8 @@ mod tests {
     #[test]
     fn the_rest_of_a_turn_goes_to_the_next_connection() {
         local(async {
-            let (mut first, mut second, mut third) = (ReadTurn::new(), ReadTurn::new(), ReadTurn::new());
+            let (mut first, mut second, mut third) =
+                (ReadTurn::new(TURN_BYTES_MAX), ReadTurn::new(TURN_BYTES_MAX), ReadTurn::new(TURN_BYTES_MAX));
             let cx = &Context::from_waker(Waker::noop());
             assert!(first.poll(1, cx).is_ready());
             first.has_read(TURN_BYTES_MAX, true);

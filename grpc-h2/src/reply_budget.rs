@@ -10,14 +10,14 @@ use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use super::REPLIES_BYTES_MAX;
-
 /// The budget of a connection. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct ReplyBudget(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    /// See [`Limits::replies_bytes_max`](super::Limits::replies_bytes_max).
+    bytes_max: usize,
     /// Bytes that wait to be sent.
     held_bytes: AtomicUsize,
     /// Notified when [`Self::is_full`](ReplyBudget::is_full) becomes false.
@@ -71,17 +71,16 @@ pub(super) struct ReplyPart {
     held: usize,
 }
 
-impl Default for ReplyBudget {
-    fn default() -> Self {
-        let turn = Arc::new(Semaphore::new(1));
-        Self(Arc::new(Inner { held_bytes: AtomicUsize::new(0), capacity_freed: Notify::new(), turn }))
-    }
-}
-
 impl ReplyBudget {
+    /// A budget of this many bytes.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        let turn = Arc::new(Semaphore::new(1));
+        Self(Arc::new(Inner { bytes_max, held_bytes: AtomicUsize::new(0), capacity_freed: Notify::new(), turn }))
+    }
+
     /// Whether nothing more should be added.
     pub(super) fn is_full(&self) -> bool {
-        self.held_bytes() >= REPLIES_BYTES_MAX
+        self.held_bytes() >= self.0.bytes_max
     }
 
     /// Bytes that wait to be sent.
@@ -127,9 +126,10 @@ impl ReplyPart {
 
 impl Drop for ReplyPart {
     fn drop(&mut self) {
-        let before = self.budget.0.held_bytes.fetch_sub(self.held, Ordering::AcqRel);
-        if before >= REPLIES_BYTES_MAX && before - self.held < REPLIES_BYTES_MAX {
-            self.budget.0.capacity_freed.notify_waiters();
+        let Inner { bytes_max, held_bytes, capacity_freed, .. } = &*self.budget.0;
+        let before = held_bytes.fetch_sub(self.held, Ordering::AcqRel);
+        if before >= *bytes_max && before - self.held < *bytes_max {
+            capacity_freed.notify_waiters();
         }
     }
 }
@@ -141,22 +141,24 @@ mod tests {
     use std::pin::pin;
     use std::task::{Context, Waker};
 
+    const BYTES_MAX: usize = 1_000;
+
     fn bytes(len: usize) -> Bytes {
         vec![1; len].into()
     }
 
     #[test]
     fn a_wait_ends_when_there_is_room() {
-        let budget = ReplyBudget::default();
+        let budget = ReplyBudget::new(BYTES_MAX);
         let cx = &mut Context::from_waker(Waker::noop());
-        let (first, second) = (budget.add(bytes(REPLIES_BYTES_MAX - 1), 0), budget.add(bytes(2), 0));
+        let (first, second) = (budget.add(bytes(BYTES_MAX - 1), 0), budget.add(bytes(2), 0));
         let mut waiting = pin!(budget.wait_for_capacity());
         assert!(waiting.as_mut().poll(cx).is_pending());
         drop(second);
         assert!(waiting.as_mut().poll(cx).is_ready());
-        let mut large = budget.add(bytes(3 * REPLIES_BYTES_MAX), 0);
+        let mut large = budget.add(bytes(3 * BYTES_MAX), 0);
         drop(first);
-        large.advance(3 * REPLIES_BYTES_MAX - 1);
+        large.advance(3 * BYTES_MAX - 1);
         assert!(budget.is_full(), "its memory is there until it is sent to its end");
         drop(large);
         assert_eq!(budget.held_bytes(), 0);
@@ -164,9 +166,9 @@ mod tests {
 
     #[test]
     fn turns_are_taken_one_by_one_and_when_there_is_room() {
-        let budget = ReplyBudget::default();
+        let budget = ReplyBudget::new(BYTES_MAX);
         let cx = &mut Context::from_waker(Waker::noop());
-        let full = budget.add(bytes(REPLIES_BYTES_MAX), 0);
+        let full = budget.add(bytes(BYTES_MAX), 0);
         let (mut first, mut second) = (Box::pin(budget.clone().take_turn()), Box::pin(budget.clone().take_turn()));
         assert!(first.as_mut().poll(cx).is_pending() && second.as_mut().poll(cx).is_pending());
         drop(full);

@@ -16,7 +16,7 @@ use grpc_h2::testing::{
     CONTINUATION, DATA, END, END_HEADERS, GOAWAY, HEADERS, PADDED, PING, PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM,
     SETTINGS, WINDOW_UPDATE, WITH_PRIORITY, field, frame, settings_payload,
 };
-use grpc_h2::{Budget, CallKind, Connection, Handlers, Incoming, NoFastPath, Runtimes};
+use grpc_h2::{Budget, CallKind, Connection, Handlers, Incoming, NoFastPath, Runtimes, SharedLimits};
 use http::{Request, Response};
 use http_body::Body;
 use proptest::prelude::*;
@@ -123,6 +123,7 @@ async fn serve_ours(io: DuplexStream) {
         runtimes: Runtimes { shared: here.clone(), urgent: here.clone(), bulk: here },
         extension: (),
         budget: Budget::new(1 << 30, 1 << 30),
+        limits: SharedLimits::default(),
     };
     drop(Connection::new(io, handlers).serve(pending(), false).await);
 }

@@ -8,8 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use grpc_h2::{
-    Budget, CallKind, CloseReason, Connection, Handlers, Incoming, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, NoFastPath,
-    PREFACE_TIMEOUT, Runtimes,
+    Budget, CallKind, CloseReason, Connection, Handlers, Incoming, Limits, NoFastPath, Runtimes, SharedLimits,
 };
 use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
@@ -86,6 +85,7 @@ fn connection<T>(io: T) -> Connection<T, Answers, NoFastPath, ()> {
         runtimes: Runtimes { shared: here.clone(), urgent: here.clone(), bulk: here },
         extension: (),
         budget: Budget::new(1 << 20, 1 << 20),
+        limits: SharedLimits::default(),
     };
     Connection::new(io, handlers)
 }
@@ -111,15 +111,16 @@ async fn replies_are_flushed_even_if_the_pipe_is_narrow() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_has_a_time_for_the_preface_and_keepalive_watches_it_afterwards() {
-    let keepalive = KEEPALIVE_INTERVAL + KEEPALIVE_TIMEOUT;
-    for (sent, lasts) in [(&CALL[..0], PREFACE_TIMEOUT), (&CALL[..23], PREFACE_TIMEOUT), (&CALL[..24], keepalive)] {
+    let Limits { preface_timeout, keepalive_interval, keepalive_timeout, .. } = Limits::DEFAULT;
+    let keepalive = keepalive_interval + keepalive_timeout;
+    for (sent, lasts) in [(&CALL[..0], preface_timeout), (&CALL[..23], preface_timeout), (&CALL[..24], keepalive)] {
         let (io, mut peer) = tokio::io::duplex(64 * 1024);
         peer.write_all(sent).await.unwrap();
         let began = tokio::time::Instant::now();
         let ended = connection(io).serve(pending(), false).await;
         // The timer's resolution is a millisecond.
         assert_eq!(began.elapsed().as_secs(), lasts.as_secs(), "{} bytes: {ended:?}", sent.len());
-        assert_eq!(matches!(ended, Err(CloseReason::PrefaceTimeout)), lasts == PREFACE_TIMEOUT, "{ended:?}");
+        assert_eq!(matches!(ended, Err(CloseReason::PrefaceTimeout)), lasts == preface_timeout, "{ended:?}");
         assert_eq!(matches!(ended, Err(CloseReason::KeepaliveTimeout)), lasts == keepalive, "{ended:?}");
     }
 }

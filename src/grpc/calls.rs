@@ -1,10 +1,10 @@
 //! One row for each RPC: who may call it, and how it is served. A test holds the rows against the
 //! descriptors; a path without a row is refused to everyone.
 
-use grpc_h2::{CallKind, OPEN_MESSAGE_BYTES_MAX, Runs};
+use grpc_h2::{CallKind, Runs};
 use keyward_core::access::Action;
 
-use super::{ADMIN_REQUEST_BYTES_MAX, BATCH_REQUEST_BYTES_MAX, STREAM_MESSAGE_BYTES_MAX};
+use super::{ADMIN_REQUEST_BYTES_MAX, BATCH_REQUEST_BYTES_MAX, LIMITS, STREAM_MESSAGE_BYTES_MAX};
 
 /// One verdict.
 pub const VERIFY: &str = "/keyward.v1.KeyVerify/Verify";
@@ -36,11 +36,11 @@ const VERDICT: Rpc =
     Rpc { action: Some(Action::Verify), kind: INLINE, message_bytes_max: BATCH_REQUEST_BYTES_MAX, ..ADMIN };
 /// Open, because probes have no credential.
 const PROBE: Rpc =
-    Rpc { kind: CallKind { is_open: true, ..INLINE }, message_bytes_max: OPEN_MESSAGE_BYTES_MAX, ..ADMIN };
+    Rpc { kind: CallKind { is_open: true, ..INLINE }, message_bytes_max: LIMITS.open_message_bytes_max, ..ADMIN };
 /// Open, because it shows only what the repository shows.
 const REFLECTION: Rpc = Rpc {
     kind: CallKind { is_open: true, has_stream: true, ..SHARED },
-    message_bytes_max: OPEN_MESSAGE_BYTES_MAX,
+    message_bytes_max: LIMITS.open_message_bytes_max,
     ..ADMIN
 };
 

@@ -24,7 +24,7 @@ pub mod stream_verify;
 mod text;
 pub mod verify;
 
-use grpc_h2::OPEN_MESSAGE_BYTES_MAX;
+use grpc_h2::Limits;
 use tokio_util::sync::CancellationToken;
 use tonic::service::{Routes, RoutesBuilder};
 
@@ -39,6 +39,9 @@ use self::pb::key_verify_server::KeyVerifyServer;
 use self::state::StateHandle;
 use self::verify::VerifyService;
 use crate::health::Health;
+
+/// The bounds and times of callers' connections.
+pub const LIMITS: Limits = Limits::DEFAULT;
 
 /// An admin request longer than this is refused.
 pub const ADMIN_REQUEST_BYTES_MAX: usize = 1024 * 1024;
@@ -62,7 +65,7 @@ pub fn routes(
 ) -> Result<Routes, prost::DecodeError> {
     let mut routes = RoutesBuilder::default();
     let health = HealthServer::new(HealthService::new(health, stop.clone()));
-    routes.add_service(health.max_decoding_message_size(OPEN_MESSAGE_BYTES_MAX));
+    routes.add_service(health.max_decoding_message_size(LIMITS.open_message_bytes_max));
     routes.add_service(
         KeyAdminServer::new(AdminService::new(state.clone())).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX),
     );

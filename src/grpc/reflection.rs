@@ -11,7 +11,6 @@ use std::task::{Context, Poll};
 
 use futures_util::stream::try_unfold;
 use futures_util::{Stream, StreamExt};
-use grpc_h2::OPEN_MESSAGE_BYTES_MAX;
 use http::Uri;
 use prost::DecodeError;
 use tokio_util::sync::CancellationToken;
@@ -29,8 +28,8 @@ use tonic_reflection::pb::v1::{
 use tower_service::Service;
 
 use self::catalogue::Catalogue;
-use super::pb;
 use super::status::{Refusal, status};
+use super::{LIMITS, pb};
 
 /// The path of the call in v1.
 const V1_PATH: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
@@ -56,7 +55,7 @@ pub fn services(stop: CancellationToken) -> Result<(V1, V1Alpha), DecodeError> {
         tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
     ])?;
     let reflection = Reflection { catalogue: Arc::new(catalogue), stop };
-    let v1 = ServerReflectionServer::new(reflection).max_decoding_message_size(OPEN_MESSAGE_BYTES_MAX);
+    let v1 = ServerReflectionServer::new(reflection).max_decoding_message_size(LIMITS.open_message_bytes_max);
     Ok((v1.clone(), V1Alpha(v1)))
 }
 

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::future::Either;
-use grpc_h2::{Incomplete, OPEN_MESSAGE_BYTES_MAX, REQUEST_TIME_MAX, STRANGER_CALLS_MAX, WHOLE_BYTES_MAX};
+use grpc_h2::Incomplete;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
@@ -16,12 +16,12 @@ use tonic::body::Body as ReplyBody;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::grpc::STREAM_MESSAGE_BYTES_MAX;
 use crate::grpc::calls::{Rpc, rpc};
 use crate::grpc::status::{Refusal, status};
+use crate::grpc::{LIMITS, STREAM_MESSAGE_BYTES_MAX};
 
 // What a stream holds of a message that is not whole is then held by its connection, and counted.
-const _: () = assert!(STREAM_MESSAGE_BYTES_MAX <= WHOLE_BYTES_MAX);
+const _: () = assert!(STREAM_MESSAGE_BYTES_MAX <= LIMITS.whole_bytes_max());
 
 /// Hands bodies on as [`RequestBody`].
 #[derive(Clone, Copy, Debug)]
@@ -84,10 +84,12 @@ impl From<hyper::body::Incoming> for Received {
 }
 
 impl Received {
-    /// The body of a request that must be whole within [`REQUEST_TIME_MAX`]. [`grpc_h2`] sees to that itself.
+    /// The body of a request that must be whole within the time of a request. [`grpc_h2`] sees to that itself.
     fn in_time(self) -> Self {
         match self {
-            Self::Hyper(body, _) if !body.is_end_stream() => Self::Hyper(body, Some(Box::pin(sleep(REQUEST_TIME_MAX)))),
+            Self::Hyper(body, _) if !body.is_end_stream() => {
+                Self::Hyper(body, Some(Box::pin(sleep(LIMITS.request_time_max))))
+            }
             other => other,
         }
     }
@@ -133,10 +135,10 @@ impl Received {
 fn refusal_of(incomplete: Incomplete) -> Refusal {
     match incomplete {
         Incomplete::Cancelled => Refusal::Cancelled,
-        Incomplete::TooSlow => Refusal::TooSlow { max: REQUEST_TIME_MAX },
-        Incomplete::TooLong => Refusal::TooLong { max: OPEN_MESSAGE_BYTES_MAX },
+        Incomplete::TooSlow => Refusal::TooSlow { max: LIMITS.request_time_max },
+        Incomplete::TooLong => Refusal::TooLong { max: LIMITS.open_message_bytes_max },
         Incomplete::NoRoom => Refusal::NoRoom,
-        Incomplete::Crowded => Refusal::TooManyCalls { max: STRANGER_CALLS_MAX },
+        Incomplete::Crowded => Refusal::TooManyCalls { max: LIMITS.stranger_calls_max },
     }
 }
 

@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::io;
 
-use grpc_h2::{Budget, CallKind, FastPath, Incoming, Runtimes, Shutdown};
+use grpc_h2::{Budget, CallKind, FastPath, Incoming, Runtimes, SharedLimits, Shutdown};
 use http::{Request, Response};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -38,6 +38,8 @@ pub struct Transport {
     pub http2: Http2,
     /// The bound on what all connections hold of requests. hyper has none.
     pub budget: Budget,
+    /// The bounds and times of each connection. hyper has some of them.
+    pub limits: SharedLimits,
 }
 
 /// Makes connections from accepted sockets: what answers their calls, and on which runtime.
@@ -62,16 +64,17 @@ impl<S, F> MakeConnection<S, F> {
     where
         F: Fn(Peer, CredentialMark) -> A,
     {
-        let Self { transport: Transport { budget, .. }, service, make_fast_path, call_kind, runtimes } = self;
+        let Self { transport, service, make_fast_path, call_kind, runtimes } = self;
+        let Transport { budget, limits, .. } = transport;
         let peer = conn.peer();
         let fast_path = make_fast_path(peer, conn.mark());
-        let handlers = grpc_h2::Handlers { fast_path, service, call_kind, runtimes, extension: peer, budget };
+        let handlers = grpc_h2::Handlers { fast_path, service, call_kind, runtimes, extension: peer, budget, limits };
         Connection::new(conn, handlers)
     }
 
     fn hyper_calls(self, conn: &Conn) -> hyper::Calls<S> {
-        let Self { service, call_kind, runtimes, .. } = self;
-        hyper::Calls { service, call_kind, runtimes, peer: conn.peer(), mark: conn.mark() }
+        let Self { transport, service, call_kind, runtimes, .. } = self;
+        hyper::Calls { limits: transport.limits, service, call_kind, runtimes, peer: conn.peer(), mark: conn.mark() }
     }
 }
 

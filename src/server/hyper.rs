@@ -11,13 +11,11 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{Either, MapErr, TryFutureExt};
-use grpc_h2::{
-    CallKind, HEADER_BYTES_MAX, IDLE_GOAWAY_ACK_TIMEOUT, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, PREFACE_TIMEOUT,
-    REPLY_BYTES_AHEAD, Runs, Runtimes, STREAMS_MAX, Shutdown, WINDOW_BYTES,
-};
+use grpc_h2::{CallKind, Limits, Runs, Runtimes, SharedLimits, Shutdown};
 use http::{Request, Response, response};
 use http_body::{Body as HttpBody, Frame};
 use hyper::body::Incoming;
@@ -40,10 +38,6 @@ use super::stream::{Conn, Peer};
 
 /// The client connection preface (RFC 9113, section 3.4), in bytes.
 const PREFACE_BYTES: usize = 24;
-
-/// Resets that a peer may provoke by its own errors before its connection is closed (CVE-2025-8671), and
-/// streams that it may reset before they are served (CVE-2023-44487).
-const RESETS_MAX: usize = 1_024;
 
 /// Why a connection closed, if not in order.
 #[derive(Debug, thiserror::Error)]
@@ -79,9 +73,10 @@ where
     let _end: DropGuard = tasks.end.clone().drop_guard();
     let received = Arc::new(AtomicUsize::new(0));
     let io = TokioIo::new(Counted { conn, received: received.clone() });
-    let mut connection = pin!(builder(tasks.clone()).serve_connection(io, calls));
+    let limits = calls.limits.clone();
+    let mut connection = pin!(builder(tasks.clone(), &limits).serve_connection(io, calls));
     let mut stop = pin!(stop);
-    let mut preface_due = pin!(sleep(PREFACE_TIMEOUT));
+    let mut preface_due = pin!(sleep(limits.preface_timeout));
     let mut idle = pin!(Either::Left(pending()));
     let (mut may_lack_preface, mut is_draining) = (true, false);
     loop {
@@ -92,7 +87,7 @@ where
                 Shutdown::Graceful => {
                     is_draining = true;
                     connection.as_mut().graceful_shutdown();
-                    idle.set(Either::Right(tasks.idle()));
+                    idle.set(Either::Right(tasks.idle(limits.idle_goaway_ack_timeout)));
                 }
             },
             closed = connection.as_mut() => return Ok(closed?),
@@ -108,20 +103,22 @@ where
     }
 }
 
-fn builder(tasks: CallTasks) -> http2::Builder<CallTasks> {
+fn builder(tasks: CallTasks, limits: &Limits) -> http2::Builder<CallTasks> {
     let mut builder = http2::Builder::new(tasks);
     builder
         .timer(TokioTimer::new())
         .auto_date_header(false)
-        .max_concurrent_streams(STREAMS_MAX as u32)
-        .max_header_list_size(HEADER_BYTES_MAX as u32)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
-        .max_send_buf_size(REPLY_BYTES_AHEAD)
-        .max_pending_accept_reset_streams(RESETS_MAX)
-        .max_local_error_reset_streams(RESETS_MAX)
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+        .max_concurrent_streams(limits.streams_max as u32)
+        .max_header_list_size(limits.header_bytes_max as u32)
+        .initial_stream_window_size(limits.window_bytes)
+        .initial_connection_window_size(limits.window_bytes)
+        .max_send_buf_size(limits.reply_bytes_ahead)
+        // Streams that the peer may reset before they are served (CVE-2023-44487), and resets that it may provoke
+        // by its own errors (CVE-2025-8671).
+        .max_pending_accept_reset_streams(limits.errors_max as usize)
+        .max_local_error_reset_streams(limits.errors_max as usize)
+        .keep_alive_interval(limits.keepalive_interval)
+        .keep_alive_timeout(limits.keepalive_timeout);
     builder
 }
 
@@ -134,13 +131,13 @@ struct CallTasks {
 
 impl CallTasks {
     /// Waits until there have been no calls for as long as an idle peer may take to acknowledge a GOAWAY.
-    fn idle(&self) -> impl Future<Output = ()> + use<> {
+    fn idle(&self, ack_timeout: Duration) -> impl Future<Output = ()> + use<> {
         let tracker = self.tracker.clone();
         tracker.close();
         async move {
             loop {
                 tracker.wait().await;
-                sleep(IDLE_GOAWAY_ACK_TIMEOUT).await;
+                sleep(ack_timeout).await;
                 if tracker.is_empty() {
                     return;
                 }
@@ -163,6 +160,7 @@ where
 /// Answers the calls of a connection.
 #[derive(Clone)]
 pub(super) struct Calls<S> {
+    pub(super) limits: SharedLimits,
     pub(super) service: S,
     /// How a call is served, by its path.
     pub(super) call_kind: fn(&str) -> CallKind,

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use grpc_h2::{Budget, CallKind, FastPath, RequestHead, Runs, Runtimes};
+use grpc_h2::{Budget, CallKind, FastPath, RequestHead, Runs, Runtimes, SharedLimits};
 use http::{Request, Response};
 use keyward::grpc::calls::rpc;
 use keyward::server::addr::ListenAddr;
@@ -81,7 +81,7 @@ async fn start(tasks: &Tasks, cores: &Cores, http2: Http2) -> ListenAddr {
     tasks.spawn("accept", listener.accept(Slots::new(8), accepted, stop.clone(), stop));
     let shared = tokio::runtime::Handle::current();
     let make_connection = MakeConnection {
-        transport: Transport { http2, budget: Budget::new(1 << 30, 1 << 30) },
+        transport: Transport { http2, budget: Budget::new(1 << 30, 1 << 30), limits: SharedLimits::default() },
         service: There,
         make_fast_path: |_, _| Here,
         call_kind: |path| {

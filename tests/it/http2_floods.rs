@@ -1,6 +1,6 @@
 //! Floods: a peer that makes endless work is stopped or held back, and nothing grows.
 
-use grpc_h2::{ERRORS_MAX, OVERHEAD_FRAMES_MAX, STREAMS_MAX};
+use keyward::grpc::LIMITS;
 use keyward::grpc::pb::{self, Reason};
 use prost::Message;
 
@@ -38,7 +38,7 @@ async fn overhead_frames_are_bounded() {
         peer.until_pong(1).await;
         let (mut reader, mut writer) = peer.split();
         // The first excess drains the connection, on which a call is under way. The second one closes it.
-        let flood = flood.repeat(2 * OVERHEAD_FRAMES_MAX as usize + 2);
+        let flood = flood.repeat(2 * LIMITS.overhead_frames_max as usize + 2);
         // The server may close before it has read all of it.
         let written = tokio::spawn(async move {
             writer.write(&flood).await;
@@ -64,7 +64,7 @@ async fn frames_that_come_with_calls_are_no_flood() {
         let mut peer = Peer::with(&site, &[(4, 0x7fff_ffff)]).await;
         peer.window_update(0, 0x7000_0000).await;
         let mut stream = 1_u32;
-        for _ in 0..(OVERHEAD_FRAMES_MAX / 1_000 + 2) {
+        for _ in 0..(LIMITS.overhead_frames_max / 1_000 + 2) {
             let mut calls = vec![];
             let first = stream;
             for _ in 0..1_000 {
@@ -95,7 +95,7 @@ async fn data_behind_a_reset_of_the_peer_is_no_flood_of_errors() {
     let mut peer = Peer::open(&site).await;
     let (block, question) = (head_of(VERIFY, site.admin_secret()), body(&ask("nonsense")));
     let mut stream = 1_u32;
-    for mark in 0..(2 * ERRORS_MAX / 100) as u8 {
+    for mark in 0..(2 * LIMITS.errors_max / 100) as u8 {
         let mut calls = vec![];
         for _ in 0..100 {
             calls.extend(frame(HEADERS, END_HEADERS, stream, &block));
@@ -121,7 +121,7 @@ async fn calls_that_are_under_way_outlive_the_first_excess() {
     let mut peer = Peer::open(&site).await;
     let (block, question) = (head_of(VERIFY, site.admin_secret()), body(&ask("nonsense")));
     peer.send(HEADERS, END_HEADERS, 1, &block).await;
-    peer.write(&frame(PING, END, 0, &[7; 8]).repeat(OVERHEAD_FRAMES_MAX as usize + 1)).await;
+    peer.write(&frame(PING, END, 0, &[7; 8]).repeat(LIMITS.overhead_frames_max as usize + 1)).await;
     let told = peer.find(|frame| frame.kind == GOAWAY).await;
     assert_eq!((told.code(), &told.payload[..4]), (ENHANCE_YOUR_CALM, &1_u32.to_be_bytes()[..]));
     peer.call(3, &block, &question).await;
@@ -147,9 +147,9 @@ async fn resets_that_a_peer_provokes_are_bounded() {
                 break end;
             }
             provoked += 1;
-            assert!(provoked <= ERRORS_MAX, "{path}");
+            assert!(provoked <= LIMITS.errors_max, "{path}");
         };
-        assert_eq!((code, provoked), (ENHANCE_YOUR_CALM, ERRORS_MAX), "{path}");
+        assert_eq!((code, provoked), (ENHANCE_YOUR_CALM, LIMITS.errors_max), "{path}");
     }
 }
 
@@ -176,7 +176,7 @@ async fn concurrent_calls_are_bounded() {
     let site = Site::in_memory().await;
     for path in ENDLESS {
         let mut peer = Peer::open(&site).await;
-        let places = STREAMS_MAX as u32;
+        let places = LIMITS.streams_max as u32;
         for at in 0..places {
             // Without a credential there would be fewer.
             peer.send(HEADERS, END_HEADERS, 2 * at + 1, &head_of(path, site.admin_secret())).await;

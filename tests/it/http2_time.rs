@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use grpc_h2::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, REQUEST_TIME_MAX};
 use keyward::app::{App, Deps, Engine};
 use keyward::config::{Flags, Settings};
+use keyward::grpc::LIMITS;
 use keyward::grpc::pb::{self, Reason};
 use keyward_core::clock::ManualClock;
 use tokio::time::{Instant, timeout};
@@ -60,7 +60,7 @@ async fn a_peer_that_is_gone_is_noticed() {
         let (mut reader, _writer) = peer.split();
         let (frames, took) = timeout(Duration::from_secs(300), rest(&mut reader)).await.expect("it is closed");
         assert!(frames.iter().any(|frame| frame.kind == PING && frame.flags == 0), "it is asked: {frames:?}");
-        let due = KEEPALIVE_INTERVAL + KEEPALIVE_TIMEOUT;
+        let due = LIMITS.keepalive_interval + LIMITS.keepalive_timeout;
         assert!(took >= due && took < due + Duration::from_secs(1), "{took:?}");
     }
     app.stop().await.unwrap();
@@ -120,7 +120,10 @@ async fn an_open_call_whose_request_or_message_is_not_whole_in_time_ends() {
         };
         timeout(Duration::from_secs(300), ended).await.expect("it ends");
         let took = began.elapsed();
-        assert!(took >= REQUEST_TIME_MAX && took < REQUEST_TIME_MAX + Duration::from_secs(1), "{path} {took:?}");
+        assert!(
+            took >= LIMITS.request_time_max && took < LIMITS.request_time_max + Duration::from_secs(1),
+            "{path} {took:?}"
+        );
     }
     app.stop().await.unwrap();
 }
@@ -143,7 +146,7 @@ async fn a_peer_that_answers_stays() {
         };
         writer.write(&frame(PING, END, 0, &asked.payload)).await;
     }
-    assert!(began.elapsed() >= 10 * KEEPALIVE_INTERVAL);
+    assert!(began.elapsed() >= 10 * LIMITS.keepalive_interval);
     drop((reader, writer));
     app.stop().await.unwrap();
 }
@@ -200,10 +203,13 @@ async fn a_request_that_is_not_whole_in_time_is_refused() {
             if let Ok(first) = first {
                 break [first, reader.find(|frame| frame.kind == RST_STREAM && frame.stream == 1).await];
             }
-            assert!(began.elapsed() < 2 * REQUEST_TIME_MAX, "{path} is never answered");
+            assert!(began.elapsed() < 2 * LIMITS.request_time_max, "{path} is never answered");
         };
         let took = began.elapsed();
-        assert!(took >= REQUEST_TIME_MAX && took < REQUEST_TIME_MAX + Duration::from_secs(2), "{path}: {took:?}");
+        assert!(
+            took >= LIMITS.request_time_max && took < LIMITS.request_time_max + Duration::from_secs(2),
+            "{path}: {took:?}"
+        );
         // DEADLINE_EXCEEDED, with the reason.
         let says = frames[0].field("grpc-message").is_some_and(|message| message.contains("not%20whole%2030%20s"));
         assert!(frames[0].field("grpc-status") == Some("4") && says, "{path}: {frames:?}");
@@ -227,7 +233,7 @@ async fn requests_that_are_late_forgive_no_flood() {
     for stream in (1..).step_by(2) {
         peer.send(HEADERS, END_HEADERS, stream, &late).await;
         // From now on one of them is late at each step.
-        if began.elapsed() > REQUEST_TIME_MAX + step {
+        if began.elapsed() > LIMITS.request_time_max + step {
             peer.write(&flood).await;
         }
         let next = Instant::now() + step;
@@ -237,7 +243,7 @@ async fn requests_that_are_late_forgive_no_flood() {
         if cut {
             break;
         }
-        assert!(began.elapsed() < 2 * REQUEST_TIME_MAX, "it is never cut");
+        assert!(began.elapsed() < 2 * LIMITS.request_time_max, "it is never cut");
     }
     drop(peer);
     app.stop().await.unwrap();
@@ -255,7 +261,7 @@ async fn a_stream_of_requests_may_take_its_time() {
     peer.send(HEADERS, END_HEADERS, 1, &block).await;
     let mut quiet = 0;
     while quiet < 5 {
-        let frame = peer.next_in(2 * KEEPALIVE_INTERVAL).await;
+        let frame = peer.next_in(2 * LIMITS.keepalive_interval).await;
         let asked = frame.filter(|frame| frame.kind == PING && frame.flags == 0);
         if let Some(asked) = asked {
             peer.send(PING, END, 0, &asked.payload).await;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use keyward::app::Engine;
 use keyward::config::Settings;
+use keyward::grpc::LIMITS;
 use keyward::grpc::pb::{self, Reason};
 use keyward::server::addr::ListenAddr;
 use keyward::server::connections::Http2;
@@ -66,10 +67,7 @@ async fn hyper_waits_for_a_preface_no_longer_than_we_do() {
         let (began, mut heard) = (Instant::now(), vec![]);
         drop(timeout(Duration::from_secs(60), silent.read_to_end(&mut heard)).await.expect("it is closed"));
         let took = began.elapsed();
-        assert!(
-            took >= grpc_h2::PREFACE_TIMEOUT && took < grpc_h2::PREFACE_TIMEOUT + Duration::from_secs(1),
-            "{took:?}"
-        );
+        assert!(took >= LIMITS.preface_timeout && took < LIMITS.preface_timeout + Duration::from_secs(1), "{took:?}");
     }
     app.stop().await.unwrap();
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use grpc_h2::OPEN_MESSAGE_BYTES_MAX;
+use keyward::grpc::LIMITS;
 use keyward::grpc::pb::health::HealthListRequest;
 use keyward::grpc::pb::health::health_check_response::ServingStatus as Listed;
 use keyward::grpc::pb::health::health_client::HealthClient as ListClient;
@@ -206,7 +206,7 @@ async fn an_idle_stream_of_reflection_does_not_hold_up_a_stop() {
 async fn what_anyone_may_ask_is_short() {
     let site = Site::in_memory().await;
     // The number of its field and its length take three bytes.
-    let longest = "x".repeat(OPEN_MESSAGE_BYTES_MAX - 3);
+    let longest = "x".repeat(LIMITS.open_message_bytes_max - 3);
     let mut health = HealthClient::new(site.channel());
     for (name, code) in [(longest.clone(), Code::NotFound), (format!("{longest}x"), Code::ResourceExhausted)] {
         assert_eq!(health.check(named(&name)).await.unwrap_err().code(), code);

@@ -4,8 +4,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use grpc_h2::STRANGER_CALLS_MAX;
 use keyward::app::Engine;
+use keyward::grpc::LIMITS;
 use keyward::grpc::pb::{self, Reason};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -41,7 +41,7 @@ async fn a_connection_without_a_credential_may_have_64_calls_at_a_time_and_one_w
     let channel = channel(&site);
     let mut health = HealthClient::new(channel.clone());
     let mut watches = vec![];
-    for _ in 0..STRANGER_CALLS_MAX {
+    for _ in 0..LIMITS.stranger_calls_max {
         let mut watch = health.watch(whole()).await.unwrap().into_inner();
         watch.message().await.unwrap().unwrap();
         watches.push(watch);
@@ -55,7 +55,7 @@ async fn a_connection_without_a_credential_may_have_64_calls_at_a_time_and_one_w
     assert_eq!(health.check(whole()).await.unwrap_err().code(), Code::ResourceExhausted);
     let known = Handle::new(channel, Some(site.admin_secret().to_owned()));
     assert_eq!(known.ask(ask("x")).await.unwrap().reason(), Reason::Malformed);
-    for _ in 0..STRANGER_CALLS_MAX {
+    for _ in 0..LIMITS.stranger_calls_max {
         watches.push(health.watch(whole()).await.unwrap().into_inner());
     }
     health.check(whole()).await.unwrap();

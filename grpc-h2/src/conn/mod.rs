@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use self::request::SlowCall;
 use self::stream::{PendingCall, Stream};
-use super::body::{Incomplete, UNREPORTED_BYTES_MAX};
+use super::body::Incomplete;
 use super::budget::{Account, Budget};
 use super::buffer::Buffer;
 use super::call::CallSpawner;
@@ -22,25 +22,10 @@ use super::error::{ConnError, ErrorCode};
 use super::frame::{self, BITS_31, FrameHead, PAYLOAD_BYTES_MAX, PREFACE, flag, kind, setting};
 use super::head::HeaderDecoder;
 use super::hpack::Encoder;
+use super::limits::WINDOW_BYTES_AT_FIRST;
 use super::reply_budget::ReplyBudget;
-use super::{
-    BUFFERED_BYTES_ALL_MAX, DRAIN_TIME_MAX, ERROR_CALLS, ERRORS_MAX, FastPath, HEADER_BYTES_MAX, KEEPALIVE_INTERVAL,
-    OUT_BYTES_MAX, OVERHEAD_FRAMES_MAX, OVERHEAD_FRAMES_PAID, PREFETCH_MAX, STREAMS_MAX, WINDOW_BYTES,
-};
+use super::{FastPath, Limits, SharedLimits};
 
-/// The initial size of windows (RFC 9113, section 6.9.2).
-const WINDOW_BYTES_AT_FIRST: u32 = 65_535;
-/// A WINDOW_UPDATE of the connection is sent once this many bytes are unclaimed.
-const WINDOW_UPDATE_BYTES_MIN: u32 = WINDOW_BYTES / 4;
-
-// Buffered, unreported and unclaimed bytes together never fill the window. Otherwise a peer whose calls wait
-// for the disk could send nothing more, not even calls of Verify.
-const _: () = assert!(
-    WINDOW_UPDATE_BYTES_MIN as usize - 1 + BUFFERED_BYTES_ALL_MAX + STREAMS_MAX * UNREPORTED_BYTES_MAX
-        < WINDOW_BYTES as usize
-);
-/// Streams that were reset here, of which the peer may not know yet: their frames are no errors.
-const RESETS_REMEMBERED: usize = 1_024;
 /// The payload of a keepalive PING.
 const PING_KEEPALIVE: [u8; 8] = *b"kw-alive";
 /// The payload of the PING whose acknowledgement shows that the peer has read the first GOAWAY.
@@ -49,6 +34,7 @@ const PING_DRAIN: [u8; 8] = *b"kw-leave";
 pub(super) struct Conn<A: FastPath, C> {
     /// The output, not yet written to the network.
     pub(super) out: Buffer,
+    limits: SharedLimits,
     fast_path: A,
     calls: C,
     handshake: Handshake,
@@ -80,10 +66,11 @@ pub(super) struct Conn<A: FastPath, C> {
     window: u32,
     /// Bytes that were read and not yet given back by WINDOW_UPDATE.
     unclaimed: u32,
+    /// Streams that were reset here. The peer may not know of it yet.
     resets: VecDeque<u32>,
     /// Streams that the peer reset. Some clients still send the rest of the request.
     peer_resets: VecDeque<u32>,
-    /// [`ERROR_CALLS`] for each error.
+    /// [`Limits::error_calls`] for each error.
     errors: u32,
     /// Calls refused because an unauthenticated peer had too many, or there was no room.
     crowded: u32,
@@ -125,24 +112,26 @@ struct PartialBlock {
 }
 
 impl<A: FastPath, C> Conn<A, C> {
-    pub(super) fn new(fast_path: A, calls: C, reply_budget: ReplyBudget, budget: Budget) -> Self {
+    pub(super) fn new(fast_path: A, calls: C, reply_budget: ReplyBudget, budget: Budget, limits: SharedLimits) -> Self {
+        let window_bytes = limits.window_bytes;
         let mut out = Buffer::new();
         frame::put_settings(
             &mut out,
             &[
-                (setting::MAX_CONCURRENT_STREAMS, STREAMS_MAX as u32),
-                (setting::INITIAL_WINDOW_SIZE, WINDOW_BYTES),
-                (setting::MAX_HEADER_LIST_SIZE, HEADER_BYTES_MAX as u32),
+                (setting::MAX_CONCURRENT_STREAMS, limits.streams_max as u32),
+                (setting::INITIAL_WINDOW_SIZE, window_bytes),
+                (setting::MAX_HEADER_LIST_SIZE, limits.header_bytes_max as u32),
             ],
         );
-        frame::put_window_update(&mut out, 0, WINDOW_BYTES - WINDOW_BYTES_AT_FIRST);
+        frame::put_window_update(&mut out, 0, window_bytes - WINDOW_BYTES_AT_FIRST);
         let at = Instant::now();
         Self {
             out,
+            header_decoder: HeaderDecoder::new(),
+            limits,
             fast_path,
             calls,
             handshake: Handshake::Preface,
-            header_decoder: HeaderDecoder::new(),
             encoder: Encoder::new(),
             block: None,
             last_stream: 0,
@@ -157,7 +146,7 @@ impl<A: FastPath, C> Conn<A, C> {
             rest_bytes: 0,
             peer_initial_window: WINDOW_BYTES_AT_FIRST.into(),
             send_window: WINDOW_BYTES_AT_FIRST.into(),
-            window: WINDOW_BYTES,
+            window: window_bytes,
             unclaimed: 0,
             resets: VecDeque::new(),
             peer_resets: VecDeque::new(),
@@ -199,7 +188,8 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         }
         // Where prefetching stopped, in bytes before the end of the input.
         let mut unscanned = rest.len();
-        while !self.is_full()
+        let out_bytes_max = self.limits.out_bytes_max;
+        while self.out.len() < out_bytes_max
             && let Some(head) = FrameHead::read(rest)
         {
             if head.length > PAYLOAD_BYTES_MAX {
@@ -217,9 +207,9 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
 
     /// Passes the next bodies to the fast path, and returns how many bytes were not scanned.
     fn prefetch(&mut self, input: &[u8]) -> usize {
-        let (mut rest, mut bodies, streams) = (input, 0, &self.streams);
+        let (mut rest, mut bodies, streams, bodies_max) = (input, 0, &self.streams, self.limits.prefetch_max);
         let next = std::iter::from_fn(|| {
-            while bodies < PREFETCH_MAX {
+            while bodies < bodies_max {
                 let head = FrameHead::read(rest)?;
                 let payload;
                 (payload, rest) = head.split_payload(rest)?;
@@ -241,9 +231,13 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         self.handshake == Handshake::Preface
     }
 
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// Whether the output is full.
     pub(super) fn is_full(&self) -> bool {
-        self.out.len() >= OUT_BYTES_MAX
+        self.out.len() >= self.limits.out_bytes_max
     }
 
     /// Calls answered by the fast path.
@@ -321,7 +315,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         if self.forced_drain.is_some() {
             return Err(error);
         }
-        self.forced_drain = Some((error, self.at + DRAIN_TIME_MAX));
+        self.forced_drain = Some((error, self.at + self.limits.drain_time_max));
         (self.overhead_frames, self.errors) = (0, 0);
         self.drain = Drain::Final(self.last_stream);
         frame::put_goaway(&mut self.out, self.last_stream, error.code, error.what);
@@ -368,13 +362,14 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         }
     }
 
-    /// Halves the errors, and resets the other counts, for each [`KEEPALIVE_INTERVAL`] that has passed.
+    /// Halves the errors, and resets the other counts, for each keepalive interval that has passed.
     fn decay_rate_limits(&mut self) {
-        let passed = self.at.saturating_duration_since(self.decayed_at).as_secs() / KEEPALIVE_INTERVAL.as_secs();
-        if passed > 0 {
+        let (passed, interval) = (self.at.saturating_duration_since(self.decayed_at), self.limits.keepalive_interval);
+        if passed >= interval {
+            let halved = passed.as_nanos() / interval.as_nanos();
             self.decayed_at = self.at;
             (self.overhead_frames, self.crowded) = (0, 0);
-            self.errors = u32::try_from(passed).ok().and_then(|halved| self.errors.checked_shr(halved)).unwrap_or(0);
+            self.errors = u32::try_from(halved).ok().and_then(|halved| self.errors.checked_shr(halved)).unwrap_or(0);
         }
     }
 
@@ -382,7 +377,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     fn overhead_frame(&mut self) -> Result<(), ConnError> {
         self.decay_rate_limits();
         self.overhead_frames += 1;
-        if self.overhead_frames > OVERHEAD_FRAMES_MAX {
+        if self.overhead_frames > self.limits.overhead_frames_max {
             return self.force_drain(ConnError::enhance_your_calm("too many frames that carry no call on"));
         }
         Ok(())
@@ -390,7 +385,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
 
     /// A frame that starts a call or carries its data pays for some overhead frames.
     fn pay_for_overhead(&mut self) {
-        self.overhead_frames = self.overhead_frames.saturating_sub(OVERHEAD_FRAMES_PAID);
+        self.overhead_frames = self.overhead_frames.saturating_sub(self.limits.overhead_frames_paid);
     }
 
     /// Whether a stream is idle (RFC 9113, section 5.1): it was never begun.
@@ -400,7 +395,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
 
     /// Whether there are as many calls as SETTINGS_MAX_CONCURRENT_STREAMS allows.
     fn has_max_streams(&self) -> bool {
-        self.streams.len() + self.pending_calls.len() >= STREAMS_MAX
+        self.streams.len() + self.pending_calls.len() >= self.limits.streams_max
     }
 
     /// A call was received and answered in full.
@@ -411,8 +406,9 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     /// Resets a stream for an error of the peer.
     fn reset_for(&mut self, stream: u32, code: ErrorCode) -> Result<(), ConnError> {
         self.decay_rate_limits();
-        self.errors += ERROR_CALLS;
-        if self.errors > ERRORS_MAX * ERROR_CALLS {
+        let error_calls = self.limits.error_calls;
+        self.errors += error_calls;
+        if self.errors > self.limits.errors_max * error_calls {
             self.force_drain(ConnError::enhance_your_calm("too many errors"))?;
         }
         self.reset(stream, code);
@@ -428,7 +424,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
 
     /// Remembers that frames of this stream are no errors: the peer may not know of the reset yet.
     fn remember_reset(&mut self, stream: u32) {
-        remember(&mut self.resets, stream);
+        remember(&mut self.resets, stream, self.limits.resets_remembered);
     }
 
     /// Ends the call of a stream. It counts until its task has ended.
@@ -463,16 +459,16 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     /// Gives bytes of the connection's window back to the peer, by WINDOW_UPDATE once there are enough.
     fn release_capacity(&mut self, bytes: usize) {
         self.unclaimed += bytes as u32;
-        if self.unclaimed >= WINDOW_UPDATE_BYTES_MIN {
+        if self.unclaimed >= self.limits.conn_update_bytes_min() {
             self.window += self.unclaimed;
             frame::put_window_update(&mut self.out, 0, std::mem::take(&mut self.unclaimed));
         }
     }
 }
 
-/// Remembers a stream in place of the oldest one.
-fn remember(streams: &mut VecDeque<u32>, stream: u32) {
-    if streams.len() == RESETS_REMEMBERED {
+/// Remembers a stream; in place of the oldest one, if there are `max`.
+fn remember(streams: &mut VecDeque<u32>, stream: u32, max: usize) {
+    if streams.len() == max {
         streams.pop_front();
     }
     streams.push_back(stream);

@@ -4,10 +4,10 @@ use bytes::Bytes;
 
 use super::stream::{Piece, Stream};
 use super::{Conn, frame};
+use crate::FastPath;
 use crate::call::{CallSpawner, Event, StreamEvent};
 use crate::error::{ConnError, ErrorCode};
 use crate::frame::{BITS_31, FrameHead, PAYLOAD_BYTES_MAX};
-use crate::{FastPath, OVERHEAD_FRAMES_PAID, WINDOW_BYTES};
 
 /// What sending a frame of a stream did.
 enum Sent {
@@ -105,7 +105,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     pub(super) fn send_window_update(&mut self, id: u32) {
         if let Some(stream) = self.streams.get_mut(&id)
             && stream.recv_buffer.is_some()
-            && stream.unclaimed >= WINDOW_BYTES / 2
+            && stream.unclaimed >= self.limits.stream_update_bytes_min()
         {
             stream.window += stream.unclaimed;
             frame::put_window_update(&mut self.out, id, std::mem::take(&mut stream.unclaimed));
@@ -155,7 +155,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             let bytes = allowed.min(part.bytes.len());
             let whole = bytes == part.bytes.len();
             frame::put_data(&mut self.out, id, false, &part.bytes[..bytes]);
-            self.overhead_frames = self.overhead_frames.saturating_sub(OVERHEAD_FRAMES_PAID);
+            self.overhead_frames = self.overhead_frames.saturating_sub(self.limits.overhead_frames_paid);
             part.advance(bytes);
             self.send_window -= bytes as i64;
             stream.window_delta -= bytes as i64;

@@ -14,20 +14,13 @@ use crate::call::{CallKind, CallSpawner};
 use crate::error::{ConnError, ErrorCode};
 use crate::frame::{self, FrameHead, flag};
 use crate::head::{HeaderError, RequestHead};
-use crate::{
-    BLOCK_FRAMES_MAX, BUFFERED_BYTES_ALL_MAX, BUFFERED_BYTES_MAX, Bypass, FastPath, OPEN_MESSAGE_BYTES_MAX,
-    REQUEST_TIME_MAX, STRANGER_CALLS_MAX,
-};
+use crate::{Bypass, FastPath};
 
 /// The state of header compression is lost (RFC 9113, section 4.3).
 const UNREAD: ConnError = ConnError::new(ErrorCode::Compression, "a header block cannot be read");
 
 /// The length of the priority fields of a HEADERS frame (RFC 9113, section 6.2).
 const PRIORITY_BYTES: usize = 5;
-
-/// Calls of an unauthenticated peer that are refused with a status, because there are too many or there is no
-/// room. Further ones are reset. Resets with the other rate limits.
-const CROWDED_REPLIES_MAX: u32 = 16;
 
 /// A call that takes the slow path.
 pub(super) struct SlowCall<'a> {
@@ -64,12 +57,13 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             fragment = fragment.get(PRIORITY_BYTES..).ok_or(ConnError::size("HEADERS without their priority"))?;
         }
         let ends_stream = frame.has(flag::END_STREAM);
+        let bytes_max = self.limits.header_bytes_max;
         // Every block is decoded, since it may change the dynamic table.
         if frame.has(flag::END_HEADERS) {
-            let head = self.header_decoder.read(fragment).map_err(|_| UNREAD)?.clone();
+            let head = self.header_decoder.read(fragment, bytes_max).map_err(|_| UNREAD)?.clone();
             return self.head(frame.stream, ends_stream, head);
         }
-        self.header_decoder.read_piece(fragment, false).map_err(|_| UNREAD)?;
+        self.header_decoder.read_piece(fragment, false, bytes_max).map_err(|_| UNREAD)?;
         self.block = Some(PartialBlock { stream: frame.stream, ends_stream, frames: 1 });
         Ok(())
     }
@@ -79,10 +73,11 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             return Err(ConnError::protocol("CONTINUATION of nothing"));
         };
         block.frames += 1;
-        if block.frames > BLOCK_FRAMES_MAX {
+        if block.frames > self.limits.block_frames_max {
             return Err(ConnError::enhance_your_calm("a header block without end"));
         }
-        let read = self.header_decoder.read_piece(payload, frame.has(flag::END_HEADERS)).map_err(|_| UNREAD)?;
+        let (is_last, bytes_max) = (frame.has(flag::END_HEADERS), self.limits.header_bytes_max);
+        let read = self.header_decoder.read_piece(payload, is_last, bytes_max).map_err(|_| UNREAD)?;
         let Some(head) = read.cloned() else {
             self.block = Some(block);
             return Ok(());
@@ -125,7 +120,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         } else {
             self.fast_path.admit(&head)
         };
-        let until = self.at + REQUEST_TIME_MAX;
+        let until = self.at + self.limits.request_time_max;
         if !self.account.is_known() && (pass.is_some() || self.fast_path.is_known(&head)) {
             self.account.mark_known();
         }
@@ -160,9 +155,10 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
 
     fn is_at_stranger_limit(&self) -> bool {
         // Calls that ended inline have not been removed yet, and do not count.
+        let calls_max = self.limits.stranger_calls_max;
         let is_under_way = |stream: &&Stream| stream.call.as_ref().is_none_or(|call| !call.has_finished());
-        self.pending_calls.len() + self.streams.len() >= STRANGER_CALLS_MAX
-            && self.pending_calls.len() + self.streams.values().filter(is_under_way).count() >= STRANGER_CALLS_MAX
+        self.pending_calls.len() + self.streams.len() >= calls_max
+            && self.pending_calls.len() + self.streams.values().filter(is_under_way).count() >= calls_max
     }
 
     /// Trailers of a request mean nothing in gRPC, but end its body.
@@ -243,7 +239,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             if is_kept {
                 stream.budget_bytes += data.len();
                 self.budget_bytes += data.len();
-                stream.wait_for_message(self.at);
+                stream.wait_for_message(self.at + self.limits.request_time_max);
             } else {
                 stream.unclaimed += data.len() as u32;
             }
@@ -280,9 +276,10 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             let pending = self.take_pending(at);
             return pending.map_or(Ok(()), |pending| self.answer(pending, data));
         }
-        let is_long = pending.body.len() + data.len() > BUFFERED_BYTES_MAX
-            || self.buffered_bytes + data.len() > BUFFERED_BYTES_ALL_MAX
-            || pending.padding as usize > BUFFERED_BYTES_MAX;
+        let bytes_max = self.limits.buffered_bytes_max;
+        let is_long = pending.body.len() + data.len() > bytes_max
+            || self.buffered_bytes + data.len() > self.limits.buffered_bytes_all_max()
+            || pending.padding as usize > bytes_max;
         if !is_long {
             pending.body.extend_from_slice(data);
             pending.budget_bytes += data.len();
@@ -307,12 +304,12 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         pending.budget_bytes += data.len();
         self.budget_bytes += data.len();
         self.buffered_bytes += data.len();
-        let is_long = match FirstMessage::of(&pending.body, OPEN_MESSAGE_BYTES_MAX) {
+        let is_long = match FirstMessage::of(&pending.body, self.limits.open_message_bytes_max) {
             FirstMessage::TooLong => true,
             FirstMessage::Whole(bytes) => pending.body.len() > bytes,
             FirstMessage::Part => false,
         };
-        let is_long = is_long || pending.padding as usize > BUFFERED_BYTES_MAX;
+        let is_long = is_long || pending.padding as usize > self.limits.buffered_bytes_max;
         if !is_long && !ends {
             return Ok(());
         }
@@ -377,12 +374,13 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         // A call that ended inline holds nothing.
         let budget_bytes = if call.has_finished() { 0 } else { budget_bytes };
         let is_budgeted = !call_kind.is_open;
-        let mut stream = Stream::of_call(window_delta, recv_buffer, call, body.len() as u32, padding);
+        let mut stream =
+            Stream::of_call(window_delta, recv_buffer, call, self.limits.window_bytes, body.len() as u32, padding);
         (stream.until, stream.budget_bytes, stream.call_kind, stream.is_budgeted) =
             (until, budget_bytes, call_kind, is_budgeted);
         stream.length = length;
         if !body.is_empty() {
-            stream.wait_for_message(self.at);
+            stream.wait_for_message(self.at + self.limits.request_time_max);
         }
         if is_budgeted {
             stream.unread = 0;
@@ -409,7 +407,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         if !self.account.is_known() && matches!(why, Incomplete::NoRoom | Incomplete::Crowded) {
             self.decay_rate_limits();
             self.crowded += 1;
-            if self.crowded > CROWDED_REPLIES_MAX {
+            if self.crowded > self.limits.stranger_refusals_max {
                 // The peer was told before, and gets no reply that is longer than its request.
                 self.reset(slow_call.id, ErrorCode::RefusedStream);
                 return self.overhead_frame();
@@ -421,7 +419,9 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             return self.reset_for(slow_call.id, ErrorCode::Protocol);
         };
         let recv_buffer = (!ends).then_some(recv_buffer);
-        let mut stream = Stream::of_call(slow_call.window_delta, recv_buffer, call, bytes as u32, slow_call.padding);
+        let SlowCall { window_delta, padding, .. } = slow_call;
+        let window_bytes = self.limits.window_bytes;
+        let mut stream = Stream::of_call(window_delta, recv_buffer, call, window_bytes, bytes as u32, padding);
         (stream.unread, stream.unclaimed) = (0, stream.unclaimed + bytes as u32);
         stream.length = slow_call.length;
         self.add_stream(slow_call.id, stream);
@@ -454,7 +454,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             return Err(ConnError::protocol("RST_STREAM of a stream that was never begun"));
         }
         self.cancel_stream(frame.stream);
-        remember(&mut self.peer_resets, frame.stream);
+        remember(&mut self.peer_resets, frame.stream, self.limits.resets_remembered);
         self.overhead_frame_if_gone(frame.stream)
     }
 }

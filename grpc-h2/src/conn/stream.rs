@@ -10,7 +10,6 @@ use crate::body::{Incomplete, RecvBuffer};
 use crate::call::{CallHandle, CallKind};
 use crate::head::RequestHead;
 use crate::reply_budget::ReplyPart;
-use crate::{REQUEST_TIME_MAX, WINDOW_BYTES};
 
 /// Bytes of a body that are still to come, if its head announces a length (RFC 9113, section 8.1.1).
 #[derive(Clone, Copy, Debug, Default)]
@@ -93,15 +92,16 @@ pub(super) enum Piece {
 
 impl Stream {
     /// The stream of a call. `recv_buffer` is `None` if the body is whole. `unread` bytes of data and
-    /// `padding` bytes of padding have come.
+    /// `padding` bytes of padding have come, of a window of `window_bytes`.
     pub(super) fn of_call(
         window_delta: i64,
         recv_buffer: Option<RecvBuffer>,
         call: CallHandle,
+        window_bytes: u32,
         unread: u32,
         padding: u32,
     ) -> Self {
-        let window = WINDOW_BYTES.saturating_sub(unread + padding);
+        let window = window_bytes.saturating_sub(unread + padding);
         Self { window_delta, recv_buffer, window, unread, unclaimed: padding, call: Some(call), ..Self::default() }
     }
 
@@ -115,10 +115,10 @@ impl Stream {
         }
     }
 
-    /// A part of a message of an open stream has come. Its rest must come within the time of a request.
-    pub(super) fn wait_for_message(&mut self, now: Instant) {
+    /// A part of a message of an open stream has come. Its rest must come until then.
+    pub(super) fn wait_for_message(&mut self, until: Instant) {
         if self.call_kind.is_open && self.call_kind.has_stream && self.recv_buffer.is_some() {
-            self.until = self.until.or(Some(now + REQUEST_TIME_MAX));
+            self.until = self.until.or(Some(until));
         }
     }
 

@@ -12,11 +12,14 @@ use proptest::prelude::*;
 
 use super::stream::Piece;
 use super::*;
+use crate::Callers;
 use crate::body::RecvBuffer;
 use crate::call::{CallHandle, CallKind, Event, StreamEvent};
 use crate::frame::FRAME_HEAD_BYTES;
 use crate::head::RequestHead;
-use crate::{Callers, WHOLE_BYTES_MAX};
+
+const LIMITS: Limits = Limits::DEFAULT;
+const WINDOW_BYTES: u32 = LIMITS.window_bytes;
 
 /// Echoes bodies on the fast path, except those that begin with `l`.
 struct Echo;
@@ -68,8 +71,16 @@ fn roomy() -> Budget {
 }
 
 fn open() -> (Tested, Spawned) {
-    let spawned = Spawned::default();
-    let mut conn = Conn::new(Echo, spawned.clone(), ReplyBudget::default(), roomy());
+    open_within(LIMITS)
+}
+
+fn open_within(limits: Limits) -> (Tested, Spawned) {
+    open_with(limits, roomy())
+}
+
+fn open_with(limits: Limits, budget: Budget) -> (Tested, Spawned) {
+    let (spawned, limits) = (Spawned::default(), SharedLimits::new(limits).unwrap());
+    let mut conn = Conn::new(Echo, spawned.clone(), ReplyBudget::new(limits.replies_bytes_max), budget, limits);
     let mut hello = PREFACE.to_vec();
     frame::put_settings(&mut hello, &[]);
     assert_eq!(receive(&mut conn, &hello), Ok(()));
@@ -224,20 +235,21 @@ fn unread_bytes_of_a_call_are_released() {
 
 #[test]
 fn a_call_counts_until_it_has_ended() {
-    let (mut conn, spawned) = open();
+    let streams_max = 5;
+    let (mut conn, spawned) = open_within(Limits { streams_max, ..LIMITS });
     conn.account.mark_known();
     let reset = |stream| {
         let mut bytes = vec![];
         frame::put_reset(&mut bytes, stream, ErrorCode::NoError);
         bytes
     };
-    let last = 2 * STREAMS_MAX as u32 - 1;
+    let last = 2 * streams_max as u32 - 1;
     for stream in (1..=last).step_by(2) {
         receive(&mut conn, &[head(stream, "/long"), reset(stream)].concat()).unwrap();
     }
-    assert_eq!(spawned.0.borrow().len(), STREAMS_MAX);
+    assert_eq!(spawned.0.borrow().len(), streams_max);
     receive(&mut conn, &head(last + 2, "/long")).unwrap();
-    assert_eq!(spawned.0.borrow().len(), STREAMS_MAX, "it is refused");
+    assert_eq!(spawned.0.borrow().len(), streams_max, "it is refused");
     conn.on_event(StreamEvent { stream: 5, event: Event::Done });
     receive(&mut conn, &head(last + 4, "/long")).unwrap();
     assert_eq!(spawned.0.borrow().last(), Some(&(last + 4)));
@@ -269,10 +281,13 @@ fn a_call_that_ends_without_an_answer_is_reset() {
     assert!(conn.streams.is_empty());
 }
 
+/// Errors that are allowed in the tests of them.
+const ERRORS_MAX: u32 = 64;
+
 /// Whether a connection survives this many rounds of calls, this far apart, with some calls in error and some
 /// answered.
 fn outlives(rounds: u32, apart: Duration, in_error: u32, answered: u32) -> bool {
-    let (mut conn, _) = open();
+    let (mut conn, _) = open_within(Limits { errors_max: ERRORS_MAX, ..LIMITS });
     let (began, mut stream) = (Instant::now(), 1);
     (0..rounds).all(|round| {
         for call in 0..in_error + answered {
@@ -296,12 +311,12 @@ fn outlives(rounds: u32, apart: Duration, in_error: u32, answered: u32) -> bool 
 #[test]
 fn errors_of_a_peer_are_weighed_against_its_calls_and_time() {
     let (now, many) = (Duration::ZERO, 3 * ERRORS_MAX);
-    assert!(outlives(many, now, 1, ERROR_CALLS), "one of nine calls is in error");
-    assert!(!outlives(many, now, 1, ERROR_CALLS / 2), "one of five is");
+    assert!(outlives(many, now, 1, LIMITS.error_calls), "one of nine calls is in error");
+    assert!(!outlives(many, now, 1, LIMITS.error_calls / 2), "one of five is");
     assert!(!outlives(many, now, 1, 0), "all of them are");
     assert!(outlives(many, Duration::from_secs(1), 1, 0), "one a second is");
-    assert!(outlives(100, KEEPALIVE_INTERVAL, ERRORS_MAX / 2, 0), "so many are forgotten meanwhile");
-    assert!(!outlives(100, KEEPALIVE_INTERVAL, ERRORS_MAX / 2 + 10, 0), "and no more");
+    assert!(outlives(100, LIMITS.keepalive_interval, ERRORS_MAX / 2, 0), "so many are forgotten meanwhile");
+    assert!(!outlives(100, LIMITS.keepalive_interval, ERRORS_MAX / 2 + 10, 0), "and no more");
 }
 
 /// Any frame, more often a valid one.
@@ -367,7 +382,7 @@ fn any_event() -> impl Strategy<Value = StreamEvent> {
             let (parts, ()) = http::Response::new(()).into_parts();
             Event::Head(Box::new(parts), false)
         }),
-        (1_usize..40_000).prop_map(|n| Event::Data(ReplyBudget::default().add(vec![b'r'; n].into(), n.min(65_536)))),
+        (1_usize..40_000).prop_map(|n| Event::Data(ReplyBudget::new(1).add(vec![b'r'; n].into(), n.min(65_536)))),
         Just(()).prop_map(|()| Event::End(None)),
         Just(()).prop_map(|()| Event::Failed),
         (1_usize..40_000).prop_map(Event::Read),
@@ -394,7 +409,7 @@ proptest! {
                 Err(message) => conn.on_event(message),
             }
             conn.send_pending();
-            prop_assert!(conn.streams.len() + conn.pending_calls.len() <= STREAMS_MAX);
+            prop_assert!(conn.streams.len() + conn.pending_calls.len() <= LIMITS.streams_max);
             let buffered: usize = conn.pending_calls.iter().map(|pending| pending.body.len()).sum();
             prop_assert_eq!(buffered, conn.buffered_bytes);
             let pending: usize = conn.pending_calls.iter().map(|pending| pending.budget_bytes).sum();

@@ -13,7 +13,6 @@ pub(super) use self::field_kind::FieldKind;
 pub(super) use self::table::{ENTRY_BYTES, Field};
 
 use self::table::Table;
-use super::HEADER_BYTES_MAX;
 use super::buffer::Buffer;
 
 /// The size of the dynamic table that peers may use, in bytes: the default of SETTINGS_HEADER_TABLE_SIZE.
@@ -24,8 +23,8 @@ const INTEGER_BYTES_MAX: u32 = 4;
 
 /// Bytes of an encoded string at most. In a block of several frames a longer one is skipped, because its
 /// field is too long for every head and for the table: even with the longest Huffman codes, of 30 bits, this
-/// much would decode to 4,369 bytes.
-const STRING_BYTES_MAX: usize = HEADER_BYTES_MAX;
+/// much would decode to 4,369 bytes. No head may have more (`Limits::header_bytes_max`).
+pub(super) const STRING_BYTES_MAX: usize = 16 * 1024;
 const _: () = assert!(STRING_BYTES_MAX * 8 / 30 >= TABLE_BYTES);
 
 /// A header block that cannot be decoded. The state of the decoder is lost with it (RFC 7541, section 2.2).

@@ -1,7 +1,7 @@
 //! Prefetching, and calls that bypass the fast path.
 
 use super::*;
-use crate::{Bypass, REPLIES_BYTES_MAX};
+use crate::Bypass;
 
 /// Answers as [`Echo`] does, and records what it is called with.
 #[derive(Clone, Default)]
@@ -43,7 +43,8 @@ impl FastPath for Recorder {
 #[test]
 fn bodies_are_prefetched_in_batches_before_the_first_is_answered() {
     let (recorder, said) = (Recorder::default(), |seen: &Recorder| std::mem::take(&mut *seen.0.borrow_mut()));
-    let mut conn = Conn::new(recorder.clone(), Spawned::default(), ReplyBudget::default(), roomy());
+    let mut conn =
+        Conn::new(recorder.clone(), Spawned::default(), ReplyBudget::new(1), roomy(), SharedLimits::default());
     let mut bytes = PREFACE.to_vec();
     frame::put_settings(&mut bytes, &[]);
     bytes.extend(head(1, "/long"));
@@ -88,12 +89,13 @@ fn bodies_are_prefetched_in_batches_before_the_first_is_answered() {
 
 #[test]
 fn calls_that_bypass_the_fast_path_are_reported_with_the_reason() {
-    let (recorder, reply_budget) = (Recorder::default(), ReplyBudget::default());
-    let mut conn = Conn::new(recorder.clone(), Spawned::default(), reply_budget.clone(), roomy());
+    let (recorder, reply_budget) = (Recorder::default(), ReplyBudget::new(1_000));
+    let limits = SharedLimits::new(Limits { buffered_bytes_max: 50_000, ..LIMITS }).unwrap();
+    let mut conn = Conn::new(recorder.clone(), Spawned::default(), reply_budget.clone(), roomy(), limits);
     let mut bytes = PREFACE.to_vec();
     frame::put_settings(&mut bytes, &[]);
     bytes.extend(head(1, "/"));
-    for _ in 0..9 {
+    for _ in 0..4 {
         frame::put_data(&mut bytes, 1, false, &[b'x'; 16 * 1024]);
     }
     bytes.extend(head(3, "/"));
@@ -104,7 +106,7 @@ fn calls_that_bypass_the_fast_path_are_reported_with_the_reason() {
     }
     let told = || Vec::from_iter(recorder.0.take().into_iter().filter(|line| line.starts_with("bypass")));
     assert_eq!(told(), ["bypass /: RequestTooLong"]);
-    let _full = reply_budget.add(vec![0; REPLIES_BYTES_MAX].into(), 0);
+    let _full = reply_budget.add(vec![0; 1_000].into(), 0);
     bytes.clear();
     frame::put_data(&mut bytes, 3, true, b"last");
     bytes.extend(head(5, "/"));

@@ -1,17 +1,12 @@
 //! What a connection holds of requests, and what it refuses when there is no room.
 
 use super::*;
-use crate::{CALL_BYTES, OPEN_MESSAGE_BYTES_MAX, OWN_BYTES, STRANGER_CALLS_MAX};
+use crate::{CALL_BYTES, OWN_BYTES};
 
 const MIB: usize = 1024 * 1024;
 
-fn open_with(budget: &Budget) -> (Tested, Spawned) {
-    let spawned = Spawned::default();
-    let mut conn = Conn::new(Echo, spawned.clone(), ReplyBudget::default(), budget.clone());
-    let mut hello = PREFACE.to_vec();
-    frame::put_settings(&mut hello, &[]);
-    receive(&mut conn, &hello).unwrap();
-    (conn, spawned)
+fn open_under(budget: &Budget) -> (Tested, Spawned) {
+    open_with(LIMITS, budget.clone())
 }
 
 /// The head of a call with a credential.
@@ -43,7 +38,7 @@ fn an_open_call_begins_when_its_request_is_whole_and_its_window_is_not_given_bac
     for (path, is_stream) in [("/open", false), ("/open/stream", true)] {
         let (mut conn, spawned) = open();
         receive(&mut conn, &head(1, path)).unwrap();
-        let sent = message(OPEN_MESSAGE_BYTES_MAX);
+        let sent = message(LIMITS.open_message_bytes_max);
         for piece in sent[..8_000].chunks(1_000) {
             receive(&mut conn, &part(1, false, piece)).unwrap();
         }
@@ -61,7 +56,7 @@ fn an_open_call_begins_when_its_request_is_whole_and_its_window_is_not_given_bac
 fn a_message_of_an_open_call_that_is_too_long_is_refused_by_its_first_bytes() {
     let (mut conn, spawned) = open();
     receive(&mut conn, &head(1, "/open")).unwrap();
-    receive(&mut conn, &part(1, false, &message(OPEN_MESSAGE_BYTES_MAX + 1)[..5])).unwrap();
+    receive(&mut conn, &part(1, false, &message(LIMITS.open_message_bytes_max + 1)[..5])).unwrap();
     assert_eq!(spawned.0.borrow()[..], [1], "it is begun only to be refused");
     assert_eq!(conn.window + conn.unclaimed, WINDOW_BYTES);
     // The rest of it is not kept.
@@ -71,8 +66,9 @@ fn a_message_of_an_open_call_that_is_too_long_is_refused_by_its_first_bytes() {
 
 #[test]
 fn a_connection_without_a_credential_has_few_calls_under_way() {
-    let (mut conn, spawned) = open();
-    let calls = STRANGER_CALLS_MAX as u32;
+    let calls = 7;
+    let limits = Limits { stranger_calls_max: calls as usize, stranger_refusals_max: 3, ..LIMITS };
+    let (mut conn, spawned) = open_within(limits);
     for nth in 0..calls {
         receive(&mut conn, &head(2 * nth + 1, "/open")).unwrap();
     }
@@ -85,19 +81,19 @@ fn a_connection_without_a_credential_has_few_calls_under_way() {
         receive(&mut conn, &head(id, "/open")).unwrap();
         id += 2;
     }
-    assert_eq!(spawned.0.borrow().len(), 16);
+    assert_eq!(spawned.0.borrow().len(), 3);
     // A valid credential makes room.
     receive(&mut conn, &head_of(id, "/long")).unwrap();
     receive(&mut conn, &head(id + 2, "/open")).unwrap();
-    assert_eq!(spawned.0.borrow()[16..], [id]);
-    assert_eq!(conn.pending_calls.len(), STRANGER_CALLS_MAX + 1);
+    assert_eq!(spawned.0.borrow()[3..], [id]);
+    assert_eq!(conn.pending_calls.len(), calls as usize + 1);
 }
 
 #[test]
 fn the_youngest_requests_are_refused_when_there_is_no_room_for_all() {
     let budget = Budget::new(MIB, MIB);
     // One connection may have an eighth.
-    let (mut conn, spawned) = open_with(&budget);
+    let (mut conn, spawned) = open_under(&budget);
     receive(&mut conn, &head_of(1, "/long")).unwrap();
     receive(&mut conn, &head(3, "/")).unwrap();
     for stream in [1, 3, 1, 3] {
@@ -128,8 +124,8 @@ fn the_youngest_requests_are_refused_when_there_is_no_room_for_all() {
 #[test]
 fn a_connection_without_a_credential_ends_when_there_is_no_room_for_what_it_holds_otherwise() {
     let budget = Budget::new(MIB, MIB);
-    let (mut conn, _) = open_with(&budget);
-    let mut others: Vec<_> = (0..8).map(|_| open_with(&budget).0).collect();
+    let (mut conn, _) = open_under(&budget);
+    let mut others: Vec<_> = (0..8).map(|_| open_under(&budget).0).collect();
     for other in &mut others {
         (0..).take_while(|kib| other.update_budget(kib * 1024).is_ok()).for_each(drop);
     }
@@ -159,5 +155,5 @@ fn a_stream_of_a_caller_with_a_credential_holds_up_no_other_with_half_a_message(
     assert_eq!(conn.budget_bytes, streams * (CALL_BYTES + 96_000));
     conn.on_event(StreamEvent { stream: 1, event: Event::Read(90_000) });
     assert_eq!(conn.streams[&1].budget_bytes, CALL_BYTES + 6_000);
-    const { assert!(96_000 < WHOLE_BYTES_MAX) };
+    const { assert!(96_000 < LIMITS.whole_bytes_max()) };
 }
