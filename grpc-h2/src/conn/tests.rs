@@ -1,5 +1,6 @@
 //! The protocol without a network. Calls do what the test says.
 
+mod limits;
 mod prefetch;
 mod request_budget;
 
