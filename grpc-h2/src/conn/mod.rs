@@ -4,6 +4,7 @@ mod control;
 mod reply;
 mod request;
 mod request_budget;
+mod resets;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use self::request::SlowCall;
+use self::resets::{Resets, Side};
 use self::stream::{PendingCall, Stream};
 use super::body::Incomplete;
 use super::budget::{Account, Budget};
@@ -66,10 +68,7 @@ pub(super) struct Conn<A: FastPath, C> {
     window: u32,
     /// Bytes that were read and not yet given back by WINDOW_UPDATE.
     unclaimed: u32,
-    /// Streams that were reset here. The peer may not know of it yet.
-    resets: VecDeque<u32>,
-    /// Streams that the peer reset. Some clients still send the rest of the request.
-    peer_resets: VecDeque<u32>,
+    resets: Resets,
     /// [`Limits::error_calls`] for each error.
     errors: u32,
     /// Calls refused because an unauthenticated peer had too many, or there was no room.
@@ -148,8 +147,7 @@ impl<A: FastPath, C> Conn<A, C> {
             send_window: WINDOW_BYTES_AT_FIRST.into(),
             window: window_bytes,
             unclaimed: 0,
-            resets: VecDeque::new(),
-            peer_resets: VecDeque::new(),
+            resets: Resets::default(),
             errors: 0,
             crowded: 0,
             overhead_frames: 0,
@@ -265,7 +263,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         }
         self.streams.values_mut().for_each(|stream| stream.end_if_late(now));
         let pending = self.pending_calls.front().map(|pending| pending.until);
-        pending.into_iter().chain(self.streams.values().filter_map(|stream| stream.until)).min()
+        pending.into_iter().chain(self.streams.values().filter_map(Stream::due)).min()
     }
 
     /// Announces the end of the connection. Calls are taken until the peer acknowledges it.
@@ -424,7 +422,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
 
     /// Remembers that frames of this stream are no errors: the peer may not know of the reset yet.
     fn remember_reset(&mut self, stream: u32) {
-        remember(&mut self.resets, stream, self.limits.resets_remembered);
+        self.resets.remember(Side::Us, stream, self.limits.resets_remembered);
     }
 
     /// Ends the call of a stream. It counts until its task has ended.
@@ -438,8 +436,8 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             self.release_capacity(pending.body.len());
         }
         if let Some(stream) = self.streams.get_mut(&id) {
-            let unread = stream.cancel();
-            let is_gone = stream.call.is_none();
+            let unread = std::mem::take(&mut stream.unread);
+            let is_gone = stream.cancel();
             self.release_capacity(unread as usize);
             if is_gone {
                 self.remove_stream(id);
@@ -464,14 +462,6 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             frame::put_window_update(&mut self.out, 0, std::mem::take(&mut self.unclaimed));
         }
     }
-}
-
-/// Remembers a stream; in place of the oldest one, if there are `max`.
-fn remember(streams: &mut VecDeque<u32>, stream: u32, max: usize) {
-    if streams.len() == max {
-        streams.pop_front();
-    }
-    streams.push_back(stream);
 }
 
 impl<A: FastPath, C> Conn<A, C> {

@@ -50,10 +50,9 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         match event {
             Event::Several(_) => {} // above
             Event::Done => {
-                stream.call = None;
                 // Its request is dropped with it.
                 self.budget_bytes -= std::mem::take(&mut stream.budget_bytes);
-                if stream.is_closed {
+                if stream.end_call() {
                     self.streams.remove(&id);
                 } else if !matches!(stream.pieces.back(), Some(Piece::Trailers(_) | Piece::End)) {
                     // Its runtime has shut down.
@@ -62,7 +61,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             }
             Event::Read(bytes) => self.was_read(id, bytes),
             // The stream is cancelled.
-            _ if stream.is_closed => {}
+            _ if stream.is_closed() => {}
             Event::Head(parts, ends) => {
                 frame::put_headers(&mut self.out, id, ends, |to| {
                     self.encoder.headers(parts.status, &parts.headers, to)
@@ -89,26 +88,25 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         self.budget_bytes -= stream.was_read(bytes);
         if stream.is_budgeted {
             if stream.call_kind.has_stream {
-                stream.unclaimed += bytes as u32;
+                stream.release(bytes as u32);
             }
             return self.send_window_update(id);
         }
         // The unread bytes of a cancelled stream were released before.
         let bytes = stream.unread.min(bytes as u32);
         stream.unread -= bytes;
-        stream.unclaimed += bytes;
+        stream.release(bytes);
         self.send_window_update(id);
         self.release_capacity(bytes as usize);
     }
 
     /// Sends a WINDOW_UPDATE of a stream, once there is enough to give back.
     pub(super) fn send_window_update(&mut self, id: u32) {
-        if let Some(stream) = self.streams.get_mut(&id)
-            && stream.recv_buffer.is_some()
-            && stream.unclaimed >= self.limits.stream_update_bytes_min()
+        if let Some(request) = self.streams.get_mut(&id).and_then(Stream::request)
+            && request.unclaimed >= self.limits.stream_update_bytes_min()
         {
-            stream.window += stream.unclaimed;
-            frame::put_window_update(&mut self.out, id, std::mem::take(&mut stream.unclaimed));
+            request.window += request.unclaimed;
+            frame::put_window_update(&mut self.out, id, std::mem::take(&mut request.unclaimed));
         }
     }
 
@@ -162,7 +160,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             if !whole {
                 return Sent::Some;
             }
-            if let Some(call) = &stream.call {
+            if let Some(call) = stream.state.call() {
                 call.release_permits(part.permits);
             }
             stream.pieces.pop_front();
@@ -185,14 +183,13 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     /// The whole reply is sent.
     fn finish(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.is_closed = true;
-        if stream.recv_buffer.is_some() {
+        if stream.is_open() {
             // The rest of the request is not needed (RFC 9113, section 8.1).
             self.reset(id, ErrorCode::NoError);
             return;
         }
         let unread = std::mem::take(&mut stream.unread);
-        if stream.call.is_none() {
+        if stream.close() {
             self.remove_stream(id);
         }
         self.pay_for_error();
@@ -228,7 +225,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         let at = self.find_pending(id);
         let window_delta = match at.and_then(|at| self.pending_calls.get_mut(at)) {
             Some(pending) => &mut pending.window_delta,
-            None => match self.streams.get_mut(&id).filter(|stream| !stream.is_closed) {
+            None => match self.streams.get_mut(&id).filter(|stream| !stream.is_closed()) {
                 Some(stream) => &mut stream.window_delta,
                 None => return self.overhead_frame(),
             },
@@ -251,7 +248,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         self.peer_initial_window = bytes;
         let window_deltas = self.pending_calls.iter().map(|pending| pending.window_delta);
         // Nothing more is sent on a closed stream, whose call may still have to end.
-        let open = self.streams.values().filter(|stream| !stream.is_closed);
+        let open = self.streams.values().filter(|stream| !stream.is_closed());
         let window_deltas = window_deltas.chain(open.map(|stream| stream.window_delta));
         if window_deltas.max().is_some_and(|window_delta| bytes + window_delta > BITS_31.into()) {
             return Err(ConnError::new(

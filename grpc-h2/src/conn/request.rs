@@ -7,8 +7,9 @@ use std::time::Instant;
 use http::{HeaderMap, StatusCode};
 
 use super::request_budget::pending_call_bytes;
-use super::stream::{Length, PendingCall, Stream};
-use super::{Conn, Drain, PartialBlock, remember};
+use super::resets::Side;
+use super::stream::{Length, PendingCall, Receiving, Stream};
+use super::{Conn, Drain, PartialBlock};
 use crate::body::{FirstMessage, Incomplete, RecvBuffer};
 use crate::call::{CallKind, CallSpawner};
 use crate::error::{ConnError, ErrorCode};
@@ -156,7 +157,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     fn is_at_stranger_limit(&self) -> bool {
         // Calls that ended inline have not been removed yet, and do not count.
         let calls_max = self.limits.stranger_calls_max;
-        let is_under_way = |stream: &&Stream| stream.call.as_ref().is_none_or(|call| !call.has_finished());
+        let is_under_way = |stream: &&Stream| stream.state.call().is_none_or(|call| !call.has_finished());
         self.pending_calls.len() + self.streams.len() >= calls_max
             && self.pending_calls.len() + self.streams.values().filter(is_under_way).count() >= calls_max
     }
@@ -164,21 +165,18 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     /// Trailers of a request mean nothing in gRPC, but end its body.
     fn trailers(&mut self, id: u32, ends: bool, error: Option<HeaderError>) -> Result<(), ConnError> {
         let at = self.find_pending(id);
-        let recv_buffer = self.streams.get(&id).map(|stream| stream.recv_buffer.is_some());
-        if at.is_none() && recv_buffer != Some(true) && self.resets.contains(&id) {
-            return self.overhead_frame();
-        }
-        if at.is_none() && recv_buffer.is_none() {
-            return Err(ConnError::new(ErrorCode::StreamClosed, "HEADERS on a stream that has ended"));
-        }
-        if at.is_none() && recv_buffer == Some(false) {
-            return self.reset_for(id, ErrorCode::StreamClosed);
-        }
         let length = match at.and_then(|at| self.pending_calls.get_mut(at)) {
             Some(pending) => Some(&mut pending.length),
-            None => self.streams.get_mut(&id).map(|stream| &mut stream.length),
+            None => self.streams.get_mut(&id).and_then(Stream::request).map(|request| &mut request.length),
         };
-        if !ends || error.is_some() || length.is_some_and(|length| !length.take(0, true)) {
+        let Some(length) = length else {
+            return match self.resets.find(id) {
+                Some(Side::Us) => self.overhead_frame(),
+                _ if self.streams.contains_key(&id) => self.reset_for(id, ErrorCode::StreamClosed),
+                _ => Err(ConnError::new(ErrorCode::StreamClosed, "HEADERS on a stream that has ended")),
+            };
+        };
+        if !ends || error.is_some() || !length.take(0, true) {
             return self.reset_for(id, ErrorCode::Protocol);
         }
         if let Some(pending) = at.and_then(|at| self.take_pending(at)) {
@@ -208,40 +206,27 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         if let Some(at) = self.find_pending(id) {
             return self.data_of_pending(at, data, padding, ends);
         }
-        let Some((stream, recv_buffer)) = self.streams.get_mut(&id).and_then(|stream| {
-            let recv_buffer = stream.recv_buffer.clone()?;
-            Some((stream, recv_buffer))
-        }) else {
-            self.release_capacity(data.len());
-            if self.resets.contains(&id) {
-                return self.overhead_frame();
-            }
-            if self.peer_resets.contains(&id) {
-                // grpc-java sends the rest of a cancelled request behind its RST_STREAM.
-                frame::put_reset(&mut self.out, id, ErrorCode::StreamClosed);
-                return self.overhead_frame();
-            }
-            return self.reset_for(id, ErrorCode::StreamClosed);
-        };
-        let Some(window) = stream.window.checked_sub(bytes) else {
+        let Some(stream) = self.streams.get_mut(&id) else { return self.data_of_closed(id, data.len()) };
+        let Some(request) = stream.request() else { return self.data_of_closed(id, data.len()) };
+        let Some(window) = request.window.checked_sub(bytes) else {
             self.release_capacity(data.len());
             return self.reset_for(id, ErrorCode::FlowControl);
         };
-        stream.window = window;
-        if !stream.length.take(data.len(), ends) {
+        request.window = window;
+        if !request.length.take(data.len(), ends) {
             self.release_capacity(data.len());
             return self.reset_for(id, ErrorCode::Protocol);
         }
         // Padding is released at once.
-        stream.unclaimed += padding;
+        request.unclaimed += padding;
         if !data.is_empty() {
-            let is_kept = recv_buffer.push(data);
+            let is_kept = request.buffer.push(data);
             if is_kept {
                 stream.budget_bytes += data.len();
                 self.budget_bytes += data.len();
                 stream.wait_for_message(self.at + self.limits.request_time_max);
             } else {
-                stream.unclaimed += data.len() as u32;
+                request.unclaimed += data.len() as u32;
             }
             if is_kept && !stream.is_budgeted {
                 stream.unread += data.len() as u32;
@@ -258,6 +243,20 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             self.send_window_update(id);
         }
         Ok(())
+    }
+
+    /// Data of a stream whose request has ended.
+    fn data_of_closed(&mut self, id: u32, bytes: usize) -> Result<(), ConnError> {
+        self.release_capacity(bytes);
+        match self.resets.find(id) {
+            Some(Side::Us) => self.overhead_frame(),
+            Some(Side::Peer) => {
+                // grpc-java sends the rest of a cancelled request behind its RST_STREAM.
+                frame::put_reset(&mut self.out, id, ErrorCode::StreamClosed);
+                self.overhead_frame()
+            }
+            None => self.reset_for(id, ErrorCode::StreamClosed),
+        }
     }
 
     fn data_of_pending(&mut self, at: usize, data: &[u8], padding: u32, ends: bool) -> Result<(), ConnError> {
@@ -369,16 +368,16 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             self.release_capacity(body.len());
             return self.reset_for(id, ErrorCode::Protocol);
         };
-        let recv_buffer = (!ends).then_some(recv_buffer);
-        let until = (!ends && !call_kind.has_stream).then_some(until);
+        let request = (!ends).then(|| Receiving {
+            length,
+            until: (!call_kind.has_stream).then_some(until),
+            ..Receiving::new(recv_buffer, self.limits.window_bytes, body.len() as u32, padding)
+        });
         // A call that ended inline holds nothing.
         let budget_bytes = if call.has_finished() { 0 } else { budget_bytes };
-        let is_budgeted = !call_kind.is_open;
+        let (is_budgeted, unread) = (!call_kind.is_open, body.len() as u32);
         let mut stream =
-            Stream::of_call(window_delta, recv_buffer, call, self.limits.window_bytes, body.len() as u32, padding);
-        (stream.until, stream.budget_bytes, stream.call_kind, stream.is_budgeted) =
-            (until, budget_bytes, call_kind, is_budgeted);
-        stream.length = length;
+            Stream { unread, budget_bytes, call_kind, is_budgeted, ..Stream::of_call(window_delta, request, call) };
         if !body.is_empty() {
             stream.wait_for_message(self.at + self.limits.request_time_max);
         }
@@ -415,25 +414,20 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         }
         let recv_buffer = RecvBuffer::default();
         recv_buffer.end(Err(why));
-        let Some(call) = self.calls.spawn(slow_call.id, slow_call.head, recv_buffer.clone()) else {
-            return self.reset_for(slow_call.id, ErrorCode::Protocol);
+        let SlowCall { id, head, window_delta, padding, length, .. } = slow_call;
+        let Some(call) = self.calls.spawn(id, head, recv_buffer.clone()) else {
+            return self.reset_for(id, ErrorCode::Protocol);
         };
-        let recv_buffer = (!ends).then_some(recv_buffer);
-        let SlowCall { window_delta, padding, .. } = slow_call;
-        let window_bytes = self.limits.window_bytes;
-        let mut stream = Stream::of_call(window_delta, recv_buffer, call, window_bytes, bytes as u32, padding);
-        (stream.unread, stream.unclaimed) = (0, stream.unclaimed + bytes as u32);
-        stream.length = slow_call.length;
-        self.add_stream(slow_call.id, stream);
+        let mut request = Receiving::new(recv_buffer, self.limits.window_bytes, bytes as u32, padding);
+        (request.length, request.unclaimed) = (length, request.unclaimed + bytes as u32);
+        self.add_stream(id, Stream::of_call(window_delta, (!ends).then_some(request), call));
         Ok(())
     }
 
     /// The body of a call is whole.
     fn end_body(&mut self, id: u32) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        stream.until = None;
-        if let Some(recv_buffer) = stream.recv_buffer.take() {
-            recv_buffer.end(Ok(()));
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.end_request();
         }
     }
 
@@ -454,7 +448,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             return Err(ConnError::protocol("RST_STREAM of a stream that was never begun"));
         }
         self.cancel_stream(frame.stream);
-        remember(&mut self.peer_resets, frame.stream, self.limits.resets_remembered);
+        self.resets.remember(Side::Peer, frame.stream, self.limits.resets_remembered);
         self.overhead_frame_if_gone(frame.stream)
     }
 }

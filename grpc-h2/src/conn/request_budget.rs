@@ -46,7 +46,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         let mut held = self.budget_bytes + self.rest_bytes + bytes;
         if !self.account.is_known() {
             // Everything that a peer can make grow: nothing else bounds unauthenticated peers as a whole.
-            let streams = (self.resets.capacity() + self.peer_resets.capacity()) * size_of::<u32>();
+            let streams = self.resets.bytes();
             // Spare capacity of the output belongs to the thread.
             held += self.header_decoder.bytes() + streams + self.out.len() + self.reply_budget.held_bytes();
         }
@@ -69,9 +69,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
 
     /// Refuses the youngest call whose request is not whole, if there is one.
     fn refuse_youngest(&mut self) -> Result<bool, ConnError> {
-        let has_part = |stream: &Stream| {
-            stream.recv_buffer.is_some() && !stream.is_closed && stream.budget_bytes > stream.call_kind.call_bytes()
-        };
+        let has_part = |stream: &Stream| stream.is_open() && stream.budget_bytes > stream.call_kind.call_bytes();
         let stream = self.streams.iter().rev().find(|(_, stream)| has_part(stream)).map(|(id, _)| *id);
         let pending = self.pending_calls.back().map(|pending| pending.id);
         if pending > stream {
@@ -84,10 +82,10 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         let call_bytes = stream.call_kind.call_bytes();
         self.budget_bytes -= stream.budget_bytes - call_bytes;
         stream.budget_bytes = call_bytes;
-        stream.until = None;
         // What it had not read is released when it ends.
-        if let Some(recv_buffer) = &stream.recv_buffer {
-            recv_buffer.end(Err(Incomplete::NoRoom));
+        if let Some(request) = stream.request() {
+            request.until = None;
+            request.buffer.end(Err(Incomplete::NoRoom));
         }
         Ok(true)
     }

@@ -50,19 +50,11 @@ pub(super) struct PendingCall<P> {
 /// A call on the slow path, or a reply of the fast path that waits for its window.
 #[derive(Debug, Default)]
 pub(super) struct Stream {
+    pub(super) state: State,
     /// The send window is the peer's initial window plus this, so that a change of the former moves it.
     pub(super) window_delta: i64,
-    /// Where the body goes. `None`: it is whole, or no longer wanted.
-    pub(super) recv_buffer: Option<RecvBuffer>,
-    pub(super) length: Length,
-    /// When the body must be whole. `None`: it is, or it has no deadline.
-    pub(super) until: Option<Instant>,
-    /// Bytes that the peer may send.
-    pub(super) window: u32,
     /// Bytes that came and were not read.
     pub(super) unread: u32,
-    /// Bytes that were read and not yet given back by WINDOW_UPDATE.
-    pub(super) unclaimed: u32,
     /// What its call counts in the request budget, in bytes.
     pub(super) budget_bytes: usize,
     pub(super) call_kind: CallKind,
@@ -73,9 +65,69 @@ pub(super) struct Stream {
     pub(super) pieces: VecDeque<Piece>,
     /// Whether it is in the queue of streams with something to send.
     pub(super) is_queued: bool,
-    pub(super) call: Option<CallHandle>,
-    /// Whether the reply is sent, or never will be.
-    pub(super) is_closed: bool,
+}
+
+/// The state of a stream (RFC 9113, section 5.1).
+///
+/// An idle stream is not kept. The call of an open stream may also be pending: see [`PendingCall`]. No stream
+/// stays half-closed (local): the rest of a request is not needed once the reply is sent, and it is reset. A
+/// closed stream is kept until its call has ended.
+#[derive(Debug)]
+pub(super) enum State {
+    /// The request is still coming. `call` is `None` once the call has ended.
+    Open { request: Receiving, call: Option<CallHandle> },
+    /// The request is whole, and the reply is not sent. `call` is `None` once the call has ended.
+    HalfClosedRemote { call: Option<CallHandle> },
+    /// The reply is sent, or never will be.
+    Closed { call: CallHandle },
+}
+
+/// That of a finished reply.
+impl Default for State {
+    fn default() -> Self {
+        Self::HalfClosedRemote { call: None }
+    }
+}
+
+/// A request that is still coming.
+#[derive(Debug)]
+pub(super) struct Receiving {
+    /// Where the body goes.
+    pub(super) buffer: RecvBuffer,
+    pub(super) length: Length,
+    /// When the body must be whole. `None`: it has no deadline.
+    pub(super) until: Option<Instant>,
+    /// Bytes that the peer may send.
+    pub(super) window: u32,
+    /// Bytes that were read and not yet given back by WINDOW_UPDATE.
+    pub(super) unclaimed: u32,
+}
+
+impl Receiving {
+    /// A request of which `bytes` of data and `padding` bytes of padding have come.
+    pub(super) fn new(buffer: RecvBuffer, window_bytes: u32, bytes: u32, padding: u32) -> Self {
+        let window = window_bytes.saturating_sub(bytes + padding);
+        Self { buffer, length: Length::default(), until: None, window, unclaimed: padding }
+    }
+}
+
+impl State {
+    /// The call, if it has not ended.
+    pub(super) fn call(&self) -> Option<&CallHandle> {
+        match self {
+            Self::Open { call, .. } | Self::HalfClosedRemote { call } => call.as_ref(),
+            Self::Closed { call } => Some(call),
+        }
+    }
+
+    /// Its request and its call.
+    fn into_parts(self) -> (Option<Receiving>, Option<CallHandle>) {
+        match self {
+            Self::Open { request, call } => (Some(request), call),
+            Self::HalfClosedRemote { call } => (None, call),
+            Self::Closed { call } => (None, Some(call)),
+        }
+    }
 }
 
 /// A part of a reply.
@@ -91,34 +143,62 @@ pub(super) enum Piece {
 }
 
 impl Stream {
-    /// The stream of a call. `recv_buffer` is `None` if the body is whole. `unread` bytes of data and
-    /// `padding` bytes of padding have come, of a window of `window_bytes`.
-    pub(super) fn of_call(
-        window_delta: i64,
-        recv_buffer: Option<RecvBuffer>,
-        call: CallHandle,
-        window_bytes: u32,
-        unread: u32,
-        padding: u32,
-    ) -> Self {
-        let window = window_bytes.saturating_sub(unread + padding);
-        Self { window_delta, recv_buffer, window, unread, unclaimed: padding, call: Some(call), ..Self::default() }
+    /// The stream of a call. `request` is `None` if it is whole.
+    pub(super) fn of_call(window_delta: i64, request: Option<Receiving>, call: CallHandle) -> Self {
+        let call = Some(call);
+        let state = match request {
+            Some(request) => State::Open { request, call },
+            None => State::HalfClosedRemote { call },
+        };
+        Self { state, window_delta, ..Self::default() }
+    }
+
+    /// The stream of a finished reply.
+    pub(super) fn of_reply(window_delta: i64, reply: ReplyPart) -> Self {
+        Self { window_delta, pieces: VecDeque::from([Piece::Data(reply), Piece::Ok]), ..Self::default() }
+    }
+
+    /// Its request, if that is still coming.
+    pub(super) fn request(&mut self) -> Option<&mut Receiving> {
+        match &mut self.state {
+            State::Open { request, .. } => Some(request),
+            State::HalfClosedRemote { .. } | State::Closed { .. } => None,
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.state, State::Open { .. })
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed { .. })
+    }
+
+    /// When its request must be whole, if it has a deadline.
+    pub(super) fn due(&self) -> Option<Instant> {
+        match &self.state {
+            State::Open { request, .. } => request.until,
+            State::HalfClosedRemote { .. } | State::Closed { .. } => None,
+        }
     }
 
     /// Ends the body with an error if it is due.
     pub(super) fn end_if_late(&mut self, now: Instant) {
-        if let Some(recv_buffer) = &self.recv_buffer
-            && self.until.is_some_and(|until| until <= now)
+        if let Some(request) = self.request()
+            && request.until.is_some_and(|until| until <= now)
         {
-            recv_buffer.end(Err(Incomplete::TooSlow));
-            self.until = None;
+            request.buffer.end(Err(Incomplete::TooSlow));
+            request.until = None;
         }
     }
 
     /// A part of a message of an open stream has come. Its rest must come until then.
     pub(super) fn wait_for_message(&mut self, until: Instant) {
-        if self.call_kind.is_open && self.call_kind.has_stream && self.recv_buffer.is_some() {
-            self.until = self.until.or(Some(until));
+        if self.call_kind.is_open
+            && self.call_kind.has_stream
+            && let Some(request) = self.request()
+        {
+            request.until = request.until.or(Some(until));
         }
     }
 
@@ -130,35 +210,68 @@ impl Stream {
         }
         let less = bytes.min(self.budget_bytes.saturating_sub(self.call_kind.call_bytes()));
         self.budget_bytes -= less;
-        if self.budget_bytes <= self.call_kind.call_bytes() {
-            self.until = None;
+        if self.budget_bytes <= self.call_kind.call_bytes()
+            && let Some(request) = self.request()
+        {
+            request.until = None;
         }
         less
+    }
+
+    /// Bytes of the request can be given back to the peer by WINDOW_UPDATE.
+    pub(super) fn release(&mut self, bytes: u32) {
+        if let Some(request) = self.request() {
+            request.unclaimed += bytes;
+        }
     }
 
     /// Gives the stream's window of a unary request back as it comes: its message may be longer than the
     /// window, and the budget bounds it.
     pub(super) fn release_single(&mut self, bytes: usize) {
         if !self.call_kind.has_stream {
-            self.unclaimed += bytes as u32;
+            self.release(bytes as u32);
         }
     }
 
-    /// The stream of a finished reply.
-    pub(super) fn of_reply(window_delta: i64, reply: ReplyPart) -> Self {
-        Self { window_delta, pieces: VecDeque::from([Piece::Data(reply), Piece::Ok]), ..Self::default() }
+    /// The request is whole.
+    pub(super) fn end_request(&mut self) {
+        if self.is_open() {
+            let (request, call) = std::mem::take(&mut self.state).into_parts();
+            self.state = State::HalfClosedRemote { call };
+            if let Some(request) = request {
+                request.buffer.end(Ok(()));
+            }
+        }
     }
 
-    /// Ends the call. Returns how many bytes were not read.
-    pub(super) fn cancel(&mut self) -> u32 {
-        self.is_closed = true;
+    /// The call has ended. Returns whether nothing is left of the stream.
+    pub(super) fn end_call(&mut self) -> bool {
+        match &mut self.state {
+            State::Open { call, .. } | State::HalfClosedRemote { call } => *call = None,
+            State::Closed { .. } => return true,
+        }
+        false
+    }
+
+    /// The reply is sent, and its request is whole. Returns whether nothing is left of the stream.
+    pub(super) fn close(&mut self) -> bool {
+        let (_, call) = std::mem::take(&mut self.state).into_parts();
+        let Some(call) = call else { return true };
+        self.state = State::Closed { call };
+        false
+    }
+
+    /// Ends the stream before its reply is sent, or its request is whole. Returns whether nothing is left of
+    /// it.
+    pub(super) fn cancel(&mut self) -> bool {
         self.pieces.clear();
-        if let Some(recv_buffer) = self.recv_buffer.take() {
-            recv_buffer.end(Err(Incomplete::Cancelled));
+        let (request, call) = std::mem::take(&mut self.state).into_parts();
+        if let Some(request) = request {
+            request.buffer.end(Err(Incomplete::Cancelled));
         }
-        if let Some(call) = &self.call {
-            call.cancel();
-        }
-        std::mem::take(&mut self.unread)
+        let Some(call) = call else { return true };
+        call.cancel();
+        self.state = State::Closed { call };
+        false
     }
 }

@@ -150,7 +150,7 @@ fn a_peer_that_sends_more_than_the_window_of_a_stream_has_it_reset() {
     let (mut conn, _) = open();
     receive(&mut conn, &head(1, "/long")).unwrap();
     // The connection's window is released as data comes; only the stream's shrinks.
-    conn.streams.get_mut(&1).unwrap().window = 100;
+    conn.streams.get_mut(&1).unwrap().request().unwrap().window = 100;
     receive(&mut conn, &data(1, 90, b"123456789")).unwrap();
     conn.out.clear();
     conn.receive(&data(1, 0, b""), Instant::now()).unwrap();
@@ -203,7 +203,8 @@ fn the_window_of_a_call_is_given_back_as_its_request_comes() {
         let mut part = vec![];
         frame::put_data(&mut part, 1, false, &[0; 10_000]);
         receive(&mut conn, &part).unwrap();
-        assert!(conn.streams[&1].window + conn.streams[&1].unclaimed == WINDOW_BYTES);
+        let request = conn.streams.get_mut(&1).and_then(Stream::request).unwrap();
+        assert_eq!(request.window + request.unclaimed, WINDOW_BYTES);
     }
 }
 
@@ -254,6 +255,19 @@ fn a_call_counts_until_it_has_ended() {
     conn.on_event(StreamEvent { stream: 5, event: Event::Done });
     receive(&mut conn, &head(last + 4, "/long")).unwrap();
     assert_eq!(spawned.0.borrow().last(), Some(&(last + 4)));
+}
+
+/// A stream that is reset shortly before its request is due, and whose call has not ended.
+#[test]
+fn a_closed_stream_is_not_waited_for() {
+    let (mut conn, _) = open();
+    receive(&mut conn, &head(1, "/long")).unwrap();
+    assert!(conn.end_late_requests(Instant::now()).is_some());
+    let mut reset = vec![];
+    frame::put_reset(&mut reset, 1, ErrorCode::NoError);
+    receive(&mut conn, &reset).unwrap();
+    assert!(!conn.has_no_calls());
+    assert_eq!(conn.end_late_requests(Instant::now()), None);
 }
 
 #[test]
