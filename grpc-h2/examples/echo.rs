@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use grpc_h2::{Budget, CallKind, Connection, Handlers, Incoming, NoFastPath, Runtimes, SharedLimits};
+use grpc_h2::{Budget, CallKind, Connection, Handlers, Incoming, NoFastPath, NoObserver, Runtimes, SharedLimits};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame};
 use tokio::net::TcpListener;
@@ -82,6 +82,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             extension: peer,
             budget: budget.clone(),
             limits: limits.clone(),
+            observer: NoObserver,
         };
         connections.spawn(async move {
             if let Err(error) = Connection::new(socket, handlers).serve(pending(), false).await {

@@ -26,7 +26,7 @@ use super::error::ConnError;
 use super::events::{EventReceiver, event_channel};
 use super::read_turns::ReadTurn;
 use super::reply_budget::ReplyBudget;
-use super::{FastPath, SharedLimits};
+use super::{FastPath, NoObserver, Observer, SharedLimits};
 
 /// Bytes of one read at most.
 const READ_BYTES: usize = 64 * 1024;
@@ -46,7 +46,7 @@ thread_local! {
 
 /// What answers the calls of a connection, and on which runtime.
 #[derive(Clone, Debug)]
-pub struct Handlers<S, A, X> {
+pub struct Handlers<S, A, X, O = NoObserver> {
     /// Answers calls where they are read, when it can.
     pub fast_path: A,
     /// Answers all other calls. Each has its own clone.
@@ -61,6 +61,8 @@ pub struct Handlers<S, A, X> {
     pub budget: Budget,
     /// The bounds and times of the connection.
     pub limits: SharedLimits,
+    /// Is told of what happens on the connection.
+    pub observer: O,
 }
 
 /// Why a connection closed, if not in order.
@@ -84,7 +86,7 @@ pub enum CloseReason {
 }
 
 /// A connection and its calls. Dropping it ends both.
-pub struct Connection<T, S, A: FastPath, X>(Driver<T, A, ServiceSpawner<S, X>>);
+pub struct Connection<T, S, A: FastPath, X, O: Observer = NoObserver>(Driver<T, A, ServiceSpawner<S, X>, O>);
 
 /// How to stop a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,10 +97,10 @@ pub enum Shutdown {
     Now,
 }
 
-impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
+impl<T, S, A: FastPath, X, O: Observer> Connection<T, S, A, X, O> {
     /// A connection on an accepted socket of the current runtime.
-    pub fn new(io: T, handlers: Handlers<S, A, X>) -> Self {
-        let Handlers { fast_path, service, call_kind, runtimes, extension, budget, limits } = handlers;
+    pub fn new(io: T, handlers: Handlers<S, A, X, O>) -> Self {
+        let Handlers { fast_path, service, call_kind, runtimes, extension, budget, limits, observer } = handlers;
         let reply_budget = ReplyBudget::new(limits.replies_bytes_max);
         let (events, receiver) = event_channel();
         let calls = ServiceSpawner {
@@ -115,7 +117,10 @@ impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
             io,
             timer: Box::pin(sleep_until(now + limits.preface_timeout.min(limits.tick_max()))),
             turn: ReadTurn::new(limits.turn_bytes_max),
-            conn: Conn::new(fast_path, calls, reply_budget, budget, limits),
+            received_bytes: 0,
+            sent_bytes: 0,
+            is_closed_told: false,
+            conn: Conn::new(fast_path, calls, reply_budget, budget, limits, observer),
             events: receiver,
             unparsed: Buffer::new(),
             is_backpressured: false,
@@ -149,7 +154,10 @@ impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
                 polled => polled.map(Some),
             });
             match polled.await {
-                Some(ended) => return ended,
+                Some(ended) => {
+                    self.0.tell_closed(ended.as_ref().err());
+                    return ended;
+                }
                 // Lets the runtime poll all of its sockets.
                 None => yield_now().await,
             }
@@ -158,9 +166,9 @@ impl<T, S, A: FastPath, X> Connection<T, S, A, X> {
 }
 
 /// A connection with its socket and its timer.
-struct Driver<T, A: FastPath, C> {
+struct Driver<T, A: FastPath, C, O: Observer> {
     io: T,
-    conn: Conn<A, C>,
+    conn: Conn<A, C, O>,
     events: EventReceiver,
     /// What was read and not parsed: a part of a frame, or frames that the output has no room to answer.
     unparsed: Buffer,
@@ -178,6 +186,11 @@ struct Driver<T, A: FastPath, C> {
     deadline: Option<Instant>,
     busy_poll: BusyPoll,
     turn: ReadTurn,
+    /// Bytes that the observer was not told of yet.
+    received_bytes: u32,
+    sent_bytes: u32,
+    /// Whether the observer was told that the connection has closed.
+    is_closed_told: bool,
 }
 
 /// The state of a connection when its drain began.
@@ -197,11 +210,26 @@ enum Stage {
     Lingering(Option<ConnError>),
 }
 
-impl<T, A, C> Driver<T, A, C>
+impl<T, A: FastPath, C, O: Observer> Driver<T, A, C, O> {
+    fn tell_closed(&mut self, why: Option<&CloseReason>) {
+        if !std::mem::replace(&mut self.is_closed_told, true) {
+            self.conn.observer.closed(why);
+        }
+    }
+}
+
+impl<T, A: FastPath, C, O: Observer> Drop for Driver<T, A, C, O> {
+    fn drop(&mut self) {
+        self.tell_closed(None);
+    }
+}
+
+impl<T, A, C, O> Driver<T, A, C, O>
 where
     T: AsyncRead + AsyncWrite + Unpin,
     A: FastPath,
     C: CallSpawner,
+    O: Observer,
 {
     fn poll(
         &mut self,
@@ -215,6 +243,10 @@ where
         let polled = self.poll_stages(cx, stop, has_core);
         if has_core {
             self.turn.after_poll();
+        }
+        if self.received_bytes > 0 || self.sent_bytes > 0 {
+            let (received, sent) = (std::mem::take(&mut self.received_bytes), std::mem::take(&mut self.sent_bytes));
+            self.conn.observer.transferred(received as usize, sent as usize);
         }
         if self.conn.out.is_empty() {
             let out = std::mem::take(&mut self.conn.out);
@@ -308,7 +340,10 @@ where
         while let Some(pending) = self.conn.out.get(written..).filter(|pending| !pending.is_empty()) {
             match Pin::new(&mut self.io).poll_write(cx, pending)? {
                 Poll::Ready(0) => return Err(CloseReason::Io(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(bytes) => written += bytes,
+                Poll::Ready(bytes) => {
+                    written += bytes;
+                    self.sent_bytes = self.sent_bytes.saturating_add(bytes as u32);
+                }
                 Poll::Pending => {
                     self.conn.out.consume(written);
                     return Ok(Poll::Pending);
@@ -347,6 +382,7 @@ where
             let read = Pin::new(&mut self.io).poll_read(cx, &mut space);
             let bytes = space.filled().len();
             self.turn.has_read(bytes, has_core);
+            self.received_bytes = self.received_bytes.saturating_add(bytes as u32);
             ready!(read)?;
             if bytes == 0 {
                 return Poll::Ready(Ok(true));
@@ -386,6 +422,7 @@ where
         let mut buffer = Zeroizing::new([0; 4096]);
         let mut space = ReadBuf::new(&mut *buffer);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut space))?;
+        self.received_bytes = self.received_bytes.saturating_add(space.filled().len() as u32);
         Poll::Ready(Ok(space.filled().is_empty()))
     }
 

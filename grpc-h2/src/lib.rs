@@ -9,7 +9,7 @@
 //! request, `conn` is the protocol without I/O, `call` runs the calls of the slow path, `events` carries what
 //! they send, `budget` bounds the requests that all connections hold, `reply_budget` the replies of one,
 //! `limits` has all other bounds, `read_turns` shares a thread among callers, `io` moves bytes and keeps the
-//! time, and `busy_poll` says when to poll instead of sleeping.
+//! time, `observer` tells of what happens, and `busy_poll` says when to poll instead of sleeping.
 //!
 //! Everything that a peer can make grow has a bound: see [`Limits`] and [`Budget`].
 
@@ -26,6 +26,7 @@ mod head;
 mod hpack;
 mod io;
 mod limits;
+mod observer;
 mod read_turns;
 mod reply_budget;
 #[cfg(feature = "testing")]
@@ -42,6 +43,7 @@ pub use self::error::{ConnError, ErrorCode};
 pub use self::head::RequestHead;
 pub use self::io::{CloseReason, Connection, Handlers, Shutdown};
 pub use self::limits::{Limits, LimitsError, SharedLimits};
+pub use self::observer::{Flood, NoObserver, Observer, Refused};
 
 /// Bytes of requests that each connection may hold, whatever the others hold: enough for a probe.
 pub const OWN_BYTES: usize = 12 * 1024;

@@ -16,7 +16,7 @@ use grpc_h2::testing::{
     CONTINUATION, DATA, END, END_HEADERS, GOAWAY, HEADERS, PADDED, PING, PREFACE, PRIORITY, PUSH_PROMISE, RST_STREAM,
     SETTINGS, WINDOW_UPDATE, WITH_PRIORITY, field, frame, settings_payload,
 };
-use grpc_h2::{Budget, CallKind, Connection, Handlers, Incoming, NoFastPath, Runtimes, SharedLimits};
+use grpc_h2::{Budget, CallKind, Connection, Handlers, Incoming, NoFastPath, NoObserver, Runtimes, SharedLimits};
 use http::{Request, Response};
 use http_body::Body;
 use proptest::prelude::*;
@@ -124,6 +124,7 @@ async fn serve_ours(io: DuplexStream) {
         extension: (),
         budget: Budget::new(1 << 30, 1 << 30),
         limits: SharedLimits::default(),
+        observer: NoObserver,
     };
     drop(Connection::new(io, handlers).serve(pending(), false).await);
 }

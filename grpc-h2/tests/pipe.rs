@@ -8,7 +8,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use grpc_h2::{
-    Budget, CallKind, CloseReason, Connection, Handlers, Incoming, Limits, NoFastPath, Runtimes, SharedLimits,
+    Budget, CallKind, CloseReason, Connection, Handlers, Incoming, Limits, NoFastPath, NoObserver, Runtimes,
+    SharedLimits,
 };
 use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
@@ -86,6 +87,7 @@ fn connection<T>(io: T) -> Connection<T, Answers, NoFastPath, ()> {
         extension: (),
         budget: Budget::new(1 << 20, 1 << 20),
         limits: SharedLimits::default(),
+        observer: NoObserver,
     };
     Connection::new(io, handlers)
 }

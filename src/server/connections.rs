@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::io;
 
-use grpc_h2::{Budget, CallKind, FastPath, Incoming, Runtimes, SharedLimits, Shutdown};
+use grpc_h2::{Budget, CallKind, FastPath, Incoming, NoObserver, Runtimes, SharedLimits, Shutdown};
 use http::{Request, Response};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -68,7 +68,9 @@ impl<S, F> MakeConnection<S, F> {
         let Transport { budget, limits, .. } = transport;
         let peer = conn.peer();
         let fast_path = make_fast_path(peer, conn.mark());
-        let handlers = grpc_h2::Handlers { fast_path, service, call_kind, runtimes, extension: peer, budget, limits };
+        let (extension, observer) = (peer, NoObserver);
+        let handlers =
+            grpc_h2::Handlers { fast_path, service, call_kind, runtimes, extension, budget, limits, observer };
         Connection::new(conn, handlers)
     }
 

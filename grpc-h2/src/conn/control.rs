@@ -1,12 +1,12 @@
 //! Frames of the connection: SETTINGS, PING, GOAWAY, PRIORITY.
 
 use super::{Conn, Drain, PING_DRAIN};
-use crate::FastPath;
 use crate::call::CallSpawner;
 use crate::error::{ConnError, ErrorCode};
 use crate::frame::{self, BITS_31, FrameHead, PAYLOAD_BYTES_MAX, flag, setting};
+use crate::{FastPath, Observer};
 
-impl<A: FastPath, C: CallSpawner> Conn<A, C> {
+impl<A: FastPath, C: CallSpawner, O: Observer> Conn<A, C, O> {
     pub(super) fn settings(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
         if head.stream != 0 {
             return Err(ConnError::protocol("SETTINGS on a stream"));
@@ -66,13 +66,14 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         Ok(())
     }
 
-    pub(super) fn goaway(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
+    pub(super) fn goaway_received(&mut self, head: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
         if head.stream != 0 {
             return Err(ConnError::protocol("GOAWAY on a stream"));
         }
-        if payload.len() < 8 {
+        let Some(code) = payload.get(4..).and_then(<[u8]>::first_chunk) else {
             return Err(ConnError::size("GOAWAY without a code"));
-        }
+        };
+        self.observer.goaway_received(u32::from_be_bytes(*code));
         self.finish_drain();
         Ok(())
     }

@@ -26,16 +26,17 @@ use super::head::HeaderDecoder;
 use super::hpack::Encoder;
 use super::limits::WINDOW_BYTES_AT_FIRST;
 use super::reply_budget::ReplyBudget;
-use super::{FastPath, Limits, SharedLimits};
+use super::{FastPath, Flood, Limits, Observer, SharedLimits};
 
 /// The payload of a keepalive PING.
 const PING_KEEPALIVE: [u8; 8] = *b"kw-alive";
 /// The payload of the PING whose acknowledgement shows that the peer has read the first GOAWAY.
 const PING_DRAIN: [u8; 8] = *b"kw-leave";
 
-pub(super) struct Conn<A: FastPath, C> {
+pub(super) struct Conn<A: FastPath, C, O> {
     /// The output, not yet written to the network.
     pub(super) out: Buffer,
+    pub(super) observer: O,
     limits: SharedLimits,
     fast_path: A,
     calls: C,
@@ -110,8 +111,16 @@ struct PartialBlock {
     frames: u32,
 }
 
-impl<A: FastPath, C> Conn<A, C> {
-    pub(super) fn new(fast_path: A, calls: C, reply_budget: ReplyBudget, budget: Budget, limits: SharedLimits) -> Self {
+impl<A: FastPath, C, O: Observer> Conn<A, C, O> {
+    pub(super) fn new(
+        fast_path: A,
+        calls: C,
+        reply_budget: ReplyBudget,
+        budget: Budget,
+        limits: SharedLimits,
+        mut observer: O,
+    ) -> Self {
+        observer.opened();
         let window_bytes = limits.window_bytes;
         let mut out = Buffer::new();
         frame::put_settings(
@@ -127,6 +136,7 @@ impl<A: FastPath, C> Conn<A, C> {
         Self {
             out,
             header_decoder: HeaderDecoder::new(),
+            observer,
             limits,
             fast_path,
             calls,
@@ -159,7 +169,7 @@ impl<A: FastPath, C> Conn<A, C> {
     }
 }
 
-impl<A: FastPath, C: CallSpawner> Conn<A, C> {
+impl<A: FastPath, C: CallSpawner, O: Observer> Conn<A, C, O> {
     /// Processes whole frames, and returns how many bytes they have. Stops early when the output is full.
     ///
     /// # Errors
@@ -170,7 +180,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         let received = self.receive_frames(input);
         self.fast_path.end_batch();
         if let Err(error) = &received {
-            frame::put_goaway(&mut self.out, self.last_stream, error.code, error.what);
+            self.goaway(self.last_stream, error.code, error.what);
         }
         received
     }
@@ -270,7 +280,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     pub(super) fn start_drain(&mut self) {
         if self.drain == Drain::NotStarted {
             self.drain = Drain::Announced;
-            frame::put_goaway(&mut self.out, BITS_31, ErrorCode::NoError, "");
+            self.goaway(BITS_31, ErrorCode::NoError, "");
             frame::put_ping(&mut self.out, false, &PING_DRAIN);
         }
     }
@@ -293,13 +303,18 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     pub(super) fn finish_drain(&mut self) {
         if !matches!(self.drain, Drain::Final(_)) {
             self.drain = Drain::Final(self.last_stream);
-            frame::put_goaway(&mut self.out, self.last_stream, ErrorCode::NoError, "");
+            self.goaway(self.last_stream, ErrorCode::NoError, "");
         }
     }
 
     /// Tells the peer that its connection closes now.
     pub(super) fn evict(&mut self) {
-        frame::put_goaway(&mut self.out, self.last_stream, ErrorCode::NoError, "others need its place");
+        self.goaway(self.last_stream, ErrorCode::NoError, "others need its place");
+    }
+
+    fn goaway(&mut self, last_stream: u32, code: ErrorCode, what: &str) {
+        frame::put_goaway(&mut self.out, last_stream, code, what);
+        self.observer.goaway_sent(code);
     }
 
     /// Why the connection drains because of its peer, and when it is closed at the latest.
@@ -309,14 +324,19 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
 
     /// Drains the connection because of its peer. Calls under way are answered: behind a proxy they may be
     /// those of other callers. A peer that goes on is cut off.
-    fn force_drain(&mut self, error: ConnError) -> Result<(), ConnError> {
+    fn force_drain(&mut self, by: Flood) -> Result<(), ConnError> {
+        let error = ConnError::enhance_your_calm(match by {
+            Flood::OverheadFrames => "too many frames that carry no call on",
+            Flood::Errors => "too many errors",
+        });
         if self.forced_drain.is_some() {
             return Err(error);
         }
+        self.observer.flooded(by);
         self.forced_drain = Some((error, self.at + self.limits.drain_time_max));
         (self.overhead_frames, self.errors) = (0, 0);
         self.drain = Drain::Final(self.last_stream);
-        frame::put_goaway(&mut self.out, self.last_stream, error.code, error.what);
+        self.goaway(self.last_stream, error.code, error.what);
         Ok(())
     }
 
@@ -352,7 +372,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             kind::SETTINGS => self.settings(head, payload),
             kind::PING => self.ping_received(head, payload),
             kind::RST_STREAM => self.reset_by_peer(head, payload),
-            kind::GOAWAY => self.goaway(head, payload),
+            kind::GOAWAY => self.goaway_received(head, payload),
             kind::PRIORITY => self.priority(head, payload),
             kind::PUSH_PROMISE => Err(ConnError::protocol("a client cannot push")),
             // Unknown types are ignored (section 4.1).
@@ -376,7 +396,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         self.decay_rate_limits();
         self.overhead_frames += 1;
         if self.overhead_frames > self.limits.overhead_frames_max {
-            return self.force_drain(ConnError::enhance_your_calm("too many frames that carry no call on"));
+            return self.force_drain(Flood::OverheadFrames);
         }
         Ok(())
     }
@@ -407,7 +427,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
         let error_calls = self.limits.error_calls;
         self.errors += error_calls;
         if self.errors > self.limits.errors_max * error_calls {
-            self.force_drain(ConnError::enhance_your_calm("too many errors"))?;
+            self.force_drain(Flood::Errors)?;
         }
         self.reset(stream, code);
         Ok(())
@@ -415,9 +435,14 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
 
     /// Resets a stream, and ends its call.
     fn reset(&mut self, stream: u32, code: ErrorCode) {
-        frame::put_reset(&mut self.out, stream, code);
+        self.put_reset(stream, code);
         self.remember_reset(stream);
         self.cancel_stream(stream);
+    }
+
+    fn put_reset(&mut self, stream: u32, code: ErrorCode) {
+        frame::put_reset(&mut self.out, stream, code);
+        self.observer.reset_sent(code);
     }
 
     /// Remembers that frames of this stream are no errors: the peer may not know of the reset yet.
@@ -464,7 +489,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     }
 }
 
-impl<A: FastPath, C> Conn<A, C> {
+impl<A: FastPath, C, O> Conn<A, C, O> {
     fn cancel_pending(&mut self) {
         for pass in self.pending_calls.iter().filter_map(|pending| pending.pass.as_ref()) {
             self.fast_path.on_cancel(pass);
@@ -472,7 +497,7 @@ impl<A: FastPath, C> Conn<A, C> {
     }
 }
 
-impl<A: FastPath, C> Drop for Conn<A, C> {
+impl<A: FastPath, C, O> Drop for Conn<A, C, O> {
     fn drop(&mut self) {
         self.cancel_pending();
     }

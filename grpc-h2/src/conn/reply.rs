@@ -4,10 +4,10 @@ use bytes::Bytes;
 
 use super::stream::{Piece, Stream};
 use super::{Conn, frame};
-use crate::FastPath;
 use crate::call::{CallSpawner, Event, StreamEvent};
 use crate::error::{ConnError, ErrorCode};
 use crate::frame::{BITS_31, FrameHead, PAYLOAD_BYTES_MAX};
+use crate::{FastPath, Observer};
 
 /// What sending a frame of a stream did.
 enum Sent {
@@ -21,7 +21,7 @@ enum Sent {
     Nothing,
 }
 
-impl<A: FastPath, C: CallSpawner> Conn<A, C> {
+impl<A: FastPath, C: CallSpawner, O: Observer> Conn<A, C, O> {
     /// Sends a successful gRPC reply. Most are written at once.
     pub(super) fn reply(&mut self, id: u32, window_delta: i64, reply: Bytes) {
         frame::put_headers(&mut self.out, id, false, |to| self.encoder.grpc_headers(to));

@@ -15,7 +15,7 @@ use crate::call::{CallKind, CallSpawner};
 use crate::error::{ConnError, ErrorCode};
 use crate::frame::{self, FrameHead, flag};
 use crate::head::{HeaderError, RequestHead};
-use crate::{Bypass, FastPath};
+use crate::{Bypass, FastPath, Observer, Refused};
 
 /// The state of header compression is lost (RFC 9113, section 4.3).
 const UNREAD: ConnError = ConnError::new(ErrorCode::Compression, "a header block cannot be read");
@@ -48,7 +48,7 @@ impl<'a> SlowCall<'a> {
     }
 }
 
-impl<A: FastPath, C: CallSpawner> Conn<A, C> {
+impl<A: FastPath, C: CallSpawner, O: Observer> Conn<A, C, O> {
     pub(super) fn headers(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
         if frame.stream.is_multiple_of(2) {
             return Err(ConnError::protocol("HEADERS on a stream that no client begins"));
@@ -98,6 +98,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             return self.overhead_frame();
         }
         if self.has_max_streams() {
+            self.observer.stream_refused(Refused::TooManyStreams);
             self.reset(id, ErrorCode::RefusedStream);
             // Not an error: the peer may count calls as ended that have not ended yet.
             return self.overhead_frame();
@@ -252,7 +253,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             Some(Side::Us) => self.overhead_frame(),
             Some(Side::Peer) => {
                 // grpc-java sends the rest of a cancelled request behind its RST_STREAM.
-                frame::put_reset(&mut self.out, id, ErrorCode::StreamClosed);
+                self.put_reset(id, ErrorCode::StreamClosed);
                 self.overhead_frame()
             }
             None => self.reset_for(id, ErrorCode::StreamClosed),
@@ -408,6 +409,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             self.crowded += 1;
             if self.crowded > self.limits.stranger_refusals_max {
                 // The peer was told before, and gets no reply that is longer than its request.
+                self.observer.stream_refused(Refused::TooManyRefusals);
                 self.reset(slow_call.id, ErrorCode::RefusedStream);
                 return self.overhead_frame();
             }
@@ -441,12 +443,13 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
     }
 
     pub(super) fn reset_by_peer(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
-        if payload.len() != 4 {
+        let Ok(code) = payload.try_into().map(u32::from_be_bytes) else {
             return Err(ConnError::size("RST_STREAM that is not of 4 bytes"));
-        }
+        };
         if self.is_idle(frame.stream) {
             return Err(ConnError::protocol("RST_STREAM of a stream that was never begun"));
         }
+        self.observer.reset_received(code);
         self.cancel_stream(frame.stream);
         self.resets.remember(Side::Peer, frame.stream, self.limits.resets_remembered);
         self.overhead_frame_if_gone(frame.stream)

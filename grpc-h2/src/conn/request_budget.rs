@@ -8,14 +8,14 @@ use crate::body::Incomplete;
 use crate::call::CallSpawner;
 use crate::error::ConnError;
 use crate::head::RequestHead;
-use crate::{FastPath, PENDING_CALL_BYTES, frame};
+use crate::{FastPath, Observer, PENDING_CALL_BYTES};
 
 /// What a pending call counts, in bytes.
 pub(super) fn pending_call_bytes(head: &RequestHead) -> usize {
     PENDING_CALL_BYTES + head.bytes()
 }
 
-impl<A: FastPath, C: CallSpawner> Conn<A, C> {
+impl<A: FastPath, C: CallSpawner, O: Observer> Conn<A, C, O> {
     /// Updates the budget, with this many bytes that were read and not parsed. As long as it is exceeded, the
     /// youngest call whose request is not whole is refused.
     ///
@@ -35,7 +35,7 @@ impl<A: FastPath, C: CallSpawner> Conn<A, C> {
             }
             self.account.count_refusal();
             let error = ConnError::enhance_your_calm("there is no room for more of callers without a credential");
-            frame::put_goaway(&mut self.out, self.last_stream, error.code, error.what);
+            self.goaway(self.last_stream, error.code, error.what);
             return Err(error);
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! The protocol without a network. Calls do what the test says.
 
 mod limits;
+mod observer;
 mod prefetch;
 mod request_budget;
 
@@ -13,11 +14,11 @@ use proptest::prelude::*;
 
 use super::stream::Piece;
 use super::*;
-use crate::Callers;
 use crate::body::RecvBuffer;
 use crate::call::{CallHandle, CallKind, Event, StreamEvent};
 use crate::frame::FRAME_HEAD_BYTES;
 use crate::head::RequestHead;
+use crate::{Callers, CloseReason, Refused};
 
 const LIMITS: Limits = Limits::DEFAULT;
 const WINDOW_BYTES: u32 = LIMITS.window_bytes;
@@ -64,7 +65,59 @@ impl CallSpawner for Spawned {
     }
 }
 
-type Tested = Conn<Echo, Spawned>;
+/// Notes what it is told.
+#[derive(Clone, Default)]
+struct Notes(Rc<RefCell<Vec<String>>>);
+
+impl Notes {
+    fn take(&self) -> Vec<String> {
+        self.0.take()
+    }
+
+    fn note(&self, what: impl Into<String>) {
+        self.0.borrow_mut().push(what.into());
+    }
+}
+
+impl Observer for Notes {
+    fn opened(&mut self) {
+        self.note("opened");
+    }
+
+    fn closed(&mut self, why: Option<&CloseReason>) {
+        self.note(why.map_or("closed".to_owned(), |why| format!("closed: {why}")));
+    }
+
+    fn reset_sent(&mut self, code: ErrorCode) {
+        self.note(format!("reset sent: {code:?}"));
+    }
+
+    fn reset_received(&mut self, code: u32) {
+        self.note(format!("reset received: {code}"));
+    }
+
+    fn stream_refused(&mut self, why: Refused) {
+        self.note(format!("refused: {why:?}"));
+    }
+
+    fn flooded(&mut self, by: Flood) {
+        self.note(format!("flooded: {by:?}"));
+    }
+
+    fn goaway_sent(&mut self, code: ErrorCode) {
+        self.note(format!("goaway sent: {code:?}"));
+    }
+
+    fn goaway_received(&mut self, code: u32) {
+        self.note(format!("goaway received: {code}"));
+    }
+
+    fn transferred(&mut self, received: usize, sent: usize) {
+        self.note(format!("transferred: {received} {sent}"));
+    }
+}
+
+type Tested = Conn<Echo, Spawned, Notes>;
 
 /// More than any test uses.
 fn roomy() -> Budget {
@@ -81,7 +134,8 @@ fn open_within(limits: Limits) -> (Tested, Spawned) {
 
 fn open_with(limits: Limits, budget: Budget) -> (Tested, Spawned) {
     let (spawned, limits) = (Spawned::default(), SharedLimits::new(limits).unwrap());
-    let mut conn = Conn::new(Echo, spawned.clone(), ReplyBudget::new(limits.replies_bytes_max), budget, limits);
+    let mut conn =
+        Conn::new(Echo, spawned.clone(), ReplyBudget::new(limits.replies_bytes_max), budget, limits, Notes::default());
     let mut hello = PREFACE.to_vec();
     frame::put_settings(&mut hello, &[]);
     assert_eq!(receive(&mut conn, &hello), Ok(()));

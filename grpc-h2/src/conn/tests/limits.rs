@@ -20,7 +20,7 @@ use tower_service::Service;
 use super::*;
 use crate::call::ServiceSpawner;
 use crate::events::event_channel;
-use crate::{Connection, Handlers, Incoming, NoFastPath, Runs, Runtimes, Shutdown};
+use crate::{Connection, Handlers, Incoming, NoFastPath, NoObserver, Runs, Runtimes, Shutdown};
 
 /// A field, how to set it, two values, and a measurement that finds the value again.
 type Case = (&'static str, fn(&mut Limits, u64), [u64; 2], fn(Limits) -> u64);
@@ -249,7 +249,8 @@ const CASES: &[Case] = &[
         |limits| {
             let bodies = Counting::default();
             let limits = SharedLimits::new(limits).unwrap();
-            let mut conn = Conn::new(bodies.clone(), Spawned::default(), ReplyBudget::new(1), roomy(), limits);
+            let mut conn =
+                Conn::new(bodies.clone(), Spawned::default(), ReplyBudget::new(1), roomy(), limits, NoObserver);
             let mut bytes = hello();
             for nth in 0..9 {
                 bytes.extend(head(2 * nth + 1, "/"));
@@ -431,7 +432,7 @@ fn no_limit_is_left_out() {
 fn the_first_frames_announce_the_limits() {
     let limits = Limits { streams_max: 3, header_bytes_max: 1_000, window_bytes: 100_000, ..LIMITS };
     let limits = SharedLimits::new(limits).unwrap();
-    let conn = Conn::new(Echo, Spawned::default(), ReplyBudget::new(1), roomy(), limits);
+    let conn = Conn::new(Echo, Spawned::default(), ReplyBudget::new(1), roomy(), limits, NoObserver);
     let mut expected = vec![];
     frame::put_settings(
         &mut expected,
@@ -575,6 +576,7 @@ fn handlers<A: FastPath>(fast_path: A, limits: Limits) -> Handlers<Late, A, ()> 
         extension: (),
         budget: roomy(),
         limits: SharedLimits::new(limits).unwrap(),
+        observer: NoObserver,
     }
 }
 

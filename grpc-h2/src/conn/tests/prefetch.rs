@@ -1,7 +1,7 @@
 //! Prefetching, and calls that bypass the fast path.
 
 use super::*;
-use crate::Bypass;
+use crate::{Bypass, NoObserver};
 
 /// Answers as [`Echo`] does, and records what it is called with.
 #[derive(Clone, Default)]
@@ -43,8 +43,14 @@ impl FastPath for Recorder {
 #[test]
 fn bodies_are_prefetched_in_batches_before_the_first_is_answered() {
     let (recorder, said) = (Recorder::default(), |seen: &Recorder| std::mem::take(&mut *seen.0.borrow_mut()));
-    let mut conn =
-        Conn::new(recorder.clone(), Spawned::default(), ReplyBudget::new(1), roomy(), SharedLimits::default());
+    let mut conn = Conn::new(
+        recorder.clone(),
+        Spawned::default(),
+        ReplyBudget::new(1),
+        roomy(),
+        SharedLimits::default(),
+        NoObserver,
+    );
     let mut bytes = PREFACE.to_vec();
     frame::put_settings(&mut bytes, &[]);
     bytes.extend(head(1, "/long"));
@@ -91,7 +97,7 @@ fn bodies_are_prefetched_in_batches_before_the_first_is_answered() {
 fn calls_that_bypass_the_fast_path_are_reported_with_the_reason() {
     let (recorder, reply_budget) = (Recorder::default(), ReplyBudget::new(1_000));
     let limits = SharedLimits::new(Limits { buffered_bytes_max: 50_000, ..LIMITS }).unwrap();
-    let mut conn = Conn::new(recorder.clone(), Spawned::default(), reply_budget.clone(), roomy(), limits);
+    let mut conn = Conn::new(recorder.clone(), Spawned::default(), reply_budget.clone(), roomy(), limits, NoObserver);
     let mut bytes = PREFACE.to_vec();
     frame::put_settings(&mut bytes, &[]);
     bytes.extend(head(1, "/"));
