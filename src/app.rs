@@ -236,7 +236,7 @@ impl App {
         let routes = grpc::routes(&state, &connections.stop_token(), health.clone(), settings.reflection)?;
         let cores = start_cores(settings.serving_threads)?;
         let incoming = accept(&acceptors, listeners, &slots, &connections.stop_token());
-        let transport = Transport { http2: settings.http2, budget, limits };
+        let transport = Transport { http2: settings.http2, budget, limits, counts: metrics.http2() };
         serve(&connections, incoming, transport, &cores, routes, &state, &metrics);
         if let Some(listener) = ops_listener {
             serve_ops(&ops, listener, Ops { phase: phase.subscribe(), slots: slots.clone(), metrics });

@@ -6,6 +6,7 @@
 
 mod callbacks;
 mod fast_path;
+mod http2;
 mod process;
 mod prometheus_text;
 
@@ -24,6 +25,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use self::callbacks::{CounterFn, GaugeFn, LabelledCounters, LabelledGauges, OptionalGaugeFn};
 pub use self::fast_path::{FastPathCounts, SlowPathReason};
+pub use self::http2::{Closed, Flood, Http2Counts, RefusedStream, Side};
 
 /// The commit that the program was built from, if the build set it.
 const COMMIT: &str = match option_env!("KEYWARD_COMMIT") {
@@ -182,6 +184,7 @@ pub struct Metrics {
     verdicts: Verdicts,
     calls: Arc<Calls>,
     fast_path: [FastPathCounts; 2],
+    http2: Arc<Http2Counts>,
 }
 
 impl Metrics {
@@ -252,7 +255,8 @@ impl Metrics {
         let verdicts = Verdicts::register(registry);
         let calls = Arc::new(Calls::register(registry, paths));
         let fast_path = FastPathCounts::register(registry, fast_path_calls.map(method_name));
-        Self { registry: all, verdicts, calls, fast_path }
+        let http2 = Arc::new(Http2Counts::register(registry));
+        Self { registry: all, verdicts, calls, fast_path, http2 }
     }
 
     /// The counters of verdicts.
@@ -272,6 +276,12 @@ impl Metrics {
     #[must_use]
     pub fn fast_path(&self) -> [FastPathCounts; 2] {
         self.fast_path.clone()
+    }
+
+    /// The counters of callers' connections.
+    #[must_use]
+    pub fn http2(&self) -> Arc<Http2Counts> {
+        self.http2.clone()
     }
 
     /// All metrics as text.

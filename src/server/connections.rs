@@ -6,8 +6,9 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::sync::Arc;
 
-use grpc_h2::{Budget, CallKind, FastPath, Incoming, NoObserver, Runtimes, SharedLimits, Shutdown};
+use grpc_h2::{Budget, CallKind, FastPath, Incoming, Runtimes, SharedLimits, Shutdown};
 use http::{Request, Response};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -17,8 +18,10 @@ use tower_service::Service;
 use super::cores::CoreRuntime;
 use super::hyper;
 use super::lifecycle::Tasks;
+use super::observer::ConnObserver;
 use super::slots::CredentialMark;
 use super::stream::{Conn, Peer};
+use crate::metrics::Http2Counts;
 
 /// The implementation of HTTP/2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +43,8 @@ pub struct Transport {
     pub budget: Budget,
     /// The bounds and times of each connection. hyper has some of them.
     pub limits: SharedLimits,
+    /// Counts what happens on connections. hyper does not tell.
+    pub counts: Arc<Http2Counts>,
 }
 
 /// Makes connections from accepted sockets: what answers their calls, and on which runtime.
@@ -57,7 +62,7 @@ pub struct MakeConnection<S, F> {
     pub runtimes: Runtimes,
 }
 
-type Connection<S, A> = grpc_h2::Connection<Conn, S, A, Peer>;
+type Connection<S, A> = grpc_h2::Connection<Conn, S, A, Peer, ConnObserver>;
 
 impl<S, F> MakeConnection<S, F> {
     fn make<A: FastPath>(self, conn: Conn) -> Connection<S, A>
@@ -65,10 +70,10 @@ impl<S, F> MakeConnection<S, F> {
         F: Fn(Peer, CredentialMark) -> A,
     {
         let Self { transport, service, make_fast_path, call_kind, runtimes } = self;
-        let Transport { budget, limits, .. } = transport;
+        let Transport { budget, limits, counts, .. } = transport;
         let peer = conn.peer();
         let fast_path = make_fast_path(peer, conn.mark());
-        let (extension, observer) = (peer, NoObserver);
+        let (extension, observer) = (peer, ConnObserver::new(counts, peer.ip()));
         let handlers =
             grpc_h2::Handlers { fast_path, service, call_kind, runtimes, extension, budget, limits, observer };
         Connection::new(conn, handlers)

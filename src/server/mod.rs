@@ -10,6 +10,7 @@ pub mod cores;
 mod hyper;
 pub mod lifecycle;
 pub mod listener;
+mod observer;
 pub mod ops_http;
 pub mod slots;
 pub mod stream;

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -81,7 +82,12 @@ async fn start(tasks: &Tasks, cores: &Cores, http2: Http2) -> ListenAddr {
     tasks.spawn("accept", listener.accept(Slots::new(8), accepted, stop.clone(), stop));
     let shared = tokio::runtime::Handle::current();
     let make_connection = MakeConnection {
-        transport: Transport { http2, budget: Budget::new(1 << 30, 1 << 30), limits: SharedLimits::default() },
+        transport: Transport {
+            http2,
+            budget: Budget::new(1 << 30, 1 << 30),
+            limits: SharedLimits::default(),
+            counts: Arc::default(),
+        },
         service: There,
         make_fast_path: |_, _| Here,
         call_kind: |path| {

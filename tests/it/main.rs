@@ -35,6 +35,7 @@ mod harness;
 mod http2_calls;
 mod http2_floods;
 mod http2_heads;
+mod http2_metrics;
 mod http2_rules;
 mod http2_time;
 mod http2_windows;
