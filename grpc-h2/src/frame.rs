@@ -3,7 +3,7 @@
 use super::error::{ConnError, ErrorCode};
 
 /// The client connection preface (section 3.4).
-pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The head of each frame, in bytes.
 pub(super) const FRAME_HEAD_BYTES: usize = 9;
@@ -16,26 +16,16 @@ pub(super) const BITS_31: u32 = 0x7fff_ffff;
 
 /// Frame types.
 pub(super) mod kind {
-    /// Section 6.1.
-    pub const DATA: u8 = 0;
-    /// Section 6.2.
-    pub const HEADERS: u8 = 1;
-    /// Section 6.3.
-    pub const PRIORITY: u8 = 2;
-    /// Section 6.4.
-    pub const RST_STREAM: u8 = 3;
-    /// Section 6.5.
-    pub const SETTINGS: u8 = 4;
-    /// Section 6.6.
-    pub const PUSH_PROMISE: u8 = 5;
-    /// Section 6.7.
-    pub const PING: u8 = 6;
-    /// Section 6.8.
-    pub const GOAWAY: u8 = 7;
-    /// Section 6.9.
-    pub const WINDOW_UPDATE: u8 = 8;
-    /// Section 6.10.
-    pub const CONTINUATION: u8 = 9;
+    pub(crate) const DATA: u8 = 0;
+    pub(crate) const HEADERS: u8 = 1;
+    pub(crate) const PRIORITY: u8 = 2;
+    pub(crate) const RST_STREAM: u8 = 3;
+    pub(crate) const SETTINGS: u8 = 4;
+    pub(crate) const PUSH_PROMISE: u8 = 5;
+    pub(crate) const PING: u8 = 6;
+    pub(crate) const GOAWAY: u8 = 7;
+    pub(crate) const WINDOW_UPDATE: u8 = 8;
+    pub(crate) const CONTINUATION: u8 = 9;
 }
 
 /// Frame flags.

@@ -1,5 +1,5 @@
 //! A client for tests (feature `testing`): it writes and reads frame by frame, so that it can break every
-//! rule. It panics where a test would.
+//! rule. It panics where a test would. Sections are those of RFC 9113.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -9,12 +9,32 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
-pub use crate::frame::PREFACE;
-pub use crate::frame::kind::{
-    CONTINUATION, DATA, GOAWAY, HEADERS, PING, PRIORITY, PUSH_PROMISE, RST_STREAM, SETTINGS, WINDOW_UPDATE,
-};
-use crate::frame::{FRAME_HEAD_BYTES, FrameHead, flag, put_head};
+use crate::frame::{self, FRAME_HEAD_BYTES, FrameHead, flag, kind, put_head};
 use crate::hpack::Decoder;
+
+/// The client connection preface (section 3.4).
+pub const PREFACE: &[u8] = frame::PREFACE;
+
+/// Section 6.1.
+pub const DATA: u8 = kind::DATA;
+/// Section 6.2.
+pub const HEADERS: u8 = kind::HEADERS;
+/// Section 6.3.
+pub const PRIORITY: u8 = kind::PRIORITY;
+/// Section 6.4.
+pub const RST_STREAM: u8 = kind::RST_STREAM;
+/// Section 6.5.
+pub const SETTINGS: u8 = kind::SETTINGS;
+/// Section 6.6.
+pub const PUSH_PROMISE: u8 = kind::PUSH_PROMISE;
+/// Section 6.7.
+pub const PING: u8 = kind::PING;
+/// Section 6.8.
+pub const GOAWAY: u8 = kind::GOAWAY;
+/// Section 6.9.
+pub const WINDOW_UPDATE: u8 = kind::WINDOW_UPDATE;
+/// Section 6.10.
+pub const CONTINUATION: u8 = kind::CONTINUATION;
 
 /// END_STREAM of DATA and HEADERS, and ACK of SETTINGS and PING.
 pub const END: u8 = flag::END_STREAM;

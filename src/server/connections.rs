@@ -43,7 +43,7 @@ pub struct Transport {
     pub budget: Budget,
     /// The bounds and times of each connection. hyper has some of them.
     pub limits: SharedLimits,
-    /// Counts what happens on connections. hyper does not tell.
+    /// Counts what happens on connections. hyper tells of their ends alone.
     pub counts: Arc<Http2Counts>,
 }
 
@@ -123,9 +123,10 @@ pub async fn serve<S, F, A>(
             match make_connection.transport.http2 {
                 Http2::Own => note_end(make_connection.make(conn).serve(ending, has_core).await),
                 Http2::Hyper => {
+                    let counts = make_connection.transport.counts.clone();
                     let calls = make_connection.hyper_calls(&conn);
                     // Apart, so that connections of the other kind need no room for it.
-                    note_end(Box::pin(hyper::serve(conn, calls, ending)).await);
+                    note_end(Box::pin(hyper::serve(conn, calls, counts, ending)).await);
                 }
             }
         });

@@ -35,6 +35,7 @@ use tower_service::Service;
 
 use super::slots::CredentialMark;
 use super::stream::{Conn, Peer};
+use crate::metrics::{Closed, Http2Counts};
 
 /// The client connection preface (RFC 9113, section 3.4), in bytes.
 const PREFACE_BYTES: usize = 24;
@@ -58,10 +59,59 @@ fn cause_of(error: &hyper::Error) -> String {
     std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default()
 }
 
+impl CloseReason {
+    fn counted(&self) -> Closed {
+        match self {
+            Self::Hyper(error) if error.is_timeout() => Closed::KeepaliveTimeout,
+            Self::Hyper(error)
+                if std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<io::Error>) =>
+            {
+                Closed::Network
+            }
+            // hyper does not say with which code it has ended the connection.
+            Self::Hyper(_) => Closed::Error(u32::MAX),
+            Self::PrefaceTimeout => Closed::PrefaceTimeout,
+            Self::Evicted => Closed::Evicted,
+        }
+    }
+}
+
+/// Counts a connection, and its end when it is dropped.
+struct Counting {
+    counts: Arc<Http2Counts>,
+    closed: Closed,
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        self.counts.closed(self.closed);
+    }
+}
+
 /// Answers the calls of a connection until it closes. After `stop`, it drains or closes at once.
 pub(super) async fn serve<S>(
     conn: Conn,
     calls: Calls<S>,
+    counts: Arc<Http2Counts>,
+    stop: impl Future<Output = Shutdown>,
+) -> Result<(), CloseReason>
+where
+    S: Service<Request<Incoming>, Response = Response<ReplyBody>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    counts.opened();
+    let mut counting = Counting { counts: counts.clone(), closed: Closed::InOrder };
+    let ended = serve_counted(conn, calls, counts, stop).await;
+    if let Err(reason) = &ended {
+        counting.closed = reason.counted();
+    }
+    ended
+}
+
+async fn serve_counted<S>(
+    conn: Conn,
+    calls: Calls<S>,
+    counts: Arc<Http2Counts>,
     stop: impl Future<Output = Shutdown>,
 ) -> Result<(), CloseReason>
 where
@@ -72,7 +122,7 @@ where
     // Calls end with their connection.
     let _end: DropGuard = tasks.end.clone().drop_guard();
     let received = Arc::new(AtomicUsize::new(0));
-    let io = TokioIo::new(Counted { conn, received: received.clone() });
+    let io = TokioIo::new(Counted { conn, received: received.clone(), counts });
     let limits = calls.limits.clone();
     let mut connection = pin!(builder(tasks.clone(), &limits).serve_connection(io, calls));
     let mut stop = pin!(stop);
@@ -271,24 +321,38 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// A connection that counts the bytes that it has received.
+/// A connection that counts its bytes.
 struct Counted {
     conn: Conn,
+    /// Bytes that it has received.
     received: Arc<AtomicUsize>,
+    counts: Arc<Http2Counts>,
+}
+
+impl Counted {
+    fn has_sent(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.counts.transferred(0, bytes);
+        }
+        written
+    }
 }
 
 impl AsyncRead for Counted {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.conn).poll_read(cx, buf);
-        self.received.fetch_add(buf.filled().len() - before, Ordering::Relaxed);
+        let bytes = buf.filled().len() - before;
+        self.received.fetch_add(bytes, Ordering::Relaxed);
+        self.counts.transferred(bytes, 0);
         read
     }
 }
 
 impl AsyncWrite for Counted {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.conn).poll_write(cx, buf)
+        let written = Pin::new(&mut self.conn).poll_write(cx, buf);
+        self.has_sent(written)
     }
 
     fn poll_write_vectored(
@@ -296,7 +360,8 @@ impl AsyncWrite for Counted {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.conn).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.conn).poll_write_vectored(cx, bufs);
+        self.has_sent(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -309,5 +374,63 @@ impl AsyncWrite for Counted {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.conn).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reply without end. It is gone when the sender is.
+    struct Endless {
+        _held: oneshot::Sender<()>,
+    }
+
+    impl HttpBody for Endless {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_on_another_runtime_ends_when_its_connection_drops_it() {
+        let (held, gone) = oneshot::channel::<()>();
+        let call = RemoteCall::spawn(&Handle::current(), async move {
+            let _held = held;
+            pending().await
+        });
+        tokio::task::yield_now().await;
+        drop(call);
+        gone.await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_reply_on_another_runtime_ends_when_its_connection_drops_it() {
+        let (held, gone) = oneshot::channel::<()>();
+        let answered = async { Ok(Response::new(ReplyBody::new(Endless { _held: held }))) };
+        let response = RemoteCall::spawn(&Handle::current(), answered).await.unwrap();
+        drop(response);
+        gone.await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_call_that_panics_fails_alone() {
+        let call = RemoteCall::spawn(&Handle::current(), async { panic!("it is a bug") });
+        assert!(call.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn calls_end_with_their_connection() {
+        let (held, gone) = oneshot::channel::<()>();
+        let tasks = CallTasks::default();
+        tasks.execute(async move {
+            let _held = held;
+            pending::<()>().await;
+        });
+        drop(tasks.end.clone().drop_guard());
+        gone.await.unwrap_err();
     }
 }
