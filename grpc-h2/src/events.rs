@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker};
 use parking_lot::Mutex;
 
 use super::call::StreamEvent;
+use super::read_turns::wake_later;
 
 /// The queue keeps room for this many events when it is empty.
 const KEPT_EVENTS: usize = 4;
@@ -37,6 +38,9 @@ pub(super) fn event_channel() -> (EventSender, EventReceiver) {
 
 impl EventSender {
     /// Sends an event. Does nothing if the connection is gone.
+    ///
+    /// The connection is woken when this thread has nothing else ready to run. Calls that were waiting for the
+    /// same thing end together, and would wake it one by one otherwise.
     pub(super) fn send(&self, event: StreamEvent) {
         let mut queue = self.0.lock();
         if !queue.is_open {
@@ -46,7 +50,7 @@ impl EventSender {
         let waker = queue.waker.take();
         drop(queue);
         if let Some(waker) = waker {
-            waker.wake();
+            wake_later(&waker);
         }
     }
 }
@@ -116,6 +120,8 @@ mod tests {
         let cx = Context::from_waker(&waker);
         assert!(receiver.poll(&cx).is_pending());
         (0..1_000).for_each(|stream| events.send(done(stream)));
+        assert_eq!(woken.0.load(Ordering::SeqCst), 0, "others may send first");
+        tokio::task::yield_now().await;
         assert_eq!(woken.0.load(Ordering::SeqCst), 1);
         for stream in 0..1_000 {
             assert!(matches!(receiver.poll(&cx), Poll::Ready(event) if event.stream == stream));
@@ -123,6 +129,7 @@ mod tests {
         assert!(receiver.poll(&cx).is_pending());
         assert!(receiver.0.lock().events.capacity() <= KEPT_EVENTS);
         events.send(done(1));
+        tokio::task::yield_now().await;
         assert_eq!(woken.0.load(Ordering::SeqCst), 2);
     }
 

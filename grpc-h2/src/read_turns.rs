@@ -148,7 +148,7 @@ fn pass_on(caller: Option<u64>) {
 }
 
 /// Wakes a task after the runtime has polled its sockets. `wake` alone would come before that.
-fn wake_later(waker: &Waker) {
+pub(super) fn wake_later(waker: &Waker) {
     // Its first poll registers the waker, and does nothing else.
     let _pending = pin!(yield_now()).poll(&mut Context::from_waker(waker));
 }
