@@ -180,7 +180,7 @@ impl<A: FastPath, C: CallSpawner, O: Observer> Conn<A, C, O> {
         let received = self.receive_frames(input);
         self.fast_path.end_batch();
         if let Err(error) = &received {
-            self.goaway(self.last_stream, error.code, error.what);
+            self.goaway(self.last_answered(), error.code, error.what);
         }
         received
     }
@@ -294,6 +294,11 @@ impl<A: FastPath, C: CallSpawner, O: Observer> Conn<A, C, O> {
         self.last_stream
     }
 
+    /// The last stream that is answered, for GOAWAY. It never grows (section 6.8).
+    fn last_answered(&self) -> u32 {
+        if let Drain::Final(last) = self.drain { last } else { self.last_stream }
+    }
+
     /// Whether the peer has yet to acknowledge the announcement.
     pub(super) fn awaits_drain_ack(&self) -> bool {
         self.drain == Drain::Announced
@@ -303,13 +308,13 @@ impl<A: FastPath, C: CallSpawner, O: Observer> Conn<A, C, O> {
     pub(super) fn finish_drain(&mut self) {
         if !matches!(self.drain, Drain::Final(_)) {
             self.drain = Drain::Final(self.last_stream);
-            self.goaway(self.last_stream, ErrorCode::NoError, "");
+            self.goaway(self.last_answered(), ErrorCode::NoError, "");
         }
     }
 
     /// Tells the peer that its connection closes now.
     pub(super) fn evict(&mut self) {
-        self.goaway(self.last_stream, ErrorCode::NoError, "others need its place");
+        self.goaway(self.last_answered(), ErrorCode::NoError, "others need its place");
     }
 
     fn goaway(&mut self, last_stream: u32, code: ErrorCode, what: &str) {
@@ -335,8 +340,8 @@ impl<A: FastPath, C: CallSpawner, O: Observer> Conn<A, C, O> {
         self.observer.flooded(by);
         self.forced_drain = Some((error, self.at + self.limits.drain_time_max));
         (self.overhead_frames, self.errors) = (0, 0);
-        self.drain = Drain::Final(self.last_stream);
-        self.goaway(self.last_stream, error.code, error.what);
+        self.drain = Drain::Final(self.last_answered());
+        self.goaway(self.last_answered(), error.code, error.what);
         Ok(())
     }
 

@@ -29,13 +29,13 @@ impl<A: FastPath, C: CallSpawner, O: Observer> Conn<A, C, O> {
                 continue;
             }
             if self.account.is_known() {
-                // At most one read, and the calls that have started.
+                // At most one read: calls that have started, and whole requests, had room.
                 self.account.set_over_limit(self.budget_bytes + self.rest_bytes);
                 return Ok(());
             }
             self.account.count_refusal();
             let error = ConnError::enhance_your_calm("there is no room for more of callers without a credential");
-            self.goaway(self.last_stream, error.code, error.what);
+            self.goaway(self.last_answered(), error.code, error.what);
             return Err(error);
         }
         Ok(())
@@ -68,7 +68,7 @@ impl<A: FastPath, C: CallSpawner, O: Observer> Conn<A, C, O> {
     }
 
     /// Refuses the youngest call whose request is not whole, if there is one.
-    fn refuse_youngest(&mut self) -> Result<bool, ConnError> {
+    pub(super) fn refuse_youngest(&mut self) -> Result<bool, ConnError> {
         let has_part = |stream: &Stream| stream.is_open() && stream.budget_bytes > stream.call_kind.call_bytes();
         let stream = self.streams.iter().rev().find(|(_, stream)| has_part(stream)).map(|(id, _)| *id);
         let pending = self.pending_calls.back().map(|pending| pending.id);

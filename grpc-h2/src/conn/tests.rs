@@ -339,6 +339,28 @@ fn a_panic_ends_its_call_alone() {
     assert!(written.iter().any(|(kind, stream, _)| (*kind, *stream) == (kind::DATA, 3)));
 }
 
+/// What GOAWAY has given up stays given up (RFC 9113, section 6.8): the peer may have made those calls
+/// elsewhere.
+#[test]
+fn no_later_goaway_names_a_later_stream() {
+    let ends: [&dyn Fn(&mut Tested); 3] = [
+        &|conn| assert!(conn.receive(&head(2, "/"), Instant::now()).is_err()),
+        &|conn| conn.force_drain(Flood::Errors).unwrap(),
+        &|conn| conn.evict(),
+    ];
+    for end in ends {
+        let (mut conn, _) = open();
+        receive(&mut conn, &head(1, "/long")).unwrap();
+        conn.finish_drain();
+        receive(&mut conn, &head(3, "/long")).unwrap();
+        conn.out.clear();
+        end(&mut conn);
+        let written = frames(&conn.out);
+        let [(kind::GOAWAY, 0, payload)] = &written[..] else { unreachable!("{written:?}") };
+        assert_eq!(frame::read_31(payload), Some(1));
+    }
+}
+
 #[test]
 fn a_call_that_ends_without_an_answer_is_reset() {
     let (mut conn, _) = open();
