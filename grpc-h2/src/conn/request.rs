@@ -183,8 +183,7 @@ impl<A: FastPath, C: CallSpawner, O: Observer> Conn<A, C, O> {
         if let Some(pending) = at.and_then(|at| self.take_pending(at)) {
             return self.answer_buffered(pending);
         }
-        self.end_body(id);
-        Ok(())
+        self.end_body(id)
     }
 
     pub(super) fn data(&mut self, frame: FrameHead, payload: &[u8]) -> Result<(), ConnError> {
@@ -239,10 +238,9 @@ impl<A: FastPath, C: CallSpawner, O: Observer> Conn<A, C, O> {
             }
         }
         if ends {
-            self.end_body(id);
-        } else {
-            self.send_window_update(id);
+            return self.end_body(id);
         }
+        self.send_window_update(id);
         Ok(())
     }
 
@@ -426,11 +424,13 @@ impl<A: FastPath, C: CallSpawner, O: Observer> Conn<A, C, O> {
         Ok(())
     }
 
-    /// The body of a call is whole.
-    fn end_body(&mut self, id: u32) {
+    /// The body of a call is whole. From now on it is not refused, so there must be room for it.
+    fn end_body(&mut self, id: u32) -> Result<(), ConnError> {
+        while !self.has_room_for(0) && self.refuse_youngest()? {}
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.end_request();
         }
+        Ok(())
     }
 
     /// Answers with an HTTP status alone.

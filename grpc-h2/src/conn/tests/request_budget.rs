@@ -121,6 +121,24 @@ fn the_youngest_requests_are_refused_when_there_is_no_room_for_all() {
     assert_eq!(budget.held(Callers::Known), 0);
 }
 
+/// A request that is whole is not refused any more.
+#[test]
+fn requests_that_become_whole_within_a_read_have_no_more_room_than_others() {
+    let budget = Budget::new(MIB, MIB);
+    let (mut conn, _) = open_under(&budget);
+    let calls: Vec<u32> = (0..10).map(|nth| 2 * nth + 1).collect();
+    for id in &calls {
+        receive(&mut conn, &head_of(*id, "/long")).unwrap();
+    }
+    for id in &calls {
+        let read = [part(*id, false, &[0; 16_000]), part(*id, false, &[0; 16_000]), part(*id, true, b"x")];
+        receive(&mut conn, &read.concat()).unwrap();
+        conn.update_budget(0).unwrap();
+        assert!(budget.held(Callers::Known) <= MIB / 8, "{} bytes", budget.held(Callers::Known));
+    }
+    assert_eq!(budget.refused(Callers::Known), 10);
+}
+
 #[test]
 fn a_connection_without_a_credential_ends_when_there_is_no_room_for_what_it_holds_otherwise() {
     let budget = Budget::new(MIB, MIB);
