@@ -298,7 +298,7 @@ impl Layers {
 
     /// Every setting with its value as TOML and its source.
     pub(super) fn listing(&self, settings: &Settings) -> Vec<(&'static str, String, String)> {
-        let quoted = |text: &dyn std::fmt::Display| format!("{:?}", text.to_string());
+        let quoted = |text: &dyn std::fmt::Display| toml_text(&text.to_string());
         let listen: Vec<_> = settings.listen.iter().map(|addr| quoted(addr)).collect();
         let values = [
             quoted(&settings.data_dir.display()),
@@ -375,6 +375,22 @@ impl Provider for Layer {
     }
 }
 
+/// A text as TOML. Characters that a terminal does not show are escaped.
+fn toml_text(text: &str) -> String {
+    let mut toml = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => toml.extend(['\\', c]),
+            '\'' => toml.push(c),
+            // `escape_debug` knows which characters are shown, but its escapes are Rust's.
+            _ if c.escape_debug().len() == 1 => toml.push(c),
+            _ => toml.push_str(&format!("\\U{:08X}", u32::from(c))),
+        }
+    }
+    toml.push('"');
+    toml
+}
+
 /// The name of a setting's variable.
 fn variable(name: &str) -> String {
     format!("{ENV_PREFIX}{}", name.to_ascii_uppercase())
@@ -423,4 +439,19 @@ fn is_service_link(name: &str, value: &str) -> bool {
             && ["PROTO", "PORT", "ADDR"].contains(&what)
     });
     name.ends_with("_SERVICE_HOST") || is_port || is_part || name.ends_with("_PORT") && is_link
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_text_is_listed_as_toml() {
+        let shown = "/data 'of' \u{e9}\u{4e2d}";
+        assert_eq!(toml_text(shown), format!("\"{shown}\""));
+        for text in ["", "a\"b\\c\\u0041", "\0\t\n\u{7f}\u{85}", "\u{200b}\u{202e}\u{301}\u{e0001}", shown] {
+            let read = Figment::from(Toml::string(&format!("text = {}", toml_text(text))));
+            assert_eq!(read.extract_inner::<String>("text").as_deref(), Ok(text), "{}", toml_text(text));
+        }
+    }
 }
