@@ -5,10 +5,12 @@ use std::ops::{Deref, DerefMut};
 
 use zeroize::{Zeroize, zeroize_stack};
 
+/// Whether functions take as much of the stack as without optimization. Fuzz targets have assertions too.
+const IS_DEBUG: bool = cfg!(all(debug_assertions, not(feature = "_fuzz")));
 /// Bytes of the stack that are overwritten after calls on the fast path, which goes less deep.
-const FAST_PATH_STACK_BYTES: usize = if cfg!(debug_assertions) { 64 } else { 8 } * 1024;
+const FAST_PATH_STACK_BYTES: usize = if IS_DEBUG { 64 } else { 8 } * 1024;
 /// The same after each poll of a call on the slow path.
-const CALL_STACK_BYTES: usize = if cfg!(debug_assertions) { 256 } else { 32 } * 1024;
+const CALL_STACK_BYTES: usize = if IS_DEBUG { 256 } else { 32 } * 1024;
 
 /// Bytes that may include secrets. What is removed is overwritten, so its spare capacity holds none of them.
 /// Memory that it frees, when it grows or is dropped, is overwritten by the allocator.

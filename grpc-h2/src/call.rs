@@ -61,7 +61,7 @@ pub(super) struct CallHandle {
 
 impl CallHandle {
     /// A call that is never answered.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "_fuzz"))]
     pub(super) fn never() -> Self {
         Self { task: None, has_finished: false, send_permits: Arc::new(Semaphore::new(0)) }
     }

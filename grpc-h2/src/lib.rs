@@ -22,6 +22,8 @@ mod conn;
 mod error;
 mod events;
 mod frame;
+#[cfg(feature = "_fuzz")]
+pub mod fuzz_targets;
 mod head;
 mod hpack;
 mod io;

@@ -7,6 +7,8 @@ mod backup;
 mod bootstrap;
 mod create;
 mod error;
+#[cfg(feature = "_fuzz")]
+pub mod fuzz_targets;
 mod head;
 mod key_locks;
 mod lifecycle;

@@ -121,6 +121,12 @@ impl Decoder {
         self.table.bytes() + self.name.capacity() + self.value.capacity() + self.rest.capacity()
     }
 
+    /// The size of its table (RFC 7541, section 4.1).
+    #[cfg(feature = "_fuzz")]
+    pub(super) fn table_bytes(&self) -> usize {
+        self.table.bytes()
+    }
+
     /// Decodes a whole block, field by field.
     ///
     /// # Errors

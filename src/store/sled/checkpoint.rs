@@ -65,7 +65,7 @@ impl CheckpointKey {
         hasher.update(&(number as u64).to_le_bytes()).update(bytes).finalize()
     }
 
-    fn of_end(&self, directory: &[u8], covered: &[u8]) -> blake3::Hash {
+    pub(super) fn of_end(&self, directory: &[u8], covered: &[u8]) -> blake3::Hash {
         blake3::Hasher::new_keyed(&self.0).update(directory).update(covered).finalize()
     }
 }
@@ -241,7 +241,8 @@ pub(super) fn remove_all(dir: &Path) -> io::Result<()> {
     list(dir)?.iter().try_for_each(|(_, path)| fs::remove_file(path))
 }
 
-fn write(
+/// Writes a checkpoint, see [`create`].
+pub(super) fn write(
     view: &dyn MaterializedView,
     position: Position,
     newest: impl FnOnce() -> Position,

@@ -31,6 +31,8 @@ mod defragment;
 mod dir;
 mod disk_probe;
 mod error;
+#[cfg(feature = "_fuzz")]
+pub mod fuzz_targets;
 pub mod inspect;
 mod intersection;
 pub mod journal;

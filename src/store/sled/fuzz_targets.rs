@@ -1,0 +1,271 @@
+//! Fuzz targets for what is private to the engine. Only with the feature `_fuzz`.
+//!
+//! Each function takes the input of one run, and panics when a property does not hold. `fuzz/` runs them.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+
+use keyward_core::clock::UnixMillis;
+use keyward_core::event::{Record, Revision};
+use parking_lot::Mutex;
+use rustix::fs::{MemfdFlags, memfd_create};
+use zeroize::Zeroizing;
+
+use super::checkpoint::{self, CheckpointKey};
+use super::checksums::{ChecksumKey, Checksums};
+use super::journal::{Chain, ChainKey, Position};
+use super::snapshot::{self, Contents, SnapshotError};
+use crate::bytes_codec::Cursor;
+use crate::store::record::{RecordKind, decode_key, decode_tenant};
+use crate::store::{ChunkWriter, MaterializedView};
+
+const POSITION: Position = Position { revision: Revision(7), chain: Chain([3; 32]) };
+const TIME: UnixMillis = UnixMillis(1_790_000_000_000);
+/// The size of a snapshot's header.
+const HEADER_BYTES: usize = 104;
+
+fn chain_key() -> ChainKey {
+    ChainKey(Zeroizing::new([0x11; 32]))
+}
+
+/// Snapshots: what is written is read again, with and without the key; a flipped bit is noticed; what was not
+/// made with the key is refused with it. The first byte says what the others are: a file, what lies between
+/// an intact header and an intact hash, or bodies of records.
+pub fn snapshots(data: &[u8]) {
+    let key = ChecksumKey::of(&chain_key());
+    let Some((what, rest)) = data.split_first() else { return };
+    match what % 3 {
+        0 => check_snapshot(rest, &key),
+        1 => {
+            let mut file = vec![];
+            let empty = Checksums { position: POSITION, ..Checksums::EMPTY };
+            let written = snapshot::write_records(&empty, &key, TIME, std::iter::empty(), &mut file);
+            assert!(written.is_ok(), "a vector takes everything");
+            file.truncate(HEADER_BYTES);
+            file.extend_from_slice(rest);
+            let hash = blake3::hash(&file);
+            file.extend_from_slice(hash.as_bytes());
+            check_snapshot(&file, &key);
+        }
+        _ => round_trip_snapshot(rest, &key),
+    }
+}
+
+fn read_snapshot(file: &[u8], key: Option<&ChecksumKey>) -> Result<(Contents, Vec<Vec<u8>>), SnapshotError> {
+    let mut rows = vec![];
+    let contents = snapshot::read(file, key, |row| {
+        rows.push(row.bytes);
+        Ok::<_, SnapshotError>(())
+    })?;
+    Ok((contents, rows))
+}
+
+fn check_snapshot(file: &[u8], key: &ChecksumKey) {
+    let open = read_snapshot(file, None);
+    if let Ok((contents, rows)) = &open {
+        assert_eq!(rows.len() as u64, contents.tenants + contents.keys, "records that are not counted");
+        let bytes: usize = rows.iter().map(|row| 5 + row.len()).sum();
+        let whole = HEADER_BYTES + bytes + 1 + Checksums::BYTES + 32;
+        assert_eq!(file.len(), whole, "bytes that belong to no record");
+        assert_eq!(file[file.len() - 32..], *blake3::hash(&file[..file.len() - 32]).as_bytes());
+    }
+    if let Ok((contents, rows)) = read_snapshot(file, Some(key)) {
+        // Nobody else can seal it: it is what the writer would write.
+        let mut again = vec![];
+        let checksums = checksums_of(&rows, key, contents.header.position);
+        let records = rows.iter().map(|row| (kind_of(row), &row[..]));
+        let written = snapshot::write_records(&checksums, key, contents.header.time, records, &mut again);
+        assert!(written.is_ok() && again == file, "a snapshot that was not written is accepted with the key");
+        assert!(open.is_ok(), "accepted with the key alone");
+    }
+}
+
+fn kind_of(row: &[u8]) -> RecordKind {
+    if decode_tenant(row).is_ok() { RecordKind::Tenant } else { RecordKind::Key }
+}
+
+/// The name of a record, by which its kind is ordered.
+fn name_of(kind: RecordKind, row: &[u8]) -> Option<Vec<u8>> {
+    match kind {
+        RecordKind::Tenant => decode_tenant(row).ok().map(|tenant| tenant.tenant.as_str().as_bytes().to_vec()),
+        RecordKind::Key => decode_key(row).ok().map(|key| key.secret.digest.as_bytes().to_vec()),
+    }
+}
+
+fn checksums_of(rows: &[Vec<u8>], key: &ChecksumKey, position: Position) -> Checksums {
+    let mut checksums = Checksums { position, ..Checksums::EMPTY };
+    for row in rows {
+        let kind = kind_of(row);
+        if let Some(name) = name_of(kind, row) {
+            checksums.of_mut(kind).add(key, &name, row);
+        }
+    }
+    checksums
+}
+
+/// Writes a snapshot of records, whose bodies each have two bytes of length and one that says of which kind.
+fn round_trip_snapshot(data: &[u8], key: &ChecksumKey) {
+    let Some((flip, data)) = data.split_first_chunk() else { return };
+    let mut rest = Cursor(data);
+    let mut rows = vec![];
+    while let Some([l1, l2, is_tenant]) = rest.array() {
+        let Some(body) = rest.take(usize::from(u16::from_le_bytes([l1, l2]))) else { break };
+        // As docs/FORMAT.md has it.
+        let mut row = [&[1], body].concat();
+        let hash = blake3::hash(&row);
+        row.extend_from_slice(&hash.as_bytes()[..16]);
+        let kind = if is_tenant & 1 == 1 { RecordKind::Tenant } else { RecordKind::Key };
+        rows.extend(name_of(kind, &row).map(|name| (kind, name, row)));
+    }
+    rows.sort();
+    rows.dedup_by(|a, b| (a.0, &a.1) == (b.0, &b.1));
+    let mut checksums = Checksums { position: POSITION, ..Checksums::EMPTY };
+    for (kind, name, row) in &rows {
+        checksums.of_mut(*kind).add(key, name, row);
+    }
+    let mut file = vec![];
+    let records = rows.iter().map(|(kind, _, row)| (*kind, &row[..]));
+    let written = snapshot::write_records(&checksums, key, TIME, records, &mut file);
+    assert!(written.is_ok(), "a vector takes everything");
+    for key in [None, Some(key)] {
+        let Ok((contents, read)) = read_snapshot(&file, key) else { panic!("what was written is refused") };
+        assert_eq!((contents.header.position, contents.header.time), (POSITION, TIME));
+        assert!(read.iter().eq(rows.iter().map(|(_, _, row)| row)), "other records than were written");
+    }
+    let bit = u32::from_le_bytes(*flip) as usize % (8 * file.len());
+    file[bit / 8] ^= 1 << (bit % 8);
+    assert!(read_snapshot(&file, None).is_err(), "bit {bit} was flipped");
+}
+
+/// A view of some chunks.
+struct Chunks {
+    to_write: Vec<Vec<u8>>,
+    read: Mutex<Vec<Option<Vec<u8>>>>,
+}
+
+impl Chunks {
+    fn new(to_write: Vec<Vec<u8>>) -> Self {
+        let read = Mutex::new(vec![None; to_write.len()]);
+        Self { to_write, read }
+    }
+
+    fn was_read(&self) -> bool {
+        self.read.lock().iter().zip(&self.to_write).all(|(read, written)| read.as_ref() == Some(written))
+    }
+}
+
+impl MaterializedView for Chunks {
+    fn load(&self, _: &[Record]) {}
+
+    fn reset(&self) {}
+
+    fn on_loaded(&self, _: Revision) {}
+
+    fn revision(&self) -> Revision {
+        POSITION.revision
+    }
+
+    fn latest_time(&self) -> UnixMillis {
+        TIME
+    }
+
+    fn advance_time(&self, _: UnixMillis) {}
+
+    fn chunk_count(&self) -> usize {
+        self.to_write.len()
+    }
+
+    fn format_version(&self) -> u32 {
+        2
+    }
+
+    fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_> {
+        Box::new(ChunksWriter(&self.to_write))
+    }
+
+    fn read_chunk(&self, number: usize, bytes: &[u8]) -> Option<()> {
+        *self.read.lock().get_mut(number)? = Some(bytes.to_vec());
+        Some(())
+    }
+}
+
+struct ChunksWriter<'a>(&'a [Vec<u8>]);
+
+impl ChunkWriter for ChunksWriter<'_> {
+    fn write_chunk(&mut self, number: usize, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.0[number]);
+    }
+}
+
+/// A file in memory, and its path.
+fn file_of(bytes: &[u8]) -> Option<(File, PathBuf)> {
+    let mut file = File::from(memfd_create("fuzz", MemfdFlags::CLOEXEC).ok()?);
+    file.write_all(bytes).ok()?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
+    Some((file, path))
+}
+
+/// Index checkpoints: what is written is read again, and a flipped bit is noticed. The first byte says what
+/// the others are: a file; or chunks, of which a directory with intact seals tells the truth or not.
+pub fn checkpoints(data: &[u8]) {
+    let key = CheckpointKey::of(&chain_key());
+    let Some((what, rest)) = data.split_first() else { return };
+    if what % 3 == 0 {
+        let Some((_file, path)) = file_of(rest) else { return };
+        let view = Chunks::new(vec![vec![]; usize::from(what / 3)]);
+        let read = checkpoint::read(&path, &key, &view);
+        let verified = checkpoint::verify(&path, &key);
+        assert!(read.is_err() || verified.is_ok(), "read, and not sound");
+        return;
+    }
+    let Some((flip, rest)) = rest.split_first_chunk() else { return };
+    let flip = u32::from_le_bytes(*flip) as usize;
+    let (lengths, mut bytes) = rest.split_at(rest.len().min(usize::from(what >> 4)));
+    let mut chunks = vec![];
+    for length in lengths {
+        let (chunk, further) = bytes.split_at(bytes.len().min((*length).into()));
+        chunks.push(chunk.to_vec());
+        bytes = further;
+    }
+    let view = Chunks::new(chunks);
+    let mut file = vec![];
+    let written = checkpoint::write(&view, POSITION, || POSITION, &key, &mut file);
+    assert!(written.is_ok(), "a vector takes everything");
+    if what % 3 == 1 {
+        check_checkpoint(&mut file, flip, &view, &key);
+    } else if !view.to_write.is_empty() {
+        check_lying_directory(&mut file, flip, bytes, &view, &key);
+    }
+}
+
+fn check_checkpoint(file: &mut [u8], flip: usize, view: &Chunks, key: &CheckpointKey) {
+    let Some((_file, path)) = file_of(file) else { return };
+    let Ok(read) = checkpoint::read(&path, key, view) else { panic!("what was written is refused") };
+    assert!(view.was_read(), "other chunks than were written");
+    assert_eq!((read.position, read.bytes), (POSITION, file.len() as u64));
+    let bit = flip % (8 * file.len());
+    file[bit / 8] ^= 1 << (bit % 8);
+    let Some((_file, path)) = file_of(file) else { return };
+    assert!(checkpoint::verify(&path, key).is_err(), "bit {bit} was flipped");
+    assert!(checkpoint::read(&path, key, view).is_err(), "bit {bit} was flipped");
+}
+
+/// Changes the length of a chunk in the directory, and seals it again.
+fn check_lying_directory(file: &mut [u8], which: usize, lie: &[u8], view: &Chunks, key: &CheckpointKey) {
+    const ENTRY_BYTES: usize = 40;
+    const END_BYTES: usize = 144;
+    let end_at = file.len() - END_BYTES;
+    let directory_at = end_at - ENTRY_BYTES * view.to_write.len();
+    let entry = directory_at + which % view.to_write.len() * ENTRY_BYTES;
+    let Some(length) = lie.first_chunk::<8>() else { return };
+    let is_lie = file[entry..entry + 8] != *length;
+    file[entry..entry + 8].copy_from_slice(length);
+    let seal = key.of_end(&file[directory_at..end_at], &file[end_at..file.len() - 32]);
+    let seal_at = file.len() - 32;
+    file[seal_at..].copy_from_slice(seal.as_bytes());
+    let Some((_file, path)) = file_of(file) else { return };
+    assert_eq!(checkpoint::verify(&path, key).is_err(), is_lie, "a chunk of another length");
+    assert_eq!(checkpoint::read(&path, key, view).is_err(), is_lie, "a chunk of another length");
+}
