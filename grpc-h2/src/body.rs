@@ -54,8 +54,8 @@ pub enum Incomplete {
     /// The process, or this connection, holds as much of requests as it may.
     #[error("there is no room for the request")]
     NoRoom,
-    /// Its connection has [`Limits::stranger_calls_max`](super::Limits::stranger_calls_max) calls under way, and
-    /// no credential.
+    /// Its connection has [`Limits::stranger_calls_max`](super::Limits::stranger_calls_max) calls under way,
+    /// and no credential.
     #[error("there are too many calls without a credential")]
     Crowded,
 }

@@ -39,8 +39,8 @@ pub(super) fn event_channel() -> (EventSender, EventReceiver) {
 impl EventSender {
     /// Sends an event. Does nothing if the connection is gone.
     ///
-    /// The connection is woken when this thread has nothing else ready to run. Calls that were waiting for the
-    /// same thing end together, and would wake it one by one otherwise.
+    /// The connection is woken when this thread has nothing else ready to run. Calls that were waiting for
+    /// the same thing end together, and would wake it one by one otherwise.
     pub(super) fn send(&self, event: StreamEvent) {
         let mut queue = self.0.lock();
         if !queue.is_open {

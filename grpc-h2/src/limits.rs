@@ -19,11 +19,11 @@ const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// together is bounded by [`Budget`](super::Budget).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Calls that a connection has under way at most. Further ones are refused with REFUSED_STREAM. A cancelled
-    /// call takes its place until its task has ended.
+    /// Calls that a connection has under way at most. Further ones are refused with REFUSED_STREAM. A
+    /// cancelled call takes its place until its task has ended.
     pub streams_max: usize,
-    /// The headers of a call at most, in bytes, counted as SETTINGS_MAX_HEADER_LIST_SIZE does. Longer ones are
-    /// answered with status 431. At most 16 KiB.
+    /// The headers of a call at most, in bytes, counted as SETTINGS_MAX_HEADER_LIST_SIZE does. Longer ones
+    /// are answered with status 431. At most 16 KiB.
     pub header_bytes_max: usize,
     /// Frames of a header block at most, of 16 KiB each. A block that is too long for a head is read to its
     /// end, field by field, so that it can be answered and later blocks can be read. At most 48 KiB of it are
@@ -68,8 +68,8 @@ pub struct Limits {
     pub buffered_bytes_max: usize,
     /// Bodies that are prefetched at a time.
     pub prefetch_max: usize,
-    /// How long a request may take from its head to its end, unless it is a stream. Meanwhile its caller has a
-    /// slot and the connection keeps what has come.
+    /// How long a request may take from its head to its end, unless it is a stream. Meanwhile its caller has
+    /// a slot and the connection keeps what has come.
     pub request_time_max: Duration,
     /// Bytes that are read in a turn: a few hundred calls. The last read may exceed it.
     pub turn_bytes_max: usize,
@@ -139,8 +139,8 @@ impl Limits {
         self.window_bytes as usize / 4
     }
 
-    /// All requests of a connection that are buffered for the fast path, in bytes: half of the window, so that
-    /// other calls go on.
+    /// All requests of a connection that are buffered for the fast path, in bytes: half of the window, so
+    /// that other calls go on.
     #[must_use]
     pub const fn buffered_bytes_all_max(&self) -> usize {
         self.window_bytes as usize / 2
@@ -156,8 +156,8 @@ impl Limits {
         self.window_bytes / 2
     }
 
-    /// The end of a request that is not longer than this is reported as read only with the end of its call, in
-    /// bytes.
+    /// The end of a request that is not longer than this is reported as read only with the end of its call,
+    /// in bytes.
     ///
     /// Buffered, unreported and unclaimed bytes together never fill the window. Otherwise a peer whose calls
     /// wait for the disk could send nothing more, not even calls on the fast path.

@@ -59,8 +59,8 @@ pub enum Refused {
     /// [`Limits::streams_max`](super::Limits::streams_max) calls are under way.
     TooManyStreams,
     /// The connection has shown no valid credential, and
-    /// [`Limits::stranger_refusals_max`](super::Limits::stranger_refusals_max) of its calls were refused with a
-    /// status before.
+    /// [`Limits::stranger_refusals_max`](super::Limits::stranger_refusals_max) of its calls were refused with
+    /// a status before.
     TooManyRefusals,
 }
 

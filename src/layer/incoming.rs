@@ -84,7 +84,8 @@ impl From<hyper::body::Incoming> for Received {
 }
 
 impl Received {
-    /// The body of a request that must be whole within the time of a request. [`grpc_h2`] sees to that itself.
+    /// The body of a request that must be whole within the time of a request. [`grpc_h2`] sees to that
+    /// itself.
     fn in_time(self) -> Self {
         match self {
             Self::Hyper(body, _) if !body.is_end_stream() => {

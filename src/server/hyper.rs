@@ -163,8 +163,8 @@ fn builder(tasks: CallTasks, limits: &Limits) -> http2::Builder<CallTasks> {
         .initial_stream_window_size(limits.window_bytes)
         .initial_connection_window_size(limits.window_bytes)
         .max_send_buf_size(limits.reply_bytes_ahead)
-        // Streams that the peer may reset before they are served (CVE-2023-44487), and resets that it may provoke
-        // by its own errors (CVE-2025-8671).
+        // Streams that the peer may reset before they are served (CVE-2023-44487), and resets that it may
+        // provoke by its own errors (CVE-2025-8671).
         .max_pending_accept_reset_streams(limits.errors_max as usize)
         .max_local_error_reset_streams(limits.errors_max as usize)
         .keep_alive_interval(limits.keepalive_interval)

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 
 use crate::metrics::{Closed, Flood, Http2Counts, RefusedStream, Side};
 
-/// The least time between two warnings about peers, of all connections together: anyone who reaches a listener
-/// can cause them.
+/// The least time between two warnings about peers, of all connections together: anyone who reaches a
+/// listener can cause them.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 static WARNINGS: Mutex<Warnings> = Mutex::new(Warnings { warned_at: None, left_out: 0 });
