@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::value::{Dict, Value};
 use figment::{Figment, Profile, Provider};
@@ -136,7 +137,11 @@ impl Layers {
         match found.deserialize() {
             Ok(value) => Some(value),
             Err(error) => {
-                self.mistake(name, &format!("is of the wrong kind: {}", error.kind));
+                let what = match &error.kind {
+                    Kind::UnknownVariant(found, known) => format!("is {found}, and must be {}", known.join(" or ")),
+                    kind => format!("is of the wrong kind: {kind}"),
+                };
+                self.mistake(name, &what);
                 None
             }
         }

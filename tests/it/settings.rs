@@ -13,6 +13,7 @@ fn all_mistakes_of_the_configuration_are_told_at_once_with_their_sources() {
     let output = keyward(&["serve", "--listen", "0.0.0.0:1", "--listen", "nonsense", "--config"])
         .arg(&file)
         .env("KEYWARD_LOG_FORMAT", "yaml")
+        .env("KEYWARD_HTTP2", "h3")
         .env("KEYWARD_LOG_FILTRE", "info")
         .output()
         .unwrap();
@@ -22,14 +23,15 @@ fn all_mistakes_of_the_configuration_are_told_at_once_with_their_sources() {
         "data_dri (in ",
         "reflection (in ",
         "shutdown_deadline (in ",
-        "KEYWARD_LOG_FORMAT (in the environment)",
+        "KEYWARD_LOG_FORMAT (in the environment): is yaml, and must be text or json",
+        "KEYWARD_HTTP2 (in the environment): is h3, and must be own or hyper",
         "KEYWARD_LOG_FILTRE (in the environment): is not a setting",
         "listen (on the command line): must be an address",
     ];
     for part in expected {
         assert!(error.contains(part), "'{part}' in:\n{error}");
     }
-    assert!(error.contains("has 6 mistakes"), "{error}");
+    assert!(error.contains("has 7 mistakes"), "{error}");
 }
 
 #[test]
