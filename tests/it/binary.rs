@@ -121,6 +121,10 @@ impl Program {
 pub(crate) fn keyward(args: &[&str]) -> Command {
     let mut command = Command::new(PROGRAM);
     command.args(args).env_clear().env("KEYWARD_OPS_LISTEN", "off").stdin(Stdio::null());
+    // tests/hyper sets it.
+    if let Some(http2) = std::env::var_os("KEYWARD_HTTP2") {
+        command.env("KEYWARD_HTTP2", http2);
+    }
     command
 }
 

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use tonic::Code;
 
 use crate::fast_path::ways;
-use crate::h2peer::{DATA, PATIENCE, Peer, frame};
+use crate::h2peer::{DATA, PATIENCE, Peer, VERIFY, body, frame, head_of};
 use crate::harness::{Site, ask, new_key};
 use crate::http2_time::here_with;
 use crate::ops::metrics;
@@ -97,4 +97,24 @@ async fn connections_and_their_bytes_are_counted() {
         }
     };
     timeout(PATIENCE, counted).await.expect("they are counted");
+}
+
+/// What keeps its slot when connections are many.
+#[tokio::test]
+async fn a_connection_counts_as_known_once_it_has_had_a_credential_that_works() {
+    let site = Site::changed(Engine::Memory, "127.0.0.1:0", by_hyper).await;
+    let unknown = async || {
+        let text = metrics(&site.ops_addr()).await;
+        let value = text.lines().find_map(|line| line.strip_prefix("keyward_connections_without_credential "));
+        value.unwrap().parse::<u64>().unwrap()
+    };
+    let mut peer = Peer::open(&site).await;
+    peer.until_pong(1).await;
+    let before = unknown().await;
+    peer.call(1, &head_of(VERIFY, "nonsense"), &body(&ask("nonsense"))).await;
+    peer.find(|frame| frame.stream == 1 && frame.ends()).await;
+    assert_eq!(unknown().await, before);
+    peer.call(3, &head_of(VERIFY, site.admin_secret()), &body(&ask("nonsense"))).await;
+    assert_eq!(peer.reply::<pb::VerifyResponse>(3).await.reason(), Reason::Malformed);
+    assert_eq!(unknown().await, before - 1);
 }
