@@ -339,12 +339,14 @@ fn part() -> impl Strategy<Value = Part> {
     let kinds = prop_oneof![Just(SETTINGS), Just(PING), Just(DATA), PRIORITY..PUSH_PROMISE, WINDOW_UPDATE..16];
     let other = (kinds, any::<u8>(), 0..5u32, prop_oneof![Just(8usize), Just(0), 0..13usize])
         .prop_map(|(kind, flags, stream, length)| Part::Other(frame(kind, flags, stream, &vec![0; length])));
+    let by = prop_oneof![Just(1u32), Just(0x7fff_ffff)];
+    let widened = (old(), by).prop_map(|(stream, by)| Part::WindowUpdate(stream, by));
     prop_oneof![
         8 => headers,
         8 => data,
         1 => settings,
         2 => (old(), prop_oneof![Just(8u32), any::<u32>()]).prop_map(|(stream, code)| Part::Reset(stream, code)),
-        2 => (old(), prop_oneof![Just(1u32), Just(0x7fff_ffff)]).prop_map(|(stream, by)| Part::WindowUpdate(stream, by)),
+        2 => widened,
         1 => (old(), prop::bool::weighted(0.8)).prop_map(|(stream, whole)| Part::Priority(stream, whole)),
         1 => other,
     ]

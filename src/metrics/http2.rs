@@ -97,8 +97,8 @@ impl Http2Counts {
         let opened = Counter::default();
         registry.register("http2_connections_opened", "Connections of callers that were accepted", opened.clone());
         let closed = Family::<Labels<1>, Counter>::default();
-        let help = "Connections of callers that have closed, by why; if the peer broke a rule or exceeded a bound, by the \
-                    error code that it was sent";
+        let help = "Connections of callers that have closed, by why; if the peer broke a rule or exceeded a \
+                    bound, by the error code that it was sent";
         registry.register("http2_connections_closed", help, closed.clone());
         let closed = |reason| closed.get_or_create_owned(&[("reason", reason)]);
         let resets = Family::<Labels<2>, Counter>::default();
@@ -108,12 +108,12 @@ impl Http2Counts {
         let help = "GOAWAY frames, by who sent them and with which error code";
         registry.register("http2_goaways", help, goaways.clone());
         let refused = Family::<Labels<1>, Counter>::default();
-        let help = "Calls that were refused with REFUSED_STREAM: their connection had too many under way, or has had no \
-                    credential that works and too many refusals";
+        let help = "Calls that were refused with REFUSED_STREAM: their connection had too many under way, or has \
+                    had no credential that works and too many refusals";
         registry.register("http2_streams_refused", help, refused.clone());
         let floods = Family::<Labels<1>, Counter>::default();
-        let help = "Connections that were drained because their peers sent too many frames that advance no call, or made \
-                    too many errors";
+        let help = "Connections that were drained because their peers sent too many frames that advance no call, \
+                    or made too many errors";
         registry.register("http2_floods", help, floods.clone());
         let bytes = Family::<Labels<1>, Counter>::default();
         let help = "Read from connections of callers and written to them";

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 
+use ::hyper::body;
 use grpc_h2::{Budget, CallKind, FastPath, Incoming, Runtimes, SharedLimits, Shutdown};
 use http::{Request, Response};
 use serde::{Deserialize, Serialize};
@@ -95,7 +96,7 @@ pub async fn serve<S, F, A>(
     make_connection: MakeConnection<S, F>,
 ) where
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
-        + Service<Request<::hyper::body::Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
+        + Service<Request<body::Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
         + Clone
         + Send
         + 'static,

@@ -101,56 +101,46 @@ where
 {
     counts.opened();
     let mut counting = Counting { counts: counts.clone(), closed: Closed::InOrder };
-    let ended = serve_counted(conn, calls, counts, stop).await;
+    let serving = async move {
+        let tasks = CallTasks::default();
+        // Calls end with their connection.
+        let _end: DropGuard = tasks.end.clone().drop_guard();
+        let received = Arc::new(AtomicUsize::new(0));
+        let io = TokioIo::new(Counted { conn, received: received.clone(), counts });
+        let limits = calls.limits.clone();
+        let mut connection = pin!(builder(tasks.clone(), &limits).serve_connection(io, calls));
+        let mut stop = pin!(stop);
+        let mut preface_due = pin!(sleep(limits.preface_timeout));
+        let mut idle = pin!(Either::Left(pending()));
+        let (mut may_lack_preface, mut is_draining) = (true, false);
+        loop {
+            tokio::select! {
+                biased;
+                shutdown = stop.as_mut(), if !is_draining => match shutdown {
+                    Shutdown::Now => return Err(CloseReason::Evicted),
+                    Shutdown::Graceful => {
+                        is_draining = true;
+                        connection.as_mut().graceful_shutdown();
+                        idle.set(Either::Right(tasks.idle(limits.idle_goaway_ack_timeout)));
+                    }
+                },
+                closed = connection.as_mut() => return Ok(closed?),
+                () = preface_due.as_mut(), if may_lack_preface => {
+                    may_lack_preface = false;
+                    if received.load(Ordering::Relaxed) < PREFACE_BYTES {
+                        return Err(CloseReason::PrefaceTimeout);
+                    }
+                }
+                // The peer has not acknowledged the GOAWAY; it loses no call.
+                () = idle.as_mut() => return Ok(()),
+            }
+        }
+    };
+    let ended = serving.await;
     if let Err(reason) = &ended {
         counting.closed = reason.counted();
     }
     ended
-}
-
-async fn serve_counted<S>(
-    conn: Conn,
-    calls: Calls<S>,
-    counts: Arc<Http2Counts>,
-    stop: impl Future<Output = Shutdown>,
-) -> Result<(), CloseReason>
-where
-    S: Service<Request<Incoming>, Response = Response<ReplyBody>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-{
-    let tasks = CallTasks::default();
-    // Calls end with their connection.
-    let _end: DropGuard = tasks.end.clone().drop_guard();
-    let received = Arc::new(AtomicUsize::new(0));
-    let io = TokioIo::new(Counted { conn, received: received.clone(), counts });
-    let limits = calls.limits.clone();
-    let mut connection = pin!(builder(tasks.clone(), &limits).serve_connection(io, calls));
-    let mut stop = pin!(stop);
-    let mut preface_due = pin!(sleep(limits.preface_timeout));
-    let mut idle = pin!(Either::Left(pending()));
-    let (mut may_lack_preface, mut is_draining) = (true, false);
-    loop {
-        tokio::select! {
-            biased;
-            shutdown = stop.as_mut(), if !is_draining => match shutdown {
-                Shutdown::Now => return Err(CloseReason::Evicted),
-                Shutdown::Graceful => {
-                    is_draining = true;
-                    connection.as_mut().graceful_shutdown();
-                    idle.set(Either::Right(tasks.idle(limits.idle_goaway_ack_timeout)));
-                }
-            },
-            closed = connection.as_mut() => return Ok(closed?),
-            () = preface_due.as_mut(), if may_lack_preface => {
-                may_lack_preface = false;
-                if received.load(Ordering::Relaxed) < PREFACE_BYTES {
-                    return Err(CloseReason::PrefaceTimeout);
-                }
-            }
-            // The peer has not acknowledged the GOAWAY; it loses no call.
-            () = idle.as_mut() => return Ok(()),
-        }
-    }
 }
 
 fn builder(tasks: CallTasks, limits: &Limits) -> http2::Builder<CallTasks> {
