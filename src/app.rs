@@ -53,7 +53,7 @@ use crate::server::listener::{Listener, connections_max};
 use crate::server::ops_http::{self, Ops, Phase};
 use crate::server::slots::Slots;
 use crate::server::stream::Conn;
-use crate::store::sled::{LockedDir, OpenError};
+use crate::store::local::{LockedDir, OpenError};
 use crate::store::{Store, StoreError};
 use crate::systemd;
 use crate::util::files;

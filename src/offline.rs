@@ -18,23 +18,23 @@ use crate::config::Settings;
 use crate::keyring::{Keyring, KeyringError};
 use crate::server::addr::ListenAddr;
 use crate::store::Bounds;
+use crate::store::local::checkpoint::snapshot;
+use crate::store::local::journal::scan::{scan_between, segment_numbers, segment_path, segment_start};
+use crate::store::local::journal::writer::free_bytes;
+use crate::store::local::journal::{ChainKey, Position};
+use crate::store::local::recovery::inspect::inspect;
+use crate::store::local::recovery::offline_append::{MintError, OfflineLog};
+use crate::store::local::recovery::restore::{RestoreError, Restored, restore};
+use crate::store::local::recovery::salvage::{Salvaged, Unproven, preview, salvage};
+use crate::store::local::{BackupLimits, Expectations, LocalStore, LockedDir, OpenError, Retention, StoreOptions};
 use crate::store::record::pb;
-use crate::store::sled::inspect::inspect;
-use crate::store::sled::journal::scan::{scan_between, segment_numbers, segment_path, segment_start};
-use crate::store::sled::journal::writer::free_bytes;
-use crate::store::sled::journal::{ChainKey, Position};
-use crate::store::sled::offline_append::{MintError, OfflineLog};
-use crate::store::sled::restore::{RestoreError, Restored, restore};
-use crate::store::sled::salvage::{Salvaged, Unproven, preview, salvage};
-use crate::store::sled::snapshot;
-use crate::store::sled::{BackupLimits, Expectations, LockedDir, OpenError, Retention, SledStore, StoreOptions};
 use crate::util::files::with_path;
 use crate::util::system::{SystemClock, SystemEntropy};
 
-pub use crate::store::sled::inspect::Inspected;
-pub use crate::store::sled::offline_append::ByState;
-pub use crate::store::sled::restore::{Source, rfc3339};
-pub use crate::store::sled::snapshot::{Contents, SnapshotError};
+pub use crate::store::local::checkpoint::snapshot::{Contents, SnapshotError};
+pub use crate::store::local::recovery::inspect::Inspected;
+pub use crate::store::local::recovery::offline_append::ByState;
+pub use crate::store::local::recovery::restore::{Source, rfc3339};
 
 /// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -226,12 +226,12 @@ pub fn journal(
 pub fn rebuild(settings: &Settings, accepted: AcceptedLoss) -> Result<Rebuilt, OfflineError> {
     let dir = LockedDir::lock_existing(&settings.data_dir)?;
     let options = options(settings)?;
-    match SledStore::rebuild(&dir, &options) {
+    match LocalStore::rebuild(&dir, &options) {
         Ok(revision) => Ok(Rebuilt::Whole(revision)),
         Err(loss) if loss.is_loss() && accepted.data_loss => {
             tracing::warn!("{loss}");
             let salvaged = salvage(&dir, &options, accepted.unproven)?;
-            SledStore::rebuild(&dir, &options)?;
+            LocalStore::rebuild(&dir, &options)?;
             Ok(Rebuilt::Salvaged(salvaged))
         }
         Err(loss) if loss.is_loss() => Err(OfflineError::Loss { loss, unproven: Box::new(preview(&dir, &options)?) }),

@@ -1,4 +1,4 @@
-//! Index checkpoints: see `keyward::store::sled::fuzz_targets::checkpoints`. The chunks of an index are read
+//! Index checkpoints: see `keyward::store::local::fuzz_targets::checkpoints`. The chunks of an index are read
 //! without a panic, whatever they hold.
 #![no_main]
 
@@ -22,5 +22,5 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| match data {
             INDEX.clear();
         }
     }
-    _ => keyward::store::sled::fuzz_targets::checkpoints(data),
+    _ => keyward::store::local::fuzz_targets::checkpoints(data),
 });

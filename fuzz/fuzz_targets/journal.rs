@@ -10,11 +10,11 @@ use std::sync::LazyLock;
 
 use crc::{CRC_32_ISCSI, Crc};
 use keyward::store::record::pb::{JournalEntry, Redo, redo};
-use keyward::store::sled::journal::frame::{
+use keyward::store::local::journal::frame::{
     Frame, FrameBuilder, PAYLOAD_BYTES_MAX, read_segment_header, segment_header,
 };
-use keyward::store::sled::journal::scan::{scan_after, segment_path, verify};
-use keyward::store::sled::journal::{ChainKey, Position};
+use keyward::store::local::journal::scan::{scan_after, segment_path, verify};
+use keyward::store::local::journal::{ChainKey, Position};
 use keyward_core::event::Revision;
 use zeroize::Zeroizing;
 

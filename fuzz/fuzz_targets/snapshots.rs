@@ -1,4 +1,4 @@
-//! Snapshots and backups: see `keyward::store::sled::fuzz_targets::snapshots`.
+//! Snapshots and backups: see `keyward::store::local::fuzz_targets::snapshots`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| keyward::store::sled::fuzz_targets::snapshots(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| keyward::store::local::fuzz_targets::snapshots(data));

@@ -19,9 +19,9 @@ use crate::grpc::state::StateHandle;
 use crate::index::{self, CompactionStep, Index, checkpoint};
 use crate::keyring::Keyring;
 use crate::server::lifecycle::Tasks;
+use crate::store::local::journal::writer::{FREE_BYTES_EXHAUSTED, FREE_BYTES_MIN, free_bytes};
+use crate::store::local::{BackupLimits, Expectations, LocalStore, LockedDir, OpenError, Retention, StoreOptions};
 use crate::store::memory::MemoryStore;
-use crate::store::sled::journal::writer::{FREE_BYTES_EXHAUSTED, FREE_BYTES_MIN, free_bytes};
-use crate::store::sled::{BackupLimits, Expectations, LockedDir, OpenError, Retention, SledStore, StoreOptions};
 use crate::store::{Bounds, ChunkWriter, InUse, MaterializedView, Store, StoreError};
 use crate::util::fatal::die;
 use crate::util::progress::Progress;
@@ -138,7 +138,7 @@ async fn open(
             state.wait_for_room(true);
             if filled.is_none() {
                 let (dir, options, view) = (dir.clone(), options.clone(), view.clone());
-                filled = blocking(move || SledStore::fill(&dir, &options, &*view)).await??;
+                filled = blocking(move || LocalStore::fill(&dir, &options, &*view)).await??;
             }
             let began = Instant::now();
             // Below this bound it would fail again.
@@ -154,7 +154,7 @@ async fn open(
         let attempt = (dir.clone(), options.clone(), view.clone());
         let (opened, now_filled) = blocking(move || {
             let (dir, options, view) = attempt;
-            let opened = dir.prepare().and_then(|()| SledStore::open_filled(dir, &options, view, &mut filled));
+            let opened = dir.prepare().and_then(|()| LocalStore::open_filled(dir, &options, view, &mut filled));
             (opened, filled)
         })
         .await?;

@@ -8,9 +8,9 @@
 mod administrators;
 mod bounds;
 mod check;
+pub mod local;
 pub mod memory;
 pub mod record;
-pub mod sled;
 
 use std::collections::BTreeMap;
 use std::fmt;

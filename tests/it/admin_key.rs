@@ -7,9 +7,9 @@ use std::process::Stdio;
 
 use keyward::grpc::pb;
 use keyward::keyring::Keyring;
+use keyward::store::local::journal::ChainKey;
+use keyward::store::local::journal::scan::scan_after;
 use keyward::store::record::pb::JournalEntry;
-use keyward::store::sled::journal::ChainKey;
-use keyward::store::sled::journal::scan::scan_after;
 use keyward_core::event::Revision;
 use tempfile::TempDir;
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use keyward::keyring::Keyring;
+use keyward::store::local::{LocalStore, LockedDir, StoreOptions};
 use keyward::store::memory::MemoryStore;
-use keyward::store::sled::{LockedDir, SledStore, StoreOptions};
 use keyward::store::{Commit, CommitError, RecordWrite, Store};
 use keyward_core::access::{Caller, ChangeState, Identity, Issue};
 use keyward_core::clock::UnixMillis;
@@ -419,7 +419,7 @@ async fn a_key_of_system_has_a_role_and_no_other_key_has_one() {
 pub(crate) async fn write_to(dir: &std::path::Path, time: UnixMillis, change: impl Fn(KeyRecord) -> Option<KeyRecord>) {
     let keyring = Keyring::open(&dir.join("pepper"), false, &Seeded::new(1)).unwrap();
     let options = StoreOptions { chain_key: keyring.chain_key(), ..options(16 * 1024 * 1024) };
-    let store = SledStore::open(LockedDir::lock(dir).unwrap(), &options, Arc::new(())).unwrap();
+    let store = LocalStore::open(LockedDir::lock(dir).unwrap(), &options, Arc::new(())).unwrap();
     let mut snapshot = store.load().await.unwrap();
     let mut writes = vec![];
     while let Some(records) = snapshot.next().await.unwrap() {

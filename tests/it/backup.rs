@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use keyward::grpc::pb;
+use keyward::store::local::checkpoint::snapshot::{SnapshotError, verify_without_key};
+use keyward::store::local::journal::ChainKey;
+use keyward::store::local::recovery::inspect::inspect;
+use keyward::store::local::recovery::restore::{RestoreError, Restored, Source, restore};
+use keyward::store::local::{LocalStore, LockedDir};
 use keyward::store::record::{decode_key, encode_key};
-use keyward::store::sled::inspect::inspect;
-use keyward::store::sled::journal::ChainKey;
-use keyward::store::sled::restore::{RestoreError, Restored, Source, restore};
-use keyward::store::sled::snapshot::{SnapshotError, verify_without_key};
-use keyward::store::sled::{LockedDir, SledStore};
 use keyward::store::{BackupError, RecordWrite, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
@@ -34,7 +34,7 @@ const APPLIED_BYTES: usize = 121;
 const POSITION_BYTES: usize = 1 + 8 + 32;
 const SEAL_BYTES: usize = 32;
 
-async fn backup(store: &SledStore, to: &Path) -> Revision {
+async fn backup(store: &LocalStore, to: &Path) -> Revision {
     let mut backup = store.backup(UnixMillis(1_000)).await.unwrap();
     let mut bytes = vec![];
     while let Some(piece) = backup.pieces.recv().await {
@@ -53,7 +53,7 @@ fn from(backup: PathBuf) -> Source {
 }
 
 /// Changes keys over and over, until it is told to stop.
-async fn write_on(store: Arc<SledStore>, first: u32, stop: Arc<AtomicBool>) {
+async fn write_on(store: Arc<LocalStore>, first: u32, stop: Arc<AtomicBool>) {
     for round in 0_u32.. {
         if stop.load(Ordering::Relaxed) {
             return;

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use keyward::store::local::journal::writer::free_bytes;
+use keyward::store::local::{BackupLimits, Expectations, LocalStore, LockedDir, Retention, StoreOptions};
 use keyward::store::memory::MemoryStore;
-use keyward::store::sled::journal::writer::free_bytes;
-use keyward::store::sled::{BackupLimits, Expectations, LockedDir, Retention, SledStore, StoreOptions};
 use keyward::store::{Bounds, Commit, CommitError, KeyQuery, RecordWrite, Store};
 use keyward_core::access::{Caller, Identity, Issue, Unauthorized};
 use keyward_core::clock::{ManualClock, UnixMillis};
@@ -57,8 +57,8 @@ on_every_engine![
 ];
 
 /// A store on disk with small segments, so that it rolls over.
-pub(crate) fn open(dir: &TempDir, segment_bytes: u64) -> SledStore {
-    SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options(segment_bytes), Arc::new(())).unwrap()
+pub(crate) fn open(dir: &TempDir, segment_bytes: u64) -> LocalStore {
+    LocalStore::open(LockedDir::lock(dir.path()).unwrap(), &options(segment_bytes), Arc::new(())).unwrap()
 }
 
 pub(crate) fn options(segment_bytes: u64) -> StoreOptions {

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use keyward::app::StartError;
 use keyward::grpc::pb::{self, Reason};
+use keyward::store::local::OpenError;
+use keyward::store::local::journal::JournalError;
 use keyward::store::record::{decode_key, encode_key};
-use keyward::store::sled::OpenError;
-use keyward::store::sled::journal::JournalError;
 use keyward_core::record::State;
 
 use crate::harness::{Issued, Site, journal_segment, open_table};

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use keyward::store::Store;
-use keyward::store::sled::journal::JournalError;
-use keyward::store::sled::{LockedDir, OpenError, SledStore};
+use keyward::store::local::journal::JournalError;
+use keyward::store::local::{LocalStore, LockedDir, OpenError};
 use keyward_core::decision::Policy;
 use keyward_core::record::State;
 use tempfile::TempDir;
@@ -35,7 +35,7 @@ async fn is_filled_and_goes_on(dir: &TempDir, keys: u32, begins_with_checkpoint:
     let before = files_below(dir.path());
     let view = Watched::new();
     let locked = LockedDir::lock_unchanged(dir.path()).unwrap();
-    let mut filled = SledStore::fill(&locked, &options(SEGMENT_BYTES), &*view).unwrap();
+    let mut filled = LocalStore::fill(&locked, &options(SEGMENT_BYTES), &*view).unwrap();
     assert!(filled.is_some());
     assert!(files_below(dir.path()) == before, "nothing is written");
     assert_eq!(view.knew_a_checkpoint(), begins_with_checkpoint);
@@ -51,7 +51,7 @@ async fn is_filled_and_goes_on(dir: &TempDir, keys: u32, begins_with_checkpoint:
 
     let (revision, taken) = (view.index.revision(), view.records_taken());
     locked.prepare().unwrap();
-    let store = SledStore::open_filled(locked, &options(SEGMENT_BYTES), view.clone(), &mut filled).unwrap();
+    let store = LocalStore::open_filled(locked, &options(SEGMENT_BYTES), view.clone(), &mut filled).unwrap();
     assert_eq!(store.revision(), revision);
     // Verdicts are answered from it meanwhile.
     assert!(!view.let_go_of_a_checkpoint() && view.records_taken() == taken, "what was filled is left alone");
@@ -89,17 +89,17 @@ async fn an_older_snapshot_is_enough_where_the_newest_is_damaged() {
     fs::write(&newest, bytes).unwrap();
     let view = Watched::new();
     let locked = LockedDir::lock_unchanged(dir.path()).unwrap();
-    assert!(SledStore::fill(&locked, &options(SEGMENT_BYTES), &*view).unwrap().is_some());
+    assert!(LocalStore::fill(&locked, &options(SEGMENT_BYTES), &*view).unwrap().is_some());
     assert_eq!(view.index.len(), retention::KEYS as usize);
     // Without any, only the table may have everything.
     snapshots(&dir).iter().for_each(|path| fs::write(path, b"no snapshot").unwrap());
     let view = Watched::new();
-    assert!(SledStore::fill(&locked, &options(SEGMENT_BYTES), &*view).unwrap().is_none());
+    assert!(LocalStore::fill(&locked, &options(SEGMENT_BYTES), &*view).unwrap().is_none());
     assert!(view.whole.lock().is_empty() && view.index.is_empty(), "nobody is answered from a part");
     drop(locked);
     // The table has, and a start with room serves from it.
     let locked = LockedDir::lock(dir.path()).unwrap();
-    let store = SledStore::open_filled(locked, &options(SEGMENT_BYTES), view.clone(), &mut None).unwrap();
+    let store = LocalStore::open_filled(locked, &options(SEGMENT_BYTES), view.clone(), &mut None).unwrap();
     assert_eq!((view.index.len(), store.revision()), (retention::KEYS as usize, view.index.revision()));
     store.close().await.unwrap();
 }
@@ -110,7 +110,7 @@ async fn what_is_damaged_or_missing_is_not_answered_from() {
     let refused = |dir: &TempDir| {
         let view = Watched::new();
         let locked = LockedDir::lock_unchanged(dir.path()).unwrap();
-        let refused = SledStore::fill(&locked, &options(SEGMENT_BYTES), &*view).unwrap_err();
+        let refused = LocalStore::fill(&locked, &options(SEGMENT_BYTES), &*view).unwrap_err();
         assert!(view.whole.lock().is_empty(), "{refused}");
         refused
     };
@@ -139,10 +139,10 @@ async fn a_store_is_not_opened_behind_a_view_of_another_log() {
     for (filled_from, opened, earlier) in [(&dir, &other, true), (&other, &dir, false)] {
         let view = Watched::new();
         let locked = LockedDir::lock_unchanged(filled_from.path()).unwrap();
-        let mut filled = SledStore::fill(&locked, &options(SEGMENT_BYTES), &*view).unwrap();
+        let mut filled = LocalStore::fill(&locked, &options(SEGMENT_BYTES), &*view).unwrap();
         drop(locked);
         let locked = LockedDir::lock(opened.path()).unwrap();
-        let refused = SledStore::open_filled(locked, &options(SEGMENT_BYTES), Arc::new(()), &mut filled);
+        let refused = LocalStore::open_filled(locked, &options(SEGMENT_BYTES), Arc::new(()), &mut filled);
         let refused = refused.map(drop).unwrap_err();
         match earlier {
             true => assert!(matches!(refused, OpenError::Foreign { .. }), "{refused}"),

@@ -6,9 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
+use keyward::store::local::journal::frame::{Frame, FrameBuilder, read_segment_header, segment_header};
+use keyward::store::local::journal::{ChainKey, Position};
 use keyward::store::record::{DecodeError, decode_key, decode_tenant, encode_key, encode_tenant, pb};
-use keyward::store::sled::journal::frame::{Frame, FrameBuilder, read_segment_header, segment_header};
-use keyward::store::sled::journal::{ChainKey, Position};
 use keyward_core::clock::UnixMillis;
 use keyward_core::digest::{Digest, Pepper, PepperId};
 use keyward_core::entropy::{Entropy, EntropyError};

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use keyward::index::{Index, checkpoint};
-use keyward::store::sled::salvage::salvage;
-use keyward::store::sled::{LockedDir, OpenError, Retention, SledStore, StoreOptions};
+use keyward::store::local::recovery::salvage::salvage;
+use keyward::store::local::{LocalStore, LockedDir, OpenError, Retention, StoreOptions};
 use keyward::store::{ChunkWriter, MaterializedView, RecordWrite, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::Policy;
@@ -137,7 +137,7 @@ impl ChunkWriter for Writing<'_> {
 
 /// A store with a view that follows it.
 struct Open {
-    store: Arc<SledStore>,
+    store: Arc<LocalStore>,
     view: Arc<Watched>,
     following: tokio::task::JoinHandle<()>,
 }
@@ -152,7 +152,7 @@ impl Open {
     }
 
     fn with_options(dir: &TempDir, view: Arc<Watched>, options: &StoreOptions) -> Result<Self, OpenError> {
-        let store = Arc::new(SledStore::open(LockedDir::lock(dir.path()).unwrap(), options, view.clone())?);
+        let store = Arc::new(LocalStore::open(LockedDir::lock(dir.path()).unwrap(), options, view.clone())?);
         let mut changes = store.changes(store.revision()).unwrap();
         let index = view.index.clone();
         let following = tokio::spawn(async move {
@@ -596,11 +596,11 @@ fn latest_of(checkpoint: &[u8]) -> u64 {
     u64::from_le_bytes(checkpoint[checkpoint.len() - 88..checkpoint.len() - 80].try_into().unwrap())
 }
 
-async fn disable(store: &SledStore, number: u32) {
+async fn disable(store: &LocalStore, number: u32) {
     change(store, number, |key| key.policy.state = State::Disabled).await;
 }
 
-async fn change(store: &SledStore, number: u32, change: impl FnOnce(&mut KeyRecord)) {
+async fn change(store: &LocalStore, number: u32, change: impl FnOnce(&mut KeyRecord)) {
     let mut changed = KeyRecord::clone(&*store.key(&key(number).tenant, &key(number).key_id).await.unwrap().unwrap());
     change(&mut changed);
     store.commit(commit(vec![RecordWrite::Key(Box::new(changed))])).await.unwrap();

@@ -56,7 +56,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// Inside `store`, only the engines may name an engine; outside, only `app` may, and `offline`,
 /// which works on what an engine keeps.
-const ENGINES: &[&str] = &["store::sled", "store::memory"];
+const ENGINES: &[&str] = &["store::local", "store::memory"];
 
 /// Crates that only some modules may name.
 const CRATES: &[(&str, &[&str])] = &[

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use keyward::app::StartError;
 use keyward::grpc::pb::{self, Reason};
 use keyward::store::Store;
+use keyward::store::local::journal::frame::Frame;
+use keyward::store::local::journal::{ChainKey, Position};
+use keyward::store::local::recovery::inspect::inspect;
+use keyward::store::local::recovery::restore::{Source, restore};
+use keyward::store::local::{Expectations, HeadFault, LocalStore, LockedDir, OpenError, StoreOptions};
 use keyward::store::record::pb::JournalEntry;
-use keyward::store::sled::inspect::inspect;
-use keyward::store::sled::journal::frame::Frame;
-use keyward::store::sled::journal::{ChainKey, Position};
-use keyward::store::sled::restore::{Source, restore};
-use keyward::store::sled::{Expectations, HeadFault, LockedDir, OpenError, SledStore, StoreOptions};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 use keyward_core::head::Head;
@@ -158,7 +158,7 @@ async fn a_log_that_no_longer_reaches_back_to_the_head_says_so() {
     let try_open = |head| {
         let expectations = Expectations { head: Some(head), ..Expectations::default() };
         let options = StoreOptions { expectations, ..options(SEGMENT_BYTES) };
-        SledStore::open(LockedDir::lock(&data).unwrap(), &options, Arc::new(()))
+        LocalStore::open(LockedDir::lock(&data).unwrap(), &options, Arc::new(()))
     };
     let refused = try_open(early).err().unwrap();
     assert!(

@@ -16,8 +16,8 @@ use keyward::grpc::pb::{self, Reason};
 use keyward::grpc::status::status;
 use keyward::index::Index;
 use keyward::server::addr::ListenAddr;
+use keyward::store::local::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX, LocalStore, LockedDir, StoreOptions};
 use keyward::store::memory::MemoryStore;
-use keyward::store::sled::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX, LockedDir, SledStore, StoreOptions};
 use keyward::store::{
     Backup, BackupError, Commit, CommitError, KeyQuery, Page, ReadContext, RecordStream, RecordWrite, Store,
     StoreError, WriteHealth,
@@ -91,9 +91,9 @@ async fn authority(store: Arc<dyn Store>) -> Authority {
     })
 }
 
-fn open_with(dir: &tempfile::TempDir, free_bytes: fn(&File) -> io::Result<u64>) -> Arc<SledStore> {
+fn open_with(dir: &tempfile::TempDir, free_bytes: fn(&File) -> io::Result<u64>) -> Arc<LocalStore> {
     let options = StoreOptions { free_bytes, ..options(64 * 1024) };
-    Arc::new(SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(())).unwrap())
+    Arc::new(LocalStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(())).unwrap())
 }
 
 fn expires_at(ms: i64) -> KeyPatch {

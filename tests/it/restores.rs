@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use keyward::store::sled::{LockedDir, OpenError};
+use keyward::store::local::{LockedDir, OpenError};
 use tempfile::TempDir;
 
 use crate::binary::{Killed, Program, keyward, text};

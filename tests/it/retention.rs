@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keyward::store::sled::salvage::salvage;
-use keyward::store::sled::{LockedDir, OpenError, Retention, SledStore, StoreOptions};
+use keyward::store::local::recovery::salvage::salvage;
+use keyward::store::local::{LocalStore, LockedDir, OpenError, Retention, StoreOptions};
 use keyward::store::{RecordWrite, Store};
 use keyward_core::clock::{ManualClock, UnixMillis};
 use keyward_core::record::{KeyRecord, State};
@@ -21,8 +21,8 @@ fn keeping(bytes: u64) -> StoreOptions {
     StoreOptions { retention: Retention { bytes, time: Duration::MAX }, ..options(SEGMENT_BYTES) }
 }
 
-fn try_open(dir: &TempDir, options: &StoreOptions) -> Result<SledStore, OpenError> {
-    SledStore::open(LockedDir::lock(dir.path()).unwrap(), options, Arc::new(()))
+fn try_open(dir: &TempDir, options: &StoreOptions) -> Result<LocalStore, OpenError> {
+    LocalStore::open(LockedDir::lock(dir.path()).unwrap(), options, Arc::new(()))
 }
 
 fn files(dir: &TempDir, below: &str, ending: &str) -> Vec<PathBuf> {
@@ -50,7 +50,7 @@ pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-async fn is_whole(store: &SledStore, last: u32) {
+async fn is_whole(store: &LocalStore, last: u32) {
     for number in 0..last {
         let found = store.key(&key(number).tenant, &key(number).key_id).await.unwrap().unwrap();
         let expected = if number == 5 { State::Disabled } else { State::Active };
@@ -300,7 +300,7 @@ async fn a_snapshot_is_not_made_again_while_nothing_changes() {
 async fn a_rebuild_that_has_nothing_to_build_from_keeps_the_table() {
     let dir = shortened().await;
     snapshots(&dir).iter().for_each(|path| flip(path));
-    let refused = SledStore::rebuild(&LockedDir::lock(dir.path()).unwrap(), &keeping(u64::MAX)).unwrap_err();
+    let refused = LocalStore::rebuild(&LockedDir::lock(dir.path()).unwrap(), &keeping(u64::MAX)).unwrap_err();
     assert!(matches!(refused, OpenError::NothingToBuildFrom { .. }) && !refused.is_loss(), "{refused}");
     assert!(!dir.path().join("table.broken").exists());
     starts_whole(&dir).await;
@@ -320,7 +320,7 @@ async fn a_salvage_takes_what_a_table_that_was_set_aside_has() {
     snapshots(&dir).iter().for_each(|path| flip(path));
     fs::rename(dir.path().join("table"), dir.path().join("table.broken")).unwrap();
     let (locked, options) = (LockedDir::lock(dir.path()).unwrap(), keeping(u64::MAX));
-    assert!(SledStore::rebuild(&locked, &options).unwrap_err().is_loss());
+    assert!(LocalStore::rebuild(&locked, &options).unwrap_err().is_loss());
     let salvaged = salvage(&locked, &options, false).unwrap();
     assert_eq!((salvaged.keys, salvaged.missing.len()), (u64::from(KEYS), 0));
     drop(locked);

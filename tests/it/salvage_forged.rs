@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use keyward::grpc::pb::{self, Reason};
+use keyward::store::local::journal::frame::{Frame, FrameBuilder};
+use keyward::store::local::journal::{Chain, ChainKey, Position};
 use keyward::store::record::pb::{JournalEntry, Redo, redo};
 use keyward::store::record::{decode_key, encode_key};
-use keyward::store::sled::journal::frame::{Frame, FrameBuilder};
-use keyward::store::sled::journal::{Chain, ChainKey, Position};
 use keyward_core::event::Revision;
 use keyward_core::record::{KeyRecord, State};
 use keyward_core::scope::Scope;

@@ -6,8 +6,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use keyward::store::sled::journal::JournalError;
-use keyward::store::sled::{LockedDir, OpenError, SledStore};
+use keyward::store::local::journal::JournalError;
+use keyward::store::local::{LocalStore, LockedDir, OpenError};
 use keyward::store::{CommitError, RecordWrite, Store};
 use keyward_core::record::{KeyRecord, State};
 
@@ -44,7 +44,7 @@ async fn a_journal_of_many_segments_is_read_back_and_a_missing_one_is_noticed() 
     fs::remove_file(&second).unwrap();
     let reopen = || {
         let options = options(16 * 1024);
-        SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(()))
+        LocalStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(()))
     };
     assert!(matches!(reopen(), Err(OpenError::Journal(JournalError::Gap { .. }))));
     // A whole segment put in the place of another is noticed too.

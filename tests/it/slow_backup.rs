@@ -8,9 +8,9 @@ use std::time::Duration;
 use keyward::config::Settings;
 use keyward::grpc::pb;
 use keyward::remote::{RemoteError, Server};
+use keyward::store::local::checkpoint::snapshot::verify_without_key;
+use keyward::store::local::{BackupLimits, LocalStore, LockedDir, Retention, StoreOptions};
 use keyward::store::record::{decode_key, encode_key};
-use keyward::store::sled::snapshot::verify_without_key;
-use keyward::store::sled::{BackupLimits, LockedDir, Retention, SledStore, StoreOptions};
 use keyward::store::{Backup, BackupError, BackupLimit, RecordWrite, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
@@ -37,10 +37,10 @@ fn large(number: u32, version: u32) -> KeyRecord {
 }
 
 /// A store with so many large keys.
-async fn store_of(dir: &TempDir, keys: u32, retention_bytes: u64, backup: BackupLimits) -> SledStore {
+async fn store_of(dir: &TempDir, keys: u32, retention_bytes: u64, backup: BackupLimits) -> LocalStore {
     let retention = Retention { bytes: retention_bytes, time: Duration::MAX };
     let options = StoreOptions { retention, backup, ..options(SEGMENT_BYTES) };
-    let store = SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(())).unwrap();
+    let store = LocalStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(())).unwrap();
     for first in (0..keys).step_by(200) {
         let writes =
             (first..keys.min(first + 200)).map(|number| RecordWrite::NewKey(Box::new(large(number, 0)))).collect();
@@ -50,7 +50,7 @@ async fn store_of(dir: &TempDir, keys: u32, retention_bytes: u64, backup: Backup
 }
 
 /// Writes a key anew.
-async fn rewrite(store: &SledStore, number: u32, version: u32) {
+async fn rewrite(store: &LocalStore, number: u32, version: u32) {
     let old = key(number);
     let old = store.key(&old.tenant, &old.key_id).await.unwrap().unwrap();
     let new = KeyRecord { revision: old.revision, ..large(number, version) };

@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 use keyward::authority::{Authority, AuthorityDeps};
 use keyward::index::Index;
 use keyward::keyring::Keyring;
-use keyward::store::sled::journal::writer::free_bytes;
-use keyward::store::sled::{
-    BackupLimits, COMMIT_QUEUE_OF_ONE_MAX, Expectations, LockedDir, Retention, SledStore, StoreOptions,
+use keyward::store::local::journal::writer::free_bytes;
+use keyward::store::local::{
+    BackupLimits, COMMIT_QUEUE_OF_ONE_MAX, Expectations, LocalStore, LockedDir, Retention, StoreOptions,
 };
 use keyward::store::{Bounds, Commit, RecordWrite, Store};
 use keyward::util::files::{create_private_dir, write_durably};
@@ -82,7 +82,7 @@ async fn main() -> Result<(), Failure> {
         free_bytes,
         expectations: Expectations::default(),
     };
-    let store = Arc::new(SledStore::open(dir, &options, Arc::new(()))?);
+    let store = Arc::new(LocalStore::open(dir, &options, Arc::new(()))?);
     let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));
     let pepper = peppers.current();
 

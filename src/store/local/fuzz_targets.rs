@@ -13,10 +13,10 @@ use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, memfd_create};
 use zeroize::Zeroizing;
 
-use super::checkpoint::{self, CheckpointKey};
-use super::checksums::{ChecksumKey, Checksums};
+use super::checkpoint::index_checkpoint::{self, CheckpointKey};
+use super::checkpoint::snapshot::{self, Contents, SnapshotError};
 use super::journal::{Chain, ChainKey, Position};
-use super::snapshot::{self, Contents, SnapshotError};
+use super::table::checksums::{ChecksumKey, Checksums};
 use crate::bytes_codec::Cursor;
 use crate::store::record::{RecordKind, decode_key, decode_tenant};
 use crate::store::{ChunkWriter, MaterializedView};
@@ -215,8 +215,8 @@ pub fn checkpoints(data: &[u8]) {
     if what % 3 == 0 {
         let Some((_file, path)) = file_of(rest) else { return };
         let view = Chunks::new(vec![vec![]; usize::from(what / 3)]);
-        let read = checkpoint::read(&path, &key, &view);
-        let verified = checkpoint::verify(&path, &key);
+        let read = index_checkpoint::read(&path, &key, &view);
+        let verified = index_checkpoint::verify(&path, &key);
         assert!(read.is_err() || verified.is_ok(), "read, and not sound");
         return;
     }
@@ -231,7 +231,7 @@ pub fn checkpoints(data: &[u8]) {
     }
     let view = Chunks::new(chunks);
     let mut file = vec![];
-    let written = checkpoint::write(&view, POSITION, || POSITION, &key, &mut file);
+    let written = index_checkpoint::write(&view, POSITION, || POSITION, &key, &mut file);
     assert!(written.is_ok(), "a vector takes everything");
     if what % 3 == 1 {
         check_checkpoint(&mut file, flip, &view, &key);
@@ -242,14 +242,14 @@ pub fn checkpoints(data: &[u8]) {
 
 fn check_checkpoint(file: &mut [u8], flip: usize, view: &Chunks, key: &CheckpointKey) {
     let Some((_file, path)) = file_of(file) else { return };
-    let Ok(read) = checkpoint::read(&path, key, view) else { panic!("what was written is refused") };
+    let Ok(read) = index_checkpoint::read(&path, key, view) else { panic!("what was written is refused") };
     assert!(view.was_read(), "other chunks than were written");
     assert_eq!((read.position, read.bytes), (POSITION, file.len() as u64));
     let bit = flip % (8 * file.len());
     file[bit / 8] ^= 1 << (bit % 8);
     let Some((_file, path)) = file_of(file) else { return };
-    assert!(checkpoint::verify(&path, key).is_err(), "bit {bit} was flipped");
-    assert!(checkpoint::read(&path, key, view).is_err(), "bit {bit} was flipped");
+    assert!(index_checkpoint::verify(&path, key).is_err(), "bit {bit} was flipped");
+    assert!(index_checkpoint::read(&path, key, view).is_err(), "bit {bit} was flipped");
 }
 
 /// Changes the length of a chunk in the directory, and seals it again.
@@ -266,6 +266,6 @@ fn check_lying_directory(file: &mut [u8], which: usize, lie: &[u8], view: &Chunk
     let seal_at = file.len() - 32;
     file[seal_at..].copy_from_slice(seal.as_bytes());
     let Some((_file, path)) = file_of(file) else { return };
-    assert_eq!(checkpoint::verify(&path, key).is_err(), is_lie, "a chunk of another length");
-    assert_eq!(checkpoint::read(&path, key, view).is_err(), is_lie, "a chunk of another length");
+    assert_eq!(index_checkpoint::verify(&path, key).is_err(), is_lie, "a chunk of another length");
+    assert_eq!(index_checkpoint::read(&path, key, view).is_err(), is_lie, "a chunk of another length");
 }

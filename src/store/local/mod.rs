@@ -18,42 +18,19 @@
 //! Reading order: [`journal`] (frames and segments), [`table`] (sled), `recovery` (start-up), `commit_queue`
 //! and `committer` (the single writer), `reads` (the readers), `maintenance` (snapshots and retention).
 
-mod administrators;
-mod backup;
-mod bloom;
 mod cached_stats;
-mod checkpoint;
-mod checkpoint_schedule;
-mod checksums;
-mod commit_queue;
+pub mod checkpoint;
 mod committer;
-mod defragment;
 mod dir;
 mod disk_probe;
 mod error;
 #[cfg(feature = "_fuzz")]
 pub mod fuzz_targets;
-pub mod inspect;
-mod intersection;
 pub mod journal;
-mod list_turns;
-mod maintenance;
-pub mod offline_append;
-mod read_only_fill;
-mod reads;
-mod rebuild;
-mod recovery;
-pub mod restore;
-pub mod salvage;
-mod secondary_index;
-pub mod snapshot;
-mod snapshot_scan;
+pub mod recovery;
 pub mod table;
 #[cfg(test)]
 mod tests;
-mod verify_scan;
-mod watermark;
-mod write_buffer;
 
 use std::sync::Arc;
 use std::thread::Builder;
@@ -70,31 +47,31 @@ use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
 use self::cached_stats::CachedStats;
-use self::commit_queue::{CommitQueue, PushError};
+use self::checkpoint::maintenance::{Maintenance, MaintenanceConfig};
+use self::committer::queue::{CommitQueue, PushError};
+use self::committer::write_buffer::WriteBuffer;
 use self::committer::{CommitProgress, Committer, CommitterConfig, Request};
 use self::disk_probe::DiskProbe;
 use self::journal::Position;
 use self::journal::writer::{DiskSpace, FreeBytes};
-use self::maintenance::{Maintenance, MaintenanceConfig};
-use self::reads::Readers;
-use self::recovery::TablePolicy;
-use self::secondary_index::ListScan;
+use self::recovery::recover::{TablePolicy, recover};
 use self::table::Table;
-use self::write_buffer::WriteBuffer;
-use super::administrators::Administrators;
-use super::bounds::{self, NameKind, Pending};
-use super::{
+use self::table::readers::Readers;
+use self::table::secondary_index::ListScan;
+use crate::fair::{self, FairSemaphore};
+use crate::feed::{Feed, Lagged, Subscription};
+use crate::store::administrators::Administrators;
+use crate::store::bounds::{self, NameKind, Pending};
+use crate::store::{
     Backup, BackupError, Bounds, Commit, CommitError, KeyQuery, MaterializedView, Page, PagePermit, ReadContext,
     RecordStream, Store, StoreError, StoreStats, StreamItem, TableStats, WriteHealth,
 };
-use crate::fair::{self, FairSemaphore};
-use crate::feed::{Feed, Lagged, Subscription};
 
-pub use self::backup::BackupLimits;
+pub use self::checkpoint::backup::BackupLimits;
+pub use self::checkpoint::maintenance::Retention;
 pub use self::dir::LockedDir;
 pub use self::error::{HeadFault, OpenError};
-pub use self::maintenance::Retention;
-pub use self::recovery::Filled;
+pub use self::recovery::recover::Filled;
 
 /// Bound on queued commits, for urgent ones and for all others. One more is refused.
 pub const COMMIT_QUEUE_MAX: usize = 4_096;
@@ -152,7 +129,7 @@ pub struct Expectations {
 }
 
 /// A journal and a table.
-pub struct SledStore {
+pub struct LocalStore {
     commit_queue: Arc<CommitQueue>,
     progress: CommitProgress,
     write_buffer: Arc<WriteBuffer>,
@@ -177,7 +154,7 @@ pub struct SledStore {
     _dir: LockedDir,
 }
 
-impl SledStore {
+impl LocalStore {
     /// Opens a data directory, in the order that ARCHITECTURE.md gives, and repairs what can be repaired.
     /// Blocks for as long as that takes. Once it is open, `view` has every record as of [`Store::revision`],
     /// and often earlier: see [`MaterializedView::on_loaded`].
@@ -190,7 +167,7 @@ impl SledStore {
 
     /// Loads `view` from the checkpoint or a snapshot and the journal, without writing anything: for a full
     /// disk. Calls [`MaterializedView::on_loaded`] if everything could be loaded. The result must be passed
-    /// to [`SledStore::open_filled`] later.
+    /// to [`LocalStore::open_filled`] later.
     ///
     /// When the directory is damaged or lacks acknowledged changes, as far as that shows without the table.
     pub fn fill(
@@ -198,25 +175,25 @@ impl SledStore {
         options: &StoreOptions,
         view: &dyn MaterializedView,
     ) -> Result<Option<Filled>, OpenError> {
-        read_only_fill::fill(dir, options, view)
+        recovery::read_only_fill::fill(dir, options, view)
     }
 
-    /// As [`SledStore::open`], with a view that was loaded before if `filled` is set. Sets `filled` once the
+    /// As [`LocalStore::open`], with a view that was loaded before if `filled` is set. Sets `filled` once the
     /// view is loaded, even if opening fails later.
     ///
     /// # Errors
-    /// As [`SledStore::open`].
+    /// As [`LocalStore::open`].
     pub fn open_filled(
         dir: LockedDir,
         options: &StoreOptions,
         view: Arc<dyn MaterializedView>,
         filled: &mut Option<Filled>,
     ) -> Result<Self, OpenError> {
-        let recovered = recovery::recover(&dir, options, TablePolicy::Keep, &*view, filled)?;
-        offline_append::warn_of_restore(&dir, &recovered.journal.key, &recovered.journal.position)?;
+        let recovered = recover(&dir, options, TablePolicy::Keep, &*view, filled)?;
+        recovery::offline_append::warn_of_restore(&dir, &recovered.journal.key, &recovered.journal.position)?;
         let write_buffer = Arc::new(WriteBuffer::default());
         write_buffer.insert(recovered.table.every_tenant().map_err(|error| OpenError::Table(error.into()))?.iter());
-        let administrators = administrators::read(&recovered.table);
+        let administrators = table::administrators::read(&recovered.table);
         let administrators = administrators.map_err(|error| OpenError::Table(error.into()))?;
         let administrators = Arc::new(Mutex::new(administrators));
         let feed = Feed::starting_after(recovered.journal.position.revision);
@@ -277,9 +254,9 @@ impl SledStore {
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
     pub fn rebuild(dir: &LockedDir, options: &StoreOptions) -> Result<Revision, OpenError> {
-        let recovered = match recovery::recover(dir, options, TablePolicy::Rebuild, &(), &mut None) {
+        let recovered = match recover(dir, options, TablePolicy::Rebuild, &(), &mut None) {
             Err(OpenError::NoSoundSnapshot { path, why }) => {
-                match recovery::recover(dir, options, TablePolicy::Keep, &(), &mut None) {
+                match recover(dir, options, TablePolicy::Keep, &(), &mut None) {
                     Ok(_) => return Err(OpenError::NothingToBuildFrom { path, why }),
                     Err(error) => return Err(error),
                 }
@@ -311,7 +288,7 @@ impl SledStore {
     }
 }
 
-impl Drop for SledStore {
+impl Drop for LocalStore {
     /// The committer ends when it has done what is queued.
     fn drop(&mut self) {
         self.commit_queue.close();
@@ -319,7 +296,7 @@ impl Drop for SledStore {
 }
 
 #[async_trait]
-impl Store for SledStore {
+impl Store for LocalStore {
     async fn load(&self) -> Result<RecordStream, StoreError> {
         let revision = self.caught_up().await?;
         let table = self.table.clone();
@@ -459,7 +436,7 @@ impl Store for SledStore {
     async fn backup(&self, time: UnixMillis) -> Result<Backup, BackupError> {
         let turn = self.backing_up.clone().try_lock_owned().map_err(|_| BackupError::Busy)?;
         self.caught_up().await.map_err(|error| BackupError::Failed(error.to_string()))?;
-        backup::start(self.table.clone(), time, self.backup_limits, turn, self.stats.clone()).await
+        checkpoint::backup::start(self.table.clone(), time, self.backup_limits, turn, self.stats.clone()).await
     }
 
     async fn close(&self) -> Result<(), StoreError> {

@@ -10,18 +10,18 @@ use keyward_core::id::Environment;
 use keyward_core::record::{AuditStamp, KeyPolicy, State, StoredSecret};
 use tokio::time::timeout;
 
-use super::commit_queue::TABLE_QUEUE_GROUPS_MAX;
 use super::committer::entry_bytes_max;
+use super::committer::queue::TABLE_QUEUE_GROUPS_MAX;
 use super::journal::frame::PAYLOAD_BYTES_MAX;
 use super::journal::writer::free_bytes;
-use super::secondary_index::ListScan;
+use super::table::secondary_index::ListScan;
 use super::*;
 use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, RecordWrite};
 
 /// Nothing here takes as long, however busy the machine is.
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn open(dir: &tempfile::TempDir) -> Arc<SledStore> {
+fn open(dir: &tempfile::TempDir) -> Arc<LocalStore> {
     let options = StoreOptions {
         segment_bytes: 1024 * 1024,
         chain_key: Zeroizing::new([7; 32]),
@@ -32,7 +32,7 @@ fn open(dir: &tempfile::TempDir) -> Arc<SledStore> {
         free_bytes,
         expectations: Expectations::default(),
     };
-    Arc::new(SledStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(())).unwrap())
+    Arc::new(LocalStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(())).unwrap())
 }
 
 fn key(number: u64) -> KeyRecord {
@@ -82,7 +82,7 @@ fn commit(put: RecordWrite, narrows: bool) -> Commit {
     }
 }
 
-async fn create(store: &SledStore, number: u64) -> KeyRecord {
+async fn create(store: &LocalStore, number: u64) -> KeyRecord {
     let revision = store.commit(commit(RecordWrite::NewKey(Box::new(key(number))), false)).await.unwrap();
     KeyRecord { revision, ..key(number) }
 }
@@ -315,7 +315,7 @@ fn labelled(number: u64, owner: &str, labels: &[(&str, &str)], state: State) -> 
     key
 }
 
-async fn create_all(store: &SledStore, keys: impl Iterator<Item = KeyRecord>) {
+async fn create_all(store: &LocalStore, keys: impl Iterator<Item = KeyRecord>) {
     let keys: Vec<_> = keys.collect();
     let put = |key: &KeyRecord| RecordWrite::NewKey(Box::new(key.clone()));
     for some in keys.chunks(500) {
@@ -326,7 +326,7 @@ async fn create_all(store: &SledStore, keys: impl Iterator<Item = KeyRecord>) {
 }
 
 /// All pages of a list. None of them looks at more keys than it may, and none that leads on is empty.
-fn pages(store: &SledStore, query: KeyQuery) -> Result<Vec<u64>, StoreError> {
+fn pages(store: &LocalStore, query: KeyQuery) -> Result<Vec<u64>, StoreError> {
     let (mut numbers, mut query) = (vec![], query);
     loop {
         let mut scan = ListScan::new(query.clone());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keyward::grpc::pb;
-use keyward::store::sled::COMMIT_QUEUE_OF_ONE_MAX;
+use keyward::store::local::COMMIT_QUEUE_OF_ONE_MAX;
 use rand::RngExt;
 use rustix::process::Signal;
 use tokio::sync::mpsc;

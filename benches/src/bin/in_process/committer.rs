@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keyward::store::sled::journal::writer::free_bytes;
-use keyward::store::sled::{BackupLimits, Expectations, LockedDir, Retention, SledStore, StoreOptions};
+use keyward::store::local::journal::writer::free_bytes;
+use keyward::store::local::{BackupLimits, Expectations, LocalStore, LockedDir, Retention, StoreOptions};
 use keyward::store::{Bounds, Commit, RecordWrite, Store};
 use keyward_bench::args::Args;
 use keyward_bench::fixture::{Failure, NOW};
@@ -31,7 +31,7 @@ const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 /// A store in a directory of its own.
 struct Bench {
     dir: tempfile::TempDir,
-    store: Arc<SledStore>,
+    store: Arc<LocalStore>,
     /// The number of the next key.
     next: u64,
 }
@@ -99,7 +99,7 @@ impl Bench {
             free_bytes,
             expectations: Expectations::default(),
         };
-        let store = SledStore::open(LockedDir::lock(dir.path())?, &options, Arc::new(()))?;
+        let store = LocalStore::open(LockedDir::lock(dir.path())?, &options, Arc::new(()))?;
         Ok(Self { dir, store: Arc::new(store), next: 0 })
     }
 

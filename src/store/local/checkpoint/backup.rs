@@ -11,10 +11,10 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, error::Elapsed, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::cached_stats::CachedStats;
 use super::snapshot::{self, SnapshotError};
-use super::snapshot_scan::{ScanError, SnapshotScan};
-use super::table::Table;
+use crate::store::local::cached_stats::CachedStats;
+use crate::store::local::table::Table;
+use crate::store::local::table::snapshot_scan::{ScanError, SnapshotScan};
 use crate::store::{Backup, BackupError, BackupLimit};
 
 /// The size of one piece.
@@ -34,7 +34,7 @@ pub struct BackupLimits {
 }
 
 /// Begins a backup at the table's current position. `turn` is released before the reader sees the end.
-pub(super) async fn start(
+pub(in crate::store::local) async fn start(
     table: Arc<Table>,
     time: UnixMillis,
     limits: BackupLimits,

@@ -32,10 +32,10 @@ use keyward_core::event::Revision;
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
-use super::journal::{Chain, ChainKey, Position};
 use super::snapshot::{ContinueCheck, Interruptible};
 use crate::bytes_codec::Cursor;
 use crate::store::MaterializedView;
+use crate::store::local::journal::{Chain, ChainKey, Position};
 use crate::util::files::{NewFile, create_private_dir, numbered};
 use crate::util::parallel;
 use crate::util::progress::Progress;
@@ -53,10 +53,10 @@ const CHUNKS_MAX: usize = 4_096;
 const BUFFER_BYTES: usize = 1024 * 1024;
 
 /// The key of the seals.
-pub(super) struct CheckpointKey(Zeroizing<[u8; 32]>);
+pub(in crate::store::local) struct CheckpointKey(Zeroizing<[u8; 32]>);
 
 impl CheckpointKey {
-    pub(super) fn of(key: &ChainKey) -> Self {
+    pub(in crate::store::local) fn of(key: &ChainKey) -> Self {
         Self(Zeroizing::new(blake3::derive_key("keyward 2026-11-25 index image v1", &key.0[..])))
     }
 
@@ -65,14 +65,14 @@ impl CheckpointKey {
         hasher.update(&(number as u64).to_le_bytes()).update(bytes).finalize()
     }
 
-    pub(super) fn of_end(&self, directory: &[u8], covered: &[u8]) -> blake3::Hash {
+    pub(in crate::store::local) fn of_end(&self, directory: &[u8], covered: &[u8]) -> blake3::Hash {
         blake3::Hasher::new_keyed(&self.0).update(directory).update(covered).finalize()
     }
 }
 
 /// Why a checkpoint is not used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CheckpointError {
+pub(in crate::store::local) enum CheckpointError {
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error("it is of another version or form")]
@@ -83,24 +83,24 @@ pub(super) enum CheckpointError {
 
 /// A checkpoint that a view was loaded from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Checkpoint {
+pub(in crate::store::local) struct Checkpoint {
     /// Where the journal continues from it.
-    pub(super) position: Position,
+    pub(in crate::store::local) position: Position,
     /// It contains no change after this position.
-    pub(super) latest: Position,
+    pub(in crate::store::local) latest: Position,
     /// Its size.
-    pub(super) bytes: u64,
+    pub(in crate::store::local) bytes: u64,
 }
 
 /// The checkpoints in a directory, newest first.
-pub(super) fn list(dir: &Path) -> io::Result<Vec<(Revision, PathBuf)>> {
+pub(in crate::store::local) fn list(dir: &Path) -> io::Result<Vec<(Revision, PathBuf)>> {
     let found = numbered(dir, EXTENSION)?;
     Ok(found.into_iter().map(|(number, path)| (Revision(number), path)).collect())
 }
 
 /// The outcome of loading the newest checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CheckpointLoad {
+pub(in crate::store::local) enum CheckpointLoad {
     /// There is no valid one.
     Missing,
     /// The view was loaded from it.
@@ -116,7 +116,7 @@ pub(super) enum CheckpointLoad {
 /// less of each key than the table's record, and is much faster to read per byte, because it is loaded as it
 /// is. A byte of the journal takes no longer than one of the table: both hold records. So a start from a
 /// checkpoint reads less of what takes longest.
-pub(super) fn load(
+pub(in crate::store::local) fn load(
     dir: &Path,
     key: &CheckpointKey,
     view: &dyn MaterializedView,
@@ -161,14 +161,18 @@ fn read_summary(path: &Path, key: &CheckpointKey, view: &dyn MaterializedView) -
 }
 
 /// Discards what a view has loaded from a checkpoint.
-pub(super) fn discard(path: &Path, why: &dyn fmt::Display, view: &dyn MaterializedView) -> Option<Checkpoint> {
+pub(in crate::store::local) fn discard(
+    path: &Path,
+    why: &dyn fmt::Display,
+    view: &dyn MaterializedView,
+) -> Option<Checkpoint> {
     tracing::warn!(path = %path.display(), %why, "the index checkpoint is of no use; the table is read instead");
     view.reset();
     None
 }
 
 /// Loads a checkpoint into a view, on all cores.
-pub(super) fn read(
+pub(in crate::store::local) fn read(
     path: &Path,
     key: &CheckpointKey,
     view: &dyn MaterializedView,
@@ -199,7 +203,7 @@ pub(super) fn read(
 }
 
 /// Reads a checkpoint completely and checks its seals.
-pub(super) fn verify(path: &Path, key: &CheckpointKey) -> Result<Checkpoint, CheckpointError> {
+pub(in crate::store::local) fn verify(path: &Path, key: &CheckpointKey) -> Result<Checkpoint, CheckpointError> {
     let file = File::open(path)?;
     let contents = Contents::read(&file, key)?;
     for number in 0..contents.chunks.len() {
@@ -211,7 +215,7 @@ pub(super) fn verify(path: &Path, key: &CheckpointKey) -> Result<Checkpoint, Che
 /// Writes a checkpoint of a view atomically, and removes older ones. The view must have reached `position`,
 /// and must hold nothing after what `newest` returns once everything is written. Interrupted by the error of
 /// `check_continue`.
-pub(super) fn create(
+pub(in crate::store::local) fn create(
     view: &dyn MaterializedView,
     position: Position,
     newest: impl FnOnce() -> Position,
@@ -242,7 +246,7 @@ pub(super) fn remove_all(dir: &Path) -> io::Result<()> {
 }
 
 /// Writes a checkpoint, see [`create`].
-pub(super) fn write(
+pub(in crate::store::local) fn write(
     view: &dyn MaterializedView,
     position: Position,
     newest: impl FnOnce() -> Position,

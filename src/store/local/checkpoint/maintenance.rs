@@ -20,17 +20,17 @@ use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::event::Revision;
 use parking_lot::Mutex;
 
-use super::StoreOptions;
-use super::cached_stats::CachedStats;
-use super::checkpoint::{Checkpoint, CheckpointKey};
-use super::dir::LockedDir;
-use super::journal::frame::Frame;
-use super::journal::scan::{segment_numbers, segment_path, segment_start};
-use super::journal::writer::free_bytes;
-use super::journal::{ChainKey, JournalError, Position};
+use super::index_checkpoint::{Checkpoint, CheckpointKey};
 use super::snapshot::{self, SnapshotError};
-use super::snapshot_scan::{ScanError, SnapshotScan};
-use super::table::Table;
+use crate::store::local::StoreOptions;
+use crate::store::local::cached_stats::CachedStats;
+use crate::store::local::dir::LockedDir;
+use crate::store::local::journal::frame::Frame;
+use crate::store::local::journal::scan::{segment_numbers, segment_path, segment_start};
+use crate::store::local::journal::writer::free_bytes;
+use crate::store::local::journal::{ChainKey, JournalError, Position};
+use crate::store::local::table::Table;
+use crate::store::local::table::snapshot_scan::{ScanError, SnapshotScan};
 use crate::store::{MaterializedView, StoreError};
 use crate::util::files::{create_private_dir, remove_temporary_files, sync_parent};
 
@@ -40,7 +40,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(600);
 const SNAPSHOTS_KEPT: usize = 2;
 /// A snapshot or checkpoint is made only if this much stays free beyond the size of the last one, because
 /// changes need space too.
-pub(super) const FREE_BYTES_MIN: u64 = 128 * 1024 * 1024;
+pub(in crate::store::local) const FREE_BYTES_MIN: u64 = 128 * 1024 * 1024;
 
 /// Bytes of pre-images for a snapshot. Only the disk can delay one, so this is far above what changes
 /// meanwhile.
@@ -56,38 +56,38 @@ pub struct Retention {
 }
 
 /// What the maintenance thread is started with.
-pub(super) struct MaintenanceConfig<'a> {
-    pub(super) dir: &'a LockedDir,
-    pub(super) options: &'a StoreOptions,
-    pub(super) table: Arc<Table>,
-    pub(super) durable: Arc<Mutex<Position>>,
-    pub(super) view: Arc<dyn MaterializedView>,
+pub(in crate::store::local) struct MaintenanceConfig<'a> {
+    pub(in crate::store::local) dir: &'a LockedDir,
+    pub(in crate::store::local) options: &'a StoreOptions,
+    pub(in crate::store::local) table: Arc<Table>,
+    pub(in crate::store::local) durable: Arc<Mutex<Position>>,
+    pub(in crate::store::local) view: Arc<dyn MaterializedView>,
     /// The checkpoint that the view was filled from.
-    pub(super) checkpoint: Option<Checkpoint>,
+    pub(in crate::store::local) checkpoint: Option<Checkpoint>,
     /// Cached values for metrics.
-    pub(super) stats: Arc<CachedStats>,
+    pub(in crate::store::local) stats: Arc<CachedStats>,
 }
 
 /// What the maintenance thread works with.
 pub(super) struct MaintenanceContext {
-    pub(super) journal: PathBuf,
-    pub(super) snapshots: PathBuf,
-    pub(super) checkpoints: PathBuf,
-    pub(super) watermark: PathBuf,
-    pub(super) table: Arc<Table>,
+    pub(in crate::store::local) journal: PathBuf,
+    pub(in crate::store::local) snapshots: PathBuf,
+    pub(in crate::store::local) checkpoints: PathBuf,
+    pub(in crate::store::local) watermark: PathBuf,
+    pub(in crate::store::local) table: Arc<Table>,
     /// The end of the log.
-    pub(super) durable: Arc<Mutex<Position>>,
-    pub(super) view: Arc<dyn MaterializedView>,
+    pub(in crate::store::local) durable: Arc<Mutex<Position>>,
+    pub(in crate::store::local) view: Arc<dyn MaterializedView>,
     pub(super) checkpoint_key: CheckpointKey,
-    pub(super) segment_bytes: u64,
-    pub(super) retention: Retention,
-    pub(super) clock: Arc<dyn Clock>,
+    pub(in crate::store::local) segment_bytes: u64,
+    pub(in crate::store::local) retention: Retention,
+    pub(in crate::store::local) clock: Arc<dyn Clock>,
     stats: Arc<CachedStats>,
     pub(super) stopping: Arc<AtomicBool>,
 }
 
 /// The thread.
-pub(super) struct Maintenance {
+pub(in crate::store::local) struct Maintenance {
     wake: Waker,
     stopping: Arc<AtomicBool>,
     thread: JoinHandle<()>,
@@ -95,10 +95,10 @@ pub(super) struct Maintenance {
 
 /// Tells the maintenance thread that a segment is full.
 #[derive(Clone)]
-pub(super) struct Waker(SyncSender<()>);
+pub(in crate::store::local) struct Waker(SyncSender<()>);
 
 impl Waker {
-    pub(super) fn wake(&self) {
+    pub(in crate::store::local) fn wake(&self) {
         match self.0.try_send(()) {
             // It is awake already, or the store is closing.
             Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
@@ -107,7 +107,7 @@ impl Waker {
 }
 
 impl Maintenance {
-    pub(super) fn start(parts: MaintenanceConfig<'_>) -> io::Result<Self> {
+    pub(in crate::store::local) fn start(parts: MaintenanceConfig<'_>) -> io::Result<Self> {
         let MaintenanceConfig { dir, options, table, durable, view, checkpoint, stats } = parts;
         let stopping = Arc::new(AtomicBool::new(false));
         let context = MaintenanceContext {
@@ -130,12 +130,12 @@ impl Maintenance {
         Ok(Self { wake: Waker(wake), stopping, thread })
     }
 
-    pub(super) fn waker(&self) -> Waker {
+    pub(in crate::store::local) fn waker(&self) -> Waker {
         self.wake.clone()
     }
 
     /// Stops the thread and waits for it.
-    pub(super) fn join(self) -> Result<(), StoreError> {
+    pub(in crate::store::local) fn join(self) -> Result<(), StoreError> {
         self.stopping.store(true, Ordering::Relaxed);
         self.wake.wake();
         drop(self.wake);
@@ -161,7 +161,7 @@ pub(super) enum MaintenanceError {
 }
 
 impl MaintenanceError {
-    pub(super) fn is_disk_full(&self) -> bool {
+    pub(in crate::store::local) fn is_disk_full(&self) -> bool {
         match self {
             Self::DiskFull { .. } => true,
             Self::Io(error) => error.kind() == io::ErrorKind::StorageFull,
@@ -359,8 +359,8 @@ fn covered(snapshots: &[(Revision, PathBuf)]) -> Revision {
 fn first_time(path: &Path) -> Result<Option<UnixMillis>, JournalError> {
     let io = |e| JournalError::io(path, e);
     let mut bytes = Vec::new();
-    let limit = super::journal::frame::FRAME_BYTES_MAX as u64;
-    let start = super::journal::frame::SEGMENT_HEADER_BYTES as u64;
+    let limit = crate::store::local::journal::frame::FRAME_BYTES_MAX as u64;
+    let start = crate::store::local::journal::frame::SEGMENT_HEADER_BYTES as u64;
     let mut file = File::open(path).map_err(io)?;
     io::Seek::seek(&mut file, io::SeekFrom::Start(start)).map_err(io)?;
     io::Read::read_to_end(&mut io::Read::take(file, limit), &mut bytes).map_err(io)?;

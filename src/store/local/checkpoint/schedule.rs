@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use keyward_core::event::Revision;
 
-use super::checkpoint::{self, Checkpoint};
-use super::journal::Position;
-use super::journal::scan::{segment_numbers, segment_path, segment_start};
+use super::index_checkpoint::{self, Checkpoint};
 use super::maintenance::{MaintenanceContext, MaintenanceError};
 use super::snapshot::SnapshotError;
-use super::snapshot_scan::ScanError;
+use crate::store::local::journal::Position;
+use crate::store::local::journal::scan::{segment_numbers, segment_path, segment_start};
+use crate::store::local::table::snapshot_scan::ScanError;
 use crate::util::files::{create_private_dir, remove_temporary_files};
 
 /// A checkpoint is due when the journal since the last one has this many full segments and at least this
 /// fraction of the checkpoint's size. So checkpoints cost a small multiple of what the journal costs, and a
-/// start rarely finds one that is not worth reading ([`checkpoint::load`]).
+/// start rarely finds one that is not worth reading ([`index_checkpoint::load`]).
 const CHECKPOINT_SEGMENTS: u64 = 1;
 const CHECKPOINT_FRACTION: u64 = 4;
 /// Without a checkpoint, this many keys make one due: reading them from the table takes half a second.
@@ -70,7 +70,7 @@ impl MaintenanceContext {
             // frees its own.
             Err(error) if error.is_disk_full() => {
                 tracing::warn!(%error, "no newer index checkpoint can be made; the one that is there goes");
-                checkpoint::remove_all(&self.checkpoints)?;
+                index_checkpoint::remove_all(&self.checkpoints)?;
                 *checkpoint = None;
                 Ok(())
             }
@@ -87,8 +87,14 @@ impl MaintenanceContext {
         let check_continue = || self.check_continue(&disk);
         // Nothing is applied to the view before it is durable.
         let newest = || *self.durable.lock();
-        let made =
-            checkpoint::create(&*self.view, start, newest, &self.checkpoint_key, &self.checkpoints, &check_continue)?;
+        let made = index_checkpoint::create(
+            &*self.view,
+            start,
+            newest,
+            &self.checkpoint_key,
+            &self.checkpoints,
+            &check_continue,
+        )?;
         tracing::info!(revision = start.revision.0, bytes = made.bytes, "made an index checkpoint");
         *checkpoint = Some(made);
         Ok(())
@@ -126,7 +132,7 @@ fn bytes_of_later(journal: &Path, mut segments: Vec<u64>, revision: Option<Revis
 
 /// About how many bytes of the journal follow a revision that begins a segment. Unreadable segments count as
 /// empty here; the start reports them.
-pub(super) fn bytes_after(journal: &Path, revision: Revision) -> u64 {
+pub(in crate::store::local) fn bytes_after(journal: &Path, revision: Revision) -> u64 {
     let Ok(mut segments) = segment_numbers(journal) else { return 0 };
     let Some(newest) = segments.pop() else { return 0 };
     let used = used_bytes(&segment_path(journal, newest)).unwrap_or(0);

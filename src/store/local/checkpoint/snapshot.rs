@@ -22,11 +22,11 @@ use std::sync::Arc;
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 
-use super::checksums::{ChecksumKey, Checksums};
-use super::journal::{CRC32C, Chain, Position};
-use super::snapshot_scan::{ScanError, SnapshotScan};
-use super::table::Row;
 use crate::bytes_codec::Cursor;
+use crate::store::local::journal::{CRC32C, Chain, Position};
+use crate::store::local::table::Row;
+use crate::store::local::table::checksums::{ChecksumKey, Checksums};
+use crate::store::local::table::snapshot_scan::{ScanError, SnapshotScan};
 use crate::store::record::{DecodeError, RecordKind, decode_key, decode_tenant};
 use crate::util::files::{NewFile, numbered};
 
@@ -88,18 +88,18 @@ pub enum SnapshotError {
 /// The snapshots in a directory, newest first: revisions and paths.
 ///
 /// When the directory cannot be read. A missing one has none.
-pub(super) fn list(dir: &Path) -> io::Result<Vec<(Revision, PathBuf)>> {
+pub(in crate::store::local) fn list(dir: &Path) -> io::Result<Vec<(Revision, PathBuf)>> {
     let found = numbered(dir, "kws")?;
     Ok(found.into_iter().map(|(number, path)| (Revision(number), path)).collect())
 }
 
 /// The path of a snapshot.
-pub(super) fn path_of(dir: &Path, revision: Revision) -> PathBuf {
+pub(in crate::store::local) fn path_of(dir: &Path, revision: Revision) -> PathBuf {
     dir.join(format!("{:020}.kws", revision.0))
 }
 
 /// Writes the records of a snapshot scan.
-pub(super) fn write(
+pub(in crate::store::local) fn write(
     scan: &mut SnapshotScan,
     key: &ChecksumKey,
     time: UnixMillis,
@@ -116,7 +116,7 @@ pub(super) fn write(
 }
 
 /// Writes records, which must be in a snapshot's order and match the checksums.
-pub(super) fn write_records<'a>(
+pub(in crate::store::local) fn write_records<'a>(
     checksums: &Checksums,
     key: &ChecksumKey,
     time: UnixMillis,
@@ -163,13 +163,13 @@ impl<'a, W: Write> Writer<'a, W> {
 }
 
 /// Reads a snapshot's header. With a key, its seal must match; without one, it must be undamaged.
-pub(super) fn read_header(path: &Path, key: Option<&ChecksumKey>) -> Result<Header, SnapshotError> {
+pub(in crate::store::local) fn read_header(path: &Path, key: Option<&ChecksumKey>) -> Result<Header, SnapshotError> {
     parse_header(&mut File::open(path)?, key)
 }
 
 /// Reads a snapshot and passes its records on in order. They must not be trusted before this has returned.
 /// With a key, the snapshot must have been made with it; without one, it must be undamaged.
-pub(super) fn read<E: From<SnapshotError>>(
+pub(in crate::store::local) fn read<E: From<SnapshotError>>(
     input: impl Read,
     key: Option<&ChecksumKey>,
     mut visit: impl FnMut(Row) -> Result<(), E>,
@@ -204,7 +204,7 @@ pub(super) fn read<E: From<SnapshotError>>(
 pub(super) type ContinueCheck<'a> = &'a dyn Fn() -> io::Result<()>;
 
 /// Reads and checks a snapshot file.
-pub(super) fn verify(
+pub(in crate::store::local) fn verify(
     path: &Path,
     key: Option<&ChecksumKey>,
     check_continue: ContinueCheck<'_>,
@@ -230,7 +230,7 @@ pub fn verify_bytes_without_key(input: impl Read) -> Result<Contents, SnapshotEr
 
 /// Makes a snapshot file atomically, and reads it back before it gets its name. Interrupted by the error of
 /// `check_continue`.
-pub(super) fn create(
+pub(in crate::store::local) fn create(
     scan: &mut SnapshotScan,
     key: &ChecksumKey,
     time: UnixMillis,

@@ -5,6 +5,9 @@
 //! answer. A thread of its own writes the table behind. A disk failure ends the process: the disk's contents
 //! are then unknown, and a second sync may report success for data that the kernel has dropped.
 
+pub(super) mod queue;
+pub(super) mod write_buffer;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,19 +25,19 @@ use keyward_core::record::{KeyRecord, State, TenantRecord};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
-use super::commit_queue::{CommitQueue, GroupShare, TABLE_QUEUE_GROUPS_MAX};
-use super::journal::Position;
-use super::journal::frame::{FrameBuilder, PAYLOAD_BYTES_MAX};
-use super::journal::writer::{DiskSpace, DiskSpaceMeter, FreeBytes, SpaceError};
-use super::maintenance::Waker;
-use super::recovery::Journal;
-use super::table::{Row, Table};
-use super::watermark::Watermark;
-use super::write_buffer::{Maps, WriteBuffer};
+use self::queue::{CommitQueue, GroupShare, TABLE_QUEUE_GROUPS_MAX};
+use self::write_buffer::{Maps, WriteBuffer};
 use crate::feed::Feed;
 use crate::store::administrators::{self, Administrators, Undo};
 use crate::store::bounds::{self, Bounds, NameKind, Pending};
 use crate::store::check::{EncodedWrite, RecordReader, authorize, check_and_encode};
+use crate::store::local::checkpoint::maintenance::Waker;
+use crate::store::local::journal::Position;
+use crate::store::local::journal::frame::{FrameBuilder, PAYLOAD_BYTES_MAX};
+use crate::store::local::journal::watermark::Watermark;
+use crate::store::local::journal::writer::{DiskSpace, DiskSpaceMeter, FreeBytes, SpaceError};
+use crate::store::local::recovery::recover::Journal;
+use crate::store::local::table::{Row, Table};
 use crate::store::record::{encode_key, encode_tenant, pb};
 use crate::store::{Commit, CommitError, MaterializedView, RecordWrite, StoreError};
 use crate::util::fatal::die;

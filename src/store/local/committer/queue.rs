@@ -9,21 +9,21 @@ use std::time::{Duration, Instant};
 use keyward_core::id::ActorId;
 use parking_lot::{Condvar, Mutex};
 
-use super::committer::Request;
-use super::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX};
+use super::Request;
 use crate::fair::{Bounds, Queue};
+use crate::store::local::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX};
 
 /// Urgent changes in one group at most while others are queued, which keep the rest.
 const GROUP_NARROWING_MAX: usize = 192;
 /// While this many groups are queued for the table writer, only urgent changes are taken.
-pub(super) const TABLE_QUEUE_GROUPS_MAX: usize = 64;
+pub(in crate::store::local) const TABLE_QUEUE_GROUPS_MAX: usize = 64;
 /// While groups of this many bytes are queued for it, nothing is taken.
 pub(super) const TABLE_QUEUE_BYTES_MAX: usize = 128 * 1024 * 1024;
 
 const NARROWING: Bounds = Bounds { total: COMMIT_QUEUE_MAX, per_party: COMMIT_QUEUE_MAX / 8 };
 const ORDINARY: Bounds = Bounds { total: COMMIT_QUEUE_MAX, per_party: COMMIT_QUEUE_OF_ONE_MAX };
 
-pub(super) struct CommitQueue {
+pub(in crate::store::local) struct CommitQueue {
     state: Mutex<State>,
     /// Signalled when there may be something to take.
     work: Condvar,
@@ -43,7 +43,7 @@ struct State {
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PushError {
+pub(in crate::store::local) enum PushError {
     Full,
     Closed,
 }
@@ -55,7 +55,7 @@ pub(super) struct GroupShare {
 }
 
 impl CommitQueue {
-    pub(super) fn new() -> Self {
+    pub(in crate::store::local) fn new() -> Self {
         let state = State {
             narrowing: Queue::new(NARROWING),
             ordinary: Queue::new(ORDINARY),
@@ -68,7 +68,7 @@ impl CommitQueue {
     }
 
     /// Adds a request to its lane.
-    pub(super) fn push(&self, request: Request) -> Result<(), PushError> {
+    pub(in crate::store::local) fn push(&self, request: Request) -> Result<(), PushError> {
         let mut state = self.state.lock();
         if state.closed {
             return Err(PushError::Closed);
@@ -81,7 +81,7 @@ impl CommitQueue {
     }
 
     /// Refuses further requests. Queued ones are still served.
-    pub(super) fn close(&self) {
+    pub(in crate::store::local) fn close(&self) {
         self.state.lock().closed = true;
         self.work.notify_one();
     }
@@ -107,12 +107,12 @@ impl CommitQueue {
 
     /// Whether the ordinary lane is held back.
     #[cfg(test)]
-    pub(super) fn is_held_back(&self) -> bool {
+    pub(in crate::store::local) fn is_held_back(&self) -> bool {
         self.state.lock().is_held_back()
     }
 
     /// How many are queued: urgent ones, and ordinary ones.
-    pub(super) fn waiting(&self) -> [usize; 2] {
+    pub(in crate::store::local) fn waiting(&self) -> [usize; 2] {
         let state = self.state.lock();
         [state.narrowing.len(), state.ordinary.len()]
     }
@@ -140,7 +140,7 @@ impl CommitQueue {
     }
 
     /// How long requests have been held back because the table writer takes nothing.
-    pub(super) fn stalled_for(&self) -> Duration {
+    pub(in crate::store::local) fn stalled_for(&self) -> Duration {
         let state = self.state.lock();
         let waits = !state.ordinary.is_empty() || (state.is_full() && !state.narrowing.is_empty());
         if state.is_held_back() && waits { state.taken.elapsed() } else { Duration::ZERO }

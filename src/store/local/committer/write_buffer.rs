@@ -17,7 +17,7 @@ use parking_lot::RwLock;
 /// read of sled waits for the current transaction. They are loaded before the store opens, and only the
 /// committer changes them afterwards.
 #[derive(Debug, Default)]
-pub(super) struct WriteBuffer(RwLock<Maps>);
+pub(in crate::store::local) struct WriteBuffer(RwLock<Maps>);
 
 #[derive(Debug, Default)]
 pub(super) struct Maps {
@@ -27,12 +27,17 @@ pub(super) struct Maps {
 }
 
 impl WriteBuffer {
-    pub(super) fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Option<Arc<KeyRecord>> {
+    pub(in crate::store::local) fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Option<Arc<KeyRecord>> {
         self.0.read().key(tenant, key_id)
     }
 
     /// Up to `most` keys of a tenant after an id, in the order of their ids.
-    pub(super) fn keys_after(&self, tenant: &TenantId, after: Option<&KeyId>, most: usize) -> Vec<Arc<KeyRecord>> {
+    pub(in crate::store::local) fn keys_after(
+        &self,
+        tenant: &TenantId,
+        after: Option<&KeyId>,
+        most: usize,
+    ) -> Vec<Arc<KeyRecord>> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let maps = self.0.read();
         let of_tenant = maps.keys.get(tenant).into_iter();
@@ -40,63 +45,63 @@ impl WriteBuffer {
     }
 
     /// Those of the given keys of a tenant that are buffered, in the order of `ids`.
-    pub(super) fn keys_of(&self, tenant: &TenantId, ids: &[KeyId]) -> Vec<Arc<KeyRecord>> {
+    pub(in crate::store::local) fn keys_of(&self, tenant: &TenantId, ids: &[KeyId]) -> Vec<Arc<KeyRecord>> {
         let maps = self.0.read();
         let Some(keys) = maps.keys.get(tenant) else { return vec![] };
         ids.iter().filter_map(|id| keys.get(id)).cloned().collect()
     }
 
-    pub(super) fn has_digest(&self, digest: &Digest) -> bool {
+    pub(in crate::store::local) fn has_digest(&self, digest: &Digest) -> bool {
         self.0.read().has_digest(digest)
     }
 
     /// A tenant. All tenants are here.
-    pub(super) fn tenant(&self, tenant: &TenantId) -> Option<Arc<TenantRecord>> {
+    pub(in crate::store::local) fn tenant(&self, tenant: &TenantId) -> Option<Arc<TenantRecord>> {
         self.0.read().tenant(tenant)
     }
 
     /// How many tenants there are.
-    pub(super) fn tenant_count(&self) -> usize {
+    pub(in crate::store::local) fn tenant_count(&self) -> usize {
         self.0.read().tenants()
     }
 
     /// Up to `most` tenants after one.
-    pub(super) fn tenants(&self, after: Option<&TenantId>, most: usize) -> Vec<Arc<TenantRecord>> {
+    pub(in crate::store::local) fn tenants(&self, after: Option<&TenantId>, most: usize) -> Vec<Arc<TenantRecord>> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.0.read().tenants.range((from, Bound::Unbounded)).take(most).map(|(_, tenant)| tenant.clone()).collect()
     }
 
     /// Adds durable records.
-    pub(super) fn insert<'a>(&self, records: impl Iterator<Item = &'a Record>) {
+    pub(in crate::store::local) fn insert<'a>(&self, records: impl Iterator<Item = &'a Record>) {
         let mut maps = self.0.write();
         records.for_each(|record| maps.insert(record));
     }
 
     /// Removes keys that the table has now, unless they have changed since.
-    pub(super) fn release<'a>(&self, records: impl Iterator<Item = &'a Record>) {
+    pub(in crate::store::local) fn release<'a>(&self, records: impl Iterator<Item = &'a Record>) {
         let mut maps = self.0.write();
         records.for_each(|record| maps.release(record));
     }
 }
 
 impl Maps {
-    pub(super) fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Option<Arc<KeyRecord>> {
+    pub(in crate::store::local) fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Option<Arc<KeyRecord>> {
         self.keys.get(tenant)?.get(key_id).cloned()
     }
 
-    pub(super) fn has_digest(&self, digest: &Digest) -> bool {
+    pub(in crate::store::local) fn has_digest(&self, digest: &Digest) -> bool {
         self.digests.contains(digest)
     }
 
-    pub(super) fn tenant(&self, tenant: &TenantId) -> Option<Arc<TenantRecord>> {
+    pub(in crate::store::local) fn tenant(&self, tenant: &TenantId) -> Option<Arc<TenantRecord>> {
         self.tenants.get(tenant).cloned()
     }
 
-    pub(super) fn tenants(&self) -> usize {
+    pub(in crate::store::local) fn tenants(&self) -> usize {
         self.tenants.len()
     }
 
-    pub(super) fn insert(&mut self, record: &Record) {
+    pub(in crate::store::local) fn insert(&mut self, record: &Record) {
         match record {
             Record::Key(key) => {
                 self.digests.insert(key.secret.digest);

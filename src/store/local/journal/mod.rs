@@ -10,6 +10,7 @@
 
 pub mod frame;
 pub mod scan;
+pub mod watermark;
 pub mod writer;
 
 use std::path::PathBuf;

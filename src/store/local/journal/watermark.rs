@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use keyward_core::event::Revision;
 
-use super::journal::{CRC32C, Chain, Position};
+use super::{CRC32C, Chain, Position};
 use crate::bytes_codec::Cursor;
 use crate::util::files::{private_options, sync_parent, with_path};
 
@@ -25,14 +25,14 @@ const CHECKED: usize = 48;
 
 /// The file of the watermark.
 #[derive(Debug)]
-pub(super) struct Watermark {
+pub(in crate::store::local) struct Watermark {
     file: File,
     path: PathBuf,
 }
 
 impl Watermark {
     /// Opens the file and reads it. `None`: it is new or damaged.
-    pub(super) fn open(path: &Path) -> io::Result<(Self, Option<Position>)> {
+    pub(in crate::store::local) fn open(path: &Path) -> io::Result<(Self, Option<Position>)> {
         let mut options = private_options();
         let opened = options.read(true).write(true).create(true).truncate(false).open(path);
         let file = opened.map_err(with_path(path))?;
@@ -41,7 +41,7 @@ impl Watermark {
     }
 
     /// Reads the file without creating it. `None`: it is missing or damaged.
-    pub(super) fn read(path: &Path) -> io::Result<Option<Position>> {
+    pub(in crate::store::local) fn read(path: &Path) -> io::Result<Option<Position>> {
         match File::open(path) {
             Ok(file) => position_in(&file).map_err(with_path(path)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -51,12 +51,12 @@ impl Watermark {
 
     /// Writes a position. It survives the end of the process, and a power cut once [`Watermark::sync`] has
     /// run.
-    pub(super) fn note(&self, position: &Position) -> io::Result<()> {
+    pub(in crate::store::local) fn note(&self, position: &Position) -> io::Result<()> {
         self.file.write_all_at(&encode(position), 0).map_err(with_path(&self.path))
     }
 
     /// Makes the last position and the file's name durable.
-    pub(super) fn sync(&self) -> io::Result<()> {
+    pub(in crate::store::local) fn sync(&self) -> io::Result<()> {
         self.file.sync_all().and_then(|()| sync_parent(&self.path)).map_err(with_path(&self.path))
     }
 }

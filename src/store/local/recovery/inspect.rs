@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 use keyward_core::event::Revision;
 use keyward_core::head::Head;
 
-use super::OpenError;
-use super::checkpoint::{self, Checkpoint, CheckpointKey};
-use super::checksums::ChecksumKey;
-use super::dir::LockedDir;
-use super::journal::scan::{End, segment_numbers, verify};
-use super::journal::{ChainKey, Position};
-use super::recovery::{check_beginning, head_fault, read_table};
-use super::snapshot;
-use super::table::Table;
-use super::watermark::Watermark;
+use super::recover::{check_beginning, head_fault, read_table};
+use crate::store::local::OpenError;
+use crate::store::local::checkpoint::index_checkpoint::{self, Checkpoint, CheckpointKey};
+use crate::store::local::checkpoint::snapshot;
+use crate::store::local::dir::LockedDir;
+use crate::store::local::journal::scan::{End, segment_numbers, verify};
+use crate::store::local::journal::watermark::Watermark;
+use crate::store::local::journal::{ChainKey, Position};
+use crate::store::local::table::Table;
+use crate::store::local::table::checksums::ChecksumKey;
 use crate::util::files::{private_options, with_path};
 
 /// A finding about one part.
@@ -75,8 +75,8 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Resul
             Err(error) => findings.push(Finding::doubt(path.display(), error)),
         }
     }
-    for (_, path) in checkpoint::list(&dir.checkpoints())? {
-        match checkpoint::verify(&path, &CheckpointKey::of(key)) {
+    for (_, path) in index_checkpoint::list(&dir.checkpoints())? {
+        match index_checkpoint::verify(&path, &CheckpointKey::of(key)) {
             Ok(checkpoint) => checkpoints.push((path, checkpoint)),
             Err(error) => {
                 findings.push(Finding::doubt(path.display(), format!("{error}; the next start reads the table")))

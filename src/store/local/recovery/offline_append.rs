@@ -11,13 +11,13 @@ use keyward_core::event::{Record, Revision};
 use keyward_core::id::ActorId;
 use keyward_core::record::{KeyRecord, State};
 
-use super::dir::LockedDir;
-use super::journal::frame::FrameBuilder;
-use super::journal::scan::scan_after;
-use super::journal::writer::{DiskSpace, SpaceError};
-use super::journal::{ChainKey, Position};
-use super::recovery::{self, Recovered, TablePolicy};
-use super::{OpenError, StoreOptions};
+use super::recover::{Recovered, TablePolicy, recover};
+use crate::store::local::dir::LockedDir;
+use crate::store::local::journal::frame::FrameBuilder;
+use crate::store::local::journal::scan::scan_after;
+use crate::store::local::journal::writer::{DiskSpace, SpaceError};
+use crate::store::local::journal::{ChainKey, Position};
+use crate::store::local::{OpenError, StoreOptions};
 use crate::store::record::{encode_key, pb};
 use crate::store::{ChunkWriter, MaterializedView};
 
@@ -72,13 +72,13 @@ impl OfflineLog {
 
     /// Opens a directory that a restore has filled, and builds its table. Disk space is not checked in
     /// advance.
-    pub(super) fn build(dir: &LockedDir, options: &StoreOptions) -> Result<Self, OpenError> {
+    pub(in crate::store::local) fn build(dir: &LockedDir, options: &StoreOptions) -> Result<Self, OpenError> {
         Self::recover(dir, options, TablePolicy::Rebuild)
     }
 
     fn recover(dir: &LockedDir, options: &StoreOptions, sound: TablePolicy) -> Result<Self, OpenError> {
         let seen = RecordStats::default();
-        let recovered = recovery::recover(dir, options, sound, &seen, &mut None)?;
+        let recovered = recover(dir, options, sound, &seen, &mut None)?;
         let (_, room) = recovered.journal.writer.meter(options.free_bytes).and_then(|meter| meter.measure())?;
         Ok(Self { recovered, room, seen })
     }
@@ -90,7 +90,7 @@ impl OfflineLog {
     }
 
     /// The keys of a table that was just built.
-    pub(super) fn keys(&self) -> ByState {
+    pub(in crate::store::local) fn keys(&self) -> ByState {
         let [active, disabled, revoked] = self.seen.keys.each_ref().map(|count| count.load(Ordering::Relaxed));
         ByState { active, disabled, revoked }
     }
@@ -145,7 +145,11 @@ impl OfflineLog {
 }
 
 /// Logs a warning after a restore, until something has been changed.
-pub(super) fn warn_of_restore(dir: &LockedDir, key: &ChainKey, end: &Position) -> Result<(), OpenError> {
+pub(in crate::store::local) fn warn_of_restore(
+    dir: &LockedDir,
+    key: &ChainKey,
+    end: &Position,
+) -> Result<(), OpenError> {
     let Some(before) = end.revision.0.checked_sub(1) else { return Ok(()) };
     let mut last = None;
     scan_after(&dir.journal(), key, Revision(before), |entries: Vec<pb::JournalEntry>, _| {

@@ -7,17 +7,17 @@ use std::path::Path;
 
 use parking_lot::Mutex;
 
-use super::checkpoint::{self, CheckpointKey};
-use super::checksums::ChecksumKey;
-use super::dir::LockedDir;
-use super::journal::scan::{End, verify_and_visit};
-use super::journal::{ChainKey, Position};
 use super::rebuild::{Unsound, nothing_to_build_from};
-use super::recovery::{Filled, check_journal_and_fill, check_watermark, load_entries};
-use super::snapshot::{self, SnapshotError};
-use super::watermark::Watermark;
-use super::{OpenError, StoreOptions};
+use super::recover::{Filled, check_journal_and_fill, check_watermark, load_entries};
 use crate::store::MaterializedView;
+use crate::store::local::checkpoint::index_checkpoint::{self, CheckpointKey};
+use crate::store::local::checkpoint::snapshot::{self, SnapshotError};
+use crate::store::local::dir::LockedDir;
+use crate::store::local::journal::scan::{End, verify_and_visit};
+use crate::store::local::journal::watermark::Watermark;
+use crate::store::local::journal::{ChainKey, Position};
+use crate::store::local::table::checksums::ChecksumKey;
+use crate::store::local::{OpenError, StoreOptions};
 use crate::util::files::with_path;
 
 /// Records loaded at once.
@@ -26,7 +26,7 @@ const RECORDS: usize = 1_024;
 /// Loads everything in the log into a view. `None`: only the table may have it all, and cannot be read yet.
 ///
 /// When the directory is damaged or lacks acknowledged changes, as far as that shows without the table.
-pub(super) fn fill(
+pub(in crate::store::local) fn fill(
     dir: &LockedDir,
     options: &StoreOptions,
     view: &dyn MaterializedView,
@@ -34,7 +34,7 @@ pub(super) fn fill(
     let key = ChainKey(options.chain_key.clone());
     let acknowledged = Watermark::read(&dir.watermark())?;
     // However long the journal after it is, nothing faster can be read.
-    let checkpoint = checkpoint::load(&dir.checkpoints(), &CheckpointKey::of(&key), view, |_| 0);
+    let checkpoint = index_checkpoint::load(&dir.checkpoints(), &CheckpointKey::of(&key), view, |_| 0);
     let (end, checkpoint) =
         check_journal_and_fill(dir, &key, (acknowledged, options.expectations.head), checkpoint, view)?;
     check_watermark(dir, acknowledged, options.expectations.accept_watermark_loss, &end)?;

@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use keyward_core::event::{Record, Revision};
 
-use super::OpenError;
-use super::checksums::ChecksumKey;
-use super::dir::LockedDir;
-use super::journal::scan::{End, scan_after};
-use super::journal::{ChainKey, Position};
-use super::snapshot::{self, SnapshotError};
-use super::table::{Row, Table, TableError};
 use crate::store::MaterializedView;
+use crate::store::local::OpenError;
+use crate::store::local::checkpoint::snapshot::{self, SnapshotError};
+use crate::store::local::dir::LockedDir;
+use crate::store::local::journal::scan::{End, scan_after};
+use crate::store::local::journal::{ChainKey, Position};
+use crate::store::local::table::checksums::ChecksumKey;
+use crate::store::local::table::{Row, Table, TableError};
 use crate::store::record::{DecodeError, decode_key, decode_tenant, pb};
 use crate::util::progress::Progress;
 
@@ -23,7 +23,7 @@ const ROWS: usize = 512;
 
 /// Moves the old table aside and builds a new one. The old one is only touched if there is something to build
 /// from, and is put back if the build fails.
-pub(super) fn rebuild(dir: &LockedDir, key: &ChainKey, end: &End) -> Result<Table, OpenError> {
+pub(in crate::store::local) fn rebuild(dir: &LockedDir, key: &ChainKey, end: &End) -> Result<Table, OpenError> {
     let checksum_key = ChecksumKey::of(key);
     let (bases, mut unsound) = bases(dir, &checksum_key, end)?;
     if bases.is_empty() && end.start != Position::START {
@@ -57,7 +57,7 @@ pub(super) fn rebuild(dir: &LockedDir, key: &ChainKey, end: &End) -> Result<Tabl
 }
 
 /// A file that cannot be used, and why.
-pub(super) type Unsound = Option<(PathBuf, String)>;
+pub(in crate::store::local) type Unsound = Option<(PathBuf, String)>;
 
 /// The intact snapshots from which the journal continues, newest first.
 fn bases(dir: &LockedDir, key: &ChecksumKey, end: &End) -> Result<(Vec<PathBuf>, Unsound), OpenError> {

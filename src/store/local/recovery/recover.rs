@@ -15,58 +15,58 @@ use keyward_core::event::Revision;
 use keyward_core::head::Head;
 use parking_lot::Mutex;
 
-use super::checkpoint::{self, Checkpoint, CheckpointKey, CheckpointLoad};
-use super::checkpoint_schedule::bytes_after;
-use super::checksums::ChecksumKey;
-use super::defragment;
-use super::dir::LockedDir;
-use super::journal::scan::{End, verify, verify_and_visit};
-use super::journal::writer::Writer;
-use super::journal::{ChainKey, Position};
 use super::rebuild::{catch_up, rebuild, rows_of};
-use super::snapshot;
-use super::table::{Table, TableError, guard};
-use super::watermark::Watermark;
-use super::{HeadFault, OpenError, StoreOptions};
 use crate::store::MaterializedView;
+use crate::store::local::checkpoint::index_checkpoint::{self, Checkpoint, CheckpointKey, CheckpointLoad};
+use crate::store::local::checkpoint::schedule::bytes_after;
+use crate::store::local::checkpoint::snapshot;
+use crate::store::local::dir::LockedDir;
+use crate::store::local::journal::scan::{End, verify, verify_and_visit};
+use crate::store::local::journal::watermark::Watermark;
+use crate::store::local::journal::writer::Writer;
+use crate::store::local::journal::{ChainKey, Position};
+use crate::store::local::table::checksums::ChecksumKey;
+use crate::store::local::table::defragment;
+use crate::store::local::table::{Table, TableError, guard};
+use crate::store::local::{HeadFault, OpenError, StoreOptions};
 use crate::store::record::{DecodeError, pb};
 use crate::util::parallel;
 
 /// An opened directory.
-pub(super) struct Recovered {
-    pub(super) journal: Journal,
-    pub(super) watermark: Watermark,
-    pub(super) table: Table,
+pub(in crate::store::local) struct Recovered {
+    pub(in crate::store::local) journal: Journal,
+    pub(in crate::store::local) watermark: Watermark,
+    pub(in crate::store::local) table: Table,
     /// The checkpoint that the view was loaded from.
-    pub(super) checkpoint: Option<Checkpoint>,
+    pub(in crate::store::local) checkpoint: Option<Checkpoint>,
     /// How often the table was rebuilt.
-    pub(super) rebuilds: u64,
+    pub(in crate::store::local) rebuilds: u64,
 }
 
 /// The journal, ready to append.
-pub(super) struct Journal {
-    pub(super) writer: Writer,
-    pub(super) key: ChainKey,
-    pub(super) position: Position,
+pub(in crate::store::local) struct Journal {
+    pub(in crate::store::local) writer: Writer,
+    pub(in crate::store::local) key: ChainKey,
+    pub(in crate::store::local) position: Position,
 }
 
 /// How a view was loaded, which is complete then.
 #[derive(Clone, Copy, Debug)]
 pub struct Filled {
     /// It has every change up to here, and none after.
-    pub(super) position: Position,
+    pub(in crate::store::local) position: Position,
     /// The checkpoint that it was loaded from.
-    pub(super) checkpoint: Option<Checkpoint>,
+    pub(in crate::store::local) checkpoint: Option<Checkpoint>,
 }
 
 /// What to do with an intact table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum TablePolicy {
+pub(in crate::store::local) enum TablePolicy {
     Keep,
     Rebuild,
 }
 
-pub(super) fn recover(
+pub(in crate::store::local) fn recover(
     dir: &LockedDir,
     options: &StoreOptions,
     sound: TablePolicy,
@@ -82,7 +82,7 @@ pub(super) fn recover(
             return check_filled(dir, &key, (acknowledged, options.expectations.head), &filled);
         }
         let lacks = |revision| bytes_after(&dir.journal(), revision);
-        let checkpoint = checkpoint::load(&dir.checkpoints(), &CheckpointKey::of(&key), view, lacks);
+        let checkpoint = index_checkpoint::load(&dir.checkpoints(), &CheckpointKey::of(&key), view, lacks);
         check_journal_and_fill(dir, &key, (acknowledged, options.expectations.head), checkpoint, view)
     });
     // Beside each other: opening sled reads randomly and on one core, and changes only its own files.
@@ -195,7 +195,7 @@ pub(super) fn check_journal_and_fill(
         None => Some("it is not of this journal".to_owned()),
     };
     if let Some(why) = unfit {
-        return Ok((end, checkpoint::discard(&dir.checkpoints(), &why, view)));
+        return Ok((end, index_checkpoint::discard(&dir.checkpoints(), &why, view)));
     }
     Ok((end, Some(checkpoint)))
 }

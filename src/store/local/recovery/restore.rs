@@ -16,17 +16,17 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::digest::PepperId;
 use keyward_core::event::{Record, Revision};
 
-use super::checksums::ChecksumKey;
-use super::dir::LockedDir;
-use super::journal::frame::FrameBuilder;
-use super::journal::scan::{End, scan_between};
-use super::journal::writer::{DiskSpace, SpaceError, Writer};
-use super::journal::{ChainKey, JournalError, Position};
 use super::offline_append::{ByState, OfflineLog};
 use super::rebuild::rows_of;
-use super::snapshot::{self, Contents, SnapshotError};
-use super::watermark::Watermark;
-use super::{OpenError, StoreOptions};
+use crate::store::local::checkpoint::snapshot::{self, Contents, SnapshotError};
+use crate::store::local::dir::LockedDir;
+use crate::store::local::journal::frame::FrameBuilder;
+use crate::store::local::journal::scan::{End, scan_between};
+use crate::store::local::journal::watermark::Watermark;
+use crate::store::local::journal::writer::{DiskSpace, SpaceError, Writer};
+use crate::store::local::journal::{ChainKey, JournalError, Position};
+use crate::store::local::table::checksums::ChecksumKey;
+use crate::store::local::{OpenError, StoreOptions};
 use crate::store::record::pb;
 use crate::util::files::{NewFile, create_private_dir};
 

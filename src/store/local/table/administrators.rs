@@ -4,10 +4,10 @@ use keyward_core::event::Record;
 use keyward_core::id::{ActorId, TenantId};
 use keyward_core::record::State;
 
+use super::Table;
 use super::secondary_index::ListScan;
-use super::table::Table;
-use super::write_buffer::WriteBuffer;
 use crate::store::administrators::Administrators;
+use crate::store::local::committer::write_buffer::WriteBuffer;
 use crate::store::{KeyQuery, StoreError};
 
 /// Keys read at a time.
@@ -15,7 +15,7 @@ const BATCH_KEYS: usize = 1_000;
 
 /// Reads the active keys of tenant `system`. Called before the store opens; afterwards only the committer
 /// keeps track of them.
-pub(super) fn read(table: &Table) -> Result<Administrators, StoreError> {
+pub(in crate::store::local) fn read(table: &Table) -> Result<Administrators, StoreError> {
     let mut found = Administrators::default();
     let mut query = KeyQuery {
         caller: ActorId::keyward(),

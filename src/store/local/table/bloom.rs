@@ -54,7 +54,7 @@ impl BloomFilter {
     }
 
     /// Everything in the table has been added.
-    pub(super) fn mark_complete(&self) {
+    pub(in crate::store::local) fn mark_complete(&self) {
         self.whole.store(true, Ordering::Release);
     }
 
@@ -68,7 +68,7 @@ impl BloomFilter {
     }
 
     /// Adds names, before the table has them.
-    pub(super) fn add(&self, names: impl IntoIterator<Item = NameHash>) {
+    pub(in crate::store::local) fn add(&self, names: impl IntoIterator<Item = NameHash>) {
         let mut filters = self.filters.lock();
         for name in names {
             // A change of an existing key takes no capacity.
@@ -86,7 +86,7 @@ impl BloomFilter {
     }
 
     /// Hashes a name.
-    pub(super) fn hash(&self, bytes: &[u8]) -> NameHash {
+    pub(in crate::store::local) fn hash(&self, bytes: &[u8]) -> NameHash {
         NameHash(self.hasher.hash_one(bytes))
     }
 }

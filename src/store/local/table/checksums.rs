@@ -11,54 +11,54 @@ use crate::bytes_codec::Cursor;
 use crate::store::record::RecordKind;
 use zeroize::Zeroizing;
 
-use super::journal::{Chain, ChainKey, Position};
+use crate::store::local::journal::{Chain, ChainKey, Position};
 
 /// The position that the table covers, and the checksums of its contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Checksums {
-    pub(super) position: Position,
-    pub(super) keys: Checksum,
-    pub(super) tenants: Checksum,
+pub(in crate::store::local) struct Checksums {
+    pub(in crate::store::local) position: Position,
+    pub(in crate::store::local) keys: Checksum,
+    pub(in crate::store::local) tenants: Checksum,
 }
 
 /// The key of the checksums. Without it, nobody can make a table that was tampered with look intact.
-pub(super) struct ChecksumKey(Zeroizing<[u8; 32]>);
+pub(in crate::store::local) struct ChecksumKey(Zeroizing<[u8; 32]>);
 
 impl ChecksumKey {
-    pub(super) fn of(chain: &ChainKey) -> Self {
+    pub(in crate::store::local) fn of(chain: &ChainKey) -> Self {
         Self(Zeroizing::new(blake3::derive_key("keyward 2026-11-23 table sums v1", &*chain.0)))
     }
 
     /// A seal of these bytes that only the holder of the key can make.
-    pub(super) fn seal(&self, bytes: &[u8]) -> [u8; 32] {
+    pub(in crate::store::local) fn seal(&self, bytes: &[u8]) -> [u8; 32] {
         *blake3::keyed_hash(&self.0, bytes).as_bytes()
     }
 }
 
 /// A count of records and the sum of their hashes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Checksum {
+pub(in crate::store::local) struct Checksum {
     count: u64,
     hashes: u128,
 }
 
 impl Checksum {
-    pub(super) fn count(&self) -> u64 {
+    pub(in crate::store::local) fn count(&self) -> u64 {
         self.count
     }
 
-    pub(super) fn add(&mut self, key: &ChecksumKey, name: &[u8], value: &[u8]) {
+    pub(in crate::store::local) fn add(&mut self, key: &ChecksumKey, name: &[u8], value: &[u8]) {
         self.count = self.count.wrapping_add(1);
         self.hashes = self.hashes.wrapping_add(Self::hash(key, name, value));
     }
 
-    pub(super) fn remove(&mut self, key: &ChecksumKey, name: &[u8], value: &[u8]) {
+    pub(in crate::store::local) fn remove(&mut self, key: &ChecksumKey, name: &[u8], value: &[u8]) {
         self.count = self.count.wrapping_sub(1);
         self.hashes = self.hashes.wrapping_sub(Self::hash(key, name, value));
     }
 
     /// Adds another checksum.
-    pub(super) fn join(&mut self, other: &Self) {
+    pub(in crate::store::local) fn join(&mut self, other: &Self) {
         self.count = self.count.wrapping_add(other.count);
         self.hashes = self.hashes.wrapping_add(other.hashes);
     }
@@ -74,14 +74,14 @@ impl Checksum {
 
 impl Checksums {
     /// The checksums of an empty table.
-    pub(super) const EMPTY: Self = Self {
+    pub(in crate::store::local) const EMPTY: Self = Self {
         position: Position::START,
         keys: Checksum { count: 0, hashes: 0 },
         tenants: Checksum { count: 0, hashes: 0 },
     };
 
     /// The checksum of a kind of records.
-    pub(super) fn of_mut(&mut self, kind: RecordKind) -> &mut Checksum {
+    pub(in crate::store::local) fn of_mut(&mut self, kind: RecordKind) -> &mut Checksum {
         match kind {
             RecordKind::Tenant => &mut self.tenants,
             RecordKind::Key => &mut self.keys,
@@ -91,9 +91,9 @@ impl Checksums {
     const VERSION: u8 = 1;
     const COVERED_BYTES: usize = 1 + 8 + 32 + 2 * (8 + 16);
     /// The length of what [`Checksums::encode`] returns.
-    pub(super) const BYTES: usize = Self::COVERED_BYTES + 32;
+    pub(in crate::store::local) const BYTES: usize = Self::COVERED_BYTES + 32;
 
-    pub(super) fn encode(&self, key: &ChecksumKey) -> Vec<u8> {
+    pub(in crate::store::local) fn encode(&self, key: &ChecksumKey) -> Vec<u8> {
         let mut bytes = vec![Self::VERSION];
         bytes.extend_from_slice(&self.position.revision.0.to_le_bytes());
         bytes.extend_from_slice(&self.position.chain.0);
@@ -107,7 +107,7 @@ impl Checksums {
     }
 
     /// `None`: the bytes are damaged, or of a version that is not known.
-    pub(super) fn decode(key: &ChecksumKey, bytes: &[u8]) -> Option<Self> {
+    pub(in crate::store::local) fn decode(key: &ChecksumKey, bytes: &[u8]) -> Option<Self> {
         let (covered, seal) = bytes.split_at_checked(Self::COVERED_BYTES)?;
         if blake3::keyed_hash(&key.0, covered) != *<&[u8; 32]>::try_from(seal).ok()? || covered[0] != Self::VERSION {
             return None;

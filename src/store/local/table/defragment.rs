@@ -11,10 +11,10 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use super::journal::ChainKey;
-use super::journal::writer::free_bytes;
-use super::maintenance::FREE_BYTES_MIN;
-use super::table::{Table, TableError};
+use super::{Table, TableError};
+use crate::store::local::checkpoint::maintenance::FREE_BYTES_MIN;
+use crate::store::local::journal::ChainKey;
+use crate::store::local::journal::writer::free_bytes;
 use crate::util::files::{sync_parent, with_path};
 
 /// A table is copied when its files are more than this many times its records,
@@ -63,7 +63,7 @@ impl Remedy {
 /// it is a new one.
 ///
 /// When the copy is in place and does not open. The next start rebuilds it.
-pub(super) fn run(table: Table, path: &Path, key: &ChainKey) -> Result<(Table, bool), TableError> {
+pub(in crate::store::local) fn run(table: Table, path: &Path, key: &ChainKey) -> Result<(Table, bool), TableError> {
     let stats = table.measure();
     let (bytes, records) = (stats.bytes, stats.record_bytes);
     match Remedy::of(bytes, records) {
@@ -156,7 +156,7 @@ fn swap_in(path: &Path) -> io::Result<()> {
 }
 
 /// Completes or undoes what a crash interrupted. Must run before anything creates a table.
-pub(super) fn finish_interrupted(path: &Path) -> io::Result<()> {
+pub(in crate::store::local) fn finish_interrupted(path: &Path) -> io::Result<()> {
     let old = old_of(path);
     if !path.exists() && old.exists() {
         fs::rename(&old, path)?;
@@ -195,9 +195,9 @@ mod tests {
     use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret, TenantRecord};
     use zeroize::Zeroizing;
 
-    use super::super::journal::{Chain, Position};
-    use super::super::table::Row;
+    use super::super::Row;
     use super::*;
+    use crate::store::local::journal::{Chain, Position};
     use crate::store::record::{encode_key, encode_tenant};
 
     fn key() -> ChainKey {

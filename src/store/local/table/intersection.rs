@@ -12,9 +12,9 @@ use crate::store::StoreError;
 /// An id, and whether every condition has it. All smaller ids after the previous candidate are decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Candidate {
-    pub(super) key_id: KeyId,
+    pub(in crate::store::local) key_id: KeyId,
     /// The value stored with the id.
-    pub(super) value: IVec,
+    pub(in crate::store::local) value: IVec,
     pub(super) is_in_all: bool,
 }
 
@@ -46,12 +46,12 @@ enum RangeHead {
 
 impl<'a> Intersection<'a> {
     /// The ids after `after` in all unions, of which there must be at least one.
-    pub(super) fn new(unions: Vec<Union<'a>>, after: Option<&KeyId>) -> Self {
+    pub(in crate::store::local) fn new(unions: Vec<Union<'a>>, after: Option<&KeyId>) -> Self {
         Self { unions, from: after.map(past).unwrap_or_default() }
     }
 
     /// The next candidate. `None`: there are no more.
-    pub(super) fn next(&mut self) -> Result<Option<Candidate>, StoreError> {
+    pub(in crate::store::local) fn next(&mut self) -> Result<Option<Candidate>, StoreError> {
         let Some((first, others)) = self.unions.split_first_mut() else { return Ok(None) };
         let Some((key_id, value)) = first.seek(&self.from)? else { return Ok(None) };
         for other in others {
@@ -73,7 +73,7 @@ fn past(id: &KeyId) -> Vec<u8> {
 
 impl<'a> Union<'a> {
     /// The union of a tree's entries with these prefixes. No id may have two of them.
-    pub(super) fn new(tree: &'a Tree, prefixes: impl IntoIterator<Item = Vec<u8>>) -> Self {
+    pub(in crate::store::local) fn new(tree: &'a Tree, prefixes: impl IntoIterator<Item = Vec<u8>>) -> Self {
         let range = |prefix| Range { tree, prefix, entries: None, head: RangeHead::NotRead };
         Self(prefixes.into_iter().map(range).collect())
     }

@@ -12,14 +12,14 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 const LIST_TIME: Duration = Duration::from_millis(150);
 
 #[derive(Debug)]
-pub(super) struct ListTurns {
+pub(in crate::store::local) struct ListTurns {
     lock: RwLock<()>,
     transaction_waits: AtomicBool,
     last_transaction: Mutex<Instant>,
 }
 
 impl ListTurns {
-    pub(super) fn new() -> Self {
+    pub(in crate::store::local) fn new() -> Self {
         let last_transaction = Mutex::new(Instant::now());
         Self { lock: RwLock::default(), transaction_waits: AtomicBool::new(false), last_transaction }
     }
@@ -36,7 +36,7 @@ impl ListTurns {
     }
 
     /// Begins the turn of a transaction. There is one at a time.
-    pub(super) fn begin_transaction(&self) -> TransactionTurn<'_> {
+    pub(in crate::store::local) fn begin_transaction(&self) -> TransactionTurn<'_> {
         self.transaction_waits.store(true, Ordering::Relaxed);
         let lock = self.lock.write();
         self.transaction_waits.store(false, Ordering::Relaxed);
@@ -45,7 +45,7 @@ impl ListTurns {
 }
 
 /// The turn of a transaction. It ends when this is dropped.
-pub(super) struct TransactionTurn<'a> {
+pub(in crate::store::local) struct TransactionTurn<'a> {
     turns: &'a ListTurns,
     lock: Option<RwLockWriteGuard<'a, ()>>,
 }

@@ -12,6 +12,17 @@
 //! The position is written in the same transaction as the records it covers, together with checksums over all
 //! records, so that [`Table::check`] notices any difference from what was written.
 
+pub(super) mod administrators;
+mod bloom;
+pub(super) mod checksums;
+pub(super) mod defragment;
+mod intersection;
+mod list_turns;
+pub(super) mod readers;
+pub(super) mod secondary_index;
+pub mod snapshot_scan;
+mod verify_scan;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
@@ -30,12 +41,12 @@ use parking_lot::Mutex;
 use sled::transaction::{ConflictableTransactionError, TransactionError};
 use sled::{Batch, Transactional, Tree};
 
-use super::bloom::{BloomFilter, NameHash};
-use super::checksums::{ChecksumKey, Checksums};
-use super::journal::{ChainKey, Position};
-use super::list_turns::ListTurns;
-use super::secondary_index::{id_name, index_keys};
-use super::snapshot_scan::SnapshotScans;
+use self::bloom::{BloomFilter, NameHash};
+use self::checksums::{ChecksumKey, Checksums};
+use self::list_turns::ListTurns;
+use self::secondary_index::{id_name, index_keys};
+use self::snapshot_scan::SnapshotScans;
+use crate::store::local::journal::{ChainKey, Position};
 use crate::store::record::{DecodeError, RecordKind, decode_key, decode_tenant};
 use crate::store::{StoreError, TableStats};
 use crate::util::files::{create_private_dir, lock_with_retry, resource_limit, with_path};
@@ -406,7 +417,7 @@ impl Table {
     }
 
     /// The filter of ids and digests.
-    pub(super) fn bloom(&self) -> &BloomFilter {
+    fn bloom(&self) -> &BloomFilter {
         &self.bloom
     }
 

@@ -12,8 +12,8 @@ use keyward_core::id::ActorId;
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
+use super::Table;
 use super::list_turns::ListTurns;
-use super::table::Table;
 use crate::fair::{Bounds, Queue};
 use crate::store::StoreError;
 
@@ -21,7 +21,7 @@ use crate::store::StoreError;
 const WAITING: Bounds = Bounds { total: 16_384, per_party: 4_096 };
 
 /// A pool of reader threads.
-pub(super) struct Readers {
+pub(in crate::store::local) struct Readers {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -49,7 +49,11 @@ enum Step {
 
 impl Readers {
     /// Starts the threads. With a table, they alternate with its writer.
-    pub(super) fn start(name: &str, threads: usize, table: Option<Arc<Table>>) -> std::io::Result<Self> {
+    pub(in crate::store::local) fn start(
+        name: &str,
+        threads: usize,
+        table: Option<Arc<Table>>,
+    ) -> std::io::Result<Self> {
         let state = State { queue: Queue::new(WAITING), closed: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), table });
         let readers = Self { shared: shared.clone(), threads: Mutex::default() };
@@ -64,7 +68,7 @@ impl Readers {
     /// Reads in slices: calls `slice` until it returns something.
     ///
     /// The error of the slice; [`StoreError::Overloaded`] when too many reads are queued.
-    pub(super) async fn read<T: Send + 'static>(
+    pub(in crate::store::local) async fn read<T: Send + 'static>(
         &self,
         caller: ActorId,
         mut slice: impl FnMut() -> Result<Option<T>, StoreError> + Send + 'static,
@@ -98,7 +102,7 @@ impl Readers {
     }
 
     /// Stops the threads and waits for them. Queued reads are dropped.
-    pub(super) fn close(&self) {
+    pub(in crate::store::local) fn close(&self) {
         {
             let mut state = self.shared.state.lock();
             state.closed = true;

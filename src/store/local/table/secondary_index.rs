@@ -8,9 +8,9 @@ use keyward_core::id::{KeyId, TenantId};
 use keyward_core::record::{KeyRecord, State};
 use sled::IVec;
 
+use super::Table;
 use super::intersection::{Candidate, Intersection, Union};
-use super::table::Table;
-use super::write_buffer::WriteBuffer;
+use crate::store::local::committer::write_buffer::WriteBuffer;
 use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, KeyQuery, Page, PagePermit, StoreError};
 
 /// Every state that a key may have.
@@ -28,7 +28,7 @@ const KEYS_BETWEEN_LOOKS: usize = 32;
 
 /// A list in progress.
 #[derive(Debug)]
-pub(super) struct ListScan {
+pub(in crate::store::local) struct ListScan {
     /// What is left of the query, without the ids that it names.
     query: KeyQuery,
     /// The named ids, in order.
@@ -43,7 +43,7 @@ pub(super) struct ListScan {
 
 impl ListScan {
     /// A list that has not begun.
-    pub(super) fn new(mut query: KeyQuery) -> Self {
+    pub(in crate::store::local) fn new(mut query: KeyQuery) -> Self {
         let mut ids = std::mem::take(&mut query.key_ids);
         ids.sort_unstable();
         ids.dedup();
@@ -67,13 +67,13 @@ impl ListScan {
 
     /// Keys of the write buffer that were looked at so far.
     #[cfg(test)]
-    pub(super) fn buffered(&self) -> usize {
+    pub(in crate::store::local) fn buffered(&self) -> usize {
         self.buffered
     }
 
     /// Keys of the table examined so far.
     #[cfg(test)]
-    pub(super) fn examined(&self) -> usize {
+    pub(in crate::store::local) fn examined(&self) -> usize {
         self.examined
     }
 
@@ -108,7 +108,7 @@ impl Table {
     /// # Errors
     /// When sled fails or a record is damaged; [`StoreError::TooSparse`] when several conditions have next to
     /// nothing in common.
-    pub(super) fn resume_list(
+    pub(in crate::store::local) fn resume_list(
         &self,
         write_buffer: &WriteBuffer,
         scan: &mut ListScan,
@@ -238,6 +238,6 @@ fn state_name(state: State) -> &'static str {
 }
 
 /// Joins parts with zero bytes. No part contains one: texts with zero bytes are refused at the edge.
-pub(super) fn joined(parts: &[&str]) -> Vec<u8> {
+pub(in crate::store::local) fn joined(parts: &[&str]) -> Vec<u8> {
     parts.join("\0").into_bytes()
 }

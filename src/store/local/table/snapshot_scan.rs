@@ -16,7 +16,7 @@ use sled::IVec;
 use tokio_util::sync::CancellationToken;
 
 use super::checksums::Checksums;
-use super::table::{Table, TableError};
+use super::{Table, TableError};
 use crate::store::record::RecordKind;
 
 /// Records in a batch. The table writer waits for one batch at most.
@@ -29,7 +29,7 @@ type Place = (RecordKind, IVec);
 
 /// The scans in progress. The table holds this while it writes.
 #[derive(Debug, Default)]
-pub(super) struct SnapshotScans {
+pub(in crate::store::local) struct SnapshotScans {
     begun: u64,
     open: Vec<PreImages>,
 }
@@ -50,7 +50,7 @@ struct PreImages {
 
 impl SnapshotScans {
     /// Saves a record as it was before its first change since each scan began.
-    pub(super) fn keep(&mut self, kind: RecordKind, name: &[u8], before: Option<&IVec>) {
+    pub(in crate::store::local) fn keep(&mut self, kind: RecordKind, name: &[u8], before: Option<&IVec>) {
         if !self.open.is_empty() {
             let place = (kind, IVec::from(name));
             self.open.iter_mut().for_each(|scan| scan.keep(&place, before));
@@ -58,7 +58,7 @@ impl SnapshotScans {
     }
 
     /// Bytes of pre-images of all scans. Shared ones count twice.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(in crate::store::local) fn bytes(&self) -> u64 {
         self.open.iter().map(|scan| scan.bytes).sum()
     }
 
@@ -121,7 +121,7 @@ pub enum ScanError {
 }
 
 /// A running scan. It ends when this is dropped.
-pub(super) struct SnapshotScan {
+pub(in crate::store::local) struct SnapshotScan {
     table: Arc<Table>,
     number: u64,
     bytes_max: u64,
@@ -136,7 +136,7 @@ pub(super) type ScanRecord = (RecordKind, IVec);
 
 impl SnapshotScan {
     /// Begins a scan at the table's current position. Its pre-images are bounded by `bytes_max`.
-    pub(super) fn begin(table: &Arc<Table>, bytes_max: u64) -> Result<Self, ScanError> {
+    pub(in crate::store::local) fn begin(table: &Arc<Table>, bytes_max: u64) -> Result<Self, ScanError> {
         // Held, so that no change comes between the two reads.
         let mut scans = table.scans().lock();
         let checksums = table.checksums()?;
@@ -154,17 +154,17 @@ impl SnapshotScan {
     }
 
     /// The checksums of the records it reads.
-    pub(super) fn checksums(&self) -> &Checksums {
+    pub(in crate::store::local) fn checksums(&self) -> &Checksums {
         &self.checksums
     }
 
     /// Cancelled when too much has changed. The scan then fails.
-    pub(super) fn overflowed(&self) -> CancellationToken {
+    pub(in crate::store::local) fn overflowed(&self) -> CancellationToken {
         self.overflowed.clone()
     }
 
     /// The next records: tenants, then keys, each in the order of their names. `None` at the end.
-    pub(super) fn next_batch(&mut self) -> Result<Option<Vec<ScanRecord>>, ScanError> {
+    pub(in crate::store::local) fn next_batch(&mut self) -> Result<Option<Vec<ScanRecord>>, ScanError> {
         self.next_batch_of(BATCH_RECORDS)
     }
 
@@ -228,10 +228,10 @@ mod tests {
     use proptest::prelude::*;
     use zeroize::Zeroizing;
 
+    use super::super::Row;
     use super::*;
+    use crate::store::local::journal::{ChainKey, Position};
     use crate::store::record::{encode_key, encode_tenant};
-    use crate::store::sled::journal::{ChainKey, Position};
-    use crate::store::sled::table::Row;
 
     /// The contents of a table or a scan.
     type PagePermit = BTreeMap<(RecordKind, Vec<u8>), Vec<u8>>;

@@ -11,7 +11,7 @@ use sled::Tree;
 
 use super::checksums::Checksum;
 use super::secondary_index::{id_name, index_keys};
-use super::table::{Table, TableError, guard};
+use super::{Table, TableError, guard};
 use crate::store::MaterializedView;
 use crate::store::record::{RecordKind, decode_key, decode_tenant};
 use crate::util::parallel;

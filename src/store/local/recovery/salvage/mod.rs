@@ -21,17 +21,17 @@ use keyward_core::id::ActorId;
 
 use self::runs::{FrameRange, Frames, Judged, Tie, entries_of, judge};
 use self::sources::Sources;
-use super::checksums::{ChecksumKey, Checksums};
-use super::dir::LockedDir;
-use super::journal::frame::FrameBuilder;
-use super::journal::scan::End;
-use super::journal::writer::{DiskSpace, SpaceError, Writer};
-use super::journal::{Chain, ChainKey, Position};
-use super::rebuild::{aside_of, rows_of};
-use super::snapshot;
-use super::table::Row;
-use super::watermark::Watermark;
-use super::{OpenError, StoreOptions};
+use crate::store::local::checkpoint::snapshot;
+use crate::store::local::dir::LockedDir;
+use crate::store::local::journal::frame::FrameBuilder;
+use crate::store::local::journal::scan::End;
+use crate::store::local::journal::watermark::Watermark;
+use crate::store::local::journal::writer::{DiskSpace, SpaceError, Writer};
+use crate::store::local::journal::{Chain, ChainKey, Position};
+use crate::store::local::recovery::rebuild::{aside_of, rows_of};
+use crate::store::local::table::Row;
+use crate::store::local::table::checksums::{ChecksumKey, Checksums};
+use crate::store::local::{OpenError, StoreOptions};
 use crate::store::record::{RecordKind, pb};
 use crate::util::files::{NewFile, create_private_dir, sync_parent, with_path};
 

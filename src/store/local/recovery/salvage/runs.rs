@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 
+use crate::store::local::OpenError;
+use crate::store::local::journal::frame::{ALIGNMENT_BYTES, Frame, SEGMENT_HEADER_BYTES, read_segment_header};
+use crate::store::local::journal::scan::{segment_numbers, segment_path};
+use crate::store::local::journal::{Chain, ChainKey, Position};
 use crate::store::record::pb;
-use crate::store::sled::OpenError;
-use crate::store::sled::journal::frame::{ALIGNMENT_BYTES, Frame, SEGMENT_HEADER_BYTES, read_segment_header};
-use crate::store::sled::journal::scan::{segment_numbers, segment_path};
-use crate::store::sled::journal::{Chain, ChainKey, Position};
 use crate::util::files::with_path;
 
 const CHAIN_BYTES: usize = 32;

@@ -9,15 +9,15 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 
 use super::runs::Anchor;
-use crate::store::sled::OpenError;
-use crate::store::sled::checkpoint::{self, CheckpointKey};
-use crate::store::sled::checksums::ChecksumKey;
-use crate::store::sled::dir::LockedDir;
-use crate::store::sled::journal::{ChainKey, Position};
-use crate::store::sled::rebuild::aside_of;
-use crate::store::sled::recovery::read_table;
-use crate::store::sled::snapshot::{self, SnapshotError};
-use crate::store::sled::table::Row;
+use crate::store::local::OpenError;
+use crate::store::local::checkpoint::index_checkpoint::{self, CheckpointKey};
+use crate::store::local::checkpoint::snapshot::{self, SnapshotError};
+use crate::store::local::dir::LockedDir;
+use crate::store::local::journal::{ChainKey, Position};
+use crate::store::local::recovery::rebuild::aside_of;
+use crate::store::local::recovery::recover::read_table;
+use crate::store::local::table::Row;
+use crate::store::local::table::checksums::ChecksumKey;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -67,8 +67,8 @@ pub(super) fn find(dir: &LockedDir, key: &ChainKey) -> Result<Sources, OpenError
         }
     }
     // Checkpoints have no complete records, but prove which revisions were acknowledged.
-    for (_, path) in checkpoint::list(&dir.checkpoints())? {
-        match checkpoint::verify(&path, &CheckpointKey::of(key)) {
+    for (_, path) in index_checkpoint::list(&dir.checkpoints())? {
+        match index_checkpoint::verify(&path, &CheckpointKey::of(key)) {
             Ok(checkpoint) => sources.highest = sources.highest.max(checkpoint.latest.revision),
             Err(error) => passed_over(&path, &error),
         }
