@@ -19,7 +19,7 @@ use crate::grpc::state::StateHandle;
 use crate::index::{self, CompactionStep, Index, checkpoint};
 use crate::keyring::Keyring;
 use crate::server::lifecycle::Tasks;
-use crate::store::local::journal::writer::{FREE_BYTES_EXHAUSTED, FREE_BYTES_MIN, free_bytes};
+use crate::store::local::disk_space::{FREE_BYTES_EXHAUSTED, FREE_BYTES_MIN, free_bytes};
 use crate::store::local::{BackupLimits, Expectations, LocalStore, LockedDir, OpenError, Retention, StoreOptions};
 use crate::store::memory::MemoryStore;
 use crate::store::{Bounds, ChunkWriter, InUse, MaterializedView, Store, StoreError};

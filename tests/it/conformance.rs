@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward::store::local::journal::writer::free_bytes;
+use keyward::store::local::disk_space::free_bytes;
 use keyward::store::local::{BackupLimits, Expectations, LocalStore, LockedDir, Retention, StoreOptions};
 use keyward::store::memory::MemoryStore;
 use keyward::store::{Bounds, Commit, CommitError, KeyQuery, RecordWrite, Store};

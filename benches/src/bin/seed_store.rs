@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use keyward::authority::{Authority, AuthorityDeps};
 use keyward::index::Index;
 use keyward::keyring::Keyring;
-use keyward::store::local::journal::writer::free_bytes;
+use keyward::store::local::disk_space::free_bytes;
 use keyward::store::local::{
     BackupLimits, COMMIT_QUEUE_OF_ONE_MAX, Expectations, LocalStore, LockedDir, Retention, StoreOptions,
 };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::OpenError;
-use super::journal::writer::FreeBytes;
+use super::disk_space::FreeBytes;
 use crate::util::files::{create_private_dir, lock_with_retry, private_options, sync_parent, with_path, write_durably};
 
 /// The layout that this program writes, and the only one it knows.

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::cached_stats::CachedStats;
-use super::journal::writer::{DiskSpace, DiskSpaceMeter};
+use super::disk_space::{DiskSpace, DiskSpaceMeter};
 
 type ProbeReply = oneshot::Sender<io::Result<DiskSpace>>;
 

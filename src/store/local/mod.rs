@@ -23,6 +23,7 @@ pub mod checkpoint;
 mod committer;
 mod dir;
 mod disk_probe;
+pub mod disk_space;
 mod error;
 #[cfg(feature = "_fuzz")]
 pub mod fuzz_targets;
@@ -52,8 +53,8 @@ use self::committer::queue::{CommitQueue, PushError};
 use self::committer::write_buffer::WriteBuffer;
 use self::committer::{CommitProgress, Committer, CommitterConfig, Request};
 use self::disk_probe::DiskProbe;
+use self::disk_space::{DiskSpace, FreeBytes};
 use self::journal::Position;
-use self::journal::writer::{DiskSpace, FreeBytes};
 use self::recovery::recover::{TablePolicy, recover};
 use self::table::Table;
 use self::table::readers::Readers;
@@ -113,7 +114,7 @@ pub struct StoreOptions {
     pub clock: Arc<dyn Clock>,
     /// Bounds on names.
     pub bounds: Bounds,
-    /// How to measure free disk space: [`journal::writer::free_bytes`], except in tests.
+    /// How to measure free disk space: [`disk_space::free_bytes`], except in tests.
     pub free_bytes: FreeBytes,
     /// What the directory must match besides itself.
     pub expectations: Expectations,

@@ -12,8 +12,8 @@ use tokio::time::timeout;
 
 use super::committer::entry_bytes_max;
 use super::committer::queue::TABLE_QUEUE_GROUPS_MAX;
+use super::disk_space::free_bytes;
 use super::journal::frame::PAYLOAD_BYTES_MAX;
-use super::journal::writer::free_bytes;
 use super::table::secondary_index::ListScan;
 use super::*;
 use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, RecordWrite};

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keyward::store::local::journal::writer::free_bytes;
+use keyward::store::local::disk_space::free_bytes;
 use keyward::store::local::{BackupLimits, Expectations, LocalStore, LockedDir, Retention, StoreOptions};
 use keyward::store::{Bounds, Commit, RecordWrite, Store};
 use keyward_bench::args::Args;

@@ -25,9 +25,9 @@ use super::snapshot::{self, SnapshotError};
 use crate::store::local::StoreOptions;
 use crate::store::local::cached_stats::CachedStats;
 use crate::store::local::dir::LockedDir;
+use crate::store::local::disk_space::{CHECKPOINT_FREE_BYTES_MIN, free_bytes};
 use crate::store::local::journal::frame::Frame;
 use crate::store::local::journal::scan::{segment_numbers, segment_path, segment_start};
-use crate::store::local::journal::writer::free_bytes;
 use crate::store::local::journal::{ChainKey, JournalError, Position};
 use crate::store::local::table::Table;
 use crate::store::local::table::snapshot_scan::{ScanError, SnapshotScan};
@@ -38,10 +38,6 @@ use crate::util::files::{create_private_dir, remove_temporary_files, sync_parent
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 /// Snapshots that are kept.
 const SNAPSHOTS_KEPT: usize = 2;
-/// A snapshot or checkpoint is made only if this much stays free beyond the size of the last one, because
-/// changes need space too.
-pub(in crate::store::local) const FREE_BYTES_MIN: u64 = 128 * 1024 * 1024;
-
 /// Bytes of pre-images for a snapshot. Only the disk can delay one, so this is far above what changes
 /// meanwhile.
 const ASIDE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
@@ -335,14 +331,14 @@ impl MaintenanceContext {
     /// Returns the directory.
     pub(super) fn check_free_space(&self, dir: &Path, bytes: u64) -> Result<File, MaintenanceError> {
         let disk = File::open(dir)?;
-        let (free, needed) = (free_bytes(&disk)?, FREE_BYTES_MIN + bytes);
+        let (free, needed) = (free_bytes(&disk)?, CHECKPOINT_FREE_BYTES_MIN + bytes);
         if free < needed { Err(MaintenanceError::DiskFull { free, needed }) } else { Ok(disk) }
     }
 
     /// Fails when a long step must stop: the store is closing, or the disk is filling up.
     pub(super) fn check_continue(&self, disk: &File) -> io::Result<()> {
         self.check_not_stopping()?;
-        if free_bytes(disk)? < FREE_BYTES_MIN { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        if free_bytes(disk)? < CHECKPOINT_FREE_BYTES_MIN { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 }
 

@@ -5,21 +5,13 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::fstatvfs;
-
 use super::frame::{SEGMENT_HEADER_BYTES, segment_header};
 use super::scan::{End, SegmentEnd, segment_path};
 use super::{JournalError, Position};
+use crate::store::local::disk_space::{DiskSpace, DiskSpaceMeter, FreeBytes};
 use crate::util::files::{NewFile, private_options};
 
 const ZEROS_BYTES: usize = 64 * 1024;
-/// Below this, only narrowings are made: the table grows after the journal.
-pub const FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
-/// Below this, only narrowings that disable or revoke: a key can be narrowed any number of times, but stopped
-/// only twice.
-const FREE_BYTES_CRITICAL: u64 = 32 * 1024 * 1024;
-/// Below this, nothing is written, not even by a start.
-pub const FREE_BYTES_EXHAUSTED: u64 = 16 * 1024 * 1024;
 /// The size of a new segment while space is low, unless one group needs more.
 const SEGMENT_BYTES_LOW_SPACE: u64 = 256 * 1024;
 
@@ -31,59 +23,6 @@ pub struct Writer {
     dir_file: File,
     segment_bytes: u64,
     segment: Segment,
-}
-
-/// How much disk space is free.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum DiskSpace {
-    /// None.
-    Exhausted,
-    /// Enough for disabling and revoking.
-    Critical,
-    /// Enough for changes that take power away.
-    Low,
-    /// Enough.
-    Ok,
-}
-
-impl DiskSpace {
-    fn of(free_bytes: u64) -> Self {
-        match free_bytes {
-            FREE_BYTES_MIN.. => Self::Ok,
-            FREE_BYTES_CRITICAL.. => Self::Low,
-            FREE_BYTES_EXHAUSTED.. => Self::Critical,
-            _ => Self::Exhausted,
-        }
-    }
-}
-
-/// Free bytes on the disk of a file.
-///
-/// # Errors
-/// When the system does not say.
-pub fn free_bytes(file: &File) -> io::Result<u64> {
-    let stats = fstatvfs(file)?;
-    Ok(stats.f_bavail.saturating_mul(stats.f_frsize))
-}
-
-/// Measures free disk space: [`free_bytes`], except in tests.
-pub type FreeBytes = fn(&File) -> io::Result<u64>;
-
-/// Measures the space on the journal's disk.
-#[derive(Debug)]
-pub struct DiskSpaceMeter {
-    disk: File,
-    free_bytes: FreeBytes,
-}
-
-impl DiskSpaceMeter {
-    /// The free bytes now, and the level.
-    ///
-    /// # Errors
-    /// When the system does not say.
-    pub fn measure(&self) -> io::Result<(u64, DiskSpace)> {
-        (self.free_bytes)(&self.disk).map(|free| (free, DiskSpace::of(free)))
-    }
 }
 
 /// Why there is no space for a frame.
@@ -125,7 +64,7 @@ impl Writer {
     ///
     /// When the system refuses another file descriptor.
     pub fn meter(&self, free_bytes: FreeBytes) -> io::Result<DiskSpaceMeter> {
-        Ok(DiskSpaceMeter { disk: self.dir_file.try_clone()?, free_bytes })
+        Ok(DiskSpaceMeter::new(self.dir_file.try_clone()?, free_bytes))
     }
 
     /// Ensures that the current segment has space for a frame of this length, by beginning a new one if need

@@ -12,9 +12,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use super::{Table, TableError};
-use crate::store::local::checkpoint::maintenance::FREE_BYTES_MIN;
+use crate::store::local::disk_space::{CHECKPOINT_FREE_BYTES_MIN, free_bytes};
 use crate::store::local::journal::ChainKey;
-use crate::store::local::journal::writer::free_bytes;
 use crate::util::files::{sync_parent, with_path};
 
 /// A table is copied when its files are more than this many times its records,
@@ -119,7 +118,7 @@ fn renew(table: Table, path: &Path, key: &ChainKey) -> Result<(Table, bool), Tab
 /// Copies a table and checks the copy.
 fn copy(table: &Table, to: &Path, key: &ChainKey) -> Result<Table, CopyError> {
     remove(to)?;
-    let needed = FREE_BYTES_MIN + COPY_TIMES_RECORDS * table.stats().record_bytes;
+    let needed = CHECKPOINT_FREE_BYTES_MIN + COPY_TIMES_RECORDS * table.stats().record_bytes;
     let free = free_bytes(&File::open(to.parent().unwrap_or(Path::new(".")))?)?;
     if free < needed {
         return Err(CopyError::DiskFull { free, needed });
