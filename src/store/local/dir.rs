@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::OpenError;
 use super::disk_space::FreeBytes;
+use super::error::OpenError;
 use crate::util::files::{create_private_dir, lock_with_retry, private_options, sync_parent, with_path, write_durably};
 
 /// The layout that this program writes, and the only one it knows.

@@ -28,37 +28,38 @@ mod error;
 #[cfg(feature = "_fuzz")]
 pub mod fuzz_targets;
 pub mod journal;
+mod options;
 pub mod recovery;
 pub mod table;
 #[cfg(test)]
 mod tests;
+mod write_buffer;
 
 use std::sync::Arc;
 use std::thread::Builder;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use keyward_core::clock::{Clock, UnixMillis};
+use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::record::{KeyRecord, TenantRecord};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
-use zeroize::Zeroizing;
 
 use self::cached_stats::CachedStats;
 use self::checkpoint::maintenance::{Maintenance, MaintenanceConfig};
 use self::committer::queue::{CommitQueue, PushError};
-use self::committer::write_buffer::WriteBuffer;
 use self::committer::{CommitProgress, Committer, CommitterConfig, Request};
 use self::disk_probe::DiskProbe;
-use self::disk_space::{DiskSpace, FreeBytes};
+use self::disk_space::DiskSpace;
 use self::journal::Position;
 use self::recovery::recover::{TablePolicy, recover};
 use self::table::Table;
 use self::table::readers::Readers;
 use self::table::secondary_index::ListScan;
+use self::write_buffer::WriteBuffer;
 use crate::fair::{self, FairSemaphore};
 use crate::feed::{Feed, Lagged, Subscription};
 use crate::store::administrators::Administrators;
@@ -68,17 +69,11 @@ use crate::store::{
     RecordStream, Store, StoreError, StoreStats, StreamItem, TableStats, WriteHealth,
 };
 
-pub use self::checkpoint::backup::BackupLimits;
-pub use self::checkpoint::maintenance::Retention;
+pub use self::committer::queue::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX};
 pub use self::dir::LockedDir;
 pub use self::error::{HeadFault, OpenError};
+pub use self::options::{BackupLimits, Expectations, Retention, StoreOptions};
 pub use self::recovery::recover::Filled;
-
-/// Bound on queued commits, for urgent ones and for all others. One more is refused.
-pub const COMMIT_QUEUE_MAX: usize = 4_096;
-/// Bound on one caller's queued ordinary commits. Callers are served in turn, so a caller waits only for
-/// itself; refusing its commits would cost more, because they are retried.
-pub const COMMIT_QUEUE_OF_ONE_MAX: usize = 2_560;
 
 /// Threads that read lists.
 const LIST_THREADS: usize = 3;
@@ -99,35 +94,6 @@ const REFUSAL_COUNTS_FOR: Duration = Duration::from_secs(10);
 
 /// Records in one batch of a record stream.
 const SNAPSHOT_BATCH_RECORDS: usize = 1_024;
-
-/// How to open a data directory.
-pub struct StoreOptions {
-    /// Size of new journal segments, in bytes.
-    pub segment_bytes: u64,
-    /// The key of the journal's chain.
-    pub chain_key: Zeroizing<[u8; 32]>,
-    /// When segments of the journal are deleted.
-    pub retention: Retention,
-    /// Limits of one backup.
-    pub backup: BackupLimits,
-    /// The clock.
-    pub clock: Arc<dyn Clock>,
-    /// Bounds on names.
-    pub bounds: Bounds,
-    /// How to measure free disk space: [`disk_space::free_bytes`], except in tests.
-    pub free_bytes: FreeBytes,
-    /// What the directory must match besides itself.
-    pub expectations: Expectations,
-}
-
-/// What an operator expects of a data directory before it is served.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Expectations {
-    /// The journal must contain this head, which was kept elsewhere.
-    pub head: Option<Head>,
-    /// Whether to start without a watermark though the journal has changes.
-    pub accept_watermark_loss: bool,
-}
 
 /// A journal and a table.
 pub struct LocalStore {

@@ -9,6 +9,7 @@ use keyward_core::digest::{Digest, PepperId};
 use keyward_core::id::Environment;
 use keyward_core::record::{AuditStamp, KeyPolicy, State, StoredSecret};
 use tokio::time::timeout;
+use zeroize::Zeroizing;
 
 use super::committer::entry_bytes_max;
 use super::committer::queue::TABLE_QUEUE_GROUPS_MAX;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::snapshot::{self, SnapshotError};
 use crate::store::local::cached_stats::CachedStats;
+use crate::store::local::options::BackupLimits;
 use crate::store::local::table::Table;
 use crate::store::local::table::snapshot_scan::{ScanError, SnapshotScan};
 use crate::store::{Backup, BackupError, BackupLimit};
@@ -23,15 +24,6 @@ const PIECE_BYTES: usize = 256 * 1024;
 const PIECES_WAITING: usize = 4;
 /// A reader that takes no piece for this long is dropped: pre-images are kept in memory for it.
 const READER_PATIENCE: Duration = Duration::from_secs(30);
-
-/// Limits of one backup. One that exceeds them ends with [`BackupError::Aborted`].
-#[derive(Clone, Copy, Debug)]
-pub struct BackupLimits {
-    /// How long it may take.
-    pub time: Duration,
-    /// How many bytes of pre-images may be kept in memory for it.
-    pub aside_bytes: u64,
-}
 
 /// Begins a backup at the table's current position. `turn` is released before the reader sees the end.
 pub(in crate::store::local) async fn start(

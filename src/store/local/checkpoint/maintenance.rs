@@ -22,13 +22,13 @@ use parking_lot::Mutex;
 
 use super::index_checkpoint::{Checkpoint, CheckpointKey};
 use super::snapshot::{self, SnapshotError};
-use crate::store::local::StoreOptions;
 use crate::store::local::cached_stats::CachedStats;
 use crate::store::local::dir::LockedDir;
 use crate::store::local::disk_space::{CHECKPOINT_FREE_BYTES_MIN, free_bytes};
 use crate::store::local::journal::frame::Frame;
 use crate::store::local::journal::scan::{segment_numbers, segment_path, segment_start};
 use crate::store::local::journal::{ChainKey, JournalError, Position};
+use crate::store::local::options::{Retention, StoreOptions};
 use crate::store::local::table::Table;
 use crate::store::local::table::snapshot_scan::{ScanError, SnapshotScan};
 use crate::store::{MaterializedView, StoreError};
@@ -41,15 +41,6 @@ const SNAPSHOTS_KEPT: usize = 2;
 /// Bytes of pre-images for a snapshot. Only the disk can delay one, so this is far above what changes
 /// meanwhile.
 const ASIDE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
-
-/// Limits of the journal. What exceeds either is deleted.
-#[derive(Clone, Copy, Debug)]
-pub struct Retention {
-    /// Total size in bytes.
-    pub bytes: u64,
-    /// Time since the last change of a segment.
-    pub time: Duration,
-}
 
 /// What the maintenance thread is started with.
 pub(in crate::store::local) struct MaintenanceConfig<'a> {

@@ -9,9 +9,14 @@ use std::time::{Duration, Instant};
 use keyward_core::id::ActorId;
 use parking_lot::{Condvar, Mutex};
 
-use super::Request;
+use super::group::Request;
 use crate::fair::{Bounds, Queue};
-use crate::store::local::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX};
+
+/// Bound on queued commits, for urgent ones and for all others. One more is refused.
+pub const COMMIT_QUEUE_MAX: usize = 4_096;
+/// Bound on one caller's queued ordinary commits. Callers are served in turn, so a caller waits only for
+/// itself; refusing its commits would cost more, because they are retried.
+pub const COMMIT_QUEUE_OF_ONE_MAX: usize = 2_560;
 
 /// Urgent changes in one group at most while others are queued, which keep the rest.
 const GROUP_NARROWING_MAX: usize = 192;

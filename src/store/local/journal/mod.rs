@@ -9,6 +9,7 @@
 //! [`frame`] has the bytes, [`scan`](mod@scan) reads, [`writer`] appends. docs/FORMAT.md describes all of it.
 
 pub mod frame;
+pub mod open;
 pub mod scan;
 pub mod watermark;
 pub mod writer;

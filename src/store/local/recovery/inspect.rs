@@ -12,10 +12,10 @@ use keyward_core::event::Revision;
 use keyward_core::head::Head;
 
 use super::recover::{check_beginning, head_fault, read_table};
-use crate::store::local::OpenError;
 use crate::store::local::checkpoint::index_checkpoint::{self, Checkpoint, CheckpointKey};
 use crate::store::local::checkpoint::snapshot;
 use crate::store::local::dir::LockedDir;
+use crate::store::local::error::OpenError;
 use crate::store::local::journal::scan::{End, segment_numbers, verify};
 use crate::store::local::journal::watermark::Watermark;
 use crate::store::local::journal::{ChainKey, Position};

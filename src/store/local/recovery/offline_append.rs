@@ -14,11 +14,12 @@ use keyward_core::record::{KeyRecord, State};
 use super::recover::{Recovered, TablePolicy, recover};
 use crate::store::local::dir::LockedDir;
 use crate::store::local::disk_space::DiskSpace;
+use crate::store::local::error::OpenError;
 use crate::store::local::journal::frame::FrameBuilder;
 use crate::store::local::journal::scan::scan_after;
 use crate::store::local::journal::writer::SpaceError;
 use crate::store::local::journal::{ChainKey, Position};
-use crate::store::local::{OpenError, StoreOptions};
+use crate::store::local::options::StoreOptions;
 use crate::store::record::{encode_key, pb};
 use crate::store::{ChunkWriter, MaterializedView};
 

@@ -13,11 +13,12 @@ use crate::store::MaterializedView;
 use crate::store::local::checkpoint::index_checkpoint::{self, CheckpointKey};
 use crate::store::local::checkpoint::snapshot::{self, SnapshotError};
 use crate::store::local::dir::LockedDir;
+use crate::store::local::error::OpenError;
 use crate::store::local::journal::scan::{End, verify_and_visit};
 use crate::store::local::journal::watermark::Watermark;
 use crate::store::local::journal::{ChainKey, Position};
+use crate::store::local::options::StoreOptions;
 use crate::store::local::table::checksums::ChecksumKey;
-use crate::store::local::{OpenError, StoreOptions};
 use crate::util::files::with_path;
 
 /// Records loaded at once.

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use keyward_core::event::{Record, Revision};
 
 use crate::store::MaterializedView;
-use crate::store::local::OpenError;
 use crate::store::local::checkpoint::snapshot::{self, SnapshotError};
 use crate::store::local::dir::LockedDir;
+use crate::store::local::error::OpenError;
 use crate::store::local::journal::scan::{End, scan_after};
 use crate::store::local::journal::{ChainKey, Position};
 use crate::store::local::table::checksums::ChecksumKey;

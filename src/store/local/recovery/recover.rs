@@ -21,14 +21,16 @@ use crate::store::local::checkpoint::index_checkpoint::{self, Checkpoint, Checkp
 use crate::store::local::checkpoint::schedule::bytes_after;
 use crate::store::local::checkpoint::snapshot;
 use crate::store::local::dir::LockedDir;
+use crate::store::local::error::{HeadFault, OpenError};
+use crate::store::local::journal::open::Journal;
 use crate::store::local::journal::scan::{End, verify, verify_and_visit};
 use crate::store::local::journal::watermark::Watermark;
 use crate::store::local::journal::writer::Writer;
 use crate::store::local::journal::{ChainKey, Position};
+use crate::store::local::options::StoreOptions;
 use crate::store::local::table::checksums::ChecksumKey;
 use crate::store::local::table::defragment;
 use crate::store::local::table::{Table, TableError, guard};
-use crate::store::local::{HeadFault, OpenError, StoreOptions};
 use crate::store::record::{DecodeError, pb};
 use crate::util::parallel;
 
@@ -41,13 +43,6 @@ pub(in crate::store::local) struct Recovered {
     pub(in crate::store::local) checkpoint: Option<Checkpoint>,
     /// How often the table was rebuilt.
     pub(in crate::store::local) rebuilds: u64,
-}
-
-/// The journal, ready to append.
-pub(in crate::store::local) struct Journal {
-    pub(in crate::store::local) writer: Writer,
-    pub(in crate::store::local) key: ChainKey,
-    pub(in crate::store::local) position: Position,
 }
 
 /// How a view was loaded, which is complete then.

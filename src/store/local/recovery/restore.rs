@@ -21,13 +21,14 @@ use super::rebuild::rows_of;
 use crate::store::local::checkpoint::snapshot::{self, Contents, SnapshotError};
 use crate::store::local::dir::LockedDir;
 use crate::store::local::disk_space::DiskSpace;
+use crate::store::local::error::OpenError;
 use crate::store::local::journal::frame::FrameBuilder;
 use crate::store::local::journal::scan::{End, scan_between};
 use crate::store::local::journal::watermark::Watermark;
 use crate::store::local::journal::writer::{SpaceError, Writer};
 use crate::store::local::journal::{ChainKey, JournalError, Position};
+use crate::store::local::options::StoreOptions;
 use crate::store::local::table::checksums::ChecksumKey;
-use crate::store::local::{OpenError, StoreOptions};
 use crate::store::record::pb;
 use crate::util::files::{NewFile, create_private_dir};
 

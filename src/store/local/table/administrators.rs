@@ -7,7 +7,7 @@ use keyward_core::record::State;
 use super::Table;
 use super::secondary_index::ListScan;
 use crate::store::administrators::Administrators;
-use crate::store::local::committer::write_buffer::WriteBuffer;
+use crate::store::local::write_buffer::WriteBuffer;
 use crate::store::{KeyQuery, StoreError};
 
 /// Keys read at a time.

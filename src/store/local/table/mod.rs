@@ -16,15 +16,18 @@ pub(super) mod administrators;
 mod bloom;
 pub(super) mod checksums;
 pub(super) mod defragment;
+mod error;
+mod index_keys;
 mod intersection;
 mod list_turns;
+mod pre_images;
 pub(super) mod readers;
+mod row;
 pub(super) mod secondary_index;
 pub mod snapshot_scan;
 mod verify_scan;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -43,13 +46,17 @@ use sled::{Batch, Transactional, Tree};
 
 use self::bloom::{BloomFilter, NameHash};
 use self::checksums::{ChecksumKey, Checksums};
+pub use self::error::TableError;
+pub(super) use self::error::guard;
+use self::index_keys::{id_name, index_keys};
 use self::list_turns::ListTurns;
-use self::secondary_index::{id_name, index_keys};
-use self::snapshot_scan::SnapshotScans;
+use self::pre_images::SnapshotScans;
+pub use self::row::Row;
+use self::row::last_of_each;
 use crate::store::local::journal::{ChainKey, Position};
-use crate::store::record::{DecodeError, RecordKind, decode_key, decode_tenant};
+use crate::store::record::{RecordKind, decode_key, decode_tenant};
 use crate::store::{StoreError, TableStats};
-use crate::util::files::{create_private_dir, lock_with_retry, resource_limit, with_path};
+use crate::util::files::{create_private_dir, lock_with_retry, with_path};
 use crate::util::progress::Progress;
 
 /// sled's cache. The hot reads are served by the index.
@@ -89,11 +96,6 @@ struct Size {
     measured: Mutex<Instant>,
 }
 
-/// Runs a read of a table that may be damaged: sled panics on unexpected bytes.
-pub(super) fn guard<T>(read: impl FnOnce() -> Result<T, TableError>) -> Result<T, TableError> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or(Err(TableError::Unsound("sled panicked over it")))
-}
-
 /// sled syncs its file when the last handle is dropped, and panics if it cannot.
 struct Closing(Option<sled::Db>);
 
@@ -108,76 +110,10 @@ impl Drop for Closing {
     }
 }
 
-/// A record and its stored bytes.
-#[derive(Debug)]
-pub struct Row {
-    /// The record.
-    pub record: Record,
-    /// Its bytes.
-    pub bytes: Vec<u8>,
-}
-
-impl Row {
-    fn kind(&self) -> RecordKind {
-        match self.record {
-            Record::Key(_) => RecordKind::Key,
-            Record::Tenant(_) => RecordKind::Tenant,
-        }
-    }
-
-    /// Bytes of its name and its record.
-    fn size(&self) -> u64 {
-        (self.name().len() + self.bytes.len()) as u64
-    }
-
-    /// Its name in its tree.
-    fn name(&self) -> &[u8] {
-        match &self.record {
-            Record::Key(key) => key.secret.digest.as_bytes(),
-            Record::Tenant(tenant) => tenant.tenant.as_str().as_bytes(),
-        }
-    }
-}
-
 /// What is known about a table that was read completely.
 pub(super) struct Contents {
     bloom: BloomFilter,
     record_bytes: u64,
-}
-
-/// Why the table cannot be used. It is then rebuilt from the journal, unless the disk failed.
-#[derive(Debug, thiserror::Error)]
-pub enum TableError {
-    /// The disk failed or is full. This says nothing about the table.
-    #[error("{what}: {0}", what = resource_limit(.0).unwrap_or("the disk fails"))]
-    Disk(io::Error),
-    /// It does not match the journal.
-    #[error("{0}")]
-    Unsound(&'static str),
-    /// It cannot be read.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl From<sled::Error> for TableError {
-    fn from(error: sled::Error) -> Self {
-        match error {
-            sled::Error::Io(error) => Self::Disk(error),
-            other => Self::Store(other.into()),
-        }
-    }
-}
-
-impl From<DecodeError> for TableError {
-    fn from(error: DecodeError) -> Self {
-        Self::Store(error.into())
-    }
-}
-
-impl From<sled::Error> for StoreError {
-    fn from(error: sled::Error) -> Self {
-        Self::Engine(error.to_string())
-    }
 }
 
 impl Table {
@@ -519,12 +455,6 @@ impl Table {
 const APPLIED: &str = "applied";
 const LAYOUT: &str = "layout";
 const LAYOUT_VERSION: u8 = 2;
-
-/// The last row of each record: only that one is written in a transaction.
-fn last_of_each(rows: &[Row]) -> impl Iterator<Item = &Row> {
-    let last: HashMap<_, _> = rows.iter().enumerate().map(|(at, row)| ((row.kind(), row.name()), at)).collect();
-    rows.iter().enumerate().filter(move |(at, row)| last.get(&(row.kind(), row.name())) == Some(at)).map(|(_, row)| row)
-}
 
 /// The bytes of all files below a directory, as far as they can be read.
 fn bytes_below(dir: &Path) -> u64 {

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keyward_core::id::{KeyId, TenantId};
+use keyward_core::id::KeyId;
 use keyward_core::record::{KeyRecord, State};
 use sled::IVec;
 
 use super::Table;
+use super::index_keys::{joined, state_name};
 use super::intersection::{Candidate, Intersection, Union};
-use crate::store::local::committer::write_buffer::WriteBuffer;
+use crate::store::local::write_buffer::WriteBuffer;
 use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, KeyQuery, Page, PagePermit, StoreError};
 
 /// Every state that a key may have.
@@ -214,30 +215,4 @@ impl Candidates<'_> {
             Self::Intersected(all) => all.next(),
         }
     }
-}
-
-/// The key of an id in its tree.
-pub(super) fn id_name(tenant: &TenantId, key_id: &KeyId) -> Vec<u8> {
-    joined(&[tenant.as_str(), key_id.as_str()])
-}
-
-/// The secondary index entries of a key. Each contains the state, so that a list by state reads no others.
-pub(super) fn index_keys(key: &KeyRecord) -> impl Iterator<Item = Vec<u8>> + '_ {
-    let (tenant, id, state) = (key.tenant.as_str(), key.key_id.as_str(), state_name(key.policy.state));
-    let owner = (!key.owner.is_empty()).then(|| joined(&[tenant, "o", &key.owner, state, id]));
-    let labels = key.labels.iter().map(move |(name, value)| joined(&[tenant, "l", name, value, state, id]));
-    owner.into_iter().chain(labels).chain([joined(&[tenant, "s", state, id])])
-}
-
-fn state_name(state: State) -> &'static str {
-    match state {
-        State::Active => "active",
-        State::Disabled => "disabled",
-        State::Revoked => "revoked",
-    }
-}
-
-/// Joins parts with zero bytes. No part contains one: texts with zero bytes are refused at the edge.
-pub(in crate::store::local) fn joined(parts: &[&str]) -> Vec<u8> {
-    parts.join("\0").into_bytes()
 }

@@ -8,7 +8,6 @@
 //! Several scans may run at a time, each at its own position, without waiting for each other. They share the
 //! memory of a pre-image that both need.
 
-use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -21,90 +20,6 @@ use crate::store::record::RecordKind;
 
 /// Records in a batch. The table writer waits for one batch at most.
 const BATCH_RECORDS: usize = 512;
-/// Memory for one pre-image besides its bytes: name, map entry and allocator overhead.
-const ASIDE_RECORD_BYTES: u64 = 256;
-
-/// A record's kind and its key in its tree.
-type Place = (RecordKind, IVec);
-
-/// The scans in progress. The table holds this while it writes.
-#[derive(Debug, Default)]
-pub(in crate::store::local) struct SnapshotScans {
-    begun: u64,
-    open: Vec<PreImages>,
-}
-
-/// The pre-images for one scan.
-#[derive(Debug)]
-struct PreImages {
-    /// The number of the scan.
-    number: u64,
-    scanned_to: Option<Place>,
-    /// `None`: the record did not exist.
-    before: BTreeMap<Place, Option<IVec>>,
-    bytes: u64,
-    bytes_max: u64,
-    /// Cancelled when the pre-images exceed their bound. The scan is useless then.
-    overflowed: CancellationToken,
-}
-
-impl SnapshotScans {
-    /// Saves a record as it was before its first change since each scan began.
-    pub(in crate::store::local) fn keep(&mut self, kind: RecordKind, name: &[u8], before: Option<&IVec>) {
-        if !self.open.is_empty() {
-            let place = (kind, IVec::from(name));
-            self.open.iter_mut().for_each(|scan| scan.keep(&place, before));
-        }
-    }
-
-    /// Bytes of pre-images of all scans. Shared ones count twice.
-    pub(in crate::store::local) fn bytes(&self) -> u64 {
-        self.open.iter().map(|scan| scan.bytes).sum()
-    }
-
-    fn begin(&mut self, bytes_max: u64) -> (u64, CancellationToken) {
-        self.begun += 1;
-        let (number, overflowed) = (self.begun, CancellationToken::new());
-        let (before, told) = (BTreeMap::new(), overflowed.clone());
-        self.open.push(PreImages { number, scanned_to: None, before, bytes: 0, bytes_max, overflowed });
-        (number, told)
-    }
-
-    fn end(&mut self, number: u64) -> Option<PreImages> {
-        let at = self.open.iter().position(|scan| scan.number == number)?;
-        Some(self.open.swap_remove(at))
-    }
-}
-
-impl PreImages {
-    fn keep(&mut self, place: &Place, before: Option<&IVec>) {
-        let scanned_to = self.scanned_to.as_ref().is_some_and(|scanned_to| place <= scanned_to);
-        if scanned_to || self.overflowed.is_cancelled() || self.before.contains_key(place) {
-            return;
-        }
-        let bytes = cost_of(before);
-        if self.bytes + bytes > self.bytes_max {
-            // The scan's owner frees the pre-images: there may be many, and the writer must not wait for
-            // that.
-            self.overflowed.cancel();
-            return;
-        }
-        self.bytes += bytes;
-        self.before.insert(place.clone(), before.cloned());
-    }
-
-    /// The record as it was when the scan began, if it has changed since.
-    fn take(&mut self, place: &Place) -> Option<Option<IVec>> {
-        let before = self.before.remove(place)?;
-        self.bytes -= cost_of(before.as_ref());
-        Some(before)
-    }
-}
-
-/// The memory that a pre-image takes.
-fn cost_of(before: Option<&IVec>) -> u64 {
-    ASIDE_RECORD_BYTES + before.map_or(0, |bytes| bytes.len() as u64)
-}
 
 /// Why a scan failed.
 #[derive(Debug, thiserror::Error)]
@@ -229,6 +144,7 @@ mod tests {
     use zeroize::Zeroizing;
 
     use super::super::Row;
+    use super::super::pre_images::{SnapshotScans, cost_of};
     use super::*;
     use crate::store::local::journal::{ChainKey, Position};
     use crate::store::record::{encode_key, encode_tenant};

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use sled::Tree;
 
 use super::checksums::Checksum;
-use super::secondary_index::{id_name, index_keys};
+use super::index_keys::{id_name, index_keys};
 use super::{Table, TableError, guard};
 use crate::store::MaterializedView;
 use crate::store::record::{RecordKind, decode_key, decode_tenant};

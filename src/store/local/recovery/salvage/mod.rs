@@ -24,15 +24,16 @@ use self::sources::Sources;
 use crate::store::local::checkpoint::snapshot;
 use crate::store::local::dir::LockedDir;
 use crate::store::local::disk_space::DiskSpace;
+use crate::store::local::error::OpenError;
 use crate::store::local::journal::frame::FrameBuilder;
 use crate::store::local::journal::scan::End;
 use crate::store::local::journal::watermark::Watermark;
 use crate::store::local::journal::writer::{SpaceError, Writer};
 use crate::store::local::journal::{Chain, ChainKey, Position};
+use crate::store::local::options::StoreOptions;
 use crate::store::local::recovery::rebuild::{aside_of, rows_of};
 use crate::store::local::table::Row;
 use crate::store::local::table::checksums::{ChecksumKey, Checksums};
-use crate::store::local::{OpenError, StoreOptions};
 use crate::store::record::{RecordKind, pb};
 use crate::util::files::{NewFile, create_private_dir, sync_parent, with_path};
 

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 
-use crate::store::local::OpenError;
+use crate::store::local::error::OpenError;
 use crate::store::local::journal::frame::{ALIGNMENT_BYTES, Frame, SEGMENT_HEADER_BYTES, read_segment_header};
 use crate::store::local::journal::scan::{segment_numbers, segment_path};
 use crate::store::local::journal::{Chain, ChainKey, Position};

@@ -9,10 +9,10 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 
 use super::runs::Anchor;
-use crate::store::local::OpenError;
 use crate::store::local::checkpoint::index_checkpoint::{self, CheckpointKey};
 use crate::store::local::checkpoint::snapshot::{self, SnapshotError};
 use crate::store::local::dir::LockedDir;
+use crate::store::local::error::OpenError;
 use crate::store::local::journal::{ChainKey, Position};
 use crate::store::local::recovery::rebuild::aside_of;
 use crate::store::local::recovery::recover::read_table;

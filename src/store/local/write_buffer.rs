@@ -20,7 +20,7 @@ use parking_lot::RwLock;
 pub(in crate::store::local) struct WriteBuffer(RwLock<Maps>);
 
 #[derive(Debug, Default)]
-pub(super) struct Maps {
+pub(in crate::store::local) struct Maps {
     keys: HashMap<TenantId, BTreeMap<KeyId, Arc<KeyRecord>>>,
     digests: HashSet<Digest>,
     tenants: BTreeMap<TenantId, Arc<TenantRecord>>,

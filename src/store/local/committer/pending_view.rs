@@ -1,0 +1,125 @@
+//! The current records, as a commit of the group that is being made sees them.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use keyward_core::clock::UnixMillis;
+use keyward_core::digest::Digest;
+use keyward_core::event::Revision;
+use keyward_core::id::{KeyId, TenantId};
+use keyward_core::record::{KeyRecord, TenantRecord};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::store::administrators::{self, Administrators, Undo};
+use crate::store::bounds::{self, Bounds, NameKind, Pending};
+use crate::store::check::RecordReader;
+use crate::store::local::table::{Row, Table};
+use crate::store::local::write_buffer::{Maps, WriteBuffer};
+use crate::store::{CommitError, MaterializedView, StoreError};
+
+/// Cached keys of callers, so that authorizing a change needs no read of the table.
+const CALLERS_MAX: usize = 1_024;
+
+/// Current keys of some callers.
+pub(super) type Callers = HashMap<KeyId, Arc<KeyRecord>>;
+
+/// The current records: those of this group, else of the write buffer, else of the table.
+pub(super) struct PendingView<'a> {
+    pub(super) group: Maps,
+    pub(super) write_buffer: &'a WriteBuffer,
+    pub(super) table: &'a Table,
+    pub(super) callers: &'a mut Callers,
+    pub(super) names: &'a BoundedNames,
+    pub(super) administrators: &'a Mutex<Administrators>,
+    /// The changes of this group to the administrators.
+    pub(super) taken: Vec<Undo>,
+    pub(super) applied: &'a watch::Receiver<Revision>,
+}
+
+/// The bounds on names, and what they are checked against.
+pub(super) struct BoundedNames {
+    pub(super) bounds: Bounds,
+    pub(super) view: Arc<dyn MaterializedView>,
+    pub(super) pending: RefCell<Pending>,
+}
+
+impl PendingView<'_> {
+    /// Checks that a lasting administrator remains, and applies the rows.
+    pub(super) fn keep_administrator(&mut self, rows: &[Row], clock: UnixMillis) -> Result<(), CommitError> {
+        if !rows.iter().any(|row| administrators::is_relevant(&row.record)) {
+            return Ok(());
+        }
+        let mut administrators = self.administrators.lock();
+        administrators.check(rows.iter().map(|row| &row.record), clock)?;
+        self.taken.extend(rows.iter().filter_map(|row| administrators.apply(&row.record)));
+        administrators.warn_if_none(clock);
+        Ok(())
+    }
+}
+
+impl RecordReader for PendingView<'_> {
+    fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
+        let newer = self.group.key(tenant, key_id).or_else(|| self.write_buffer.key(tenant, key_id));
+        newer.map_or_else(|| self.table.key(tenant, key_id), |key| Ok(Some(key)))
+    }
+
+    fn has_digest(&self, digest: &Digest) -> Result<bool, StoreError> {
+        Ok(self.group.has_digest(digest) || self.write_buffer.has_digest(digest) || self.table.has_digest(digest)?)
+    }
+
+    /// A read of the table would wait for the current transaction, and delay the whole group.
+    fn is_current(&self, key: &KeyRecord) -> Result<bool, StoreError> {
+        let newer =
+            self.group.key(&key.tenant, &key.key_id).or_else(|| self.write_buffer.key(&key.tenant, &key.key_id));
+        let same = |there: &KeyRecord| there.revision == key.revision && there.secret.digest == key.secret.digest;
+        if let Some(newer) = newer {
+            return Ok(same(&newer));
+        }
+        // The write buffer was read first: what it has released counts as applied, so a view that is at least
+        // at `applied` knows it.
+        let applied = *self.applied.borrow();
+        if self.names.view.revision() >= applied
+            && let Some(revision) = self.names.view.revision_of(key)
+        {
+            return Ok(revision == key.revision);
+        }
+        Ok(self.table.key(&key.tenant, &key.key_id)?.is_some_and(|there| same(&there)))
+    }
+
+    fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {
+        Ok(self.group.tenant(tenant).or_else(|| self.write_buffer.tenant(tenant)))
+    }
+
+    fn caller(&mut self, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
+        let system = TenantId::system();
+        let newer = self.group.key(&system, key_id).or_else(|| self.callers.get(key_id).cloned());
+        if newer.is_some() {
+            return Ok(newer);
+        }
+        let found = self.key(&system, key_id)?;
+        if let Some(key) = &found {
+            if self.callers.len() == CALLERS_MAX {
+                self.callers.clear();
+            }
+            self.callers.insert(key_id.clone(), key.clone());
+        }
+        Ok(found)
+    }
+
+    fn admit(&self, revision: Revision, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
+        let BoundedNames { bounds, view, pending } = self.names;
+        let in_use = |kind: NameKind, asked: &[&str]| kind.in_use(&**view, &key.tenant, asked);
+        bounds::check(bounds, &pending.borrow(), before, key, in_use)?;
+        if in_use(NameKind::Owner, &[]).is_some() {
+            pending.borrow_mut().note(revision, before, key);
+        }
+        Ok(())
+    }
+
+    fn admit_tenant(&self) -> Result<(), CommitError> {
+        // The group's own tenants are not in the write buffer yet.
+        bounds::check_tenants(&self.names.bounds, self.write_buffer.tenant_count() + self.group.tenants())
+    }
+}
