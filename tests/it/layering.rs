@@ -58,6 +58,23 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 /// which works on what an engine keeps.
 const ENGINES: &[&str] = &["store::local", "store::memory"];
 
+/// For each room of the local engine, the rooms that it may name: none leads back. Its `mod.rs` puts them
+/// together and may name all.
+const LOCAL_MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("cached_stats", &[]),
+    ("checkpoint", &["cached_stats", "dir", "disk_space", "journal", "options", "table"]),
+    ("committer", &["checkpoint", "disk_space", "journal", "table", "write_buffer"]),
+    ("dir", &["disk_space", "error"]),
+    ("disk_probe", &["cached_stats", "disk_space"]),
+    ("disk_space", &[]),
+    ("error", &["journal", "table"]),
+    ("journal", &["disk_space"]),
+    ("options", &["disk_space"]),
+    ("recovery", &["checkpoint", "dir", "disk_space", "error", "journal", "options", "table"]),
+    ("table", &["disk_space", "journal", "write_buffer"]),
+    ("write_buffer", &[]),
+];
+
 /// Crates that only some modules may name.
 const CRATES: &[(&str, &[&str])] = &[
     ("sled", &["store"]),
@@ -137,6 +154,55 @@ fn every_module_names_only_what_lies_further_in() {
     }
     let ruled: BTreeSet<_> = MAY_IMPORT.iter().map(|(name, _)| (*name).to_owned()).collect();
     assert_eq!(modules, ruled, "every rule is about a module that is there");
+}
+
+#[test]
+fn rooms_of_the_local_engine_name_only_those_below_them() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/local");
+    let mut files = vec![];
+    sources(&root, &mut files);
+    let mut rooms = BTreeSet::new();
+    for file in files {
+        let relative = file.strip_prefix(&root).unwrap();
+        let room = relative.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
+        if ["mod", "tests", "fuzz_targets"].contains(&&*room) {
+            continue;
+        }
+        let text = fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let path = if relative.components().count() == 1 { "super::" } else { "crate::store::local::" };
+        let (_, allowed) =
+            LOCAL_MAY_IMPORT.iter().find(|(name, _)| *name == room).unwrap_or_else(|| panic!("{room} has no rule"));
+        for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            for (at, _) in line.match_indices(path) {
+                let name: String =
+                    line[at + path.len()..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                assert!(name == room || allowed.contains(&&*name), "{}: {room} may not name {name:?}", file.display());
+            }
+        }
+        assert!(room == "table" || !code.contains("sled::"), "{}: only the table names sled", file.display());
+        rooms.insert(room);
+    }
+    let ruled: BTreeSet<_> = LOCAL_MAY_IMPORT.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(rooms, ruled, "every rule is about a room that is there");
+    for (name, below) in LOCAL_MAY_IMPORT {
+        assert!(!leads_to(below, name), "the rules lead from {name} back to it");
+    }
+}
+
+/// Whether rooms lead to another one, by the rules.
+fn leads_to(rooms: &[&str], to: &str) -> bool {
+    let below = |room: &str| LOCAL_MAY_IMPORT.iter().find(|(name, _)| *name == room).map(|(_, below)| *below);
+    // A path without a cycle is no longer than there are rooms.
+    let mut reached: BTreeSet<&str> = rooms.iter().copied().collect();
+    for _ in LOCAL_MAY_IMPORT {
+        reached = reached
+            .iter()
+            .flat_map(|room| below(room).unwrap_or(&[]).iter().copied())
+            .chain(reached.iter().copied())
+            .collect();
+    }
+    reached.contains(to)
 }
 
 /// The wire counts by the handle it is given, and knows of no other metric.
