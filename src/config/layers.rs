@@ -17,63 +17,9 @@ use keyward_core::head::Head;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::table::{OFF, SETTINGS, defaults};
 use super::{Flags, Mistakes, Settings};
 use crate::server::addr::{Group, ListenAddr};
-
-/// The defaults of all settings, as TOML, but for those that depend on others or on the machine:
-/// `pepper_file`, `serving_threads` and `request_bytes_max`.
-const DEFAULTS: &str = r#"
-data_dir = "./data"
-listen = ["127.0.0.1:50051"]
-ops_listen = "127.0.0.1:9464"
-socket_mode = "0660"
-socket_group = ""
-allow_plaintext = false
-http2 = "own"
-reflection = true
-drain_delay = "0s"
-shutdown_deadline = "10s"
-journal_segment_bytes = 16777216
-journal_retention_bytes = 4294967296
-journal_retention_time = "1year"
-backup_time_max = "10m"
-backup_aside_bytes_max = 268435456
-tenants_max = 10000
-owners_per_tenant_max = 100000
-scopes_per_tenant_max = 10000
-stranger_request_bytes_max = 67108864
-expect_head = ""
-log_filter = "info"
-log_format = "text"
-"#;
-
-const NAMES: [&str; 25] = [
-    "data_dir",
-    "listen",
-    "ops_listen",
-    "pepper_file",
-    "socket_mode",
-    "socket_group",
-    "allow_plaintext",
-    "http2",
-    "reflection",
-    "serving_threads",
-    "drain_delay",
-    "shutdown_deadline",
-    "journal_segment_bytes",
-    "journal_retention_bytes",
-    "journal_retention_time",
-    "backup_time_max",
-    "backup_aside_bytes_max",
-    "tenants_max",
-    "owners_per_tenant_max",
-    "scopes_per_tenant_max",
-    "stranger_request_bytes_max",
-    "request_bytes_max",
-    "expect_head",
-    "log_filter",
-    "log_format",
-];
 
 const ENV_PREFIX: &str = "KEYWARD_";
 /// The environment, as mistakes and listings name it.
@@ -86,9 +32,6 @@ const SERVING_THREADS_MAX: usize = 256;
 
 /// The smallest limit of bytes held for requests under way.
 const REQUEST_BYTES_MIN: u64 = 1024 * 1024;
-
-/// The value of an address that is not listened on.
-const OFF: &str = "off";
 
 pub(super) struct Layers {
     figment: Figment,
@@ -113,7 +56,7 @@ enum NumberOrText {
 
 impl Layers {
     pub(super) fn read(flags: &Flags, file: Option<PathBuf>) -> Self {
-        let mut layers = Self { figment: Figment::from(Toml::string(DEFAULTS)), mistakes: vec![] };
+        let mut layers = Self { figment: Figment::from(Toml::string(&defaults())), mistakes: vec![] };
         if let Some(path) = file {
             match fs::read_to_string(&path) {
                 Ok(text) => layers.add(&format!("in {}", path.display()), &Toml::string(&text)),
@@ -303,36 +246,7 @@ impl Layers {
 
     /// Every setting with its value as TOML and its source.
     pub(super) fn listing(&self, settings: &Settings) -> Vec<(&'static str, String, String)> {
-        let quoted = |text: &dyn std::fmt::Display| toml_text(&text.to_string());
-        let listen: Vec<_> = settings.listen.iter().map(|addr| quoted(addr)).collect();
-        let values = [
-            quoted(&settings.data_dir.display()),
-            format!("[{}]", listen.join(", ")),
-            settings.ops_listen.as_ref().map_or_else(|| quoted(&OFF), |addr| quoted(addr)),
-            quoted(&settings.pepper_file.display()),
-            format!("\"{:04o}\"", settings.sockets.mode),
-            settings.sockets.group.as_ref().map_or_else(|| quoted(&""), |group| quoted(group)),
-            settings.allow_plaintext.to_string(),
-            format!("\"{:?}\"", settings.http2).to_lowercase(),
-            settings.reflection.to_string(),
-            settings.serving_threads.to_string(),
-            quoted(&humantime::format_duration(settings.drain_delay)),
-            quoted(&humantime::format_duration(settings.shutdown_deadline)),
-            settings.journal_segment_bytes.to_string(),
-            settings.journal_retention_bytes.to_string(),
-            quoted(&humantime::format_duration(settings.journal_retention_time)),
-            quoted(&humantime::format_duration(settings.backup_time_max)),
-            settings.backup_aside_bytes_max.to_string(),
-            settings.tenants_max.to_string(),
-            settings.owners_per_tenant_max.to_string(),
-            settings.scopes_per_tenant_max.to_string(),
-            settings.stranger_request_bytes_max.to_string(),
-            settings.request_bytes_max.to_string(),
-            settings.expect_head.as_ref().map_or_else(|| quoted(&""), |head| quoted(head)),
-            quoted(&settings.log_filter),
-            format!("\"{:?}\"", settings.log_format).to_lowercase(),
-        ];
-        NAMES.into_iter().zip(values).map(|(name, value)| (name, value, self.source(name))).collect()
+        SETTINGS.iter().map(|setting| (setting.name, (setting.listed)(settings), self.source(setting.name))).collect()
     }
 
     pub(super) fn finish<T>(self, read: Option<T>) -> Result<T, Mistakes> {
@@ -347,7 +261,7 @@ impl Layers {
         match layer.data() {
             Ok(data) => {
                 let names = data.values().flat_map(BTreeMap::keys);
-                for name in names.filter(|name| !NAMES.contains(&name.as_str())) {
+                for name in names.filter(|name| !SETTINGS.iter().any(|setting| setting.name == **name)) {
                     let name = if place == ENVIRONMENT { variable(name) } else { name.clone() };
                     self.mistakes.push(format!("{name} ({place}): is not a setting"));
                 }
@@ -378,22 +292,6 @@ impl Provider for Layer {
     fn data(&self) -> Result<figment::value::Map<Profile, Dict>, figment::Error> {
         Ok(self.data.clone())
     }
-}
-
-/// A text as TOML. Characters that a terminal does not show are escaped.
-fn toml_text(text: &str) -> String {
-    let mut toml = String::from('"');
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => toml.extend(['\\', c]),
-            '\'' => toml.push(c),
-            // `escape_debug` knows which characters are shown, but its escapes are Rust's.
-            _ if c.escape_debug().len() == 1 => toml.push(c),
-            _ => toml.push_str(&format!("\\U{:08X}", u32::from(c))),
-        }
-    }
-    toml.push('"');
-    toml
 }
 
 /// The name of a setting's variable.
@@ -444,19 +342,4 @@ fn is_service_link(name: &str, value: &str) -> bool {
             && ["PROTO", "PORT", "ADDR"].contains(&what)
     });
     name.ends_with("_SERVICE_HOST") || is_port || is_part || name.ends_with("_PORT") && is_link
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn any_text_is_listed_as_toml() {
-        let shown = "/data 'of' \u{e9}\u{4e2d}";
-        assert_eq!(toml_text(shown), format!("\"{shown}\""));
-        for text in ["", "a\"b\\c\\u0041", "\0\t\n\u{7f}\u{85}", "\u{200b}\u{202e}\u{301}\u{e0001}", shown] {
-            let read = Figment::from(Toml::string(&format!("text = {}", toml_text(text))));
-            assert_eq!(read.extract_inner::<String>("text").as_deref(), Ok(text), "{}", toml_text(text));
-        }
-    }
 }

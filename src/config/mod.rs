@@ -4,6 +4,7 @@
 //! settings; the paths of their files are.
 
 mod layers;
+mod table;
 
 use std::fmt;
 use std::path::PathBuf;
