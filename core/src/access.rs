@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use crate::clock::{Now, UnixMillis};
 use crate::decision::{AccessRequest, DenyReason, Policy, decide};
 use crate::digest::Digest;
+use crate::enumerate;
 use crate::id::{ActorId, InvalidName, KeyId, TenantId};
 use crate::record::KeyRecord;
 use crate::scope::Scope;
@@ -43,23 +44,25 @@ pub fn check_scope(tenant: &TenantId, scope: &Scope) -> Result<(), InvalidName> 
     if scope.as_str().starts_with("keyward.") { Err(ROLE_ELSEWHERE_RULE) } else { Ok(()) }
 }
 
-/// What a caller may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Everything.
-    Admin,
-    /// Changes the state of keys.
-    Operator,
-    /// Creates and updates keys.
-    Issuer,
-    /// Reads keys and tenants.
-    Viewer,
-    /// Reads keys and tenants, and the head of the log if the role is plain.
-    Auditor,
-    /// Makes backups of all tenants, and nothing else. It is never narrowed.
-    Backup,
-    /// Verifies secrets, and nothing else.
-    Verifier,
+enumerate! {
+    /// What a caller may do.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub enum Role {
+        /// Everything.
+        Admin,
+        /// Changes the state of keys.
+        Operator,
+        /// Creates and updates keys.
+        Issuer,
+        /// Reads keys and tenants.
+        Viewer,
+        /// Reads keys and tenants, and the head of the log if the role is plain.
+        Auditor,
+        /// Makes backups of all tenants, and nothing else. It is never narrowed.
+        Backup,
+        /// Verifies secrets, and nothing else.
+        Verifier,
+    }
 }
 
 /// What a call does.
@@ -82,10 +85,6 @@ pub enum Action {
 }
 
 impl Role {
-    /// Every role.
-    pub const ALL: [Self; 7] =
-        [Self::Admin, Self::Operator, Self::Issuer, Self::Viewer, Self::Auditor, Self::Backup, Self::Verifier];
-
     /// The role as a scope.
     #[must_use]
     pub fn scope(self) -> &'static str {

@@ -22,3 +22,4 @@ pub mod narrowing;
 pub mod record;
 pub mod scope;
 pub mod secret;
+mod variants;

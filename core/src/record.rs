@@ -6,6 +6,7 @@ use ipnet::IpNet;
 
 use crate::clock::UnixMillis;
 use crate::digest::{Digest, PepperId};
+use crate::enumerate;
 use crate::event::Revision;
 use crate::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
 use crate::scope::Scope;
@@ -75,15 +76,29 @@ pub struct KeyPolicy {
     pub expire_time: Option<UnixMillis>,
 }
 
-/// The state of a key. Expiry is a time, not a state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum State {
-    /// It works.
-    Active,
-    /// It is refused until it is enabled.
-    Disabled,
-    /// It is refused for ever.
-    Revoked,
+enumerate! {
+    /// The state of a key. Expiry is a time, not a state.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub enum State {
+        /// It works.
+        Active,
+        /// It is refused until it is enabled.
+        Disabled,
+        /// It is refused for ever.
+        Revoked,
+    }
+}
+
+impl State {
+    /// As metrics and the table's secondary index spell it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Disabled => "disabled",
+            Self::Revoked => "revoked",
+        }
+    }
 }
 
 /// The time and the author of a change.

@@ -48,10 +48,10 @@ pub(super) fn new_metrics(
         let opened = opened.clone();
         Box::new(move || of(opened.get()?.stats()))
     };
-    let states = STATES.map(|(name, state)| {
+    let states = State::ALL.map(|state| {
         let index = index.clone();
         let value: ValueFn = Box::new(move || index.len_in(state) as u64);
-        (name, value)
+        (state.name(), value)
     });
     let phases = PHASES.map(|name| {
         let (phase, opened) = (phase.subscribe(), opened.clone());
@@ -95,10 +95,6 @@ pub(super) fn new_metrics(
     };
     Metrics::new(guarded().map(|(path, _)| path), fast_path::PATHS, sources)
 }
-
-/// The states of keys, and their labels.
-const STATES: [(&str, State); 3] =
-    [("active", State::Active), ("disabled", State::Disabled), ("revoked", State::Revoked)];
 
 /// The labels of a server's phases.
 const PHASES: [&str; 5] = ["loading", "checking", "serving", "draining", "stopping"];

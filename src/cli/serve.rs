@@ -15,9 +15,6 @@ use crate::util::system::{
     SystemClock, SystemEntropy, check_clock, check_files, check_threads, lower_priority, server_threads, set_limits,
 };
 
-/// The signals that a server handles.
-const SIGNALS: [Caught; 5] = [Caught::Terminate, Caught::Interrupt, Caught::Hangup, Caught::User1, Caught::User2];
-
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
     #[command(flatten)]
@@ -55,7 +52,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
     }
     let runtime = runtime.enable_all().build()?;
     let ended = runtime.block_on(async {
-        let signals = Signals::listen(&SIGNALS)?;
+        let signals = Signals::listen(&Caught::ALL)?;
         let (stop, first) = (Stop::default(), Cell::new(None));
         let obeying = obey(signals, &stop, &first, || reread_log_filter(&log, Settings::load(&flags, file.clone())));
         Ok::<_, Box<dyn Error>>(tokio::select! {

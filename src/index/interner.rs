@@ -10,28 +10,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use hashbrown::{Equivalent, HashTable};
+use keyward_core::enumerate;
 use keyward_core::id::{Environment, TenantId};
 use keyward_core::scope::Scope;
 use parking_lot::Mutex;
 
 use super::usage_counts::UsageCounts;
 
-/// The kinds of names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NameKind {
-    /// Tenants.
-    Tenant,
-    /// Owners of keys, per tenant.
-    Owner,
-    /// Environments.
-    Environment,
-    /// Scopes of keys, per tenant.
-    Scope,
-}
-
-impl NameKind {
-    /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Tenant, Self::Owner, Self::Environment, Self::Scope];
+enumerate! {
+    /// The kinds of names.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum NameKind {
+        /// Tenants.
+        Tenant,
+        /// Owners of keys, per tenant.
+        Owner,
+        /// Environments.
+        Environment,
+        /// Scopes of keys, per tenant.
+        Scope,
+    }
 }
 
 /// One generation of interned names. Tenants and owners are values of their own, so that a property of one is

@@ -2,47 +2,38 @@
 
 use std::array;
 
+use keyward_core::enumerate;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
-/// Why a call takes the slow path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SlowPathReason {
-    /// The index is being loaded.
-    Starting,
-    /// The call is logged, because the log's filter asks for a sample of calls.
-    LogLevel,
-    /// The head has another method or content type than usual, a compressed message, or a malformed
-    /// `grpc-timeout`.
-    Head,
-    /// The caller has no credential, one that is refused or has just changed, or no role for the call.
-    Caller,
-    /// The peer reads too slowly: too many bytes of earlier replies wait for it.
-    PeerReadsSlowly,
-    /// The request is longer than what is buffered for one call, or for all calls of its connection.
-    LongRequest,
-    /// The request asks for `explain`.
-    Explain,
-    /// The index has not reached `min_revision` yet.
-    MinRevision,
-    /// A field breaks its rule, or the message has an unusual encoding.
-    Message,
+enumerate! {
+    /// Why a call takes the slow path.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum SlowPathReason {
+        /// The index is being loaded.
+        Starting,
+        /// The call is logged, because the log's filter asks for a sample of calls.
+        LogLevel,
+        /// The head has another method or content type than usual, a compressed message, or a malformed
+        /// `grpc-timeout`.
+        Head,
+        /// The caller has no credential, one that is refused or has just changed, or no role for the call.
+        Caller,
+        /// The peer reads too slowly: too many bytes of earlier replies wait for it.
+        PeerReadsSlowly,
+        /// The request is longer than what is buffered for one call, or for all calls of its connection.
+        LongRequest,
+        /// The request asks for `explain`.
+        Explain,
+        /// The index has not reached `min_revision` yet.
+        MinRevision,
+        /// A field breaks its rule, or the message has an unusual encoding.
+        Message,
+    }
 }
 
 impl SlowPathReason {
-    const ALL: [Self; 9] = [
-        Self::Starting,
-        Self::LogLevel,
-        Self::Head,
-        Self::Caller,
-        Self::PeerReadsSlowly,
-        Self::LongRequest,
-        Self::Explain,
-        Self::MinRevision,
-        Self::Message,
-    ];
-
     fn label(self) -> &'static str {
         match self {
             Self::Starting => "STARTING",

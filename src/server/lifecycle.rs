@@ -7,6 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use keyward_core::enumerate;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
@@ -113,19 +114,21 @@ impl Stop {
     }
 }
 
-/// A signal that the process handles.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Caught {
-    /// SIGTERM.
-    Terminate,
-    /// SIGINT, as sent by ctrl-c.
-    Interrupt,
-    /// SIGHUP.
-    Hangup,
-    /// SIGUSR1.
-    User1,
-    /// SIGUSR2.
-    User2,
+enumerate! {
+    /// A signal that the process handles.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Caught {
+        /// SIGTERM.
+        Terminate,
+        /// SIGINT, as sent by ctrl-c.
+        Interrupt,
+        /// SIGHUP.
+        Hangup,
+        /// SIGUSR1.
+        User1,
+        /// SIGUSR2.
+        User2,
+    }
 }
 
 impl Caught {

@@ -11,6 +11,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 
+use keyward_core::enumerate;
 use keyward_core::event::Revision;
 use keyward_core::id::TenantId;
 use keyward_core::record::KeyRecord;
@@ -85,16 +86,16 @@ pub struct InUse {
     pub missing: Vec<usize>,
 }
 
-/// The kinds of names that are bounded for each tenant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum NameKind {
-    Owner,
-    Scope,
+enumerate! {
+    /// The kinds of names that are bounded for each tenant.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub(super) enum NameKind {
+        Owner,
+        Scope,
+    }
 }
 
 impl NameKind {
-    pub(super) const ALL: [Self; 2] = [Self::Owner, Self::Scope];
-
     /// Asks a view about names of this kind.
     pub(super) fn in_use(self, view: &dyn MaterializedView, tenant: &TenantId, asked: &[&str]) -> Option<InUse> {
         match self {

@@ -172,8 +172,8 @@ pub(in crate::store::local) fn warn_of_restore(
 #[derive(Debug)]
 struct RecordStats {
     latest: AtomicI64,
-    /// Active, disabled and revoked.
-    keys: [AtomicU64; 3],
+    /// In the order of [`State::ALL`].
+    keys: [AtomicU64; State::ALL.len()],
 }
 
 impl Default for RecordStats {
@@ -187,12 +187,7 @@ impl MaterializedView for RecordStats {
         for record in records {
             self.advance_time(record.time());
             if let Record::Key(key) = record {
-                let nth = match key.policy.state {
-                    State::Active => 0,
-                    State::Disabled => 1,
-                    State::Revoked => 2,
-                };
-                self.keys[nth].fetch_add(1, Ordering::Relaxed);
+                self.keys[key.policy.state as usize].fetch_add(1, Ordering::Relaxed);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The names of entries in the table's trees of ids and facets.
 
 use keyward_core::id::{KeyId, TenantId};
-use keyward_core::record::{KeyRecord, State};
+use keyward_core::record::KeyRecord;
 
 /// The key of an id in its tree.
 pub(super) fn id_name(tenant: &TenantId, key_id: &KeyId) -> Vec<u8> {
@@ -10,19 +10,10 @@ pub(super) fn id_name(tenant: &TenantId, key_id: &KeyId) -> Vec<u8> {
 
 /// The secondary index entries of a key. Each contains the state, so that a list by state reads no others.
 pub(super) fn index_keys(key: &KeyRecord) -> impl Iterator<Item = Vec<u8>> + '_ {
-    let (tenant, id, state) = (key.tenant.as_str(), key.key_id.as_str(), state_name(key.policy.state));
+    let (tenant, id, state) = (key.tenant.as_str(), key.key_id.as_str(), key.policy.state.name());
     let owner = (!key.owner.is_empty()).then(|| joined(&[tenant, "o", &key.owner, state, id]));
     let labels = key.labels.iter().map(move |(name, value)| joined(&[tenant, "l", name, value, state, id]));
     owner.into_iter().chain(labels).chain([joined(&[tenant, "s", state, id])])
-}
-
-/// A state as the secondary index spells it.
-pub(super) fn state_name(state: State) -> &'static str {
-    match state {
-        State::Active => "active",
-        State::Disabled => "disabled",
-        State::Revoked => "revoked",
-    }
 }
 
 /// Joins parts with zero bytes. No part contains one: texts with zero bytes are refused at the edge.

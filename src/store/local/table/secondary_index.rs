@@ -9,13 +9,10 @@ use keyward_core::record::{KeyRecord, State};
 use sled::IVec;
 
 use super::Table;
-use super::index_keys::{joined, state_name};
+use super::index_keys::joined;
 use super::intersection::{Candidate, Intersection, Union};
 use crate::store::local::write_buffer::WriteBuffer;
 use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, KeyQuery, Page, PagePermit, StoreError};
-
-/// Every state that a key may have.
-const STATES: [State; 3] = [State::Active, State::Disabled, State::Revoked];
 
 /// About how long one slice of a list takes. Then another caller's list has its turn.
 const SLICE_TIME: Duration = Duration::from_millis(10);
@@ -178,9 +175,9 @@ impl Table {
             return Candidates::Named(Vec::from(named).into_iter());
         }
         let query = &scan.query;
-        let states = if query.states.is_empty() { &STATES[..] } else { &query.states };
+        let states = if query.states.is_empty() { &State::ALL[..] } else { &query.states };
         let union = |facet: &dyn Fn(&'static str) -> Vec<u8>| {
-            Union::new(self.facets(), states.iter().map(|state| facet(state_name(*state))))
+            Union::new(self.facets(), states.iter().map(|state| facet(state.name())))
         };
         let tenant = query.tenant.as_str();
         let owner = query.owner.iter().map(|owner| union(&|state| joined(&[tenant, "o", owner, state, ""])));
@@ -188,7 +185,7 @@ impl Table {
         let labels = labels.map(|(name, value)| union(&|state| joined(&[tenant, "l", name, value, state, ""])));
         let mut unions: Vec<_> = owner.chain(labels).collect();
         if unions.is_empty() {
-            unions.push(if states.len() < STATES.len() {
+            unions.push(if states.len() < State::ALL.len() {
                 union(&|state| joined(&[tenant, "s", state, ""]))
             } else {
                 Union::new(self.ids(), [joined(&[tenant, ""])])
