@@ -204,19 +204,13 @@ pub fn decide(key: &impl Policy, request: &AccessRequest<'_>, now: Now) -> Resul
 mod tests {
     use super::*;
     use crate::scope::Scope;
+    use crate::testing::key_policy;
 
     const NOW: UnixMillis = UnixMillis(1_000_000);
 
     fn key() -> KeyPolicy {
-        KeyPolicy {
-            environment: Environment::live(),
-            state: State::Active,
-            scopes: vec![Scope::parse("orders.*").unwrap(), Scope::parse("users.read").unwrap()],
-            audiences: vec![],
-            allowed_cidrs: vec![],
-            not_before: None,
-            expire_time: None,
-        }
+        let scopes = vec![Scope::parse("orders.*").unwrap(), Scope::parse("users.read").unwrap()];
+        KeyPolicy { scopes, ..key_policy() }
     }
 
     #[test]

@@ -165,11 +165,11 @@ pub(crate) fn is_word(bytes: &[u8], extra: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::secret::tests::Seeded;
+    use crate::testing::SeededEntropy;
 
     #[test]
     fn generated_ids_are_valid_and_sort_by_time() {
-        let entropy = Seeded::new(1);
+        let entropy = SeededEntropy::new(1);
         let ids: Vec<_> = (0..100).map(|ms| KeyId::generate(UnixMillis(1_700_000_000_000 + ms), &entropy)).collect();
         let ids: Vec<_> = ids.into_iter().map(Result::unwrap).collect();
         assert!(ids.is_sorted());

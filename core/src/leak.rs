@@ -159,11 +159,11 @@ mod tests {
     use super::*;
     use crate::id::{Environment, SecretPrefix};
     use crate::secret::IssuedSecret;
-    use crate::secret::tests::Seeded;
+    use crate::testing::SeededEntropy;
 
     fn secret(seed: u64, prefix: &str, environment: &str) -> String {
         let (prefix, environment) = (SecretPrefix::parse(prefix).unwrap(), Environment::parse(environment).unwrap());
-        IssuedSecret::generate(&prefix, &environment, &Seeded::new(seed)).unwrap().reveal().to_string()
+        IssuedSecret::generate(&prefix, &environment, &SeededEntropy::new(seed)).unwrap().reveal().to_string()
     }
 
     /// Ways to write a character so that it is still read as the same.

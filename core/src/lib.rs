@@ -4,7 +4,8 @@
 //! parameters ([`clock::Clock`], [`entropy::Entropy`]).
 //!
 //! Reading order: [`limits`], [`id`], [`secret`], [`leak`], [`digest`], [`scope`], [`address`], [`record`],
-//! [`decision`], [`narrowing`], [`access`], [`administrators`], [`event`], [`head`].
+//! [`decision`], [`narrowing`], [`access`], [`administrators`], [`event`], [`head`]. Tests of all packages take
+//! their records and their randomness from `testing`.
 
 pub mod access;
 pub mod address;
@@ -22,4 +23,6 @@ pub mod narrowing;
 pub mod record;
 pub mod scope;
 pub mod secret;
+#[cfg(any(test, feature = "test-util"))]
+pub mod testing;
 mod variants;

@@ -49,7 +49,6 @@ fn end(expire_time: Option<UnixMillis>) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::net::IpAddr;
 
     use ipnet::IpNet;
@@ -59,11 +58,12 @@ mod tests {
     use super::*;
     use crate::clock::Now;
     use crate::decision::{AccessRequest, decide};
-    use crate::digest::{Digest, PepperId};
+    use crate::digest::Digest;
     use crate::event::Revision;
-    use crate::id::{ActorId, Environment, KeyId, TenantId};
-    use crate::record::{AuditStamp, StoredSecret};
+    use crate::id::Environment;
+    use crate::record::StoredSecret;
     use crate::scope::Scope;
+    use crate::testing::{key_policy, key_record};
 
     const SCOPES: [&str; 6] = ["a", "a.*", "a.b", "a.b.*", "a.b.c", "b"];
     const REQUIRED: [&str; 6] = ["a", "a.b", "a.b.c", "a.x", "b", "c"];
@@ -73,28 +73,7 @@ mod tests {
     const TIMES: std::ops::Range<i64> = 0..6;
 
     fn key(policy: KeyPolicy) -> KeyRecord {
-        let stamp = AuditStamp { time: UnixMillis(1), actor: ActorId::keyward() };
-        KeyRecord {
-            key_id: KeyId::parse("key").unwrap(),
-            tenant: TenantId::default_tenant(),
-            secret: StoredSecret {
-                version: 1,
-                digest: Digest::from_bytes([1; 32]),
-                pepper: PepperId(1),
-                hint: String::new(),
-            },
-            display_name: String::new(),
-            description: String::new(),
-            owner: String::new(),
-            state_reason: String::new(),
-            state_changed: None,
-            policy,
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            created: stamp.clone(),
-            updated: stamp,
-            revision: Revision(1),
-        }
+        KeyRecord { policy, ..key_record(1) }
     }
 
     fn some<T: Clone + std::fmt::Debug + 'static>(of: Vec<T>) -> impl Strategy<Value = Vec<T>> {
@@ -203,13 +182,10 @@ mod tests {
     #[test]
     fn each_part_alone_is_enough() {
         let before = KeyPolicy {
-            environment: Environment::live(),
-            state: State::Active,
             scopes: vec![Scope::parse("a.*").unwrap()],
-            audiences: vec![],
             allowed_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
-            not_before: None,
             expire_time: Some(UnixMillis(10)),
+            ..key_policy()
         };
         let parts: [fn(&mut KeyPolicy); 8] = [
             |after| after.environment = Environment::parse("test").unwrap(),
@@ -230,15 +206,7 @@ mod tests {
 
     #[test]
     fn a_disabled_key_loses_nothing_more_until_it_is_revoked() {
-        let bare = |state| KeyPolicy {
-            environment: Environment::live(),
-            state,
-            scopes: vec![],
-            audiences: vec![],
-            allowed_cidrs: vec![],
-            not_before: None,
-            expire_time: None,
-        };
+        let bare = |state| KeyPolicy { state, ..key_policy() };
         let scoped = KeyPolicy { scopes: vec![Scope::parse("a").unwrap()], ..bare(State::Disabled) };
         assert!(!narrows(&key(scoped), &key(bare(State::Disabled))));
         assert!(narrows(&key(bare(State::Disabled)), &key(bare(State::Revoked))));
@@ -247,16 +215,7 @@ mod tests {
 
     #[test]
     fn another_secret_narrows() {
-        let policy = KeyPolicy {
-            environment: Environment::live(),
-            state: State::Active,
-            scopes: vec![],
-            audiences: vec![],
-            allowed_cidrs: vec![],
-            not_before: None,
-            expire_time: None,
-        };
-        let before = key(policy);
+        let before = key_record(1);
         let secret = StoredSecret { digest: Digest::from_bytes([2; 32]), ..before.secret.clone() };
         assert!(narrows(&before, &KeyRecord { secret, ..before.clone() }));
     }

@@ -159,40 +159,15 @@ fn push_digits(text: &mut String, number: &mut [u8; RANDOM_BYTES]) {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
+    use crate::testing::{FixedEntropy, SeededEntropy};
     use proptest::prelude::*;
     use static_assertions::assert_not_impl_any;
     use std::fmt::{Debug, Display};
-    use std::sync::Mutex;
 
     assert_not_impl_any!(IssuedSecret: Clone, Copy, Debug, Display, PartialEq);
     assert_not_impl_any!(PresentedSecret<'static>: Clone, Copy, Debug, Display, PartialEq);
-
-    /// blake3 as a stream of bytes from a seed.
-    pub(crate) struct Seeded(Mutex<blake3::OutputReader>);
-
-    impl Seeded {
-        pub(crate) fn new(seed: u64) -> Self {
-            Self(Mutex::new(blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof()))
-        }
-    }
-
-    impl Entropy for Seeded {
-        fn fill(&self, bytes: &mut [u8]) -> Result<(), EntropyError> {
-            self.0.lock().unwrap().fill(bytes);
-            Ok(())
-        }
-    }
-
-    struct Fixed(u8);
-
-    impl Entropy for Fixed {
-        fn fill(&self, bytes: &mut [u8]) -> Result<(), EntropyError> {
-            bytes.fill(self.0);
-            Ok(())
-        }
-    }
 
     fn issue(entropy: &dyn Entropy) -> String {
         let secret = IssuedSecret::generate(&SecretPrefix::kw(), &Environment::live(), entropy);
@@ -201,7 +176,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_largest_number_is_the_bound_of_the_grammar() {
-        let text = issue(&Fixed(0xff));
+        let text = issue(&FixedEntropy([0xff; 32]));
         assert_eq!(text.as_bytes()[8..8 + RANDOM_DIGITS], *RANDOM_DIGITS_MAX);
         assert!(PresentedSecret::parse(&text).is_ok());
     }
@@ -228,7 +203,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_hint_shows_four_characters_of_the_secret() {
-        let secret = IssuedSecret::generate(&SecretPrefix::kw(), &Environment::live(), &Seeded::new(7)).unwrap();
+        let secret = IssuedSecret::generate(&SecretPrefix::kw(), &Environment::live(), &SeededEntropy::new(7)).unwrap();
         let hint = secret.hint();
         let text = secret.reveal();
         assert_eq!(hint, format!("kw_live_…{}", &text[text.len() - 4..]));
@@ -239,14 +214,14 @@ pub(crate) mod tests {
         fn what_is_issued_is_read_back(seed: u64, prefix in "[a-z][a-z0-9]{0,19}", env in "[a-z][a-z0-9]{0,15}") {
             let prefix = SecretPrefix::parse(&prefix).unwrap();
             let env = Environment::parse(&env).unwrap();
-            let text = IssuedSecret::generate(&prefix, &env, &Seeded::new(seed)).unwrap().reveal();
+            let text = IssuedSecret::generate(&prefix, &env, &SeededEntropy::new(seed)).unwrap().reveal();
             prop_assert!(text.len() <= SECRET_BYTES_MAX);
             prop_assert!(PresentedSecret::parse(&text).is_ok());
         }
 
         #[test]
         fn any_changed_character_is_noticed(seed: u64, at in 0..57_usize, to in "[ -~]") {
-            let text = issue(&Seeded::new(seed));
+            let text = issue(&SeededEntropy::new(seed));
             let mut changed = text.clone();
             changed.replace_range(at..=at, &to);
             prop_assume!(changed != text);
@@ -260,7 +235,7 @@ pub(crate) mod tests {
 
         #[test]
         fn a_secret_with_anything_around_it_is_refused(seed: u64, extra in "[ -~]{1,8}") {
-            let text = issue(&Seeded::new(seed));
+            let text = issue(&SeededEntropy::new(seed));
             let (after, before) = (format!("{text}{extra}"), format!("{extra}{text}"));
             prop_assert!(PresentedSecret::parse(&after).is_err());
             prop_assert!(PresentedSecret::parse(&before).is_err());

@@ -3,22 +3,12 @@
 #![no_main]
 
 use crc::{CRC_32_ISO_HDLC, Crc};
-use keyward_core::entropy::{Entropy, EntropyError};
 use keyward_core::id::{Environment, SecretPrefix};
 use keyward_core::leak::holds_secret;
 use keyward_core::secret::{IssuedSecret, PresentedSecret};
+use keyward_core::testing::FixedEntropy;
 
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-
-/// Random bytes from the input.
-struct Given([u8; 32]);
-
-impl Entropy for Given {
-    fn fill(&self, bytes: &mut [u8]) -> Result<(), EntropyError> {
-        bytes.copy_from_slice(&self.0[..bytes.len()]);
-        Ok(())
-    }
-}
 
 /// The number of base62 digits, as big-endian bytes. `None`: a digit is wrong, or it is 2^(8 * N) or more.
 fn number<const N: usize>(digits: &str) -> Option<[u8; N]> {
@@ -69,7 +59,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let mut words = text.splitn(3, '_');
     let (prefix, environment) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let (Ok(prefix), Ok(environment)) = (SecretPrefix::parse(prefix), Environment::parse(environment)) else { return };
-    let random = Given(*blake3::hash(data).as_bytes());
+    let random = FixedEntropy(*blake3::hash(data).as_bytes());
     let Ok(issued) = IssuedSecret::generate(&prefix, &environment, &random) else { panic!("nothing is issued") };
     let issued = issued.reveal();
     assert!(PresentedSecret::parse(&issued).is_ok() && is_secret(&issued).is_some(), "{:?}", &*issued);

@@ -75,9 +75,9 @@ mod tests {
     use std::sync::Arc;
 
     use keyward_core::digest::{Pepper, PepperRing};
-    use keyward_core::entropy::{Entropy, EntropyError};
     use keyward_core::id::{Environment, SecretPrefix};
     use keyward_core::secret::IssuedSecret;
+    use keyward_core::testing::FixedEntropy;
     use proptest::collection::vec;
     use proptest::prelude::*;
     use zeroize::Zeroizing;
@@ -85,21 +85,12 @@ mod tests {
     use super::*;
     use crate::index::Index;
 
-    struct Same(u8);
-
-    impl Entropy for Same {
-        fn fill(&self, bytes: &mut [u8]) -> Result<(), EntropyError> {
-            bytes.fill(self.0);
-            Ok(())
-        }
-    }
-
     /// The secret of a number, or a text that is none.
     fn text(number: u8) -> String {
         match number {
             0 => String::new(),
             1 => "x".repeat(200),
-            number => IssuedSecret::generate(&SecretPrefix::kw(), &Environment::live(), &Same(number))
+            number => IssuedSecret::generate(&SecretPrefix::kw(), &Environment::live(), &FixedEntropy([number; 32]))
                 .map(|secret| secret.reveal().to_string())
                 .unwrap_or_default(),
         }

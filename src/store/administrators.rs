@@ -101,23 +101,24 @@ pub(super) fn is_relevant(record: &Record) -> bool {
 mod tests {
     use std::sync::Arc;
 
+    use keyward_core::id::TenantId;
+    use keyward_core::record::KeyPolicy;
+    use keyward_core::scope::Scope;
+    use keyward_core::testing::{key_policy, key_record};
+
     use super::*;
-    use crate::store::record::decode_key;
 
     /// A group of changes that found the disk full was not made.
     #[test]
     fn what_was_not_written_is_taken_back() {
-        let hex = include_str!("../../testdata/records/key-v1-bare.hex");
-        let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(hex.split_whitespace().collect::<String>().as_bytes());
-        let mut key = decode_key(&bytes.unwrap()).unwrap();
-        key.tenant = keyward_core::id::TenantId::system();
-        key.policy.scopes = vec![keyward_core::scope::Scope::parse("keyward.admin").unwrap()];
-        key.policy.state = keyward_core::record::State::Active;
+        let scopes = vec![Scope::parse("keyward.admin").unwrap()];
+        let policy = KeyPolicy { scopes, ..key_policy() };
+        let key = KeyRecord { tenant: TenantId::system(), policy, ..key_record(1) };
         let now = UnixMillis(1_000);
         let record = |key: &KeyRecord| Record::Key(Arc::new(key.clone()));
         let mut dated = key.clone();
         dated.policy.expire_time = Some(UnixMillis(2_000));
-        let other = KeyRecord { key_id: KeyId::parse("other").unwrap(), ..key.clone() };
+        let other = KeyRecord { key_id: key_record(2).key_id, ..key.clone() };
 
         let mut administrators = Administrators::default();
         administrators.apply(&record(&key));

@@ -11,11 +11,12 @@ use keyward::store::local::journal::ChainKey;
 use keyward::store::local::journal::scan::scan_after;
 use keyward::store::record::pb::JournalEntry;
 use keyward_core::event::Revision;
+use keyward_core::testing::SeededEntropy;
 use tempfile::TempDir;
 
 use crate::binary::{keyward, text};
 use crate::disk::{copy_dir, end_of_frames};
-use crate::harness::{Seeded, Site, disable, error_reason, journal_segment, new_key};
+use crate::harness::{Site, disable, error_reason, journal_segment, new_key};
 
 /// Runs the command; gives its success, what it printed and what it told.
 fn admin_key(dir: &Path, args: &[&str]) -> (bool, String, String) {
@@ -33,7 +34,7 @@ fn check(dir: &Path, pepper: &Path) -> String {
 
 /// The entries of a journal past a revision.
 fn entries(dir: &Path, after: u64) -> Vec<JournalEntry> {
-    let keyring = Keyring::open(&dir.join("pepper"), false, &Seeded::new(1)).unwrap();
+    let keyring = Keyring::open(&dir.join("pepper"), false, &SeededEntropy::new(1)).unwrap();
     let mut found = vec![];
     let visit = |entries: Vec<JournalEntry>, _| found.extend(entries.into_iter().filter(|e| e.revision > after));
     scan_after(&dir.join("journal"), &ChainKey(keyring.chain_key()), Revision(0), visit).unwrap();

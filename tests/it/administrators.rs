@@ -12,14 +12,13 @@ use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, TenantId};
 use keyward_core::record::{KeyPolicy, KeyRecord, State};
 use keyward_core::scope::Scope;
+use keyward_core::testing::SeededEntropy;
 use tonic::{Code, Status};
 
 use keyward::grpc::pb;
 
 use crate::conformance::{commit, key, open, options};
-use crate::harness::{
-    Handle, Issued, START, Seeded, Site, after_start, disable, error_reason, new_key, strings, update,
-};
+use crate::harness::{Handle, Issued, START, Site, after_start, disable, error_reason, new_key, strings, update};
 
 const NOW: UnixMillis = UnixMillis(1_000);
 
@@ -417,7 +416,7 @@ async fn a_key_of_system_has_a_role_and_no_other_key_has_one() {
 
 /// Changes records in the directory of a stopped server at a time, past the rules for new ones.
 pub(crate) async fn write_to(dir: &std::path::Path, time: UnixMillis, change: impl Fn(KeyRecord) -> Option<KeyRecord>) {
-    let keyring = Keyring::open(&dir.join("pepper"), false, &Seeded::new(1)).unwrap();
+    let keyring = Keyring::open(&dir.join("pepper"), false, &SeededEntropy::new(1)).unwrap();
     let options = StoreOptions { chain_key: keyring.chain_key(), ..options(16 * 1024 * 1024) };
     let store = LocalStore::open(LockedDir::lock(dir).unwrap(), &options, Arc::new(())).unwrap();
     let mut snapshot = store.load().await.unwrap();

@@ -11,11 +11,12 @@ use keyward::store::{Bounds, Commit, CommitError, KeyQuery, RecordWrite, Store};
 use keyward_core::access::{Caller, Identity, Issue, Unauthorized};
 use keyward_core::clock::{ManualClock, UnixMillis};
 use keyward_core::decision::DenyReason;
-use keyward_core::digest::{Digest, PepperId};
+use keyward_core::digest::Digest;
 use keyward_core::event::{Record, Revision};
-use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
-use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret, TenantRecord};
+use keyward_core::id::{ActorId, TenantId};
+use keyward_core::record::{KeyPolicy, KeyRecord, State, TenantRecord};
 use keyward_core::scope::Scope;
+use keyward_core::testing::{key_record, tenant_record};
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
@@ -75,46 +76,16 @@ pub(crate) fn options(segment_bytes: u64) -> StoreOptions {
 }
 
 pub(crate) fn key(number: u32) -> KeyRecord {
-    let stamp = AuditStamp { time: UnixMillis(1_000), actor: ActorId::keyward() };
     KeyRecord {
-        key_id: KeyId::parse(&format!("key-{number:06}")).unwrap(),
-        tenant: TenantId::default_tenant(),
-        secret: StoredSecret {
-            version: 1,
-            digest: Digest::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes()),
-            pepper: PepperId(1),
-            hint: "kw_live_…abcd".into(),
-        },
         display_name: format!("Key {number}"),
-        description: String::new(),
         owner: format!("owner-{}", number % 3),
-        state_reason: String::new(),
-        state_changed: None,
-        policy: KeyPolicy {
-            environment: Environment::live(),
-            state: State::Active,
-            scopes: vec![],
-            audiences: vec![],
-            allowed_cidrs: vec![],
-            not_before: None,
-            expire_time: None,
-        },
         labels: BTreeMap::from([("parity".to_owned(), (number % 2).to_string())]),
-        annotations: BTreeMap::new(),
-        created: stamp.clone(),
-        updated: stamp,
-        revision: Revision(0),
+        ..key_record(number)
     }
 }
 
 fn tenant(id: &str) -> Box<TenantRecord> {
-    Box::new(TenantRecord {
-        tenant: TenantId::parse(id).unwrap(),
-        display_name: id.to_owned(),
-        secret_prefix: SecretPrefix::kw(),
-        created: AuditStamp { time: UnixMillis(1_000), actor: ActorId::keyward() },
-        revision: Revision(0),
-    })
+    Box::new(tenant_record(id))
 }
 
 pub(crate) fn commit(writes: Vec<RecordWrite>) -> Commit {

@@ -8,13 +8,14 @@ use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward::server::addr::ListenAddr;
 use keyward_core::clock::ManualClock;
+use keyward_core::testing::SeededEntropy;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::harness::{Handle, START, Seeded, after_start, ask, bad_fields, new_key, strings, update};
+use crate::harness::{Handle, START, after_start, ask, bad_fields, new_key, strings, update};
 
 /// A server with this many core threads.
 struct Server {
@@ -36,7 +37,7 @@ impl Server {
         };
         let settings = Settings { serving_threads, ..Settings::load(&flags, None).unwrap().settings };
         let clock = Arc::new(ManualClock::at(START));
-        let deps = Deps { clock: clock.clone(), entropy: Arc::new(Seeded::new(5)), engine: Engine::Memory };
+        let deps = Deps { clock: clock.clone(), entropy: Arc::new(SeededEntropy::new(5)), engine: Engine::Memory };
         let app = App::start(settings, deps).await.unwrap();
         let admin = std::fs::read_to_string(dir.path().join("data/admin.key")).unwrap().trim().to_owned();
         Self { app, admin, clock, dir }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use keyward::grpc::calls::{RPCS, guarded, rpc};
 use keyward::grpc::pb;
 use keyward_core::access::Action;
+use keyward_core::testing::SeededEntropy;
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use tonic::client::Grpc;
@@ -14,7 +15,7 @@ use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
 use crate::administrators::write_to;
-use crate::harness::{START, Seeded, Site, new_key};
+use crate::harness::{START, Site, new_key};
 use keyward_core::entropy::Entropy;
 
 /// The paths of all calls that the served descriptors describe.
@@ -66,7 +67,7 @@ async fn every_call_refuses_an_anonymous_caller() {
     let site = Site::start().await;
     let mut refused = 0;
     let mut garbage = [0; 32];
-    Seeded::new(9).fill(&mut garbage).unwrap();
+    SeededEntropy::new(9).fill(&mut garbage).unwrap();
     let garbage = data_encoding::HEXLOWER.encode(&garbage);
     for path in described() {
         if rpc(&path).kind.is_open {

@@ -11,12 +11,12 @@ use keyward::store::local::journal::{ChainKey, Position};
 use keyward::store::record::{DecodeError, decode_key, decode_tenant, encode_key, encode_tenant, pb};
 use keyward_core::clock::UnixMillis;
 use keyward_core::digest::{Digest, Pepper, PepperId};
-use keyward_core::entropy::{Entropy, EntropyError};
 use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
 use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret, TenantRecord};
 use keyward_core::scope::Scope;
 use keyward_core::secret::{IssuedSecret, PresentedSecret};
+use keyward_core::testing::{FixedEntropy, key_policy};
 use proptest::prelude::*;
 use zeroize::Zeroizing;
 
@@ -79,15 +79,7 @@ fn bare_key() -> KeyRecord {
         owner: String::new(),
         state_reason: String::new(),
         state_changed: None,
-        policy: KeyPolicy {
-            environment: Environment::live(),
-            state: State::Active,
-            scopes: vec![],
-            audiences: vec![],
-            allowed_cidrs: vec![],
-            not_before: None,
-            expire_time: None,
-        },
+        policy: key_policy(),
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         ..full_key()
@@ -155,16 +147,6 @@ fn journal_frames_are_written_and_read_as_ever() {
     }
 }
 
-/// Returns the given bytes.
-struct Bytes([u8; 32]);
-
-impl Entropy for Bytes {
-    fn fill(&self, bytes: &mut [u8]) -> Result<(), EntropyError> {
-        bytes.copy_from_slice(&self.0[..bytes.len()]);
-        Ok(())
-    }
-}
-
 /// testdata/secrets.txt: random bytes, prefix, environment, secret, pepper, pepper id, digest; for other
 /// implementations.
 #[test]
@@ -179,7 +161,7 @@ fn secrets_and_digests_are_made_as_ever() {
         randoms.into_iter().zip([("kw", "live"), ("kw", "test"), ("acme", "live"), ("a", "b")])
     {
         let (prefix, environment) = (SecretPrefix::parse(prefix).unwrap(), Environment::parse(environment).unwrap());
-        let secret = IssuedSecret::generate(&prefix, &environment, &Bytes(random)).unwrap().reveal();
+        let secret = IssuedSecret::generate(&prefix, &environment, &FixedEntropy(random)).unwrap().reveal();
         let pepper_bytes = [0x22; 32];
         let pepper = Pepper::new(Zeroizing::new(pepper_bytes));
         let digest = pepper.digest(&PresentedSecret::parse(&secret).unwrap());

@@ -1,7 +1,7 @@
 //! A server to test against, and handles to call it by.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use futures_util::Stream;
 use keyward::app::{App, Deps, Engine, StartError};
@@ -14,7 +14,7 @@ use keyward::offline::{OfflineError, Source, restore_backup};
 use keyward::server::addr::ListenAddr;
 use keyward::util::files::lock_with_retry;
 use keyward_core::clock::{ManualClock, UnixMillis};
-use keyward_core::entropy::{Entropy, EntropyError};
+use keyward_core::testing::SeededEntropy;
 use prost_types::Timestamp;
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
@@ -33,7 +33,7 @@ pub(crate) struct Site {
     pub(crate) change: fn(&mut Settings),
     pub(crate) dir: TempDir,
     pub(crate) clock: Arc<ManualClock>,
-    entropy: Arc<Seeded>,
+    entropy: Arc<SeededEntropy>,
     admin: String,
     channel: Channel,
 }
@@ -92,7 +92,7 @@ impl Site {
         ops_listen: &'static str,
     ) -> Result<Self, StartError> {
         let clock = Arc::new(ManualClock::at(START));
-        let entropy = Arc::new(Seeded::new(0));
+        let entropy = Arc::new(SeededEntropy::new(0));
         let (app, channel) = start(settings, engine, &clock, &entropy).await?;
         let admin = std::fs::read_to_string(dir.path().join("admin.key")).unwrap().trim().to_owned();
         Ok(Self { app: Some(app), engine, ops_listen, change: |_| {}, dir, clock, entropy, admin, channel })
@@ -200,29 +200,13 @@ async fn start(
     settings: Settings,
     engine: Engine,
     clock: &Arc<ManualClock>,
-    entropy: &Arc<Seeded>,
+    entropy: &Arc<SeededEntropy>,
 ) -> Result<(App, Channel), StartError> {
     let deps = Deps { clock: clock.clone(), entropy: entropy.clone(), engine };
     let app = App::start(settings, deps).await?;
     let ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!("a TCP listener") };
     let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
     Ok((app, channel))
-}
-
-/// Randomness that is the same in every run: blake3 as a stream of bytes.
-pub(crate) struct Seeded(Mutex<blake3::OutputReader>);
-
-impl Seeded {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(Mutex::new(blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof()))
-    }
-}
-
-impl Entropy for Seeded {
-    fn fill(&self, bytes: &mut [u8]) -> Result<(), EntropyError> {
-        self.0.lock().unwrap().fill(bytes);
-        Ok(())
-    }
 }
 
 /// Calls the server as somebody.

@@ -8,12 +8,13 @@ use keyward::config::{Flags, Settings};
 use keyward::grpc::LIMITS;
 use keyward::grpc::pb::{self, Reason};
 use keyward_core::clock::ManualClock;
+use keyward_core::testing::SeededEntropy;
 use tokio::time::{Instant, timeout};
 use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 use crate::h2peer::*;
-use crate::harness::{START, Seeded, Site, ask};
+use crate::harness::{START, Site, ask};
 
 /// A server on this runtime, whose clock is paused.
 async fn here(dir: &tempfile::TempDir) -> App {
@@ -30,8 +31,11 @@ pub(crate) async fn here_with(dir: &tempfile::TempDir, change: fn(&mut Settings)
     };
     let mut settings = Settings { serving_threads: 0, ..Settings::load(&flags, None).unwrap().settings };
     change(&mut settings);
-    let deps =
-        Deps { clock: Arc::new(ManualClock::at(START)), entropy: Arc::new(Seeded::new(3)), engine: Engine::Memory };
+    let deps = Deps {
+        clock: Arc::new(ManualClock::at(START)),
+        entropy: Arc::new(SeededEntropy::new(3)),
+        engine: Engine::Memory,
+    };
     App::start(settings, deps).await.unwrap()
 }
 

@@ -19,6 +19,7 @@ use keyward_core::clock::ManualClock;
 use keyward_core::digest::{Pepper, PepperRing};
 use keyward_core::record::{KeyPolicy, KeyRecord, State};
 use keyward_core::scope::Scope;
+use keyward_core::testing::SeededEntropy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -32,7 +33,7 @@ use tonic_health::pb::health_client::HealthClient;
 use zeroize::Zeroizing;
 
 use crate::conformance::{commit, key};
-use crate::harness::{Handle, START, Seeded, Site, error_reason};
+use crate::harness::{Handle, START, Site, error_reason};
 
 fn named(service: &str) -> HealthCheckRequest {
     HealthCheckRequest { service: service.into() }
@@ -119,7 +120,7 @@ fn settings(dir: &tempfile::TempDir, listen: &[String]) -> Settings {
 }
 
 fn deps() -> Deps {
-    Deps { clock: Arc::new(ManualClock::at(START)), entropy: Arc::new(Seeded::new(3)), engine: Engine::Memory }
+    Deps { clock: Arc::new(ManualClock::at(START)), entropy: Arc::new(SeededEntropy::new(3)), engine: Engine::Memory }
 }
 
 #[tokio::test]
@@ -177,7 +178,7 @@ async fn an_answer_that_a_key_is_disabled_waits_until_it_is_so() {
         index: index.clone(),
         peppers: Arc::new(PepperRing::new(vec![Pepper::new(Zeroizing::new([1; 32]))]).unwrap()),
         clock: Arc::new(ManualClock::at(START)),
-        entropy: Arc::new(Seeded::new(1)),
+        entropy: Arc::new(SeededEntropy::new(1)),
         page_token_key: Zeroizing::new([1; 32]),
     });
     let caller = Caller::new(

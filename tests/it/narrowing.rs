@@ -30,6 +30,7 @@ use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::record::{KeyPolicy, KeyRecord, State, StoredSecret, TenantRecord};
 use keyward_core::scope::Scope;
+use keyward_core::testing::SeededEntropy;
 use tokio::sync::Notify;
 use tokio::task::unconstrained;
 use tokio::time::timeout;
@@ -39,7 +40,7 @@ use tonic_types::StatusExt;
 use zeroize::Zeroizing;
 
 use crate::conformance::{commit, create, key, open, options};
-use crate::harness::{Handle, START, Seeded, error_reason};
+use crate::harness::{Handle, START, error_reason};
 
 /// An upper bound for every wait, however busy the machine is.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -86,7 +87,7 @@ async fn authority(store: Arc<dyn Store>) -> Authority {
         index,
         peppers: Arc::new(PepperRing::new(vec![Pepper::new(Zeroizing::new([1; 32]))]).unwrap()),
         clock: Arc::new(ManualClock::at(START)),
-        entropy: Arc::new(Seeded::new(1)),
+        entropy: Arc::new(SeededEntropy::new(1)),
         page_token_key: Zeroizing::new([1; 32]),
     })
 }
@@ -472,8 +473,11 @@ fn a_key_is_disabled_while_all_threads_for_other_calls_are_busy() {
         ..Flags::default()
     };
     let settings = Settings { serving_threads: 1, ..Settings::load(&flags, None).unwrap().settings };
-    let deps =
-        Deps { clock: Arc::new(ManualClock::at(START)), entropy: Arc::new(Seeded::new(5)), engine: Engine::Sled };
+    let deps = Deps {
+        clock: Arc::new(ManualClock::at(START)),
+        entropy: Arc::new(SeededEntropy::new(5)),
+        engine: Engine::Sled,
+    };
     let servers = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let app = servers.block_on(App::start(settings, deps)).unwrap();
     let ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!("a TCP listener") };

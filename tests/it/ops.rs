@@ -16,6 +16,7 @@ use keyward::layer::metrics::MetricsLayer;
 use keyward::metrics::{Format, MetricSources, Metrics};
 use keyward::server::addr::ListenAddr;
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
+use keyward_core::testing::SeededEntropy;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tonic_health::pb::HealthCheckRequest;
@@ -24,7 +25,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::harness::{START, Seeded, Site, new_key, strings, update};
+use crate::harness::{START, Site, new_key, strings, update};
 
 /// Sends a request, and gives the status and the whole reply.
 async fn http(addr: &ListenAddr, method: &str, path: &str) -> (u16, String) {
@@ -129,7 +130,7 @@ fn settings(dir: &tempfile::TempDir, ops_listen: &str) -> Settings {
 }
 
 fn deps(clock: Arc<dyn Clock>) -> Deps {
-    Deps { clock, entropy: Arc::new(Seeded::new(5)), engine: Engine::Memory }
+    Deps { clock, entropy: Arc::new(SeededEntropy::new(5)), engine: Engine::Memory }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

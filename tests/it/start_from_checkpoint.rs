@@ -12,6 +12,7 @@ use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward::server::lifecycle::Stop;
 use keyward_core::clock::ManualClock;
+use keyward_core::testing::SeededEntropy;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use tempfile::TempDir;
 use tokio::sync::mpsc::unbounded_channel;
@@ -23,7 +24,7 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::harness::{Handle, Issued, START, Seeded, new_key};
+use crate::harness::{Handle, Issued, START, new_key};
 
 /// The bytes of a snapshot that give its position.
 const HEADER_BYTES: usize = 104;
@@ -55,8 +56,11 @@ impl Small {
         let settings = Settings::load(&flags, None).unwrap().settings;
         let settings =
             Settings { journal_segment_bytes: 64 * 1024, journal_retention_bytes: 512 * 1024, drain_delay, ..settings };
-        let deps =
-            Deps { clock: Arc::new(ManualClock::at(START)), entropy: Arc::new(Seeded::new(11)), engine: Engine::Sled };
+        let deps = Deps {
+            clock: Arc::new(ManualClock::at(START)),
+            entropy: Arc::new(SeededEntropy::new(11)),
+            engine: Engine::Sled,
+        };
         (settings, deps)
     }
 

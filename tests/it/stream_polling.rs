@@ -21,6 +21,7 @@ use keyward_core::id::{Environment, SecretPrefix, TenantId};
 use keyward_core::record::{KeyPolicy, KeyRecord, State, StoredSecret};
 use keyward_core::scope::Scope;
 use keyward_core::secret::IssuedSecret;
+use keyward_core::testing::SeededEntropy;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::{Codec, EncodeBody};
 use tonic::{Code, Request, Status, Streaming};
@@ -28,7 +29,7 @@ use tonic_prost::ProstCodec;
 use zeroize::Zeroizing;
 
 use crate::conformance::key;
-use crate::harness::{START, Seeded, ask};
+use crate::harness::{START, ask};
 use crate::stream::asking;
 
 /// What a stream is answered from: an index that the test fills, with the key of a verifier.
@@ -43,7 +44,7 @@ struct Desk {
 
 impl Desk {
     fn new() -> Self {
-        let entropy = Arc::new(Seeded::new(3));
+        let entropy = Arc::new(SeededEntropy::new(3));
         let peppers = Arc::new(PepperRing::new(vec![Pepper::new(Zeroizing::new([7; 32]))]).unwrap());
         let issued =
             IssuedSecret::generate(&SecretPrefix::parse("kw").unwrap(), &Environment::live(), &*entropy).unwrap();

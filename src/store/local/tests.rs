@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use futures_util::poll;
 use keyward_core::clock::ManualClock;
-use keyward_core::digest::{Digest, PepperId};
-use keyward_core::id::Environment;
-use keyward_core::record::{AuditStamp, KeyPolicy, State, StoredSecret};
+use keyward_core::record::State;
+use keyward_core::testing::key_record;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -37,36 +36,7 @@ fn open(dir: &tempfile::TempDir) -> Arc<LocalStore> {
 }
 
 fn key(number: u64) -> KeyRecord {
-    let stamp = AuditStamp { time: UnixMillis(1_000), actor: ActorId::keyward() };
-    KeyRecord {
-        key_id: KeyId::parse(&format!("key-{number:06}")).unwrap(),
-        tenant: TenantId::default_tenant(),
-        secret: StoredSecret {
-            version: 1,
-            digest: Digest::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes()),
-            pepper: PepperId(1),
-            hint: String::new(),
-        },
-        display_name: String::new(),
-        description: String::new(),
-        owner: String::new(),
-        state_reason: String::new(),
-        state_changed: None,
-        policy: KeyPolicy {
-            environment: Environment::live(),
-            state: State::Active,
-            scopes: vec![],
-            audiences: vec![],
-            allowed_cidrs: vec![],
-            not_before: None,
-            expire_time: None,
-        },
-        labels: Default::default(),
-        annotations: Default::default(),
-        created: stamp.clone(),
-        updated: stamp,
-        revision: Revision(0),
-    }
+    key_record(u32::try_from(number).unwrap())
 }
 
 fn commit(put: RecordWrite, narrows: bool) -> Commit {

@@ -14,12 +14,13 @@ use keyward::grpc::pb;
 use keyward_core::entropy::Entropy;
 use keyward_core::id::{Environment, SecretPrefix};
 use keyward_core::secret::IssuedSecret;
+use keyward_core::testing::SeededEntropy;
 
 use self::peer::{Coded, Credential, Kept, Line};
 use self::scan::{Found, Pieces};
 use crate::binary::{Program, admin_of};
 use crate::h2peer::{VERIFY, body};
-use crate::harness::{Seeded, ask, new_key};
+use crate::harness::{ask, new_key};
 
 const CREATE: &str = "/keyward.v1.KeyAdmin/CreateKey";
 const LIST: &str = "/keyward.v1.KeyAdmin/ListKeys";
@@ -93,7 +94,7 @@ async fn no_secret_of_a_key_stays_in_memory_and_of_callers_what_their_connection
     watched.has_no_secret("CreateKey");
     // Well-formed, and of no key.
     let unknown = |seed| {
-        let entropy: &dyn Entropy = &Seeded::new(seed);
+        let entropy: &dyn Entropy = &SeededEntropy::new(seed);
         IssuedSecret::generate(&SecretPrefix::kw(), &Environment::live(), entropy).unwrap().reveal().to_string()
     };
     watched.add((100..150).map(unknown));

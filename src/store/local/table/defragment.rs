@@ -187,11 +187,10 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
-    use keyward_core::clock::UnixMillis;
-    use keyward_core::digest::{Digest, PepperId};
+    use keyward_core::digest::Digest;
     use keyward_core::event::{Record, Revision};
-    use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
-    use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret, TenantRecord};
+    use keyward_core::record::{KeyRecord, TenantRecord};
+    use keyward_core::testing::{key_record, tenant_record};
     use zeroize::Zeroizing;
 
     use super::super::Row;
@@ -208,48 +207,19 @@ mod tests {
     }
 
     fn row(number: u32, revision: u64) -> Row {
-        let stamp = AuditStamp { time: UnixMillis(1_000), actor: ActorId::keyward() };
         let record = KeyRecord {
-            key_id: KeyId::parse(&format!("key-{number}")).unwrap(),
-            tenant: TenantId::default_tenant(),
-            secret: StoredSecret {
-                version: 1,
-                digest: Digest::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes()),
-                pepper: PepperId(1),
-                hint: String::new(),
-            },
             display_name: format!("form {revision}"),
-            description: String::new(),
             owner: format!("owner-{}", u64::from(number) + revision),
-            state_reason: String::new(),
-            state_changed: None,
-            policy: KeyPolicy {
-                environment: Environment::live(),
-                state: State::Active,
-                scopes: vec![],
-                audiences: vec![],
-                allowed_cidrs: vec![],
-                not_before: None,
-                expire_time: None,
-            },
             labels: BTreeMap::from([("n".to_owned(), number.to_string())]),
-            annotations: BTreeMap::new(),
-            created: stamp.clone(),
-            updated: stamp,
             revision: Revision(revision),
+            ..key_record(number)
         };
         let bytes = encode_key(&record);
         Row { record: Record::Key(Arc::new(record)), bytes }
     }
 
     fn tenant() -> Row {
-        let record = TenantRecord {
-            tenant: TenantId::default_tenant(),
-            display_name: "Default".into(),
-            secret_prefix: SecretPrefix::kw(),
-            created: AuditStamp { time: UnixMillis(1_000), actor: ActorId::keyward() },
-            revision: Revision(1),
-        };
+        let record = TenantRecord { revision: Revision(1), ..tenant_record("default") };
         let bytes = encode_tenant(&record);
         Row { record: Record::Tenant(Arc::new(record)), bytes }
     }

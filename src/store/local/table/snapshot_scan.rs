@@ -134,11 +134,9 @@ impl Drop for SnapshotScan {
 mod tests {
     use std::collections::BTreeMap;
 
-    use keyward_core::clock::UnixMillis;
-    use keyward_core::digest::{Digest, PepperId};
     use keyward_core::event::{Record, Revision};
-    use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
-    use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret, TenantRecord};
+    use keyward_core::record::{KeyRecord, TenantRecord};
+    use keyward_core::testing::{key_record, tenant_record};
     use proptest::collection::vec;
     use proptest::prelude::*;
     use zeroize::Zeroizing;
@@ -173,47 +171,13 @@ mod tests {
 
     /// One in four is a tenant.
     fn row(number: u8, note: u16, revision: u64) -> Row {
-        let stamp = AuditStamp { time: UnixMillis(1), actor: ActorId::keyward() };
         let note = "x".repeat(note.into());
+        let revision = Revision(revision);
         if number.is_multiple_of(4) {
-            let tenant = TenantRecord {
-                tenant: TenantId::parse(&format!("tenant-{number}")).unwrap(),
-                display_name: note,
-                secret_prefix: SecretPrefix::kw(),
-                created: stamp,
-                revision: Revision(revision),
-            };
+            let tenant = TenantRecord { display_name: note, revision, ..tenant_record(&format!("tenant-{number}")) };
             return Row { bytes: encode_tenant(&tenant), record: Record::Tenant(Arc::new(tenant)) };
         }
-        let key = KeyRecord {
-            key_id: KeyId::parse(&format!("key-{number}")).unwrap(),
-            tenant: TenantId::default_tenant(),
-            secret: StoredSecret {
-                version: 1,
-                digest: Digest::from_bytes(*blake3::hash(&[number]).as_bytes()),
-                pepper: PepperId(1),
-                hint: String::new(),
-            },
-            display_name: "Key".to_owned(),
-            description: note,
-            owner: String::new(),
-            state_reason: String::new(),
-            state_changed: None,
-            policy: KeyPolicy {
-                environment: Environment::live(),
-                state: State::Active,
-                scopes: vec![],
-                audiences: vec![],
-                allowed_cidrs: vec![],
-                not_before: None,
-                expire_time: None,
-            },
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            created: stamp.clone(),
-            updated: stamp,
-            revision: Revision(revision),
-        };
+        let key = KeyRecord { description: note, revision, ..key_record(number.into()) };
         Row { bytes: encode_key(&key), record: Record::Key(Arc::new(key)) }
     }
 

@@ -1,0 +1,170 @@
+//! Reads and writes a key's own fields: in one table for CreateKey and UpdateKey.
+
+use std::mem;
+
+use ipnet::IpNet;
+use keyward_core::id::{Environment, KeyId, TenantId};
+use keyward_core::key_change::KeyChange;
+use keyward_core::limits::{DESCRIPTION_BYTES_MAX, DISPLAY_NAME_BYTES_MAX, OWNER_BYTES_MAX};
+use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec, State};
+
+use super::convert::{self, KeyName, timestamp};
+use super::fields::Fields;
+use super::pb;
+use super::status::Refusal;
+use crate::authority::{ChangeOptions, NewKey, etag};
+
+/// Reads a field, and says what it changes.
+type Read = fn(&mut Fields, &mut pb::Key) -> KeyChange;
+
+/// The fields that an operator gives a key, in the order of the documentation: each with the path by which an
+/// update names it.
+const FIELDS: &[(&str, Read)] = &[
+    ("display_name", |f, key| {
+        KeyChange::DisplayName(f.required_text("display_name", mem::take(&mut key.display_name), DISPLAY_NAME_BYTES_MAX))
+    }),
+    ("description", |f, key| {
+        KeyChange::Description(f.text("description", mem::take(&mut key.description), DESCRIPTION_BYTES_MAX))
+    }),
+    ("owner", |f, key| KeyChange::Owner(f.text("owner", mem::take(&mut key.owner), OWNER_BYTES_MAX))),
+    ("scopes", |f, key| KeyChange::Scopes(f.scopes("scopes", &key.scopes))),
+    ("audiences", |f, key| KeyChange::Audiences(f.audiences("audiences", &key.audiences))),
+    ("allowed_cidrs", |f, key| KeyChange::AllowedCidrs(f.cidrs("allowed_cidrs", &key.allowed_cidrs))),
+    ("labels", |f, key| KeyChange::Labels(f.labels("labels", mem::take(&mut key.labels)))),
+    ("annotations", |f, key| KeyChange::Annotations(f.annotations("annotations", mem::take(&mut key.annotations)))),
+    ("not_before", |f, key| KeyChange::NotBefore(f.time("not_before", key.not_before))),
+    ("expire_time", |f, key| KeyChange::ExpireTime(f.time("expire_time", key.expire_time))),
+];
+
+/// Reads a key to be, and its tenant.
+///
+/// # Errors
+/// When a field breaks its rule.
+pub fn new_key(request: pb::CreateKeyRequest, default: TenantId) -> Result<(TenantId, NewKey), Refusal> {
+    // Without `..`, so that a new field does not compile until it is read.
+    let pb::CreateKeyRequest {
+        tenant,
+        key_id,
+        display_name,
+        description,
+        owner,
+        environment,
+        scopes,
+        audiences,
+        allowed_cidrs,
+        labels,
+        annotations,
+        not_before,
+        expire_time,
+        disabled,
+        validate_only: _,
+    } = request;
+    let mut given = pb::Key {
+        display_name,
+        description,
+        owner,
+        scopes,
+        audiences,
+        allowed_cidrs,
+        labels,
+        annotations,
+        not_before,
+        expire_time,
+        ..pb::Key::default()
+    };
+    let mut fields = Fields::default();
+    let f = &mut fields;
+    let tenant = f.parse_or("tenant", &tenant, TenantId::parse, || default);
+    let key_id = f.parse_or("key_id", &key_id, |id| KeyId::parse(id).map(Some), || None);
+    let environment = f.parse_or("environment", &environment, Environment::parse, Environment::live);
+    let mut spec = KeySpec::default();
+    FIELDS.iter().for_each(|(_, read)| read(f, &mut given).apply(&mut spec));
+    spec.policy.state = if disabled { State::Disabled } else { State::Active };
+    let new = tenant.zip(key_id).zip(environment).map(|((tenant, key_id), environment)| {
+        spec.policy.environment = environment;
+        (tenant, NewKey { key_id, spec })
+    });
+    fields.finish(new)
+}
+
+/// Reads a change of fields.
+///
+/// # Errors
+/// When a field breaks its rule, or the mask names one that may not be changed.
+pub fn update(
+    request: pb::UpdateKeyRequest,
+    default: TenantId,
+) -> Result<(KeyName, Vec<KeyChange>, ChangeOptions), Refusal> {
+    let mut fields = Fields::default();
+    let f = &mut fields;
+    let mask = request.update_mask.unwrap_or_default();
+    if mask.paths.is_empty() {
+        f.wrong("update_mask", "must name the fields to change");
+    }
+    let Some(mut key) = request.key else {
+        f.wrong("key", "must be given");
+        return fields.finish(None);
+    };
+    let tenant = f.parse_or("key.tenant", &key.tenant, TenantId::parse, || default);
+    let key_id = f.parse("key.key_id", &key.key_id, KeyId::parse);
+    // Before any field is read: each path costs the reading of its field.
+    if mask.paths.len() > FIELDS.len() {
+        f.wrong("update_mask", "must name each field once");
+        return fields.finish(None);
+    }
+    let mut changes = Vec::with_capacity(mask.paths.len());
+    for (at, path) in mask.paths.iter().enumerate() {
+        if mask.paths[..at].contains(path) {
+            f.wrong(format!("update_mask.paths[{at}]"), "must not be named twice");
+            continue;
+        }
+        match FIELDS.iter().find(|(name, _)| name == path) {
+            Some((_, read)) => changes.push(f.within("key.", |f| read(f, &mut key))),
+            None => {
+                let names: Vec<_> = FIELDS.iter().map(|(name, _)| *name).collect();
+                f.wrong(format!("update_mask.paths[{at}]"), format!("must be one of {}", names.join(", ")));
+            }
+        }
+    }
+    if !request.etag.is_empty() && !key.etag.is_empty() && request.etag != key.etag {
+        f.wrong("etag", "must not contradict key.etag");
+    }
+    let etag = if request.etag.is_empty() { key.etag } else { request.etag };
+    let name = tenant.zip(key_id).map(|(tenant, key_id)| KeyName { tenant, key_id });
+    fields.finish(name.map(|name| (name, changes, convert::options(etag, request.validate_only))))
+}
+
+/// A key for the wire.
+#[must_use]
+pub fn key(key: &KeyRecord) -> pb::Key {
+    // Without `..`, so that a new field does not compile until it is answered.
+    let KeySpec { display_name, description, owner, policy, labels, annotations } = &key.spec;
+    let KeyPolicy { environment, state, scopes, audiences, allowed_cidrs, not_before, expire_time } = policy;
+    let changed = key.state_changed.as_ref();
+    pb::Key {
+        key_id: key.key_id.to_string(),
+        tenant: key.tenant.to_string(),
+        display_name: display_name.clone(),
+        description: description.clone(),
+        owner: owner.clone(),
+        environment: environment.to_string(),
+        hint: key.secret.hint.clone(),
+        state: convert::state(*state).into(),
+        state_reason: key.state_reason.clone(),
+        state_by: changed.map(|stamp| stamp.actor.to_string()).unwrap_or_default(),
+        state_time: changed.map(|stamp| timestamp(stamp.time)),
+        scopes: scopes.iter().map(|s| s.as_str().to_owned()).collect(),
+        audiences: audiences.clone(),
+        labels: labels.clone(),
+        annotations: annotations.clone(),
+        allowed_cidrs: allowed_cidrs.iter().map(IpNet::to_string).collect(),
+        not_before: not_before.map(timestamp),
+        expire_time: expire_time.map(timestamp),
+        create_time: Some(timestamp(key.created.time)),
+        created_by: key.created.actor.to_string(),
+        update_time: Some(timestamp(key.updated.time)),
+        updated_by: key.updated.actor.to_string(),
+        revision: key.revision.0,
+        etag: etag(key.revision),
+    }
+}
