@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use keyward_core::clock::UnixMillis;
 use keyward_core::digest::{Digest, PepperId};
 use keyward_core::event::Revision;
-use keyward_core::id::{ActorId, Environment, InvalidName, KeyId, TenantId};
-use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret};
+use keyward_core::id::{ActorId, InvalidName, KeyId, TenantId};
+use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, KeySpec, StoredSecret};
 use keyward_core::scope::Scope;
 
 /// 2100-01-01T00:00:00Z: when typical keys end.
@@ -62,22 +62,19 @@ impl Typical {
             key_id: KeyId::parse(&self.key_id)?,
             tenant: TenantId::default_tenant(),
             secret: StoredSecret { version: 1, digest, pepper, hint: "kw_live_…abcd".into() },
-            display_name: self.display_name,
-            description: String::new(),
-            owner: self.owner,
+            spec: KeySpec {
+                display_name: self.display_name,
+                owner: self.owner,
+                policy: KeyPolicy {
+                    scopes: self.scopes.iter().map(|scope| Scope::parse(scope)).collect::<Result<_, _>>()?,
+                    expire_time: Some(UnixMillis(EXPIRY_SECONDS * 1_000)),
+                    ..KeyPolicy::default()
+                },
+                labels: self.labels,
+                ..KeySpec::default()
+            },
             state_reason: String::new(),
             state_changed: None,
-            policy: KeyPolicy {
-                environment: Environment::live(),
-                state: State::Active,
-                scopes: self.scopes.iter().map(|scope| Scope::parse(scope)).collect::<Result<_, _>>()?,
-                audiences: vec![],
-                allowed_cidrs: vec![],
-                not_before: None,
-                expire_time: Some(UnixMillis(EXPIRY_SECONDS * 1_000)),
-            },
-            labels: self.labels,
-            annotations: BTreeMap::new(),
             created: stamp.clone(),
             updated: stamp,
             revision,

@@ -366,8 +366,8 @@ impl Authorization {
     pub fn check(&self, key: Option<&KeyRecord>, latest: UnixMillis) -> Result<(), Unauthorized> {
         let the_same = |key: &&KeyRecord| key.tenant.is_system() && key.secret.digest == self.caller.digest;
         let key = key.filter(the_same).ok_or(Unauthorized::Key(DenyReason::Unknown))?;
-        check_caller(&key.policy, self.caller.peer, Now::new(self.clock, latest)).map_err(Unauthorized::Key)?;
-        allows(&roles(&key.policy.scopes), self.action, &self.tenant).then_some(()).ok_or(Unauthorized::Role)
+        check_caller(&key.spec.policy, self.caller.peer, Now::new(self.clock, latest)).map_err(Unauthorized::Key)?;
+        allows(&roles(&key.spec.policy.scopes), self.action, &self.tenant).then_some(()).ok_or(Unauthorized::Role)
     }
 }
 

@@ -10,7 +10,8 @@ use crate::record::{KeyPolicy, KeyRecord, State};
 #[must_use]
 pub fn lasting_from(key: &KeyRecord) -> Option<UnixMillis> {
     // Without `..`, so that a new field does not compile until it is considered here.
-    let KeyPolicy { environment: _, state, scopes, audiences, allowed_cidrs, not_before, expire_time } = &key.policy;
+    let KeyPolicy { environment: _, state, scopes, audiences, allowed_cidrs, not_before, expire_time } =
+        &key.spec.policy;
     let administers = key.tenant.is_system() && scopes.iter().any(|scope| scope.as_str() == Role::Admin.scope());
     let from_everywhere = allowed_cidrs.is_empty() && audiences.iter().all(|audience| audience == AUDIENCE);
     let lasts = *state == State::Active && expire_time.is_none() && administers && from_everywhere;

@@ -204,13 +204,12 @@ pub fn decide(key: &impl Policy, request: &AccessRequest<'_>, now: Now) -> Resul
 mod tests {
     use super::*;
     use crate::scope::Scope;
-    use crate::testing::key_policy;
 
     const NOW: UnixMillis = UnixMillis(1_000_000);
 
     fn key() -> KeyPolicy {
         let scopes = vec![Scope::parse("orders.*").unwrap(), Scope::parse("users.read").unwrap()];
-        KeyPolicy { scopes, ..key_policy() }
+        KeyPolicy { scopes, ..KeyPolicy::default() }
     }
 
     #[test]

@@ -124,6 +124,12 @@ impl TenantId {
     }
 }
 
+impl Default for Environment {
+    fn default() -> Self {
+        Self::live()
+    }
+}
+
 impl Environment {
     /// The environment of keys that name none.
     #[must_use]

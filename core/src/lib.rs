@@ -4,8 +4,8 @@
 //! parameters ([`clock::Clock`], [`entropy::Entropy`]).
 //!
 //! Reading order: [`limits`], [`id`], [`secret`], [`leak`], [`digest`], [`scope`], [`address`], [`record`],
-//! [`decision`], [`narrowing`], [`access`], [`administrators`], [`event`], [`head`]. Tests of all packages take
-//! their records and their randomness from `testing`.
+//! [`key_change`], [`decision`], [`narrowing`], [`access`], [`administrators`], [`event`], [`head`]. Tests of all
+//! packages take their records and their randomness from `testing`.
 
 pub mod access;
 pub mod address;
@@ -17,6 +17,7 @@ pub mod entropy;
 pub mod event;
 pub mod head;
 pub mod id;
+pub mod key_change;
 pub mod leak;
 pub mod limits;
 pub mod narrowing;

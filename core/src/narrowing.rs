@@ -13,8 +13,8 @@ pub fn narrows(before: &KeyRecord, after: &KeyRecord) -> bool {
     if before.tenant != after.tenant || before.key_id != after.key_id || before.secret != after.secret {
         return true;
     }
-    match (before.policy.state, after.policy.state) {
-        (State::Active, State::Active) => policy_narrows(&before.policy, &after.policy),
+    match (before.spec.policy.state, after.spec.policy.state) {
+        (State::Active, State::Active) => policy_narrows(&before.spec.policy, &after.spec.policy),
         (State::Active, State::Disabled | State::Revoked) | (State::Disabled, State::Revoked) => true,
         // It was refused before.
         (State::Disabled, State::Active | State::Disabled) | (State::Revoked, _) => false,
@@ -63,7 +63,7 @@ mod tests {
     use crate::id::Environment;
     use crate::record::StoredSecret;
     use crate::scope::Scope;
-    use crate::testing::{key_policy, key_record};
+    use crate::testing::key_record;
 
     const SCOPES: [&str; 6] = ["a", "a.*", "a.b", "a.b.*", "a.b.c", "b"];
     const REQUIRED: [&str; 6] = ["a", "a.b", "a.b.c", "a.x", "b", "c"];
@@ -73,7 +73,9 @@ mod tests {
     const TIMES: std::ops::Range<i64> = 0..6;
 
     fn key(policy: KeyPolicy) -> KeyRecord {
-        KeyRecord { policy, ..key_record(1) }
+        let mut key = key_record(1);
+        key.spec.policy = policy;
+        key
     }
 
     fn some<T: Clone + std::fmt::Debug + 'static>(of: Vec<T>) -> impl Strategy<Value = Vec<T>> {
@@ -168,11 +170,11 @@ mod tests {
         fn what_a_verdict_does_not_depend_on_does_not(policy in policy(), name in "[a-z]{0,8}") {
             let before = key(policy);
             let mut after = before.clone();
-            after.display_name.clone_from(&name);
-            after.description.clone_from(&name);
-            after.owner.clone_from(&name);
-            after.labels.insert("name".into(), name.clone());
-            after.annotations.insert("name".into(), name);
+            after.spec.display_name.clone_from(&name);
+            after.spec.description.clone_from(&name);
+            after.spec.owner.clone_from(&name);
+            after.spec.labels.insert("name".into(), name.clone());
+            after.spec.annotations.insert("name".into(), name);
             after.revision = Revision(2);
             prop_assert!(!narrows(&before, &after));
         }
@@ -185,7 +187,7 @@ mod tests {
             scopes: vec![Scope::parse("a.*").unwrap()],
             allowed_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
             expire_time: Some(UnixMillis(10)),
-            ..key_policy()
+            ..KeyPolicy::default()
         };
         let parts: [fn(&mut KeyPolicy); 8] = [
             |after| after.environment = Environment::parse("test").unwrap(),
@@ -206,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_disabled_key_loses_nothing_more_until_it_is_revoked() {
-        let bare = |state| KeyPolicy { state, ..key_policy() };
+        let bare = |state| KeyPolicy { state, ..KeyPolicy::default() };
         let scoped = KeyPolicy { scopes: vec![Scope::parse("a").unwrap()], ..bare(State::Disabled) };
         assert!(!narrows(&key(scoped), &key(bare(State::Disabled))));
         assert!(narrows(&key(bare(State::Disabled)), &key(bare(State::Revoked))));

@@ -20,28 +20,36 @@ pub struct KeyRecord {
     pub tenant: TenantId,
     /// What is stored of its secret.
     pub secret: StoredSecret,
-    /// A name for people.
-    pub display_name: String,
-    /// A longer note.
-    pub description: String,
-    /// The holder of the key.
-    pub owner: String,
+    /// What an operator gave it.
+    pub spec: KeySpec,
     /// Why the key is in its state.
     pub state_reason: String,
     /// When its state was last changed, and by whom. `None`: that was before this field existed.
     pub state_changed: Option<AuditStamp>,
-    /// What a verdict depends on.
-    pub policy: KeyPolicy,
-    /// Indexed labels.
-    pub labels: BTreeMap<String, String>,
-    /// Opaque notes.
-    pub annotations: BTreeMap<String, String>,
     /// When it was created, and by whom.
     pub created: AuditStamp,
     /// When it was last changed, and by whom.
     pub updated: AuditStamp,
     /// The revision of the last change. The store sets it.
     pub revision: Revision,
+}
+
+/// What an operator gives a key. By default it is an active key of the environment `live` without a name, and
+/// grants nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KeySpec {
+    /// A name for people.
+    pub display_name: String,
+    /// A longer note.
+    pub description: String,
+    /// The holder of the key.
+    pub owner: String,
+    /// What a verdict depends on.
+    pub policy: KeyPolicy,
+    /// Indexed labels.
+    pub labels: BTreeMap<String, String>,
+    /// Opaque notes.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// What is stored of a secret: enough to recognise it, and nothing to recover it from.
@@ -58,7 +66,7 @@ pub struct StoredSecret {
 }
 
 /// The part of a key that verdicts depend on.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct KeyPolicy {
     /// Part of the secret. It never changes.
     pub environment: Environment,
@@ -78,9 +86,10 @@ pub struct KeyPolicy {
 
 enumerate! {
     /// The state of a key. Expiry is a time, not a state.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub enum State {
         /// It works.
+        #[default]
         Active,
         /// It is refused until it is enabled.
         Disabled,
@@ -137,12 +146,12 @@ impl KeyRecord {
     /// # Errors
     /// When the key is revoked and another state is asked for.
     pub fn transition(&mut self, state: State, reason: &str, by: &AuditStamp) -> Result<Effect, ForbiddenChange> {
-        match (self.policy.state, state) {
+        match (self.spec.policy.state, state) {
             (State::Revoked, State::Active | State::Disabled) => Err(ForbiddenChange::Reactivation),
             (from, to) if from == to && (reason.is_empty() || reason == self.state_reason) => Ok(Effect::Unchanged),
             (from @ (State::Active | State::Disabled), to) | (from @ State::Revoked, to @ State::Revoked) => {
                 if from != to {
-                    self.policy.state = to;
+                    self.spec.policy.state = to;
                     self.state_changed = Some(by.clone());
                 }
                 reason.clone_into(&mut self.state_reason);
@@ -160,16 +169,16 @@ impl KeyRecord {
     /// # Errors
     /// When the key is revoked, and more than its `display_name`, labels or annotations differ.
     pub fn check_edit(&self, before: &Self) -> Result<(), ForbiddenChange> {
-        if before.policy.state != State::Revoked {
+        if before.spec.policy.state != State::Revoked {
             return Ok(());
         }
-        let editable = Self {
-            display_name: self.display_name.clone(),
-            labels: self.labels.clone(),
-            annotations: self.annotations.clone(),
-            ..before.clone()
+        let editable = KeySpec {
+            display_name: self.spec.display_name.clone(),
+            labels: self.spec.labels.clone(),
+            annotations: self.spec.annotations.clone(),
+            ..before.spec.clone()
         };
-        if *self == editable { Ok(()) } else { Err(ForbiddenChange::Edit) }
+        if *self == (Self { spec: editable, ..before.clone() }) { Ok(()) } else { Err(ForbiddenChange::Edit) }
     }
 }
 

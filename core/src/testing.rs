@@ -1,18 +1,17 @@
 //! Fixtures for tests, behind the feature `test-util`: records with every field set to something valid, and
 //! sources of randomness whose bytes are known.
 //!
-//! A test takes a fixture and changes what it is about: `KeyRecord { owner, ..key_record(1) }`. A generator of
+//! A test takes a fixture and changes what it is about: `KeyRecord { tenant, ..key_record(1) }`. A generator of
 //! arbitrary records names every field instead, so that a new field cannot be forgotten there.
 
-use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use crate::clock::UnixMillis;
 use crate::digest::{Digest, PepperId};
 use crate::entropy::{Entropy, EntropyError};
 use crate::event::Revision;
-use crate::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
-use crate::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret, TenantRecord};
+use crate::id::{ActorId, KeyId, SecretPrefix, TenantId};
+use crate::record::{AuditStamp, KeyRecord, KeySpec, StoredSecret, TenantRecord};
 
 /// When the records of this module were created.
 pub const CREATED: UnixMillis = UnixMillis(1_000);
@@ -56,20 +55,6 @@ pub fn stamp() -> AuditStamp {
     AuditStamp { time: CREATED, actor: ActorId::keyward() }
 }
 
-/// Active in environment `live`, without scopes, restrictions or an end.
-#[must_use]
-pub fn key_policy() -> KeyPolicy {
-    KeyPolicy {
-        environment: Environment::live(),
-        state: State::Active,
-        scopes: vec![],
-        audiences: vec![],
-        allowed_cidrs: vec![],
-        not_before: None,
-        expire_time: None,
-    }
-}
-
 /// A key of tenant `default`. Its number, of six digits or more, gives its id and its digest; it has no owner,
 /// labels or texts, and revision 0.
 #[must_use]
@@ -84,14 +69,9 @@ pub fn key_record(number: u32) -> KeyRecord {
             pepper: PepperId(1),
             hint: "kw_live_…abcd".into(),
         },
-        display_name: String::new(),
-        description: String::new(),
-        owner: String::new(),
+        spec: KeySpec::default(),
         state_reason: String::new(),
         state_changed: None,
-        policy: key_policy(),
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
         created: stamp(),
         updated: stamp(),
         revision: Revision(0),

@@ -4,10 +4,10 @@
 /// is in everything that is made for all of them: labels, counters, tables.
 #[macro_export]
 macro_rules! enumerate {
-    ($(#[$meta:meta])* $vis:vis enum $name:ident { $($(#[$doc:meta])* $variant:ident,)+ }) => {
+    ($(#[$meta:meta])* $vis:vis enum $name:ident { $($(#[$attribute:meta])* $variant:ident,)+ }) => {
         $(#[$meta])*
         $vis enum $name {
-            $($(#[$doc])* $variant,)+
+            $($(#[$attribute])* $variant,)+
         }
 
         impl $name {

@@ -21,7 +21,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         let stored = pb::KeyRecord::decode(&bytes[1..bytes.len() - 16]).expect("what was accepted is of its form");
         let (id, digest) = (key.key_id.as_str(), key.secret.digest.as_bytes());
         assert_eq!((id, &digest[..]), (&stored.key_id[..], &stored.secrets[0].digest[..]));
-        assert_eq!(key.policy.scopes.len(), stored.scopes.len());
+        assert_eq!(key.spec.policy.scopes.len(), stored.scopes.len());
         let again = encode_key(&key);
         assert!(stateless_key_bytes(&key) <= again.len(), "without its state it is longer");
         assert!(decode_key(&again).is_ok_and(|read| read == key), "it is read as another key");

@@ -1,15 +1,11 @@
 //! Issuing a key.
 
-use std::collections::BTreeMap;
-
-use ipnet::IpNet;
 use keyward_core::access::{Grant, Issue, Role};
-use keyward_core::clock::UnixMillis;
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
-use keyward_core::id::{Environment, KeyId, SecretPrefix, TenantId};
-use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret};
+use keyward_core::id::{KeyId, SecretPrefix, TenantId};
+use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, KeySpec, StoredSecret};
 use keyward_core::scope::Scope;
 use keyward_core::secret::IssuedSecret;
 
@@ -20,34 +16,12 @@ use crate::store::{Commit, ReadContext, RecordWrite};
 const RESERVED_RULE: &str = "in tenant 'system' must not be 'keyward' or begin with 'keyward-' or 'keyward_': so Keyward itself is named in the log";
 
 /// A key to be created.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct NewKey {
     /// The id. `None`: one is generated.
     pub key_id: Option<KeyId>,
-    /// A name for people.
-    pub display_name: String,
-    /// A longer note.
-    pub description: String,
-    /// The holder of the key.
-    pub owner: String,
-    /// Part of the secret.
-    pub environment: Environment,
-    /// The scopes that it grants. Empty: none.
-    pub scopes: Vec<Scope>,
-    /// The services that accept it. Empty: all.
-    pub audiences: Vec<String>,
-    /// The networks that end clients must be in. Empty: any.
-    pub allowed_cidrs: Vec<IpNet>,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-    /// Annotations.
-    pub annotations: BTreeMap<String, String>,
-    /// It does not work before this time.
-    pub not_before: Option<UnixMillis>,
-    /// It does not work from this time on.
-    pub expire_time: Option<UnixMillis>,
-    /// Whether it is disabled at first.
-    pub disabled: bool,
+    /// Its fields.
+    pub spec: KeySpec,
 }
 
 /// A created key.
@@ -78,9 +52,10 @@ impl Authority {
         let now = self.now();
         let stamp = AuditStamp { time: now.latest(), actor: grant.actor() };
         let (key, secret) = self.mint_key(grant.tenant(), &tenant.secret_prefix, new, &stamp)?;
-        check_scopes("", grant.tenant(), &key.policy.scopes)?;
-        check_times("", &key.policy)?;
-        check_expiry("", &key.policy, stamp.time)?;
+        let policy = &key.spec.policy;
+        check_scopes("", grant.tenant(), &policy.scopes)?;
+        check_times("", policy)?;
+        check_expiry("", policy, stamp.time)?;
         check_size(&key)?;
         if validate_only {
             let reader = ReadContext { caller: grant.actor(), urgent: false };
@@ -134,7 +109,7 @@ impl KeyMinter<'_> {
         new: NewKey,
         stamp: &AuditStamp,
     ) -> Result<(KeyRecord, IssuedSecret), AuthorityError> {
-        let secret = IssuedSecret::generate(prefix, &new.environment, self.entropy)?;
+        let secret = IssuedSecret::generate(prefix, &new.spec.policy.environment, self.entropy)?;
         let key_id = match new.key_id {
             Some(chosen) => chosen,
             None => KeyId::generate(stamp.time, self.entropy)?,
@@ -149,22 +124,9 @@ impl KeyMinter<'_> {
                 pepper: pepper.id(),
                 hint: secret.hint(),
             },
-            display_name: new.display_name,
-            description: new.description,
-            owner: new.owner,
+            spec: new.spec,
             state_reason: String::new(),
             state_changed: Some(stamp.clone()),
-            policy: KeyPolicy {
-                environment: new.environment,
-                state: if new.disabled { State::Disabled } else { State::Active },
-                scopes: new.scopes,
-                audiences: new.audiences,
-                allowed_cidrs: new.allowed_cidrs,
-                not_before: new.not_before,
-                expire_time: new.expire_time,
-            },
-            labels: new.labels,
-            annotations: new.annotations,
             created: stamp.clone(),
             updated: stamp.clone(),
             revision: Revision(0),
@@ -182,21 +144,14 @@ impl KeyMinter<'_> {
         description: &str,
         stamp: &AuditStamp,
     ) -> Result<(KeyRecord, IssuedSecret), AuthorityError> {
-        let new = NewKey {
-            key_id: None,
+        let admin = Scope::parse(Role::Admin.scope()).map_err(|rule| AuthorityError::bad_field("scopes", rule.0))?;
+        let spec = KeySpec {
             display_name: display_name.to_owned(),
             description: description.to_owned(),
-            owner: String::new(),
-            environment: Environment::live(),
-            scopes: vec![Scope::parse(Role::Admin.scope()).map_err(|r| AuthorityError::bad_field("scopes", r.0))?],
-            audiences: vec![],
-            allowed_cidrs: vec![],
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            not_before: None,
-            expire_time: None,
-            disabled: false,
+            policy: KeyPolicy { scopes: vec![admin], ..KeyPolicy::default() },
+            ..KeySpec::default()
         };
+        let new = NewKey { key_id: None, spec };
         self.mint(&TenantId::system(), &SecretPrefix::kw(), new, stamp)
     }
 }

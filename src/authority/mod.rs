@@ -41,7 +41,6 @@ pub use self::create::{Created, KeyMinter, NewKey};
 pub use self::error::{AuthorityError, Resource, Violation};
 pub use self::query::{Listed, Selector};
 pub use self::tenants::NewTenant;
-pub use self::update::KeyPatch;
 pub use crate::store::{Backup, Exceeded};
 
 /// How often a change is tried when others come in between. Then it fails as outdated.

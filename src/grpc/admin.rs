@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 
 use super::convert::{self, StateChange};
 use super::fields::Fields;
+use super::keys;
 use super::pb;
 use super::session::CallerSession;
 use super::state::StateHandle;
@@ -74,11 +75,11 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
     ) -> Result<Response<pb::CreateKeyResponse>, Status> {
         answer(&self.state, Action::Issue, request, async |caller, message| {
             let validate_only = message.validate_only;
-            let (tenant, new) = convert::new_key(message, caller.tenant_by_default())?;
+            let (tenant, new) = keys::new_key(message, caller.tenant_by_default())?;
             let grant = grant::<Issue>(caller, tenant, Resource::Tenant)?;
             let created = self.authority()?.create_key(&grant, new, validate_only).await?;
             Ok(pb::CreateKeyResponse {
-                key: Some(convert::key(&created.key)),
+                key: Some(keys::key(&created.key)),
                 secret: created.secret.map(|secret| std::mem::take(&mut *secret.reveal())).unwrap_or_default(),
                 revision: created.revision.0,
             })
@@ -91,7 +92,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
             let name = convert::key_name(&message.key_id, &message.tenant, caller.tenant_by_default())?;
             let grant = grant::<Read>(caller, name.tenant, Resource::Key)?;
             let (key, revision) = self.authority()?.key(&grant, &name.key_id).await?;
-            Ok(pb::GetKeyResponse { key: Some(convert::key(&key)), revision: revision.0 })
+            Ok(pb::GetKeyResponse { key: Some(keys::key(&key)), revision: revision.0 })
         })
         .await
     }
@@ -101,7 +102,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
             let (tenant, selector, page_size) = convert::list(&message, caller.tenant_by_default())?;
             let grant = grant::<Read>(caller, tenant, Resource::Tenant)?;
             let listed = self.authority()?.keys(&grant, selector, page_size, &message.page_token).await?;
-            let keys = listed.records.iter().map(|key| convert::key(key)).collect();
+            let keys = listed.records.iter().map(|key| keys::key(key)).collect();
             drop(listed.held);
             Ok(pb::ListKeysResponse { keys, next_page_token: listed.next_page_token, revision: listed.revision.0 })
         })
@@ -113,10 +114,10 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         request: Request<pb::UpdateKeyRequest>,
     ) -> Result<Response<pb::UpdateKeyResponse>, Status> {
         answer(&self.state, Action::Issue, request, async |caller, message| {
-            let (name, patch, options) = convert::update(message, caller.tenant_by_default())?;
+            let (name, changes, options) = keys::update(message, caller.tenant_by_default())?;
             let grant = grant::<Issue>(caller, name.tenant, Resource::Key)?;
-            let changed = self.authority()?.update_key(&grant, &name.key_id, &patch, &options).await?;
-            Ok(pb::UpdateKeyResponse { key: Some(convert::key(&changed.record)), revision: changed.revision.0 })
+            let changed = self.authority()?.update_key(&grant, &name.key_id, &changes, &options).await?;
+            Ok(pb::UpdateKeyResponse { key: Some(keys::key(&changed.record)), revision: changed.revision.0 })
         })
         .await
     }
@@ -129,7 +130,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
             let name = (&*m.key_id, &*m.tenant, m.etag);
             let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default());
             let changed = self.move_key(caller, State::Disabled, change).await?;
-            Ok(pb::DisableKeyResponse { key: Some(convert::key(&changed.record)), revision: changed.revision.0 })
+            Ok(pb::DisableKeyResponse { key: Some(keys::key(&changed.record)), revision: changed.revision.0 })
         })
         .await
     }
@@ -142,7 +143,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
             let name = (&*m.key_id, &*m.tenant, m.etag);
             let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default());
             let changed = self.move_key(caller, State::Active, change).await?;
-            Ok(pb::EnableKeyResponse { key: Some(convert::key(&changed.record)), revision: changed.revision.0 })
+            Ok(pb::EnableKeyResponse { key: Some(keys::key(&changed.record)), revision: changed.revision.0 })
         })
         .await
     }
@@ -155,7 +156,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
             let name = (&*m.key_id, &*m.tenant, m.etag);
             let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default());
             let changed = self.move_key(caller, State::Revoked, change).await?;
-            Ok(pb::RevokeKeyResponse { key: Some(convert::key(&changed.record)), revision: changed.revision.0 })
+            Ok(pb::RevokeKeyResponse { key: Some(keys::key(&changed.record)), revision: changed.revision.0 })
         })
         .await
     }

@@ -1,27 +1,17 @@
 //! Converts between wire and domain types.
 
-use ipnet::IpNet;
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::{DenyReason, Policy};
-use keyward_core::id::{Environment, KeyId, SecretPrefix, TenantId};
-use keyward_core::limits::{
-    DESCRIPTION_BYTES_MAX, DISPLAY_NAME_BYTES_MAX, OWNER_BYTES_MAX, SELECTOR_KEY_IDS_MAX, STATE_REASON_BYTES_MAX,
-};
-use keyward_core::record::{KeyRecord, State, TenantRecord};
+use keyward_core::id::{KeyId, SecretPrefix, TenantId};
+use keyward_core::limits::{DISPLAY_NAME_BYTES_MAX, OWNER_BYTES_MAX, SELECTOR_KEY_IDS_MAX, STATE_REASON_BYTES_MAX};
+use keyward_core::record::{State, TenantRecord};
 use prost_types::Timestamp;
 
 use super::fields::Fields;
 use super::pb;
 use super::status::Refusal;
-use crate::authority::{ChangeOptions, KeyPatch, NewKey, NewTenant, Selector, etag};
+use crate::authority::{ChangeOptions, NewTenant, Selector, etag};
 use crate::index::Entry;
-
-/// The fields that an update may name, in the order of the documentation.
-const UPDATABLE: &str = "must be one of display_name, description, owner, scopes, audiences, allowed_cidrs, labels, \
-                         annotations, not_before, expire_time";
-
-/// How many they are.
-const UPDATABLE_FIELDS: usize = 10;
 
 /// States that a selector names at most; there are fewer, and one may stand twice.
 const SELECTOR_STATES_MAX: usize = 16;
@@ -85,103 +75,6 @@ pub fn state_change(
     fields.finish(key.map(|key| StateChange { key, reason, options: options(etag, validate_only) }))
 }
 
-/// Reads a key to be, and its tenant.
-///
-/// # Errors
-/// When a field breaks its rule.
-pub fn new_key(request: pb::CreateKeyRequest, default: TenantId) -> Result<(TenantId, NewKey), Refusal> {
-    let mut fields = Fields::default();
-    let f = &mut fields;
-    let tenant = f.parse_or("tenant", &request.tenant, TenantId::parse, || default);
-    let key_id = f.parse_or("key_id", &request.key_id, |id| KeyId::parse(id).map(Some), || None);
-    let environment = f.parse_or("environment", &request.environment, Environment::parse, Environment::live);
-    let display_name = f.required_text("display_name", request.display_name, DISPLAY_NAME_BYTES_MAX);
-    let description = f.text("description", request.description, DESCRIPTION_BYTES_MAX);
-    let owner = f.text("owner", request.owner, OWNER_BYTES_MAX);
-    let scopes = f.scopes("scopes", &request.scopes);
-    let audiences = f.audiences("audiences", &request.audiences);
-    let allowed_cidrs = f.cidrs("allowed_cidrs", &request.allowed_cidrs);
-    let labels = f.labels("labels", request.labels);
-    let annotations = f.annotations("annotations", request.annotations);
-    let not_before = f.time("not_before", request.not_before);
-    let expire_time = f.time("expire_time", request.expire_time);
-    let new = tenant.zip(key_id).zip(environment).map(|((tenant, key_id), environment)| {
-        let disabled = request.disabled;
-        let new = NewKey {
-            key_id,
-            display_name,
-            description,
-            owner,
-            environment,
-            scopes,
-            audiences,
-            allowed_cidrs,
-            labels,
-            annotations,
-            not_before,
-            expire_time,
-            disabled,
-        };
-        (tenant, new)
-    });
-    fields.finish(new)
-}
-
-/// Reads a change of fields.
-///
-/// # Errors
-/// When a field breaks its rule, or the mask names one that may not be changed.
-pub fn update(request: pb::UpdateKeyRequest, default: TenantId) -> Result<(KeyName, KeyPatch, ChangeOptions), Refusal> {
-    let mut fields = Fields::default();
-    let f = &mut fields;
-    let mask = request.update_mask.unwrap_or_default();
-    if mask.paths.is_empty() {
-        f.wrong("update_mask", "must name the fields to change");
-    }
-    let Some(key) = request.key else {
-        f.wrong("key", "must be given");
-        return fields.finish(None);
-    };
-    let tenant = f.parse_or("key.tenant", &key.tenant, TenantId::parse, || default);
-    let key_id = f.parse("key.key_id", &key.key_id, KeyId::parse);
-    let mut patch = KeyPatch::default();
-    // Before any field is read: each path costs the reading of its field.
-    if mask.paths.len() > UPDATABLE_FIELDS {
-        f.wrong("update_mask", "must name each field once");
-        return fields.finish(None);
-    }
-    for (at, path) in mask.paths.iter().enumerate() {
-        if mask.paths[..at].contains(path) {
-            f.wrong(format!("update_mask.paths[{at}]"), "must not be named twice");
-            continue;
-        }
-        match path.as_str() {
-            "display_name" => {
-                let label = f.required_text("key.display_name", key.display_name.clone(), DISPLAY_NAME_BYTES_MAX);
-                patch.display_name = Some(label);
-            }
-            "description" => {
-                patch.description = Some(f.text("key.description", key.description.clone(), DESCRIPTION_BYTES_MAX));
-            }
-            "owner" => patch.owner = Some(f.text("key.owner", key.owner.clone(), OWNER_BYTES_MAX)),
-            "scopes" => patch.scopes = Some(f.scopes("key.scopes", &key.scopes)),
-            "audiences" => patch.audiences = Some(f.audiences("key.audiences", &key.audiences)),
-            "allowed_cidrs" => patch.allowed_cidrs = Some(f.cidrs("key.allowed_cidrs", &key.allowed_cidrs)),
-            "labels" => patch.labels = Some(f.labels("key.labels", key.labels.clone())),
-            "annotations" => patch.annotations = Some(f.annotations("key.annotations", key.annotations.clone())),
-            "not_before" => patch.not_before = Some(f.time("key.not_before", key.not_before)),
-            "expire_time" => patch.expire_time = Some(f.time("key.expire_time", key.expire_time)),
-            _ => f.wrong(format!("update_mask.paths[{at}]"), UPDATABLE),
-        }
-    }
-    if !request.etag.is_empty() && !key.etag.is_empty() && request.etag != key.etag {
-        f.wrong("etag", "must not contradict key.etag");
-    }
-    let etag = if request.etag.is_empty() { key.etag } else { request.etag };
-    let name = tenant.zip(key_id).map(|(tenant, key_id)| KeyName { tenant, key_id });
-    fields.finish(name.map(|name| (name, patch, options(etag, request.validate_only))))
-}
-
 /// Reads which keys to list, of which tenant, and how many.
 ///
 /// # Errors
@@ -228,37 +121,6 @@ pub fn new_tenant(request: pb::CreateTenantRequest) -> Result<NewTenant, Refusal
     let display_name = fields.text("display_name", request.display_name, DISPLAY_NAME_BYTES_MAX);
     let new = tenant.zip(prefix);
     fields.finish(new.map(|(tenant, secret_prefix)| NewTenant { tenant, display_name, secret_prefix }))
-}
-
-/// A key for the wire.
-#[must_use]
-pub fn key(key: &KeyRecord) -> pb::Key {
-    pb::Key {
-        key_id: key.key_id.to_string(),
-        tenant: key.tenant.to_string(),
-        display_name: key.display_name.clone(),
-        description: key.description.clone(),
-        owner: key.owner.clone(),
-        environment: key.policy.environment.to_string(),
-        hint: key.secret.hint.clone(),
-        state: state(key.policy.state).into(),
-        state_reason: key.state_reason.clone(),
-        state_by: key.state_changed.as_ref().map(|state_changed| state_changed.actor.to_string()).unwrap_or_default(),
-        state_time: key.state_changed.as_ref().map(|state_changed| timestamp(state_changed.time)),
-        scopes: key.policy.scopes.iter().map(|s| s.as_str().to_owned()).collect(),
-        audiences: key.policy.audiences.clone(),
-        labels: key.labels.clone(),
-        annotations: key.annotations.clone(),
-        allowed_cidrs: key.policy.allowed_cidrs.iter().map(IpNet::to_string).collect(),
-        not_before: key.policy.not_before.map(timestamp),
-        expire_time: key.policy.expire_time.map(timestamp),
-        create_time: Some(timestamp(key.created.time)),
-        created_by: key.created.actor.to_string(),
-        update_time: Some(timestamp(key.updated.time)),
-        updated_by: key.updated.actor.to_string(),
-        revision: key.revision.0,
-        etag: etag(key.revision),
-    }
 }
 
 /// A tenant for the wire.
@@ -308,7 +170,7 @@ pub fn reason(reason: Option<DenyReason>) -> pb::Reason {
     }
 }
 
-fn state(state: State) -> pb::State {
+pub(super) fn state(state: State) -> pb::State {
     match state {
         State::Active => pb::State::Active,
         State::Disabled => pb::State::Disabled,
@@ -316,11 +178,11 @@ fn state(state: State) -> pb::State {
     }
 }
 
-fn timestamp(time: UnixMillis) -> Timestamp {
+pub(super) fn timestamp(time: UnixMillis) -> Timestamp {
     let nanos = i32::try_from(time.0.rem_euclid(1_000) * 1_000_000).unwrap_or(0); // below 10^9
     Timestamp { seconds: time.0.div_euclid(1_000), nanos }
 }
 
-fn options(etag: String, validate_only: bool) -> ChangeOptions {
+pub(super) fn options(etag: String, validate_only: bool) -> ChangeOptions {
     ChangeOptions { etag: (!etag.is_empty()).then_some(etag), validate_only }
 }

@@ -30,6 +30,8 @@ const TEXT_BYTES_MAX: usize =
 /// that is wrong; [`Fields::finish`] then refuses the whole.
 #[derive(Debug, Default)]
 pub struct Fields {
+    /// What stands before the names of fields, with its dot.
+    within: &'static str,
     violations: Vec<Violation>,
     /// Further ones, which are only counted.
     more: usize,
@@ -57,10 +59,19 @@ impl Fields {
         }
     }
 
+    /// Reads the fields of a message that is a field itself: `within` is its name, with a dot.
+    pub fn within<T>(&mut self, within: &'static str, read: impl FnOnce(&mut Self) -> T) -> T {
+        let outer = std::mem::replace(&mut self.within, within);
+        let read = read(self);
+        self.within = outer;
+        read
+    }
+
     /// Notes that a field breaks a rule.
     pub fn wrong(&mut self, field: impl Into<String>, rule: impl Into<String>) {
         if self.violations.len() < VIOLATIONS_TOLD_MAX {
-            self.violations.push(Violation { field: field.into(), rule: rule.into() });
+            let field = format!("{}{}", self.within, field.into());
+            self.violations.push(Violation { field, rule: rule.into() });
         } else {
             self.more += 1;
         }

@@ -21,7 +21,11 @@ type Read = fn(&mut Fields, &mut pb::Key) -> KeyChange;
 /// update names it.
 const FIELDS: &[(&str, Read)] = &[
     ("display_name", |f, key| {
-        KeyChange::DisplayName(f.required_text("display_name", mem::take(&mut key.display_name), DISPLAY_NAME_BYTES_MAX))
+        KeyChange::DisplayName(f.required_text(
+            "display_name",
+            mem::take(&mut key.display_name),
+            DISPLAY_NAME_BYTES_MAX,
+        ))
     }),
     ("description", |f, key| {
         KeyChange::Description(f.text("description", mem::take(&mut key.description), DESCRIPTION_BYTES_MAX))

@@ -37,12 +37,12 @@ const LABELLED: u8 = 0b0010_0000;
 
 /// Appends a key's packed entry, and counts a use of each name in it.
 pub(super) fn pack(key: &KeyRecord, names: &Names, out: &mut Vec<u8>) {
-    let policy = &key.policy;
+    let (spec, policy) = (&key.spec, &key.spec.policy);
     let tenant = names.acquire::<TenantId>(&key.tenant);
     put_varint(out, key.revision.0);
     put_varint(out, tenant.into());
-    put_varint(out, names.acquire::<Owner>(&OwnerLookup { tenant, name: &key.owner }).into());
-    put_varint(out, names.acquire::<Environment>(&key.policy.environment).into());
+    put_varint(out, names.acquire::<Owner>(&OwnerLookup { tenant, name: &spec.owner }).into());
+    put_varint(out, names.acquire::<Environment>(&policy.environment).into());
 
     let restricted = !policy.audiences.is_empty() || !policy.allowed_cidrs.is_empty();
     let state = match policy.state {
@@ -56,7 +56,7 @@ pub(super) fn pack(key: &KeyRecord, names: &Names, out: &mut Vec<u8>) {
             | flag(policy.not_before.is_some(), NOT_BEFORE)
             | flag(policy.expire_time.is_some(), EXPIRE_TIME)
             | flag(restricted, RESTRICTED)
-            | flag(!key.labels.is_empty(), LABELLED),
+            | flag(!spec.labels.is_empty(), LABELLED),
     );
     for time in [policy.not_before, policy.expire_time].into_iter().flatten() {
         out.extend_from_slice(&time.0.to_le_bytes());
@@ -67,16 +67,16 @@ pub(super) fn pack(key: &KeyRecord, names: &Names, out: &mut Vec<u8>) {
     numbers.for_each(|number| put_varint(&mut scopes, number));
     put_bytes(out, &scopes);
     put_bytes(out, key.key_id.as_str().as_bytes());
-    put_bytes(out, key.display_name.as_bytes());
+    put_bytes(out, spec.display_name.as_bytes());
     if restricted {
         put_varint(out, policy.audiences.len() as u64);
         policy.audiences.iter().for_each(|audience| put_bytes(out, audience.as_bytes()));
         put_varint(out, policy.allowed_cidrs.len() as u64);
         policy.allowed_cidrs.iter().for_each(|cidr| put_cidr(out, cidr));
     }
-    if !key.labels.is_empty() {
-        put_varint(out, key.labels.len() as u64);
-        for text in key.labels.iter().flat_map(|(name, value)| [name, value]) {
+    if !spec.labels.is_empty() {
+        put_varint(out, spec.labels.len() as u64);
+        for text in spec.labels.iter().flat_map(|(name, value)| [name, value]) {
             put_bytes(out, text.as_bytes());
         }
     }

@@ -205,7 +205,7 @@ impl Index {
             }
             let begin = packed.len();
             pack(key, names, packed);
-            self.states.add(key.policy.state);
+            self.states.add(key.spec.policy.state);
             put.push((digest, begin..packed.len()));
             replaced.extend(held);
         }

@@ -102,9 +102,9 @@ mod tests {
     use std::sync::Arc;
 
     use keyward_core::id::TenantId;
-    use keyward_core::record::KeyPolicy;
+    use keyward_core::record::{KeyPolicy, KeySpec};
     use keyward_core::scope::Scope;
-    use keyward_core::testing::{key_policy, key_record};
+    use keyward_core::testing::key_record;
 
     use super::*;
 
@@ -112,12 +112,13 @@ mod tests {
     #[test]
     fn what_was_not_written_is_taken_back() {
         let scopes = vec![Scope::parse("keyward.admin").unwrap()];
-        let policy = KeyPolicy { scopes, ..key_policy() };
-        let key = KeyRecord { tenant: TenantId::system(), policy, ..key_record(1) };
+        let policy = KeyPolicy { scopes, ..KeyPolicy::default() };
+        let spec = KeySpec { policy, ..KeySpec::default() };
+        let key = KeyRecord { tenant: TenantId::system(), spec, ..key_record(1) };
         let now = UnixMillis(1_000);
         let record = |key: &KeyRecord| Record::Key(Arc::new(key.clone()));
         let mut dated = key.clone();
-        dated.policy.expire_time = Some(UnixMillis(2_000));
+        dated.spec.policy.expire_time = Some(UnixMillis(2_000));
         let other = KeyRecord { key_id: key_record(2).key_id, ..key.clone() };
 
         let mut administrators = Administrators::default();

@@ -107,8 +107,8 @@ impl NameKind {
     /// The names of this kind that a key uses, each with its position.
     fn names_of(self, key: &KeyRecord) -> Vec<(usize, &str)> {
         match self {
-            Self::Owner => Some(&*key.owner).filter(|owner| !owner.is_empty()).into_iter().enumerate().collect(),
-            Self::Scope => key.policy.scopes.iter().map(|scope| scope.as_str()).enumerate().collect(),
+            Self::Owner => Some(&*key.spec.owner).filter(|owner| !owner.is_empty()).into_iter().enumerate().collect(),
+            Self::Scope => key.spec.policy.scopes.iter().map(|scope| scope.as_str()).enumerate().collect(),
         }
     }
 

@@ -418,9 +418,9 @@ impl KeyQuery {
     #[must_use]
     pub fn selects(&self, key: &KeyRecord) -> bool {
         key.tenant == self.tenant
-            && (self.states.is_empty() || self.states.contains(&key.policy.state))
-            && self.owner.as_ref().is_none_or(|owner| *owner == key.owner)
-            && self.labels.iter().all(|(name, value)| key.labels.get(name) == Some(value))
+            && (self.states.is_empty() || self.states.contains(&key.spec.policy.state))
+            && self.owner.as_ref().is_none_or(|owner| *owner == key.spec.owner)
+            && self.labels.iter().all(|(name, value)| key.spec.labels.get(name) == Some(value))
             && (self.key_ids.is_empty() || self.key_ids.contains(&key.key_id))
             && self.after.as_ref().is_none_or(|after| key.key_id > *after)
     }

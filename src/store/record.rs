@@ -15,7 +15,7 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::digest::{Digest, PepperId};
 use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
-use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret, TenantRecord};
+use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, KeySpec, State, StoredSecret, TenantRecord};
 use keyward_core::scope::Scope;
 use prost::Message;
 
@@ -68,41 +68,45 @@ pub fn stateless_key_bytes(key: &KeyRecord) -> usize {
 }
 
 fn key_to_pb(key: &KeyRecord) -> pb::KeyRecord {
-    let millis = |time: Option<UnixMillis>| time.map_or(0, |t| t.0);
+    let millis = |time: &Option<UnixMillis>| time.map_or(0, |t| t.0);
+    // Without `..`, so that a new field does not compile until it is stored.
+    let KeyRecord { key_id, tenant, secret, spec, state_reason, state_changed, created, updated, revision } = key;
+    let KeySpec { display_name, description, owner, policy, labels, annotations } = spec;
+    let KeyPolicy { environment, state, scopes, audiences, allowed_cidrs, not_before, expire_time } = policy;
     pb::KeyRecord {
-        key_id: key.key_id.to_string(),
-        tenant: key.tenant.to_string(),
+        key_id: key_id.to_string(),
+        tenant: tenant.to_string(),
         secrets: vec![pb::StoredSecret {
-            version: key.secret.version,
-            digest: key.secret.digest.as_bytes().to_vec(),
-            pepper_id: key.secret.pepper.0,
-            hint: key.secret.hint.clone(),
+            version: secret.version,
+            digest: secret.digest.as_bytes().to_vec(),
+            pepper_id: secret.pepper.0,
+            hint: secret.hint.clone(),
         }],
-        display_name: key.display_name.clone(),
-        description: key.description.clone(),
-        owner: key.owner.clone(),
-        environment: key.policy.environment.to_string(),
-        state: match key.policy.state {
+        display_name: display_name.clone(),
+        description: description.clone(),
+        owner: owner.clone(),
+        environment: environment.to_string(),
+        state: match state {
             State::Active => pb::StoredState::Active,
             State::Disabled => pb::StoredState::Disabled,
             State::Revoked => pb::StoredState::Revoked,
         }
         .into(),
-        state_reason: key.state_reason.clone(),
-        scopes: key.policy.scopes.iter().map(|s| s.as_str().to_owned()).collect(),
-        audiences: key.policy.audiences.clone(),
-        allowed_cidrs: key.policy.allowed_cidrs.iter().map(IpNet::to_string).collect(),
-        labels: key.labels.clone(),
-        annotations: key.annotations.clone(),
-        not_before_ms: millis(key.policy.not_before),
-        expire_time_ms: millis(key.policy.expire_time),
-        create_time_ms: key.created.time.0,
-        created_by: key.created.actor.to_string(),
-        update_time_ms: key.updated.time.0,
-        updated_by: key.updated.actor.to_string(),
-        revision: key.revision.0,
-        state_by: key.state_changed.as_ref().map(|state_changed| state_changed.actor.to_string()).unwrap_or_default(),
-        state_time_ms: key.state_changed.as_ref().map_or(0, |state_changed| state_changed.time.0),
+        state_reason: state_reason.clone(),
+        scopes: scopes.iter().map(|s| s.as_str().to_owned()).collect(),
+        audiences: audiences.clone(),
+        allowed_cidrs: allowed_cidrs.iter().map(IpNet::to_string).collect(),
+        labels: labels.clone(),
+        annotations: annotations.clone(),
+        not_before_ms: millis(not_before),
+        expire_time_ms: millis(expire_time),
+        create_time_ms: created.time.0,
+        created_by: created.actor.to_string(),
+        update_time_ms: updated.time.0,
+        updated_by: updated.actor.to_string(),
+        revision: revision.0,
+        state_by: state_changed.as_ref().map(|stamp| stamp.actor.to_string()).unwrap_or_default(),
+        state_time_ms: state_changed.as_ref().map_or(0, |stamp| stamp.time.0),
     }
 }
 
@@ -112,46 +116,68 @@ fn key_to_pb(key: &KeyRecord) -> pb::KeyRecord {
 /// When the bytes are not what [`encode_key`] of this or an earlier program wrote.
 pub fn decode_key(bytes: &[u8]) -> Result<KeyRecord, DecodeError> {
     let pb: pb::KeyRecord = open(bytes)?;
-    let time = |ms| (ms != 0).then_some(UnixMillis(ms));
     let state = match pb.state() {
         pb::StoredState::Active => State::Active,
         pb::StoredState::Disabled => State::Disabled,
         pb::StoredState::Revoked => State::Revoked,
         pb::StoredState::Unspecified => return Err(DecodeError::Body("state")),
     };
-    let [secret] = <[_; 1]>::try_from(pb.secrets).map_err(|_| DecodeError::Body("secrets"))?;
+    let time = |ms| (ms != 0).then_some(UnixMillis(ms));
+    // Without `..`, so that a new field does not compile until it is read.
+    let pb::KeyRecord {
+        key_id,
+        tenant,
+        secrets,
+        display_name,
+        description,
+        owner,
+        environment,
+        state: _,
+        state_reason,
+        scopes,
+        audiences,
+        allowed_cidrs,
+        labels,
+        annotations,
+        not_before_ms,
+        expire_time_ms,
+        create_time_ms,
+        created_by,
+        update_time_ms,
+        updated_by,
+        revision,
+        state_by,
+        state_time_ms,
+    } = pb;
+    let [secret] = <[_; 1]>::try_from(secrets).map_err(|_| DecodeError::Body("secrets"))?;
     let digest = <[u8; 32]>::try_from(secret.digest).map_err(|_| DecodeError::Body("digest"))?;
+    let policy = KeyPolicy {
+        environment: Environment::parse(&environment).map_err(|_| DecodeError::Body("environment"))?,
+        state,
+        scopes: parse_all(&scopes, |s| Scope::parse(s).map_err(|_| DecodeError::Body("scopes")))?,
+        audiences,
+        allowed_cidrs: parse_all(&allowed_cidrs, |s| s.parse().map_err(|_| DecodeError::Body("cidrs")))?,
+        not_before: time(not_before_ms),
+        expire_time: time(expire_time_ms),
+    };
     Ok(KeyRecord {
-        key_id: KeyId::parse(&pb.key_id).map_err(|_| DecodeError::Body("key_id"))?,
-        tenant: tenant_id(&pb.tenant)?,
+        key_id: KeyId::parse(&key_id).map_err(|_| DecodeError::Body("key_id"))?,
+        tenant: tenant_id(&tenant)?,
         secret: StoredSecret {
             version: secret.version,
             digest: Digest::from_bytes(digest),
             pepper: PepperId(secret.pepper_id),
             hint: secret.hint,
         },
-        display_name: pb.display_name,
-        description: pb.description,
-        owner: pb.owner,
-        state_reason: pb.state_reason,
-        state_changed: match pb.state_by.as_str() {
+        spec: KeySpec { display_name, description, owner, policy, labels, annotations },
+        state_reason,
+        state_changed: match state_by.as_str() {
             "" => None,
-            actor => Some(stamp(pb.state_time_ms, actor)?),
+            actor => Some(stamp(state_time_ms, actor)?),
         },
-        policy: KeyPolicy {
-            environment: Environment::parse(&pb.environment).map_err(|_| DecodeError::Body("environment"))?,
-            state,
-            scopes: parse_all(&pb.scopes, |s| Scope::parse(s).map_err(|_| DecodeError::Body("scopes")))?,
-            audiences: pb.audiences,
-            allowed_cidrs: parse_all(&pb.allowed_cidrs, |s| s.parse().map_err(|_| DecodeError::Body("cidrs")))?,
-            not_before: time(pb.not_before_ms),
-            expire_time: time(pb.expire_time_ms),
-        },
-        labels: pb.labels,
-        annotations: pb.annotations,
-        created: stamp(pb.create_time_ms, &pb.created_by)?,
-        updated: stamp(pb.update_time_ms, &pb.updated_by)?,
-        revision: Revision(pb.revision),
+        created: stamp(create_time_ms, &created_by)?,
+        updated: stamp(update_time_ms, &updated_by)?,
+        revision: Revision(revision),
     })
 }
 

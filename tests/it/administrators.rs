@@ -93,13 +93,13 @@ impl Round {
         for _ in on {
             *next += 1;
             let mut made = KeyRecord { tenant: TenantId::system(), ..key(*next) };
-            made.policy.scopes = scopes(&["keyward.admin"]);
+            made.spec.policy.scopes = scopes(&["keyward.admin"]);
             made.revision = store.commit(commit(vec![RecordWrite::NewKey(Box::new(made.clone()))])).await.unwrap();
             keys.push(made);
         }
         for old in old {
             let mut now = KeyRecord::clone(&*store.key(&old.tenant, &old.key_id).await.unwrap().unwrap());
-            now.policy.state = State::Revoked;
+            now.spec.policy.state = State::Revoked;
             store.commit(commit(vec![RecordWrite::Key(Box::new(now))])).await.unwrap();
         }
         let none = || on.iter().map(|_| None).collect::<Vec<_>>();
@@ -115,7 +115,7 @@ impl Round {
     fn commit(&self, who: usize) -> Commit {
         let (actor, mut target) = (&self.keys[who], self.read[who].clone().unwrap());
         let deed = self.deeds[who];
-        deed.apply(&mut target.policy);
+        deed.apply(&mut target.spec.policy);
         let digest = actor.secret.digest;
         let identity = Identity { key_id: actor.key_id.clone(), digest, peer: Some("127.0.0.1".parse().unwrap()) };
         let caller = Caller::new(identity, &scopes(&["keyward.admin"]));
@@ -135,8 +135,8 @@ impl Round {
     /// What must come of a commit, said the long way.
     fn expected(&self, who: usize) -> &'static str {
         let target = self.on[who];
-        let changed_since =
-            self.suffered[target].is_some() && self.read[who].as_ref().unwrap().policy == self.keys[target].policy;
+        let changed_since = self.suffered[target].is_some()
+            && self.read[who].as_ref().unwrap().spec.policy == self.keys[target].spec.policy;
         match self.suffered[who] {
             Some(deed) if !deed.leaves_power() => "unauthorized",
             _ if changed_since => "outdated",
@@ -368,11 +368,11 @@ async fn where_none_lasts_changes_go_on() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir, 16 * 1024 * 1024);
     let mut dated = KeyRecord { tenant: TenantId::system(), ..key(1) };
-    dated.policy.scopes = scopes(&["keyward.admin"]);
-    dated.policy.expire_time = Some(UnixMillis(NOW.0 + 1));
+    dated.spec.policy.scopes = scopes(&["keyward.admin"]);
+    dated.spec.policy.expire_time = Some(UnixMillis(NOW.0 + 1));
     dated.revision = store.commit(commit(vec![RecordWrite::NewKey(Box::new(dated.clone()))])).await.unwrap();
     assert_eq!(store.lasting_administrators(NOW), 0);
-    dated.policy.state = State::Disabled;
+    dated.spec.policy.state = State::Disabled;
     store.commit(commit(vec![RecordWrite::Key(Box::new(dated))])).await.unwrap();
     store.close().await.unwrap();
 }
@@ -444,7 +444,7 @@ async fn what_is_stored_already_stays_and_may_be_changed_otherwise() {
     site.stop().await;
     let (bare_id, slip_id) = (bare.key.key_id.clone(), slip.key.key_id.clone());
     write_to(site.dir.path(), START, |mut key| {
-        key.policy.scopes = match key.key_id.as_str() {
+        key.spec.policy.scopes = match key.key_id.as_str() {
             id if id == bare_id => vec![],
             id if id == slip_id => scopes(&["keyward.admin"]),
             _ => return None,

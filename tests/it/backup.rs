@@ -61,7 +61,7 @@ async fn write_on(store: Arc<LocalStore>, first: u32, stop: Arc<AtomicBool>) {
         create(&*store, first + round).await;
         let old = key(first + round / 2);
         let mut changed = KeyRecord::clone(&*store.key(&old.tenant, &old.key_id).await.unwrap().unwrap());
-        changed.policy.state = if round % 2 == 0 { State::Disabled } else { State::Active };
+        changed.spec.policy.state = if round % 2 == 0 { State::Disabled } else { State::Active };
         store.commit(commit(vec![RecordWrite::Key(Box::new(changed))])).await.unwrap();
     }
 }
@@ -269,7 +269,7 @@ async fn a_backup_that_was_altered_with_care_is_not_believed() {
     let store = open(&dir, SEGMENT_BYTES);
     create(&store, 1).await;
     let mut disabled = KeyRecord::clone(&*store.key(&key(1).tenant, &key(1).key_id).await.unwrap().unwrap());
-    disabled.policy.state = State::Disabled;
+    disabled.spec.policy.state = State::Disabled;
     store.commit(commit(vec![RecordWrite::Key(Box::new(disabled))])).await.unwrap();
     let path = files.path().join("backup");
     backup(&store, &path).await;
@@ -279,8 +279,8 @@ async fn a_backup_that_was_altered_with_care_is_not_believed() {
     let record = HEADER_BYTES + 5;
     let length = u32::from_le_bytes(bytes[HEADER_BYTES + 1..record].try_into().unwrap()) as usize;
     let mut key = decode_key(&bytes[record..record + length]).unwrap();
-    assert_eq!(key.policy.state, State::Disabled);
-    key.policy.state = State::Active;
+    assert_eq!(key.spec.policy.state, State::Disabled);
+    key.spec.policy.state = State::Active;
     let active = encode_key(&key);
     let rest = &bytes[record + length..bytes.len() - HASH_BYTES];
     let mut altered = bytes[..=HEADER_BYTES].to_vec();

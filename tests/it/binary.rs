@@ -184,12 +184,12 @@ async fn a_start_without_a_lasting_administrator_says_so() {
     assert!(!log.contains(SAYS), "{log}");
     // Before it begins to last, nothing keeps it from being dated.
     write_to(site.dir.path(), START, |mut key| {
-        key.policy.not_before = Some(START);
+        key.spec.policy.not_before = Some(START);
         Some(key)
     })
     .await;
     write_to(site.dir.path(), UnixMillis(START.0 - 1), |mut key| {
-        key.policy.expire_time = Some(UnixMillis(START.0 + 100 * 31_557_600_000));
+        key.spec.policy.expire_time = Some(UnixMillis(START.0 + 100 * 31_557_600_000));
         Some(key)
     })
     .await;

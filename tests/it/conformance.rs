@@ -14,7 +14,7 @@ use keyward_core::decision::DenyReason;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{ActorId, TenantId};
-use keyward_core::record::{KeyPolicy, KeyRecord, State, TenantRecord};
+use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec, State, TenantRecord};
 use keyward_core::scope::Scope;
 use keyward_core::testing::{key_record, tenant_record};
 use tempfile::TempDir;
@@ -76,12 +76,13 @@ pub(crate) fn options(segment_bytes: u64) -> StoreOptions {
 }
 
 pub(crate) fn key(number: u32) -> KeyRecord {
-    KeyRecord {
+    let spec = KeySpec {
         display_name: format!("Key {number}"),
         owner: format!("owner-{}", number % 3),
         labels: BTreeMap::from([("parity".to_owned(), (number % 2).to_string())]),
-        ..key_record(number)
-    }
+        ..KeySpec::default()
+    };
+    KeyRecord { spec, ..key_record(number) }
 }
 
 fn tenant(id: &str) -> Box<TenantRecord> {
@@ -129,7 +130,7 @@ async fn what_is_committed_is_read_back(store: Arc<dyn Store>) {
     assert_eq!(read(&*store, &key(2)).await, None);
 
     let mut changed = made.clone();
-    changed.policy.state = State::Disabled;
+    changed.spec.policy.state = State::Disabled;
     let revision = store.commit(commit(vec![RecordWrite::Key(Box::new(changed.clone()))])).await.unwrap();
     assert_eq!(read(&*store, &made).await, Some(KeyRecord { revision, ..changed }));
 
@@ -176,12 +177,8 @@ async fn a_stale_version_is_refused(store: Arc<dyn Store>) {
 
 async fn a_change_is_made_only_while_its_caller_may(store: Arc<dyn Store>) {
     let scopes = |scopes: &[&str]| scopes.iter().map(|s| Scope::parse(s).unwrap()).collect::<Vec<_>>();
-    let base = key(900);
-    let caller = KeyRecord {
-        tenant: TenantId::system(),
-        policy: KeyPolicy { scopes: scopes(&["keyward.issuer"]), ..base.policy.clone() },
-        ..base
-    };
+    let mut caller = KeyRecord { tenant: TenantId::system(), ..key(900) };
+    caller.spec.policy.scopes = scopes(&["keyward.issuer"]);
     let identity = Identity { key_id: caller.key_id.clone(), digest: caller.secret.digest, peer: None };
     let granted = |identity: &Identity| {
         let issuer = Caller::new(identity.clone(), &scopes(&["keyward.issuer"]));
@@ -200,9 +197,10 @@ async fn a_change_is_made_only_while_its_caller_may(store: Arc<dyn Store>) {
     store.commit(issue(901)).await.unwrap();
 
     let put = |key: &KeyRecord, policy: KeyPolicy| {
-        commit(vec![RecordWrite::Key(Box::new(KeyRecord { policy, ..key.clone() }))])
+        let spec = KeySpec { policy, ..key.spec.clone() };
+        commit(vec![RecordWrite::Key(Box::new(KeyRecord { spec, ..key.clone() }))])
     };
-    let (works, mut now) = (caller.policy.clone(), KeyRecord { revision: made, ..caller.clone() });
+    let (works, mut now) = (caller.spec.policy.clone(), KeyRecord { revision: made, ..caller.clone() });
     let lost = [
         (KeyPolicy { state: State::Disabled, ..works.clone() }, Unauthorized::Key(DenyReason::Disabled)),
         (KeyPolicy { scopes: scopes(&["keyward.viewer"]), ..works.clone() }, Unauthorized::Role),
@@ -232,12 +230,12 @@ async fn a_change_is_made_only_while_its_caller_may(store: Arc<dyn Store>) {
 async fn the_last_lasting_administrator_stays(store: Arc<dyn Store>) {
     let administrator = |number: u32| {
         let mut made = KeyRecord { tenant: TenantId::system(), ..key(number) };
-        made.policy.scopes = vec![Scope::parse("keyward.admin").unwrap()];
+        made.spec.policy.scopes = vec![Scope::parse("keyward.admin").unwrap()];
         made
     };
     let disabled = |key: &KeyRecord, revision: Revision| {
         let mut key = KeyRecord { revision, ..key.clone() };
-        key.policy.state = State::Disabled;
+        key.spec.policy.state = State::Disabled;
         RecordWrite::Key(Box::new(key))
     };
     assert_eq!(store.lasting_administrators(UnixMillis(1_000)), 0);
@@ -248,7 +246,7 @@ async fn the_last_lasting_administrator_stays(store: Arc<dyn Store>) {
     assert!(matches!(store.check_administrators(asked, UnixMillis(1_000)), Err(CommitError::LastAdministrator)));
     assert!(matches!(store.commit(commit(vec![last])).await, Err(CommitError::LastAdministrator)));
     assert_eq!(store.revision(), of_one);
-    assert_eq!(read(&*store, &one).await.unwrap().policy.state, State::Active);
+    assert_eq!(read(&*store, &one).await.unwrap().spec.policy.state, State::Active);
 
     // Two at once are as bad as one after the other; one that is made with the same commit is good.
     let of_two = store.commit(commit(vec![RecordWrite::NewKey(Box::new(two.clone()))])).await.unwrap();
@@ -274,7 +272,8 @@ async fn a_commit_is_all_or_nothing(store: Arc<dyn Store>) {
 }
 
 async fn a_record_past_its_limit_is_refused(store: Arc<dyn Store>) {
-    let large = KeyRecord { description: "x".repeat(5_000), ..key(1) };
+    let mut large = key(1);
+    large.spec.description = "x".repeat(5_000);
     let refused = store.commit(commit(vec![RecordWrite::NewKey(Box::new(large))])).await;
     assert!(matches!(refused, Err(CommitError::TooLarge { bytes }) if bytes > 5_000));
     assert_eq!(read(&*store, &key(1)).await, None);
@@ -303,7 +302,7 @@ async fn queries_meet_every_condition(store: Arc<dyn Store>) {
     let mut all = vec![];
     for number in 1..=24 {
         let mut made = create(&*store, number).await;
-        made.policy.state = [State::Active, State::Disabled, State::Revoked][number as usize / 8 % 3];
+        made.spec.policy.state = [State::Active, State::Disabled, State::Revoked][number as usize / 8 % 3];
         made.revision = store.commit(commit(vec![RecordWrite::Key(Box::new(made.clone()))])).await.unwrap();
         all.push(made);
     }
@@ -374,7 +373,7 @@ async fn concurrent_writers_of_one_key_all_get_their_turn_or_are_told(store: Arc
     let writers = (0..50).map(|number| {
         let (store, mut key) = (store.clone(), made.clone());
         async move {
-            key.description = format!("writer {number}");
+            key.spec.description = format!("writer {number}");
             store.commit(commit(vec![RecordWrite::Key(Box::new(key))])).await
         }
     });

@@ -103,8 +103,8 @@ async fn every_call_refuses_a_caller_without_a_role_for_it() {
     // No call makes one any more.
     site.stop().await;
     write_to(site.dir.path(), START, |mut key| {
-        key.policy.scopes.clear();
-        (key.display_name == "No role").then_some(key)
+        key.spec.policy.scopes.clear();
+        (key.spec.display_name == "No role").then_some(key)
     })
     .await;
     site.try_start().await.unwrap();

@@ -203,17 +203,17 @@ async fn a_table_that_contradicts_the_journal_is_not_believed() {
         |keys| {
             let (digest, bytes) = keys.iter().next().unwrap().unwrap();
             let mut record = decode_key(&bytes).unwrap();
-            record.policy.scopes.push(keyward_core::scope::Scope::parse("everything.*").unwrap());
+            record.spec.policy.scopes.push(keyward_core::scope::Scope::parse("everything.*").unwrap());
             keys.insert(digest, encode_key(&record)).unwrap();
         },
         |keys| {
             let (digest, bytes) = keys
                 .iter()
                 .map(Result::unwrap)
-                .find(|(_, bytes)| decode_key(bytes).unwrap().policy.state == State::Disabled)
+                .find(|(_, bytes)| decode_key(bytes).unwrap().spec.policy.state == State::Disabled)
                 .unwrap();
             let mut record = decode_key(&bytes).unwrap();
-            record.policy.state = State::Active;
+            record.spec.policy.state = State::Active;
             keys.insert(digest, encode_key(&record)).unwrap();
         },
         |keys| {

@@ -115,9 +115,9 @@ async fn what_was_stored_before_there_were_rules_still_works() {
     site.stop().await;
     write_to(site.dir.path(), START, |mut key: KeyRecord| {
         (key.tenant.as_str() == "default").then(|| {
-            key.display_name = "\u{200b}".into();
-            key.owner = " \u{202e}owner".into();
-            key.policy.audiences = vec![DECOMPOSED.into()];
+            key.spec.display_name = "\u{200b}".into();
+            key.spec.owner = " \u{202e}owner".into();
+            key.spec.policy.audiences = vec![DECOMPOSED.into()];
             key.state_changed = None;
             key
         })

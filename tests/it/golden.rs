@@ -1,7 +1,6 @@
 //! Stored bytes and issued secrets are public interfaces: what testdata/ holds must be readable for ever, and
 //! what is written must not drift unnoticed.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,10 +12,10 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::digest::{Digest, Pepper, PepperId};
 use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
-use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, State, StoredSecret, TenantRecord};
+use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, KeySpec, State, StoredSecret, TenantRecord};
 use keyward_core::scope::Scope;
 use keyward_core::secret::{IssuedSecret, PresentedSecret};
-use keyward_core::testing::{FixedEntropy, key_policy};
+use keyward_core::testing::FixedEntropy;
 use proptest::prelude::*;
 use zeroize::Zeroizing;
 
@@ -51,22 +50,24 @@ fn full_key() -> KeyRecord {
             pepper: PepperId(0x0102_0304),
             hint: "acme_live_…wXyZ".into(),
         },
-        display_name: "Zapier".into(),
-        description: "The sync of the CRM".into(),
-        owner: "customer-7".into(),
+        spec: KeySpec {
+            display_name: "Zapier".into(),
+            description: "The sync of the CRM".into(),
+            owner: "customer-7".into(),
+            policy: KeyPolicy {
+                environment: Environment::live(),
+                state: State::Disabled,
+                scopes: vec![Scope::parse("orders.*").unwrap(), Scope::parse("users.read").unwrap()],
+                audiences: vec!["billing".into()],
+                allowed_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
+                not_before: Some(UnixMillis(1_767_225_600_001)),
+                expire_time: Some(UnixMillis(1_798_761_600_000)),
+            },
+            labels: map(&[("team", "growth"), ("tier", "gold")]),
+            annotations: map(&[("ticket", "KW-1")]),
+        },
         state_reason: "unpaid".into(),
         state_changed: None,
-        policy: KeyPolicy {
-            environment: Environment::live(),
-            state: State::Disabled,
-            scopes: vec![Scope::parse("orders.*").unwrap(), Scope::parse("users.read").unwrap()],
-            audiences: vec!["billing".into()],
-            allowed_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
-            not_before: Some(UnixMillis(1_767_225_600_001)),
-            expire_time: Some(UnixMillis(1_798_761_600_000)),
-        },
-        labels: map(&[("team", "growth"), ("tier", "gold")]),
-        annotations: map(&[("ticket", "KW-1")]),
         created: AuditStamp { time: UnixMillis(1_767_225_600_000), actor: ActorId::parse("issuer").unwrap() },
         updated: AuditStamp { time: UnixMillis(1_767_312_000_000), actor: ActorId::parse("operator").unwrap() },
         revision: Revision(42),
@@ -74,16 +75,8 @@ fn full_key() -> KeyRecord {
 }
 
 fn bare_key() -> KeyRecord {
-    KeyRecord {
-        description: String::new(),
-        owner: String::new(),
-        state_reason: String::new(),
-        state_changed: None,
-        policy: key_policy(),
-        labels: BTreeMap::new(),
-        annotations: BTreeMap::new(),
-        ..full_key()
-    }
+    let spec = KeySpec { display_name: full_key().spec.display_name, ..KeySpec::default() };
+    KeyRecord { spec, state_reason: String::new(), ..full_key() }
 }
 
 fn tenant() -> TenantRecord {
@@ -216,6 +209,15 @@ prop_compose! {
     ) -> KeyRecord {
         let [display_name, description, owner, state_reason] = texts;
         let nets = nets.into_iter().map(|(ip, len)| ipnet::IpNet::V4(ipnet::Ipv4Net::new(ip.into(), len).unwrap().trunc()));
+        let policy = KeyPolicy {
+            environment: Environment::live(),
+            state,
+            scopes: scopes.iter().map(|s| Scope::parse(s).unwrap()).collect(),
+            audiences: vec![],
+            allowed_cidrs: nets.collect(),
+            not_before: times.0.map(UnixMillis),
+            expire_time: times.1.map(UnixMillis),
+        };
         KeyRecord {
             key_id: KeyId::parse(&id).unwrap(),
             tenant: TenantId::parse(&tenant).unwrap(),
@@ -225,18 +227,9 @@ prop_compose! {
                 pepper: PepperId(numbers.1),
                 hint: "h".into(),
             },
-            display_name, description, owner, state_reason,
-            policy: KeyPolicy {
-                environment: Environment::live(),
-                state,
-                scopes: scopes.iter().map(|s| Scope::parse(s).unwrap()).collect(),
-                audiences: vec![],
-                allowed_cidrs: nets.collect(),
-                not_before: times.0.map(UnixMillis),
-                expire_time: times.1.map(UnixMillis),
-            },
+            spec: KeySpec { display_name, description, owner, policy, labels, annotations: full_key().spec.annotations },
+            state_reason,
             state_changed,
-            labels,
             revision: Revision(numbers.2),
             ..full_key()
         }

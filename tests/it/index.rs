@@ -11,7 +11,7 @@ use keyward_core::decision::Policy;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{Environment, KeyId, TenantId};
-use keyward_core::record::{KeyPolicy, KeyRecord, State};
+use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec, State};
 use keyward_core::scope::Scope;
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -55,20 +55,21 @@ prop_compose! {
         record.tenant = TenantId::parse(&tenant).unwrap();
         record.key_id = KeyId::parse(&key_id).unwrap();
         let policy = KeyPolicy { environment: Environment::parse(&environment).unwrap(), ..policy };
-        KeyRecord { owner, display_name, labels, policy, ..record }
+        record.spec = KeySpec { owner, display_name, labels, policy, ..record.spec };
+        record
     }
 }
 
 /// What the index must hold of a key.
 fn assert_holds(index: &Index, record: &KeyRecord) {
     let entry = index.get(&record.secret.digest).unwrap();
-    assert_eq!(entry.to_policy(), record.policy);
+    assert_eq!(entry.to_policy(), record.spec.policy);
     assert_eq!(entry.revision(), record.revision);
-    assert_eq!((entry.tenant(), entry.environment()), (&record.tenant, &record.policy.environment));
-    assert_eq!((entry.to_key_id(), entry.display_name()), (Some(record.key_id.clone()), &*record.display_name));
-    assert_eq!((entry.owner(), entry.expire_time()), (&*record.owner, record.policy.expire_time));
+    assert_eq!((entry.tenant(), entry.environment()), (&record.tenant, &record.spec.policy.environment));
+    assert_eq!((entry.to_key_id(), entry.display_name()), (Some(record.key_id.clone()), &*record.spec.display_name));
+    assert_eq!((entry.owner(), entry.expire_time()), (&*record.spec.owner, record.spec.policy.expire_time));
     let labels: BTreeMap<_, _> = entry.labels().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    assert_eq!(labels, record.labels);
+    assert_eq!(labels, record.spec.labels);
 }
 
 proptest! {
@@ -92,7 +93,7 @@ proptest! {
             index.apply_records(&records.iter().map(|record| Record::Key(Arc::new(record.clone()))).collect::<Vec<_>>());
             prop_assert_eq!(index.len(), newest.len());
             for state in [State::Active, State::Disabled, State::Revoked] {
-                let expected = newest.values().filter(|record| record.policy.state == state).count();
+                let expected = newest.values().filter(|record| record.spec.policy.state == state).count();
                 prop_assert_eq!(index.len_in(state), expected, "{:?}", state);
             }
             // Of those that are there, and of neighbours that are not.
@@ -116,8 +117,8 @@ fn a_reader_sees_each_key_whole_while_others_are_put_beside_it() {
         digest[31] = number;
         record.secret.digest = Digest::from_bytes(digest);
         record.revision = Revision(revision);
-        record.owner = format!("owner-{number}-{revision}");
-        record.display_name = format!("name-{number}-{revision}");
+        record.spec.owner = format!("owner-{number}-{revision}");
+        record.spec.display_name = format!("name-{number}-{revision}");
         Record::Key(Arc::new(record))
     };
     index.apply_records(&(0..100).map(|number| form(number, 1)).collect::<Vec<_>>());

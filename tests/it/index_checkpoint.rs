@@ -170,9 +170,9 @@ impl Open {
             let kept = self.store.key(&key(number).tenant, &key(number).key_id).await.unwrap().unwrap();
             let entry = self.view.index.get(&kept.secret.digest).unwrap();
             assert_eq!(entry.revision(), kept.revision, "key {number}");
-            assert_eq!(entry.to_policy(), kept.policy);
-            assert_eq!((entry.owner(), entry.display_name()), (&*kept.owner, &*kept.display_name));
-            assert_eq!(entry.labels().count(), kept.labels.len());
+            assert_eq!(entry.to_policy(), kept.spec.policy);
+            assert_eq!((entry.owner(), entry.display_name()), (&*kept.spec.owner, &*kept.spec.display_name));
+            assert_eq!(entry.labels().count(), kept.spec.labels.len());
             assert_eq!(entry.state() == State::Disabled, number == DISABLED);
         }
         assert_eq!(self.view.index.len(), keys as usize);
@@ -372,7 +372,7 @@ async fn a_checkpoint_of_a_log_that_has_parted_from_this_one_is_not_used() {
     view.write_from.store(parting.0 + 2, Ordering::Relaxed);
     let open = Open::with(&here, view).unwrap();
     for label in ["One", "Other"] {
-        change(&open.store, DISABLED, |key| key.display_name = label.to_owned()).await;
+        change(&open.store, DISABLED, |key| key.spec.display_name = label.to_owned()).await;
     }
     wait_until("a checkpoint", || !checkpoints(&here).is_empty()).await;
     open.close().await;
@@ -597,7 +597,7 @@ fn latest_of(checkpoint: &[u8]) -> u64 {
 }
 
 async fn disable(store: &LocalStore, number: u32) {
-    change(store, number, |key| key.policy.state = State::Disabled).await;
+    change(store, number, |key| key.spec.policy.state = State::Disabled).await;
 }
 
 async fn change(store: &LocalStore, number: u32, change: impl FnOnce(&mut KeyRecord)) {
@@ -616,15 +616,15 @@ fn the_form_of_a_checkpoint_has_not_drifted() {
         let mut record = key(number);
         record.revision = Revision(u64::from(number) + 1);
         let some = |one_in: u32| number % one_in == 0;
-        record.policy.expire_time = some(2).then_some(UnixMillis(1_000));
-        record.policy.not_before = some(5).then_some(UnixMillis(-1));
-        record.policy.state = [State::Active, State::Disabled, State::Revoked][number as usize % 11 % 3];
-        record.policy.scopes.extend(scopes.iter().take(number as usize % 4).cloned());
+        record.spec.policy.expire_time = some(2).then_some(UnixMillis(1_000));
+        record.spec.policy.not_before = some(5).then_some(UnixMillis(-1));
+        record.spec.policy.state = [State::Active, State::Disabled, State::Revoked][number as usize % 11 % 3];
+        record.spec.policy.scopes.extend(scopes.iter().take(number as usize % 4).cloned());
         let networks = ["10.0.0.0/8", "2001:db8::/32"].map(|network| network.parse::<IpNet>().unwrap());
-        record.policy.allowed_cidrs.extend(networks.into_iter().filter(|_| some(7)));
-        record.policy.audiences.extend(some(13).then(|| "orders".to_owned()));
+        record.spec.policy.allowed_cidrs.extend(networks.into_iter().filter(|_| some(7)));
+        record.spec.policy.audiences.extend(some(13).then(|| "orders".to_owned()));
         record.tenant = if some(17) { TenantId::system() } else { record.tenant };
-        record.labels = if some(3) { BTreeMap::new() } else { record.labels };
+        record.spec.labels = if some(3) { BTreeMap::new() } else { record.spec.labels };
         index.apply_records(&[Record::Key(Arc::new(record))]);
     }
     let mut chunks = vec![];

@@ -10,7 +10,7 @@ use keyward_core::decision::Policy;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{Environment, TenantId};
-use keyward_core::record::{KeyPolicy, KeyRecord};
+use keyward_core::record::KeyRecord;
 use keyward_core::scope::Scope;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -23,10 +23,10 @@ fn form(number: u32, revision: u64) -> KeyRecord {
     record.revision = Revision(revision);
     let tag = format!("{number}-{revision}");
     record.tenant = TenantId::parse(&format!("t{}", tag.replace('-', "x"))).unwrap();
-    record.owner = format!("owner-{tag}");
-    record.policy.environment = Environment::parse(&format!("e{}", revision % 5)).unwrap();
-    record.policy.scopes = (0..5).map(|nth| Scope::parse(&format!("scope-{tag}.{nth}")).unwrap()).collect();
-    record.display_name = tag;
+    record.spec.owner = format!("owner-{tag}");
+    record.spec.policy.environment = Environment::parse(&format!("e{}", revision % 5)).unwrap();
+    record.spec.policy.scopes = (0..5).map(|nth| Scope::parse(&format!("scope-{tag}.{nth}")).unwrap()).collect();
+    record.spec.display_name = tag;
     record
 }
 
@@ -168,7 +168,9 @@ fn no_compaction_goes_on_while_a_checkpoint_is_written() {
     let index = Index::default();
     let many = |number: u32| {
         let scopes = (0..50).map(|nth| Scope::parse(&format!("scope-{number}.{nth}")).unwrap());
-        KeyRecord { policy: KeyPolicy { scopes: scopes.collect(), ..key(number).policy }, ..form(number, 1) }
+        let mut made = form(number, 1);
+        made.spec.policy.scopes = scopes.collect();
+        made
     };
     fold(&index, (0..KEYS).map(many));
     assert_eq!(index.compaction_step(), CompactionStep::Done, "nothing is unused");
@@ -226,15 +228,17 @@ proptest! {
                         record.revision = Revision(revision);
                         // A key keeps its tenant; here it need not.
                         record.tenant = TenantId::parse(&format!("tenant-{tenant}")).unwrap();
-                        record.owner = if owner == 0 { String::new() } else { format!("owner-{owner}") };
-                        record.policy.scopes =
+                        record.spec.owner = if owner == 0 { String::new() } else { format!("owner-{owner}") };
+                        record.spec.policy.scopes =
                             scopes.iter().map(|scope| Scope::parse(&format!("scope.{scope}")).unwrap()).collect();
                         map.insert(number.into(), record.clone());
                         fold(&index, [record]);
                     }
                     // An older form changes nothing.
                     if let Some(newest) = map.values().next() {
-                        fold(&index, [KeyRecord { revision: Revision(0), owner: "old".into(), ..newest.clone() }]);
+                        let mut older = KeyRecord { revision: Revision(0), ..newest.clone() };
+                        older.spec.owner = "old".into();
+                        fold(&index, [older]);
                     }
                 }
                 Deed::Compact => index.compact(),
@@ -247,14 +251,14 @@ proptest! {
             prop_assert_eq!(index.len(), map.len());
             for record in map.values() {
                 let entry = index.get(&record.secret.digest).unwrap();
-                prop_assert_eq!(entry.to_policy(), record.policy.clone());
-                prop_assert_eq!((entry.tenant(), entry.owner()), (&record.tenant, &*record.owner));
+                prop_assert_eq!(entry.to_policy(), record.spec.policy.clone());
+                prop_assert_eq!((entry.tenant(), entry.owner()), (&record.tenant, &*record.spec.owner));
                 prop_assert_eq!(entry.revision(), record.revision);
             }
             for tenant in (0..3).map(|tenant| TenantId::parse(&format!("tenant-{tenant}")).unwrap()) {
                 let keys = || map.values().filter(|key| key.tenant == tenant);
-                let owners: BTreeSet<_> = keys().map(|key| &*key.owner).filter(|owner| !owner.is_empty()).collect();
-                let scopes: BTreeSet<_> = keys().flat_map(|key| &key.policy.scopes).map(Scope::as_str).collect();
+                let owners: BTreeSet<_> = keys().map(|key| &*key.spec.owner).filter(|owner| !owner.is_empty()).collect();
+                let scopes: BTreeSet<_> = keys().flat_map(|key| &key.spec.policy.scopes).map(Scope::as_str).collect();
                 let asked = ["owner-1", "owner-5", "old"];
                 let missing: Vec<_> = (0..3).filter(|at| !owners.contains(asked[*at])).collect();
                 let found = index.owners_in_use(&tenant, &asked);
@@ -263,7 +267,7 @@ proptest! {
                 prop_assert_eq!((found.count, found.missing.is_empty()), (scopes.len(), scopes.contains("scope.3")));
             }
             let names: BTreeSet<_> =
-                map.values().flat_map(|key| key.policy.scopes.iter().map(|scope| (&key.tenant, scope))).collect();
+                map.values().flat_map(|key| key.spec.policy.scopes.iter().map(|scope| (&key.tenant, scope))).collect();
             prop_assert_eq!(index.names_in_use(NameKind::Scope), names.len());
         }
         index.compact();

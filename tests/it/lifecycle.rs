@@ -17,7 +17,7 @@ use keyward::store::{RecordWrite, Store};
 use keyward_core::access::{Caller, ChangeState, Identity};
 use keyward_core::clock::ManualClock;
 use keyward_core::digest::{Pepper, PepperRing};
-use keyward_core::record::{KeyPolicy, KeyRecord, State};
+use keyward_core::record::State;
 use keyward_core::scope::Scope;
 use keyward_core::testing::SeededEntropy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -171,7 +171,8 @@ async fn a_connection_that_says_nothing_is_closed() {
 #[tokio::test]
 async fn an_answer_that_a_key_is_disabled_waits_until_it_is_so() {
     let (store, index) = (Arc::new(MemoryStore::default()), Arc::new(Index::default()));
-    let record = KeyRecord { policy: KeyPolicy { state: State::Disabled, ..key(1).policy }, ..key(1) };
+    let mut record = key(1);
+    record.spec.policy.state = State::Disabled;
     let revision = store.commit(commit(vec![RecordWrite::NewKey(Box::new(record))])).await.unwrap();
     let authority = Authority::new(AuthorityDeps {
         store,

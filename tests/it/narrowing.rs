@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::poll;
 use keyward::app::{App, Deps, Engine};
-use keyward::authority::{Authority, AuthorityDeps, AuthorityError, ChangeOptions, KeyPatch};
+use keyward::authority::{Authority, AuthorityDeps, AuthorityError, ChangeOptions};
 use keyward::config::{Flags, Settings};
 use keyward::feed::{Lagged, Subscription};
 use keyward::grpc::pb::{self, Reason};
@@ -28,7 +28,8 @@ use keyward_core::digest::{Digest, Pepper, PepperRing};
 use keyward_core::event::Revision;
 use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
-use keyward_core::record::{KeyPolicy, KeyRecord, State, StoredSecret, TenantRecord};
+use keyward_core::key_change::KeyChange;
+use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec, State, StoredSecret, TenantRecord};
 use keyward_core::scope::Scope;
 use keyward_core::testing::SeededEntropy;
 use tokio::sync::Notify;
@@ -50,8 +51,8 @@ fn actor(id: &str) -> ActorId {
 }
 
 fn grants(caller: &str) -> (Grant<Issue>, Grant<ChangeState>) {
-    let KeyRecord { key_id, secret, policy, .. } = caller_key(caller);
-    let caller = Caller::new(Identity { key_id, digest: secret.digest, peer: None }, &policy.scopes);
+    let KeyRecord { key_id, secret, spec, .. } = caller_key(caller);
+    let caller = Caller::new(Identity { key_id, digest: secret.digest, peer: None }, &spec.policy.scopes);
     (caller.grant(TenantId::default_tenant()).unwrap(), caller.grant(TenantId::default_tenant()).unwrap())
 }
 
@@ -62,7 +63,10 @@ fn caller_key(caller: &str) -> KeyRecord {
         key_id: KeyId::parse(caller).unwrap(),
         tenant: TenantId::system(),
         secret: StoredSecret { digest: Digest::from_bytes(*blake3::hash(caller.as_bytes()).as_bytes()), ..base.secret },
-        policy: KeyPolicy { scopes: vec![Scope::parse("keyward.admin").unwrap()], ..base.policy },
+        spec: KeySpec {
+            policy: KeyPolicy { scopes: vec![Scope::parse("keyward.admin").unwrap()], ..KeyPolicy::default() },
+            ..base.spec
+        },
         ..base
     }
 }
@@ -97,12 +101,12 @@ fn open_with(dir: &tempfile::TempDir, free_bytes: fn(&File) -> io::Result<u64>) 
     Arc::new(LocalStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(())).unwrap())
 }
 
-fn expires_at(ms: i64) -> KeyPatch {
-    KeyPatch { expire_time: Some(Some(UnixMillis(START.0 + ms))), ..KeyPatch::default() }
+fn expires_at(ms: i64) -> KeyChange {
+    KeyChange::ExpireTime(Some(UnixMillis(START.0 + ms)))
 }
 
-fn described(text: &str) -> KeyPatch {
-    KeyPatch { description: Some(text.to_owned()), ..KeyPatch::default() }
+fn described(text: &str) -> KeyChange {
+    KeyChange::Description(text.to_owned())
 }
 
 /// A store in memory that notes which changes take power away, and holds up those of one key.
@@ -204,23 +208,20 @@ async fn a_change_says_whether_it_takes_power_away() {
     create(&store.inner, 1).await;
     let authority = authority(store.clone()).await;
     let ((issue, state), id, options) = (grants("caller"), key(1).key_id, ChangeOptions::default());
-    let scopes = |texts: &[&str]| KeyPatch {
-        scopes: Some(texts.iter().map(|text| Scope::parse(text).unwrap()).collect()),
-        ..KeyPatch::default()
-    };
-    for (patch, narrows) in [
+    let scopes = |texts: &[&str]| KeyChange::Scopes(texts.iter().map(|text| Scope::parse(text).unwrap()).collect());
+    for (change, narrows) in [
         (described("a note"), false),
         (scopes(&["a", "b"]), false),
         (scopes(&["a"]), true),
         (expires_at(1_000), true),
         (expires_at(2_000), false),
-        (KeyPatch { audiences: Some(vec!["billing".into()]), ..KeyPatch::default() }, true),
-        (KeyPatch { audiences: Some(vec![]), ..KeyPatch::default() }, false),
-        (KeyPatch { allowed_cidrs: Some(vec!["10.0.0.0/8".parse().unwrap()]), ..KeyPatch::default() }, true),
-        (KeyPatch { not_before: Some(Some(START)), ..KeyPatch::default() }, true),
+        (KeyChange::Audiences(vec!["billing".into()]), true),
+        (KeyChange::Audiences(vec![]), false),
+        (KeyChange::AllowedCidrs(vec!["10.0.0.0/8".parse().unwrap()]), true),
+        (KeyChange::NotBefore(Some(START)), true),
     ] {
-        authority.update_key(&issue, &id, &patch, &options).await.unwrap();
-        assert_eq!(store.narrowing.lock().unwrap().pop(), Some(("UpdateKey", narrows)), "{patch:?}");
+        authority.update_key(&issue, &id, std::slice::from_ref(&change), &options).await.unwrap();
+        assert_eq!(store.narrowing.lock().unwrap().pop(), Some(("UpdateKey", narrows)), "{change:?}");
     }
     for (to, method, narrows) in [
         (State::Disabled, "DisableKey", true),
@@ -253,15 +254,17 @@ async fn no_key_id_can_be_chosen_to_hold_up_the_updates_of_another_key() {
     }
     let authority = Arc::new(authority(store.clone()).await);
     let ((issue, _), options) = (grants("theirs"), ChangeOptions::default());
-    let patches: Vec<_> = (0..65).map(|number| described(&number.to_string())).collect();
-    let mut theirs: Vec<_> =
-        patches.iter().map(|patch| Box::pin(authority.update_key(&issue, &keys[0].key_id, patch, &options))).collect();
+    let updates: Vec<_> = (0..65).map(|number| described(&number.to_string())).collect();
+    let mut theirs: Vec<_> = updates
+        .iter()
+        .map(|change| Box::pin(authority.update_key(&issue, &keys[0].key_id, std::slice::from_ref(change), &options)))
+        .collect();
     for update in &mut theirs {
         assert!(poll!(update).is_pending());
     }
     store.arrived.notified().await;
-    let patch = described("ours");
-    let ours = authority.update_key(&issue, &keys[1].key_id, &patch, &options);
+    let changes = [described("ours")];
+    let ours = authority.update_key(&issue, &keys[1].key_id, &changes, &options);
     timeout(LIMIT, ours).await.expect("it waits for another key").unwrap();
 }
 
@@ -318,10 +321,10 @@ async fn with_the_queue_full_a_key_is_disabled_and_before_all_that_waits() {
     }
     assert!(matches!(by("third", 9_001).await, Err(CommitError::Overloaded)), "the queue is full");
 
-    let ((issue, state), options, patch) = (grants("operator"), ChangeOptions::default(), expires_at(1_000));
+    let ((issue, state), options, changes) = (grants("operator"), ChangeOptions::default(), [expires_at(1_000)]);
     let (one, two) = (key(1).key_id, key(2).key_id);
     let mut disable = Box::pin(authority.change_state(&state, &one, State::Disabled, "", &options));
-    let mut narrow = Box::pin(authority.update_key(&issue, &two, &patch, &options));
+    let mut narrow = Box::pin(authority.update_key(&issue, &two, &changes, &options));
     let mut again = Box::pin(authority.change_state(&state, &three, State::Disabled, "another reason", &options));
     assert!(poll!(&mut disable).is_pending() && poll!(&mut narrow).is_pending() && poll!(&mut again).is_pending());
     // Until all are in the queue: the one that reads the key first must notice it.
@@ -372,9 +375,9 @@ async fn with_little_room_a_key_can_be_narrowed_and_with_less_still_be_stopped()
 
     FREE.store(63 * MIB, Ordering::Relaxed);
     assert_eq!(store.write_health().await, WriteHealth::DiskFull);
-    authority.update_key(&issue, &one, &expires_at(2_000), &options).await.unwrap();
-    no_room(authority.update_key(&issue, &one, &expires_at(3_000), &options).await.err());
-    no_room(authority.update_key(&issue, &one, &described("longer"), &options).await.err());
+    authority.update_key(&issue, &one, &[expires_at(2_000)], &options).await.unwrap();
+    no_room(authority.update_key(&issue, &one, &[expires_at(3_000)], &options).await.err());
+    no_room(authority.update_key(&issue, &one, &[described("longer")], &options).await.err());
     authority.change_state(&state, &two, State::Disabled, "", &options).await.unwrap();
     no_room(authority.change_state(&state, &two, State::Active, "", &options).await.err());
     // Another reason takes nothing away, but it is a call that stops a key.
@@ -382,7 +385,7 @@ async fn with_little_room_a_key_can_be_narrowed_and_with_less_still_be_stopped()
 
     // A key can be narrowed any number of times: what is left is kept for stopping keys.
     FREE.store(31 * MIB, Ordering::Relaxed);
-    no_room(authority.update_key(&issue, &one, &expires_at(1_000), &options).await.err());
+    no_room(authority.update_key(&issue, &one, &[expires_at(1_000)], &options).await.err());
     no_room(authority.change_state(&state, &two, State::Disabled, "still unpaid", &options).await.err());
     authority.change_state(&state, &one, State::Disabled, "", &options).await.unwrap();
 
@@ -522,17 +525,19 @@ async fn an_update_that_may_narrow_is_not_refused_for_those_that_wait_and_may_no
     create(&store.inner, 1).await;
     let authority = authority(store.clone()).await;
     let ((issue, _), id, options) = (grants("caller"), key(1).key_id, ChangeOptions::default());
-    let patches: Vec<_> = (0..65).map(|number| described(&number.to_string())).collect();
-    let mut waiting: Vec<_> =
-        patches.iter().map(|patch| Box::pin(authority.update_key(&issue, &id, patch, &options))).collect();
+    let updates: Vec<_> = (0..65).map(|number| described(&number.to_string())).collect();
+    let mut waiting: Vec<_> = updates
+        .iter()
+        .map(|change| Box::pin(authority.update_key(&issue, &id, std::slice::from_ref(change), &options)))
+        .collect();
     for update in &mut waiting {
         assert!(poll!(update).is_pending());
     }
     store.arrived.notified().await;
-    let patch = described("one more");
-    let refused = authority.update_key(&issue, &id, &patch, &options).await.err();
+    let changes = [described("one more")];
+    let refused = authority.update_key(&issue, &id, &changes, &options).await.err();
     assert!(matches!(refused, Some(AuthorityError::Overloaded)));
-    let patch = expires_at(1_000);
-    let mut narrow = Box::pin(authority.update_key(&issue, &id, &patch, &options));
+    let changes = [expires_at(1_000)];
+    let mut narrow = Box::pin(authority.update_key(&issue, &id, &changes, &options));
     assert!(poll!(&mut narrow).is_pending(), "it waits for its turn");
 }

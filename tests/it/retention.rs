@@ -54,7 +54,7 @@ async fn is_whole(store: &LocalStore, last: u32) {
     for number in 0..last {
         let found = store.key(&key(number).tenant, &key(number).key_id).await.unwrap().unwrap();
         let expected = if number == 5 { State::Disabled } else { State::Active };
-        assert_eq!((found.policy.state, &*found.display_name), (expected, &*format!("Key {number}")));
+        assert_eq!((found.spec.policy.state, &*found.spec.display_name), (expected, &*format!("Key {number}")));
     }
 }
 
@@ -66,7 +66,7 @@ pub(crate) async fn shortened() -> TempDir {
         create(&store, number).await;
     }
     let mut changed = KeyRecord::clone(&*store.key(&key(5).tenant, &key(5).key_id).await.unwrap().unwrap());
-    changed.policy.state = State::Disabled;
+    changed.spec.policy.state = State::Disabled;
     store.commit(commit(vec![RecordWrite::Key(Box::new(changed))])).await.unwrap();
     for number in 10..KEYS {
         create(&store, number).await;

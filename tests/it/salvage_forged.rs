@@ -126,7 +126,7 @@ async fn a_forged_change_at_the_end_is_listed_and_not_taken() {
     let mut stopped = stopped().await;
     let (dir, segment) = (stopped.dir(), journal_segment(&stopped.site.dir));
     let record = stopped.record(&stopped.reader, LAST + 1, |key| {
-        key.policy.scopes = vec![Scope::parse("keyward.admin").unwrap()];
+        key.spec.policy.scopes = vec![Scope::parse("keyward.admin").unwrap()];
     });
     let target = format!("system/{}", stopped.reader.key.key_id);
     append(&segment, &forged(LAST + 1, "UpdateKey", &target, record));
@@ -145,7 +145,7 @@ async fn a_forged_change_at_the_end_is_listed_and_not_taken() {
     let table = open_table(taken.path()).open_tree("keys").unwrap();
     let admins = table.iter().map(|row| decode_key(&row.unwrap().1).unwrap());
     assert!(admins.into_iter().any(|key| key.key_id.as_str() == stopped.reader.key.key_id
-        && key.policy.scopes.iter().any(|scope| scope.as_str() == "keyward.admin")));
+        && key.spec.policy.scopes.iter().any(|scope| scope.as_str() == "keyward.admin")));
     stopped.gives_nobody_power().await;
 }
 
@@ -157,7 +157,7 @@ async fn a_forged_change_behind_a_damaged_one_is_not_taken_though_the_next_one_f
     let (dir, segment) = (stopped.dir(), journal_segment(&stopped.site.dir));
     let bytes = fs::read(&segment).unwrap();
     let (at, next) = (frame_at(&bytes, LAST - 1), frame_at(&bytes, LAST));
-    let record = stopped.record(&stopped.disabled, LAST - 1, |key| key.policy.state = State::Active);
+    let record = stopped.record(&stopped.disabled, LAST - 1, |key| key.spec.policy.state = State::Active);
     let target = format!("default/{}", stopped.disabled.key.key_id);
     let forged = with_chain(forged(LAST - 1, "EnableKey", &target, record), &chain_of(&bytes, at));
     let mut doctored = [&bytes[..at], &forged, &bytes[next..end_of_frames(&bytes)]].concat();

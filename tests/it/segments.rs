@@ -21,7 +21,7 @@ async fn a_journal_of_many_segments_is_read_back_and_a_missing_one_is_noticed() 
         create(&store, number).await;
     }
     let mut changed = KeyRecord::clone(&*store.key(&key(5).tenant, &key(5).key_id).await.unwrap().unwrap());
-    changed.policy.state = State::Disabled;
+    changed.spec.policy.state = State::Disabled;
     store.commit(commit(vec![RecordWrite::Key(Box::new(changed))])).await.unwrap();
     store.close().await.unwrap();
     drop(store);
@@ -33,7 +33,7 @@ async fn a_journal_of_many_segments_is_read_back_and_a_missing_one_is_noticed() 
     for number in 0..200 {
         let found = store.key(&key(number).tenant, &key(number).key_id).await.unwrap().unwrap();
         let expected = if number == 5 { State::Disabled } else { State::Active };
-        assert_eq!((found.policy.state, &*found.display_name), (expected, &*format!("Key {number}")));
+        assert_eq!((found.spec.policy.state, &*found.spec.display_name), (expected, &*format!("Key {number}")));
     }
     create(&store, 200).await;
     store.close().await.unwrap();

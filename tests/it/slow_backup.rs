@@ -14,7 +14,7 @@ use keyward::store::record::{decode_key, encode_key};
 use keyward::store::{Backup, BackupError, BackupLimit, RecordWrite, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
-use keyward_core::record::KeyRecord;
+use keyward_core::record::{KeyRecord, KeySpec};
 use tempfile::TempDir;
 use tokio::time::advance;
 use tonic::Code;
@@ -33,7 +33,9 @@ const MIB: u64 = 1024 * 1024;
 /// A key of some 3,000 bytes, whose description says how often it has been written.
 fn large(number: u32, version: u32) -> KeyRecord {
     let annotations = (0..6).map(|nth| (format!("note-{nth}"), "x".repeat(480))).collect();
-    KeyRecord { description: version.to_string(), annotations, ..key(number) }
+    let mut large = key(number);
+    large.spec = KeySpec { description: version.to_string(), annotations, ..large.spec };
+    large
 }
 
 /// A store with so many large keys.
@@ -78,7 +80,7 @@ fn versions(bytes: &[u8]) -> BTreeMap<String, u32> {
         if bytes[at] == 2 {
             let key = decode_key(&bytes[at + 5..at + 5 + length]).unwrap();
             assert_eq!(encode_key(&key), bytes[at + 5..at + 5 + length]);
-            found.insert(key.key_id.to_string(), key.description.parse().unwrap());
+            found.insert(key.key_id.to_string(), key.spec.description.parse().unwrap());
         }
         at += 5 + length;
     }
@@ -237,7 +239,7 @@ async fn site_with_large_keys(keys: usize) -> (Site, Vec<pb::Key>) {
     let settings = Settings { backup_aside_bytes_max: MIB, ..small_settings(dir.path()) };
     let site = Site::on_with(dir, settings).await.unwrap();
     let admin = site.admin();
-    let annotations = &large(0, 0).annotations;
+    let annotations = &large(0, 0).spec.annotations;
     let made = futures_util::future::join_all((0..keys).map(|number| {
         let request =
             pb::CreateKeyRequest { annotations: annotations.clone(), ..new_key(&format!("Key {number}"), &[]) };

@@ -18,7 +18,7 @@ use keyward_core::clock::ManualClock;
 use keyward_core::digest::{Pepper, PepperRing};
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{Environment, SecretPrefix, TenantId};
-use keyward_core::record::{KeyPolicy, KeyRecord, State, StoredSecret};
+use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec, State, StoredSecret};
 use keyward_core::scope::Scope;
 use keyward_core::secret::IssuedSecret;
 use keyward_core::testing::SeededEntropy;
@@ -53,7 +53,10 @@ impl Desk {
         let verifier = KeyRecord {
             tenant: TenantId::system(),
             secret: StoredSecret { digest, pepper: peppers.current().id(), ..base.secret },
-            policy: KeyPolicy { scopes: vec![Scope::parse("keyward.verifier").unwrap()], ..base.policy },
+            spec: KeySpec {
+                policy: KeyPolicy { scopes: vec![Scope::parse("keyward.verifier").unwrap()], ..KeyPolicy::default() },
+                ..base.spec
+            },
             revision: Revision(1),
             ..base
         };
@@ -186,8 +189,9 @@ async fn a_caller_who_is_disabled_while_a_request_waits_gets_no_verdict() {
     let min_revision = desk.index.revision().0 + 1;
     let mut answers = desk.answers(stream::iter([asking(pb::VerifyRequest { min_revision, ..ask("garbage") })]));
     assert!(poll!(answers.next()).is_pending());
-    let policy = KeyPolicy { state: State::Disabled, ..desk.verifier.policy.clone() };
-    desk.fold(&KeyRecord { policy, ..desk.verifier.clone() });
+    let mut disabled = desk.verifier.clone();
+    disabled.spec.policy.state = State::Disabled;
+    desk.fold(&disabled);
     assert_eq!(answers.next().await.unwrap().unwrap_err().code(), Code::Unauthenticated);
     assert!(answers.next().await.is_none());
 }

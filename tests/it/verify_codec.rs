@@ -9,7 +9,7 @@ use keyward::grpc::pb;
 use keyward::index::Index;
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
-use keyward_core::record::{KeyPolicy, KeyRecord};
+use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec};
 use keyward_core::scope::Scope;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
@@ -167,11 +167,12 @@ proptest! {
         let policy = KeyPolicy {
             scopes: scopes.iter().map(|scope| Scope::parse(scope).unwrap()).collect(),
             expire_time: expire_time.map(UnixMillis),
-            ..base.policy.clone()
+            ..KeyPolicy::default()
         };
         let labels: BTreeMap<_, _> = labels;
         let digest = base.secret.digest;
-        let index = index_of(KeyRecord { display_name, owner, labels, policy, revision: Revision(1), ..base });
+        let spec = KeySpec { display_name, owner, labels, policy, ..KeySpec::default() };
+        let index = index_of(KeyRecord { spec, revision: Revision(1), ..base });
         let entry = index.get(&digest).unwrap();
         let key = match told {
             0 => ToldKey::Nothing,
@@ -243,12 +244,13 @@ fn the_codec_knows_every_field_of_the_protos() {
     let policy = KeyPolicy {
         scopes: vec![Scope::parse("a").unwrap()],
         expire_time: Some(UnixMillis(1_500)),
-        ..base.policy.clone()
+        ..KeyPolicy::default()
     };
     let labels = [("team".to_owned(), "growth".to_owned())].into();
     let digest = base.secret.digest;
     let (display_name, owner) = ("Zapier".to_owned(), "customer-1".to_owned());
-    let index = index_of(KeyRecord { display_name, owner, labels, policy, revision: Revision(1), ..base });
+    let spec = KeySpec { display_name, owner, labels, policy, ..KeySpec::default() };
+    let index = index_of(KeyRecord { spec, revision: Revision(1), ..base });
     let entry = index.get(&digest).unwrap();
     let answer = Answer {
         decision: pb::Decision::Allow,

@@ -157,7 +157,7 @@ fn verifier(digest: [u8; 32], pepper: &Pepper) -> Result<KeyRecord, Failure> {
     let mut key = Typical::key(0).record(Digest::from_bytes(digest), pepper.id(), Revision(0))?;
     key.tenant = TenantId::system();
     key.key_id = KeyId::parse("bench")?;
-    key.policy.scopes = vec![Scope::parse(VERIFIER)?];
+    key.spec.policy.scopes = vec![Scope::parse(VERIFIER)?];
     Ok(key)
 }
 

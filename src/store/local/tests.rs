@@ -59,7 +59,7 @@ async fn create(store: &LocalStore, number: u64) -> KeyRecord {
 }
 
 fn disabled(mut key: KeyRecord) -> Commit {
-    key.policy.state = State::Disabled;
+    key.spec.policy.state = State::Disabled;
     commit(RecordWrite::Key(Box::new(key)), true)
 }
 
@@ -281,8 +281,9 @@ async fn while_the_table_is_held_lists_have_what_it_lacks() {
 
 fn labelled(number: u64, owner: &str, labels: &[(&str, &str)], state: State) -> KeyRecord {
     let labels = labels.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-    let mut key = KeyRecord { owner: owner.into(), labels, ..key(number) };
-    key.policy.state = state;
+    let mut key = key(number);
+    (key.spec.owner, key.spec.labels) = (owner.into(), labels);
+    key.spec.policy.state = state;
     key
 }
 
@@ -410,7 +411,11 @@ async fn a_table_of_the_layout_before_is_converted_and_one_of_an_unknown_layout_
 
 /// New keys in one commit, with descriptions as long as a record takes.
 fn many(first: u64, count: u64) -> Commit {
-    let long = |number| RecordWrite::NewKey(Box::new(KeyRecord { description: "x".repeat(3_500), ..key(number) }));
+    let long = |number| {
+        let mut key = key(number);
+        key.spec.description = "x".repeat(3_500);
+        RecordWrite::NewKey(Box::new(key))
+    };
     Commit {
         writes: (first..first + count).map(long).collect(),
         ..commit(RecordWrite::NewKey(Box::new(key(first))), false)

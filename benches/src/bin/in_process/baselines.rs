@@ -76,11 +76,11 @@ impl Plain {
         Arc::new(Self {
             key_id: key.key_id.clone(),
             tenant: key.tenant.clone(),
-            display_name: key.display_name.as_str().into(),
-            owner: key.owner.as_str().into(),
-            environment: key.policy.environment.clone(),
-            policy: key.policy.clone(),
-            labels: key.labels.clone(),
+            display_name: key.spec.display_name.as_str().into(),
+            owner: key.spec.owner.as_str().into(),
+            environment: key.spec.policy.environment.clone(),
+            policy: key.spec.policy.clone(),
+            labels: key.spec.labels.clone(),
             revision: key.revision,
         })
     }

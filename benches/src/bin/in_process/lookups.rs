@@ -93,7 +93,7 @@ fn changes(fixture: &Fixture, random: &mut Spread, revision: &mut Revision) -> R
     let change = |key: &Known| {
         *revision = revision.next();
         let mut record = Typical::key(key.number).record(key.digest, pepper, *revision)?;
-        record.display_name = format!("Integration {} at {revision}", key.number);
+        record.spec.display_name = format!("Integration {} at {revision}", key.number);
         Ok(Arc::new(Change { revision: *revision, records: vec![Record::Key(Arc::new(record))] }))
     };
     any_of(fixture, random.next().unwrap_or_default()).take(CHANGES).map(change).collect()

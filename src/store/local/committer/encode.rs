@@ -72,7 +72,7 @@ pub(super) fn encode_commit(
 
 /// Whether the disk space allows a change.
 fn has_room(commit: &Commit, room: DiskSpace) -> bool {
-    let stops = |put: &RecordWrite| matches!(put, RecordWrite::Key(key) if key.policy.state != State::Active);
+    let stops = |put: &RecordWrite| matches!(put, RecordWrite::Key(key) if key.spec.policy.state != State::Active);
     match room {
         DiskSpace::Ok => true,
         DiskSpace::Low => commit.narrows || commit.urgent,

@@ -187,7 +187,7 @@ impl MaterializedView for RecordStats {
         for record in records {
             self.advance_time(record.time());
             if let Record::Key(key) = record {
-                self.keys[key.policy.state as usize].fetch_add(1, Ordering::Relaxed);
+                self.keys[key.spec.policy.state as usize].fetch_add(1, Ordering::Relaxed);
             }
         }
     }

@@ -189,7 +189,7 @@ mod tests {
 
     use keyward_core::digest::Digest;
     use keyward_core::event::{Record, Revision};
-    use keyward_core::record::{KeyRecord, TenantRecord};
+    use keyward_core::record::{KeyRecord, KeySpec, TenantRecord};
     use keyward_core::testing::{key_record, tenant_record};
     use zeroize::Zeroizing;
 
@@ -207,13 +207,13 @@ mod tests {
     }
 
     fn row(number: u32, revision: u64) -> Row {
-        let record = KeyRecord {
+        let spec = KeySpec {
             display_name: format!("form {revision}"),
             owner: format!("owner-{}", u64::from(number) + revision),
             labels: BTreeMap::from([("n".to_owned(), number.to_string())]),
-            revision: Revision(revision),
-            ..key_record(number)
+            ..KeySpec::default()
         };
+        let record = KeyRecord { spec, revision: Revision(revision), ..key_record(number) };
         let bytes = encode_key(&record);
         Row { record: Record::Key(Arc::new(record)), bytes }
     }

@@ -10,9 +10,9 @@ pub(super) fn id_name(tenant: &TenantId, key_id: &KeyId) -> Vec<u8> {
 
 /// The secondary index entries of a key. Each contains the state, so that a list by state reads no others.
 pub(super) fn index_keys(key: &KeyRecord) -> impl Iterator<Item = Vec<u8>> + '_ {
-    let (tenant, id, state) = (key.tenant.as_str(), key.key_id.as_str(), key.policy.state.name());
-    let owner = (!key.owner.is_empty()).then(|| joined(&[tenant, "o", &key.owner, state, id]));
-    let labels = key.labels.iter().map(move |(name, value)| joined(&[tenant, "l", name, value, state, id]));
+    let (tenant, id, state) = (key.tenant.as_str(), key.key_id.as_str(), key.spec.policy.state.name());
+    let owner = (!key.spec.owner.is_empty()).then(|| joined(&[tenant, "o", &key.spec.owner, state, id]));
+    let labels = key.spec.labels.iter().map(move |(name, value)| joined(&[tenant, "l", name, value, state, id]));
     owner.into_iter().chain(labels).chain([joined(&[tenant, "s", state, id])])
 }
 

@@ -177,7 +177,8 @@ mod tests {
             let tenant = TenantRecord { display_name: note, revision, ..tenant_record(&format!("tenant-{number}")) };
             return Row { bytes: encode_tenant(&tenant), record: Record::Tenant(Arc::new(tenant)) };
         }
-        let key = KeyRecord { description: note, revision, ..key_record(number.into()) };
+        let mut key = KeyRecord { revision, ..key_record(number.into()) };
+        key.spec.description = note;
         Row { bytes: encode_key(&key), record: Record::Key(Arc::new(key)) }
     }
 
