@@ -12,7 +12,8 @@
 //! checkpoint. Entries refer to names by these numbers only.
 //!
 //! The format is private to this program. A change of `entry`, `shard` or this module must change
-//! [`FORMAT_VERSION`]; checkpoints of another version are not read. tests/it/index_checkpoint.rs checks that.
+//! [`FORMAT_VERSION`]; checkpoints of another version are not read. tests/it/storage/index_checkpoint.rs
+//! checks that.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

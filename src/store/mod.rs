@@ -2,8 +2,8 @@
 //!
 //! An engine is one log and the views it needs to answer reads. The contract is what both an embedded engine
 //! with a journal and an etcd transaction can provide: compare-and-set on record versions, and one revision
-//! that only grows. One conformance suite (tests/it/conformance.rs) runs on every engine. Only [`crate::app`]
-//! names an engine.
+//! that only grows. One conformance suite (tests/it/storage/conformance.rs) runs on every engine. Only
+//! [`crate::app`] names an engine.
 
 mod administrators;
 mod bounds;

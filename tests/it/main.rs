@@ -1,74 +1,13 @@
 //! Tests from the outside: a real server on a port of its own, with the test's clock and randomness.
 //!
-//! One file per behaviour; `coverage`, `layering`, `golden` and `model_based` hold for the whole system;
-//! `conformance` is what every storage engine must do. Start reading in `harness`.
+//! One file per behaviour, in folders whose `mod.rs` says what belongs there. `system` holds whichever part
+//! changes; `storage::conformance` is what every storage engine must do. Start reading in `support::harness`.
 
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
 
-mod access;
-mod admin_key;
-mod administrators;
-mod amplified;
-mod backup;
-mod bad_input;
-mod batch;
-mod binary;
-mod bounds;
-mod caller_sessions;
-mod cli_tools;
-mod clock;
-mod conformance;
-mod connection_slots;
-mod connections;
-mod core_placement;
-mod coverage;
-mod differential;
-mod disabled_callers;
-mod disk;
-mod fast_path;
-mod fields;
-mod format_compat;
-mod full_disk;
-mod golden;
-mod h2peer;
-mod harness;
-mod http2_calls;
-mod http2_floods;
-mod http2_heads;
-mod http2_metrics;
-mod http2_rules;
-mod http2_time;
-mod http2_windows;
-mod hyper;
-mod index;
-mod index_checkpoint;
-mod interner;
-mod keys;
-mod layering;
-mod lifecycle;
-mod limits;
-mod lists;
-mod log_head;
-mod logs;
-mod memory;
-mod metrics;
-mod model_based;
-mod narrowing;
-mod ops;
-mod prefetch;
-mod probes;
-mod request_budget;
-mod restores;
-mod restrictions;
-mod retention;
-mod salvage;
-mod salvage_forged;
-mod segments;
-mod settings;
-mod slow_backup;
-mod start_from_checkpoint;
-mod stopping;
-mod stream;
-mod stream_polling;
-mod tenants;
-mod verify_codec;
+mod api;
+mod serving;
+mod storage;
+mod support;
+mod system;
+mod transport;

@@ -1,0 +1,16 @@
+//! What callers may ask for, and what they are told: RPCs, fields, lists, roles and tenants.
+
+mod access;
+pub(crate) mod administrators;
+mod bad_input;
+mod batch;
+mod bounds;
+mod caller_sessions;
+mod clock;
+pub(crate) mod disabled_callers;
+mod fields;
+mod keys;
+mod lists;
+mod restrictions;
+pub(crate) mod stream;
+mod tenants;

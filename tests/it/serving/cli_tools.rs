@@ -1,0 +1,222 @@
+//! The command line as an operator's tool: health, backup, journal, and check where nothing can be written.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use keyward::grpc::pb;
+
+use crate::serving::binary::{Program, keyward, text};
+use crate::support::harness::{Site, disable, new_key};
+
+/// Nobody, as most systems number them.
+const NOBODY: u32 = 65_534;
+
+fn run(args: &[&str]) -> (i32, String, String) {
+    told(&keyward(args).output().unwrap())
+}
+
+fn told(output: &Output) -> (i32, String, String) {
+    let (out, err) = text(output);
+    (output.status.code().unwrap(), out, err)
+}
+
+#[test]
+fn health_tells_by_its_exit_code_how_a_server_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut program = Program::serve_in(dir.path(), &[], &[("KEYWARD_DRAIN_DELAY", "60s")]);
+    let addr = program.addr.clone();
+    let by_name = addr.replace("127.0.0.1", "localhost");
+    for (args, expected, says) in [
+        (&["--addr", &addr][..], 0, "SERVING\n"),
+        (&["--addr", &by_name], 0, "SERVING\n"),
+        (&["--addr", &addr, "--service", "keyward.v1.KeyAdmin"], 0, "SERVING\n"),
+        (&["--addr", &addr, "--service", "keyward.v1.Nothing"], 4, "has no service 'keyward.v1.Nothing'"),
+        (&["--addr", "localhost"], 2, "must be a host or an address with a port"),
+        (&["--addr", &addr, "--timeout", "soon"], 2, "--timeout"),
+    ] {
+        let (code, out, err) = run(&[&["health"], args].concat());
+        assert_eq!(code, expected, "{args:?} {err}");
+        assert!(format!("{out}{err}").contains(says), "{args:?} {out} {err}");
+    }
+    program.signal("TERM");
+    program.wait_for("draining");
+    assert_eq!(run(&["health", "--addr", &addr]), (1, "NOT_SERVING\n".into(), String::new()));
+    program.signal("TERM");
+    program.end();
+    assert_eq!(run(&["health", "--addr", &addr]).0, 3);
+
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = silent.local_addr().unwrap().to_string();
+    let (code, _, err) = run(&["health", "--addr", &addr, "--timeout", "200ms"]);
+    assert_eq!(code, 3);
+    assert!(err.contains("has not answered within 200ms"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_is_fetched_by_its_own_role_and_goes_to_standard_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let program = Program::serve(&data, &[]);
+    let admin = program.caller(fs::read_to_string(data.join("admin.key")).unwrap().trim());
+    let key_file = |role: &str, secret: &str| {
+        let path = dir.path().join(role);
+        fs::write(&path, secret).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let of_role = async |role: &str| {
+        let request = pb::CreateKeyRequest { tenant: "system".into(), ..new_key(role, &[role]) };
+        key_file(role, &admin.issued(request).await.secret)
+    };
+    let (may, may_not) = (of_role("keyward.backup").await, of_role("keyward.viewer").await);
+    let server = program.addr.replace("127.0.0.1", "localhost");
+    let backup = |key_file: &str, to: &str| keyward(&["backup", "--server", &server, "--key-file", key_file, to]);
+
+    let fetched = backup(&may, "-").output().unwrap();
+    let (code, _, err) = told(&fetched);
+    assert_eq!((code, err.trim().ends_with("checked on the way")), (0, true), "{err}");
+    assert!(err.starts_with("3 keys at revision 3, "), "{err}");
+    let path = dir.path().join("piped.kwb");
+    fs::write(&path, &fetched.stdout).unwrap();
+    let (code, out, err) = run(&["check", path.to_str().unwrap()]);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("whole, 3 keys at revision 3"), "{out}");
+    assert!(!Path::new("-").exists());
+
+    let (code, _, err) = told(&backup(&may_not, "-").output().unwrap());
+    assert_eq!(code, 1);
+    assert!(err.contains("PermissionDenied"), "{err}");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let (code, _, err) = told(&backup(&may, "-").stdout(full).stderr(Stdio::piped()).output().unwrap());
+    assert_eq!(code, 1);
+    assert!(err.contains("cannot be written to where it should go"), "{err}");
+    let (code, _, err) = run(&["backup", "--server", "127.0.0.1", "-"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("must be a host or an address with a port"), "{err}");
+}
+
+/// A stopped server's directory in which something was done by two callers.
+async fn done_by_two() -> (tempfile::TempDir, String) {
+    let mut site = Site::start().await;
+    let operator = pb::CreateKeyRequest {
+        tenant: "system".into(),
+        key_id: "operator".into(),
+        ..new_key("Operator", &["keyward.operator"])
+    };
+    let operator = site.caller(&site.admin().issued(operator).await.secret);
+    let key = site.admin().issued(pb::CreateKeyRequest { key_id: "zapier".into(), ..new_key("Zapier", &[]) }).await.key;
+    site.clock.advance_ms(61_000);
+    operator.disable_key(&key).await;
+    let admin = site.admin().read(&key).await.created_by;
+    operator.disable(disable(&key)).await.unwrap();
+    site.stop().await;
+    (site.dir, admin)
+}
+
+#[tokio::test]
+async fn the_journal_tells_who_did_what_to_which_key_and_when() {
+    let (dir, admin) = done_by_two().await;
+    let path = dir.path().to_str().unwrap();
+    let journal = |args: &[&str]| {
+        let (code, out, err) = run(&[&["journal", "--data-dir", path], args].concat());
+        assert_eq!(code, 0, "{err}");
+        out
+    };
+    let lines = [
+        format!("1\t2026-01-01T00:00:00Z\tkeyward\tBootstrap\tsystem/{admin}\n"),
+        format!("2\t2026-01-01T00:00:00Z\t{admin}\tCreateKey\tsystem/operator\n"),
+        format!("3\t2026-01-01T00:00:00Z\t{admin}\tCreateKey\tdefault/zapier\n"),
+        "4\t2026-01-01T00:01:01Z\toperator\tDisableKey\tdefault/zapier\n".to_owned(),
+    ];
+    assert_eq!(journal(&[]), lines.concat());
+    assert_eq!(journal(&["--from", "2", "--to", "3"]), lines[1..3].concat());
+    assert_eq!(journal(&["--target", "default/zapier"]), lines[2..].concat());
+    assert_eq!(journal(&["--actor", "operator"]), lines[3]);
+    assert_eq!(journal(&["--from", "9"]), "");
+
+    let nothing = tempfile::tempdir().unwrap();
+    let (code, _, err) = run(&["journal", "--data-dir", nothing.path().to_str().unwrap()]);
+    assert_eq!(code, 1);
+    assert!(err.contains("has no data of keyward"), "{err}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_is_checked_and_read() {
+    let (dir, _) = done_by_two().await;
+    let data = dir.path();
+    // As root nothing is read-only, so this is done by nobody.
+    let is_root = fs::metadata("/proc/self").is_ok_and(|found| std::os::unix::fs::MetadataExt::uid(&found) == 0);
+    protect(data, is_root, 0o500, 0o400);
+    let before = names(data);
+    // Where nobody reaches it.
+    let elsewhere = tempfile::tempdir().unwrap();
+    fs::set_permissions(elsewhere.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = elsewhere.path().join("keyward");
+    fs::copy(keyward(&[]).get_program(), &program).unwrap();
+    let as_nobody = |args: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(args).env_clear();
+        if is_root {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        told(&command.output().unwrap())
+    };
+    let path = data.to_str().unwrap();
+    for lock in [true, false] {
+        let (code, out, err) = as_nobody(&["check", "--data-dir", path]);
+        assert_eq!(code, 0, "{out}{err}");
+        assert!(out.contains("table: whole, 3 keys at revision 4"), "{out}");
+        assert!(out.contains("revision 4 was acknowledged"), "{out}");
+        let (code, out, err) = as_nobody(&["journal", "--data-dir", path]);
+        assert_eq!((code, out.lines().count()), (0, 4), "{err}");
+        assert_eq!(names(data).len(), before.len() - usize::from(!lock), "nothing was made there");
+        if lock {
+            fs::remove_file(data.join("lock")).unwrap_or_else(|error| assert!(!is_root, "{error}"));
+        }
+        if !is_root {
+            break;
+        }
+    }
+    // And a server that can write keeps them off.
+    protect(data, false, 0o700, 0o600);
+    let _program = Program::serve(data, &[]);
+    for command in ["check", "journal"] {
+        let (code, _, err) = run(&[command, "--data-dir", path]);
+        assert_eq!(code, 1);
+        assert!(err.contains("is in use by process"), "{err}");
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names = vec![];
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        names.push(entry.path().to_str().unwrap().to_owned());
+        if entry.path().is_dir() {
+            names.extend(self::names(&entry.path()));
+        }
+    }
+    names.sort();
+    names
+}
+
+/// Gives a directory and all in it these modes, and to nobody, if it is to be nobody's.
+fn protect(dir: &Path, to_nobody: bool, dirs: u32, files: u32) {
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
+    for entry in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            protect(&entry, to_nobody, dirs, files);
+        } else {
+            fs::set_permissions(&entry, fs::Permissions::from_mode(files)).unwrap();
+            if to_nobody {
+                chown(&entry, Some(NOBODY), Some(NOBODY)).unwrap();
+            }
+        }
+    }
+    if to_nobody {
+        chown(dir, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(dirs)).unwrap();
+}

@@ -1,0 +1,15 @@
+//! The program around the service: how it starts and stops, what operators set, see and run, and which work
+//! goes first.
+
+mod admin_key;
+pub(crate) mod binary;
+mod cli_tools;
+mod lifecycle;
+mod limits;
+mod logs;
+mod metrics;
+mod narrowing;
+pub(crate) mod ops;
+mod probes;
+mod settings;
+mod stopping;

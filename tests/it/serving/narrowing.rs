@@ -1,0 +1,543 @@
+//! Changes that take power away overtake everything else, however much other callers ask for.
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::poll;
+use keyward::app::{App, Deps, Engine};
+use keyward::authority::{Authority, AuthorityDeps, AuthorityError, ChangeOptions};
+use keyward::config::{Flags, Settings};
+use keyward::feed::{Lagged, Subscription};
+use keyward::grpc::pb::{self, Reason};
+use keyward::grpc::status::status;
+use keyward::index::Index;
+use keyward::server::addr::ListenAddr;
+use keyward::store::local::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX, LocalStore, LockedDir, StoreOptions};
+use keyward::store::memory::MemoryStore;
+use keyward::store::{
+    Backup, BackupError, Commit, CommitError, KeyQuery, Page, ReadContext, RecordStream, RecordWrite, Store,
+    StoreError, WriteHealth,
+};
+use keyward_core::access::{Caller, ChangeState, Grant, Identity, Issue};
+use keyward_core::clock::{ManualClock, UnixMillis};
+use keyward_core::digest::{Digest, Pepper, PepperRing};
+use keyward_core::event::Revision;
+use keyward_core::head::Head;
+use keyward_core::id::{ActorId, KeyId, TenantId};
+use keyward_core::key_change::KeyChange;
+use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec, State, StoredSecret, TenantRecord};
+use keyward_core::scope::Scope;
+use keyward_core::testing::SeededEntropy;
+use tokio::sync::Notify;
+use tokio::task::unconstrained;
+use tokio::time::timeout;
+use tonic::Code;
+use tonic::transport::Endpoint;
+use tonic_types::StatusExt;
+use zeroize::Zeroizing;
+
+use crate::storage::conformance::{commit, create, key, open, options};
+use crate::support::harness::{Handle, START, error_reason};
+
+/// An upper bound for every wait, however busy the machine is.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn actor(id: &str) -> ActorId {
+    ActorId::parse(id).unwrap()
+}
+
+fn grants(caller: &str) -> (Grant<Issue>, Grant<ChangeState>) {
+    let KeyRecord { key_id, secret, spec, .. } = caller_key(caller);
+    let caller = Caller::new(Identity { key_id, digest: secret.digest, peer: None }, &spec.policy.scopes);
+    (caller.grant(TenantId::default_tenant()).unwrap(), caller.grant(TenantId::default_tenant()).unwrap())
+}
+
+/// The key of a caller, which may do everything.
+fn caller_key(caller: &str) -> KeyRecord {
+    let base = key(0);
+    KeyRecord {
+        key_id: KeyId::parse(caller).unwrap(),
+        tenant: TenantId::system(),
+        secret: StoredSecret { digest: Digest::from_bytes(*blake3::hash(caller.as_bytes()).as_bytes()), ..base.secret },
+        spec: KeySpec {
+            policy: KeyPolicy { scopes: vec![Scope::parse("keyward.admin").unwrap()], ..KeyPolicy::default() },
+            ..base.spec
+        },
+        ..base
+    }
+}
+
+/// An authority over a store, with the callers of [`grants`] in it, and an index that follows it.
+async fn authority(store: Arc<dyn Store>) -> Authority {
+    for caller in ["caller", "operator", "theirs"] {
+        store.commit(commit(vec![RecordWrite::NewKey(Box::new(caller_key(caller)))])).await.unwrap();
+    }
+    let index = Arc::new(Index::default());
+    tokio::spawn({
+        let (store, index) = (store.clone(), index.clone());
+        async move {
+            let mut changes = store.changes(Revision(0)).unwrap();
+            while let Ok(Some(batch)) = changes.next().await {
+                index.apply(&batch);
+            }
+        }
+    });
+    Authority::new(AuthorityDeps {
+        store,
+        index,
+        peppers: Arc::new(PepperRing::new(vec![Pepper::new(Zeroizing::new([1; 32]))]).unwrap()),
+        clock: Arc::new(ManualClock::at(START)),
+        entropy: Arc::new(SeededEntropy::new(1)),
+        page_token_key: Zeroizing::new([1; 32]),
+    })
+}
+
+fn open_with(dir: &tempfile::TempDir, free_bytes: fn(&File) -> io::Result<u64>) -> Arc<LocalStore> {
+    let options = StoreOptions { free_bytes, ..options(64 * 1024) };
+    Arc::new(LocalStore::open(LockedDir::lock(dir.path()).unwrap(), &options, Arc::new(())).unwrap())
+}
+
+fn expires_at(ms: i64) -> KeyChange {
+    KeyChange::ExpireTime(Some(UnixMillis(START.0 + ms)))
+}
+
+fn described(text: &str) -> KeyChange {
+    KeyChange::Description(text.to_owned())
+}
+
+/// A store in memory that notes which changes take power away, and holds up those of one key.
+#[derive(Default)]
+struct Watched {
+    inner: MemoryStore,
+    narrowing: Mutex<Vec<(&'static str, bool)>>,
+    held: Option<KeyId>,
+    arrived: Notify,
+    go_on: Notify,
+}
+
+#[async_trait]
+impl Store for Watched {
+    async fn load(&self) -> Result<RecordStream, StoreError> {
+        self.inner.load().await
+    }
+
+    async fn key_for(
+        &self,
+        reader: &ReadContext,
+        tenant: &TenantId,
+        key_id: &KeyId,
+    ) -> Result<Option<Arc<KeyRecord>>, StoreError> {
+        self.inner.key_for(reader, tenant, key_id).await
+    }
+
+    async fn keys(&self, query: KeyQuery) -> Result<Page<KeyRecord, KeyId>, StoreError> {
+        self.inner.keys(query).await
+    }
+
+    async fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {
+        self.inner.tenant(tenant).await
+    }
+
+    async fn tenants(
+        &self,
+        caller: &ActorId,
+        after: Option<TenantId>,
+        limit: usize,
+    ) -> Result<Page<TenantRecord, TenantId>, StoreError> {
+        self.inner.tenants(caller, after, limit).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
+        self.narrowing.lock().unwrap().push((commit.method, commit.narrows));
+        let held = self.held.as_ref().is_some_and(|id| commit.target.ends_with(id.as_str()));
+        if held && commit.method == "UpdateKey" {
+            self.arrived.notify_one();
+            self.go_on.notified().await;
+        }
+        self.inner.commit(commit).await
+    }
+
+    fn check_bounds(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
+        self.inner.check_bounds(before, key)
+    }
+
+    fn check_tenant_bound(&self) -> Result<(), CommitError> {
+        self.inner.check_tenant_bound()
+    }
+
+    fn check_administrators(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError> {
+        self.inner.check_administrators(key, clock)
+    }
+
+    fn lasting_administrators(&self, clock: UnixMillis) -> usize {
+        self.inner.lasting_administrators(clock)
+    }
+
+    fn changes(&self, after: Revision) -> Result<Subscription, Lagged> {
+        self.inner.changes(after)
+    }
+
+    fn revision(&self) -> Revision {
+        self.inner.revision()
+    }
+
+    fn head(&self) -> Option<Head> {
+        self.inner.head()
+    }
+
+    async fn write_health(&self) -> WriteHealth {
+        self.inner.write_health().await
+    }
+
+    async fn backup(&self, time: UnixMillis) -> Result<Backup, BackupError> {
+        self.inner.backup(time).await
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.inner.close().await
+    }
+}
+
+#[tokio::test]
+async fn a_change_says_whether_it_takes_power_away() {
+    let store = Arc::new(Watched::default());
+    create(&store.inner, 1).await;
+    let authority = authority(store.clone()).await;
+    let ((issue, state), id, options) = (grants("caller"), key(1).key_id, ChangeOptions::default());
+    let scopes = |texts: &[&str]| KeyChange::Scopes(texts.iter().map(|text| Scope::parse(text).unwrap()).collect());
+    for (change, narrows) in [
+        (described("a note"), false),
+        (scopes(&["a", "b"]), false),
+        (scopes(&["a"]), true),
+        (expires_at(1_000), true),
+        (expires_at(2_000), false),
+        (KeyChange::Audiences(vec!["billing".into()]), true),
+        (KeyChange::Audiences(vec![]), false),
+        (KeyChange::AllowedCidrs(vec!["10.0.0.0/8".parse().unwrap()]), true),
+        (KeyChange::NotBefore(Some(START)), true),
+    ] {
+        authority.update_key(&issue, &id, std::slice::from_ref(&change), &options).await.unwrap();
+        assert_eq!(store.narrowing.lock().unwrap().pop(), Some(("UpdateKey", narrows)), "{change:?}");
+    }
+    for (to, method, narrows) in [
+        (State::Disabled, "DisableKey", true),
+        (State::Active, "EnableKey", false),
+        (State::Revoked, "RevokeKey", true),
+    ] {
+        authority.change_state(&state, &id, to, "", &options).await.unwrap();
+        assert_eq!(store.narrowing.lock().unwrap().pop(), Some((method, narrows)));
+    }
+}
+
+/// Two ids that shared a turn when turns were found by 10 bits of a hash that everybody can compute.
+fn once_in_the_same_turn() -> [KeyRecord; 2] {
+    let turn_of = |id: &KeyId| {
+        let [low, high, ..] = *blake3::hash(format!("default/{id}").as_bytes()).as_bytes();
+        u16::from_le_bytes([low, high]) % 1_024
+    };
+    let of = |number: u32| (turn_of(&key(number).key_id), key(number));
+    let (turn, first) = of(0);
+    let second = (1..).map(of).find(|(other, _)| *other == turn).unwrap().1;
+    [first, second]
+}
+
+#[tokio::test]
+async fn no_key_id_can_be_chosen_to_hold_up_the_updates_of_another_key() {
+    let keys = once_in_the_same_turn();
+    let store = Arc::new(Watched { held: Some(keys[0].key_id.clone()), ..Watched::default() });
+    for key in &keys {
+        store.inner.commit(commit(vec![RecordWrite::NewKey(Box::new(key.clone()))])).await.unwrap();
+    }
+    let authority = Arc::new(authority(store.clone()).await);
+    let ((issue, _), options) = (grants("theirs"), ChangeOptions::default());
+    let updates: Vec<_> = (0..65).map(|number| described(&number.to_string())).collect();
+    let mut theirs: Vec<_> = updates
+        .iter()
+        .map(|change| Box::pin(authority.update_key(&issue, &keys[0].key_id, std::slice::from_ref(change), &options)))
+        .collect();
+    for update in &mut theirs {
+        assert!(poll!(update).is_pending());
+    }
+    store.arrived.notified().await;
+    let changes = [described("ours")];
+    let ours = authority.update_key(&issue, &keys[1].key_id, &changes, &options);
+    timeout(LIMIT, ours).await.expect("it waits for another key").unwrap();
+}
+
+/// Its number in the order of the changes that were made.
+async fn order_of(store: &dyn Store, number: u32) -> u64 {
+    store.key(&key(number).tenant, &key(number).key_id).await.unwrap().unwrap().revision.0
+}
+
+static HELD: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+static AT_THE_DISK: Notify = Notify::const_new();
+
+/// The committer asks for the free space before each group: it can be held there.
+fn held_disk(_: &File) -> io::Result<u64> {
+    AT_THE_DISK.notify_one();
+    let held = HELD.0.lock().unwrap();
+    drop(HELD.1.wait_while(held, |held| *held).unwrap());
+    Ok(u64::MAX)
+}
+
+#[tokio::test]
+async fn with_the_queue_full_a_key_is_disabled_and_before_all_that_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_with(&dir, held_disk);
+    create(&*store, 1).await;
+    create(&*store, 2).await;
+    create(&*store, 3).await;
+    let authority = authority(store.clone()).await;
+    let three = key(3).key_id;
+    let disabled =
+        authority.change_state(&grants("operator").1, &three, State::Disabled, "", &ChangeOptions::default()).await;
+    disabled.unwrap();
+    *HELD.0.lock().unwrap() = true;
+    timeout(LIMIT, AT_THE_DISK.notified()).await.unwrap();
+    let by = |caller: &str, number: u32| {
+        let put = RecordWrite::NewKey(Box::new(key(number)));
+        let commit = Commit { actor: actor(caller), ..commit(vec![put]) };
+        let store = store.clone();
+        Box::pin(async move { store.commit(commit).await })
+    };
+    // The committer takes this one, and is held at the disk.
+    let mut first = by("issuer", 100);
+    assert!(poll!(&mut first).is_pending());
+    timeout(LIMIT, AT_THE_DISK.notified()).await.unwrap();
+    let of_one = COMMIT_QUEUE_OF_ONE_MAX as u32;
+    let mut waiting: Vec<_> = (0..of_one).map(|number| by("issuer", 1_000 + number)).collect();
+    for commit in &mut waiting {
+        assert!(poll!(commit).is_pending());
+    }
+    assert!(matches!(by("issuer", 9_000).await, Err(CommitError::Overloaded)), "its part of the queue is full");
+    let rest = COMMIT_QUEUE_MAX as u32 - of_one;
+    let mut others: Vec<_> = (0..rest).map(|number| by("other", 20_000 + number)).collect();
+    for commit in &mut others {
+        assert!(poll!(commit).is_pending());
+    }
+    assert!(matches!(by("third", 9_001).await, Err(CommitError::Overloaded)), "the queue is full");
+
+    let ((issue, state), options, changes) = (grants("operator"), ChangeOptions::default(), [expires_at(1_000)]);
+    let (one, two) = (key(1).key_id, key(2).key_id);
+    let mut disable = Box::pin(authority.change_state(&state, &one, State::Disabled, "", &options));
+    let mut narrow = Box::pin(authority.update_key(&issue, &two, &changes, &options));
+    let mut again = Box::pin(authority.change_state(&state, &three, State::Disabled, "another reason", &options));
+    assert!(poll!(&mut disable).is_pending() && poll!(&mut narrow).is_pending() && poll!(&mut again).is_pending());
+    // Until all are in the queue: the one that reads the key first must notice it.
+    let mut queued = 0;
+    while queued < 3 {
+        tokio::select! {
+            biased;
+            () = tokio::task::yield_now() => {}
+            refused = &mut disable => panic!("{:?}", refused.err()),
+            refused = &mut narrow => panic!("{:?}", refused.err()),
+            refused = &mut again => panic!("{:?}", refused.err()),
+        }
+        queued = store.waiting()[0];
+    }
+    {
+        let mut held = HELD.0.lock().unwrap();
+        *held = false;
+        HELD.1.notify_all();
+    }
+    let (disabled, narrowed, again) = timeout(LIMIT, async { tokio::join!(disable, narrow, again) }).await.unwrap();
+    let last_narrowing = disabled.unwrap().revision.max(narrowed.unwrap().revision).max(again.unwrap().revision);
+    timeout(LIMIT, first).await.unwrap().unwrap();
+    for commit in waiting.into_iter().chain(others) {
+        let revision = timeout(LIMIT, commit).await.unwrap().unwrap();
+        assert!(revision > last_narrowing, "{revision} is before {last_narrowing}");
+    }
+    assert!(order_of(&*store, 100).await < last_narrowing.0, "only what was under way came before");
+    store.close().await.unwrap();
+}
+
+static FREE: AtomicU64 = AtomicU64::new(u64::MAX);
+const MIB: u64 = 1024 * 1024;
+
+fn little_disk(_: &File) -> io::Result<u64> {
+    Ok(FREE.load(Ordering::Relaxed))
+}
+
+#[tokio::test]
+async fn with_little_room_a_key_can_be_narrowed_and_with_less_still_be_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_with(&dir, little_disk);
+    create(&*store, 1).await;
+    create(&*store, 2).await;
+    let authority = authority(store.clone()).await;
+    let ((issue, state), options) = (grants("caller"), ChangeOptions::default());
+    let (one, two) = (key(1).key_id, key(2).key_id);
+    let no_room = |refused: Option<AuthorityError>| assert!(matches!(refused, Some(AuthorityError::NoRoom)));
+
+    FREE.store(63 * MIB, Ordering::Relaxed);
+    assert_eq!(store.write_health().await, WriteHealth::DiskFull);
+    authority.update_key(&issue, &one, &[expires_at(2_000)], &options).await.unwrap();
+    no_room(authority.update_key(&issue, &one, &[expires_at(3_000)], &options).await.err());
+    no_room(authority.update_key(&issue, &one, &[described("longer")], &options).await.err());
+    authority.change_state(&state, &two, State::Disabled, "", &options).await.unwrap();
+    no_room(authority.change_state(&state, &two, State::Active, "", &options).await.err());
+    // Another reason takes nothing away, but it is a call that stops a key.
+    authority.change_state(&state, &two, State::Disabled, "unpaid", &options).await.unwrap();
+
+    // A key can be narrowed any number of times: what is left is kept for stopping keys.
+    FREE.store(31 * MIB, Ordering::Relaxed);
+    no_room(authority.update_key(&issue, &one, &[expires_at(1_000)], &options).await.err());
+    no_room(authority.change_state(&state, &two, State::Disabled, "still unpaid", &options).await.err());
+    authority.change_state(&state, &one, State::Disabled, "", &options).await.unwrap();
+
+    FREE.store(15 * MIB, Ordering::Relaxed);
+    no_room(authority.change_state(&state, &one, State::Revoked, "", &options).await.err());
+    FREE.store(u64::MAX, Ordering::Relaxed);
+    authority.change_state(&state, &one, State::Revoked, "", &options).await.unwrap();
+    store.close().await.unwrap();
+}
+
+fn list(caller: &str) -> KeyQuery {
+    KeyQuery {
+        caller: actor(caller),
+        tenant: TenantId::default_tenant(),
+        states: vec![],
+        owner: None,
+        labels: Default::default(),
+        key_ids: vec![],
+        after: None,
+        limit: 10,
+    }
+}
+
+#[tokio::test]
+async fn one_caller_has_few_lists_under_way_and_too_many_that_wait_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir, 64 * 1024);
+    create(&store, 1).await;
+    let mut pages = vec![];
+    for _ in 0..32 {
+        pages.push(store.keys(list("viewer")).await.unwrap());
+    }
+    // Each of them gets as far as it can by one poll.
+    let list_all = || Box::pin(unconstrained(store.keys(list("viewer"))));
+    let mut waiting: Vec<_> = (0..1_024).map(|_| list_all()).collect();
+    for list in &mut waiting {
+        assert!(poll!(list).is_pending());
+    }
+    let refused = timeout(LIMIT, store.keys(list("viewer"))).await.expect("it waits, too").unwrap_err();
+    let refused = status(AuthorityError::from(refused));
+    assert_eq!((refused.code(), &*error_reason(&refused)), (Code::ResourceExhausted, "OVERLOADED"));
+    assert!(refused.get_details_retry_info().is_some_and(|info| info.retry_delay.is_some()));
+    let tenants = store.tenants(&actor("viewer"), None, 10).await;
+    assert!(matches!(tenants, Err(StoreError::Overloaded)), "tenants are lists, too");
+
+    // Another caller waits for none of them.
+    assert_eq!(timeout(LIMIT, store.keys(list("other"))).await.unwrap().unwrap().records.len(), 1);
+    timeout(LIMIT, store.tenants(&actor("other"), None, 10)).await.unwrap().unwrap();
+    drop(pages);
+    for list in waiting {
+        assert_eq!(timeout(LIMIT, list).await.unwrap().unwrap().records.len(), 1);
+    }
+    store.close().await.unwrap();
+}
+
+#[test]
+fn the_store_needs_nothing_of_the_threads_that_others_may_fill() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    runtime.block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir, 64 * 1024);
+        create(&store, 1).await;
+        // The only thread that there is for what blocks.
+        let blocked = tokio::task::spawn_blocking(move || held.recv().is_err());
+        let all = async {
+            assert_eq!(store.write_health().await, WriteHealth::Writable);
+            assert!(store.key(&key(1).tenant, &key(1).key_id).await.unwrap().is_some());
+            assert_eq!(store.keys(list("viewer")).await.unwrap().records.len(), 1);
+            assert!(store.load().await.unwrap().next().await.unwrap().is_some());
+            store.close().await.unwrap();
+        };
+        timeout(LIMIT, all).await.unwrap();
+        drop(release);
+        assert!(blocked.await.unwrap());
+    });
+}
+
+/// The runtime that answers all other calls is full of work that never gives way.
+#[test]
+fn a_key_is_disabled_while_all_threads_for_other_calls_are_busy() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = Flags {
+        data_dir: Some(dir.path().to_owned()),
+        listen: vec!["127.0.0.1:0".into()],
+        ops_listen: Some("off".into()),
+        log_filter: Some("off".into()),
+        ..Flags::default()
+    };
+    let settings = Settings { serving_threads: 1, ..Settings::load(&flags, None).unwrap().settings };
+    let deps = Deps {
+        clock: Arc::new(ManualClock::at(START)),
+        entropy: Arc::new(SeededEntropy::new(5)),
+        engine: Engine::Sled,
+    };
+    let servers = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let app = servers.block_on(App::start(settings, deps)).unwrap();
+    let ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!("a TCP listener") };
+    let admin = std::fs::read_to_string(dir.path().join("admin.key")).unwrap();
+    let connect = async || {
+        let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap();
+        Handle::new(channel, Some(admin.trim().to_owned()))
+    };
+
+    let clients = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    clients.block_on(async {
+        let other = connect().await;
+        let issued = other.issue("Leaked", &[]).await;
+        // It is served before all is busy, and asks for nothing that is answered elsewhere.
+        let urgent = connect().await;
+        assert_eq!(urgent.reason(&issued.secret).await, Reason::Ok);
+        let busy = Arc::new(std::sync::Barrier::new(3));
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        for _ in 0..2 {
+            let (busy, held) = (busy.clone(), held.clone());
+            servers.spawn(async move {
+                busy.wait();
+                assert!(held.lock().unwrap().recv().is_err());
+            });
+        }
+        busy.wait();
+        let disable = pb::DisableKeyRequest { key_id: issued.key.key_id.clone(), ..Default::default() };
+        timeout(LIMIT, urgent.disable(disable)).await.expect("it waits for other calls").unwrap();
+        assert_eq!(urgent.reason(&issued.secret).await, Reason::Disabled);
+        let revoke = pb::RevokeKeyRequest { key_id: issued.key.key_id.clone(), ..Default::default() };
+        timeout(LIMIT, urgent.revoke(revoke)).await.expect("it waits for other calls").unwrap();
+        assert_eq!(urgent.reason(&issued.secret).await, Reason::Revoked);
+        drop(release);
+    });
+    servers.block_on(app.stop()).unwrap();
+}
+
+#[tokio::test]
+async fn an_update_that_may_narrow_is_not_refused_for_those_that_wait_and_may_not() {
+    let store = Arc::new(Watched { held: Some(key(1).key_id), ..Watched::default() });
+    create(&store.inner, 1).await;
+    let authority = authority(store.clone()).await;
+    let ((issue, _), id, options) = (grants("caller"), key(1).key_id, ChangeOptions::default());
+    let updates: Vec<_> = (0..65).map(|number| described(&number.to_string())).collect();
+    let mut waiting: Vec<_> = updates
+        .iter()
+        .map(|change| Box::pin(authority.update_key(&issue, &id, std::slice::from_ref(change), &options)))
+        .collect();
+    for update in &mut waiting {
+        assert!(poll!(update).is_pending());
+    }
+    store.arrived.notified().await;
+    let changes = [described("one more")];
+    let refused = authority.update_key(&issue, &id, &changes, &options).await.err();
+    assert!(matches!(refused, Some(AuthorityError::Overloaded)));
+    let changes = [expires_at(1_000)];
+    let mut narrow = Box::pin(authority.update_key(&issue, &id, &changes, &options));
+    assert!(poll!(&mut narrow).is_pending(), "it waits for its turn");
+}

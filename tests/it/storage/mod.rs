@@ -1,0 +1,18 @@
+//! What is kept, and the index that is built from it: engines, journal, table, checkpoints, backups, and what
+//! an operator does when some of it is lost.
+
+mod backup;
+pub(crate) mod conformance;
+pub(crate) mod disk;
+mod full_disk;
+mod index;
+pub(crate) mod index_checkpoint;
+mod interner;
+mod log_head;
+mod restores;
+pub(crate) mod retention;
+pub(crate) mod salvage;
+mod salvage_forged;
+mod segments;
+mod slow_backup;
+mod start_from_checkpoint;

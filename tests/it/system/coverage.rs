@@ -1,0 +1,140 @@
+//! Every call that the server offers refuses a caller without a credential, save those on a list that may
+//! only shrink.
+
+use std::collections::BTreeSet;
+
+use keyward::grpc::calls::{RPCS, guarded, rpc};
+use keyward::grpc::pb;
+use keyward_core::access::Action;
+use keyward_core::testing::SeededEntropy;
+use prost::Message;
+use prost_types::FileDescriptorSet;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
+
+use crate::api::administrators::write_to;
+use crate::support::harness::{START, Site, new_key};
+use keyward_core::entropy::Entropy;
+
+/// The paths of all calls that the served descriptors describe.
+fn described() -> BTreeSet<String> {
+    let sets = [
+        pb::DESCRIPTORS,
+        pb::health::DESCRIPTORS,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let files = sets.into_iter().flat_map(|bytes| FileDescriptorSet::decode(bytes).unwrap().file);
+    let mut paths = BTreeSet::new();
+    for file in files {
+        for service in &file.service {
+            for method in &service.method {
+                paths.insert(format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+            }
+        }
+    }
+    paths
+}
+
+fn service(path: &str) -> &str {
+    path.rsplit_once('/').unwrap().0
+}
+
+async fn call(site: &Site, path: &str, credential: Option<&str>) -> Result<(), Status> {
+    let mut grpc = Grpc::new(site.channel());
+    grpc.ready().await.unwrap();
+    let mut request = Request::new(());
+    if let Some(credential) = credential {
+        request.metadata_mut().insert("authorization", format!("Bearer {credential}").parse().unwrap());
+    }
+    let path: PathAndQuery = path.parse().unwrap();
+    grpc.unary(request, path, ProstCodec::<(), ()>::default()).await.map(drop)
+}
+
+#[test]
+fn every_call_is_listed_with_its_action_or_open() {
+    let listed: BTreeSet<_> = RPCS.iter().map(|rpc| rpc.path.to_owned()).collect();
+    assert_eq!(described(), listed);
+    assert!(RPCS.iter().all(|rpc| rpc.kind.is_open == rpc.action.is_none()));
+    let open: BTreeSet<_> = RPCS.iter().filter(|rpc| rpc.kind.is_open).map(|rpc| service(rpc.path)).collect();
+    assert_eq!(open.len(), 3, "this list may only shrink: {open:?}");
+}
+
+#[tokio::test]
+async fn every_call_refuses_an_anonymous_caller() {
+    let site = Site::start().await;
+    let mut refused = 0;
+    let mut garbage = [0; 32];
+    SeededEntropy::new(9).fill(&mut garbage).unwrap();
+    let garbage = data_encoding::HEXLOWER.encode(&garbage);
+    for path in described() {
+        if rpc(&path).kind.is_open {
+            continue;
+        }
+        for credential in [None, Some(""), Some(&*garbage), Some("kw_live_")] {
+            let status = call(&site, &path, credential).await.expect_err(&path);
+            assert_eq!(status.code(), Code::Unauthenticated, "{path} {credential:?}");
+        }
+        refused += 1;
+    }
+    assert_eq!(refused, guarded().count());
+    // What is not described is refused too.
+    for path in ["/keyward.v1.KeyAdmin/Nothing", "/keyward.v1.KeyAdmin/createkey", "/x/y", "/keyward.v1.KeyAdmin"] {
+        assert_eq!(call(&site, path, None).await.unwrap_err().code(), Code::Unauthenticated, "{path}");
+        assert_eq!(
+            call(&site, path, Some(site.admin_secret())).await.unwrap_err().code(),
+            Code::Unimplemented,
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn every_call_refuses_a_caller_without_a_role_for_it() {
+    let mut site = Site::start().await;
+    let credential = async |label: &str, roles: &[&str]| {
+        let request = pb::CreateKeyRequest { tenant: "system".into(), ..new_key(label, roles) };
+        site.admin().issued(request).await.secret
+    };
+    let (bare, verifier) =
+        (credential("No role", &["keyward.viewer"]).await, credential("Verifier", &["keyward.verifier"]).await);
+    // No call makes one any more.
+    site.stop().await;
+    write_to(site.dir.path(), START, |mut key| {
+        key.spec.policy.scopes.clear();
+        (key.spec.display_name == "No role").then_some(key)
+    })
+    .await;
+    site.try_start().await.unwrap();
+    for (path, action) in guarded() {
+        assert_eq!(call(&site, path, Some(&bare)).await.unwrap_err().code(), Code::PermissionDenied, "{path}");
+        if action != Action::Verify {
+            assert_eq!(call(&site, path, Some(&verifier)).await.unwrap_err().code(), Code::PermissionDenied, "{path}");
+        }
+    }
+}
+
+/// The messages that have a field for a secret, by their names.
+#[test]
+fn a_message_that_carries_a_secret_does_not_show_it() {
+    const SECRET: &str = "kw_live_an-unguessable-text";
+    let request = pb::VerifyRequest { secret: SECRET.into(), ..Default::default() };
+    let shown = [
+        ("CreateKeyResponse", format!("{:#?}", pb::CreateKeyResponse { secret: SECRET.into(), ..Default::default() })),
+        ("VerifyRequest", format!("{request:#?}")),
+    ];
+    for (message, text) in &shown {
+        assert!(text.starts_with(message) && !text.contains("unguessable"), "{text}");
+    }
+    let batch = pb::BatchVerifyRequest { requests: vec![request.clone()] };
+    let stream = pb::StreamVerifyRequest { request: Some(request) };
+    assert!(!format!("{batch:?} {stream:?}").contains("unguessable"));
+
+    let files = FileDescriptorSet::decode(pb::DESCRIPTORS).unwrap().file;
+    let messages = files.iter().filter(|file| file.package() == "keyward.v1").flat_map(|file| &file.message_type);
+    let with_secret = messages.filter(|message| message.field.iter().any(|field| field.name() == "secret"));
+    let with_secret: BTreeSet<_> = with_secret.map(|message| message.name()).collect();
+    assert_eq!(with_secret, shown.iter().map(|(message, _)| *message).collect());
+}

@@ -1,0 +1,192 @@
+//! Old bytes can be read for ever: a data directory and a backup of every format version so far.
+//!
+//! `testdata/data-directories/` has a directory for each version; `keys.txt` beside its data lists what must
+//! be read from it. If the directory of the present version is missing, the test makes it and fails: review
+//! and keep it.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use keyward::grpc::pb::{self, Reason};
+use keyward::offline::{Source, check, check_backup, restore_backup};
+
+use crate::support::harness::{Site, ask, small_settings, strings};
+
+/// Makes a missing directory: the data of a new server, and of one that was restored from a backup.
+const PRESENT: [&str; 2] = ["v1", "v1-restored"];
+
+fn testdata() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/data-directories")
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        if path.is_dir() { copy_dir(&path, &to) } else { assert!(fs::copy(&path, &to).is_ok()) }
+    }
+}
+
+/// One line per key: secret, verdict on it alone, verdict with scope `orders.read`, id, owner, label.
+async fn lines(site: &Site, secrets: &[String]) -> String {
+    let mut text = String::new();
+    for secret in secrets {
+        let admin = site.admin();
+        let alone = admin.ask(ask(secret)).await.unwrap();
+        let scoped = pb::VerifyRequest { all_scopes: strings(&["orders.read"]), ..ask(secret) };
+        let scoped = admin.ask(scoped).await.unwrap().reason();
+        let key_id = alone.key.clone().unwrap_or_default().key_id;
+        let request = pb::GetKeyRequest { key_id: key_id.clone(), ..Default::default() };
+        let key = admin.get(request).await.unwrap().key.unwrap();
+        let verdicts = (alone.reason().as_str_name(), scoped.as_str_name());
+        writeln!(text, "{secret} {} {} {key_id} {} {}", verdicts.0, verdicts.1, key.owner, key.display_name).unwrap();
+    }
+    text
+}
+
+async fn make(name: &str) {
+    let mut site = Site::start_small().await;
+    let (admin, mut secrets) = (site.admin(), vec![]);
+    for (id, scopes) in [
+        ("active-1", &["orders.*"][..]),
+        ("scoped-2", &["orders.read"]),
+        ("disabled-3", &["orders.*"]),
+        ("revoked-4", &[]),
+        ("relabelled-5", &[]),
+    ] {
+        let request = pb::CreateKeyRequest {
+            key_id: id.into(),
+            owner: "customer-7".into(),
+            labels: [("team".to_owned(), "blue".to_owned())].into(),
+            ..crate::support::harness::new_key(&format!("Key {id}"), scopes)
+        };
+        let issued = admin.issued(request).await;
+        secrets.push(issued.secret);
+        match id {
+            "disabled-3" => drop(admin.disable_key(&issued.key).await),
+            "revoked-4" => {
+                let request = pb::RevokeKeyRequest { key_id: id.into(), reason: "leaked".into(), ..Default::default() };
+                admin.revoke(request).await.unwrap();
+            }
+            "relabelled-5" => {
+                let key = pb::Key { display_name: "Another label".into(), ..issued.key };
+                admin.update(crate::support::harness::update(&key, &["display_name"])).await.unwrap();
+            }
+            _ => {}
+        }
+    }
+    let to = testdata().join(name);
+    if name == "v1-restored" {
+        let file = to.join("backup");
+        fs::create_dir_all(&to).unwrap();
+        let (mut pieces, mut bytes) = (admin.backup().await.unwrap(), vec![]);
+        while let Some(response) = pieces.message().await.unwrap() {
+            bytes.extend(response.piece);
+        }
+        fs::write(&file, bytes).unwrap();
+        site.stop().await;
+        for part in ["journal", "table"] {
+            fs::remove_dir_all(site.dir.path().join(part)).unwrap();
+        }
+        for part in ["watermark", "format"] {
+            fs::remove_file(site.dir.path().join(part)).unwrap();
+        }
+        fs::rename(site.dir.path().join("admin.key"), to.join("admin.key")).unwrap();
+        restore_backup(&small_settings(site.dir.path()), &Source { backup: file, journal: None, to: None }).unwrap();
+        fs::rename(to.join("admin.key"), site.dir.path().join("admin.key")).unwrap();
+        site.try_start().await.unwrap();
+        let request =
+            pb::CreateKeyRequest { key_id: "later-6".into(), ..crate::support::harness::new_key("Later", &[]) };
+        secrets.push(site.admin().issued(request).await.secret);
+    }
+    fs::create_dir_all(&to).unwrap();
+    fs::write(to.join("keys.txt"), lines(&site, &secrets).await).unwrap();
+    site.stop().await;
+    copy_dir(site.dir.path(), &to.join("data"));
+    fs::remove_file(to.join("data/lock")).unwrap();
+}
+
+#[tokio::test]
+async fn every_data_directory_there_has_been_is_opened_for_ever() {
+    for name in PRESENT {
+        if !testdata().join(name).exists() {
+            make(name).await;
+            panic!("testdata/data-directories/{name} was missing and has been made; look at it, and keep it");
+        }
+    }
+    let mut opened = 0;
+    for entry in fs::read_dir(testdata()).unwrap() {
+        let golden = entry.unwrap().path();
+        let expected = fs::read_to_string(golden.join("keys.txt")).unwrap();
+        assert!(expected.lines().count() >= 5, "{}", golden.display());
+        let secrets: Vec<_> = expected.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect();
+        // As it is, and without the table, which is then rebuilt from the rest.
+        for without_table in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            copy_dir(&golden.join("data"), dir.path());
+            private(&dir.path().join("pepper"));
+            if without_table {
+                fs::remove_dir_all(dir.path().join("table")).unwrap();
+            }
+            let findings = check(&small_settings(dir.path())).unwrap().findings;
+            assert!(findings.iter().all(|finding| !finding.doubt), "{}: {findings:?}", golden.display());
+            let mut site = Site::on(dir).await;
+            assert_eq!(lines(&site, &secrets).await, expected, "{}", golden.display());
+            assert_eq!(site.admin().reason(site.admin_secret()).await, Reason::Ok);
+            site.admin().issue("Goes on", &[]).await;
+            site.stop().await;
+            assert!(!site.dir.path().join("table.broken").exists(), "{}", golden.display());
+        }
+        opened += 1;
+    }
+    assert!(opened >= PRESENT.len());
+}
+
+#[tokio::test]
+async fn every_backup_there_has_been_is_restored_for_ever() {
+    let golden = testdata().join("v1-restored");
+    assert_eq!(check_backup(&golden.join("backup")).unwrap().keys, 6);
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(golden.join("data/pepper"), dir.path().join("pepper")).unwrap();
+    private(&dir.path().join("pepper"));
+    let source = Source { backup: golden.join("backup"), journal: None, to: None };
+    restore_backup(&small_settings(dir.path()), &source).unwrap();
+    fs::copy(golden.join("data/admin.key"), dir.path().join("admin.key")).unwrap();
+    let mut site = Site::on(dir).await;
+    let expected = fs::read_to_string(golden.join("keys.txt")).unwrap();
+    let expected: String =
+        expected.lines().filter(|line| !line.contains("later-6")).flat_map(|line| [line, "\n"]).collect();
+    let secrets: Vec<_> = expected.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect();
+    assert_eq!(lines(&site, &secrets).await, expected);
+    site.stop().await;
+}
+
+/// What a later program wrote is refused, with a clear message.
+#[tokio::test]
+async fn what_a_later_program_wrote_is_refused_and_named() {
+    let golden = testdata().join("v1-restored/data");
+    let crc = |bytes: &[u8]| crc::Crc::<u32>::new(&crc::CRC_32_ISCSI).checksum(bytes).to_le_bytes();
+    let (segment, snapshot) = ("journal/000000000001.kwj", fs::read_dir(golden.join("snapshot")).unwrap().next());
+    let snapshot = format!("snapshot/{}", snapshot.unwrap().unwrap().file_name().to_str().unwrap());
+    for (file, crc_at, without_table) in [(segment, 56, false), (&*snapshot, 96, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        copy_dir(&golden, dir.path());
+        private(&dir.path().join("pepper"));
+        let path = dir.path().join(file);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[8] = 2;
+        let sum = crc(&bytes[..crc_at]);
+        bytes[crc_at..crc_at + 4].copy_from_slice(&sum);
+        fs::write(&path, bytes).unwrap();
+        if without_table {
+            fs::remove_dir_all(dir.path().join("table")).unwrap();
+        }
+        let refused = Site::try_on(dir).await.err().unwrap().to_string();
+        assert!(refused.contains("version 2, and this program knows only 1"), "{file}: {refused}");
+    }
+}
+
+fn private(path: &Path) {
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+}
