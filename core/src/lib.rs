@@ -4,8 +4,8 @@
 //! parameters ([`clock::Clock`], [`entropy::Entropy`]).
 //!
 //! Reading order: [`limits`], [`id`], [`secret`], [`leak`], [`digest`], [`scope`], [`address`], [`record`],
-//! [`key_change`], [`decision`], [`narrowing`], [`access`], [`administrators`], [`event`], [`head`]. Tests of all
-//! packages take their records and their randomness from `testing`.
+//! [`key_change`], [`decision`], [`narrowing`], [`access`], [`administrators`], [`event`], [`head`]. Tests of
+//! all packages take their records and their randomness from `testing`.
 
 pub mod access;
 pub mod address;

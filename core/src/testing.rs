@@ -1,8 +1,8 @@
 //! Fixtures for tests, behind the feature `test-util`: records with every field set to something valid, and
 //! sources of randomness whose bytes are known.
 //!
-//! A test takes a fixture and changes what it is about: `KeyRecord { tenant, ..key_record(1) }`. A generator of
-//! arbitrary records names every field instead, so that a new field cannot be forgotten there.
+//! A test takes a fixture and changes what it is about: `KeyRecord { tenant, ..key_record(1) }`. A generator
+//! of arbitrary records names every field instead, so that a new field cannot be forgotten there.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -55,8 +55,8 @@ pub fn stamp() -> AuditStamp {
     AuditStamp { time: CREATED, actor: ActorId::keyward() }
 }
 
-/// A key of tenant `default`. Its number, of six digits or more, gives its id and its digest; it has no owner,
-/// labels or texts, and revision 0.
+/// A key of tenant `default`. Its number, of six digits or more, gives its id and its digest; it has no
+/// owner, labels or texts, and revision 0.
 #[must_use]
 #[expect(clippy::expect_used, reason = "a fixture that is invalid fails its test")]
 pub fn key_record(number: u32) -> KeyRecord {

@@ -48,7 +48,8 @@ pub struct Retention {
     pub time: Duration,
 }
 
-/// Limits of one backup. One that exceeds them ends with [`BackupError::Aborted`](crate::store::BackupError::Aborted).
+/// Limits of one backup. One that exceeds them ends with
+/// [`BackupError::Aborted`](crate::store::BackupError::Aborted).
 #[derive(Clone, Copy, Debug)]
 pub struct BackupLimits {
     /// How long it may take.
