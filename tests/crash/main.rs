@@ -109,7 +109,7 @@ enum Mode {
     Disks(Common),
     /// Flipped bits, and every file cut short and removed in turn
     Flips(Common),
-    /// Write the table of a document from the results of the modes
+    /// Write the tables of the documents from the results of the modes
     Report {
         /// Where the results are
         #[arg(long, default_value = "target/reliability")]
@@ -117,6 +117,9 @@ enum Mode {
         /// The document
         #[arg(long, default_value = "docs/reliability.md")]
         document: PathBuf,
+        /// The page of all counts
+        #[arg(long, default_value = "docs/reliability-runs.md")]
+        details: PathBuf,
     },
 }
 
@@ -188,7 +191,7 @@ async fn run(mode: Mode) -> Result<bool, Failure> {
         Mode::Faults(common) => faults(&common).await,
         Mode::Disks(common) => disks(&common).await,
         Mode::Flips(common) => flips(&common).await,
-        Mode::Report { out, document } => report::write(&out, &document).map(|()| true),
+        Mode::Report { out, document, details } => report::write(&out, &document, &details).map(|()| true),
     }
 }
 

@@ -1,4 +1,5 @@
-//! Writes the table of docs/reliability.md from what the modes saw.
+//! Writes what the modes saw: a row for each into docs/reliability.md, and all of their counts into
+//! docs/reliability-runs.md, which has nothing else.
 
 use std::fs;
 use std::path::Path;
@@ -6,20 +7,21 @@ use std::path::Path;
 use crate::Failure;
 use crate::run::Tally;
 
-/// The table goes between these lines of the document.
+/// The rows go between these lines of the document.
 const BEGIN: &str = "<!-- results: written by `tests/crash/run report` -->";
 const END: &str = "<!-- end of results -->";
 /// Modes in this order; what is not named here comes after, by name.
 const ORDER: [&str; 6] = ["kills", "cuts", "controls", "faults", "disks", "flips"];
 
-/// Puts the tallies in `out` into the document.
-pub(crate) fn write(out: &Path, document: &Path) -> Result<(), Failure> {
+/// Puts the tallies in `out` into the document, and their counts into a page of their own.
+pub(crate) fn write(out: &Path, document: &Path, details: &Path) -> Result<(), Failure> {
     let tallies = read(out)?;
     let text = fs::read_to_string(document).map_err(|e| format!("{}: {e}", document.display()))?;
     let (before, rest) = text.split_once(BEGIN).ok_or_else(|| format!("{} lacks {BEGIN}", document.display()))?;
     let (_, after) = rest.split_once(END).ok_or_else(|| format!("{} lacks {END}", document.display()))?;
     fs::write(document, format!("{before}{BEGIN}\n{}\n{END}{after}", table(&tallies)))?;
-    println!("report: wrote {} rows into {}", tallies.len(), document.display());
+    fs::write(details, page(&tallies)).map_err(|e| format!("{}: {e}", details.display()))?;
+    println!("report: wrote {} rows into {}, and {}", tallies.len(), document.display(), details.display());
     Ok(())
 }
 
@@ -67,14 +69,36 @@ fn table(tallies: &[Tally]) -> String {
             thousands(*seconds),
         ));
     }
-    lines.extend([String::new(), "| mode | of which | |".to_owned(), "|---|---|--:|".to_owned()]);
-    for tally in tallies {
-        let counts = tally.counts.iter();
-        lines.extend(counts.map(|(what, count)| format!("| `{}` | {what} | {} |", tally.mode, thousands(*count))));
-    }
     let mut machines: Vec<&str> = tallies.iter().map(|tally| tally.machine.as_str()).collect();
     machines.dedup();
     lines.extend([String::new(), format!("Measured on: {}.", machines.join("; ")), String::new()]);
+    lines.join("\n")
+}
+
+/// The counts of each mode, as a document.
+fn page(tallies: &[Tally]) -> String {
+    let mut lines = vec![
+        "# What each mode of tests/crash counted".to_owned(),
+        String::new(),
+        "Written by `tests/crash/run report`; changes by hand are lost. [reliability.md](reliability.md) says what the modes"
+            .to_owned(),
+        "do, and has a row of results for each.".to_owned(),
+    ];
+    for tally in tallies {
+        let Tally { mode, passed, failed, seed, date, machine, counts, .. } = tally;
+        let (passed, failed) = (thousands(*passed), thousands(*failed));
+        lines.extend([
+            String::new(),
+            format!("## {mode}"),
+            String::new(),
+            format!("{passed} passed, {failed} failed, on {date}, with seed {seed}, on {machine}."),
+            String::new(),
+            "| what | count |".to_owned(),
+            "|---|--:|".to_owned(),
+        ]);
+        lines.extend(counts.iter().map(|(what, count)| format!("| {what} | {} |", thousands(*count))));
+    }
+    lines.push(String::new());
     lines.join("\n")
 }
 
