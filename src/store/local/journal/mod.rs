@@ -1,12 +1,89 @@
-//! The journal (write-ahead log): append-only segments of frames. A frame is a group of changes, written and
-//! synced at once.
+//! The journal: the write-ahead log that carries Keyward's durability. An acknowledged change is in it, and
+//! everything else on the disk can be built from it, or from a snapshot of it.
 //!
-//! A frame is written only when the frame before it is durable, so the end of the log can be judged: a
-//! damaged frame followed by nothing intact was never acknowledged, and is cut off; a damaged frame before an
-//! intact one was, and the start is refused until an operator has looked. The [`super::watermark`] covers the
-//! last frame.
+//! # Invariants, and what each protects against
 //!
-//! [`frame`] has the bytes, [`scan`](mod@scan) reads, [`writer`] appends. docs/FORMAT.md describes all of it.
+//! 1. **One frame at a time.** A group of changes is one frame, and a frame is written only when the frame
+//!    before it is durable. So the end of the log can be judged: a damaged frame with an intact one after it
+//!    was acknowledged, and refuses the start; one with nothing after it was not, and is cut off, unless the
+//!    watermark knows better.
+//! 2. **A keyed chain.** The hash after entry n is the keyed blake3 of the hash before it and the entry's
+//!    bytes. Each frame ends with it, and each segment begins with it. It protects against an entry that is
+//!    changed, removed, inserted or taken from another log by anyone without the pepper file. It does not
+//!    protect against the loss of the end: invariant 8 does, and a head that is kept elsewhere.
+//! 3. **A CRC-32C** over each segment header, frame and watermark. It protects against bit rot and torn
+//!    writes, and needs no key: so a search past damage can tell a frame from other bytes.
+//! 4. **Revisions without gaps**, in entries, frames and segment headers; file numbers too. They protect
+//!    against a frame or a file that is missing, doubled or out of place.
+//! 5. **Zeros after the last frame.** A segment is made of zeros that were written, not only reserved, and
+//!    frames begin at multiples of 8. So a byte that is not zero after the last frame is a torn frame or
+//!    damage, never an older frame; and fdatasync has no metadata to commit.
+//! 6. **A clean resumption.** Before the first append after a start, a torn end is overwritten with zeros,
+//!    and the last frame is written again and synced. This protects against remains that look like a frame
+//!    later, and against a frame that was read from the kernel's memory and is not on the disk.
+//! 7. **A segment is whole before it has its name.** It is written and synced under a temporary name and
+//!    renamed; the directory is synced before a frame goes into it. This protects against a file that a power
+//!    cut leaves incomplete or without a name.
+//! 8. **The watermark** has the last acknowledged position. It is written after the sync of a frame and
+//!    before its answer, so it is never ahead of the journal. It protects against an acknowledged last frame
+//!    that rots or is truncated, which looks like a torn one. It is synced at a start, before segments are
+//!    deleted, and at a stop; after a power cut it may lag behind.
+//! 9. **No second try.** If a write or a sync fails, the process ends. The kernel may call pages clean that
+//!    never reached the disk, so a second sync proves nothing.
+//! 10. **A bound on frames.** No payload beyond [`frame::PAYLOAD_BYTES_MAX`] is written or read. It protects
+//!     against a frame that cannot be read back, and against a length that is damaged.
+//!
+//! `tests/crash/run cuts`, `flips` and `faults` try to break them; `controls` takes two protections out, and
+//! sees the loss.
+//!
+//! # Files
+//!
+//! `journal/000000000001.kwj` and on: segments, numbered in 12 digits without gaps. The oldest are deleted
+//! when snapshots cover them, so the first may have a higher number. A name that ends in `.new` is what a
+//! crash left of a segment that was being made. `watermark` stands beside the directory.
+//!
+//! ```text
+//! segment: header, 64 bytes: version, first revision, chain before it │ frame │ frame │ ... │ zeros
+//! frame:   first revision, entries, CRC-32C │ entries │ chain after the last one │ zeros up to 8
+//! ```
+//!
+//! docs/FORMAT.md has the bytes, and [`frame`] reads and writes them.
+//!
+//! # Opening it, and appending
+//!
+//! 1. [`scan::verify`], or [`scan::verify_and_visit`] to get the entries too, reads every segment and checks
+//!    invariants 2 to 5. It returns the [`scan::End`], and which of some wanted positions the log contains:
+//!    those of the watermark, a checkpoint, an expected head. Nothing has been written yet.
+//! 2. The caller compares these (`recovery::recover`): a log that ends before one of them has lost changes.
+//! 3. [`writer::Writer::resume`] makes the end clean (6).
+//! 4. For each group: [`frame::FrameBuilder`], [`writer::Writer::ensure_space`], [`writer::Writer::append`],
+//!    then the watermark, then the answers (`committer`).
+//!
+//! [`scan::scan_after`] and [`scan::scan_between`] read a part. Only a salvage reads past damage, and not
+//! with [`scan`](mod@scan).
+//!
+//! # What may go wrong
+//!
+//! | error | meaning | what follows |
+//! |---|---|---|
+//! | [`JournalError::Io`] | the disk failed, or a file cannot be opened | a start is refused, a running process ends |
+//! | [`JournalError::Damaged`] | an acknowledged change cannot be read, does not follow, or has another chain: rot, tampering, or another pepper file | a start is refused; put the file back, or salvage |
+//! | [`JournalError::Gap`] | a segment between others is missing | the same |
+//! | [`JournalError::UnknownVersion`] | a later program wrote it | a start is refused; use that program |
+//! | [`JournalError::TooLong`] | a group exceeds a frame; nothing is written | the committer refuses such a change before |
+//! | [`writer::SpaceError::DiskFull`] | no new segment can be made; the log is unchanged | the group is refused |
+//! | [`writer::SpaceError::Unknown`] | the state of the disk is unknown | the process ends |
+//!
+//! A torn end is no error: see [`scan::SegmentEnd::torn`]. A log that is intact but too short, or not the
+//! expected one, is found in step 2, as an [`OpenError`](super::OpenError): `Missing`, `Foreign`,
+//! `NoWatermark`, `OtherHead` or `NoBeginning`.
+//!
+//! # Who may write
+//!
+//! Only the process that holds the directory's lock ([`LockedDir`](super::LockedDir)). In a server the
+//! committer's thread alone has the [`writer::Writer`] and notes the watermark. The maintenance thread
+//! deletes old segments, the oldest first and one by one, so that no crash leaves a gap. A start's recovery,
+//! a restore, a salvage and `keyward admin-key` write under the same lock. Nothing else does.
 
 pub mod frame;
 pub mod open;
