@@ -1,4 +1,4 @@
-"""What the documents say, done: the README's lines as printed, and the rules that the protos claim to keep."""
+"""What the documents say, done: their lines as printed, and the rules that the protos claim to keep."""
 
 from __future__ import annotations
 
@@ -25,40 +25,62 @@ def blocks(language: str, sections: str, document: str = README) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_the_operators_story_of_the_readme_works_as_printed(server: Server, tmp_path: Path) -> None:
-    printed = blocks("sh", "The operator's story", OPERATING) + blocks("sh", "Give each caller|How a service calls")
-    lines = "".join(block for block in printed if "grpc_tools" not in block)
-    assert lines.count("kw Key") == 12, "the story has changed: so must this test"
-    bin_dir = tmp_path / "bin"
-    bin_dir.mkdir()
-    (bin_dir / "grpcurl").symlink_to(GRPCURL_EXECUTABLE)
+def run_as_printed(lines: str, server: Server, path: str = "") -> str:
+    """What the lines of a document print, in the folder where ./data is."""
+    lines = lines.replace("127.0.0.1:50051", server.address).replace("target/release/keyward", os.environ["KEYWARD_BIN"])
     told = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", lines.replace("127.0.0.1:50051", server.address)],
-        cwd=server.data_dir.parent,  # where ./data is
-        env={"PATH": f"{bin_dir}:{os.environ['PATH']}"},
+        ["bash", "-euo", "pipefail", "-c", lines],
+        cwd=server.data_dir.parent,
+        env={"PATH": f"{path}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         timeout=DEADLINE_SECONDS,
     )
-    assert told.returncode == 0, told.stderr
-    decoder, text, replies = json.JSONDecoder(), told.stdout.strip(), []
+    assert told.returncode == 0, told.stdout + told.stderr
+    return told.stdout
+
+
+def replies_as_printed(lines: str, server: Server, tmp_path: Path) -> list[dict]:
+    """What grpcurl prints when the lines are run in the folder where ./data is."""
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    (bin_dir / "grpcurl").symlink_to(GRPCURL_EXECUTABLE)
+    decoder, text, replies = json.JSONDecoder(), run_as_printed(lines, server, str(bin_dir)).strip(), []
     while text:
         reply, end = decoder.raw_decode(text)
         replies.append(reply)
         text = text[end:].strip()
-    verdicts = [(r["decision"], r["reason"], r["httpStatus"]) for r in replies if "decision" in r]
-    assert verdicts == [
-        ("DECISION_ALLOW", "REASON_OK", 200),
-        ("DECISION_DENY", "REASON_DISABLED", 401),
-        ("DECISION_ALLOW", "REASON_OK", 200),
-    ]
+    return replies
+
+
+def verdicts(replies: list[dict]) -> list[tuple[str, str, int]]:
+    return [(r["decision"], r["reason"], r["httpStatus"]) for r in replies if "decision" in r]
+
+
+ALLOWED = ("DECISION_ALLOW", "REASON_OK", 200)
+DISABLED = ("DECISION_DENY", "REASON_DISABLED", 401)
+
+
+def test_the_calls_of_the_readme_work_as_printed(server: Server, tmp_path: Path) -> None:
+    printed = blocks("sh", "Try it|Give each caller|How a service calls")
+    lines = "".join(block for block in printed if "grpc_tools" not in block)
+    assert lines.count("kw Key") == 6, "the README has changed: so must this test"
+    replies = replies_as_printed(lines, server, tmp_path)
+    assert verdicts(replies) == [ALLOWED, DISABLED]
     streamed = [(r["correlationId"], r["response"]["reason"]) for r in replies if "response" in r]
-    assert streamed == [("a", "REASON_OK"), ("b", "REASON_MALFORMED")]
+    assert streamed == [("a", "REASON_DISABLED"), ("b", "REASON_MALFORMED")]
+
+
+def test_the_operators_story_works_as_printed(server: Server, tmp_path: Path) -> None:
+    lines = "".join(blocks("sh", "The operator's story", OPERATING))
+    assert lines.count("kw Key") == 10, "the story has changed: so must this test"
+    replies = replies_as_printed(lines, server, tmp_path)
+    assert verdicts(replies) == [ALLOWED, DISABLED, ALLOWED]
     listed = [[key["keyId"] for key in r["keys"]] for r in replies if "keys" in r]
     assert listed == [["dashboard"], ["zapier"]]
 
 
-def test_the_backup_of_the_readme_is_made_and_restored_as_printed(server: Server) -> None:
+def test_a_backup_is_made_and_restored_as_printed(server: Server) -> None:
     lines = "".join(blocks("sh", "Back up and restore", OPERATING))
     assert lines.count("target/release/keyward") == 4, "the section has changed: so must this test"
     lines = lines.replace("127.0.0.1:50051", server.address).replace("target/release/keyward", os.environ["KEYWARD_BIN"])
@@ -75,21 +97,6 @@ def test_the_backup_of_the_readme_is_made_and_restored_as_printed(server: Server
     assert set(server.data_dir.parent.iterdir()) == before, "no copy of the pepper is left where the program is built"
     assert "keys.kwb: 1 keys at revision 1" in told.stdout, told.stdout
     assert "restored to revision 1" in told.stdout, told.stdout
-
-
-def run_as_printed(lines: str, server: Server, path: str = "") -> str:
-    """What the lines of a document print, in the folder where ./data is."""
-    lines = lines.replace("127.0.0.1:50051", server.address).replace("target/release/keyward", os.environ["KEYWARD_BIN"])
-    told = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", lines],
-        cwd=server.data_dir.parent,
-        env={"PATH": f"{path}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_SECONDS,
-    )
-    assert told.returncode == 0, told.stdout + told.stderr
-    return told.stdout
 
 
 def test_a_lost_administrator_is_replaced_as_printed(server: Server, tmp_path: Path) -> None:
