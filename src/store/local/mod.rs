@@ -122,9 +122,9 @@ pub struct LocalStore {
 }
 
 impl LocalStore {
-    /// Opens a data directory, in the order that ARCHITECTURE.md gives, and repairs what can be repaired.
-    /// Blocks for as long as that takes. Once it is open, `view` has every record as of [`Store::revision`],
-    /// and often earlier: see [`MaterializedView::on_loaded`].
+    /// Opens a data directory, in the order that docs/internals/recovery.md gives, and repairs what can be
+    /// repaired. Blocks for as long as that takes. Once it is open, `view` has every record as of
+    /// [`Store::revision`], and often earlier: see [`MaterializedView::on_loaded`].
     ///
     /// # Errors
     /// When the directory is damaged or lacks acknowledged changes. See [`OpenError`].
