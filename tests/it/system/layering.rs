@@ -244,7 +244,10 @@ fn the_verdict_never_waits() {
 fn the_core_depends_on_nothing_that_does_io() {
     let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("core/Cargo.toml")).unwrap();
     let dependencies = manifest.split("[dependencies]").nth(1).unwrap().split('[').next().unwrap();
-    let names: Vec<_> =
-        dependencies.lines().filter_map(|line| line.split([' ', '=']).next()).filter(|n| !n.is_empty()).collect();
+    let names: Vec<_> = dependencies
+        .lines()
+        .filter_map(|line| line.split([' ', '=']).next())
+        .filter(|n| !["", "#"].contains(n))
+        .collect();
     assert_eq!(names, ["blake3", "crc", "ipnet", "thiserror", "ulid", "zeroize"], "each new one is a decision");
 }
