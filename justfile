@@ -5,7 +5,7 @@
 default:
     @just --list --unsorted
 
-# what CI does, whole: some 80 minutes
+# what CI does, whole: some 50 minutes on two cores
 ci:
     .ci/run
 
