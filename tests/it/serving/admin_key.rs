@@ -85,6 +85,25 @@ async fn all_keys(caller: &crate::support::harness::Handle) -> (u64, BTreeMap<St
 }
 
 #[tokio::test]
+async fn without_a_watermark_an_administrator_is_made_only_if_that_is_accepted() {
+    let mut locked = Locked::out().await;
+    fs::remove_file(locked.dir().join("watermark")).unwrap();
+    // Once more: a refusal changes nothing.
+    for _ in 0..2 {
+        let (done, out, told) = admin_key(locked.dir(), &[]);
+        assert!(!done && out.is_empty(), "{out}");
+        assert!(told.contains("watermark") && told.contains("--accept-watermark-loss"), "{told}");
+        assert_eq!(entries(locked.dir(), locked.last).len(), 0);
+    }
+    let (done, out, told) = admin_key(locked.dir(), &["--accept-watermark-loss"]);
+    assert!(done, "{told}");
+    assert_eq!(entries(locked.dir(), locked.last).len(), 1);
+    locked.site.try_start().await.unwrap();
+    let (revision, _) = all_keys(&locked.site.caller(out.trim_end())).await;
+    assert_eq!(revision, locked.last + 1);
+}
+
+#[tokio::test]
 async fn a_new_administrator_is_made_and_nothing_else_changes() {
     let mut locked = Locked::out().await;
     let (done, out, told) = admin_key(locked.dir(), &[]);
