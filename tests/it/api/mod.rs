@@ -7,7 +7,7 @@ mod batch;
 mod bounds;
 mod caller_sessions;
 mod clock;
-pub(crate) mod disabled_callers;
+mod disabled_callers;
 mod fields;
 mod keys;
 mod lists;

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use keyward::grpc::calls::{RPCS, guarded, rpc};
 use keyward::grpc::pb;
 use keyward_core::access::Action;
+use keyward_core::entropy::Entropy;
 use keyward_core::testing::SeededEntropy;
 use prost::Message;
 use prost_types::FileDescriptorSet;
@@ -16,27 +17,7 @@ use tonic_prost::ProstCodec;
 
 use crate::api::administrators::write_to;
 use crate::support::harness::{START, Site, new_key};
-use keyward_core::entropy::Entropy;
-
-/// The paths of all calls that the served descriptors describe.
-fn described() -> BTreeSet<String> {
-    let sets = [
-        pb::DESCRIPTORS,
-        pb::health::DESCRIPTORS,
-        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-    ];
-    let files = sets.into_iter().flat_map(|bytes| FileDescriptorSet::decode(bytes).unwrap().file);
-    let mut paths = BTreeSet::new();
-    for file in files {
-        for service in &file.service {
-            for method in &service.method {
-                paths.insert(format!("/{}.{}/{}", file.package(), service.name(), method.name()));
-            }
-        }
-    }
-    paths
-}
+use crate::support::rpcs::described;
 
 fn service(path: &str) -> &str {
     path.rsplit_once('/').unwrap().0
@@ -56,7 +37,7 @@ async fn call(site: &Site, path: &str, credential: Option<&str>) -> Result<(), S
 #[test]
 fn every_call_is_listed_with_its_action_or_open() {
     let listed: BTreeSet<_> = RPCS.iter().map(|rpc| rpc.path.to_owned()).collect();
-    assert_eq!(described(), listed);
+    assert_eq!(described().into_iter().collect::<BTreeSet<_>>(), listed);
     assert!(RPCS.iter().all(|rpc| rpc.kind.is_open == rpc.action.is_none()));
     let open: BTreeSet<_> = RPCS.iter().filter(|rpc| rpc.kind.is_open).map(|rpc| service(rpc.path)).collect();
     assert_eq!(open.len(), 3, "this list may only shrink: {open:?}");

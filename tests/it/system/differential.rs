@@ -16,9 +16,9 @@ use tonic::codegen::http::{HeaderMap, Request};
 use tonic::transport::Channel;
 use tower_service::Service;
 
-use crate::api::disabled_callers::http_body_of;
 use crate::support::h2peer::prefixed;
 use crate::support::harness::{Site, after_start, strings};
+use crate::support::rpcs::http_body_of;
 use crate::transport::fast_path::ways;
 
 const KEYS: usize = 60;
