@@ -1,9 +1,10 @@
-//! The actions that each role allows.
+//! Credentials of callers, and what callers may see, and do to themselves. Who may make which call is in
+//! `authorization`.
 
 use keyward::grpc::pb::{self, Reason};
-use tonic::{Code, Status};
+use tonic::Code;
 
-use crate::support::harness::{Site, ask, disable, error_reason, new_key, strings, update};
+use crate::support::harness::{Site, disable, error_reason, new_key, strings, update};
 
 #[tokio::test]
 async fn a_call_without_a_working_credential_is_refused() {
@@ -48,46 +49,6 @@ async fn a_callers_key_is_held_to_its_own_networks_and_audiences() {
     }
 }
 
-/// The whole table: for each role, the calls that it may make, and no others.
-#[tokio::test]
-async fn each_role_may_do_its_own_and_no_more() {
-    let table: [(&str, &[&str]); 9] = [
-        ("keyward.admin", &["read", "issue", "state", "tenant", "backup", "head", "verify"]),
-        ("keyward.operator", &["read", "state"]),
-        ("keyward.issuer", &["read", "issue"]),
-        ("keyward.viewer", &["read"]),
-        ("keyward.auditor", &["read", "head"]),
-        ("keyward.auditor@default", &["read"]),
-        ("keyward.backup", &["backup"]),
-        ("keyward.verifier", &["verify"]),
-        ("keyward.admin@default", &["read", "issue", "state", "verify"]),
-    ];
-    let site = Site::start().await;
-    let target = site.admin().issue("Target", &[]).await;
-    for (role, allowed) in table {
-        let caller = site.with_roles(&[role]).await;
-        let tenant = pb::CreateTenantRequest { tenant: "t-new".into(), validate_only: true, ..Default::default() };
-        let relabelled = update(&target.key, &["display_name"]);
-        let tried: [(&str, &str, Option<Status>); 11] = [
-            ("read", "GetKey", caller.get(get(&target.key)).await.err()),
-            ("read", "ListKeys", caller.list(pb::ListKeysRequest::default()).await.err()),
-            ("read", "ListTenants", caller.list_tenants(pb::ListTenantsRequest::default()).await.err()),
-            ("read", "GetTenant", caller.get_tenant(pb::GetTenantRequest { tenant: "default".into() }).await.err()),
-            ("issue", "CreateKey", caller.create(new_key("New", &[])).await.err()),
-            ("issue", "UpdateKey", caller.update(relabelled).await.err()),
-            ("state", "DisableKey", caller.disable(disable(&target.key)).await.err()),
-            ("tenant", "CreateTenant", caller.create_tenant(tenant).await.err()),
-            ("backup", "Backup", caller.backup().await.err()),
-            ("head", "GetHead", caller.head(pb::GetHeadRequest {}).await.err()),
-            ("verify", "Verify", caller.ask(ask(&target.secret)).await.err()),
-        ];
-        for (kind, call, refused) in tried {
-            let expected = (!allowed.contains(&kind)).then_some(Code::PermissionDenied);
-            assert_eq!(refused.map(|status| status.code()), expected, "{role} {call}");
-        }
-    }
-}
-
 #[tokio::test]
 async fn what_may_not_be_seen_answers_like_what_is_not_there() {
     let site = Site::start().await;
@@ -121,31 +82,6 @@ async fn what_may_not_be_seen_answers_like_what_is_not_there() {
     assert_eq!(ours.reason(&own.secret).await, Reason::Ok);
     let visible = ours.list_tenants(pb::ListTenantsRequest::default()).await.unwrap().tenants;
     assert_eq!(visible.iter().map(|t| &*t.tenant).collect::<Vec<_>>(), ["acme"]);
-}
-
-#[tokio::test]
-async fn only_an_administrator_makes_or_touches_credentials() {
-    let site = Site::start().await;
-    let admin = site.admin();
-    let victim = admin.issued(system_key(&["keyward.viewer"])).await;
-    let all_but_admin = [
-        "keyward.operator",
-        "keyward.issuer",
-        "keyward.verifier",
-        "keyward.viewer",
-        "keyward.auditor",
-        "keyward.backup",
-    ];
-    let caller = site.with_roles(&all_but_admin).await;
-    for scopes in [&["keyward.admin"][..], &[]] {
-        assert_eq!(caller.create(system_key(scopes)).await.unwrap_err().code(), Code::NotFound);
-    }
-    assert_eq!(caller.disable(disable(&victim.key)).await.unwrap_err().code(), Code::NotFound);
-    assert_eq!(caller.get(get(&victim.key)).await.unwrap_err().code(), Code::NotFound);
-    assert_eq!(caller.reason(&victim.secret).await, Reason::Unknown, "a verifier does not vouch for credentials");
-    let reader = site.with_roles(&["keyward.viewer@system"]).await;
-    reader.get(get(&victim.key)).await.unwrap();
-    assert_eq!(reader.disable(disable(&victim.key)).await.unwrap_err().code(), Code::PermissionDenied);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod access;
 pub(crate) mod administrators;
+mod authorization;
 mod bad_input;
 mod batch;
 mod bounds;
