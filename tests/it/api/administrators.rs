@@ -17,10 +17,10 @@ use tonic::{Code, Status};
 
 use keyward::grpc::pb;
 
-use crate::storage::conformance::{commit, key, open, options};
 use crate::support::harness::{
     Handle, Issued, START, Site, after_start, disable, error_reason, new_key, strings, update,
 };
+use crate::support::local_store::{commit, key, open, options};
 
 const NOW: UnixMillis = UnixMillis(1_000);
 

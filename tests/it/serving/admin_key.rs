@@ -14,9 +14,9 @@ use keyward_core::event::Revision;
 use keyward_core::testing::SeededEntropy;
 use tempfile::TempDir;
 
-use crate::serving::binary::{keyward, text};
 use crate::storage::disk::{copy_dir, end_of_frames};
 use crate::support::harness::{Site, disable, error_reason, journal_segment, new_key};
+use crate::support::program::{keyward, text};
 
 /// Runs the command; gives its success, what it printed and what it told.
 fn admin_key(dir: &Path, args: &[&str]) -> (bool, String, String) {

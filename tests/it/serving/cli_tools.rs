@@ -9,8 +9,8 @@ use std::process::{Command, Output, Stdio};
 
 use keyward::grpc::pb;
 
-use crate::serving::binary::{Program, keyward, text};
 use crate::support::harness::{Site, disable, new_key};
+use crate::support::program::{Program, keyward, text};
 
 /// Nobody, as most systems number them.
 const NOBODY: u32 = 65_534;

@@ -32,8 +32,8 @@ use tonic_health::pb::health_client::HealthClient;
 
 use zeroize::Zeroizing;
 
-use crate::storage::conformance::{commit, key};
 use crate::support::harness::{Handle, START, Site, error_reason};
+use crate::support::local_store::{commit, key};
 
 fn named(service: &str) -> HealthCheckRequest {
     HealthCheckRequest { service: service.into() }

@@ -5,7 +5,7 @@ use std::os::unix::fs::chown;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::serving::binary::{Program, keyward, text};
+use crate::support::program::{Program, keyward, text};
 
 /// A user that has no processes.
 const NOBODY: u32 = 54_321;

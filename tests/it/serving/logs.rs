@@ -6,8 +6,8 @@ use std::process::Stdio;
 use keyward::grpc::pb;
 use tonic::Code;
 
-use crate::serving::binary::{Program, admin_of, keyward, text};
 use crate::support::harness::{disable, new_key, strings, update};
+use crate::support::program::{Program, admin_of, keyward, text};
 
 #[tokio::test]
 async fn each_change_is_logged_with_what_it_changed_and_who_asked() {

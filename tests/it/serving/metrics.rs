@@ -7,8 +7,8 @@ use keyward::server::addr::ListenAddr;
 use keyward_core::clock::UnixMillis;
 use tokio::net::TcpStream;
 
-use crate::serving::ops::{converse, metrics, value, wait_for_value};
 use crate::support::harness::{START, Site};
+use crate::support::ops_client::{converse, metrics, value, wait_for_value};
 
 /// The content type and the text that a client with this Accept header gets.
 async fn accepting(ops: &ListenAddr, accept: &str) -> (String, String) {

@@ -2,14 +2,14 @@
 //! goes first.
 
 mod admin_key;
-pub(crate) mod binary;
+mod binary;
 mod cli_tools;
 mod lifecycle;
 mod limits;
 mod logs;
 mod metrics;
 mod narrowing;
-pub(crate) mod ops;
+mod ops;
 mod probes;
 mod settings;
 mod stopping;

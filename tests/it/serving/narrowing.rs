@@ -40,8 +40,8 @@ use tonic::transport::Endpoint;
 use tonic_types::StatusExt;
 use zeroize::Zeroizing;
 
-use crate::storage::conformance::{commit, create, key, open, options};
 use crate::support::harness::{Handle, START, error_reason};
+use crate::support::local_store::{commit, create, key, open, options};
 
 /// An upper bound for every wait, however busy the machine is.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -17,8 +17,8 @@ use keyward::metrics::{Format, MetricSources, Metrics};
 use keyward::server::addr::ListenAddr;
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
 use keyward_core::testing::SeededEntropy;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -26,47 +26,10 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::support::harness::{START, Site, new_key, strings, update};
-
-/// Sends a request, and gives the status and the whole reply.
-async fn http(addr: &ListenAddr, method: &str, path: &str) -> (u16, String) {
-    match addr {
-        ListenAddr::Tcp(addr) => exchange(TcpStream::connect(addr).await.unwrap(), method, path).await,
-        ListenAddr::Unix(addr) => exchange(UnixStream::connect(addr).await.unwrap(), method, path).await,
-    }
-}
-
-/// Sends a whole request, and gives the whole reply.
-pub(crate) async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut reply = String::new();
-    stream.read_to_string(&mut reply).await.unwrap();
-    reply
-}
-
-async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin, method: &str, path: &str) -> (u16, String) {
-    let request = format!("{method} {path} HTTP/1.1\r\nhost: keyward\r\n\r\n");
-    let reply = converse(stream, &request).await;
-    (reply.split(' ').nth(1).unwrap().parse().unwrap(), reply)
-}
-
-pub(crate) async fn get(addr: &ListenAddr, path: &str) -> (u16, String) {
-    let (status, reply) = http(addr, "GET", path).await;
-    (status, reply.split_once("\r\n\r\n").unwrap().1.trim_end().to_owned())
-}
+use crate::support::ops_client::{get, http, metrics, value, wait_for_value};
 
 fn is(status: u16, body: &str) -> (u16, String) {
     (status, body.to_owned())
-}
-
-pub(crate) async fn metrics(addr: &ListenAddr) -> String {
-    let (status, text) = get(addr, "/metrics").await;
-    assert_eq!(status, 200);
-    text
-}
-
-/// The value of a series in a text of metrics.
-pub(crate) fn value(text: &str, series: &str) -> Option<f64> {
-    text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
 }
 
 fn tcp(addr: &ListenAddr) -> std::net::SocketAddr {
@@ -363,16 +326,6 @@ async fn lasting_administrators_are_told() {
 /// The commit that this was built from, as far as is known.
 fn commit() -> &'static str {
     option_env!("KEYWARD_COMMIT").unwrap_or("unknown")
-}
-
-/// Waits until a series has a value that will do.
-pub(crate) async fn wait_for_value(ops: &ListenAddr, series: &str, will_do: impl Fn(f64) -> bool) {
-    let waiting = async {
-        while !value(&metrics(ops).await, series).is_some_and(&will_do) {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap_or_else(|_| panic!("waited in vain: {series}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use crate::serving::binary::{Program, keyward, text};
+use crate::support::program::{Program, keyward, text};
 
 #[test]
 fn all_mistakes_of_the_configuration_are_told_at_once_with_their_sources() {

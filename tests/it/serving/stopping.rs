@@ -17,10 +17,10 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::serving::binary::{Program, admin_of};
-use crate::serving::ops::get;
 use crate::support::h2peer::{END_HEADERS, GOAWAY, HEADERS, PREFACE, Peer, VERIFY, head_of};
 use crate::support::harness::{Handle, Site};
+use crate::support::ops_client::get;
+use crate::support::program::{Program, admin_of};
 use crate::transport::http2_time::here_with;
 
 const HOUR: Duration = Duration::from_secs(3_600);

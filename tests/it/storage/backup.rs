@@ -22,8 +22,8 @@ use tonic::Code;
 use tonic_types::StatusExt;
 use zeroize::Zeroizing;
 
-use crate::storage::conformance::{commit, create, key, open, options};
 use crate::support::harness::{Site, error_reason};
+use crate::support::local_store::{commit, create, key, open, options};
 
 const SEGMENT_BYTES: u64 = 64 * 1024;
 /// The records of a snapshot begin here: what is before differs in the time, and what is behind, in the hash.

@@ -2,23 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
-use keyward::store::local::disk_space::free_bytes;
-use keyward::store::local::{BackupLimits, Expectations, LocalStore, LockedDir, Retention, StoreOptions};
 use keyward::store::memory::MemoryStore;
-use keyward::store::{Bounds, Commit, CommitError, KeyQuery, RecordWrite, Store};
+use keyward::store::{Commit, CommitError, KeyQuery, RecordWrite, Store};
 use keyward_core::access::{Caller, Identity, Issue, Unauthorized};
-use keyward_core::clock::{ManualClock, UnixMillis};
+use keyward_core::clock::UnixMillis;
 use keyward_core::decision::DenyReason;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{ActorId, TenantId};
 use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec, State, TenantRecord};
 use keyward_core::scope::Scope;
-use keyward_core::testing::{key_record, tenant_record};
-use tempfile::TempDir;
-use zeroize::Zeroizing;
+use keyward_core::testing::tenant_record;
+
+use crate::support::local_store::{commit, create, key, open};
 
 macro_rules! on_every_engine {
     ($($test:ident),* $(,)?) => {
@@ -57,54 +54,8 @@ on_every_engine![
     a_closed_store_takes_nothing_more,
 ];
 
-/// A store on disk with small segments, so that it rolls over.
-pub(crate) fn open(dir: &TempDir, segment_bytes: u64) -> LocalStore {
-    LocalStore::open(LockedDir::lock(dir.path()).unwrap(), &options(segment_bytes), Arc::new(())).unwrap()
-}
-
-pub(crate) fn options(segment_bytes: u64) -> StoreOptions {
-    StoreOptions {
-        segment_bytes,
-        chain_key: Zeroizing::new([7; 32]),
-        retention: Retention { bytes: u64::MAX, time: Duration::MAX },
-        backup: BackupLimits { time: Duration::MAX, aside_bytes: u64::MAX },
-        clock: Arc::new(ManualClock::at(UnixMillis(1_000))),
-        bounds: Bounds::NONE,
-        free_bytes,
-        expectations: Expectations::default(),
-    }
-}
-
-pub(crate) fn key(number: u32) -> KeyRecord {
-    let spec = KeySpec {
-        display_name: format!("Key {number}"),
-        owner: format!("owner-{}", number % 3),
-        labels: BTreeMap::from([("parity".to_owned(), (number % 2).to_string())]),
-        ..KeySpec::default()
-    };
-    KeyRecord { spec, ..key_record(number) }
-}
-
 fn tenant(id: &str) -> Box<TenantRecord> {
     Box::new(tenant_record(id))
-}
-
-pub(crate) fn commit(writes: Vec<RecordWrite>) -> Commit {
-    Commit {
-        actor: ActorId::keyward(),
-        authorization: None,
-        method: "Test",
-        target: "default/x".into(),
-        time: UnixMillis(1_000),
-        narrows: false,
-        urgent: false,
-        writes,
-    }
-}
-
-pub(crate) async fn create(store: &dyn Store, number: u32) -> KeyRecord {
-    let revision = store.commit(commit(vec![RecordWrite::NewKey(Box::new(key(number)))])).await.unwrap();
-    KeyRecord { revision, ..key(number) }
 }
 
 fn query(limit: usize) -> KeyQuery {

@@ -13,10 +13,10 @@ use keyward_core::decision::Policy;
 use keyward_core::record::State;
 use tempfile::TempDir;
 
-use crate::storage::conformance::{create, key, open, options};
 use crate::storage::disk::copy_dir;
 use crate::storage::index_checkpoint::{self, Watched, with_checkpoint};
 use crate::storage::retention::{self, segments, shortened, snapshots};
+use crate::support::local_store::{create, key, open, options};
 
 const SEGMENT_BYTES: u64 = 16 * 1024;
 const DISABLED: u32 = 5;

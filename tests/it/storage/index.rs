@@ -17,7 +17,7 @@ use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
 
-use crate::storage::conformance::key;
+use crate::support::local_store::key;
 
 fn policies() -> impl Strategy<Value = KeyPolicy> {
     let state = prop_oneof![Just(State::Active), Just(State::Disabled), Just(State::Revoked)];

@@ -21,8 +21,8 @@ use keyward_core::scope::Scope;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
-use crate::storage::conformance::{commit, create, key, open, options};
 use crate::storage::disk::copy_dir;
+use crate::support::local_store::{commit, create, key, open, options};
 
 const SEGMENT_BYTES: u64 = 16 * 1024;
 /// Enough keys to fill some segments.

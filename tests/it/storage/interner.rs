@@ -15,7 +15,7 @@ use keyward_core::scope::Scope;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::storage::conformance::key;
+use crate::support::local_store::key;
 
 /// A key whose every name says which form of which key it is.
 fn form(number: u32, revision: u64) -> KeyRecord {

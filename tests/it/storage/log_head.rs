@@ -19,11 +19,11 @@ use keyward_core::head::Head;
 use tonic::Code;
 use zeroize::Zeroizing;
 
-use crate::serving::binary::{Program, admin_of, keyward, text};
-use crate::storage::conformance::{create, open, options};
 use crate::storage::disk::end_of_frames;
 use crate::storage::salvage::frame_at;
 use crate::support::harness::{Site, journal_segment};
+use crate::support::local_store::{create, open, options};
+use crate::support::program::{Program, admin_of, keyward, text};
 
 const SEGMENT_BYTES: u64 = 64 * 1024;
 

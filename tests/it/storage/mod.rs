@@ -2,7 +2,7 @@
 //! an operator does when some of it is lost.
 
 mod backup;
-pub(crate) mod conformance;
+mod conformance;
 pub(crate) mod disk;
 mod full_disk;
 mod index;

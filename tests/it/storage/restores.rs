@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use keyward::store::local::{LockedDir, OpenError};
 use tempfile::TempDir;
 
-use crate::serving::binary::{Killed, Program, keyward, text};
 use crate::storage::disk::copy_dir;
 use crate::storage::salvage::{damage, frame_at};
 use crate::support::harness::{Site, journal_segment};
+use crate::support::program::{Killed, Program, keyward, text};
 
 /// The revision of the backup, and the one of the last change.
 const BACKUP: u64 = 4;

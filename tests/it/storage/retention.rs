@@ -12,7 +12,7 @@ use keyward_core::clock::{ManualClock, UnixMillis};
 use keyward_core::record::{KeyRecord, State};
 use tempfile::TempDir;
 
-use crate::storage::conformance::{commit, create, key, options};
+use crate::support::local_store::{commit, create, key, options};
 
 const SEGMENT_BYTES: u64 = 16 * 1024;
 pub(crate) const KEYS: u32 = 600;

@@ -6,8 +6,8 @@ use std::process::Output;
 
 use keyward::grpc::pb::Reason;
 
-use crate::serving::binary::{keyward, text};
 use crate::support::harness::{Issued, Site, journal_segment, open_table};
+use crate::support::program::{keyward, text};
 
 fn run(args: &[&str], dir: &Path) -> (bool, String, String) {
     let output: Output = keyward(args).arg("--data-dir").arg(dir).output().unwrap();

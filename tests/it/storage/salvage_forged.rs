@@ -17,10 +17,10 @@ use tempfile::TempDir;
 use tonic::Code;
 use zeroize::Zeroizing;
 
-use crate::serving::binary::{keyward, text};
 use crate::storage::disk::{copy_dir, end_of_frames};
 use crate::storage::salvage::{damage, frame_at};
 use crate::support::harness::{Issued, Site, journal_segment, new_key, open_table};
+use crate::support::program::{keyward, text};
 
 /// The revision of the last change of [`stopped`].
 const LAST: u64 = 6;

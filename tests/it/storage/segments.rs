@@ -11,7 +11,7 @@ use keyward::store::local::{LocalStore, LockedDir, OpenError};
 use keyward::store::{CommitError, RecordWrite, Store};
 use keyward_core::record::{KeyRecord, State};
 
-use crate::storage::conformance::{commit, create, key, open, options};
+use crate::support::local_store::{commit, create, key, open, options};
 
 #[tokio::test]
 async fn a_journal_of_many_segments_is_read_back_and_a_missing_one_is_noticed() {

@@ -20,9 +20,9 @@ use tokio::time::advance;
 use tonic::Code;
 use tonic::transport::Endpoint;
 
-use crate::storage::conformance::{commit, key, options};
 use crate::storage::retention::{segments, snapshots, wait_until};
 use crate::support::harness::{Handle, Site, error_reason, new_key, small_settings, update};
+use crate::support::local_store::{commit, key, options};
 
 const SEGMENT_BYTES: u64 = 64 * 1024;
 /// What the journal may have beyond its limit: the segment that is written, the next one, and what the older

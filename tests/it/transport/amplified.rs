@@ -17,7 +17,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 
-use crate::serving::binary::{Program, admin_of};
+use crate::support::program::{Program, admin_of};
 
 /// What a message of the longest kind may take: itself as it comes, whole, and as it is read, and what the
 /// allocator takes at a time.

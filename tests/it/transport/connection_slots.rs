@@ -5,10 +5,10 @@ use std::time::Instant;
 use keyward::grpc::pb::Reason;
 use tonic::transport::Endpoint;
 
-use crate::serving::binary::{Program, admin_of};
-use crate::serving::ops::{get, value};
 use crate::support::h2peer::*;
 use crate::support::harness::{Handle, ask};
+use crate::support::ops_client::{get, value};
+use crate::support::program::{Program, admin_of};
 
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
 /// 128 are kept for everything else, which leaves 32 places: a sixteenth for each listener, a quarter for

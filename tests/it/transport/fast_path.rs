@@ -8,9 +8,9 @@ use keyward::layer::log::SAMPLES_MAX;
 use keyward::server::addr::ListenAddr;
 use tonic::Code;
 
-use crate::serving::binary::{Program, admin_of};
-use crate::serving::ops::metrics;
 use crate::support::harness::{Site, ask, strings};
+use crate::support::ops_client::metrics;
+use crate::support::program::{Program, admin_of};
 
 /// The ways that calls of a kind have taken.
 pub(crate) async fn ways(site: &Site, call: &str) -> BTreeMap<String, u64> {

@@ -5,10 +5,10 @@ use std::time::Instant;
 use keyward::grpc::LIMITS;
 use keyward::server::addr::ListenAddr;
 
-use crate::serving::binary::Program;
-use crate::serving::ops::{metrics, value, wait_for_value};
 use crate::support::h2peer::*;
 use crate::support::harness::Site;
+use crate::support::ops_client::{metrics, value, wait_for_value};
+use crate::support::program::Program;
 
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
 const CANCEL: u32 = 8;

@@ -14,9 +14,9 @@ use tokio::time::{Instant, timeout};
 use tonic::Code;
 
 use crate::api::stream::Talk;
-use crate::serving::ops::metrics;
 use crate::support::h2peer::{DATA, PATIENCE, Peer, VERIFY, body, frame, head_of};
 use crate::support::harness::{Site, ask, new_key};
+use crate::support::ops_client::metrics;
 use crate::transport::fast_path::ways;
 use crate::transport::http2_time::here_with;
 

@@ -14,10 +14,10 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::serving::binary::{Program, admin_of};
-use crate::serving::ops::{get, value};
 use crate::support::h2peer::*;
 use crate::support::harness::{Handle, Site, ask};
+use crate::support::ops_client::{get, value};
+use crate::support::program::{Program, admin_of};
 
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 const CREATE: &str = "/keyward.v1.KeyAdmin/CreateKey";

@@ -29,8 +29,8 @@ use tonic_prost::ProstCodec;
 use zeroize::Zeroizing;
 
 use crate::api::stream::asking;
-use crate::storage::conformance::key;
 use crate::support::harness::{START, ask};
+use crate::support::local_store::key;
 
 /// What a stream is answered from: an index that the test fills, with the key of a verifier.
 struct Desk {

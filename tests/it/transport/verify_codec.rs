@@ -17,7 +17,7 @@ use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, encode_varint, skip_field};
 use prost_types::{DescriptorProto, FileDescriptorSet};
 
-use crate::storage::conformance::key;
+use crate::support::local_store::key;
 
 /// The question as prost would have it.
 fn of_ours(question: &Request<'_>) -> pb::VerifyRequest {

@@ -18,9 +18,9 @@ use keyward_core::testing::SeededEntropy;
 
 use self::peer::{Coded, Credential, Kept, Line};
 use self::scan::{Found, Pieces};
-use crate::serving::binary::{Program, admin_of};
 use crate::support::h2peer::{VERIFY, body};
 use crate::support::harness::{ask, new_key};
+use crate::support::program::{Program, admin_of};
 
 const CREATE: &str = "/keyward.v1.KeyAdmin/CreateKey";
 const LIST: &str = "/keyward.v1.KeyAdmin/ListKeys";

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use keyward::grpc::pb;
 use keyward::server::addr::ListenAddr;
 
-use crate::serving::binary::Program;
 use crate::support::h2peer::*;
+use crate::support::program::Program;
 
 /// Calls that are under way at once.
 const TOGETHER: usize = 200;
