@@ -176,8 +176,8 @@ fn code(code: Code) -> String {
     }
 }
 
-/// Makes each call as each caller. Of the calls that are answered, those that make a change make one; no other
-/// one does.
+/// Makes each call as each caller. Of the calls that are answered, those that make a change make one; no
+/// other one does.
 async fn tried(site: &Site) -> String {
     let admin = site.admin();
     for tenant in ["acme", "globex"] {

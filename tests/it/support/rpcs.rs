@@ -105,8 +105,8 @@ pub(crate) fn request(path: &str, target: &Issued, mark: &str) -> Vec<u8> {
     }
 }
 
-/// Makes a call with one message, and returns all bytes of its reply; of Health.Watch, which does not end, the
-/// first ones.
+/// Makes a call with one message, and returns all bytes of its reply; of Health.Watch, which does not end,
+/// the first ones.
 pub(crate) async fn call(
     channel: &Channel,
     path: &str,
