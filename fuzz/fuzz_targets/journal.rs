@@ -9,12 +9,12 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use crc::{CRC_32_ISCSI, Crc};
-use keyward::store::record::pb::{JournalEntry, Redo, redo};
 use keyward::store::local::journal::frame::{
     Frame, FrameBuilder, PAYLOAD_BYTES_MAX, read_segment_header, segment_header,
 };
 use keyward::store::local::journal::scan::{scan_after, segment_path, verify};
 use keyward::store::local::journal::{ChainKey, Position};
+use keyward::store::record::pb::{JournalEntry, Redo, redo};
 use keyward_core::event::Revision;
 use zeroize::Zeroizing;
 
