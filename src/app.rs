@@ -26,7 +26,7 @@ use tower_layer::Layer;
 
 use self::frontend::{Frontend, HEALTH_NAMES, STORE_NAMES, VERDICT_NAMES};
 use self::metric_sources::new_metrics;
-use self::opening::{Opening, compact_names, follow_log};
+use self::opening::Opening;
 use crate::authority::{Authority, AuthorityDeps, AuthorityError};
 use crate::config::Settings;
 use crate::disk_monitor::DiskMonitor;
@@ -36,7 +36,8 @@ use crate::grpc::calls::rpc;
 use crate::grpc::refusals;
 use crate::grpc::state::{StateHandle, VerifyState};
 use crate::health::Health;
-use crate::index::Index;
+use crate::index::follow::follow_log;
+use crate::index::{Index, compact_when_due};
 use crate::keyring::{Keyring, KeyringError};
 use crate::layer::authn::AuthnLayer;
 use crate::layer::deadline::DeadlineLayer;
@@ -291,7 +292,7 @@ impl App {
         opened.set(store.clone()).unwrap_or_default();
         // Every change waits for this task.
         background.spawn_on(&urgent, "follow log", follow_log(store.clone(), index.clone(), background.stop_token()));
-        background.spawn("compact names", compact_names(index.clone(), background.stop_token()));
+        background.spawn("compact names", compact_when_due(index.clone(), background.stop_token()));
 
         let authority = Authority::new(AuthorityDeps {
             store: store.clone(),

@@ -1,13 +1,9 @@
-//! Opening the store, which fills the index, and the tasks that keep the index up to date.
+//! Opening the store, which fills the index.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keyward_core::clock::UnixMillis;
-use keyward_core::event::{Record, Revision};
-use keyward_core::id::TenantId;
-use keyward_core::record::KeyRecord;
-use parking_lot::Mutex;
+use keyward_core::event::Revision;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
@@ -16,15 +12,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{Deps, Engine, StartError};
 use crate::config::Settings;
 use crate::grpc::state::StateHandle;
-use crate::index::{self, CompactionStep, Index, checkpoint};
+use crate::index::Index;
+use crate::index::follow::IndexLoader;
 use crate::keyring::Keyring;
 use crate::server::lifecycle::Tasks;
 use crate::store::local::disk_space::{FREE_BYTES_EXHAUSTED, FREE_BYTES_MIN, free_bytes};
 use crate::store::local::{BackupLimits, Expectations, LocalStore, LockedDir, OpenError, Retention, StoreOptions};
 use crate::store::memory::MemoryStore;
-use crate::store::{Bounds, ChunkWriter, InUse, MaterializedView, Store, StoreError};
-use crate::util::fatal::die;
-use crate::util::progress::Progress;
+use crate::store::{Bounds, MaterializedView, Store, StoreError};
 
 /// A store that is being opened.
 pub(super) struct Opening {
@@ -44,8 +39,7 @@ impl Opening {
         index: &Arc<Index>,
         state: &StateHandle,
     ) -> Self {
-        let (sender, whole) = oneshot::channel();
-        let view = IndexLoader { index: index.clone(), whole: Mutex::new(Some(sender)) };
+        let (view, whole) = IndexLoader::new(index.clone());
         let bounds = Bounds {
             tenants: settings.tenants_max,
             owners_per_tenant: settings.owners_per_tenant_max,
@@ -183,148 +177,4 @@ async fn free_on(dir: &LockedDir) -> Result<u64, StartError> {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StartError> {
     Ok(spawn_blocking(work).await.map_err(|panic| StoreError::Engine(panic.to_string()))?)
-}
-
-/// Lets the store fill the index and write checkpoints of it.
-struct IndexLoader {
-    index: Arc<Index>,
-    whole: Mutex<Option<oneshot::Sender<Revision>>>,
-}
-
-impl MaterializedView for IndexLoader {
-    fn load(&self, records: &[Record]) {
-        self.index.apply_records(records);
-    }
-
-    fn reset(&self) {
-        self.index.clear();
-    }
-
-    fn on_loaded(&self, revision: Revision) {
-        if let Some(whole) = self.whole.lock().take() {
-            // The receiver is gone only if the start was aborted.
-            whole.send(revision).unwrap_or_default();
-        }
-    }
-
-    fn revision(&self) -> Revision {
-        self.index.revision()
-    }
-
-    fn latest_time(&self) -> UnixMillis {
-        self.index.latest_time()
-    }
-
-    fn advance_time(&self, time: UnixMillis) {
-        self.index.advance_time(time);
-    }
-
-    fn revision_of(&self, key: &KeyRecord) -> Option<Revision> {
-        let entry = self.index.get(&key.secret.digest)?;
-        let same = *entry.tenant() == key.tenant && entry.key_id() == key.key_id.as_str();
-        same.then(|| entry.revision())
-    }
-
-    fn chunk_count(&self) -> usize {
-        checkpoint::CHUNKS
-    }
-
-    fn format_version(&self) -> u32 {
-        checkpoint::FORMAT_VERSION
-    }
-
-    fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_> {
-        Box::new(CheckpointChunkWriter(self.index.checkpoint_writer()))
-    }
-
-    fn read_chunk(&self, number: usize, bytes: &[u8]) -> Option<()> {
-        self.index.read_chunk(number, bytes)
-    }
-
-    fn owners_in_use(&self, tenant: &TenantId, asked: &[&str]) -> Option<InUse> {
-        Some(in_use(self.index.owners_in_use(tenant, asked)))
-    }
-
-    fn scopes_in_use(&self, tenant: &TenantId, asked: &[&str]) -> Option<InUse> {
-        Some(in_use(self.index.scopes_in_use(tenant, asked)))
-    }
-}
-
-fn in_use(found: index::InUse) -> InUse {
-    InUse { count: found.count, missing: found.missing }
-}
-
-/// Writes the chunks of a checkpoint of the index.
-struct CheckpointChunkWriter<'a>(checkpoint::CheckpointWriter<'a>);
-
-impl ChunkWriter for CheckpointChunkWriter<'_> {
-    fn write_chunk(&mut self, number: usize, out: &mut Vec<u8>) {
-        self.0.write_chunk(number, out);
-    }
-}
-
-/// Loads all records of the store into the index.
-async fn load(store: &dyn Store, index: &Index) -> Result<(), StoreError> {
-    let mut snapshot = store.load().await?;
-    let mut progress = Progress::begin("loading the index, in records", snapshot.records);
-    while let Some(records) = snapshot.next().await? {
-        index.apply_records(&records);
-        progress.advance(records.len() as u64);
-    }
-    index.advance_to(snapshot.revision);
-    Ok(())
-}
-
-/// The pause before a compaction that has to wait is tried again.
-const COMPACTION_PAUSE: Duration = Duration::from_millis(50);
-
-/// Compacts the index's names whenever many are unused, until the server stops.
-pub(super) async fn compact_names(index: Arc<Index>, stop: CancellationToken) {
-    let compacting = async {
-        loop {
-            index.compaction_wanted().await;
-            let steps = {
-                let (index, stop) = (index.clone(), stop.clone());
-                // On a thread that may block: at the end, all names of a generation are freed at once.
-                spawn_blocking(move || {
-                    let mut step = CompactionStep::More;
-                    while step == CompactionStep::More && !stop.is_cancelled() {
-                        step = index.compaction_step();
-                    }
-                    step
-                })
-            };
-            match steps.await {
-                Ok(CompactionStep::Wait) => tokio::time::sleep(COMPACTION_PAUSE).await,
-                Ok(CompactionStep::More | CompactionStep::Done) => {}
-                Err(panic) => die("the compaction of names panicked", &panic),
-            }
-        }
-    };
-    tokio::select! {
-        () = compacting => {}
-        () = stop.cancelled() => {}
-    }
-}
-
-/// Applies every change of the store to the index, until the server stops.
-pub(super) async fn follow_log(store: Arc<dyn Store>, index: Arc<Index>, stop: CancellationToken) {
-    let folding = async {
-        loop {
-            let Ok(mut changes) = store.changes(index.revision()) else {
-                // The feed does not go back that far any more: load all from the store.
-                if let Err(error) = load(&*store, &index).await {
-                    die("the index cannot follow the store", &error);
-                }
-                continue;
-            };
-            while let Ok(Some(batch)) = changes.next().await {
-                index.apply(&batch);
-            }
-        }
-    };
-    tokio::select! {
-        () = folding => {}
-        () = stop.cancelled() => {}
-    }
 }

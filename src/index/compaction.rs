@@ -11,11 +11,14 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use keyward_core::id::{Environment, TenantId};
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 
 use super::entry::each_name;
 use super::interner::{NameKind, Names, Owner, TenantScope, translate};
 use super::shard::{SHARDS, Shard};
 use super::{Index, WRITE_LOCKS};
+use crate::util::fatal::die;
 
 /// Unused names up to this number are kept: some megabytes.
 const UNUSED_MIN: usize = 16_384;
@@ -28,6 +31,37 @@ const STEP_SHARDS: usize = 1_024;
 /// in all. Reads take microseconds; a slower reader frees the names itself.
 const READERS_TRIES: usize = 500;
 const READERS_PAUSE: Duration = Duration::from_millis(2);
+/// The pause before a compaction that has to wait is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Compacts the index's names whenever many are unused, until `stop`.
+pub async fn compact_when_due(index: Arc<Index>, stop: CancellationToken) {
+    let compacting = async {
+        loop {
+            index.compaction_wanted().await;
+            let steps = {
+                let (index, stop) = (index.clone(), stop.clone());
+                // On a thread that may block: at the end, all names of a generation are freed at once.
+                spawn_blocking(move || {
+                    let mut step = CompactionStep::More;
+                    while step == CompactionStep::More && !stop.is_cancelled() {
+                        step = index.compaction_step();
+                    }
+                    step
+                })
+            };
+            match steps.await {
+                Ok(CompactionStep::Wait) => tokio::time::sleep(RETRY_PAUSE).await,
+                Ok(CompactionStep::More | CompactionStep::Done) => {}
+                Err(panic) => die("the compaction of names panicked", &panic),
+            }
+        }
+    };
+    tokio::select! {
+        () = compacting => {}
+        () = stop.cancelled() => {}
+    }
+}
 
 /// A compaction in progress.
 #[derive(Debug)]

@@ -6,13 +6,14 @@
 //! Reading order: `shard` (the entries of some digests), `entry` (what is kept of a key) and its `codec`,
 //! `interner` (names that keys share), `usage_counts` (which of them are in use), `compaction` (frees those
 //! that are not), `state_counts` (keys by state), `ahead` (prefetching for lookups), `checkpoint` (the index
-//! as bytes).
+//! as bytes), `follow` (how the log gets here).
 
 pub mod ahead;
 pub mod checkpoint;
 mod codec;
 mod compaction;
 mod entry;
+pub mod follow;
 mod interner;
 mod shard;
 mod state_counts;
@@ -31,7 +32,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use self::compaction::Compaction;
-pub use self::compaction::CompactionStep;
+pub use self::compaction::{CompactionStep, compact_when_due};
 pub use self::entry::Entry;
 use self::entry::{each_name, pack, revision_of, state_of};
 pub use self::interner::NameKind;

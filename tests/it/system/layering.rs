@@ -39,7 +39,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("feed", &[]),
     ("grpc", &["authority", "health", "index", "metrics", "verify"]),
     ("health", &[]),
-    ("index", &["bytes_codec"]),
+    ("index", &["bytes_codec", "store", "util"]),
     ("keyring", &["util"]),
     ("layer", &["authority", "grpc", "index", "metrics", "server", "verify"]),
     ("main", &[]),
@@ -214,6 +214,16 @@ fn grpc_has_metrics_only_by_a_handle_in_ready() {
         let text = fs::read_to_string(file).unwrap();
         assert!(!names(&text).contains("crate::metrics"), "{}", file.display());
     }
+}
+
+/// What a verdict reads is memory. The store is known where the index follows it, and nowhere else.
+#[test]
+fn the_index_knows_a_store_only_where_it_follows_the_log() {
+    let mut files = vec![];
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/index"), &mut files);
+    let knows = |file: &&PathBuf| names(&fs::read_to_string(file).unwrap()).contains("crate::store");
+    let found: Vec<_> = files.iter().filter(knows).filter_map(|file| file.file_name()).collect();
+    assert_eq!(found, ["follow.rs"]);
 }
 
 #[test]
