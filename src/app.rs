@@ -1,19 +1,20 @@
-//! The composition root: makes a running server of settings, a clock, randomness and a storage engine. The
-//! only module that names an engine.
+//! The composition root: makes a running server of settings, a clock, randomness and a storage engine.
 
+pub mod engines;
+mod error;
 mod frontend;
 mod metric_sources;
 mod opening;
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::pin;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use grpc_h2::{Budget, LimitsError, Runtimes, SharedLimits};
+use grpc_h2::{Budget, Runtimes, SharedLimits};
 use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
@@ -24,10 +25,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower_layer::Layer;
 
+pub use self::engines::Engine;
+pub use self::error::StartError;
 use self::frontend::{Frontend, HEALTH_NAMES, STORE_NAMES, VERDICT_NAMES};
 use self::metric_sources::new_metrics;
 use self::opening::Opening;
-use crate::authority::{Authority, AuthorityDeps, AuthorityError};
+use crate::authority::{Authority, AuthorityDeps};
 use crate::config::Settings;
 use crate::disk_monitor::DiskMonitor;
 use crate::fast_path::FastVerify;
@@ -38,7 +41,7 @@ use crate::grpc::state::{StateHandle, VerifyState};
 use crate::health::Health;
 use crate::index::follow::follow_log;
 use crate::index::{Index, compact_when_due};
-use crate::keyring::{Keyring, KeyringError};
+use crate::keyring::Keyring;
 use crate::layer::authn::AuthnLayer;
 use crate::layer::deadline::DeadlineLayer;
 use crate::layer::incoming::{IncomingLayer, IncompleteLayer};
@@ -54,7 +57,7 @@ use crate::server::listener::{Listener, connections_max};
 use crate::server::ops_http::{self, Ops, Phase};
 use crate::server::slots::Slots;
 use crate::server::stream::Conn;
-use crate::store::local::{LockedDir, OpenError};
+use crate::store::engine::StorageEngine;
 use crate::store::{Store, StoreError};
 use crate::systemd;
 use crate::util::files;
@@ -73,103 +76,7 @@ pub struct Deps {
     /// The source of randomness.
     pub entropy: Arc<dyn Entropy>,
     /// The storage engine.
-    pub engine: Engine,
-}
-
-/// A storage engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Engine {
-    /// A journal and sled, on disk.
-    Sled,
-    /// Memory, for tests: nothing outlives the process.
-    Memory,
-}
-
-/// Why a server does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The data directory cannot be opened.
-    #[error("{0}{advice}", advice = advice(.0))]
-    Open(#[from] OpenError),
-    /// The pepper file cannot be read or made.
-    #[error(transparent)]
-    Keyring(#[from] KeyringError),
-    /// The threads that serve connections cannot be started.
-    #[error(
-        "cannot start {count} threads to serve on: {source}; {what}, or set serving_threads \
-         (KEYWARD_SERVING_THREADS) to fewer",
-        what = files::resource_limit(source).unwrap_or("look after the system")
-    )]
-    Threads {
-        /// How many were wanted.
-        count: usize,
-        /// What happened.
-        source: io::Error,
-    },
-    /// The data directory cannot be made or written.
-    #[error("the data directory {path}: {source}")]
-    DataDir {
-        /// The directory.
-        path: PathBuf,
-        /// What happened.
-        source: io::Error,
-    },
-    /// An address cannot be listened on.
-    #[error("cannot listen on {addr}: {source}")]
-    Listen {
-        /// The address.
-        addr: ListenAddr,
-        /// What happened.
-        source: io::Error,
-    },
-    /// The address for probes and metrics cannot be listened on.
-    #[error(
-        "cannot listen on {addr} for probes and metrics: {source}; set ops_listen (--ops-listen, KEYWARD_OPS_LISTEN) to \
-         another address, or to off"
-    )]
-    OpsListen {
-        /// The address.
-        addr: ListenAddr,
-        /// What happened.
-        source: io::Error,
-    },
-    /// There are keys under a pepper that is not in the pepper file.
-    #[error(
-        "the data directory holds keys under pepper {pepper}, which the pepper file {path} does not have: put the file back \
-         that belongs to this data"
-    )]
-    ForeignPepper {
-        /// The name of the missing pepper.
-        pepper: String,
-        /// The pepper file.
-        path: PathBuf,
-    },
-    /// The key of the first administrator cannot be made.
-    #[error("cannot make the first administrator's key: {0}")]
-    Bootstrap(#[from] AuthorityError),
-    /// The start was interrupted by a stop.
-    #[error("it was told to stop while it started")]
-    Stopped,
-    /// The store cannot be read.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The limits of connections contradict each other.
-    #[error("the limits of connections: {0}")]
-    Limits(#[from] LimitsError),
-    /// The descriptors for reflection cannot be decoded.
-    #[error("reflection: {0}")]
-    Reflection(#[from] prost::DecodeError),
-}
-
-/// What to do if data is missing.
-fn advice(error: &OpenError) -> &'static str {
-    match error.is_loss() {
-        true => {
-            "\nIf it cannot be put back, `keyward rebuild` says what can be had without it, and goes on with that only if it is told \
-             to (--accept-data-loss)"
-        }
-        false => "",
-    }
+    pub engine: Box<dyn StorageEngine>,
 }
 
 impl StartError {
@@ -213,8 +120,10 @@ impl App {
         #[cfg(feature = "_faults")]
         crate::faults::declare();
         // Before the ports, so that a second start fails because of the data, not because of a port.
-        let dir = lock(&settings.data_dir)?;
-        let keyring = Keyring::open(&settings.pepper_file, !dir.has_data()?, &*deps.entropy)?;
+        let failed = |source| StartError::DataDir { path: settings.data_dir.clone(), source };
+        files::create_private_dir(&settings.data_dir).map_err(failed)?;
+        let engine = deps.engine.lock()?;
+        let keyring = Keyring::open(&settings.pepper_file, !engine.has_data(), &*deps.entropy)?;
 
         let [acceptors, connections, background, monitors, ops] = std::array::from_fn(|_| Tasks::default());
         let state = StateHandle::default();
@@ -247,7 +156,7 @@ impl App {
         let (drain_delay, shutdown_deadline) = (settings.drain_delay, settings.shutdown_deadline);
         let frontend = Frontend { health, phase, acceptors, connections, ops, cores, drain_delay, shutdown_deadline };
 
-        let mut opening = Opening::start(&deps, dir, &keyring, &settings, &index, &state);
+        let mut opening = Opening::start(engine, keyring.chain_key(), &index, &state);
         let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));
         let verifier = Verifier::new(index.clone(), peppers.clone());
         let ready = VerifyState { verifier, peppers: peppers.clone(), verdicts, clock: deps.clock.clone() };
@@ -355,18 +264,6 @@ impl App {
         tracing::info!("stopped");
         Ok(())
     }
-}
-
-/// Makes the data directory if there is none, and locks it.
-fn lock(data_dir: &Path) -> Result<LockedDir, StartError> {
-    let failed = |source| StartError::DataDir { path: data_dir.to_owned(), source };
-    files::create_private_dir(data_dir).map_err(failed)?;
-    let dir = LockedDir::lock_unchanged(data_dir)?;
-    if !dir.has_data()? {
-        opening::check_room_for_first_start(&dir)?;
-        dir.prepare()?;
-    }
-    Ok(dir)
 }
 
 async fn bind(addrs: &[ListenAddr], access: &SocketAccess) -> Result<Vec<Listener>, StartError> {

@@ -16,11 +16,43 @@ use tokio::sync::mpsc;
 use super::administrators::Administrators;
 use super::bounds::{self, NameKind, NameUses, Pending};
 use super::check::{RecordReader, authorize, check_and_encode};
+use super::engine::{EngineError, LockedEngine, OpenContext, StorageEngine};
 use super::{
     Backup, BackupError, Bounds, Commit, CommitError, KeyQuery, Page, ReadContext, RecordStream, Store, StoreError,
     StreamItem, WriteHealth,
 };
 use crate::feed::{Feed, Lagged, Subscription};
+
+/// Makes an empty [`MemoryStore`]. It has nothing to lock, and never has data when it is opened.
+#[derive(Debug)]
+pub struct MemoryEngine {
+    /// Bounds on names.
+    pub bounds: Bounds,
+}
+
+impl Default for MemoryEngine {
+    fn default() -> Self {
+        Self { bounds: Bounds::NONE }
+    }
+}
+
+impl StorageEngine for MemoryEngine {
+    fn lock(self: Box<Self>) -> Result<Box<dyn LockedEngine>, EngineError> {
+        Ok(self)
+    }
+}
+
+#[async_trait]
+impl LockedEngine for MemoryEngine {
+    fn has_data(&self) -> bool {
+        false
+    }
+
+    async fn open(self: Box<Self>, context: OpenContext) -> Result<Arc<dyn Store>, EngineError> {
+        context.view.on_loaded(Revision(0));
+        Ok(Arc::new(MemoryStore::within(self.bounds)))
+    }
+}
 
 /// Keeps everything in maps, and loses it with the process.
 #[derive(Debug)]

@@ -2,12 +2,13 @@
 //!
 //! An engine is one log and the views it needs to answer reads. The contract is what both an embedded engine
 //! with a journal and an etcd transaction can provide: compare-and-set on record versions, and one revision
-//! that only grows. One conformance suite (tests/it/storage/conformance.rs) runs on every engine. Only
-//! [`crate::app`] names an engine.
+//! that only grows. One conformance suite (tests/it/storage/conformance.rs) runs on every engine. A server is given one
+//! through the seam in [`engine`].
 
 mod administrators;
 mod bounds;
 mod check;
+pub mod engine;
 pub mod local;
 pub mod memory;
 pub mod record;

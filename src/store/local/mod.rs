@@ -24,6 +24,7 @@ mod committer;
 mod dir;
 mod disk_probe;
 pub mod disk_space;
+mod engine;
 mod error;
 #[cfg(feature = "_fuzz")]
 pub mod fuzz_targets;
@@ -71,6 +72,7 @@ use crate::store::{
 
 pub use self::committer::queue::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX};
 pub use self::dir::LockedDir;
+pub use self::engine::LocalEngine;
 pub use self::error::{HeadFault, OpenError};
 pub use self::options::{BackupLimits, Expectations, Retention, StoreOptions};
 pub use self::recovery::recover::Filled;

@@ -12,7 +12,7 @@ use keyward::grpc::state::StateHandle;
 use keyward::health::Health;
 use keyward::index::Index;
 use keyward::layer::authn::AuthnLayer;
-use keyward::store::memory::MemoryStore;
+use keyward::store::memory::{MemoryEngine, MemoryStore};
 use keyward::store::{RecordWrite, Store};
 use keyward_core::access::{Caller, ChangeState, Identity};
 use keyward_core::clock::ManualClock;
@@ -121,7 +121,11 @@ fn settings(dir: &tempfile::TempDir, listen: &[String]) -> Settings {
 }
 
 fn deps() -> Deps {
-    Deps { clock: Arc::new(ManualClock::at(START)), entropy: Arc::new(SeededEntropy::new(3)), engine: Engine::Memory }
+    Deps {
+        clock: Arc::new(ManualClock::at(START)),
+        entropy: Arc::new(SeededEntropy::new(3)),
+        engine: Box::new(MemoryEngine::default()),
+    }
 }
 
 #[tokio::test]
@@ -212,7 +216,9 @@ async fn a_first_start_that_was_cut_short_begins_again() {
     std::fs::create_dir(dir.path().join("data")).unwrap();
     std::fs::write(dir.path().join("data/admin.key"), "stale\n").unwrap();
     let listen = ["127.0.0.1:0".to_owned()];
-    let app = App::start(settings(&dir, &listen), Deps { engine: Engine::Sled, ..deps() }).await.unwrap();
+    let (settings, deps) = (settings(&dir, &listen), deps());
+    let engine = Engine::Sled.configure(&settings, &deps.clock);
+    let app = App::start(settings, Deps { engine, ..deps }).await.unwrap();
     let keyward::server::addr::ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!() };
     let admin = std::fs::read_to_string(dir.path().join("data/admin.key")).unwrap();
     let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();

@@ -23,7 +23,7 @@ use keyward::store::{
     StoreError, WriteHealth,
 };
 use keyward_core::access::{Caller, ChangeState, Grant, Identity, Issue};
-use keyward_core::clock::{ManualClock, UnixMillis};
+use keyward_core::clock::{Clock, ManualClock, UnixMillis};
 use keyward_core::digest::{Digest, Pepper, PepperRing};
 use keyward_core::event::Revision;
 use keyward_core::head::Head;
@@ -476,11 +476,9 @@ fn a_key_is_disabled_while_all_threads_for_other_calls_are_busy() {
         ..Flags::default()
     };
     let settings = Settings { serving_threads: 1, ..Settings::load(&flags, None).unwrap().settings };
-    let deps = Deps {
-        clock: Arc::new(ManualClock::at(START)),
-        entropy: Arc::new(SeededEntropy::new(5)),
-        engine: Engine::Sled,
-    };
+    let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(START));
+    let engine = Engine::Sled.configure(&settings, &clock);
+    let deps = Deps { clock, entropy: Arc::new(SeededEntropy::new(5)), engine };
     let servers = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let app = servers.block_on(App::start(settings, deps)).unwrap();
     let ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!("a TCP listener") };

@@ -11,7 +11,7 @@ use keyward::store::local::journal::JournalError;
 use keyward::store::record::{decode_key, encode_key};
 use keyward_core::record::State;
 
-use crate::support::harness::{Issued, Site, journal_segment, open_table};
+use crate::support::harness::{Issued, Site, journal_segment, open_error, open_table};
 
 /// A stopped server with an active and a disabled key.
 async fn stopped() -> (Site, [Issued; 2]) {
@@ -105,17 +105,14 @@ async fn a_damaged_change_that_was_acknowledged_stops_the_start() {
     // In the first frame: a sound one follows, so it is no torn end.
     flip(&path, 200);
     let refused = site.try_start().await.unwrap_err();
-    assert!(
-        matches!(&refused, StartError::Open(OpenError::Journal(JournalError::Damaged { offset: 64, .. }))),
-        "{refused}"
-    );
+    assert!(matches!(open_error(&refused), OpenError::Journal(JournalError::Damaged { offset: 64, .. })), "{refused}");
     assert!(refused.to_string().contains("000000000001.kwj"), "{refused}");
     flip(&path, 200);
 
     // In the last frame: it could be a torn end, but the watermark knows better.
     flip(&path, end - 40);
     let refused = site.try_start().await.unwrap_err();
-    assert!(matches!(&refused, StartError::Open(OpenError::Missing { .. })), "{refused}");
+    assert!(matches!(open_error(&refused), OpenError::Missing { .. }), "{refused}");
     flip(&path, end - 40);
     site.try_start().await.unwrap();
 }
@@ -133,7 +130,7 @@ async fn a_refused_start_leaves_the_journal_as_it_was() {
     flip(&path, end - 40);
     let damaged = fs::read(&path).unwrap();
     let refused = site.try_start().await.unwrap_err();
-    assert!(matches!(&refused, StartError::Open(OpenError::Missing { .. })), "{refused}");
+    assert!(matches!(open_error(&refused), OpenError::Missing { .. }), "{refused}");
     assert_eq!(fs::read(&path).unwrap(), damaged);
     flip(&path, end - 40);
     fs::write(&watermark, kept).unwrap();
@@ -147,7 +144,7 @@ async fn a_journal_that_is_gone_or_cut_short_stops_the_start() {
     let whole = fs::read(&path).unwrap();
     fs::remove_file(&path).unwrap();
     let refused = site.try_start().await.unwrap_err();
-    assert!(matches!(&refused, StartError::Open(OpenError::Missing { .. })), "{refused}");
+    assert!(matches!(open_error(&refused), OpenError::Missing { .. }), "{refused}");
     let cut = whole.len().min(end_of_frames(&whole) / 2);
     fs::write(&path, &whole[..cut]).unwrap();
     assert!(site.try_start().await.is_err());
@@ -288,7 +285,7 @@ async fn a_watermark_that_is_gone_or_damaged_stops_the_start_unless_that_is_acce
         // Once more: the first try leaves an empty file.
         for _ in 0..2 {
             let refused = site.try_start().await.unwrap_err();
-            assert!(matches!(&refused, StartError::Open(OpenError::NoWatermark { found, .. }) if found.0 == 4));
+            assert!(matches!(open_error(&refused), OpenError::NoWatermark { found, .. } if found.0 == 4));
             assert!(refused.to_string().contains("--accept-watermark-loss"), "{refused}");
         }
         site.try_start_with(|settings| settings.accept_watermark_loss = true).await.unwrap();
@@ -302,14 +299,14 @@ async fn a_watermark_that_is_gone_or_damaged_stops_the_start_unless_that_is_acce
     flip(&segment, end - 40);
     fs::remove_file(&path).unwrap();
     let refused = site.try_start_with(|settings| settings.accept_watermark_loss = true).await.unwrap_err();
-    assert!(matches!(&refused, StartError::Open(OpenError::Missing { .. })), "{refused}");
+    assert!(matches!(open_error(&refused), OpenError::Missing { .. }), "{refused}");
 }
 
 #[tokio::test]
 async fn a_directory_in_use_is_refused_and_says_by_whom() {
     let mut site = Site::start().await;
     let refused = site.try_start().await.unwrap_err();
-    assert!(matches!(refused, StartError::Open(OpenError::InUse { .. })));
+    assert!(matches!(open_error(&refused), OpenError::InUse { .. }));
     let message = refused.to_string();
     assert!(message.contains(&site.dir.path().display().to_string()), "{message}");
     assert!(message.contains(&std::process::id().to_string()), "{message}");
@@ -322,12 +319,12 @@ async fn a_layout_that_is_not_known_is_refused() {
     let ours = fs::read(&path).unwrap();
     fs::write(&path, "keyward-data 2\n").unwrap();
     let refused = site.try_start().await.unwrap_err();
-    assert!(matches!(&refused, StartError::Open(OpenError::UnknownFormat { found, .. }) if found == "keyward-data 2"));
+    assert!(matches!(open_error(&refused), OpenError::UnknownFormat { found, .. } if found == "keyward-data 2"));
     fs::write(&path, b"keyward-data \xb1\n").unwrap();
     let refused = site.try_start().await.unwrap_err();
-    assert!(matches!(&refused, StartError::Open(OpenError::UnknownFormat { .. })), "{refused}");
+    assert!(matches!(open_error(&refused), OpenError::UnknownFormat { .. }), "{refused}");
     fs::remove_file(&path).unwrap();
-    assert!(matches!(site.try_start().await, Err(StartError::Open(OpenError::NoFormat { .. }))));
+    assert!(matches!(open_error(&site.try_start().await.unwrap_err()), OpenError::NoFormat { .. }));
     // A file that cannot be read is named: here there is something else in its place.
     fs::create_dir(&path).unwrap();
     let refused = site.try_start().await.unwrap_err();

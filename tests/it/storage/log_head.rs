@@ -4,7 +4,6 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use keyward::app::StartError;
 use keyward::grpc::pb::{self, Reason};
 use keyward::store::Store;
 use keyward::store::local::journal::frame::Frame;
@@ -21,7 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::storage::disk::end_of_frames;
 use crate::storage::salvage::frame_at;
-use crate::support::harness::{Site, journal_segment};
+use crate::support::harness::{Site, journal_segment, open_error};
 use crate::support::local_store::{create, open, options};
 use crate::support::program::{Program, admin_of, keyward, text};
 
@@ -67,7 +66,7 @@ async fn an_end_of_the_log_that_was_cut_off_with_care_is_noticed_by_the_head_alo
     cut_the_last_change(&dir, &journal_segment(&site.dir), last);
     let refused = site.try_start_with(|settings| settings.expect_head = Some(head)).await.unwrap_err();
     let expected = HeadFault::TooShort(Revision(last - 1));
-    assert!(matches!(&refused, StartError::Open(OpenError::OtherHead { what, .. }) if *what == expected), "{refused}");
+    assert!(matches!(open_error(&refused), OpenError::OtherHead { what, .. } if *what == expected), "{refused}");
     let check = |head: &str| {
         let output = keyward(&["check", "--expect-head", head, "--data-dir"]).arg(&dir).output().unwrap();
         (output.status.success(), text(&output).0)
@@ -85,8 +84,7 @@ async fn an_end_of_the_log_that_was_cut_off_with_care_is_noticed_by_the_head_alo
     site.admin().issue("Goes on", &[]).await;
     site.stop().await;
     let refused = site.try_start_with(|settings| settings.expect_head = Some(head)).await.unwrap_err();
-    let differs =
-        StartError::Open(OpenError::OtherHead { head, journal: dir.join("journal"), what: HeadFault::Differs });
+    let differs = OpenError::OtherHead { head, journal: dir.join("journal"), what: HeadFault::Differs };
     assert_eq!(refused.to_string(), differs.to_string());
 }
 

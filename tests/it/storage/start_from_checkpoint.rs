@@ -11,7 +11,7 @@ use keyward::app::{App, Deps, Engine, StartError};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward::server::lifecycle::Stop;
-use keyward_core::clock::ManualClock;
+use keyward_core::clock::{Clock, ManualClock};
 use keyward_core::testing::SeededEntropy;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use tempfile::TempDir;
@@ -56,12 +56,9 @@ impl Small {
         let settings = Settings::load(&flags, None).unwrap().settings;
         let settings =
             Settings { journal_segment_bytes: 64 * 1024, journal_retention_bytes: 512 * 1024, drain_delay, ..settings };
-        let deps = Deps {
-            clock: Arc::new(ManualClock::at(START)),
-            entropy: Arc::new(SeededEntropy::new(11)),
-            engine: Engine::Sled,
-        };
-        (settings, deps)
+        let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(START));
+        let engine = Engine::Sled.configure(&settings, &clock);
+        (settings, Deps { clock, entropy: Arc::new(SeededEntropy::new(11)), engine })
     }
 
     fn data(&self) -> PathBuf {

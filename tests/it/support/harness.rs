@@ -12,8 +12,9 @@ use keyward::grpc::pb::key_audit_client::KeyAuditClient;
 use keyward::grpc::pb::key_verify_client::KeyVerifyClient;
 use keyward::offline::{OfflineError, Source, restore_backup};
 use keyward::server::addr::ListenAddr;
+use keyward::store::local::OpenError;
 use keyward::util::files::lock_with_retry;
-use keyward_core::clock::{ManualClock, UnixMillis};
+use keyward_core::clock::{Clock, ManualClock, UnixMillis};
 use keyward_core::testing::SeededEntropy;
 use prost_types::Timestamp;
 use tempfile::TempDir;
@@ -202,11 +203,19 @@ async fn start(
     clock: &Arc<ManualClock>,
     entropy: &Arc<SeededEntropy>,
 ) -> Result<(App, Channel), StartError> {
-    let deps = Deps { clock: clock.clone(), entropy: entropy.clone(), engine };
+    let clock: Arc<dyn Clock> = clock.clone();
+    let engine = engine.configure(&settings, &clock);
+    let deps = Deps { clock, entropy: entropy.clone(), engine };
     let app = App::start(settings, deps).await?;
     let ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!("a TCP listener") };
     let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
     Ok((app, channel))
+}
+
+/// The local engine's own error, because of which a server does not start.
+pub(crate) fn open_error(refused: &StartError) -> &OpenError {
+    let StartError::Engine(error) = refused else { panic!("{refused}") };
+    error.downcast_ref().unwrap_or_else(|| panic!("{refused}"))
 }
 
 /// Calls the server as somebody.

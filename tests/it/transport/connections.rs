@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward::app::{App, Deps, Engine};
+use keyward::app::{App, Deps};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward::server::addr::ListenAddr;
+use keyward::store::memory::MemoryEngine;
 use keyward_core::clock::ManualClock;
 use keyward_core::testing::SeededEntropy;
 use tonic::Code;
@@ -37,7 +38,11 @@ impl Server {
         };
         let settings = Settings { serving_threads, ..Settings::load(&flags, None).unwrap().settings };
         let clock = Arc::new(ManualClock::at(START));
-        let deps = Deps { clock: clock.clone(), entropy: Arc::new(SeededEntropy::new(5)), engine: Engine::Memory };
+        let deps = Deps {
+            clock: clock.clone(),
+            entropy: Arc::new(SeededEntropy::new(5)),
+            engine: Box::new(MemoryEngine::default()),
+        };
         let app = App::start(settings, deps).await.unwrap();
         let admin = std::fs::read_to_string(dir.path().join("data/admin.key")).unwrap().trim().to_owned();
         Self { app, admin, clock, dir }

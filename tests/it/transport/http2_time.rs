@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward::app::{App, Deps, Engine};
+use keyward::app::{App, Deps};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::LIMITS;
 use keyward::grpc::pb::{self, Reason};
+use keyward::store::memory::MemoryEngine;
 use keyward_core::clock::ManualClock;
 use keyward_core::testing::SeededEntropy;
 use tokio::time::{Instant, timeout};
@@ -34,7 +35,7 @@ pub(crate) async fn here_with(dir: &tempfile::TempDir, change: fn(&mut Settings)
     let deps = Deps {
         clock: Arc::new(ManualClock::at(START)),
         entropy: Arc::new(SeededEntropy::new(3)),
-        engine: Engine::Memory,
+        engine: Box::new(MemoryEngine::default()),
     };
     App::start(settings, deps).await.unwrap()
 }
