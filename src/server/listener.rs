@@ -42,11 +42,13 @@ pub fn connections_max() -> usize {
     connections
 }
 
-/// A bound listener.
+/// A bound listener. The file of a Unix socket goes with it.
 #[derive(Debug)]
 pub struct Listener {
     addr: ListenAddr,
     socket: Socket,
+    /// Declared last, so that nobody listens any more when the file goes.
+    cleanup: RemoveSocket,
 }
 
 #[derive(Debug)]
@@ -72,7 +74,8 @@ impl Listener {
         match addr {
             ListenAddr::Tcp(addr) => {
                 let socket = TcpListener::bind(addr).await?;
-                Ok(Self { addr: ListenAddr::Tcp(socket.local_addr()?), socket: Socket::Tcp(socket) })
+                let addr = ListenAddr::Tcp(socket.local_addr()?);
+                Ok(Self { addr, socket: Socket::Tcp(socket), cleanup: RemoveSocket(None) })
             }
             ListenAddr::Unix(path) => {
                 remove_stale_socket(path)?;
@@ -81,12 +84,13 @@ impl Listener {
                 let bound = UnixListener::bind(path);
                 umask(before);
                 let socket = bound?;
+                let cleanup = RemoveSocket(Some(path.clone()));
                 if let Some(group) = &access.group {
                     let refused = |error| named(error, &format!("cannot give the socket to the group {group}"));
                     chown(path, None, Some(group.number())).map_err(refused)?;
                 }
                 fs::set_permissions(path, fs::Permissions::from_mode(access.mode))?;
-                Ok(Self { addr: addr.clone(), socket: Socket::Unix(socket) })
+                Ok(Self { addr: addr.clone(), socket: Socket::Unix(socket), cleanup })
             }
         }
     }
@@ -106,9 +110,10 @@ impl Listener {
         stop: CancellationToken,
         end: CancellationToken,
     ) {
-        let _cleanup = RemoveSocket::of(&self.addr);
+        // Dropped from the last to the first: the file goes when nobody listens any more.
+        let Self { addr, cleanup: _cleanup, socket } = self;
         let listener_slots = slots.for_listener();
-        while let Some(accepted) = stop.run_until_cancelled(self.accept_one()).await {
+        while let Some(accepted) = stop.run_until_cancelled(socket.accept_one()).await {
             match accepted {
                 Ok(stream) => {
                     // Without a slot, connections wait in the kernel's queue.
@@ -119,32 +124,32 @@ impl Listener {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(listen = %self.addr, %error, "cannot accept a connection; pausing");
+                    tracing::warn!(listen = %addr, %error, "cannot accept a connection; pausing");
                     stop.run_until_cancelled(sleep(ACCEPT_PAUSE)).await;
                 }
             }
         }
-        let Ok(backlog) = self.socket.into_backlog() else { return };
+        let Ok(backlog) = socket.into_backlog() else { return };
         while let Ok(stream) = backlog.accept_one()
             && let Some(slot) = listener_slots.try_acquire(&end)
             && to.send(Ok(Conn::new(stream, slot))).await.is_ok()
         {}
     }
+}
 
+impl Socket {
     async fn accept_one(&self) -> io::Result<Stream> {
-        match &self.socket {
-            Socket::Tcp(listener) => {
+        match self {
+            Self::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // Small replies must not wait for more.
                 stream.set_nodelay(true)?;
                 Ok(Stream::Tcp(stream))
             }
-            Socket::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
+            Self::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
         }
     }
-}
 
-impl Socket {
     /// The listener without its runtime, which may not know yet of connections in the queue.
     fn into_backlog(self) -> io::Result<Backlog> {
         Ok(match self {
@@ -193,16 +198,8 @@ fn remove_stale_socket(path: &Path) -> io::Result<()> {
 }
 
 /// Removes the socket of a listener from the file system.
+#[derive(Debug)]
 struct RemoveSocket(Option<PathBuf>);
-
-impl RemoveSocket {
-    fn of(addr: &ListenAddr) -> Self {
-        match addr {
-            ListenAddr::Unix(path) => Self(Some(path.clone())),
-            ListenAddr::Tcp(_) => Self(None),
-        }
-    }
-}
 
 impl Drop for RemoveSocket {
     fn drop(&mut self) {
