@@ -1,45 +1,158 @@
-//! What callers and probes see of a server, and its shutdown.
+//! What callers and probes see of a server: it listens, it answers as far as the start has come, and it ends
+//! in order.
 
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use grpc_h2::{Budget, Runtimes, SharedLimits};
+use keyward_core::clock::Clock;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tower_layer::Layer;
 
+use super::StartError;
+use super::metric_sources::{Observed, Sources};
+use crate::authority::Authority;
+use crate::config::Settings;
 use crate::disk_monitor;
+use crate::fast_path::FastVerify;
+use crate::grpc;
+use crate::grpc::calls::rpc;
+use crate::grpc::refusals;
+use crate::grpc::state::{StateHandle, VerifyState};
 use crate::health::Health;
+use crate::index::Index;
+use crate::layer::authn::AuthnLayer;
+use crate::layer::deadline::DeadlineLayer;
+use crate::layer::incoming::{IncomingLayer, IncompleteLayer};
+use crate::layer::log::LogLayer;
+use crate::layer::metrics::MetricsLayer;
+use crate::layer::protocol::ProtocolLayer;
+use crate::metrics::{Metrics, Verdicts};
+use crate::server::addr::{ListenAddr, SocketAccess};
+use crate::server::connections::{self, MakeConnection, Transport};
 use crate::server::cores::Cores;
 use crate::server::lifecycle::{Stop, Tasks};
-use crate::server::ops_http::Phase;
+use crate::server::listener::{Listener, connections_max};
+use crate::server::ops_http::{self, Ops, Phase};
+use crate::server::slots::Slots;
+use crate::server::stream::Conn;
+use crate::systemd;
+use crate::util::system::lower_priority;
 
+/// Accepted connections that wait to be served, at most.
+const ACCEPTED_MAX: usize = 64;
 /// How long the acceptors may take to hand over accepted connections.
 const ACCEPTORS_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The services whose health is reported; the empty name is the server as a whole.
-pub(super) const HEALTH_NAMES: [&str; 4] = ["", "keyward.v1.KeyVerify", disk_monitor::ADMIN_SERVICE, AUDIT_SERVICE];
+const HEALTH_NAMES: [&str; 4] = ["", "keyward.v1.KeyVerify", disk_monitor::ADMIN_SERVICE, AUDIT_SERVICE];
 const AUDIT_SERVICE: &str = "keyward.v1.KeyAudit";
 /// The services that are healthy once verdicts are answered.
-pub(super) const VERDICT_NAMES: [&str; 2] = ["", "keyward.v1.KeyVerify"];
-
+const VERDICT_NAMES: [&str; 2] = ["", "keyward.v1.KeyVerify"];
 /// The services that are healthy once the store is open.
-pub(super) const STORE_NAMES: [&str; 2] = [disk_monitor::ADMIN_SERVICE, AUDIT_SERVICE];
+const STORE_NAMES: [&str; 2] = [disk_monitor::ADMIN_SERVICE, AUDIT_SERVICE];
 
 /// The parts of a server that callers and probes talk to.
 pub(super) struct Frontend {
+    pub(super) addrs: Vec<ListenAddr>,
+    pub(super) ops_addr: Option<ListenAddr>,
+    pub(super) state: StateHandle,
     pub(super) health: Health,
-    pub(super) phase: watch::Sender<Phase>,
+    pub(super) verdicts: Verdicts,
+    phase: watch::Sender<Phase>,
     /// They accept the connections of callers. They end first: a caller who is told of the shutdown connects
     /// again, and must then be refused, not reset.
-    pub(super) acceptors: Tasks,
+    acceptors: Tasks,
     /// They serve callers. They end next.
-    pub(super) connections: Tasks,
+    connections: Tasks,
     /// Probes, metrics and notifications. They end last, so that the stop is reported too.
-    pub(super) ops: Tasks,
+    ops: Tasks,
     /// The runtimes of connections. They end after all tasks that serve callers.
-    pub(super) cores: Cores,
-    pub(super) drain_delay: Duration,
-    pub(super) shutdown_deadline: Duration,
+    cores: Cores,
+    drain_delay: Duration,
+    shutdown_deadline: Duration,
 }
 
 impl Frontend {
+    /// Listens, and serves whoever comes: calls are refused until [`Frontend::answer_verdicts`] and
+    /// [`Frontend::answer_changes`], and probes say NOT_SERVING.
+    ///
+    /// # Errors
+    /// When an address cannot be listened on, or a thread cannot be started. Nothing is left behind then.
+    pub(super) async fn start(
+        settings: &Settings,
+        index: &Arc<Index>,
+        observed: &Observed,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<Self, StartError> {
+        let [acceptors, connections, ops] = std::array::from_fn(|_| Tasks::default());
+        let (state, health) = (StateHandle::default(), Health::new(&HEALTH_NAMES));
+        let phase = watch::Sender::new(Phase::Loading);
+        let slots = Slots::kept(connections_max(), settings.listen.len());
+        let budget = Budget::new(settings.stranger_request_bytes_max, settings.request_bytes_max);
+        let limits = SharedLimits::new(grpc::LIMITS)?;
+        let sources = Sources { index, slots: &slots, budget: &budget, clock, phase: &phase, observed };
+        let metrics = Arc::new(sources.metrics());
+        let verdicts = metrics.verdicts();
+
+        let listeners = bind(&settings.listen, &settings.sockets).await?;
+        let ops_listener = bind_ops(settings.ops_listen.as_ref(), &settings.sockets).await?;
+        let addrs = listeners.iter().map(|listener| listener.addr().clone()).collect();
+        let ops_addr = ops_listener.as_ref().map(|listener| listener.addr().clone());
+        let routes = grpc::routes(&state, &connections.stop_token(), health.clone(), settings.reflection)?;
+        let cores = start_cores(settings.serving_threads)?;
+
+        // Nothing fails from here on.
+        ops.spawn("refusals", refusals::tell_left_out(ops.stop_token()));
+        let incoming = accept(&acceptors, listeners, &slots, &connections.stop_token());
+        let transport = Transport { http2: settings.http2, budget, limits, counts: metrics.http2() };
+        serve(&connections, incoming, transport, &cores, routes, &state, &metrics);
+        if let Some(listener) = ops_listener {
+            serve_ops(&ops, listener, Ops { phase: phase.subscribe(), slots, metrics });
+        }
+        ops.spawn("systemd", systemd::notify_phases(phase.subscribe()));
+        let (drain_delay, shutdown_deadline) = (settings.drain_delay, settings.shutdown_deadline);
+        Ok(Self {
+            addrs,
+            ops_addr,
+            state,
+            health,
+            verdicts,
+            phase,
+            acceptors,
+            connections,
+            ops,
+            cores,
+            drain_delay,
+            shutdown_deadline,
+        })
+    }
+
+    /// The runtime for urgent work.
+    pub(super) fn urgent(&self) -> Handle {
+        self.cores.urgent()
+    }
+
+    /// Answers verdicts from now on, and says SERVING.
+    pub(super) fn answer_verdicts(&self, state: VerifyState) {
+        let index = state.verifier.index();
+        let (keys, revision) = (index.len(), index.revision().0);
+        self.state.open(state);
+        self.phase.send_replace(Phase::Serving);
+        self.health.set(&VERDICT_NAMES, true);
+        tracing::info!(keys, revision, "answering verdicts");
+    }
+
+    /// Answers changes and lists from now on.
+    pub(super) fn answer_changes(&self, authority: Authority) {
+        self.state.open_for_changes(authority);
+        self.health.set(&STORE_NAMES, true);
+    }
+
     /// Says NOT_SERVING, and still answers for the drain delay, so that load balancers send calls elsewhere.
     /// There is no delay if no call was answered yet.
     pub(super) async fn drain(&self, stop: &Stop) {
@@ -64,8 +177,92 @@ impl Frontend {
         }
     }
 
+    /// Ends probes and threads.
     pub(super) async fn close(self) {
         self.ops.stop(Duration::ZERO).await;
         self.cores.stop();
     }
+
+    /// Ends a start that does not go on, and returns why. After a stop, callers are drained. After a failure
+    /// they are cut off: a supervisor must not have to wait for them.
+    pub(super) async fn abort(self, error: StartError, stop: &Stop) -> StartError {
+        if matches!(error, StartError::Stopped) {
+            self.drain(stop).await;
+            self.shut_down().await;
+        } else {
+            self.acceptors.stop(ACCEPTORS_DEADLINE).await;
+            self.connections.stop(Duration::ZERO).await;
+        }
+        self.close().await;
+        error
+    }
+}
+
+async fn bind(addrs: &[ListenAddr], access: &SocketAccess) -> Result<Vec<Listener>, StartError> {
+    let mut listeners = Vec::with_capacity(addrs.len());
+    for addr in addrs {
+        let bound = Listener::bind_for(addr, access).await;
+        let listener = bound.map_err(|source| StartError::Listen { addr: addr.clone(), source })?;
+        tracing::info!(listen = %listener.addr(), "listening");
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+async fn bind_ops(addr: Option<&ListenAddr>, access: &SocketAccess) -> Result<Option<Listener>, StartError> {
+    let Some(addr) = addr else { return Ok(None) };
+    let bound = Listener::bind_for(addr, access).await;
+    let listener = bound.map_err(|source| StartError::OpsListen { addr: addr.clone(), source })?;
+    tracing::info!(listen = %listener.addr(), "ops listening");
+    Ok(Some(listener))
+}
+
+fn start_cores(count: usize) -> Result<Cores, StartError> {
+    Cores::start(count, lower_priority()).map_err(|source| StartError::Threads { count, source })
+}
+
+/// Accepts connections on all listeners.
+fn accept(
+    acceptors: &Tasks,
+    listeners: Vec<Listener>,
+    slots: &Slots,
+    end: &CancellationToken,
+) -> mpsc::Receiver<io::Result<Conn>> {
+    let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
+    for listener in listeners {
+        acceptors
+            .spawn("accept", listener.accept(slots.clone(), accepted.clone(), acceptors.stop_token(), end.clone()));
+    }
+    incoming
+}
+
+fn serve(
+    tasks: &Tasks,
+    incoming: mpsc::Receiver<io::Result<Conn>>,
+    transport: Transport,
+    cores: &Cores,
+    routes: Routes,
+    state: &StateHandle,
+    metrics: &Metrics,
+) {
+    let (calls, fast_path) = (metrics.calls(), metrics.fast_path());
+    let service = LogLayer.layer(IncompleteLayer.layer(routes.prepare()));
+    let service = DeadlineLayer.layer(AuthnLayer::new(state.clone()).layer(service));
+    let service = ProtocolLayer.layer(service);
+    let service = IncomingLayer.layer(MetricsLayer::new(calls.clone()).layer(service));
+    let state = state.clone();
+    let make_fast_path =
+        move |peer, connection| FastVerify::new(state.clone(), &calls, fast_path.clone(), peer, connection);
+    let runtimes = Runtimes { shared: Handle::current(), urgent: cores.urgent(), bulk: cores.bulk() };
+    let make_connection =
+        MakeConnection { transport, service, make_fast_path, call_kind: |path| rpc(path).kind, runtimes };
+    tasks.spawn("serve", connections::serve(tasks.clone(), cores.runtimes().to_vec(), incoming, make_connection));
+}
+
+fn serve_ops(tasks: &Tasks, listener: Listener, ops: Ops) {
+    let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
+    let slots = Slots::new(ops_http::CONNECTIONS_MAX);
+    let stop = tasks.stop_token();
+    tasks.spawn("accept ops", listener.accept(slots, accepted, stop.clone(), stop));
+    tasks.spawn("serve ops", ops.serve(incoming));
 }

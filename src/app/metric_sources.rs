@@ -13,87 +13,110 @@ use crate::grpc::calls::guarded;
 use crate::index::{Index, NameKind};
 use crate::metrics::{MetricSources, Metrics, OptionalValueFn, ValueFn};
 use crate::server::ops_http::Phase;
-use crate::server::slots::Slots;
+use crate::server::slots::{SlotUsage, Slots};
 use crate::store::{Store, StoreStats, TableStats};
 
-/// The store, once it is open.
-pub(super) type Opened = Arc<OnceLock<Arc<dyn Store>>>;
+/// What metrics read, and a start supplies later. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct Observed {
+    /// The store, once it is open.
+    pub(super) store: Arc<OnceLock<Arc<dyn Store>>>,
+    /// Whether changes can be made.
+    pub(super) writable: Arc<AtomicBool>,
+}
 
-pub(super) fn new_metrics(
-    index: &Arc<Index>,
-    slots: &Slots,
-    budget: &Budget,
-    writable: &Arc<AtomicBool>,
-    opened: &Opened,
-    clock: &Arc<dyn Clock>,
-    phase: &watch::Sender<Phase>,
-) -> Metrics {
-    let (keys, revision, connections, writable) = (index.clone(), index.clone(), slots.clone(), writable.clone());
-    let (strangers, turned_away) = (slots.clone(), slots.clone());
-    let (unused, compactions) = (index.clone(), index.clone());
-    let names = NameKind::ALL.map(|kind| {
-        let (name, index) = (kind_name(kind), index.clone());
-        let value: ValueFn = Box::new(move || index.names_in_use(kind) as u64);
-        (name, value)
-    });
-    let table = |of: fn(TableStats) -> u64| -> ValueFn {
-        let opened = opened.clone();
-        Box::new(move || opened.get().map_or(0, |store| of(store.table_stats())))
-    };
-    let figure = |of: fn(StoreStats) -> u64| -> ValueFn {
-        let opened = opened.clone();
-        Box::new(move || opened.get().map_or(0, |store| of(store.stats())))
-    };
-    let found = |of: fn(StoreStats) -> Option<f64>| -> OptionalValueFn {
-        let opened = opened.clone();
-        Box::new(move || of(opened.get()?.stats()))
-    };
-    let states = State::ALL.map(|state| {
-        let index = index.clone();
-        let value: ValueFn = Box::new(move || index.len_in(state) as u64);
-        (state.name(), value)
-    });
-    let phases = PHASES.map(|name| {
-        let (phase, opened) = (phase.subscribe(), opened.clone());
-        let value: ValueFn = Box::new(move || u64::from(phase_name(*phase.borrow(), opened.get().is_some()) == name));
-        (name, value)
-    });
-    let (lasting, start_seconds, clock) = (opened.clone(), seconds(clock.now()), clock.clone());
-    let administrators = move || lasting.get().map_or(0, |store| store.lasting_administrators(clock.now()) as u64);
-    let callers = [("strangers", Callers::Strangers), ("known", Callers::Known)];
-    let of_callers = |of: fn(&Budget, Callers) -> u64| {
-        callers.map(|(name, callers)| -> (&'static str, ValueFn) {
-            let budget = budget.clone();
+/// What metrics are read from.
+pub(super) struct Sources<'a> {
+    pub(super) index: &'a Arc<Index>,
+    pub(super) slots: &'a Slots,
+    pub(super) budget: &'a Budget,
+    pub(super) clock: &'a Arc<dyn Clock>,
+    pub(super) phase: &'a watch::Sender<Phase>,
+    pub(super) observed: &'a Observed,
+}
+
+impl Sources<'_> {
+    /// The metrics of a server that starts now.
+    pub(super) fn metrics(&self) -> Metrics {
+        let writable = self.observed.writable.clone();
+        let sources = MetricSources {
+            start_seconds: seconds(self.clock.now()),
+            phases: self.phases(),
+            keys: self.index(|index| index.len() as u64),
+            keys_by_state: State::ALL
+                .map(|state| (state.name(), self.index(move |index| index.len_in(state) as u64)))
+                .into(),
+            revision: self.index(|index| index.revision().0),
+            names: NameKind::ALL
+                .map(|kind| (kind_name(kind), self.index(move |index| index.names_in_use(kind) as u64)))
+                .into(),
+            names_unused: self.index(|index| index.names_unused() as u64),
+            name_compactions: self.index(Index::compactions),
+            journal_revision: self.stats(|stats| stats.durable.0),
+            table_revision: self.stats(|stats| stats.applied.0),
+            changes_waiting: self.stats(|stats| stats.waiting as u64),
+            disk_free_bytes: self.found(|stats| stats.free_bytes.map(|bytes| bytes as f64)),
+            last_snapshot: self.found(|stats| stats.snapshot.map(seconds)),
+            last_backup: self.found(|stats| stats.backup.map(seconds)),
+            table_bytes: self.table(|table| table.bytes),
+            table_record_bytes: self.table(|table| table.record_bytes),
+            table_rebuilds: self.table(|table| table.rebuilds),
+            administrators: self.administrators(),
+            writable: Box::new(move || u64::from(writable.load(Ordering::Relaxed))),
+            connections: self.slots(|usage| usage.all as u64),
+            connections_of_strangers: self.slots(|usage| usage.by_strangers as u64),
+            connections_turned_away: self.slots(|usage| usage.turned_away),
+            request_bytes: self.budget(|budget, callers| budget.held(callers) as u64),
+            requests_without_room: self.budget(Budget::refused),
+        };
+        Metrics::new(guarded().map(|(path, _)| path), fast_path::PATHS, sources)
+    }
+
+    fn phases(&self) -> Vec<(&'static str, ValueFn)> {
+        let phase_is = |name: &'static str| -> ValueFn {
+            let (phase, store) = (self.phase.subscribe(), self.observed.store.clone());
+            Box::new(move || u64::from(phase_name(*phase.borrow(), store.get().is_some()) == name))
+        };
+        PHASES.map(|name| (name, phase_is(name))).into()
+    }
+
+    fn index(&self, of: impl Fn(&Index) -> u64 + Send + Sync + 'static) -> ValueFn {
+        let index = self.index.clone();
+        Box::new(move || of(&index))
+    }
+
+    fn stats(&self, of: fn(StoreStats) -> u64) -> ValueFn {
+        let store = self.observed.store.clone();
+        Box::new(move || store.get().map_or(0, |store| of(store.stats())))
+    }
+
+    fn found(&self, of: fn(StoreStats) -> Option<f64>) -> OptionalValueFn {
+        let store = self.observed.store.clone();
+        Box::new(move || of(store.get()?.stats()))
+    }
+
+    fn table(&self, of: fn(TableStats) -> u64) -> ValueFn {
+        let store = self.observed.store.clone();
+        Box::new(move || store.get().map_or(0, |store| of(store.table_stats())))
+    }
+
+    fn administrators(&self) -> ValueFn {
+        let (store, clock) = (self.observed.store.clone(), self.clock.clone());
+        Box::new(move || store.get().map_or(0, |store| store.lasting_administrators(clock.now()) as u64))
+    }
+
+    fn slots(&self, of: fn(SlotUsage) -> u64) -> ValueFn {
+        let slots = self.slots.clone();
+        Box::new(move || of(slots.usage()))
+    }
+
+    fn budget(&self, of: fn(&Budget, Callers) -> u64) -> Vec<(&'static str, ValueFn)> {
+        let of_callers = |(name, callers)| -> (&'static str, ValueFn) {
+            let budget = self.budget.clone();
             (name, Box::new(move || of(&budget, callers)))
-        })
-    };
-    let sources = MetricSources {
-        request_bytes: of_callers(|budget, callers| budget.held(callers) as u64).into(),
-        requests_without_room: of_callers(|budget, callers| budget.refused(callers)).into(),
-        start_seconds,
-        phases: phases.into(),
-        keys_by_state: states.into(),
-        journal_revision: figure(|figures| figures.durable.0),
-        table_revision: figure(|figures| figures.applied.0),
-        changes_waiting: figure(|figures| figures.waiting as u64),
-        disk_free_bytes: found(|figures| figures.free_bytes.map(|bytes| bytes as f64)),
-        last_snapshot: found(|figures| figures.snapshot.map(seconds)),
-        last_backup: found(|figures| figures.backup.map(seconds)),
-        keys: Box::new(move || keys.len() as u64),
-        revision: Box::new(move || revision.revision().0),
-        connections: Box::new(move || connections.usage().all as u64),
-        connections_of_strangers: Box::new(move || strangers.usage().by_strangers as u64),
-        connections_turned_away: Box::new(move || turned_away.usage().turned_away),
-        writable: Box::new(move || u64::from(writable.load(Ordering::Relaxed))),
-        administrators: Box::new(administrators),
-        names: names.into(),
-        names_unused: Box::new(move || unused.names_unused() as u64),
-        name_compactions: Box::new(move || compactions.compactions()),
-        table_bytes: table(|figures| figures.bytes),
-        table_record_bytes: table(|figures| figures.record_bytes),
-        table_rebuilds: table(|figures| figures.rebuilds),
-    };
-    Metrics::new(guarded().map(|(path, _)| path), fast_path::PATHS, sources)
+        };
+        [("strangers", Callers::Strangers), ("known", Callers::Known)].map(of_callers).into()
+    }
 }
 
 /// The labels of a server's phases.

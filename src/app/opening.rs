@@ -11,7 +11,7 @@ use super::StartError;
 use crate::grpc::state::StateHandle;
 use crate::index::Index;
 use crate::index::follow::IndexLoader;
-use crate::server::lifecycle::Tasks;
+use crate::server::lifecycle::{Stop, Tasks};
 use crate::store::engine::{LockedEngine, OpenContext};
 use crate::store::{Store, StoreError};
 
@@ -49,17 +49,29 @@ impl Opening {
     }
 
     /// Waits until the index is loaded, and returns its revision. `None`: the engine cannot be opened.
-    pub(super) async fn index_loaded(&mut self) -> Option<Revision> {
-        (&mut self.loaded).await.ok()
+    ///
+    /// # Errors
+    /// [`StartError::Stopped`].
+    pub(super) async fn index_loaded(&mut self, stop: &Stop) -> Result<Option<Revision>, StartError> {
+        tokio::select! {
+            loaded = &mut self.loaded => Ok(loaded.ok()),
+            () = stop.asked() => Err(StartError::Stopped),
+        }
     }
 
     /// Makes the opening fail instead of waiting for room on the disk.
-    pub(super) fn cancel_wait(&self) {
+    pub(super) fn give_up(&self) {
         self.give_up.cancel();
     }
 
     /// The store, once it is open.
-    pub(super) async fn store(self) -> Result<Arc<dyn Store>, StartError> {
-        self.opened.await.map_err(|_| StoreError::Closed)?
+    ///
+    /// # Errors
+    /// When the engine cannot be opened; [`StartError::Stopped`].
+    pub(super) async fn store(self, stop: &Stop) -> Result<Arc<dyn Store>, StartError> {
+        tokio::select! {
+            opened = self.opened => opened.map_err(|_| StoreError::Closed)?,
+            () = stop.asked() => Err(StartError::Stopped),
+        }
     }
 }

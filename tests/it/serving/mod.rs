@@ -12,4 +12,5 @@ mod narrowing;
 mod ops;
 mod probes;
 mod settings;
+mod start_stages;
 mod stopping;

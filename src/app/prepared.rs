@@ -1,0 +1,46 @@
+//! The first stage of a start. From here on the data is reserved for this process, and the pepper file has been
+//! read, or made where there were no data. Nothing listens yet: a second start on the same data must fail
+//! because of the data, and not because of a port.
+
+use std::sync::Arc;
+
+use keyward_core::clock::Clock;
+use keyward_core::entropy::Entropy;
+
+use super::frontend::Frontend;
+use super::listening::Listening;
+use super::metric_sources::Observed;
+use super::{Deps, StartError};
+use crate::config::Settings;
+use crate::index::Index;
+use crate::keyring::Keyring;
+use crate::store::engine::LockedEngine;
+use crate::util::files;
+
+/// A server that has its data and its secrets.
+pub(super) struct Prepared {
+    pub(super) settings: Settings,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) entropy: Arc<dyn Entropy>,
+    pub(super) engine: Box<dyn LockedEngine>,
+    pub(super) keyring: Keyring,
+}
+
+impl Prepared {
+    /// Makes the data directory if there is none, locks the engine, and opens the pepper file.
+    pub(super) fn new(settings: Settings, deps: Deps) -> Result<Self, StartError> {
+        let Deps { clock, entropy, engine } = deps;
+        let failed = |source| StartError::DataDir { path: settings.data_dir.clone(), source };
+        files::create_private_dir(&settings.data_dir).map_err(failed)?;
+        let engine = engine.lock()?;
+        let keyring = Keyring::open(&settings.pepper_file, !engine.has_data(), &*entropy)?;
+        Ok(Self { settings, clock, entropy, engine, keyring })
+    }
+
+    /// Opens the listeners, and answers whoever comes that nothing is served yet.
+    pub(super) async fn listen(self) -> Result<Listening, StartError> {
+        let (index, observed) = (Arc::new(Index::default()), Observed::default());
+        let frontend = Frontend::start(&self.settings, &index, &observed, &self.clock).await?;
+        Ok(Listening { prepared: self, index, observed, frontend })
+    }
+}
