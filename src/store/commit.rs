@@ -1,0 +1,93 @@
+//! A change as an engine commits it, and why it does not.
+
+use keyward_core::access::{Authorization, Unauthorized};
+use keyward_core::clock::UnixMillis;
+use keyward_core::id::ActorId;
+use keyward_core::record::{KeyRecord, TenantRecord};
+
+use super::{Exceeded, StoreError};
+
+/// A change, and who makes it.
+#[derive(Debug)]
+pub struct Commit {
+    /// Who.
+    pub actor: ActorId,
+    /// What the caller must still be authorized for when the change is made. `None`: Keyward makes it itself.
+    pub authorization: Option<Authorization>,
+    /// The call, such as `DisableKey`.
+    pub method: &'static str,
+    /// What it is done to: `<tenant>/<key_id>` or `<tenant>`.
+    pub target: String,
+    /// When.
+    pub time: UnixMillis,
+    /// The change may turn a verdict from allow to deny ([`keyward_core::narrowing::narrows`]). It overtakes
+    /// all other changes, and is made even when the disk is nearly full.
+    pub narrows: bool,
+    /// The change overtakes all others, whether or not it narrows: it gives no power, and its caller means to
+    /// take some. It is made with little disk space, but not with the last, which is reserved for narrowings.
+    pub urgent: bool,
+    /// The records to write.
+    pub writes: Vec<RecordWrite>,
+}
+
+impl Commit {
+    /// The clock's reading at the request; without a caller, the time of the change.
+    pub(crate) fn clock(&self) -> UnixMillis {
+        self.authorization.as_ref().map_or(self.time, Authorization::clock)
+    }
+}
+
+/// A record to write, with its precondition.
+#[derive(Debug)]
+pub enum RecordWrite {
+    /// A key that must not exist yet: neither its id nor its digest.
+    NewKey(Box<KeyRecord>),
+    /// A key whose current revision must be that of the record. Its id, tenant and secret stay as they are.
+    Key(Box<KeyRecord>),
+    /// A tenant that must not exist yet.
+    NewTenant(Box<TenantRecord>),
+}
+
+/// Why nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The caller is no longer authorized for the change.
+    #[error(transparent)]
+    Unauthorized(#[from] Unauthorized),
+    /// The key or tenant exists already.
+    #[error("it exists already")]
+    Exists,
+    /// The key has another revision than the commit expects.
+    #[error("it has changed meanwhile")]
+    Outdated,
+    /// The record is too large to store.
+    #[error("the record has {bytes} bytes, of at most {}", keyward_core::limits::RECORD_BYTES_MAX)]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+    },
+    /// All records of the commit together are too large for one frame of the journal.
+    #[error("the change has {bytes} bytes, of at most {max}")]
+    TooLong {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The commit brings a new name into use, and the tenant has as many as it may have; or there may be no
+    /// more tenants.
+    #[error("{0}")]
+    Bounded(Exceeded),
+    /// The commit would remove the last lasting administrator.
+    #[error("no lasting administrator would be left")]
+    LastAdministrator,
+    /// The queue of commits is full.
+    #[error("too many changes are waiting")]
+    Overloaded,
+    /// The disk has no room.
+    #[error("the disk has no room for the change")]
+    DiskFull,
+    /// The engine failed or is closing.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

@@ -1,0 +1,90 @@
+//! Reads of the admin path, and a page of what they find.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use keyward_core::id::{ActorId, KeyId, TenantId};
+use keyward_core::record::{KeyRecord, State};
+
+/// On whose behalf a key is read, and how urgently.
+#[derive(Clone, Debug)]
+pub struct ReadContext {
+    /// Who asks.
+    pub caller: ActorId,
+    /// The read precedes a narrowing. It waits for no other kind of read.
+    pub urgent: bool,
+}
+
+/// Which keys to list.
+#[derive(Clone, Debug)]
+pub struct KeyQuery {
+    /// Who asks.
+    pub caller: ActorId,
+    /// Of this tenant.
+    pub tenant: TenantId,
+    /// In one of these states. Empty: in any.
+    pub states: Vec<State>,
+    /// Of exactly this owner.
+    pub owner: Option<String>,
+    /// With all of these labels.
+    pub labels: BTreeMap<String, String>,
+    /// One of these keys. Empty: any.
+    pub key_ids: Vec<KeyId>,
+    /// Only keys past this one.
+    pub after: Option<KeyId>,
+    /// At most this many.
+    pub limit: usize,
+}
+
+impl KeyQuery {
+    /// Whether a key meets every condition.
+    #[must_use]
+    pub fn selects(&self, key: &KeyRecord) -> bool {
+        key.tenant == self.tenant
+            && (self.states.is_empty() || self.states.contains(&key.spec.policy.state))
+            && self.owner.as_ref().is_none_or(|owner| *owner == key.spec.owner)
+            && self.labels.iter().all(|(name, value)| key.spec.labels.get(name) == Some(value))
+            && (self.key_ids.is_empty() || self.key_ids.contains(&key.key_id))
+            && self.after.as_ref().is_none_or(|after| key.key_id > *after)
+    }
+}
+
+/// A page of records.
+#[derive(Debug)]
+pub struct Page<R, I> {
+    /// The records.
+    pub records: Vec<Arc<R>>,
+    /// Where the next page begins. `None`: this is the last page.
+    pub next: Option<I>,
+    /// To be dropped when the page has been used: the number of pages in flight is bounded.
+    pub permit: PagePermit,
+}
+
+/// A permit that is released by dropping it.
+#[derive(Default)]
+pub struct PagePermit(Option<Box<dyn Send + Sync>>);
+
+impl PagePermit {
+    /// Wraps a permit.
+    pub(crate) fn of(held: impl Send + Sync + 'static) -> Self {
+        Self(Some(Box::new(held)))
+    }
+}
+
+impl fmt::Debug for PagePermit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "PagePermit" } else { "PagePermit(none)" })
+    }
+}
+
+impl<R, I> Page<R, I> {
+    /// The first `limit` of the records. One more is read, to know whether there is a next page.
+    pub(crate) fn first(records: impl Iterator<Item = Arc<R>>, limit: usize, id: impl Fn(&R) -> I) -> Self {
+        let mut records: Vec<_> = records.take(limit.saturating_add(1)).collect();
+        let more = records.len() > limit;
+        records.truncate(limit);
+        let next = records.last().filter(|_| more).map(|last| id(last));
+        Self { records, next, permit: PagePermit::default() }
+    }
+}
