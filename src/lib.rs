@@ -4,7 +4,7 @@
 //! ARCHITECTURE.md has the map. The modules in reading order:
 //!
 //! - [`cli`], [`config`], [`telemetry`]: the command line, the settings, the log.
-//! - [`app`]: the composition root, and the only module besides [`offline`] that names a storage engine.
+//! - [`app`]: the composition root; besides [`offline`], only its `engines` names a storage engine.
 //! - [`offline`]: commands on a data directory that no server has open. [`remote`]: clients of a running
 //!   server.
 //! - [`server`]: listeners, connections and the threads that serve them, shutdown, probes over HTTP. The

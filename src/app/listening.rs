@@ -30,8 +30,8 @@ pub(super) struct Listening {
 }
 
 impl Listening {
-    /// Opens the engine, which loads the index first, and waits until that is done. Then verdicts are answered,
-    /// unless there are no keys yet.
+    /// Opens the engine, which loads the index first, and waits until that is done. Then verdicts are
+    /// answered, unless there are no keys yet.
     pub(super) async fn load(self, stop: &Stop) -> Result<Loaded, StartError> {
         let Self { prepared, index, observed, frontend } = self;
         let Prepared { settings, clock, entropy, engine, keyring } = prepared;

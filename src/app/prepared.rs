@@ -1,6 +1,6 @@
-//! The first stage of a start. From here on the data is reserved for this process, and the pepper file has been
-//! read, or made where there were no data. Nothing listens yet: a second start on the same data must fail
-//! because of the data, and not because of a port.
+//! The first stage of a start. From here on the data is reserved for this process, and the pepper file is
+//! read; where there are no data, it has been made. Nothing listens yet: a second start on the same data must
+//! fail because of the data, and not because of a port.
 
 use std::sync::Arc;
 

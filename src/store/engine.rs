@@ -23,8 +23,8 @@ pub trait StorageEngine: Send {
     fn lock(self: Box<Self>) -> Result<Box<dyn LockedEngine>, EngineError>;
 }
 
-/// A storage engine whose data is reserved for this process, until this value and the store opened from it are
-/// dropped.
+/// A storage engine whose data is reserved for this process, until this value and the store opened from it
+/// are dropped.
 #[async_trait]
 pub trait LockedEngine: Send {
     /// Whether anything was ever committed here. If so, the pepper file must not be a new one.

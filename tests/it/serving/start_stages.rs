@@ -22,6 +22,7 @@ use keyward_core::clock::{Clock, ManualClock};
 use keyward_core::testing::SeededEntropy;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
@@ -313,7 +314,8 @@ async fn a_start_that_waits_for_room_ends_by_a_stop_and_by_a_pepper_that_is_miss
     let ours = fs::read_to_string(&pepper).unwrap();
     let root = ours.lines().find(|line| line.starts_with("root")).unwrap();
     fs::write(&pepper, format!("{root}\npepper {}\n", "ab".repeat(32))).unwrap();
-    let refused = place.start(LocalEngine { free_bytes: no_room, ..place.local() }).await.err().unwrap();
+    let starting = place.start(LocalEngine { free_bytes: no_room, ..place.local() });
+    let refused = timeout(Duration::from_secs(60), starting).await.expect("it waits for room").err().unwrap();
     assert!(matches!(refused, StartError::ForeignPepper { .. }), "{refused}");
     fs::write(&pepper, ours).unwrap();
     place.is_free("a pepper is missing").await;

@@ -60,8 +60,8 @@ const ENGINES: &[&str] = &["store::local", "store::memory"];
 /// What configures an engine for a server, and what works offline on what an engine keeps.
 const ENGINE_USERS: &[&str] = &["app/engines.rs", "offline.rs"];
 
-/// For each room of the local engine, the rooms that it may name: none leads back. `mod.rs` puts them together
-/// and may name all; `engine.rs` lies above it.
+/// For each room of the local engine, the rooms that it may name: none leads back. `mod.rs` puts them
+/// together and may name all; `engine.rs` lies above it.
 const LOCAL_MAY_IMPORT: &[(&str, &[&str])] = &[
     ("cached_stats", &[]),
     ("checkpoint", &["cached_stats", "dir", "disk_space", "journal", "options", "table"]),
