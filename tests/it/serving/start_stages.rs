@@ -79,7 +79,7 @@ impl Place {
     /// A start that ends by itself, one way or the other.
     async fn start(&self, engine: impl StorageEngine + 'static) -> Result<App, StartError> {
         let starting = App::start(self.settings(), deps(engine));
-        timeout(Duration::from_secs(120), starting).await.expect("the start does not end")
+        timeout(Duration::from_secs(120), starting).await.unwrap()
     }
 
     /// A start that goes on beside the test, until it is told to stop.
@@ -173,7 +173,7 @@ impl LockedEngine for FailingOpen {
     }
 
     async fn open(self: Box<Self>, context: OpenContext) -> Result<Arc<dyn Store>, EngineError> {
-        UnixStream::connect(&self.socket).expect("it listens while the engine is opened");
+        UnixStream::connect(&self.socket).unwrap();
         match self.at {
             At::Lock | At::Open => {}
             At::Loaded => {
