@@ -1,5 +1,6 @@
 //! The callbacks that metrics read their values from.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -77,7 +78,9 @@ impl Sources<'_> {
             let (phase, store) = (self.phase.subscribe(), self.observed.store.clone());
             Box::new(move || u64::from(phase_name(*phase.borrow(), store.get().is_some()) == name))
         };
-        PHASES.map(|name| (name, phase_is(name))).into()
+        let names = Phase::ALL.iter().flat_map(|phase| [false, true].map(|is_open| phase_name(*phase, is_open)));
+        // Most phases have one name, whether the store is open or not.
+        names.collect::<BTreeSet<_>>().into_iter().map(|name| (name, phase_is(name))).collect()
     }
 
     fn index(&self, of: impl Fn(&Index) -> u64 + Send + Sync + 'static) -> ValueFn {
@@ -119,9 +122,7 @@ impl Sources<'_> {
     }
 }
 
-/// The labels of a server's phases.
-const PHASES: [&str; 5] = ["loading", "checking", "serving", "draining", "stopping"];
-
+/// A phase as a label.
 fn phase_name(phase: Phase, is_open: bool) -> &'static str {
     match phase {
         Phase::Loading => "loading",

@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use keyward_core::enumerate;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -32,17 +33,19 @@ const REQUEST_BYTES_MAX: usize = 16 * 1024;
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const ALLOWED: HeaderValue = HeaderValue::from_static("GET, HEAD");
 
-/// The phase of a server's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// It loads its data.
-    Loading,
-    /// It answers calls.
-    Serving,
-    /// It answers calls, and tells balancers to send new ones elsewhere: it is about to stop.
-    Draining,
-    /// It accepts no more connections, and finishes calls.
-    Stopping,
+enumerate! {
+    /// The phase of a server's life.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Phase {
+        /// It loads its data.
+        Loading,
+        /// It answers calls.
+        Serving,
+        /// It answers calls, and tells balancers to send new ones elsewhere: it is about to stop.
+        Draining,
+        /// It accepts no more connections, and finishes calls.
+        Stopping,
+    }
 }
 
 /// What the endpoints show.

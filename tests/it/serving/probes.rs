@@ -24,6 +24,7 @@ use tonic_reflection::pb::v1::server_reflection_response::MessageResponse as Tol
 use tonic_reflection::pb::v1::{ExtensionRequest, ServerReflectionRequest, ServerReflectionResponse};
 
 use crate::support::harness::{Site, error_reason};
+use crate::support::rpcs::described;
 
 /// Within the deadline of 10 s that a stop gives to what hangs.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -85,8 +86,12 @@ async fn a_list_tells_the_health_of_all_services() {
     let site = Site::in_memory().await;
     let told = ListClient::new(site.channel()).list(HealthListRequest {}).await.unwrap().into_inner();
     let told: BTreeMap<_, _> = told.statuses.iter().map(|(name, told)| (&**name, told.status())).collect();
-    let names = ["", "keyward.v1.KeyAdmin", "keyward.v1.KeyAudit", "keyward.v1.KeyVerify"];
-    assert_eq!(told, names.into_iter().map(|name| (name, Listed::Serving)).collect());
+    // Of every service of ours, also of one that is added.
+    let paths = described();
+    let services = paths.iter().filter_map(|path| path.trim_start_matches('/').split('/').next());
+    let names = services.filter(|name| name.starts_with("keyward.")).chain([""]);
+    assert_eq!(told, names.map(|name| (name, Listed::Serving)).collect());
+    assert_eq!(told.len(), 4);
 }
 
 #[tokio::test]
