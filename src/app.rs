@@ -21,45 +21,15 @@ mod loaded;
 mod metric_sources;
 mod opening;
 mod prepared;
-
-use std::sync::Arc;
-use std::time::Duration;
-
-use keyward_core::clock::Clock;
-use keyward_core::entropy::Entropy;
+mod serving;
 
 pub use self::engines::Engine;
 pub use self::error::StartError;
-use self::frontend::Frontend;
+pub use self::prepared::Deps;
 use self::prepared::Prepared;
+pub use self::serving::App;
 use crate::config::Settings;
-use crate::server::addr::ListenAddr;
-use crate::server::lifecycle::{Stop, Tasks};
-use crate::store::engine::StorageEngine;
-use crate::store::{Store, StoreError};
-
-/// How long the store may take to flush when the server stops.
-const FLUSH_DEADLINE: Duration = Duration::from_secs(10);
-
-/// What a server is built from, besides its settings.
-pub struct Deps {
-    /// The time.
-    pub clock: Arc<dyn Clock>,
-    /// The source of randomness.
-    pub entropy: Arc<dyn Entropy>,
-    /// The storage engine. See [`Engine::configure`].
-    pub engine: Box<dyn StorageEngine>,
-}
-
-/// A running server.
-pub struct App {
-    store: Arc<dyn Store>,
-    frontend: Frontend,
-    /// Tasks that calls need until they have finished.
-    background: Tasks,
-    /// The task that reports the disk's state to probes. It ends before probes are told of the stop.
-    monitors: Tasks,
-}
+use crate::server::lifecycle::Stop;
 
 impl App {
     /// Starts a server. It listens at once, says NOT_SERVING while it loads, and SERVING when this returns.
@@ -84,50 +54,4 @@ impl App {
         let loaded = listening.load(stop).await?;
         loaded.serve(stop).await
     }
-
-    /// The addresses that it listens on, with the assigned ports.
-    #[must_use]
-    pub fn addrs(&self) -> &[ListenAddr] {
-        &self.frontend.addrs
-    }
-
-    /// The address of probes and metrics, with the assigned port; `None` if they are off.
-    #[must_use]
-    pub fn ops_addr(&self) -> Option<&ListenAddr> {
-        self.frontend.ops_addr.as_ref()
-    }
-
-    /// Says NOT_SERVING, and still answers for the setting `drain_delay`, or until `stop` cuts it short. To
-    /// be followed by [`App::stop`].
-    pub async fn drain(&self, stop: &Stop) {
-        // From now on, probes see the stop, whatever the disk does.
-        self.monitors.stop(Duration::ZERO).await;
-        self.frontend.drain(stop).await;
-    }
-
-    /// Says NOT_SERVING, accepts no more connections, lets calls finish, and flushes the store. It does not
-    /// wait for the drain delay: see [`App::drain`].
-    ///
-    /// # Errors
-    /// When the flush fails. What was acknowledged is durable even then.
-    pub async fn stop(self) -> Result<(), StoreError> {
-        // From now on, probes see the stop, whatever the disk does.
-        self.monitors.stop(Duration::ZERO).await;
-        self.frontend.shut_down().await;
-        self.background.stop(Duration::ZERO).await;
-        let flushed = close(&*self.store).await;
-        self.frontend.close().await;
-        flushed?;
-        if let Some(head) = self.store.head() {
-            tracing::info!(%head, "the log ends here; kept elsewhere, its head shows later whether it is whole (--expect-head)");
-        }
-        tracing::info!("stopped");
-        Ok(())
-    }
-}
-
-/// Flushes and closes a store, in bounded time.
-async fn close(store: &dyn Store) -> Result<(), StoreError> {
-    let closed = tokio::time::timeout(FLUSH_DEADLINE, store.close()).await;
-    closed.unwrap_or_else(|_| Err(StoreError::Engine("flushing took too long".into())))
 }

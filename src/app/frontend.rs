@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower_layer::Layer;
 
-use super::StartError;
+use super::error::StartError;
 use super::metric_sources::{Observed, Sources};
 use crate::authority::Authority;
 use crate::config::Settings;

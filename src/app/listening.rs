@@ -5,25 +5,32 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward_core::clock::UnixMillis;
+use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::digest::PepperRing;
+use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
 
-use super::StartError;
+use super::error::StartError;
 use super::frontend::Frontend;
 use super::loaded::Loaded;
 use super::metric_sources::Observed;
 use super::opening::Opening;
-use super::prepared::Prepared;
+use crate::config::Settings;
 use crate::grpc::state::VerifyState;
 use crate::index::Index;
+use crate::keyring::Keyring;
 use crate::server::lifecycle::Stop;
 use crate::store::StoreError;
+use crate::store::engine::LockedEngine;
 use crate::verify::Verifier;
 
 /// A server that listens.
 pub(super) struct Listening {
-    pub(super) prepared: Prepared,
+    pub(super) settings: Settings,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) entropy: Arc<dyn Entropy>,
+    pub(super) engine: Box<dyn LockedEngine>,
+    pub(super) keyring: Keyring,
     pub(super) index: Arc<Index>,
     pub(super) observed: Observed,
     pub(super) frontend: Frontend,
@@ -33,8 +40,7 @@ impl Listening {
     /// Opens the engine, which loads the index first, and waits until that is done. Then verdicts are
     /// answered, unless there are no keys yet.
     pub(super) async fn load(self, stop: &Stop) -> Result<Loaded, StartError> {
-        let Self { prepared, index, observed, frontend } = self;
-        let Prepared { settings, clock, entropy, engine, keyring } = prepared;
+        let Self { settings, clock, entropy, engine, keyring, index, observed, frontend } = self;
         let mut opening = Opening::start(engine, keyring.chain_key(), &index, &frontend.state);
         let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));
         let revision = match opening.index_loaded(stop).await {

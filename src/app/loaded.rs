@@ -13,10 +13,11 @@ use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
 use zeroize::Zeroizing;
 
+use super::error::StartError;
 use super::frontend::Frontend;
 use super::metric_sources::Observed;
 use super::opening::Opening;
-use super::{App, StartError, close};
+use super::serving::{App, close};
 use crate::authority::{Authority, AuthorityDeps};
 use crate::disk_monitor::DiskMonitor;
 use crate::grpc::state::VerifyState;

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use zeroize::Zeroizing;
 
-use super::StartError;
+use super::error::StartError;
 use crate::grpc::state::StateHandle;
 use crate::index::Index;
 use crate::index::follow::IndexLoader;

@@ -7,23 +7,33 @@ use std::sync::Arc;
 use keyward_core::clock::Clock;
 use keyward_core::entropy::Entropy;
 
+use super::error::StartError;
 use super::frontend::Frontend;
 use super::listening::Listening;
 use super::metric_sources::Observed;
-use super::{Deps, StartError};
 use crate::config::Settings;
 use crate::index::Index;
 use crate::keyring::Keyring;
-use crate::store::engine::LockedEngine;
+use crate::store::engine::{LockedEngine, StorageEngine};
 use crate::util::files;
+
+/// What a server is built from, besides its settings.
+pub struct Deps {
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// The source of randomness.
+    pub entropy: Arc<dyn Entropy>,
+    /// The storage engine. See [`Engine::configure`](super::Engine::configure).
+    pub engine: Box<dyn StorageEngine>,
+}
 
 /// A server that has its data and its secrets.
 pub(super) struct Prepared {
-    pub(super) settings: Settings,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) entropy: Arc<dyn Entropy>,
-    pub(super) engine: Box<dyn LockedEngine>,
-    pub(super) keyring: Keyring,
+    settings: Settings,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    engine: Box<dyn LockedEngine>,
+    keyring: Keyring,
 }
 
 impl Prepared {
@@ -41,6 +51,7 @@ impl Prepared {
     pub(super) async fn listen(self) -> Result<Listening, StartError> {
         let (index, observed) = (Arc::new(Index::default()), Observed::default());
         let frontend = Frontend::start(&self.settings, &index, &observed, &self.clock).await?;
-        Ok(Listening { prepared: self, index, observed, frontend })
+        let Self { settings, clock, entropy, engine, keyring } = self;
+        Ok(Listening { settings, clock, entropy, engine, keyring, index, observed, frontend })
     }
 }
