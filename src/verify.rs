@@ -139,7 +139,7 @@ impl Verifier {
         let as_of = self.index.revision();
         let outcome = match &secret.digest {
             None => Outcome::NoKey(DenyReason::Malformed),
-            Some(digest) => match self.find(digest, secret.text).filter(|entry| visible(entry)) {
+            Some(digest) => match self.find(digest, secret.text).filter(|it| !it.is_hidden() && visible(it)) {
                 None => Outcome::NoKey(DenyReason::Unknown),
                 Some(entry) => match decide(&entry, request, now) {
                     Ok(()) => Outcome::Allow(entry),

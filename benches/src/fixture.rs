@@ -200,7 +200,7 @@ mod tests {
         let records = fixture.batches().flat_map(Result::unwrap);
         let keys = records.map(|record| match record {
             Record::Key(key) => (*key.secret.digest.as_bytes(), key.key_id.to_string()),
-            Record::Tenant(_) => panic!("a tenant"),
+            other => panic!("{other:?}"),
         });
         let keys: Vec<_> = keys.collect();
         assert!(keys.is_sorted_by(|a, b| a.0 < b.0));

@@ -22,6 +22,8 @@ const LABELLED: u64 = 10;
 
 /// A typical key: an owner, 3 scopes of the vocabulary, an expiry far away, and labels on one in ten.
 pub struct Typical {
+    /// Its number.
+    pub number: u64,
     /// Identity.
     pub key_id: String,
     /// The label that people see.
@@ -44,6 +46,7 @@ impl Typical {
             labels.extend(pairs.map(|(name, value)| (name.to_owned(), format!("{name}-{value}"))));
         }
         Self {
+            number,
             key_id: format!("key_{number:012}"),
             display_name: format!("Integration {number}"),
             owner: format!("customer-{}", number % OWNERS),
@@ -61,7 +64,9 @@ impl Typical {
         Ok(KeyRecord {
             key_id: KeyId::parse(&self.key_id)?,
             tenant: TenantId::default_tenant(),
-            secret: StoredSecret { version: 1, digest, pepper, hint: "kw_live_…abcd".into() },
+            secret: StoredSecret { version: 1, digest, pepper, hint: "kw_live_…abcd".into(), issued: None },
+            previous: None,
+            retired: None,
             spec: KeySpec {
                 display_name: self.display_name,
                 owner: self.owner,
@@ -75,6 +80,10 @@ impl Typical {
             },
             state_reason: String::new(),
             state_changed: None,
+            resume_time: None,
+            deletion: None,
+            delete_protected: false,
+            ordinal: Some(u32::try_from(self.number).unwrap_or(u32::MAX)),
             created: stamp.clone(),
             updated: stamp,
             revision,

@@ -14,6 +14,7 @@ use crate::clock::{Now, UnixMillis};
 use crate::decision::{AccessRequest, DenyReason, Policy, decide};
 use crate::digest::Digest;
 use crate::enumerate;
+use crate::holds::Holds;
 use crate::id::{ActorId, InvalidName, KeyId, TenantId};
 use crate::record::KeyRecord;
 use crate::scope::Scope;
@@ -363,10 +364,12 @@ impl Authorization {
     ///
     /// # Errors
     /// When there is no such key, it does not work, or it does not have the role any more.
-    pub fn check(&self, key: Option<&KeyRecord>, latest: UnixMillis) -> Result<(), Unauthorized> {
-        let the_same = |key: &&KeyRecord| key.tenant.is_system() && key.secret.digest == self.caller.digest;
-        let key = key.filter(the_same).ok_or(Unauthorized::Key(DenyReason::Unknown))?;
-        check_caller(&key.spec.policy, self.caller.peer, Now::new(self.clock, latest)).map_err(Unauthorized::Key)?;
+    pub fn check(&self, key: Option<&KeyRecord>, holds: &Holds, latest: UnixMillis) -> Result<(), Unauthorized> {
+        let policy =
+            |key: &KeyRecord| key.tenant.is_system().then(|| key.policy_of(&self.caller.digest, holds)).flatten();
+        let found = key.and_then(|key| Some((key, policy(key)?)));
+        let (key, policy) = found.ok_or(Unauthorized::Key(DenyReason::Unknown))?;
+        check_caller(&policy, self.caller.peer, Now::new(self.clock, latest)).map_err(Unauthorized::Key)?;
         allows(&roles(&key.spec.policy.scopes), self.action, &self.tenant).then_some(()).ok_or(Unauthorized::Role)
     }
 }

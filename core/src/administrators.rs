@@ -14,6 +14,7 @@ pub fn lasting_from(key: &KeyRecord) -> Option<UnixMillis> {
         &key.spec.policy;
     let administers = key.tenant.is_system() && scopes.iter().any(|scope| scope.as_str() == Role::Admin.scope());
     let from_everywhere = allowed_cidrs.is_empty() && audiences.iter().all(|audience| audience == AUDIENCE);
-    let lasts = *state == State::Active && expire_time.is_none() && administers && from_everywhere;
+    let is_there = *state == State::Active && key.deletion.is_none();
+    let lasts = is_there && expire_time.is_none() && administers && from_everywhere;
     lasts.then_some(not_before.unwrap_or(UnixMillis::MIN))
 }

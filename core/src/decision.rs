@@ -44,8 +44,84 @@ pub trait Policy {
     fn not_before(&self) -> Option<UnixMillis>;
     /// It does not work from this time on.
     fn expire_time(&self) -> Option<UnixMillis>;
+    /// What else bears on it.
+    fn standing(&self) -> Standing;
 }
 
+/// What bears on a verdict besides the key's own policy. By default nothing does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Which of the key's secrets was presented.
+    pub secret: SecretUse,
+    /// The key was deleted.
+    pub is_deleted: bool,
+    /// Its tenant, owner or issuer is suspended.
+    pub is_held: bool,
+    /// The secret was issued before the time from which its tenant, owner or issuer is accepted.
+    pub is_outdated: bool,
+    /// A disabled key works again from this time on.
+    pub resume_time: Option<UnixMillis>,
+}
+
+/// Which of a key's secrets was presented.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SecretUse {
+    /// The current one.
+    #[default]
+    Current,
+    /// The one before it.
+    Previous {
+        /// It does not work from this time on. `None`: that is not settled yet.
+        valid_until: Option<UnixMillis>,
+    },
+    /// One that does not work any more.
+    Retired,
+}
+
+/// A policy of its own, with what bears on it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StandingPolicy {
+    /// The policy.
+    pub policy: KeyPolicy,
+    /// What bears on it.
+    pub standing: Standing,
+}
+
+impl Policy for StandingPolicy {
+    fn environment(&self) -> &Environment {
+        self.policy.environment()
+    }
+
+    fn state(&self) -> State {
+        self.policy.state
+    }
+
+    fn scopes(&self) -> impl Iterator<Item = &Scope> {
+        self.policy.scopes()
+    }
+
+    fn audiences(&self) -> impl Iterator<Item = &str> {
+        self.policy.audiences()
+    }
+
+    fn allowed_cidrs(&self) -> impl Iterator<Item = IpNet> {
+        self.policy.allowed_cidrs()
+    }
+
+    fn not_before(&self) -> Option<UnixMillis> {
+        self.policy.not_before
+    }
+
+    fn expire_time(&self) -> Option<UnixMillis> {
+        self.policy.expire_time
+    }
+
+    fn standing(&self) -> Standing {
+        self.standing
+    }
+}
+
+/// The policy of the current secret of a key that nothing else bears on.
 impl Policy for KeyPolicy {
     fn environment(&self) -> &Environment {
         &self.environment
@@ -74,6 +150,10 @@ impl Policy for KeyPolicy {
     fn expire_time(&self) -> Option<UnixMillis> {
         self.expire_time
     }
+
+    fn standing(&self) -> Standing {
+        Standing::default()
+    }
 }
 
 /// Why a key is refused.
@@ -83,8 +163,16 @@ pub enum DenyReason {
     Malformed,
     /// There is no such key, or the caller may not see it.
     Unknown,
+    /// The secret was replaced by a newer one of the key.
+    RotatedOut,
+    /// The key's tenant, owner or issuer is suspended.
+    OwnerSuspended,
+    /// The secret was issued before the time from which its tenant, owner or issuer is accepted.
+    EpochRejected,
     /// The key is disabled.
     Disabled,
+    /// The key is disabled until a time.
+    Suspended,
     /// The key is revoked.
     Revoked,
     /// It is before the key's `not_before`.
@@ -107,7 +195,16 @@ impl DenyReason {
     #[must_use]
     pub fn http_status(self) -> u32 {
         match self {
-            Self::Malformed | Self::Unknown | Self::Disabled | Self::Revoked | Self::NotYetValid | Self::Expired => 401,
+            Self::Malformed
+            | Self::Unknown
+            | Self::RotatedOut
+            | Self::OwnerSuspended
+            | Self::EpochRejected
+            | Self::Disabled
+            | Self::Suspended
+            | Self::Revoked
+            | Self::NotYetValid
+            | Self::Expired => 401,
             Self::EnvironmentMismatch | Self::AudienceMismatch | Self::IpNotAllowed | Self::ScopeMissing => 403,
         }
     }
@@ -138,6 +235,12 @@ macro_rules! checks {
 }
 
 checks! {
+    /// The secret is the key's current one, or the one before it while that works.
+    Secret "secret",
+    /// The key's tenant, owner and issuer are not suspended.
+    Owner "owner",
+    /// The secret was issued late enough.
+    Epoch "epoch",
     /// The key is active.
     State "state",
     /// It is not before `not_before`.
@@ -164,11 +267,17 @@ impl Check {
     pub fn run(self, key: &impl Policy, request: &AccessRequest<'_>, now: Now) -> Result<(), DenyReason> {
         let holds = |required: &&str| key.scopes().any(|granted| granted.covers(required));
         let (passed, reason) = match self {
-            Self::State => match key.state() {
-                State::Active => return Ok(()),
-                State::Disabled => return Err(DenyReason::Disabled),
-                State::Revoked => return Err(DenyReason::Revoked),
-            },
+            Self::Secret => {
+                let works = match key.standing().secret {
+                    SecretUse::Current => true,
+                    SecretUse::Previous { valid_until } => valid_until.is_none_or(|until| now.latest() < until),
+                    SecretUse::Retired => false,
+                };
+                (works, DenyReason::RotatedOut)
+            }
+            Self::Owner => (!key.standing().is_held, DenyReason::OwnerSuspended),
+            Self::Epoch => (!key.standing().is_outdated, DenyReason::EpochRejected),
+            Self::State => return check_state(key, now),
             Self::NotBefore => (key.not_before().is_none_or(|from| now.clock() >= from), DenyReason::NotYetValid),
             Self::ExpireTime => (key.expire_time().is_none_or(|until| now.latest() < until), DenyReason::Expired),
             Self::Environment => {
@@ -189,6 +298,18 @@ impl Check {
             }
         };
         if passed { Ok(()) } else { Err(reason) }
+    }
+}
+
+fn check_state(key: &impl Policy, now: Now) -> Result<(), DenyReason> {
+    match (key.state(), key.standing()) {
+        (State::Revoked, _) => Err(DenyReason::Revoked),
+        // What is kept of it is not for callers.
+        (_, Standing { is_deleted: true, .. }) => Err(DenyReason::Unknown),
+        (State::Active, _) => Ok(()),
+        (State::Disabled, Standing { resume_time: Some(time), .. }) if now.clock() >= time => Ok(()),
+        (State::Disabled, Standing { resume_time: Some(_), .. }) => Err(DenyReason::Suspended),
+        (State::Disabled, Standing { resume_time: None, .. }) => Err(DenyReason::Disabled),
     }
 }
 

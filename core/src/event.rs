@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::clock::UnixMillis;
-use crate::record::{KeyRecord, TenantRecord};
+use crate::record::{IssuerRecord, KeyRecord, LineRecord, OwnerRecord, PurgeMark, TenantRecord};
 
 /// A position in the log. It only grows; 0 is before the first change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,13 +33,21 @@ pub struct Change {
     pub records: Vec<Record>,
 }
 
-/// A record of either kind.
+/// A record of any kind.
 #[derive(Clone, Debug)]
 pub enum Record {
     /// A key.
     Key(Arc<KeyRecord>),
     /// A tenant.
     Tenant(Arc<TenantRecord>),
+    /// An owner.
+    Owner(Arc<OwnerRecord>),
+    /// An issuer.
+    Issuer(Arc<IssuerRecord>),
+    /// That digests lead nowhere any more.
+    Purged(Arc<PurgeMark>),
+    /// The beginning of a line.
+    Line(Arc<LineRecord>),
 }
 
 impl Record {
@@ -48,7 +56,24 @@ impl Record {
     pub fn time(&self) -> UnixMillis {
         match self {
             Self::Key(key) => key.updated.time,
-            Self::Tenant(tenant) => tenant.created.time,
+            Self::Tenant(tenant) => tenant.updated.as_ref().unwrap_or(&tenant.created).time,
+            Self::Owner(owner) => owner.updated.time,
+            Self::Issuer(issuer) => issuer.updated.time,
+            Self::Purged(mark) => mark.time,
+            Self::Line(line) => line.time,
+        }
+    }
+
+    /// The revision of its last change. That of a line is its first.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        match self {
+            Self::Key(key) => key.revision,
+            Self::Tenant(tenant) => tenant.revision,
+            Self::Owner(owner) => owner.revision,
+            Self::Issuer(issuer) => issuer.revision,
+            Self::Purged(mark) => mark.revision,
+            Self::Line(line) => line.base.next(),
         }
     }
 }

@@ -7,7 +7,7 @@ use ulid::Ulid;
 
 use crate::clock::UnixMillis;
 use crate::entropy::{Entropy, EntropyError};
-use crate::limits::{ENVIRONMENT_BYTES_MAX, SECRET_PREFIX_BYTES_MAX};
+use crate::limits::{ACTOR_BYTES_MAX, ENVIRONMENT_BYTES_MAX, SECRET_PREFIX_BYTES_MAX};
 
 /// A text that breaks the rule for such names. It has the rule, never the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,10 +76,12 @@ name!(
     |b| (1..=SECRET_PREFIX_BYTES_MAX).contains(&b.len()) && is_word(b, b"")
 );
 name!(
-    /// The author of a change: the `key_id` of the caller's key, or `keyward` for the program itself.
+    /// The author of a change: the `key_id` of the caller's key, `keyward` for the program itself,
+    /// `holder:<tenant>/<key_id>` for the holder of a key, a SPIFFE id (`spiffe://...`) for a certificate, or
+    /// `unix:<uid>` for a user of this machine.
     ActorId,
-    "must be 1 to 63 bytes of a-z, 0-9, '-' and '_', beginning with a letter",
-    |b| (1..=63).contains(&b.len()) && is_word(b, b"-_")
+    "must be a key_id, 'keyward', 'holder:<tenant>/<key_id>', 'spiffe://...' or 'unix:<uid>', of at most 256 bytes",
+    is_actor
 );
 
 impl KeyId {
@@ -149,6 +151,12 @@ impl SecretPrefix {
 impl ActorId {
     const KEYWARD: &str = "keyward";
 
+    /// Whether the name has the form of a `key_id`, as `keyward` has too. Older programs know no other.
+    #[must_use]
+    pub fn is_word(&self) -> bool {
+        !self.0.contains(':')
+    }
+
     /// The program itself, as when it creates the first key.
     #[must_use]
     pub fn keyward() -> Self {
@@ -159,6 +167,27 @@ impl ActorId {
 impl From<&KeyId> for ActorId {
     fn from(id: &KeyId) -> Self {
         Self(id.0.clone())
+    }
+}
+
+fn is_actor(bytes: &[u8]) -> bool {
+    let of_key = |b: &[u8]| (1..=63).contains(&b.len()) && is_word(b, b"-_");
+    let text = |b| std::str::from_utf8(b).unwrap_or_default();
+    if bytes.len() > ACTOR_BYTES_MAX {
+        false
+    } else if let Some(holder) = bytes.strip_prefix(b"holder:") {
+        text(holder)
+            .split_once('/')
+            .is_some_and(|(tenant, id)| TenantId::parse(tenant).is_ok() && of_key(id.as_bytes()))
+    } else if let Some(spiffe) = bytes.strip_prefix(b"spiffe://") {
+        // A trust domain and a path, as in the SPIFFE specification; '.', '-' and '_' besides letters and digits.
+        let is_word = |b: &u8| b.is_ascii_alphanumeric() || b"-._".contains(b);
+        let mut parts = spiffe.split(|b| *b == b'/');
+        parts.all(|part| !part.is_empty() && part.iter().all(is_word))
+    } else if let Some(uid) = bytes.strip_prefix(b"unix:") {
+        text(uid).parse::<u32>().is_ok_and(|number| number.to_string().as_bytes() == uid)
+    } else {
+        of_key(bytes)
     }
 }
 
@@ -191,6 +220,37 @@ mod tests {
         }
         for free in ["keywar", "keywards", "keyward1", "my-keyward", "key-ward", "key_ward"] {
             assert!(!KeyId::parse(free).unwrap().is_reserved(), "{free}");
+        }
+    }
+
+    #[test]
+    fn authors_are_keys_holders_certificates_and_users() {
+        let long = format!("spiffe://example.org/{}", "a".repeat(235));
+        for good in ["keyward", "key_01", "holder:acme/key_01", "spiffe://example.org/ns/a/sa/b", "unix:0", &long] {
+            assert_eq!(ActorId::parse(good).unwrap().as_str(), good);
+        }
+        let bad = [
+            "",
+            "holder:acme",
+            "holder:/key_01",
+            "holder:acme/",
+            "holder:Acme/key",
+            "holder:acme/a/b",
+            "unix:",
+            "unix:-1",
+        ];
+        let worse = [
+            "unix:01",
+            "unix:4294967296",
+            "spiffe://",
+            "spiffe://a//b",
+            "spiffe://a/",
+            "spiffe://a b",
+            "mail:a",
+            "a b",
+        ];
+        for bad in bad.into_iter().chain(worse).chain([&*format!("{long}a")]) {
+            assert!(ActorId::parse(bad).is_err(), "{bad}");
         }
     }
 

@@ -16,6 +16,7 @@ pub mod digest;
 pub mod entropy;
 pub mod event;
 pub mod head;
+pub mod holds;
 pub mod id;
 pub mod key_change;
 pub mod leak;

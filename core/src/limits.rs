@@ -15,11 +15,15 @@ pub const SECRET_PREFIX_BYTES_MAX: usize = 20;
 /// The middle part of a secret.
 pub const ENVIRONMENT_BYTES_MAX: usize = 16;
 
-/// A stored record, with its envelope. sled keeps values of this size inside its pages.
-pub const RECORD_BYTES_MAX: usize = 4_096;
-/// A record as it is created or updated. The rest is reserved for what a change of state adds (its reason,
-/// its author, a longer revision), so that a key can always be disabled.
-pub const RECORD_BYTES_ISSUED_MAX: usize = RECORD_BYTES_MAX - 512;
+/// The author of a change.
+pub const ACTOR_BYTES_MAX: usize = 256;
+
+/// A key as it is created or updated, with the envelope in which it is stored.
+pub const RECORD_BYTES_ISSUED_MAX: usize = 3_584;
+/// A stored record, with its envelope. What is past [`RECORD_BYTES_ISSUED_MAX`] is reserved for what comes
+/// later: a reason, three secrets with their authors, and the authors of the last changes. By arithmetic that
+/// is at most some 1,900 bytes; so the longest key can always be rotated, disabled and revoked.
+pub const RECORD_BYTES_MAX: usize = 6_144;
 
 /// The label that people see.
 pub const DISPLAY_NAME_BYTES_MAX: usize = 128;

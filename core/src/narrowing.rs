@@ -1,7 +1,7 @@
 //! Narrowing changes: those that take power away from a key.
 
 use crate::clock::UnixMillis;
-use crate::record::{KeyPolicy, KeyRecord, State};
+use crate::record::{KeyPolicy, KeyRecord, PreviousSecret, State};
 
 /// Whether a change of a key may turn any verdict, at any time, from allow to deny. Such changes have
 /// priority, and caches of verdicts must be told of them.
@@ -10,15 +10,40 @@ use crate::record::{KeyPolicy, KeyRecord, State};
 /// wider. Networks that cover an old one only together count as narrower.
 #[must_use]
 pub fn narrows(before: &KeyRecord, after: &KeyRecord) -> bool {
-    if before.tenant != after.tenant || before.key_id != after.key_id || before.secret != after.secret {
+    // Without `..`, so that a new field does not compile until it is considered here.
+    let KeyRecord { key_id, tenant, secret, previous, retired: _, spec, resume_time: _, deletion, .. } = after;
+    let KeyRecord { state_reason: _, state_changed: _, delete_protected: _, ordinal: _, .. } = after;
+    let KeyRecord { created: _, updated: _, revision: _, .. } = after;
+    if before.tenant != *tenant || before.key_id != *key_id || before.secret != *secret {
         return true;
     }
-    match (before.spec.policy.state, after.spec.policy.state) {
-        (State::Active, State::Active) => policy_narrows(&before.spec.policy, &after.spec.policy),
-        (State::Active, State::Disabled | State::Revoked) | (State::Disabled, State::Revoked) => true,
-        // It was refused before.
-        (State::Disabled, State::Active | State::Disabled) | (State::Revoked, _) => false,
+    match (works(before), works(after)) {
+        (Some(since), Some(from)) => {
+            let lives_on = |old: &PreviousSecret| previous.as_ref().is_some_and(|new| lives_as_long(old, new));
+            let secrets_live = before.previous.as_ref().is_none_or(lives_on);
+            from > since || !secrets_live || policy_narrows(&before.spec.policy, &spec.policy)
+        }
+        (Some(_), None) => true,
+        // It was refused before. That it is refused for ever now is for caches to know.
+        (None, _) => {
+            (before.spec.policy.state, spec.policy.state) == (State::Disabled, State::Revoked)
+                || (before.deletion.is_none() && deletion.is_some())
+        }
     }
+}
+
+/// The time from which the state of a key allows it to work. `None`: never, unless it is changed.
+fn works(key: &KeyRecord) -> Option<UnixMillis> {
+    match (key.spec.policy.state, key.resume_time) {
+        _ if key.deletion.is_some() => None,
+        (State::Active, _) => Some(UnixMillis::MIN),
+        (State::Disabled, resume_time) => resume_time,
+        (State::Revoked, _) => None,
+    }
+}
+
+fn lives_as_long(old: &PreviousSecret, new: &PreviousSecret) -> bool {
+    old.secret.digest == new.secret.digest && end(new.valid_until) >= end(old.valid_until)
 }
 
 fn policy_narrows(before: &KeyPolicy, after: &KeyPolicy) -> bool {
@@ -61,7 +86,7 @@ mod tests {
     use crate::digest::Digest;
     use crate::event::Revision;
     use crate::id::Environment;
-    use crate::record::StoredSecret;
+    use crate::record::{Deletion, OverlapStart, StoredSecret};
     use crate::scope::Scope;
     use crate::testing::key_record;
 
@@ -220,5 +245,39 @@ mod tests {
         let before = key_record(1);
         let secret = StoredSecret { digest: Digest::from_bytes([2; 32]), ..before.secret.clone() };
         assert!(narrows(&before, &KeyRecord { secret, ..before.clone() }));
+    }
+
+    #[test]
+    fn a_previous_secret_must_live_as_long_as_before() {
+        let with = |valid_until| {
+            let secret = StoredSecret { digest: Digest::from_bytes([2; 32]), ..key_record(1).secret };
+            let previous = PreviousSecret { secret, valid_until, overlap_ms: 5, overlap_starts: OverlapStart::AtIssue };
+            KeyRecord { previous: Some(previous), ..key_record(1) }
+        };
+        let (short, long) = (with(Some(UnixMillis(5))), with(Some(UnixMillis(6))));
+        assert!(!narrows(&short, &long) && narrows(&long, &short));
+        assert!(narrows(&with(None), &long) && !narrows(&long, &with(None)));
+        assert!(narrows(&short, &key_record(1)) && !narrows(&key_record(1), &short));
+    }
+
+    #[test]
+    fn a_suspension_narrows_unless_it_ends_a_longer_one() {
+        let with = |state, resume: Option<i64>| {
+            let mut key = KeyRecord { resume_time: resume.map(UnixMillis), ..key_record(1) };
+            key.spec.policy.state = state;
+            key
+        };
+        let active = with(State::Active, None);
+        let (short, long) = (with(State::Disabled, Some(5)), with(State::Disabled, Some(6)));
+        let disabled = with(State::Disabled, None);
+        assert!(narrows(&active, &short) && narrows(&short, &long) && narrows(&long, &disabled));
+        assert!(!narrows(&long, &short) && !narrows(&short, &active) && !narrows(&disabled, &long));
+    }
+
+    #[test]
+    fn a_deletion_narrows_and_what_is_done_to_a_deleted_key_does_not() {
+        let deletion = Some(Deletion { time: UnixMillis(1), purge_time: UnixMillis(2) });
+        let (before, after) = (key_record(1), KeyRecord { deletion, ..key_record(1) });
+        assert!(narrows(&before, &after) && !narrows(&after, &before) && !narrows(&after, &after));
     }
 }

@@ -1,13 +1,16 @@
-//! Records of keys and tenants, and the states of a key.
+//! Records: keys, tenants and what else the log is made of.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use ipnet::IpNet;
 
 use crate::clock::UnixMillis;
+use crate::decision::{SecretUse, Standing, StandingPolicy};
 use crate::digest::{Digest, PepperId};
 use crate::enumerate;
 use crate::event::Revision;
+use crate::holds::{Holding, Holds};
 use crate::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
 use crate::scope::Scope;
 
@@ -18,14 +21,28 @@ pub struct KeyRecord {
     pub key_id: KeyId,
     /// The tenant that the key belongs to.
     pub tenant: TenantId,
-    /// What is stored of its secret.
+    /// What is stored of its current secret.
     pub secret: StoredSecret,
+    /// The secret before it, which still works for a while.
+    pub previous: Option<PreviousSecret>,
+    /// The last secret that does not work any more: it is recognised, and refused as rotated out. Those
+    /// before it are unknown.
+    pub retired: Option<RetiredSecret>,
     /// What an operator gave it.
     pub spec: KeySpec,
     /// Why the key is in its state.
     pub state_reason: String,
     /// When its state was last changed, and by whom. `None`: that was before this field existed.
     pub state_changed: Option<AuditStamp>,
+    /// When a disabled key works again by itself. Until then it is suspended.
+    pub resume_time: Option<UnixMillis>,
+    /// It was deleted, and is kept for a while.
+    pub deletion: Option<Deletion>,
+    /// It cannot be deleted until this is taken back.
+    pub delete_protected: bool,
+    /// A number that the store gives the key when it is created: dense, and never given twice in one log. Keys
+    /// of an older program have none until they change.
+    pub ordinal: Option<u32>,
     /// When it was created, and by whom.
     pub created: AuditStamp,
     /// When it was last changed, and by whom.
@@ -63,6 +80,51 @@ pub struct StoredSecret {
     pub pepper: PepperId,
     /// Prefix, environment and the last 4 characters, for people to tell secrets apart.
     pub hint: String,
+    /// When it was issued, and by whom. `None`: with the key.
+    pub issued: Option<AuditStamp>,
+}
+
+/// A secret that was replaced by a newer one, and still works.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PreviousSecret {
+    /// The secret.
+    pub secret: StoredSecret,
+    /// It does not work from this time on. `None`: the overlap has not begun yet.
+    pub valid_until: Option<UnixMillis>,
+    /// How long both secrets work, in milliseconds.
+    pub overlap_ms: u64,
+    /// What begins the overlap.
+    pub overlap_starts: OverlapStart,
+}
+
+enumerate! {
+    /// What begins the time in which both secrets of a key work.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    pub enum OverlapStart {
+        /// The issue of the newer secret.
+        #[default]
+        AtIssue,
+        /// The first use of the newer secret.
+        OnFirstUse,
+    }
+}
+
+/// A secret that does not work any more.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RetiredSecret {
+    /// The secret.
+    pub secret: StoredSecret,
+    /// Since when.
+    pub time: UnixMillis,
+}
+
+/// That a key was deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deletion {
+    /// When.
+    pub time: UnixMillis,
+    /// When it is purged.
+    pub purge_time: UnixMillis,
 }
 
 /// The part of a key that verdicts depend on.
@@ -137,24 +199,33 @@ pub enum ForbiddenChange {
     /// Of a field that is fixed once the key is revoked.
     #[error("of a revoked key, only display_name, labels and annotations can be changed")]
     Edit,
+    /// Of a key that was deleted.
+    #[error("a deleted key can only be revoked")]
+    Deleted,
 }
 
 impl KeyRecord {
     /// Changes the state, or the reason for the present one. With the same state, an empty reason leaves the
-    /// old one, and `state_changed` stays.
+    /// old one, and `state_changed` stays. A `resume_time` goes.
     ///
     /// # Errors
-    /// When the key is revoked and another state is asked for.
+    /// When the key is revoked and another state is asked for, or deleted and another one than revoked.
     pub fn transition(&mut self, state: State, reason: &str, by: &AuditStamp) -> Result<Effect, ForbiddenChange> {
+        let says_nothing_new = reason.is_empty() || reason == self.state_reason;
         match (self.spec.policy.state, state) {
             (State::Revoked, State::Active | State::Disabled) => Err(ForbiddenChange::Reactivation),
-            (from, to) if from == to && (reason.is_empty() || reason == self.state_reason) => Ok(Effect::Unchanged),
+            (_, State::Active | State::Disabled) if self.deletion.is_some() => Err(ForbiddenChange::Deleted),
+            (from, to) if from == to && says_nothing_new && self.resume_time.is_none() => Ok(Effect::Unchanged),
             (from @ (State::Active | State::Disabled), to) | (from @ State::Revoked, to @ State::Revoked) => {
-                if from != to {
+                // A suspension that would end by itself becomes one that does not.
+                if from != to || self.resume_time.take().is_some() {
                     self.spec.policy.state = to;
                     self.state_changed = Some(by.clone());
                 }
-                reason.clone_into(&mut self.state_reason);
+                self.resume_time = None;
+                if from != to || !reason.is_empty() {
+                    reason.clone_into(&mut self.state_reason);
+                }
                 self.updated = by.clone();
                 Ok(Effect::Changed)
             }
@@ -163,12 +234,60 @@ impl KeyRecord {
 }
 
 impl KeyRecord {
+    /// Its secrets: the current one, the previous and the retired one.
+    pub fn secrets(&self) -> impl Iterator<Item = &StoredSecret> {
+        let older = [self.previous.as_ref().map(|it| &it.secret), self.retired.as_ref().map(|it| &it.secret)];
+        [&self.secret].into_iter().chain(older.into_iter().flatten())
+    }
+
+    /// The digests of its secrets, under which it is found.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> {
+        self.secrets().map(|secret| secret.digest)
+    }
+
+    /// Which of its secrets has a digest. `None`: none of them.
+    #[must_use]
+    pub fn secret_use(&self, digest: &Digest) -> Option<SecretUse> {
+        match (&self.previous, &self.retired) {
+            _ if self.secret.digest == *digest => Some(SecretUse::Current),
+            (Some(previous), _) if previous.secret.digest == *digest => {
+                Some(SecretUse::Previous { valid_until: previous.valid_until })
+            }
+            (_, Some(retired)) if retired.secret.digest == *digest => Some(SecretUse::Retired),
+            _ => None,
+        }
+    }
+
+    /// The policy for one who presents the secret with a digest. `None`: it is none of the key's.
+    #[must_use]
+    pub fn policy_of(&self, digest: &Digest, holds: &Holds) -> Option<StandingPolicy> {
+        let used = self.secret_use(digest)?;
+        let secret = match (&self.previous, &self.retired) {
+            (Some(previous), _) if matches!(used, SecretUse::Previous { .. }) => &previous.secret,
+            (_, Some(retired)) if used == SecretUse::Retired => &retired.secret,
+            _ => &self.secret,
+        };
+        let Holding { is_held, is_outdated } = holds.of_secret(self, secret);
+        let (is_deleted, resume_time) = (self.deletion.is_some(), self.resume_time);
+        let standing = Standing { secret: used, is_deleted, is_held, is_outdated, resume_time };
+        Some(StandingPolicy { policy: self.spec.policy.clone(), standing })
+    }
+
+    /// When a secret of the key was issued, and by whom.
+    #[must_use]
+    pub fn issued<'a>(&'a self, secret: &'a StoredSecret) -> &'a AuditStamp {
+        secret.issued.as_ref().unwrap_or(&self.created)
+    }
+
     /// Checks that the fields of `before` may become those of this one. A revoked key keeps what it was, for
     /// later inquiries; only what it is called and found by may change.
     ///
     /// # Errors
-    /// When the key is revoked, and more than its `display_name`, labels or annotations differ.
+    /// When the key is revoked, and more than its `display_name`, labels or annotations differ; or it is deleted.
     pub fn check_edit(&self, before: &Self) -> Result<(), ForbiddenChange> {
+        if before.deletion.is_some() {
+            return Err(ForbiddenChange::Deleted);
+        }
         if before.spec.policy.state != State::Revoked {
             return Ok(());
         }
@@ -191,8 +310,127 @@ pub struct TenantRecord {
     pub display_name: String,
     /// What the secrets of its keys begin with.
     pub secret_prefix: SecretPrefix,
+    /// Whether its keys are withheld.
+    pub hold: Hold,
+    /// The most keys that are not deleted. `None`: no limit of its own.
+    pub keys_max: Option<u64>,
     /// When the tenant was created, and by whom.
     pub created: AuditStamp,
+    /// When it was last changed, and by whom. `None`: never since.
+    pub updated: Option<AuditStamp>,
     /// The revision of the last change. The store sets it.
     pub revision: Revision,
+}
+
+/// Whether all keys of a tenant, an owner or an issuer are refused, whatever their own state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Hold {
+    /// All of them.
+    pub suspended: bool,
+    /// Why.
+    pub reason: String,
+    /// Those whose secret was issued before this time.
+    pub reject_issued_before: Option<UnixMillis>,
+    /// When `suspended` was last changed, and by whom. `None`: never.
+    pub changed: Option<AuditStamp>,
+}
+
+impl Hold {
+    /// Whether it refuses no key.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.suspended && self.reject_issued_before.is_none()
+    }
+}
+
+/// An owner of keys, if more is to be known of it than its name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OwnerRecord {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The owner of its keys.
+    pub owner: String,
+    /// Whether its keys are withheld.
+    pub hold: Hold,
+    /// When it was last changed, and by whom.
+    pub updated: AuditStamp,
+    /// The revision of the last change. The store sets it.
+    pub revision: Revision,
+}
+
+/// An author of secrets, in all tenants, if more is to be known of it than its name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IssuerRecord {
+    /// Who issues.
+    pub actor: ActorId,
+    /// Whether the keys whose secrets it issued are withheld.
+    pub hold: Hold,
+    /// When it was last changed, and by whom.
+    pub updated: AuditStamp,
+    /// The revision of the last change. The store sets it.
+    pub revision: Revision,
+}
+
+/// Digests that lead nowhere from a revision on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PurgeMark {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The key that they led to.
+    pub key_id: KeyId,
+    /// The digests.
+    pub digests: Vec<Digest>,
+    /// Whether the key itself is still there: it has rotated past these digests.
+    pub key_lives: bool,
+    /// When.
+    pub time: UnixMillis,
+    /// The revision of the change. The store sets it.
+    pub revision: Revision,
+}
+
+/// The id of a log: 16 random bytes, in hexadecimal digits as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LogId(pub [u8; 16]);
+
+impl fmt::Display for LogId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// The beginning of a line: a part of the log that goes on from an older state, after a restore or a salvage.
+/// Revisions of different lines never meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LineRecord {
+    /// The log id from here on.
+    pub log_id: LogId,
+    /// The last revision of the lines before that this log has, with all before it.
+    pub ended: Revision,
+    /// The revision before the first of this line: a multiple of [`LineRecord::REVISIONS`].
+    pub base: Revision,
+    /// When.
+    pub time: UnixMillis,
+}
+
+impl LineRecord {
+    /// Revisions in a line: at 20,000 changes a second, 1.7 years.
+    pub const REVISIONS: u64 = 1 << 40;
+
+    /// The number of the line that a revision is of.
+    #[must_use]
+    pub fn number_of(revision: Revision) -> u64 {
+        revision.0 / Self::REVISIONS
+    }
+
+    /// The base of the line after that of a revision. `None`: there is none.
+    #[must_use]
+    pub fn base_after(revision: Revision) -> Option<Revision> {
+        (Self::number_of(revision) + 1).checked_mul(Self::REVISIONS).map(Revision)
+    }
+
+    /// Whether a revision is of a line before, and of a change that this log does not have.
+    #[must_use]
+    pub fn is_gap(&self, revision: Revision) -> bool {
+        self.ended < revision && revision <= self.base
+    }
 }

@@ -11,7 +11,9 @@ use crate::digest::{Digest, PepperId};
 use crate::entropy::{Entropy, EntropyError};
 use crate::event::Revision;
 use crate::id::{ActorId, KeyId, SecretPrefix, TenantId};
-use crate::record::{AuditStamp, KeyRecord, KeySpec, StoredSecret, TenantRecord};
+use crate::record::{
+    AuditStamp, Hold, KeyRecord, KeySpec, OverlapStart, PreviousSecret, RetiredSecret, StoredSecret, TenantRecord,
+};
 
 /// When the records of this module were created.
 pub const CREATED: UnixMillis = UnixMillis(1_000);
@@ -68,13 +70,45 @@ pub fn key_record(number: u32) -> KeyRecord {
             digest: Digest::from_bytes(*blake3::hash(&number.to_le_bytes()).as_bytes()),
             pepper: PepperId(1),
             hint: "kw_live_…abcd".into(),
+            issued: None,
         },
+        previous: None,
+        retired: None,
         spec: KeySpec::default(),
         state_reason: String::new(),
         state_changed: None,
+        resume_time: None,
+        deletion: None,
+        delete_protected: false,
+        ordinal: None,
         created: stamp(),
         updated: stamp(),
         revision: Revision(0),
+    }
+}
+
+/// A key with another secret, whose digest follows from a number. The one before it is the previous secret,
+/// without an end, and that before is the retired one.
+#[must_use]
+pub fn rotated(key: &KeyRecord, number: u32) -> KeyRecord {
+    let retired = key.previous.as_ref().map(|previous| previous.secret.clone());
+    let previous = PreviousSecret {
+        secret: key.secret.clone(),
+        valid_until: None,
+        overlap_ms: 60_000,
+        overlap_starts: OverlapStart::OnFirstUse,
+    };
+    let secret = StoredSecret {
+        version: key.secret.version + 1,
+        digest: Digest::from_bytes(*blake3::hash(&[b"rotated".as_slice(), &number.to_le_bytes()].concat()).as_bytes()),
+        issued: Some(stamp()),
+        ..key.secret.clone()
+    };
+    KeyRecord {
+        secret,
+        previous: Some(previous),
+        retired: retired.map(|secret| RetiredSecret { secret, time: CREATED }),
+        ..key.clone()
     }
 }
 
@@ -89,7 +123,10 @@ pub fn tenant_record(id: &str) -> TenantRecord {
         tenant: TenantId::parse(id).expect("an id"),
         display_name: id.to_owned(),
         secret_prefix: SecretPrefix::kw(),
+        hold: Hold::default(),
+        keys_max: None,
         created: stamp(),
+        updated: None,
         revision: Revision(0),
     }
 }

@@ -144,5 +144,6 @@ fn kind_name(kind: NameKind) -> &'static str {
         NameKind::Owner => "owner",
         NameKind::Environment => "environment",
         NameKind::Scope => "scope",
+        NameKind::Issuer => "issuer",
     }
 }

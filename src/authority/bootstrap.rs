@@ -2,7 +2,7 @@
 
 use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, SecretPrefix, TenantId};
-use keyward_core::record::{AuditStamp, TenantRecord};
+use keyward_core::record::{AuditStamp, Hold, TenantRecord};
 
 use super::{Authority, AuthorityError, KeyMinter, Resource, target};
 use crate::store::{Commit, RecordWrite};
@@ -27,7 +27,10 @@ impl Authority {
                 tenant,
                 display_name: display_name.to_owned(),
                 secret_prefix: SecretPrefix::kw(),
+                hold: Hold::default(),
+                keys_max: None,
                 created: stamp.clone(),
+                updated: None,
                 revision: Revision(0),
             }))
         };

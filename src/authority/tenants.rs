@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keyward_core::access::{Action, Caller, CreateTenant, Grant, Read};
 use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, SecretPrefix, TenantId};
-use keyward_core::record::{AuditStamp, TenantRecord};
+use keyward_core::record::{AuditStamp, Hold, TenantRecord};
 
 use super::{Authority, AuthorityError, Changed, Listed, Resource};
 use crate::store::{Commit, Page, RecordWrite};
@@ -36,7 +36,16 @@ impl Authority {
         let created = AuditStamp { time: now.latest(), actor: grant.actor() };
         let revision = self.store.revision();
         let NewTenant { tenant, display_name, secret_prefix } = new;
-        let record = TenantRecord { tenant, display_name, secret_prefix, created, revision };
+        let record = TenantRecord {
+            tenant,
+            display_name,
+            secret_prefix,
+            hold: Hold::default(),
+            keys_max: None,
+            created,
+            updated: None,
+            revision,
+        };
         if validate_only {
             return match self.store.tenant(&record.tenant).await? {
                 Some(_) => Err(AuthorityError::AlreadyExists(Resource::Tenant)),

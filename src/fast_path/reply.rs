@@ -99,7 +99,7 @@ fn rule<'r>(
     if request.explain {
         return Err(SlowPathReason::Explain);
     }
-    if Revision(request.min_revision) > ready.verifier.index().revision() {
+    if request.min_revision > 0 && ready.verifier.index().has(Revision(request.min_revision)) != Ok(true) {
         return Err(SlowPathReason::MinRevision);
     }
     // A refusal is written in one place, which is not here.

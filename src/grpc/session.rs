@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use keyward_core::access::{Action, Caller, Identity, check_caller};
 use keyward_core::clock::Now;
-use keyward_core::decision::DenyReason;
+use keyward_core::decision::{DenyReason, Policy, StandingPolicy};
 use keyward_core::event::Revision;
 use keyward_core::id::KeyId;
-use keyward_core::record::KeyPolicy;
 use keyward_core::secret::PresentedSecret;
 
 use super::state::VerifyState;
@@ -26,7 +25,7 @@ pub struct CallerSession {
     as_of: Revision,
     /// The form of the key.
     revision: Revision,
-    policy: Arc<KeyPolicy>,
+    policy: Arc<StandingPolicy>,
     caller: Arc<Caller>,
 }
 
@@ -86,7 +85,7 @@ impl CallerSession {
         }
         let identity = self.caller.identity();
         let entry = index.get(&identity.digest).ok_or(DenyReason::Unknown)?;
-        if entry.revision() != self.revision {
+        if !self.is_of(&entry) {
             let caller = caller_of(&entry, identity.clone());
             (self.revision, self.policy, self.caller) = (entry.revision(), Arc::new(entry.to_policy()), caller);
         }
@@ -116,11 +115,17 @@ impl CallerSession {
         check_caller(&*self.policy, self.peer(), now).map_err(Refusal::BadCredential)
     }
 
+    /// Whether this was made of the entry as it is. What is withheld of tenants, owners and issuers changes
+    /// without a change of the key.
+    fn is_of(&self, entry: &Entry<'_>) -> bool {
+        entry.revision() == self.revision && entry.standing() == self.policy.standing
+    }
+
     /// The caller, if their key has not changed since they were judged, at `judged_at` if ever, and still
     /// works. `None`: they must be judged anew.
     #[must_use]
     pub fn unchanged(&self, ready: &VerifyState, judged_at: Option<Now>, now: Now) -> Option<&Caller> {
-        let same = |entry: Entry<'_>| entry.revision() == self.revision;
+        let same = |entry: Entry<'_>| self.is_of(&entry);
         let unchanged =
             self.is_current(ready) || ready.verifier.index().get(&self.caller.identity().digest).is_some_and(same);
         let works = || judged_at == Some(now) || check_caller(&*self.policy, self.peer(), now).is_ok();
@@ -129,5 +134,5 @@ impl CallerSession {
 }
 
 fn caller_of(entry: &Entry<'_>, identity: Identity) -> Arc<Caller> {
-    Arc::new(Caller::new(identity, keyward_core::decision::Policy::scopes(entry)))
+    Arc::new(Caller::new(identity, entry.scopes()))
 }

@@ -7,6 +7,8 @@
 use std::time::Duration;
 
 use keyward_core::decision::DenyReason;
+use keyward_core::event::Revision;
+use keyward_core::record::LineRecord;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -59,6 +61,14 @@ pub enum Refusal {
     /// The revision asked for has not been reached in time.
     #[error("the revision asked for was not reached in time")]
     RevisionNotReached,
+    /// The revision is of changes that were lost: the log goes on from an older state since.
+    #[error("revision {asked} was lost: the log goes on from revision {} since {}", line.ended, line.time)]
+    LostRevision {
+        /// The revision that was asked for.
+        asked: Revision,
+        /// Where the log goes on.
+        line: LineRecord,
+    },
     /// The request is too long.
     #[error("the request is longer than {max} bytes")]
     TooLong {
@@ -168,6 +178,14 @@ fn told(refusal: &Refusal) -> Told<'_> {
                 "DISK_FULL",
                 "keyward was started on a full disk and answers verdicts alone until there is room; its log says more",
             )
+        },
+        Refusal::LostRevision { asked, line } => Told {
+            message: format!(
+                "min_revision {asked} is of a change that this log does not have: it was restored to revision {}; ask for what \
+                 is needed again, and use the revisions of those answers",
+                line.ended
+            ),
+            ..plain(Code::FailedPrecondition, "REVISION_OF_ANOTHER_LINE", "")
         },
         Refusal::RevisionNotReached => Told {
             retry_after: Some(RETRY_AFTER),
@@ -288,7 +306,11 @@ fn credential_message(reason: DenyReason) -> &'static str {
     match reason {
         DenyReason::Malformed => "the credential is not a key: it is incomplete or mistyped",
         DenyReason::Unknown => "the credential is not a key of tenant 'system'",
+        DenyReason::RotatedOut => "the credential was replaced by a newer secret of the caller's key",
+        DenyReason::OwnerSuspended => "the owner or the issuer of the caller's key is suspended",
+        DenyReason::EpochRejected => "the credential was issued too early to be accepted any more",
         DenyReason::Disabled => "the caller's key is disabled",
+        DenyReason::Suspended => "the caller's key is suspended",
         DenyReason::Revoked => "the caller's key is revoked",
         DenyReason::NotYetValid => "the caller's key is not valid yet",
         DenyReason::Expired => "the caller's key has expired",

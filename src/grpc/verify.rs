@@ -106,8 +106,11 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
 }
 
 fn item(ready: &VerifyState, caller: &Caller, message: pb::VerifyRequest) -> pb::BatchVerifyResult {
-    let reached = ready.verifier.index().revision() >= Revision(message.min_revision);
-    let answered = if reached { verdict(ready, caller, message) } else { Err(Refusal::RevisionNotReached) };
+    let answered = match has(ready, Revision(message.min_revision)) {
+        Ok(true) => verdict(ready, caller, message),
+        Ok(false) => Err(Refusal::RevisionNotReached),
+        Err(lost) => Err(lost),
+    };
     let result = match answered {
         Ok(response) => pb::batch_verify_result::Result::Response(response),
         Err(refusal) => pb::batch_verify_result::Result::Error(item_error(&refusal)),
@@ -116,11 +119,15 @@ fn item(ready: &VerifyState, caller: &Caller, message: pb::VerifyRequest) -> pb:
 }
 
 pub(super) async fn wait_for(ready: &VerifyState, revision: Revision) -> Result<(), Refusal> {
-    let index = ready.verifier.index();
-    if index.revision() >= revision {
+    if has(ready, revision)? {
         return Ok(());
     }
-    timeout(MIN_REVISION_WAIT, index.wait_for(revision)).await.map_err(|_| Refusal::RevisionNotReached)
+    let reached = ready.verifier.index().wait_for(revision);
+    timeout(MIN_REVISION_WAIT, reached).await.map_err(|_| Refusal::RevisionNotReached)
+}
+
+fn has(ready: &VerifyState, revision: Revision) -> Result<bool, Refusal> {
+    ready.verifier.index().has(revision).map_err(|line| Refusal::LostRevision { asked: revision, line })
 }
 
 pub(super) fn verdict(

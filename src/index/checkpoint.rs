@@ -4,8 +4,8 @@
 //! chunk 0 to 255      256 shards each: see Shard::write
 //! chunk 256           how many names of each kind, and then each of them with how often entries in the chunks
 //!                    before use it:
-//!                    tenants and environments: length and text; owners and scopes: the number of the tenant, length and text;
-//!                    and how many peppers, and their ids
+//!                    tenants, environments and issuers: length and text; owners and scopes: the number of the tenant,
+//!                    length and text; how many peppers, and their ids; how many lines, and each; how many holds, and each
 //! ```
 //!
 //! Names get new numbers in the order in which entries refer to them, so unused names are not in the
@@ -16,23 +16,26 @@
 //! checks that.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::bytes_codec::{Cursor, put_varint};
+use keyward_core::clock::UnixMillis;
 use keyward_core::digest::PepperId;
-use keyward_core::id::{Environment, TenantId};
+use keyward_core::event::Revision;
+use keyward_core::holds::{Holder, Kept};
+use keyward_core::id::{ActorId, Environment, TenantId};
+use keyward_core::record::{LineRecord, LogId};
 use keyward_core::scope::Scope;
 use parking_lot::MutexGuard;
 
 use super::codec::put_bytes;
 use super::compaction::{Compaction, Renumbering};
-use super::entry::state_of;
+use super::entry::counted_state_of;
 use super::interner::{Interned, Lookup, NameKind, Names, Owner, OwnerLookup, ScopeLookup, TenantScope};
 use super::shard::{SHARDS, Shard};
 use super::{Index, WRITE_LOCKS};
 
 /// The version of the chunks' format.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 /// Shards in one chunk.
 const CHUNK_SHARDS: usize = 256;
 /// The chunk of the names, written after all others and read before them.
@@ -81,8 +84,7 @@ impl Index {
             }
             let shard = Shard::read(&mut bytes, count, names.clone())?;
             let _lock = self.write_locks[number % WRITE_LOCKS].lock();
-            self.len.fetch_add(count, Ordering::Relaxed);
-            shard.all_packed().for_each(|packed| self.states.add(state_of(packed)));
+            shard.all_packed().filter_map(counted_state_of).for_each(|state| self.states.add(state));
             self.shards[number].store(Arc::new(shard));
         }
         bytes.0.is_empty().then_some(())
@@ -98,9 +100,19 @@ impl Index {
             let scope = scope.insert(Scope::parse(text(from)?).ok()?);
             note::<TenantScope>(from, names, &ScopeLookup { tenant, scope }, number)?;
         }
+        read_all::<ActorId, _>(from, names, |from| ActorId::parse(text(from)?).ok())?;
         for _ in 0..from.varint()? {
             self.peppers.lock().insert(PepperId(small(from)?));
         }
+        for _ in 0..from.varint()? {
+            self.apply_line(&read_line(from)?);
+        }
+        let mut holds = self.all_holds.lock();
+        for _ in 0..from.varint()? {
+            let (holder, revision, kept) = read_hold(from)?;
+            holds.insert(holder, revision, kept);
+        }
+        self.publish_holds(&holds);
         Some(())
     }
 }
@@ -141,9 +153,16 @@ impl CheckpointWriter<'_> {
             put_varint(out, writer.tenant(granted.tenant).into());
             put_bytes(out, granted.scope.as_str().as_bytes());
         });
+        self.write_all::<ActorId>(out, |_, issuer, out| put_bytes(out, issuer.as_str().as_bytes()));
         let peppers = self.index.peppers();
         put_varint(out, peppers.len() as u64);
         peppers.into_iter().for_each(|pepper| put_varint(out, pepper.0.into()));
+        let lines = self.index.lines.load();
+        put_varint(out, lines.len() as u64);
+        lines.iter().for_each(|line| write_line(line, out));
+        let holds = self.index.all_holds.lock().clone();
+        put_varint(out, holds.iter().count() as u64);
+        holds.iter().for_each(|(holder, revision, kept)| write_hold(&holder, revision, kept, out));
     }
 
     fn write_all<T: Interned>(&mut self, out: &mut Vec<u8>, write: impl Fn(&mut Self, &T, &mut Vec<u8>)) {
@@ -162,6 +181,48 @@ impl CheckpointWriter<'_> {
     fn tenant(&mut self, number: u32) -> u32 {
         self.numbers.of(NameKind::Tenant, number, || u32::MAX)
     }
+}
+
+fn write_line(line: &LineRecord, out: &mut Vec<u8>) {
+    let LineRecord { log_id, ended, base, time } = line;
+    out.extend_from_slice(&log_id.0);
+    [ended.0, base.0].into_iter().for_each(|revision| put_varint(out, revision));
+    out.extend_from_slice(&time.0.to_le_bytes());
+}
+
+fn read_line(from: &mut Cursor<'_>) -> Option<LineRecord> {
+    let log_id = LogId(from.array()?);
+    let (ended, base) = (Revision(from.varint()?), Revision(from.varint()?));
+    Some(LineRecord { log_id, ended, base, time: UnixMillis(from.i64()?) })
+}
+
+/// A number for the kind of holder, its names, the revision, and what is held: flags, and a time if they say
+/// so.
+fn write_hold(holder: &Holder, revision: Revision, kept: Kept, out: &mut Vec<u8>) {
+    let (kind, names): (_, &[&str]) = match holder {
+        Holder::Tenant(tenant) => (0, &[tenant.as_str()]),
+        Holder::Owner(tenant, owner) => (1, &[tenant.as_str(), owner]),
+        Holder::Issuer(actor) => (2, &[actor.as_str()]),
+    };
+    out.push(kind);
+    names.iter().for_each(|name| put_bytes(out, name.as_bytes()));
+    put_varint(out, revision.0);
+    let Kept { suspended, reject_issued_before } = kept;
+    out.push(u8::from(suspended) | u8::from(reject_issued_before.is_some()) << 1);
+    out.extend(reject_issued_before.into_iter().flat_map(|time| time.0.to_le_bytes()));
+}
+
+fn read_hold(from: &mut Cursor<'_>) -> Option<(Holder, Revision, Kept)> {
+    let holder = match from.u8()? {
+        0 => Holder::Tenant(TenantId::parse(text(from)?).ok()?),
+        1 => Holder::Owner(TenantId::parse(text(from)?).ok()?, text(from)?.into()),
+        2 => Holder::Issuer(ActorId::parse(text(from)?).ok()?),
+        _ => return None,
+    };
+    let revision = Revision(from.varint()?);
+    let flags = from.u8()?;
+    let reject_issued_before = if flags & 2 != 0 { Some(UnixMillis(from.i64()?)) } else { None };
+    Some((holder, revision, Kept { suspended: flags & 1 != 0, reject_issued_before }))
 }
 
 /// Interns values under the numbers that they had, with their uses.

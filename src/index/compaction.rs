@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::Duration;
 
-use keyward_core::id::{Environment, TenantId};
+use keyward_core::id::{ActorId, Environment, TenantId};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
@@ -212,5 +212,6 @@ fn translate_kind(kind: NameKind, number: u32, from: &Names, to: &Names) -> u32 
         NameKind::Owner => translate::<Owner>(number, from, to),
         NameKind::Environment => translate::<Environment>(number, from, to),
         NameKind::Scope => translate::<TenantScope>(number, from, to),
+        NameKind::Issuer => translate::<ActorId>(number, from, to),
     }
 }

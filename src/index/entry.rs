@@ -1,17 +1,22 @@
 //! A key as Verify needs it, packed: numbers for shared names, and texts as they are.
 //!
 //! ```text
-//! revision, tenant, owner, environment        varints; all but the first are numbers of names, of the
+//! revision, tenant, owner, environment, issuer  varints; all but the first are numbers of names, of the
 //!                                             shard's generation
 //! flags                                       state, and which of the optional fields are there
+//! issue time                                  varint, milliseconds since 2020
+//! [ordinal]                                   varint
+//! [standing]                                  a byte of flags: see `STANDING`
 //! [not_before] [expire_time]                  8 bytes each, milliseconds since 1970
+//! [resume_time] [valid_until]                 the same, if the standing says so
 //! scopes                                      how many bytes, and their numbers: varints
 //! key_id, display_name                        length and text
 //! [audiences, allowed_cidrs]                  how many, and each with its length
 //! [labels]                                    how many, and each name and value with its length
 //! ```
 //!
-//! Most keys have neither of the last two lines.
+//! Most keys have neither a standing nor one of the last two lines. The previous and the retired secret of a
+//! key have an entry each, which has all of the key too, so that a lookup reads one entry.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -19,10 +24,11 @@ use std::ops::Range;
 use crate::bytes_codec::put_varint;
 use ipnet::IpNet;
 use keyward_core::clock::UnixMillis;
-use keyward_core::decision::Policy;
+use keyward_core::decision::{Policy, SecretUse, Standing, StandingPolicy};
 use keyward_core::event::Revision;
-use keyward_core::id::{Environment, KeyId, TenantId};
-use keyward_core::record::{KeyPolicy, KeyRecord, State};
+use keyward_core::holds::{Holding, Holds};
+use keyward_core::id::{ActorId, Environment, KeyId, TenantId};
+use keyward_core::record::{KeyPolicy, KeyRecord, State, StoredSecret};
 use keyward_core::scope::Scope;
 
 use super::codec::{PackedReader, cidr, put_bytes, put_cidr};
@@ -34,15 +40,32 @@ const NOT_BEFORE: u8 = 0b0000_0100;
 const EXPIRE_TIME: u8 = 0b0000_1000;
 const RESTRICTED: u8 = 0b0001_0000;
 const LABELLED: u8 = 0b0010_0000;
+const NUMBERED: u8 = 0b0100_0000;
+/// Another byte of flags follows: what bears on the key, or which of its secrets this is.
+const STANDING: u8 = 0b1000_0000;
 
-/// Appends a key's packed entry, and counts a use of each name in it.
-pub(super) fn pack(key: &KeyRecord, names: &Names, out: &mut Vec<u8>) {
+const PREVIOUS: u8 = 0b0000_0001;
+const RETIRED: u8 = 0b0000_0010;
+const DELETED: u8 = 0b0000_0100;
+const RESUME_TIME: u8 = 0b0000_1000;
+const VALID_UNTIL: u8 = 0b0001_0000;
+
+/// Issue times are counted from here: 2020-01-01. One that is earlier is taken for it.
+const ISSUE_EPOCH_MS: i64 = 1_577_836_800_000;
+
+/// The names with which an entry begins, after its revision.
+const LEADING: [NameKind; 4] = [NameKind::Tenant, NameKind::Owner, NameKind::Environment, NameKind::Issuer];
+
+/// Appends the packed entry of one of a key's secrets, and counts a use of each name in it.
+pub(super) fn pack(key: &KeyRecord, secret: &StoredSecret, used: SecretUse, names: &Names, out: &mut Vec<u8>) {
     let (spec, policy) = (&key.spec, &key.spec.policy);
+    let issued = key.issued(secret);
     let tenant = names.acquire::<TenantId>(&key.tenant);
     put_varint(out, key.revision.0);
     put_varint(out, tenant.into());
     put_varint(out, names.acquire::<Owner>(&OwnerLookup { tenant, name: &spec.owner }).into());
     put_varint(out, names.acquire::<Environment>(&policy.environment).into());
+    put_varint(out, names.acquire::<ActorId>(&issued.actor).into());
 
     let restricted = !policy.audiences.is_empty() || !policy.allowed_cidrs.is_empty();
     let state = match policy.state {
@@ -51,14 +74,25 @@ pub(super) fn pack(key: &KeyRecord, names: &Names, out: &mut Vec<u8>) {
         State::Revoked => 2,
     };
     let flag = |is: bool, flag| if is { flag } else { 0 };
+    let (of_secret, valid_until) = match used {
+        SecretUse::Current => (0, None),
+        SecretUse::Previous { valid_until } => (PREVIOUS | flag(valid_until.is_some(), VALID_UNTIL), valid_until),
+        SecretUse::Retired => (RETIRED, None),
+    };
+    let standing = of_secret | flag(key.deletion.is_some(), DELETED) | flag(key.resume_time.is_some(), RESUME_TIME);
     out.push(
         state
             | flag(policy.not_before.is_some(), NOT_BEFORE)
             | flag(policy.expire_time.is_some(), EXPIRE_TIME)
             | flag(restricted, RESTRICTED)
-            | flag(!spec.labels.is_empty(), LABELLED),
+            | flag(!spec.labels.is_empty(), LABELLED)
+            | flag(key.ordinal.is_some(), NUMBERED)
+            | flag(standing != 0, STANDING),
     );
-    for time in [policy.not_before, policy.expire_time].into_iter().flatten() {
+    put_varint(out, u64::try_from(issued.time.0.saturating_sub(ISSUE_EPOCH_MS)).unwrap_or(0));
+    key.ordinal.into_iter().for_each(|ordinal| put_varint(out, ordinal.into()));
+    out.extend((standing != 0).then_some(standing));
+    for time in [policy.not_before, policy.expire_time, key.resume_time, valid_until].into_iter().flatten() {
         out.extend_from_slice(&time.0.to_le_bytes());
     }
     let granted = policy.scopes.iter().map(|scope| ScopeLookup { tenant, scope });
@@ -87,11 +121,15 @@ pub(super) fn revision_of(packed: &[u8]) -> Revision {
     Revision(PackedReader { bytes: packed, at: 0 }.varint())
 }
 
-/// The state in a packed entry.
-pub(super) fn state_of(packed: &[u8]) -> State {
+/// The state that a packed entry is counted in. `None`: it is of an older secret, or of a deleted key.
+pub(super) fn counted_state_of(packed: &[u8]) -> Option<State> {
     let mut from = PackedReader { bytes: packed, at: 0 };
-    let [_revision, _tenant, _owner, _environment] = std::array::from_fn(|_| from.varint());
-    state_in(from.byte())
+    from.varint();
+    for _ in LEADING {
+        from.varint();
+    }
+    let head = Head::read(&mut from);
+    (head.standing & (PREVIOUS | RETIRED | DELETED) == 0).then(|| state_in(head.flags))
 }
 
 fn state_in(flags: u8) -> State {
@@ -106,8 +144,8 @@ fn state_in(flags: u8) -> State {
 pub(super) fn each_name(packed: &[u8], mut call: impl FnMut(NameKind, u32)) {
     let mut from = PackedReader { bytes: packed, at: 0 };
     from.varint();
-    [NameKind::Tenant, NameKind::Owner, NameKind::Environment].into_iter().for_each(|kind| call(kind, from.small()));
-    from.at += times_end(packed, from.at);
+    LEADING.into_iter().for_each(|kind| call(kind, from.small()));
+    Head::read(&mut from);
     let mut scopes = PackedReader { bytes: from.piece(), at: 0 };
     while !scopes.is_empty() {
         call(NameKind::Scope, scopes.small());
@@ -118,12 +156,12 @@ pub(super) fn each_name(packed: &[u8], mut call: impl FnMut(NameKind, u32)) {
 pub(super) fn renumber(packed: &[u8], mut number_of: impl FnMut(NameKind, u32) -> u32, out: &mut Vec<u8>) {
     let mut from = PackedReader { bytes: packed, at: 0 };
     put_varint(out, from.varint());
-    for kind in [NameKind::Tenant, NameKind::Owner, NameKind::Environment] {
+    for kind in LEADING {
         put_varint(out, number_of(kind, from.small()).into());
     }
-    let times = from.at..from.at + times_end(packed, from.at);
-    out.extend_from_slice(packed.get(times.clone()).unwrap_or_default());
-    from.at = times.end;
+    let head = from.at;
+    Head::read(&mut from);
+    out.extend_from_slice(packed.get(head..from.at).unwrap_or_default());
     let mut scopes = PackedReader { bytes: from.piece(), at: 0 };
     let mut numbers = Vec::with_capacity(scopes.bytes.len() + 8);
     while !scopes.is_empty() {
@@ -133,10 +171,45 @@ pub(super) fn renumber(packed: &[u8], mut number_of: impl FnMut(NameKind, u32) -
     out.extend_from_slice(packed.get(from.at..).unwrap_or_default());
 }
 
-/// The length of the flags and times that begin at `at`.
-fn times_end(packed: &[u8], at: usize) -> usize {
-    let flags = packed.get(at).copied().unwrap_or_default();
-    1 + [NOT_BEFORE, EXPIRE_TIME].into_iter().filter(|flag| flags & flag != 0).count() * 8
+/// What stands between the leading names and the scopes.
+struct Head {
+    flags: u8,
+    issue_time: u64,
+    ordinal: Option<u32>,
+    standing: u8,
+    not_before: Option<UnixMillis>,
+    expire_time: Option<UnixMillis>,
+    resume_time: Option<UnixMillis>,
+    valid_until: Option<UnixMillis>,
+}
+
+impl Head {
+    #[inline]
+    fn read(from: &mut PackedReader<'_>) -> Self {
+        let flags = from.byte();
+        let issue_time = from.varint();
+        let ordinal = (flags & NUMBERED != 0).then(|| from.small());
+        let standing = if flags & STANDING != 0 { from.byte() } else { 0 };
+        let mut time = |is_there: bool| is_there.then(|| UnixMillis(from.millis()));
+        Self {
+            flags,
+            issue_time,
+            ordinal,
+            standing,
+            not_before: time(flags & NOT_BEFORE != 0),
+            expire_time: time(flags & EXPIRE_TIME != 0),
+            resume_time: time(standing & RESUME_TIME != 0),
+            valid_until: time(standing & VALID_UNTIL != 0),
+        }
+    }
+
+    fn secret(&self) -> SecretUse {
+        match self.standing & (PREVIOUS | RETIRED) {
+            0 => SecretUse::Current,
+            PREVIOUS => SecretUse::Previous { valid_until: self.valid_until },
+            _ => SecretUse::Retired,
+        }
+    }
 }
 
 /// The number of the owner of the packed entry at `at`.
@@ -152,25 +225,21 @@ pub(super) fn owner_of(bytes: &[u8], at: usize) -> u32 {
 pub struct Entry<'a> {
     shard: ShardGuard,
     fields: EntryFields,
+    holding: Holding,
     index: PhantomData<&'a ()>,
 }
 
 /// Where the fields of an entry are in the bytes of its shard.
 struct EntryFields {
     revision: Revision,
-    state: State,
     tenant: u32,
     owner: u32,
     environment: u32,
-    not_before: Option<UnixMillis>,
-    expire_time: Option<UnixMillis>,
+    issuer: u32,
+    head: Head,
     scopes: Range<usize>,
     key_id: Range<usize>,
     display_name: Range<usize>,
-    /// Whether there are audiences and CIDR blocks.
-    restricted: bool,
-    /// Whether there are labels.
-    labelled: bool,
     /// What comes after the display name.
     rest: Range<usize>,
 }
@@ -178,7 +247,12 @@ struct EntryFields {
 impl Entry<'_> {
     pub(super) fn at(range: Range<usize>, shard: ShardGuard) -> Self {
         let fields = EntryFields::read(shard.bytes(), range);
-        Self { shard, fields, index: PhantomData }
+        Self { shard, fields, holding: Holding::default(), index: PhantomData }
+    }
+
+    /// Looks up what is withheld.
+    pub(super) fn hold_by(&mut self, holds: &Holds) {
+        self.holding = holds.of(self.tenant(), self.owner(), self.issuer(), self.issue_time());
     }
 
     /// The tenant that the key belongs to.
@@ -191,6 +265,31 @@ impl Entry<'_> {
     #[must_use]
     pub fn owner(&self) -> &str {
         &named(self.names().owners.get(self.fields.owner)).name
+    }
+
+    /// Who issued the secret.
+    #[must_use]
+    pub fn issuer(&self) -> &ActorId {
+        named(self.names().issuers.get(self.fields.issuer))
+    }
+
+    /// When the secret was issued, but not before 2020.
+    #[must_use]
+    pub fn issue_time(&self) -> UnixMillis {
+        let since = i64::try_from(self.fields.head.issue_time).unwrap_or(i64::MAX);
+        UnixMillis(since.saturating_add(ISSUE_EPOCH_MS))
+    }
+
+    /// The number that the store gave the key. `None`: it has none yet.
+    #[must_use]
+    pub fn ordinal(&self) -> Option<u32> {
+        self.fields.head.ordinal
+    }
+
+    /// Whether the key is unknown to callers: it was deleted, and not revoked before.
+    #[must_use]
+    pub fn is_hidden(&self) -> bool {
+        self.fields.head.standing & DELETED != 0 && self.state() != State::Revoked
     }
 
     /// Identity within the tenant.
@@ -232,8 +331,8 @@ impl Entry<'_> {
     /// Labels, in the order of their names.
     pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
         let mut rest = self.reader(self.fields.rest.clone());
-        let count = if self.fields.labelled {
-            if self.fields.restricted {
+        let count = if self.fields.head.flags & LABELLED != 0 {
+            if self.is_restricted() {
                 skip_restrictions(&mut rest);
             }
             rest.varint()
@@ -243,10 +342,10 @@ impl Entry<'_> {
         (0..count).map(move |_| (text(rest.piece()), text(rest.piece())))
     }
 
-    /// The policy as an owned value.
+    /// The policy as an owned value, with what bears on it.
     #[must_use]
-    pub fn to_policy(&self) -> KeyPolicy {
-        KeyPolicy {
+    pub fn to_policy(&self) -> StandingPolicy {
+        let policy = KeyPolicy {
             environment: self.environment().clone(),
             state: self.state(),
             scopes: self.scopes().cloned().collect(),
@@ -254,7 +353,12 @@ impl Entry<'_> {
             allowed_cidrs: self.allowed_cidrs().collect(),
             not_before: self.not_before(),
             expire_time: self.expire_time(),
-        }
+        };
+        StandingPolicy { policy, standing: self.standing() }
+    }
+
+    fn is_restricted(&self) -> bool {
+        self.fields.head.flags & RESTRICTED != 0
     }
 
     fn bytes(&self) -> &[u8] {
@@ -271,7 +375,7 @@ impl Entry<'_> {
     }
 
     fn restrictions(&self) -> Option<PackedReader<'_>> {
-        self.fields.restricted.then(|| self.reader(self.fields.rest.clone()))
+        self.is_restricted().then(|| self.reader(self.fields.rest.clone()))
     }
 }
 
@@ -281,7 +385,7 @@ impl Policy for Entry<'_> {
     }
 
     fn state(&self) -> State {
-        self.fields.state
+        state_in(self.fields.head.flags)
     }
 
     fn scopes(&self) -> impl Iterator<Item = &Scope> {
@@ -306,11 +410,22 @@ impl Policy for Entry<'_> {
     }
 
     fn not_before(&self) -> Option<UnixMillis> {
-        self.fields.not_before
+        self.fields.head.not_before
     }
 
     fn expire_time(&self) -> Option<UnixMillis> {
-        self.fields.expire_time
+        self.fields.head.expire_time
+    }
+
+    fn standing(&self) -> Standing {
+        let (head, Holding { is_held, is_outdated }) = (&self.fields.head, self.holding);
+        Standing {
+            secret: head.secret(),
+            is_deleted: head.standing & DELETED != 0,
+            is_held,
+            is_outdated,
+            resume_time: head.resume_time,
+        }
     }
 }
 
@@ -318,29 +433,11 @@ impl EntryFields {
     fn read(bytes: &[u8], range: Range<usize>) -> Self {
         let mut from = PackedReader { bytes: &bytes[..range.end], at: range.start };
         let revision = Revision(from.varint());
-        let [tenant, owner, environment] = std::array::from_fn(|_| from.small());
-        let flags = from.byte();
-        let state = state_in(flags);
-        let mut time = |flag| (flags & flag != 0).then(|| UnixMillis(from.millis()));
-        let (not_before, expire_time) = (time(NOT_BEFORE), time(EXPIRE_TIME));
+        let [tenant, owner, environment, issuer] = std::array::from_fn(|_| from.small());
+        let head = Head::read(&mut from);
         let [scopes, key_id, display_name] = std::array::from_fn(|_| from.piece_range());
-        let (restricted, labelled) = (flags & RESTRICTED != 0, flags & LABELLED != 0);
         let rest = from.at..range.end;
-        Self {
-            revision,
-            state,
-            tenant,
-            owner,
-            environment,
-            not_before,
-            expire_time,
-            scopes,
-            key_id,
-            display_name,
-            restricted,
-            labelled,
-            rest,
-        }
+        Self { revision, tenant, owner, environment, issuer, head, scopes, key_id, display_name, rest }
     }
 }
 

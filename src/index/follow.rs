@@ -80,6 +80,7 @@ impl MaterializedView for IndexLoader {
     }
 
     fn on_loaded(&self, revision: Revision) {
+        self.index.finish_loading();
         if let Some(loaded) = self.loaded.lock().take() {
             // The receiver is gone only if the start was aborted.
             loaded.send(revision).unwrap_or_default();

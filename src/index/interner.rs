@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use hashbrown::{Equivalent, HashTable};
 use keyward_core::enumerate;
-use keyward_core::id::{Environment, TenantId};
+use keyward_core::id::{ActorId, Environment, TenantId};
 use keyward_core::scope::Scope;
 use parking_lot::Mutex;
 
@@ -29,6 +29,8 @@ enumerate! {
         Environment,
         /// Scopes of keys, per tenant.
         Scope,
+        /// Authors of secrets.
+        Issuer,
     }
 }
 
@@ -40,6 +42,7 @@ pub(super) struct Names {
     pub(super) owners: Interner<Owner>,
     pub(super) environments: Interner<Environment>,
     pub(super) scopes: Interner<TenantScope>,
+    pub(super) issuers: Interner<ActorId>,
     /// What is in use, over all living generations.
     pub(super) usage: Arc<UsageCounts>,
 }
@@ -177,6 +180,26 @@ impl Interned for Environment {
     }
 }
 
+impl Interned for ActorId {
+    const KIND: NameKind = NameKind::Issuer;
+
+    fn of(names: &Names) -> &Interner<Self> {
+        &names.issuers
+    }
+
+    fn find_in(&self, _: &Names, other: &Names) -> Option<u32> {
+        other.issuers.find(self)
+    }
+
+    fn intern_in(&self, _: &Names, other: &Names) -> u32 {
+        other.issuers.intern(self)
+    }
+
+    fn counts_for<'a>(&self, _: &'a Names) -> Option<&'a TenantId> {
+        None
+    }
+}
+
 impl Interned for Owner {
     const KIND: NameKind = NameKind::Owner;
 
@@ -275,6 +298,7 @@ impl Names {
             NameKind::Owner => self.retain::<Owner>(number),
             NameKind::Environment => self.retain::<Environment>(number),
             NameKind::Scope => self.retain::<TenantScope>(number),
+            NameKind::Issuer => self.retain::<ActorId>(number),
         }
     }
 
@@ -285,17 +309,19 @@ impl Names {
             NameKind::Owner => self.release::<Owner>(number),
             NameKind::Environment => self.release::<Environment>(number),
             NameKind::Scope => self.release::<TenantScope>(number),
+            NameKind::Issuer => self.release::<ActorId>(number),
         }
     }
 
     /// The number of names in it.
     pub(super) fn len(&self) -> usize {
-        self.tenants.len() + self.owners.len() + self.environments.len() + self.scopes.len()
+        self.tenants.len() + self.owners.len() + self.environments.len() + self.scopes.len() + self.issuers.len()
     }
 
     /// The number of names in use.
     pub(super) fn len_used(&self) -> usize {
-        let used = [&self.tenants.used, &self.owners.used, &self.environments.used, &self.scopes.used];
+        let used =
+            [&self.tenants.used, &self.owners.used, &self.environments.used, &self.scopes.used, &self.issuers.used];
         used.into_iter().map(|used| used.load(Ordering::Relaxed)).sum()
     }
 }

@@ -19,22 +19,25 @@ mod shard;
 mod state_counts;
 mod usage_counts;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
 use keyward_core::clock::UnixMillis;
+use keyward_core::decision::SecretUse;
 use keyward_core::digest::{Digest, PepperId};
 use keyward_core::event::{Change, Record, Revision};
+use keyward_core::holds::Holds;
 use keyward_core::id::TenantId;
-use keyward_core::record::{KeyRecord, State};
+use keyward_core::record::{KeyRecord, LineRecord, PurgeMark, State, StoredSecret};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use self::compaction::Compaction;
 pub use self::compaction::{CompactionStep, compact_when_due};
 pub use self::entry::Entry;
-use self::entry::{each_name, pack, revision_of, state_of};
+use self::entry::{counted_state_of, each_name, pack, revision_of};
 pub use self::interner::NameKind;
 use self::interner::Names;
 use self::shard::{NewEntry, SHARDS, Shard, ShardCell, shard_of};
@@ -57,8 +60,17 @@ pub struct Index {
     compactions: AtomicU64,
     /// Notified when a compaction may be due.
     compaction_due: Notify,
-    len: AtomicUsize,
     states: StateCounts,
+    /// What tenants, owners and issuers are withheld: all that is known, and what verdicts need of it.
+    all_holds: Mutex<Holds>,
+    holds: ArcSwap<Holds>,
+    /// Whether `holds` is not empty. Nearly always it is.
+    has_holds: AtomicBool,
+    /// The lines of the log, in order.
+    lines: ArcSwap<Vec<LineRecord>>,
+    /// Digests that lead nowhere any more, until everything is loaded: records that are older than that may
+    /// still come.
+    gone: Mutex<Option<HashMap<Digest, Revision>>>,
     revision: AtomicU64,
     /// The latest time of a change, in milliseconds.
     time: AtomicI64,
@@ -66,6 +78,49 @@ pub struct Index {
     /// Locks for writers. Readers do not take them.
     write_locks: [Mutex<()>; WRITE_LOCKS],
     peppers: Mutex<HashSet<PepperId>>,
+}
+
+/// What a record does to the entry of a digest.
+struct EntryChange<'a> {
+    digest: Digest,
+    to: NewForm<'a>,
+}
+
+enum NewForm<'a> {
+    /// The entry of a secret of a key.
+    Secret { key: &'a KeyRecord, secret: &'a StoredSecret, used: SecretUse },
+    /// None, from a revision on.
+    Gone(Revision),
+}
+
+impl<'a> EntryChange<'a> {
+    fn of_key(key: &'a KeyRecord) -> impl Iterator<Item = Self> {
+        key.secrets().filter_map(move |secret| {
+            let used = key.secret_use(&secret.digest)?;
+            Some(Self { digest: secret.digest, to: NewForm::Secret { key, secret, used } })
+        })
+    }
+
+    fn of_mark(mark: &PurgeMark) -> impl Iterator<Item = Self> {
+        mark.digests.iter().map(|digest| Self { digest: *digest, to: NewForm::Gone(mark.revision) })
+    }
+
+    fn place(&self) -> &[u8; 32] {
+        self.digest.as_bytes()
+    }
+
+    fn revision(&self) -> Revision {
+        self.to.revision()
+    }
+}
+
+impl NewForm<'_> {
+    fn revision(&self) -> Revision {
+        match self {
+            Self::Secret { key, .. } => key.revision,
+            Self::Gone(revision) => *revision,
+        }
+    }
 }
 
 impl Default for Index {
@@ -79,8 +134,12 @@ impl Default for Index {
             compacting: AtomicBool::new(false),
             compactions: AtomicU64::new(0),
             compaction_due: Notify::new(),
-            len: AtomicUsize::new(0),
             states: StateCounts::default(),
+            all_holds: Mutex::default(),
+            holds: ArcSwap::default(),
+            has_holds: AtomicBool::new(false),
+            lines: ArcSwap::default(),
+            gone: Mutex::new(Some(HashMap::new())),
             revision: AtomicU64::new(0),
             time: AtomicI64::new(UnixMillis::MIN.0),
             advanced: watch::Sender::new(Revision(0)),
@@ -114,16 +173,31 @@ impl Index {
     pub fn get(&self, digest: &Digest) -> Option<Entry<'_>> {
         let shard = self.shards[shard_of(digest)].load();
         let range = shard.find(digest)?;
-        Some(Entry::at(range, shard))
+        let mut entry = Entry::at(range, shard);
+        if self.has_holds.load(Ordering::Acquire) {
+            entry.hold_by(&self.holds.load());
+        }
+        Some(entry)
     }
 
-    /// The number of keys.
+    /// Whether every change up to a revision is in the index.
+    ///
+    /// # Errors
+    /// With the beginning of the line that goes on without it, if it is of a change that was lost.
+    pub fn has(&self, revision: Revision) -> Result<bool, LineRecord> {
+        if revision > self.revision() {
+            return Ok(false);
+        }
+        self.lines.load().iter().find(|line| line.is_gap(revision)).map_or(Ok(true), |line| Err(*line))
+    }
+
+    /// The number of keys that are not deleted.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.len.load(Ordering::Relaxed)
+        State::ALL.into_iter().map(|state| self.states.of(state)).sum()
     }
 
-    /// The number of keys in a state. While changes are being applied, the sum over all states may differ by
+    /// The number of keys in a state that are not deleted. While changes are being applied, the sum over all states may differ by
     /// those.
     #[must_use]
     pub fn len_in(&self, state: State) -> usize {
@@ -144,31 +218,69 @@ impl Index {
 
     /// Applies records that are not newer than a change still to come. Older forms of a record are skipped.
     /// Cheapest when the records are in the order of their digests.
+    ///
+    /// Until [`Index::finish_loading`] they may come in any order, and more than once: each digest has the
+    /// newest form that was applied, or none if that was a purge mark.
     pub fn apply_records(&self, records: &[Record]) {
         if let Some(latest) = records.iter().map(Record::time).max() {
             self.advance_time(latest);
         }
-        let keys = records.iter().filter_map(|record| match record {
-            Record::Key(key) => Some(&**key),
-            Record::Tenant(_) => None,
-        });
-        let mut keys: Vec<_> = keys.collect();
-        if keys.is_empty() {
+        let mut changes = Vec::with_capacity(records.len());
+        let mut peppers = HashSet::new();
+        for record in records {
+            match record {
+                Record::Key(key) => {
+                    peppers.extend(key.secrets().map(|secret| secret.pepper));
+                    changes.extend(EntryChange::of_key(key));
+                }
+                Record::Purged(mark) => changes.extend(EntryChange::of_mark(mark)),
+                Record::Tenant(_) | Record::Owner(_) | Record::Issuer(_) => self.apply_hold(record),
+                Record::Line(line) => self.apply_line(line),
+            }
+        }
+        if changes.is_empty() {
             return;
         }
         // Before the keys, so that a reader who finds a key also finds its pepper.
-        let peppers: HashSet<_> = keys.iter().map(|key| key.secret.pepper).collect();
         self.peppers.lock().extend(peppers);
-        let place = |key: &KeyRecord| *key.secret.digest.as_bytes();
-        keys.sort_unstable_by(|a, b| (place(a), b.revision).cmp(&(place(b), a.revision)));
-        keys.dedup_by(|older, newest| older.secret.digest == newest.secret.digest);
+        changes.sort_unstable_by(|a, b| (a.place(), b.revision()).cmp(&(b.place(), a.revision())));
+        changes.dedup_by(|older, newest| older.place() == newest.place());
         let mut packed = Vec::new();
-        for keys in keys.chunk_by(|a, b| shard_of(&a.secret.digest) == shard_of(&b.secret.digest)) {
-            self.put(keys, &mut packed);
+        for changes in changes.chunk_by(|a, b| shard_of(&a.digest) == shard_of(&b.digest)) {
+            self.put(changes, &mut packed);
         }
     }
 
-    /// Removes every key and name.
+    /// Declares that records come in order from now on.
+    pub fn finish_loading(&self) {
+        *self.gone.lock() = None;
+    }
+
+    fn apply_hold(&self, record: &Record) {
+        let mut all = self.all_holds.lock();
+        if all.apply(record) {
+            self.publish_holds(&all);
+        }
+    }
+
+    fn publish_holds(&self, all: &Holds) {
+        let holds = all.effective();
+        let are_some = !holds.is_empty();
+        self.holds.store(Arc::new(holds));
+        self.has_holds.store(are_some, Ordering::Release);
+    }
+
+    fn apply_line(&self, line: &LineRecord) {
+        self.lines.rcu(|lines| {
+            let mut lines = Vec::clone(lines);
+            lines.retain(|other| other.base != line.base);
+            lines.push(*line);
+            lines.sort_unstable_by_key(|line| line.base);
+            lines
+        });
+    }
+
+    /// Removes everything. What comes next may come in any order.
     pub fn clear(&self) {
         let mut compaction = self.compaction.lock();
         *compaction = None;
@@ -179,17 +291,21 @@ impl Index {
         for (number, cell) in self.shards.iter().enumerate() {
             let _lock = self.write_locks[number % WRITE_LOCKS].lock();
             let gone = cell.swap(empty.clone());
-            self.len.fetch_sub(gone.len(), Ordering::Relaxed);
-            gone.all_packed().for_each(|packed| self.states.remove(state_of(packed)));
+            gone.all_packed().filter_map(counted_state_of).for_each(|state| self.states.remove(state));
         }
         self.peppers.lock().clear();
+        *self.gone.lock() = Some(HashMap::new());
+        let mut holds = self.all_holds.lock();
+        *holds = Holds::default();
+        self.publish_holds(&holds);
+        self.lines.store(Arc::default());
         self.time.store(UnixMillis::MIN.0, Ordering::Relaxed);
     }
 
-    /// Puts the newest forms of keys, sorted by digest, into their shard. Forms that are not newer than those
-    /// present are skipped.
-    fn put(&self, keys: &[&KeyRecord], packed: &mut Vec<u8>) {
-        let Some(number) = keys.first().map(|key| shard_of(&key.secret.digest)) else { return };
+    /// Makes changes, sorted by digest, in their shard. Those that are not newer than what is there are
+    /// skipped.
+    fn put(&self, changes: &[EntryChange<'_>], packed: &mut Vec<u8>) {
+        let Some(number) = changes.first().map(|change| shard_of(&change.digest)) else { return };
         let _lock = self.write_locks[number % WRITE_LOCKS].lock();
         let cell = &self.shards[number];
         let old = cell.load_full();
@@ -197,29 +313,54 @@ impl Index {
         // too.
         let names = old.names();
         packed.clear();
-        let (mut put, mut replaced) = (Vec::with_capacity(keys.len()), vec![]);
-        for key in keys {
-            let digest = key.secret.digest;
-            let held = old.find(&digest);
-            if held.clone().is_some_and(|held| revision_of(&old.bytes()[held]) >= key.revision) {
+        let (mut put, mut replaced) = (Vec::with_capacity(changes.len()), vec![]);
+        for EntryChange { digest, to } in changes {
+            let held = old.find(digest);
+            if held.clone().is_some_and(|held| revision_of(&old.bytes()[held]) >= to.revision()) {
                 continue;
             }
-            let begin = packed.len();
-            pack(key, names, packed);
-            self.states.add(key.spec.policy.state);
-            put.push((digest, begin..packed.len()));
+            match to {
+                NewForm::Secret { key, secret, used } => {
+                    if self.is_gone(digest, key.revision) {
+                        continue;
+                    }
+                    let begin = packed.len();
+                    pack(key, secret, *used, names, packed);
+                    counted_state_of(&packed[begin..]).into_iter().for_each(|state| self.states.add(state));
+                    put.push((*digest, Some(begin..packed.len())));
+                }
+                NewForm::Gone(revision) => {
+                    self.note_gone(digest, *revision);
+                    if held.is_none() {
+                        continue;
+                    }
+                    put.push((*digest, None));
+                }
+            }
             replaced.extend(held);
         }
         if put.is_empty() {
             return;
         }
-        let new: Vec<_> = put.into_iter().map(|(digest, range)| NewEntry { digest, packed: &packed[range] }).collect();
-        let changed = old.with(&new);
-        self.len.fetch_add(changed.len() - old.len(), Ordering::Relaxed);
+        let new = put.into_iter().map(|(digest, range)| NewEntry { digest, packed: range.map(|range| &packed[range]) });
+        let changed = old.with(&new.collect::<Vec<_>>());
         cell.store(Arc::new(changed));
         for held in replaced {
-            self.states.remove(state_of(&old.bytes()[held.clone()]));
-            each_name(&old.bytes()[held], |kind, number| names.release_kind(kind, number));
+            let held = &old.bytes()[held];
+            counted_state_of(held).into_iter().for_each(|state| self.states.remove(state));
+            each_name(held, |kind, number| names.release_kind(kind, number));
+        }
+    }
+
+    fn is_gone(&self, digest: &Digest, revision: Revision) -> bool {
+        let gone = self.gone.lock();
+        gone.as_ref().and_then(|gone| gone.get(digest)).is_some_and(|since| *since >= revision)
+    }
+
+    fn note_gone(&self, digest: &Digest, revision: Revision) {
+        if let Some(gone) = &mut *self.gone.lock() {
+            let since = gone.entry(*digest).or_default();
+            *since = revision.max(*since);
         }
     }
 

@@ -58,10 +58,11 @@ struct Slot {
     start: u32,
 }
 
-/// An entry to put into a shard.
+/// An entry to put into a shard, or to remove from it.
 pub(super) struct NewEntry<'a> {
     pub(super) digest: Digest,
-    pub(super) packed: &'a [u8],
+    /// `None`: there is to be none.
+    pub(super) packed: Option<&'a [u8]>,
 }
 
 impl NewEntry<'_> {
@@ -156,7 +157,7 @@ impl Shard {
     }
 
     /// This shard with new entries of its generation, sorted by digest without duplicates. They replace
-    /// existing ones.
+    /// existing ones, or remove them.
     pub(super) fn with(&self, new: &[NewEntry<'_>]) -> Self {
         let mut merged = Vec::with_capacity(self.len() + new.len());
         let mut bytes = 0;
@@ -179,6 +180,7 @@ impl Shard {
                         old.is_some_and(|(old_prefix, old_rest, _)| (old_prefix, old_rest) == (prefix, rest));
                     at += usize::from(replaced);
                     new.next();
+                    let Some(packed) = packed else { continue };
                     (prefix, rest, packed)
                 }
             };

@@ -8,7 +8,6 @@ use keyward_core::administrators::lasting_from;
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Record;
 use keyward_core::id::KeyId;
-use keyward_core::record::KeyRecord;
 
 use super::CommitError;
 
@@ -42,10 +41,10 @@ impl Administrators {
     ) -> Result<(), CommitError> {
         let written = || records.clone().filter_map(of_system);
         let lasts = |key_id: &KeyId| self.from.get(key_id).is_some_and(|from| *from <= at);
-        let will_last = |key: &KeyRecord| lasting_from(key).is_some_and(|from| from <= at);
-        let loses_one = written().any(|key| lasts(&key.key_id) && !will_last(key));
-        let untouched = || self.from.keys().any(|id| lasts(id) && written().all(|key| key.key_id != *id));
-        if loses_one && !untouched() && !written().any(will_last) {
+        let will_last = |from: Option<UnixMillis>| from.is_some_and(|from| from <= at);
+        let loses_one = written().any(|(key_id, from)| lasts(key_id) && !will_last(from));
+        let untouched = || self.from.keys().any(|id| lasts(id) && written().all(|(key_id, _)| key_id != id));
+        if loses_one && !untouched() && !written().any(|(_, from)| will_last(from)) {
             return Err(CommitError::LastAdministrator);
         }
         Ok(())
@@ -53,12 +52,12 @@ impl Administrators {
 
     /// Applies a record that is written.
     pub(super) fn apply(&mut self, record: &Record) -> Option<Undo> {
-        let key = of_system(record)?;
-        let before = match lasting_from(key) {
-            Some(from) => self.from.insert(key.key_id.clone(), from),
-            None => self.from.remove(&key.key_id),
+        let (key_id, from) = of_system(record)?;
+        let before = match from {
+            Some(from) => self.from.insert(key_id.clone(), from),
+            None => self.from.remove(key_id),
         };
-        Some(Undo { key_id: key.key_id.clone(), from: before })
+        Some(Undo { key_id: key_id.clone(), from: before })
     }
 
     /// Undoes records that were not written after all.
@@ -85,14 +84,16 @@ impl Administrators {
     }
 }
 
-fn of_system(record: &Record) -> Option<&KeyRecord> {
+/// The key of tenant `system` that a record is about, and from when it is a lasting administrator.
+fn of_system(record: &Record) -> Option<(&KeyId, Option<UnixMillis>)> {
     match record {
-        Record::Key(key) => Some(&**key).filter(|key| key.tenant.is_system()),
-        Record::Tenant(_) => None,
+        Record::Key(key) => key.tenant.is_system().then(|| (&key.key_id, lasting_from(key))),
+        Record::Purged(mark) => (mark.tenant.is_system() && !mark.key_lives).then_some((&mark.key_id, None)),
+        Record::Tenant(_) | Record::Owner(_) | Record::Issuer(_) | Record::Line(_) => None,
     }
 }
 
-/// Whether a record is a key of tenant `system`.
+/// Whether a record is about a key of tenant `system`.
 pub(super) fn is_relevant(record: &Record) -> bool {
     of_system(record).is_some()
 }
@@ -102,7 +103,7 @@ mod tests {
     use std::sync::Arc;
 
     use keyward_core::id::TenantId;
-    use keyward_core::record::{KeyPolicy, KeySpec};
+    use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec};
     use keyward_core::scope::Scope;
     use keyward_core::testing::key_record;
 

@@ -231,12 +231,13 @@ impl Pending {
 pub(super) struct NameUses(HashMap<TenantId, [HashMap<String, usize>; NameKind::ALL.len()]>);
 
 impl NameUses {
-    /// Counts a key that replaces `before`.
-    pub(super) fn change(&mut self, before: Option<&KeyRecord>, key: &KeyRecord) {
-        let of_tenant = self.0.entry(key.tenant.clone()).or_default();
+    /// Counts a key in place of `before`.
+    pub(super) fn change(&mut self, before: Option<&KeyRecord>, key: Option<&KeyRecord>) {
+        let Some(either) = key.or(before) else { return };
+        let of_tenant = self.0.entry(either.tenant.clone()).or_default();
         for kind in NameKind::ALL {
             let names = &mut of_tenant[kind as usize];
-            for (_, name) in kind.names_of(key) {
+            for (_, name) in key.map(|key| kind.names_of(key)).unwrap_or_default() {
                 *names.entry(name.to_owned()).or_default() += 1;
             }
             for (_, name) in before.map(|key| kind.names_of(key)).unwrap_or_default() {

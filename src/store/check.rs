@@ -1,21 +1,35 @@
 //! Preconditions of writes, shared by the local engines: compare-and-set on record versions.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
+use keyward_core::clock::UnixMillis;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Record, Revision};
-use keyward_core::id::{KeyId, TenantId};
+use keyward_core::holds::Holds;
+use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::limits::RECORD_BYTES_MAX;
-use keyward_core::record::{KeyRecord, TenantRecord};
+use keyward_core::record::{IssuerRecord, KeyRecord, OwnerRecord, PurgeMark, TenantRecord};
 
-use super::record::{encode_key, encode_tenant};
+use super::record::encode;
 use super::{Commit, CommitError, RecordWrite, StoreError};
 
 /// Reads the current records, including the writes of commits earlier in the same group.
 pub(super) trait RecordReader {
     fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError>;
+    /// Whether the id is of a key that was purged, and may not be used again yet.
+    fn is_purged(&self, tenant: &TenantId, key_id: &KeyId) -> Result<bool, StoreError>;
+    /// Whether a key has a secret with this digest, or had it and may still be remembered by it.
     fn has_digest(&self, digest: &Digest) -> Result<bool, StoreError>;
     fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError>;
+    fn owner(&self, tenant: &TenantId, owner: &str) -> Result<Option<Arc<OwnerRecord>>, StoreError>;
+    fn issuer(&self, actor: &ActorId) -> Result<Option<Arc<IssuerRecord>>, StoreError>;
+
+    /// What tenants, owners and issuers are withheld.
+    fn holds(&self) -> Cow<'_, Holds>;
+
+    /// A number that no key of this log has had.
+    fn next_ordinal(&self) -> u32;
 
     /// Checks the bounds on names for a key that is to be written at this revision over `before`.
     fn admit(&self, revision: Revision, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError>;
@@ -23,7 +37,7 @@ pub(super) trait RecordReader {
     /// Checks the bound on tenants for one more.
     fn admit_tenant(&self) -> Result<(), CommitError>;
 
-    /// Whether a record is the current version of the key, with the same secret.
+    /// Whether a record is the current version of the key, with the same current secret.
     fn is_current(&self, key: &KeyRecord) -> Result<bool, StoreError> {
         let there = self.key(&key.tenant, &key.key_id)?;
         Ok(there.is_some_and(|there| there.revision == key.revision && there.secret.digest == key.secret.digest))
@@ -40,7 +54,7 @@ pub(super) trait RecordReader {
 pub(super) fn authorize(commit: &Commit, current: &mut impl RecordReader) -> Result<(), CommitError> {
     let Some(authorization) = &commit.authorization else { return Ok(()) };
     let key = current.caller(authorization.key_id())?;
-    Ok(authorization.check(key.as_deref(), commit.time)?)
+    Ok(authorization.check(key.as_deref(), &current.holds(), commit.time)?)
 }
 
 /// A checked record and its bytes.
@@ -50,24 +64,38 @@ pub(super) struct EncodedWrite {
     pub(super) bytes: Vec<u8>,
 }
 
-/// Checks one write against the current records, and sets the revision of its record. `narrows`: the commit
-/// may only take power away.
+/// Where and how a write is made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WriteContext {
+    /// The revision of its change.
+    pub(super) revision: Revision,
+    /// The time of its change.
+    pub(super) time: UnixMillis,
+    /// The commit may only take power away.
+    pub(super) narrows: bool,
+}
+
+/// Checks one write against the current records, and sets the revision of its record. Passes the record to
+/// `out`, and the purge mark that belongs to it, if there is one.
 pub(super) fn check_and_encode(
     put: RecordWrite,
-    revision: Revision,
-    narrows: bool,
+    at: WriteContext,
     current: &impl RecordReader,
-) -> Result<EncodedWrite, CommitError> {
+    out: &mut Vec<EncodedWrite>,
+) -> Result<(), CommitError> {
+    let WriteContext { revision, time, narrows } = at;
     match put {
         RecordWrite::NewKey(mut key) => {
-            if current.key(&key.tenant, &key.key_id)?.is_some() || current.has_digest(&key.secret.digest)? {
+            let is_taken =
+                current.key(&key.tenant, &key.key_id)?.is_some() || current.is_purged(&key.tenant, &key.key_id)?;
+            if is_taken || has_any(current, key.digests())? {
                 return Err(CommitError::Exists);
             }
             current.admit(revision, None, &key)?;
-            key.revision = revision;
-            encoded_key(key)
+            key.ordinal = None;
+            push_key(key, revision, current, out)?;
         }
-        RecordWrite::Key(mut key) => {
+        RecordWrite::Key(key) => {
             if !current.is_current(&key)? {
                 return Err(CommitError::Outdated);
             }
@@ -76,8 +104,31 @@ pub(super) fn check_and_encode(
                 let there = current.key(&key.tenant, &key.key_id)?;
                 current.admit(revision, there.as_deref(), &key)?;
             }
-            key.revision = revision;
-            encoded_key(key)
+            push_key(key, revision, current, out)?;
+        }
+        RecordWrite::RotatedKey(key) => {
+            let there = current.key(&key.tenant, &key.key_id)?.filter(|there| there.revision == key.revision);
+            let there = there.ok_or(CommitError::Outdated)?;
+            let added: Vec<_> = key.digests().filter(|digest| there.secret_use(digest).is_none()).collect();
+            if has_any(current, added.into_iter())? {
+                return Err(CommitError::Exists);
+            }
+            if !narrows {
+                current.admit(revision, Some(&there), &key)?;
+            }
+            let dropped: Vec<_> = there.digests().filter(|digest| key.secret_use(digest).is_none()).collect();
+            push_key(key, revision, current, out)?;
+            if !dropped.is_empty() {
+                let (tenant, key_id) = (there.tenant.clone(), there.key_id.clone());
+                let mark = PurgeMark { tenant, key_id, digests: dropped, key_lives: true, time, revision };
+                push(Record::Purged(Arc::new(mark)), out)?;
+            }
+        }
+        RecordWrite::Purge { tenant, key_id, revision: expected } => {
+            let there = current.key(&tenant, &key_id)?.filter(|there| there.revision == expected);
+            let digests = there.ok_or(CommitError::Outdated)?.digests().collect();
+            let mark = PurgeMark { tenant, key_id, digests, key_lives: false, time, revision };
+            push(Record::Purged(Arc::new(mark)), out)?;
         }
         RecordWrite::NewTenant(mut tenant) => {
             if current.tenant(&tenant.tenant)?.is_some() {
@@ -85,16 +136,59 @@ pub(super) fn check_and_encode(
             }
             current.admit_tenant()?;
             tenant.revision = revision;
-            let bytes = encode_tenant(&tenant);
-            Ok(EncodedWrite { record: Record::Tenant(Arc::from(tenant)), bytes })
+            push(Record::Tenant(Arc::from(tenant)), out)?;
+        }
+        RecordWrite::Tenant(mut tenant) => {
+            let there = current.tenant(&tenant.tenant)?;
+            expect(there.map(|there| there.revision), tenant.revision)?;
+            tenant.revision = revision;
+            push(Record::Tenant(Arc::from(tenant)), out)?;
+        }
+        RecordWrite::Owner(mut owner) => {
+            let there = current.owner(&owner.tenant, &owner.owner)?;
+            expect(there.map(|there| there.revision).or(Some(Revision(0))), owner.revision)?;
+            owner.revision = revision;
+            push(Record::Owner(Arc::from(owner)), out)?;
+        }
+        RecordWrite::Issuer(mut issuer) => {
+            let there = current.issuer(&issuer.actor)?;
+            expect(there.map(|there| there.revision).or(Some(Revision(0))), issuer.revision)?;
+            issuer.revision = revision;
+            push(Record::Issuer(Arc::from(issuer)), out)?;
         }
     }
+    Ok(())
 }
 
-fn encoded_key(key: Box<KeyRecord>) -> Result<EncodedWrite, CommitError> {
-    let bytes = encode_key(&key);
+fn has_any(current: &impl RecordReader, digests: impl Iterator<Item = Digest>) -> Result<bool, StoreError> {
+    for digest in digests {
+        if current.has_digest(&digest)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn expect(there: Option<Revision>, expected: Revision) -> Result<(), CommitError> {
+    if there == Some(expected) { Ok(()) } else { Err(CommitError::Outdated) }
+}
+
+fn push_key(
+    mut key: Box<KeyRecord>,
+    revision: Revision,
+    current: &impl RecordReader,
+    out: &mut Vec<EncodedWrite>,
+) -> Result<(), CommitError> {
+    key.revision = revision;
+    key.ordinal.get_or_insert_with(|| current.next_ordinal());
+    push(Record::Key(Arc::from(key)), out)
+}
+
+fn push(record: Record, out: &mut Vec<EncodedWrite>) -> Result<(), CommitError> {
+    let bytes = encode(&record);
     if bytes.len() > RECORD_BYTES_MAX {
         return Err(CommitError::TooLarge { bytes: bytes.len() });
     }
-    Ok(EncodedWrite { record: Record::Key(Arc::from(key)), bytes })
+    out.push(EncodedWrite { record, bytes });
+    Ok(())
 }

@@ -2,8 +2,9 @@
 
 use keyward_core::access::{Authorization, Unauthorized};
 use keyward_core::clock::UnixMillis;
-use keyward_core::id::ActorId;
-use keyward_core::record::{KeyRecord, TenantRecord};
+use keyward_core::event::Revision;
+use keyward_core::id::{ActorId, KeyId, TenantId};
+use keyward_core::record::{IssuerRecord, KeyRecord, OwnerRecord, TenantRecord};
 
 use super::{Exceeded, StoreError};
 
@@ -42,10 +43,29 @@ impl Commit {
 pub enum RecordWrite {
     /// A key that must not exist yet: neither its id nor its digest.
     NewKey(Box<KeyRecord>),
-    /// A key whose current revision must be that of the record. Its id, tenant and secret stay as they are.
+    /// A key whose current revision must be that of the record. Its id, tenant and secrets stay as they are.
     Key(Box<KeyRecord>),
+    /// The same, with other secrets. New ones must not exist yet; those that it has no more lead nowhere from
+    /// then on.
+    RotatedKey(Box<KeyRecord>),
+    /// A key that is to be gone for good, with all its secrets. Its id stays taken until nothing that is kept
+    /// is older than this change.
+    Purge {
+        /// The tenant.
+        tenant: TenantId,
+        /// The key.
+        key_id: KeyId,
+        /// Its current revision.
+        revision: Revision,
+    },
     /// A tenant that must not exist yet.
     NewTenant(Box<TenantRecord>),
+    /// A tenant whose current revision must be that of the record.
+    Tenant(Box<TenantRecord>),
+    /// An owner whose current revision must be that of the record; 0: there is no record of it yet.
+    Owner(Box<OwnerRecord>),
+    /// An issuer, likewise.
+    Issuer(Box<IssuerRecord>),
 }
 
 /// Why nothing was written.
@@ -54,7 +74,7 @@ pub enum CommitError {
     /// The caller is no longer authorized for the change.
     #[error(transparent)]
     Unauthorized(#[from] Unauthorized),
-    /// The key or tenant exists already.
+    /// The key or tenant exists already, or its id is still taken by one that was purged.
     #[error("it exists already")]
     Exists,
     /// The key has another revision than the commit expects.

@@ -1,5 +1,7 @@
 //! The in-memory engine, for tests: the contract of [`Store`] in its simplest form.
 
+use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
@@ -8,14 +10,15 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Change, Record, Revision};
 use keyward_core::head::Head;
+use keyward_core::holds::Holds;
 use keyward_core::id::{ActorId, KeyId, TenantId};
-use keyward_core::record::{KeyRecord, TenantRecord};
+use keyward_core::record::{IssuerRecord, KeyRecord, OwnerRecord, TenantRecord};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::administrators::Administrators;
 use super::bounds::{self, NameKind, NameUses, Pending};
-use super::check::{RecordReader, authorize, check_and_encode};
+use super::check::{RecordReader, WriteContext, authorize, check_and_encode};
 use super::engine::{EngineError, LockedEngine, OpenContext, StorageEngine};
 use super::{
     Backup, BackupError, Bounds, Commit, CommitError, KeyQuery, Page, ReadContext, RecordStream, Store, StoreError,
@@ -68,7 +71,13 @@ struct State {
     revision: Revision,
     keys: BTreeMap<(TenantId, KeyId), Arc<KeyRecord>>,
     digests: HashSet<Digest>,
+    /// Ids of keys that were purged. They stay taken: nothing tells when they may be free.
+    purged: HashSet<(TenantId, KeyId)>,
     tenants: BTreeMap<TenantId, Arc<TenantRecord>>,
+    owners: BTreeMap<(TenantId, String), Arc<OwnerRecord>>,
+    issuers: BTreeMap<ActorId, Arc<IssuerRecord>>,
+    holds: Holds,
+    next_ordinal: Cell<u32>,
     administrators: Administrators,
     closed: bool,
 }
@@ -89,7 +98,12 @@ impl MemoryStore {
             revision: Revision(0),
             keys: BTreeMap::new(),
             digests: HashSet::new(),
+            purged: HashSet::new(),
             tenants: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            issuers: BTreeMap::new(),
+            holds: Holds::default(),
+            next_ordinal: Cell::new(0),
             administrators: Administrators::default(),
             closed: false,
         };
@@ -102,7 +116,10 @@ impl Store for MemoryStore {
     async fn load(&self) -> Result<RecordStream, StoreError> {
         let state = self.state.lock();
         let keys = state.keys.values().cloned().map(Record::Key);
-        let records: Vec<_> = state.tenants.values().cloned().map(Record::Tenant).chain(keys).collect();
+        let tenants = state.tenants.values().cloned().map(Record::Tenant);
+        let owners = state.owners.values().cloned().map(Record::Owner);
+        let issuers = state.issuers.values().cloned().map(Record::Issuer);
+        let records: Vec<_> = tenants.chain(owners).chain(issuers).chain(keys).collect();
         let (sender, items) = mpsc::channel(2);
         let count = records.len() as u64;
         for part in [StreamItem::Records(records), StreamItem::End] {
@@ -147,25 +164,20 @@ impl Store for MemoryStore {
             return Err(StoreError::Closed.into());
         }
         authorize(&commit, &mut *state)?;
-        let (narrows, clock) = (commit.narrows, commit.clock());
+        let clock = commit.clock();
         let revision = state.revision.next();
-        let staged = commit.writes.into_iter().map(|put| check_and_encode(put, revision, narrows, &*state));
-        let records: Vec<_> = staged.map(|s| s.map(|s| s.record)).collect::<Result<_, _>>()?;
+        let at = WriteContext { revision, time: commit.time, narrows: commit.narrows };
+        let mut staged = vec![];
+        for put in commit.writes {
+            check_and_encode(put, at, &*state, &mut staged)?;
+        }
+        let records: Vec<_> = staged.into_iter().map(|staged| staged.record).collect();
         state.administrators.check(records.iter(), clock)?;
         for record in &records {
             if state.administrators.apply(record).is_some() {
                 state.administrators.warn_if_none(clock);
             }
-            match record {
-                Record::Key(key) => {
-                    state.digests.insert(key.secret.digest);
-                    let before = state.keys.insert((key.tenant.clone(), key.key_id.clone()), key.clone());
-                    state.uses.change(before.as_deref(), key);
-                }
-                Record::Tenant(tenant) => {
-                    state.tenants.insert(tenant.tenant.clone(), tenant.clone());
-                }
-            }
+            state.apply(record);
         }
         state.revision = revision;
         self.feed.publish([Arc::new(Change { revision, records })]);
@@ -218,6 +230,37 @@ impl Store for MemoryStore {
 }
 
 impl State {
+    fn apply(&mut self, record: &Record) {
+        self.holds.apply(record);
+        match record {
+            Record::Key(key) => {
+                self.digests.extend(key.digests());
+                let before = self.keys.insert((key.tenant.clone(), key.key_id.clone()), key.clone());
+                self.uses.change(before.as_deref(), Some(key));
+            }
+            Record::Purged(mark) => {
+                let name = (mark.tenant.clone(), mark.key_id.clone());
+                if !mark.key_lives
+                    && let Some(before) = self.keys.remove(&name)
+                {
+                    self.uses.change(Some(&before), None);
+                    self.purged.insert(name);
+                }
+            }
+            Record::Tenant(tenant) => {
+                self.tenants.insert(tenant.tenant.clone(), tenant.clone());
+            }
+            Record::Owner(owner) => {
+                self.owners.insert((owner.tenant.clone(), owner.owner.clone()), owner.clone());
+            }
+            Record::Issuer(issuer) => {
+                self.issuers.insert(issuer.actor.clone(), issuer.clone());
+            }
+            // Only a restore and a salvage begin lines, and there is nothing to restore.
+            Record::Line(_) => {}
+        }
+    }
+
     fn check(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
         let in_use = |kind: NameKind, asked: &[&str]| Some(self.uses.in_use(&key.tenant, kind, asked));
         bounds::check(&self.bounds, &Pending::default(), before, key, in_use)
@@ -229,8 +272,28 @@ impl RecordReader for State {
         Ok(self.keys.get(&(tenant.clone(), key_id.clone())).cloned())
     }
 
+    fn is_purged(&self, tenant: &TenantId, key_id: &KeyId) -> Result<bool, StoreError> {
+        Ok(self.purged.contains(&(tenant.clone(), key_id.clone())))
+    }
+
     fn has_digest(&self, digest: &Digest) -> Result<bool, StoreError> {
         Ok(self.digests.contains(digest))
+    }
+
+    fn owner(&self, tenant: &TenantId, owner: &str) -> Result<Option<Arc<OwnerRecord>>, StoreError> {
+        Ok(self.owners.get(&(tenant.clone(), owner.to_owned())).cloned())
+    }
+
+    fn issuer(&self, actor: &ActorId) -> Result<Option<Arc<IssuerRecord>>, StoreError> {
+        Ok(self.issuers.get(actor).cloned())
+    }
+
+    fn holds(&self) -> Cow<'_, Holds> {
+        Cow::Borrowed(&self.holds)
+    }
+
+    fn next_ordinal(&self) -> u32 {
+        self.next_ordinal.replace(self.next_ordinal.get().saturating_add(1))
     }
 
     fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {

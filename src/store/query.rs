@@ -38,10 +38,11 @@ pub struct KeyQuery {
 }
 
 impl KeyQuery {
-    /// Whether a key meets every condition.
+    /// Whether a key meets every condition, and is not deleted.
     #[must_use]
     pub fn selects(&self, key: &KeyRecord) -> bool {
         key.tenant == self.tenant
+            && key.deletion.is_none()
             && (self.states.is_empty() || self.states.contains(&key.spec.policy.state))
             && self.owner.as_ref().is_none_or(|owner| *owner == key.spec.owner)
             && self.labels.iter().all(|(name, value)| key.spec.labels.get(name) == Some(value))

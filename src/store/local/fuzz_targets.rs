@@ -9,22 +9,22 @@ use std::path::PathBuf;
 
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
+use keyward_core::record::LogId;
 use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, memfd_create};
 use zeroize::Zeroizing;
 
 use super::checkpoint::index_checkpoint::{self, CheckpointKey};
-use super::checkpoint::snapshot::{self, Contents, SnapshotError};
+use super::checkpoint::snapshot::{self, Contents, Form, Header, SnapshotError};
 use super::journal::{Chain, ChainKey, Position};
+use super::table::Row;
 use super::table::checksums::{ChecksumKey, Checksums};
 use crate::bytes_codec::Cursor;
-use crate::store::record::{RecordKind, decode_key, decode_tenant};
+use crate::store::record::RecordKind;
 use crate::store::{ChunkWriter, MaterializedView};
 
 const POSITION: Position = Position { revision: Revision(7), chain: Chain([3; 32]) };
 const TIME: UnixMillis = UnixMillis(1_790_000_000_000);
-/// The size of a snapshot's header.
-const HEADER_BYTES: usize = 104;
 
 fn chain_key() -> ChainKey {
     ChainKey(Zeroizing::new([0x11; 32]))
@@ -32,31 +32,44 @@ fn chain_key() -> ChainKey {
 
 /// Snapshots: what is written is read again, with and without the key; a flipped bit is noticed; what was not
 /// made with the key is refused with it. The first byte says what the others are: a file, what lies between
-/// an intact header and an intact hash, or bodies of records.
+/// an intact header and an intact hash, or bodies of records; and in which version.
 pub fn snapshots(data: &[u8]) {
     let key = ChecksumKey::of(&chain_key());
     let Some((what, rest)) = data.split_first() else { return };
+    let form = if what & 0x80 == 0 { Form::First } else { Form::Second(LogId([5; 16])) };
     match what % 3 {
         0 => check_snapshot(rest, &key),
         1 => {
             let mut file = vec![];
-            let empty = Checksums { position: POSITION, ..Checksums::EMPTY };
-            let written = snapshot::write_records(&empty, &key, TIME, std::iter::empty(), &mut file);
+            let empty = Checksums::at(POSITION);
+            let written = snapshot::write_records(&empty, form, &key, TIME, std::iter::empty(), &mut file);
             assert!(written.is_ok(), "a vector takes everything");
-            file.truncate(HEADER_BYTES);
+            file.truncate(header_bytes(form));
             file.extend_from_slice(rest);
             let hash = blake3::hash(&file);
             file.extend_from_slice(hash.as_bytes());
             check_snapshot(&file, &key);
         }
-        _ => round_trip_snapshot(rest, &key),
+        _ => round_trip_snapshot(rest, form, &key),
     }
 }
 
-fn read_snapshot(file: &[u8], key: Option<&ChecksumKey>) -> Result<(Contents, Vec<Vec<u8>>), SnapshotError> {
+/// The size of a snapshot's header.
+fn header_bytes(form: Form) -> usize {
+    match form {
+        Form::First => 104,
+        Form::Second(_) => 120,
+    }
+}
+
+fn form_of(header: &Header) -> Form {
+    header.log_id.map_or(Form::First, Form::Second)
+}
+
+fn read_snapshot(file: &[u8], key: Option<&ChecksumKey>) -> Result<(Contents, Vec<Row>), SnapshotError> {
     let mut rows = vec![];
     let contents = snapshot::read(file, key, |row| {
-        rows.push(row.bytes);
+        rows.push(row);
         Ok::<_, SnapshotError>(())
     })?;
     Ok((contents, rows))
@@ -65,74 +78,79 @@ fn read_snapshot(file: &[u8], key: Option<&ChecksumKey>) -> Result<(Contents, Ve
 fn check_snapshot(file: &[u8], key: &ChecksumKey) {
     let open = read_snapshot(file, None);
     if let Ok((contents, rows)) = &open {
-        assert_eq!(rows.len() as u64, contents.tenants + contents.keys, "records that are not counted");
-        let bytes: usize = rows.iter().map(|row| 5 + row.len()).sum();
-        let whole = HEADER_BYTES + bytes + 1 + Checksums::BYTES + 32;
-        assert_eq!(file.len(), whole, "bytes that belong to no record");
+        assert_eq!(rows.len() as u64, contents.records, "records that are not counted");
+        let bytes: usize = rows.iter().map(|row| 5 + row.bytes.len()).sum();
+        let end = header_bytes(form_of(&contents.header)) + bytes + 1;
+        let noted = match contents.header.log_id {
+            None => Checksums::FIRST_BYTES,
+            Some(_) => 2 + usize::from(u16::from_le_bytes([file[end], file[end + 1]])),
+        };
+        assert_eq!(file.len(), end + noted + 32, "bytes that belong to no record");
         assert_eq!(file[file.len() - 32..], *blake3::hash(&file[..file.len() - 32]).as_bytes());
     }
     if let Ok((contents, rows)) = read_snapshot(file, Some(key)) {
-        // Nobody else can seal it: it is what the writer would write.
-        let mut again = vec![];
-        let checksums = checksums_of(&rows, key, contents.header.position);
-        let records = rows.iter().map(|row| (kind_of(row), &row[..]));
-        let written = snapshot::write_records(&checksums, key, contents.header.time, records, &mut again);
-        assert!(written.is_ok() && again == file, "a snapshot that was not written is accepted with the key");
         assert!(open.is_ok(), "accepted with the key alone");
+        // Nobody else can seal it: it is what the writer would write. Only the ordinals that were given to keys
+        // that are gone cannot be told from the records.
+        let header = contents.header;
+        let mut again = vec![];
+        let checksums = checksums_of(&rows, key, header.position);
+        let records = rows.iter().map(|row| (row.kind(), &row.bytes[..]));
+        let written = snapshot::write_records(&checksums, form_of(&header), key, header.time, records, &mut again);
+        assert!(written.is_ok(), "what was read cannot be written");
+        assert!(again == file, "a snapshot that was not written is accepted with the key");
     }
 }
 
-fn kind_of(row: &[u8]) -> RecordKind {
-    if decode_tenant(row).is_ok() { RecordKind::Tenant } else { RecordKind::Key }
-}
-
-/// The name of a record, by which its kind is ordered.
-fn name_of(kind: RecordKind, row: &[u8]) -> Option<Vec<u8>> {
-    match kind {
-        RecordKind::Tenant => decode_tenant(row).ok().map(|tenant| tenant.tenant.as_str().as_bytes().to_vec()),
-        RecordKind::Key => decode_key(row).ok().map(|key| key.secret.digest.as_bytes().to_vec()),
-    }
-}
-
-fn checksums_of(rows: &[Vec<u8>], key: &ChecksumKey, position: Position) -> Checksums {
-    let mut checksums = Checksums { position, ..Checksums::EMPTY };
+fn checksums_of(rows: &[Row], key: &ChecksumKey, position: Position) -> Checksums {
+    let mut checksums = Checksums::at(position);
     for row in rows {
-        let kind = kind_of(row);
-        if let Some(name) = name_of(kind, row) {
-            checksums.of_mut(kind).add(key, &name, row);
-        }
+        checksums.of_mut(row.kind()).add(key, row.name(), &row.bytes);
+        checksums.note_ordinal(&row.record);
     }
     checksums
 }
 
-/// Writes a snapshot of records, whose bodies each have two bytes of length and one that says of which kind.
-fn round_trip_snapshot(data: &[u8], key: &ChecksumKey) {
+/// Writes a snapshot of records, whose bodies each have two bytes of length and one that says of which version
+/// and kind.
+fn round_trip_snapshot(data: &[u8], form: Form, key: &ChecksumKey) {
     let Some((flip, data)) = data.split_first_chunk() else { return };
     let mut rest = Cursor(data);
     let mut rows = vec![];
-    while let Some([l1, l2, is_tenant]) = rest.array() {
+    while let Some([l1, l2, what]) = rest.array() {
         let Some(body) = rest.take(usize::from(u16::from_le_bytes([l1, l2]))) else { break };
         // As docs/FORMAT.md has it.
-        let mut row = [&[1], body].concat();
+        let version = if form == Form::First { 1 } else { 1 + (what >> 7) };
+        let mut row = [&[version], body].concat();
         let hash = blake3::hash(&row);
         row.extend_from_slice(&hash.as_bytes()[..16]);
-        let kind = if is_tenant & 1 == 1 { RecordKind::Tenant } else { RecordKind::Key };
-        rows.extend(name_of(kind, &row).map(|name| (kind, name, row)));
+        let kind = match form {
+            Form::First => {
+                if what & 1 == 1 {
+                    RecordKind::Tenant
+                } else {
+                    RecordKind::Key
+                }
+            }
+            Form::Second(_) => RecordKind::ALL[usize::from(what & 0x7F) % RecordKind::ALL.len()],
+        };
+        rows.extend(Row::decode(kind, row));
     }
-    rows.sort();
-    rows.dedup_by(|a, b| (a.0, &a.1) == (b.0, &b.1));
-    let mut checksums = Checksums { position: POSITION, ..Checksums::EMPTY };
-    for (kind, name, row) in &rows {
-        checksums.of_mut(*kind).add(key, name, row);
-    }
+    rows.sort_by(|a, b| (a.kind(), a.name()).cmp(&(b.kind(), b.name())));
+    rows.dedup_by(|a, b| (a.kind(), a.name()) == (b.kind(), b.name()));
+    let checksums = checksums_of(&rows, key, POSITION);
     let mut file = vec![];
-    let records = rows.iter().map(|(kind, _, row)| (*kind, &row[..]));
-    let written = snapshot::write_records(&checksums, key, TIME, records, &mut file);
+    let records = rows.iter().map(|row| (row.kind(), &row.bytes[..]));
+    let written = snapshot::write_records(&checksums, form, key, TIME, records, &mut file);
     assert!(written.is_ok(), "a vector takes everything");
     for key in [None, Some(key)] {
         let Ok((contents, read)) = read_snapshot(&file, key) else { panic!("what was written is refused") };
         assert_eq!((contents.header.position, contents.header.time), (POSITION, TIME));
-        assert!(read.iter().eq(rows.iter().map(|(_, _, row)| row)), "other records than were written");
+        assert_eq!(form_of(&contents.header), form);
+        assert!(
+            read.iter().map(|row| &row.bytes).eq(rows.iter().map(|row| &row.bytes)),
+            "other records than were written"
+        );
     }
     let bit = u32::from_le_bytes(*flip) as usize % (8 * file.len());
     file[bit / 8] ^= 1 << (bit % 8);

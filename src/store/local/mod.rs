@@ -161,10 +161,11 @@ impl LocalStore {
         let recovered = recover(&dir, options, TablePolicy::Keep, &*view, filled)?;
         recovery::offline_append::warn_of_restore(&dir, &recovered.journal.key, &recovered.journal.position)?;
         let write_buffer = Arc::new(WriteBuffer::default());
-        write_buffer.insert(recovered.table.every_tenant().map_err(|error| OpenError::Table(error.into()))?.iter());
+        write_buffer.insert(recovered.table.kept_in_memory().map_err(|error| OpenError::Table(error.into()))?.iter());
         let administrators = table::administrators::read(&recovered.table);
         let administrators = administrators.map_err(|error| OpenError::Table(error.into()))?;
         let administrators = Arc::new(Mutex::new(administrators));
+        let next_ordinal = recovered.table.checksums().map_err(OpenError::Table)?.next_ordinal;
         let feed = Feed::starting_after(recovered.journal.position.revision);
         let table = Arc::new(recovered.table);
         let commit_queue = Arc::new(CommitQueue::new());
@@ -193,6 +194,7 @@ impl LocalStore {
             bounds: options.bounds,
             view: view.clone(),
             administrators: administrators.clone(),
+            next_ordinal,
         })?;
         Ok(Self {
             commit_queue,
@@ -271,7 +273,7 @@ impl Store for LocalStore {
         let table = self.table.clone();
         let checksums =
             on_a_thread(move || table.checksums().map_err(|error| StoreError::Engine(error.to_string()))).await?;
-        let records = checksums.tenants.count() + checksums.keys.count();
+        let records = checksums.keys();
         let (sender, items) = mpsc::channel(4);
         let table = self.table.clone();
         // Ends with its channel, whose receiver the stream holds.
@@ -301,8 +303,8 @@ impl Store for LocalStore {
         key_id: &KeyId,
     ) -> Result<Option<Arc<KeyRecord>>, StoreError> {
         // Records leave the write buffer for the table, so the write buffer is read first.
-        if let Some(key) = self.write_buffer.key(tenant, key_id) {
-            return Ok(Some(key));
+        if let Some(newer) = self.write_buffer.key(tenant, key_id) {
+            return Ok(newer.key());
         }
         let (table, tenant, key_id) = (self.table.clone(), tenant.clone(), key_id.clone());
         let readers = if reader.urgent { &self.urgent_readers } else { &self.key_readers };

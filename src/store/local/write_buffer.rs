@@ -1,33 +1,64 @@
-//! The write buffer: the keys that are durable in the journal but not in the table yet, and every tenant.
-//! Reads ask it before the table.
+//! The write buffer: the keys that are durable in the journal but not in the table yet, and every tenant, owner
+//! and issuer. Reads ask it before the table.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use keyward_core::digest::Digest;
-use keyward_core::event::Record;
-use keyward_core::id::{KeyId, TenantId};
-use keyward_core::record::{KeyRecord, TenantRecord};
+use keyward_core::event::{Record, Revision};
+use keyward_core::holds::Holds;
+use keyward_core::id::{ActorId, KeyId, TenantId};
+use keyward_core::record::{IssuerRecord, KeyRecord, OwnerRecord, TenantRecord};
 use parking_lot::RwLock;
 
-/// The newest form of each key that the table lacks, and every tenant.
+/// The newest form of each key that the table lacks, and every tenant, owner and issuer.
 ///
 /// The keys are bounded by the queue of the table writer. Tenants stay: every new key needs its tenant, and a
-/// read of sled waits for the current transaction. They are loaded before the store opens, and only the
-/// committer changes them afterwards.
+/// read of sled waits for the current transaction. Owners and issuers that have a record are few. All are
+/// loaded before the store opens, and only the committer changes them afterwards.
 #[derive(Debug, Default)]
 pub(in crate::store::local) struct WriteBuffer(RwLock<Maps>);
 
+/// A key that the table lacks.
+#[derive(Clone, Debug)]
+pub(in crate::store::local) enum Buffered {
+    /// Its newest form.
+    Key(Arc<KeyRecord>),
+    /// It was purged at a revision.
+    Purged(Revision),
+}
+
 #[derive(Debug, Default)]
 pub(in crate::store::local) struct Maps {
-    keys: HashMap<TenantId, BTreeMap<KeyId, Arc<KeyRecord>>>,
+    keys: HashMap<TenantId, BTreeMap<KeyId, Buffered>>,
     digests: HashSet<Digest>,
     tenants: BTreeMap<TenantId, Arc<TenantRecord>>,
+    owners: HashMap<TenantId, HashMap<Box<str>, Arc<OwnerRecord>>>,
+    issuers: HashMap<ActorId, Arc<IssuerRecord>>,
+    holds: Holds,
+}
+
+impl Buffered {
+    /// The key, if it was not purged.
+    pub(in crate::store::local) fn key(self) -> Option<Arc<KeyRecord>> {
+        match self {
+            Self::Key(key) => Some(key),
+            Self::Purged(_) => None,
+        }
+    }
+
+    fn revision(&self) -> Revision {
+        match self {
+            Self::Key(key) => key.revision,
+            Self::Purged(revision) => *revision,
+        }
+    }
 }
 
 impl WriteBuffer {
-    pub(in crate::store::local) fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Option<Arc<KeyRecord>> {
+    /// `None`: the table has its newest form.
+    pub(in crate::store::local) fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Option<Buffered> {
         self.0.read().key(tenant, key_id)
     }
 
@@ -37,18 +68,19 @@ impl WriteBuffer {
         tenant: &TenantId,
         after: Option<&KeyId>,
         most: usize,
-    ) -> Vec<Arc<KeyRecord>> {
+    ) -> Vec<(KeyId, Buffered)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let maps = self.0.read();
         let of_tenant = maps.keys.get(tenant).into_iter();
-        of_tenant.flat_map(|keys| keys.range((from, Bound::Unbounded))).take(most).map(|(_, key)| key.clone()).collect()
+        let keys = of_tenant.flat_map(|keys| keys.range((from, Bound::Unbounded))).take(most);
+        keys.map(|(key_id, key)| (key_id.clone(), key.clone())).collect()
     }
 
     /// Those of the given keys of a tenant that are buffered, in the order of `ids`.
-    pub(in crate::store::local) fn keys_of(&self, tenant: &TenantId, ids: &[KeyId]) -> Vec<Arc<KeyRecord>> {
+    pub(in crate::store::local) fn keys_of(&self, tenant: &TenantId, ids: &[KeyId]) -> Vec<(KeyId, Buffered)> {
         let maps = self.0.read();
         let Some(keys) = maps.keys.get(tenant) else { return vec![] };
-        ids.iter().filter_map(|id| keys.get(id)).cloned().collect()
+        ids.iter().filter_map(|id| Some((id.clone(), keys.get(id)?.clone()))).collect()
     }
 
     pub(in crate::store::local) fn has_digest(&self, digest: &Digest) -> bool {
@@ -58,6 +90,21 @@ impl WriteBuffer {
     /// A tenant. All tenants are here.
     pub(in crate::store::local) fn tenant(&self, tenant: &TenantId) -> Option<Arc<TenantRecord>> {
         self.0.read().tenant(tenant)
+    }
+
+    /// An owner. All that have a record are here.
+    pub(in crate::store::local) fn owner(&self, tenant: &TenantId, owner: &str) -> Option<Arc<OwnerRecord>> {
+        self.0.read().owner(tenant, owner)
+    }
+
+    /// An issuer. All that have a record are here.
+    pub(in crate::store::local) fn issuer(&self, actor: &ActorId) -> Option<Arc<IssuerRecord>> {
+        self.0.read().issuer(actor)
+    }
+
+    /// The holds of all of them that hold anything.
+    pub(in crate::store::local) fn holds(&self) -> Holds {
+        self.0.read().holds.effective()
     }
 
     /// How many tenants there are.
@@ -85,7 +132,7 @@ impl WriteBuffer {
 }
 
 impl Maps {
-    pub(in crate::store::local) fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Option<Arc<KeyRecord>> {
+    pub(in crate::store::local) fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Option<Buffered> {
         self.keys.get(tenant)?.get(key_id).cloned()
     }
 
@@ -97,34 +144,66 @@ impl Maps {
         self.tenants.get(tenant).cloned()
     }
 
+    pub(in crate::store::local) fn owner(&self, tenant: &TenantId, owner: &str) -> Option<Arc<OwnerRecord>> {
+        self.owners.get(tenant)?.get(owner).cloned()
+    }
+
+    pub(in crate::store::local) fn issuer(&self, actor: &ActorId) -> Option<Arc<IssuerRecord>> {
+        self.issuers.get(actor).cloned()
+    }
+
     pub(in crate::store::local) fn tenants(&self) -> usize {
         self.tenants.len()
     }
 
+    /// The holds of its tenants, owners and issuers.
+    pub(in crate::store::local) fn holds(&self) -> &Holds {
+        &self.holds
+    }
+
     pub(in crate::store::local) fn insert(&mut self, record: &Record) {
+        self.holds.apply(record);
         match record {
             Record::Key(key) => {
-                self.digests.insert(key.secret.digest);
-                let of_tenant = match self.keys.get_mut(&key.tenant) {
-                    Some(of_tenant) => of_tenant,
-                    None => self.keys.entry(key.tenant.clone()).or_default(),
-                };
-                of_tenant.insert(key.key_id.clone(), key.clone());
+                self.digests.extend(key.digests());
+                let held = Buffered::Key(key.clone());
+                self.of_tenant(&key.tenant).insert(key.key_id.clone(), held);
+            }
+            Record::Purged(mark) if !mark.key_lives => {
+                self.of_tenant(&mark.tenant).insert(mark.key_id.clone(), Buffered::Purged(mark.revision));
             }
             Record::Tenant(tenant) => {
                 self.tenants.insert(tenant.tenant.clone(), tenant.clone());
             }
+            Record::Owner(owner) => {
+                let of_tenant = self.owners.entry(owner.tenant.clone()).or_default();
+                of_tenant.insert(owner.owner.as_str().into(), owner.clone());
+            }
+            Record::Issuer(issuer) => {
+                self.issuers.insert(issuer.actor.clone(), issuer.clone());
+            }
+            Record::Purged(_) | Record::Line(_) => {}
         }
     }
 
+    fn of_tenant(&mut self, tenant: &TenantId) -> &mut BTreeMap<KeyId, Buffered> {
+        self.keys.entry(tenant.clone()).or_default()
+    }
+
     fn release(&mut self, record: &Record) {
-        let Record::Key(key) = record else { return };
-        let Some(of_tenant) = self.keys.get_mut(&key.tenant) else { return };
-        if of_tenant.get(&key.key_id).is_some_and(|held| held.revision <= key.revision) {
-            of_tenant.remove(&key.key_id);
-            self.digests.remove(&key.secret.digest);
+        let (tenant, key_id, digests) = match record {
+            Record::Key(key) => (&key.tenant, &key.key_id, key.digests().collect::<Vec<_>>()),
+            Record::Purged(mark) if !mark.key_lives => (&mark.tenant, &mark.key_id, mark.digests.clone()),
+            _ => return,
+        };
+        let Some(of_tenant) = self.keys.get_mut(tenant) else { return };
+        if of_tenant.get(key_id).is_some_and(|held| held.revision() <= record.revision()) {
+            of_tenant.remove(key_id);
+            for digest in &digests {
+                self.digests.remove(digest);
+            }
             if of_tenant.is_empty() {
-                self.keys.remove(&key.tenant);
+                self.keys.remove(tenant);
             }
         }
     }

@@ -114,6 +114,9 @@ async fn an_explanation_lists_every_check_in_order() {
     let order = [
         "form",
         "known",
+        "secret",
+        "owner",
+        "epoch",
         "state",
         "not_before",
         "expire_time",

@@ -63,7 +63,7 @@ prop_compose! {
 /// What the index must hold of a key.
 fn assert_holds(index: &Index, record: &KeyRecord) {
     let entry = index.get(&record.secret.digest).unwrap();
-    assert_eq!(entry.to_policy(), record.spec.policy);
+    assert_eq!(entry.to_policy().policy, record.spec.policy);
     assert_eq!(entry.revision(), record.revision);
     assert_eq!((entry.tenant(), entry.environment()), (&record.tenant, &record.spec.policy.environment));
     assert_eq!((entry.to_key_id(), entry.display_name()), (Some(record.key_id.clone()), &*record.spec.display_name));

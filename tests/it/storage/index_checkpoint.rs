@@ -170,7 +170,7 @@ impl Open {
             let kept = self.store.key(&key(number).tenant, &key(number).key_id).await.unwrap().unwrap();
             let entry = self.view.index.get(&kept.secret.digest).unwrap();
             assert_eq!(entry.revision(), kept.revision, "key {number}");
-            assert_eq!(entry.to_policy(), kept.spec.policy);
+            assert_eq!(entry.to_policy().policy, kept.spec.policy);
             assert_eq!((entry.owner(), entry.display_name()), (&*kept.spec.owner, &*kept.spec.display_name));
             assert_eq!(entry.labels().count(), kept.spec.labels.len());
             assert_eq!(entry.state() == State::Disabled, number == DISABLED);

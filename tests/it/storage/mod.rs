@@ -3,6 +3,7 @@
 
 mod backup;
 mod conformance;
+mod conformance_lifecycle;
 pub(crate) mod disk;
 mod full_disk;
 mod index;

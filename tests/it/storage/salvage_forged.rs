@@ -90,6 +90,7 @@ fn forged(revision: u64, method: &str, target: &str, record: Vec<u8>) -> Vec<u8>
         method: method.into(),
         target: target.into(),
         redo: vec![Redo { record: Some(redo::Record::Key(record)) }],
+        ..JournalEntry::default()
     };
     frame.push(&entry, &no_key);
     frame.finish().unwrap()

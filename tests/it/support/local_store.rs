@@ -60,6 +60,10 @@ pub(crate) fn commit(writes: Vec<RecordWrite>) -> Commit {
 
 /// Commits a new key, and returns it as it is stored.
 pub(crate) async fn create(store: &dyn Store, number: u32) -> KeyRecord {
-    let revision = store.commit(commit(vec![RecordWrite::NewKey(Box::new(key(number)))])).await.unwrap();
-    KeyRecord { revision, ..key(number) }
+    let key = key(number);
+    let revision = store.commit(commit(vec![RecordWrite::NewKey(Box::new(key.clone()))])).await.unwrap();
+    let stored = KeyRecord::clone(&store.key(&key.tenant, &key.key_id).await.unwrap().unwrap());
+    // The store adds nothing but these.
+    assert_eq!(stored, KeyRecord { revision, ordinal: stored.ordinal, ..key });
+    stored
 }

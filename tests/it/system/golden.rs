@@ -3,16 +3,28 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
 use keyward::store::local::journal::frame::{Frame, FrameBuilder, read_segment_header, segment_header};
 use keyward::store::local::journal::{ChainKey, Position};
-use keyward::store::record::{DecodeError, decode_key, decode_tenant, encode_key, encode_tenant, pb};
+use keyward::store::local::table::Row;
+use keyward::store::record::{
+    DecodeError, decode_issuer, decode_key, decode_line, decode_owner, decode_purge_mark, decode_tenant, encode_key,
+    encode_tenant, pb, stateless_key_bytes,
+};
 use keyward_core::clock::UnixMillis;
 use keyward_core::digest::{Digest, Pepper, PepperId};
-use keyward_core::event::Revision;
+use keyward_core::event::{Record, Revision};
 use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
-use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, KeySpec, State, StoredSecret, TenantRecord};
+use keyward_core::limits::{
+    ACTOR_BYTES_MAX, ENVIRONMENT_BYTES_MAX, RECORD_BYTES_ISSUED_MAX, RECORD_BYTES_MAX, SECRET_PREFIX_BYTES_MAX,
+    STATE_REASON_BYTES_MAX,
+};
+use keyward_core::record::{
+    AuditStamp, Deletion, Hold, IssuerRecord, KeyPolicy, KeyRecord, KeySpec, LineRecord, LogId, OverlapStart,
+    OwnerRecord, PreviousSecret, PurgeMark, RetiredSecret, State, StoredSecret, TenantRecord,
+};
 use keyward_core::scope::Scope;
 use keyward_core::secret::{IssuedSecret, PresentedSecret};
 use keyward_core::testing::FixedEntropy;
@@ -49,7 +61,10 @@ fn full_key() -> KeyRecord {
             digest: Digest::from_bytes(std::array::from_fn(|at| at as u8)),
             pepper: PepperId(0x0102_0304),
             hint: "acme_live_…wXyZ".into(),
+            issued: None,
         },
+        previous: None,
+        retired: None,
         spec: KeySpec {
             display_name: "Zapier".into(),
             description: "The sync of the CRM".into(),
@@ -68,6 +83,10 @@ fn full_key() -> KeyRecord {
         },
         state_reason: "unpaid".into(),
         state_changed: None,
+        resume_time: None,
+        deletion: None,
+        delete_protected: false,
+        ordinal: None,
         created: AuditStamp { time: UnixMillis(1_767_225_600_000), actor: ActorId::parse("issuer").unwrap() },
         updated: AuditStamp { time: UnixMillis(1_767_312_000_000), actor: ActorId::parse("operator").unwrap() },
         revision: Revision(42),
@@ -84,9 +103,197 @@ fn tenant() -> TenantRecord {
         tenant: TenantId::parse("acme").unwrap(),
         display_name: "Acme Inc.".into(),
         secret_prefix: SecretPrefix::parse("acme").unwrap(),
+        hold: Hold::default(),
+        keys_max: None,
         created: AuditStamp { time: UnixMillis(1_767_225_600_000), actor: ActorId::keyward() },
+        updated: None,
         revision: Revision(7),
     }
+}
+
+fn actor(text: &str) -> ActorId {
+    ActorId::parse(text).unwrap()
+}
+
+fn stamp(millis: i64, by: &str) -> AuditStamp {
+    AuditStamp { time: UnixMillis(millis), actor: actor(by) }
+}
+
+fn secret(version: u32, first: u8) -> StoredSecret {
+    let digest = Digest::from_bytes(std::array::from_fn(|at| first.wrapping_add(at as u8)));
+    let issued = Some(stamp(1_790_000_000_000 + i64::from(version), "spiffe://example.org/ns/ops/sa/rotator"));
+    StoredSecret { version, digest, issued, ..full_key().secret }
+}
+
+fn rotated_key() -> KeyRecord {
+    let previous = PreviousSecret {
+        secret: secret(2, 64),
+        valid_until: Some(UnixMillis(1_790_000_600_000)),
+        overlap_ms: 600_000,
+        overlap_starts: OverlapStart::OnFirstUse,
+    };
+    let retired = RetiredSecret { secret: full_key().secret, time: UnixMillis(1_789_000_000_000) };
+    KeyRecord {
+        secret: secret(3, 128),
+        previous: Some(previous),
+        retired: Some(retired),
+        state_changed: Some(stamp(1_790_000_000_001, "holder:acme/key_01kdvx1s00abcdefghjkmnpqrs")),
+        resume_time: Some(UnixMillis(1_791_000_000_000)),
+        delete_protected: true,
+        ordinal: Some(0),
+        updated: stamp(1_790_000_000_002, "unix:1000"),
+        ..full_key()
+    }
+}
+
+fn deleted_key() -> KeyRecord {
+    let deletion = Deletion { time: UnixMillis(1_790_000_000_000), purge_time: UnixMillis(1_792_592_000_000) };
+    KeyRecord { deletion: Some(deletion), ordinal: Some(7), ..bare_key() }
+}
+
+fn hold() -> Hold {
+    Hold {
+        suspended: true,
+        reason: "unpaid".into(),
+        reject_issued_before: Some(UnixMillis(1_790_000_000_000)),
+        changed: Some(stamp(1_790_000_000_001, "operator")),
+    }
+}
+
+/// Of each kind that version 1 does not have, or not with these fields.
+fn records_of_version_2() -> Vec<(&'static str, Record)> {
+    let (id, updated, revision) = (full_key().key_id, stamp(1_790_000_000_001, "operator"), Revision(43));
+    let changed = TenantRecord { hold: hold(), keys_max: Some(500), updated: Some(updated.clone()), ..tenant() };
+    let owner = OwnerRecord {
+        tenant: tenant().tenant,
+        owner: "customer-7".into(),
+        hold: hold(),
+        updated: updated.clone(),
+        revision,
+    };
+    let issuer = IssuerRecord { actor: actor("unix:1000"), hold: Hold::default(), updated, revision };
+    let digests = vec![secret(1, 0).digest, secret(2, 64).digest];
+    let time = UnixMillis(1_790_000_000_003);
+    let mark = PurgeMark { tenant: tenant().tenant, key_id: id, digests, key_lives: true, time, revision };
+    let line = LineRecord { log_id: LogId([5; 16]), ended: Revision(43), base: Revision(1 << 40), time };
+    vec![
+        ("records/key-v2-rotated.hex", Record::Key(Arc::new(rotated_key()))),
+        ("records/key-v2-deleted.hex", Record::Key(Arc::new(deleted_key()))),
+        ("records/tenant-v2.hex", Record::Tenant(Arc::new(changed))),
+        ("records/owner-v2.hex", Record::Owner(Arc::new(owner))),
+        ("records/issuer-v2.hex", Record::Issuer(Arc::new(issuer))),
+        ("records/purge-mark-v2.hex", Record::Purged(Arc::new(mark))),
+        ("records/line-v2.hex", Record::Line(Arc::new(line))),
+    ]
+}
+
+#[test]
+fn records_of_version_2_are_written_and_read_as_ever() {
+    for (name, record) in records_of_version_2() {
+        let row = Row::of(record);
+        let golden = holds(name, &row.bytes);
+        assert_eq!(golden[0], 2, "{name}");
+        let read = match &row.record {
+            Record::Key(key) => decode_key(&golden) == Ok(KeyRecord::clone(key)),
+            Record::Tenant(tenant) => decode_tenant(&golden) == Ok(TenantRecord::clone(tenant)),
+            Record::Owner(owner) => decode_owner(&golden) == Ok(OwnerRecord::clone(owner)),
+            Record::Issuer(issuer) => decode_issuer(&golden) == Ok(IssuerRecord::clone(issuer)),
+            Record::Purged(mark) => decode_purge_mark(&golden) == Ok(PurgeMark::clone(mark)),
+            Record::Line(line) => decode_line(&golden) == Ok(LineRecord::clone(line)),
+        };
+        assert!(read, "{name}");
+    }
+}
+
+/// What an older program would overlook, and what it may overlook.
+#[test]
+fn a_record_has_version_2_where_an_older_program_would_overlook_something() {
+    let version = |change: &dyn Fn(&mut KeyRecord)| {
+        let mut key = full_key();
+        change(&mut key);
+        encode_key(&key)[0]
+    };
+    assert_eq!(version(&|key| key.ordinal = Some(7)), 1);
+    assert_eq!(version(&|key| key.state_changed = Some(stamp(1, "operator"))), 1);
+    for (number, change) in [
+        (&|key: &mut KeyRecord| key.secret.issued = Some(stamp(1, "operator"))) as &dyn Fn(&mut KeyRecord),
+        &|key| key.previous = rotated_key().previous,
+        &|key| key.retired = rotated_key().retired,
+        &|key| key.resume_time = Some(UnixMillis(1)),
+        &|key| key.deletion = deleted_key().deletion,
+        &|key| key.delete_protected = true,
+        &|key| key.created.actor = actor("unix:1"),
+        &|key| key.updated.actor = actor("unix:1"),
+        &|key| key.state_changed = Some(stamp(1, "unix:1")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        assert_eq!(version(change), 2, "change {number}");
+    }
+}
+
+fn enveloped(version: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = [&[version], body].concat();
+    let checksum = blake3::hash(&bytes);
+    bytes.extend_from_slice(&checksum.as_bytes()[..16]);
+    bytes
+}
+
+#[test]
+fn a_field_that_is_not_known_refuses_a_record_of_version_2_unless_it_may_be_overlooked() {
+    let key = encode_key(&rotated_key());
+    let body = &key[1..key.len() - 16];
+    let with = |number: u32| {
+        let mut body = body.to_vec();
+        prost::encoding::uint64::encode(number, &1, &mut body);
+        decode_key(&enveloped(2, &body))
+    };
+    for number in [29, 45, 63] {
+        assert_eq!(with(number), Err(DecodeError::UnknownField(number)));
+    }
+    assert_eq!(with(64), Ok(rotated_key()));
+    // Version 1 was never strict, and nothing of it may be refused now.
+    let first = encode_key(&full_key());
+    let mut body = first[1..first.len() - 16].to_vec();
+    prost::encoding::uint64::encode(29, &1, &mut body);
+    assert_eq!(decode_key(&enveloped(1, &body)), Ok(full_key()));
+    // A record has one form.
+    assert_eq!(decode_key(&enveloped(2, &first[1..first.len() - 16])), Err(DecodeError::Body("version")));
+    assert_eq!(decode_key(&enveloped(1, &key[1..key.len() - 16])), Err(DecodeError::Body("version")));
+}
+
+/// By arithmetic no key is longer: it was issued with as much as may be, rotated twice by the longest authors,
+/// suspended for the longest reason, and its ordinal and revision are the last ones.
+#[test]
+fn the_longest_key_can_be_rotated_suspended_deleted_and_revoked() {
+    let author = actor(&format!("spiffe://{}", "a".repeat(ACTOR_BYTES_MAX - "spiffe://".len())));
+    let by = AuditStamp { time: UnixMillis(i64::MAX), actor: author };
+    let mut key = full_key();
+    let (prefix, environment) = ("p".repeat(SECRET_PREFIX_BYTES_MAX), "e".repeat(ENVIRONMENT_BYTES_MAX));
+    key.secret.hint = format!("{prefix}_{environment}_…wXyZ");
+    key.spec.description = String::new();
+    while stateless_key_bytes(&key) < RECORD_BYTES_ISSUED_MAX {
+        key.spec.description.push('x');
+    }
+    let issued = Some(by.clone());
+    let secret = StoredSecret { version: u32::MAX, issued, pepper: PepperId(u32::MAX), ..key.secret.clone() };
+    key.previous = Some(PreviousSecret {
+        secret: secret.clone(),
+        valid_until: Some(UnixMillis(i64::MAX)),
+        overlap_ms: u64::MAX,
+        overlap_starts: OverlapStart::OnFirstUse,
+    });
+    key.retired = Some(RetiredSecret { secret: secret.clone(), time: UnixMillis(i64::MAX) });
+    key.secret = secret;
+    key.state_reason = "r".repeat(STATE_REASON_BYTES_MAX);
+    (key.state_changed, key.created, key.updated) = (Some(by.clone()), by.clone(), by);
+    key.resume_time = Some(UnixMillis(i64::MAX));
+    key.deletion = Some(Deletion { time: UnixMillis(i64::MAX), purge_time: UnixMillis(i64::MAX) });
+    (key.delete_protected, key.ordinal, key.revision) = (true, Some(u32::MAX - 1), Revision(u64::MAX));
+    let bytes = encode_key(&key).len();
+    assert!(bytes <= RECORD_BYTES_MAX, "{bytes}");
+    assert_eq!(decode_key(&encode_key(&key)), Ok(key));
 }
 
 #[test]
@@ -113,6 +320,7 @@ fn journal_frames_are_written_and_read_as_ever() {
         method: method.into(),
         target: target.into(),
         redo: vec![pb::Redo { record: Some(record) }],
+        ..pb::JournalEntry::default()
     };
     let entries = vec![
         entry(1, "CreateTenant", "acme", pb::redo::Record::Tenant(encode_tenant(&tenant()))),
@@ -181,8 +389,8 @@ fn what_is_not_a_record_of_ours_is_refused() {
     assert_eq!(decode_key(&[]), Err(DecodeError::Short));
     assert_eq!(decode_key(&good[..16]), Err(DecodeError::Short));
     let mut later = good.clone();
-    later[0] = 2;
-    assert_eq!(decode_key(&later), Err(DecodeError::UnknownVersion(2)));
+    later[0] = 3;
+    assert_eq!(decode_key(&later), Err(DecodeError::UnknownVersion(3)));
     for bit in 8..good.len() * 8 {
         let mut flipped = good.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
@@ -206,6 +414,8 @@ prop_compose! {
         })),
         digest: [u8; 32],
         numbers: (u32, u32, u64),
+        older in (prop::option::of(1..i64::MAX), any::<bool>(), any::<bool>(), any::<bool>()),
+        standing in (prop::option::of(1..i64::MAX), any::<bool>(), any::<bool>(), prop::option::of(0..u32::MAX)),
     ) -> KeyRecord {
         let [display_name, description, owner, state_reason] = texts;
         let nets = nets.into_iter().map(|(ip, len)| ipnet::IpNet::V4(ipnet::Ipv4Net::new(ip.into(), len).unwrap().trunc()));
@@ -226,7 +436,17 @@ prop_compose! {
                 digest: Digest::from_bytes(digest),
                 pepper: PepperId(numbers.1),
                 hint: "h".into(),
+                issued: older.3.then(|| stamp(5, "unix:5")),
             },
+            previous: older.1.then(|| PreviousSecret {
+                valid_until: older.0.map(UnixMillis),
+                ..rotated_key().previous.unwrap()
+            }),
+            retired: rotated_key().retired.filter(|_| older.2),
+            resume_time: standing.0.map(UnixMillis),
+            deletion: deleted_key().deletion.filter(|_| standing.1),
+            delete_protected: standing.2,
+            ordinal: standing.3,
             spec: KeySpec { display_name, description, owner, policy, labels, annotations: full_key().spec.annotations },
             state_reason,
             state_changed,
@@ -246,6 +466,8 @@ proptest! {
     fn any_bytes_are_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         prop_assert!(decode_key(&bytes).is_err());
         prop_assert!(decode_tenant(&bytes).is_err());
+        prop_assert!(decode_owner(&bytes).is_err() && decode_issuer(&bytes).is_err());
+        prop_assert!(decode_purge_mark(&bytes).is_err() && decode_line(&bytes).is_err());
         prop_assert!(Frame::read(&bytes).is_none());
         prop_assert!(read_segment_header(&bytes).is_err());
     }

@@ -96,7 +96,7 @@ impl<M: Map> Keeps for M {
     fn fold(&self, records: &[Record]) {
         self.put(&mut records.iter().filter_map(|record| match record {
             Record::Key(key) => Some(&**key),
-            Record::Tenant(_) => None,
+            _ => None,
         }));
     }
 

@@ -48,7 +48,7 @@ pub(in crate::store::local) async fn start(
     drop(spawn_blocking(move || {
         let (piece, overflowed) = (Vec::with_capacity(PIECE_BYTES), scan.overflowed());
         let mut pieces = Pieces { sender, handle, piece, limits, deadline, overflowed, broke_off: None };
-        let written = snapshot::write(&mut scan, table.checksum_key(), time, &mut pieces);
+        let written = snapshot::write(&mut scan, snapshot::Form::First, table.checksum_key(), time, &mut pieces);
         // Before the reader sees the end, so that it may ask for the next backup.
         drop(scan);
         drop(turn);

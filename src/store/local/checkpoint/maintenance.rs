@@ -311,7 +311,14 @@ impl MaintenanceContext {
         let check_continue = || self.check_continue(&disk);
         let mut scan = SnapshotScan::begin(&self.table, ASIDE_BYTES_MAX).map_err(SnapshotError::from)?;
         let key = self.table.checksum_key();
-        let (contents, path) = snapshot::create(&mut scan, key, self.clock.now(), &self.snapshots, &check_continue)?;
+        let (contents, path) = snapshot::create(
+            &mut scan,
+            snapshot::Form::First,
+            key,
+            self.clock.now(),
+            &self.snapshots,
+            &check_continue,
+        )?;
         let revision = contents.header.position.revision.0;
         self.stats.note_snapshot(contents.header.time);
         tracing::info!(path = %path.display(), revision, keys = contents.keys, "made a snapshot");

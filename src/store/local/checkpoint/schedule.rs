@@ -113,7 +113,7 @@ impl MaintenanceContext {
     }
 
     fn keys(&self) -> Result<u64, MaintenanceError> {
-        Ok(self.table.checksums().map_err(ScanError::from).map_err(SnapshotError::from)?.keys.count())
+        Ok(self.table.checksums().map_err(ScanError::from).map_err(SnapshotError::from)?.keys())
     }
 }
 

@@ -3,39 +3,51 @@
 //! All numbers are little-endian.
 //!
 //! ```text
-//! header, 104 bytes: "KEYWARDS" │ version u32 │ 0 u32 │ revision u64 │ chain, 32 bytes │ time in ms i64
-//!                    │ seal of the 64 bytes before, 32 bytes │ CRC-32C of the 96 bytes before u32 │ 0 u32
-//! record: kind u8 (1 tenant, 2 key) │ length u32 │ the stored record
-//! end: 0 u8 │ counts and checksums as the table notes them, 121 bytes │ blake3 of everything before, 32 bytes
+//! header: "KEYWARDS" │ version u32 │ 0 u32 │ revision u64 │ chain, 32 bytes │ time in ms i64 │ log id, 16 bytes
+//!         │ seal of all before, 32 bytes │ CRC-32C of all before u32 │ 0 u32
+//! record: kind u8 │ length u32 │ the stored record
+//! end: 0 u8 │ length u16 │ counts and checksums as the table notes them │ blake3 of everything before, 32 bytes
 //! ```
 //!
-//! Tenants come first, in the order of their names, then keys, in the order of their digests, so that the
-//! bytes depend only on the records and the time. The hash has no key, so that a backup can be checked
+//! Version 1 has no log id and no length at the end, and only tenants and keys. Records come by kind and in the
+//! order of their names, keys by their digests, so that the bytes depend only on the records and the time. The hash has no key, so that a backup can be checked
 //! without the pepper; the header's seal and the checksums are keyed, so that a file made by somebody else is
 //! rejected.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use keyward_core::clock::UnixMillis;
-use keyward_core::event::{Record, Revision};
+use keyward_core::event::Revision;
+use keyward_core::record::LogId;
 
 use crate::bytes_codec::Cursor;
 use crate::store::local::journal::{CRC32C, Chain, Position};
 use crate::store::local::table::Row;
 use crate::store::local::table::checksums::{ChecksumKey, Checksums};
 use crate::store::local::table::snapshot_scan::{ScanError, SnapshotScan};
-use crate::store::record::{DecodeError, RecordKind, decode_key, decode_tenant};
+use crate::store::record::{DecodeError, RecordKind, is_first_form};
 use crate::util::files::{NewFile, numbered};
 
-/// The version of snapshots that this program writes, and the only one it knows.
-pub const VERSION: u32 = 1;
+/// The latest version of snapshots that this program knows.
+pub const VERSION: u32 = 2;
+const FIRST: u32 = 1;
 const MAGIC: &[u8; 8] = b"KEYWARDS";
-const SEALED_BYTES: usize = 64;
-const HEADER_BYTES: usize = 104;
+/// What the header of both versions begins with.
+const COMMON_BYTES: usize = 64;
+/// The end of a header: seal, CRC-32C and zeros.
+const HEADER_END_BYTES: usize = 32 + 4 + 4;
 const END: u8 = 0;
+/// A version to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Version 1, for older programs. It has only tenants and keys without fields of version 2.
+    First,
+    /// Version 2, with the id of the log.
+    Second(LogId),
+}
+
 /// A longer record is invalid.
 const RECORD_BYTES_MAX: usize = 64 * 1024;
 /// Buffer size for reading and writing.
@@ -48,6 +60,8 @@ pub struct Header {
     pub position: Position,
     /// When it was made.
     pub time: UnixMillis,
+    /// The id of the log. `None` in version 1.
+    pub log_id: Option<LogId>,
     seal: [u8; 32],
 }
 
@@ -60,6 +74,8 @@ pub struct Contents {
     pub tenants: u64,
     /// How many keys.
     pub keys: u64,
+    /// How many records of all kinds.
+    pub records: u64,
 }
 
 /// Why a snapshot cannot be made or read.
@@ -68,6 +84,12 @@ pub enum SnapshotError {
     /// It cannot be read or written.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// What it has cannot be written in version 1.
+    #[error(
+        "there are records that version 1 cannot have: a key was rotated, suspended until a time or deleted, was changed by \
+         somebody who is no key, or an owner, an issuer or a tenant was suspended"
+    )]
+    NeedsSecondForm,
     /// It was written by a later program.
     #[error("it has snapshot version {0}, and this program knows only {VERSION}; use a newer keyward")]
     UnknownVersion(u32),
@@ -101,48 +123,66 @@ pub(in crate::store::local) fn path_of(dir: &Path, revision: Revision) -> PathBu
 /// Writes the records of a snapshot scan.
 pub(in crate::store::local) fn write(
     scan: &mut SnapshotScan,
+    form: Form,
     key: &ChecksumKey,
     time: UnixMillis,
     out: &mut impl Write,
 ) -> Result<(), SnapshotError> {
     let checksums = *scan.checksums();
-    let mut writer = Writer::begin(&checksums, key, time, out)?;
+    let mut writer = Writer::begin(&checksums, form, key, time, out)?;
     while let Some(batch) = scan.next_batch()? {
         for (kind, bytes) in batch {
             writer.record(kind, &bytes)?;
         }
     }
-    Ok(writer.finish(&checksums, key)?)
+    writer.finish()
 }
 
 /// Writes records, which must be in a snapshot's order and match the checksums.
 pub(in crate::store::local) fn write_records<'a>(
     checksums: &Checksums,
+    form: Form,
     key: &ChecksumKey,
     time: UnixMillis,
     mut records: impl Iterator<Item = (RecordKind, &'a [u8])>,
     out: &mut impl Write,
-) -> io::Result<()> {
-    let mut writer = Writer::begin(checksums, key, time, out)?;
+) -> Result<(), SnapshotError> {
+    let mut writer = Writer::begin(checksums, form, key, time, out)?;
     records.try_for_each(|(kind, bytes)| writer.record(kind, bytes))?;
-    writer.finish(checksums, key)
+    writer.finish()
 }
 
 /// A snapshot that is being written.
 struct Writer<'a, W> {
     out: Hashing<&'a mut W>,
     piece: Vec<u8>,
+    form: Form,
+    /// What the table notes, sealed.
+    noted: Vec<u8>,
 }
 
 impl<'a, W: Write> Writer<'a, W> {
-    fn begin(checksums: &Checksums, key: &ChecksumKey, time: UnixMillis, out: &'a mut W) -> io::Result<Self> {
+    fn begin(
+        checksums: &Checksums,
+        form: Form,
+        key: &ChecksumKey,
+        time: UnixMillis,
+        out: &'a mut W,
+    ) -> Result<Self, SnapshotError> {
+        let noted = match form {
+            Form::First => checksums.encode_first(key).ok_or(SnapshotError::NeedsSecondForm)?,
+            Form::Second(_) => checksums.encode(key),
+        };
         let mut out = Hashing { inner: out, hasher: blake3::Hasher::new() };
-        out.write_all(&header(checksums.position, time, key))?;
-        Ok(Self { out, piece: Vec::with_capacity(BUFFER_BYTES) })
+        out.write_all(&header(checksums.position, form, time, key))?;
+        Ok(Self { out, piece: Vec::with_capacity(BUFFER_BYTES), form, noted })
     }
 
-    fn record(&mut self, kind: RecordKind, bytes: &[u8]) -> io::Result<()> {
-        self.piece.push(kind as u8);
+    fn record(&mut self, kind: RecordKind, bytes: &[u8]) -> Result<(), SnapshotError> {
+        if self.form == Form::First && !is_first_form(bytes) {
+            return Err(SnapshotError::NeedsSecondForm);
+        }
+        self.piece.push(kind.number());
         self.piece.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
         self.piece.extend_from_slice(bytes);
         if self.piece.len() >= BUFFER_BYTES / 2 {
@@ -152,13 +192,16 @@ impl<'a, W: Write> Writer<'a, W> {
         Ok(())
     }
 
-    fn finish(mut self, checksums: &Checksums, key: &ChecksumKey) -> io::Result<()> {
+    fn finish(mut self) -> Result<(), SnapshotError> {
         self.piece.push(END);
-        self.piece.extend_from_slice(&checksums.encode(key));
+        if self.form != Form::First {
+            self.piece.extend_from_slice(&u16::try_from(self.noted.len()).unwrap_or(u16::MAX).to_le_bytes());
+        }
+        self.piece.extend_from_slice(&self.noted);
         self.out.write_all(&self.piece)?;
         let hash = self.out.hasher.finalize();
         self.out.inner.write_all(hash.as_bytes())?;
-        self.out.inner.flush()
+        Ok(self.out.inner.flush()?)
     }
 }
 
@@ -176,27 +219,29 @@ pub(in crate::store::local) fn read<E: From<SnapshotError>>(
 ) -> Result<Contents, E> {
     let mut input = Hashing { inner: BufReader::with_capacity(BUFFER_BYTES, input), hasher: blake3::Hasher::new() };
     let header = parse_header(&mut input, key)?;
-    let mut contents = Contents { header, tenants: 0, keys: 0 };
-    let mut found = Checksums { position: header.position, ..Checksums::EMPTY };
+    let mut contents = Contents { header, tenants: 0, keys: 0, records: 0 };
+    let mut found = Checksums::at(header.position);
     let mut last = None;
     while let Some((kind, bytes)) = next_record(&mut input)? {
-        let (record, name) = decode(kind, &bytes)?;
-        let place = Some((kind, name));
+        let row = Row::decode(kind, bytes).map_err(SnapshotError::from)?;
+        let place = Some((kind, row.name().to_vec()));
         if place <= last {
             return Err(SnapshotError::Damaged("its records are out of order").into());
         }
-        let (count, sum) = match kind {
-            RecordKind::Tenant => (&mut contents.tenants, &mut found.tenants),
-            RecordKind::Key => (&mut contents.keys, &mut found.keys),
-        };
-        *count += 1;
-        if let (Some(key), Some((_, name))) = (key, &place) {
-            sum.add(key, name, &bytes);
+        contents.records += 1;
+        match kind {
+            RecordKind::Tenant => contents.tenants += 1,
+            RecordKind::Key => contents.keys += 1,
+            _ => {}
+        }
+        if let Some(key) = key {
+            found.of_mut(kind).add(key, row.name(), &row.bytes);
+            found.note_ordinal(&row.record);
         }
         last = place;
-        visit(Row { record, bytes })?;
+        visit(row)?;
     }
-    finish(&mut input, key, &found)?;
+    finish(&mut input, &header, key, &found)?;
     Ok(contents)
 }
 
@@ -232,6 +277,7 @@ pub fn verify_bytes_without_key(input: impl Read) -> Result<Contents, SnapshotEr
 /// `check_continue`.
 pub(in crate::store::local) fn create(
     scan: &mut SnapshotScan,
+    form: Form,
     key: &ChecksumKey,
     time: UnixMillis,
     dir: &Path,
@@ -239,49 +285,67 @@ pub(in crate::store::local) fn create(
 ) -> Result<(Contents, PathBuf), SnapshotError> {
     let path = path_of(dir, scan.checksums().position.revision);
     let mut file = NewFile::create(&path)?;
-    write(scan, key, time, &mut Interruptible { inner: &mut file, check_continue })?;
+    write(scan, form, key, time, &mut Interruptible { inner: &mut file, check_continue })?;
     let contents = verify(file.sync()?, Some(key), check_continue)?;
     file.commit()?;
     Ok((contents, path))
 }
 
-fn header(position: Position, time: UnixMillis, key: &ChecksumKey) -> [u8; HEADER_BYTES] {
-    let mut bytes = [0; HEADER_BYTES];
-    bytes[..8].copy_from_slice(MAGIC);
-    bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
-    bytes[16..24].copy_from_slice(&position.revision.0.to_le_bytes());
-    bytes[24..56].copy_from_slice(&position.chain.0);
-    bytes[56..64].copy_from_slice(&time.0.to_le_bytes());
-    let seal = key.seal(&bytes[..SEALED_BYTES]);
-    bytes[SEALED_BYTES..96].copy_from_slice(&seal);
-    let crc = CRC32C.checksum(&bytes[..96]).to_le_bytes();
-    bytes[96..100].copy_from_slice(&crc);
+fn header(position: Position, form: Form, time: UnixMillis, key: &ChecksumKey) -> Vec<u8> {
+    let (version, log_id) = match form {
+        Form::First => (FIRST, None),
+        Form::Second(log_id) => (VERSION, Some(log_id)),
+    };
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend_from_slice(&version.to_le_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&position.revision.0.to_le_bytes());
+    bytes.extend_from_slice(&position.chain.0);
+    bytes.extend_from_slice(&time.0.to_le_bytes());
+    bytes.extend(log_id.into_iter().flat_map(|log_id| log_id.0));
+    let seal = key.seal(&bytes);
+    bytes.extend_from_slice(&seal);
+    let crc = CRC32C.checksum(&bytes);
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes.extend_from_slice(&[0; 4]);
     bytes
 }
 
 fn parse_header(input: &mut impl Read, key: Option<&ChecksumKey>) -> Result<Header, SnapshotError> {
     const DAMAGED: SnapshotError = SnapshotError::Damaged("its header is not that of a snapshot");
-    let mut bytes = [0; HEADER_BYTES];
+    let mut bytes = vec![0; COMMON_BYTES];
     read_exactly(input, &mut bytes)?;
-    if !bytes.starts_with(MAGIC) || Cursor(&bytes[96..]).u32() != Some(CRC32C.checksum(&bytes[..96])) {
+    if !bytes.starts_with(MAGIC) {
         return Err(DAMAGED);
     }
     let mut rest = Cursor(&bytes[MAGIC.len()..]);
-    match rest.u32() {
-        Some(VERSION) => {}
-        other => return Err(SnapshotError::UnknownVersion(other.unwrap_or_default())),
-    }
+    let version = rest.u32().ok_or(DAMAGED)?;
     rest.take(4); // zeros
     let revision = rest.u64().ok_or(DAMAGED)?;
     let chain = rest.array().ok_or(DAMAGED)?;
     let time = rest.i64().ok_or(DAMAGED)?;
-    let seal: [u8; 32] = rest.array().ok_or(DAMAGED)?;
-    if key.is_some_and(|key| blake3::Hash::from(key.seal(&bytes[..SEALED_BYTES])) != seal) {
+    let log_id_bytes = match version {
+        FIRST => 0,
+        VERSION => 16,
+        // A version that was damaged would say the same.
+        other => return Err(SnapshotError::UnknownVersion(other)),
+    };
+    let sealed = COMMON_BYTES + log_id_bytes;
+    bytes.resize(sealed + HEADER_END_BYTES, 0);
+    read_exactly(input, &mut bytes[COMMON_BYTES..])?;
+    let mut end = Cursor(&bytes[COMMON_BYTES..]);
+    let log_id = if version == FIRST { None } else { Some(LogId(end.array().ok_or(DAMAGED)?)) };
+    let seal: [u8; 32] = end.array().ok_or(DAMAGED)?;
+    if end.u32() != Some(CRC32C.checksum(&bytes[..sealed + seal.len()])) {
+        return Err(DAMAGED);
+    }
+    if key.is_some_and(|key| blake3::Hash::from(key.seal(&bytes[..sealed])) != seal) {
         return Err(SnapshotError::Foreign);
     }
     Ok(Header {
         position: Position { revision: Revision(revision), chain: Chain(chain) },
         time: UnixMillis(time),
+        log_id,
         seal,
     })
 }
@@ -289,12 +353,12 @@ fn parse_header(input: &mut impl Read, key: Option<&ChecksumKey>) -> Result<Head
 fn next_record(input: &mut impl Read) -> Result<Option<(RecordKind, Vec<u8>)>, SnapshotError> {
     let mut kind = [0];
     read_exactly(input, &mut kind)?;
-    let kind = match kind[0] {
-        END => return Ok(None),
-        1 => RecordKind::Tenant,
-        2 => RecordKind::Key,
-        _ => return Err(SnapshotError::Damaged("what follows a record is neither a record nor the end")),
-    };
+    let [kind] = kind;
+    if kind == END {
+        return Ok(None);
+    }
+    let unknown = SnapshotError::Damaged("what follows a record is neither a record nor the end");
+    let kind = RecordKind::of_number(kind).ok_or(unknown)?;
     let mut length = [0; 4];
     read_exactly(input, &mut length)?;
     let length = u32::from_le_bytes(length) as usize;
@@ -306,24 +370,21 @@ fn next_record(input: &mut impl Read) -> Result<Option<(RecordKind, Vec<u8>)>, S
     Ok(Some((kind, bytes)))
 }
 
-/// The record, and its key in the table.
-fn decode(kind: RecordKind, bytes: &[u8]) -> Result<(Record, Vec<u8>), SnapshotError> {
-    Ok(match kind {
-        RecordKind::Tenant => {
-            let tenant = decode_tenant(bytes)?;
-            let name = tenant.tenant.as_str().as_bytes().to_vec();
-            (Record::Tenant(Arc::new(tenant)), name)
+fn finish(
+    input: &mut Hashing<impl Read>,
+    header: &Header,
+    key: Option<&ChecksumKey>,
+    found: &Checksums,
+) -> Result<(), SnapshotError> {
+    let length = match header.log_id {
+        None => Checksums::FIRST_BYTES,
+        Some(_) => {
+            let mut length = [0; 2];
+            read_exactly(input, &mut length)?;
+            usize::from(u16::from_le_bytes(length))
         }
-        RecordKind::Key => {
-            let key = decode_key(bytes)?;
-            let name = key.secret.digest.as_bytes().to_vec();
-            (Record::Key(Arc::new(key)), name)
-        }
-    })
-}
-
-fn finish(input: &mut Hashing<impl Read>, key: Option<&ChecksumKey>, found: &Checksums) -> Result<(), SnapshotError> {
-    let mut noted = [0; Checksums::BYTES];
+    };
+    let mut noted = vec![0; length];
     read_exactly(input, &mut noted)?;
     let hash = input.hasher.finalize();
     let mut written = [0; 32];
@@ -334,10 +395,10 @@ fn finish(input: &mut Hashing<impl Read>, key: Option<&ChecksumKey>, found: &Che
     if input.inner.read(&mut [0])? != 0 {
         return Err(SnapshotError::Damaged("something follows its end"));
     }
-    match key {
-        Some(key) if Checksums::decode(key, &noted).as_ref() != Some(found) => Err(SnapshotError::Foreign),
-        _ => Ok(()),
-    }
+    let Some(key) = key else { return Ok(()) };
+    let noted = Checksums::decode(key, &noted).ok_or(SnapshotError::Foreign)?;
+    // An ordinal that was given to a key that is gone, or that version 1 does not tell, is not given again.
+    if noted.has_records_of(found) { Ok(()) } else { Err(SnapshotError::Foreign) }
 }
 
 fn read_exactly(input: &mut impl Read, bytes: &mut [u8]) -> Result<(), SnapshotError> {

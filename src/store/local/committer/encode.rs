@@ -1,31 +1,39 @@
 //! Checks a commit against the current records, and encodes it for the journal and the table.
 
-use keyward_core::event::{Record, Revision};
+use keyward_core::event::Revision;
 use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::State;
 
 use super::pending_view::PendingView;
-use crate::store::check::{EncodedWrite, authorize, check_and_encode};
+use crate::store::check::{EncodedWrite, WriteContext, authorize, check_and_encode};
 use crate::store::local::disk_space::DiskSpace;
 use crate::store::local::table::Row;
-use crate::store::record::{encode_key, encode_tenant, pb};
+use crate::store::record::{encode_issuer, encode_key, encode_owner, encode_tenant, pb, redo};
 use crate::store::{Commit, CommitError, RecordWrite};
 
 /// Bytes of an entry besides its texts and records; and bytes of each record for its revision and its
 /// framing.
 const ENTRY_BYTES_EXTRA: usize = 64;
 const RECORD_BYTES_EXTRA: usize = 32;
+/// The number that the store gives a key.
+const ORDINAL_BYTES: usize = 8;
+/// A purge mark: tenant, id, three digests, time and revision, with its envelope.
+const MARK_BYTES_MAX: usize = 512;
 
 /// An upper bound for the bytes of a commit's entry, whose revision is not known yet.
 pub(in crate::store::local) fn entry_bytes_max(commit: &Commit) -> usize {
     let about = |record_bytes: usize| ENTRY_BYTES_EXTRA + commit.target.len() + commit.method.len() + record_bytes;
     let record_bytes = |put: &RecordWrite| match put {
-        RecordWrite::NewKey(key) | RecordWrite::Key(key) => encode_key(key).len(),
-        RecordWrite::NewTenant(tenant) => encode_tenant(tenant).len(),
+        RecordWrite::NewKey(key) | RecordWrite::Key(key) => encode_key(key).len() + ORDINAL_BYTES,
+        RecordWrite::RotatedKey(key) => encode_key(key).len() + ORDINAL_BYTES + MARK_BYTES_MAX,
+        RecordWrite::Purge { .. } => MARK_BYTES_MAX,
+        RecordWrite::NewTenant(tenant) | RecordWrite::Tenant(tenant) => encode_tenant(tenant).len(),
+        RecordWrite::Owner(owner) => encode_owner(owner).len(),
+        RecordWrite::Issuer(issuer) => encode_issuer(issuer).len(),
     };
     let bytes = match &commit.writes[..] {
         // No record is longer. Nearly all commits have one record and are not encoded here.
-        [] | [_] => RECORD_BYTES_MAX + RECORD_BYTES_EXTRA,
+        [] | [_] => RECORD_BYTES_MAX + MARK_BYTES_MAX + 2 * RECORD_BYTES_EXTRA,
         writes => writes.iter().map(|put| record_bytes(put) + RECORD_BYTES_EXTRA).sum(),
     };
     about(bytes + commit.actor.to_string().len())
@@ -42,30 +50,23 @@ pub(super) fn encode_commit(
         return Err(CommitError::DiskFull);
     }
     authorize(&commit, seen)?;
-    let (narrows, clock) = (commit.narrows, commit.clock());
-    let staged = commit
-        .writes
-        .into_iter()
-        .map(|put| check_and_encode(put, revision, narrows, seen))
-        .collect::<Result<Vec<_>, _>>()?;
-    let rows: Vec<Row> = staged.into_iter().map(|EncodedWrite { record, bytes }| Row { record, bytes }).collect();
+    let clock = commit.clock();
+    let at = WriteContext { revision, time: commit.time, narrows: commit.narrows };
+    let mut staged = Vec::with_capacity(commit.writes.len());
+    for put in commit.writes {
+        check_and_encode(put, at, seen, &mut staged)?;
+    }
+    let rows: Vec<Row> = staged.into_iter().map(|EncodedWrite { record, bytes }| Row::new(record, bytes)).collect();
     seen.keep_administrator(&rows, clock)?;
     rows.iter().for_each(|row| seen.group.insert(&row.record));
-    let redo = rows.iter().map(|row| {
-        let bytes = row.bytes.clone();
-        let record = match row.record {
-            Record::Key(_) => pb::redo::Record::Key(bytes),
-            Record::Tenant(_) => pb::redo::Record::Tenant(bytes),
-        };
-        pb::Redo { record: Some(record) }
-    });
     let entry = pb::JournalEntry {
         revision: revision.0,
         time_ms: commit.time.0,
         actor: commit.actor.to_string(),
         method: commit.method.to_owned(),
         target: commit.target,
-        redo: redo.collect(),
+        redo: rows.iter().map(|row| redo(&row.record, row.bytes.clone())).collect(),
+        ..pb::JournalEntry::default()
     };
     Ok((entry, rows))
 }

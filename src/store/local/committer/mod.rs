@@ -12,7 +12,7 @@ mod pending_view;
 pub(super) mod queue;
 mod table_writer;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
 use keyward_core::event::{Change, Record, Revision};
+use keyward_core::holds::Holds;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -78,6 +79,8 @@ pub(super) struct CommitterConfig {
     /// Knows the names in use, and the versions of keys without a read of the table.
     pub(super) view: Arc<dyn MaterializedView>,
     pub(super) administrators: Arc<Mutex<Administrators>>,
+    /// A number that no key of this log has had.
+    pub(super) next_ordinal: u32,
 }
 
 /// The writers' progress.
@@ -106,6 +109,7 @@ impl Committer {
             bounds,
             view,
             administrators,
+            next_ordinal,
         } = parts;
         let revision = journal.position.revision;
         let meter = journal.writer.meter(free_bytes)?;
@@ -122,6 +126,7 @@ impl Committer {
         let table_thread = spawn("table", move || table_writer.run(&written_behind))?;
         let progress = CommitProgress { durable: durable_seen, applied: applied_seen.clone(), busy: busy.clone() };
         let last_room = DiskSpace::Ok;
+        let write_buffer_holds = write_buffer.holds();
         let mut log = CommitLoop {
             applied: applied_seen,
             commit_queue,
@@ -140,6 +145,8 @@ impl Committer {
             meter,
             last_room,
             callers: HashMap::new(),
+            holds: write_buffer_holds,
+            next_ordinal: Cell::new(next_ordinal),
             held: None,
         };
         let journal_thread = spawn("committer", move || log.run())?;
@@ -183,6 +190,10 @@ struct CommitLoop {
     last_room: DiskSpace,
     /// Current keys of some callers. Only this thread changes keys.
     callers: Callers,
+    /// Of tenants, owners and issuers: those that hold anything.
+    holds: Holds,
+    /// A number that no key of this log has had.
+    next_ordinal: Cell<u32>,
     /// The commit that did not fit into the last group.
     held: Option<Request>,
 }
@@ -220,6 +231,8 @@ impl CommitLoop {
             taken,
             callers,
             applied: &self.applied,
+            holds: &self.holds,
+            next_ordinal: &self.next_ordinal,
         };
 
         let mut next = Some(first);
@@ -288,6 +301,7 @@ impl CommitLoop {
         }
         self.write_buffer.insert(staged.rows.iter().map(|row| &row.record));
         self.keep_callers(&staged.rows);
+        self.keep_holds(&staged.rows);
         self.feed.publish(changes);
         self.durable.send_replace(staged.end.revision);
         self.commit_queue.group_sent(staged.bytes());
@@ -300,12 +314,25 @@ impl CommitLoop {
     /// Updates the cached keys of callers.
     fn keep_callers(&mut self, rows: &[Row]) {
         for row in rows {
-            if let Record::Key(key) = &row.record
-                && key.tenant.is_system()
-                && let Some(kept) = self.callers.get_mut(&key.key_id)
-            {
-                kept.clone_from(key);
+            match &row.record {
+                Record::Key(key) if key.tenant.is_system() => {
+                    if let Some(kept) = self.callers.get_mut(&key.key_id) {
+                        kept.clone_from(key);
+                    }
+                }
+                Record::Purged(mark) if mark.tenant.is_system() && !mark.key_lives => {
+                    self.callers.remove(&mark.key_id);
+                }
+                _ => {}
             }
+        }
+    }
+
+    /// Updates what is withheld. Nearly no change does that.
+    fn keep_holds(&mut self, rows: &[Row]) {
+        let is_hold = |row: &Row| matches!(row.record, Record::Tenant(_) | Record::Owner(_) | Record::Issuer(_));
+        if rows.iter().any(is_hold) {
+            self.holds = self.write_buffer.holds();
         }
     }
 

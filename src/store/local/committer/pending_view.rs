@@ -1,14 +1,16 @@
 //! The current records, as a commit of the group that is being made sees them.
 
-use std::cell::RefCell;
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use keyward_core::clock::UnixMillis;
 use keyward_core::digest::Digest;
 use keyward_core::event::Revision;
-use keyward_core::id::{KeyId, TenantId};
-use keyward_core::record::{KeyRecord, TenantRecord};
+use keyward_core::holds::Holds;
+use keyward_core::id::{ActorId, KeyId, TenantId};
+use keyward_core::record::{IssuerRecord, KeyRecord, OwnerRecord, TenantRecord};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -16,7 +18,7 @@ use crate::store::administrators::{self, Administrators, Undo};
 use crate::store::bounds::{self, Bounds, NameKind, Pending};
 use crate::store::check::RecordReader;
 use crate::store::local::table::{Row, Table};
-use crate::store::local::write_buffer::{Maps, WriteBuffer};
+use crate::store::local::write_buffer::{Buffered, Maps, WriteBuffer};
 use crate::store::{CommitError, MaterializedView, StoreError};
 
 /// Cached keys of callers, so that authorizing a change needs no read of the table.
@@ -36,6 +38,9 @@ pub(super) struct PendingView<'a> {
     /// The changes of this group to the administrators.
     pub(super) taken: Vec<Undo>,
     pub(super) applied: &'a watch::Receiver<Revision>,
+    /// Those of changes before this group that hold anything.
+    pub(super) holds: &'a Holds,
+    pub(super) next_ordinal: &'a Cell<u32>,
 }
 
 /// The bounds on names, and what they are checked against.
@@ -46,6 +51,11 @@ pub(super) struct BoundedNames {
 }
 
 impl PendingView<'_> {
+    /// The newest form of a key that the table lacks.
+    fn newer(&self, tenant: &TenantId, key_id: &KeyId) -> Option<Buffered> {
+        self.group.key(tenant, key_id).or_else(|| self.write_buffer.key(tenant, key_id))
+    }
+
     /// Checks that a lasting administrator remains, and applies the rows.
     pub(super) fn keep_administrator(&mut self, rows: &[Row], clock: UnixMillis) -> Result<(), CommitError> {
         if !rows.iter().any(|row| administrators::is_relevant(&row.record)) {
@@ -61,8 +71,17 @@ impl PendingView<'_> {
 
 impl RecordReader for PendingView<'_> {
     fn key(&self, tenant: &TenantId, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
-        let newer = self.group.key(tenant, key_id).or_else(|| self.write_buffer.key(tenant, key_id));
-        newer.map_or_else(|| self.table.key(tenant, key_id), |key| Ok(Some(key)))
+        match self.newer(tenant, key_id) {
+            Some(newer) => Ok(newer.key()),
+            None => self.table.key(tenant, key_id),
+        }
+    }
+
+    fn is_purged(&self, tenant: &TenantId, key_id: &KeyId) -> Result<bool, StoreError> {
+        match self.newer(tenant, key_id) {
+            Some(newer) => Ok(newer.key().is_none()),
+            None => self.table.is_purged(tenant, key_id),
+        }
     }
 
     fn has_digest(&self, digest: &Digest) -> Result<bool, StoreError> {
@@ -71,11 +90,9 @@ impl RecordReader for PendingView<'_> {
 
     /// A read of the table would wait for the current transaction, and delay the whole group.
     fn is_current(&self, key: &KeyRecord) -> Result<bool, StoreError> {
-        let newer =
-            self.group.key(&key.tenant, &key.key_id).or_else(|| self.write_buffer.key(&key.tenant, &key.key_id));
         let same = |there: &KeyRecord| there.revision == key.revision && there.secret.digest == key.secret.digest;
-        if let Some(newer) = newer {
-            return Ok(same(&newer));
+        if let Some(newer) = self.newer(&key.tenant, &key.key_id) {
+            return Ok(newer.key().is_some_and(|there| same(&there)));
         }
         // The write buffer was read first: what it has released counts as applied, so a view that is at least
         // at `applied` knows it.
@@ -92,11 +109,37 @@ impl RecordReader for PendingView<'_> {
         Ok(self.group.tenant(tenant).or_else(|| self.write_buffer.tenant(tenant)))
     }
 
+    fn owner(&self, tenant: &TenantId, owner: &str) -> Result<Option<Arc<OwnerRecord>>, StoreError> {
+        Ok(self.group.owner(tenant, owner).or_else(|| self.write_buffer.owner(tenant, owner)))
+    }
+
+    fn issuer(&self, actor: &ActorId) -> Result<Option<Arc<IssuerRecord>>, StoreError> {
+        Ok(self.group.issuer(actor).or_else(|| self.write_buffer.issuer(actor)))
+    }
+
+    fn holds(&self) -> Cow<'_, Holds> {
+        let group = self.group.holds();
+        if group.is_empty() {
+            return Cow::Borrowed(self.holds);
+        }
+        let mut all = self.holds.clone();
+        all.join(group);
+        Cow::Owned(all)
+    }
+
+    fn next_ordinal(&self) -> u32 {
+        let next = self.next_ordinal.get();
+        self.next_ordinal.set(next.saturating_add(1));
+        next
+    }
+
     fn caller(&mut self, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
         let system = TenantId::system();
-        let newer = self.group.key(&system, key_id).or_else(|| self.callers.get(key_id).cloned());
-        if newer.is_some() {
-            return Ok(newer);
+        if let Some(newer) = self.group.key(&system, key_id) {
+            return Ok(newer.key());
+        }
+        if let Some(kept) = self.callers.get(key_id) {
+            return Ok(Some(kept.clone()));
         }
         let found = self.key(&system, key_id)?;
         if let Some(key) = &found {

@@ -99,7 +99,7 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Resul
         }
     };
     if let Some(checksums) = table.as_ref().map(Table::checksums).transpose().map_err(OpenError::Table)? {
-        places.push((table_path.display().to_string(), checksums.position, checksums.keys.count()));
+        places.push((table_path.display().to_string(), checksums.position, checksums.keys()));
     }
     drop(table);
     drop(copy);

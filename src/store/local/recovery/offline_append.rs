@@ -130,6 +130,7 @@ impl OfflineLog {
             method: method.to_owned(),
             target,
             redo,
+            ..pb::JournalEntry::default()
         };
         let mut frame = FrameBuilder::after(&before);
         frame.push(&entry, &journal.key);

@@ -3,9 +3,8 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use keyward_core::event::{Record, Revision};
+use keyward_core::event::Revision;
 
 use crate::store::MaterializedView;
 use crate::store::local::checkpoint::snapshot::{self, SnapshotError};
@@ -15,7 +14,7 @@ use crate::store::local::journal::scan::{End, scan_after};
 use crate::store::local::journal::{ChainKey, Position};
 use crate::store::local::table::checksums::ChecksumKey;
 use crate::store::local::table::{Row, Table, TableError};
-use crate::store::record::{DecodeError, decode_key, decode_tenant, pb};
+use crate::store::record::{DecodeError, pb};
 use crate::util::progress::Progress;
 
 /// Rows in one transaction, unless there are fewer.
@@ -113,16 +112,7 @@ pub(super) fn catch_up(
 
 /// The records of an entry.
 pub(super) fn rows_of(entry: &pb::JournalEntry) -> Result<Vec<Row>, DecodeError> {
-    let row = |redo: &pb::Redo| match &redo.record {
-        Some(pb::redo::Record::Key(bytes)) => {
-            Ok(Row { record: Record::Key(Arc::new(decode_key(bytes)?)), bytes: bytes.clone() })
-        }
-        Some(pb::redo::Record::Tenant(bytes)) => {
-            Ok(Row { record: Record::Tenant(Arc::new(decode_tenant(bytes)?)), bytes: bytes.clone() })
-        }
-        None => Err(DecodeError::Body("redo")),
-    };
-    entry.redo.iter().map(row).collect()
+    entry.redo.iter().map(Row::of_redo).collect()
 }
 
 /// Renames a table that is no longer used: it may help to find out what happened. Only the newest is kept.

@@ -174,7 +174,7 @@ fn survey(key: &ChainKey, source: &Source) -> Result<(Position, HashSet<PepperId
     let mut peppers = HashSet::new();
     let file = File::open(&source.backup).map_err(|error| of_backup(error.into()))?;
     let contents = snapshot::read(file, Some(&ChecksumKey::of(key)), |row| {
-        peppers.extend(pepper_of(&row.record));
+        peppers.extend(peppers_of(&row.record));
         Ok::<_, SnapshotError>(())
     });
     let from = contents.map_err(of_backup)?.header.position;
@@ -183,11 +183,12 @@ fn survey(key: &ChainKey, source: &Source) -> Result<(Position, HashSet<PepperId
     Ok((from, copy.peppers))
 }
 
-fn pepper_of(record: &Record) -> Option<PepperId> {
-    match record {
-        Record::Key(key) => Some(key.secret.pepper),
-        Record::Tenant(_) => None,
-    }
+fn peppers_of(record: &Record) -> impl Iterator<Item = PepperId> + use<> {
+    let peppers: Vec<_> = match record {
+        Record::Key(key) => key.secrets().map(|secret| secret.pepper).collect(),
+        _ => vec![],
+    };
+    peppers.into_iter()
 }
 
 /// Builds a complete data directory, except for its layout.
@@ -300,7 +301,7 @@ impl JournalCopy<'_> {
             let rows =
                 rows_of(entry).map_err(|source| OpenError::Redo { revision: Revision(entry.revision), source })?;
             self.time = Some(UnixMillis(entry.time_ms));
-            self.peppers.extend(rows.iter().filter_map(|row| pepper_of(&row.record)));
+            self.peppers.extend(rows.iter().flat_map(|row| peppers_of(&row.record)));
         }
         let end = frame.end();
         if let Some(writer) = &mut self.writer {

@@ -196,7 +196,6 @@ mod tests {
     use super::super::Row;
     use super::*;
     use crate::store::local::journal::{Chain, Position};
-    use crate::store::record::{encode_key, encode_tenant};
 
     fn key() -> ChainKey {
         ChainKey(Zeroizing::new([7; 32]))
@@ -214,14 +213,12 @@ mod tests {
             ..KeySpec::default()
         };
         let record = KeyRecord { spec, revision: Revision(revision), ..key_record(number) };
-        let bytes = encode_key(&record);
-        Row { record: Record::Key(Arc::new(record)), bytes }
+        Row::of(Record::Key(Arc::new(record)))
     }
 
     fn tenant() -> Row {
         let record = TenantRecord { revision: Revision(1), ..tenant_record("default") };
-        let bytes = encode_tenant(&record);
-        Row { record: Record::Tenant(Arc::new(record)), bytes }
+        Row::of(Record::Tenant(Arc::new(record)))
     }
 
     /// A table that has been changed often.

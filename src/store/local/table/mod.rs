@@ -4,7 +4,12 @@
 //! keys     digest (32 bytes)                 -> record
 //! ids      tenant 0 key_id                   -> digest
 //! facets   tenant 0 facet 0 state 0 key_id   -> nothing; a facet is `o` 0 owner, `l` 0 name 0 value, or `s`
+//! aliases  digest of a secret before the current one -> digest
 //! tenants  tenant                            -> record
+//! owners   tenant 0 owner                    -> record
+//! issuers  actor                             -> record
+//! purged   tenant 0 key_id                   -> purge mark
+//! lines    revision before the line, 8 bytes -> record
 //! meta     "applied"                         -> position in the log, counts and checksums
 //!          "layout"                          -> the version of the above
 //! ```
@@ -23,6 +28,7 @@ mod list_turns;
 mod pre_images;
 pub(super) mod readers;
 mod row;
+mod row_transaction;
 pub(super) mod secondary_index;
 pub mod snapshot_scan;
 mod verify_scan;
@@ -41,20 +47,21 @@ use keyward_core::event::Record;
 use keyward_core::id::{KeyId, TenantId};
 use keyward_core::record::KeyRecord;
 use parking_lot::Mutex;
-use sled::transaction::{ConflictableTransactionError, TransactionError};
-use sled::{Batch, Transactional, Tree};
+use sled::transaction::TransactionError;
+use sled::{Batch, IVec, Transactional, Tree};
 
 use self::bloom::{BloomFilter, NameHash};
 use self::checksums::{ChecksumKey, Checksums};
 pub use self::error::TableError;
 pub(super) use self::error::guard;
-use self::index_keys::{id_name, index_keys};
+use self::index_keys::{aliases_of, id_name, index_keys};
 use self::list_turns::ListTurns;
 use self::pre_images::SnapshotScans;
 pub use self::row::Row;
 use self::row::last_of_each;
+use self::row_transaction::RowTransaction;
 use crate::store::local::journal::{ChainKey, Position};
-use crate::store::record::{RecordKind, decode_key, decode_tenant};
+use crate::store::record::{RecordKind, decode, decode_key};
 use crate::store::{StoreError, TableStats};
 use crate::util::files::{create_private_dir, lock_with_retry, with_path};
 use crate::util::progress::Progress;
@@ -75,7 +82,12 @@ pub struct Table {
     keys: Tree,
     ids: Tree,
     facets: Tree,
+    aliases: Tree,
     tenants: Tree,
+    owners: Tree,
+    issuers: Tree,
+    purged: Tree,
+    lines: Tree,
     meta: Tree,
     checksum_key: ChecksumKey,
     scans: Mutex<SnapshotScans>,
@@ -144,7 +156,8 @@ impl Table {
         let db = config.flush_every_ms(Some(FLUSH_EVERY_MS)).open()?;
         let tree = |name| db.open_tree(name);
         let (keys, ids, facets) = (tree("keys")?, tree("ids")?, tree("facets")?);
-        let (tenants, meta) = (tree("tenants")?, tree("meta")?);
+        let (aliases, tenants, meta) = (tree("aliases")?, tree("tenants")?, tree("meta")?);
+        let (owners, issuers, purged, lines) = (tree("owners")?, tree("issuers")?, tree("purged")?, tree("lines")?);
         let (checksum_key, scans, _db) = (ChecksumKey::of(key), Mutex::default(), Closing(Some(db)));
         // Damage here is noticed when the table is read.
         let applied = meta.get(APPLIED)?;
@@ -152,8 +165,8 @@ impl Table {
             meta.insert(LAYOUT, &[LAYOUT_VERSION])?;
         }
         let checksums = applied.and_then(|bytes| Checksums::decode(&checksum_key, &bytes)).unwrap_or(Checksums::EMPTY);
-        let contents = contents
-            .unwrap_or_else(|| Contents { bloom: BloomFilter::for_keys(checksums.keys.count()), record_bytes: 0 });
+        let contents =
+            contents.unwrap_or_else(|| Contents { bloom: BloomFilter::for_keys(checksums.keys()), record_bytes: 0 });
         let size = Size {
             path: path.to_owned(),
             files: AtomicU64::new(0),
@@ -164,7 +177,12 @@ impl Table {
             keys,
             ids,
             facets,
+            aliases,
             tenants,
+            owners,
+            issuers,
+            purged,
+            lines,
             meta,
             checksum_key,
             scans,
@@ -198,28 +216,27 @@ impl Table {
     /// a partly filled table. The position is written last.
     pub(super) fn fill_from(&self, other: &Self) -> Result<(), TableError> {
         let checksums = other.checksums()?;
-        let mut progress = Progress::begin("copying the table, in keys", checksums.keys.count());
+        let mut progress = Progress::begin("copying the table, in keys", checksums.keys());
         let mut rows = other.rows();
         loop {
             let some = rows.by_ref().take(COPY_ROWS).collect::<Result<Vec<_>, _>>()?;
             if some.is_empty() {
                 break;
             }
-            let [mut keys, mut ids, mut facets, mut tenants] = std::array::from_fn(|_| Batch::default());
+            let mut records: [Batch; RecordKind::ALL.len()] = Default::default();
+            let [mut ids, mut facets, mut aliases] = std::array::from_fn(|_| Batch::default());
             for row in &some {
                 self.size.records.fetch_add(row.size(), Ordering::Relaxed);
-                let Record::Key(key) = &row.record else {
-                    tenants.insert(row.name(), &*row.bytes);
-                    continue;
-                };
-                keys.insert(row.name(), &*row.bytes);
+                records[row.kind() as usize].insert(row.name(), &*row.bytes);
+                let Record::Key(key) = &row.record else { continue };
                 ids.insert(id_name(&key.tenant, &key.key_id), row.name());
                 index_keys(key).for_each(|facet| facets.insert(facet, &[]));
+                aliases_of(key).for_each(|alias| aliases.insert(alias.as_bytes(), row.name()));
             }
             self.bloom.add(some.iter().flat_map(|row| self.name_hashes(row)));
-            for (tree, batch) in
-                [(&self.tenants, tenants), (&self.keys, keys), (&self.ids, ids), (&self.facets, facets)]
-            {
+            let records = RecordKind::ALL.into_iter().map(|kind| self.tree(kind)).zip(records);
+            let views = [(&self.ids, ids), (&self.facets, facets), (&self.aliases, aliases)];
+            for (tree, batch) in records.chain(views) {
                 tree.apply_batch(batch)?;
             }
             progress.advance(some.len() as u64);
@@ -249,46 +266,58 @@ impl Table {
         self.bloom.add(rows.iter().flat_map(|row| self.name_hashes(row)));
         let mut with_rows = self.checksums()?;
         with_rows.position = to;
-        for row in &rows {
+        for row in rows.iter().filter(|row| row.is_kept()) {
             with_rows.of_mut(row.kind()).add(&self.checksum_key, row.name(), &row.bytes);
+            with_rows.note_ordinal(&row.record);
         }
-        let trees = (&self.keys, &self.ids, &self.facets, &self.tenants, &self.meta);
+        let records = (&self.keys, &self.tenants, &self.owners, &self.issuers, &self.purged, &self.lines);
+        let (keys, tenants, owners, issuers, purged, lines) = records;
+        let trees = (keys, tenants, owners, issuers, purged, lines, &self.ids, &self.facets, &self.aliases, &self.meta);
         let turn = self.list_turns.begin_transaction();
-        let written = trees.transaction(|(keys, ids, facets, tenants, meta)| {
-            let mut checksums = with_rows;
-            let mut replaced = 0;
-            for row in &rows {
-                let (kind, name) = (row.kind(), row.name());
-                let old = match kind {
-                    RecordKind::Key => keys.insert(name, &*row.bytes)?,
-                    RecordKind::Tenant => tenants.insert(name, &*row.bytes)?,
+        let written =
+            trees.transaction(|(keys, tenants, owners, issuers, purged, lines, ids, facets, aliases, meta)| {
+                let mut transaction = RowTransaction {
+                    keys,
+                    ids,
+                    facets,
+                    aliases,
+                    key: &self.checksum_key,
+                    scans: &mut scans.borrow_mut(),
+                    checksums: with_rows,
+                    replaced: 0,
                 };
-                scans.borrow_mut().keep(kind, name, old.as_ref());
-                if let Some(old) = &old {
-                    replaced += (name.len() + old.len()) as u64;
-                    checksums.of_mut(kind).remove(&self.checksum_key, name, old);
+                for row in &rows {
+                    let tree = match (row.kind(), &row.record) {
+                        (_, Record::Key(key)) => {
+                            transaction.put_key(row, key)?;
+                            continue;
+                        }
+                        (_, Record::Purged(mark)) => {
+                            if mark.key_lives {
+                                continue;
+                            }
+                            transaction.purge(mark)?;
+                            purged
+                        }
+                        (RecordKind::Tenant, _) => tenants,
+                        (RecordKind::Owner, _) => owners,
+                        (RecordKind::Issuer, _) => issuers,
+                        (RecordKind::Line, _) => lines,
+                        (RecordKind::Key | RecordKind::Purged, _) => continue,
+                    };
+                    let old = tree.insert(row.name(), &*row.bytes)?;
+                    transaction.note(row.kind(), row.name(), old.as_ref());
                 }
-                let Record::Key(key) = &row.record else { continue };
-                ids.insert(id_name(&key.tenant, &key.key_id), name)?;
-                if let Some(old) = &old {
-                    let old = decode_key(old).map_err(|damage| ConflictableTransactionError::Abort(damage.into()))?;
-                    for facet in index_keys(&old) {
-                        facets.remove(facet)?;
-                    }
-                }
-                for facet in index_keys(key) {
-                    facets.insert(facet, &[])?;
-                }
-            }
-            meta.insert(APPLIED, checksums.encode(&self.checksum_key))?;
-            Ok(replaced)
-        });
+                let RowTransaction { checksums, replaced, .. } = transaction;
+                meta.insert(APPLIED, checksums.encode(&self.checksum_key))?;
+                Ok(replaced)
+            });
         drop(turn);
         let replaced = written.map_err(|error| match error {
             TransactionError::Storage(error) => TableError::from(error),
             TransactionError::Abort(error) => error,
         })?;
-        let added = rows.iter().map(|row| row.size()).sum::<u64>();
+        let added = rows.iter().filter(|row| row.is_kept()).map(|row| row.size()).sum::<u64>();
         // Modulo 2^64: the start value is unknown until the table has been read completely.
         self.size.records.fetch_add(added.wrapping_sub(replaced), Ordering::Relaxed);
         if self.size.measured.lock().elapsed() >= MEASURED_EVERY {
@@ -297,22 +326,17 @@ impl Table {
         Ok(())
     }
 
-    /// Every record: tenants, then keys in the order of their digests.
+    /// Every record, in the order of a snapshot: by kind and name.
     pub fn records(&self) -> impl Iterator<Item = Result<Record, StoreError>> + '_ {
         self.rows().map(|row| row.map(|row| row.record))
     }
 
     /// Every record with its bytes, in the same order.
     pub(super) fn rows(&self) -> impl Iterator<Item = Result<Row, StoreError>> + '_ {
-        let tenants = self.tenants.iter().values().map(|bytes| {
-            let bytes = bytes?.to_vec();
-            Ok(Row { record: Record::Tenant(Arc::new(decode_tenant(&bytes)?)), bytes })
-        });
-        let keys = self.keys.iter().values().map(|bytes| {
-            let bytes = bytes?.to_vec();
-            Ok(Row { record: Record::Key(Arc::new(decode_key(&bytes)?)), bytes })
-        });
-        tenants.chain(keys)
+        RecordKind::ALL.into_iter().flat_map(|kind| {
+            let decode = move |bytes: sled::Result<IVec>| Ok(Row::decode(kind, bytes?.to_vec())?);
+            self.tree(kind).iter().values().map(decode)
+        })
     }
 
     /// One key.
@@ -339,12 +363,21 @@ impl Table {
     /// # Errors
     /// When sled fails.
     pub fn has_digest(&self, digest: &Digest) -> Result<bool, StoreError> {
-        Ok(self.bloom.may_contain(digest.as_bytes()) && self.keys.contains_key(digest.as_bytes())?)
+        let name = digest.as_bytes();
+        Ok(self.bloom.may_contain(name) && (self.keys.contains_key(name)? || self.aliases.contains_key(name)?))
     }
 
-    /// Every tenant.
-    pub(super) fn every_tenant(&self) -> Result<Vec<Record>, StoreError> {
-        self.tenants.iter().values().map(|bytes| Ok(Record::Tenant(Arc::new(decode_tenant(&bytes?)?)))).collect()
+    /// Whether an id is of a key that was purged, and still taken.
+    pub(super) fn is_purged(&self, tenant: &TenantId, key_id: &KeyId) -> Result<bool, StoreError> {
+        let id = id_name(tenant, key_id);
+        Ok(self.bloom.may_contain(&id) && self.purged.contains_key(id)?)
+    }
+
+    /// Every tenant, owner and issuer: there are few of them, and they are kept in memory.
+    pub(super) fn kept_in_memory(&self) -> Result<Vec<Record>, StoreError> {
+        let kinds = [RecordKind::Tenant, RecordKind::Owner, RecordKind::Issuer].into_iter();
+        let values = kinds.flat_map(|kind| self.tree(kind).iter().values().map(move |bytes| (kind, bytes)));
+        values.map(|(kind, bytes)| Ok(decode(kind, &bytes?)?)).collect()
     }
 
     /// The turns of lists. Nothing is written during one.
@@ -357,16 +390,17 @@ impl Table {
         &self.bloom
     }
 
-    /// The hashes of a key's id and digest.
-    fn name_hashes(&self, row: &Row) -> impl Iterator<Item = NameHash> + use<> {
-        let names = match &row.record {
-            Record::Key(key) => {
-                let id = id_name(&key.tenant, &key.key_id);
-                Some([self.bloom.hash(&id), self.bloom.hash(key.secret.digest.as_bytes())])
-            }
-            Record::Tenant(_) => None,
+    /// The hashes of a key's id and digests.
+    fn name_hashes(&self, row: &Row) -> impl Iterator<Item = NameHash> {
+        let of_key = match &row.record {
+            Record::Key(key) => Some(key),
+            // The id of a purged key was added with the key.
+            _ => None,
         };
-        names.into_iter().flatten()
+        of_key.into_iter().flat_map(|key| {
+            let id = self.bloom.hash(&id_name(&key.tenant, &key.key_id));
+            [id].into_iter().chain(key.digests().map(|digest| self.bloom.hash(digest.as_bytes())))
+        })
     }
 
     /// The key of the checksums.
@@ -382,9 +416,18 @@ impl Table {
     /// The tree of a kind of records.
     pub(super) fn tree(&self, kind: RecordKind) -> &Tree {
         match kind {
+            RecordKind::Line => &self.lines,
             RecordKind::Tenant => &self.tenants,
+            RecordKind::Owner => &self.owners,
+            RecordKind::Issuer => &self.issuers,
+            RecordKind::Purged => &self.purged,
             RecordKind::Key => &self.keys,
         }
+    }
+
+    /// Current digests by the digests of older secrets.
+    pub(super) fn aliases(&self) -> &Tree {
+        &self.aliases
     }
 
     /// Digests by id.
@@ -425,7 +468,7 @@ impl Table {
             return Ok(());
         }
         let mut progress =
-            Progress::begin("making the secondary indexes of the table anew, in keys", self.checksums()?.keys.count());
+            Progress::begin("making the secondary indexes of the table anew, in keys", self.checksums()?.keys());
         self.facets.clear()?;
         let mut keys = self.keys.iter().values();
         loop {

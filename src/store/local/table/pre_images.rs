@@ -25,7 +25,8 @@ pub(in crate::store::local) struct SnapshotScans {
 pub(super) struct PreImages {
     /// The number of the scan.
     pub(super) number: u64,
-    pub(super) scanned_to: Option<Place>,
+    /// How far the scan has come: to a name of a kind, or to the end of the kind.
+    pub(super) scanned_to: Option<(RecordKind, Option<IVec>)>,
     /// `None`: the record did not exist.
     pub(super) before: BTreeMap<Place, Option<IVec>>,
     pub(super) bytes: u64,
@@ -64,8 +65,7 @@ impl SnapshotScans {
 
 impl PreImages {
     fn keep(&mut self, place: &Place, before: Option<&IVec>) {
-        let scanned_to = self.scanned_to.as_ref().is_some_and(|scanned_to| place <= scanned_to);
-        if scanned_to || self.overflowed.is_cancelled() || self.before.contains_key(place) {
+        if self.is_scanned(place) || self.overflowed.is_cancelled() || self.before.contains_key(place) {
             return;
         }
         let bytes = cost_of(before);
@@ -79,11 +79,25 @@ impl PreImages {
         self.before.insert(place.clone(), before.cloned());
     }
 
-    /// The record as it was when the scan began, if it has changed since.
-    pub(super) fn take(&mut self, place: &Place) -> Option<Option<IVec>> {
-        let before = self.before.remove(place)?;
-        self.bytes -= cost_of(before.as_ref());
-        Some(before)
+    fn is_scanned(&self, (kind, name): &Place) -> bool {
+        match &self.scanned_to {
+            None => false,
+            Some((to, _)) if kind != to => kind < to,
+            Some((_, to)) => to.as_ref().is_none_or(|to| name <= to),
+        }
+    }
+
+    /// Takes the records of a kind up to a name that have changed since the scan began, as they were then.
+    pub(super) fn take_up_to(&mut self, kind: RecordKind, to: Option<&IVec>) -> Vec<(IVec, Option<IVec>)> {
+        let is_meant = |(_, name): &Place| to.is_none_or(|to| name <= to);
+        let of_kind = self.before.range((kind, IVec::default())..).map(|(place, _)| place);
+        let places: Vec<_> = of_kind.take_while(|place| place.0 == kind && is_meant(place)).cloned().collect();
+        let taken = places.into_iter().filter_map(|place| {
+            let before = self.before.remove(&place)?;
+            self.bytes -= cost_of(before.as_ref());
+            Some((place.1, before))
+        });
+        taken.collect()
     }
 }
 

@@ -138,13 +138,12 @@ impl Table {
                 return scan.short_page().map(Some);
             }
             // Merges two sources in the order of ids. Of a key in both, the newer form wins.
-            let is_next = |newer: &Arc<KeyRecord>| older.as_ref().is_none_or(|older| newer.key_id <= older.key_id);
-            if let Some(key) = newer.next_if(is_next) {
-                if older.as_ref().is_some_and(|older| older.key_id == key.key_id) {
+            let is_next = |(newer, _): &(KeyId, _)| older.as_ref().is_none_or(|older| *newer <= older.key_id);
+            if let Some((key_id, key)) = newer.next_if(is_next) {
+                if older.as_ref().is_some_and(|older| older.key_id == key_id) {
                     older = candidates.next()?;
                 }
-                let key_id = key.key_id.clone();
-                scan.found.extend(scan.query.selects(&key).then_some(key));
+                scan.found.extend(key.key().filter(|key| scan.query.selects(key)));
                 scan.query.after = Some(key_id);
             } else if there_are_more && newer.peek().is_none() {
                 break;

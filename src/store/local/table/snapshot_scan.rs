@@ -8,6 +8,7 @@
 //! Several scans may run at a time, each at its own position, without waiting for each other. They share the
 //! memory of a pre-image that both need.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -42,7 +43,9 @@ pub(in crate::store::local) struct SnapshotScan {
     bytes_max: u64,
     overflowed: CancellationToken,
     checksums: Checksums,
-    kind: RecordKind,
+    /// Kinds that are read completely.
+    kinds_read: usize,
+    /// The last name that was read of the next kind.
     last: Option<IVec>,
 }
 
@@ -57,15 +60,7 @@ impl SnapshotScan {
         let checksums = table.checksums()?;
         let (number, overflowed) = scans.begin(bytes_max);
         drop(scans);
-        Ok(Self {
-            table: table.clone(),
-            number,
-            bytes_max,
-            overflowed,
-            checksums,
-            kind: RecordKind::Tenant,
-            last: None,
-        })
+        Ok(Self { table: table.clone(), number, bytes_max, overflowed, checksums, kinds_read: 0, last: None })
     }
 
     /// The checksums of the records it reads.
@@ -78,47 +73,43 @@ impl SnapshotScan {
         self.overflowed.clone()
     }
 
-    /// The next records: tenants, then keys, each in the order of their names. `None` at the end.
+    /// The next records, by kind and in the order of their names. `None` at the end.
     pub(in crate::store::local) fn next_batch(&mut self) -> Result<Option<Vec<ScanRecord>>, ScanError> {
         self.next_batch_of(BATCH_RECORDS)
     }
 
     fn next_batch_of(&mut self, records: usize) -> Result<Option<Vec<ScanRecord>>, ScanError> {
-        loop {
-            let (batch, read) = self.batch(records)?;
-            match (read, self.kind) {
-                (0, RecordKind::Tenant) => (self.kind, self.last) = (RecordKind::Key, None),
-                (0, RecordKind::Key) => return Ok(None),
-                // All records of the batch may be newer than the scan.
-                _ if batch.is_empty() => {}
-                _ => return Ok(Some(batch)),
+        while let Some(&kind) = RecordKind::ALL.get(self.kinds_read) {
+            let (batch, is_last) = self.batch(kind, records)?;
+            if is_last {
+                (self.kinds_read, self.last) = (self.kinds_read + 1, None);
+            }
+            // All records of the batch may be newer than the scan.
+            if !batch.is_empty() {
+                return Ok(Some(batch));
             }
         }
+        Ok(None)
     }
 
-    /// Reads from the current tree: the records that belong to the scan, and how many were read.
-    fn batch(&mut self, records: usize) -> Result<(Vec<ScanRecord>, usize), ScanError> {
+    /// Reads from the tree of a kind: the records that belong to the scan, and whether they are the last. What
+    /// is not in the tree any more is among the pre-images.
+    fn batch(&mut self, kind: RecordKind, records: usize) -> Result<(Vec<ScanRecord>, bool), ScanError> {
         let mut scans = self.table.scans().lock();
         let aside = scans.open.iter_mut().find(|aside| aside.number == self.number);
         let aside = aside.filter(|aside| !aside.overflowed.is_cancelled());
         let aside = aside.ok_or(ScanError::Overflowed { bytes_max: self.bytes_max })?;
         let from = self.last.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        let tree = self.table.tree(self.kind);
-        let (mut batch, mut read) = (Vec::with_capacity(records), 0);
-        let mut last = None;
-        for entry in tree.range::<&[u8], _>((from, Bound::Unbounded)).take(records) {
-            let (name, now) = entry.map_err(TableError::from)?;
-            let place = (self.kind, name);
-            let then = aside.take(&place).unwrap_or(Some(now));
-            batch.extend(then.map(|bytes| (self.kind, bytes)));
-            read += 1;
-            last = Some(place);
-        }
-        if let Some(last) = last {
-            self.last = Some(last.1.clone());
-            aside.scanned_to = Some(last);
-        }
-        Ok((batch, read))
+        let there = self.table.tree(kind).range::<&[u8], _>((from, Bound::Unbounded)).take(records);
+        let there: BTreeMap<_, _> = there.collect::<Result<_, _>>().map_err(TableError::from)?;
+        let to = there.keys().next_back().filter(|_| there.len() == records).cloned();
+        let mut then: BTreeMap<IVec, Option<IVec>> = there.into_iter().map(|(name, now)| (name, Some(now))).collect();
+        then.extend(aside.take_up_to(kind, to.as_ref()));
+        let batch = then.into_values().flatten().map(|bytes| (kind, bytes)).collect();
+        let is_last = to.is_none();
+        self.last.clone_from(&to);
+        aside.scanned_to = Some((kind, to));
+        Ok((batch, is_last))
     }
 }
 
@@ -134,9 +125,10 @@ impl Drop for SnapshotScan {
 mod tests {
     use std::collections::BTreeMap;
 
+    use keyward_core::digest::Digest;
     use keyward_core::event::{Record, Revision};
-    use keyward_core::record::{KeyRecord, TenantRecord};
-    use keyward_core::testing::{key_record, tenant_record};
+    use keyward_core::record::{KeyRecord, OverlapStart, PreviousSecret, PurgeMark, StoredSecret, TenantRecord};
+    use keyward_core::testing::{CREATED, key_record, tenant_record};
     use proptest::collection::vec;
     use proptest::prelude::*;
     use zeroize::Zeroizing;
@@ -145,16 +137,12 @@ mod tests {
     use super::super::pre_images::{SnapshotScans, cost_of};
     use super::*;
     use crate::store::local::journal::{ChainKey, Position};
-    use crate::store::record::{encode_key, encode_tenant};
-
-    /// The contents of a table or a scan.
-    type PagePermit = BTreeMap<(RecordKind, Vec<u8>), Vec<u8>>;
 
     /// An operation on a table. Scans are numbered in the order in which they began.
     #[derive(Clone, Debug)]
     enum Step {
         /// Writes records in one transaction, each with a note of some length.
-        Write(Vec<(u8, u16)>),
+        Write(Vec<(u8, u16, u8)>),
         Begin,
         Read(u8, usize),
         End(u8),
@@ -162,30 +150,60 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            4 => vec((0..24_u8, 0..400_u16), 1..6).prop_map(Step::Write),
+            4 => vec((0..24_u8, 0..400_u16, 0..8_u8), 1..6).prop_map(Step::Write),
             1 => Just(Step::Begin),
             4 => (any::<u8>(), 1..4_usize).prop_map(|(scan, records)| Step::Read(scan, records)),
             1 => any::<u8>().prop_map(Step::End),
         ]
     }
 
-    /// One in four is a tenant.
-    fn row(number: u8, note: u16, revision: u64) -> Row {
-        let note = "x".repeat(note.into());
-        let revision = Revision(revision);
-        if number.is_multiple_of(4) {
-            let tenant = TenantRecord { display_name: note, revision, ..tenant_record(&format!("tenant-{number}")) };
-            return Row { bytes: encode_tenant(&tenant), record: Record::Tenant(Arc::new(tenant)) };
-        }
-        let mut key = KeyRecord { revision, ..key_record(number.into()) };
-        key.spec.description = note;
-        Row { bytes: encode_key(&key), record: Record::Key(Arc::new(key)) }
+    /// What the table must hold, and which keys were rotated how often. `None`: it was purged.
+    #[derive(Default)]
+    struct Model {
+        now: BTreeMap<(RecordKind, Vec<u8>), Vec<u8>>,
+        rotations: BTreeMap<u8, Option<u32>>,
     }
 
-    fn place(row: &Row) -> (RecordKind, Vec<u8>) {
-        match &row.record {
-            Record::Key(key) => (RecordKind::Key, key.secret.digest.as_bytes().to_vec()),
-            Record::Tenant(tenant) => (RecordKind::Tenant, tenant.tenant.as_str().as_bytes().to_vec()),
+    impl Model {
+        /// Changes a record, one in four of which is a tenant. Some keys are rotated or purged.
+        fn change(&mut self, (number, note, action): (u8, u16, u8), revision: u64) -> Option<Row> {
+            let note = "x".repeat(note.into());
+            let revision = Revision(revision);
+            if number.is_multiple_of(4) {
+                let tenant =
+                    TenantRecord { display_name: note, revision, ..tenant_record(&format!("tenant-{number}")) };
+                return Some(self.put(Row::of(Record::Tenant(Arc::new(tenant)))));
+            }
+            let rotations = self.rotations.entry(number).or_insert(Some(0));
+            let before = (*rotations)?;
+            let secret = |rotations: u32| {
+                let digest = *blake3::hash(&[number, rotations as u8]).as_bytes();
+                StoredSecret { digest: Digest::from_bytes(digest), ..key_record(1).secret }
+            };
+            let place = (RecordKind::Key, secret(before).digest.as_bytes().to_vec());
+            if action == 7 && self.now.remove(&place).is_some() {
+                *rotations = None;
+                let KeyRecord { tenant, key_id, .. } = key_record(number.into());
+                let digests = vec![secret(before).digest];
+                let mark = PurgeMark { tenant, key_id, digests, key_lives: false, time: CREATED, revision };
+                return Some(self.put(Row::of(Record::Purged(Arc::new(mark)))));
+            }
+            let after = before + u32::from(action == 6 && self.now.remove(&place).is_some());
+            *rotations = Some(after);
+            let previous = after.checked_sub(1).map(|before| PreviousSecret {
+                secret: secret(before),
+                valid_until: None,
+                overlap_ms: 1,
+                overlap_starts: OverlapStart::AtIssue,
+            });
+            let mut key = KeyRecord { revision, secret: secret(after), previous, ..key_record(number.into()) };
+            key.spec.description = note;
+            Some(self.put(Row::of(Record::Key(Arc::new(key)))))
+        }
+
+        fn put(&mut self, row: Row) -> Row {
+            self.now.insert((row.kind(), row.name().to_vec()), row.bytes.clone());
+            row
         }
     }
 
@@ -214,20 +232,19 @@ mod tests {
     fn run(steps: Vec<Step>, bytes_max: u64) -> Result<(), TestCaseError> {
         let dir = tempfile::tempdir().unwrap();
         let table = Arc::new(Table::open(dir.path(), &ChainKey(Zeroizing::new([7; 32]))).unwrap());
-        let (mut now, mut revision, mut readings) = (PagePermit::new(), 0, Vec::<Reading>::new());
+        let (mut model, mut revision, mut readings) = (Model::default(), 0, Vec::<Reading>::new());
         for step in steps {
             let count = readings.len().max(1);
             match step {
                 Step::Write(records) => {
                     revision += 1;
-                    let rows: Vec<_> = records.into_iter().map(|(number, note)| row(number, note, revision)).collect();
-                    now.extend(rows.iter().map(|row| (place(row), row.bytes.clone())));
+                    let rows: Vec<_> = records.into_iter().filter_map(|it| model.change(it, revision)).collect();
                     table.apply(&rows, Position { revision: Revision(revision), ..Position::START }).unwrap();
                 }
                 Step::Begin => {
                     let scan = SnapshotScan::begin(&table, bytes_max).unwrap();
                     prop_assert_eq!(scan.checksums().position.revision, Revision(revision));
-                    let expected = now.values().cloned().collect();
+                    let expected = model.now.values().cloned().collect();
                     readings.push(Reading { scan, expected, given: vec![], ended: false });
                 }
                 Step::Read(scan, records) => {
@@ -252,6 +269,8 @@ mod tests {
             prop_assert!(reading.ended || bytes_max < u64::MAX);
         }
         prop_assert!(table.scans().lock().open.is_empty());
+        prop_assert!(table.rows().map(|row| row.unwrap().bytes).eq(model.now.into_values()));
+        table.check(&()).unwrap();
         Ok(())
     }
 

@@ -9,18 +9,19 @@ use keyward_core::event::Record;
 use parking_lot::Mutex;
 use sled::Tree;
 
-use super::checksums::Checksum;
-use super::index_keys::{id_name, index_keys};
+use super::checksums::Checksums;
+use super::index_keys::{aliases_of, id_name, index_keys};
+use super::row::Row;
 use super::{Table, TableError, guard};
 use crate::store::MaterializedView;
-use crate::store::record::{RecordKind, decode_key, decode_tenant};
+use crate::store::record::{RecordKind, decode_key};
 use crate::util::parallel;
 use crate::util::progress::Progress;
 
 /// Parts in which the keys are read, by the first byte of their digests.
 const KEY_PARTS: usize = 256;
 /// Trees read as one part each. They come first, because the longest work comes first.
-const WHOLE_TREES: usize = 3;
+const WHOLE_TREES: usize = 4;
 /// Records passed on at once.
 const BATCH_RECORDS: usize = 1_024;
 
@@ -38,16 +39,25 @@ impl Table {
             view,
             names: RandomState::new(),
             failed: AtomicBool::new(false),
-            progress: Mutex::new(Progress::begin("reading the table, in keys", noted.keys.count())),
+            progress: Mutex::new(Progress::begin("reading the table, in keys", noted.keys())),
         };
         let mut found = ScanResult::default();
         for part in parallel::map(WHOLE_TREES + KEY_PARTS, |number| scan.part(number)) {
             found.add(&part?);
         }
+        let differs = |kind: &RecordKind| found.records.of(*kind) != noted.of(*kind);
+        match RecordKind::ALL.into_iter().find(differs) {
+            Some(RecordKind::Key) => return Err(TableError::Unsound("its keys are not those that were written")),
+            Some(RecordKind::Tenant) => return Err(TableError::Unsound("its tenants are not those that were written")),
+            Some(_) => return Err(TableError::Unsound("its records are not those that were written")),
+            None => {}
+        }
         match () {
-            () if found.keys != noted.keys => Err(TableError::Unsound("its keys are not those that were written")),
-            () if found.tenants != noted.tenants => {
-                Err(TableError::Unsound("its tenants are not those that were written"))
+            () if found.records.next_ordinal > noted.next_ordinal => {
+                Err(TableError::Unsound("a key has a number that was not given yet"))
+            }
+            () if found.aliases != found.expected_aliases => {
+                Err(TableError::Unsound("its older digests do not lead to its keys"))
             }
             () if found.ids != found.expected_ids => Err(TableError::Unsound("its ids do not lead to its keys")),
             () if has_facets && found.facets != found.expected_facets => {
@@ -64,22 +74,43 @@ impl Table {
 }
 
 /// What some parts hold, and what other parts must hold accordingly.
-#[derive(Default)]
 struct ScanResult {
-    keys: Checksum,
-    tenants: Checksum,
-    /// Of the records of both, including their names.
+    /// Their position means nothing.
+    records: Checksums,
+    /// Of all records, including their names.
     bytes: u64,
     ids: Tally,
     facets: Tally,
+    aliases: Tally,
+    expected_aliases: Tally,
     expected_ids: Tally,
     expected_facets: Tally,
 }
 
+impl Default for ScanResult {
+    fn default() -> Self {
+        let [ids, facets, aliases, expected_aliases, expected_ids, expected_facets] = Default::default();
+        Self {
+            records: Checksums::EMPTY,
+            bytes: 0,
+            ids,
+            facets,
+            aliases,
+            expected_aliases,
+            expected_ids,
+            expected_facets,
+        }
+    }
+}
+
 impl ScanResult {
     fn add(&mut self, other: &Self) {
-        self.keys.join(&other.keys);
-        self.tenants.join(&other.tenants);
+        for kind in RecordKind::ALL {
+            self.records.of_mut(kind).join(&other.records.of(kind));
+        }
+        self.records.next_ordinal = self.records.next_ordinal.max(other.records.next_ordinal);
+        self.aliases.join(&other.aliases);
+        self.expected_aliases.join(&other.expected_aliases);
         self.bytes += other.bytes;
         self.ids.join(&other.ids);
         self.facets.join(&other.facets);
@@ -125,7 +156,8 @@ impl VerifyScan<'_> {
         let read = || match number {
             0 => self.facets(),
             1 => self.ids(),
-            2 => self.tenants(),
+            2 => self.aliases(),
+            3 => self.few(),
             _ => self.keys(number - WHOLE_TREES),
         };
         let read = guard(read);
@@ -159,13 +191,31 @@ impl VerifyScan<'_> {
         Ok(tally)
     }
 
-    fn tenants(&self) -> Result<ScanResult, TableError> {
+    fn aliases(&self) -> Result<ScanResult, TableError> {
+        let (bloom, mut names) = (self.table.bloom(), vec![]);
+        let aliases = self.tally(self.table.aliases(), |alias, _| names.push(bloom.hash(alias)))?;
+        bloom.add(names);
+        Ok(ScanResult { aliases, ..ScanResult::default() })
+    }
+
+    /// All records but keys.
+    fn few(&self) -> Result<ScanResult, TableError> {
         let mut found = ScanResult::default();
-        for entry in self.table.tree(RecordKind::Tenant) {
-            let (name, bytes) = entry?;
-            found.tenants.add(self.table.checksum_key(), &name, &bytes);
-            found.bytes += (name.len() + bytes.len()) as u64;
-            self.view.load(&[Record::Tenant(Arc::new(decode_tenant(&bytes)?))]);
+        for kind in RecordKind::ALL.into_iter().filter(|kind| *kind != RecordKind::Key) {
+            for entry in self.table.tree(kind) {
+                let (name, bytes) = entry?;
+                let row = Row::decode(kind, bytes.to_vec())?;
+                if row.name() != &name[..] {
+                    return Err(TableError::Unsound("a record lies under the name of another"));
+                }
+                found.records.of_mut(kind).add(self.table.checksum_key(), &name, &bytes);
+                found.bytes += (name.len() + bytes.len()) as u64;
+                if kind == RecordKind::Purged {
+                    // The key's own records are gone, and its id is still taken.
+                    self.table.bloom().add([self.table.bloom().hash(&name)]);
+                }
+                self.view.load(&[row.record]);
+            }
         }
         Ok(found)
     }
@@ -182,11 +232,14 @@ impl VerifyScan<'_> {
             if record.secret.digest.as_bytes()[..] != digest[..] {
                 return Err(TableError::Unsound("a record lies under the digest of another"));
             }
-            found.keys.add(self.table.checksum_key(), &digest, &bytes);
+            found.records.of_mut(RecordKind::Key).add(self.table.checksum_key(), &digest, &bytes);
             found.bytes += (digest.len() + bytes.len()) as u64;
             found.expected_ids.add(&self.names, &id_name(&record.tenant, &record.key_id), &digest);
             index_keys(&record).for_each(|facet| found.expected_facets.add(&self.names, &facet, &[]));
-            batch.push(Record::Key(Arc::new(record)));
+            aliases_of(&record).for_each(|alias| found.expected_aliases.add(&self.names, alias.as_bytes(), &digest));
+            let record = Record::Key(Arc::new(record));
+            found.records.note_ordinal(&record);
+            batch.push(record);
             if batch.len() == BATCH_RECORDS {
                 self.hand_on(&mut batch);
             }

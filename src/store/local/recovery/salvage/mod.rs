@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
-use keyward_core::id::ActorId;
+use keyward_core::id::{ActorId, KeyId, TenantId};
 
 use self::runs::{FrameRange, Frames, Judged, Tie, entries_of, judge};
 use self::sources::Sources;
@@ -194,7 +194,7 @@ fn begin_log(
     create_private_dir(&journal)?;
     create_private_dir(&snapshots)?;
 
-    let keys = write_snapshot(&snapshots, &ChecksumKey::of(key), &found.records, base, options.clock.now())?;
+    let keys = write_snapshot(&snapshots, &ChecksumKey::of(key), &found.records(), base, options.clock.now())?;
     let end = End { start: base, position: base, segment: None };
     let mut writer = Writer::resume(&journal, options.segment_bytes, &end)?;
     let mut frame = FrameBuilder::after(&base);
@@ -228,6 +228,7 @@ fn data_loss_entry(found: &Gathered, time: UnixMillis, missing: &[(Revision, Rev
         method: "AcceptDataLoss".into(),
         target: format!("revisions {}{taken}", told(missing)),
         redo: vec![],
+        ..pb::JournalEntry::default()
     }
 }
 
@@ -329,23 +330,20 @@ fn name_of(record: &Record) -> String {
     match record {
         Record::Tenant(tenant) => tenant.tenant.to_string(),
         Record::Key(key) => format!("{}/{}", key.tenant, key.key_id),
+        Record::Owner(owner) => format!("{}, owner {}", owner.tenant, owner.owner),
+        Record::Issuer(issuer) => format!("issuer {}", issuer.actor),
+        Record::Purged(mark) => format!("{}/{}", mark.tenant, mark.key_id),
+        Record::Line(line) => format!("log {}", line.log_id),
     }
 }
-
-fn revision_of(record: &Record) -> Revision {
-    match record {
-        Record::Tenant(tenant) => tenant.revision,
-        Record::Key(key) => key.revision,
-    }
-}
-
-/// The newest form of each record: by kind and name, its revision and its bytes.
-type Records = BTreeMap<(RecordKind, Vec<u8>), (Revision, Vec<u8>)>;
 
 /// What can be recovered.
 #[derive(Debug, Default)]
 struct Gathered {
-    records: Records,
+    /// The newest form of each key, by its id: its digest changes with each rotation. `None`: it was purged.
+    keys: BTreeMap<(TenantId, KeyId), (Revision, Option<Row>)>,
+    /// The newest form of each other record, by kind and name.
+    others: BTreeMap<(RecordKind, Vec<u8>), (Revision, Row)>,
     /// The records include everything up to this revision, whatever the journal has.
     covered: Revision,
     /// Revisions taken from the journal, as first and last.
@@ -359,15 +357,30 @@ struct Gathered {
 
 impl Gathered {
     fn add(&mut self, row: Row) {
-        let revision = revision_of(&row.record);
-        let place = match &row.record {
-            Record::Tenant(tenant) => (RecordKind::Tenant, tenant.tenant.as_str().as_bytes().to_vec()),
-            Record::Key(key) => (RecordKind::Key, key.secret.digest.as_bytes().to_vec()),
+        let revision = row.record.revision();
+        let (key, row) = match &row.record {
+            Record::Key(key) => ((key.tenant.clone(), key.key_id.clone()), Some(row)),
+            Record::Purged(mark) if mark.key_lives => return,
+            // The new log has nothing that is older, so that the id is free again.
+            Record::Purged(mark) => ((mark.tenant.clone(), mark.key_id.clone()), None),
+            Record::Tenant(_) | Record::Owner(_) | Record::Issuer(_) | Record::Line(_) => {
+                let place = (row.kind(), row.name().to_vec());
+                if self.others.get(&place).is_none_or(|(newer, _)| *newer < revision) {
+                    self.others.insert(place, (revision, row));
+                }
+                return;
+            }
         };
-        match self.records.get(&place) {
-            Some((newer, _)) if *newer >= revision => {}
-            _ => drop(self.records.insert(place, (revision, row.bytes))),
+        if self.keys.get(&key).is_none_or(|(newer, _)| *newer < revision) {
+            self.keys.insert(key, (revision, row));
         }
+    }
+
+    /// All records, in the order of a snapshot.
+    fn records(&self) -> BTreeMap<(RecordKind, &[u8]), &Row> {
+        let keys = self.keys.values().filter_map(|(_, row)| row.as_ref());
+        let rows = keys.chain(self.others.values().map(|(_, row)| row));
+        rows.map(|row| ((row.kind(), row.name()), row)).collect()
     }
 
     /// Adds a change from the journal.
@@ -375,7 +388,7 @@ impl Gathered {
         let revision = Revision(entry.revision);
         match rows_of(entry) {
             // A record that claims to be newer than its change would survive every later change.
-            Ok(rows) if rows.iter().any(|row| revision_of(&row.record) != revision) => {
+            Ok(rows) if rows.iter().any(|row| row.record.revision() != revision) => {
                 return tracing::warn!(
                     revision = entry.revision,
                     "a change was passed over: its records are of another one"
@@ -411,26 +424,24 @@ impl Gathered {
 fn write_snapshot(
     snapshots: &Path,
     key: &ChecksumKey,
-    records: &Records,
+    records: &BTreeMap<(RecordKind, &[u8]), &Row>,
     at: Position,
     time: UnixMillis,
 ) -> Result<u64, OpenError> {
-    let mut checksums = Checksums { position: at, ..Checksums::EMPTY };
-    for ((kind, name), (_, bytes)) in records {
-        match kind {
-            RecordKind::Tenant => checksums.tenants.add(key, name, bytes),
-            RecordKind::Key => checksums.keys.add(key, name, bytes),
-        }
+    let mut checksums = Checksums::at(at);
+    for row in records.values() {
+        checksums.of_mut(row.kind()).add(key, row.name(), &row.bytes);
+        checksums.note_ordinal(&row.record);
     }
     let path = snapshot::path_of(snapshots, at.revision);
     let mut new = NewFile::create(&path)?;
     let mut file = io::BufWriter::new(&mut new);
-    let batch = records.iter().map(|((kind, _), (_, bytes))| (*kind, bytes.as_slice()));
-    snapshot::write_records(&checksums, key, time, batch, &mut file)
+    let batch = records.values().map(|row| (row.kind(), row.bytes.as_slice()));
+    snapshot::write_records(&checksums, snapshot::Form::First, key, time, batch, &mut file)
         .map_err(|error| io::Error::other(error.to_string()))?;
     file.flush()?;
     drop(file);
     snapshot::verify(new.sync()?, Some(key), &|| Ok(())).map_err(|error| io::Error::other(error.to_string()))?;
     new.commit()?;
-    Ok(checksums.keys.count())
+    Ok(checksums.keys())
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use keyward_core::clock::UnixMillis;
-use keyward_core::event::{Record, Revision};
+use keyward_core::event::Revision;
 
 use super::runs::Anchor;
 use crate::store::local::checkpoint::index_checkpoint::{self, CheckpointKey};
@@ -54,10 +54,7 @@ pub(super) fn find(dir: &LockedDir, key: &ChainKey) -> Result<Sources, OpenError
                 let mut time = UnixMillis(0);
                 for row in table.rows() {
                     let row = row.map_err(|error| OpenError::Table(error.into()))?;
-                    time = time.max(match &row.record {
-                        Record::Tenant(tenant) => tenant.created.time,
-                        Record::Key(key) => key.updated.time,
-                    });
+                    time = time.max(row.record.time());
                 }
                 if position != Position::START {
                     sources.add(path, position, time, Ok::<_, SnapshotError>(()));
