@@ -24,15 +24,18 @@ use crate::util::progress::Progress;
 pub async fn follow_log(store: Arc<dyn Store>, index: Arc<Index>, stop: CancellationToken) {
     let following = async {
         loop {
-            let Ok(mut changes) = store.changes(index.revision()) else {
-                // The feed does not go back that far any more: load all from the store.
-                if let Err(error) = load(&*store, &index).await {
-                    die("the index cannot follow the store", &error);
+            match store.changes(index.revision()) {
+                Ok(mut changes) => {
+                    while let Ok(Some(batch)) = changes.next().await {
+                        index.apply(&batch);
+                    }
                 }
-                continue;
-            };
-            while let Ok(Some(batch)) = changes.next().await {
-                index.apply(&batch);
+                // The window no longer goes back that far.
+                Err(_) => {
+                    if let Err(error) = catch_up(&*store, &index).await {
+                        die("the index cannot follow the log", &error);
+                    }
+                }
             }
         }
     };
@@ -42,15 +45,20 @@ pub async fn follow_log(store: Arc<dyn Store>, index: Arc<Index>, stop: Cancella
     }
 }
 
-/// Loads all records of the store into the index.
-async fn load(store: &dyn Store, index: &Index) -> Result<(), StoreError> {
-    let mut records = store.load().await?;
-    let mut progress = Progress::begin("loading the index, in records", records.records);
-    while let Some(batch) = records.next().await? {
-        index.apply_records(&batch);
+/// Applies what the log has and the index lacks, without the feed. Changes one by one, not records: what a
+/// change took away must go from the index too.
+async fn catch_up(store: &dyn Store, index: &Index) -> Result<(), StoreError> {
+    let after = index.revision();
+    let mut log = store.read_log(after).await?;
+    let lacking = log.until().0.saturating_sub(after.0);
+    tracing::warn!(revision = after.0, lacking, "the index fell behind the feed; it reads the log");
+    let mut progress = Progress::begin("bringing the index up to the log, in changes", lacking);
+    while let Some(batch) = log.next().await? {
+        index.apply(&batch);
         progress.advance(batch.len() as u64);
     }
-    index.advance_to(records.revision);
+    // If there was nothing to read, the window is just being moved.
+    tokio::task::yield_now().await;
     Ok(())
 }
 

@@ -21,10 +21,13 @@ use super::bounds::{self, NameKind, NameUses, Pending};
 use super::check::{RecordReader, WriteContext, authorize, check_and_encode};
 use super::engine::{EngineError, LockedEngine, OpenContext, StorageEngine};
 use super::{
-    Backup, BackupError, Bounds, Commit, CommitError, KeyQuery, Page, ReadContext, RecordStream, Store, StoreError,
-    StreamItem, WriteHealth,
+    Backup, BackupError, Bounds, Commit, CommitError, KeyQuery, LogStream, Page, ReadContext, Store, StoreError,
+    WriteHealth,
 };
 use crate::feed::{Feed, Lagged, Subscription};
+
+/// Changes in one batch of the log.
+const LOG_BATCH_CHANGES: usize = 256;
 
 /// Makes an empty [`MemoryStore`]. It has nothing to lock, and never has data when it is opened.
 #[derive(Debug)]
@@ -69,6 +72,8 @@ struct State {
     bounds: Bounds,
     uses: NameUses,
     revision: Revision,
+    /// Every change. It grows for as long as the store lives, as everything here does.
+    log: Vec<Arc<Change>>,
     keys: BTreeMap<(TenantId, KeyId), Arc<KeyRecord>>,
     digests: HashSet<Digest>,
     /// Ids of keys that were purged. They stay taken: nothing tells when they may be free.
@@ -96,6 +101,7 @@ impl MemoryStore {
             bounds,
             uses: NameUses::default(),
             revision: Revision(0),
+            log: vec![],
             keys: BTreeMap::new(),
             digests: HashSet::new(),
             purged: HashSet::new(),
@@ -113,21 +119,6 @@ impl MemoryStore {
 
 #[async_trait]
 impl Store for MemoryStore {
-    async fn load(&self) -> Result<RecordStream, StoreError> {
-        let state = self.state.lock();
-        let keys = state.keys.values().cloned().map(Record::Key);
-        let tenants = state.tenants.values().cloned().map(Record::Tenant);
-        let owners = state.owners.values().cloned().map(Record::Owner);
-        let issuers = state.issuers.values().cloned().map(Record::Issuer);
-        let records: Vec<_> = tenants.chain(owners).chain(issuers).chain(keys).collect();
-        let (sender, items) = mpsc::channel(2);
-        let count = records.len() as u64;
-        for part in [StreamItem::Records(records), StreamItem::End] {
-            sender.try_send(Ok(part)).map_err(|_| StoreError::Closed)?;
-        }
-        Ok(RecordStream { revision: state.revision, records: count, items })
-    }
-
     async fn key_for(
         &self,
         _reader: &ReadContext,
@@ -180,7 +171,9 @@ impl Store for MemoryStore {
             state.apply(record);
         }
         state.revision = revision;
-        self.feed.publish([Arc::new(Change { revision, records })]);
+        let change = Arc::new(Change { revision, records });
+        state.log.push(change.clone());
+        self.feed.publish([change]);
         Ok(revision)
     }
 
@@ -205,6 +198,19 @@ impl Store for MemoryStore {
 
     fn changes(&self, after: Revision) -> Result<Subscription, Lagged> {
         self.feed.subscribe(after)
+    }
+
+    async fn read_log(&self, after: Revision) -> Result<LogStream, StoreError> {
+        let state = self.state.lock();
+        // Revisions count from 1 and have no gaps.
+        let skip = usize::try_from(after.0).unwrap_or(usize::MAX);
+        let lacking = state.log.get(skip..).unwrap_or_default();
+        let batches: Vec<_> = lacking.chunks(LOG_BATCH_CHANGES).map(<[_]>::to_vec).collect();
+        let (sender, receiver) = mpsc::channel(batches.len().max(1));
+        for batch in batches {
+            sender.try_send(Ok(batch)).map_err(|_| StoreError::Closed)?;
+        }
+        Ok(LogStream::new(after, state.revision, receiver))
     }
 
     fn revision(&self) -> Revision {

@@ -11,6 +11,7 @@ mod check;
 mod commit;
 pub mod engine;
 pub mod local;
+mod log_stream;
 pub mod memory;
 mod query;
 pub mod record;
@@ -21,7 +22,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use keyward_core::clock::UnixMillis;
-use keyward_core::event::{Record, Revision};
+use keyward_core::event::Revision;
 use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::record::{KeyRecord, TenantRecord};
@@ -29,6 +30,7 @@ use tokio::sync::mpsc;
 
 pub use self::bounds::{Bounds, Exceeded, InUse};
 pub use self::commit::{Commit, CommitError, RecordWrite};
+pub use self::log_stream::LogStream;
 pub use self::query::{KeyQuery, Page, PagePermit, ReadContext};
 pub use self::view::{ChunkWriter, MaterializedView};
 use crate::feed::{Lagged, Subscription};
@@ -42,15 +44,6 @@ pub const EXAMINED_PER_FOUND: usize = 20;
 /// A log of keys and tenants, with the reads of the admin path. Verify does not use it.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Every record at one revision, as a stream of batches.
-    ///
-    /// A record that changes while the stream runs may appear in its newer form. [`Store::changes`] from the
-    /// stream's revision supplies whatever the stream lacks.
-    ///
-    /// # Errors
-    /// When the engine cannot read.
-    async fn load(&self) -> Result<RecordStream, StoreError>;
-
     /// One key, as of the last commit or later, read on the program's own behalf.
     ///
     /// # Errors
@@ -126,10 +119,19 @@ pub trait Store: Send + Sync + 'static {
     /// warning, once, if there is none.
     fn lasting_administrators(&self, clock: UnixMillis) -> usize;
 
-    /// The changes after a revision: ordered and without gaps.
+    /// The changes after a revision, as they are made: ordered and without gaps.
     ///
-    /// When the engine no longer has them all. The caller must then load everything again.
+    /// When they are no longer all in the window. The caller must then read the log up to its end with
+    /// [`Store::read_log`], and subscribe again from there.
     fn changes(&self, after: Revision) -> Result<Subscription, Lagged>;
+
+    /// The changes after a revision that are durable now, from the log: ordered and without gaps, as they
+    /// were published. However many they are, only a few batches are in memory.
+    ///
+    /// # Errors
+    /// When the engine cannot read, or the log no longer goes back that far. It does for a
+    /// [`MaterializedView`] that asks from its own revision.
+    async fn read_log(&self, after: Revision) -> Result<LogStream, StoreError>;
 
     /// The revision of the last durable change.
     fn revision(&self) -> Revision;
@@ -255,38 +257,6 @@ pub enum BackupLimit {
     Idle(Duration),
 }
 
-/// Every record at one revision.
-#[derive(Debug)]
-pub struct RecordStream {
-    /// The revision.
-    pub revision: Revision,
-    /// About how many records there are, for progress reports.
-    pub records: u64,
-    items: mpsc::Receiver<Result<StreamItem, StoreError>>,
-}
-
-/// An item of a record stream.
-#[derive(Debug)]
-enum StreamItem {
-    Records(Vec<Record>),
-    /// Without this, a stream that broke off would look complete.
-    End,
-}
-
-impl RecordStream {
-    /// The next records. `None` at the end.
-    ///
-    /// When the engine fails, or stops before the end.
-    pub async fn next(&mut self) -> Result<Option<Vec<Record>>, StoreError> {
-        match self.items.recv().await {
-            Some(Ok(StreamItem::Records(records))) => Ok(Some(records)),
-            Some(Ok(StreamItem::End)) => Ok(None),
-            Some(Err(error)) => Err(error),
-            None => Err(StoreError::Engine("a snapshot broke off before its end".into())),
-        }
-    }
-}
-
 /// An engine that cannot do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -306,19 +276,4 @@ pub enum StoreError {
     /// Stored bytes do not decode.
     #[error("a stored record is damaged")]
     Decode(#[from] record::DecodeError),
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_snapshot_that_breaks_off_is_not_taken_for_a_whole_one() {
-        let (sender, items) = mpsc::channel(2);
-        let mut snapshot = RecordStream { revision: Revision(1), records: 0, items };
-        sender.send(Ok(StreamItem::Records(vec![]))).await.unwrap();
-        drop(sender);
-        assert!(snapshot.next().await.unwrap().is_some());
-        assert!(snapshot.next().await.is_err());
-    }
 }

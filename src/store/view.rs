@@ -21,7 +21,7 @@ pub trait MaterializedView: Send + Sync + 'static {
     /// still have to read its own table before it accepts changes.
     fn on_loaded(&self, revision: Revision);
 
-    /// The revision up to which every change is in the view.
+    /// The revision up to which every change is in the view. The engine keeps the log after it.
     fn revision(&self) -> Revision;
 
     /// The latest time of a change that is in the view.
@@ -80,8 +80,9 @@ impl MaterializedView for () {
 
     fn on_loaded(&self, _: Revision) {}
 
+    /// It needs nothing of the log.
     fn revision(&self) -> Revision {
-        Revision(0)
+        Revision(u64::MAX)
     }
 
     fn latest_time(&self) -> UnixMillis {

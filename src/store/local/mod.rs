@@ -16,7 +16,8 @@
 //! ```
 //!
 //! Reading order: [`journal`] (frames and segments), [`table`] (sled), `recovery` (start-up), `commit_queue`
-//! and `committer` (the single writer), `reads` (the readers), `maintenance` (snapshots and retention).
+//! and `committer` (the single writer), `reads` (the readers), `log_reader` (the log, for a view that fell
+//! behind), `maintenance` (snapshots and retention).
 
 mod cached_stats;
 pub mod checkpoint;
@@ -29,6 +30,7 @@ mod error;
 #[cfg(feature = "_fuzz")]
 pub mod fuzz_targets;
 pub mod journal;
+mod log_reader;
 mod options;
 pub mod recovery;
 pub mod table;
@@ -47,7 +49,7 @@ use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::record::{KeyRecord, TenantRecord};
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use self::cached_stats::CachedStats;
 use self::checkpoint::maintenance::{Maintenance, MaintenanceConfig};
@@ -55,7 +57,7 @@ use self::committer::queue::{CommitQueue, PushError};
 use self::committer::{CommitProgress, Committer, CommitterConfig, Request};
 use self::disk_probe::DiskProbe;
 use self::disk_space::DiskSpace;
-use self::journal::Position;
+use self::journal::{ChainKey, Position};
 use self::recovery::recover::{TablePolicy, recover};
 use self::table::Table;
 use self::table::readers::Readers;
@@ -66,8 +68,8 @@ use crate::feed::{Feed, Lagged, Subscription};
 use crate::store::administrators::Administrators;
 use crate::store::bounds::{self, NameKind, Pending};
 use crate::store::{
-    Backup, BackupError, Bounds, Commit, CommitError, KeyQuery, MaterializedView, Page, PagePermit, ReadContext,
-    RecordStream, Store, StoreError, StoreStats, StreamItem, TableStats, WriteHealth,
+    Backup, BackupError, Bounds, Commit, CommitError, KeyQuery, LogStream, MaterializedView, Page, PagePermit,
+    ReadContext, Store, StoreError, StoreStats, TableStats, WriteHealth,
 };
 
 pub use self::committer::queue::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX};
@@ -94,9 +96,6 @@ const STALLED_AFTER: Duration = Duration::from_secs(5);
 /// How long a change that found the disk full counts, unless another one has had space since.
 const REFUSAL_COUNTS_FOR: Duration = Duration::from_secs(10);
 
-/// Records in one batch of a record stream.
-const SNAPSHOT_BATCH_RECORDS: usize = 1_024;
-
 /// A journal and a table.
 pub struct LocalStore {
     commit_queue: Arc<CommitQueue>,
@@ -118,9 +117,11 @@ pub struct LocalStore {
     urgent_readers: Readers,
     /// The end of the log.
     durable_at: Arc<Mutex<Position>>,
+    /// For reads of the log.
+    chain_key: Arc<ChainKey>,
     threads: Mutex<Option<(Committer, Maintenance)>>,
     /// Unlocks the directory when dropped. Close the store first: its threads may outlive it otherwise.
-    _dir: LockedDir,
+    dir: LockedDir,
 }
 
 impl LocalStore {
@@ -215,8 +216,9 @@ impl LocalStore {
             key_readers: Readers::start("reads", KEY_THREADS, None)?,
             urgent_readers: Readers::start("urgent reads", URGENT_THREADS, None)?,
             table,
+            chain_key: Arc::new(ChainKey(options.chain_key.clone())),
             threads: Mutex::new(Some((committer, maintenance))),
-            _dir: dir,
+            dir,
         })
     }
 
@@ -268,34 +270,6 @@ impl Drop for LocalStore {
 
 #[async_trait]
 impl Store for LocalStore {
-    async fn load(&self) -> Result<RecordStream, StoreError> {
-        let revision = self.caught_up().await?;
-        let table = self.table.clone();
-        let checksums =
-            on_a_thread(move || table.checksums().map_err(|error| StoreError::Engine(error.to_string()))).await?;
-        let records = checksums.keys();
-        let (sender, items) = mpsc::channel(4);
-        let table = self.table.clone();
-        // Ends with its channel, whose receiver the stream holds.
-        let reader = Builder::new().name("load".into()).spawn(move || {
-            let mut batch = Vec::with_capacity(SNAPSHOT_BATCH_RECORDS);
-            for record in table.records() {
-                match record {
-                    Ok(record) => batch.push(record),
-                    Err(error) => return sender.blocking_send(Err(error)).is_ok(),
-                }
-                if batch.len() == SNAPSHOT_BATCH_RECORDS
-                    && sender.blocking_send(Ok(StreamItem::Records(std::mem::take(&mut batch)))).is_err()
-                {
-                    return false;
-                }
-            }
-            [StreamItem::Records(batch), StreamItem::End].into_iter().all(|part| sender.blocking_send(Ok(part)).is_ok())
-        });
-        reader.map_err(|error| StoreError::Engine(error.to_string()))?;
-        Ok(RecordStream { revision, records, items })
-    }
-
     async fn key_for(
         &self,
         reader: &ReadContext,
@@ -367,6 +341,11 @@ impl Store for LocalStore {
 
     fn changes(&self, after: Revision) -> Result<Subscription, Lagged> {
         self.feed.subscribe(after)
+    }
+
+    async fn read_log(&self, after: Revision) -> Result<LogStream, StoreError> {
+        // All of it has been published, so a subscription can go on from here.
+        log_reader::read(self.dir.journal(), self.chain_key.clone(), after, self.revision())
     }
 
     fn revision(&self) -> Revision {

@@ -1,5 +1,6 @@
 //! No change, in no order, removes the last lasting administrator.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use keyward::keyring::Keyring;
@@ -8,7 +9,7 @@ use keyward::store::memory::MemoryStore;
 use keyward::store::{Commit, CommitError, RecordWrite, Store};
 use keyward_core::access::{Caller, ChangeState, Identity, Issue};
 use keyward_core::clock::UnixMillis;
-use keyward_core::event::Revision;
+use keyward_core::event::{Record, Revision};
 use keyward_core::id::{ActorId, TenantId};
 use keyward_core::record::{KeyPolicy, KeyRecord, State};
 use keyward_core::scope::Scope;
@@ -421,15 +422,17 @@ pub(crate) async fn write_to(dir: &std::path::Path, time: UnixMillis, change: im
     let keyring = Keyring::open(&dir.join("pepper"), false, &SeededEntropy::new(1)).unwrap();
     let options = StoreOptions { chain_key: keyring.chain_key(), ..options(16 * 1024 * 1024) };
     let store = LocalStore::open(LockedDir::lock(dir).unwrap(), &options, Arc::new(())).unwrap();
-    let mut snapshot = store.load().await.unwrap();
-    let mut writes = vec![];
-    while let Some(records) = snapshot.next().await.unwrap() {
-        for record in records {
-            if let keyward_core::event::Record::Key(key) = record {
-                writes.extend(change(KeyRecord::clone(&key)).map(|key| RecordWrite::Key(Box::new(key))));
+    let mut log = store.read_log(Revision(0)).await.unwrap();
+    let mut keys = BTreeMap::new();
+    while let Some(changes) = log.next().await.unwrap() {
+        for record in changes.iter().flat_map(|change| &change.records) {
+            if let Record::Key(key) = record {
+                keys.insert(*key.secret.digest.as_bytes(), key.clone());
             }
         }
     }
+    let changed = keys.into_values().filter_map(|key| change(KeyRecord::clone(&key)));
+    let writes: Vec<_> = changed.map(|key| RecordWrite::Key(Box::new(key))).collect();
     for put in writes {
         store.commit(Commit { time, ..commit(vec![put]) }).await.unwrap();
     }

@@ -19,8 +19,8 @@ use keyward::server::addr::ListenAddr;
 use keyward::store::local::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX, LocalStore, LockedDir, StoreOptions};
 use keyward::store::memory::MemoryStore;
 use keyward::store::{
-    Backup, BackupError, Commit, CommitError, KeyQuery, Page, ReadContext, RecordStream, RecordWrite, Store,
-    StoreError, WriteHealth,
+    Backup, BackupError, Commit, CommitError, KeyQuery, LogStream, Page, ReadContext, RecordWrite, Store, StoreError,
+    WriteHealth,
 };
 use keyward_core::access::{Caller, ChangeState, Grant, Identity, Issue};
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
@@ -121,10 +121,6 @@ struct Watched {
 
 #[async_trait]
 impl Store for Watched {
-    async fn load(&self) -> Result<RecordStream, StoreError> {
-        self.inner.load().await
-    }
-
     async fn key_for(
         &self,
         reader: &ReadContext,
@@ -179,6 +175,10 @@ impl Store for Watched {
 
     fn changes(&self, after: Revision) -> Result<Subscription, Lagged> {
         self.inner.changes(after)
+    }
+
+    async fn read_log(&self, after: Revision) -> Result<LogStream, StoreError> {
+        self.inner.read_log(after).await
     }
 
     fn revision(&self) -> Revision {
@@ -455,7 +455,7 @@ fn the_store_needs_nothing_of_the_threads_that_others_may_fill() {
             assert_eq!(store.write_health().await, WriteHealth::Writable);
             assert!(store.key(&key(1).tenant, &key(1).key_id).await.unwrap().is_some());
             assert_eq!(store.keys(list("viewer")).await.unwrap().records.len(), 1);
-            assert!(store.load().await.unwrap().next().await.unwrap().is_some());
+            assert!(store.read_log(Revision(0)).await.unwrap().next().await.unwrap().is_some());
             store.close().await.unwrap();
         };
         timeout(LIMIT, all).await.unwrap();

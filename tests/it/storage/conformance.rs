@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use keyward::store::{Commit, CommitError, KeyQuery, RecordWrite, Store};
 use keyward_core::access::{Caller, Identity, Issue, Unauthorized};
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::DenyReason;
 use keyward_core::digest::Digest;
-use keyward_core::event::{Record, Revision};
+use keyward_core::event::{Change, Revision};
 use keyward_core::id::{ActorId, TenantId};
 use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec, State, TenantRecord};
 use keyward_core::scope::Scope;
@@ -49,7 +50,9 @@ on_every_engine![
     pages_are_ordered_and_complete,
     queries_meet_every_condition,
     changes_come_in_order_and_without_gaps,
-    a_snapshot_and_its_changes_are_everything,
+    the_log_has_every_change_from_any_revision_on,
+    the_log_is_read_while_it_is_written,
+    a_subscription_goes_on_where_the_log_was_read_to,
     concurrent_writers_of_one_key_all_get_their_turn_or_are_told,
     a_closed_store_takes_nothing_more,
 ];
@@ -296,27 +299,65 @@ async fn changes_come_in_order_and_without_gaps(store: Arc<dyn Store>) {
     assert!(store.changes(Revision(31)).is_err(), "a revision that does not exist yet");
 }
 
-async fn a_snapshot_and_its_changes_are_everything(store: Arc<dyn Store>) {
+async fn the_log_has_every_change_from_any_revision_on(store: Arc<dyn Store>) {
+    // Over several segments and frames.
+    let made = join_all((1..=600).map(|number| create(&*store, number))).await;
+    let mut disabled = made[3].clone();
+    disabled.spec.policy.state = State::Disabled;
+    store.commit(commit(vec![RecordWrite::Key(Box::new(disabled))])).await.unwrap();
+    let tenants = ["a", "b"].map(|id| RecordWrite::NewTenant(tenant(id)));
+    let last = store.commit(commit(tenants.into())).await.unwrap();
+    let mut published: Vec<Arc<Change>> = vec![];
+    let mut changes = store.changes(Revision(0)).unwrap();
+    while published.last().is_none_or(|change| change.revision < last) {
+        published.extend(changes.next().await.unwrap().unwrap());
+    }
+    let text = |changes: &[Arc<Change>]| changes.iter().map(|change| format!("{change:?}")).collect::<Vec<_>>();
+    for after in [0, 1, 255, 256, 257, 300, 599, 601, 602] {
+        let mut log = store.read_log(Revision(after)).await.unwrap();
+        assert_eq!(log.until(), last);
+        let mut read = vec![];
+        while let Some(batch) = log.next().await.unwrap() {
+            read.extend(batch);
+        }
+        assert_eq!(text(&read), text(&published[usize::try_from(after).unwrap()..]), "after {after}");
+    }
+}
+
+async fn the_log_is_read_while_it_is_written(store: Arc<dyn Store>) {
+    const CHANGES: u32 = 2_000;
+    let written = join_all((0..CHANGES).map(|number| create(&*store, number)));
+    let read = async {
+        let (mut after, mut reads, mut seen) = (Revision(0), 0, 0);
+        while after.0 < u64::from(CHANGES) {
+            let mut log = store.read_log(after).await.unwrap();
+            while let Some(batch) = log.next().await.unwrap() {
+                assert!(!batch.is_empty());
+                seen += batch.len();
+            }
+            after = log.until();
+            reads += 1;
+            tokio::task::yield_now().await;
+        }
+        (reads, seen)
+    };
+    let ((reads, seen), _) = tokio::join!(read, written);
+    assert!(seen == CHANGES as usize && reads > 1, "{seen} in {reads}");
+}
+
+async fn a_subscription_goes_on_where_the_log_was_read_to(store: Arc<dyn Store>) {
     for number in 1..=10 {
         create(&*store, number).await;
     }
-    let mut snapshot = store.load().await.unwrap();
-    let mut changes = store.changes(snapshot.revision).unwrap();
-    let mut records = vec![];
-    while let Some(batch) = snapshot.next().await.unwrap() {
-        records.extend(batch);
+    let mut log = store.read_log(Revision(4)).await.unwrap();
+    create(&*store, 11).await;
+    let mut seen = vec![];
+    while let Some(batch) = log.next().await.unwrap() {
+        seen.extend(batch.iter().map(|change| change.revision.0));
     }
-    let newer = create(&*store, 11).await;
-    records.extend(changes.next().await.unwrap().unwrap().iter().flat_map(|c| c.records.clone()));
-    let ids: BTreeSet<_> = records
-        .iter()
-        .map(|record| match record {
-            Record::Key(key) => key.key_id.clone(),
-            other => panic!("{other:?}"),
-        })
-        .collect();
-    assert_eq!(ids, (1..=11).map(|n| key(n).key_id).collect());
-    assert!(snapshot.revision < newer.revision);
+    let mut changes = store.changes(log.until()).unwrap();
+    seen.extend(changes.next().await.unwrap().unwrap().iter().map(|change| change.revision.0));
+    assert_eq!(seen, (5..=11).collect::<Vec<_>>());
 }
 
 async fn concurrent_writers_of_one_key_all_get_their_turn_or_are_told(store: Arc<dyn Store>) {

@@ -5,6 +5,7 @@ mod backup;
 mod conformance;
 mod conformance_lifecycle;
 pub(crate) mod disk;
+mod follow;
 mod full_disk;
 mod index;
 pub(crate) mod index_checkpoint;

@@ -71,6 +71,7 @@ const LOCAL_MAY_IMPORT: &[(&str, &[&str])] = &[
     ("disk_space", &[]),
     ("error", &["journal", "table"]),
     ("journal", &["disk_space"]),
+    ("log_reader", &["journal", "recovery"]),
     ("options", &["disk_space"]),
     ("recovery", &["checkpoint", "dir", "disk_space", "error", "journal", "options", "table"]),
     ("table", &["disk_space", "journal", "write_buffer"]),

@@ -3,8 +3,9 @@
 //!
 //! A segment is deleted when the journal exceeds its size limit or the segment's last change exceeds the age
 //! limit, and only if two snapshots cover it. The journal since the older snapshot is kept, so that one
-//! damaged file costs nothing; so is the journal since the index checkpoint, which is renewed first. None of
-//! this delays a change or a verdict, or waits for a backup. What fails is retried later.
+//! damaged file costs nothing; so is the journal since the index checkpoint, which is renewed first, and the
+//! journal that the view has not applied yet, which it may have to read. None of this delays a change or a
+//! verdict, or waits for a backup. What fails is retried later.
 
 use std::fs::{self, File};
 use std::io;
@@ -257,7 +258,8 @@ impl MaintenanceContext {
         for (_, path) in snapshots.iter().skip(SNAPSHOTS_KEPT) {
             fs::remove_file(path)?;
         }
-        let covered = covered(&snapshots);
+        // A view that fell behind the feed reads the journal from its revision on.
+        let covered = covered(&snapshots).min(self.view.revision());
         sealed.truncate(expired);
         sealed.retain(|segment| segment.end.revision <= covered);
         let Some(last) = sealed.last() else { return Ok(()) };

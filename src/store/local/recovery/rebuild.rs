@@ -111,7 +111,7 @@ pub(super) fn catch_up(
 }
 
 /// The records of an entry.
-pub(super) fn rows_of(entry: &pb::JournalEntry) -> Result<Vec<Row>, DecodeError> {
+pub(in crate::store::local) fn rows_of(entry: &pb::JournalEntry) -> Result<Vec<Row>, DecodeError> {
     entry.redo.iter().map(Row::of_redo).collect()
 }
 

@@ -326,12 +326,7 @@ impl Table {
         Ok(())
     }
 
-    /// Every record, in the order of a snapshot: by kind and name.
-    pub fn records(&self) -> impl Iterator<Item = Result<Record, StoreError>> + '_ {
-        self.rows().map(|row| row.map(|row| row.record))
-    }
-
-    /// Every record with its bytes, in the same order.
+    /// Every record with its bytes, in the order of a snapshot: by kind and name.
     pub(super) fn rows(&self) -> impl Iterator<Item = Result<Row, StoreError>> + '_ {
         RecordKind::ALL.into_iter().flat_map(|kind| {
             let decode = move |bytes: sled::Result<IVec>| Ok(Row::decode(kind, bytes?.to_vec())?);
