@@ -6,8 +6,9 @@ use zeroize::Zeroizing;
 use super::page_token::PageTokens;
 
 /// Page tokens: a token opens to the id that it was made of, with the query that it was made for, and in no
-/// other form. The input is the number of parts of a query, their lengths, a token or the text of an id, and
-/// the parts.
+/// other form. Any character of it may be another one: those of version, order, sort value, id and seal.
+/// The input is a place in the token, the number of parts of a query, their lengths, a token or the text of
+/// an id, and the parts.
 pub fn page_tokens(data: &[u8]) {
     let tokens = PageTokens::new(Zeroizing::new([0x5a; 32]));
     let Some((&[flip, count], rest)) = data.split_first_chunk() else { return };

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keyward::grpc::pb::{self, KeySelector, State};
+use keyward::keyring::Keyring;
+use keyward_core::testing::SeededEntropy;
 
 use tonic::Code;
 
@@ -126,7 +128,7 @@ async fn a_page_token_serves_its_own_query_only() {
     let mut altered = token.clone();
     let last = if altered.pop() == Some('A') { 'B' } else { 'A' };
     altered.push(last);
-    for bad in ["x", "!!", cut, &altered, &"A".repeat(300)] {
+    for bad in ["x", "!!", cut, &altered, &"A".repeat(300), &"A".repeat(684)] {
         let refused = site.admin().list(with(bad)).await.unwrap_err();
         assert_eq!(bad_fields(&refused), ["page_token"], "{bad}");
     }
@@ -138,6 +140,29 @@ async fn a_page_token_serves_its_own_query_only() {
     site.restart().await;
     let rest = site.admin().list(pb::ListKeysRequest { page_size: 10, ..with(&token) }).await.unwrap();
     assert_eq!(rest.keys.len(), 2);
+}
+
+/// A caller that was in the middle of a list when the server was replaced by this version.
+#[tokio::test]
+async fn a_page_token_of_the_first_form_is_refused_and_says_to_begin_anew() {
+    let site = Site::start().await;
+    for number in 0..2 {
+        site.admin().issue(&format!("key {number}"), &[]).await;
+    }
+    let query = pb::ListKeysRequest { page_size: 1, ..Default::default() };
+    let first = site.admin().list(query.clone()).await.unwrap();
+    let last = first.keys[0].key_id.as_bytes();
+    let key = Keyring::open(&site.dir.path().join("pepper"), false, &SeededEntropy::new(1)).unwrap().page_token_key();
+    let mut hasher = blake3::Hasher::new_keyed(&key);
+    for part in [&b"keys"[..], b"default", b"", b"", &0_usize.to_le_bytes(), last] {
+        hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+    }
+    let page_token = data_encoding::BASE64URL_NOPAD.encode(&[hasher.finalize().as_bytes(), last].concat());
+    let refused = site.admin().list(pb::ListKeysRequest { page_token, ..query.clone() }).await.unwrap_err();
+    assert_eq!((refused.code(), bad_fields(&refused)), (Code::InvalidArgument, vec!["page_token".to_owned()]));
+    assert!(refused.message().contains("begin the list anew"), "{}", refused.message());
+    let page_token = first.next_page_token;
+    assert_eq!(site.admin().list(pb::ListKeysRequest { page_token, ..query }).await.unwrap().keys.len(), 1);
 }
 
 #[tokio::test]
