@@ -47,7 +47,6 @@ impl Listening {
             Ok(revision) => revision,
             Err(error) => return Err(frontend.abort(error, stop).await),
         };
-        index.advance_to(revision.unwrap_or_default());
         warn_of_clock(clock.now(), index.latest_time());
         let sound = check_peppers(&index, &peppers, &settings.pepper_file);
         let (opening, revision) = match (sound, revision) {

@@ -69,7 +69,7 @@ pub struct IndexLoader {
 }
 
 impl IndexLoader {
-    /// A loader, and what tells when the index is loaded, with the revision. If the engine gives up before
+    /// A loader, and what tells when the index is loaded, with its revision. If the engine gives up before
     /// that, the receiver gets an error.
     #[must_use]
     pub fn new(index: Arc<Index>) -> (Self, oneshot::Receiver<Revision>) {
@@ -89,6 +89,8 @@ impl MaterializedView for IndexLoader {
 
     fn on_loaded(&self, revision: Revision) {
         self.index.finish_loading();
+        // Before the engine asks how far the view is.
+        self.index.advance_to(revision);
         if let Some(loaded) = self.loaded.lock().take() {
             // The receiver is gone only if the start was aborted.
             loaded.send(revision).unwrap_or_default();

@@ -26,7 +26,7 @@ type Keys = HashMap<Digest, KeyRecord>;
 fn open(dir: &Path, options: &StoreOptions, index: &Arc<Index>) -> Arc<LocalStore> {
     let (loader, mut loaded) = IndexLoader::new(index.clone());
     let store = LocalStore::open(LockedDir::lock(dir).unwrap(), options, Arc::new(loader)).unwrap();
-    index.advance_to(loaded.try_recv().unwrap());
+    assert_eq!(loaded.try_recv().unwrap(), index.revision());
     Arc::new(store)
 }
 
