@@ -15,6 +15,7 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Record, Revision};
 use keyward_core::record::{KeyRecord, State};
+use keyward_core::scope::Scope;
 use tokio_util::sync::CancellationToken;
 
 use crate::storage::retention::snapshots;
@@ -84,13 +85,14 @@ async fn change_much(store: &dyn Store, keys: &mut Keys) {
     const KEYS: u32 = 200;
     const CHANGES: u32 = 40;
     for number in 0..CHANGES {
-        let with_labels = |number: u32| {
+        // Not labels: the table indexes these, and that takes long.
+        let with_texts = |number: u32| {
             let mut key = key(1_000 + number);
-            key.spec.labels = (0..32).map(|label| (format!("l{label}"), number.to_string())).collect();
-            key.spec.annotations.clone_from(&key.spec.labels);
+            key.spec.annotations = (0..32).map(|nth| (format!("a{nth}"), number.to_string())).collect();
+            key.spec.policy.scopes = (0..64).map(|nth| Scope::parse(&format!("s{nth}")).unwrap()).collect();
             key
         };
-        put(store, keys, (number * KEYS..(number + 1) * KEYS).map(with_labels).collect()).await;
+        put(store, keys, (number * KEYS..(number + 1) * KEYS).map(with_texts).collect()).await;
     }
     let again = keys.values().take(500).map(|key| changed(key.clone(), 1)).collect();
     put(store, keys, again).await;
