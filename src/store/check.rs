@@ -110,7 +110,8 @@ pub(super) fn check_and_encode(
             let there = current.key(&key.tenant, &key.key_id)?.filter(|there| there.revision == key.revision);
             let there = there.ok_or(CommitError::Outdated)?;
             let added: Vec<_> = key.digests().filter(|digest| there.secret_use(digest).is_none()).collect();
-            if has_any(current, added.into_iter())? {
+            let is_repeated = |(at, digest): (usize, Digest)| key.digests().take(at).any(|before| before == digest);
+            if has_any(current, added.into_iter())? || key.digests().enumerate().any(is_repeated) {
                 return Err(CommitError::Exists);
             }
             if !narrows {

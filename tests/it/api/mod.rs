@@ -11,6 +11,7 @@ mod clock;
 mod disabled_callers;
 mod fields;
 mod keys;
+mod lifecycle_verdicts;
 mod lists;
 mod restrictions;
 pub(crate) mod stream;

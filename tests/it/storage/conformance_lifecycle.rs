@@ -90,6 +90,10 @@ async fn a_rotation_is_refused_if_it_is_stale_or_takes_a_secret_that_is_there(st
     assert!(matches!(put(&*store, rotation(&thief)).await, Err(CommitError::Exists)));
     let newcomer = KeyRecord { secret: one.previous.as_ref().unwrap().secret.clone(), ..key(3) };
     assert!(matches!(put(&*store, RecordWrite::NewKey(Box::new(newcomer))).await, Err(CommitError::Exists)));
+    // So is its own current one, which would be both.
+    thief = rotated(&one, 4);
+    thief.secret.digest = one.secret.digest;
+    assert!(matches!(put(&*store, rotation(&thief)).await, Err(CommitError::Exists)));
     // Without the rotation, another secret is another key.
     let disguised = RecordWrite::Key(Box::new(rotated(&one, 3)));
     assert!(matches!(put(&*store, disguised).await, Err(CommitError::Outdated)));

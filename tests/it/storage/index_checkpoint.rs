@@ -16,8 +16,9 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::decision::Policy;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::TenantId;
-use keyward_core::record::{KeyRecord, State};
+use keyward_core::record::{Deletion, KeyRecord, LineRecord, LogId, State};
 use keyward_core::scope::Scope;
+use keyward_core::testing::{rotated, tenant_record};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
@@ -625,11 +626,20 @@ fn the_form_of_a_checkpoint_has_not_drifted() {
         record.spec.policy.audiences.extend(some(13).then(|| "orders".to_owned()));
         record.tenant = if some(17) { TenantId::system() } else { record.tenant };
         record.spec.labels = if some(3) { BTreeMap::new() } else { record.spec.labels };
+        record.ordinal = some(4).then_some(number * 1_000);
+        record.created.time = UnixMillis(1_790_000_000_000 + i64::from(number));
+        record.resume_time = some(9).then_some(UnixMillis(5));
+        record.deletion = some(19).then_some(Deletion { time: UnixMillis(1), purge_time: UnixMillis(2) });
+        let record = if some(6) { rotated(&rotated(&record, number), 1_000 + number) } else { record };
         index.apply_records(&[Record::Key(Arc::new(record))]);
     }
+    let mut tenant = tenant_record("acme");
+    tenant.hold.reject_issued_before = Some(UnixMillis(7));
+    let line = LineRecord { log_id: LogId([5; 16]), ended: Revision(9), base: Revision(1 << 40), time: UnixMillis(3) };
+    index.apply_records(&[Record::Tenant(Arc::new(tenant)), Record::Line(Arc::new(line))]);
     let mut chunks = vec![];
     let mut writer = index.checkpoint_writer();
     (0..checkpoint::CHUNKS).for_each(|number| writer.write_chunk(number, &mut chunks));
-    let golden = "f2658a8dce1fed951e153902441cf452427ad69cb7e418b4c0d0891c3b29337a";
-    assert_eq!((checkpoint::FORMAT_VERSION, blake3::hash(&chunks).to_hex().as_str()), (2, golden));
+    let golden = "8d60fd5c6496a91502509099cfdb30586a21527765100ddd08456a6752508202";
+    assert_eq!((checkpoint::FORMAT_VERSION, blake3::hash(&chunks).to_hex().as_str()), (3, golden));
 }

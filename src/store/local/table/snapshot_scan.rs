@@ -127,7 +127,9 @@ mod tests {
 
     use keyward_core::digest::Digest;
     use keyward_core::event::{Record, Revision};
-    use keyward_core::record::{KeyRecord, OverlapStart, PreviousSecret, PurgeMark, StoredSecret, TenantRecord};
+    use keyward_core::record::{
+        KeyRecord, OverlapStart, PreviousSecret, PurgeMark, RetiredSecret, StoredSecret, TenantRecord,
+    };
     use keyward_core::testing::{CREATED, key_record, tenant_record};
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -196,7 +198,8 @@ mod tests {
                 overlap_ms: 1,
                 overlap_starts: OverlapStart::AtIssue,
             });
-            let mut key = KeyRecord { revision, secret: secret(after), previous, ..key_record(number.into()) };
+            let retired = after.checked_sub(2).map(|before| RetiredSecret { secret: secret(before), time: CREATED });
+            let mut key = KeyRecord { revision, secret: secret(after), previous, retired, ..key_record(number.into()) };
             key.spec.description = note;
             Some(self.put(Row::of(Record::Key(Arc::new(key)))))
         }
@@ -270,7 +273,7 @@ mod tests {
         }
         prop_assert!(table.scans().lock().open.is_empty());
         prop_assert!(table.rows().map(|row| row.unwrap().bytes).eq(model.now.into_values()));
-        table.check(&()).unwrap();
+        prop_assert_eq!(table.check(&()).map_err(|error| error.to_string()), Ok(()));
         Ok(())
     }
 
