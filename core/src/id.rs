@@ -180,7 +180,8 @@ fn is_actor(bytes: &[u8]) -> bool {
             .split_once('/')
             .is_some_and(|(tenant, id)| TenantId::parse(tenant).is_ok() && of_key(id.as_bytes()))
     } else if let Some(spiffe) = bytes.strip_prefix(b"spiffe://") {
-        // A trust domain and a path, as in the SPIFFE specification; '.', '-' and '_' besides letters and digits.
+        // A trust domain and a path, as in the SPIFFE specification; '.', '-' and '_' besides letters and
+        // digits.
         let is_word = |b: &u8| b.is_ascii_alphanumeric() || b"-._".contains(b);
         let mut parts = spiffe.split(|b| *b == b'/');
         parts.all(|part| !part.is_empty() && part.iter().all(is_word))

@@ -40,8 +40,8 @@ pub struct KeyRecord {
     pub deletion: Option<Deletion>,
     /// It cannot be deleted until this is taken back.
     pub delete_protected: bool,
-    /// A number that the store gives the key when it is created: dense, and never given twice in one log. Keys
-    /// of an older program have none until they change.
+    /// A number that the store gives the key when it is created: dense, and never given twice in one log.
+    /// Keys of an older program have none until they change.
     pub ordinal: Option<u32>,
     /// When it was created, and by whom.
     pub created: AuditStamp,
@@ -283,7 +283,8 @@ impl KeyRecord {
     /// later inquiries; only what it is called and found by may change.
     ///
     /// # Errors
-    /// When the key is revoked, and more than its `display_name`, labels or annotations differ; or it is deleted.
+    /// When the key is revoked, and more than its `display_name`, labels or annotations differ; or it is
+    /// deleted.
     pub fn check_edit(&self, before: &Self) -> Result<(), ForbiddenChange> {
         if before.deletion.is_some() {
             return Err(ForbiddenChange::Deleted);

@@ -197,8 +197,8 @@ impl Index {
         State::ALL.into_iter().map(|state| self.states.of(state)).sum()
     }
 
-    /// The number of keys in a state that are not deleted. While changes are being applied, the sum over all states may differ by
-    /// those.
+    /// The number of keys in a state that are not deleted. While changes are being applied, the sum over all
+    /// states may differ by those.
     #[must_use]
     pub fn len_in(&self, state: State) -> usize {
         self.states.of(state)

@@ -90,8 +90,8 @@ fn check_snapshot(file: &[u8], key: &ChecksumKey) {
     }
     if let Ok((contents, rows)) = read_snapshot(file, Some(key)) {
         assert!(open.is_ok(), "accepted with the key alone");
-        // Nobody else can seal it: it is what the writer would write. Only the ordinals that were given to keys
-        // that are gone cannot be told from the records.
+        // Nobody else can seal it: it is what the writer would write. Only the ordinals that were given to
+        // keys that are gone cannot be told from the records.
         let header = contents.header;
         let mut again = vec![];
         let checksums = checksums_of(&rows, key, header.position);
@@ -111,8 +111,8 @@ fn checksums_of(rows: &[Row], key: &ChecksumKey, position: Position) -> Checksum
     checksums
 }
 
-/// Writes a snapshot of records, whose bodies each have two bytes of length and one that says of which version
-/// and kind.
+/// Writes a snapshot of records, whose bodies each have two bytes of length and one that says of which
+/// version and kind.
 fn round_trip_snapshot(data: &[u8], form: Form, key: &ChecksumKey) {
     let Some((flip, data)) = data.split_first_chunk() else { return };
     let mut rest = Cursor(data);

@@ -1,5 +1,5 @@
-//! The write buffer: the keys that are durable in the journal but not in the table yet, and every tenant, owner
-//! and issuer. Reads ask it before the table.
+//! The write buffer: the keys that are durable in the journal but not in the table yet, and every tenant,
+//! owner and issuer. Reads ask it before the table.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;

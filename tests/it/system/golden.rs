@@ -263,8 +263,8 @@ fn a_field_that_is_not_known_refuses_a_record_of_version_2_unless_it_may_be_over
     assert_eq!(decode_key(&enveloped(1, &key[1..key.len() - 16])), Err(DecodeError::Body("version")));
 }
 
-/// By arithmetic no key is longer: it was issued with as much as may be, rotated twice by the longest authors,
-/// suspended for the longest reason, and its ordinal and revision are the last ones.
+/// By arithmetic no key is longer: it was issued with as much as may be, rotated twice by the longest
+/// authors, suspended for the longest reason, and its ordinal and revision are the last ones.
 #[test]
 fn the_longest_key_can_be_rotated_suspended_deleted_and_revoked() {
     let author = actor(&format!("spiffe://{}", "a".repeat(ACTOR_BYTES_MAX - "spiffe://".len())));

@@ -9,10 +9,10 @@
 //! end: 0 u8 │ length u16 │ counts and checksums as the table notes them │ blake3 of everything before, 32 bytes
 //! ```
 //!
-//! Version 1 has no log id and no length at the end, and only tenants and keys. Records come by kind and in the
-//! order of their names, keys by their digests, so that the bytes depend only on the records and the time. The hash has no key, so that a backup can be checked
-//! without the pepper; the header's seal and the checksums are keyed, so that a file made by somebody else is
-//! rejected.
+//! Version 1 has no log id and no length at the end, and only tenants and keys. Records come by kind and in
+//! the order of their names, keys by their digests, so that the bytes depend only on the records and the
+//! time. The hash has no key, so that a backup can be checked without the pepper; the header's seal and the
+//! checksums are keyed, so that a file made by somebody else is rejected.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};

@@ -92,8 +92,8 @@ impl SnapshotScan {
         Ok(None)
     }
 
-    /// Reads from the tree of a kind: the records that belong to the scan, and whether they are the last. What
-    /// is not in the tree any more is among the pre-images.
+    /// Reads from the tree of a kind: the records that belong to the scan, and whether they are the last.
+    /// What is not in the tree any more is among the pre-images.
     fn batch(&mut self, kind: RecordKind, records: usize) -> Result<(Vec<ScanRecord>, bool), ScanError> {
         let mut scans = self.table.scans().lock();
         let aside = scans.open.iter_mut().find(|aside| aside.number == self.number);
