@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 
 use crc::{CRC_32_ISCSI, Crc};
 use keyward::store::local::journal::frame::{
-    Frame, FrameBuilder, PAYLOAD_BYTES_MAX, read_segment_header, segment_header,
+    FRAME_BYTES_READ_MAX, Frame, FrameBuilder, read_segment_header, segment_header,
 };
 use keyward::store::local::journal::scan::{scan_after, segment_path, verify};
 use keyward::store::local::journal::{ChainKey, Position};
@@ -58,7 +58,7 @@ fn check_frame(data: &[u8]) {
     for bytes in [data, &framed] {
         let Some(frame) = Frame::read(bytes) else { continue };
         assert!(frame.bytes.is_multiple_of(8) && frame.bytes < bytes.len() + 8, "a frame of {}", frame.bytes);
-        assert!(frame.bytes <= PAYLOAD_BYTES_MAX + 64, "a frame of {}", frame.bytes);
+        assert!(frame.bytes <= FRAME_BYTES_READ_MAX, "a frame of {}", frame.bytes);
         let _time = frame.first_time();
         let claimed = frame.claimed_end();
         if let Ok((entries, end)) = frame.verify_after::<JournalEntry>(&Position::START, &key()) {

@@ -77,6 +77,14 @@ pub enum AuthorityError {
         /// The limit.
         max: usize,
     },
+    /// Each record is within its limit, but the change is too large to be made at once.
+    #[error("the change has {bytes} bytes in all, of at most {max}: make it in parts")]
+    ChangeTooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
     /// The change needs a name that is not in use yet, and the limit for names of its kind is reached.
     #[error("{violation}")]
     LimitReached {
@@ -179,14 +187,14 @@ impl AuthorityError {
         }
     }
 
-    pub(super) fn from_commit(error: CommitError, resource: Resource) -> Self {
+    pub(crate) fn from_commit(error: CommitError, resource: Resource) -> Self {
         match error {
             CommitError::Unauthorized(Unauthorized::Key(reason)) => Self::CallerRefused(reason),
             CommitError::Unauthorized(Unauthorized::Role) => Self::Denied,
             CommitError::Exists => Self::AlreadyExists(resource),
             CommitError::Outdated => Self::Outdated,
             CommitError::TooLarge { bytes } => Self::TooLarge { bytes, max: RECORD_BYTES_MAX },
-            CommitError::TooLong { bytes, max } => Self::TooLarge { bytes, max },
+            CommitError::TooLong { bytes, max } => Self::ChangeTooLarge { bytes, max },
             CommitError::Bounded(exceeded) => Self::from_exceeded(exceeded),
             CommitError::LastAdministrator => Self::LastAdministrator,
             CommitError::Overloaded => Self::Overloaded,

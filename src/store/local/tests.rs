@@ -7,15 +7,17 @@ use futures_util::poll;
 use keyward_core::clock::ManualClock;
 use keyward_core::record::State;
 use keyward_core::testing::key_record;
+use prost::Message;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::committer::entry_bytes_max;
 use super::committer::queue::TABLE_QUEUE_GROUPS_MAX;
 use super::disk_space::free_bytes;
-use super::journal::frame::PAYLOAD_BYTES_MAX;
+use super::journal::frame::{FRAME_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use super::table::secondary_index::ListScan;
 use super::*;
+use crate::store::record::pb;
 use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, RecordWrite};
 
 /// Nothing here takes as long, however busy the machine is.
@@ -447,4 +449,30 @@ async fn what_no_frame_takes_is_refused_and_what_nearly_fills_one_is_read_again(
     drop(store);
     let store = open(&dir);
     assert_eq!(store.revision(), Revision(1 + 2 * small));
+}
+
+#[tokio::test]
+async fn a_group_ends_before_the_commit_that_would_make_its_frame_longer_than_1_mib() {
+    const COMMITS: u64 = 600;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir);
+    let waiting: Vec<_> = (0..COMMITS).map(|number| store.commit(many(number * 2, 2))).collect();
+    for acknowledged in futures_util::future::join_all(waiting).await {
+        acknowledged.unwrap();
+    }
+    store.close().await.unwrap();
+    drop(store);
+    let (mut lengths, mut commits) = (vec![], 0);
+    let journal = LockedDir::lock(dir.path()).unwrap().journal();
+    let key = journal::ChainKey(Zeroizing::new([7; 32]));
+    journal::scan::scan_after(&journal, &key, Revision(0), |entries: Vec<pb::JournalEntry>, _| {
+        let bytes: usize = entries.iter().map(Message::encoded_len).sum();
+        assert!(bytes < FRAME_BYTES_MAX, "{bytes}");
+        commits += entries.len();
+        lengths.push(bytes);
+    })
+    .unwrap();
+    assert_eq!(commits as u64, COMMITS);
+    // 256 such commits would have 1.8 MiB.
+    assert!(lengths.iter().any(|bytes| *bytes > FRAME_BYTES_MAX - 20_000), "no group was full: {lengths:?}");
 }

@@ -355,7 +355,7 @@ fn covered(snapshots: &[(Revision, PathBuf)]) -> Revision {
 fn first_time(path: &Path) -> Result<Option<UnixMillis>, JournalError> {
     let io = |e| JournalError::io(path, e);
     let mut bytes = Vec::new();
-    let limit = crate::store::local::journal::frame::FRAME_BYTES_MAX as u64;
+    let limit = crate::store::local::journal::frame::FRAME_BYTES_READ_MAX as u64;
     let start = crate::store::local::journal::frame::SEGMENT_HEADER_BYTES as u64;
     let mut file = File::open(path).map_err(io)?;
     io::Seek::seek(&mut file, io::SeekFrom::Start(start)).map_err(io)?;

@@ -47,11 +47,8 @@ use crate::store::local::write_buffer::{Maps, WriteBuffer};
 use crate::store::{CommitError, MaterializedView, StoreError};
 use crate::util::fatal::die;
 
-/// Commits in one group at most.
+/// Commits in one group at most. It ends before the commit that might not fit into its frame.
 const GROUP_COMMITS_MAX: usize = 256;
-/// A group takes no further commit once its payload reaches this size, and none that would exceed
-/// [`PAYLOAD_BYTES_MAX`].
-const GROUP_BYTES_MAX: usize = 1024 * 1024;
 /// Groups of narrowings that may be queued for the table writer beyond [`TABLE_QUEUE_GROUPS_MAX`]. At the
 /// limit the committer waits. These groups are mostly small, and the writer puts many into one transaction;
 /// their bytes are bounded separately.
@@ -263,8 +260,7 @@ impl CommitLoop {
                 }
                 Err(error) => replies.push((request.reply, Err(error))),
             }
-            let full = frame.len() == GROUP_COMMITS_MAX || frame.payload_bytes() >= GROUP_BYTES_MAX;
-            next = if full { None } else { self.commit_queue.next(&mut share) };
+            next = if frame.len() == GROUP_COMMITS_MAX { None } else { self.commit_queue.next(&mut share) };
         }
         let taken = seen.taken;
         if frame.is_empty() {

@@ -25,11 +25,14 @@ pub const VERSION: u32 = 1;
 pub const SEGMENT_HEADER_BYTES: usize = 64;
 /// Frames begin at multiples of this.
 pub const ALIGNMENT_BYTES: usize = 8;
-/// The longest payload that is written or read.
-pub const PAYLOAD_BYTES_MAX: usize = 8 * 1024 * 1024;
-
-/// The longest frame.
-pub const FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES + PAYLOAD_BYTES_MAX + CHAIN_BYTES + ALIGNMENT_BYTES;
+/// The longest frame that is written, with its header, chain and padding: 1 MiB.
+pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// The longest payload that is written.
+pub const PAYLOAD_BYTES_MAX: usize = FRAME_BYTES_MAX - FRAME_HEADER_BYTES - CHAIN_BYTES;
+/// The longest payload that is read: older programs wrote frames of up to 8 MiB.
+pub const PAYLOAD_BYTES_READ_MAX: usize = 8 * 1024 * 1024;
+/// The longest frame that is read.
+pub const FRAME_BYTES_READ_MAX: usize = FRAME_HEADER_BYTES + PAYLOAD_BYTES_READ_MAX + CHAIN_BYTES + ALIGNMENT_BYTES;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"KEYWARDJ";
 const FRAME_MAGIC: &[u8; 4] = b"KWJG";
@@ -138,10 +141,15 @@ impl FrameBuilder {
 
     /// The finished frame.
     ///
-    /// When it exceeds [`PAYLOAD_BYTES_MAX`], so that it could not be read back.
-    pub fn finish(mut self) -> Result<Vec<u8>, JournalError> {
+    /// # Errors
+    /// When it would exceed [`FRAME_BYTES_MAX`].
+    pub fn finish(self) -> Result<Vec<u8>, JournalError> {
+        self.finish_within(PAYLOAD_BYTES_MAX)
+    }
+
+    fn finish_within(mut self, payload_bytes_max: usize) -> Result<Vec<u8>, JournalError> {
         let bytes = self.payload_bytes();
-        let payload = u32::try_from(bytes).ok().filter(|_| bytes <= PAYLOAD_BYTES_MAX);
+        let payload = u32::try_from(bytes).ok().filter(|_| bytes <= payload_bytes_max);
         let payload = payload.ok_or(JournalError::TooLong { bytes })?;
         self.bytes[..4].copy_from_slice(FRAME_MAGIC);
         self.bytes[4..8].copy_from_slice(&payload.to_le_bytes());
@@ -202,7 +210,7 @@ impl<'a> Frame<'a> {
         let is_ours = header.array() == Some(*FRAME_MAGIC);
         let payload = header.u32()? as usize;
         let (first, count, sum) = (Revision(header.u64()?), header.u32()?, header.u32()?);
-        if !is_ours || payload > PAYLOAD_BYTES_MAX {
+        if !is_ours || payload > PAYLOAD_BYTES_READ_MAX {
             return None;
         }
         let unpadded = FRAME_HEADER_BYTES + payload + CHAIN_BYTES;
@@ -310,4 +318,49 @@ fn checksum(frame: &[u8]) -> u32 {
     digest.update(&frame[..20]);
     digest.update(&frame[FRAME_HEADER_BYTES..]);
     digest.finalize()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    pub(in crate::store::local::journal) fn entry(revision: u64, bytes: usize) -> pb::JournalEntry {
+        pb::JournalEntry { revision, target: "x".repeat(bytes), ..Default::default() }
+    }
+
+    /// A frame as older programs wrote it, with a payload of up to 8 MiB.
+    pub(in crate::store::local::journal) fn long_frame(after: &Position, bytes: usize, key: &ChainKey) -> Vec<u8> {
+        let mut frame = FrameBuilder::after(after);
+        // Besides its text: 2 bytes of revision, 5 of the text's tag and length, 4 of the entry's length.
+        frame.push(&entry(after.revision.0 + 1, bytes - 11), key);
+        assert_eq!(frame.payload_bytes(), bytes);
+        frame.finish_within(PAYLOAD_BYTES_READ_MAX).unwrap()
+    }
+
+    #[test]
+    fn no_frame_of_more_than_1_mib_is_made() {
+        let key = ChainKey(Zeroizing::new([7; 32]));
+        let of = |bytes: usize| {
+            let mut frame = FrameBuilder::after(&Position::START);
+            frame.push(&entry(1, bytes - 9), &key);
+            assert_eq!(frame.payload_bytes(), bytes);
+            frame.finish()
+        };
+        assert_eq!(of(PAYLOAD_BYTES_MAX).unwrap().len(), FRAME_BYTES_MAX);
+        let refused = of(PAYLOAD_BYTES_MAX + 1);
+        assert!(
+            matches!(refused, Err(JournalError::TooLong { bytes }) if bytes == PAYLOAD_BYTES_MAX + 1),
+            "{refused:?}"
+        );
+        // What is said to fit does.
+        let mut frame = FrameBuilder::after(&Position::START);
+        let mut revision = 0;
+        while frame.fits(entry(revision + 1, 5_000).encoded_len()) {
+            revision += 1;
+            frame.push(&entry(revision, 5_000), &key);
+        }
+        assert!(revision > 200 && frame.finish().is_ok(), "{revision}");
+    }
 }

@@ -30,8 +30,9 @@
 //!    deleted, and at a stop; after a power cut it may lag behind.
 //! 9. **No second try.** If a write or a sync fails, the process ends. The kernel may call pages clean that
 //!    never reached the disk, so a second sync proves nothing.
-//! 10. **A bound on frames.** No payload beyond [`frame::PAYLOAD_BYTES_MAX`] is written or read. It protects
-//!     against a frame that cannot be read back, and against a length that is damaged.
+//! 10. **A bound on frames.** None beyond [`frame::FRAME_BYTES_MAX`] is written, and no payload beyond
+//!     [`frame::PAYLOAD_BYTES_READ_MAX`] is read. It protects against a frame that cannot be read back, and
+//!     against a length that is damaged.
 //!
 //! `tests/crash/run cuts`, `flips` and `faults` try to break them; `controls` takes two protections out, and
 //! sees the loss.

@@ -322,10 +322,25 @@ impl HeaderError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::frame::FrameBuilder;
+    use super::super::frame::tests::long_frame;
+    use super::super::frame::{FrameBuilder, PAYLOAD_BYTES_READ_MAX, segment_header};
     use super::*;
     use crate::store::record::pb;
     use zeroize::Zeroizing;
+
+    #[test]
+    fn a_frame_of_8_mib_of_an_older_program_is_read() {
+        let key = ChainKey(Zeroizing::new([7; 32]));
+        let dir = tempfile::tempdir().unwrap();
+        let frame = long_frame(&Position::START, PAYLOAD_BYTES_READ_MAX, &key);
+        let segment = [&segment_header(&Position::START)[..], &frame, &[0; 64]].concat();
+        fs::write(segment_path(dir.path(), 1), segment).unwrap();
+        let read = Mutex::new(vec![]);
+        let visit = |entries: Vec<pb::JournalEntry>| read.lock().extend(entries.iter().map(|entry| entry.target.len()));
+        let (end, _) = verify_and_visit(dir.path(), &key, &[], Revision(0), visit).unwrap();
+        assert_eq!(end.position.revision, Revision(1));
+        assert_eq!(*read.lock(), [PAYLOAD_BYTES_READ_MAX - 11]);
+    }
 
     #[test]
     fn the_last_frame_is_sound_however_many_zeros_it_ends_in() {

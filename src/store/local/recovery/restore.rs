@@ -15,6 +15,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use keyward_core::clock::UnixMillis;
 use keyward_core::digest::PepperId;
 use keyward_core::event::{Record, Revision};
+use prost::Message;
 
 use super::offline_append::{ByState, OfflineLog};
 use super::rebuild::rows_of;
@@ -290,35 +291,86 @@ impl JournalCopy<'_> {
 
     fn append(&mut self, entries: &[pb::JournalEntry], to: Position) -> Result<(), RestoreError> {
         let follows = entries.first().is_some_and(|first| first.revision == self.at.revision.next().0);
-        let whole = follows.then(|| self.frame(entries));
-        let Some(whole) = whole.filter(|frame| frame.end() == to) else {
+        let whole = follows.then(|| self.frames(entries)).transpose()?;
+        let Some(whole) = whole.filter(|frames| frames.end == to) else {
             let journal = self.source.journal.clone().unwrap_or_default();
             return Err(RestoreError::Parted { journal, revision: self.from.revision });
         };
         let wanted = self.source.to.map_or(entries.len(), |to| entries.partition_point(|e| e.revision <= to.0));
-        let frame = if wanted == entries.len() { whole } else { self.frame(&entries[..wanted]) };
+        let frames = if wanted == entries.len() { whole } else { self.frames(&entries[..wanted])? };
         for entry in &entries[..wanted] {
             let rows =
                 rows_of(entry).map_err(|source| OpenError::Redo { revision: Revision(entry.revision), source })?;
             self.time = Some(UnixMillis(entry.time_ms));
             self.peppers.extend(rows.iter().flat_map(|row| peppers_of(&row.record)));
         }
-        let end = frame.end();
         if let Some(writer) = &mut self.writer {
-            let frame = frame.finish().map_err(OpenError::from)?;
-            writer.ensure_space(frame.len(), &self.at, DiskSpace::Ok).map_err(|error| match error {
-                SpaceError::DiskFull(error) | SpaceError::Unknown(error) => OpenError::from(error),
-            })?;
-            writer.append(&frame).map_err(OpenError::from)?;
+            for (before, frame) in &frames.bytes {
+                writer.ensure_space(frame.len(), before, DiskSpace::Ok).map_err(|error| match error {
+                    SpaceError::DiskFull(error) | SpaceError::Unknown(error) => OpenError::from(error),
+                })?;
+                writer.append(frame).map_err(OpenError::from)?;
+            }
         }
-        self.at = end;
+        self.at = frames.end;
         Ok(())
     }
 
-    /// Builds the frame of these entries, after what has been copied.
-    fn frame(&self, entries: &[pb::JournalEntry]) -> FrameBuilder {
-        let mut frame = FrameBuilder::after(&self.at);
-        entries.iter().for_each(|entry| frame.push(entry, self.key));
-        frame
+    /// Builds the frames of these entries, after what has been copied. A frame of an older program may be
+    /// longer than one that is written now, and becomes several.
+    fn frames(&self, entries: &[pb::JournalEntry]) -> Result<Frames, RestoreError> {
+        let mut before = self.at;
+        let mut frame = FrameBuilder::after(&before);
+        let mut bytes = vec![];
+        for entry in entries {
+            if !frame.is_empty() && !frame.fits(entry.encoded_len()) {
+                let end = frame.end();
+                bytes.push((before, frame.finish().map_err(OpenError::from)?));
+                (before, frame) = (end, FrameBuilder::after(&end));
+            }
+            frame.push(entry, self.key);
+        }
+        let end = frame.end();
+        if !frame.is_empty() {
+            bytes.push((before, frame.finish().map_err(OpenError::from)?));
+        }
+        Ok(Frames { bytes, end })
+    }
+}
+
+/// Frames, each with the position before it, and the position after the last one.
+struct Frames {
+    bytes: Vec<(Position, Vec<u8>)>,
+    end: Position,
+}
+
+#[cfg(test)]
+mod tests {
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::store::local::journal::frame::{FRAME_BYTES_MAX, Frame};
+
+    #[test]
+    fn a_long_frame_of_an_older_program_becomes_several() {
+        let key = ChainKey(Zeroizing::new([7; 32]));
+        let entry = |revision| pb::JournalEntry { revision, target: "x".repeat(3_000), ..Default::default() };
+        let entries: Vec<_> = (1..=1_000).map(entry).collect();
+        let source = Source { backup: PathBuf::new(), journal: None, to: None };
+        let (from, at, peppers) = (Position::START, Position::START, HashSet::new());
+        let copy =
+            JournalCopy { writer: None, key: &key, from, at, source: &source, peppers, time: None, failed: None };
+        let frames = copy.frames(&entries).unwrap();
+        let (mut end, mut copied) = (from, vec![]);
+        for (before, bytes) in &frames.bytes {
+            assert!(bytes.len() <= FRAME_BYTES_MAX && *before == end, "{} bytes", bytes.len());
+            let (read, next) = Frame::read(bytes).unwrap().verify_after(&end, &key).unwrap();
+            copied.extend::<Vec<pb::JournalEntry>>(read);
+            end = next;
+        }
+        assert_eq!((copied, frames.bytes.len()), (entries, 3));
+        assert_eq!(end, frames.end);
+        let too_long = pb::JournalEntry { revision: 1, target: "x".repeat(FRAME_BYTES_MAX), ..Default::default() };
+        assert!(copy.frames(&[too_long]).is_err());
     }
 }

@@ -39,6 +39,9 @@ use crate::util::files::{NewFile, create_private_dir, sync_parent, with_path};
 
 /// Doubtful changes that are listed; more are only counted.
 const LISTED_MAX: usize = 1_000;
+/// Ranges of changes that the entry of a salvage names; of more it has the number. They must fit into a
+/// frame.
+const RANGES_TOLD_MAX: usize = 1_000;
 /// Texts of doubtful changes are truncated to this length: their author is unknown.
 const TEXT_MAX: usize = 200;
 /// An unverified claim advances the revisions of the new log by at most this much.
@@ -215,7 +218,12 @@ fn begin_log(
 fn data_loss_entry(found: &Gathered, time: UnixMillis, missing: &[(Revision, Revision)]) -> pb::JournalEntry {
     let told = |ranges: &[(Revision, Revision)]| match ranges {
         [] => "none".to_owned(),
-        _ => ranges.iter().map(|(first, last)| format!("{first}-{last}")).collect::<Vec<_>>().join(","),
+        _ => {
+            let named = ranges.iter().take(RANGES_TOLD_MAX).map(|(first, last)| format!("{first}-{last}"));
+            let more = ranges.len().saturating_sub(RANGES_TOLD_MAX);
+            let more = (more > 0).then(|| format!("and {more} more"));
+            named.chain(more).collect::<Vec<_>>().join(",")
+        }
     };
     let taken = match &*found.unproven {
         [] => String::new(),
