@@ -286,6 +286,7 @@ fn options_with(settings: &Settings, keyring: &Keyring) -> StoreOptions {
         retention: Retention { bytes: settings.journal_retention_bytes, time: settings.journal_retention_time },
         backup: BackupLimits { time: settings.backup_time_max, aside_bytes: settings.backup_aside_bytes_max },
         clock: Arc::new(SystemClock),
+        entropy: Arc::new(SystemEntropy),
         // No change by a caller is made here.
         bounds: Bounds::NONE,
         free_bytes,

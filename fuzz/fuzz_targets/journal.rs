@@ -9,19 +9,18 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use crc::{CRC_32_ISCSI, Crc};
-use keyward::store::local::journal::frame::{
-    FRAME_BYTES_READ_MAX, Frame, FrameBuilder, read_segment_header, segment_header,
-};
+use keyward::store::local::journal::frame::{FRAME_BYTES_READ_MAX, Frame, FrameBuilder};
 use keyward::store::local::journal::scan::{scan_after, segment_path, verify};
-use keyward::store::local::journal::{ChainKey, Position};
+use keyward::store::local::journal::segment::{HeaderError, SealKey, SegmentHeader};
+use keyward::store::local::journal::{Chain, ChainKey, Position};
 use keyward::store::record::pb::{JournalEntry, Redo, redo};
 use keyward_core::event::Revision;
+use keyward_core::record::LogId;
 use zeroize::Zeroizing;
 
 /// Bytes of a frame before and after its payload.
 const FRAME_HEADER_BYTES: usize = 24;
 const CHAIN_BYTES: usize = 32;
-const SEGMENT_HEADER_BYTES: usize = 64;
 
 /// A directory of this process, in memory where there is one.
 static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -44,9 +43,34 @@ fn put_checksum(frame: &mut [u8]) {
     frame[20..24].copy_from_slice(&digest.finalize().to_le_bytes());
 }
 
+/// Headers: what is written is read again, a flipped bit is noticed, and what is sealed is what would be
+/// written.
+fn check_header(data: &[u8]) {
+    let seals = SealKey::of(&key());
+    let _header = SegmentHeader::read_unsealed(data);
+    if let Ok(header) = SegmentHeader::read(data, &seals)
+        && header.log.is_some()
+    {
+        assert_eq!(header.encode(&seals), data[..header.bytes()], "nobody else can seal it");
+    }
+    let Some((fields, rest)) = data.split_first_chunk::<58>() else { return };
+    let (flip, fields) = fields.split_at(2);
+    let revision = u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|at| fields[at])) >> 1;
+    let chain = Chain(std::array::from_fn(|at| fields[8 + at]));
+    let log = LogId(std::array::from_fn(|at| fields[40 + at]));
+    let header = SegmentHeader::after(Position { revision: Revision(revision), chain }, log);
+    let mut bytes = [&header.encode(&seals)[..], rest].concat();
+    assert_eq!(SegmentHeader::read(&bytes, &seals), Ok(header), "what was written is refused");
+    let other = SealKey::of(&ChainKey(Zeroizing::new([0x12; 32])));
+    assert_eq!(SegmentHeader::read(&bytes, &other), Err(HeaderError::Unsealed), "another pepper file");
+    let bit = usize::from(u16::from_le_bytes([flip[0], flip[1]])) % (8 * header.bytes());
+    bytes[bit / 8] ^= 1 << (bit % 8);
+    assert!(SegmentHeader::read(&bytes, &seals).is_err(), "bit {bit} was flipped");
+}
+
 /// Any bytes, and the same as the payload of a frame with a good checksum.
 fn check_frame(data: &[u8]) {
-    let _position = read_segment_header(data);
+    check_header(data);
     let mut framed = [&b"KWJG"[..], &[0; 20], data].concat();
     framed.resize(framed.len().max(FRAME_HEADER_BYTES + CHAIN_BYTES), 0);
     let payload = framed.len() - FRAME_HEADER_BYTES - CHAIN_BYTES;
@@ -98,7 +122,9 @@ fn check_scan(data: &[u8]) {
     let Some((&[count, how, a1, a2], rest)) = data.split_first_chunk() else { return };
     let (lengths, damage) = rest.split_at(rest.len().min(usize::from(count % 6)));
     let (written, frames) = frames_of(lengths);
-    let sound = [segment_header(&Position::START).to_vec(), frames.concat()].concat();
+    let log = (how / 5 % 2 == 1).then_some(LogId([0x33; 16]));
+    let header = SegmentHeader { start: Position::START, log };
+    let sound = [header.encode(&SealKey::of(&key())), frames.concat()].concat();
     let mut segment = sound.clone();
     let at = usize::from(u16::from_le_bytes([a1, a2])) % segment.len();
     match how % 5 {
@@ -110,7 +136,7 @@ fn check_scan(data: &[u8]) {
         // A frame's checksum is made good again after it was changed.
         _ if !frames.is_empty() => {
             let which = at % frames.len();
-            let begin = SEGMENT_HEADER_BYTES + frames[..which].iter().map(Vec::len).sum::<usize>();
+            let begin = header.bytes() + frames[..which].iter().map(Vec::len).sum::<usize>();
             let length = u32::from_le_bytes([4, 5, 6, 7].map(|at| frames[which][at])) as usize;
             let frame = &mut segment[begin..begin + FRAME_HEADER_BYTES + length + CHAIN_BYTES];
             frame.iter_mut().skip(8 + at % 64).zip(damage).for_each(|(byte, other)| *byte ^= *other);
@@ -135,7 +161,7 @@ fn check_scan(data: &[u8]) {
     let last = written[..read.len()].iter().flatten().last().map_or(0, |entry| entry.revision);
     assert_eq!(end.position.revision, Revision(last));
     let segment_end = end.segment.expect("a segment was read");
-    let kept = SEGMENT_HEADER_BYTES + frames[..read.len()].iter().map(Vec::len).sum::<usize>();
+    let kept = header.bytes() + frames[..read.len()].iter().map(Vec::len).sum::<usize>();
     assert_eq!(segment_end.offset, kept as u64, "the next frame goes behind the last one");
     // What follows and is intact was acknowledged: then the scan refuses.
     let lost = &segment[kept..];

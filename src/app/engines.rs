@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use keyward_core::clock::Clock;
+use keyward_core::entropy::Entropy;
 
 use crate::config::Settings;
 use crate::store::Bounds;
@@ -24,9 +25,14 @@ pub enum Engine {
 impl Engine {
     /// An engine of this kind, as the settings want it.
     #[must_use]
-    pub fn configure(self, settings: &Settings, clock: &Arc<dyn Clock>) -> Box<dyn StorageEngine> {
+    pub fn configure(
+        self,
+        settings: &Settings,
+        clock: &Arc<dyn Clock>,
+        entropy: &Arc<dyn Entropy>,
+    ) -> Box<dyn StorageEngine> {
         match self {
-            Self::Sled => Box::new(local(settings, clock)),
+            Self::Sled => Box::new(local(settings, clock, entropy)),
             Self::Memory => Box::new(MemoryEngine { bounds: bounds(settings) }),
         }
     }
@@ -34,13 +40,14 @@ impl Engine {
 
 /// The engine of the data directory that the settings name.
 #[must_use]
-pub fn local(settings: &Settings, clock: &Arc<dyn Clock>) -> LocalEngine {
+pub fn local(settings: &Settings, clock: &Arc<dyn Clock>, entropy: &Arc<dyn Entropy>) -> LocalEngine {
     LocalEngine {
         dir: settings.data_dir.clone(),
         segment_bytes: settings.journal_segment_bytes,
         retention: Retention { bytes: settings.journal_retention_bytes, time: settings.journal_retention_time },
         backup: BackupLimits { time: settings.backup_time_max, aside_bytes: settings.backup_aside_bytes_max },
         clock: clock.clone(),
+        entropy: entropy.clone(),
         bounds: bounds(settings),
         free_bytes,
         expectations: Expectations {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use keyward_core::clock::Clock;
+use keyward_core::entropy::Entropy;
 
 use super::SettingsArgs;
 use crate::app::{App, Deps, Engine, StartError};
@@ -75,8 +76,9 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
 /// Serves until `stop` is asked for. `asked_by` is the signal that did so.
 async fn serve(settings: Settings, stop: &Stop, asked_by: &Cell<Option<Caught>>) -> Ended {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let engine = Engine::Sled.configure(&settings, &clock);
-    let deps = Deps { clock, entropy: Arc::new(SystemEntropy), engine };
+    let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
+    let engine = Engine::Sled.configure(&settings, &clock, &entropy);
+    let deps = Deps { clock, entropy, engine };
     let app = match App::start_unless(settings, deps, stop).await {
         Ok(app) => app,
         Err(StartError::Stopped) => {

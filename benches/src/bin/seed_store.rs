@@ -78,6 +78,7 @@ async fn main() -> Result<(), Failure> {
         retention: RETENTION,
         backup: BackupLimits { time: Duration::ZERO, aside_bytes: 0 },
         clock: Arc::new(SystemClock),
+        entropy: Arc::new(SystemEntropy),
         bounds: Bounds::NONE,
         free_bytes,
         expectations: Expectations::default(),

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use keyward_core::clock::Clock;
+use keyward_core::entropy::Entropy;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,8 @@ pub struct LocalEngine {
     pub backup: BackupLimits,
     /// See [`StoreOptions::clock`].
     pub clock: Arc<dyn Clock>,
+    /// See [`StoreOptions::entropy`].
+    pub entropy: Arc<dyn Entropy>,
     /// See [`StoreOptions::bounds`].
     pub bounds: Bounds,
     /// See [`StoreOptions::free_bytes`].
@@ -79,10 +82,20 @@ impl LockedEngine for LockedLocalEngine {
     }
 
     async fn open(self: Box<Self>, context: OpenContext) -> Result<Arc<dyn Store>, EngineError> {
-        let LocalEngine { segment_bytes, retention, backup, clock, bounds, free_bytes, expectations, .. } = self.engine;
+        let LocalEngine { dir: _, segment_bytes, retention, backup, clock, entropy, bounds, free_bytes, expectations } =
+            self.engine;
         let OpenContext { chain_key, view, on_wait_for_room, give_up } = context;
-        let options =
-            StoreOptions { segment_bytes, chain_key, retention, backup, clock, bounds, free_bytes, expectations };
+        let options = StoreOptions {
+            segment_bytes,
+            chain_key,
+            retention,
+            backup,
+            clock,
+            entropy,
+            bounds,
+            free_bytes,
+            expectations,
+        };
         let opening = Opening { dir: self.dir, options: Arc::new(options), view, give_up };
         Ok(Arc::new(opening.run(&*on_wait_for_room).await?))
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use keyward_core::entropy::EntropyError;
 use keyward_core::event::Revision;
 use keyward_core::head::Head;
 
@@ -199,6 +200,9 @@ pub enum OpenError {
         advice = advice(.0)
     )]
     Table(TableError),
+    /// There is no randomness for the id of a new log.
+    #[error(transparent)]
+    Entropy(#[from] EntropyError),
     /// The disk failed, or the system refused a resource.
     #[error("{what}: {0}", what = resource_limit(.0).unwrap_or("the disk failed"))]
     Io(#[from] io::Error),
@@ -250,6 +254,7 @@ impl OpenError {
             | Self::NoWatermark { .. }
             | Self::OtherHead { .. }
             | Self::Table(_)
+            | Self::Entropy(_)
             | Self::Io(_) => false,
         }
     }

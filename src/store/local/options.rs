@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward_core::clock::Clock;
+use keyward_core::entropy::Entropy;
 use keyward_core::head::Head;
 use zeroize::Zeroizing;
 
@@ -22,6 +23,8 @@ pub struct StoreOptions {
     pub backup: BackupLimits,
     /// The clock.
     pub clock: Arc<dyn Clock>,
+    /// Gives the ids of new logs.
+    pub entropy: Arc<dyn Entropy>,
     /// Bounds on names.
     pub bounds: Bounds,
     /// How to measure free disk space: [`free_bytes`](super::disk_space::free_bytes), except in tests.

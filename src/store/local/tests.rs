@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::poll;
 use keyward_core::clock::ManualClock;
 use keyward_core::record::State;
-use keyward_core::testing::key_record;
+use keyward_core::testing::{SeededEntropy, key_record};
 use prost::Message;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
@@ -30,6 +30,7 @@ fn open(dir: &tempfile::TempDir) -> Arc<LocalStore> {
         retention: Retention { bytes: u64::MAX, time: Duration::MAX },
         backup: BackupLimits { time: Duration::MAX, aside_bytes: u64::MAX },
         clock: Arc::new(ManualClock::at(UnixMillis(1_000))),
+        entropy: Arc::new(SeededEntropy::new(1)),
         bounds: Bounds::NONE,
         free_bytes,
         expectations: Expectations::default(),

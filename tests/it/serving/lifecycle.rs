@@ -217,7 +217,7 @@ async fn a_first_start_that_was_cut_short_begins_again() {
     std::fs::write(dir.path().join("data/admin.key"), "stale\n").unwrap();
     let listen = ["127.0.0.1:0".to_owned()];
     let (settings, deps) = (settings(&dir, &listen), deps());
-    let engine = Engine::Sled.configure(&settings, &deps.clock);
+    let engine = Engine::Sled.configure(&settings, &deps.clock, &deps.entropy);
     let app = App::start(settings, Deps { engine, ..deps }).await.unwrap();
     let keyward::server::addr::ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!() };
     let admin = std::fs::read_to_string(dir.path().join("data/admin.key")).unwrap();

@@ -25,6 +25,7 @@ use keyward::store::{
 use keyward_core::access::{Caller, ChangeState, Grant, Identity, Issue};
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
 use keyward_core::digest::{Digest, Pepper, PepperRing};
+use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
 use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
@@ -477,8 +478,9 @@ fn a_key_is_disabled_while_all_threads_for_other_calls_are_busy() {
     };
     let settings = Settings { serving_threads: 1, ..Settings::load(&flags, None).unwrap().settings };
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(START));
-    let engine = Engine::Sled.configure(&settings, &clock);
-    let deps = Deps { clock, entropy: Arc::new(SeededEntropy::new(5)), engine };
+    let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(5));
+    let engine = Engine::Sled.configure(&settings, &clock, &entropy);
+    let deps = Deps { clock, entropy, engine };
     let servers = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let app = servers.block_on(App::start(settings, deps)).unwrap();
     let ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!("a TCP listener") };

@@ -19,6 +19,7 @@ use keyward::store::engine::{EngineError, LockedEngine, OpenContext, StorageEngi
 use keyward::store::local::{LocalEngine, OpenError};
 use keyward::store::memory::MemoryEngine;
 use keyward_core::clock::{Clock, ManualClock};
+use keyward_core::entropy::Entropy;
 use keyward_core::testing::SeededEntropy;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -73,7 +74,7 @@ impl Place {
     }
 
     fn local(&self) -> LocalEngine {
-        engines::local(&self.settings(), &clock())
+        engines::local(&self.settings(), &clock(), &entropy())
     }
 
     /// A start that ends by itself, one way or the other.
@@ -107,7 +108,11 @@ fn clock() -> Arc<dyn Clock> {
 }
 
 fn deps(engine: impl StorageEngine + 'static) -> Deps {
-    Deps { clock: clock(), entropy: Arc::new(SeededEntropy::new(7)), engine: Box::new(engine) }
+    Deps { clock: clock(), entropy: entropy(), engine: Box::new(engine) }
+}
+
+fn entropy() -> Arc<dyn Entropy> {
+    Arc::new(SeededEntropy::new(7))
 }
 
 fn channel(socket: &std::path::Path) -> Channel {

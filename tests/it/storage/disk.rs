@@ -105,7 +105,7 @@ async fn a_damaged_change_that_was_acknowledged_stops_the_start() {
     // In the first frame: a sound one follows, so it is no torn end.
     flip(&path, 200);
     let refused = site.try_start().await.unwrap_err();
-    assert!(matches!(open_error(&refused), OpenError::Journal(JournalError::Damaged { offset: 64, .. })), "{refused}");
+    assert!(matches!(open_error(&refused), OpenError::Journal(JournalError::Damaged { offset: 128, .. })), "{refused}");
     assert!(refused.to_string().contains("000000000001.kwj"), "{refused}");
     flip(&path, 200);
 

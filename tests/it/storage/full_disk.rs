@@ -116,7 +116,7 @@ async fn what_is_damaged_or_missing_is_not_answered_from() {
     };
     let last = segments(&dir).pop().unwrap();
     let sound = fs::read(&last).unwrap();
-    fs::write(&last, &sound[..64]).unwrap();
+    fs::write(&last, &sound[..128]).unwrap();
     assert!(matches!(refused(&dir), OpenError::Missing { .. }));
     let mut flipped = sound.clone();
     flipped[100] ^= 1;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use keyward::grpc::pb::{self, Reason};
 use keyward::store::Store;
 use keyward::store::local::journal::frame::Frame;
+use keyward::store::local::journal::segment::HEADER_BYTES;
 use keyward::store::local::journal::{ChainKey, Position};
 use keyward::store::local::recovery::inspect::inspect;
 use keyward::store::local::recovery::restore::{Source, restore};
@@ -108,7 +109,7 @@ async fn every_position_of_the_log_is_one_that_it_leads_through() {
 
     let key = ChainKey(Zeroizing::new([7; 32]));
     let bytes = fs::read(dir.path().join("journal/000000000001.kwj")).unwrap();
-    let (mut at, mut frames, mut end) = (64, 0, Position::START);
+    let (mut at, mut frames, mut end) = (HEADER_BYTES, 0, Position::START);
     let mut positions = vec![end];
     while let Some(frame) = Frame::read(&bytes[at..]) {
         for entry in frame.entries::<JournalEntry>() {

@@ -12,6 +12,7 @@ use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward::server::lifecycle::Stop;
 use keyward_core::clock::{Clock, ManualClock};
+use keyward_core::entropy::Entropy;
 use keyward_core::testing::SeededEntropy;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use tempfile::TempDir;
@@ -57,8 +58,9 @@ impl Small {
         let settings =
             Settings { journal_segment_bytes: 64 * 1024, journal_retention_bytes: 512 * 1024, drain_delay, ..settings };
         let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(START));
-        let engine = Engine::Sled.configure(&settings, &clock);
-        (settings, Deps { clock, entropy: Arc::new(SeededEntropy::new(11)), engine })
+        let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(11));
+        let engine = Engine::Sled.configure(&settings, &clock, &entropy);
+        (settings, Deps { clock, entropy, engine })
     }
 
     fn data(&self) -> PathBuf {

@@ -15,6 +15,7 @@ use keyward::server::addr::ListenAddr;
 use keyward::store::local::OpenError;
 use keyward::util::files::lock_with_retry;
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
+use keyward_core::entropy::Entropy;
 use keyward_core::testing::SeededEntropy;
 use prost_types::Timestamp;
 use tempfile::TempDir;
@@ -203,9 +204,9 @@ async fn start(
     clock: &Arc<ManualClock>,
     entropy: &Arc<SeededEntropy>,
 ) -> Result<(App, Channel), StartError> {
-    let clock: Arc<dyn Clock> = clock.clone();
-    let engine = engine.configure(&settings, &clock);
-    let deps = Deps { clock, entropy: entropy.clone(), engine };
+    let (clock, entropy): (Arc<dyn Clock>, Arc<dyn Entropy>) = (clock.clone(), entropy.clone());
+    let engine = engine.configure(&settings, &clock, &entropy);
+    let deps = Deps { clock, entropy, engine };
     let app = App::start(settings, deps).await?;
     let ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!("a TCP listener") };
     let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use keyward::store::local::disk_space::free_bytes;
 use keyward::store::local::{BackupLimits, Expectations, LocalStore, LockedDir, Retention, StoreOptions};
 use keyward::store::{Bounds, Commit, RecordWrite, Store};
+use keyward::util::system::SystemEntropy;
 use keyward_core::clock::{ManualClock, UnixMillis};
 use keyward_core::id::ActorId;
 use keyward_core::record::{KeyRecord, KeySpec};
@@ -27,6 +28,7 @@ pub(crate) fn options(segment_bytes: u64) -> StoreOptions {
         retention: Retention { bytes: u64::MAX, time: Duration::MAX },
         backup: BackupLimits { time: Duration::MAX, aside_bytes: u64::MAX },
         clock: Arc::new(ManualClock::at(UnixMillis(1_000))),
+        entropy: Arc::new(SystemEntropy),
         bounds: Bounds::NONE,
         free_bytes,
         expectations: Expectations::default(),

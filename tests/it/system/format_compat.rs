@@ -183,7 +183,7 @@ async fn what_a_later_program_wrote_is_refused_and_named() {
             fs::remove_dir_all(dir.path().join("table")).unwrap();
         }
         let refused = Site::try_on(dir).await.err().unwrap().to_string();
-        assert!(refused.contains("version 9, and this program knows only"), "{file}: {refused}");
+        assert!(refused.contains("version 9, and this program knows"), "{file}: {refused}");
     }
 }
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
-use keyward::store::local::journal::frame::{Frame, FrameBuilder, read_segment_header, segment_header};
+use keyward::store::local::journal::frame::{Frame, FrameBuilder};
+use keyward::store::local::journal::segment::{HeaderError, SealKey, SegmentHeader};
 use keyward::store::local::journal::{ChainKey, Position};
 use keyward::store::local::table::Row;
 use keyward::store::record::{
@@ -306,12 +307,24 @@ fn records_are_written_and_read_as_ever() {
     assert_eq!(decode_tenant(&golden), Ok(tenant()));
 }
 
+/// The log of the vectors.
+const LOG: LogId = LogId([0x33; 16]);
+
+fn holds_header(name: &str, header: SegmentHeader) {
+    let seals = |byte| SealKey::of(&ChainKey(Zeroizing::new([byte; 32])));
+    let golden = holds(name, &header.encode(&seals(0x11)));
+    assert_eq!(SegmentHeader::read(&golden, &seals(0x11)), Ok(header));
+    if header.log.is_some() {
+        assert_eq!(SegmentHeader::read(&golden, &seals(0x12)), Err(HeaderError::Unsealed), "another pepper file");
+    }
+}
+
 #[test]
 fn journal_frames_are_written_and_read_as_ever() {
     let key = ChainKey(Zeroizing::new([0x11; 32]));
     let start = Position::START;
-    let header = holds("journal/segment-header-v1.hex", &segment_header(&start));
-    assert_eq!(read_segment_header(&header), Ok(start));
+    holds_header("journal/segment-header-v1.hex", SegmentHeader { start, log: None });
+    holds_header("journal/segment-header-v2.hex", SegmentHeader::after(start, LOG));
 
     let entry = |revision, method: &str, target: &str, record| pb::JournalEntry {
         revision,
@@ -333,8 +346,8 @@ fn journal_frames_are_written_and_read_as_ever() {
     let frame = Frame::read(&golden).unwrap();
     assert_eq!(frame.bytes, golden.len());
     assert_eq!(frame.verify_after(&start, &key), Ok((entries, end)));
-    let second = holds("journal/second-segment-header-v1.hex", &segment_header(&end));
-    assert_eq!(read_segment_header(&second), Ok(end));
+    holds_header("journal/second-segment-header-v1.hex", SegmentHeader { start: end, log: None });
+    holds_header("journal/second-segment-header-v2.hex", SegmentHeader::after(end, LOG));
 
     let other = ChainKey(Zeroizing::new([0x12; 32]));
     assert!(frame.verify_after::<pb::JournalEntry>(&start, &other).is_err(), "another key's chain does not verify");
@@ -469,6 +482,6 @@ proptest! {
         prop_assert!(decode_owner(&bytes).is_err() && decode_issuer(&bytes).is_err());
         prop_assert!(decode_purge_mark(&bytes).is_err() && decode_line(&bytes).is_err());
         prop_assert!(Frame::read(&bytes).is_none());
-        prop_assert!(read_segment_header(&bytes).is_err());
+        prop_assert!(SegmentHeader::read_unsealed(&bytes).is_err());
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use keyward::store::local::disk_space::free_bytes;
 use keyward::store::local::{BackupLimits, Expectations, LocalStore, LockedDir, Retention, StoreOptions};
 use keyward::store::{Bounds, Commit, RecordWrite, Store};
+use keyward::util::system::SystemEntropy;
 use keyward_bench::args::Args;
 use keyward_bench::fixture::{Failure, NOW};
 use keyward_bench::stats::{median, percentile, ratio, rounded};
@@ -95,6 +96,7 @@ impl Bench {
             retention: Retention { bytes: u64::MAX, time: Duration::MAX },
             backup: BackupLimits { time: Duration::MAX, aside_bytes: u64::MAX },
             clock: Arc::new(ManualClock::at(NOW)),
+            entropy: Arc::new(SystemEntropy),
             bounds: Bounds::NONE,
             free_bytes,
             expectations: Expectations::default(),

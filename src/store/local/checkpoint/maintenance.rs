@@ -8,7 +8,7 @@
 //! verdict, or waits for a backup. What fails is retried later.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,8 +26,9 @@ use super::snapshot::{self, SnapshotError};
 use crate::store::local::cached_stats::CachedStats;
 use crate::store::local::dir::LockedDir;
 use crate::store::local::disk_space::{CHECKPOINT_FREE_BYTES_MIN, free_bytes};
-use crate::store::local::journal::frame::Frame;
+use crate::store::local::journal::frame::{FRAME_BYTES_READ_MAX, Frame};
 use crate::store::local::journal::scan::{segment_numbers, segment_path, segment_start};
+use crate::store::local::journal::segment::{HEADER_BYTES, HEADER_BYTES_V1, SegmentHeader};
 use crate::store::local::journal::{ChainKey, JournalError, Position};
 use crate::store::local::options::{Retention, StoreOptions};
 use crate::store::local::table::Table;
@@ -355,10 +356,9 @@ fn covered(snapshots: &[(Revision, PathBuf)]) -> Revision {
 fn first_time(path: &Path) -> Result<Option<UnixMillis>, JournalError> {
     let io = |e| JournalError::io(path, e);
     let mut bytes = Vec::new();
-    let limit = crate::store::local::journal::frame::FRAME_BYTES_READ_MAX as u64;
-    let start = crate::store::local::journal::frame::SEGMENT_HEADER_BYTES as u64;
-    let mut file = File::open(path).map_err(io)?;
-    io::Seek::seek(&mut file, io::SeekFrom::Start(start)).map_err(io)?;
-    io::Read::read_to_end(&mut io::Read::take(file, limit), &mut bytes).map_err(io)?;
-    Ok(Frame::read(&bytes).and_then(|frame| frame.first_time()))
+    let limit = (HEADER_BYTES + FRAME_BYTES_READ_MAX) as u64;
+    File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)).map_err(io)?;
+    // A header that does not read is reported by who asks for the segment's start.
+    let begins = SegmentHeader::read_unsealed(&bytes).map_or(HEADER_BYTES_V1, |header| header.bytes());
+    Ok(bytes.get(begins..).and_then(Frame::read).and_then(|frame| frame.first_time()))
 }

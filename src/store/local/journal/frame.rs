@@ -1,8 +1,6 @@
-//! The bytes of the journal. All numbers are little-endian.
+//! Frames: the bytes of a segment behind its header. All numbers are little-endian.
 //!
 //! ```text
-//! segment header, 64 bytes: "KEYWARDJ" │ version u32 │ 0 u32 │ first revision u64 │ chain before it, 32 bytes
-//!                           │ CRC-32C of the 56 bytes before u32 │ 0 u32
 //! frame: "KWJG" │ payload length u32 │ first revision u64 │ entries u32 │ CRC-32C u32 │ payload │ chain, 32 bytes
 //!        │ zeros up to a multiple of 8
 //! ```
@@ -19,69 +17,22 @@ use super::{CRC32C, Chain, ChainKey, JournalError, Position};
 use crate::bytes_codec::Cursor;
 use crate::store::record::pb;
 
-/// The version of segments that this program writes, and the only one it knows.
-pub const VERSION: u32 = 1;
-/// Size of a segment's header.
-pub const SEGMENT_HEADER_BYTES: usize = 64;
 /// Frames begin at multiples of this.
 pub const ALIGNMENT_BYTES: usize = 8;
 /// The longest frame that is written, with its header, chain and padding: 1 MiB.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
 /// The longest payload that is written.
 pub const PAYLOAD_BYTES_MAX: usize = FRAME_BYTES_MAX - FRAME_HEADER_BYTES - CHAIN_BYTES;
-/// The longest payload that is read: older programs wrote frames of up to 8 MiB.
+/// The longest payload that is read: older programs wrote such frames into segments of version 1.
 pub const PAYLOAD_BYTES_READ_MAX: usize = 8 * 1024 * 1024;
 /// The longest frame that is read.
 pub const FRAME_BYTES_READ_MAX: usize = FRAME_HEADER_BYTES + PAYLOAD_BYTES_READ_MAX + CHAIN_BYTES + ALIGNMENT_BYTES;
 
-const SEGMENT_MAGIC: &[u8; 8] = b"KEYWARDJ";
 const FRAME_MAGIC: &[u8; 4] = b"KWJG";
 const FRAME_HEADER_BYTES: usize = 24;
 const CHAIN_BYTES: usize = 32;
 /// The longest length prefix of an entry.
 const LENGTH_BYTES_MAX: usize = 10;
-
-/// The header of a segment that begins after `position`.
-#[must_use]
-pub fn segment_header(position: &Position) -> [u8; SEGMENT_HEADER_BYTES] {
-    let mut bytes = [0; SEGMENT_HEADER_BYTES];
-    bytes[..8].copy_from_slice(SEGMENT_MAGIC);
-    bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
-    bytes[16..24].copy_from_slice(&position.revision.next().0.to_le_bytes());
-    bytes[24..56].copy_from_slice(&position.chain.0);
-    let crc = CRC32C.checksum(&bytes[..56]).to_le_bytes();
-    bytes[56..60].copy_from_slice(&crc);
-    bytes
-}
-
-/// Why a segment's header is rejected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeaderError {
-    /// It has an unknown version.
-    UnknownVersion(u32),
-    /// It is not a header.
-    Damaged,
-}
-
-/// Reads a segment's header. Returns the position after which the segment begins.
-///
-/// # Errors
-/// When it is not a header that this program knows.
-pub fn read_segment_header(bytes: &[u8]) -> Result<Position, HeaderError> {
-    let header = bytes.first_chunk::<SEGMENT_HEADER_BYTES>().ok_or(HeaderError::Damaged)?;
-    if !header.starts_with(SEGMENT_MAGIC) || Cursor(&header[56..]).u32() != Some(CRC32C.checksum(&header[..56])) {
-        return Err(HeaderError::Damaged);
-    }
-    let mut rest = Cursor(&header[SEGMENT_MAGIC.len()..]);
-    match rest.u32() {
-        Some(VERSION) => {}
-        other => return Err(HeaderError::UnknownVersion(other.unwrap_or_default())),
-    }
-    rest.take(4); // zeros
-    let revision = rest.u64().and_then(|first| first.checked_sub(1)).ok_or(HeaderError::Damaged)?;
-    let chain = rest.array().ok_or(HeaderError::Damaged)?;
-    Ok(Position { revision: Revision(revision), chain: Chain(chain) })
-}
 
 /// Builds a frame of entries that follow a position.
 #[derive(Debug)]
@@ -206,11 +157,17 @@ impl<'a> Frame<'a> {
     /// Reads the frame at the beginning of `bytes`. `None`: there is no valid frame.
     #[must_use]
     pub fn read(bytes: &'a [u8]) -> Option<Self> {
+        Self::read_within(bytes, PAYLOAD_BYTES_READ_MAX)
+    }
+
+    /// As [`Frame::read`], in a segment that has no frame with a longer payload than this.
+    #[must_use]
+    pub fn read_within(bytes: &'a [u8], payload_bytes_max: usize) -> Option<Self> {
         let mut header = Cursor(bytes.first_chunk::<FRAME_HEADER_BYTES>()?);
         let is_ours = header.array() == Some(*FRAME_MAGIC);
         let payload = header.u32()? as usize;
         let (first, count, sum) = (Revision(header.u64()?), header.u32()?, header.u32()?);
-        if !is_ours || payload > PAYLOAD_BYTES_READ_MAX {
+        if !is_ours || payload > payload_bytes_max {
             return None;
         }
         let unpadded = FRAME_HEADER_BYTES + payload + CHAIN_BYTES;

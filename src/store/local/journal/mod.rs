@@ -12,7 +12,9 @@
 //!    changed, removed, inserted or taken from another log by anyone without the pepper file. It does not
 //!    protect against the loss of the end: invariant 8 does, and a head that is kept elsewhere.
 //! 3. **A CRC-32C** over each segment header, frame and watermark. It protects against bit rot and torn
-//!    writes, and needs no key: so a search past damage can tell a frame from other bytes.
+//!    writes, and needs no key: so a search past damage can tell a frame from other bytes. A segment's header
+//!    has a keyed seal too, with the id of its log. It protects against a segment of another log, and against
+//!    a beginning that was invented.
 //! 4. **Revisions without gaps**, in entries, frames and segment headers; file numbers too. They protect
 //!    against a frame or a file that is missing, doubled or out of place.
 //! 5. **Zeros after the last frame.** A segment is made of zeros that were written, not only reserved, and
@@ -30,8 +32,8 @@
 //!    deleted, and at a stop; after a power cut it may lag behind.
 //! 9. **No second try.** If a write or a sync fails, the process ends. The kernel may call pages clean that
 //!    never reached the disk, so a second sync proves nothing.
-//! 10. **A bound on frames.** None beyond [`frame::FRAME_BYTES_MAX`] is written, and no payload beyond
-//!     [`frame::PAYLOAD_BYTES_READ_MAX`] is read. It protects against a frame that cannot be read back, and
+//! 10. **A bound on frames.** None beyond [`frame::FRAME_BYTES_MAX`] is written, and no longer one is read;
+//!     in a segment of version 1 no payload beyond [`frame::PAYLOAD_BYTES_READ_MAX`]. It protects against a frame that cannot be read back, and
 //!     against a length that is damaged.
 //!
 //! `tests/crash/run cuts`, `flips` and `faults` try to break them; `controls` takes two protections out, and
@@ -44,11 +46,13 @@
 //! crash left of a segment that was being made. `watermark` stands beside the directory.
 //!
 //! ```text
-//! segment: header, 64 bytes: version, first revision, chain before it │ frame │ frame │ ... │ zeros
+//! segment: header, 128 bytes: version, first revision, chain before it, log id, seal │ frame │ ... │ zeros
 //! frame:   first revision, entries, CRC-32C │ entries │ chain after the last one │ zeros up to 8
 //! ```
 //!
-//! docs/FORMAT.md has the bytes, and [`frame`] reads and writes them.
+//! docs/FORMAT.md has the bytes, and [`segment`] and [`frame`] read and write them. A segment of version 1
+//! has a shorter header, without log id and seal. Such segments are read for ever, and never written to: the
+//! program goes on in a new segment behind them.
 //!
 //! # Opening it, and appending
 //!
@@ -56,7 +60,7 @@
 //!    invariants 2 to 5. It returns the [`scan::End`], and which of some wanted positions the log contains:
 //!    those of the watermark, a checkpoint, an expected head. Nothing has been written yet.
 //! 2. The caller compares these (`recovery::recover`): a log that ends before one of them has lost changes.
-//! 3. [`writer::Writer::resume`] makes the end clean (6).
+//! 3. [`writer::CleanEnd::make`] makes the end clean (6); [`writer::CleanEnd::into_writer`] goes on there.
 //! 4. For each group: [`frame::FrameBuilder`], [`writer::Writer::ensure_space`], [`writer::Writer::append`],
 //!    then the watermark, then the answers (`committer`).
 //!
@@ -89,6 +93,7 @@
 pub mod frame;
 pub mod open;
 pub mod scan;
+pub mod segment;
 pub mod watermark;
 pub mod writer;
 
@@ -185,7 +190,7 @@ pub enum JournalError {
         bytes: usize,
     },
     /// A segment was written by a later program.
-    #[error("{path} has journal version {version}, and this program knows only {}", frame::VERSION)]
+    #[error("{path} has journal version {version}, and this program knows none past {}", segment::VERSION)]
     UnknownVersion {
         /// The file.
         path: PathBuf,

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use keyward_core::event::Revision;
+use keyward_core::record::LogId;
 use parking_lot::Mutex;
 
-use super::frame::{
-    ALIGNMENT_BYTES, Entry, EntryRevision, Frame, HeaderError, SEGMENT_HEADER_BYTES, read_segment_header,
-};
+use super::frame::{ALIGNMENT_BYTES, Entry, EntryRevision, Frame};
+use super::segment::{HEADER_BYTES, HeaderError, SealKey, SegmentHeader};
 use super::{ChainKey, JournalError, Position};
 use crate::util::parallel;
 use crate::util::progress::Progress;
@@ -23,8 +23,18 @@ pub struct End {
     pub start: Position,
     /// The last entry.
     pub position: Position,
-    /// The last segment, if there is one. The writer continues there.
+    /// The log of the last segment. `None`: there is no segment of version 2.
+    pub log: Option<LogId>,
+    /// The last segment, if there is one. The writer continues there, or behind it if it is of version 1.
     pub segment: Option<SegmentEnd>,
+}
+
+impl End {
+    /// Of a journal without a segment, whose first entry is to follow a position.
+    #[must_use]
+    pub fn at(start: Position) -> Self {
+        Self { start, position: start, log: None, segment: None }
+    }
 }
 
 /// Where a segment ends.
@@ -76,7 +86,7 @@ pub fn verify_and_visit<E: Entry>(
             visit(entries);
         }
     };
-    let reader = SegmentReader { dir, key, until: None };
+    let reader = SegmentReader::new(dir, key, None);
     let progress = Mutex::new(Progress::begin("reading the journal, in segments", numbers.len() as u64));
     let failed = AtomicBool::new(false);
     let scanned = parallel::map(numbers.len(), |at| {
@@ -110,16 +120,17 @@ pub fn verify_and_visit<E: Entry>(
 
 /// Joins segments, if each follows the one before it.
 fn joined(scanned: Vec<Option<(Scanned, HashSet<Position>)>>) -> Option<(End, HashSet<Position>)> {
-    let mut whole = (End { start: Position::START, position: Position::START, segment: None }, HashSet::new());
+    let mut whole = (End::at(Position::START), HashSet::new());
     let (end, found) = &mut whole;
     for next in scanned {
         let (next, found_positions) = next?;
         match &end.segment {
-            None => end.start = next.start,
-            Some(before) if before.number + 1 == next.segment.number && end.position == next.start => {}
+            None => end.start = next.header.start,
+            Some(before) if before.number + 1 == next.segment.number && next.header.follows(&end.position, end.log) => {
+            }
             Some(_) => return None,
         }
-        (end.position, end.segment) = (next.end, Some(next.segment));
+        (end.position, end.log, end.segment) = (next.end, next.header.log, Some(next.segment));
         found.extend(found_positions);
     }
     Some(whole)
@@ -142,7 +153,7 @@ pub fn scan_after<E: Entry>(
     {
         numbers.remove(0);
     }
-    SegmentReader { dir, key, until: None }.segments(&numbers, |_| {}, visit)
+    SegmentReader::new(dir, key, None).segments(&numbers, |_| {}, visit)
 }
 
 /// Reads what comes after a revision, and some of what precedes it, up to the frame that reaches `until`, if
@@ -160,18 +171,24 @@ pub fn scan_between<E: Entry>(
     let numbers = segment_numbers(dir)?;
     let begins = |number: &u64| segment_start(&segment_path(dir, *number)).is_ok_and(|at| at.revision <= after);
     let first = numbers.iter().rposition(begins).unwrap_or(0);
-    SegmentReader { dir, key, until }.segments(&numbers[first..], |_| {}, visit)
+    SegmentReader::new(dir, key, until).segments(&numbers[first..], |_| {}, visit)
 }
 
-/// The position after which a segment begins.
+/// The position after which a segment begins, as its header says: the seal is not checked.
 ///
 /// # Errors
 /// When its header cannot be read, or is damaged.
 pub fn segment_start(path: &Path) -> Result<Position, JournalError> {
+    let header = header_bytes(path)?;
+    let header = SegmentHeader::read_unsealed(&header).map_err(|wrong| wrong.in_file(path, Revision(0)))?;
+    Ok(header.start)
+}
+
+fn header_bytes(path: &Path) -> Result<Vec<u8>, JournalError> {
     let io = |e| JournalError::io(path, e);
-    let mut header = Vec::with_capacity(SEGMENT_HEADER_BYTES);
-    File::open(path).map_err(io)?.take(SEGMENT_HEADER_BYTES as u64).read_to_end(&mut header).map_err(io)?;
-    read_segment_header(&header).map_err(|wrong| wrong.in_file(path, Revision(0)))
+    let mut header = Vec::with_capacity(HEADER_BYTES);
+    File::open(path).map_err(io)?.take(HEADER_BYTES as u64).read_to_end(&mut header).map_err(io)?;
+    Ok(header)
 }
 
 /// The segments' numbers, in order.
@@ -192,7 +209,7 @@ pub fn segment_numbers(dir: &Path) -> Result<Vec<u64>, JournalError> {
 
 /// A segment that was read.
 struct Scanned {
-    start: Position,
+    header: SegmentHeader,
     end: Position,
     segment: SegmentEnd,
 }
@@ -201,11 +218,16 @@ struct Scanned {
 struct SegmentReader<'a> {
     dir: &'a Path,
     key: &'a ChainKey,
+    seals: SealKey,
     /// Stops after the frame that reaches this revision. `None`: reads all.
     until: Option<Revision>,
 }
 
-impl SegmentReader<'_> {
+impl<'a> SegmentReader<'a> {
+    fn new(dir: &'a Path, key: &'a ChainKey, until: Option<Revision>) -> Self {
+        Self { dir, key, seals: SealKey::of(key), until }
+    }
+
     /// Reads segments in order. Calls `on_position` with the position after each entry, and `visit` with each
     /// frame's entries and the position after it.
     fn segments<E: Entry>(
@@ -219,7 +241,7 @@ impl SegmentReader<'_> {
             None => Position::START,
         };
         let mut progress = Progress::begin("reading the journal, in segments", numbers.len() as u64);
-        let mut end = End { start, position: start, segment: None };
+        let mut end = End::at(start);
         for (&number, expected) in numbers.iter().zip(numbers.first().copied().unwrap_or(1)..) {
             if self.is_done(end.position) {
                 break;
@@ -228,19 +250,19 @@ impl SegmentReader<'_> {
                 return Err(JournalError::Gap { path: segment_path(self.dir, expected), after: end.position.revision });
             }
             let last = numbers.last() == Some(&number);
-            let scanned = self.segment(number, last, Some(end.position), &mut on_position, &mut visit)?;
-            end = End { start, position: scanned.end, segment: Some(scanned.segment) };
+            let scanned = self.segment(number, last, Some(&end), &mut on_position, &mut visit)?;
+            end = End { start, position: scanned.end, log: scanned.header.log, segment: Some(scanned.segment) };
             progress.advance(1);
         }
         Ok(end)
     }
 
-    /// Reads a segment, which must follow `after`, if given.
+    /// Reads a segment, which must follow `before`, if given.
     fn segment<E: Entry>(
         &self,
         number: u64,
         last: bool,
-        after: Option<Position>,
+        before: Option<&End>,
         mut on_position: impl FnMut(Position),
         mut visit: impl FnMut(Vec<E>, Position),
     ) -> Result<Scanned, JournalError> {
@@ -250,15 +272,15 @@ impl SegmentReader<'_> {
         let read = File::open(&path).and_then(|mut file| file.read_to_end(&mut bytes));
         let unread = read.err().map(|error| JournalError::io(&path, error));
         let unread = match unread {
-            Some(error) if self.until.is_none() || bytes.len() < SEGMENT_HEADER_BYTES => return Err(error),
+            Some(error) if self.until.is_none() || bytes.len() < HEADER_BYTES => return Err(error),
             unread => unread,
         };
-        let revision = |after: Option<Position>| after.map_or(Revision(0), |after| after.revision);
-        let start = read_segment_header(&bytes).map_err(|wrong| wrong.in_file(&path, revision(after)))?;
-        if after.is_some_and(|after| after != start) {
-            return Err(does_not_follow(&path, revision(after)));
+        let revision = before.map_or(Revision(0), |before| before.position.revision);
+        let header = SegmentHeader::read(&bytes, &self.seals).map_err(|wrong| wrong.in_file(&path, revision))?;
+        if before.is_some_and(|before| !header.follows(&before.position, before.log)) {
+            return Err(does_not_follow(&path, revision));
         }
-        let mut end = start;
+        let mut end = header.start;
         let damaged = |offset: usize, what, end: &Position| JournalError::Damaged {
             path: path.clone(),
             offset: offset as u64,
@@ -266,10 +288,11 @@ impl SegmentReader<'_> {
             after: end.revision,
         };
 
-        let mut offset = SEGMENT_HEADER_BYTES;
+        let payload_max = header.payload_bytes_max();
+        let mut offset = header.bytes();
         let mut last_frame = 0;
         while !self.is_done(end)
-            && let Some(frame) = bytes.get(offset..).and_then(Frame::read)
+            && let Some(frame) = bytes.get(offset..).and_then(|bytes| Frame::read_within(bytes, payload_max))
         {
             let followed = frame.verify_each(&end, self.key, &mut on_position);
             let (entries, next) = followed.map_err(|what| damaged(offset, what, &end))?;
@@ -291,7 +314,7 @@ impl SegmentReader<'_> {
             }
         }
         let (offset, last_frame, torn) = (offset as u64, last_frame as u64, torn as u64);
-        Ok(Scanned { start, end, segment: SegmentEnd { number, path, offset, last_frame, torn } })
+        Ok(Scanned { header, end, segment: SegmentEnd { number, path, offset, last_frame, torn } })
     }
 
     fn is_done(&self, at: Position) -> bool {
@@ -316,6 +339,11 @@ impl HeaderError {
         match self {
             Self::UnknownVersion(version) => JournalError::UnknownVersion { path, version },
             Self::Damaged => JournalError::Damaged { path, offset: 0, what: "the segment's header is damaged", after },
+            Self::Unsealed => {
+                let what = "the seal of the segment's header does not verify: it was altered, or the pepper file is not the one it was \
+                     written with";
+                JournalError::Damaged { path, offset: 0, what, after }
+            }
         }
     }
 }
@@ -323,7 +351,7 @@ impl HeaderError {
 #[cfg(test)]
 mod tests {
     use super::super::frame::tests::long_frame;
-    use super::super::frame::{FrameBuilder, PAYLOAD_BYTES_READ_MAX, segment_header};
+    use super::super::frame::{FrameBuilder, PAYLOAD_BYTES_READ_MAX};
     use super::*;
     use crate::store::record::pb;
     use zeroize::Zeroizing;
@@ -333,13 +361,20 @@ mod tests {
         let key = ChainKey(Zeroizing::new([7; 32]));
         let dir = tempfile::tempdir().unwrap();
         let frame = long_frame(&Position::START, PAYLOAD_BYTES_READ_MAX, &key);
-        let segment = [&segment_header(&Position::START)[..], &frame, &[0; 64]].concat();
-        fs::write(segment_path(dir.path(), 1), segment).unwrap();
+        let write = |log| {
+            let header = SegmentHeader { start: Position::START, log }.encode(&SealKey::of(&key));
+            fs::write(segment_path(dir.path(), 1), [&header[..], &frame, &[0; 64]].concat()).unwrap();
+        };
+        write(None);
         let read = Mutex::new(vec![]);
         let visit = |entries: Vec<pb::JournalEntry>| read.lock().extend(entries.iter().map(|entry| entry.target.len()));
         let (end, _) = verify_and_visit(dir.path(), &key, &[], Revision(0), visit).unwrap();
         assert_eq!(end.position.revision, Revision(1));
         assert_eq!(*read.lock(), [PAYLOAD_BYTES_READ_MAX - 11]);
+        // No program has written it into a segment of version 2.
+        write(Some(LogId([5; 16])));
+        let read = verify(dir.path(), &key, &[]).unwrap_err();
+        assert!(matches!(read, JournalError::Damaged { what: "the frame is damaged", .. }), "{read}");
     }
 
     #[test]

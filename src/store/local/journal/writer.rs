@@ -5,8 +5,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::frame::{SEGMENT_HEADER_BYTES, segment_header};
+use keyward_core::record::LogId;
+
 use super::scan::{End, SegmentEnd, segment_path};
+use super::segment::{SealKey, SegmentHeader};
 use super::{JournalError, Position};
 use crate::store::local::disk_space::{DiskSpace, DiskSpaceMeter, FreeBytes};
 use crate::util::files::{NewFile, private_options};
@@ -22,6 +24,8 @@ pub struct Writer {
     /// Kept open, so that syncing names needs no new file descriptor.
     dir_file: File,
     segment_bytes: u64,
+    log: LogId,
+    seals: SealKey,
     segment: Segment,
 }
 
@@ -43,23 +47,63 @@ struct Segment {
     bytes: u64,
 }
 
-impl Writer {
-    /// Continues where a scan ended. A torn end is zeroed first, so that it can never be mistaken for a
+/// A journal whose end is clean and on the disk, before a writer goes on there.
+#[derive(Debug)]
+pub struct CleanEnd {
+    dir: PathBuf,
+    dir_file: File,
+    position: Position,
+    /// The last segment, if it is of version 2.
+    segment: Option<Segment>,
+    /// The number of the next segment.
+    next: u64,
+}
+
+impl CleanEnd {
+    /// Cleans the end that a scan found. A torn end is zeroed first, so that it can never be mistaken for a
     /// frame. What the scan read is synced, because the process that wrote it may have ended before its sync.
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn resume(dir: &Path, segment_bytes: u64, end: &End) -> Result<Self, JournalError> {
+    pub fn make(dir: &Path, end: &End) -> Result<Self, JournalError> {
         let io = |e| JournalError::io(dir, e);
         let dir_file = File::open(dir).map_err(io)?;
-        let segment = match &end.segment {
-            Some(last) => Segment::resume(last).map_err(|e| JournalError::io(&last.path, e))?,
-            None => Segment::create(dir, 1, segment_bytes, 0, &end.position)?,
-        };
+        let last = end.segment.as_ref();
+        let segment = last.map(|last| Segment::resume(last).map_err(|e| JournalError::io(&last.path, e)));
+        let segment = segment.transpose()?.filter(|_| end.log.is_some());
         dir_file.sync_all().map_err(io)?;
-        Ok(Self { dir: dir.to_owned(), dir_file, segment_bytes, segment })
+        let next = last.map_or(1, |last| last.number + 1);
+        Ok(Self { dir: dir.to_owned(), dir_file, position: end.position, segment, next })
     }
 
+    /// Goes on, in the last segment if it is of version 2, or else in a new one of a log.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn into_writer(
+        self,
+        (segment_bytes, free_bytes): (u64, FreeBytes),
+        log: LogId,
+        seals: SealKey,
+    ) -> Result<Writer, JournalError> {
+        let Self { dir, dir_file, position, segment, next } = self;
+        let io = |e| JournalError::io(&dir, e);
+        let segment = match segment {
+            Some(segment) => segment,
+            None => {
+                let (_, room) =
+                    DiskSpaceMeter::new(dir_file.try_clone().map_err(io)?, free_bytes).measure().map_err(io)?;
+                let header = SegmentHeader::after(position, log).encode(&seals);
+                let segment = Segment::create(&dir, next, new_segment_bytes(segment_bytes, room), 0, &header)?;
+                dir_file.sync_all().map_err(io)?;
+                segment
+            }
+        };
+        Ok(Writer { dir, dir_file, segment_bytes, log, seals, segment })
+    }
+}
+
+impl Writer {
     /// A meter for the disk's free space.
     ///
     /// When the system refuses another file descriptor.
@@ -76,10 +120,10 @@ impl Writer {
         if self.segment.offset + frame_bytes as u64 <= self.segment.bytes {
             return Ok(false);
         }
-        let bytes =
-            if room == DiskSpace::Ok { self.segment_bytes } else { self.segment_bytes.min(SEGMENT_BYTES_LOW_SPACE) };
+        let bytes = new_segment_bytes(self.segment_bytes, room);
         let number = self.segment.number + 1;
-        let segment = Segment::create(&self.dir, number, bytes, frame_bytes as u64, before);
+        let header = SegmentHeader::after(*before, self.log).encode(&self.seals);
+        let segment = Segment::create(&self.dir, number, bytes, frame_bytes as u64, &header);
         let segment = segment.map_err(SpaceError::DiskFull)?;
         if cfg!(not(feature = "fault-skip-dir-sync")) {
             self.dir_file.sync_all().map_err(|e| SpaceError::Unknown(JournalError::io(&self.dir, e)))?;
@@ -104,6 +148,10 @@ impl Writer {
         segment.offset += frame.len() as u64;
         Ok(())
     }
+}
+
+fn new_segment_bytes(segment_bytes: u64, room: DiskSpace) -> u64 {
+    if room == DiskSpace::Ok { segment_bytes } else { segment_bytes.min(SEGMENT_BYTES_LOW_SPACE) }
 }
 
 impl Segment {
@@ -132,13 +180,13 @@ impl Segment {
     /// Writes a segment of zeros under a temporary name, syncs it, and renames it; the caller must sync the
     /// directory. The zeros are written, not reserved: otherwise each later sync would also have to commit
     /// the file system's note that the blocks are in use.
-    fn create(dir: &Path, number: u64, bytes: u64, room: u64, after: &Position) -> Result<Self, JournalError> {
+    fn create(dir: &Path, number: u64, bytes: u64, room: u64, header: &[u8]) -> Result<Self, JournalError> {
         let path = segment_path(dir, number);
-        let bytes = bytes.max(SEGMENT_HEADER_BYTES as u64 + room);
+        let bytes = bytes.max(header.len() as u64 + room);
         let create = || -> io::Result<File> {
             let mut file = NewFile::create(&path)?;
-            file.write_all(&segment_header(after))?;
-            let mut left = bytes - SEGMENT_HEADER_BYTES as u64;
+            file.write_all(header)?;
+            let mut left = bytes - header.len() as u64;
             while left > 0 {
                 let some = left.min(ZEROS_BYTES as u64);
                 file.write_all(&[0; ZEROS_BYTES][..some as usize])?; // at most ZEROS_BYTES
@@ -147,6 +195,6 @@ impl Segment {
             file.rename()
         };
         let file = create().map_err(|e| JournalError::io(&path, e))?;
-        Ok(Self { number, path, file, offset: SEGMENT_HEADER_BYTES as u64, bytes })
+        Ok(Self { number, path, file, offset: header.len() as u64, bytes })
     }
 }

@@ -11,8 +11,10 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use keyward_core::entropy::{Entropy, EntropyError};
 use keyward_core::event::Revision;
 use keyward_core::head::Head;
+use keyward_core::record::LogId;
 use parking_lot::Mutex;
 
 use super::rebuild::{catch_up, rebuild, rows_of};
@@ -24,8 +26,9 @@ use crate::store::local::dir::LockedDir;
 use crate::store::local::error::{HeadFault, OpenError};
 use crate::store::local::journal::open::Journal;
 use crate::store::local::journal::scan::{End, verify, verify_and_visit};
+use crate::store::local::journal::segment::SealKey;
 use crate::store::local::journal::watermark::Watermark;
-use crate::store::local::journal::writer::Writer;
+use crate::store::local::journal::writer::CleanEnd;
 use crate::store::local::journal::{ChainKey, Position};
 use crate::store::local::options::StoreOptions;
 use crate::store::local::table::checksums::ChecksumKey;
@@ -92,9 +95,11 @@ pub(in crate::store::local) fn recover(
 
     // Nothing was written so far, and nothing is missing. What was read must be on the disk, not only in the
     // kernel's memory, before anything is built on it.
-    let writer = Writer::resume(&dir.journal(), options.segment_bytes, &end)?;
+    let clean_end = CleanEnd::make(&dir.journal(), &end)?;
     watermark.note(&end.position)?;
     watermark.sync()?;
+    let log = end.log.map_or_else(|| new_log_id(&*options.entropy), Ok)?;
+    let writer = clean_end.into_writer((options.segment_bytes, options.free_bytes), log, SealKey::of(&key))?;
 
     let mut whole = || {
         view.on_loaded(end.position.revision);
@@ -131,6 +136,13 @@ pub(in crate::store::local) fn recover(
     tracing::info!(path = %dir.path().display(), revision = position.revision.0, "data directory is whole");
     let journal = Journal { writer, key, position };
     Ok(Recovered { journal, watermark, table, checkpoint, rebuilds: u64::from(rebuilt) + u64::from(renewed) })
+}
+
+/// The id of a log that begins now.
+pub(super) fn new_log_id(entropy: &dyn Entropy) -> Result<LogId, EntropyError> {
+    let mut id = [0; 16];
+    entropy.fill(&mut id)?;
+    Ok(LogId(id))
 }
 
 /// Reads the journal again, for a view that was loaded before.

@@ -19,14 +19,16 @@ use prost::Message;
 
 use super::offline_append::{ByState, OfflineLog};
 use super::rebuild::rows_of;
+use super::recover::new_log_id;
 use crate::store::local::checkpoint::snapshot::{self, Contents, SnapshotError};
 use crate::store::local::dir::LockedDir;
 use crate::store::local::disk_space::DiskSpace;
 use crate::store::local::error::OpenError;
 use crate::store::local::journal::frame::FrameBuilder;
 use crate::store::local::journal::scan::{End, scan_between};
+use crate::store::local::journal::segment::SealKey;
 use crate::store::local::journal::watermark::Watermark;
-use crate::store::local::journal::writer::{SpaceError, Writer};
+use crate::store::local::journal::writer::{CleanEnd, SpaceError, Writer};
 use crate::store::local::journal::{ChainKey, JournalError, Position};
 use crate::store::local::options::StoreOptions;
 use crate::store::local::table::checksums::ChecksumKey;
@@ -204,8 +206,11 @@ fn make(
     let dir = LockedDir::lock_new(fresh)?;
     create_private_dir(&dir.journal())?;
     let backup = copy_backup(&dir, &ChecksumKey::of(key), &source.backup)?;
-    let end = End { start: from, position: from, segment: None };
-    let writer = Writer::resume(&dir.journal(), options.segment_bytes, &end).map_err(OpenError::from)?;
+    let clean_end = CleanEnd::make(&dir.journal(), &End::at(from)).map_err(OpenError::from)?;
+    let log = new_log_id(&*options.entropy).map_err(OpenError::from)?;
+    let writer = clean_end
+        .into_writer((options.segment_bytes, options.free_bytes), log, SealKey::of(key))
+        .map_err(OpenError::from)?;
     let writer = Some(writer);
     let mut copy =
         JournalCopy { writer, key, from, at: from, source, peppers: HashSet::new(), time: None, failed: None };

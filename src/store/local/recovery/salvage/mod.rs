@@ -27,11 +27,13 @@ use crate::store::local::disk_space::DiskSpace;
 use crate::store::local::error::OpenError;
 use crate::store::local::journal::frame::FrameBuilder;
 use crate::store::local::journal::scan::End;
+use crate::store::local::journal::segment::SealKey;
 use crate::store::local::journal::watermark::Watermark;
-use crate::store::local::journal::writer::{SpaceError, Writer};
+use crate::store::local::journal::writer::{CleanEnd, SpaceError};
 use crate::store::local::journal::{Chain, ChainKey, Position};
 use crate::store::local::options::StoreOptions;
 use crate::store::local::recovery::rebuild::{aside_of, rows_of};
+use crate::store::local::recovery::recover::new_log_id;
 use crate::store::local::table::Row;
 use crate::store::local::table::checksums::{ChecksumKey, Checksums};
 use crate::store::record::{RecordKind, pb};
@@ -198,8 +200,9 @@ fn begin_log(
     create_private_dir(&snapshots)?;
 
     let keys = write_snapshot(&snapshots, &ChecksumKey::of(key), &found.records(), base, options.clock.now())?;
-    let end = End { start: base, position: base, segment: None };
-    let mut writer = Writer::resume(&journal, options.segment_bytes, &end)?;
+    let clean_end = CleanEnd::make(&journal, &End::at(base))?;
+    let log = new_log_id(&*options.entropy)?;
+    let mut writer = clean_end.into_writer((options.segment_bytes, options.free_bytes), log, SealKey::of(key))?;
     let mut frame = FrameBuilder::after(&base);
     frame.push(&data_loss_entry(found, options.clock.now(), missing), key);
     let at = frame.end();

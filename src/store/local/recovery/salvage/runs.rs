@@ -16,15 +16,14 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 
 use crate::store::local::error::OpenError;
-use crate::store::local::journal::frame::{ALIGNMENT_BYTES, Frame, SEGMENT_HEADER_BYTES, read_segment_header};
+use crate::store::local::journal::frame::{ALIGNMENT_BYTES, Frame};
 use crate::store::local::journal::scan::{segment_numbers, segment_path};
+use crate::store::local::journal::segment::{CHAIN_AT, HEADER_BYTES, HEADER_BYTES_V1, SegmentHeader};
 use crate::store::local::journal::{Chain, ChainKey, Position};
 use crate::store::record::pb;
 use crate::util::files::with_path;
 
 const CHAIN_BYTES: usize = 32;
-/// Offset, in a segment's header, of the chain before its first entry.
-const HEADER_CHAIN: usize = 24;
 /// Changes get their time before their place in the log, so the later of two neighbours may seem this much
 /// earlier; and clocks are adjusted. In milliseconds.
 const TIME_SLACK_MS: i64 = 60_000;
@@ -94,8 +93,9 @@ pub(super) fn read(journal: &Path, key: &ChainKey, anchors: &[Anchor]) -> Result
 
 impl Frames {
     fn read_segment(&mut self, segment: u64, bytes: &[u8], key: &ChainKey, anchors: &[Anchor]) {
-        self.claim(read_segment_header(bytes).map_or(Revision(0), |start| start.revision));
-        let mut at = SEGMENT_HEADER_BYTES;
+        self.claim(SegmentHeader::read_unsealed(bytes).map_or(Revision(0), |header| header.start.revision));
+        // A damaged header may be of either version: no frame begins before this.
+        let mut at = HEADER_BYTES_V1;
         while at < bytes.len() {
             let Some(frame) = Frame::read(&bytes[at..]) else {
                 at += ALIGNMENT_BYTES;
@@ -151,7 +151,7 @@ impl Frames {
 /// compute the chain that follows from them.
 fn written_before(bytes: &[u8], at: usize) -> impl Iterator<Item = Chain> {
     let chain_at = |from: usize| bytes.get(from..)?.first_chunk().copied().map(Chain);
-    let header = if at == SEGMENT_HEADER_BYTES { chain_at(HEADER_CHAIN) } else { None };
+    let header = if at == HEADER_BYTES_V1 || at == HEADER_BYTES { chain_at(CHAIN_AT) } else { None };
     // Padding zeros may separate a frame's chain from the next frame; and a chain may end in zeros.
     let zeros = bytes[..at].iter().rev().take(ALIGNMENT_BYTES - 1).take_while(|byte| **byte == 0).count();
     let ends = (0..=zeros).map(move |zeros| at - zeros);
@@ -385,14 +385,16 @@ mod tests {
 
     #[test]
     fn the_chain_before_a_frame_is_looked_for_wherever_zeros_may_hide_its_end() {
-        let mut bytes = vec![9; SEGMENT_HEADER_BYTES + 48];
+        let mut bytes = vec![9; HEADER_BYTES + 48];
         let at = bytes.len();
         bytes[at - 5..].fill(0);
         let found: Vec<_> = written_before(&bytes, at).collect();
         assert_eq!(found.len(), 6);
         assert!(found.iter().any(|chain| chain.0[27..] == [0; 5]), "a chain may end in zeros");
         assert!(found.iter().any(|chain| chain.0 == [9; 32]), "and zeros may follow it");
-        assert_eq!(written_before(&bytes, SEGMENT_HEADER_BYTES).next().unwrap().0, [9; 32], "the header's comes first");
+        for header_bytes in [HEADER_BYTES_V1, HEADER_BYTES] {
+            assert_eq!(written_before(&bytes, header_bytes).next().unwrap().0, [9; 32], "the header's comes first");
+        }
         assert_eq!(written_before(&[], 0).count(), 0);
     }
 }
