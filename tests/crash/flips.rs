@@ -37,9 +37,9 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const MEMORY_LIMIT: &str = "--as=4294967296";
 /// Directories that are tried at one time.
 const AT_ONCE: usize = 2;
-/// A watermark, and as much of it as its checksum covers, itself included.
-const WATERMARK_BYTES: u64 = 64;
-const WATERMARK_CHECKED_BYTES: u64 = 52;
+/// A watermark, and as much of it as its seal covers, itself included.
+const WATERMARK_BYTES: u64 = 96;
+const WATERMARK_SEALED_BYTES: u64 = 80;
 /// Of the flipped bits, so many of ten are in bytes that are not zero: much of the files is room for more.
 const USED_OF_TEN: u32 = 8;
 
@@ -284,14 +284,14 @@ impl Damage {
         }
     }
 
-    /// Whether the watermark says nothing any more: what is covered by its checksum is no longer what was
+    /// Whether the watermark says nothing any more: what is covered by its seal is no longer what was
     /// written.
     fn takes_the_watermark(&self) -> bool {
         self.file() == Path::new("watermark")
             && match self {
                 Self::Remove { .. } => true,
                 Self::Cut { bytes, .. } => *bytes < WATERMARK_BYTES,
-                Self::Flip { at, .. } => *at < WATERMARK_CHECKED_BYTES,
+                Self::Flip { at, .. } => *at < WATERMARK_SEALED_BYTES,
             }
     }
 

@@ -8,6 +8,7 @@ use keyward_core::event::Revision;
 use keyward_core::head::Head;
 
 use super::journal::JournalError;
+use super::journal::watermark::WatermarkFault;
 use super::table::TableError;
 use crate::store::record::DecodeError;
 use crate::util::files::resource_limit;
@@ -74,15 +75,16 @@ pub enum OpenError {
         /// The journal.
         journal: PathBuf,
     },
-    /// The watermark is missing, the only record of how far the journal went.
+    /// The watermark, the only record of how far the journal went, says nothing that counts.
     #[error(
-        "the watermark {path} is missing or damaged, and the journal has changes up to revision {found}: nothing says whether these \
-         are all that were acknowledged. Put it back; or, if you know that they are, from a revision or a head that was kept \
+        "the watermark {path} {what}, and the journal has changes up to revision {found}: nothing says whether these are all that were acknowledged. Put it back; or, if you know that they are, from a revision or a head that was kept \
          elsewhere (--expect-head), start once with --accept-watermark-loss"
     )]
     NoWatermark {
         /// The watermark.
         path: PathBuf,
+        /// Why it does not count.
+        what: WatermarkFault,
         /// The last revision in the journal.
         found: Revision,
     },

@@ -8,6 +8,7 @@ use keyward::grpc::pb::{self, Reason};
 use keyward::store::Store;
 use keyward::store::local::journal::frame::Frame;
 use keyward::store::local::journal::segment::HEADER_BYTES;
+use keyward::store::local::journal::watermark::WatermarkFault;
 use keyward::store::local::journal::{ChainKey, Position};
 use keyward::store::local::recovery::inspect::inspect;
 use keyward::store::local::recovery::restore::{Source, restore};
@@ -28,7 +29,7 @@ use crate::support::program::{Program, admin_of, keyward, text};
 const SEGMENT_BYTES: u64 = 64 * 1024;
 
 /// An attacker who can write to the directory, but has no pepper file, removes the last change and everything
-/// that knows of it.
+/// that knows of it, and makes up a watermark in the form of older programs, which has no seal.
 fn cut_the_last_change(dir: &Path, segment: &Path, last: u64) {
     let mut bytes = fs::read(segment).unwrap();
     let (at, end) = (frame_at(&bytes, last), end_of_frames(&bytes));
@@ -52,6 +53,8 @@ async fn an_end_of_the_log_that_was_cut_off_with_care_is_noticed_by_the_head_alo
     let admin = site.admin();
     let revoked = admin.issue("Revoked", &[]).await;
     let earlier: Head = admin.head(pb::GetHeadRequest {}).await.unwrap().head.parse().unwrap();
+    let watermark = site.dir.path().join("watermark");
+    let older_watermark = fs::read(&watermark).unwrap();
     let last = admin.revoke_key(&revoked.key).await.revision;
     let head: Head = admin.head(pb::GetHeadRequest {}).await.unwrap().head.parse().unwrap();
     drop(admin);
@@ -65,6 +68,19 @@ async fn an_end_of_the_log_that_was_cut_off_with_care_is_noticed_by_the_head_alo
 
     let dir = site.dir.path().to_owned();
     cut_the_last_change(&dir, &journal_segment(&site.dir), last);
+    let refused = site.try_start().await.unwrap_err();
+    assert!(matches!(open_error(&refused), OpenError::NoWatermark { what: WatermarkFault::Unsealed, .. }), "{refused}");
+    // Nor does one count that was written with another pepper file.
+    let other = tempfile::tempdir().unwrap();
+    let store = open(&other, SEGMENT_BYTES);
+    create(&store, 1).await;
+    store.close().await.unwrap();
+    drop(store);
+    fs::copy(other.path().join("watermark"), &watermark).unwrap();
+    let refused = site.try_start().await.unwrap_err();
+    assert!(matches!(open_error(&refused), OpenError::NoWatermark { what: WatermarkFault::Nothing, .. }), "{refused}");
+    // But the one that was there before the change can be put back.
+    fs::write(&watermark, older_watermark).unwrap();
     let refused = site.try_start_with(|settings| settings.expect_head = Some(head)).await.unwrap_err();
     let expected = HeadFault::TooShort(Revision(last - 1));
     assert!(matches!(open_error(&refused), OpenError::OtherHead { what, .. } if *what == expected), "{refused}");

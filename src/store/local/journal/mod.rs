@@ -29,7 +29,8 @@
 //! 8. **The watermark** has the last acknowledged position. It is written after the sync of a frame and
 //!    before its answer, so it is never ahead of the journal. It protects against an acknowledged last frame
 //!    that rots or is truncated, which looks like a torn one. It is synced at a start, before segments are
-//!    deleted, and at a stop; after a power cut it may lag behind.
+//!    deleted, and at a stop; after a power cut it may lag behind. It is sealed, with the id of the log:
+//!    nobody without the pepper file can make up a lower one, though an older one can be put back.
 //! 9. **No second try.** If a write or a sync fails, the process ends. The kernel may call pages clean that
 //!    never reached the disk, so a second sync proves nothing.
 //! 10. **A bound on frames.** None beyond [`frame::FRAME_BYTES_MAX`] is written, and no longer one is read;

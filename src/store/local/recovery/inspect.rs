@@ -17,7 +17,8 @@ use crate::store::local::checkpoint::snapshot;
 use crate::store::local::dir::LockedDir;
 use crate::store::local::error::OpenError;
 use crate::store::local::journal::scan::{End, segment_numbers, verify};
-use crate::store::local::journal::watermark::Watermark;
+use crate::store::local::journal::segment::SealKey;
+use crate::store::local::journal::watermark::Acknowledged;
 use crate::store::local::journal::{ChainKey, Position};
 use crate::store::local::table::Table;
 use crate::store::local::table::checksums::ChecksumKey;
@@ -66,7 +67,7 @@ pub struct Inspected {
 /// When the disk fails. Damaged data is a finding, not an error.
 pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Result<Inspected, OpenError> {
     let checksum_key = ChecksumKey::of(key);
-    let watermark = Watermark::read(&dir.watermark())?;
+    let watermark = Acknowledged::read(&dir.watermark(), &SealKey::of(key))?;
     let mut findings = Vec::new();
     let (mut places, mut checkpoints) = (Vec::new(), Vec::new());
     for (_, path) in snapshot::list(&dir.snapshots())? {
@@ -105,7 +106,7 @@ pub fn inspect(dir: &LockedDir, key: &ChainKey, expected: Option<Head>) -> Resul
     drop(copy);
 
     let at_checkpoints = checkpoints.iter().flat_map(|(_, checkpoint)| [checkpoint.position, checkpoint.latest]);
-    let wanted = places.iter().map(|(_, at, _)| *at).chain(at_checkpoints).chain(watermark);
+    let wanted = places.iter().map(|(_, at, _)| *at).chain(at_checkpoints).chain(watermark.claimed());
     let wanted: Vec<_> = wanted.chain(expected.map(Position::from)).collect();
     let (end, mut found_positions) = match verify(&dir.journal(), key, &wanted) {
         Ok(verified) => verified,
@@ -191,30 +192,29 @@ fn of_journal(dir: &LockedDir, end: &End) -> Result<Finding, OpenError> {
     Ok(Finding::fine(dir.journal().display(), format_args!("{span}, in segments: {segments}; the chain holds{torn}")))
 }
 
-fn of_watermark(
-    dir: &LockedDir,
-    watermark: Option<Position>,
-    end: &End,
-    found_positions: &HashSet<Position>,
-) -> Finding {
+fn of_watermark(dir: &LockedDir, watermark: Acknowledged, end: &End, found_positions: &HashSet<Position>) -> Finding {
     let path = dir.watermark();
-    match watermark {
-        None if end.position == Position::START => Finding::fine(path.display(), "nothing is acknowledged yet"),
-        None => Finding::doubt(
+    if end.position.revision == Revision(0) && watermark.claimed().is_none_or(|at| at == Position::START) {
+        return Finding::fine(path.display(), "nothing is acknowledged yet");
+    }
+    if let Some(what) = watermark.fault(end) {
+        return Finding::doubt(
             path.display(),
-            "missing or damaged, so nothing says how far the journal went; a start needs --accept-watermark-loss",
-        ),
-        Some(at) if at.revision > end.position.revision => Finding::doubt(
+            format_args!("it {what}, so nothing says how far the journal went; a start needs --accept-watermark-loss"),
+        );
+    }
+    match watermark.claimed().unwrap_or(Position::START) {
+        at if at.revision > end.position.revision => Finding::doubt(
             path.display(),
             format_args!(
                 "revision {} was acknowledged, and the journal ends at {}",
                 at.revision, end.position.revision
             ),
         ),
-        Some(at) if found_positions.contains(&at) || at.revision < end.start.revision => {
+        at if found_positions.contains(&at) || at.revision < end.start.revision => {
             Finding::fine(path.display(), format_args!("revision {} was acknowledged", at.revision))
         }
-        Some(at) => Finding::doubt(
+        at => Finding::doubt(
             path.display(),
             format_args!("revision {} was acknowledged in another journal than this", at.revision),
         ),

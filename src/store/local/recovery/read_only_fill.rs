@@ -15,7 +15,8 @@ use crate::store::local::checkpoint::snapshot::{self, SnapshotError};
 use crate::store::local::dir::LockedDir;
 use crate::store::local::error::OpenError;
 use crate::store::local::journal::scan::{End, verify_and_visit};
-use crate::store::local::journal::watermark::Watermark;
+use crate::store::local::journal::segment::SealKey;
+use crate::store::local::journal::watermark::Acknowledged;
 use crate::store::local::journal::{ChainKey, Position};
 use crate::store::local::options::StoreOptions;
 use crate::store::local::table::checksums::ChecksumKey;
@@ -33,7 +34,7 @@ pub(in crate::store::local) fn fill(
     view: &dyn MaterializedView,
 ) -> Result<Option<Filled>, OpenError> {
     let key = ChainKey(options.chain_key.clone());
-    let acknowledged = Watermark::read(&dir.watermark())?;
+    let acknowledged = Acknowledged::read(&dir.watermark(), &SealKey::of(&key))?;
     // However long the journal after it is, nothing faster can be read.
     let checkpoint = index_checkpoint::load(&dir.checkpoints(), &CheckpointKey::of(&key), view, |_| 0);
     let (end, checkpoint) =

@@ -27,7 +27,7 @@ use crate::store::local::error::{HeadFault, OpenError};
 use crate::store::local::journal::open::Journal;
 use crate::store::local::journal::scan::{End, verify, verify_and_visit};
 use crate::store::local::journal::segment::SealKey;
-use crate::store::local::journal::watermark::Watermark;
+use crate::store::local::journal::watermark::{Acknowledged, Watermark};
 use crate::store::local::journal::writer::CleanEnd;
 use crate::store::local::journal::{ChainKey, Position};
 use crate::store::local::options::StoreOptions;
@@ -73,7 +73,8 @@ pub(in crate::store::local) fn recover(
 ) -> Result<Recovered, OpenError> {
     let before = *filled;
     let key = ChainKey(options.chain_key.clone());
-    let (watermark, acknowledged) = Watermark::open(&dir.watermark())?;
+    let seals = SealKey::of(&key);
+    let acknowledged = Acknowledged::read(&dir.watermark(), &seals)?;
     defragment::finish_interrupted(&dir.table())?;
     let (path, read) = (dir.table(), || -> Result<_, OpenError> {
         if let Some(filled) = before {
@@ -96,10 +97,9 @@ pub(in crate::store::local) fn recover(
     // Nothing was written so far, and nothing is missing. What was read must be on the disk, not only in the
     // kernel's memory, before anything is built on it.
     let clean_end = CleanEnd::make(&dir.journal(), &end)?;
-    watermark.note(&end.position)?;
-    watermark.sync()?;
-    let log = end.log.map_or_else(|| new_log_id(&*options.entropy), Ok)?;
-    let writer = clean_end.into_writer((options.segment_bytes, options.free_bytes), log, SealKey::of(&key))?;
+    let log = end.log.or(acknowledged.log()).map_or_else(|| new_log_id(&*options.entropy), Ok)?;
+    let watermark = Watermark::begin(&dir.watermark(), &end.position, log, seals.clone())?;
+    let writer = clean_end.into_writer((options.segment_bytes, options.free_bytes), log, seals)?;
 
     let mut whole = || {
         view.on_loaded(end.position.revision);
@@ -149,7 +149,7 @@ pub(super) fn new_log_id(entropy: &dyn Entropy) -> Result<LogId, EntropyError> {
 fn check_filled(
     dir: &LockedDir,
     key: &ChainKey,
-    kept: (Option<Position>, Option<Head>),
+    kept: (Acknowledged, Option<Head>),
     filled: &Filled,
 ) -> Result<(End, Option<Checkpoint>), OpenError> {
     let (end, _) = check_journal_and_fill(dir, key, kept, CheckpointLoad::Missing, &())?;
@@ -165,17 +165,16 @@ fn check_filled(
 pub(super) fn check_journal_and_fill(
     dir: &LockedDir,
     key: &ChainKey,
-    (acknowledged, head): (Option<Position>, Option<Head>),
+    (acknowledged, head): (Acknowledged, Option<Head>),
     checkpoint: CheckpointLoad,
     view: &dyn MaterializedView,
 ) -> Result<(End, Option<Checkpoint>), OpenError> {
-    let watermark = acknowledged.unwrap_or(Position::START);
-    let wanted = [watermark].into_iter().chain(head.map(Position::from));
+    let wanted = acknowledged.claimed().into_iter().chain(head.map(Position::from));
     let checkpoint = match checkpoint {
         CheckpointLoad::Loaded(checkpoint) => checkpoint,
         other => {
             let (end, found_positions) = verify(&dir.journal(), key, &wanted.collect::<Vec<_>>())?;
-            check_journal(dir, key, watermark, &end, &found_positions)?;
+            check_journal(dir, key, acknowledged, &end, &found_positions)?;
             check_head(dir, head, &end, &found_positions)?;
             return match other {
                 // It proves what was acknowledged, even though it was not read.
@@ -190,7 +189,7 @@ pub(super) fn check_journal_and_fill(
     let fill = load_entries(view, &undecoded);
     let wanted: Vec<_> = wanted.chain([checkpoint.position, checkpoint.latest]).collect();
     let (end, found_positions) = verify_and_visit(&dir.journal(), key, &wanted, checkpoint.position.revision, fill)?;
-    check_journal(dir, key, watermark, &end, &found_positions)?;
+    check_journal(dir, key, acknowledged, &end, &found_positions)?;
     if checkpoint.latest.revision > end.position.revision {
         return Err(missing(dir, checkpoint.latest.revision, &end));
     }
@@ -229,10 +228,11 @@ pub(super) fn load_entries(
 fn check_journal(
     dir: &LockedDir,
     key: &ChainKey,
-    watermark: Position,
+    acknowledged: Acknowledged,
     end: &End,
     found_positions: &HashSet<Position>,
 ) -> Result<(), OpenError> {
+    let watermark = acknowledged.beside(end).unwrap_or(Position::START);
     let found = end.position.revision;
     check_beginning(dir, key, end)?;
     if watermark.revision > found {
@@ -274,18 +274,16 @@ pub(super) fn head_fault(head: Head, end: &End, found_positions: &HashSet<Positi
 /// that changes are missing.
 pub(super) fn check_watermark(
     dir: &LockedDir,
-    acknowledged: Option<Position>,
+    acknowledged: Acknowledged,
     accept_loss: bool,
     end: &End,
 ) -> Result<(), OpenError> {
     let (path, found) = (dir.watermark(), end.position.revision);
-    if acknowledged.is_some() || found == Revision(0) {
-        return Ok(());
-    }
+    let Some(what) = acknowledged.fault(end).filter(|_| found != Revision(0)) else { return Ok(()) };
     if !accept_loss {
-        return Err(OpenError::NoWatermark { path, found });
+        return Err(OpenError::NoWatermark { path, what, found });
     }
-    tracing::warn!(path = %path.display(), revision = found.0, "the watermark is lost; it is made anew from the journal");
+    tracing::warn!(path = %path.display(), %what, revision = found.0, "the watermark is made anew from the journal");
     Ok(())
 }
 

@@ -207,20 +207,16 @@ fn make(
     create_private_dir(&dir.journal())?;
     let backup = copy_backup(&dir, &ChecksumKey::of(key), &source.backup)?;
     let clean_end = CleanEnd::make(&dir.journal(), &End::at(from)).map_err(OpenError::from)?;
-    let log = new_log_id(&*options.entropy).map_err(OpenError::from)?;
-    let writer = clean_end
-        .into_writer((options.segment_bytes, options.free_bytes), log, SealKey::of(key))
-        .map_err(OpenError::from)?;
+    let (log, seals) = (new_log_id(&*options.entropy).map_err(OpenError::from)?, SealKey::of(key));
+    let room = (options.segment_bytes, options.free_bytes);
+    let writer = clean_end.into_writer(room, log, seals.clone()).map_err(OpenError::from)?;
     let writer = Some(writer);
     let mut copy =
         JournalCopy { writer, key, from, at: from, source, peppers: HashSet::new(), time: None, failed: None };
     copy.run()?;
     let (at, time) = (copy.at, copy.time.unwrap_or(backup.header.time));
     drop(copy);
-    let (watermark, _) = Watermark::open(&dir.watermark())?;
-    watermark.note(&at)?;
-    watermark.sync()?;
-    drop(watermark);
+    drop(Watermark::begin(&dir.watermark(), &at, log, seals)?);
     let log = OfflineLog::build(&dir, options)?;
     let restored = Restored { backup, revision: at.revision, time, keys: log.keys() };
     log.append_restore(restored.to_string(), options.clock.now())?;

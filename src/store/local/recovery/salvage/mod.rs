@@ -28,7 +28,7 @@ use crate::store::local::error::OpenError;
 use crate::store::local::journal::frame::FrameBuilder;
 use crate::store::local::journal::scan::End;
 use crate::store::local::journal::segment::SealKey;
-use crate::store::local::journal::watermark::Watermark;
+use crate::store::local::journal::watermark::{Acknowledged, Watermark};
 use crate::store::local::journal::writer::{CleanEnd, SpaceError};
 use crate::store::local::journal::{Chain, ChainKey, Position};
 use crate::store::local::options::StoreOptions;
@@ -201,8 +201,8 @@ fn begin_log(
 
     let keys = write_snapshot(&snapshots, &ChecksumKey::of(key), &found.records(), base, options.clock.now())?;
     let clean_end = CleanEnd::make(&journal, &End::at(base))?;
-    let log = new_log_id(&*options.entropy)?;
-    let mut writer = clean_end.into_writer((options.segment_bytes, options.free_bytes), log, SealKey::of(key))?;
+    let (log, seals) = (new_log_id(&*options.entropy)?, SealKey::of(key));
+    let mut writer = clean_end.into_writer((options.segment_bytes, options.free_bytes), log, seals.clone())?;
     let mut frame = FrameBuilder::after(&base);
     frame.push(&data_loss_entry(found, options.clock.now(), missing), key);
     let at = frame.end();
@@ -211,9 +211,7 @@ fn begin_log(
         SpaceError::DiskFull(error) | SpaceError::Unknown(error) => error,
     })?;
     writer.append(&frame)?;
-    let (watermark, _) = Watermark::open(&watermark)?;
-    watermark.note(&at)?;
-    watermark.sync()?;
+    drop(Watermark::begin(&watermark, &at, log, seals)?);
     Ok((keys, at.revision))
 }
 
@@ -254,13 +252,12 @@ struct Evidence {
     judged: Judged,
     /// The complete source with the highest position, if any counts.
     base: Option<usize>,
-    /// The revision that the watermark claims. Writing one takes no key.
-    watermark: Revision,
+    watermark: Acknowledged,
 }
 
 impl Evidence {
     fn read(dir: &LockedDir, key: &ChainKey) -> Result<Self, OpenError> {
-        let watermark = Watermark::open(&dir.watermark())?.1.map_or(Revision(0), |at| at.revision);
+        let watermark = Acknowledged::read(&dir.watermark(), &SealKey::of(key))?;
         let sources = sources::find(dir, key)?;
         let frames = runs::read(&dir.journal(), key, &sources.anchors)?;
         let anything = sources.snapshots + frames.runs.len() + frames.unverified.len() > 0;
@@ -309,7 +306,13 @@ impl Evidence {
         }
         found.highest = found.highest.max(found.covered).max(self.sources.highest);
         // No revision may be used twice; but without the key nobody may push revisions out of reach either.
-        let claimed = self.frames.claimed.max(self.watermark);
+        let (sealed, claimed) = match self.watermark {
+            Acknowledged::Nothing => (Revision(0), Revision(0)),
+            Acknowledged::Unsealed(position) => (Revision(0), position.revision),
+            Acknowledged::Sealed(position, _) => (position.revision, Revision(0)),
+        };
+        found.highest = found.highest.max(sealed);
+        let claimed = self.frames.claimed.max(claimed);
         match found.highest.0.checked_add(CLAIM_MAX) {
             Some(most) if claimed.0 <= most => found.highest = found.highest.max(claimed),
             _ => tracing::warn!(revision = claimed.0, "something claims a revision that cannot be; it is passed over"),
