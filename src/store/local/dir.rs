@@ -10,8 +10,10 @@ use super::disk_space::FreeBytes;
 use super::error::OpenError;
 use crate::util::files::{create_private_dir, lock_with_retry, private_options, sync_parent, with_path, write_durably};
 
-/// The layout that this program writes, and the only one it knows.
-const FORMAT: &str = "keyward-data 1\n";
+/// The layout that this program writes.
+const FORMAT: &str = "keyward-data 2\n";
+/// The one before, which it reads, and takes over when it opens the directory to write.
+const FORMAT_V1: &str = "keyward-data 1\n";
 /// Where a restore builds a directory before moving its parts out.
 const RESTORING: &str = "restore.new";
 /// The parts that are moved.
@@ -170,6 +172,26 @@ impl LockedDir {
         write_durably(&self.format(), FORMAT.as_bytes()).map_err(with_path(&self.format()))
     }
 
+    /// Notes that the directory may have what the program of the layout before cannot read, so that it
+    /// refuses the directory. Durable, and to be called before the first of it is written.
+    ///
+    /// # Errors
+    /// When the disk fails or is full.
+    pub(super) fn take_over(&self) -> io::Result<()> {
+        let path = self.format();
+        match fs::read(&path) {
+            Ok(format) if format == FORMAT_V1.as_bytes() => {
+                self.mark_complete()?;
+                tracing::info!(path = %path.display(), "the data directory is of this program now; older ones refuse it");
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+            // A directory that is being built.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(with_path(&path)(error)),
+        }
+    }
+
     /// Marks the directory as incomplete, until [`LockedDir::mark_complete`].
     ///
     /// # Errors
@@ -260,7 +282,7 @@ impl Layout<'_> {
     fn has_format(&self) -> Result<bool, OpenError> {
         let path = self.0.join("format");
         match fs::read(&path) {
-            Ok(format) if format == FORMAT.as_bytes() => Ok(true),
+            Ok(format) if [FORMAT, FORMAT_V1].map(str::as_bytes).contains(&&*format) => Ok(true),
             Ok(found) => {
                 let found = String::from_utf8_lossy(&found).trim().chars().take(64).collect();
                 Err(OpenError::UnknownFormat { path, found })

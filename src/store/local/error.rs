@@ -42,7 +42,7 @@ pub enum OpenError {
         holder: String,
     },
     /// Its layout is not known.
-    #[error("{path} says '{found}', and this program knows only 'keyward-data 1'; use the program that wrote it")]
+    #[error("{path} says '{found}', and this program knows none past 'keyward-data 2'; use the program that wrote it")]
     UnknownFormat {
         /// The file that says so.
         path: PathBuf,
@@ -53,7 +53,7 @@ pub enum OpenError {
     #[error(
         "{path} is missing, though the directory has data: a restore or a salvage was interrupted there. If there is a directory \
          restore.new, restore again; if there is a directory lost.*, move what is in it back, and only then make {path} with the \
-         line 'keyward-data 1'; otherwise empty the directory and restore again"
+         line 'keyward-data 2'; otherwise empty the directory and restore again"
     )]
     NoFormat {
         /// The missing file.

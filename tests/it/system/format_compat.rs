@@ -4,17 +4,27 @@
 //! be read from it. If the directory of the present version is missing, the test makes it and fails: review
 //! and keep it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use keyward::grpc::pb::{self, Reason};
+use keyward::keyring::Keyring;
 use keyward::offline::{Source, check, check_backup, restore_backup};
+use keyward::store::Store;
+use keyward::store::local::{LocalStore, LockedDir, StoreOptions};
+use keyward::util::system::SystemEntropy;
+use tempfile::TempDir;
 
 use crate::support::harness::{Site, ask, small_settings, strings};
+use crate::support::local_store::options;
 
 /// Makes a missing directory: the data of a new server, and of one that was restored from a backup.
-const PRESENT: [&str; 2] = ["v1", "v1-restored"];
+const PRESENT: [&str; 2] = ["v2", "v2-restored"];
+/// Kept as older programs wrote them.
+const PAST: [&str; 2] = ["v1", "v1-restored"];
 
 fn testdata() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/data-directories")
@@ -77,7 +87,7 @@ async fn make(name: &str) {
         }
     }
     let to = testdata().join(name);
-    if name == "v1-restored" {
+    if name.ends_with("-restored") {
         let file = to.join("backup");
         fs::create_dir_all(&to).unwrap();
         let (mut pieces, mut bytes) = (admin.backup().await.unwrap(), vec![]);
@@ -129,37 +139,146 @@ async fn every_data_directory_there_has_been_is_opened_for_ever() {
             if without_table {
                 fs::remove_dir_all(dir.path().join("table")).unwrap();
             }
-            let findings = check(&small_settings(dir.path())).unwrap().findings;
-            assert!(findings.iter().all(|finding| !finding.doubt), "{}: {findings:?}", golden.display());
+            let format = fs::read(dir.path().join("format")).unwrap();
+            is_whole(dir.path());
+            assert_eq!(fs::read(dir.path().join("format")).unwrap(), format, "a check takes nothing over");
             let mut site = Site::on(dir).await;
             assert_eq!(lines(&site, &secrets).await, expected, "{}", golden.display());
             assert_eq!(site.admin().reason(site.admin_secret()).await, Reason::Ok);
-            site.admin().issue("Goes on", &[]).await;
+            let later = site.admin().issue("Goes on", &[]).await;
+            site.stop().await;
+            is_whole(site.dir.path());
+            assert_eq!(fs::read(site.dir.path().join("format")).unwrap(), b"keyward-data 2\n");
+            site.try_start().await.unwrap();
+            assert_eq!(lines(&site, &secrets).await, expected, "{}", golden.display());
+            assert_eq!(site.admin().reason(&later.secret).await, Reason::Ok);
             site.stop().await;
             assert!(!site.dir.path().join("table.broken").exists(), "{}", golden.display());
         }
         opened += 1;
     }
-    assert!(opened >= PRESENT.len());
+    assert!(opened >= PRESENT.len() + PAST.len());
+}
+
+fn is_whole(dir: &Path) {
+    let findings = check(&small_settings(dir)).unwrap().findings;
+    assert!(findings.iter().all(|finding| !finding.doubt), "{}: {findings:?}", dir.display());
+}
+
+/// A directory of version 1, which can be opened.
+fn of_version_1() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&testdata().join("v1/data"), dir.path());
+    private(&dir.path().join("pepper"));
+    dir
+}
+
+/// Every file but those of sled, which writes when it opens, and the lock.
+fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        match path.file_name().and_then(|name| name.to_str()).unwrap() {
+            "lock" | "table" => {}
+            _ if path.is_dir() => files.extend(contents(&path)),
+            _ => drop(files.insert(path.clone(), fs::read(&path).unwrap())),
+        }
+    }
+    files
+}
+
+/// What a takeover has done by then.
+#[derive(Debug, PartialEq, Eq)]
+struct TakenOver {
+    format: bool,
+    watermark: bool,
+    segment: bool,
+}
+
+fn taken_over(dir: &Path) -> TakenOver {
+    TakenOver {
+        format: fs::read(dir.join("format")).unwrap() == b"keyward-data 2\n",
+        watermark: fs::read(dir.join("watermark")).unwrap()[4] == 2,
+        segment: dir.join("journal/000000000002.kwj").exists(),
+    }
+}
+
+/// The next file of each step is in the way of a directory: so the start ends there, as by a crash.
+#[tokio::test]
+async fn a_takeover_that_ends_at_any_step_is_completed_by_the_next_start() {
+    let expected = fs::read_to_string(testdata().join("v1/keys.txt")).unwrap();
+    let secrets: Vec<_> = expected.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect();
+    let steps = [
+        ("format.new", TakenOver { format: false, watermark: false, segment: false }),
+        ("watermark.new", TakenOver { format: true, watermark: false, segment: false }),
+        ("journal/000000000002.kwj.new", TakenOver { format: true, watermark: true, segment: false }),
+    ];
+    for (obstacle, done) in steps {
+        let dir = of_version_1();
+        let path = dir.path();
+        let before = contents(path);
+        fs::create_dir(path.join(obstacle)).unwrap();
+        let (entropy, options) = (SystemEntropy, options(64 * 1024));
+        let keyring = Keyring::open(&path.join("pepper"), false, &entropy).unwrap();
+        let options = StoreOptions { chain_key: keyring.chain_key(), ..options };
+        let open = || LocalStore::open(LockedDir::lock(path).unwrap(), &options, Arc::new(()));
+        assert!(open().is_err(), "{obstacle}");
+        assert_eq!(taken_over(path), done);
+        fs::remove_dir(path.join(obstacle)).unwrap();
+        if done == (TakenOver { format: false, watermark: false, segment: false }) {
+            assert_eq!(contents(path), before, "nothing is written before the format");
+        }
+        // What is taken over by half is whole: for a check, and for the next start.
+        is_whole(path);
+        let log = |path: &Path| fs::read(path.join("watermark")).unwrap()[48..64].to_vec();
+        let begun = done.watermark.then(|| log(path));
+        let store = open().unwrap();
+        assert_eq!(taken_over(path), TakenOver { format: true, watermark: true, segment: true });
+        assert_eq!(store.table_stats().rebuilds, 0);
+        store.close().await.unwrap();
+        drop(store);
+        assert!(begun.is_none_or(|begun| begun == log(path)), "the log keeps the id that it was given");
+        let old = path.join("journal/000000000001.kwj");
+        assert_eq!(fs::read(&old).unwrap(), before[&old], "a segment of version 1 is never written to");
+        let mut site = Site::on(dir).await;
+        assert_eq!(lines(&site, &secrets).await, expected, "{obstacle}");
+        site.stop().await;
+        is_whole(site.dir.path());
+    }
+}
+
+/// A start on a full disk answers verdicts, and leaves everything as it is.
+#[test]
+fn a_start_without_room_takes_nothing_over() {
+    let dir = of_version_1();
+    let before = contents(dir.path());
+    let keyring = Keyring::open(&dir.path().join("pepper"), false, &SystemEntropy).unwrap();
+    let options = StoreOptions { chain_key: keyring.chain_key(), ..options(64 * 1024) };
+    let locked = LockedDir::lock_unchanged(dir.path()).unwrap();
+    assert!(LocalStore::fill(&locked, &options, &()).unwrap().is_some());
+    assert_eq!(contents(dir.path()), before);
 }
 
 #[tokio::test]
 async fn every_backup_there_has_been_is_restored_for_ever() {
-    let golden = testdata().join("v1-restored");
-    assert_eq!(check_backup(&golden.join("backup")).unwrap().keys, 6);
-    let dir = tempfile::tempdir().unwrap();
-    fs::copy(golden.join("data/pepper"), dir.path().join("pepper")).unwrap();
-    private(&dir.path().join("pepper"));
-    let source = Source { backup: golden.join("backup"), journal: None, to: None };
-    restore_backup(&small_settings(dir.path()), &source).unwrap();
-    fs::copy(golden.join("data/admin.key"), dir.path().join("admin.key")).unwrap();
-    let mut site = Site::on(dir).await;
-    let expected = fs::read_to_string(golden.join("keys.txt")).unwrap();
-    let expected: String =
-        expected.lines().filter(|line| !line.contains("later-6")).flat_map(|line| [line, "\n"]).collect();
-    let secrets: Vec<_> = expected.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect();
-    assert_eq!(lines(&site, &secrets).await, expected);
-    site.stop().await;
+    for name in ["v1-restored", "v2-restored"] {
+        let golden = testdata().join(name);
+        assert_eq!(check_backup(&golden.join("backup")).unwrap().keys, 6);
+        let dir = tempfile::tempdir().unwrap();
+        fs::copy(golden.join("data/pepper"), dir.path().join("pepper")).unwrap();
+        private(&dir.path().join("pepper"));
+        let source = Source { backup: golden.join("backup"), journal: None, to: None };
+        restore_backup(&small_settings(dir.path()), &source).unwrap();
+        is_whole(dir.path());
+        fs::copy(golden.join("data/admin.key"), dir.path().join("admin.key")).unwrap();
+        let mut site = Site::on(dir).await;
+        let expected = fs::read_to_string(golden.join("keys.txt")).unwrap();
+        let expected: String =
+            expected.lines().filter(|line| !line.contains("later-6")).flat_map(|line| [line, "\n"]).collect();
+        let secrets: Vec<_> = expected.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect();
+        assert_eq!(lines(&site, &secrets).await, expected);
+        site.stop().await;
+    }
 }
 
 /// What a later program wrote is refused, with a clear message.

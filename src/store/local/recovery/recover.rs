@@ -97,6 +97,8 @@ pub(in crate::store::local) fn recover(
     // Nothing was written so far, and nothing is missing. What was read must be on the disk, not only in the
     // kernel's memory, before anything is built on it.
     let clean_end = CleanEnd::make(&dir.journal(), &end)?;
+    // In this order, which takes a directory of older forms over: each step may be the last before a crash.
+    dir.take_over()?;
     let log = end.log.or(acknowledged.log()).map_or_else(|| new_log_id(&*options.entropy), Ok)?;
     let watermark = Watermark::begin(&dir.watermark(), &end.position, log, seals.clone())?;
     let writer = clean_end.into_writer((options.segment_bytes, options.free_bytes), log, seals)?;
