@@ -187,7 +187,7 @@ impl AuthorityError {
         }
     }
 
-    pub(crate) fn from_commit(error: CommitError, resource: Resource) -> Self {
+    pub(super) fn from_commit(error: CommitError, resource: Resource) -> Self {
         match error {
             CommitError::Unauthorized(Unauthorized::Key(reason)) => Self::CallerRefused(reason),
             CommitError::Unauthorized(Unauthorized::Role) => Self::Denied,
@@ -201,5 +201,19 @@ impl AuthorityError {
             CommitError::DiskFull => Self::NoRoom,
             CommitError::Store(error) => error.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_that_no_frame_takes_is_told_from_a_key_that_is_too_large() {
+        let error = |error| AuthorityError::from_commit(error, Resource::Key);
+        let change = error(CommitError::TooLong { bytes: 1_048_521, max: 1_048_520 });
+        assert!(matches!(change, AuthorityError::ChangeTooLarge { bytes: 1_048_521, max: 1_048_520 }), "{change}");
+        let key = error(CommitError::TooLarge { bytes: 5_000 });
+        assert!(matches!(key, AuthorityError::TooLarge { bytes: 5_000, .. }), "{key}");
     }
 }

@@ -337,13 +337,11 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::CommitError;
 
     /// No call makes so large a change yet.
     #[test]
     fn a_change_that_no_frame_takes_is_refused_as_an_invalid_argument() {
-        let error = CommitError::TooLong { bytes: 1_048_521, max: 1_048_520 };
-        let error = AuthorityError::from_commit(error, Resource::Key);
+        let error = AuthorityError::ChangeTooLarge { bytes: 1_048_521, max: 1_048_520 };
         let told = told_by_authority(&error);
         assert_eq!((told.code, told.reason), (Code::InvalidArgument, "CHANGE_TOO_LARGE"));
         assert_eq!(told.message, "the change has 1048521 bytes in all, of at most 1048520: make it in parts");
