@@ -36,6 +36,8 @@ pub struct Server {
     pub addr: RemoteAddr,
     /// The file of the caller's key: one line.
     pub key_file: PathBuf,
+    /// The format of the backup; 0 for the newest.
+    pub format: u32,
 }
 
 /// A backup that was fetched.
@@ -131,7 +133,7 @@ async fn request_backup(server: &Server) -> Result<tonic::Streaming<pb::BackupRe
     let endpoint = Endpoint::from_shared(server.addr.uri()).map_err(of_addr)?.connect_timeout(CONNECT_TIME_MAX);
     let endpoint = endpoint.http2_keep_alive_interval(KEEPALIVE_INTERVAL).keep_alive_timeout(KEEPALIVE_TIMEOUT);
     let channel = endpoint.connect().await.map_err(of_addr)?;
-    let mut request = Request::new(pb::BackupRequest {});
+    let mut request = Request::new(pb::BackupRequest { format: server.format });
     request.metadata_mut().insert("authorization", credential);
     Ok(KeyAdminClient::new(channel).backup(request).await?.into_inner())
 }

@@ -3,15 +3,15 @@
 use keyward_core::access::{self, Grant};
 
 use super::{Authority, AuthorityError};
-use crate::store::{Backup, BackupError};
+use crate::store::{Backup, BackupError, BackupFormat};
 
 impl Authority {
     /// Begins a backup of all keys and tenants, as they are now.
     ///
     /// # Errors
     /// When another backup is being made, or the store cannot be read.
-    pub async fn backup(&self, grant: &Grant<access::Backup>) -> Result<Backup, AuthorityError> {
-        let backup = self.store.backup(self.clock.now()).await.map_err(AuthorityError::from_backup)?;
+    pub async fn backup(&self, grant: &Grant<access::Backup>, format: BackupFormat) -> Result<Backup, AuthorityError> {
+        let backup = self.store.backup(self.clock.now(), format).await.map_err(AuthorityError::from_backup)?;
         tracing::info!(actor = %grant.actor(), revision = backup.revision.0, "a backup has begun");
         Ok(backup)
     }
@@ -23,6 +23,7 @@ impl AuthorityError {
     pub fn from_backup(error: BackupError) -> Self {
         match error {
             BackupError::Busy => Self::BackupUnderWay,
+            BackupError::NeedsSecondFormat => Self::BackupNeedsSecondFormat,
             BackupError::Aborted(limit) => Self::BackupAborted(limit),
             BackupError::Failed(why) => Self::BackupFailed(why),
         }

@@ -111,6 +111,9 @@ pub enum AuthorityError {
     /// The backup exceeded a limit.
     #[error(transparent)]
     BackupAborted(BackupLimit),
+    /// There are records that a backup of format 1 cannot have.
+    #[error("there are records that a backup of format 1 cannot have")]
+    BackupNeedsSecondFormat,
     /// The backup failed.
     #[error("the backup failed: {0}")]
     BackupFailed(String),

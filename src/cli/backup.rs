@@ -20,11 +20,14 @@ pub(super) struct BackupArgs {
     /// The file of a key with the role keyward.backup or keyward.admin
     #[arg(long, value_name = "FILE", default_value = "./data/admin.key")]
     key_file: PathBuf,
+    /// The format: 1 for programs before format 2, which fails if there is anything that it cannot have
+    #[arg(long, value_name = "NUMBER", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=2))]
+    format: u32,
 }
 
 /// Fetches a backup and prints a summary. After a signal nothing is left behind.
 pub(super) fn run(args: BackupArgs) -> Result<(), Box<dyn Error>> {
-    let BackupArgs { to, server: addr, key_file } = args;
+    let BackupArgs { to, server: addr, key_file, format } = args;
     let to_stdout = to == Path::new("-");
     if to_stdout && io::stdout().is_terminal() {
         return Err("a backup is no text for a terminal: send it to a file or a program".into());
@@ -32,7 +35,7 @@ pub(super) fn run(args: BackupArgs) -> Result<(), Box<dyn Error>> {
     if !addr.is_local() {
         eprintln!("keyward: the key and the backup go to {addr} unencrypted, unless something in between encrypts");
     }
-    let server = Server { addr, key_file };
+    let server = Server { addr, key_file, format };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let fetching = async {
         let mut signals = Signals::listen(&[Caught::Terminate, Caught::Interrupt, Caught::Hangup])?;

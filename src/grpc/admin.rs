@@ -16,7 +16,7 @@ use super::pb;
 use super::session::CallerSession;
 use super::state::StateHandle;
 use super::status::{Refusal, status};
-use crate::authority::{Authority, AuthorityError, Backup, Changed, Resource};
+use crate::authority::{Authority, AuthorityError, Backup, BackupFormat, Changed, Resource};
 
 /// The service.
 pub struct AdminService {
@@ -215,9 +215,18 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
     type BackupStream = BackupStream;
 
     async fn backup(&self, request: Request<pb::BackupRequest>) -> Result<Response<BackupStream>, Status> {
-        answer(&self.state, Action::Backup, request, async |caller, _| {
+        answer(&self.state, Action::Backup, request, async |caller, message| {
             let grant = caller.grant_all_tenants::<access::Backup>().map_err(|_| AuthorityError::Denied)?;
-            Ok(BackupStream(self.authority()?.backup(&grant).await?))
+            let mut fields = Fields::default();
+            let format = match message.format {
+                0 | 2 => Some(BackupFormat::Second),
+                1 => Some(BackupFormat::First),
+                _ => {
+                    fields.wrong("format", "must be 0 for the newest, 1 or 2");
+                    None
+                }
+            };
+            Ok(BackupStream(self.authority()?.backup(&grant, fields.finish(format)?).await?))
         })
         .await
     }

@@ -277,6 +277,13 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
             let reason = "BACKUP_UNDER_WAY";
             return Told { code: Code::ResourceExhausted, reason, message, violations: &[], retry_after };
         }
+        AuthorityError::BackupNeedsSecondFormat => (
+            Code::FailedPrecondition,
+            "BACKUP_NEEDS_FORMAT_2",
+            "there are records that a backup of format 1 cannot have: a key was rotated, suspended until a time or deleted, was \
+             changed by an author that is no key, or a tenant, an owner or an issuer is suspended; make one of format 2"
+                .to_owned(),
+        ),
         AuthorityError::BackupAborted(limit) => (Code::Aborted, "BACKUP_ABORTED", limit.to_string()),
         AuthorityError::BackupFailed(_) => {
             (Code::Unavailable, "BACKUP_FAILED", "the backup could not be made; keyward's log says why".to_owned())

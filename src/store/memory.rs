@@ -21,8 +21,8 @@ use super::bounds::{self, NameKind, NameUses, Pending};
 use super::check::{RecordReader, WriteContext, authorize, check_and_encode};
 use super::engine::{EngineError, LockedEngine, OpenContext, StorageEngine};
 use super::{
-    Backup, BackupError, Bounds, Commit, CommitError, KeyQuery, LogStream, Page, ReadContext, Store, StoreError,
-    WriteHealth,
+    Backup, BackupError, BackupFormat, Bounds, Commit, CommitError, KeyQuery, LogStream, Page, ReadContext, Store,
+    StoreError, WriteHealth,
 };
 use crate::feed::{Feed, Lagged, Subscription};
 
@@ -225,7 +225,7 @@ impl Store for MemoryStore {
         WriteHealth::Writable
     }
 
-    async fn backup(&self, _time: UnixMillis) -> Result<Backup, BackupError> {
+    async fn backup(&self, _time: UnixMillis, _format: BackupFormat) -> Result<Backup, BackupError> {
         Err(BackupError::Failed("what is kept in memory has no backup".into()))
     }
 

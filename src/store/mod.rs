@@ -158,7 +158,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// See [`BackupError`].
-    async fn backup(&self, time: UnixMillis) -> Result<Backup, BackupError>;
+    async fn backup(&self, time: UnixMillis, format: BackupFormat) -> Result<Backup, BackupError>;
 
     /// Refuses new commits, finishes the queued ones, and flushes everything.
     ///
@@ -213,6 +213,16 @@ impl StoreStats {
     }
 }
 
+/// The format of a backup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackupFormat {
+    /// For older programs. It has no record of version 2.
+    First,
+    /// The newest.
+    #[default]
+    Second,
+}
+
 /// A backup in progress.
 #[derive(Debug)]
 pub struct Backup {
@@ -232,6 +242,9 @@ pub enum BackupError {
     /// It exceeded a limit.
     #[error(transparent)]
     Aborted(BackupLimit),
+    /// There are records that the format cannot have.
+    #[error("there are records that a backup of format 1 cannot have")]
+    NeedsSecondFormat,
     /// It failed for the reason given.
     #[error("{0}")]
     Failed(String),

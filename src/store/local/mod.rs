@@ -47,12 +47,13 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
-use keyward_core::record::{KeyRecord, TenantRecord};
+use keyward_core::record::{KeyRecord, LogId, TenantRecord};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use self::cached_stats::CachedStats;
 use self::checkpoint::maintenance::{Maintenance, MaintenanceConfig};
+use self::checkpoint::snapshot::Form;
 use self::committer::queue::{CommitQueue, PushError};
 use self::committer::{CommitProgress, Committer, CommitterConfig, Request};
 use self::disk_probe::DiskProbe;
@@ -68,8 +69,8 @@ use crate::feed::{Feed, Lagged, Subscription};
 use crate::store::administrators::Administrators;
 use crate::store::bounds::{self, NameKind, Pending};
 use crate::store::{
-    Backup, BackupError, Bounds, Commit, CommitError, KeyQuery, LogStream, MaterializedView, Page, PagePermit,
-    ReadContext, Store, StoreError, StoreStats, TableStats, WriteHealth,
+    Backup, BackupError, BackupFormat, Bounds, Commit, CommitError, KeyQuery, LogStream, MaterializedView, Page,
+    PagePermit, ReadContext, Store, StoreError, StoreStats, TableStats, WriteHealth,
 };
 
 pub use self::committer::queue::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX};
@@ -109,6 +110,7 @@ pub struct LocalStore {
     administrators: Arc<Mutex<Administrators>>,
     backing_up: Arc<tokio::sync::Mutex<()>>,
     backup_limits: BackupLimits,
+    log_id: LogId,
     disk_probe: DiskProbe,
     stats: Arc<CachedStats>,
     lists: Arc<FairSemaphore<ActorId>>,
@@ -166,6 +168,7 @@ impl LocalStore {
         let administrators = table::administrators::read(&recovered.table);
         let administrators = administrators.map_err(|error| OpenError::Table(error.into()))?;
         let administrators = Arc::new(Mutex::new(administrators));
+        let log_id = recovered.journal.writer.log_id();
         let next_ordinal = recovered.table.checksums().map_err(OpenError::Table)?.next_ordinal;
         let feed = Feed::starting_after(recovered.journal.position.revision);
         let table = Arc::new(recovered.table);
@@ -180,6 +183,7 @@ impl LocalStore {
             durable: durable_at.clone(),
             view: view.clone(),
             checkpoint: recovered.checkpoint,
+            log_id,
             stats: stats.clone(),
         })?;
         let (committer, progress) = Committer::start(CommitterConfig {
@@ -209,6 +213,7 @@ impl LocalStore {
             administrators,
             backing_up: Arc::default(),
             backup_limits: options.backup,
+            log_id,
             disk_probe,
             stats,
             lists: Arc::new(FairSemaphore::new(LISTS, LISTS_WAITING)),
@@ -383,10 +388,14 @@ impl Store for LocalStore {
         }
     }
 
-    async fn backup(&self, time: UnixMillis) -> Result<Backup, BackupError> {
+    async fn backup(&self, time: UnixMillis, format: BackupFormat) -> Result<Backup, BackupError> {
         let turn = self.backing_up.clone().try_lock_owned().map_err(|_| BackupError::Busy)?;
         self.caught_up().await.map_err(|error| BackupError::Failed(error.to_string()))?;
-        checkpoint::backup::start(self.table.clone(), time, self.backup_limits, turn, self.stats.clone()).await
+        let form = match format {
+            BackupFormat::First => Form::First,
+            BackupFormat::Second => Form::Second(self.log_id),
+        };
+        checkpoint::backup::start(self.table.clone(), form, time, self.backup_limits, turn, self.stats.clone()).await
     }
 
     async fn close(&self) -> Result<(), StoreError> {

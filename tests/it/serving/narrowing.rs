@@ -19,8 +19,8 @@ use keyward::server::addr::ListenAddr;
 use keyward::store::local::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX, LocalStore, LockedDir, StoreOptions};
 use keyward::store::memory::MemoryStore;
 use keyward::store::{
-    Backup, BackupError, Commit, CommitError, KeyQuery, LogStream, Page, ReadContext, RecordWrite, Store, StoreError,
-    WriteHealth,
+    Backup, BackupError, BackupFormat, Commit, CommitError, KeyQuery, LogStream, Page, ReadContext, RecordWrite, Store,
+    StoreError, WriteHealth,
 };
 use keyward_core::access::{Caller, ChangeState, Grant, Identity, Issue};
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
@@ -194,8 +194,8 @@ impl Store for Watched {
         self.inner.write_health().await
     }
 
-    async fn backup(&self, time: UnixMillis) -> Result<Backup, BackupError> {
-        self.inner.backup(time).await
+    async fn backup(&self, time: UnixMillis, format: BackupFormat) -> Result<Backup, BackupError> {
+        self.inner.backup(time, format).await
     }
 
     async fn close(&self) -> Result<(), StoreError> {

@@ -13,35 +13,48 @@ use keyward::store::local::recovery::inspect::inspect;
 use keyward::store::local::recovery::restore::{RestoreError, Restored, Source, restore};
 use keyward::store::local::{LocalStore, LockedDir};
 use keyward::store::record::{decode_key, encode_key};
-use keyward::store::{BackupError, RecordWrite, Store};
+use keyward::store::{BackupError, BackupFormat, RecordWrite, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
-use keyward_core::record::{KeyRecord, State};
+use keyward_core::record::{Hold, KeyRecord, OwnerRecord, State};
+use keyward_core::testing::{rotated, stamp, tenant_record};
 use tempfile::TempDir;
 use tonic::Code;
 use tonic_types::StatusExt;
 use zeroize::Zeroizing;
 
-use crate::support::harness::{Site, error_reason};
+use crate::support::harness::{Site, bad_fields, error_reason};
 use crate::support::local_store::{commit, create, key, open, options};
 
 const SEGMENT_BYTES: u64 = 64 * 1024;
 /// The records of a snapshot begin here: what is before differs in the time, and what is behind, in the hash.
-const HEADER_BYTES: usize = 104;
+const HEADER_BYTES: usize = 120;
 const HASH_BYTES: usize = 32;
-/// What the table has noted: its version and position, sums, and a seal.
-const APPLIED_BYTES: usize = 121;
+/// What the table has noted begins with its version and position, and ends with a seal.
 const POSITION_BYTES: usize = 1 + 8 + 32;
 const SEAL_BYTES: usize = 32;
 
 async fn backup(store: &LocalStore, to: &Path) -> Revision {
-    let mut backup = store.backup(UnixMillis(1_000)).await.unwrap();
+    backup_as(store, BackupFormat::Second, to).await.unwrap()
+}
+
+async fn backup_as(store: &LocalStore, format: BackupFormat, to: &Path) -> Result<Revision, BackupError> {
+    let mut backup = store.backup(UnixMillis(1_000), format).await?;
     let mut bytes = vec![];
     while let Some(piece) = backup.pieces.recv().await {
-        bytes.extend_from_slice(&piece.unwrap());
+        bytes.extend_from_slice(&piece?);
     }
     fs::write(to, bytes).unwrap();
-    backup.revision
+    Ok(backup.revision)
+}
+
+/// Where a snapshot has what the table has noted.
+fn applied_at(bytes: &[u8]) -> usize {
+    let mut at = HEADER_BYTES;
+    while bytes[at] != 0 {
+        at += 5 + u32::from_le_bytes(bytes[at + 1..at + 5].try_into().unwrap()) as usize;
+    }
+    at + 3
 }
 
 fn restored(dir: &TempDir, source: &Source) -> Result<Restored, RestoreError> {
@@ -107,7 +120,7 @@ async fn a_backup_is_every_key_at_one_revision_while_changes_go_on() {
         store.close().await.unwrap();
         let records = |path: &Path| {
             let bytes = fs::read(path).unwrap();
-            let applied = bytes.len() - HASH_BYTES - APPLIED_BYTES;
+            let applied = applied_at(&bytes);
             let sums = &bytes[applied + POSITION_BYTES..bytes.len() - HASH_BYTES - SEAL_BYTES];
             (bytes[HEADER_BYTES..applied].to_vec(), sums.to_vec())
         };
@@ -323,5 +336,55 @@ async fn a_second_backup_at_the_same_time_is_told_to_wait() {
 #[tokio::test]
 async fn what_is_kept_in_memory_has_no_backup() {
     let store = keyward::store::memory::MemoryStore::default();
-    assert!(matches!(store.backup(UnixMillis(0)).await, Err(BackupError::Failed(_))));
+    assert!(matches!(store.backup(UnixMillis(0), BackupFormat::Second).await, Err(BackupError::Failed(_))));
+}
+
+#[tokio::test]
+async fn a_backup_of_format_1_has_all_that_older_programs_know_or_is_refused() {
+    let (dir, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = open(&dir, SEGMENT_BYTES);
+    store.commit(commit(vec![RecordWrite::NewTenant(Box::new(tenant_record("acme")))])).await.unwrap();
+    let made = create(&store, 1).await;
+    let path = files.path().join("backup");
+    let revision = backup_as(&store, BackupFormat::First, &path).await.unwrap();
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!(bytes[8..12], 1_u32.to_le_bytes());
+    let to = tempfile::tempdir().unwrap();
+    assert_eq!(restored(&to, &from(path.clone())).unwrap().revision, revision);
+    let copy = open(&to, SEGMENT_BYTES);
+    let read = copy.key(&made.tenant, &made.key_id).await.unwrap().unwrap();
+    assert_eq!(*read, made);
+    copy.close().await.unwrap();
+
+    // What it cannot have: a record of another kind, and one of version 2.
+    let suspended = Hold { suspended: true, ..Hold::default() };
+    let owner = OwnerRecord {
+        tenant: made.tenant.clone(),
+        owner: "a".into(),
+        hold: suspended,
+        updated: stamp(),
+        revision: Revision(0),
+    };
+    for write in [RecordWrite::RotatedKey(Box::new(rotated(&made, 1))), RecordWrite::Owner(Box::new(owner))] {
+        store.commit(commit(vec![write])).await.unwrap();
+        let refused = backup_as(&store, BackupFormat::First, &files.path().join("none")).await;
+        assert!(matches!(refused, Err(BackupError::NeedsSecondFormat)));
+        assert!(!files.path().join("none").exists());
+    }
+    backup(&store, &path).await;
+    assert_eq!(fs::read(&path).unwrap()[8..12], 2_u32.to_le_bytes());
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_format_that_there_is_not_is_refused() {
+    let site = Site::start().await;
+    let refused = site.admin().backup_as(3).await.unwrap_err();
+    assert_eq!(bad_fields(&refused), ["format"]);
+    for format in 0..=2 {
+        let mut pieces = site.admin().backup_as(format).await.unwrap();
+        let first = pieces.message().await.unwrap().unwrap().piece;
+        assert_eq!(u32::from(first[8]), if format == 0 { 2 } else { format });
+        while pieces.message().await.unwrap().is_some() {}
+    }
 }

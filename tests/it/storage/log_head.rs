@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use keyward::grpc::pb::{self, Reason};
-use keyward::store::Store;
 use keyward::store::local::journal::frame::Frame;
 use keyward::store::local::journal::segment::HEADER_BYTES;
 use keyward::store::local::journal::watermark::WatermarkFault;
@@ -14,6 +13,7 @@ use keyward::store::local::recovery::inspect::inspect;
 use keyward::store::local::recovery::restore::{Source, restore};
 use keyward::store::local::{Expectations, HeadFault, LocalStore, LockedDir, OpenError, StoreOptions};
 use keyward::store::record::pb::JournalEntry;
+use keyward::store::{BackupFormat, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 use keyward_core::head::Head;
@@ -156,7 +156,7 @@ async fn a_log_that_no_longer_reaches_back_to_the_head_says_so() {
     create(&store, 2).await;
     let at_backup = store.head().unwrap();
     let file = to.path().join("backup");
-    let mut backup = store.backup(UnixMillis(1_000)).await.unwrap();
+    let mut backup = store.backup(UnixMillis(1_000), BackupFormat::Second).await.unwrap();
     let mut bytes = vec![];
     while let Some(piece) = backup.pieces.recv().await {
         bytes.extend(piece.unwrap());

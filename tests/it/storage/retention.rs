@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use keyward::store::local::recovery::salvage::salvage;
 use keyward::store::local::{LocalStore, LockedDir, OpenError, Retention, StoreOptions};
-use keyward::store::{RecordWrite, Store};
+use keyward::store::{CommitError, RecordWrite, Store};
 use keyward_core::clock::{ManualClock, UnixMillis};
 use keyward_core::record::{KeyRecord, State};
 use tempfile::TempDir;
@@ -325,4 +325,49 @@ async fn a_salvage_takes_what_a_table_that_was_set_aside_has() {
     assert_eq!((salvaged.keys, salvaged.missing.len()), (u64::from(KEYS), 0));
     drop(locked);
     starts_whole(&dir).await;
+}
+
+#[tokio::test]
+async fn the_id_of_a_purged_key_is_free_again_once_nothing_that_is_kept_is_older() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = try_open(&dir, &keeping(4 * SEGMENT_BYTES)).unwrap();
+    let gone = create(&store, 0).await;
+    let (tenant, key_id) = (gone.tenant.clone(), gone.key_id.clone());
+    let purge = RecordWrite::Purge { tenant, key_id, revision: gone.revision };
+    store.commit(commit(vec![purge])).await.unwrap();
+    let again = || RecordWrite::NewKey(Box::new(KeyRecord { key_id: gone.key_id.clone(), ..key(KEYS) }));
+    let is_taken = async |store: &LocalStore| match store.commit(commit(vec![again()])).await {
+        Err(CommitError::Exists) => true,
+        Ok(_) => false,
+        Err(error) => panic!("{error}"),
+    };
+    // As long as the journal has the key, whatever becomes of the table.
+    for without_table in [false, true] {
+        assert!(is_taken(&store).await);
+        store.close().await.unwrap();
+        drop(store);
+        if without_table {
+            fs::remove_dir_all(dir.path().join("table")).unwrap();
+        }
+        store = try_open(&dir, &keeping(4 * SEGMENT_BYTES)).unwrap();
+    }
+    for number in 1..KEYS {
+        create(&store, number).await;
+        match number {
+            350 => wait_until("a snapshot", || !snapshots(&dir).is_empty()),
+            450 => wait_until("the first segment goes", || !dir.path().join("journal/000000000001.kwj").exists()),
+            _ => {}
+        }
+    }
+    let begun = Instant::now();
+    while is_taken(&store).await {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the mark stays");
+    }
+    store.close().await.unwrap();
+    drop(store);
+    fs::remove_dir_all(dir.path().join("table")).unwrap();
+    let store = try_open(&dir, &keeping(4 * SEGMENT_BYTES)).unwrap();
+    let found = store.key(&gone.tenant, &gone.key_id).await.unwrap().unwrap();
+    assert_eq!(found.secret, key(KEYS).secret);
+    store.close().await.unwrap();
 }

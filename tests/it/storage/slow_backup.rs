@@ -11,7 +11,7 @@ use keyward::remote::{RemoteError, Server};
 use keyward::store::local::checkpoint::snapshot::verify_without_key;
 use keyward::store::local::{BackupLimits, LocalStore, LockedDir, Retention, StoreOptions};
 use keyward::store::record::{decode_key, encode_key};
-use keyward::store::{Backup, BackupError, BackupLimit, RecordWrite, Store};
+use keyward::store::{Backup, BackupError, BackupFormat, BackupLimit, RecordWrite, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 use keyward_core::record::{KeyRecord, KeySpec};
@@ -74,7 +74,7 @@ fn journal_bytes(dir: &TempDir) -> u64 {
 
 /// The keys in a snapshot's bytes, and the versions that they say they have.
 fn versions(bytes: &[u8]) -> BTreeMap<String, u32> {
-    let (mut at, mut found) = (104, BTreeMap::new());
+    let (mut at, mut found) = (120, BTreeMap::new());
     while bytes[at] != 0 {
         let length = u32::from_le_bytes(bytes[at + 1..at + 5].try_into().unwrap()) as usize;
         if bytes[at] == 2 {
@@ -94,7 +94,7 @@ async fn retention_does_not_wait_for_a_backup_that_is_read_slowly() {
     let limits = BackupLimits { time: Duration::MAX, aside_bytes: u64::MAX };
     let limit = 4 * SEGMENT_BYTES;
     let store = store_of(&dir, KEYS, limit, limits).await;
-    let mut backup = store.backup(UnixMillis(1_000)).await.unwrap();
+    let mut backup = store.backup(UnixMillis(1_000), BackupFormat::Second).await.unwrap();
     let mut bytes = vec![];
     let first = || segments(&dir).first().cloned();
     let begun_at = first();
@@ -112,7 +112,10 @@ async fn retention_does_not_wait_for_a_backup_that_is_read_slowly() {
         }
     }
     assert_ne!(first(), begun_at);
-    assert!(matches!(store.backup(UnixMillis(1_000)).await, Err(BackupError::Busy)), "it is still being made");
+    assert!(
+        matches!(store.backup(UnixMillis(1_000), BackupFormat::Second).await, Err(BackupError::Busy)),
+        "it is still being made"
+    );
     bytes.extend(to_its_end(backup).await.unwrap());
     assert!(versions(&bytes).values().all(|version| *version == 0));
     store.close().await.unwrap();
@@ -124,7 +127,7 @@ async fn a_backup_ends_when_too_much_is_put_aside_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let limits = BackupLimits { time: Duration::MAX, aside_bytes: MIB };
     let store = store_of(&dir, KEYS, u64::MAX, limits).await;
-    let mut backup = store.backup(UnixMillis(1_000)).await.unwrap();
+    let mut backup = store.backup(UnixMillis(1_000), BackupFormat::Second).await.unwrap();
     assert!(backup.pieces.recv().await.unwrap().is_ok());
     let mut largest = 0;
     for number in 0..KEYS {
@@ -138,7 +141,7 @@ async fn a_backup_ends_when_too_much_is_put_aside_for_it() {
     let told = to_its_end(backup).await.unwrap_err();
     assert!(matches!(told, BackupError::Aborted(BackupLimit::Aside(MIB))), "{told}");
     assert!(told.to_string().contains("backup_aside_bytes_max"), "{told}");
-    to_its_end(store.backup(UnixMillis(1_000)).await.unwrap()).await.unwrap();
+    to_its_end(store.backup(UnixMillis(1_000), BackupFormat::Second).await.unwrap()).await.unwrap();
     store.close().await.unwrap();
 }
 
@@ -163,7 +166,7 @@ async fn a_backup_and_a_snapshot_at_the_same_time_are_each_of_their_revision() {
     let mut checked = 0;
     for _ in 0..3 {
         let before = snapshots(&dir);
-        let mut backup = store.backup(UnixMillis(1_000)).await.unwrap();
+        let mut backup = store.backup(UnixMillis(1_000), BackupFormat::Second).await.unwrap();
         let (revision, mut bytes) = (backup.revision, backup.pieces.recv().await.unwrap().unwrap());
         // The backup stands still, and at least one snapshot is made beside it.
         while snapshots(&dir).iter().all(|path| before.contains(path)) {
@@ -199,17 +202,20 @@ async fn a_backup_ends_when_its_time_is_over_however_steadily_it_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let limits = BackupLimits { time: Duration::from_secs(600), aside_bytes: u64::MAX };
     let store = store_of(&dir, 4_000, u64::MAX, limits).await;
-    let mut backup = store.backup(UnixMillis(1_000)).await.unwrap();
+    let mut backup = store.backup(UnixMillis(1_000), BackupFormat::Second).await.unwrap();
     for _ in 0..29 {
         advance(Duration::from_secs(20)).await;
         assert!(backup.pieces.recv().await.unwrap().is_ok());
     }
-    assert!(matches!(store.backup(UnixMillis(1_000)).await, Err(BackupError::Busy)), "it goes on after 580 seconds");
+    assert!(
+        matches!(store.backup(UnixMillis(1_000), BackupFormat::Second).await, Err(BackupError::Busy)),
+        "it goes on after 580 seconds"
+    );
     advance(Duration::from_secs(20)).await;
     let told = to_its_end(backup).await.unwrap_err();
     assert!(matches!(told, BackupError::Aborted(BackupLimit::Time(_))), "{told}");
     assert!(told.to_string().contains("10m (backup_time_max)"), "{told}");
-    to_its_end(store.backup(UnixMillis(1_000)).await.unwrap()).await.unwrap();
+    to_its_end(store.backup(UnixMillis(1_000), BackupFormat::Second).await.unwrap()).await.unwrap();
     store.close().await.unwrap();
 }
 
@@ -219,10 +225,10 @@ async fn a_backup_ends_when_nothing_of_it_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let limits = BackupLimits { time: Duration::MAX, aside_bytes: u64::MAX };
     let store = store_of(&dir, 1_000, u64::MAX, limits).await;
-    let mut forgotten = store.backup(UnixMillis(1_000)).await.unwrap();
+    let mut forgotten = store.backup(UnixMillis(1_000), BackupFormat::Second).await.unwrap();
     assert!(forgotten.pieces.recv().await.unwrap().is_ok());
     let again = loop {
-        match store.backup(UnixMillis(1_000)).await {
+        match store.backup(UnixMillis(1_000), BackupFormat::Second).await {
             Err(BackupError::Busy) => advance(Duration::from_secs(1)).await,
             begun => break begun.unwrap(),
         }
@@ -280,7 +286,8 @@ async fn the_command_line_leaves_a_whole_backup_or_nothing() {
     let (mut site, keys) = site_with_large_keys(300).await;
     let files = tempfile::tempdir().unwrap();
     let (to, unfinished) = (files.path().join("keys.kwb"), files.path().join("keys.kwb.new"));
-    let server = Server { addr: site.addr().to_string().parse().unwrap(), key_file: site.dir.path().join("admin.key") };
+    let key_file = site.dir.path().join("admin.key");
+    let server = Server { addr: site.addr().to_string().parse().unwrap(), key_file, format: 0 };
     {
         let mut fetching = std::pin::pin!(keyward::remote::backup(&server, &to));
         while !unfinished.exists() && !to.exists() {

@@ -28,7 +28,7 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::support::harness::{Handle, Issued, START, new_key};
 
 /// The bytes of a snapshot that give its position.
-const HEADER_BYTES: usize = 104;
+const HEADER_BYTES: usize = 120;
 
 /// A server that keeps little of its journal, so that there are snapshots and a checkpoint.
 struct Small {

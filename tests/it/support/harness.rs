@@ -263,7 +263,12 @@ impl Handle {
     }
 
     pub(crate) async fn backup(&self) -> Result<Streaming<pb::BackupResponse>, Status> {
-        let request = self.request(pb::BackupRequest {});
+        self.backup_as(0).await
+    }
+
+    /// A backup of a format; 0 for the newest.
+    pub(crate) async fn backup_as(&self, format: u32) -> Result<Streaming<pb::BackupResponse>, Status> {
+        let request = self.request(pb::BackupRequest { format });
         self.admin.clone().backup(request).await.map(tonic::Response::into_inner)
     }
 

@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, error::Elapsed, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::snapshot::{self, SnapshotError};
+use super::snapshot::{self, Form, SnapshotError};
 use crate::store::local::cached_stats::CachedStats;
 use crate::store::local::options::BackupLimits;
 use crate::store::local::table::Table;
@@ -28,6 +28,7 @@ const READER_PATIENCE: Duration = Duration::from_secs(30);
 /// Begins a backup at the table's current position. `turn` is released before the reader sees the end.
 pub(in crate::store::local) async fn start(
     table: Arc<Table>,
+    form: Form,
     time: UnixMillis,
     limits: BackupLimits,
     turn: OwnedMutexGuard<()>,
@@ -48,7 +49,7 @@ pub(in crate::store::local) async fn start(
     drop(spawn_blocking(move || {
         let (piece, overflowed) = (Vec::with_capacity(PIECE_BYTES), scan.overflowed());
         let mut pieces = Pieces { sender, handle, piece, limits, deadline, overflowed, broke_off: None };
-        let written = snapshot::write(&mut scan, snapshot::Form::First, table.checksum_key(), time, &mut pieces);
+        let written = snapshot::write(&mut scan, form, table.checksum_key(), time, &mut pieces);
         // Before the reader sees the end, so that it may ask for the next backup.
         drop(scan);
         drop(turn);
@@ -74,6 +75,7 @@ fn of_scan(error: ScanError) -> BackupError {
 fn of_snapshot(error: SnapshotError) -> BackupError {
     match error {
         SnapshotError::SnapshotScan(error) => of_scan(error),
+        SnapshotError::NeedsSecondForm => BackupError::NeedsSecondFormat,
         error => BackupError::Failed(error.to_string()),
     }
 }

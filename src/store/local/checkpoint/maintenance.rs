@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::event::Revision;
+use keyward_core::record::LogId;
 use parking_lot::Mutex;
 
 use super::index_checkpoint::{Checkpoint, CheckpointKey};
@@ -53,6 +54,8 @@ pub(in crate::store::local) struct MaintenanceConfig<'a> {
     pub(in crate::store::local) view: Arc<dyn MaterializedView>,
     /// The checkpoint that the view was filled from.
     pub(in crate::store::local) checkpoint: Option<Checkpoint>,
+    /// The id of the log, which its snapshots have.
+    pub(in crate::store::local) log_id: LogId,
     /// Cached values for metrics.
     pub(in crate::store::local) stats: Arc<CachedStats>,
 }
@@ -71,6 +74,7 @@ pub(super) struct MaintenanceContext {
     pub(in crate::store::local) segment_bytes: u64,
     pub(in crate::store::local) retention: Retention,
     pub(in crate::store::local) clock: Arc<dyn Clock>,
+    log_id: LogId,
     stats: Arc<CachedStats>,
     pub(super) stopping: Arc<AtomicBool>,
 }
@@ -97,7 +101,7 @@ impl Waker {
 
 impl Maintenance {
     pub(in crate::store::local) fn start(parts: MaintenanceConfig<'_>) -> io::Result<Self> {
-        let MaintenanceConfig { dir, options, table, durable, view, checkpoint, stats } = parts;
+        let MaintenanceConfig { dir, options, table, durable, view, checkpoint, log_id, stats } = parts;
         let stopping = Arc::new(AtomicBool::new(false));
         let context = MaintenanceContext {
             journal: dir.journal(),
@@ -111,6 +115,7 @@ impl Maintenance {
             segment_bytes: options.segment_bytes,
             retention: options.retention,
             clock: options.clock.clone(),
+            log_id,
             stats,
             stopping: stopping.clone(),
         };
@@ -263,8 +268,8 @@ impl MaintenanceContext {
         let covered = covered(&snapshots).min(self.view.revision());
         sealed.truncate(expired);
         sealed.retain(|segment| segment.end.revision <= covered);
-        let Some(last) = sealed.last() else { return Ok(()) };
-        self.checkpoint_past(last.end.revision, checkpoint)?;
+        let Some(beginning) = sealed.last().map(|last| last.end.revision) else { return Ok(()) };
+        self.checkpoint_past(beginning, checkpoint)?;
         // Neither the watermark nor the table may depend on what is deleted.
         self.table.flush()?;
         File::open(&self.watermark)?.sync_all()?;
@@ -274,6 +279,11 @@ impl MaintenanceContext {
             sync_parent(&segment.path)?;
         }
         tracing::info!(segments = sealed.len(), revision = covered.0, "older segments of the journal have gone");
+        let forgotten =
+            self.table.forget_purge_marks(beginning).map_err(ScanError::from).map_err(SnapshotError::from)?;
+        if forgotten > 0 {
+            tracing::info!(keys = forgotten, "the ids of purged keys may be used again");
+        }
         Ok(())
     }
 
@@ -316,7 +326,7 @@ impl MaintenanceContext {
         let key = self.table.checksum_key();
         let (contents, path) = snapshot::create(
             &mut scan,
-            snapshot::Form::First,
+            snapshot::Form::Second(self.log_id),
             key,
             self.clock.now(),
             &self.snapshots,

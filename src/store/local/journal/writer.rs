@@ -104,6 +104,12 @@ impl CleanEnd {
 }
 
 impl Writer {
+    /// The id of the log.
+    #[must_use]
+    pub fn log_id(&self) -> LogId {
+        self.log
+    }
+
     /// A meter for the disk's free space.
     ///
     /// When the system refuses another file descriptor.

@@ -26,6 +26,7 @@ mod index_keys;
 mod intersection;
 mod list_turns;
 mod pre_images;
+mod purge_marks;
 pub(super) mod readers;
 mod row;
 mod row_transaction;
