@@ -20,7 +20,7 @@ use crate::server::addr::ListenAddr;
 use crate::store::Bounds;
 use crate::store::local::checkpoint::snapshot;
 use crate::store::local::disk_space::free_bytes;
-use crate::store::local::journal::scan::{scan_between, segment_numbers, segment_path, segment_start};
+use crate::store::local::journal::scan::{Piece, scan_between, segment_numbers, segment_path, segment_start};
 use crate::store::local::journal::{ChainKey, Position};
 use crate::store::local::recovery::inspect::inspect;
 use crate::store::local::recovery::offline_append::{MintError, OfflineLog};
@@ -202,7 +202,8 @@ pub fn journal(
     let (first, last) = wanted.into_inner();
     let until = (last < Revision(u64::MAX)).then_some(last);
     let after = Revision(first.0.saturating_sub(1));
-    let read = scan_between(&dir.journal(), &key, after, until, |entries: Vec<pb::JournalEntry>, _| {
+    let read = scan_between(&dir.journal(), &key, after, until, |read: Piece<pb::JournalEntry>| {
+        let Piece::Entries(entries, _) = read else { return };
         for entry in entries.into_iter().filter(|entry| (first.0..=last.0).contains(&entry.revision)) {
             visit(JournalLine {
                 revision: Revision(entry.revision),

@@ -9,13 +9,15 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use crc::{CRC_32_ISCSI, Crc};
+use keyward::store::local::fuzz_targets::watermarks;
 use keyward::store::local::journal::frame::{FRAME_BYTES_READ_MAX, Frame, FrameBuilder};
 use keyward::store::local::journal::scan::{scan_after, segment_path, verify};
-use keyward::store::local::journal::segment::{HeaderError, SealKey, SegmentHeader};
+use keyward::store::local::journal::segment::{HeaderError, LineHeader, SealKey, SegmentHeader};
 use keyward::store::local::journal::{Chain, ChainKey, Position};
 use keyward::store::record::pb::{JournalEntry, Redo, redo};
+use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
-use keyward_core::record::LogId;
+use keyward_core::record::{LineRecord, LogId};
 use zeroize::Zeroizing;
 
 /// Bytes of a frame before and after its payload.
@@ -58,7 +60,16 @@ fn check_header(data: &[u8]) {
     let revision = u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|at| fields[at])) >> 1;
     let chain = Chain(std::array::from_fn(|at| fields[8 + at]));
     let log = LogId(std::array::from_fn(|at| fields[40 + at]));
-    let header = SegmentHeader::after(Position { revision: Revision(revision), chain }, log);
+    let position = Position { revision: Revision(revision), chain };
+    let header = if rest.len() % 2 == 0 {
+        SegmentHeader::after(position, log)
+    } else {
+        let base = LineRecord::base_after(position.revision).expect("half of all revisions");
+        let line = LineRecord { log_id: log, ended: position.revision, base, time: UnixMillis(0) };
+        let line = *LineHeader::new(&line, &position.chain, &key()).header();
+        assert!(line.follows(&position, None, &key()) && !line.follows(&line.start, None, &key()));
+        line
+    };
     let mut bytes = [&header.encode(&seals)[..], rest].concat();
     assert_eq!(SegmentHeader::read(&bytes, &seals), Ok(header), "what was written is refused");
     let other = SealKey::of(&ChainKey(Zeroizing::new([0x12; 32])));
@@ -123,7 +134,7 @@ fn check_scan(data: &[u8]) {
     let (lengths, damage) = rest.split_at(rest.len().min(usize::from(count % 6)));
     let (written, frames) = frames_of(lengths);
     let log = (how / 5 % 2 == 1).then_some(LogId([0x33; 16]));
-    let header = SegmentHeader { start: Position::START, log };
+    let header = SegmentHeader { start: Position::START, log, ended: None };
     let sound = [header.encode(&SealKey::of(&key())), frames.concat()].concat();
     let mut segment = sound.clone();
     let at = usize::from(u16::from_le_bytes([a1, a2])) % segment.len();
@@ -170,7 +181,8 @@ fn check_scan(data: &[u8]) {
 }
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| match data.split_first() {
-    Some((0..128, rest)) => check_frame(rest),
+    Some((127, rest)) => watermarks(rest),
+    Some((0..127, rest)) => check_frame(rest),
     Some((_, rest)) => check_scan(rest),
     None => {}
 });

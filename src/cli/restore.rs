@@ -19,6 +19,10 @@ pub(super) struct RestoreArgs {
     /// from it
     #[arg(long, value_name = "DIR")]
     journal: Option<PathBuf>,
+    /// Goes on with the log of that journal, instead of beginning a new line of revisions: only if the old
+    /// server is gone for good
+    #[arg(long, requires = "journal", conflicts_with = "to_revision")]
+    same_line: bool,
     /// The last revision to restore [default: all that is there]
     #[arg(long, value_name = "REVISION")]
     to_revision: Option<u64>,
@@ -29,7 +33,8 @@ pub(super) struct RestoreArgs {
 /// Restores, and prints what was restored.
 pub(super) fn run(args: RestoreArgs) -> Result<(), Box<dyn Error>> {
     let (settings, _log) = args.data.settings(Flags::default())?;
-    let source = Source { backup: args.from, journal: args.journal, to: args.to_revision.map(Revision) };
+    let (to, same_line) = (args.to_revision.map(Revision), args.same_line);
+    let source = Source { backup: args.from, journal: args.journal, to, same_line };
     let restored = restore_backup(&settings, &source)?;
     let has_journal = source.journal.is_some();
     println!(
@@ -39,6 +44,8 @@ pub(super) fn run(args: RestoreArgs) -> Result<(), Box<dyn Error>> {
         restored.backup.keys,
         restored.backup.header.position.revision
     );
+    let line = if same_line { "its line" } else { "a new line" };
+    println!("the log goes on in {line}, from revision {}", restored.own);
     let ByState { active, disabled, revoked } = restored.keys;
     println!(
         "everything after revision {} of {} is missing; there are {} keys: {active} active, {disabled} disabled, {revoked} revoked",

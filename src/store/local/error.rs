@@ -202,6 +202,12 @@ pub enum OpenError {
         advice = advice(.0)
     )]
     Table(TableError),
+    /// No line can follow one so high.
+    #[error("the log has revision {revision}, and no line of revisions can begin past it")]
+    NoLineLeft {
+        /// The highest revision.
+        revision: Revision,
+    },
     /// There is no randomness for the id of a new log.
     #[error(transparent)]
     Entropy(#[from] EntropyError),
@@ -256,6 +262,7 @@ impl OpenError {
             | Self::NoWatermark { .. }
             | Self::OtherHead { .. }
             | Self::Table(_)
+            | Self::NoLineLeft { .. }
             | Self::Entropy(_)
             | Self::Io(_) => false,
         }

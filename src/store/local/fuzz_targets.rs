@@ -16,6 +16,8 @@ use zeroize::Zeroizing;
 
 use super::checkpoint::index_checkpoint::{self, CheckpointKey};
 use super::checkpoint::snapshot::{self, Contents, Form, Header, SnapshotError};
+use super::journal::segment::SealKey;
+use super::journal::watermark::{self, Acknowledged};
 use super::journal::{Chain, ChainKey, Position};
 use super::table::Row;
 use super::table::checksums::{ChecksumKey, Checksums};
@@ -155,6 +157,26 @@ fn round_trip_snapshot(data: &[u8], form: Form, key: &ChecksumKey) {
     let bit = u32::from_le_bytes(*flip) as usize % (8 * file.len());
     file[bit / 8] ^= 1 << (bit % 8);
     assert!(read_snapshot(&file, None).is_err(), "bit {bit} was flipped");
+}
+
+/// Watermarks: what is written is read again, a flipped bit is noticed, and what was not sealed with the key
+/// says nothing of a log.
+pub fn watermarks(data: &[u8]) {
+    let seals = SealKey::of(&chain_key());
+    if let Acknowledged::Sealed(position, log) = watermark::decode(data, &seals) {
+        assert_eq!(watermark::encode(&position, log, &seals)[..80], data[..80], "nobody else can seal it");
+    }
+    let mut rest = Cursor(data);
+    let (Some(revision), Some(chain), Some(log), Some(flip)) = (rest.u64(), rest.array(), rest.array(), rest.u32())
+    else {
+        return;
+    };
+    let (position, log) = (Position { revision: Revision(revision), chain: Chain(chain) }, LogId(log));
+    let mut bytes = watermark::encode(&position, log, &seals);
+    assert_eq!(watermark::decode(&bytes, &seals), Acknowledged::Sealed(position, log), "what was written is refused");
+    let bit = flip as usize % (80 * 8);
+    bytes[bit / 8] ^= 1 << (bit % 8);
+    assert_eq!(watermark::decode(&bytes, &seals), Acknowledged::Nothing, "bit {bit} was flipped");
 }
 
 /// A view of some chunks.

@@ -7,7 +7,7 @@ use std::thread::Builder;
 use keyward_core::event::{Change, Revision};
 use tokio::sync::mpsc;
 
-use super::journal::scan::{scan_between, segment_numbers, segment_path, segment_start};
+use super::journal::scan::{Piece, scan_between, segment_numbers, segment_path, segment_start};
 use super::journal::{ChainKey, JournalError};
 use super::recovery::rebuild::rows_of;
 use crate::store::record::pb;
@@ -69,7 +69,8 @@ impl<S: Fn(Result<Vec<Arc<Change>>, StoreError>) -> bool> LogReader<S> {
     /// second one is not looked at: the committer may be writing it.
     fn read_segment(&self, after: Revision, until: Revision) -> Result<bool, StoreError> {
         let mut outcome = Ok(true);
-        let visit = |entries: Vec<_>, _| {
+        let visit = |piece: Piece<_>| {
+            let Piece::Entries(entries, _) = piece else { return };
             if matches!(outcome, Ok(true)) {
                 outcome = changes_of(&entries, after).map(|batch| batch.is_empty() || (self.send)(Ok(batch)));
             }

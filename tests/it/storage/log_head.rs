@@ -168,7 +168,7 @@ async fn a_log_that_no_longer_reaches_back_to_the_head_says_so() {
 
     // Its journal begins where the backup ends.
     let data = to.path().join("data");
-    let source = Source { backup: file, journal: Some(dir.path().join("journal")), to: None };
+    let source = Source { backup: file, journal: Some(dir.path().join("journal")), to: None, same_line: false };
     restore(&LockedDir::lock_empty(&data, None).unwrap(), &options(SEGMENT_BYTES), &|_| true, &source).unwrap();
     let try_open = |head| {
         let expectations = Expectations { head: Some(head), ..Expectations::default() };

@@ -10,6 +10,7 @@ mod full_disk;
 mod index;
 pub(crate) mod index_checkpoint;
 mod interner;
+mod lines;
 mod log_head;
 mod restores;
 pub(crate) mod retention;

@@ -263,14 +263,15 @@ async fn a_restore_says_what_is_missing_until_something_has_changed() {
     let to = old.target();
     let (out, error) = bare(to.path());
     let lines: Vec<_> = out.lines().collect();
-    assert_eq!(lines.len(), 4, "{out}{error}");
+    assert_eq!(lines.len(), 5, "{out}{error}");
     assert!(lines[0].ends_with("restored to revision 4, from a backup of 4 keys at revision 4"), "{out}");
+    assert_eq!(lines[1], "the log goes on in a new line, from revision 1099511627777");
     assert_eq!(
-        lines[1],
+        lines[2],
         "everything after revision 4 of 2026-01-01T00:00:00Z is missing; there are 4 keys: 4 active, 0 disabled, 0 revoked"
     );
-    assert!(lines[2].contains("disabled or revoked since then work again"), "{out}");
-    assert!(lines[3].contains("--journal DIR"), "{out}");
+    assert!(lines[3].contains("disabled or revoked since then work again"), "{out}");
+    assert!(lines[4].contains("--journal DIR"), "{out}");
     fs::copy(old.site.dir.path().join("admin.key"), to.path().join("admin.key")).unwrap();
     let admin = fs::read_to_string(to.path().join("admin.key")).unwrap().trim().to_owned();
     for change in [false, true] {

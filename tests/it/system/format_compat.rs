@@ -103,7 +103,11 @@ async fn make(name: &str) {
             fs::remove_file(site.dir.path().join(part)).unwrap();
         }
         fs::rename(site.dir.path().join("admin.key"), to.join("admin.key")).unwrap();
-        restore_backup(&small_settings(site.dir.path()), &Source { backup: file, journal: None, to: None }).unwrap();
+        restore_backup(
+            &small_settings(site.dir.path()),
+            &Source { backup: file, journal: None, to: None, same_line: false },
+        )
+        .unwrap();
         fs::rename(to.join("admin.key"), site.dir.path().join("admin.key")).unwrap();
         site.try_start().await.unwrap();
         let request =
@@ -267,7 +271,7 @@ async fn every_backup_there_has_been_is_restored_for_ever() {
         let dir = tempfile::tempdir().unwrap();
         fs::copy(golden.join("data/pepper"), dir.path().join("pepper")).unwrap();
         private(&dir.path().join("pepper"));
-        let source = Source { backup: golden.join("backup"), journal: None, to: None };
+        let source = Source { backup: golden.join("backup"), journal: None, to: None, same_line: false };
         restore_backup(&small_settings(dir.path()), &source).unwrap();
         is_whole(dir.path());
         fs::copy(golden.join("data/admin.key"), dir.path().join("admin.key")).unwrap();

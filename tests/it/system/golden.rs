@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
 use keyward::store::local::journal::frame::{Frame, FrameBuilder};
-use keyward::store::local::journal::segment::{HeaderError, SealKey, SegmentHeader};
+use keyward::store::local::journal::segment::{HeaderError, LineHeader, SealKey, SegmentHeader};
 use keyward::store::local::journal::{ChainKey, Position};
 use keyward::store::local::table::Row;
 use keyward::store::record::{
@@ -323,7 +323,7 @@ fn holds_header(name: &str, header: SegmentHeader) {
 fn journal_frames_are_written_and_read_as_ever() {
     let key = ChainKey(Zeroizing::new([0x11; 32]));
     let start = Position::START;
-    holds_header("journal/segment-header-v1.hex", SegmentHeader { start, log: None });
+    holds_header("journal/segment-header-v1.hex", SegmentHeader { start, log: None, ended: None });
     holds_header("journal/segment-header-v2.hex", SegmentHeader::after(start, LOG));
 
     let entry = |revision, method: &str, target: &str, record| pb::JournalEntry {
@@ -346,8 +346,13 @@ fn journal_frames_are_written_and_read_as_ever() {
     let frame = Frame::read(&golden).unwrap();
     assert_eq!(frame.bytes, golden.len());
     assert_eq!(frame.verify_after(&start, &key), Ok((entries, end)));
-    holds_header("journal/second-segment-header-v1.hex", SegmentHeader { start: end, log: None });
+    holds_header("journal/second-segment-header-v1.hex", SegmentHeader { start: end, log: None, ended: None });
     holds_header("journal/second-segment-header-v2.hex", SegmentHeader::after(end, LOG));
+    let base = Revision(3 * LineRecord::REVISIONS);
+    let line = LineRecord { log_id: LogId([0x44; 16]), ended: end.revision, base, time: UnixMillis(0) };
+    let header = *LineHeader::new(&line, &end.chain, &key).header();
+    holds_header("journal/line-header-v2.hex", header);
+    assert!(header.follows(&end, Some(LOG), &key));
 
     let other = ChainKey(Zeroizing::new([0x12; 32]));
     assert!(frame.verify_after::<pb::JournalEntry>(&start, &other).is_err(), "another key's chain does not verify");

@@ -16,7 +16,8 @@
 //!    has a keyed seal too, with the id of its log. It protects against a segment of another log, and against
 //!    a beginning that was invented.
 //! 4. **Revisions without gaps**, in entries, frames and segment headers; file numbers too. They protect
-//!    against a frame or a file that is missing, doubled or out of place.
+//!    against a frame or a file that is missing, doubled or out of place. Only a line may begin further on,
+//!    in a segment whose header says so and whose chain is derived from the one before.
 //! 5. **Zeros after the last frame.** A segment is made of zeros that were written, not only reserved, and
 //!    frames begin at multiples of 8. So a byte that is not zero after the last frame is a torn frame or
 //!    damage, never an older frame; and fdatasync has no metadata to commit.
@@ -103,6 +104,7 @@ use std::path::PathBuf;
 use crc::{CRC_32_ISCSI, Crc, Table};
 use keyward_core::event::Revision;
 use keyward_core::head::Head;
+use keyward_core::record::LogId;
 use zeroize::Zeroizing;
 
 /// The checksum of everything in the journal: CRC-32C (Castagnoli).
@@ -121,6 +123,15 @@ impl Chain {
     #[must_use]
     pub fn after(&self, key: &ChainKey, entry: &[u8]) -> Self {
         Self(*blake3::Hasher::new_keyed(&key.0).update(&self.0).update(entry).finalize().as_bytes())
+    }
+
+    /// The hash before the first entry of a line, which has this base and goes on behind a log of this hash.
+    #[must_use]
+    pub fn of_line(&self, key: &ChainKey, log: LogId, base: Revision) -> Self {
+        let mut hasher = blake3::Hasher::new_keyed(&key.0);
+        // No entry begins like that: in its message it would be a group that ends before it has begun.
+        hasher.update(&self.0).update(b"line").update(&log.0).update(&base.0.to_le_bytes());
+        Self(*hasher.finalize().as_bytes())
     }
 }
 

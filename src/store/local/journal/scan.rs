@@ -25,6 +25,8 @@ pub struct End {
     pub position: Position,
     /// The log of the last segment. `None`: there is no segment of version 2.
     pub log: Option<LogId>,
+    /// The revisions between two lines, in order: after the first, up to the second, there is no change.
+    pub gaps: Vec<(Revision, Revision)>,
     /// The last segment, if there is one. The writer continues there, or behind it if it is of version 1.
     pub segment: Option<SegmentEnd>,
 }
@@ -33,7 +35,20 @@ impl End {
     /// Of a journal without a segment, whose first entry is to follow a position.
     #[must_use]
     pub fn at(start: Position) -> Self {
-        Self { start, position: start, log: None, segment: None }
+        Self { start, position: start, log: None, gaps: vec![], segment: None }
+    }
+
+    /// How many changes come after a revision.
+    #[must_use]
+    pub fn changes_after(&self, revision: Revision) -> u64 {
+        let gaps = self.gaps.iter().map(|&(ended, base)| base.0.saturating_sub(ended.0.max(revision.0)));
+        self.position.revision.0.saturating_sub(revision.0).saturating_sub(gaps.sum())
+    }
+
+    /// Goes on with a segment that was read.
+    fn extend(&mut self, next: Scanned) {
+        self.gaps.extend(next.header.ended.map(|ended| (ended, next.header.start.revision)));
+        (self.position, self.log, self.segment) = (next.end, next.header.log, Some(next.segment));
     }
 }
 
@@ -50,6 +65,15 @@ pub struct SegmentEnd {
     pub last_frame: u64,
     /// Bytes after `offset` that a crash left, which were never acknowledged and must be zeroed.
     pub torn: u64,
+}
+
+/// What a scan passes on, in order.
+#[derive(Debug)]
+pub enum Piece<E> {
+    /// The header of a segment.
+    Segment(SegmentHeader),
+    /// The entries of a frame, and the position after it.
+    Entries(Vec<E>, Position),
 }
 
 /// The path of a segment.
@@ -81,10 +105,9 @@ pub fn verify_and_visit<E: Entry>(
     let numbers = segment_numbers(dir)?;
     // A segment ends where the next one begins. If that cannot be read, the scan reports it.
     let ends = |at: usize| numbers.get(at + 1).and_then(|&next| segment_start(&segment_path(dir, next)).ok());
-    let visit = |entries, at: Position| {
-        if at.revision > after {
-            visit(entries);
-        }
+    let visit = |read| match read {
+        Piece::Entries(entries, at) if at.revision > after => visit(entries),
+        Piece::Entries(..) | Piece::Segment(_) => {}
     };
     let reader = SegmentReader::new(dir, key, None);
     let progress = Mutex::new(Progress::begin("reading the journal, in segments", numbers.len() as u64));
@@ -99,7 +122,7 @@ pub fn verify_and_visit<E: Entry>(
         // Each segment is read from the position in its header; whether they fit together is checked at the
         // end.
         let scanned = if ends(at).is_some_and(|end| end.revision <= after) {
-            reader.segment(number, last, None, on_position, |_: Vec<EntryRevision>, _| {})
+            reader.segment(number, last, None, on_position, |_: Piece<EntryRevision>| {})
         } else {
             reader.segment(number, last, None, on_position, visit)
         };
@@ -108,7 +131,7 @@ pub fn verify_and_visit<E: Entry>(
         scanned.ok().map(|scanned| (scanned, found_positions))
     });
     drop(progress);
-    if let Some(whole) = joined(scanned) {
+    if let Some(whole) = joined(scanned, key) {
         return Ok(whole);
     }
     // Read again in order, to report the first error.
@@ -119,18 +142,18 @@ pub fn verify_and_visit<E: Entry>(
 }
 
 /// Joins segments, if each follows the one before it.
-fn joined(scanned: Vec<Option<(Scanned, HashSet<Position>)>>) -> Option<(End, HashSet<Position>)> {
+fn joined(scanned: Vec<Option<(Scanned, HashSet<Position>)>>, key: &ChainKey) -> Option<(End, HashSet<Position>)> {
     let mut whole = (End::at(Position::START), HashSet::new());
     let (end, found) = &mut whole;
     for next in scanned {
         let (next, found_positions) = next?;
         match &end.segment {
             None => end.start = next.header.start,
-            Some(before) if before.number + 1 == next.segment.number && next.header.follows(&end.position, end.log) => {
-            }
+            Some(before)
+                if before.number + 1 == next.segment.number && next.header.follows(&end.position, end.log, key) => {}
             Some(_) => return None,
         }
-        (end.position, end.log, end.segment) = (next.end, next.header.log, Some(next.segment));
+        end.extend(next);
         found.extend(found_positions);
     }
     Some(whole)
@@ -145,7 +168,7 @@ pub fn scan_after<E: Entry>(
     dir: &Path,
     key: &ChainKey,
     revision: Revision,
-    visit: impl FnMut(Vec<E>, Position),
+    mut visit: impl FnMut(Vec<E>, Position),
 ) -> Result<End, JournalError> {
     let mut numbers = segment_numbers(dir)?;
     while let Some(&next) = numbers.get(1)
@@ -153,6 +176,10 @@ pub fn scan_after<E: Entry>(
     {
         numbers.remove(0);
     }
+    let visit = |read| match read {
+        Piece::Entries(entries, at) => visit(entries, at),
+        Piece::Segment(_) => {}
+    };
     SegmentReader::new(dir, key, None).segments(&numbers, |_| {}, visit)
 }
 
@@ -166,7 +193,7 @@ pub fn scan_between<E: Entry>(
     key: &ChainKey,
     after: Revision,
     until: Option<Revision>,
-    visit: impl FnMut(Vec<E>, Position),
+    visit: impl FnMut(Piece<E>),
 ) -> Result<End, JournalError> {
     let numbers = segment_numbers(dir)?;
     let begins = |number: &u64| segment_start(&segment_path(dir, *number)).is_ok_and(|at| at.revision <= after);
@@ -189,6 +216,17 @@ fn header_bytes(path: &Path) -> Result<Vec<u8>, JournalError> {
     let mut header = Vec::with_capacity(HEADER_BYTES);
     File::open(path).map_err(io)?.take(HEADER_BYTES as u64).read_to_end(&mut header).map_err(io)?;
     Ok(header)
+}
+
+/// The highest revision that a sealed header proves, in any segment, whatever else is damaged.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn proven_revision(dir: &Path, key: &ChainKey) -> Result<Revision, JournalError> {
+    let seals = SealKey::of(key);
+    let headers = segment_numbers(dir)?.into_iter().filter_map(|number| header_bytes(&segment_path(dir, number)).ok());
+    let sealed = headers.filter_map(|bytes| SegmentHeader::read(&bytes, &seals).ok().filter(|it| it.log.is_some()));
+    Ok(sealed.map(|header| header.start.revision).max().unwrap_or(Revision(0)))
 }
 
 /// The segments' numbers, in order.
@@ -228,13 +266,13 @@ impl<'a> SegmentReader<'a> {
         Self { dir, key, seals: SealKey::of(key), until }
     }
 
-    /// Reads segments in order. Calls `on_position` with the position after each entry, and `visit` with each
-    /// frame's entries and the position after it.
+    /// Reads segments in order. Calls `on_position` with the position after each entry and at the beginning
+    /// of each line, and `visit` with what is read.
     fn segments<E: Entry>(
         &self,
         numbers: &[u64],
         mut on_position: impl FnMut(Position),
-        mut visit: impl FnMut(Vec<E>, Position),
+        mut visit: impl FnMut(Piece<E>),
     ) -> Result<End, JournalError> {
         let start = match numbers.first() {
             Some(&first) => segment_start(&segment_path(self.dir, first))?,
@@ -250,8 +288,8 @@ impl<'a> SegmentReader<'a> {
                 return Err(JournalError::Gap { path: segment_path(self.dir, expected), after: end.position.revision });
             }
             let last = numbers.last() == Some(&number);
-            let scanned = self.segment(number, last, Some(&end), &mut on_position, &mut visit)?;
-            end = End { start, position: scanned.end, log: scanned.header.log, segment: Some(scanned.segment) };
+            let before = end.segment.is_some().then_some(&end);
+            end.extend(self.segment(number, last, before, &mut on_position, &mut visit)?);
             progress.advance(1);
         }
         Ok(end)
@@ -264,7 +302,7 @@ impl<'a> SegmentReader<'a> {
         last: bool,
         before: Option<&End>,
         mut on_position: impl FnMut(Position),
-        mut visit: impl FnMut(Vec<E>, Position),
+        mut visit: impl FnMut(Piece<E>),
     ) -> Result<Scanned, JournalError> {
         let path = segment_path(self.dir, number);
         let mut bytes = Vec::new();
@@ -277,9 +315,13 @@ impl<'a> SegmentReader<'a> {
         };
         let revision = before.map_or(Revision(0), |before| before.position.revision);
         let header = SegmentHeader::read(&bytes, &self.seals).map_err(|wrong| wrong.in_file(&path, revision))?;
-        if before.is_some_and(|before| !header.follows(&before.position, before.log)) {
+        if before.is_some_and(|before| !header.follows(&before.position, before.log, self.key)) {
             return Err(does_not_follow(&path, revision));
         }
+        if header.ended.is_some() {
+            on_position(header.start);
+        }
+        visit(Piece::Segment(header));
         let mut end = header.start;
         let damaged = |offset: usize, what, end: &Position| JournalError::Damaged {
             path: path.clone(),
@@ -296,7 +338,7 @@ impl<'a> SegmentReader<'a> {
         {
             let followed = frame.verify_each(&end, self.key, &mut on_position);
             let (entries, next) = followed.map_err(|what| damaged(offset, what, &end))?;
-            visit(entries, next);
+            visit(Piece::Entries(entries, next));
             end = next;
             last_frame = offset;
             offset += frame.bytes;
@@ -362,7 +404,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let frame = long_frame(&Position::START, PAYLOAD_BYTES_READ_MAX, &key);
         let write = |log| {
-            let header = SegmentHeader { start: Position::START, log }.encode(&SealKey::of(&key));
+            let header = SegmentHeader { start: Position::START, log, ended: None }.encode(&SealKey::of(&key));
             fs::write(segment_path(dir.path(), 1), [&header[..], &frame, &[0; 64]].concat()).unwrap();
         };
         write(None);

@@ -3,7 +3,8 @@
 //! ```text
 //! version 2, 128 bytes: "KEYWARDJ" │ version u32 │ 0 u32 │ first revision u64 │ chain before it, 32 bytes
 //!                       │ CRC-32C of the 56 bytes before u32 │ 0 u32 │ log id, 16 bytes
-//!                       │ last revision before the line u64 │ flags u32 │ 0 u32 │ seal, 32 bytes
+//!                       │ last revision before the line u64 │ flags u32: 1 begins a line │ 0 u32
+//!                       │ seal, 32 bytes
 //! version 1, 64 bytes:  the first two lines, without the log id
 //! ```
 //!
@@ -13,7 +14,7 @@
 use std::fmt;
 
 use keyward_core::event::Revision;
-use keyward_core::record::LogId;
+use keyward_core::record::{LineRecord, LogId};
 use zeroize::Zeroizing;
 
 use super::frame::{PAYLOAD_BYTES_MAX, PAYLOAD_BYTES_READ_MAX};
@@ -34,6 +35,11 @@ const MAGIC: &[u8; 8] = b"KEYWARDJ";
 const CHECKED_BYTES: usize = 56;
 /// What the seal covers.
 const SEALED_BYTES: usize = 96;
+
+/// Offset of the last revision before the line.
+const ENDED_AT: usize = 80;
+/// A flag.
+const BEGINS_A_LINE: u32 = 1;
 
 /// The key of the seals of segment headers and watermarks.
 #[derive(Clone)]
@@ -66,6 +72,44 @@ pub struct SegmentHeader {
     pub start: Position,
     /// The log that it is of. `None`: it is of version 1, which has none.
     pub log: Option<LogId>,
+    /// If it begins a line: the last revision of the lines before that the log has, with all before it. The
+    /// revision of `start` is the base of the line.
+    pub ended: Option<Revision>,
+}
+
+/// The header of a segment that begins a line.
+#[derive(Clone, Copy, Debug)]
+pub struct LineHeader {
+    header: SegmentHeader,
+    log: LogId,
+}
+
+impl LineHeader {
+    /// That of a line behind a log of this chain.
+    #[must_use]
+    pub fn new(line: &LineRecord, before: &Chain, key: &ChainKey) -> Self {
+        let start = Position { revision: line.base, chain: before.of_line(key, line.log_id, line.base) };
+        let header = SegmentHeader { start, log: Some(line.log_id), ended: Some(line.ended) };
+        Self { header, log: line.log_id }
+    }
+
+    /// A header, if it begins a line.
+    #[must_use]
+    pub fn of(header: SegmentHeader) -> Option<Self> {
+        header.ended.and(header.log).map(|log| Self { header, log })
+    }
+
+    /// The header.
+    #[must_use]
+    pub fn header(&self) -> &SegmentHeader {
+        &self.header
+    }
+
+    /// The log of the line.
+    #[must_use]
+    pub fn log(&self) -> LogId {
+        self.log
+    }
 }
 
 /// Why a segment's header is rejected.
@@ -83,7 +127,7 @@ impl SegmentHeader {
     /// The header of a segment of a log that begins after a position.
     #[must_use]
     pub fn after(start: Position, log: LogId) -> Self {
-        Self { start, log: Some(log) }
+        Self { start, log: Some(log), ended: None }
     }
 
     /// Its bytes: [`HEADER_BYTES`], or [`HEADER_BYTES_V1`] if it has no log id.
@@ -97,7 +141,11 @@ impl SegmentHeader {
         let crc = CRC32C.checksum(&bytes[..CHECKED_BYTES]).to_le_bytes();
         bytes[CHECKED_BYTES..CHECKED_BYTES + 4].copy_from_slice(&crc);
         if let Some(log) = self.log {
-            bytes[HEADER_BYTES_V1..HEADER_BYTES_V1 + 16].copy_from_slice(&log.0);
+            bytes[HEADER_BYTES_V1..ENDED_AT].copy_from_slice(&log.0);
+            if let Some(ended) = self.ended {
+                bytes[ENDED_AT..ENDED_AT + 8].copy_from_slice(&ended.0.to_le_bytes());
+                bytes[ENDED_AT + 8..ENDED_AT + 12].copy_from_slice(&BEGINS_A_LINE.to_le_bytes());
+            }
             let seal = key.seal(&bytes[..SEALED_BYTES]);
             bytes[SEALED_BYTES..].copy_from_slice(seal.as_bytes());
         }
@@ -132,13 +180,17 @@ impl SegmentHeader {
         let revision = rest.u64().and_then(|first| first.checked_sub(1)).ok_or(HeaderError::Damaged)?;
         let start = Position { revision: Revision(revision), chain: Chain(rest.array().ok_or(HeaderError::Damaged)?) };
         match version {
-            1 => Ok(Self { start, log: None }),
+            1 => Ok(Self { start, log: None, ended: None }),
             VERSION => {
                 let header = bytes.first_chunk::<HEADER_BYTES>().ok_or(HeaderError::Damaged)?;
                 let mut rest = Cursor(&header[HEADER_BYTES_V1..]);
-                let log = LogId(rest.array().ok_or(HeaderError::Damaged)?);
-                match rest.take(SEALED_BYTES - HEADER_BYTES_V1 - 16) {
-                    Some(unused) if unused.iter().all(|byte| *byte == 0) => Ok(Self { start, log: Some(log) }),
+                let log = Some(LogId(rest.array().ok_or(HeaderError::Damaged)?));
+                let ended = Revision(rest.u64().ok_or(HeaderError::Damaged)?);
+                match (rest.u32(), rest.u32()) {
+                    (Some(0), Some(0)) if ended == Revision(0) => Ok(Self { start, log, ended: None }),
+                    (Some(BEGINS_A_LINE), Some(0)) if is_base(start.revision) && ended < start.revision => {
+                        Ok(Self { start, log, ended: Some(ended) })
+                    }
                     _ => Err(HeaderError::Damaged),
                 }
             }
@@ -158,23 +210,44 @@ impl SegmentHeader {
         if self.log.is_some() { PAYLOAD_BYTES_MAX } else { PAYLOAD_BYTES_READ_MAX }
     }
 
-    /// Whether its segment goes on from a position of a log. `None` for the log: the position is in a segment
-    /// of version 1.
+    /// Whether its segment goes on from a position of a log, in its line or in a later one. `None` for the
+    /// log: the position is in a segment of version 1.
     #[must_use]
-    pub fn follows(&self, position: &Position, log: Option<LogId>) -> bool {
-        // From the first segment of version 2 on there is no other, and none of another log.
-        self.start == *position && (log.is_none() || self.log == log)
+    pub fn follows(&self, position: &Position, log: Option<LogId>, key: &ChainKey) -> bool {
+        match (self.ended, self.log) {
+            (Some(ended), Some(line)) => {
+                let chain = position.chain.of_line(key, line, self.start.revision);
+                ended == position.revision && chain == self.start.chain
+            }
+            // From the first segment of version 2 on there is no other, and none of another log.
+            _ => self.start == *position && (log.is_none() || self.log == log),
+        }
     }
+}
+
+fn is_base(revision: Revision) -> bool {
+    revision != Revision(0) && revision.0.is_multiple_of(LineRecord::REVISIONS)
 }
 
 #[cfg(test)]
 mod tests {
+    use keyward_core::clock::UnixMillis;
+
     use super::*;
 
     const LOG: LogId = LogId([5; 16]);
 
     fn key(byte: u8) -> SealKey {
-        SealKey::of(&ChainKey(Zeroizing::new([byte; 32])))
+        SealKey::of(&chain_key(byte))
+    }
+
+    fn chain_key(byte: u8) -> ChainKey {
+        ChainKey(Zeroizing::new([byte; 32]))
+    }
+
+    fn line(log: LogId, ended: u64, number: u64) -> LineRecord {
+        let base = Revision(number * LineRecord::REVISIONS);
+        LineRecord { log_id: log, ended: Revision(ended), base, time: UnixMillis(0) }
     }
 
     fn at(revision: u64) -> Position {
@@ -183,23 +256,25 @@ mod tests {
 
     #[test]
     fn every_bit_of_a_header_is_covered_by_its_seal() {
-        let header = SegmentHeader::after(at(7), LOG);
-        let bytes = header.encode(&key(1));
-        assert_eq!((bytes.len(), SegmentHeader::read(&bytes, &key(1))), (HEADER_BYTES, Ok(header)));
-        assert_eq!(SegmentHeader::read(&bytes, &key(2)), Err(HeaderError::Unsealed), "another pepper file");
-        for bit in 0..HEADER_BYTES * 8 {
-            let mut flipped = bytes.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(SegmentHeader::read(&flipped, &key(1)).is_err(), "bit {bit}");
-        }
-        for length in 0..HEADER_BYTES {
-            assert!(SegmentHeader::read(&bytes[..length], &key(1)).is_err(), "{length} bytes");
+        let of_line = *LineHeader::new(&line(LOG, 7, 3), &at(7).chain, &chain_key(1)).header();
+        for header in [SegmentHeader::after(at(7), LOG), of_line] {
+            let bytes = header.encode(&key(1));
+            assert_eq!((bytes.len(), SegmentHeader::read(&bytes, &key(1))), (HEADER_BYTES, Ok(header)));
+            assert_eq!(SegmentHeader::read(&bytes, &key(2)), Err(HeaderError::Unsealed), "another pepper file");
+            for bit in 0..HEADER_BYTES * 8 {
+                let mut flipped = bytes.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                assert!(SegmentHeader::read(&flipped, &key(1)).is_err(), "bit {bit}");
+            }
+            for length in 0..HEADER_BYTES {
+                assert!(SegmentHeader::read(&bytes[..length], &key(1)).is_err(), "{length} bytes");
+            }
         }
     }
 
     #[test]
     fn a_segment_of_another_log_or_of_version_1_does_not_follow_one_of_version_2() {
-        let first = SegmentHeader { start: at(7), log: None };
+        let first = SegmentHeader { start: at(7), log: None, ended: None };
         let (second, other) = (SegmentHeader::after(at(7), LOG), SegmentHeader::after(at(7), LogId([6; 16])));
         for (header, log, follows) in [
             (first, None, true),
@@ -208,8 +283,33 @@ mod tests {
             (other, Some(LOG), false),
             (first, Some(LOG), false),
         ] {
-            assert_eq!(header.follows(&at(7), log), follows, "{header:?} after {log:?}");
-            assert!(!header.follows(&at(8), log));
+            assert_eq!(header.follows(&at(7), log, &chain_key(1)), follows, "{header:?} after {log:?}");
+            assert!(!header.follows(&at(8), log, &chain_key(1)));
         }
+    }
+
+    #[test]
+    fn a_line_follows_the_end_of_the_lines_before_alone() {
+        let (other, key) = (LogId([6; 16]), chain_key(1));
+        let header = *LineHeader::new(&line(other, 7, 3), &at(7).chain, &key).header();
+        assert_eq!(header.start.revision, Revision(3 << 40));
+        for log in [None, Some(LOG)] {
+            assert!(header.follows(&at(7), log, &key));
+            assert!(!header.follows(&at(8), log, &key), "of another revision");
+            let fork = Position { chain: Chain([8; 32]), ..at(7) };
+            assert!(!header.follows(&fork, log, &key), "of another log");
+        }
+        for wrong in [
+            SegmentHeader { log: Some(LOG), ..header },
+            SegmentHeader { start: Position { revision: Revision(4 << 40), ..header.start }, ..header },
+        ] {
+            assert!(!wrong.follows(&at(7), Some(LOG), &key), "{wrong:?}");
+        }
+        // A base is a multiple of the revisions in a line.
+        let odd = SegmentHeader { start: Position { revision: Revision(7 << 39), ..header.start }, ..header };
+        assert_eq!(
+            SegmentHeader::read(&odd.encode(&super::SealKey::of(&key)), &SealKey::of(&key)),
+            Err(HeaderError::Damaged)
+        );
     }
 }

@@ -137,6 +137,11 @@ impl Watermark {
         self.file.write_all_at(&encode(position, self.log, &self.seals), 0).map_err(with_path(&self.path))
     }
 
+    /// Goes on with the line of another log.
+    pub(in crate::store::local) fn set_log(&mut self, log: LogId) {
+        self.log = log;
+    }
+
     /// Makes the last position and the file's name durable.
     pub(in crate::store::local) fn sync(&self) -> io::Result<()> {
         self.file.sync_all().and_then(|()| sync_parent(&self.path)).map_err(with_path(&self.path))
@@ -156,7 +161,7 @@ fn read_from(file: &File, seals: &SealKey) -> io::Result<Acknowledged> {
     Ok(decode(&bytes[..read], seals))
 }
 
-fn encode(position: &Position, log: LogId, seals: &SealKey) -> [u8; BYTES] {
+pub(in crate::store::local) fn encode(position: &Position, log: LogId, seals: &SealKey) -> [u8; BYTES] {
     let mut bytes = [0; BYTES];
     bytes[..4].copy_from_slice(MAGIC);
     bytes[4..8].copy_from_slice(&VERSION.to_le_bytes());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use keyward_core::record::LogId;
 
 use super::scan::{End, SegmentEnd, segment_path};
-use super::segment::{SealKey, SegmentHeader};
+use super::segment::{LineHeader, SealKey, SegmentHeader};
 use super::{JournalError, Position};
 use crate::store::local::disk_space::{DiskSpace, DiskSpaceMeter, FreeBytes};
 use crate::util::files::{NewFile, private_options};
@@ -36,6 +36,16 @@ pub enum SpaceError {
     DiskFull(JournalError),
     /// The state of the disk is unknown: the process must end.
     Unknown(JournalError),
+}
+
+impl SpaceError {
+    /// The cause, for a caller who does not go on either way.
+    #[must_use]
+    pub fn into_inner(self) -> JournalError {
+        match self {
+            Self::DiskFull(error) | Self::Unknown(error) => error,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -80,20 +90,34 @@ impl CleanEnd {
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn into_writer(
+    pub fn into_writer(self, room: (u64, FreeBytes), log: LogId, seals: SealKey) -> Result<Writer, JournalError> {
+        let header = SegmentHeader::after(self.position, log);
+        self.begin_unless_there(room, &header, log, seals)
+    }
+
+    /// As [`CleanEnd::into_writer`], in a journal without segments: the first one has this header.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn begin_line(self, room: (u64, FreeBytes), line: &LineHeader, seals: SealKey) -> Result<Writer, JournalError> {
+        self.begin_unless_there(room, line.header(), line.log(), seals)
+    }
+
+    fn begin_unless_there(
         self,
         (segment_bytes, free_bytes): (u64, FreeBytes),
+        header: &SegmentHeader,
         log: LogId,
         seals: SealKey,
     ) -> Result<Writer, JournalError> {
-        let Self { dir, dir_file, position, segment, next } = self;
+        let Self { dir, dir_file, position: _, segment, next } = self;
         let io = |e| JournalError::io(&dir, e);
         let segment = match segment {
             Some(segment) => segment,
             None => {
                 let (_, room) =
                     DiskSpaceMeter::new(dir_file.try_clone().map_err(io)?, free_bytes).measure().map_err(io)?;
-                let header = SegmentHeader::after(position, log).encode(&seals);
+                let header = header.encode(&seals);
                 let segment = Segment::create(&dir, next, new_segment_bytes(segment_bytes, room), 0, &header)?;
                 dir_file.sync_all().map_err(io)?;
                 segment
@@ -117,6 +141,16 @@ impl Writer {
         Ok(DiskSpaceMeter::new(self.dir_file.try_clone()?, free_bytes))
     }
 
+    /// Begins a line, with a segment of its own.
+    ///
+    /// # Errors
+    /// When there is no space. See [`SpaceError`].
+    pub fn begin_line(&mut self, line: &LineHeader, room: DiskSpace) -> Result<(), SpaceError> {
+        self.begin_segment(line.header(), 0, room)?;
+        self.log = line.log();
+        Ok(())
+    }
+
     /// Ensures that the current segment has space for a frame of this length, by beginning a new one if need
     /// be. Returns whether it did. `before` is the position that the frame follows.
     ///
@@ -126,10 +160,14 @@ impl Writer {
         if self.segment.offset + frame_bytes as u64 <= self.segment.bytes {
             return Ok(false);
         }
+        self.begin_segment(&SegmentHeader::after(*before, self.log), frame_bytes as u64, room)?;
+        Ok(true)
+    }
+
+    fn begin_segment(&mut self, header: &SegmentHeader, frame_bytes: u64, room: DiskSpace) -> Result<(), SpaceError> {
         let bytes = new_segment_bytes(self.segment_bytes, room);
         let number = self.segment.number + 1;
-        let header = SegmentHeader::after(*before, self.log).encode(&self.seals);
-        let segment = Segment::create(&self.dir, number, bytes, frame_bytes as u64, &header);
+        let segment = Segment::create(&self.dir, number, bytes, frame_bytes, &header.encode(&self.seals));
         let segment = segment.map_err(SpaceError::DiskFull)?;
         if cfg!(not(feature = "fault-skip-dir-sync")) {
             self.dir_file.sync_all().map_err(|e| SpaceError::Unknown(JournalError::io(&self.dir, e)))?;
@@ -137,7 +175,7 @@ impl Writer {
         #[cfg(feature = "fault-ack-before-sync")]
         self.segment.file.sync_data().map_err(|e| SpaceError::Unknown(JournalError::io(&self.segment.path, e)))?;
         self.segment = segment;
-        Ok(true)
+        Ok(())
     }
 
     /// Appends a frame that fits, and makes it durable.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use keyward_core::event::Revision;
 use keyward_core::head::Head;
+use keyward_core::record::LineRecord;
 
 use super::recover::{check_beginning, head_fault, read_table};
 use crate::store::local::checkpoint::index_checkpoint::{self, Checkpoint, CheckpointKey};
@@ -187,9 +188,23 @@ fn of_journal(dir: &LockedDir, end: &End) -> Result<Finding, OpenError> {
     let torn = end.segment.as_ref().filter(|segment| segment.torn > 0);
     let torn =
         torn.map_or("", |_| "; a crash tore a change that was never acknowledged, and the next start cuts it off");
-    let span =
-        if first > last { format!("nothing past revision {last}") } else { format!("revisions {first} to {last}") };
-    Ok(Finding::fine(dir.journal().display(), format_args!("{span}, in segments: {segments}; the chain holds{torn}")))
+    let span = match (end.changes_after(end.start.revision), &*end.gaps) {
+        (0, _) => format!("nothing past revision {last}"),
+        (_, []) => format!("revisions {first} to {last}"),
+        (_, gaps) => spans(end.start.revision, gaps, last),
+    };
+    let log = end.log.map_or(String::new(), |log| format!("; line {}, log {log}", LineRecord::number_of(last)));
+    let says = format_args!("{span}, in segments: {segments}; the chain holds{log}{torn}");
+    Ok(Finding::fine(dir.journal().display(), says))
+}
+
+/// The revisions of each line that has any.
+fn spans(start: Revision, gaps: &[(Revision, Revision)], last: Revision) -> String {
+    let begins = [start].into_iter().chain(gaps.iter().map(|&(_, base)| base));
+    let ends = gaps.iter().map(|&(ended, _)| ended).chain([last]);
+    let lines = begins.zip(ends).filter(|(start, end)| start < end);
+    let told: Vec<_> = lines.map(|(start, end)| format!("{} to {end}", start.next())).collect();
+    format!("revisions {}", told.join(", "))
 }
 
 fn of_watermark(dir: &LockedDir, watermark: Acknowledged, end: &End, found_positions: &HashSet<Position>) -> Finding {
@@ -224,7 +239,7 @@ fn of_watermark(dir: &LockedDir, watermark: Acknowledged, end: &End, found_posit
 fn of_place(part: &str, at: Position, keys: u64, end: &End, found_positions: &HashSet<Position>) -> Finding {
     let Revision(revision) = at.revision;
     if found_positions.contains(&at) {
-        let lacks = end.position.revision.0 - revision;
+        let lacks = end.changes_after(at.revision);
         let behind = if lacks == 0 { String::new() } else { format!(", {lacks} changes before the journal's end") };
         return Finding::fine(part, format_args!("whole, {keys} keys at revision {revision}{behind}"));
     }

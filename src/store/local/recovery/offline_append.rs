@@ -4,12 +4,13 @@
 //! The directory is opened as in a start, with all checks, and one entry is appended to the journal. The next
 //! start adds it to the table.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::ActorId;
-use keyward_core::record::{KeyRecord, State};
+use keyward_core::record::{KeyRecord, LineRecord, LogId, State};
 
 use super::recover::{Recovered, TablePolicy, recover};
 use crate::store::local::dir::LockedDir;
@@ -17,10 +18,12 @@ use crate::store::local::disk_space::DiskSpace;
 use crate::store::local::error::OpenError;
 use crate::store::local::journal::frame::FrameBuilder;
 use crate::store::local::journal::scan::scan_after;
+use crate::store::local::journal::segment::LineHeader;
 use crate::store::local::journal::writer::SpaceError;
 use crate::store::local::journal::{ChainKey, Position};
 use crate::store::local::options::StoreOptions;
-use crate::store::record::{encode_key, pb};
+use crate::store::local::table::Row;
+use crate::store::record::{encode_key, pb, redo};
 use crate::store::{ChunkWriter, MaterializedView};
 
 /// The entry that ends a restore.
@@ -107,10 +110,29 @@ impl OfflineLog {
         Ok(self.append(method, target, time, redo)?)
     }
 
-    /// Appends the entry that ends a restore.
-    pub(super) fn append_restore(self, what: String, time: UnixMillis) -> Result<Revision, OpenError> {
+    /// Appends the entry that ends a restore: the first one of a line of this log past a revision, or the
+    /// next one of the line that is there.
+    pub(super) fn append_restore(
+        mut self,
+        what: String,
+        time: UnixMillis,
+        line: Option<(LogId, Revision)>,
+    ) -> Result<Revision, OpenError> {
         let time = time.max(self.latest_time());
-        self.append(RESTORE, what, time, vec![])
+        let mut redo = vec![];
+        if let Some((log_id, past)) = line {
+            let journal = &mut self.recovered.journal;
+            let ended = journal.position.revision;
+            let past = past.max(ended);
+            let base = LineRecord::base_after(past).ok_or(OpenError::NoLineLeft { revision: past })?;
+            let line = LineRecord { log_id, ended, base, time };
+            let header = LineHeader::new(&line, &journal.position.chain, &journal.key);
+            journal.writer.begin_line(&header, self.room).map_err(SpaceError::into_inner)?;
+            journal.position = header.header().start;
+            self.recovered.watermark.set_log(log_id);
+            redo.push(line_redo(&line));
+        }
+        self.append(RESTORE, what, time, redo)
     }
 
     fn append(
@@ -136,15 +158,19 @@ impl OfflineLog {
         frame.push(&entry, &journal.key);
         let end = frame.end();
         let frame = frame.finish()?;
-        journal.writer.ensure_space(frame.len(), &before, self.room).map_err(|error| match error {
-            SpaceError::DiskFull(error) | SpaceError::Unknown(error) => error,
-        })?;
+        journal.writer.ensure_space(frame.len(), &before, self.room).map_err(SpaceError::into_inner)?;
         journal.writer.append(&frame)?;
         // In the order of every commit: first the journal, then the watermark.
         self.recovered.watermark.note(&end)?;
         self.recovered.watermark.sync()?;
         Ok(end.revision)
     }
+}
+
+/// The record of a line, as its first entry has it.
+pub(super) fn line_redo(line: &LineRecord) -> pb::Redo {
+    let Row { record, bytes, .. } = Row::of(Record::Line(Arc::new(*line)));
+    redo(&record, bytes)
 }
 
 /// Logs a warning after a restore, until something has been changed.

@@ -96,7 +96,7 @@ pub(super) fn catch_up(
     if applied == end.position {
         return Ok(true);
     }
-    let lacking = end.position.revision.0 - applied.revision.0;
+    let lacking = end.changes_after(applied.revision);
     tracing::info!(from = applied.revision.0, to = end.position.revision.0, "bringing the table up to the journal");
     let progress = Progress::begin("replaying the journal, in changes", lacking);
     let mut replay = Replay { table, view, end: end.position, progress, rows: vec![], failed: None };

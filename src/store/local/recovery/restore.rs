@@ -15,6 +15,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use keyward_core::clock::UnixMillis;
 use keyward_core::digest::PepperId;
 use keyward_core::event::{Record, Revision};
+use keyward_core::record::LogId;
 use prost::Message;
 
 use super::offline_append::{ByState, OfflineLog};
@@ -25,10 +26,10 @@ use crate::store::local::dir::LockedDir;
 use crate::store::local::disk_space::DiskSpace;
 use crate::store::local::error::OpenError;
 use crate::store::local::journal::frame::FrameBuilder;
-use crate::store::local::journal::scan::{End, scan_between};
-use crate::store::local::journal::segment::SealKey;
+use crate::store::local::journal::scan::{End, Piece, proven_revision, scan_between};
+use crate::store::local::journal::segment::{LineHeader, SealKey, SegmentHeader};
 use crate::store::local::journal::watermark::Watermark;
-use crate::store::local::journal::writer::{CleanEnd, SpaceError, Writer};
+use crate::store::local::journal::writer::{CleanEnd, Writer};
 use crate::store::local::journal::{ChainKey, JournalError, Position};
 use crate::store::local::options::StoreOptions;
 use crate::store::local::table::checksums::ChecksumKey;
@@ -44,6 +45,9 @@ pub struct Source {
     pub journal: Option<PathBuf>,
     /// The last revision to restore. `None`: all.
     pub to: Option<Revision>,
+    /// Whether to go on in the line of the journal, with its log id, instead of beginning one: only for the
+    /// whole journal of a server that does not run any more.
+    pub same_line: bool,
 }
 
 /// Why nothing was restored.
@@ -94,6 +98,22 @@ pub enum RestoreError {
         /// The last revision there.
         to: Revision,
     },
+    /// The whole line cannot be had.
+    #[error(
+        "{path}, byte {byte}: the journal ends with a change that does not read: a crash tore it, or it was acknowledged and is \
+         damaged; so the restored log cannot go on in the same line (--same-line)"
+    )]
+    TornEnd {
+        /// The last segment.
+        path: PathBuf,
+        /// Where in the file.
+        byte: u64,
+    },
+    /// Nothing says where the line ends.
+    #[error(
+        "only with the whole journal of the old server (--journal, and no --to-revision) can the restored log go on in the same line"
+    )]
+    PartOfALine,
     /// The backup is newer than the wanted revision.
     #[error("the backup has revision {from} and cannot go back to {wanted}; take an older backup")]
     TooNew {
@@ -112,8 +132,10 @@ pub enum RestoreError {
 pub struct Restored {
     /// What the backup held.
     pub backup: Contents,
-    /// The last restored revision of the old log. The restore's own entry has the next one.
+    /// The last restored revision of the old log.
     pub revision: Revision,
+    /// The revision of the restore's own entry: the first one of a line, or the next one of the same.
+    pub own: Revision,
     /// The time of that revision: when the backup was made, or of its change.
     pub time: UnixMillis,
     /// The number of keys.
@@ -160,19 +182,32 @@ pub fn restore(
     source: &Source,
 ) -> Result<Restored, RestoreError> {
     let key = ChainKey(options.chain_key.clone());
-    let (from, peppers) = survey(&key, source)?;
+    if source.same_line && (source.journal.is_none() || source.to.is_some()) {
+        return Err(RestoreError::PartOfALine);
+    }
+    let Survey { from, peppers, log } = survey(&key, source)?;
     if let Some(&pepper) = peppers.iter().find(|&&pepper| !knows(pepper)) {
         return Err(RestoreError::ForeignPepper { pepper });
     }
     dir.remove_unfinished_restore()?;
-    let made = make(&dir.restoring(), options, &key, source, from);
+    let made = make(&dir.restoring(), options, &key, source, (from, log));
     let restored = made.inspect_err(|_| drop(dir.remove_unfinished_restore()))?;
     dir.finish_restore()?;
     Ok(restored)
 }
 
-/// Reads everything to be restored. Returns the position of the backup, and the peppers that its keys need.
-fn survey(key: &ChainKey, source: &Source) -> Result<(Position, HashSet<PepperId>), RestoreError> {
+/// What is to be restored.
+struct Survey {
+    /// The position of the backup.
+    from: Position,
+    /// The peppers that the keys need.
+    peppers: HashSet<PepperId>,
+    /// The log of the backup, if the journal says it.
+    log: Option<LogId>,
+}
+
+/// Reads everything to be restored.
+fn survey(key: &ChainKey, source: &Source) -> Result<Survey, RestoreError> {
     let of_backup = |error| RestoreError::Backup { path: source.backup.clone(), source: error };
     let mut peppers = HashSet::new();
     let file = File::open(&source.backup).map_err(|error| of_backup(error.into()))?;
@@ -181,9 +216,9 @@ fn survey(key: &ChainKey, source: &Source) -> Result<(Position, HashSet<PepperId
         Ok::<_, SnapshotError>(())
     });
     let from = contents.map_err(of_backup)?.header.position;
-    let mut copy = JournalCopy { writer: None, key, from, at: from, source, peppers, time: None, failed: None };
+    let mut copy = JournalCopy { peppers, ..JournalCopy::new(None, key, from, source) };
     copy.run()?;
-    Ok((from, copy.peppers))
+    Ok(Survey { from, peppers: copy.peppers, log: copy.log })
 }
 
 fn peppers_of(record: &Record) -> impl Iterator<Item = PepperId> + use<> {
@@ -200,26 +235,30 @@ fn make(
     options: &StoreOptions,
     key: &ChainKey,
     source: &Source,
-    from: Position,
+    (from, log): (Position, Option<LogId>),
 ) -> Result<Restored, RestoreError> {
     create_private_dir(fresh)?;
     let dir = LockedDir::lock_new(fresh)?;
     create_private_dir(&dir.journal())?;
     let backup = copy_backup(&dir, &ChecksumKey::of(key), &source.backup)?;
     let clean_end = CleanEnd::make(&dir.journal(), &End::at(from)).map_err(OpenError::from)?;
-    let (log, seals) = (new_log_id(&*options.entropy).map_err(OpenError::from)?, SealKey::of(key));
-    let room = (options.segment_bytes, options.free_bytes);
-    let writer = clean_end.into_writer(room, log, seals.clone()).map_err(OpenError::from)?;
-    let writer = Some(writer);
-    let mut copy =
-        JournalCopy { writer, key, from, at: from, source, peppers: HashSet::new(), time: None, failed: None };
+    let new_log = || new_log_id(&*options.entropy).map_err(OpenError::from);
+    let log = log.or(backup.header.log_id).map_or_else(new_log, Ok)?;
+    // Without changes to copy, its segment stays empty: it only says where the history ends.
+    let segment_bytes = if source.journal.is_some() { options.segment_bytes } else { 0 };
+    let (seals, room) = (SealKey::of(key), (segment_bytes, options.free_bytes));
+    let mut writer = clean_end.into_writer(room, log, seals.clone()).map_err(OpenError::from)?;
+    let mut copy = JournalCopy::new(Some(&mut writer), key, from, source);
     copy.run()?;
     let (at, time) = (copy.at, copy.time.unwrap_or(backup.header.time));
-    drop(copy);
-    drop(Watermark::begin(&dir.watermark(), &at, log, seals)?);
+    drop(Watermark::begin(&dir.watermark(), &at, writer.log_id(), seals)?);
+    drop(writer);
+    // Past every revision of the old log, also of those lines that are not restored.
+    let past = source.journal.as_deref().map_or(Ok(Revision(0)), |journal| proven_revision(journal, key))?;
+    let line = if source.same_line { None } else { Some((new_log()?, past)) };
     let log = OfflineLog::build(&dir, options)?;
-    let restored = Restored { backup, revision: at.revision, time, keys: log.keys() };
-    log.append_restore(restored.to_string(), options.clock.now())?;
+    let mut restored = Restored { backup, revision: at.revision, own: at.revision, time, keys: log.keys() };
+    restored.own = log.append_restore(restored.to_string(), options.clock.now(), line)?;
     Ok(restored)
 }
 
@@ -238,7 +277,7 @@ fn copy_backup(dir: &LockedDir, key: &ChecksumKey, backup: &Path) -> Result<Cont
 
 /// Copies changes into a new journal, or only reads them if there is no writer.
 struct JournalCopy<'a> {
-    writer: Option<Writer>,
+    writer: Option<&'a mut Writer>,
     key: &'a ChainKey,
     /// Where the backup ends.
     from: Position,
@@ -247,12 +286,19 @@ struct JournalCopy<'a> {
     source: &'a Source,
     /// The peppers that keys in the changes need.
     peppers: HashSet<PepperId>,
+    /// The log of the backup, if the journal says it.
+    log: Option<LogId>,
     /// The time of the last copied change.
     time: Option<UnixMillis>,
     failed: Option<RestoreError>,
 }
 
-impl JournalCopy<'_> {
+impl<'a> JournalCopy<'a> {
+    fn new(writer: Option<&'a mut Writer>, key: &'a ChainKey, from: Position, source: &'a Source) -> Self {
+        let peppers = HashSet::new();
+        Self { writer, key, from, at: from, source, peppers, log: None, time: None, failed: None }
+    }
+
     fn run(&mut self) -> Result<(), RestoreError> {
         let (from, wanted) = (self.from.revision, self.source.to);
         if let Some(wanted) = wanted.filter(|wanted| *wanted < from) {
@@ -260,13 +306,14 @@ impl JournalCopy<'_> {
         }
         let journal = self.source.journal.as_deref();
         if let Some(journal) = journal {
-            let end = scan_between(journal, self.key, from, wanted, |entries: Vec<pb::JournalEntry>, to| {
-                self.take(&entries, to)
-            })?;
+            let end = scan_between(journal, self.key, from, wanted, |read: Piece<pb::JournalEntry>| self.take(read))?;
             self.failed.take().map_or(Ok(()), Err)?;
             let torn =
-                end.segment.filter(|last| last.torn > 0 && wanted.is_none_or(|wanted| self.at.revision < wanted));
+                end.segment.filter(|last| last.torn > 0 && wanted.is_none_or(|wanted| end.position.revision < wanted));
             if let Some(torn) = torn {
+                if self.source.same_line {
+                    return Err(RestoreError::TornEnd { path: torn.path, byte: torn.offset });
+                }
                 tracing::warn!(
                     path = %torn.path.display(), byte = torn.offset, after = self.at.revision.0,
                     "what comes next in the journal does not read: a crash tore it, or it was acknowledged and is damaged"
@@ -283,13 +330,37 @@ impl JournalCopy<'_> {
         }
     }
 
-    /// Copies the entries of a frame, which leads to `to`.
-    fn take(&mut self, entries: &[pb::JournalEntry], to: Position) {
-        if self.failed.is_none() && to.revision > self.from.revision {
-            self.failed = self.append(entries, to).err();
+    fn take(&mut self, read: Piece<pb::JournalEntry>) {
+        if self.failed.is_some() {
+            return;
+        }
+        match read {
+            Piece::Segment(header) => self.failed = self.take_header(header).err(),
+            Piece::Entries(entries, to) if to.revision > self.from.revision => {
+                self.failed = self.append(&entries, to).err();
+            }
+            Piece::Entries(..) => {}
         }
     }
 
+    /// Begins a line that the journal has behind what was copied, if any of it is wanted.
+    fn take_header(&mut self, header: SegmentHeader) -> Result<(), RestoreError> {
+        let base = header.start.revision;
+        let line = LineHeader::of(header).filter(|_| base > self.from.revision);
+        let Some(line) = line else {
+            self.log = self.log.or(header.log);
+            return Ok(());
+        };
+        if self.source.to.is_none_or(|to| to > base) && header.follows(&self.at, None, self.key) {
+            if let Some(writer) = &mut self.writer {
+                writer.begin_line(&line, DiskSpace::Ok).map_err(|error| OpenError::from(error.into_inner()))?;
+            }
+            self.at = header.start;
+        }
+        Ok(())
+    }
+
+    /// Copies the entries of a frame, which leads to `to`.
     fn append(&mut self, entries: &[pb::JournalEntry], to: Position) -> Result<(), RestoreError> {
         let follows = entries.first().is_some_and(|first| first.revision == self.at.revision.next().0);
         let whole = follows.then(|| self.frames(entries)).transpose()?;
@@ -307,9 +378,8 @@ impl JournalCopy<'_> {
         }
         if let Some(writer) = &mut self.writer {
             for (before, frame) in &frames.bytes {
-                writer.ensure_space(frame.len(), before, DiskSpace::Ok).map_err(|error| match error {
-                    SpaceError::DiskFull(error) | SpaceError::Unknown(error) => OpenError::from(error),
-                })?;
+                let space = writer.ensure_space(frame.len(), before, DiskSpace::Ok);
+                space.map_err(|error| OpenError::from(error.into_inner()))?;
                 writer.append(frame).map_err(OpenError::from)?;
             }
         }
@@ -357,10 +427,9 @@ mod tests {
         let key = ChainKey(Zeroizing::new([7; 32]));
         let entry = |revision| pb::JournalEntry { revision, target: "x".repeat(3_000), ..Default::default() };
         let entries: Vec<_> = (1..=1_000).map(entry).collect();
-        let source = Source { backup: PathBuf::new(), journal: None, to: None };
-        let (from, at, peppers) = (Position::START, Position::START, HashSet::new());
-        let copy =
-            JournalCopy { writer: None, key: &key, from, at, source: &source, peppers, time: None, failed: None };
+        let source = Source { backup: PathBuf::new(), journal: None, to: None, same_line: false };
+        let from = Position::START;
+        let copy = JournalCopy::new(None, &key, from, &source);
         let frames = copy.frames(&entries).unwrap();
         let (mut end, mut copied) = (from, vec![]);
         for (before, bytes) in &frames.bytes {

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{ActorId, KeyId, TenantId};
+use keyward_core::record::LineRecord;
 
 use self::runs::{FrameRange, Frames, Judged, Tie, entries_of, judge};
 use self::sources::Sources;
@@ -27,11 +28,12 @@ use crate::store::local::disk_space::DiskSpace;
 use crate::store::local::error::OpenError;
 use crate::store::local::journal::frame::FrameBuilder;
 use crate::store::local::journal::scan::End;
-use crate::store::local::journal::segment::SealKey;
+use crate::store::local::journal::segment::{LineHeader, SealKey};
 use crate::store::local::journal::watermark::{Acknowledged, Watermark};
 use crate::store::local::journal::writer::{CleanEnd, SpaceError};
 use crate::store::local::journal::{Chain, ChainKey, Position};
 use crate::store::local::options::StoreOptions;
+use crate::store::local::recovery::offline_append::line_redo;
 use crate::store::local::recovery::rebuild::{aside_of, rows_of};
 use crate::store::local::recovery::recover::new_log_id;
 use crate::store::local::table::Row;
@@ -46,8 +48,8 @@ const LISTED_MAX: usize = 1_000;
 const RANGES_TOLD_MAX: usize = 1_000;
 /// Texts of doubtful changes are truncated to this length: their author is unknown.
 const TEXT_MAX: usize = 200;
-/// An unverified claim advances the revisions of the new log by at most this much.
-const CLAIM_MAX: u64 = 1 << 40;
+/// What nobody vouches for advances the new log by at most so many lines.
+const CLAIMED_LINES_MAX: u64 = 1;
 
 /// Ranges of changes: first and last revisions.
 pub type Ranges = Vec<(Revision, Revision)>;
@@ -191,32 +193,33 @@ fn begin_log(
     found: &Gathered,
     missing: &[(Revision, Revision)],
 ) -> Result<(u64, Revision), OpenError> {
-    // Past every revision that may have been acknowledged.
-    let revision = found.highest;
-    let chain = Chain::EMPTY.after(key, format!("keyward data loss accepted at revision {revision}").as_bytes());
-    let base = Position { revision, chain };
+    // Past every revision that may have been acknowledged: the log goes on in the line after its own.
+    let (highest, time) = (found.highest, options.clock.now());
+    let base = LineRecord::base_after(highest).ok_or(OpenError::NoLineLeft { revision: highest })?;
+    let ended = missing.first().map_or(highest, |&(first, _)| Revision(first.0.saturating_sub(1)));
+    let line = LineRecord { log_id: new_log_id(&*options.entropy)?, ended, base, time };
+    let header = LineHeader::new(&line, &Chain::EMPTY, key);
+    let base = header.header().start;
     let (journal, snapshots, watermark) = (fresh.join("journal"), fresh.join("snapshot"), fresh.join("watermark"));
     create_private_dir(&journal)?;
     create_private_dir(&snapshots)?;
 
-    let keys = write_snapshot(&snapshots, &ChecksumKey::of(key), &found.records(), base, options.clock.now())?;
-    let clean_end = CleanEnd::make(&journal, &End::at(base))?;
-    let (log, seals) = (new_log_id(&*options.entropy)?, SealKey::of(key));
-    let mut writer = clean_end.into_writer((options.segment_bytes, options.free_bytes), log, seals.clone())?;
+    let form = snapshot::Form::Second(line.log_id);
+    let keys = write_snapshot(&snapshots, form, &ChecksumKey::of(key), &found.records(), base, time)?;
+    let (seals, room) = (SealKey::of(key), (options.segment_bytes, options.free_bytes));
+    let mut writer = CleanEnd::make(&journal, &End::at(base))?.begin_line(room, &header, seals.clone())?;
     let mut frame = FrameBuilder::after(&base);
-    frame.push(&data_loss_entry(found, options.clock.now(), missing), key);
+    frame.push(&data_loss_entry(found, &line, missing), key);
     let at = frame.end();
     let frame = frame.finish()?;
-    writer.ensure_space(frame.len(), &base, DiskSpace::Ok).map_err(|error| match error {
-        SpaceError::DiskFull(error) | SpaceError::Unknown(error) => error,
-    })?;
+    writer.ensure_space(frame.len(), &base, DiskSpace::Ok).map_err(SpaceError::into_inner)?;
     writer.append(&frame)?;
-    drop(Watermark::begin(&watermark, &at, log, seals)?);
+    drop(Watermark::begin(&watermark, &at, writer.log_id(), seals)?);
     Ok((keys, at.revision))
 }
 
 /// The entry that records the missing changes, and what was taken on the operator's word alone.
-fn data_loss_entry(found: &Gathered, time: UnixMillis, missing: &[(Revision, Revision)]) -> pb::JournalEntry {
+fn data_loss_entry(found: &Gathered, line: &LineRecord, missing: &[(Revision, Revision)]) -> pb::JournalEntry {
     let told = |ranges: &[(Revision, Revision)]| match ranges {
         [] => "none".to_owned(),
         _ => {
@@ -231,12 +234,12 @@ fn data_loss_entry(found: &Gathered, time: UnixMillis, missing: &[(Revision, Rev
         unproven => format!("; taken unproven: {}", told(unproven)),
     };
     pb::JournalEntry {
-        revision: found.highest.next().0,
-        time_ms: time.0,
+        revision: line.base.next().0,
+        time_ms: line.time.0,
         actor: ActorId::keyward().to_string(),
         method: "AcceptDataLoss".into(),
         target: format!("revisions {}{taken}", told(missing)),
-        redo: vec![],
+        redo: vec![line_redo(line)],
         ..pb::JournalEntry::default()
     }
 }
@@ -311,16 +314,21 @@ impl Evidence {
             Acknowledged::Unsealed(position) => (Revision(0), position.revision),
             Acknowledged::Sealed(position, _) => (position.revision, Revision(0)),
         };
-        found.highest = found.highest.max(sealed);
+        found.highest = found.highest.max(sealed).max(self.frames.proven);
+        found.gaps.clone_from(&self.frames.gaps);
+        // No revision may be used twice; but without the key nobody may push revisions out of reach either. A
+        // claim within the last proven line moves nothing: the new log begins in the next one.
         let claimed = self.frames.claimed.max(claimed);
-        match found.highest.0.checked_add(CLAIM_MAX) {
-            Some(most) if claimed.0 <= most => found.highest = found.highest.max(claimed),
-            _ => tracing::warn!(revision = claimed.0, "something claims a revision that cannot be; it is passed over"),
+        let line_max = LineRecord::number_of(found.highest) + CLAIMED_LINES_MAX;
+        let can_be = |revision| LineRecord::number_of(revision) <= line_max;
+        if can_be(claimed) {
+            found.highest = found.highest.max(claimed);
+        } else {
+            tracing::warn!(revision = claimed.0, "something claims a revision that cannot be; it is passed over");
         }
         if take_unproven {
-            let most = Revision(found.highest.0.saturating_add(CLAIM_MAX));
             entries_of(&dir.journal(), &self.doubtful(), |entry| {
-                if Revision(entry.revision) <= most {
+                if can_be(Revision(entry.revision)) {
                     found.take(&entry);
                     found.unproven.push((Revision(entry.revision), Revision(entry.revision)));
                 }
@@ -367,6 +375,8 @@ struct Gathered {
     behind_damage: Ranges,
     /// What was taken although it is unproven.
     unproven: Ranges,
+    /// The revisions between lines, which no change has: not the first, up to the second.
+    gaps: Ranges,
 }
 
 impl Gathered {
@@ -430,13 +440,29 @@ impl Gathered {
         if next <= self.highest {
             missing.push((next, self.highest));
         }
-        missing
+        missing.into_iter().flat_map(|range| without(range, &self.gaps)).collect()
     }
+}
+
+/// A range of revisions, without those between lines.
+fn without((first, last): (Revision, Revision), gaps: &[(Revision, Revision)]) -> Ranges {
+    let (mut left, mut next) = (vec![], first);
+    for &(ended, base) in gaps.iter().filter(|&&(ended, base)| ended < last && base >= first) {
+        if next <= ended {
+            left.push((next, ended));
+        }
+        next = next.max(base.next());
+    }
+    if next <= last {
+        left.push((next, last));
+    }
+    left
 }
 
 /// Writes the gathered records as a snapshot. Returns the number of keys.
 fn write_snapshot(
     snapshots: &Path,
+    form: snapshot::Form,
     key: &ChecksumKey,
     records: &BTreeMap<(RecordKind, &[u8]), &Row>,
     at: Position,
@@ -451,7 +477,7 @@ fn write_snapshot(
     let mut new = NewFile::create(&path)?;
     let mut file = io::BufWriter::new(&mut new);
     let batch = records.values().map(|row| (row.kind(), row.bytes.as_slice()));
-    snapshot::write_records(&checksums, snapshot::Form::First, key, time, batch, &mut file)
+    snapshot::write_records(&checksums, form, key, time, batch, &mut file)
         .map_err(|error| io::Error::other(error.to_string()))?;
     file.flush()?;
     drop(file);

@@ -18,7 +18,7 @@ use keyward_core::event::Revision;
 use crate::store::local::error::OpenError;
 use crate::store::local::journal::frame::{ALIGNMENT_BYTES, Frame};
 use crate::store::local::journal::scan::{segment_numbers, segment_path};
-use crate::store::local::journal::segment::{CHAIN_AT, HEADER_BYTES, HEADER_BYTES_V1, SegmentHeader};
+use crate::store::local::journal::segment::{CHAIN_AT, HEADER_BYTES, HEADER_BYTES_V1, SealKey, SegmentHeader};
 use crate::store::local::journal::{Chain, ChainKey, Position};
 use crate::store::record::pb;
 use crate::util::files::with_path;
@@ -78,22 +78,47 @@ pub(super) struct Frames {
     pub(super) unverified: Vec<FrameRange>,
     /// The highest revision claimed anywhere in the journal, true or not.
     pub(super) claimed: Revision,
+    /// The highest revision that a sealed header proves.
+    pub(super) proven: Revision,
+    /// The revisions between lines, by sealed headers, in order: not the first, up to the second.
+    pub(super) gaps: Vec<(Revision, Revision)>,
 }
 
 /// Reads every frame, at every possible offset.
 pub(super) fn read(journal: &Path, key: &ChainKey, anchors: &[Anchor]) -> Result<Frames, OpenError> {
     let mut frames = Frames::default();
+    let seals = SealKey::of(key);
     for segment in segment_numbers(journal)? {
         let path = segment_path(journal, segment);
         let bytes = fs::read(&path).map_err(with_path(&path))?;
+        frames.read_header(&bytes, key, &seals);
         frames.read_segment(segment, &bytes, key, anchors);
     }
     Ok(frames)
 }
 
 impl Frames {
+    fn read_header(&mut self, bytes: &[u8], key: &ChainKey, seals: &SealKey) {
+        let Ok(header) = SegmentHeader::read(bytes, seals) else {
+            // Also of a header whose seal is damaged.
+            self.claim(SegmentHeader::read_unsealed(bytes).map_or(Revision(0), |header| header.start.revision));
+            return;
+        };
+        let begins = header.start.revision;
+        if header.log.is_none() {
+            return self.claim(begins);
+        }
+        self.proven = self.proven.max(begins);
+        if let Some(ended) = header.ended {
+            self.gaps.push((ended, begins));
+            // What comes before the line and what comes in it are one run.
+            if let Some(run) = self.runs.last_mut().filter(|run| header.follows(&run.end, None, key)) {
+                run.end = header.start;
+            }
+        }
+    }
+
     fn read_segment(&mut self, segment: u64, bytes: &[u8], key: &ChainKey, anchors: &[Anchor]) {
-        self.claim(SegmentHeader::read_unsealed(bytes).map_or(Revision(0), |header| header.start.revision));
         // A damaged header may be of either version: no frame begins before this.
         let mut at = HEADER_BYTES_V1;
         while at < bytes.len() {
