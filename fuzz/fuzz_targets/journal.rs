@@ -118,6 +118,7 @@ fn frames_of(lengths: &[u8]) -> (Vec<Vec<JournalEntry>>, Vec<Vec<u8>>) {
                 method: "DisableKey".into(),
                 target: "t".repeat((*length).into()),
                 redo: vec![Redo { record: Some(redo::Record::Key(vec![*length; (length / 4).into()])) }],
+                ..JournalEntry::default()
             })
             .collect();
         entries.iter().for_each(|entry| builder.push(entry, &key()));
