@@ -24,7 +24,7 @@ use crate::support::local_store::{commit, create, key, options};
 /// Every key as it was last committed.
 type Keys = HashMap<Digest, KeyRecord>;
 
-fn open(dir: &Path, options: &StoreOptions, index: &Arc<Index>) -> Arc<LocalStore> {
+pub(crate) fn open(dir: &Path, options: &StoreOptions, index: &Arc<Index>) -> Arc<LocalStore> {
     let (loader, mut loaded) = IndexLoader::new(index.clone());
     let store = LocalStore::open(LockedDir::lock(dir).unwrap(), options, Arc::new(loader)).unwrap();
     assert_eq!(loaded.try_recv().unwrap(), index.revision());
@@ -32,7 +32,7 @@ fn open(dir: &Path, options: &StoreOptions, index: &Arc<Index>) -> Arc<LocalStor
 }
 
 /// Lets the index follow the store until it has every change.
-async fn follow(store: Arc<dyn Store>, index: &Arc<Index>) {
+pub(crate) async fn follow(store: Arc<dyn Store>, index: &Arc<Index>) {
     let newest = store.revision();
     tokio::select! {
         () = follow_log(store, index.clone(), CancellationToken::new()) => panic!("it was not stopped"),

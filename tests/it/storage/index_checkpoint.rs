@@ -89,6 +89,7 @@ impl MaterializedView for Watched {
 
     fn on_loaded(&self, revision: Revision) {
         self.whole.lock().push(revision);
+        self.index.finish_loading();
         self.index.advance_to(revision);
     }
 
@@ -208,7 +209,7 @@ async fn wait_until(what: &str, done: impl Fn() -> bool) {
 
 /// Waits until there is a checkpoint that a start reads: the journal since then is no longer than the
 /// checkpoint.
-async fn wait_for_a_useful_checkpoint(dir: &TempDir) {
+pub(crate) async fn wait_for_a_useful_checkpoint(dir: &TempDir) {
     wait_until("a checkpoint that a start reads", || {
         let Some(checkpoint) = checkpoints(dir).pop() else { return false };
         let Ok(bytes) = fs::metadata(&checkpoint).map(|found| found.len()) else { return false };
