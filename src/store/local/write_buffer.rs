@@ -193,7 +193,14 @@ impl Maps {
     fn release(&mut self, record: &Record) {
         let (tenant, key_id, digests) = match record {
             Record::Key(key) => (&key.tenant, &key.key_id, key.digests().collect::<Vec<_>>()),
-            Record::Purged(mark) if !mark.key_lives => (&mark.tenant, &mark.key_id, mark.digests.clone()),
+            Record::Purged(mark) if mark.key_lives => {
+                // No later form of the key has them.
+                for digest in &mark.digests {
+                    self.digests.remove(digest);
+                }
+                return;
+            }
+            Record::Purged(mark) => (&mark.tenant, &mark.key_id, mark.digests.clone()),
             _ => return,
         };
         let Some(of_tenant) = self.keys.get_mut(tenant) else { return };
@@ -205,6 +212,57 @@ impl Maps {
             if of_tenant.is_empty() {
                 self.keys.remove(tenant);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keyward_core::record::{PurgeMark, RetiredSecret};
+    use keyward_core::testing::{CREATED, key_record, rotated};
+
+    use super::*;
+
+    /// A key that is rotated and purged while the table has none of that, as the records of its changes.
+    fn changes() -> Vec<Vec<Record>> {
+        let mark = |key: &KeyRecord, digests: Vec<Digest>, key_lives| {
+            let (tenant, key_id, revision) = (key.tenant.clone(), key.key_id.clone(), key.revision);
+            Record::Purged(Arc::new(PurgeMark { tenant, key_id, digests, key_lives, time: CREATED, revision }))
+        };
+        let (mut key, mut changes) = (KeyRecord { revision: Revision(1), ..key_record(1) }, vec![]);
+        changes.push(vec![Record::Key(Arc::new(key.clone()))]);
+        for revision in 2..6 {
+            let next = KeyRecord { revision: Revision(revision), ..rotated(&key, revision as u32) };
+            let dropped: Vec<_> = key.digests().filter(|digest| next.secret_use(digest).is_none()).collect();
+            let marked = (!dropped.is_empty()).then(|| mark(&next, dropped, true));
+            changes.push([Record::Key(Arc::new(next.clone()))].into_iter().chain(marked).collect());
+            key = next;
+        }
+        let last = key.previous.take().map(|previous| RetiredSecret { secret: previous.secret, time: CREATED });
+        let dropped = key.retired.take().map(|retired| retired.secret.digest).into_iter().collect();
+        key = KeyRecord { retired: last, revision: Revision(6), ..key };
+        changes.push(vec![Record::Key(Arc::new(key.clone())), mark(&key, dropped, true)]);
+        let gone = KeyRecord { revision: Revision(7), ..key };
+        changes.push(vec![mark(&gone, gone.digests().collect(), false)]);
+        changes
+    }
+
+    #[test]
+    fn nothing_of_a_key_is_kept_once_the_table_has_all_of_it() {
+        let changes = changes();
+        for last in 0..=changes.len() {
+            let (buffer, made) = (WriteBuffer::default(), changes[..last].concat());
+            buffer.insert(made.iter());
+            let digests: Vec<_> = (made.iter())
+                .flat_map(|record| match record {
+                    Record::Key(key) => key.digests().collect(),
+                    _ => vec![],
+                })
+                .collect();
+            assert!(digests.iter().all(|digest| buffer.has_digest(digest)), "the table may lack them");
+            buffer.release(made.iter());
+            let maps = buffer.0.read();
+            assert!(maps.keys.is_empty() && maps.digests.is_empty(), "after {last} changes: {:?}", maps.digests);
         }
     }
 }
