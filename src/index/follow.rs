@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use keyward_core::clock::UnixMillis;
+use keyward_core::decision::{Policy, SecretUse};
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::TenantId;
 use keyward_core::record::KeyRecord;
@@ -112,7 +113,9 @@ impl MaterializedView for IndexLoader {
     fn revision_of(&self, key: &KeyRecord) -> Option<Revision> {
         let entry = self.index.get(&key.secret.digest)?;
         let same = *entry.tenant() == key.tenant && entry.key_id() == key.key_id.as_str();
-        same.then(|| entry.revision())
+        // By an older secret the key is found too, in a form that is not the one in question.
+        let is_current = entry.standing().secret == SecretUse::Current;
+        (same && is_current).then(|| entry.revision())
     }
 
     fn chunk_count(&self) -> usize {

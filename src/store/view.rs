@@ -31,7 +31,7 @@ pub trait MaterializedView: Send + Sync + 'static {
     fn advance_time(&self, time: UnixMillis);
 
     /// The revision of the key's last change up to [`MaterializedView::revision`]. `None` if the view does
-    /// not know.
+    /// not know, or the key has another current secret.
     fn revision_of(&self, _key: &KeyRecord) -> Option<Revision> {
         None
     }

@@ -173,6 +173,27 @@ async fn a_start_from_a_checkpoint_knows_what_was_removed() {
     assert_eq!(model.differences_in_holds(&view.index), NONE);
 }
 
+/// The committer asks the index for the revision of a key that the table has, not for all of its record.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_refused_that_makes_the_previous_secret_the_current_one() {
+    let (dir, options, index) = (tempfile::tempdir().unwrap(), options(SEGMENT_BYTES), Arc::default());
+    let store: Arc<dyn Store> = open(dir.path(), &options, &index);
+    let next = rotated(&create(&*store, 1).await, 1);
+    let revision = store.commit(commit(vec![RecordWrite::RotatedKey(Box::new(next.clone()))])).await.unwrap();
+    follow(store.clone(), &index).await;
+    while store.stats().applied < revision {
+        tokio::task::yield_now().await;
+    }
+    let there = KeyRecord { revision, ..next };
+    let mut back = there.clone();
+    back.secret = there.previous.as_ref().unwrap().secret.clone();
+    let refused = store.commit(commit(vec![RecordWrite::Key(Box::new(back))])).await;
+    assert!(matches!(refused, Err(CommitError::Outdated)), "{refused:?}");
+    assert_eq!(store.key(&there.tenant, &there.key_id).await.unwrap().as_deref(), Some(&there));
+    store.commit(commit(vec![RecordWrite::Key(Box::new(there))])).await.unwrap();
+    store.close().await.unwrap();
+}
+
 /// A key with as much as it may be issued with, and the longest author of each change.
 fn longest() -> KeyRecord {
     let author = ActorId::parse(&format!("spiffe://{}", "a".repeat(ACTOR_BYTES_MAX - "spiffe://".len()))).unwrap();
