@@ -189,8 +189,8 @@ mod tests {
 
     use keyward_core::digest::Digest;
     use keyward_core::event::{Record, Revision};
-    use keyward_core::record::{KeyRecord, KeySpec, TenantRecord};
-    use keyward_core::testing::{key_record, tenant_record};
+    use keyward_core::record::{Hold, KeyRecord, KeySpec, OwnerRecord, PurgeMark, TenantRecord};
+    use keyward_core::testing::{CREATED, key_record, rotated, stamp, tenant_record};
     use zeroize::Zeroizing;
 
     use super::super::Row;
@@ -225,11 +225,38 @@ mod tests {
     fn planted(path: &Path) -> Table {
         let table = Table::open(path, &key()).unwrap();
         table.apply(&[tenant()], position(1)).unwrap();
+        table.apply(&removals(), position(1)).unwrap();
         for revision in 2..12 {
             let rows: Vec<_> = (0..300).map(|number| row(number, revision)).collect();
             table.apply(&rows, position(revision)).unwrap();
         }
         table
+    }
+
+    /// Ten keys that were rotated twice, one that was purged after that, and an owner.
+    fn removals() -> Vec<Row> {
+        let mut rows = vec![];
+        for number in 400..=410 {
+            let mut key = KeyRecord { revision: Revision(1), ..key_record(number) };
+            for rotation in 0..3 {
+                rows.push(Row::of(Record::Key(Arc::new(key.clone()))));
+                key = rotated(&key, 1_000 * rotation + number);
+            }
+        }
+        let Some(Record::Key(last)) = rows.last().map(|row| row.record.clone()) else { panic!("a key") };
+        let (tenant, key_id, digests) = (last.tenant.clone(), last.key_id.clone(), last.digests().collect());
+        let mark = PurgeMark {
+            tenant: tenant.clone(),
+            key_id,
+            digests,
+            key_lives: false,
+            time: CREATED,
+            revision: Revision(1),
+        };
+        rows.push(Row::of(Record::Purged(Arc::new(mark))));
+        let (hold, updated, revision) = (Hold { suspended: true, ..Hold::default() }, stamp(), Revision(1));
+        rows.push(Row::of(Record::Owner(Arc::new(OwnerRecord { tenant, owner: "a".into(), hold, updated, revision }))));
+        rows
     }
 
     fn records(table: &Table) -> Vec<Vec<u8>> {
@@ -264,6 +291,12 @@ mod tests {
             assert_eq!(table.key(&key.tenant, &key.key_id).unwrap(), Some(key.clone()), "its id leads to it");
             assert!(table.has_digest(&key.secret.digest).unwrap());
         }
+        for record in removals().into_iter().map(|row| row.record) {
+            let Record::Key(key) = record else { continue };
+            let is_purged = key.key_id == key_record(410).key_id;
+            assert_eq!(table.is_purged(&key.tenant, &key.key_id).unwrap(), is_purged);
+            assert!(key.digests().all(|digest| table.has_digest(&digest).unwrap() != is_purged), "{}", key.key_id);
+        }
         table.apply(&[row(300, 12)], position(12)).unwrap();
         table.check(&()).unwrap();
         drop(table);
@@ -271,7 +304,7 @@ mod tests {
         assert_eq!(names, ["table"], "nothing is left beside it");
         let table = Table::open(&path, &key()).unwrap();
         table.check(&()).unwrap();
-        assert_eq!((records(&table).len(), table.applied().unwrap()), (302, position(12)));
+        assert_eq!((records(&table).len(), table.applied().unwrap()), (302 + 10 + 2, position(12)));
     }
 
     /// What a crash leaves at each step.
