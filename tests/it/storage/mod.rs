@@ -2,6 +2,7 @@
 //! an operator does when some of it is lost.
 
 mod backup;
+mod backup_amid_removal;
 mod conformance;
 mod conformance_lifecycle;
 pub(crate) mod disk;
@@ -18,6 +19,7 @@ mod restores;
 pub(crate) mod retention;
 pub(crate) mod salvage;
 mod salvage_forged;
+mod salvage_rotated;
 mod segments;
 mod slow_backup;
 mod start_from_checkpoint;

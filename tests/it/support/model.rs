@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 
 use super::lives::{BEGIN_MS, Writer};
 
-/// What must be there at a revision.
+/// What must be there of some keys.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Model {
     keys: BTreeMap<(TenantId, KeyId), KeyRecord>,
@@ -39,9 +39,18 @@ impl Model {
     }
 
     pub(crate) fn at<'a>(revision: Revision, writers: impl IntoIterator<Item = &'a Writer>) -> Self {
+        Self::of_those(writers, |at| at <= revision)
+    }
+
+    /// Without the changes of some ranges: first and last revisions.
+    pub(crate) fn without<'a>(lost: &[(Revision, Revision)], writers: impl IntoIterator<Item = &'a Writer>) -> Self {
+        Self::of_those(writers, |at| !lost.iter().any(|(first, last)| (*first..=*last).contains(&at)))
+    }
+
+    fn of_those<'a>(writers: impl IntoIterator<Item = &'a Writer>, is_there: impl Fn(Revision) -> bool) -> Self {
         let mut model = Self::default();
         let history = writers.into_iter().flat_map(|writer| &writer.history);
-        history.for_each(|record| model.add(record, record.revision() <= revision));
+        history.for_each(|record| model.add(record, is_there(record.revision())));
         model
     }
 
@@ -246,12 +255,9 @@ fn bytes_of(record: &Record) -> Vec<u8> {
     }
 }
 
-/// The records that the table of a directory has once it is open.
+/// The records that the table of a directory has. It must have all of the journal.
 pub(crate) async fn records_in(dir: &Path, options: &StoreOptions) -> Vec<Record> {
     let view = Arc::new(Collected::default());
-    LocalStore::open(LockedDir::lock(dir).unwrap(), options, view.clone()).unwrap().close().await.unwrap();
-    // What was in the journal alone is in the table now.
-    view.0.lock().clear();
     LocalStore::open(LockedDir::lock(dir).unwrap(), options, view.clone()).unwrap().close().await.unwrap();
     view.0.lock().clone()
 }
