@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use keyward::store::local::recovery::restore::{Source, restore};
 use keyward::store::local::{LocalStore, LockedDir};
-use keyward::store::{RecordWrite, Store};
+use keyward::store::{BackupFormat, RecordWrite, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 
@@ -44,7 +44,7 @@ async fn create_others(store: &dyn Store) {
 async fn backup_amid(store: &LocalStore, lived: &mut [Writer], to: &Path) -> Revision {
     let (beside, meanwhile) = lived.split_at_mut(lived.len() / 2);
     let reading = async {
-        let mut backup = store.backup(UnixMillis(1_000)).await.unwrap();
+        let mut backup = store.backup(UnixMillis(1_000), BackupFormat::Second).await.unwrap();
         let mut bytes = backup.pieces.recv().await.unwrap().unwrap();
         write(store, meanwhile, STEPS).await;
         while let Some(piece) = backup.pieces.recv().await {
@@ -60,7 +60,7 @@ async fn backup_amid(store: &LocalStore, lived: &mut [Writer], to: &Path) -> Rev
 /// The records of a directory that was restored from a backup.
 async fn restored(backup: &Path, revision: Revision) -> Vec<Record> {
     let (dir, options) = (tempfile::tempdir().unwrap(), options(RESTORED_SEGMENT_BYTES));
-    let source = Source { backup: backup.to_owned(), journal: None, to: None };
+    let source = Source { backup: backup.to_owned(), journal: None, to: None, same_line: false };
     let locked = LockedDir::lock_empty(dir.path(), None).unwrap();
     assert_eq!(restore(&locked, &options, &|_| true, &source).unwrap().revision, revision);
     drop(locked);

@@ -9,3 +9,4 @@ pub(crate) mod model;
 pub(crate) mod ops_client;
 pub(crate) mod program;
 pub(crate) mod rpcs;
+pub(crate) mod workshop;

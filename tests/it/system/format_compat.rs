@@ -13,13 +13,19 @@ use std::sync::Arc;
 use keyward::grpc::pb::{self, Reason};
 use keyward::keyring::Keyring;
 use keyward::offline::{Source, check, check_backup, restore_backup};
-use keyward::store::Store;
 use keyward::store::local::{LocalStore, LockedDir, StoreOptions};
+use keyward::store::{RecordWrite, Store};
 use keyward::util::system::SystemEntropy;
+use keyward_core::clock::UnixMillis;
+use keyward_core::event::Revision;
+use keyward_core::id::ActorId;
+use keyward_core::record::{Deletion, Hold, IssuerRecord, KeyRecord, OwnerRecord, State};
+use keyward_core::testing::stamp;
 use tempfile::TempDir;
 
-use crate::support::harness::{Site, ask, small_settings, strings};
+use crate::support::harness::{START, Site, ask, small_settings, strings};
 use crate::support::local_store::options;
+use crate::support::workshop::Workshop;
 
 /// Makes a missing directory: the data of a new server, and of one that was restored from a backup.
 const PRESENT: [&str; 2] = ["v2", "v2-restored"];
@@ -38,7 +44,8 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-/// One line per key: secret, verdict on it alone, verdict with scope `orders.read`, id, owner, label.
+/// One line per secret: verdict on it alone, verdict with scope `orders.read`, and the key's id, owner and
+/// label, if callers are told of it.
 async fn lines(site: &Site, secrets: &[String]) -> String {
     let mut text = String::new();
     for secret in secrets {
@@ -46,13 +53,42 @@ async fn lines(site: &Site, secrets: &[String]) -> String {
         let alone = admin.ask(ask(secret)).await.unwrap();
         let scoped = pb::VerifyRequest { all_scopes: strings(&["orders.read"]), ..ask(secret) };
         let scoped = admin.ask(scoped).await.unwrap().reason();
-        let key_id = alone.key.clone().unwrap_or_default().key_id;
+        let verdicts = (alone.reason().as_str_name(), scoped.as_str_name());
+        let Some(key_id) = alone.key.map(|key| key.key_id) else {
+            writeln!(text, "{secret} {} {}", verdicts.0, verdicts.1).unwrap();
+            continue;
+        };
         let request = pb::GetKeyRequest { key_id: key_id.clone(), ..Default::default() };
         let key = admin.get(request).await.unwrap().key.unwrap();
-        let verdicts = (alone.reason().as_str_name(), scoped.as_str_name());
         writeln!(text, "{secret} {} {} {key_id} {} {}", verdicts.0, verdicts.1, key.owner, key.display_name).unwrap();
     }
     text
+}
+
+/// Changes of the kinds that no call makes. Returns the secrets that a rotation gave.
+async fn live_on(site: &Site) -> [String; 2] {
+    let workshop = Workshop::open(site);
+    let rotated = [
+        workshop.rotate("default", "active-1", None).await,
+        workshop.rotate("default", "active-1", Some(START.0 + 1_000)).await,
+    ];
+    let resume_time = Some(UnixMillis(START.0 + 1_000_000));
+    workshop
+        .change("default", "suspended-6", |key| {
+            (key.spec.policy.state, key.resume_time) = (State::Disabled, resume_time)
+        })
+        .await;
+    let deletion = Some(Deletion { time: START, purge_time: UnixMillis(START.0 + 1_000_000) });
+    workshop.change("default", "deleted-7", |key| key.deletion = deletion).await;
+    let KeyRecord { tenant, key_id, revision, .. } = workshop.key("default", "purged-8").await;
+    workshop.commit(vec![RecordWrite::Purge { tenant: tenant.clone(), key_id, revision }]).await;
+    let hold = Hold { suspended: true, reason: "unpaid".into(), ..Hold::default() };
+    let (owner, revision) = ("customer-9".to_owned(), Revision(0));
+    let owner = OwnerRecord { tenant, owner, hold: hold.clone(), updated: stamp(), revision };
+    let issuer = IssuerRecord { actor: ActorId::parse("nobody").unwrap(), hold, updated: stamp(), revision };
+    workshop.commit(vec![RecordWrite::Owner(Box::new(owner)), RecordWrite::Issuer(Box::new(issuer))]).await;
+    workshop.close().await;
+    rotated
 }
 
 async fn make(name: &str) {
@@ -64,10 +100,14 @@ async fn make(name: &str) {
         ("disabled-3", &["orders.*"]),
         ("revoked-4", &[]),
         ("relabelled-5", &[]),
+        ("suspended-6", &["orders.*"]),
+        ("deleted-7", &["orders.*"]),
+        ("purged-8", &["orders.*"]),
+        ("held-9", &["orders.*"]),
     ] {
         let request = pb::CreateKeyRequest {
             key_id: id.into(),
-            owner: "customer-7".into(),
+            owner: if id == "held-9" { "customer-9" } else { "customer-7" }.into(),
             labels: [("team".to_owned(), "blue".to_owned())].into(),
             ..crate::support::harness::new_key(&format!("Key {id}"), scopes)
         };
@@ -86,6 +126,10 @@ async fn make(name: &str) {
             _ => {}
         }
     }
+    site.stop().await;
+    secrets.extend(live_on(&site).await);
+    site.try_start().await.unwrap();
+    let admin = site.admin();
     let to = testdata().join(name);
     if name.ends_with("-restored") {
         let file = to.join("backup");
@@ -111,7 +155,7 @@ async fn make(name: &str) {
         fs::rename(to.join("admin.key"), site.dir.path().join("admin.key")).unwrap();
         site.try_start().await.unwrap();
         let request =
-            pb::CreateKeyRequest { key_id: "later-6".into(), ..crate::support::harness::new_key("Later", &[]) };
+            pb::CreateKeyRequest { key_id: "later-10".into(), ..crate::support::harness::new_key("Later", &[]) };
         secrets.push(site.admin().issued(request).await.secret);
     }
     fs::create_dir_all(&to).unwrap();
@@ -265,9 +309,9 @@ fn a_start_without_room_takes_nothing_over() {
 
 #[tokio::test]
 async fn every_backup_there_has_been_is_restored_for_ever() {
-    for name in ["v1-restored", "v2-restored"] {
+    for (name, keys) in [("v1-restored", 6), ("v2-restored", 9)] {
         let golden = testdata().join(name);
-        assert_eq!(check_backup(&golden.join("backup")).unwrap().keys, 6);
+        assert_eq!(check_backup(&golden.join("backup")).unwrap().keys, keys);
         let dir = tempfile::tempdir().unwrap();
         fs::copy(golden.join("data/pepper"), dir.path().join("pepper")).unwrap();
         private(&dir.path().join("pepper"));
@@ -278,7 +322,7 @@ async fn every_backup_there_has_been_is_restored_for_ever() {
         let mut site = Site::on(dir).await;
         let expected = fs::read_to_string(golden.join("keys.txt")).unwrap();
         let expected: String =
-            expected.lines().filter(|line| !line.contains("later-6")).flat_map(|line| [line, "\n"]).collect();
+            expected.lines().filter(|line| !line.contains(" later-")).flat_map(|line| [line, "\n"]).collect();
         let secrets: Vec<_> = expected.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect();
         assert_eq!(lines(&site, &secrets).await, expected);
         site.stop().await;
