@@ -9,7 +9,7 @@ use std::sync::Arc;
 use keyward::feed::WINDOW_CHANGES_MAX;
 use keyward::index::Index;
 use keyward::index::follow::follow_log;
-use keyward::store::local::{LocalStore, LockedDir, StoreOptions};
+use keyward::store::local::{LocalStore, LockedDir, Retention, StoreOptions};
 use keyward::store::record::{encode_key, stateless_key_bytes};
 use keyward::store::{CommitError, RecordWrite, Store};
 use keyward_core::clock::UnixMillis;
@@ -46,9 +46,9 @@ async fn live_on(store: &Arc<dyn Store>, index: &Arc<Index>, writing: &mut [Writ
     follow(store.clone(), index).await;
 }
 
-/// The index of a start, the store and the records in the table are what they must be. Does not change the
-/// directory.
-async fn is_whole(dir: &Path, options: &StoreOptions, model: &Model) {
+/// The index of a start, the store and the records in the table are what they must be, but for purge marks
+/// that were forgotten. Does not change the directory. Returns how many marks there are.
+async fn is_whole(dir: &Path, options: &StoreOptions, model: &Model) -> usize {
     let copy = tempfile::tempdir().unwrap();
     copy_dir(dir, copy.path());
     let index = Arc::default();
@@ -58,20 +58,28 @@ async fn is_whole(dir: &Path, options: &StoreOptions, model: &Model) {
         let found = store.key(&key.tenant, &key.key_id).await.unwrap();
         assert_eq!(found.as_deref(), Some(key));
     }
+    store.close().await.unwrap();
+    drop(store);
+    assert_eq!(model.differences_in_holds(&index), NONE);
+
+    let (records, mut expected) = (named(&records_in(copy.path(), options).await), model.records());
+    expected.retain(|name, _| !name.starts_with("purged ") || records.contains_key(name));
+    assert!(records == expected);
+    let store = open(copy.path(), options, &Arc::default());
+    let mut marks = 0;
     for (tenant, key_id) in model.purged() {
         assert_eq!(store.key(tenant, key_id).await.unwrap(), None);
+        if !records.contains_key(&format!("purged {tenant}/{key_id}")) {
+            continue;
+        }
+        marks += 1;
         let again = KeyRecord { tenant: tenant.clone(), key_id: key_id.clone(), ..key(7_000_000) };
         let again = store.commit(commit(vec![RecordWrite::NewKey(Box::new(again))])).await;
         assert!(matches!(again, Err(CommitError::Exists)), "{again:?}");
     }
-    store.close().await.unwrap();
-    drop(store);
-    assert!(named(&records_in(copy.path(), options).await) == model.records());
-    assert_eq!(model.differences_in_holds(&index), NONE);
-
-    let store = open(copy.path(), options, &Arc::default());
     assert_eq!(create(&*store, 8_000_000).await.ordinal, Some(model.next_ordinal()), "no number is given twice");
     store.close().await.unwrap();
+    marks
 }
 
 /// Some 20,000 changes: more than the window holds.
@@ -140,22 +148,48 @@ async fn a_restart_knows_what_was_removed() {
     store.close().await.unwrap();
     drop(store);
     let model = Model::of(&lived);
+    let marks = model.purged().count();
     assert_eq!(model.differences(&index), NONE);
-    is_whole(dir.path(), &options, &model).await;
+    assert_eq!(is_whole(dir.path(), &options, &model).await, marks);
     // The table is behind the journal.
     fs::remove_dir_all(&table).unwrap();
     fs::rename(&old, &table).unwrap();
-    is_whole(dir.path(), &options, &model).await;
+    assert_eq!(is_whole(dir.path(), &options, &model).await, marks);
     // There is none.
     fs::remove_dir_all(&table).unwrap();
-    is_whole(dir.path(), &options, &model).await;
+    assert_eq!(is_whole(dir.path(), &options, &model).await, marks);
     // It is made anew, from nothing and from the one before.
     for _ in 0..2 {
         let locked = LockedDir::lock(dir.path()).unwrap();
         LocalStore::rebuild(&locked, &options).unwrap();
         drop(locked);
-        is_whole(dir.path(), &options, &model).await;
+        assert_eq!(is_whole(dir.path(), &options, &model).await, marks);
     }
+}
+
+/// The journal does not go back to the beginning any more, and old purge marks are forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_made_from_a_snapshot_knows_what_was_removed() {
+    let (dir, index) = (tempfile::tempdir().unwrap(), Arc::default());
+    let retention = Retention { bytes: 4 * SEGMENT_BYTES, ..options(0).retention };
+    let short = StoreOptions { retention, ..options(SEGMENT_BYTES) };
+    // What is opened with these forgets nothing more.
+    let options = options(SEGMENT_BYTES);
+    let store: Arc<dyn Store> = open(dir.path(), &short, &index);
+    let mut lived = writers(&*store, 0..8).await;
+    while dir.path().join("journal/000000000001.kwj").exists() {
+        live_on(&store, &index, &mut lived, 10).await;
+    }
+    live_on(&store, &index, &mut lived, 10).await;
+    store.close().await.unwrap();
+    drop(store);
+    let model = Model::of(&lived);
+    let marks = is_whole(dir.path(), &options, &model).await;
+    assert!((1..model.purged().count()).contains(&marks), "some were forgotten: {marks} are left");
+    fs::remove_dir_all(dir.path().join("table")).unwrap();
+    fs::remove_dir_all(dir.path().join("index")).unwrap();
+    // A snapshot has all that were there when it was made.
+    assert!(is_whole(dir.path(), &options, &model).await >= marks);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -78,7 +78,6 @@ async fn is_what_is_left(dir: &Path, salvaged: &Salvaged, lived: &[Writer]) {
 }
 
 #[tokio::test]
-#[ignore = "salvages are written in version 1, which has no such records"]
 async fn a_salvage_from_the_table_finds_each_key_as_it_was_last() {
     let (dir, _aside, lived) = stopped().await;
     let segment = journal_segment(&dir);
@@ -91,7 +90,6 @@ async fn a_salvage_from_the_table_finds_each_key_as_it_was_last() {
 
 /// Each time another part of the journal is lost, and the table is, or only an older one is there.
 #[tokio::test]
-#[ignore = "salvages are written in version 1, which has no such records"]
 async fn a_salvage_from_the_journal_finds_each_key_as_it_was_last_but_for_what_is_lost() {
     let (stopped, old_table, lived) = stopped().await;
     for part in 1..8 {
