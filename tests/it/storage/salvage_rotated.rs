@@ -1,5 +1,5 @@
-//! A salvage knows a key by its id, however often its secret was rotated: each is there once, with the digests
-//! that it had last.
+//! A salvage knows a key by its id, however often its secret was rotated: each is there once, with the
+//! digests that it had last.
 
 use std::collections::BTreeSet;
 use std::fs;

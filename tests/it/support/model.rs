@@ -1,4 +1,5 @@
-//! What must be there of the keys of some writers at each revision: in an index, and in the table of an engine.
+//! What must be there of the keys of some writers at each revision: in an index, and in the table of an
+//! engine.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
