@@ -365,9 +365,8 @@ impl Authorization {
     /// # Errors
     /// When there is no such key, it does not work, or it does not have the role any more.
     pub fn check(&self, key: Option<&KeyRecord>, holds: &Holds, latest: UnixMillis) -> Result<(), Unauthorized> {
-        let policy =
-            |key: &KeyRecord| key.tenant.is_system().then(|| key.policy_of(&self.caller.digest, holds)).flatten();
-        let found = key.and_then(|key| Some((key, policy(key)?)));
+        let key = key.filter(|key| key.tenant.is_system());
+        let found = key.and_then(|key| Some((key, key.policy_of(&self.caller.digest, holds)?)));
         let (key, policy) = found.ok_or(Unauthorized::Key(DenyReason::Unknown))?;
         check_caller(&policy, self.caller.peer, Now::new(self.clock, latest)).map_err(Unauthorized::Key)?;
         allows(&roles(&key.spec.policy.scopes), self.action, &self.tenant).then_some(()).ok_or(Unauthorized::Role)

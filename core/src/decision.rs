@@ -3,6 +3,7 @@
 //! Checks are pure functions. They run in one fixed order ([`Check::ORDER`]), and the first that fails gives
 //! the reason.
 
+use std::borrow::Borrow;
 use std::net::IpAddr;
 
 use crate::clock::{Now, UnixMillis};
@@ -78,42 +79,42 @@ pub enum SecretUse {
     Retired,
 }
 
-/// A policy of its own, with what bears on it.
+/// A policy, owned or borrowed, with what bears on it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct StandingPolicy {
+pub struct StandingPolicy<P = KeyPolicy> {
     /// The policy.
-    pub policy: KeyPolicy,
+    pub policy: P,
     /// What bears on it.
     pub standing: Standing,
 }
 
-impl Policy for StandingPolicy {
+impl<P: Borrow<KeyPolicy>> Policy for StandingPolicy<P> {
     fn environment(&self) -> &Environment {
-        self.policy.environment()
+        &self.policy.borrow().environment
     }
 
     fn state(&self) -> State {
-        self.policy.state
+        self.policy.borrow().state
     }
 
     fn scopes(&self) -> impl Iterator<Item = &Scope> {
-        self.policy.scopes()
+        self.policy.borrow().scopes()
     }
 
     fn audiences(&self) -> impl Iterator<Item = &str> {
-        self.policy.audiences()
+        self.policy.borrow().audiences()
     }
 
     fn allowed_cidrs(&self) -> impl Iterator<Item = IpNet> {
-        self.policy.allowed_cidrs()
+        self.policy.borrow().allowed_cidrs()
     }
 
     fn not_before(&self) -> Option<UnixMillis> {
-        self.policy.not_before
+        self.policy.borrow().not_before
     }
 
     fn expire_time(&self) -> Option<UnixMillis> {
-        self.policy.expire_time
+        self.policy.borrow().expire_time
     }
 
     fn standing(&self) -> Standing {

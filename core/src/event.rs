@@ -34,7 +34,7 @@ pub struct Change {
 }
 
 /// A record of any kind.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// A key.
     Key(Arc<KeyRecord>),

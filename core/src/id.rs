@@ -172,19 +172,20 @@ impl From<&KeyId> for ActorId {
 
 fn is_actor(bytes: &[u8]) -> bool {
     let of_key = |b: &[u8]| (1..=63).contains(&b.len()) && is_word(b, b"-_");
+    let key_id = |id| KeyId::parse(id).is_ok();
     let text = |b| std::str::from_utf8(b).unwrap_or_default();
     if bytes.len() > ACTOR_BYTES_MAX {
         false
     } else if let Some(holder) = bytes.strip_prefix(b"holder:") {
-        text(holder)
-            .split_once('/')
-            .is_some_and(|(tenant, id)| TenantId::parse(tenant).is_ok() && of_key(id.as_bytes()))
+        text(holder).split_once('/').is_some_and(|(tenant, id)| TenantId::parse(tenant).is_ok() && key_id(id))
     } else if let Some(spiffe) = bytes.strip_prefix(b"spiffe://") {
-        // A trust domain and a path, as in the SPIFFE specification; '.', '-' and '_' besides letters and
-        // digits.
-        let is_word = |b: &u8| b.is_ascii_alphanumeric() || b"-._".contains(b);
+        // A trust domain, in lower case, and a path without dot segments, as the SPIFFE specification has it.
+        let of_domain = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(b);
+        let of_path = |b: &u8| b.is_ascii_alphanumeric() || b"-._".contains(b);
+        let is_segment = |part: &[u8]| !part.is_empty() && part != b"." && part != b".." && part.iter().all(of_path);
         let mut parts = spiffe.split(|b| *b == b'/');
-        parts.all(|part| !part.is_empty() && part.iter().all(is_word))
+        let domain = parts.next().is_some_and(|domain| !domain.is_empty() && domain.iter().all(of_domain));
+        domain && parts.all(is_segment)
     } else if let Some(uid) = bytes.strip_prefix(b"unix:") {
         text(uid).parse::<u32>().is_ok_and(|number| number.to_string().as_bytes() == uid)
     } else {
@@ -241,6 +242,9 @@ mod tests {
             "unix:-1",
         ];
         let worse = [
+            "spiffe://A/b",
+            "spiffe://a/../b",
+            "holder:acme/ab",
             "unix:01",
             "unix:4294967296",
             "spiffe://",

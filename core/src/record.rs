@@ -218,11 +218,11 @@ impl KeyRecord {
             (from, to) if from == to && says_nothing_new && self.resume_time.is_none() => Ok(Effect::Unchanged),
             (from @ (State::Active | State::Disabled), to) | (from @ State::Revoked, to @ State::Revoked) => {
                 // A suspension that would end by itself becomes one that does not.
-                if from != to || self.resume_time.take().is_some() {
+                let ends = self.resume_time.take().is_some();
+                if from != to || ends {
                     self.spec.policy.state = to;
                     self.state_changed = Some(by.clone());
                 }
-                self.resume_time = None;
                 if from != to || !reason.is_empty() {
                     reason.clone_into(&mut self.state_reason);
                 }
@@ -248,29 +248,25 @@ impl KeyRecord {
     /// Which of its secrets has a digest. `None`: none of them.
     #[must_use]
     pub fn secret_use(&self, digest: &Digest) -> Option<SecretUse> {
-        match (&self.previous, &self.retired) {
-            _ if self.secret.digest == *digest => Some(SecretUse::Current),
-            (Some(previous), _) if previous.secret.digest == *digest => {
-                Some(SecretUse::Previous { valid_until: previous.valid_until })
-            }
-            (_, Some(retired)) if retired.secret.digest == *digest => Some(SecretUse::Retired),
-            _ => None,
-        }
+        self.secret_of(digest).map(|(_, used)| used)
+    }
+
+    fn secret_of(&self, digest: &Digest) -> Option<(&StoredSecret, SecretUse)> {
+        let previous =
+            self.previous.as_ref().map(|it| (&it.secret, SecretUse::Previous { valid_until: it.valid_until }));
+        let retired = self.retired.as_ref().map(|it| (&it.secret, SecretUse::Retired));
+        let all = [Some((&self.secret, SecretUse::Current)), previous, retired];
+        all.into_iter().flatten().find(|(secret, _)| secret.digest == *digest)
     }
 
     /// The policy for one who presents the secret with a digest. `None`: it is none of the key's.
     #[must_use]
-    pub fn policy_of(&self, digest: &Digest, holds: &Holds) -> Option<StandingPolicy> {
-        let used = self.secret_use(digest)?;
-        let secret = match (&self.previous, &self.retired) {
-            (Some(previous), _) if matches!(used, SecretUse::Previous { .. }) => &previous.secret,
-            (_, Some(retired)) if used == SecretUse::Retired => &retired.secret,
-            _ => &self.secret,
-        };
+    pub fn policy_of(&self, digest: &Digest, holds: &Holds) -> Option<StandingPolicy<&KeyPolicy>> {
+        let (secret, used) = self.secret_of(digest)?;
         let Holding { is_held, is_outdated } = holds.of_secret(self, secret);
         let (is_deleted, resume_time) = (self.deletion.is_some(), self.resume_time);
         let standing = Standing { secret: used, is_deleted, is_held, is_outdated, resume_time };
-        Some(StandingPolicy { policy: self.spec.policy.clone(), standing })
+        Some(StandingPolicy { policy: &self.spec.policy, standing })
     }
 
     /// When a secret of the key was issued, and by whom.

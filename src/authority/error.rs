@@ -197,6 +197,7 @@ impl AuthorityError {
             CommitError::Exists => Self::AlreadyExists(resource),
             CommitError::Outdated => Self::Outdated,
             CommitError::TooLarge { bytes } => Self::TooLarge { bytes, max: RECORD_BYTES_MAX },
+            CommitError::Unstorable => Self::Store(StoreError::Engine(CommitError::Unstorable.to_string())),
             CommitError::TooLong { bytes, max } => Self::ChangeTooLarge { bytes, max },
             CommitError::Bounded(exceeded) => Self::from_exceeded(exceeded),
             CommitError::LastAdministrator => Self::LastAdministrator,

@@ -206,7 +206,8 @@ impl Authority {
         tenant: &TenantId,
         key_id: &KeyId,
     ) -> Result<KeyRecord, AuthorityError> {
-        let key = self.store.key_for(reader, tenant, key_id).await?;
+        // No call shows a deleted key yet, and none may change it.
+        let key = self.store.key_for(reader, tenant, key_id).await?.filter(|key| key.deletion.is_none());
         Ok(KeyRecord::clone(&*key.ok_or(AuthorityError::NotFound(Resource::Key))?))
     }
 

@@ -281,7 +281,7 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
             Code::FailedPrecondition,
             "BACKUP_NEEDS_FORMAT_2",
             "there are records that a backup of format 1 cannot have: a key was rotated, suspended until a time or deleted, was \
-             changed by an author that is no key, or a tenant, an owner or an issuer is suspended; make one of format 2"
+             changed by an author that is no key, or a tenant, an owner or an issuer is or was suspended; make one of format 2"
                 .to_owned(),
         ),
         AuthorityError::BackupAborted(limit) => (Code::Aborted, "BACKUP_ABORTED", limit.to_string()),

@@ -286,7 +286,7 @@ impl Entry<'_> {
         self.fields.head.ordinal
     }
 
-    /// Whether the key is unknown to callers: it was deleted, and not revoked before.
+    /// Whether the key is unknown to callers: it was deleted, and is not revoked.
     #[must_use]
     pub fn is_hidden(&self) -> bool {
         self.fields.head.standing & DELETED != 0 && self.state() != State::Revoked

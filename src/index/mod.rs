@@ -66,11 +66,15 @@ pub struct Index {
     holds: ArcSwap<Holds>,
     /// Whether `holds` is not empty. Nearly always it is.
     has_holds: AtomicBool,
+    /// Counts the changes of `holds`, before and after each.
+    hold_generation: AtomicU64,
     /// The lines of the log, in order.
     lines: ArcSwap<Vec<LineRecord>>,
     /// Digests that lead nowhere any more, until everything is loaded: records that are older than that may
     /// still come.
     gone: Mutex<Option<HashMap<Digest, Revision>>>,
+    /// Whether there is one. Set under the lock of the digest's shard, before it is noted.
+    any_gone: AtomicBool,
     revision: AtomicU64,
     /// The latest time of a change, in milliseconds.
     time: AtomicI64,
@@ -138,8 +142,10 @@ impl Default for Index {
             all_holds: Mutex::default(),
             holds: ArcSwap::default(),
             has_holds: AtomicBool::new(false),
+            hold_generation: AtomicU64::new(0),
             lines: ArcSwap::default(),
             gone: Mutex::new(Some(HashMap::new())),
+            any_gone: AtomicBool::new(false),
             revision: AtomicU64::new(0),
             time: AtomicI64::new(UnixMillis::MIN.0),
             advanced: watch::Sender::new(Revision(0)),
@@ -171,13 +177,20 @@ impl Index {
     /// The entry of a digest.
     #[must_use]
     pub fn get(&self, digest: &Digest) -> Option<Entry<'_>> {
-        let shard = self.shards[shard_of(digest)].load();
-        let range = shard.find(digest)?;
-        let mut entry = Entry::at(range, shard);
-        if self.has_holds.load(Ordering::Acquire) {
-            entry.hold_by(&self.holds.load());
+        loop {
+            let generation = self.hold_generation.load(Ordering::Acquire);
+            let shard = self.shards[shard_of(digest)].load();
+            let range = shard.find(digest)?;
+            let mut entry = Entry::at(range, shard);
+            if self.has_holds.load(Ordering::Acquire) {
+                entry.hold_by(&self.holds.load());
+            }
+            // So that the entry and the holds were there at one moment. Holds change so seldom that nobody
+            // reads twice in a row.
+            if self.hold_generation.load(Ordering::Acquire) == generation {
+                return Some(entry);
+            }
         }
-        Some(entry)
     }
 
     /// Whether every change up to a revision is in the index.
@@ -225,6 +238,7 @@ impl Index {
         if let Some(latest) = records.iter().map(Record::time).max() {
             self.advance_time(latest);
         }
+        self.apply_holds(records);
         let mut changes = Vec::with_capacity(records.len());
         let mut peppers = HashSet::new();
         for record in records {
@@ -234,7 +248,7 @@ impl Index {
                     changes.extend(EntryChange::of_key(key));
                 }
                 Record::Purged(mark) => changes.extend(EntryChange::of_mark(mark)),
-                Record::Tenant(_) | Record::Owner(_) | Record::Issuer(_) => self.apply_hold(record),
+                Record::Tenant(_) | Record::Owner(_) | Record::Issuer(_) => {}
                 Record::Line(line) => self.apply_line(line),
             }
         }
@@ -254,11 +268,15 @@ impl Index {
     /// Declares that records come in order from now on.
     pub fn finish_loading(&self) {
         *self.gone.lock() = None;
+        self.any_gone.store(false, Ordering::Release);
     }
 
-    fn apply_hold(&self, record: &Record) {
+    fn apply_holds(&self, records: &[Record]) {
+        if !records.iter().any(|it| matches!(it, Record::Tenant(_) | Record::Owner(_) | Record::Issuer(_))) {
+            return;
+        }
         let mut all = self.all_holds.lock();
-        if all.apply(record) {
+        if records.iter().filter(|record| all.apply(record)).count() > 0 {
             self.publish_holds(&all);
         }
     }
@@ -266,8 +284,10 @@ impl Index {
     fn publish_holds(&self, all: &Holds) {
         let holds = all.effective();
         let are_some = !holds.is_empty();
+        self.hold_generation.fetch_add(1, Ordering::AcqRel);
         self.holds.store(Arc::new(holds));
         self.has_holds.store(are_some, Ordering::Release);
+        self.hold_generation.fetch_add(1, Ordering::AcqRel);
     }
 
     fn apply_line(&self, line: &LineRecord) {
@@ -353,12 +373,16 @@ impl Index {
     }
 
     fn is_gone(&self, digest: &Digest, revision: Revision) -> bool {
+        if !self.any_gone.load(Ordering::Acquire) {
+            return false;
+        }
         let gone = self.gone.lock();
         gone.as_ref().and_then(|gone| gone.get(digest)).is_some_and(|since| *since >= revision)
     }
 
     fn note_gone(&self, digest: &Digest, revision: Revision) {
         if let Some(gone) = &mut *self.gone.lock() {
+            self.any_gone.store(true, Ordering::Release);
             let since = gone.entry(*digest).or_default();
             *since = revision.max(*since);
         }

@@ -11,7 +11,7 @@ use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::{IssuerRecord, KeyRecord, OwnerRecord, PurgeMark, TenantRecord};
 
-use super::record::encode;
+use super::record::{RecordKind, decode, encode, is_first_form};
 use super::{Commit, CommitError, RecordWrite, StoreError};
 
 /// Reads the current records, including the writes of commits earlier in the same group.
@@ -96,7 +96,7 @@ pub(super) fn check_and_encode(
             push_key(key, revision, current, out)?;
         }
         RecordWrite::Key(key) => {
-            if !current.is_current(&key)? {
+            if !current.is_current(&key)? || !keeps_secrets(&key, current)? {
                 return Err(CommitError::Outdated);
             }
             // A narrowing is never refused because of a bound on names.
@@ -161,6 +161,15 @@ pub(super) fn check_and_encode(
     Ok(())
 }
 
+/// Whether all secrets of a key are those that it has. A key that was never rotated has but one.
+fn keeps_secrets(key: &KeyRecord, current: &impl RecordReader) -> Result<bool, StoreError> {
+    if key.secret.version <= 1 && key.previous.is_none() && key.retired.is_none() {
+        return Ok(true);
+    }
+    let there = current.key(&key.tenant, &key.key_id)?;
+    Ok(there.is_some_and(|there| there.digests().eq(key.digests())))
+}
+
 fn has_any(current: &impl RecordReader, digests: impl Iterator<Item = Digest>) -> Result<bool, StoreError> {
     for digest in digests {
         if current.has_digest(&digest)? {
@@ -189,6 +198,12 @@ fn push(record: Record, out: &mut Vec<EncodedWrite>) -> Result<(), CommitError> 
     let bytes = encode(&record);
     if bytes.len() > RECORD_BYTES_MAX {
         return Err(CommitError::TooLarge { bytes: bytes.len() });
+    }
+    // A time of 0 is none where a time is optional, and an empty name is none: what would be read as another
+    // record must not be acknowledged. The calls that make records of version 1 check their fields
+    // themselves.
+    if !is_first_form(&bytes) && !decode(RecordKind::of(&record), &bytes).is_ok_and(|read| read == record) {
+        return Err(CommitError::Unstorable);
     }
     out.push(EncodedWrite { record, bytes });
     Ok(())

@@ -86,6 +86,9 @@ pub enum CommitError {
         /// Its size.
         bytes: usize,
     },
+    /// The record has a value that cannot be stored: a time of 0, or an empty name.
+    #[error("the record has a time of 0 or an empty name, which cannot be stored")]
+    Unstorable,
     /// All records of the commit together are too large for one frame of the journal.
     #[error("the change has {bytes} bytes, of at most {max}")]
     TooLong {

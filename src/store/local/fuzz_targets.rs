@@ -96,7 +96,8 @@ fn check_snapshot(file: &[u8], key: &ChecksumKey) {
         // keys that are gone cannot be told from the records.
         let header = contents.header;
         let mut again = vec![];
-        let checksums = checksums_of(&rows, key, header.position);
+        let mut checksums = checksums_of(&rows, key, header.position);
+        checksums.next_ordinal = contents.next_ordinal.unwrap_or(0);
         let records = rows.iter().map(|row| (row.kind(), &row.bytes[..]));
         let written = snapshot::write_records(&checksums, form_of(&header), key, header.time, records, &mut again);
         assert!(written.is_ok(), "what was read cannot be written");

@@ -12,13 +12,14 @@ use keyward_core::scope::Scope;
 use prost::Message;
 
 use super::{
-    CHECKSUM_BYTES, DecodeError, Version, digest, envelope, key_id, millis, open, optional_stamp, pb, stamp,
+    CHECKSUM_BYTES, DecodeError, Known, Version, digest, envelope, key_id, millis, open, optional_stamp, pb, stamp,
     stamp_parts, tenant_id, time,
 };
 
-/// The fields of version 1, and of both.
-const FIELDS: [u32; 28] =
-    [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28];
+const KNOWN: Known = Known {
+    fields: &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28],
+    within: &[(3, &Known { fields: &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], within: &[] })],
+};
 
 /// A key as bytes.
 #[must_use]
@@ -159,7 +160,7 @@ fn retired_to_pb(retired: &RetiredSecret) -> pb::StoredSecret {
 /// # Errors
 /// When the bytes are not what [`encode_key`] of this or an earlier program wrote.
 pub fn decode_key(bytes: &[u8]) -> Result<KeyRecord, DecodeError> {
-    let (envelope_version, pb): (_, pb::KeyRecord) = open(bytes, &FIELDS)?;
+    let (envelope_version, pb): (_, pb::KeyRecord) = open(bytes, &KNOWN)?;
     let state = match pb.state() {
         pb::StoredState::Active => State::Active,
         pb::StoredState::Disabled => State::Disabled,
@@ -254,7 +255,12 @@ fn secrets_from(stored: Vec<pb::StoredSecret>) -> Result<Secrets, DecodeError> {
             Ok(pb::StoredOverlapStart::OnFirstUse) => OverlapStart::OnFirstUse,
             Ok(pb::StoredOverlapStart::Unspecified) | Err(_) => return Err(WRONG),
         };
-        Ok(PreviousSecret { secret, valid_until: time(valid_until_ms), overlap_ms, overlap_starts })
+        // An overlap that began with the issue has an end; without one, the secret would work for ever.
+        let valid_until = time(valid_until_ms);
+        if valid_until.is_none() && overlap_starts == OverlapStart::AtIssue {
+            return Err(WRONG);
+        }
+        Ok(PreviousSecret { secret, valid_until, overlap_ms, overlap_starts })
     });
     let retired = stored.next().map(|older| {
         let (secret, times) = secret_from(older)?;

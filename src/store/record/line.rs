@@ -4,9 +4,9 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 use keyward_core::record::{LineRecord, LogId};
 
-use super::{DecodeError, Version, envelope, open_second, pb};
+use super::{DecodeError, Known, Version, envelope, open_second, pb};
 
-const FIELDS: [u32; 4] = [1, 2, 3, 4];
+const KNOWN: Known = Known { fields: &[1, 2, 3, 4], within: &[] };
 
 /// A line as bytes.
 #[must_use]
@@ -21,7 +21,7 @@ pub fn encode_line(line: &LineRecord) -> Vec<u8> {
 /// # Errors
 /// When the bytes are not what [`encode_line`] wrote.
 pub fn decode_line(bytes: &[u8]) -> Result<LineRecord, DecodeError> {
-    let pb: pb::LineRecord = open_second(bytes, &FIELDS)?;
+    let pb: pb::LineRecord = open_second(bytes, &KNOWN)?;
     let log_id = <[u8; 16]>::try_from(pb.log_id).map_err(|_| DecodeError::Body("log_id"))?;
     let is_line = pb.base != 0 && pb.base.is_multiple_of(LineRecord::REVISIONS) && pb.ended < pb.base;
     if !is_line {

@@ -28,7 +28,7 @@ use keyward_core::event::Record;
 use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::record::{AuditStamp, Hold};
 use prost::Message;
-use prost::encoding::{DecodeContext, decode_key as decode_tag, skip_field};
+use prost::encoding::{DecodeContext, WireType, decode_key as decode_tag, decode_varint, skip_field};
 
 pub use self::key::{decode_key, encode_key, stateless_key_bytes};
 pub use self::line::{decode_line, encode_line};
@@ -199,8 +199,16 @@ fn envelope(version: Version, body: &impl Message) -> Vec<u8> {
     bytes
 }
 
-/// Opens an envelope. `known`: the field numbers of the message, in order.
-fn open<M: Message + Default>(bytes: &[u8], known: &[u32]) -> Result<(Version, M), DecodeError> {
+/// The fields of a message that are known, and of the messages in them.
+struct Known {
+    fields: &'static [u32],
+    within: &'static [(u32, &'static Known)],
+}
+
+const HOLD: Known = Known { fields: &[1, 2, 3, 4, 5], within: &[] };
+
+/// Opens an envelope.
+fn open<M: Message + Default>(bytes: &[u8], known: &Known) -> Result<(Version, M), DecodeError> {
     let body_end = bytes.len().checked_sub(CHECKSUM_BYTES).ok_or(DecodeError::Short)?;
     let (covered, checksum) = bytes.split_at(body_end);
     let (&version, body) = covered.split_first().ok_or(DecodeError::Short)?;
@@ -219,22 +227,30 @@ fn open<M: Message + Default>(bytes: &[u8], known: &[u32]) -> Result<(Version, M
 }
 
 /// Opens an envelope that must be of version 2.
-fn open_second<M: Message + Default>(bytes: &[u8], known: &[u32]) -> Result<M, DecodeError> {
+fn open_second<M: Message + Default>(bytes: &[u8], known: &Known) -> Result<M, DecodeError> {
     match open(bytes, known)? {
         (Version::Two, body) => Ok(body),
         (Version::One, _) => Err(DecodeError::UnknownVersion(1)),
     }
 }
 
-/// Refuses a field that is not known and may not be overlooked.
-fn check_fields(mut body: &[u8], known: &[u32]) -> Result<(), DecodeError> {
+/// Refuses a field that is not known and may not be overlooked, also within messages.
+fn check_fields(mut body: &[u8], known: &Known) -> Result<(), DecodeError> {
     const DAMAGED: DecodeError = DecodeError::Body("protobuf");
     while !body.is_empty() {
         let (number, wire_type) = decode_tag(&mut body).map_err(|_| DAMAGED)?;
-        if number < IGNORABLE_FROM && !known.contains(&number) {
+        if number < IGNORABLE_FROM && !known.fields.contains(&number) {
             return Err(DecodeError::UnknownField(number));
         }
+        let field = body;
         skip_field(wire_type, number, &mut body, DecodeContext::default()).map_err(|_| DAMAGED)?;
+        if let Some((_, within)) = known.within.iter().find(|(within, _)| *within == number)
+            && wire_type == WireType::LengthDelimited
+        {
+            let mut field = &field[..field.len() - body.len()];
+            decode_varint(&mut field).map_err(|_| DAMAGED)?;
+            check_fields(field, within)?;
+        }
     }
     Ok(())
 }

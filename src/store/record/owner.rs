@@ -3,10 +3,12 @@
 use keyward_core::event::Revision;
 use keyward_core::record::{IssuerRecord, OwnerRecord};
 
-use super::{DecodeError, Version, actor_id, envelope, hold, hold_to_pb, open_second, pb, stamp, tenant_id};
+use super::{
+    DecodeError, HOLD, Known, Version, actor_id, envelope, hold, hold_to_pb, open_second, pb, stamp, tenant_id,
+};
 
-const OWNER_FIELDS: [u32; 6] = [1, 2, 3, 4, 5, 6];
-const ISSUER_FIELDS: [u32; 5] = [1, 2, 3, 4, 5];
+const OWNER: Known = Known { fields: &[1, 2, 3, 4, 5, 6], within: &[(3, &HOLD)] };
+const ISSUER: Known = Known { fields: &[1, 2, 3, 4, 5], within: &[(2, &HOLD)] };
 
 /// An owner as bytes.
 #[must_use]
@@ -28,7 +30,7 @@ pub fn encode_owner(owner: &OwnerRecord) -> Vec<u8> {
 /// # Errors
 /// When the bytes are not what [`encode_owner`] wrote.
 pub fn decode_owner(bytes: &[u8]) -> Result<OwnerRecord, DecodeError> {
-    let pb: pb::OwnerRecord = open_second(bytes, &OWNER_FIELDS)?;
+    let pb: pb::OwnerRecord = open_second(bytes, &OWNER)?;
     if pb.owner.is_empty() {
         return Err(DecodeError::Body("owner"));
     }
@@ -60,7 +62,7 @@ pub fn encode_issuer(issuer: &IssuerRecord) -> Vec<u8> {
 /// # Errors
 /// When the bytes are not what [`encode_issuer`] wrote.
 pub fn decode_issuer(bytes: &[u8]) -> Result<IssuerRecord, DecodeError> {
-    let pb: pb::IssuerRecord = open_second(bytes, &ISSUER_FIELDS)?;
+    let pb: pb::IssuerRecord = open_second(bytes, &ISSUER)?;
     Ok(IssuerRecord {
         actor: actor_id(&pb.actor)?,
         hold: hold(pb.hold)?,

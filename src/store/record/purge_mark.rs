@@ -4,9 +4,9 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 use keyward_core::record::PurgeMark;
 
-use super::{DecodeError, Version, digest, envelope, key_id, open_second, pb, tenant_id};
+use super::{DecodeError, Known, Version, digest, envelope, key_id, open_second, pb, tenant_id};
 
-const FIELDS: [u32; 6] = [1, 2, 3, 4, 5, 6];
+const KNOWN: Known = Known { fields: &[1, 2, 3, 4, 5, 6], within: &[] };
 
 /// A purge mark as bytes.
 #[must_use]
@@ -28,7 +28,7 @@ pub fn encode_purge_mark(mark: &PurgeMark) -> Vec<u8> {
 /// # Errors
 /// When the bytes are not what [`encode_purge_mark`] wrote.
 pub fn decode_purge_mark(bytes: &[u8]) -> Result<PurgeMark, DecodeError> {
-    let pb: pb::PurgeMark = open_second(bytes, &FIELDS)?;
+    let pb: pb::PurgeMark = open_second(bytes, &KNOWN)?;
     Ok(PurgeMark {
         tenant: tenant_id(&pb.tenant)?,
         key_id: key_id(&pb.key_id)?,

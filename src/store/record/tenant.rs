@@ -5,10 +5,11 @@ use keyward_core::id::SecretPrefix;
 use keyward_core::record::{Hold, TenantRecord};
 
 use super::{
-    DecodeError, Version, envelope, hold, hold_to_pb, open, optional_stamp, pb, stamp, stamp_parts, tenant_id,
+    DecodeError, HOLD, Known, Version, envelope, hold, hold_to_pb, open, optional_stamp, pb, stamp, stamp_parts,
+    tenant_id,
 };
 
-const FIELDS: [u32; 10] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
+const KNOWN: Known = Known { fields: &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], within: &[(7, &HOLD)] };
 
 /// A tenant as bytes.
 #[must_use]
@@ -42,7 +43,7 @@ fn version(tenant: &TenantRecord) -> Version {
 /// # Errors
 /// When the bytes are not what [`encode_tenant`] of this or an earlier program wrote.
 pub fn decode_tenant(bytes: &[u8]) -> Result<TenantRecord, DecodeError> {
-    let (envelope_version, pb): (_, pb::TenantRecord) = open(bytes, &FIELDS)?;
+    let (envelope_version, pb): (_, pb::TenantRecord) = open(bytes, &KNOWN)?;
     let tenant = TenantRecord {
         tenant: tenant_id(&pb.tenant)?,
         display_name: pb.display_name,

@@ -11,8 +11,8 @@ use keyward_core::digest::Digest;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{ActorId, TenantId};
 use keyward_core::record::{
-    AuditStamp, Deletion, Hold, IssuerRecord, KeyRecord, OwnerRecord, PreviousSecret, PurgeMark, RetiredSecret,
-    TenantRecord,
+    AuditStamp, Deletion, Hold, IssuerRecord, KeyRecord, OverlapStart, OwnerRecord, PreviousSecret, PurgeMark,
+    RetiredSecret, TenantRecord,
 };
 use keyward_core::scope::Scope;
 use keyward_core::testing::{rotated, stamp, tenant_record};
@@ -31,6 +31,10 @@ on_every_engine![
     a_caller_makes_no_change_once_its_owner_or_issuer_is_held,
     a_caller_makes_changes_by_each_secret_that_works,
     the_last_lasting_administrator_is_not_purged,
+    a_change_that_is_no_rotation_keeps_every_secret,
+    what_would_be_read_as_something_else_is_not_written,
+    many_deleted_keys_end_no_list,
+    a_read_beside_rotations_and_a_purge_finds_the_key_or_nothing,
 ];
 
 async fn read(store: &dyn Store, key: &KeyRecord) -> Option<KeyRecord> {
@@ -314,6 +318,76 @@ async fn a_caller_makes_changes_by_each_secret_that_works(store: Arc<dyn Store>)
     purged.unwrap();
     assert_eq!(refusal(refused), DenyReason::Unknown);
     assert_eq!(refusal(store.commit(asking.asks(last.secret.digest, 904)).await), DenyReason::Unknown);
+}
+
+async fn a_change_that_is_no_rotation_keeps_every_secret(store: Arc<dyn Store>) {
+    let key = create(&*store, 1).await;
+    let key = rotate(&*store, &key, 1).await;
+    // Without a mark, an index would go on with the previous secret.
+    for changed in [
+        KeyRecord { previous: None, ..key.clone() },
+        KeyRecord { secret: key.previous.clone().unwrap().secret, previous: None, ..key.clone() },
+    ] {
+        let write = RecordWrite::Key(Box::new(changed));
+        assert!(matches!(put(&*store, write).await, Err(CommitError::Outdated)));
+    }
+    assert_eq!(read(&*store, &key).await, Some(key));
+}
+
+async fn what_would_be_read_as_something_else_is_not_written(store: Arc<dyn Store>) {
+    let key = create(&*store, 1).await;
+    let at = |millis| Some(UnixMillis(millis));
+    let ended = PreviousSecret { valid_until: at(0), ..rotated(&key, 1).previous.unwrap() };
+    let endless = PreviousSecret { overlap_starts: OverlapStart::AtIssue, ..rotated(&key, 1).previous.unwrap() };
+    let hold = Hold { reject_issued_before: at(0), ..Hold::default() };
+    let owner = |owner: &str, hold: &Hold| {
+        let (tenant, owner, revision) = (TenantId::default_tenant(), owner.to_owned(), Revision(0));
+        RecordWrite::Owner(Box::new(OwnerRecord { tenant, owner, hold: hold.clone(), updated: stamp(), revision }))
+    };
+    let deletion = Some(Deletion { time: UnixMillis(1), purge_time: UnixMillis(0) });
+    for write in [
+        RecordWrite::RotatedKey(Box::new(KeyRecord { previous: Some(ended), ..rotated(&key, 1) })),
+        RecordWrite::RotatedKey(Box::new(KeyRecord { previous: Some(endless), ..rotated(&key, 1) })),
+        RecordWrite::Key(Box::new(KeyRecord { deletion, ..key.clone() })),
+        RecordWrite::Key(Box::new(KeyRecord { resume_time: at(0), delete_protected: true, ..key.clone() })),
+        owner("a", &hold),
+        owner("", &Hold::default()),
+    ] {
+        let told = format!("{write:?}");
+        assert!(matches!(put(&*store, write).await, Err(CommitError::Unstorable)), "{told}");
+    }
+    assert_eq!((read(&*store, &key).await, store.revision()), (Some(key.clone()), key.revision));
+}
+
+async fn many_deleted_keys_end_no_list(store: Arc<dyn Store>) {
+    let deletion = Some(Deletion { time: UnixMillis(1), purge_time: UnixMillis(2) });
+    let deleted = |number| RecordWrite::NewKey(Box::new(KeyRecord { deletion, ..key(number) }));
+    store.commit(commit((0..600).map(deleted).collect())).await.unwrap();
+    let last = create(&*store, 600).await;
+    while store.stats().applied < store.revision() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(listed(&*store).await, [last]);
+}
+
+async fn a_read_beside_rotations_and_a_purge_finds_the_key_or_nothing(store: Arc<dyn Store>) {
+    let first = create(&*store, 1).await;
+    let changing = {
+        let (store, mut key) = (store.clone(), first.clone());
+        tokio::spawn(async move {
+            for number in 0..300 {
+                key = rotate(&*store, &key, number).await;
+            }
+            put(&*store, purge(&key)).await.unwrap();
+        })
+    };
+    while !changing.is_finished() {
+        // An error would fail a GetKey or a DisableKey of a key that is whole.
+        store.key(&first.tenant, &first.key_id).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    changing.await.unwrap();
+    assert_eq!(read(&*store, &first).await, None);
 }
 
 async fn the_last_lasting_administrator_is_not_purged(store: Arc<dyn Store>) {

@@ -118,6 +118,9 @@ async fn an_etag_of_a_change_that_a_restore_lost_matches_nothing() {
     let lost = old.rename("Twice").await;
     assert!(lost.revision < LINE);
     let out = old.restore(&[]).await;
+    // Older programs know no lines; what they know is all there.
+    let mut first_form = old.site.admin().backup_as(1).await.unwrap();
+    while first_form.message().await.unwrap().is_some() {}
     assert!(out.contains(&format!("the log goes on in a new line, from revision {}", LINE + 1)), "{out}");
     assert!(old.read().await.revision < LINE, "what the backup has keeps its revision");
     // In the same line this change would have the revision, and so the etag, of the one that was lost.
@@ -192,6 +195,22 @@ async fn a_restore_of_the_whole_journal_may_go_on_in_the_same_line() {
         let restore = keyward(&["restore"]).arg(old.backup()).args(args).output().unwrap();
         assert!(!restore.status.success());
     }
+    // Nor with a journal whose end may have been lost, or that does not reach the backup.
+    let watermark = old.site.dir.path().join("watermark");
+    fs::rename(&watermark, old.files.path().join("watermark")).unwrap();
+    let empty = tempfile::tempdir().unwrap();
+    for (journal, told) in [
+        (old.site.dir.path().join("journal"), "does not show that all of"),
+        (empty.path().to_owned(), "does not go on from the backup"),
+    ] {
+        let to = tempfile::tempdir().unwrap();
+        fs::copy(old.site.dir.path().join("pepper"), to.path().join("pepper")).unwrap();
+        let mut restore = keyward(&["restore"]);
+        restore.arg(old.backup()).arg("--journal").arg(journal).arg("--same-line");
+        let (out, error) = text(&restore.arg("--data-dir").arg(to.path()).output().unwrap());
+        assert!(error.contains(told), "{out}{error}");
+    }
+    fs::rename(old.files.path().join("watermark"), &watermark).unwrap();
     let segment = journal_segment(&old.site.dir);
     let bytes = fs::read(&segment).unwrap();
     damage(&segment, frame_at(&bytes, last.revision + 2));

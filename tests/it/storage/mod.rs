@@ -15,6 +15,7 @@ mod interner;
 mod lines;
 mod log_head;
 mod removal;
+mod removal_sizes;
 mod restores;
 pub(crate) mod retention;
 pub(crate) mod salvage;

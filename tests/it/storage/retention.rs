@@ -1,5 +1,6 @@
 //! The journal is bounded, and what is deleted is never needed.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -369,5 +370,22 @@ async fn the_id_of_a_purged_key_is_free_again_once_nothing_that_is_kept_is_older
     let store = try_open(&dir, &keeping(4 * SEGMENT_BYTES)).unwrap();
     let found = store.key(&gone.tenant, &gone.key_id).await.unwrap().unwrap();
     assert_eq!(found.secret, key(KEYS).secret);
+    // The number of the last key is not given again when it is purged and only snapshots tell of it.
+    let last = create(&store, KEYS + 1).await;
+    let (tenant, key_id, revision) = (last.tenant.clone(), last.key_id.clone(), last.revision);
+    store.commit(commit(vec![RecordWrite::Purge { tenant, key_id, revision }])).await.unwrap();
+    let before: BTreeSet<_> = snapshots(&dir).into_iter().collect();
+    let mut number = KEYS + 2;
+    while snapshots(&dir).iter().any(|path| before.contains(path)) {
+        let there = store.key(&gone.tenant, &key(5).key_id).await.unwrap().unwrap();
+        store.commit(commit(vec![RecordWrite::Key(Box::new(KeyRecord::clone(&there)))])).await.unwrap();
+        number += 1;
+        assert!(number < 100_000, "the snapshots stay");
+    }
+    store.close().await.unwrap();
+    drop(store);
+    fs::remove_dir_all(dir.path().join("table")).unwrap();
+    let store = try_open(&dir, &keeping(4 * SEGMENT_BYTES)).unwrap();
+    assert!(create(&store, number).await.ordinal > last.ordinal);
     store.close().await.unwrap();
 }

@@ -214,7 +214,10 @@ impl Found {
             ordinal: key.ordinal,
             revision: key.revision,
             labels: key.spec.labels.clone(),
-            policy: key.policy_of(digest, holds)?,
+            policy: {
+                let StandingPolicy { policy, standing } = key.policy_of(digest, holds)?;
+                StandingPolicy { policy: policy.clone(), standing }
+            },
         })
     }
 

@@ -65,7 +65,10 @@ impl Workshop {
                 secret,
                 valid_until: valid_until.map(UnixMillis),
                 overlap_ms: 1,
-                overlap_starts: OverlapStart::AtIssue,
+                overlap_starts: match valid_until {
+                    Some(_) => OverlapStart::AtIssue,
+                    None => OverlapStart::OnFirstUse,
+                },
             });
         })
         .await;

@@ -30,6 +30,7 @@ use keyward_core::scope::Scope;
 use keyward_core::secret::{IssuedSecret, PresentedSecret};
 use keyward_core::testing::FixedEntropy;
 use proptest::prelude::*;
+use prost::Message;
 use zeroize::Zeroizing;
 
 fn testdata(name: &str) -> PathBuf {
@@ -254,6 +255,17 @@ fn a_field_that_is_not_known_refuses_a_record_of_version_2_unless_it_may_be_over
         assert_eq!(with(number), Err(DecodeError::UnknownField(number)));
     }
     assert_eq!(with(64), Ok(rotated_key()));
+    // Within a message too: in one of its secrets, and in a hold.
+    let mut later = pb::KeyRecord::decode(body).unwrap().encode_to_vec();
+    let mut secret = pb::KeyRecord::decode(body).unwrap().secrets[1].encode_to_vec();
+    prost::encoding::uint64::encode(11, &1, &mut secret);
+    prost::encoding::bytes::encode(3, &secret, &mut later);
+    assert_eq!(decode_key(&enveloped(2, &later)), Err(DecodeError::UnknownField(11)));
+    let mut hold = pb::StoredHold { suspended: true, ..Default::default() }.encode_to_vec();
+    prost::encoding::uint64::encode(6, &1, &mut hold);
+    let mut owner = vec![];
+    prost::encoding::bytes::encode(3, &hold, &mut owner);
+    assert_eq!(decode_owner(&enveloped(2, &owner)), Err(DecodeError::UnknownField(6)));
     // Version 1 was never strict, and nothing of it may be refused now.
     let first = encode_key(&full_key());
     let mut body = first[1..first.len() - 16].to_vec();

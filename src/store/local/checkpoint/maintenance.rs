@@ -299,8 +299,9 @@ impl MaintenanceContext {
         sealed.iter().take_while(gone).count()
     }
 
-    /// The full segments, oldest first, and the bytes of all segments. A segment is not listed before the
-    /// next one has a change, which gives its end and age.
+    /// The full segments, oldest first, and the bytes of all segments. A segment is not listed before a later
+    /// one has a change, which gives its age. The next one may be empty for ever: it was made by an older
+    /// program that ended before its first change, or for a line that another one follows.
     fn sealed(&self) -> Result<(Vec<Sealed>, u64), MaintenanceError> {
         let numbers = segment_numbers(&self.journal)?;
         let mut sealed = Vec::with_capacity(numbers.len());
@@ -308,9 +309,10 @@ impl MaintenanceContext {
         for &number in &numbers {
             all += fs::metadata(segment_path(&self.journal, number))?.len();
         }
-        for pair in numbers.windows(2) {
+        for (at, pair) in numbers.windows(2).enumerate() {
             let (path, next) = (segment_path(&self.journal, pair[0]), segment_path(&self.journal, pair[1]));
-            let Some(until) = first_time(&next)? else { break };
+            let later = numbers[at + 1..].iter().map(|&number| first_time(&segment_path(&self.journal, number)));
+            let Some(until) = later.filter_map(Result::transpose).next().transpose()? else { break };
             let bytes = fs::metadata(&path)?.len();
             sealed.push(Sealed { path, bytes, end: segment_start(&next)?, until });
         }

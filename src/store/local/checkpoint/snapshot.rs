@@ -42,7 +42,8 @@ const END: u8 = 0;
 /// A version to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// Version 1, for older programs. It has only tenants and keys without fields of version 2.
+    /// Version 1, for older programs. It has only tenants and keys, without fields of version 2; lines and
+    /// purge marks are left out.
     First,
     /// Version 2, with the id of the log.
     Second(LogId),
@@ -76,6 +77,8 @@ pub struct Contents {
     pub keys: u64,
     /// How many records of all kinds.
     pub records: u64,
+    /// No key of the log has had this ordinal or a higher one, up to here. It is known with the key alone.
+    pub(in crate::store::local) next_ordinal: Option<u32>,
 }
 
 /// Why a snapshot cannot be made or read.
@@ -87,7 +90,7 @@ pub enum SnapshotError {
     /// What it has cannot be written in version 1.
     #[error(
         "there are records that version 1 cannot have: a key was rotated, suspended until a time or deleted, was changed by \
-         somebody who is no key, or an owner, an issuer or a tenant was suspended"
+         somebody who is no key, or an owner, an issuer or a tenant is or was suspended"
     )]
     NeedsSecondForm,
     /// It was written by a later program.
@@ -179,8 +182,14 @@ impl<'a, W: Write> Writer<'a, W> {
     }
 
     fn record(&mut self, kind: RecordKind, bytes: &[u8]) -> Result<(), SnapshotError> {
-        if self.form == Form::First && !is_first_form(bytes) {
-            return Err(SnapshotError::NeedsSecondForm);
+        if self.form == Form::First {
+            // No verdict depends on these, and the log that is restored from it is another one.
+            if matches!(kind, RecordKind::Line | RecordKind::Purged) {
+                return Ok(());
+            }
+            if !is_first_form(bytes) {
+                return Err(SnapshotError::NeedsSecondForm);
+            }
         }
         self.piece.push(kind.number());
         self.piece.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
@@ -219,7 +228,7 @@ pub(in crate::store::local) fn read<E: From<SnapshotError>>(
 ) -> Result<Contents, E> {
     let mut input = Hashing { inner: BufReader::with_capacity(BUFFER_BYTES, input), hasher: blake3::Hasher::new() };
     let header = parse_header(&mut input, key)?;
-    let mut contents = Contents { header, tenants: 0, keys: 0, records: 0 };
+    let mut contents = Contents { header, tenants: 0, keys: 0, records: 0, next_ordinal: None };
     let mut found = Checksums::at(header.position);
     let mut last = None;
     while let Some((kind, bytes)) = next_record(&mut input)? {
@@ -241,7 +250,7 @@ pub(in crate::store::local) fn read<E: From<SnapshotError>>(
         last = place;
         visit(row)?;
     }
-    finish(&mut input, &header, key, &found)?;
+    contents.next_ordinal = finish(&mut input, &header, key, &found)?;
     Ok(contents)
 }
 
@@ -375,7 +384,7 @@ fn finish(
     header: &Header,
     key: Option<&ChecksumKey>,
     found: &Checksums,
-) -> Result<(), SnapshotError> {
+) -> Result<Option<u32>, SnapshotError> {
     let length = match header.log_id {
         None => Checksums::FIRST_BYTES,
         Some(_) => {
@@ -395,10 +404,13 @@ fn finish(
     if input.inner.read(&mut [0])? != 0 {
         return Err(SnapshotError::Damaged("something follows its end"));
     }
-    let Some(key) = key else { return Ok(()) };
+    let Some(key) = key else { return Ok(None) };
     let noted = Checksums::decode(key, &noted).ok_or(SnapshotError::Foreign)?;
-    // An ordinal that was given to a key that is gone, or that version 1 does not tell, is not given again.
-    if noted.has_records_of(found) { Ok(()) } else { Err(SnapshotError::Foreign) }
+    if !noted.has_records_of(found) {
+        return Err(SnapshotError::Foreign);
+    }
+    // Version 1 does not tell it, and has it from the keys alone.
+    Ok(Some(noted.next_ordinal.max(found.next_ordinal)))
 }
 
 fn read_exactly(input: &mut impl Read, bytes: &mut [u8]) -> Result<(), SnapshotError> {

@@ -73,7 +73,16 @@ pub(super) fn encode_commit(
 
 /// Whether the disk space allows a change.
 fn has_room(commit: &Commit, room: DiskSpace) -> bool {
-    let stops = |put: &RecordWrite| matches!(put, RecordWrite::Key(key) if key.spec.policy.state != State::Active);
+    let stops = |put: &RecordWrite| match put {
+        RecordWrite::Key(key) | RecordWrite::RotatedKey(key) => {
+            key.spec.policy.state != State::Active || key.deletion.is_some()
+        }
+        RecordWrite::Tenant(tenant) => !tenant.hold.is_empty(),
+        RecordWrite::Owner(owner) => !owner.hold.is_empty(),
+        RecordWrite::Issuer(issuer) => !issuer.hold.is_empty(),
+        RecordWrite::Purge { .. } => true,
+        RecordWrite::NewKey(_) | RecordWrite::NewTenant(_) => false,
+    };
     match room {
         DiskSpace::Ok => true,
         DiskSpace::Low => commit.narrows || commit.urgent,

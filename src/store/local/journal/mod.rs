@@ -31,12 +31,13 @@
 //!    before its answer, so it is never ahead of the journal. It protects against an acknowledged last frame
 //!    that rots or is truncated, which looks like a torn one. It is synced at a start, before segments are
 //!    deleted, and at a stop; after a power cut it may lag behind. It is sealed, with the id of the log:
-//!    nobody without the pepper file can make up a lower one, though an older one can be put back.
+//!    beside segments of version 2 nobody without the pepper file can make up a lower one, though an older
+//!    one can be put back, and the segments be given headers of version 1.
 //! 9. **No second try.** If a write or a sync fails, the process ends. The kernel may call pages clean that
 //!    never reached the disk, so a second sync proves nothing.
 //! 10. **A bound on frames.** None beyond [`frame::FRAME_BYTES_MAX`] is written, and no longer one is read;
-//!     in a segment of version 1 no payload beyond [`frame::PAYLOAD_BYTES_READ_MAX`]. It protects against a frame that cannot be read back, and
-//!     against a length that is damaged.
+//!     in a segment of version 1 no payload beyond [`frame::PAYLOAD_BYTES_READ_MAX`]. It protects against a
+//!     frame that cannot be read back, and against a length that is damaged.
 //!
 //! `tests/crash/run cuts`, `flips` and `faults` try to break them; `controls` takes two protections out, and
 //! sees the loss.

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use keyward_core::event::Revision;
-use keyward_core::record::LogId;
+use keyward_core::record::{LineRecord, LogId};
 use parking_lot::Mutex;
 
 use super::frame::{ALIGNMENT_BYTES, Entry, EntryRevision, Frame};
 use super::segment::{HEADER_BYTES, HeaderError, SealKey, SegmentHeader};
 use super::{ChainKey, JournalError, Position};
+use crate::bytes_codec::Cursor;
 use crate::util::parallel;
 use crate::util::progress::Progress;
 
@@ -218,15 +219,27 @@ fn header_bytes(path: &Path) -> Result<Vec<u8>, JournalError> {
     Ok(header)
 }
 
-/// The highest revision that a sealed header proves, in any segment, whatever else is damaged.
+/// The highest revision that a header proves by its seal, in any segment, whatever else is damaged. A header
+/// that is damaged itself counts if it claims no later line than the next one.
 ///
 /// # Errors
 /// When the directory cannot be read.
 pub fn proven_revision(dir: &Path, key: &ChainKey) -> Result<Revision, JournalError> {
     let seals = SealKey::of(key);
     let headers = segment_numbers(dir)?.into_iter().filter_map(|number| header_bytes(&segment_path(dir, number)).ok());
-    let sealed = headers.filter_map(|bytes| SegmentHeader::read(&bytes, &seals).ok().filter(|it| it.log.is_some()));
-    Ok(sealed.map(|header| header.start.revision).max().unwrap_or(Revision(0)))
+    let (mut proven, mut claimed) = (Revision(0), Revision(0));
+    for bytes in headers {
+        match SegmentHeader::read(&bytes, &seals) {
+            Ok(header) if header.log.is_some() => proven = proven.max(header.start.revision),
+            Ok(_) => {}
+            Err(_) => {
+                let first = bytes.get(16..24).and_then(|bytes| Cursor(bytes).u64());
+                claimed = claimed.max(Revision(first.unwrap_or(0)));
+            }
+        }
+    }
+    let is_near = LineRecord::number_of(claimed) <= LineRecord::number_of(proven) + 1;
+    Ok(if is_near { proven.max(claimed) } else { proven })
 }
 
 /// The segments' numbers, in order.

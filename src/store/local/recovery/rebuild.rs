@@ -168,7 +168,8 @@ fn load(table: &Table, path: &PathBuf, key: &ChecksumKey) -> Result<(), LoadErro
         }
         Ok::<_, LoadError>(())
     })?;
-    table.apply(&rows, contents.header.position).map_err(LoadError::Table)
+    let next_ordinal = contents.next_ordinal.unwrap_or(0);
+    table.apply_numbered(&rows, contents.header.position, next_ordinal).map_err(LoadError::Table)
 }
 
 /// A replay of the journal into the table.

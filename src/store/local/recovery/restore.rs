@@ -28,7 +28,7 @@ use crate::store::local::error::OpenError;
 use crate::store::local::journal::frame::FrameBuilder;
 use crate::store::local::journal::scan::{End, Piece, proven_revision, scan_between};
 use crate::store::local::journal::segment::{LineHeader, SealKey, SegmentHeader};
-use crate::store::local::journal::watermark::Watermark;
+use crate::store::local::journal::watermark::{Acknowledged, Watermark};
 use crate::store::local::journal::writer::{CleanEnd, Writer};
 use crate::store::local::journal::{ChainKey, JournalError, Position};
 use crate::store::local::options::StoreOptions;
@@ -85,6 +85,17 @@ pub enum RestoreError {
         journal: PathBuf,
         /// Where the backup ends.
         revision: Revision,
+    },
+    /// The end of the journal may be missing, so that the line cannot go on.
+    #[error(
+        "the log cannot go on in the same line: {watermark} does not show that all of {journal} is there; it is the old server's \
+         watermark, which belongs beside the journal directory; without it, restore without --same-line"
+    )]
+    NotShownWhole {
+        /// The journal.
+        journal: PathBuf,
+        /// Where its watermark should be.
+        watermark: PathBuf,
     },
     /// The wanted revision is not available.
     #[error("revision {wanted} is not to be had: the backup has revision {from}, and {with} goes up to {to}")]
@@ -290,13 +301,15 @@ struct JournalCopy<'a> {
     log: Option<LogId>,
     /// The time of the last copied change.
     time: Option<UnixMillis>,
+    /// Whether the journal has the position where the backup ends.
+    met: bool,
     failed: Option<RestoreError>,
 }
 
 impl<'a> JournalCopy<'a> {
     fn new(writer: Option<&'a mut Writer>, key: &'a ChainKey, from: Position, source: &'a Source) -> Self {
         let peppers = HashSet::new();
-        Self { writer, key, from, at: from, source, peppers, log: None, time: None, failed: None }
+        Self { writer, key, from, at: from, source, peppers, log: None, time: None, met: false, failed: None }
     }
 
     fn run(&mut self) -> Result<(), RestoreError> {
@@ -308,6 +321,12 @@ impl<'a> JournalCopy<'a> {
         if let Some(journal) = journal {
             let end = scan_between(journal, self.key, from, wanted, |read: Piece<pb::JournalEntry>| self.take(read))?;
             self.failed.take().map_or(Ok(()), Err)?;
+            if !self.met {
+                return Err(RestoreError::Parted { journal: journal.to_owned(), revision: from });
+            }
+            if self.source.same_line {
+                self.check_whole(journal, &end)?;
+            }
             let torn =
                 end.segment.filter(|last| last.torn > 0 && wanted.is_none_or(|wanted| end.position.revision < wanted));
             if let Some(torn) = torn {
@@ -334,12 +353,27 @@ impl<'a> JournalCopy<'a> {
         if self.failed.is_some() {
             return;
         }
+        let at = match &read {
+            Piece::Segment(header) => header.start,
+            Piece::Entries(_, to) => *to,
+        };
+        self.met |= at == self.from;
         match read {
             Piece::Segment(header) => self.failed = self.take_header(header).err(),
             Piece::Entries(entries, to) if to.revision > self.from.revision => {
                 self.failed = self.append(&entries, to).err();
             }
             Piece::Entries(..) => {}
+        }
+    }
+
+    /// Checks by the watermark beside a journal that its end was not lost.
+    fn check_whole(&self, journal: &Path, end: &End) -> Result<(), RestoreError> {
+        let watermark = journal.parent().unwrap_or(journal).join("watermark");
+        let acknowledged = Acknowledged::read(&watermark, &SealKey::of(self.key))?.beside(end);
+        match acknowledged.filter(|at| at.revision <= end.position.revision) {
+            Some(_) => Ok(()),
+            None => Err(RestoreError::NotShownWhole { journal: journal.to_owned(), watermark }),
         }
     }
 

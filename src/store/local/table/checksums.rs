@@ -143,10 +143,12 @@ impl Checksums {
         sealed(bytes, key)
     }
 
-    /// Version 1: for tenants and keys alone. `None`: there are other records.
+    /// Version 1: for tenants and keys alone, without lines and purge marks. `None`: there are others.
     pub(in crate::store::local) fn encode_first(&self, key: &ChecksumKey) -> Option<Vec<u8>> {
         let mut rest = *self;
-        (*rest.of_mut(RecordKind::Key), *rest.of_mut(RecordKind::Tenant)) = Default::default();
+        for left_out in [RecordKind::Key, RecordKind::Tenant, RecordKind::Line, RecordKind::Purged] {
+            *rest.of_mut(left_out) = Checksum::default();
+        }
         if rest.sums != Self::EMPTY.sums {
             return None;
         }

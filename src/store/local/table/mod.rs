@@ -261,12 +261,23 @@ impl Table {
     /// # Errors
     /// When sled fails.
     pub fn apply(&self, rows: &[Row], to: Position) -> Result<(), TableError> {
+        self.apply_numbered(rows, to, 0)
+    }
+
+    /// The same, where ordinals below a number were given, whatever keys there are.
+    pub(in crate::store::local) fn apply_numbered(
+        &self,
+        rows: &[Row],
+        to: Position,
+        next_ordinal: u32,
+    ) -> Result<(), TableError> {
         // A snapshot scan reads between two transactions, never within one.
         let scans = RefCell::new(self.scans.lock());
         let rows: Vec<_> = last_of_each(rows).collect();
         self.bloom.add(rows.iter().flat_map(|row| self.name_hashes(row)));
         let mut with_rows = self.checksums()?;
         with_rows.position = to;
+        with_rows.next_ordinal = with_rows.next_ordinal.max(next_ordinal);
         for row in rows.iter().filter(|row| row.is_kept()) {
             with_rows.of_mut(row.kind()).add(&self.checksum_key, row.name(), &row.bytes);
             with_rows.note_ordinal(&row.record);
@@ -275,6 +286,8 @@ impl Table {
         let (keys, tenants, owners, issuers, purged, lines) = records;
         let trees = (keys, tenants, owners, issuers, purged, lines, &self.ids, &self.facets, &self.aliases, &self.meta);
         let turn = self.list_turns.begin_transaction();
+        // A table that was built from a snapshot may have the mark of an id that is used again.
+        let forgets_marks = !self.purged.is_empty();
         let written =
             trees.transaction(|(keys, tenants, owners, issuers, purged, lines, ids, facets, aliases, meta)| {
                 let mut transaction = RowTransaction {
@@ -308,6 +321,9 @@ impl Table {
                     };
                     let old = tree.insert(row.name(), &*row.bytes)?;
                     transaction.note(row.kind(), row.name(), old.as_ref());
+                }
+                if forgets_marks {
+                    transaction.forget_marks_of(&rows, purged)?;
                 }
                 let RowTransaction { checksums, replaced, .. } = transaction;
                 meta.insert(APPLIED, checksums.encode(&self.checksum_key))?;
@@ -344,13 +360,23 @@ impl Table {
         if !self.bloom.may_contain(&id) {
             return Ok(None);
         }
-        let Some(digest) = self.ids.get(id)? else { return Ok(None) };
-        self.key_of(&digest).map(Some)
+        let mut digest = self.ids.get(&id)?;
+        // Between the two reads the key may be rotated or purged: then its id leads elsewhere, or nowhere.
+        while let Some(read) = digest {
+            if let Some(bytes) = self.keys.get(&read)? {
+                return Ok(Some(Arc::new(decode_key(&bytes)?)));
+            }
+            digest = self.ids.get(&id)?;
+            if digest.as_ref() == Some(&read) {
+                return Err(no_key());
+            }
+        }
+        Ok(None)
     }
 
-    /// The key with a digest that an id refers to.
+    /// The key with a digest that an id refers to, while nothing is written.
     pub(super) fn key_of(&self, digest: &[u8]) -> Result<Arc<KeyRecord>, StoreError> {
-        let bytes = self.keys.get(digest)?.ok_or_else(|| StoreError::Engine("an id leads to no key".into()))?;
+        let bytes = self.keys.get(digest)?.ok_or_else(no_key)?;
         Ok(Arc::new(decode_key(&bytes)?))
     }
 
@@ -489,6 +515,10 @@ impl Table {
         Checksums::decode(&self.checksum_key, &bytes)
             .ok_or(TableError::Unsound("its note of the position in the log is damaged"))
     }
+}
+
+fn no_key() -> StoreError {
+    StoreError::Engine("an id leads to no key".into())
 }
 
 const APPLIED: &str = "applied";

@@ -1,10 +1,11 @@
 //! Takes purge marks out of the table once nothing that is kept is older than they are.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::Ordering;
 
 use keyward_core::event::Revision;
 use sled::Transactional;
-use sled::transaction::TransactionError;
+use sled::transaction::{ConflictableTransactionError, TransactionError};
 
 use super::{APPLIED, Table, TableError};
 use crate::store::record::{RecordKind, decode_purge_mark};
@@ -19,34 +20,52 @@ impl Table {
     /// This is no change of the log: a table that is rebuilt from a snapshot has the marks that the snapshot
     /// has, until this is called again.
     pub(in crate::store::local) fn forget_purge_marks(&self, until: Revision) -> Result<usize, TableError> {
-        let mut expired = vec![];
+        let mut forgotten = 0;
+        let mut expired = Vec::with_capacity(MARKS);
         for entry in self.tree(RecordKind::Purged) {
             let (name, bytes) = entry?;
             if decode_purge_mark(&bytes)?.revision <= until {
                 expired.push((name, bytes));
             }
-        }
-        for marks in expired.chunks(MARKS) {
-            // As for any change: a snapshot scan reads between two transactions.
-            let scans = RefCell::new(self.scans.lock());
-            let mut checksums = self.checksums()?;
-            for (name, bytes) in marks {
-                checksums.of_mut(RecordKind::Purged).remove(&self.checksum_key, name, bytes);
+            if expired.len() == MARKS {
+                forgotten += self.remove_marks(&expired)?;
+                expired.clear();
             }
-            let noted = checksums.encode(&self.checksum_key);
-            let removed = (&self.purged, &self.meta).transaction(|(purged, meta)| {
-                for (name, _) in marks {
-                    let old = purged.remove(name)?;
-                    scans.borrow_mut().keep(RecordKind::Purged, name, old.as_ref());
-                }
-                meta.insert(APPLIED, noted.clone())?;
-                Ok::<_, sled::transaction::ConflictableTransactionError<TableError>>(())
-            });
-            removed.map_err(|error| match error {
-                TransactionError::Storage(error) => TableError::from(error),
-                TransactionError::Abort(error) => error,
-            })?;
         }
-        Ok(expired.len())
+        Ok(forgotten + self.remove_marks(&expired)?)
+    }
+
+    /// Removes marks that are still as they were read. Returns how many.
+    fn remove_marks(&self, marks: &[(sled::IVec, sled::IVec)]) -> Result<usize, TableError> {
+        if marks.is_empty() {
+            return Ok(0);
+        }
+        // As for any change: a snapshot scan reads between two transactions.
+        let scans = RefCell::new(self.scans.lock());
+        let before = self.checksums()?;
+        let (removed, bytes) = (Cell::new(0), Cell::new(0));
+        let outcome = (&self.purged, &self.meta).transaction(|(purged, meta)| {
+            let mut checksums = before;
+            removed.set(0);
+            bytes.set(0);
+            for (name, mark) in marks {
+                if purged.get(name)?.as_ref() != Some(mark) {
+                    continue;
+                }
+                purged.remove(name)?;
+                scans.borrow_mut().keep(RecordKind::Purged, name, Some(mark));
+                checksums.of_mut(RecordKind::Purged).remove(&self.checksum_key, name, mark);
+                removed.set(removed.get() + 1);
+                bytes.set(bytes.get() + (name.len() + mark.len()) as u64);
+            }
+            meta.insert(APPLIED, checksums.encode(&self.checksum_key))?;
+            Ok::<_, ConflictableTransactionError<TableError>>(())
+        });
+        outcome.map_err(|error| match error {
+            TransactionError::Storage(error) => TableError::from(error),
+            TransactionError::Abort(error) => error,
+        })?;
+        self.size.records.fetch_sub(bytes.get(), Ordering::Relaxed);
+        Ok(removed.get())
     }
 }

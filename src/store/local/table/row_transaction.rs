@@ -1,5 +1,6 @@
 //! What a transaction of the table does for a key: its record, and all that leads to it.
 
+use keyward_core::event::Record;
 use keyward_core::record::{KeyRecord, PurgeMark};
 use sled::IVec;
 use sled::transaction::{ConflictableTransactionError, TransactionalTree, UnabortableTransactionError};
@@ -63,6 +64,21 @@ impl RowTransaction<'_> {
         }
         for alias in aliases_of(&before) {
             self.aliases.remove(alias.as_bytes().as_slice())?;
+        }
+        Ok(())
+    }
+
+    /// Removes the purge marks of keys that are there.
+    pub(super) fn forget_marks_of(&mut self, rows: &[&Row], purged: &TransactionalTree) -> Outcome<()> {
+        for row in rows {
+            let Record::Key(key) = &row.record else { continue };
+            let id = id_name(&key.tenant, &key.key_id);
+            // Unless it was purged in the same transaction.
+            if self.ids.get(&id)?.is_some()
+                && let Some(old) = purged.remove(id.as_slice())?
+            {
+                self.note(RecordKind::Purged, &id, Some(&old));
+            }
         }
         Ok(())
     }

@@ -154,6 +154,8 @@ impl Table {
                         [] => self.key(&scan.query.tenant, &key_id)?,
                         digest => Some(self.key_of(digest)?),
                     };
+                    // Deleted keys are in no list, so that none may end because of them.
+                    scan.examined -= usize::from(key.as_ref().is_some_and(|key| key.deletion.is_some()));
                     scan.found.extend(key.filter(|key| scan.query.selects(key)));
                 }
                 scan.query.after = Some(key_id);

@@ -196,7 +196,7 @@ mod tests {
                 secret: secret(before),
                 valid_until: None,
                 overlap_ms: 1,
-                overlap_starts: OverlapStart::AtIssue,
+                overlap_starts: OverlapStart::OnFirstUse,
             });
             let retired = after.checked_sub(2).map(|before| RetiredSecret { secret: secret(before), time: CREATED });
             let mut key = KeyRecord { revision, secret: secret(after), previous, retired, ..key_record(number.into()) };

@@ -200,7 +200,7 @@ impl VerifyScan<'_> {
 
     /// All records but keys.
     fn few(&self) -> Result<ScanResult, TableError> {
-        let mut found = ScanResult::default();
+        let (mut found, mut batch) = (ScanResult::default(), Vec::with_capacity(BATCH_RECORDS));
         for kind in RecordKind::ALL.into_iter().filter(|kind| *kind != RecordKind::Key) {
             for entry in self.table.tree(kind) {
                 let (name, bytes) = entry?;
@@ -214,9 +214,14 @@ impl VerifyScan<'_> {
                     // The key's own records are gone, and its id is still taken.
                     self.table.bloom().add([self.table.bloom().hash(&name)]);
                 }
-                self.view.load(&[row.record]);
+                batch.push(row.record);
+                if batch.len() == BATCH_RECORDS {
+                    self.view.load(&batch);
+                    batch.clear();
+                }
             }
         }
+        self.view.load(&batch);
         Ok(found)
     }
 

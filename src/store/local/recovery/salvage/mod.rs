@@ -293,7 +293,9 @@ impl Evidence {
     /// Gathers the records, and what is known of the revisions.
     fn gather(&self, dir: &LockedDir, key: &ChainKey, take_unproven: bool) -> Result<Gathered, OpenError> {
         let mut found = Gathered::default();
-        let others = (0..self.sources.anchors.len()).filter(|&nth| take_unproven && self.sources.whole[nth]);
+        // What counts besides is older, and may have what was purged since.
+        let is_other = |nth: &usize| take_unproven && self.sources.whole[*nth] && !self.judged.anchors[*nth];
+        let others = (0..self.sources.anchors.len()).filter(is_other);
         for nth in self.base.into_iter().chain(others) {
             self.sources.records(nth, key, |row| found.add(row))?;
             found.covered = found.covered.max(self.sources.anchors[nth].position.revision);
@@ -308,7 +310,6 @@ impl Evidence {
             }
         }
         found.highest = found.highest.max(found.covered).max(self.sources.highest);
-        // No revision may be used twice; but without the key nobody may push revisions out of reach either.
         let (sealed, claimed) = match self.watermark {
             Acknowledged::Nothing => (Revision(0), Revision(0)),
             Acknowledged::Unsealed(position) => (Revision(0), position.revision),
