@@ -264,7 +264,7 @@ impl Kills {
 }
 
 /// Removes a table, or cuts off half of its largest file.
-fn damage(run: &mut Run, table: &Path) -> Result<(), Failure> {
+pub(crate) fn damage(run: &mut Run, table: &Path) -> Result<(), Failure> {
     if run.rng.random() {
         return Ok(fs::remove_dir_all(table)?);
     }

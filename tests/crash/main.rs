@@ -3,7 +3,8 @@
 //!
 //! `tests/crash/run` builds what is needed and runs all modes. Reading order: [`server`] (the process),
 //! [`caller`] and [`load`] (clients), [`oracle`] (what they know), [`verify`] (the comparison after a
-//! restart), [`run`] (seed, tally, evidence), then one file per mode.
+//! restart), [`run`] (seed, tally, evidence), then one file per mode. [`lifecycle`] has no server, and an oracle
+//! of its own.
 
 mod caller;
 mod controls;
@@ -16,6 +17,7 @@ mod health;
 mod image;
 mod kills;
 mod latency;
+mod lifecycle;
 mod load;
 mod offline;
 mod oracle;
@@ -52,6 +54,11 @@ struct Cli {
 enum Mode {
     /// SIGKILL at random instants: under load, in a start, while the table is rebuilt
     Kills(Common),
+    /// SIGKILL at random instants of a store under every kind of change, also those that have no call yet
+    Lifecycle(Common),
+    /// The process that is killed in `lifecycle`
+    #[command(hide = true)]
+    LifecycleChild(lifecycle::child::ChildArgs),
     /// Power cuts at random instants: the image of a mounted disk is copied under load; needs root
     Cuts(Common),
     /// Power cuts of programs that break a promise on purpose: each must be found out; needs root and cargo
@@ -179,6 +186,8 @@ async fn told_to_end() -> Result<(), Failure> {
 async fn run(mode: Mode) -> Result<bool, Failure> {
     match mode {
         Mode::Kills(common) => kills(&common).await,
+        Mode::Lifecycle(common) => lifecycle(&common).await,
+        Mode::LifecycleChild(args) => lifecycle::child::run(&args).await.map(|()| true),
         Mode::Cuts(common) => cuts(&common).await,
         Mode::Controls(common) => controls(&common).await,
         Mode::Latency(common) => latency(&common).await,
@@ -198,6 +207,12 @@ async fn run(mode: Mode) -> Result<bool, Failure> {
 async fn kills(common: &Common) -> Result<bool, Failure> {
     let mut run = common.run("kills")?;
     kills::run(&mut run, common.count).await?;
+    run.finish_verified()
+}
+
+async fn lifecycle(common: &Common) -> Result<bool, Failure> {
+    let mut run = common.run("lifecycle")?;
+    lifecycle::run(&mut run, common.count).await?;
     run.finish_verified()
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use keyward::grpc::pb;
+use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 use crate::caller::Caller;
@@ -19,7 +20,7 @@ const GOT_KEYS_MAX: usize = 5_000;
 const CALLS_AT_ONCE: usize = 64;
 
 /// What a comparison came to.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Findings {
     /// Keys that were compared: by list, by a verdict if their secret is known, and by GetKey if they have
     /// changed since the last comparison and are among the first 5,000.
@@ -47,17 +48,17 @@ impl Findings {
         self.lost + self.wrong_verdicts + self.inventions == 0 && self.details.is_empty()
     }
 
-    fn lose(&mut self, changes: u64, what: String) {
+    pub(crate) fn lose(&mut self, changes: u64, what: String) {
         self.lost += changes.max(1);
         self.details.push(format!("lost: {what}"));
     }
 
-    fn invent(&mut self, what: String) {
+    pub(crate) fn invent(&mut self, what: String) {
         self.inventions += 1;
         self.details.push(format!("invented: {what}"));
     }
 
-    fn doubt(&mut self, what: String) {
+    pub(crate) fn doubt(&mut self, what: String) {
         self.wrong_verdicts += 1;
         self.details.push(format!("wrong verdict: {what}"));
     }
