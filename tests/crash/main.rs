@@ -3,8 +3,8 @@
 //!
 //! `tests/crash/run` builds what is needed and runs all modes. Reading order: [`server`] (the process),
 //! [`caller`] and [`load`] (clients), [`oracle`] (what they know), [`verify`] (the comparison after a
-//! restart), [`run`] (seed, tally, evidence), then one file per mode. [`lifecycle`] has no server, and an oracle
-//! of its own.
+//! restart), [`run`] (seed, tally, evidence), then one file per mode. [`lifecycle`] and
+//! [`takeover`] open stores in processes of this program ([`process`]), and have oracles of their own.
 
 mod caller;
 mod controls;
@@ -21,9 +21,11 @@ mod lifecycle;
 mod load;
 mod offline;
 mod oracle;
+mod process;
 mod report;
 mod run;
 mod server;
+mod takeover;
 mod verify;
 mod watch;
 mod wire;
@@ -59,6 +61,12 @@ enum Mode {
     /// The process that is killed in `lifecycle`
     #[command(hide = true)]
     LifecycleChild(lifecycle::child::ChildArgs),
+    /// SIGKILL within the takeover of a directory of version 1: a small one at every call to the disk, and
+    /// with a count one of 100,000 keys at so many; needs strace, and for that the repository's history
+    Takeover(Common),
+    /// The process that reads a directory in `takeover`
+    #[command(hide = true)]
+    TakeoverChild(takeover::child::ChildArgs),
     /// Power cuts at random instants: the image of a mounted disk is copied under load; needs root
     Cuts(Common),
     /// Power cuts of programs that break a promise on purpose: each must be found out; needs root and cargo
@@ -188,6 +196,8 @@ async fn run(mode: Mode) -> Result<bool, Failure> {
         Mode::Kills(common) => kills(&common).await,
         Mode::Lifecycle(common) => lifecycle(&common).await,
         Mode::LifecycleChild(args) => lifecycle::child::run(&args).await.map(|()| true),
+        Mode::Takeover(common) => takeover(&common).await,
+        Mode::TakeoverChild(args) => takeover::child::run(&args).await.map(|()| true),
         Mode::Cuts(common) => cuts(&common).await,
         Mode::Controls(common) => controls(&common).await,
         Mode::Latency(common) => latency(&common).await,
@@ -213,6 +223,12 @@ async fn kills(common: &Common) -> Result<bool, Failure> {
 async fn lifecycle(common: &Common) -> Result<bool, Failure> {
     let mut run = common.run("lifecycle")?;
     lifecycle::run(&mut run, common.count).await?;
+    run.finish_verified()
+}
+
+async fn takeover(common: &Common) -> Result<bool, Failure> {
+    let mut run = common.run("takeover")?;
+    takeover::run(&mut run, common.count).await?;
     run.finish_verified()
 }
 

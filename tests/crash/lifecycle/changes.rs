@@ -202,8 +202,8 @@ impl Inventor {
         }
     }
 
-    /// With another secret: at once, or with an overlap that ends, or that begins with the first use. What was
-    /// the previous secret is retired, and what was retired is dropped.
+    /// With another secret: at once, or with an overlap that ends, or that begins with the first use. What
+    /// was the previous secret is retired, and what was retired is dropped.
     fn rotated(&mut self, key: KeyRecord, by: &AuditStamp) -> KeyRecord {
         let digest = self.digest();
         let secret =

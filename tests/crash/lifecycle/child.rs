@@ -1,7 +1,8 @@
-//! The process that is killed: opens a store with an index, compares it with the history, and writes into both.
+//! The process that is killed: opens a store with an index, compares it with the history, and writes into
+//! both.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,13 +32,9 @@ use super::compare::{compare, compare_tampered};
 use super::history::{Attempt, History, Oracle, Stored, Write};
 use super::seen::Seen;
 use crate::Failure;
+use crate::process::{CLOSED, COMPARED, OPENED, say};
 use crate::run::SMALL_SEGMENT;
 use crate::verify::Findings;
-
-/// What it says once the store is open, before a report, and when it has stopped as it was told to.
-pub(super) const OPENED: &str = "opened";
-pub(super) const COMPARED: &str = "compared ";
-pub(super) const CLOSED: &str = "closed";
 
 /// What it is started with.
 #[derive(Args, Clone, Debug)]
@@ -106,7 +103,7 @@ pub(crate) async fn run(args: &ChildArgs) -> Result<(), Failure> {
 }
 
 /// Opens a data directory as a server does, with small segments.
-pub(super) fn open(data_dir: &Path, retention_bytes: u64, index: &Arc<Index>) -> Result<LocalStore, Failure> {
+pub(crate) fn open(data_dir: &Path, retention_bytes: u64, index: &Arc<Index>) -> Result<LocalStore, Failure> {
     create_private_dir(data_dir)?;
     let dir = LockedDir::lock(data_dir)?;
     let keyring = Keyring::open(&data_dir.join("pepper"), !dir.has_data()?, &SystemEntropy)?;
@@ -128,12 +125,6 @@ pub(crate) fn options(keyring: &Keyring, retention_bytes: u64) -> StoreOptions {
         free_bytes,
         expectations: Expectations::default(),
     }
-}
-
-fn say(line: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}")?;
-    Ok(out.flush()?)
 }
 
 /// Compares, and writes down how open changes turned out, which is certain from now on.

@@ -35,7 +35,7 @@ use crate::Failure;
 
 /// What a record is of. A key and its purge mark have the same name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Name {
+pub(crate) enum Name {
     Tenant(String),
     Owner(String, String),
     Issuer(String),
@@ -50,7 +50,7 @@ impl Name {
 
 /// A record as the store has it.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Stored {
+pub(crate) enum Stored {
     Tenant(TenantRecord),
     Owner(OwnerRecord),
     Issuer(IssuerRecord),
@@ -60,7 +60,7 @@ pub(super) enum Stored {
 
 impl Stored {
     /// `None` for a line: none begins here.
-    pub(super) fn of(record: &Record) -> Option<Self> {
+    pub(crate) fn of(record: &Record) -> Option<Self> {
         Some(match record {
             Record::Tenant(tenant) => Self::Tenant(TenantRecord::clone(tenant)),
             Record::Owner(owner) => Self::Owner(OwnerRecord::clone(owner)),
@@ -71,7 +71,7 @@ impl Stored {
         })
     }
 
-    pub(super) fn name(&self) -> Name {
+    pub(crate) fn name(&self) -> Name {
         match self {
             Self::Tenant(tenant) => Name::Tenant(tenant.tenant.to_string()),
             Self::Owner(owner) => Name::Owner(owner.tenant.to_string(), owner.owner.clone()),
@@ -81,7 +81,7 @@ impl Stored {
         }
     }
 
-    pub(super) fn revision(&self) -> Revision {
+    pub(crate) fn revision(&self) -> Revision {
         match self {
             Self::Tenant(tenant) => tenant.revision,
             Self::Owner(owner) => owner.revision,

@@ -3,37 +3,35 @@
 //!
 //! A process of this program (`child`) opens the store and its index, compares them with the history
 //! (`history`, `seen`, `compare`), and then makes changes (`changes`), each noted in the history before it is
-//! asked for and when it is acknowledged. This one kills it, damages the table once in a while, lets the program
-//! check the directory, and starts the next.
+//! asked for and when it is acknowledged. This one kills it, damages the table once in a while, lets the
+//! program check the directory, and starts the next.
 
 mod changes;
 pub(crate) mod child;
 mod compare;
-mod history;
-mod seen;
+pub(crate) mod history;
+pub(crate) mod seen;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{sleep, timeout};
 
-use self::child::{CLOSED, COMPARED, OPENED, Report};
+use self::child::Report;
 use crate::Failure;
 use crate::kills::damage;
 use crate::offline::Offline;
+use crate::process::Process;
 use crate::run::{Run, Scene};
-use crate::server::{END_LIMIT, START_LIMIT};
+use crate::server::START_LIMIT;
 
 /// A data directory is left for a new one after so many kills: each start reads its whole history.
 const KILLS_PER_DIRECTORY: u64 = 10;
 /// How long changes are made before a kill.
 const LOAD_MILLIS: std::ops::Range<u64> = 20..800;
-/// Bytes of the journal that are kept, in one directory after the other: few, so that snapshots come and go and
-/// purge marks are forgotten; or all.
+/// Bytes of the journal that are kept, in one directory after the other: few, so that snapshots come and go
+/// and purge marks are forgotten; or all.
 const RETENTION_BYTES: [u64; 3] = [512 * 1024, u64::MAX, 1024 * 1024];
 
 /// Kills the process so many times.
@@ -69,7 +67,7 @@ impl Lifecycle {
         let mut last: Option<Report> = None;
         loop {
             let is_last = self.left <= end;
-            let mut process = Process::spawn(run, scene, retention_bytes)?;
+            let mut process = spawn(run, scene, retention_bytes)?;
             let began = Instant::now();
             let patience = match last {
                 // Not before there is anything to lose.
@@ -78,7 +76,7 @@ impl Lifecycle {
                 }
                 _ => START_LIMIT,
             };
-            match timeout(patience, process.report()).await {
+            match timeout(patience, process.report::<Report>()).await {
                 Ok(report) => {
                     let report = report?;
                     self.start_takes = began.elapsed();
@@ -143,6 +141,12 @@ impl Lifecycle {
     }
 }
 
+fn spawn(run: &mut Run, scene: &Scene, retention_bytes: u64) -> Result<Process, Failure> {
+    let numbers = [run.rng.random::<u64>(), retention_bytes].map(|number| number.to_string().into());
+    let paths = [scene.launch.data_dir.clone(), scene.root.join("history.tsv")].map(Into::into);
+    Process::spawn("lifecycle-child", paths.into_iter().chain(numbers), &scene.launch.log)
+}
+
 /// Counts what the next start finds.
 fn count_files(run: &mut Run, scene: &Scene) -> Result<(), Failure> {
     for (dir, what) in [("snapshot", "starts with snapshots"), ("index", "starts with an index checkpoint")] {
@@ -151,92 +155,4 @@ fn count_files(run: &mut Run, scene: &Scene) -> Result<(), Failure> {
         run.tally.count(what, u64::from(files > 0));
     }
     Ok(())
-}
-
-/// A running child. Dropping it kills it.
-struct Process {
-    child: Child,
-    /// The child stops when this ends.
-    told: Option<ChildStdin>,
-    lines: UnboundedReceiver<String>,
-    seen: Vec<String>,
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-impl Process {
-    fn spawn(run: &mut Run, scene: &Scene, retention_bytes: u64) -> Result<Self, Failure> {
-        let log = fs::File::options().create(true).append(true).open(&scene.launch.log)?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("lifecycle-child").arg(&scene.launch.data_dir).arg(scene.root.join("history.tsv"));
-        command.args([run.rng.random::<u64>(), retention_bytes].map(|number| number.to_string()));
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).spawn()?;
-        let stdout = child.stdout.take().ok_or("the child has no stdout")?;
-        let (sender, lines) = unbounded_channel();
-        // Ends with the process: then its end of the pipe closes.
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                drop(sender.send(line));
-            }
-        });
-        Ok(Self { told: child.stdin.take(), child, lines, seen: vec![] })
-    }
-
-    /// Waits until it has compared everything.
-    async fn report(&mut self) -> Result<Report, Failure> {
-        let line = self.line(COMPARED).await?;
-        Ok(serde_json::from_str(line.strip_prefix(COMPARED).unwrap_or_default())?)
-    }
-
-    async fn line(&mut self, beginning: &str) -> Result<String, Failure> {
-        while let Some(line) = self.lines.recv().await {
-            self.seen.push(line.clone());
-            if line.starts_with(beginning) {
-                return Ok(line);
-            }
-        }
-        let status = self.child.wait()?;
-        Err(self.complaint(&format!("the process ended ({status}) before it said '{}'", beginning.trim_end())))
-    }
-
-    fn has_opened(&self) -> bool {
-        self.seen.iter().any(|line| line == OPENED)
-    }
-
-    async fn kill(mut self) -> Result<(), Failure> {
-        if let Some(status) = self.child.try_wait()? {
-            while let Some(line) = self.lines.recv().await {
-                self.seen.push(line);
-            }
-            return Err(self.complaint(&format!("the process ended ({status}) before it was killed")));
-        }
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-
-    /// Tells it to stop, and waits until it has.
-    async fn stop(mut self) -> Result<(), Failure> {
-        self.told = None;
-        match timeout(END_LIMIT, self.line(CLOSED)).await {
-            Ok(line) => line.map(drop)?,
-            Err(_) => return Err(self.complaint(&format!("told to stop, the process has not after {END_LIMIT:?}"))),
-        }
-        let status = self.child.wait()?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(self.complaint(&format!("told to stop, the process ended with {status}")))
-        }
-    }
-
-    fn complaint(&self, what: &str) -> Failure {
-        let said: String = self.seen.iter().rev().take(3).map(|line| format!("\n    {line:.400}")).collect();
-        format!("{what}. It has said at last:{said}").into()
-    }
 }

@@ -69,7 +69,8 @@ impl Seen {
         let mut seen = Self { revision: store.revision(), ..Self::default() };
         seen.read_backup(store).await?;
         seen.read_by_name(store, oracle).await?;
-        // After the records: a mark that is not among them was forgotten when the journal had lost its beginning.
+        // After the records: a mark that is not among them was forgotten after the journal had lost its
+        // beginning.
         seen.begins = beginning(journal)?;
         seen.read_log(store, journal).await?;
         index.wait_for(seen.revision).await;
@@ -85,25 +86,7 @@ impl Seen {
     }
 
     async fn read_backup(&mut self, store: &dyn Store) -> Result<(), Failure> {
-        let mut backup = store.backup(UnixMillis(1_000), BackupFormat::Second).await?;
-        let mut bytes = vec![];
-        while let Some(piece) = backup.pieces.recv().await {
-            bytes.extend(piece?);
-        }
-        let mut rest = bytes.get(BACKUP_HEADER_BYTES..).ok_or("a backup has no header")?;
-        while let Some((&kind, after)) = rest.split_first().filter(|(kind, _)| **kind != 0) {
-            let (length, after) = after.split_first_chunk::<4>().ok_or("a backup ends within a record")?;
-            let (record, after) =
-                after.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or("a backup ends within a record")?;
-            rest = after;
-            let stored = match kind {
-                1 => Stored::Tenant(decode_tenant(record)?),
-                2 => Stored::Key(Box::new(decode_key(record)?)),
-                3 => Stored::Owner(decode_owner(record)?),
-                4 => Stored::Issuer(decode_issuer(record)?),
-                5 => Stored::Purged(decode_purge_mark(record)?),
-                other => return Err(format!("a backup has a record of kind {other}").into()),
-            };
+        for stored in backup_records(store).await? {
             let among = if matches!(stored, Stored::Purged(_)) { &mut self.marks } else { &mut self.records };
             among.insert(stored.name(), stored);
         }
@@ -172,6 +155,32 @@ impl Seen {
         }
         Ok(())
     }
+}
+
+/// Every record that a store has, by way of a backup, whose form is read here once more.
+pub(crate) async fn backup_records(store: &dyn Store) -> Result<Vec<Stored>, Failure> {
+    let mut backup = store.backup(UnixMillis(1_000), BackupFormat::Second).await?;
+    let mut bytes = vec![];
+    while let Some(piece) = backup.pieces.recv().await {
+        bytes.extend(piece?);
+    }
+    let mut rest = bytes.get(BACKUP_HEADER_BYTES..).ok_or("a backup has no header")?;
+    let mut records = vec![];
+    while let Some((&kind, after)) = rest.split_first().filter(|(kind, _)| **kind != 0) {
+        let (length, after) = after.split_first_chunk::<4>().ok_or("a backup ends within a record")?;
+        let (record, after) =
+            after.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or("a backup ends within a record")?;
+        rest = after;
+        records.push(match kind {
+            1 => Stored::Tenant(decode_tenant(record)?),
+            2 => Stored::Key(Box::new(decode_key(record)?)),
+            3 => Stored::Owner(decode_owner(record)?),
+            4 => Stored::Issuer(decode_issuer(record)?),
+            5 => Stored::Purged(decode_purge_mark(record)?),
+            other => return Err(format!("a backup has a record of kind {other}").into()),
+        });
+    }
+    Ok(records)
 }
 
 /// The first revision that the journal has.
