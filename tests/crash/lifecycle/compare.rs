@@ -222,6 +222,11 @@ const TAMPERS: [Tamper; 10] = [
     ("two keys have the same number", repeat_ordinal, [0, 0, 1]),
 ];
 
+/// Everything that is tampered with.
+pub(super) fn tampers() -> impl Iterator<Item = &'static str> {
+    TAMPERS.into_iter().map(|(what, ..)| what)
+}
+
 /// Tampers with what was seen, and checks that the comparison finds that, or it proves nothing. Returns what
 /// was found out: what there was nothing of is left out.
 ///

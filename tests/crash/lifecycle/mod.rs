@@ -46,7 +46,16 @@ pub(crate) async fn run(run: &mut Run, count: u64) -> Result<(), Failure> {
         }
         run.discard(&scene);
     }
-    Ok(())
+    let found_out = |what: &str| run.tally.counts.contains_key(&counted(what));
+    match compare::tampers().find(|what| !found_out(what)) {
+        Some(what) if run.tally.failed == 0 => Err(format!("never was there anything to try this with: {what}").into()),
+        _ => Ok(()),
+    }
+}
+
+/// What a tampering that was found out is counted as.
+fn counted(what: &str) -> String {
+    format!("tampered with, found out: {what}")
 }
 
 struct Lifecycle {
@@ -128,7 +137,7 @@ impl Lifecycle {
         run.judge(scene, &report.findings, kills);
         run.tally.count("comparisons", 1);
         report.counts.iter().for_each(|(what, count)| run.tally.count(what, *count));
-        report.found_out.iter().for_each(|what| run.tally.count(&format!("tampered with, found out: {what}"), 1));
+        report.found_out.iter().for_each(|what| run.tally.count(&counted(what), 1));
         report.missed.clone().map_or(Ok(()), |missed| Err(missed.into()))
     }
 

@@ -15,8 +15,8 @@ use crate::server::{END_LIMIT, SERVING, START_LIMIT};
 /// All calls that name a file or work on an open one.
 const CALLS: &str = "%file,%desc";
 
-/// A call of the thread that takes over: its name, and how many calls of that name it has made with it. So does
-/// strace count.
+/// A call of the thread that takes over: its name, and how many calls of that name it has made with it. So
+/// does strace count.
 #[derive(Clone, Debug)]
 pub(super) struct Call {
     pub(super) name: String,
