@@ -314,9 +314,9 @@ async fn a_layout_that_is_not_known_is_refused() {
     let (mut site, keys) = stopped().await;
     let path = site.dir.path().join("format");
     let ours = fs::read(&path).unwrap();
-    fs::write(&path, "keyward-data 2\n").unwrap();
+    fs::write(&path, "keyward-data 3\n").unwrap();
     let refused = site.try_start().await.unwrap_err();
-    assert!(matches!(open_error(&refused), OpenError::UnknownFormat { found, .. } if found == "keyward-data 2"));
+    assert!(matches!(open_error(&refused), OpenError::UnknownFormat { found, .. } if found == "keyward-data 3"));
     fs::write(&path, b"keyward-data \xb1\n").unwrap();
     let refused = site.try_start().await.unwrap_err();
     assert!(matches!(open_error(&refused), OpenError::UnknownFormat { .. }), "{refused}");
