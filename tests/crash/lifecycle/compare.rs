@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use keyward_core::decision::StandingPolicy;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Record, Revision};
 use keyward_core::holds::Holds;
@@ -163,6 +164,7 @@ fn compare_digests(oracle: &Oracle, seen: &Seen, findings: &mut Findings) {
         };
         for digest in key.digests() {
             let Some(policy) = key.policy_of(&digest, &holds) else { continue };
+            let policy = StandingPolicy { policy: policy.policy.clone(), standing: policy.standing };
             expected.insert(digest, Lookup { name: name.clone(), revision: key.revision, ordinal, policy });
         }
     }
