@@ -1,22 +1,24 @@
 //! A key as Verify needs it, packed: numbers for shared names, and texts as they are.
 //!
 //! ```text
-//! revision, tenant, owner, environment, issuer  varints; all but the first are numbers of names, of the
-//!                                             shard's generation
+//! revision, tenant, owner, environment        varints; all but the first are numbers of names, of the shard's
+//!                                             generation
 //! flags                                       state, and which of the optional fields are there
-//! issue time                                  varint, milliseconds since 2020
-//! [ordinal]                                   varint
 //! [standing]                                  a byte of flags: see `STANDING`
 //! [not_before] [expire_time]                  8 bytes each, milliseconds since 1970
 //! [resume_time] [valid_until]                 the same, if the standing says so
 //! scopes                                      how many bytes, and their numbers: varints
 //! key_id, display_name                        length and text
+//! issuer                                      varint, the number of a name
+//! issue time                                  varint, milliseconds since 2020
+//! [ordinal]                                   varint
 //! [audiences, allowed_cidrs]                  how many, and each with its length
 //! [labels]                                    how many, and each name and value with its length
 //! ```
 //!
-//! Most keys have neither a standing nor one of the last two lines. The previous and the retired secret of a
-//! key have an entry each, which has all of the key too, so that a lookup reads one entry.
+//! Most keys have neither a standing nor one of the last two lines. What a verdict seldom reads comes last.
+//! The previous and the retired secret of a key have an entry each, which has all of the key too, so that a
+//! lookup reads one entry.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -54,7 +56,10 @@ const VALID_UNTIL: u8 = 0b0001_0000;
 const ISSUE_EPOCH_MS: i64 = 1_577_836_800_000;
 
 /// The names with which an entry begins, after its revision.
-const LEADING: [NameKind; 4] = [NameKind::Tenant, NameKind::Owner, NameKind::Environment, NameKind::Issuer];
+const LEADING: [NameKind; 3] = [NameKind::Tenant, NameKind::Owner, NameKind::Environment];
+
+/// The id and the display name, between the scopes and the issuer.
+const TEXTS: usize = 2;
 
 /// Appends the packed entry of one of a key's secrets, and counts a use of each name in it.
 pub(super) fn pack(key: &KeyRecord, secret: &StoredSecret, used: SecretUse, names: &Names, out: &mut Vec<u8>) {
@@ -65,7 +70,6 @@ pub(super) fn pack(key: &KeyRecord, secret: &StoredSecret, used: SecretUse, name
     put_varint(out, tenant.into());
     put_varint(out, names.acquire::<Owner>(&OwnerLookup { tenant, name: &spec.owner }).into());
     put_varint(out, names.acquire::<Environment>(&policy.environment).into());
-    put_varint(out, names.acquire::<ActorId>(&issued.actor).into());
 
     let restricted = !policy.audiences.is_empty() || !policy.allowed_cidrs.is_empty();
     let state = match policy.state {
@@ -89,8 +93,6 @@ pub(super) fn pack(key: &KeyRecord, secret: &StoredSecret, used: SecretUse, name
             | flag(key.ordinal.is_some(), NUMBERED)
             | flag(standing != 0, STANDING),
     );
-    put_varint(out, u64::try_from(issued.time.0.saturating_sub(ISSUE_EPOCH_MS)).unwrap_or(0));
-    key.ordinal.into_iter().for_each(|ordinal| put_varint(out, ordinal.into()));
     out.extend((standing != 0).then_some(standing));
     for time in [policy.not_before, policy.expire_time, key.resume_time, valid_until].into_iter().flatten() {
         out.extend_from_slice(&time.0.to_le_bytes());
@@ -102,6 +104,9 @@ pub(super) fn pack(key: &KeyRecord, secret: &StoredSecret, used: SecretUse, name
     put_bytes(out, &scopes);
     put_bytes(out, key.key_id.as_str().as_bytes());
     put_bytes(out, spec.display_name.as_bytes());
+    put_varint(out, names.acquire::<ActorId>(&issued.actor).into());
+    put_varint(out, u64::try_from(issued.time.0.saturating_sub(ISSUE_EPOCH_MS)).unwrap_or(0));
+    key.ordinal.into_iter().for_each(|ordinal| put_varint(out, ordinal.into()));
     if restricted {
         put_varint(out, policy.audiences.len() as u64);
         policy.audiences.iter().for_each(|audience| put_bytes(out, audience.as_bytes()));
@@ -150,6 +155,8 @@ pub(super) fn each_name(packed: &[u8], mut call: impl FnMut(NameKind, u32)) {
     while !scopes.is_empty() {
         call(NameKind::Scope, scopes.small());
     }
+    (0..TEXTS).for_each(|_| from.skip());
+    call(NameKind::Issuer, from.small());
 }
 
 /// Appends a packed entry with new numbers for its names.
@@ -168,47 +175,56 @@ pub(super) fn renumber(packed: &[u8], mut number_of: impl FnMut(NameKind, u32) -
         put_varint(&mut numbers, number_of(NameKind::Scope, scopes.small()).into());
     }
     put_bytes(out, &numbers);
+    let texts = from.at;
+    (0..TEXTS).for_each(|_| from.skip());
+    out.extend_from_slice(packed.get(texts..from.at).unwrap_or_default());
+    put_varint(out, number_of(NameKind::Issuer, from.small()).into());
     out.extend_from_slice(packed.get(from.at..).unwrap_or_default());
 }
 
 /// What stands between the leading names and the scopes.
 struct Head {
     flags: u8,
-    issue_time: u64,
-    ordinal: Option<u32>,
     standing: u8,
-    not_before: Option<UnixMillis>,
-    expire_time: Option<UnixMillis>,
-    resume_time: Option<UnixMillis>,
-    valid_until: Option<UnixMillis>,
+    /// Where the times are.
+    times: usize,
 }
 
 impl Head {
+    /// The times, in the order in which they are written.
+    const NOT_BEFORE: usize = 0;
+    const EXPIRE_TIME: usize = 1;
+    const RESUME_TIME: usize = 2;
+    const VALID_UNTIL: usize = 3;
+
     #[inline]
     fn read(from: &mut PackedReader<'_>) -> Self {
         let flags = from.byte();
-        let issue_time = from.varint();
-        let ordinal = (flags & NUMBERED != 0).then(|| from.small());
         let standing = if flags & STANDING != 0 { from.byte() } else { 0 };
-        let mut time = |is_there: bool| is_there.then(|| UnixMillis(from.millis()));
-        Self {
-            flags,
-            issue_time,
-            ordinal,
-            standing,
-            not_before: time(flags & NOT_BEFORE != 0),
-            expire_time: time(flags & EXPIRE_TIME != 0),
-            resume_time: time(standing & RESUME_TIME != 0),
-            valid_until: time(standing & VALID_UNTIL != 0),
+        let times = from.at;
+        let head = Self { flags, standing, times };
+        if flags & (NOT_BEFORE | EXPIRE_TIME | STANDING) != 0 {
+            from.at += 8 * head.has_time().into_iter().filter(|has| *has).count();
         }
+        head
     }
 
-    fn secret(&self) -> SecretUse {
-        match self.standing & (PREVIOUS | RETIRED) {
-            0 => SecretUse::Current,
-            PREVIOUS => SecretUse::Previous { valid_until: self.valid_until },
-            _ => SecretUse::Retired,
-        }
+    fn has_time(&self) -> [bool; 4] {
+        [
+            self.flags & NOT_BEFORE != 0,
+            self.flags & EXPIRE_TIME != 0,
+            self.standing & RESUME_TIME != 0,
+            self.standing & VALID_UNTIL != 0,
+        ]
+    }
+
+    /// A time of the entry in `bytes`.
+    fn time(&self, bytes: &[u8], which: usize) -> Option<UnixMillis> {
+        let has = self.has_time();
+        has[which].then(|| {
+            let before = has[..which].iter().filter(|has| **has).count();
+            UnixMillis(PackedReader { bytes, at: self.times + 8 * before }.millis())
+        })
     }
 }
 
@@ -235,12 +251,11 @@ struct EntryFields {
     tenant: u32,
     owner: u32,
     environment: u32,
-    issuer: u32,
     head: Head,
     scopes: Range<usize>,
     key_id: Range<usize>,
     display_name: Range<usize>,
-    /// What comes after the display name.
+    /// What comes after the display name: the issue, the restrictions and the labels.
     rest: Range<usize>,
 }
 
@@ -270,20 +285,20 @@ impl Entry<'_> {
     /// Who issued the secret.
     #[must_use]
     pub fn issuer(&self) -> &ActorId {
-        named(self.names().issuers.get(self.fields.issuer))
+        named(self.names().issuers.get(self.issue().issuer))
     }
 
     /// When the secret was issued, but not before 2020.
     #[must_use]
     pub fn issue_time(&self) -> UnixMillis {
-        let since = i64::try_from(self.fields.head.issue_time).unwrap_or(i64::MAX);
+        let since = i64::try_from(self.issue().since).unwrap_or(i64::MAX);
         UnixMillis(since.saturating_add(ISSUE_EPOCH_MS))
     }
 
     /// The number that the store gave the key. `None`: it has none yet.
     #[must_use]
     pub fn ordinal(&self) -> Option<u32> {
-        self.fields.head.ordinal
+        self.issue().ordinal
     }
 
     /// Whether the key is unknown to callers: it was deleted, and is not revoked.
@@ -330,7 +345,7 @@ impl Entry<'_> {
 
     /// Labels, in the order of their names.
     pub fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
-        let mut rest = self.reader(self.fields.rest.clone());
+        let mut rest = self.after_issue();
         let count = if self.fields.head.flags & LABELLED != 0 {
             if self.is_restricted() {
                 skip_restrictions(&mut rest);
@@ -374,8 +389,18 @@ impl Entry<'_> {
         PackedReader { bytes: &self.bytes()[..range.end], at: range.start }
     }
 
+    fn issue(&self) -> Issue {
+        Issue::read(&mut self.reader(self.fields.rest.clone()), &self.fields.head)
+    }
+
+    fn after_issue(&self) -> PackedReader<'_> {
+        let mut rest = self.reader(self.fields.rest.clone());
+        Issue::read(&mut rest, &self.fields.head);
+        rest
+    }
+
     fn restrictions(&self) -> Option<PackedReader<'_>> {
-        self.is_restricted().then(|| self.reader(self.fields.rest.clone()))
+        self.is_restricted().then(|| self.after_issue())
     }
 }
 
@@ -410,22 +435,42 @@ impl Policy for Entry<'_> {
     }
 
     fn not_before(&self) -> Option<UnixMillis> {
-        self.fields.head.not_before
+        self.fields.head.time(self.bytes(), Head::NOT_BEFORE)
     }
 
     fn expire_time(&self) -> Option<UnixMillis> {
-        self.fields.head.expire_time
+        self.fields.head.time(self.bytes(), Head::EXPIRE_TIME)
+    }
+
+    #[inline]
+    fn is_plain(&self) -> bool {
+        self.fields.head.standing == 0 && self.holding == Holding::default()
     }
 
     fn standing(&self) -> Standing {
         let (head, Holding { is_held, is_outdated }) = (&self.fields.head, self.holding);
-        Standing {
-            secret: head.secret(),
-            is_deleted: head.standing & DELETED != 0,
-            is_held,
-            is_outdated,
-            resume_time: head.resume_time,
-        }
+        let secret = match head.standing & (PREVIOUS | RETIRED) {
+            0 => SecretUse::Current,
+            PREVIOUS => SecretUse::Previous { valid_until: head.time(self.bytes(), Head::VALID_UNTIL) },
+            _ => SecretUse::Retired,
+        };
+        let resume_time = head.time(self.bytes(), Head::RESUME_TIME);
+        Standing { secret, is_deleted: head.standing & DELETED != 0, is_held, is_outdated, resume_time }
+    }
+}
+
+/// By whom and when the secret was issued, and the number of its key.
+struct Issue {
+    issuer: u32,
+    /// Milliseconds since 2020.
+    since: u64,
+    ordinal: Option<u32>,
+}
+
+impl Issue {
+    fn read(from: &mut PackedReader<'_>, head: &Head) -> Self {
+        let (issuer, since) = (from.small(), from.varint());
+        Self { issuer, since, ordinal: (head.flags & NUMBERED != 0).then(|| from.small()) }
     }
 }
 
@@ -433,11 +478,11 @@ impl EntryFields {
     fn read(bytes: &[u8], range: Range<usize>) -> Self {
         let mut from = PackedReader { bytes: &bytes[..range.end], at: range.start };
         let revision = Revision(from.varint());
-        let [tenant, owner, environment, issuer] = std::array::from_fn(|_| from.small());
+        let [tenant, owner, environment] = std::array::from_fn(|_| from.small());
         let head = Head::read(&mut from);
         let [scopes, key_id, display_name] = std::array::from_fn(|_| from.piece_range());
         let rest = from.at..range.end;
-        Self { revision, tenant, owner, environment, issuer, head, scopes, key_id, display_name, rest }
+        Self { revision, tenant, owner, environment, head, scopes, key_id, display_name, rest }
     }
 }
 

@@ -177,6 +177,21 @@ impl Index {
     /// The entry of a digest.
     #[must_use]
     pub fn get(&self, digest: &Digest) -> Option<Entry<'_>> {
+        // Holds are rare: without any, a verdict does not pay for them.
+        if self.hold_generation.load(Ordering::Acquire) == 0 {
+            let shard = self.shards[shard_of(digest)].load();
+            let range = shard.find(digest)?;
+            let entry = Entry::at(range, shard);
+            if self.hold_generation.load(Ordering::Acquire) == 0 {
+                return Some(entry);
+            }
+        }
+        self.get_held(digest)
+    }
+
+    /// [`Index::get`] where there are holds, or were.
+    #[inline(never)]
+    fn get_held(&self, digest: &Digest) -> Option<Entry<'_>> {
         loop {
             let generation = self.hold_generation.load(Ordering::Acquire);
             let shard = self.shards[shard_of(digest)].load();
@@ -284,6 +299,9 @@ impl Index {
     fn publish_holds(&self, all: &Holds) {
         let holds = all.effective();
         let are_some = !holds.is_empty();
+        if !are_some && !self.has_holds.load(Ordering::Acquire) {
+            return;
+        }
         self.hold_generation.fetch_add(1, Ordering::AcqRel);
         self.holds.store(Arc::new(holds));
         self.has_holds.store(are_some, Ordering::Release);
