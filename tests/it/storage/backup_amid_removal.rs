@@ -21,7 +21,7 @@ const SEGMENT_BYTES: u64 = 256 * 1024 * 1024;
 const RESTORED_SEGMENT_BYTES: u64 = 64 * 1024;
 /// Runs on one store, which the suite makes. More, on several stores:
 /// `BACKUP_RUNS=1000 cargo test --locked --test it backup_amid_removal`.
-const RUNS: usize = 40;
+const RUNS: usize = 12;
 /// Keys that do not change, so that a backup is longer than may wait on its way to the reader.
 const OTHERS: u32 = 700;
 const OTHER_BYTES: usize = 2_800;
