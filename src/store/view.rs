@@ -36,18 +36,26 @@ pub trait MaterializedView: Send + Sync + 'static {
         None
     }
 
-    /// The number of chunks in a checkpoint of this view. 0 if it is not checkpointed.
-    fn chunk_count(&self) -> usize;
+    /// The number of chunks in a checkpoint of this view. 0, the default, if it is not checkpointed.
+    fn chunk_count(&self) -> usize {
+        0
+    }
 
     /// The format version of the chunks. Chunks of another version are not read.
-    fn format_version(&self) -> u32;
+    fn format_version(&self) -> u32 {
+        0
+    }
 
     /// Begins to write a checkpoint. The view may change meanwhile.
-    fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_>;
+    fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_> {
+        Box::new(())
+    }
 
     /// Loads a chunk that a [`ChunkWriter`] wrote. The view must hold nothing but other chunks of the same
     /// checkpoint. `None` if the bytes are malformed.
-    fn read_chunk(&self, number: usize, bytes: &[u8]) -> Option<()>;
+    fn read_chunk(&self, _number: usize, _bytes: &[u8]) -> Option<()> {
+        None
+    }
 
     /// The number of distinct owners among a tenant's keys, and which of `asked` are not among them. Keys
     /// without an owner do not count. `None` if the view does not know; then nothing is bounded.
@@ -90,20 +98,4 @@ impl MaterializedView for () {
     }
 
     fn advance_time(&self, _: UnixMillis) {}
-
-    fn chunk_count(&self) -> usize {
-        0
-    }
-
-    fn format_version(&self) -> u32 {
-        0
-    }
-
-    fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_> {
-        Box::new(())
-    }
-
-    fn read_chunk(&self, _: usize, _: &[u8]) -> Option<()> {
-        None
-    }
 }

@@ -13,7 +13,7 @@ use keyward::index::follow::follow_log;
 use keyward::keyring::Keyring;
 use keyward::store::local::{LocalStore, LockedDir};
 use keyward::store::record::{encode_key, encode_tenant};
-use keyward::store::{ChunkWriter, Commit, MaterializedView, RecordWrite, Store};
+use keyward::store::{Commit, MaterializedView, RecordWrite, Store};
 use keyward::util::system::SystemEntropy;
 use keyward_core::clock::UnixMillis;
 use keyward_core::digest::Digest;
@@ -100,22 +100,6 @@ impl MaterializedView for Collector {
     }
 
     fn advance_time(&self, _: UnixMillis) {}
-
-    fn chunk_count(&self) -> usize {
-        0
-    }
-
-    fn format_version(&self) -> u32 {
-        0
-    }
-
-    fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_> {
-        Box::new(())
-    }
-
-    fn read_chunk(&self, _: usize, _: &[u8]) -> Option<()> {
-        None
-    }
 }
 
 /// The name of a record, and a hash of its bytes.

@@ -10,7 +10,7 @@ use keyward::index::Index;
 use keyward::index::follow::{IndexLoader, follow_log};
 use keyward::store::local::{LocalStore, LockedDir, Retention, StoreOptions};
 use keyward::store::memory::MemoryStore;
-use keyward::store::{ChunkWriter, MaterializedView, RecordWrite, Store};
+use keyward::store::{MaterializedView, RecordWrite, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Record, Revision};
@@ -246,21 +246,5 @@ impl MaterializedView for WithoutCheckpoints {
 
     fn advance_time(&self, time: UnixMillis) {
         self.0.advance_time(time);
-    }
-
-    fn chunk_count(&self) -> usize {
-        0
-    }
-
-    fn format_version(&self) -> u32 {
-        0
-    }
-
-    fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_> {
-        Box::new(())
-    }
-
-    fn read_chunk(&self, _: usize, _: &[u8]) -> Option<()> {
-        None
     }
 }

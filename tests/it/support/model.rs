@@ -9,7 +9,7 @@ use std::sync::Arc;
 use keyward::index::{Index, NameKind};
 use keyward::store::local::{LocalStore, LockedDir, StoreOptions};
 use keyward::store::record::{encode_issuer, encode_key, encode_line, encode_owner, encode_purge_mark, encode_tenant};
-use keyward::store::{ChunkWriter, MaterializedView, Store};
+use keyward::store::{MaterializedView, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::StandingPolicy;
 use keyward_core::digest::Digest;
@@ -300,20 +300,4 @@ impl MaterializedView for Collected {
     }
 
     fn advance_time(&self, _: UnixMillis) {}
-
-    fn chunk_count(&self) -> usize {
-        0
-    }
-
-    fn format_version(&self) -> u32 {
-        0
-    }
-
-    fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_> {
-        Box::new(())
-    }
-
-    fn read_chunk(&self, _: usize, _: &[u8]) -> Option<()> {
-        None
-    }
 }

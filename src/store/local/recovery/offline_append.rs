@@ -13,6 +13,7 @@ use keyward_core::id::ActorId;
 use keyward_core::record::{KeyRecord, LineRecord, LogId, State};
 
 use super::recover::{Recovered, TablePolicy, recover};
+use crate::store::MaterializedView;
 use crate::store::local::dir::LockedDir;
 use crate::store::local::disk_space::DiskSpace;
 use crate::store::local::error::OpenError;
@@ -24,7 +25,6 @@ use crate::store::local::journal::{ChainKey, Position};
 use crate::store::local::options::StoreOptions;
 use crate::store::local::table::Row;
 use crate::store::record::{encode_key, pb, redo};
-use crate::store::{ChunkWriter, MaterializedView};
 
 /// The entry that ends a restore.
 const RESTORE: &str = "RestoreBackup";
@@ -236,21 +236,5 @@ impl MaterializedView for RecordStats {
 
     fn advance_time(&self, time: UnixMillis) {
         self.latest.fetch_max(time.0, Ordering::Relaxed);
-    }
-
-    fn chunk_count(&self) -> usize {
-        0
-    }
-
-    fn format_version(&self) -> u32 {
-        0
-    }
-
-    fn chunk_writer(&self) -> Box<dyn ChunkWriter + '_> {
-        Box::new(())
-    }
-
-    fn read_chunk(&self, _: usize, _: &[u8]) -> Option<()> {
-        None
     }
 }
