@@ -55,8 +55,8 @@ impl PageTokens {
             return Ok(None);
         }
         self.id_in(token, query).and_then(|id| parse(&id).ok()).map(Some).ok_or_else(|| {
-            let rule = "must be the next_page_token of this same query, made by this version of keyward; begin the list anew, \
-                        without a page_token";
+            let rule = "must be the next_page_token of this same query, made by this version of keyward; begin \
+                the list anew, without a page_token";
             AuthorityError::bad_field("page_token", rule)
         })
     }

@@ -181,8 +181,8 @@ fn told(refusal: &Refusal) -> Told<'_> {
         },
         Refusal::LostRevision { asked, line } => Told {
             message: format!(
-                "min_revision {asked} is of a change that this log does not have: it was restored to revision {}; ask for what \
-                 is needed again, and use the revisions of those answers",
+                "min_revision {asked} is of a change that this log does not have: it was restored to revision \
+                 {}; ask for what is needed again, and use the revisions of those answers",
                 line.ended
             ),
             ..plain(Code::FailedPrecondition, "REVISION_OF_ANOTHER_LINE", "")
@@ -280,8 +280,9 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
         AuthorityError::BackupNeedsSecondFormat => (
             Code::FailedPrecondition,
             "BACKUP_NEEDS_FORMAT_2",
-            "there are records that a backup of format 1 cannot have: a key was rotated, suspended until a time or deleted, was \
-             changed by an author that is no key, or a tenant, an owner or an issuer is or was suspended; make one of format 2"
+            "there are records that a backup of format 1 cannot have: a key was rotated, suspended until a time \
+             or deleted, was changed by an author that is no key, or a tenant, an owner or an issuer is or was \
+             suspended; make one of format 2"
                 .to_owned(),
         ),
         AuthorityError::BackupAborted(limit) => (Code::Aborted, "BACKUP_ABORTED", limit.to_string()),

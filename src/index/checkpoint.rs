@@ -4,8 +4,9 @@
 //! chunk 0 to 255      256 shards each: see Shard::write
 //! chunk 256           how many names of each kind, and then each of them with how often entries in the chunks
 //!                    before use it:
-//!                    tenants, environments and issuers: length and text; owners and scopes: the number of the tenant,
-//!                    length and text; how many peppers, and their ids; how many lines, and each; how many holds, and each
+//!                    tenants, environments and issuers: length and text; owners and scopes: the number of
+//!                    the tenant, length and text; how many peppers, and their ids; how many lines, and each;
+//!                    how many holds, and each
 //! ```
 //!
 //! Names get new numbers in the order in which entries refer to them, so unused names are not in the

@@ -77,8 +77,9 @@ pub enum OpenError {
     },
     /// The watermark, the only record of how far the journal went, says nothing that counts.
     #[error(
-        "the watermark {path} {what}, and the journal has changes up to revision {found}: nothing says whether these are all that were acknowledged. Put it back; or, if you know that they are, from a revision or a head that was kept \
-         elsewhere (--expect-head), start once with --accept-watermark-loss"
+        "the watermark {path} {what}, and the journal has changes up to revision {found}: nothing says whether \
+         these are all that were acknowledged. Put it back; or, if you know that they are, from a revision or a \
+         head that was kept elsewhere (--expect-head), start once with --accept-watermark-loss"
     )]
     NoWatermark {
         /// The watermark.

@@ -89,8 +89,8 @@ pub enum SnapshotError {
     Io(#[from] io::Error),
     /// What it has cannot be written in version 1.
     #[error(
-        "there are records that version 1 cannot have: a key was rotated, suspended until a time or deleted, was changed by \
-         somebody who is no key, or an owner, an issuer or a tenant is or was suspended"
+        "there are records that version 1 cannot have: a key was rotated, suspended until a time or deleted, was \
+         changed by somebody who is no key, or an owner, an issuer or a tenant is or was suspended"
     )]
     NeedsSecondForm,
     /// It was written by a later program.

@@ -395,8 +395,8 @@ impl HeaderError {
             Self::UnknownVersion(version) => JournalError::UnknownVersion { path, version },
             Self::Damaged => JournalError::Damaged { path, offset: 0, what: "the segment's header is damaged", after },
             Self::Unsealed => {
-                let what = "the seal of the segment's header does not verify: it was altered, or the pepper file is not the one it was \
-                     written with";
+                let what = "the seal of the segment's header does not verify: it was altered, or the pepper file \
+                    is not the one it was written with";
                 JournalError::Damaged { path, offset: 0, what, after }
             }
         }

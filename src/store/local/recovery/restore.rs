@@ -88,8 +88,9 @@ pub enum RestoreError {
     },
     /// The end of the journal may be missing, so that the line cannot go on.
     #[error(
-        "the log cannot go on in the same line: {watermark} does not show that all of {journal} is there; it is the old server's \
-         watermark, which belongs beside the journal directory; without it, restore without --same-line"
+        "the log cannot go on in the same line: {watermark} does not show that all of {journal} is there; it is \
+         the old server's watermark, which belongs beside the journal directory; without it, restore without \
+         --same-line"
     )]
     NotShownWhole {
         /// The journal.
@@ -111,8 +112,8 @@ pub enum RestoreError {
     },
     /// The whole line cannot be had.
     #[error(
-        "{path}, byte {byte}: the journal ends with a change that does not read: a crash tore it, or it was acknowledged and is \
-         damaged; so the restored log cannot go on in the same line (--same-line)"
+        "{path}, byte {byte}: the journal ends with a change that does not read: a crash tore it, or it was \
+         acknowledged and is damaged; so the restored log cannot go on in the same line (--same-line)"
     )]
     TornEnd {
         /// The last segment.
@@ -122,7 +123,8 @@ pub enum RestoreError {
     },
     /// Nothing says where the line ends.
     #[error(
-        "only with the whole journal of the old server (--journal, and no --to-revision) can the restored log go on in the same line"
+        "only with the whole journal of the old server (--journal, and no --to-revision) can the restored log go \
+         on in the same line"
     )]
     PartOfALine,
     /// The backup is newer than the wanted revision.
