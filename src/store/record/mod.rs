@@ -117,8 +117,9 @@ pub enum DecodeError {
     Body(&'static str),
 }
 
-/// A record as bytes.
-pub(super) fn encode(record: &Record) -> Vec<u8> {
+/// A record as bytes, in the lowest version that has all of it.
+#[must_use]
+pub fn encode(record: &Record) -> Vec<u8> {
     match record {
         Record::Key(key) => encode_key(key),
         Record::Tenant(tenant) => encode_tenant(tenant),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use keyward::index::{Index, NameKind};
 use keyward::store::local::{LocalStore, LockedDir, StoreOptions};
-use keyward::store::record::{encode_issuer, encode_key, encode_line, encode_owner, encode_purge_mark, encode_tenant};
+use keyward::store::record::encode;
 use keyward::store::{MaterializedView, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::StandingPolicy;
@@ -101,7 +101,7 @@ impl Model {
     pub(crate) fn records(&self) -> BTreeMap<String, Vec<u8>> {
         let keys = self.keys.values().map(|key| Record::Key(Arc::new(key.clone())));
         let marks = self.purged.values().map(|mark| Record::Purged(Arc::new(mark.clone())));
-        keys.chain(marks).chain(self.others.values().cloned()).map(|it| (name_of(&it), bytes_of(&it))).collect()
+        keys.chain(marks).chain(self.others.values().cloned()).map(|it| (name_of(&it), encode(&it))).collect()
     }
 
     /// Where an index differs, in words.
@@ -248,17 +248,6 @@ fn name_of(record: &Record) -> String {
     }
 }
 
-fn bytes_of(record: &Record) -> Vec<u8> {
-    match record {
-        Record::Key(key) => encode_key(key),
-        Record::Tenant(tenant) => encode_tenant(tenant),
-        Record::Owner(owner) => encode_owner(owner),
-        Record::Issuer(issuer) => encode_issuer(issuer),
-        Record::Purged(mark) => encode_purge_mark(mark),
-        Record::Line(line) => encode_line(line),
-    }
-}
-
 /// The records that the table of a directory has. It must have all of the journal.
 pub(crate) async fn records_in(dir: &Path, options: &StoreOptions) -> Vec<Record> {
     let view = Arc::new(Collected::default());
@@ -269,7 +258,7 @@ pub(crate) async fn records_in(dir: &Path, options: &StoreOptions) -> Vec<Record
 /// The stored bytes of records, by a name. Lines are left out: a restore and a salvage add them.
 pub(crate) fn named(records: &[Record]) -> BTreeMap<String, Vec<u8>> {
     let records = records.iter().filter(|record| !matches!(record, Record::Line(_)));
-    let named: Vec<_> = records.map(|record| (name_of(record), bytes_of(record))).collect();
+    let named: Vec<_> = records.map(|record| (name_of(record), encode(record))).collect();
     let count = named.len();
     let named = BTreeMap::from_iter(named);
     assert_eq!(named.len(), count, "a record is there twice");
