@@ -10,7 +10,7 @@ use std::hint::black_box;
 use keyward_core::digest::Digest;
 
 use super::Index;
-use super::entry::owner_of;
+use super::packing::owner_of;
 use super::shard::{ShardGuard, shard_of};
 
 /// Lookups that are gone through together. A processor waits for about so many reads at a time, and all that

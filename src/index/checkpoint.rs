@@ -12,7 +12,7 @@
 //! Names get new numbers in the order in which entries refer to them, so unused names are not in the
 //! checkpoint. Entries refer to names by these numbers only.
 //!
-//! The format is private to this program. A change of `entry`, `shard` or this module must change
+//! The format is private to this program. A change of `packing`, `shard` or this module must change
 //! [`FORMAT_VERSION`]; checkpoints of another version are not read. tests/it/storage/index_checkpoint.rs
 //! checks that.
 
@@ -30,8 +30,8 @@ use parking_lot::MutexGuard;
 
 use super::codec::put_bytes;
 use super::compaction::{Compaction, Renumbering};
-use super::entry::counted_state_of;
 use super::interner::{Interned, Lookup, NameKind, Names, Owner, OwnerLookup, ScopeLookup, TenantScope};
+use super::packing::counted_state_of;
 use super::shard::{SHARDS, Shard};
 use super::{Index, WRITE_LOCKS};
 

@@ -14,8 +14,8 @@ use keyward_core::id::{ActorId, Environment, TenantId};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
-use super::entry::each_name;
 use super::interner::{NameKind, Names, Owner, TenantScope, translate};
+use super::packing::each_name;
 use super::shard::{SHARDS, Shard};
 use super::{Index, WRITE_LOCKS};
 use crate::util::fatal::die;

@@ -11,8 +11,8 @@ use arc_swap::{ArcSwap, Guard};
 use constant_time_eq::constant_time_eq;
 use keyward_core::digest::Digest;
 
-use super::entry::renumber;
 use super::interner::{NameKind, Names};
+use super::packing::renumber;
 
 /// Bytes of a digest that select its shard.
 const SHARD_BYTES: usize = 2;
