@@ -41,7 +41,8 @@ pub struct KeyRecord {
     /// It cannot be deleted until this is taken back.
     pub delete_protected: bool,
     /// A number that the store gives the key when it is created: dense, and never given twice in one log.
-    /// Keys of an older program have none until they change.
+    /// Keys of an older program have none until they change, and those that are created after all 2^32 - 1
+    /// were given have none.
     pub ordinal: Option<u32>,
     /// When it was created, and by whom.
     pub created: AuditStamp,

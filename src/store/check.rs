@@ -11,6 +11,7 @@ use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::{IssuerRecord, KeyRecord, OwnerRecord, PurgeMark, TenantRecord};
 
+use super::ordinals::Ordinals;
 use super::record::{RecordKind, decode, encode, is_first_form};
 use super::{Commit, CommitError, RecordWrite, StoreError};
 
@@ -28,8 +29,8 @@ pub(super) trait RecordReader {
     /// What tenants, owners and issuers are withheld.
     fn holds(&self) -> Cow<'_, Holds>;
 
-    /// A number that no key of this log has had.
-    fn next_ordinal(&self) -> u32;
+    /// Numbers that no key of this log has had.
+    fn ordinals(&self) -> &Ordinals;
 
     /// Checks the bounds on names for a key that is to be written at this revision over `before`.
     fn admit(&self, revision: Revision, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError>;
@@ -190,7 +191,7 @@ fn push_key(
     out: &mut Vec<EncodedWrite>,
 ) -> Result<(), CommitError> {
     key.revision = revision;
-    key.ordinal.get_or_insert_with(|| current.next_ordinal());
+    key.ordinal = key.ordinal.or_else(|| current.ordinals().take());
     push(Record::Key(Arc::from(key)), out)
 }
 

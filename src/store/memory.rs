@@ -1,7 +1,6 @@
 //! The in-memory engine, for tests: the contract of [`Store`] in its simplest form.
 
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
@@ -20,6 +19,7 @@ use super::administrators::Administrators;
 use super::bounds::{self, NameKind, NameUses, Pending};
 use super::check::{RecordReader, WriteContext, authorize, check_and_encode};
 use super::engine::{EngineError, LockedEngine, OpenContext, StorageEngine};
+use super::ordinals::Ordinals;
 use super::{
     Backup, BackupError, BackupFormat, Bounds, Commit, CommitError, KeyQuery, LogStream, Page, ReadContext, Store,
     StoreError, WriteHealth,
@@ -82,7 +82,7 @@ struct State {
     owners: BTreeMap<(TenantId, String), Arc<OwnerRecord>>,
     issuers: BTreeMap<ActorId, Arc<IssuerRecord>>,
     holds: Holds,
-    next_ordinal: Cell<u32>,
+    ordinals: Ordinals,
     administrators: Administrators,
     closed: bool,
 }
@@ -109,7 +109,7 @@ impl MemoryStore {
             owners: BTreeMap::new(),
             issuers: BTreeMap::new(),
             holds: Holds::default(),
-            next_ordinal: Cell::new(0),
+            ordinals: Ordinals::default(),
             administrators: Administrators::default(),
             closed: false,
         };
@@ -158,12 +158,15 @@ impl Store for MemoryStore {
         let clock = commit.clock();
         let revision = state.revision.next();
         let at = WriteContext { revision, time: commit.time, narrows: commit.narrows };
-        let mut staged = vec![];
-        for put in commit.writes {
-            check_and_encode(put, at, &*state, &mut staged)?;
-        }
-        let records: Vec<_> = staged.into_iter().map(|staged| staged.record).collect();
-        state.administrators.check(records.iter(), clock)?;
+        let records = state.ordinals.unless_refused(|| {
+            let mut staged = vec![];
+            for put in commit.writes {
+                check_and_encode(put, at, &*state, &mut staged)?;
+            }
+            let records: Vec<_> = staged.into_iter().map(|staged| staged.record).collect();
+            state.administrators.check(records.iter(), clock)?;
+            Ok::<_, CommitError>(records)
+        })?;
         for record in &records {
             if state.administrators.apply(record).is_some() {
                 state.administrators.warn_if_none(clock);
@@ -298,8 +301,8 @@ impl RecordReader for State {
         Cow::Borrowed(&self.holds)
     }
 
-    fn next_ordinal(&self) -> u32 {
-        self.next_ordinal.replace(self.next_ordinal.get().saturating_add(1))
+    fn ordinals(&self) -> &Ordinals {
+        &self.ordinals
     }
 
     fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {

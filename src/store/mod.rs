@@ -13,6 +13,7 @@ pub mod engine;
 pub mod local;
 mod log_stream;
 pub mod memory;
+mod ordinals;
 mod query;
 pub mod record;
 mod view;

@@ -10,6 +10,7 @@ use keyward_core::decision::DenyReason;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{ActorId, TenantId};
+use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::{
     AuditStamp, Deletion, Hold, IssuerRecord, KeyRecord, OverlapStart, OwnerRecord, PreviousSecret, PurgeMark,
     RetiredSecret, TenantRecord,
@@ -27,6 +28,7 @@ on_every_engine![
     a_purged_key_is_gone_and_its_id_stays_taken,
     a_deleted_key_is_read_and_not_listed,
     numbers_are_given_once,
+    a_refused_change_takes_no_number,
     tenants_owners_and_issuers_change_by_revision,
     a_caller_makes_no_change_once_its_owner_or_issuer_is_held,
     a_caller_makes_changes_by_each_secret_that_works,
@@ -199,6 +201,19 @@ async fn numbers_are_given_once(store: Arc<dyn Store>) {
     let bare = KeyRecord { ordinal: None, ..read(&*store, &key(1)).await.unwrap() };
     put(&*store, RecordWrite::Key(Box::new(bare))).await.unwrap();
     assert_eq!(read(&*store, &key(1)).await.unwrap().ordinal, Some(4));
+}
+
+async fn a_refused_change_takes_no_number(store: Arc<dyn Store>) {
+    let first = create(&*store, 1).await;
+    let mut long = key(2);
+    long.spec.description = "x".repeat(RECORD_BYTES_MAX);
+    let refused = put(&*store, RecordWrite::NewKey(Box::new(long))).await;
+    assert!(matches!(refused, Err(CommitError::TooLarge { .. })), "{refused:?}");
+    // The second record of a commit is refused, when the first one has its number.
+    let writes = vec![RecordWrite::NewKey(Box::new(key(3))), RecordWrite::NewKey(Box::new(key(1)))];
+    let refused = store.commit(commit(writes)).await;
+    assert!(matches!(refused, Err(CommitError::Exists)), "{refused:?}");
+    assert_eq!((first.ordinal, create(&*store, 4).await.ordinal), (Some(0), Some(1)));
 }
 
 async fn tenants_owners_and_issuers_change_by_revision(store: Arc<dyn Store>) {

@@ -168,6 +168,25 @@ async fn a_restart_knows_what_was_removed() {
 }
 
 /// The journal does not go back to the beginning any more, and old purge marks are forgotten.
+#[tokio::test]
+async fn a_key_goes_without_a_number_once_all_were_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(SEGMENT_BYTES);
+    let store = open(dir.path(), &options, &Arc::default());
+    let last = KeyRecord { ordinal: Some(u32::MAX - 2), ..create(&*store, 1).await };
+    store.commit(commit(vec![RecordWrite::Key(Box::new(last.clone()))])).await.unwrap();
+    store.close().await.unwrap();
+    drop(store);
+
+    let tries = [([2, 3], [Some(u32::MAX - 1), None]), ([4, 5], [None, None])];
+    for (numbers, expected) in tries {
+        let store = open(dir.path(), &options, &Arc::default());
+        let given = [create(&*store, numbers[0]).await.ordinal, create(&*store, numbers[1]).await.ordinal];
+        assert_eq!(given, expected);
+        store.close().await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_made_from_a_snapshot_knows_what_was_removed() {
     let (dir, index) = (tempfile::tempdir().unwrap(), Arc::default());

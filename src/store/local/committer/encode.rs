@@ -52,12 +52,15 @@ pub(super) fn encode_commit(
     authorize(&commit, seen)?;
     let clock = commit.clock();
     let at = WriteContext { revision, time: commit.time, narrows: commit.narrows };
-    let mut staged = Vec::with_capacity(commit.writes.len());
-    for put in commit.writes {
-        check_and_encode(put, at, seen, &mut staged)?;
-    }
-    let rows: Vec<Row> = staged.into_iter().map(|EncodedWrite { record, bytes }| Row::new(record, bytes)).collect();
-    seen.keep_administrator(&rows, clock)?;
+    let rows = seen.ordinals.unless_refused(|| {
+        let mut staged = Vec::with_capacity(commit.writes.len());
+        for put in commit.writes {
+            check_and_encode(put, at, seen, &mut staged)?;
+        }
+        let rows: Vec<Row> = staged.into_iter().map(|EncodedWrite { record, bytes }| Row::new(record, bytes)).collect();
+        seen.keep_administrator(&rows, clock)?;
+        Ok::<_, CommitError>(rows)
+    })?;
     rows.iter().for_each(|row| seen.group.insert(&row.record));
     let entry = pb::JournalEntry {
         revision: revision.0,

@@ -12,7 +12,7 @@ mod pending_view;
 pub(super) mod queue;
 mod table_writer;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -44,6 +44,7 @@ use crate::store::local::journal::watermark::Watermark;
 use crate::store::local::journal::writer::SpaceError;
 use crate::store::local::table::{Row, Table};
 use crate::store::local::write_buffer::{Maps, WriteBuffer};
+use crate::store::ordinals::Ordinals;
 use crate::store::{CommitError, MaterializedView, StoreError};
 use crate::util::fatal::die;
 
@@ -76,7 +77,7 @@ pub(super) struct CommitterConfig {
     /// Knows the names in use, and the versions of keys without a read of the table.
     pub(super) view: Arc<dyn MaterializedView>,
     pub(super) administrators: Arc<Mutex<Administrators>>,
-    /// A number that no key of this log has had.
+    /// No key of this log has had it, or a higher one. `u32::MAX`: all were given.
     pub(super) next_ordinal: u32,
 }
 
@@ -143,7 +144,7 @@ impl Committer {
             last_room,
             callers: HashMap::new(),
             holds: write_buffer_holds,
-            next_ordinal: Cell::new(next_ordinal),
+            ordinals: Ordinals::starting_at(next_ordinal),
             held: None,
         };
         let journal_thread = spawn("committer", move || log.run())?;
@@ -189,8 +190,7 @@ struct CommitLoop {
     callers: Callers,
     /// Of tenants, owners and issuers: those that hold anything.
     holds: Holds,
-    /// A number that no key of this log has had.
-    next_ordinal: Cell<u32>,
+    ordinals: Ordinals,
     /// The commit that did not fit into the last group.
     held: Option<Request>,
 }
@@ -229,7 +229,7 @@ impl CommitLoop {
             callers,
             applied: &self.applied,
             holds: &self.holds,
-            next_ordinal: &self.next_ordinal,
+            ordinals: &self.ordinals,
         };
 
         let mut next = Some(first);

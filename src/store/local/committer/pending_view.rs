@@ -1,7 +1,7 @@
 //! The current records, as a commit of the group that is being made sees them.
 
 use std::borrow::Cow;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ use crate::store::bounds::{self, Bounds, NameKind, Pending};
 use crate::store::check::RecordReader;
 use crate::store::local::table::{Row, Table};
 use crate::store::local::write_buffer::{Buffered, Maps, WriteBuffer};
+use crate::store::ordinals::Ordinals;
 use crate::store::{CommitError, MaterializedView, StoreError};
 
 /// Cached keys of callers, so that authorizing a change needs no read of the table.
@@ -40,7 +41,7 @@ pub(super) struct PendingView<'a> {
     pub(super) applied: &'a watch::Receiver<Revision>,
     /// Those of changes before this group that hold anything.
     pub(super) holds: &'a Holds,
-    pub(super) next_ordinal: &'a Cell<u32>,
+    pub(super) ordinals: &'a Ordinals,
 }
 
 /// The bounds on names, and what they are checked against.
@@ -127,10 +128,8 @@ impl RecordReader for PendingView<'_> {
         Cow::Owned(all)
     }
 
-    fn next_ordinal(&self) -> u32 {
-        let next = self.next_ordinal.get();
-        self.next_ordinal.set(next.saturating_add(1));
-        next
+    fn ordinals(&self) -> &Ordinals {
+        self.ordinals
     }
 
     fn caller(&mut self, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
