@@ -176,8 +176,9 @@ impl Kills {
                 run.tally.count("administrators made offline", 1);
             }
         }
-        // What it has said is true, also if it was killed just then.
-        self.minted.extend((!secret.is_empty()).then_some(secret));
+        // It hands the key over before the change is durable: an administrator whose key nobody has would
+        // count as one. So it is the success that says that the key works.
+        self.minted.extend(minted.status.success().then_some(secret));
         Ok(())
     }
 
