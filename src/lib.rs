@@ -10,7 +10,8 @@
 //! - [`server`]: listeners, connections and the threads that serve them, shutdown, probes over HTTP. The
 //!   protocol of connections is `grpc_h2`.
 //! - [`disk_monitor`]: reports whether changes can be made. [`health`]: the health of the services.
-//!   [`systemd`]: notifications of readiness. [`metrics`]: counters and gauges.
+//! [`systemd`]: notifications of readiness. [`services`]: groups of services. [`metrics`]: counters and
+//! gauges.
 //! - [`layer`], [`grpc`]: authentication, authorization, and conversion between the wire and the domain.
 //!   [`fast_path`]: most verdicts, from the bytes that were read.
 //! - [`authority`]: the write side. [`verify`]: the read side.
@@ -40,6 +41,7 @@ pub mod metrics;
 pub mod offline;
 pub mod remote;
 pub mod server;
+pub mod services;
 pub mod store;
 pub mod systemd;
 pub mod telemetry;

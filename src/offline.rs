@@ -119,11 +119,12 @@ pub fn check(settings: &Settings) -> Result<Inspected, OfflineError> {
 /// locked or written.
 #[must_use]
 pub fn check_files(settings: &Settings) -> Vec<String> {
-    let sockets = settings.listen.iter().chain(&settings.ops_listen).filter_map(|addr| match addr {
-        ListenAddr::Unix(path) => Some(path),
-        ListenAddr::Tcp(_) => None,
+    let listeners = settings.listeners();
+    let addrs = listeners.iter().map(|listener| &listener.address).chain(&settings.ops_listen);
+    let sockets = addrs.filter_map(|addr| match addr {
+        ListenAddr::Unix(path) => check_socket(path).err(),
+        ListenAddr::Tcp(_) | ListenAddr::Passed(_) => None,
     });
-    let sockets = sockets.filter_map(|path| check_socket(path).err());
     let data = check_data_dir(&settings.data_dir, &settings.pepper_file);
     data.err().map(|error| error.to_string()).into_iter().chain(sockets).collect()
 }

@@ -49,6 +49,18 @@ pub enum StartError {
         /// What happened.
         source: io::Error,
     },
+    /// A socket that was passed to the process can be reached from other machines, and nothing encrypts
+    /// there.
+    #[error(
+        "{passed} is a socket on {addr}, which can be reached from other machines, and keys would cross the network \
+         unencrypted; pass --allow-plaintext if something in between encrypts"
+    )]
+    Unencrypted {
+        /// Its name.
+        passed: ListenAddr,
+        /// Its address.
+        addr: ListenAddr,
+    },
     /// The address for probes and metrics cannot be listened on.
     #[error(
         "cannot listen on {addr} for probes and metrics: {source}; set ops_listen (--ops-listen, KEYWARD_OPS_LISTEN) to \

@@ -1,7 +1,6 @@
 //! What callers and probes see of a server: it listens, it answers as far as the start has come, and it ends
 //! in order.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,14 +8,13 @@ use grpc_h2::{Budget, Runtimes, SharedLimits};
 use keyward_core::clock::Clock;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower_layer::Layer;
 
 use super::error::StartError;
 use super::metric_sources::{Observed, Sources};
 use crate::authority::Authority;
-use crate::config::Settings;
+use crate::config::{ListenerSettings, Settings};
 use crate::disk_monitor;
 use crate::fast_path::FastVerify;
 use crate::grpc;
@@ -32,14 +30,15 @@ use crate::layer::log::LogLayer;
 use crate::layer::metrics::MetricsLayer;
 use crate::layer::protocol::ProtocolLayer;
 use crate::metrics::{Metrics, Verdicts};
-use crate::server::addr::{ListenAddr, SocketAccess};
-use crate::server::connections::{self, MakeConnection, Transport};
+use crate::server::addr::ListenAddr;
+use crate::server::connections::{self, Accepted, MakeConnection, Transport};
 use crate::server::cores::Cores;
 use crate::server::lifecycle::{Stop, Tasks};
-use crate::server::listener::{Listener, connections_max};
+use crate::server::listener::{Admission, Listener, connections_max};
 use crate::server::ops_http::{self, Ops, Phase};
+use crate::server::passed::PassedSockets;
 use crate::server::slots::Slots;
-use crate::server::stream::Conn;
+use crate::services::{ServiceGroup, Services};
 use crate::systemd;
 use crate::util::system::lower_priority;
 
@@ -85,6 +84,7 @@ impl Frontend {
     /// When an address cannot be listened on, or a thread cannot be started. Nothing is left behind then.
     pub(super) async fn start(
         settings: &Settings,
+        sockets: &PassedSockets,
         index: &Arc<Index>,
         observed: &Observed,
         clock: &Arc<dyn Clock>,
@@ -92,25 +92,39 @@ impl Frontend {
         let [acceptors, connections, ops] = std::array::from_fn(|_| Tasks::default());
         let (state, health) = (StateHandle::default(), Health::new(&HEALTH_NAMES));
         let phase = watch::Sender::new(Phase::Loading);
-        let slots = Slots::kept(connections_max(), settings.listen.len());
+        let listeners = bind(settings, sockets).await?;
+        let slots = Slots::kept(connections_max(), listeners.len());
         let budget = Budget::new(settings.stranger_request_bytes_max, settings.request_bytes_max);
         let limits = SharedLimits::new(grpc::LIMITS)?;
         let sources = Sources { index, slots: &slots, budget: &budget, clock, phase: &phase, observed };
         let metrics = Arc::new(sources.metrics());
         let verdicts = metrics.verdicts();
 
-        let listeners = bind(&settings.listen, &settings.sockets).await?;
-        let ops_listener = bind_ops(settings.ops_listen.as_ref(), &settings.sockets).await?;
-        let addrs = listeners.iter().map(|listener| listener.addr().clone()).collect();
+        let ops_listener = bind_ops(settings, sockets).await?;
+        for name in sockets.left() {
+            tracing::warn!(name, "a socket was passed to the process that no setting names (fd:NAME)");
+        }
+        let addrs = listeners.iter().map(|(listener, _)| listener.addr().clone()).collect();
+        let stop = connections.stop_token();
+        let mut doors = Vec::with_capacity(listeners.len());
+        for (listener, spec) in listeners {
+            let routes = grpc::routes(&state, &stop, health.clone(), spec.services)?;
+            doors.push((listener, spec, routes));
+        }
         let ops_addr = ops_listener.as_ref().map(|listener| listener.addr().clone());
-        let routes = grpc::routes(&state, &connections.stop_token(), health.clone(), settings.reflection)?;
         let cores = start_cores(settings.serving_threads)?;
 
         // Nothing fails from here on.
         ops.spawn("refusals", refusals::tell_left_out(ops.stop_token()));
-        let incoming = accept(&acceptors, listeners, &slots, &connections.stop_token());
         let transport = Transport { http2: settings.http2, budget, limits, counts: metrics.http2() };
-        serve(&connections, incoming, transport, &cores, routes, &state, &metrics);
+        for (listener, spec, routes) in doors {
+            let ListenerSettings { services, connections_max, allowed_uids, .. } = spec;
+            let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
+            let admission = Admission { slots: slots.clone(), connections_max, allowed_uids };
+            let accepting = listener.accept(admission, accepted, acceptors.stop_token(), stop.clone());
+            acceptors.spawn("accept", accepting);
+            serve(&connections, incoming, transport.clone(), &cores, (services, routes), &state, &metrics);
+        }
         if let Some(listener) = ops_listener {
             serve_ops(&ops, listener, Ops { phase: phase.subscribe(), slots, metrics });
         }
@@ -198,21 +212,32 @@ impl Frontend {
     }
 }
 
-async fn bind(addrs: &[ListenAddr], access: &SocketAccess) -> Result<Vec<Listener>, StartError> {
-    let mut listeners = Vec::with_capacity(addrs.len());
-    for addr in addrs {
-        let bound = Listener::bind_for(addr, access).await;
-        let listener = bound.map_err(|source| StartError::Listen { addr: addr.clone(), source })?;
-        tracing::info!(listen = %listener.addr(), "listening");
-        listeners.push(listener);
+/// Binds all listeners of callers.
+async fn bind(settings: &Settings, sockets: &PassedSockets) -> Result<Vec<(Listener, ListenerSettings)>, StartError> {
+    let mut listeners = vec![];
+    for spec in settings.listeners() {
+        let opened = Listener::open(&spec.address, &spec.access, sockets).await;
+        let opened = opened.map_err(|source| StartError::Listen { addr: spec.address.clone(), source })?;
+        for listener in opened {
+            let (addr, services) = (listener.addr(), spec.services);
+            if !addr.is_local() && !services.are_public() && !settings.allow_plaintext {
+                return Err(StartError::Unencrypted { passed: spec.address, addr: addr.clone() });
+            }
+            match services == Services::ALL {
+                true => tracing::info!(listen = %addr, "listening"),
+                false => tracing::info!(?services, listen = %addr, "listening"),
+            }
+            listeners.push((listener, spec.clone()));
+        }
     }
     Ok(listeners)
 }
 
-async fn bind_ops(addr: Option<&ListenAddr>, access: &SocketAccess) -> Result<Option<Listener>, StartError> {
-    let Some(addr) = addr else { return Ok(None) };
-    let bound = Listener::bind_for(addr, access).await;
-    let listener = bound.map_err(|source| StartError::OpsListen { addr: addr.clone(), source })?;
+async fn bind_ops(settings: &Settings, sockets: &PassedSockets) -> Result<Option<Listener>, StartError> {
+    let Some(addr) = &settings.ops_listen else { return Ok(None) };
+    let opened = Listener::open(addr, &settings.sockets, sockets).await;
+    let opened = opened.map_err(|source| StartError::OpsListen { addr: addr.clone(), source })?;
+    let Some(listener) = opened.into_iter().next() else { return Ok(None) };
     tracing::info!(listen = %listener.addr(), "ops listening");
     Ok(Some(listener))
 }
@@ -221,38 +246,26 @@ fn start_cores(count: usize) -> Result<Cores, StartError> {
     Cores::start(count, lower_priority()).map_err(|source| StartError::Threads { count, source })
 }
 
-/// Accepts connections on all listeners.
-fn accept(
-    acceptors: &Tasks,
-    listeners: Vec<Listener>,
-    slots: &Slots,
-    end: &CancellationToken,
-) -> mpsc::Receiver<io::Result<Conn>> {
-    let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
-    for listener in listeners {
-        acceptors
-            .spawn("accept", listener.accept(slots.clone(), accepted.clone(), acceptors.stop_token(), end.clone()));
-    }
-    incoming
-}
-
+/// Serves what comes in on a listener.
 fn serve(
     tasks: &Tasks,
-    incoming: mpsc::Receiver<io::Result<Conn>>,
+    incoming: Accepted,
     transport: Transport,
     cores: &Cores,
-    routes: Routes,
+    (services, routes): (Services, Routes),
     state: &StateHandle,
     metrics: &Metrics,
 ) {
     let (calls, fast_path) = (metrics.calls(), metrics.fast_path());
     let service = LogLayer.layer(IncompleteLayer.layer(routes.prepare()));
-    let service = DeadlineLayer.layer(AuthnLayer::new(state.clone()).layer(service));
+    let service = DeadlineLayer.layer(AuthnLayer::new(state.clone(), services).layer(service));
     let service = ProtocolLayer.layer(service);
     let service = IncomingLayer.layer(MetricsLayer::new(calls.clone()).layer(service));
     let state = state.clone();
-    let make_fast_path =
-        move |peer, connection| FastVerify::new(state.clone(), &calls, fast_path.clone(), peer, connection);
+    let has_verdicts = services.has(ServiceGroup::Verify);
+    let make_fast_path = move |peer, connection| {
+        FastVerify::new(state.clone(), has_verdicts, &calls, fast_path.clone(), peer, connection)
+    };
     let runtimes = Runtimes { shared: Handle::current(), urgent: cores.urgent(), bulk: cores.bulk() };
     let make_connection =
         MakeConnection { transport, service, make_fast_path, call_kind: |path| rpc(path).kind, runtimes };
@@ -263,6 +276,6 @@ fn serve_ops(tasks: &Tasks, listener: Listener, ops: Ops) {
     let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
     let slots = Slots::new(ops_http::CONNECTIONS_MAX);
     let stop = tasks.stop_token();
-    tasks.spawn("accept ops", listener.accept(slots, accepted, stop.clone(), stop));
+    tasks.spawn("accept ops", listener.accept(Admission::of_all(slots), accepted, stop.clone(), stop));
     tasks.spawn("serve ops", ops.serve(incoming));
 }

@@ -14,6 +14,7 @@ use super::metric_sources::Observed;
 use crate::config::Settings;
 use crate::index::Index;
 use crate::keyring::Keyring;
+use crate::server::passed::PassedSockets;
 use crate::store::engine::{LockedEngine, StorageEngine};
 use crate::util::files;
 
@@ -23,6 +24,8 @@ pub struct Deps {
     pub clock: Arc<dyn Clock>,
     /// The source of randomness.
     pub entropy: Arc<dyn Entropy>,
+    /// The sockets that were passed to the process.
+    pub sockets: PassedSockets,
     /// The storage engine. See [`Engine::configure`](super::Engine::configure).
     pub engine: Box<dyn StorageEngine>,
 }
@@ -32,6 +35,7 @@ pub(super) struct Prepared {
     settings: Settings,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
+    sockets: PassedSockets,
     engine: Box<dyn LockedEngine>,
     keyring: Keyring,
 }
@@ -39,19 +43,19 @@ pub(super) struct Prepared {
 impl Prepared {
     /// Makes the data directory if there is none, locks the engine, and opens the pepper file.
     pub(super) fn new(settings: Settings, deps: Deps) -> Result<Self, StartError> {
-        let Deps { clock, entropy, engine } = deps;
+        let Deps { clock, entropy, sockets, engine } = deps;
         let failed = |source| StartError::DataDir { path: settings.data_dir.clone(), source };
         files::create_private_dir(&settings.data_dir).map_err(failed)?;
         let engine = engine.lock()?;
         let keyring = Keyring::open(&settings.pepper_file, !engine.has_data(), &*entropy)?;
-        Ok(Self { settings, clock, entropy, engine, keyring })
+        Ok(Self { settings, clock, entropy, sockets, engine, keyring })
     }
 
     /// Opens the listeners, and answers whoever comes that nothing is served yet.
     pub(super) async fn listen(self) -> Result<Listening, StartError> {
         let (index, observed) = (Arc::new(Index::default()), Observed::default());
-        let frontend = Frontend::start(&self.settings, &index, &observed, &self.clock).await?;
-        let Self { settings, clock, entropy, engine, keyring } = self;
+        let frontend = Frontend::start(&self.settings, &self.sockets, &index, &observed, &self.clock).await?;
+        let Self { settings, clock, entropy, engine, keyring, .. } = self;
         Ok(Listening { settings, clock, entropy, engine, keyring, index, observed, frontend })
     }
 }

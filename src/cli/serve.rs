@@ -12,6 +12,7 @@ use super::SettingsArgs;
 use crate::app::{App, Deps, Engine, StartError};
 use crate::config::{Effective, Flags, Mistakes, Settings};
 use crate::server::lifecycle::{Caught, Signals, Stop};
+use crate::server::passed::PassedSockets;
 use crate::telemetry::{self, Log};
 use crate::util::system::{
     SystemClock, SystemEntropy, check_clock, check_files, check_threads, lower_priority, server_threads, set_limits,
@@ -41,6 +42,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
     let flags = Flags { accept_watermark_loss: args.accept_watermark_loss, ..flags };
     let settings = Settings::load(&flags, file.clone())?.settings;
     check_clock()?;
+    let sockets = PassedSockets::from_env()?;
     // Before the log, which needs a thread too.
     check_threads(server_threads(settings.serving_threads))?;
     let log = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
@@ -58,7 +60,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
         let (stop, first) = (Stop::default(), Cell::new(None));
         let obeying = obey(signals, &stop, &first, || reread_log_filter(&log, Settings::load(&flags, file.clone())));
         Ok::<_, Box<dyn Error>>(tokio::select! {
-            ended = serve(settings, &stop, &first) => ended,
+            ended = serve(settings, sockets, &stop, &first) => ended,
             code = obeying => Ended::AtOnce(code),
         })
     });
@@ -74,11 +76,11 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
 }
 
 /// Serves until `stop` is asked for. `asked_by` is the signal that did so.
-async fn serve(settings: Settings, stop: &Stop, asked_by: &Cell<Option<Caught>>) -> Ended {
+async fn serve(settings: Settings, sockets: PassedSockets, stop: &Stop, asked_by: &Cell<Option<Caught>>) -> Ended {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
     let engine = Engine::Sled.configure(&settings, &clock, &entropy);
-    let deps = Deps { clock, entropy, engine };
+    let deps = Deps { clock, entropy, sockets, engine };
     let app = match App::start_unless(settings, deps, stop).await {
         Ok(app) => app,
         Err(StartError::Stopped) => {

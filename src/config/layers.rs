@@ -1,6 +1,7 @@
 //! The layers of the configuration, and the mistakes in them.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::fs;
 use std::io;
 use std::num::NonZero;
@@ -17,13 +18,16 @@ use keyward_core::head::Head;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::listeners::{ListenerSettings, ListenerTable};
 use super::table::{OFF, SETTINGS, defaults};
 use super::{Flags, Mistakes, Settings};
-use crate::server::addr::{Group, ListenAddr};
+use crate::server::addr::{Group, ListenAddr, SocketAccess};
 
 const ENV_PREFIX: &str = "KEYWARD_";
 /// The environment, as mistakes and listings name it.
 const ENVIRONMENT: &str = "in the environment";
+/// The source of a setting that nobody has set.
+const DEFAULT: &str = "default";
 /// The variable that names the file. It belongs to the command line and is not a setting.
 const ENV_CONFIG: &str = "config";
 
@@ -49,9 +53,18 @@ enum OneOrMany {
 /// A number, or a text.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum NumberOrText {
+pub(super) enum NumberOrText {
     Number(u32),
     Text(String),
+}
+
+impl fmt::Display for NumberOrText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Text(text) => f.write_str(text.trim()),
+        }
+    }
 }
 
 impl Layers {
@@ -122,15 +135,34 @@ impl Layers {
         usize::try_from(bytes).ok()
     }
 
+    /// The listeners that are described one by one. `access` applies to sockets of which they do not speak.
+    pub(super) fn listeners(&mut self, name: &str, access: &SocketAccess) -> Option<Vec<ListenerSettings>> {
+        let found: Vec<Value> = self.value(name)?;
+        let mut listeners = Vec::with_capacity(found.len());
+        for (nth, found) in found.iter().enumerate() {
+            let read = found.deserialize::<ListenerTable>().map_err(|error| vec![error.kind.to_string()]);
+            match read.and_then(|table| table.read(access)) {
+                Ok(listener) => listeners.push(listener),
+                Err(mistakes) => {
+                    let number = nth + 1;
+                    mistakes.iter().for_each(|what| self.mistake(name, &format!("number {number}: {what}")));
+                }
+            }
+        }
+        (listeners.len() == found.len()).then_some(listeners)
+    }
+
+    /// Whether a setting has its default.
+    pub(super) fn is_default(&self, name: &str) -> bool {
+        self.source(name) == DEFAULT
+    }
+
+    /// May be empty.
     pub(super) fn listen_addrs(&mut self, name: &str) -> Option<Vec<ListenAddr>> {
         let texts = match self.value::<OneOrMany>(name)? {
             OneOrMany::Many(texts) => texts,
             OneOrMany::One(text) => text.split(',').map(|part| part.trim().to_owned()).collect(),
         };
-        if texts.is_empty() {
-            self.mistake(name, "must have at least one address");
-            return None;
-        }
         let parsed: Vec<_> = texts.iter().map(|text| text.parse::<ListenAddr>()).collect();
         for error in parsed.iter().filter_map(|p| p.as_ref().err()) {
             self.mistake(name, error);
@@ -192,10 +224,7 @@ impl Layers {
 
     /// A group of the system, by name or number. `Some(None)`: an empty text.
     pub(super) fn group(&mut self, name: &str) -> Option<Option<Group>> {
-        let text = match self.value::<NumberOrText>(name)? {
-            NumberOrText::Number(number) => number.to_string(),
-            NumberOrText::Text(text) => text.trim().to_owned(),
-        };
+        let text = self.value::<NumberOrText>(name)?.to_string();
         if text.is_empty() {
             return Some(None);
         }
@@ -274,7 +303,7 @@ impl Layers {
 
     fn source(&self, name: &str) -> String {
         let layer = self.figment.find_metadata(name).map(|metadata| metadata.name.to_string());
-        layer.filter(|place| place.starts_with("in ") || place.starts_with("on ")).unwrap_or_else(|| "default".into())
+        layer.filter(|place| place.starts_with("in ") || place.starts_with("on ")).unwrap_or_else(|| DEFAULT.into())
     }
 }
 

@@ -4,6 +4,7 @@
 //! settings; the paths of their files are.
 
 mod layers;
+mod listeners;
 mod table;
 
 use std::fmt;
@@ -14,8 +15,10 @@ use keyward_core::head::Head;
 use serde::Serialize;
 
 use self::layers::Layers;
+pub use self::listeners::ListenerSettings;
 use crate::server::addr::{ListenAddr, SocketAccess};
 use crate::server::connections::Http2;
+use crate::services::ServiceGroup;
 use crate::telemetry::{LogFormat, check_filter};
 use crate::util::machine;
 
@@ -32,8 +35,11 @@ const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 pub struct Settings {
     /// The data directory. Default `./data`; made if it is missing.
     pub data_dir: PathBuf,
-    /// The addresses to listen on, with ports, or `unix:/path`. Default `127.0.0.1:50051`.
+    /// The addresses to serve everything on, with ports, or `unix:/path`, or `fd:NAME` for a socket that is
+    /// passed to the process. Default `127.0.0.1:50051`, and nothing if there are listeners in `listener`.
     pub listen: Vec<ListenAddr>,
+    /// The listeners that are described one by one. Default none.
+    pub listener: Vec<ListenerSettings>,
     /// The address of probes and metrics over HTTP: `/livez`, `/readyz`, `/metrics`. `off` or an empty text
     /// for none. Addresses that other machines can reach are allowed, because Prometheus is often elsewhere,
     /// and nothing secret is served here. Default `127.0.0.1:9464`.
@@ -47,7 +53,7 @@ pub struct Settings {
     pub allow_plaintext: bool,
     /// The implementation of HTTP/2, `own` or `hyper`. Default `own`.
     pub http2: Http2,
-    /// Whether to serve reflection. Default true.
+    /// Whether to serve reflection on the addresses of `listen`. Default true.
     pub reflection: bool,
     /// Threads that serve connections, one runtime each. Default: one for each core; at most 256. With 0, the
     /// runtime that does everything else serves connections too.
@@ -151,6 +157,17 @@ pub struct Effective {
 }
 
 impl Settings {
+    /// All listeners of callers: those of `listen`, and those that are described.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<ListenerSettings> {
+        let short = self.listen.iter().map(|addr| {
+            let all = ListenerSettings::of(addr.clone(), self.sockets.clone());
+            let services = if self.reflection { all.services } else { all.services.without(ServiceGroup::Reflection) };
+            ListenerSettings { services, ..all }
+        });
+        short.chain(self.listener.iter().cloned()).collect()
+    }
+
     /// Reads all layers: `flags` over the environment over `file` over the defaults.
     ///
     /// # Errors
@@ -158,7 +175,6 @@ impl Settings {
     pub fn load(flags: &Flags, file: Option<PathBuf>) -> Result<Effective, Mistakes> {
         let mut layers = Layers::read(flags, file);
         let data_dir = layers.path("data_dir");
-        let listen = layers.listen_addrs("listen");
         let ops_listen = layers.listen_addr_or_off("ops_listen");
         // It has no default of its own, so it is checked only if it was set.
         let pepper_file = match layers.value::<Option<PathBuf>>("pepper_file") {
@@ -166,6 +182,16 @@ impl Settings {
             absent => absent,
         };
         let (socket_mode, socket_group) = (layers.mode("socket_mode"), layers.group("socket_group"));
+        let sockets = socket_mode.zip(socket_group).map(|(mode, group)| SocketAccess { mode, group });
+        let listener = layers.listeners("listener", &sockets.clone().unwrap_or_default());
+        let is_described = listener.as_ref().is_none_or(|listener| !listener.is_empty());
+        let listen = match layers.is_default("listen") && is_described {
+            true => Some(vec![]),
+            false => layers.listen_addrs("listen"),
+        };
+        if listen.as_ref().is_some_and(Vec::is_empty) && !is_described {
+            layers.mistake("listen", "must have at least one address, unless there is a [[listener]]");
+        }
         let allow_plaintext = layers.value("allow_plaintext");
         let (http2, reflection) = (layers.value("http2"), layers.value("reflection"));
         let serving_threads = layers.serving_threads();
@@ -192,10 +218,12 @@ impl Settings {
             layers.mistake("log_filter", &error);
         }
         if allow_plaintext == Some(false) {
-            let open = listen.iter().flatten().filter(|addr| !addr.is_local());
-            for addr in open.map(ToString::to_string).collect::<Vec<_>>() {
+            let listen = listen.iter().flatten().map(|addr| ("listen", addr));
+            let secret = listener.iter().flatten().filter(|listener| !listener.services.are_public());
+            let all = listen.chain(secret.map(|listener| ("listener", &listener.address)));
+            for (name, addr) in all.filter(|(_, addr)| !addr.is_local()) {
                 layers.mistake(
-                    "listen",
+                    name,
                     &format!(
                         "{addr} can be reached from other machines, and keys would cross the network unencrypted; listen on \
                          127.0.0.1, or pass --allow-plaintext if something in between encrypts"
@@ -210,9 +238,10 @@ impl Settings {
             Some(Self {
                 data_dir,
                 listen: listen?,
+                listener: listener?,
                 ops_listen: ops_listen?,
                 pepper_file,
-                sockets: SocketAccess { mode: socket_mode?, group: socket_group? },
+                sockets: sockets?,
                 allow_plaintext: allow_plaintext?,
                 http2: http2?,
                 reflection: reflection?,

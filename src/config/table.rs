@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use super::Settings;
+use super::{ListenerSettings, Settings};
 
 /// The value of an address that is not listened on.
 pub(super) const OFF: &str = "off";
@@ -25,6 +25,11 @@ pub(super) const SETTINGS: &[Setting] = &[
         name: "listen",
         default: r#"["127.0.0.1:50051"]"#,
         listed: |s| format!("[{}]", s.listen.iter().map(text).collect::<Vec<_>>().join(", ")),
+    },
+    Setting {
+        name: "listener",
+        default: "[]",
+        listed: |s| format!("[{}]", s.listener.iter().map(ListenerSettings::to_toml).collect::<Vec<_>>().join(", ")),
     },
     Setting {
         name: "ops_listen",
@@ -87,7 +92,7 @@ fn duration(value: Duration) -> String {
 }
 
 /// A text as TOML. Characters that a terminal does not show are escaped.
-fn text(value: &impl Display) -> String {
+pub(super) fn text(value: &impl Display) -> String {
     let mut toml = String::from('"');
     for c in value.to_string().chars() {
         match c {

@@ -39,6 +39,8 @@ pub const PATHS: [&str; 2] = [VERIFY, BATCH_VERIFY];
 /// Answers Verify and BatchVerify on one connection.
 pub struct FastVerify {
     state: StateHandle,
+    /// Whether verdicts are served where the connection came in.
+    has_verdicts: bool,
     peer: Option<IpAddr>,
     connection: CredentialMark,
     calls: [FastCall; 2],
@@ -86,11 +88,12 @@ pub struct Pass {
 }
 
 impl FastVerify {
-    /// The fast path on a connection of this peer. The connection is marked when it has had a credential that
-    /// works.
+    /// The fast path on a connection of this peer, whose listener may serve no verdicts. The connection is
+    /// marked when it has had a credential that works.
     #[must_use]
     pub fn new(
         state: StateHandle,
+        has_verdicts: bool,
         calls: &Calls,
         ways: [FastPathCounts; 2],
         peer: Peer,
@@ -109,6 +112,7 @@ impl FastVerify {
             [call(VERIFY, reply::verify as ToReply, verify), call(BATCH_VERIFY, reply::batch_verify, batch_verify)];
         Self {
             state,
+            has_verdicts,
             peer: peer.ip(),
             connection,
             calls,
@@ -173,7 +177,7 @@ impl FastVerify {
 
     /// Which of the calls a head is of.
     fn find(&self, head: &RequestHead) -> Option<usize> {
-        self.calls.iter().position(|call| call.path.as_bytes() == head.path())
+        self.calls.iter().position(|call| call.path.as_bytes() == head.path()).filter(|_| self.has_verdicts)
     }
 
     /// Counts a call that takes the slow path, if it is one that has a fast one.

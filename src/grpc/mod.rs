@@ -40,6 +40,7 @@ use self::pb::key_verify_server::KeyVerifyServer;
 use self::state::StateHandle;
 use self::verify::VerifyService;
 use crate::health::Health;
+use crate::services::{ServiceGroup, Services};
 
 /// The bounds and times of callers' connections.
 pub const LIMITS: Limits = Limits::DEFAULT;
@@ -54,7 +55,7 @@ pub const BATCH_REQUEST_BYTES_MAX: usize = 1024 * 1024;
 /// answered with an error.
 pub const STREAM_MESSAGE_BYTES_MAX: usize = 256 * 1024;
 
-/// All services. Streams end when `stop` is cancelled. Reflection is served if `reflection` is set.
+/// What a listener serves. Streams end when `stop` is cancelled.
 ///
 /// # Errors
 /// When the descriptors do not decode, which a build that passed its tests does not have.
@@ -62,24 +63,33 @@ pub fn routes(
     state: &StateHandle,
     stop: &CancellationToken,
     health: Health,
-    reflection: bool,
+    served: Services,
 ) -> Result<Routes, prost::DecodeError> {
     let mut routes = RoutesBuilder::default();
-    let health = HealthServer::new(HealthService::new(health, stop.clone()));
-    routes.add_service(health.max_decoding_message_size(LIMITS.open_message_bytes_max));
-    routes.add_service(
-        KeyAdminServer::new(AdminService::new(state.clone())).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX),
-    );
-    routes.add_service(
-        KeyAuditServer::new(AuditService::new(state.clone())).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX),
-    );
-    let verify = KeyVerifyServer::new(VerifyService::new(state.clone(), stop.clone()));
-    routes.add_service(Detaching(verify.max_decoding_message_size(BATCH_REQUEST_BYTES_MAX)));
-    if reflection {
-        // Both: much software still speaks only v1alpha.
-        let (v1, v1alpha) = reflection::services(stop.clone())?;
-        routes.add_service(v1);
-        routes.add_service(v1alpha);
+    for group in served.groups() {
+        match group {
+            ServiceGroup::Health => {
+                let health = HealthServer::new(HealthService::new(health.clone(), stop.clone()));
+                routes.add_service(health.max_decoding_message_size(LIMITS.open_message_bytes_max))
+            }
+            ServiceGroup::Admin => {
+                let admin = KeyAdminServer::new(AdminService::new(state.clone()));
+                routes.add_service(admin.max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX))
+            }
+            ServiceGroup::Audit => {
+                let audit = KeyAuditServer::new(AuditService::new(state.clone()));
+                routes.add_service(audit.max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX))
+            }
+            ServiceGroup::Verify => {
+                let verify = KeyVerifyServer::new(VerifyService::new(state.clone(), stop.clone()));
+                routes.add_service(Detaching(verify.max_decoding_message_size(BATCH_REQUEST_BYTES_MAX)))
+            }
+            ServiceGroup::Reflection => {
+                // Both: much software still speaks only v1alpha.
+                let (v1, v1alpha) = reflection::services(stop.clone(), served)?;
+                routes.add_service(v1).add_service(v1alpha)
+            }
+        };
     }
     Ok(routes.routes())
 }

@@ -30,6 +30,7 @@ use tower_service::Service;
 use self::catalogue::Catalogue;
 use super::status::{Refusal, status};
 use super::{LIMITS, pb};
+use crate::services::Services;
 
 /// The path of the call in v1.
 const V1_PATH: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
@@ -41,19 +42,21 @@ pub type V1 = ServerReflectionServer<Reflection>;
 #[derive(Clone)]
 pub struct V1Alpha(V1);
 
-/// The service in both versions, whose streams end when `stop` is cancelled.
+/// The service in both versions. It tells of the services that are served, and its streams end when `stop`
+/// is cancelled.
 ///
 /// # Errors
 /// When the descriptors do not decode, which a build that passed its tests does not have.
-pub fn services(stop: CancellationToken) -> Result<(V1, V1Alpha), DecodeError> {
-    let catalogue = Catalogue::of(&[
+pub fn services(stop: CancellationToken, served: Services) -> Result<(V1, V1Alpha), DecodeError> {
+    let sets = [
         pb::DESCRIPTORS,
         pb::health::DESCRIPTORS,
         pb::WELL_KNOWN_DESCRIPTORS,
         tonic_types::pb::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-    ])?;
+    ];
+    let catalogue = Catalogue::of(&sets, |service| served.serve(service))?;
     let reflection = Reflection { catalogue: Arc::new(catalogue), stop };
     let v1 = ServerReflectionServer::new(reflection).max_decoding_message_size(LIMITS.open_message_bytes_max);
     Ok((v1.clone(), V1Alpha(v1)))

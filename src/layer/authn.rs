@@ -24,19 +24,21 @@ use crate::grpc::state::StateHandle;
 use crate::grpc::status::{Refusal, status};
 use crate::server::slots::CredentialMark;
 use crate::server::stream::Peer;
+use crate::services::Services;
 
 /// Puts a [`CallerSession`] on each request, or refuses it. The reply goes out only while the caller may have
 /// it.
 #[derive(Clone)]
 pub struct AuthnLayer {
     state: StateHandle,
+    services: Services,
 }
 
 impl AuthnLayer {
-    /// The layer over what is behind a state.
+    /// The layer over what is behind a state, on a listener that serves these.
     #[must_use]
-    pub fn new(state: StateHandle) -> Self {
-        Self { state }
+    pub fn new(state: StateHandle, services: Services) -> Self {
+        Self { state, services }
     }
 }
 
@@ -44,7 +46,7 @@ impl<S> Layer<S> for AuthnLayer {
     type Service = Authn<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Authn { inner, state: self.state.clone() }
+        Authn { inner, state: self.state.clone(), services: self.services }
     }
 }
 
@@ -53,6 +55,7 @@ impl<S> Layer<S> for AuthnLayer {
 pub struct Authn<S> {
     inner: S,
     state: StateHandle,
+    services: Services,
 }
 
 impl<S, B> Service<Request<B>> for Authn<S>
@@ -73,6 +76,8 @@ where
         if kind.is_open {
             return Either::Left(Admitted { inner: self.inner.call(request), by: None });
         }
+        // What is not served here is no call, whoever makes it.
+        let action = action.filter(|_| self.services.serve_path(path));
         let call = log_name(path);
         let peer = request.extensions().get::<Peer>().and_then(Peer::ip);
         match admit(&self.state, action, request.headers(), peer) {

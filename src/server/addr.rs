@@ -13,15 +13,19 @@ pub enum ListenAddr {
     Tcp(SocketAddr),
     /// A path in the file system.
     Unix(PathBuf),
+    /// A socket that already listens and is passed to the process, by its name
+    /// (`sd_listen_fds_with_names(3)`).
+    Passed(String),
 }
 
 impl ListenAddr {
-    /// Whether it is reachable from this machine only.
+    /// Whether it is reachable from this machine only. Of a socket that is passed this is not known before it
+    /// is taken over, so it counts as one.
     #[must_use]
     pub fn is_local(&self) -> bool {
         match self {
             Self::Tcp(addr) => addr.ip().is_loopback(),
-            Self::Unix(_) => true,
+            Self::Unix(_) | Self::Passed(_) => true,
         }
     }
 }
@@ -30,6 +34,12 @@ impl FromStr for ListenAddr {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(name) = text.strip_prefix("fd:") {
+            return match name.is_empty() || name.contains(':') {
+                true => Err("must name a socket after fd:, as LISTEN_FDNAMES names it".to_owned()),
+                false => Ok(Self::Passed(name.to_owned())),
+            };
+        }
         match text.strip_prefix("unix:") {
             // Other programs take `@` as the abstract namespace; here it would create a file.
             Some(path) if path.starts_with('@') => {
@@ -37,7 +47,8 @@ impl FromStr for ListenAddr {
             }
             Some(path) if !path.is_empty() => Ok(Self::Unix(path.into())),
             _ => text.parse().map(Self::Tcp).map_err(|_| {
-                "must be an address with a port, such as 127.0.0.1:50051 or [::1]:50051, or unix:/path".to_owned()
+                "must be an address with a port, such as 127.0.0.1:50051 or [::1]:50051, or unix:/path, or fd:NAME"
+                    .to_owned()
             }),
         }
     }
@@ -48,6 +59,7 @@ impl fmt::Display for ListenAddr {
         match self {
             Self::Tcp(addr) => addr.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Passed(name) => write!(f, "fd:{name}"),
         }
     }
 }

@@ -63,6 +63,9 @@ pub struct MakeConnection<S, F> {
     pub runtimes: Runtimes,
 }
 
+/// Connections as a listener accepts them.
+pub type Accepted = mpsc::Receiver<io::Result<Conn>>;
+
 type Connection<S, A> = grpc_h2::Connection<Conn, S, A, Peer, ConnObserver>;
 
 impl<S, F> MakeConnection<S, F> {
@@ -92,7 +95,7 @@ impl<S, F> MakeConnection<S, F> {
 pub async fn serve<S, F, A>(
     tasks: Tasks,
     runtimes: Vec<CoreRuntime>,
-    mut incoming: mpsc::Receiver<io::Result<Conn>>,
+    mut incoming: Accepted,
     make_connection: MakeConnection<S, F>,
 ) where
     S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send + 'static>

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::Mode;
 use rustix::process::umask;
@@ -14,6 +15,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::addr::{ListenAddr, SocketAccess};
+use super::passed::PassedSockets;
 use super::slots::Slots;
 use super::stream::{Conn, Stream};
 
@@ -21,6 +23,9 @@ use super::stream::{Conn, Stream};
 const CONNECTIONS_MAX: usize = 8_192;
 /// Files reserved for everything else: the journal, the table, the runtime.
 const FILES_RESERVED: usize = 128;
+
+/// The least time between two log messages about users who may not connect.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The pause after accept fails, mostly for too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -42,11 +47,32 @@ pub fn connections_max() -> usize {
     connections
 }
 
+/// Who is admitted on a listener.
+#[derive(Debug)]
+pub struct Admission {
+    /// The slots of all listeners.
+    pub slots: Slots,
+    /// Connections of this one at most. `None`: as many as there are slots.
+    pub connections_max: Option<usize>,
+    /// The users of this machine who may connect. `None`: everybody.
+    pub allowed_uids: Option<Vec<u32>>,
+}
+
+impl Admission {
+    /// Whoever connects, as long as there are slots.
+    #[must_use]
+    pub fn of_all(slots: Slots) -> Self {
+        Self { slots, connections_max: None, allowed_uids: None }
+    }
+}
+
 /// A bound listener. The file of a Unix socket goes with it.
 #[derive(Debug)]
 pub struct Listener {
     addr: ListenAddr,
     socket: Socket,
+    /// Whether it was passed to the process. Others may listen on it later, so what waits is left to them.
+    is_passed: bool,
     /// Declared last, so that nobody listens any more when the file goes.
     cleanup: RemoveSocket,
 }
@@ -58,6 +84,34 @@ enum Socket {
 }
 
 impl Listener {
+    /// Listens on an address. `access` applies to Unix sockets that are made. There are several listeners if
+    /// several sockets were passed under one name.
+    ///
+    /// # Errors
+    /// When it is in use or not available.
+    pub async fn open(addr: &ListenAddr, access: &SocketAccess, passed: &PassedSockets) -> io::Result<Vec<Self>> {
+        match addr {
+            ListenAddr::Passed(name) => passed.take(name)?.into_iter().map(Self::take_over).collect(),
+            _ => Ok(vec![Self::bind_for(addr, access).await?]),
+        }
+    }
+
+    /// Takes over a socket that listens.
+    fn take_over(fd: OwnedFd) -> io::Result<Self> {
+        let cleanup = RemoveSocket(None);
+        let tcp = std::net::TcpListener::from(fd);
+        tcp.set_nonblocking(true)?;
+        // Of a socket of another kind there is no such address.
+        if let Ok(addr) = tcp.local_addr() {
+            let socket = Socket::Tcp(TcpListener::from_std(tcp)?);
+            return Ok(Self { addr: ListenAddr::Tcp(addr), socket, is_passed: true, cleanup });
+        }
+        let unix = std::os::unix::net::UnixListener::from(OwnedFd::from(tcp));
+        let path = unix.local_addr()?.as_pathname().map(Path::to_owned).unwrap_or_default();
+        let socket = Socket::Unix(UnixListener::from_std(unix)?);
+        Ok(Self { addr: ListenAddr::Unix(path), socket, is_passed: true, cleanup })
+    }
+
     /// Binds an address, with the default permissions.
     ///
     /// # Errors
@@ -66,17 +120,15 @@ impl Listener {
         Self::bind_for(addr, &SocketAccess::default()).await
     }
 
-    /// Binds an address. `access` applies to Unix sockets.
-    ///
-    /// # Errors
-    /// When it is in use or not available.
-    pub async fn bind_for(addr: &ListenAddr, access: &SocketAccess) -> io::Result<Self> {
+    async fn bind_for(addr: &ListenAddr, access: &SocketAccess) -> io::Result<Self> {
+        let is_passed = false;
         match addr {
             ListenAddr::Tcp(addr) => {
                 let socket = TcpListener::bind(addr).await?;
                 let addr = ListenAddr::Tcp(socket.local_addr()?);
-                Ok(Self { addr, socket: Socket::Tcp(socket), cleanup: RemoveSocket(None) })
+                Ok(Self { addr, socket: Socket::Tcp(socket), is_passed, cleanup: RemoveSocket(None) })
             }
+            ListenAddr::Passed(_) => Err(io::ErrorKind::Unsupported.into()),
             ListenAddr::Unix(path) => {
                 remove_stale_socket(path)?;
                 // Grants access only after the group is set.
@@ -90,7 +142,7 @@ impl Listener {
                     chown(path, None, Some(group.number())).map_err(refused)?;
                 }
                 fs::set_permissions(path, fs::Permissions::from_mode(access.mode))?;
-                Ok(Self { addr: addr.clone(), socket: Socket::Unix(socket), cleanup })
+                Ok(Self { addr: addr.clone(), socket: Socket::Unix(socket), is_passed, cleanup })
             }
         }
     }
@@ -105,16 +157,22 @@ impl Listener {
     /// queue, which would be reset otherwise. Each closes when its child token of `end` is cancelled.
     pub async fn accept(
         self,
-        slots: Slots,
+        admission: Admission,
         to: mpsc::Sender<io::Result<Conn>>,
         stop: CancellationToken,
         end: CancellationToken,
     ) {
         // Dropped from the last to the first: the file goes when nobody listens any more.
-        let Self { addr, cleanup: _cleanup, socket } = self;
-        let listener_slots = slots.for_listener();
+        let Self { addr, cleanup: _cleanup, socket, is_passed } = self;
+        let Admission { slots, connections_max, allowed_uids } = admission;
+        let listener_slots = slots.for_listener(connections_max);
+        let is_allowed = |stream: &Stream| {
+            allowed_uids.as_ref().is_none_or(|uids| stream.uid().is_some_and(|uid| uids.contains(&uid)))
+        };
+        let mut strangers = RefusedUids::default();
         while let Some(accepted) = stop.run_until_cancelled(socket.accept_one()).await {
             match accepted {
+                Ok(stream) if !is_allowed(&stream) => strangers.refuse(&addr, stream.uid()),
                 Ok(stream) => {
                     // Without a slot, connections wait in the kernel's queue.
                     let entered = stop.run_until_cancelled(listener_slots.acquire(&end)).await;
@@ -129,8 +187,12 @@ impl Listener {
                 }
             }
         }
+        if is_passed {
+            return;
+        }
         let Ok(backlog) = socket.into_backlog() else { return };
         while let Ok(stream) = backlog.accept_one()
+            && is_allowed(&stream)
             && let Some(slot) = listener_slots.try_acquire(&end)
             && to.send(Ok(Conn::new(stream, slot))).await.is_ok()
         {}
@@ -180,6 +242,24 @@ impl Backlog {
                 stream.set_nonblocking(true)?;
                 Ok(Stream::Unix(UnixStream::from_std(stream)?))
             }
+        }
+    }
+}
+
+/// Connections of users who may not connect. Logged from time to time: they can come as fast as they please.
+#[derive(Debug, Default)]
+struct RefusedUids {
+    logged_at: Option<Instant>,
+    unlogged: u64,
+}
+
+impl RefusedUids {
+    fn refuse(&mut self, addr: &ListenAddr, uid: Option<u32>) {
+        self.unlogged += 1;
+        if self.logged_at.is_none_or(|logged_at| logged_at.elapsed() >= LOG_INTERVAL) {
+            self.logged_at = Some(Instant::now());
+            let connections = std::mem::take(&mut self.unlogged);
+            tracing::warn!(listen = %addr, uid, connections, "a user who is not in allowed_uids was refused");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Slots for connections. Some are reserved for each listener, and some for connections with a valid
 //! credential. When another connection needs a slot, the oldest one without a valid credential is closed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -66,11 +66,13 @@ struct Bounds {
 struct SlotState {
     /// By listener.
     taken: Vec<usize>,
+    /// By listener: connections at most, whatever is free besides.
+    most: Vec<usize>,
     next: u64,
     /// Connections without a valid credential, the oldest first.
     strangers: BTreeMap<u64, Stranger>,
-    /// Those of them that are told to close and have not closed yet.
-    closing: BTreeSet<u64>,
+    /// Those of them that are told to close and have not closed yet, with their listeners.
+    closing: BTreeMap<u64, usize>,
     logged_at: Option<Instant>,
     /// Connections that were turned away since the last log message.
     unlogged: u64,
@@ -131,9 +133,10 @@ impl Slots {
     fn within(bounds: Bounds) -> Self {
         let state = SlotState {
             taken: vec![],
+            most: vec![],
             next: 0,
             strangers: BTreeMap::new(),
-            closing: BTreeSet::new(),
+            closing: BTreeMap::new(),
             logged_at: None,
             unlogged: 0,
             turned_away: 0,
@@ -159,10 +162,11 @@ impl Slots {
         }
     }
 
-    /// The slots of another listener.
-    pub(super) fn for_listener(&self) -> ListenerSlots {
+    /// The slots of another listener, which has at most so many.
+    pub(super) fn for_listener(&self, most: Option<usize>) -> ListenerSlots {
         let mut state = self.0.state.lock();
         state.taken.push(0);
+        state.most.push(most.unwrap_or(usize::MAX));
         ListenerSlots { shared: self.0.clone(), listener: state.taken.len() - 1 }
     }
 }
@@ -203,10 +207,21 @@ impl SlotState {
         self.strangers.iter().find(|(_, stranger)| takes_common(stranger)).map(|(serial, _)| *serial)
     }
 
+    /// Tells the oldest connection of a listener that may go to close, unless one closes already.
+    fn make_room_on(&mut self, listener: usize, now: Instant) {
+        if self.closing.values().any(|of| *of == listener) {
+            return;
+        }
+        let of_listener = self.strangers.iter().find(|(_, stranger)| stranger.listener == listener);
+        if let Some(oldest) = of_listener.map(|(serial, _)| *serial) {
+            self.turn_away(oldest, now);
+        }
+    }
+
     /// Tells a connection to close.
     fn turn_away(&mut self, serial: u64, now: Instant) {
         let Some(stranger) = self.strangers.remove(&serial) else { return };
-        self.closing.insert(serial);
+        self.closing.insert(serial, stranger.listener);
         stranger.close.cancel();
         self.turned_away += 1;
         self.unlogged += 1;
@@ -227,6 +242,10 @@ impl Shared {
     /// unless one is closing already.
     fn acquire(self: &Arc<Self>, listener: usize, end: &CancellationToken) -> Option<Slot> {
         let mut state = self.state.lock();
+        if state.taken[listener] >= state.most[listener] {
+            state.make_room_on(listener, Instant::now());
+            return None;
+        }
         let has_place = state.has_place(&self.bounds, listener);
         if state.taken[listener] >= self.bounds.kept
             && (has_place || state.closing.is_empty())
@@ -318,7 +337,7 @@ mod tests {
     #[test]
     fn the_oldest_connection_without_a_credential_makes_room_for_the_next() {
         let slots = Slots::kept(32, 1);
-        let (listener, stop) = (slots.for_listener(), stop());
+        let (listener, stop) = (slots.for_listener(None), stop());
         let acquire = || slots.0.acquire(listener.listener, &stop);
         let mut strangers: Vec<_> = std::iter::from_fn(acquire).collect();
         // A quarter is reserved for connections with a credential.
@@ -339,7 +358,7 @@ mod tests {
     #[test]
     fn a_listener_has_its_slots_whatever_others_take() {
         let slots = Slots::kept(32, 2);
-        let (tcp, unix, stop) = (slots.for_listener(), slots.for_listener(), stop());
+        let (tcp, unix, stop) = (slots.for_listener(None), slots.for_listener(None), stop());
         let known: Vec<_> = std::iter::from_fn(|| {
             let slot = slots.0.acquire(tcp.listener, &stop)?;
             slot.mark().mark_known();
@@ -357,7 +376,7 @@ mod tests {
     #[test]
     fn some_of_many_slots_are_kept_free() {
         let slots = Slots::kept(128, 1);
-        let (listener, stop) = (slots.for_listener(), stop());
+        let (listener, stop) = (slots.for_listener(None), stop());
         let mut strangers: Vec<_> = (0..94).map(|_| slots.0.acquire(listener.listener, &stop).unwrap()).collect();
         assert!(slots.usage().is_full && strangers.iter().all(|slot| !goes(slot)));
         // Two come in without a wait.
@@ -373,10 +392,28 @@ mod tests {
         assert!(taken.is_full && !taken.is_full_of_known);
     }
 
+    #[test]
+    fn a_listener_at_its_own_limit_makes_room_among_its_own() {
+        let slots = Slots::kept(32, 2);
+        let (limited, other, stop) = (slots.for_listener(Some(2)), slots.for_listener(None), stop());
+        let elsewhere = slots.0.acquire(other.listener, &stop).unwrap();
+        let [known, oldest] = std::array::from_fn(|_| slots.0.acquire(limited.listener, &stop).unwrap());
+        known.mark().mark_known();
+        for _ in 0..2 {
+            assert!(slots.0.acquire(limited.listener, &stop).is_none());
+        }
+        assert!(goes(&oldest) && !goes(&known) && !goes(&elsewhere));
+        drop(oldest);
+        let next = slots.0.acquire(limited.listener, &stop).unwrap();
+        next.mark().mark_known();
+        assert!(slots.0.acquire(limited.listener, &stop).is_none() && !goes(&next), "known callers stay");
+        assert!(slots.0.acquire(other.listener, &stop).is_some());
+    }
+
     #[tokio::test]
     async fn a_wait_for_a_slot_ends_when_one_is_free() {
         let slots = Slots::kept(1, 1);
-        let (listener, stop) = (slots.for_listener(), stop());
+        let (listener, stop) = (slots.for_listener(None), stop());
         let first = listener.acquire(&stop).await;
         let mut second = std::pin::pin!(listener.acquire(&stop));
         let cx = &mut Context::from_waker(Waker::noop());
@@ -389,7 +426,7 @@ mod tests {
     #[test]
     fn without_reserved_slots_connections_wait() {
         let slots = Slots::new(1);
-        let (listener, stop) = (slots.for_listener(), stop());
+        let (listener, stop) = (slots.for_listener(None), stop());
         let first = slots.0.acquire(listener.listener, &stop).unwrap();
         assert!(slots.0.acquire(listener.listener, &stop).is_none() && !goes(&first));
         drop(first);

@@ -50,6 +50,14 @@ impl Stream {
         })
     }
 
+    /// The user at the other end, if that is on this machine.
+    pub(super) fn uid(&self) -> Option<u32> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Unix(stream) => stream.peer_cred().ok().map(|peer| peer.uid()),
+        }
+    }
+
     fn peer(&self) -> Peer {
         match self {
             Self::Tcp(stream) => Peer::Tcp(stream.peer_addr().ok()),

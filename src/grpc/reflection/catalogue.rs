@@ -27,12 +27,13 @@ pub(super) struct Catalogue {
 }
 
 impl Catalogue {
-    /// Of these encoded FileDescriptorSets. The first of several files of one name counts.
-    pub(super) fn of(sets: &[&[u8]]) -> Result<Self, DecodeError> {
+    /// Of these encoded FileDescriptorSets, without the files of services that are not served. The first of
+    /// several files of one name counts.
+    pub(super) fn of(sets: &[&[u8]], is_served: impl Fn(&str) -> bool) -> Result<Self, DecodeError> {
         let mut known = Self::default();
         for set in sets {
             for encoded in FileSet::decode(*set)?.file {
-                known.add(encoded)?;
+                known.add(encoded, &is_served)?;
             }
         }
         Ok(known)
@@ -60,9 +61,10 @@ impl Catalogue {
         self.services.iter().map(String::as_str)
     }
 
-    fn add(&mut self, encoded: Bytes) -> Result<(), DecodeError> {
+    fn add(&mut self, encoded: Bytes, is_served: impl Fn(&str) -> bool) -> Result<(), DecodeError> {
         let file = FileDescriptorProto::decode(&*encoded)?;
-        if self.files.contains_key(file.name()) {
+        let is_left_out = |name: &str| !is_served(&format!("{}.{name}", file.package()));
+        if self.files.contains_key(file.name()) || file.service.iter().any(|service| is_left_out(service.name())) {
             return Ok(());
         }
         self.files.insert(file.name().to_owned(), encoded.clone());
@@ -140,7 +142,7 @@ mod tests {
             extension: vec![extension("outer", 1_000)],
             ..Default::default()
         };
-        let known = Catalogue::of(&[&FileDescriptorSet { file: vec![file] }.encode_to_vec()]).unwrap();
+        let known = Catalogue::of(&[&FileDescriptorSet { file: vec![file] }.encode_to_vec()], |_| true).unwrap();
         let file = known.file("a.proto");
         assert!(file.is_some());
         assert_eq!(known.extensions_of("a.Extended").unwrap().collect::<Vec<_>>(), [1_000, 1_001]);

@@ -12,6 +12,8 @@ use keyward::grpc::state::StateHandle;
 use keyward::health::Health;
 use keyward::index::Index;
 use keyward::layer::authn::AuthnLayer;
+use keyward::server::passed::PassedSockets;
+use keyward::services::{ServiceGroup, Services};
 use keyward::store::memory::{MemoryEngine, MemoryStore};
 use keyward::store::{RecordWrite, Store};
 use keyward_core::access::{Caller, ChangeState, Identity};
@@ -100,8 +102,9 @@ async fn until_the_data_is_loaded_calls_are_told_to_come_back() {
     let state = StateHandle::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let routes = keyward::grpc::routes(&state, &CancellationToken::new(), Health::new(&[]), false).unwrap();
-    let server = Server::builder().layer(AuthnLayer::new(state)).add_routes(routes);
+    let services = Services::ALL.without(ServiceGroup::Reflection);
+    let routes = keyward::grpc::routes(&state, &CancellationToken::new(), Health::new(&[]), services).unwrap();
+    let server = Server::builder().layer(AuthnLayer::new(state, services)).add_routes(routes);
     let serving = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
 
@@ -124,6 +127,7 @@ fn deps() -> Deps {
     Deps {
         clock: Arc::new(ManualClock::at(START)),
         entropy: Arc::new(SeededEntropy::new(3)),
+        sockets: PassedSockets::default(),
         engine: Box::new(MemoryEngine::default()),
     }
 }
@@ -145,6 +149,7 @@ async fn it_listens_on_several_addresses_and_on_unix_sockets() {
         let endpoint = match addr {
             keyward::server::addr::ListenAddr::Tcp(addr) => format!("http://{addr}"),
             keyward::server::addr::ListenAddr::Unix(path) => format!("unix://{}", path.display()),
+            keyward::server::addr::ListenAddr::Passed(name) => panic!("{name} is no address"),
         };
         let channel: Channel = Endpoint::from_shared(endpoint).unwrap().connect().await.unwrap();
         let caller = Handle::new(channel, Some(admin.trim().to_owned()));

@@ -6,6 +6,7 @@ mod binary;
 mod cli_tools;
 mod lifecycle;
 mod limits;
+mod listeners;
 mod logs;
 mod metrics;
 mod narrowing;

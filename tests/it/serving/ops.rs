@@ -15,6 +15,7 @@ use keyward::grpc::pb::{self, Reason};
 use keyward::layer::metrics::MetricsLayer;
 use keyward::metrics::{Format, MetricSources, Metrics};
 use keyward::server::addr::ListenAddr;
+use keyward::server::passed::PassedSockets;
 use keyward::store::memory::MemoryEngine;
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
 use keyward_core::testing::SeededEntropy;
@@ -94,7 +95,12 @@ fn settings(dir: &tempfile::TempDir, ops_listen: &str) -> Settings {
 }
 
 fn deps(clock: Arc<dyn Clock>) -> Deps {
-    Deps { clock, entropy: Arc::new(SeededEntropy::new(5)), engine: Box::new(MemoryEngine::default()) }
+    Deps {
+        clock,
+        entropy: Arc::new(SeededEntropy::new(5)),
+        sockets: PassedSockets::default(),
+        engine: Box::new(MemoryEngine::default()),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

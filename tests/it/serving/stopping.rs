@@ -8,7 +8,7 @@ use keyward::app::Engine;
 use keyward::grpc::pb::Reason;
 use keyward::server::addr::ListenAddr;
 use keyward::server::lifecycle::Stop;
-use keyward::server::listener::Listener;
+use keyward::server::listener::{Admission, Listener};
 use keyward::server::slots::Slots;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -226,7 +226,7 @@ async fn a_connection_that_waits_to_be_accepted_is_not_reset_by_a_stop() {
     let (accepted, mut incoming) = tokio::sync::mpsc::channel(8);
     let stop = CancellationToken::new();
     stop.cancel();
-    listener.accept(Slots::new(8), accepted, stop.clone(), stop).await;
+    listener.accept(Admission::of_all(Slots::new(8)), accepted, stop.clone(), stop).await;
     let mut handed_on = vec![];
     while let Some(conn) = incoming.recv().await {
         handed_on.push(conn.unwrap());

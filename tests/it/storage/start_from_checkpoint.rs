@@ -11,6 +11,7 @@ use keyward::app::{App, Deps, Engine, StartError};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward::server::lifecycle::Stop;
+use keyward::server::passed::PassedSockets;
 use keyward_core::clock::{Clock, ManualClock};
 use keyward_core::entropy::Entropy;
 use keyward_core::testing::SeededEntropy;
@@ -60,7 +61,7 @@ impl Small {
         let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(START));
         let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(11));
         let engine = Engine::Sled.configure(&settings, &clock, &entropy);
-        (settings, Deps { clock, entropy, engine })
+        (settings, Deps { clock, entropy, sockets: PassedSockets::default(), engine })
     }
 
     fn data(&self) -> PathBuf {

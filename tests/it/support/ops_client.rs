@@ -11,6 +11,7 @@ pub(crate) async fn http(addr: &ListenAddr, method: &str, path: &str) -> (u16, S
     match addr {
         ListenAddr::Tcp(addr) => exchange(TcpStream::connect(addr).await.unwrap(), method, path).await,
         ListenAddr::Unix(addr) => exchange(UnixStream::connect(addr).await.unwrap(), method, path).await,
+        ListenAddr::Passed(name) => panic!("{name} is no address"),
     }
 }
 

@@ -7,6 +7,7 @@ use keyward::app::{App, Deps};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward::server::addr::ListenAddr;
+use keyward::server::passed::PassedSockets;
 use keyward::store::memory::MemoryEngine;
 use keyward_core::clock::ManualClock;
 use keyward_core::testing::SeededEntropy;
@@ -41,6 +42,7 @@ impl Server {
         let deps = Deps {
             clock: clock.clone(),
             entropy: Arc::new(SeededEntropy::new(5)),
+            sockets: PassedSockets::default(),
             engine: Box::new(MemoryEngine::default()),
         };
         let app = App::start(settings, deps).await.unwrap();

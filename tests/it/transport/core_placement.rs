@@ -14,7 +14,7 @@ use keyward::server::addr::ListenAddr;
 use keyward::server::connections::{Http2, MakeConnection, Transport, serve};
 use keyward::server::cores::Cores;
 use keyward::server::lifecycle::Tasks;
-use keyward::server::listener::Listener;
+use keyward::server::listener::{Admission, Listener};
 use keyward::server::slots::Slots;
 use tokio::sync::mpsc;
 use tonic::body::Body;
@@ -79,7 +79,7 @@ async fn start(tasks: &Tasks, cores: &Cores, http2: Http2) -> ListenAddr {
     let addr = listener.addr().clone();
     let (accepted, incoming) = mpsc::channel(1);
     let stop = tasks.stop_token();
-    tasks.spawn("accept", listener.accept(Slots::new(8), accepted, stop.clone(), stop));
+    tasks.spawn("accept", listener.accept(Admission::of_all(Slots::new(8)), accepted, stop.clone(), stop));
     let shared = tokio::runtime::Handle::current();
     let make_connection = MakeConnection {
         transport: Transport {

@@ -7,6 +7,7 @@ use keyward::app::{App, Deps};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::LIMITS;
 use keyward::grpc::pb::{self, Reason};
+use keyward::server::passed::PassedSockets;
 use keyward::store::memory::MemoryEngine;
 use keyward_core::clock::ManualClock;
 use keyward_core::testing::SeededEntropy;
@@ -35,6 +36,7 @@ pub(crate) async fn here_with(dir: &tempfile::TempDir, change: fn(&mut Settings)
     let deps = Deps {
         clock: Arc::new(ManualClock::at(START)),
         entropy: Arc::new(SeededEntropy::new(3)),
+        sockets: PassedSockets::default(),
         engine: Box::new(MemoryEngine::default()),
     };
     App::start(settings, deps).await.unwrap()
