@@ -13,6 +13,7 @@
 //! A stage that fails, or is stopped, ends what those before it have begun. Nobody listens then, and the data
 //! is free again, but for a thread that is still reading.
 
+mod doors;
 pub mod engines;
 mod error;
 mod frontend;

@@ -10,8 +10,8 @@
 //! - [`server`]: listeners, connections and the threads that serve them, shutdown, probes over HTTP. The
 //!   protocol of connections is `grpc_h2`.
 //! - [`disk_monitor`]: reports whether changes can be made. [`health`]: the health of the services.
-//! [`systemd`]: notifications of readiness. [`services`]: groups of services. [`metrics`]: counters and
-//! gauges.
+//!   [`systemd`]: notifications of readiness. [`services`]: groups of services, as listeners serve them.
+//!   [`metrics`]: counters and gauges.
 //! - [`layer`], [`grpc`]: authentication, authorization, and conversion between the wire and the domain.
 //!   [`fast_path`]: most verdicts, from the bytes that were read.
 //! - [`authority`]: the write side. [`verify`]: the read side.

@@ -9,6 +9,7 @@ mod fast_path;
 mod http2;
 mod process;
 mod prometheus_text;
+mod tls;
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use prometheus_client::registry::{Registry, Unit};
 use self::callbacks::{CounterFn, GaugeFn, LabelledCounters, LabelledGauges, OptionalGaugeFn};
 pub use self::fast_path::{FastPathCounts, SlowPathReason};
 pub use self::http2::{Closed, Flood, Http2Counts, RefusedStream, Side};
+pub use self::tls::{FailedHandshake, TlsCounts};
 
 /// The commit that the program was built from, if the build set it.
 const COMMIT: &str = match option_env!("KEYWARD_COMMIT") {
@@ -141,6 +143,10 @@ pub struct MetricSources {
     pub table_record_bytes: ValueFn,
     /// The number of rebuilds of the table.
     pub table_rebuilds: ValueFn,
+    /// When the first of the TLS certificates that are served ends, in seconds since 1970.
+    pub tls_not_after: OptionalValueFn,
+    /// How many listeners use TLS files that are not those on the disk, which cannot be used.
+    pub tls_stale: ValueFn,
 }
 
 /// Zero, or unknown.
@@ -173,6 +179,8 @@ impl Default for MetricSources {
             table_bytes: zero(),
             table_record_bytes: zero(),
             table_rebuilds: zero(),
+            tls_not_after: unknown(),
+            tls_stale: zero(),
         }
     }
 }
@@ -185,6 +193,7 @@ pub struct Metrics {
     calls: Arc<Calls>,
     fast_path: [FastPathCounts; 2],
     http2: Arc<Http2Counts>,
+    tls: Arc<TlsCounts>,
 }
 
 impl Metrics {
@@ -252,11 +261,21 @@ impl Metrics {
         registry.register_with_unit("table_records", help, Unit::Bytes, GaugeFn(sources.table_record_bytes));
         let help = "How often the table was built anew since the start, at the start itself included";
         registry.register("table_rebuilds", help, CounterFn(sources.table_rebuilds));
+        let help = "When the first of the TLS certificates that are served ends; absent if there is none";
+        registry.register_with_unit(
+            "tls_certificate_expiry_timestamp",
+            help,
+            Unit::Seconds,
+            OptionalGaugeFn(sources.tls_not_after),
+        );
+        let help = "Listeners whose TLS files cannot be used as they are now, so that older ones still are";
+        registry.register("tls_files_stale", help, GaugeFn(sources.tls_stale));
         let verdicts = Verdicts::register(registry);
         let calls = Arc::new(Calls::register(registry, paths));
         let fast_path = FastPathCounts::register(registry, fast_path_calls.map(method_name));
         let http2 = Arc::new(Http2Counts::register(registry));
-        Self { registry: all, verdicts, calls, fast_path, http2 }
+        let tls = Arc::new(TlsCounts::register(registry));
+        Self { registry: all, verdicts, calls, fast_path, http2, tls }
     }
 
     /// The counters of verdicts.
@@ -282,6 +301,12 @@ impl Metrics {
     #[must_use]
     pub fn http2(&self) -> Arc<Http2Counts> {
         self.http2.clone()
+    }
+
+    /// The counters of TLS handshakes.
+    #[must_use]
+    pub fn tls(&self) -> Arc<TlsCounts> {
+        self.tls.clone()
     }
 
     /// All metrics as text.

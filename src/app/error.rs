@@ -8,6 +8,7 @@ use grpc_h2::LimitsError;
 use crate::authority::AuthorityError;
 use crate::keyring::KeyringError;
 use crate::server::addr::ListenAddr;
+use crate::server::tls::TlsError;
 use crate::store::StoreError;
 use crate::store::engine::EngineError;
 use crate::util::files;
@@ -49,11 +50,14 @@ pub enum StartError {
         /// What happened.
         source: io::Error,
     },
+    /// The files of TLS cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A socket that was passed to the process can be reached from other machines, and nothing encrypts
     /// there.
     #[error(
         "{passed} is a socket on {addr}, which can be reached from other machines, and keys would cross the network \
-         unencrypted; pass --allow-plaintext if something in between encrypts"
+         unencrypted; give it TLS, or pass --allow-plaintext if something in between encrypts"
     )]
     Unencrypted {
         /// Its name.

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tonic::service::Routes;
 use tower_layer::Layer;
 
+use super::doors::{Door, Doors};
 use super::error::StartError;
 use super::metric_sources::{Observed, Sources};
 use crate::authority::Authority;
@@ -38,6 +39,8 @@ use crate::server::listener::{Admission, Listener, connections_max};
 use crate::server::ops_http::{self, Ops, Phase};
 use crate::server::passed::PassedSockets;
 use crate::server::slots::Slots;
+use crate::server::stream::EncryptsWith;
+use crate::server::tls::reload::{Reload, look_after};
 use crate::services::{ServiceGroup, Services};
 use crate::systemd;
 use crate::util::system::lower_priority;
@@ -84,7 +87,7 @@ impl Frontend {
     /// When an address cannot be listened on, or a thread cannot be started. Nothing is left behind then.
     pub(super) async fn start(
         settings: &Settings,
-        sockets: &PassedSockets,
+        (sockets, reload): (&PassedSockets, &Reload),
         index: &Arc<Index>,
         observed: &Observed,
         clock: &Arc<dyn Clock>,
@@ -92,41 +95,43 @@ impl Frontend {
         let [acceptors, connections, ops] = std::array::from_fn(|_| Tasks::default());
         let (state, health) = (StateHandle::default(), Health::new(&HEALTH_NAMES));
         let phase = watch::Sender::new(Phase::Loading);
-        let listeners = bind(settings, sockets).await?;
-        let slots = Slots::kept(connections_max(), listeners.len());
+        let Doors { of_callers, ops: ops_door, tls } = Doors::open(settings, sockets, clock).await?;
+        let slots = Slots::kept(connections_max(), of_callers.len());
         let budget = Budget::new(settings.stranger_request_bytes_max, settings.request_bytes_max);
         let limits = SharedLimits::new(grpc::LIMITS)?;
-        let sources = Sources { index, slots: &slots, budget: &budget, clock, phase: &phase, observed };
+        let sources = Sources { index, slots: &slots, budget: &budget, clock, phase: &phase, observed, tls: &tls };
         let metrics = Arc::new(sources.metrics());
         let verdicts = metrics.verdicts();
 
-        let ops_listener = bind_ops(settings, sockets).await?;
-        for name in sockets.left() {
-            tracing::warn!(name, "a socket was passed to the process that no setting names (fd:NAME)");
-        }
-        let addrs = listeners.iter().map(|(listener, _)| listener.addr().clone()).collect();
+        let addrs = of_callers.iter().map(|door| door.listener.addr().clone()).collect();
+        let ops_addr = ops_door.as_ref().map(|(listener, _)| listener.addr().clone());
         let stop = connections.stop_token();
-        let mut doors = Vec::with_capacity(listeners.len());
-        for (listener, spec) in listeners {
-            let routes = grpc::routes(&state, &stop, health.clone(), spec.services)?;
-            doors.push((listener, spec, routes));
+        let mut doors = Vec::with_capacity(of_callers.len());
+        for door in of_callers {
+            let routes = grpc::routes(&state, &stop, health.clone(), door.settings.services)?;
+            doors.push((door, routes));
         }
-        let ops_addr = ops_listener.as_ref().map(|listener| listener.addr().clone());
         let cores = start_cores(settings.serving_threads)?;
 
         // Nothing fails from here on.
         ops.spawn("refusals", refusals::tell_left_out(ops.stop_token()));
-        let transport = Transport { http2: settings.http2, budget, limits, counts: metrics.http2() };
-        for (listener, spec, routes) in doors {
-            let ListenerSettings { services, connections_max, allowed_uids, .. } = spec;
+        let (counts, tls_counts) = (metrics.http2(), metrics.tls());
+        let transport = Transport { http2: settings.http2, budget, limits, counts, tls_counts };
+        for (door, routes) in doors {
+            let Door { listener, settings: described, encryption } = door;
+            let ListenerSettings { services, connections_max, allowed_uids, .. } = described;
             let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
             let admission = Admission { slots: slots.clone(), connections_max, allowed_uids };
             let accepting = listener.accept(admission, accepted, acceptors.stop_token(), stop.clone());
             acceptors.spawn("accept", accepting);
-            serve(&connections, incoming, transport.clone(), &cores, (services, routes), &state, &metrics);
+            let served = Served { services, routes, encryption };
+            serve(&connections, incoming, transport.clone(), &cores, served, &state, &metrics);
         }
-        if let Some(listener) = ops_listener {
-            serve_ops(&ops, listener, Ops { phase: phase.subscribe(), slots, metrics });
+        if let Some((listener, encryption)) = ops_door {
+            serve_ops(&ops, listener, Ops { phase: phase.subscribe(), slots, metrics, encryption });
+        }
+        if !tls.is_empty() {
+            ops.spawn("look after certificates", look_after(tls, reload.clone(), ops.stop_token()));
         }
         ops.spawn("systemd", systemd::notify_phases(phase.subscribe()));
         let (drain_delay, shutdown_deadline) = (settings.drain_delay, settings.shutdown_deadline);
@@ -212,38 +217,15 @@ impl Frontend {
     }
 }
 
-/// Binds all listeners of callers.
-async fn bind(settings: &Settings, sockets: &PassedSockets) -> Result<Vec<(Listener, ListenerSettings)>, StartError> {
-    let mut listeners = vec![];
-    for spec in settings.listeners() {
-        let opened = Listener::open(&spec.address, &spec.access, sockets).await;
-        let opened = opened.map_err(|source| StartError::Listen { addr: spec.address.clone(), source })?;
-        for listener in opened {
-            let (addr, services) = (listener.addr(), spec.services);
-            if !addr.is_local() && !services.are_public() && !settings.allow_plaintext {
-                return Err(StartError::Unencrypted { passed: spec.address, addr: addr.clone() });
-            }
-            match services == Services::ALL {
-                true => tracing::info!(listen = %addr, "listening"),
-                false => tracing::info!(?services, listen = %addr, "listening"),
-            }
-            listeners.push((listener, spec.clone()));
-        }
-    }
-    Ok(listeners)
-}
-
-async fn bind_ops(settings: &Settings, sockets: &PassedSockets) -> Result<Option<Listener>, StartError> {
-    let Some(addr) = &settings.ops_listen else { return Ok(None) };
-    let opened = Listener::open(addr, &settings.sockets, sockets).await;
-    let opened = opened.map_err(|source| StartError::OpsListen { addr: addr.clone(), source })?;
-    let Some(listener) = opened.into_iter().next() else { return Ok(None) };
-    tracing::info!(listen = %listener.addr(), "ops listening");
-    Ok(Some(listener))
-}
-
 fn start_cores(count: usize) -> Result<Cores, StartError> {
     Cores::start(count, lower_priority()).map_err(|source| StartError::Threads { count, source })
+}
+
+/// What a listener serves, and how it encrypts.
+struct Served {
+    services: Services,
+    routes: Routes,
+    encryption: Option<EncryptsWith>,
 }
 
 /// Serves what comes in on a listener.
@@ -252,7 +234,7 @@ fn serve(
     incoming: Accepted,
     transport: Transport,
     cores: &Cores,
-    (services, routes): (Services, Routes),
+    Served { services, routes, encryption }: Served,
     state: &StateHandle,
     metrics: &Metrics,
 ) {
@@ -268,7 +250,7 @@ fn serve(
     };
     let runtimes = Runtimes { shared: Handle::current(), urgent: cores.urgent(), bulk: cores.bulk() };
     let make_connection =
-        MakeConnection { transport, service, make_fast_path, call_kind: |path| rpc(path).kind, runtimes };
+        MakeConnection { transport, service, make_fast_path, call_kind: |path| rpc(path).kind, runtimes, encryption };
     tasks.spawn("serve", connections::serve(tasks.clone(), cores.runtimes().to_vec(), incoming, make_connection));
 }
 

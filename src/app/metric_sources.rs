@@ -15,6 +15,7 @@ use crate::index::{Index, NameKind};
 use crate::metrics::{MetricSources, Metrics, OptionalValueFn, ValueFn};
 use crate::server::ops_http::Phase;
 use crate::server::slots::{SlotUsage, Slots};
+use crate::server::tls::reload::Tls;
 use crate::store::{Store, StoreStats, TableStats};
 
 /// What metrics read, and a start supplies later. Clones share it.
@@ -34,6 +35,7 @@ pub(super) struct Sources<'a> {
     pub(super) clock: &'a Arc<dyn Clock>,
     pub(super) phase: &'a watch::Sender<Phase>,
     pub(super) observed: &'a Observed,
+    pub(super) tls: &'a [Arc<Tls>],
 }
 
 impl Sources<'_> {
@@ -62,6 +64,8 @@ impl Sources<'_> {
             table_bytes: self.table(|table| table.bytes),
             table_record_bytes: self.table(|table| table.record_bytes),
             table_rebuilds: self.table(|table| table.rebuilds),
+            tls_not_after: self.tls_not_after(),
+            tls_stale: self.tls_stale(),
             administrators: self.administrators(),
             writable: Box::new(move || u64::from(writable.load(Ordering::Relaxed))),
             connections: self.slots(|usage| usage.all as u64),
@@ -101,6 +105,16 @@ impl Sources<'_> {
     fn table(&self, of: fn(TableStats) -> u64) -> ValueFn {
         let store = self.observed.store.clone();
         Box::new(move || store.get().map_or(0, |store| of(store.table_stats())))
+    }
+
+    fn tls_not_after(&self) -> OptionalValueFn {
+        let tls = self.tls.to_vec();
+        Box::new(move || tls.iter().map(|tls| tls.status().not_after).min().map(seconds))
+    }
+
+    fn tls_stale(&self) -> ValueFn {
+        let tls = self.tls.to_vec();
+        Box::new(move || tls.iter().filter(|tls| tls.status().is_stale).count() as u64)
     }
 
     fn administrators(&self) -> ValueFn {

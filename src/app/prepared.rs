@@ -15,6 +15,7 @@ use crate::config::Settings;
 use crate::index::Index;
 use crate::keyring::Keyring;
 use crate::server::passed::PassedSockets;
+use crate::server::tls::reload::Reload;
 use crate::store::engine::{LockedEngine, StorageEngine};
 use crate::util::files;
 
@@ -26,6 +27,8 @@ pub struct Deps {
     pub entropy: Arc<dyn Entropy>,
     /// The sockets that were passed to the process.
     pub sockets: PassedSockets,
+    /// Asks for certificates to be read again.
+    pub reload: Reload,
     /// The storage engine. See [`Engine::configure`](super::Engine::configure).
     pub engine: Box<dyn StorageEngine>,
 }
@@ -36,6 +39,7 @@ pub(super) struct Prepared {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     sockets: PassedSockets,
+    reload: Reload,
     engine: Box<dyn LockedEngine>,
     keyring: Keyring,
 }
@@ -43,18 +47,19 @@ pub(super) struct Prepared {
 impl Prepared {
     /// Makes the data directory if there is none, locks the engine, and opens the pepper file.
     pub(super) fn new(settings: Settings, deps: Deps) -> Result<Self, StartError> {
-        let Deps { clock, entropy, sockets, engine } = deps;
+        let Deps { clock, entropy, sockets, reload, engine } = deps;
         let failed = |source| StartError::DataDir { path: settings.data_dir.clone(), source };
         files::create_private_dir(&settings.data_dir).map_err(failed)?;
         let engine = engine.lock()?;
         let keyring = Keyring::open(&settings.pepper_file, !engine.has_data(), &*entropy)?;
-        Ok(Self { settings, clock, entropy, sockets, engine, keyring })
+        Ok(Self { settings, clock, entropy, sockets, reload, engine, keyring })
     }
 
     /// Opens the listeners, and answers whoever comes that nothing is served yet.
     pub(super) async fn listen(self) -> Result<Listening, StartError> {
         let (index, observed) = (Arc::new(Index::default()), Observed::default());
-        let frontend = Frontend::start(&self.settings, &self.sockets, &index, &observed, &self.clock).await?;
+        let frontend =
+            Frontend::start(&self.settings, (&self.sockets, &self.reload), &index, &observed, &self.clock).await?;
         let Self { settings, clock, entropy, engine, keyring, .. } = self;
         Ok(Listening { settings, clock, entropy, engine, keyring, index, observed, frontend })
     }

@@ -102,6 +102,15 @@ struct SettingsArgs {
     /// The file of Keyward's own secrets; made at the first start [default: <DATA_DIR>/pepper]
     #[arg(long, value_name = "FILE")]
     pepper_file: Option<PathBuf>,
+    /// The certificate to encrypt with, followed by those of the authorities between it and the root, in PEM
+    #[arg(long = "tls-certificate", value_name = "FILE")]
+    tls_certificate_file: Option<PathBuf>,
+    /// The private key of that certificate, in PEM
+    #[arg(long = "tls-key", value_name = "FILE")]
+    tls_key_file: Option<PathBuf>,
+    /// The authorities of callers' certificates, in PEM. Callers must then show one
+    #[arg(long = "tls-client-ca", value_name = "FILE")]
+    tls_client_ca_file: Option<PathBuf>,
     /// Listen on addresses that other machines reach although nothing encrypts there; for use behind a mesh
     #[arg(long)]
     allow_plaintext: bool,
@@ -125,6 +134,9 @@ impl SettingsArgs {
             listen,
             ops_listen,
             pepper_file,
+            tls_certificate_file,
+            tls_key_file,
+            tls_client_ca_file,
             allow_plaintext,
             expect_head,
             log_filter,
@@ -136,6 +148,9 @@ impl SettingsArgs {
             listen,
             ops_listen,
             pepper_file,
+            tls_certificate_file,
+            tls_key_file,
+            tls_client_ca_file,
             allow_plaintext,
             expect_head,
             log_filter,

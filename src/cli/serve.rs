@@ -13,6 +13,7 @@ use crate::app::{App, Deps, Engine, StartError};
 use crate::config::{Effective, Flags, Mistakes, Settings};
 use crate::server::lifecycle::{Caught, Signals, Stop};
 use crate::server::passed::PassedSockets;
+use crate::server::tls::reload::Reload;
 use crate::telemetry::{self, Log};
 use crate::util::system::{
     SystemClock, SystemEntropy, check_clock, check_files, check_threads, lower_priority, server_threads, set_limits,
@@ -57,10 +58,13 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
     let runtime = runtime.enable_all().build()?;
     let ended = runtime.block_on(async {
         let signals = Signals::listen(&Caught::ALL)?;
-        let (stop, first) = (Stop::default(), Cell::new(None));
-        let obeying = obey(signals, &stop, &first, || reread_log_filter(&log, Settings::load(&flags, file.clone())));
+        let (stop, first, reload) = (Stop::default(), Cell::new(None), Reload::default());
+        let obeying = obey(signals, &stop, &first, || {
+            reread_log_filter(&log, Settings::load(&flags, file.clone()));
+            reload.ask();
+        });
         Ok::<_, Box<dyn Error>>(tokio::select! {
-            ended = serve(settings, sockets, &stop, &first) => ended,
+            ended = serve(settings, sockets, reload.clone(), &stop, &first) => ended,
             code = obeying => Ended::AtOnce(code),
         })
     });
@@ -76,11 +80,17 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
 }
 
 /// Serves until `stop` is asked for. `asked_by` is the signal that did so.
-async fn serve(settings: Settings, sockets: PassedSockets, stop: &Stop, asked_by: &Cell<Option<Caught>>) -> Ended {
+async fn serve(
+    settings: Settings,
+    sockets: PassedSockets,
+    reload: Reload,
+    stop: &Stop,
+    asked_by: &Cell<Option<Caught>>,
+) -> Ended {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
     let engine = Engine::Sled.configure(&settings, &clock, &entropy);
-    let deps = Deps { clock, entropy, sockets, engine };
+    let deps = Deps { clock, entropy, sockets, reload, engine };
     let app = match App::start_unless(settings, deps, stop).await {
         Ok(app) => app,
         Err(StartError::Stopped) => {

@@ -18,10 +18,11 @@ use keyward_core::head::Head;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::listeners::{ListenerSettings, ListenerTable};
+use super::listeners::{ListenerSettings, ListenerTable, TlsTable};
 use super::table::{OFF, SETTINGS, defaults};
 use super::{Flags, Mistakes, Settings};
 use crate::server::addr::{Group, ListenAddr, SocketAccess};
+use crate::server::tls::{ClientCertificates, TlsFiles};
 
 const ENV_PREFIX: &str = "KEYWARD_";
 /// The environment, as mistakes and listings name it.
@@ -136,12 +137,18 @@ impl Layers {
     }
 
     /// The listeners that are described one by one. `access` applies to sockets of which they do not speak.
-    pub(super) fn listeners(&mut self, name: &str, access: &SocketAccess) -> Option<Vec<ListenerSettings>> {
+    /// `tls` has the files of those with `tls = true`.
+    pub(super) fn listeners(
+        &mut self,
+        name: &str,
+        access: &SocketAccess,
+        tls: Option<&TlsFiles>,
+    ) -> Option<Vec<ListenerSettings>> {
         let found: Vec<Value> = self.value(name)?;
         let mut listeners = Vec::with_capacity(found.len());
         for (nth, found) in found.iter().enumerate() {
             let read = found.deserialize::<ListenerTable>().map_err(|error| vec![error.kind.to_string()]);
-            match read.and_then(|table| table.read(access)) {
+            match read.and_then(|table| table.read(access, tls)) {
                 Ok(listener) => listeners.push(listener),
                 Err(mistakes) => {
                     let number = nth + 1;
@@ -150,6 +157,41 @@ impl Layers {
             }
         }
         (listeners.len() == found.len()).then_some(listeners)
+    }
+
+    /// The files of TLS. `Some(None)`: none is named.
+    pub(super) fn tls(&mut self) -> Option<Option<TlsFiles>> {
+        let demand = match self.value::<String>("tls_client_certificates")?.trim() {
+            "" => None,
+            "required" => Some(ClientCertificates::Required),
+            "optional" => Some(ClientCertificates::Optional),
+            _ => {
+                self.mistake("tls_client_certificates", "must be required or optional");
+                return None;
+            }
+        };
+        let mut file =
+            |name| self.value::<PathBuf>(name).map(|path| Some(path).filter(|path| !path.as_os_str().is_empty()));
+        let table = TlsTable {
+            certificate_file: file("tls_certificate_file")?,
+            key_file: file("tls_key_file")?,
+            client_ca_file: file("tls_client_ca_file")?,
+            client_crl_file: file("tls_client_crl_file")?,
+            client_certificates: demand,
+        };
+        let files = [&table.certificate_file, &table.key_file, &table.client_ca_file, &table.client_crl_file];
+        if files.into_iter().all(Option::is_none) && demand.is_none() {
+            return Some(None);
+        }
+        match table.read() {
+            Ok(files) => Some(Some(files)),
+            Err(what) => {
+                // Its first word is the field.
+                let (field, rest) = what.split_once(' ').unwrap_or((&what, ""));
+                self.mistake(&format!("tls_{field}"), rest);
+                None
+            }
+        }
     }
 
     /// Whether a setting has its default.

@@ -18,6 +18,7 @@ use self::layers::Layers;
 pub use self::listeners::ListenerSettings;
 use crate::server::addr::{ListenAddr, SocketAccess};
 use crate::server::connections::Http2;
+use crate::server::tls::TlsFiles;
 use crate::services::ServiceGroup;
 use crate::telemetry::{LogFormat, check_filter};
 use crate::util::machine;
@@ -49,6 +50,12 @@ pub struct Settings {
     /// The permissions of the Unix sockets of `listen` and `ops_listen`. Default: mode 0660, and the group of
     /// the process.
     pub sockets: SocketAccess,
+    /// The files of TLS, for the addresses of `listen` that are not sockets in the file system, and for each
+    /// listener with `tls = true`. Default none.
+    pub tls: Option<TlsFiles>,
+    /// Whether probes and metrics are encrypted too, with the same certificate. Callers need none. Default
+    /// false.
+    pub ops_tls: bool,
     /// Whether to listen, without encryption, on addresses that other machines can reach. Default false.
     pub allow_plaintext: bool,
     /// The implementation of HTTP/2, `own` or `hyper`. Default `own`.
@@ -119,6 +126,15 @@ pub struct Flags {
     /// See [`Settings::allow_plaintext`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_plaintext: Option<bool>,
+    /// See [`Settings::tls`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_certificate_file: Option<PathBuf>,
+    /// See [`Settings::tls`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key_file: Option<PathBuf>,
+    /// See [`Settings::tls`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_client_ca_file: Option<PathBuf>,
     /// See [`Settings::expect_head`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expect_head: Option<String>,
@@ -163,7 +179,8 @@ impl Settings {
         let short = self.listen.iter().map(|addr| {
             let all = ListenerSettings::of(addr.clone(), self.sockets.clone());
             let services = if self.reflection { all.services } else { all.services.without(ServiceGroup::Reflection) };
-            ListenerSettings { services, ..all }
+            let tls = self.tls.clone().filter(|_| !matches!(addr, ListenAddr::Unix(_)));
+            ListenerSettings { services, tls, ..all }
         });
         short.chain(self.listener.iter().cloned()).collect()
     }
@@ -183,7 +200,9 @@ impl Settings {
         };
         let (socket_mode, socket_group) = (layers.mode("socket_mode"), layers.group("socket_group"));
         let sockets = socket_mode.zip(socket_group).map(|(mode, group)| SocketAccess { mode, group });
-        let listener = layers.listeners("listener", &sockets.clone().unwrap_or_default());
+        let (tls, ops_tls) = (layers.tls(), layers.value("ops_tls"));
+        let listener =
+            layers.listeners("listener", &sockets.clone().unwrap_or_default(), tls.as_ref().and_then(Option::as_ref));
         let is_described = listener.as_ref().is_none_or(|listener| !listener.is_empty());
         let listen = match layers.is_default("listen") && is_described {
             true => Some(vec![]),
@@ -210,6 +229,9 @@ impl Settings {
         let request_bytes_max = layers.request_bytes("request_bytes_max", || {
             machine::memory_bytes().map_or(REQUEST_BYTES_DEFAULT, |bytes| REQUEST_BYTES_DEFAULT.min(bytes / 4))
         });
+        if ops_tls == Some(true) && matches!(tls, Some(None)) {
+            layers.mistake("ops_tls", "needs tls_certificate_file and tls_key_file");
+        }
         let expect_head = layers.head("expect_head");
         let log_filter: Option<String> = layers.value("log_filter");
         let log_format = layers.value("log_format");
@@ -218,15 +240,17 @@ impl Settings {
             layers.mistake("log_filter", &error);
         }
         if allow_plaintext == Some(false) {
-            let listen = listen.iter().flatten().map(|addr| ("listen", addr));
-            let secret = listener.iter().flatten().filter(|listener| !listener.services.are_public());
+            let listen = listen.iter().flatten().filter(|_| matches!(tls, Some(None))).map(|addr| ("listen", addr));
+            let is_open = |listener: &&ListenerSettings| listener.tls.is_none() && !listener.services.are_public();
+            let secret = listener.iter().flatten().filter(is_open);
             let all = listen.chain(secret.map(|listener| ("listener", &listener.address)));
             for (name, addr) in all.filter(|(_, addr)| !addr.is_local()) {
                 layers.mistake(
                     name,
                     &format!(
-                        "{addr} can be reached from other machines, and keys would cross the network unencrypted; listen on \
-                         127.0.0.1, or pass --allow-plaintext if something in between encrypts"
+                        "{addr} can be reached from other machines, and keys would cross the network unencrypted; set \
+                         tls_certificate_file and tls_key_file, or listen on 127.0.0.1, or pass --allow-plaintext if \
+                         something in between encrypts"
                     ),
                 );
             }
@@ -242,6 +266,8 @@ impl Settings {
                 ops_listen: ops_listen?,
                 pepper_file,
                 sockets: sockets?,
+                tls: tls?,
+                ops_tls: ops_tls?,
                 allow_plaintext: allow_plaintext?,
                 http2: http2?,
                 reflection: reflection?,

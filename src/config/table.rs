@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use super::{ListenerSettings, Settings};
+use crate::server::tls::{ClientTls, TlsFiles};
 
 /// The value of an address that is not listened on.
 pub(super) const OFF: &str = "off";
@@ -43,6 +44,28 @@ pub(super) const SETTINGS: &[Setting] = &[
         default: r#""""#,
         listed: |s| s.sockets.group.as_ref().map_or_else(|| text(&""), text),
     },
+    Setting {
+        name: "tls_certificate_file",
+        default: r#""""#,
+        listed: |s| of_tls(s, |tls| Some(text(&tls.certificate.display()))),
+    },
+    Setting { name: "tls_key_file", default: r#""""#, listed: |s| of_tls(s, |tls| Some(text(&tls.key.display()))) },
+    Setting {
+        name: "tls_client_ca_file",
+        default: r#""""#,
+        listed: |s| of_client_tls(s, |client| Some(text(&client.authorities.display()))),
+    },
+    Setting {
+        name: "tls_client_crl_file",
+        default: r#""""#,
+        listed: |s| of_client_tls(s, |client| Some(text(&client.revoked.as_ref()?.display()))),
+    },
+    Setting {
+        name: "tls_client_certificates",
+        default: r#""""#,
+        listed: |s| of_client_tls(s, |client| Some(word(&client.demand))),
+    },
+    Setting { name: "ops_tls", default: "false", listed: |s| s.ops_tls.to_string() },
     Setting { name: "allow_plaintext", default: "false", listed: |s| s.allow_plaintext.to_string() },
     Setting { name: "http2", default: r#""own""#, listed: |s| word(&s.http2) },
     Setting { name: "reflection", default: "true", listed: |s| s.reflection.to_string() },
@@ -82,8 +105,17 @@ pub(super) fn defaults() -> String {
     with_default.map(|setting| format!("{} = {}\n", setting.name, setting.default)).collect()
 }
 
+/// A part of the settings of TLS, or an empty text.
+fn of_tls(settings: &Settings, part: impl Fn(&TlsFiles) -> Option<String>) -> String {
+    settings.tls.as_ref().and_then(part).unwrap_or_else(|| text(&""))
+}
+
+fn of_client_tls(settings: &Settings, part: impl Fn(&ClientTls) -> Option<String>) -> String {
+    of_tls(settings, |tls| part(tls.client.as_ref()?))
+}
+
 /// A value of a few words, which are its variants.
-fn word(value: &impl std::fmt::Debug) -> String {
+pub(super) fn word(value: &impl std::fmt::Debug) -> String {
     text(&format!("{value:?}").to_lowercase())
 }
 
@@ -124,9 +156,17 @@ mod tests {
         let fields = shown.lines().filter_map(|line| line.strip_prefix("    ")?.split_once(": "));
         let fields: BTreeSet<&str> = fields.map(|(name, _)| name).filter(|name| !name.starts_with(' ')).collect();
         let listed: BTreeSet<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
-        // One field holds two settings, and one is on the command line alone.
-        let elsewhere = BTreeSet::from(["sockets", "accept_watermark_loss"]);
-        let parts = BTreeSet::from(["socket_mode", "socket_group"]);
+        // Two fields hold several settings, and one is on the command line alone.
+        let elsewhere = BTreeSet::from(["sockets", "tls", "accept_watermark_loss"]);
+        let parts = BTreeSet::from([
+            "socket_mode",
+            "socket_group",
+            "tls_certificate_file",
+            "tls_key_file",
+            "tls_client_ca_file",
+            "tls_client_crl_file",
+            "tls_client_certificates",
+        ]);
         assert_eq!(&fields - &listed, elsewhere, "fields that are not in the table");
         assert_eq!(&listed - &fields, parts, "settings that have no field");
         assert_eq!(listed.len(), SETTINGS.len(), "a setting stands there once");

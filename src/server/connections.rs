@@ -13,6 +13,7 @@ use grpc_h2::{Budget, CallKind, FastPath, Incoming, Runtimes, SharedLimits, Shut
 use http::{Request, Response};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower_service::Service;
 
@@ -21,8 +22,9 @@ use super::hyper;
 use super::lifecycle::Tasks;
 use super::observer::ConnObserver;
 use super::slots::CredentialMark;
-use super::stream::{Conn, Peer};
-use crate::metrics::Http2Counts;
+use super::stream::{Conn, EncryptsWith, Peer};
+use super::tls::handshake::{HandshakeError, Turns};
+use crate::metrics::{Http2Counts, TlsCounts};
 
 /// The implementation of HTTP/2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +48,8 @@ pub struct Transport {
     pub limits: SharedLimits,
     /// Counts what happens on connections. hyper tells of their ends alone.
     pub counts: Arc<Http2Counts>,
+    /// Counts handshakes.
+    pub tls_counts: Arc<TlsCounts>,
 }
 
 /// Makes connections from accepted sockets: what answers their calls, and on which runtime.
@@ -61,6 +65,8 @@ pub struct MakeConnection<S, F> {
     pub call_kind: fn(&str) -> CallKind,
     /// Where calls of the service run.
     pub runtimes: Runtimes,
+    /// How connections are encrypted. `None`: not at all.
+    pub encryption: Option<EncryptsWith>,
 }
 
 /// Connections as a listener accepts them.
@@ -73,7 +79,7 @@ impl<S, F> MakeConnection<S, F> {
     where
         F: Fn(Peer, CredentialMark) -> A,
     {
-        let Self { transport, service, make_fast_path, call_kind, runtimes } = self;
+        let Self { transport, service, make_fast_path, call_kind, runtimes, .. } = self;
         let Transport { budget, limits, counts, .. } = transport;
         let peer = conn.peer();
         let fast_path = make_fast_path(peer, conn.mark());
@@ -115,11 +121,18 @@ pub async fn serve<S, F, A>(
         // A token of its own, so that cores do not contend for a shared one.
         let close = conn.close_token();
         let Ok(detached) = conn.detach() else { continue };
-        let (guard, make_connection, stop) = (runtime.connection_guard(), make_connection.clone(), stop.clone());
+        let (guard, turns) = (runtime.connection_guard(), runtime.handshakes());
+        let (make_connection, stop) = (make_connection.clone(), stop.clone());
+        let encryption = make_connection.encryption.clone();
         tasks.spawn_isolated_on(runtime.handle(), async move {
             let _guard = guard;
             // The socket failed meanwhile.
             let Ok(conn) = detached.attach() else { return };
+            let Some(conn) =
+                encrypt(conn, encryption.as_ref(), &make_connection.transport.tls_counts, &turns, &close).await
+            else {
+                return;
+            };
             let ending = async {
                 close.cancelled().await;
                 if stop.is_cancelled() { Shutdown::Graceful } else { Shutdown::Now }
@@ -135,6 +148,23 @@ pub async fn serve<S, F, A>(
             }
         });
     }
+}
+
+/// Answers the handshake, if there must be one. `None`: there is no connection.
+async fn encrypt(
+    conn: Conn,
+    encryption: Option<&EncryptsWith>,
+    counts: &TlsCounts,
+    turns: &Turns,
+    close: &CancellationToken,
+) -> Option<Conn> {
+    let Some(encryption) = encryption else { return Some(conn) };
+    let peer = conn.peer();
+    // Apart, so that connections that are not encrypted need no room for it.
+    let handshake = Box::pin(conn.encrypt(encryption, turns));
+    let done = close.run_until_cancelled(handshake).await.unwrap_or(Err(HandshakeError::Evicted));
+    counts.handshake(done.as_ref().err().map(HandshakeError::kind));
+    done.map_err(|error| tracing::debug!(?peer, %error, "a TLS handshake failed")).ok()
 }
 
 fn note_end(closed: Result<(), impl std::error::Error>) {

@@ -11,6 +11,8 @@ use std::thread::JoinHandle;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::tls::handshake::Turns;
+
 /// Blocking threads of each core's runtime at most.
 const BLOCKING_THREADS_MAX: usize = 16;
 
@@ -29,6 +31,7 @@ pub struct Cores {
 pub struct CoreRuntime {
     handle: Handle,
     connections: Arc<()>,
+    handshakes: Turns,
 }
 
 /// Counts as a connection until it is dropped.
@@ -38,16 +41,26 @@ pub struct ConnectionGuard {
 }
 
 impl CoreRuntime {
+    fn on(handle: Handle) -> Self {
+        Self { handle, connections: Arc::default(), handshakes: Turns::default() }
+    }
+
     /// The current runtime.
     #[must_use]
     pub fn current() -> Self {
-        Self { handle: Handle::current(), connections: Arc::default() }
+        Self::on(Handle::current())
     }
 
     /// A handle of the runtime.
     #[must_use]
     pub fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// The turns of its handshakes.
+    #[must_use]
+    pub fn handshakes(&self) -> Turns {
+        self.handshakes.clone()
     }
 
     /// Counts a connection.
@@ -80,7 +93,7 @@ impl Cores {
         };
         for number in 0..count {
             let runtime = cores.start_one(format!("core-{number}"), end.clone(), || ())?;
-            cores.runtimes.push(CoreRuntime { handle: runtime, connections: Arc::default() });
+            cores.runtimes.push(CoreRuntime::on(runtime));
         }
         if count > 0 {
             cores.urgent = cores.start_one("urgent".to_owned(), end.clone(), || ())?;

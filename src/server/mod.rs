@@ -16,3 +16,4 @@ pub mod ops_http;
 pub mod passed;
 pub mod slots;
 pub mod stream;
+pub mod tls;

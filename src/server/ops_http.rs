@@ -19,7 +19,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::slots::{SlotUsage, Slots};
-use super::stream::Conn;
+use super::stream::{Conn, EncryptsWith};
+use super::tls::handshake::Turns;
 use crate::metrics::{Format, Metrics};
 
 /// Connections at one time. Further ones wait to be accepted.
@@ -57,6 +58,8 @@ pub struct Ops {
     pub slots: Slots,
     /// The metrics.
     pub metrics: Arc<Metrics>,
+    /// How connections are encrypted. `None`: not at all.
+    pub encryption: Option<EncryptsWith>,
 }
 
 impl Ops {
@@ -74,11 +77,16 @@ impl Ops {
 
     async fn serve_connection(self, conn: Conn) {
         let service = service_fn(|request| ready(Ok::<_, Infallible>(self.answer(&request))));
-        let served = http1::Builder::new()
-            .keep_alive(false)
-            .max_buf_size(REQUEST_BYTES_MAX)
-            .serve_connection(TokioIo::new(conn), service);
-        // Slow clients and those that speak no HTTP are their own problem.
+        let served = async {
+            let conn = match &self.encryption {
+                Some(encryption) => conn.encrypt(encryption, &Turns::default()).await.ok()?,
+                None => conn,
+            };
+            let mut http = http1::Builder::new();
+            let http = http.keep_alive(false).max_buf_size(REQUEST_BYTES_MAX);
+            http.serve_connection(TokioIo::new(conn), service).await.ok()
+        };
+        // Slow clients and those that speak neither TLS nor HTTP are their own problem.
         drop(timeout(CONNECTION_TIME_MAX, served).await);
     }
 

@@ -3,19 +3,26 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::slots::{CredentialMark, Slot};
+use super::tls::Protocol;
+use super::tls::handshake::{HandshakeError, Pending, Turns, accept};
+use super::tls::reload::{CallerGuard, Tls};
 
 /// A stream of any kind, on the current runtime.
 #[derive(Debug)]
 pub(super) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// Boxed: it is ten times as large as the others.
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 /// Does the same with a stream of any kind.
@@ -24,6 +31,7 @@ macro_rules! with_stream {
         match $stream {
             Stream::Tcp($io) => $does,
             Stream::Unix($io) => $does,
+            Stream::Tls($io) => $does,
         }
     };
 }
@@ -40,6 +48,8 @@ impl Stream {
         Ok(match self {
             Self::Tcp(stream) => DetachedStream::Tcp(stream.into_std()?),
             Self::Unix(stream) => DetachedStream::Unix(stream.into_std()?),
+            // It is made where it stays.
+            Self::Tls(_) => return Err(io::ErrorKind::Unsupported.into()),
         })
     }
 
@@ -53,7 +63,7 @@ impl Stream {
     /// The user at the other end, if that is on this machine.
     pub(super) fn uid(&self) -> Option<u32> {
         match self {
-            Self::Tcp(_) => None,
+            Self::Tcp(_) | Self::Tls(_) => None,
             Self::Unix(stream) => stream.peer_cred().ok().map(|peer| peer.uid()),
         }
     }
@@ -61,6 +71,7 @@ impl Stream {
     fn peer(&self) -> Peer {
         match self {
             Self::Tcp(stream) => Peer::Tcp(stream.peer_addr().ok()),
+            Self::Tls(stream) => Peer::Tcp(stream.get_ref().0.peer_addr().ok()),
             Self::Unix(_) => Peer::Unix,
         }
     }
@@ -91,6 +102,19 @@ impl Peer {
 pub struct Conn {
     stream: Stream,
     slot: Slot,
+    /// Watches over the certificate that the caller showed.
+    _certificate: Option<CallerGuard>,
+}
+
+/// How the connections of a listener are encrypted.
+#[derive(Clone, Debug)]
+pub struct EncryptsWith {
+    /// The certificate and what callers' certificates are checked with.
+    pub tls: Arc<Tls>,
+    /// What is spoken within.
+    pub protocol: Protocol,
+    /// The handshakes under way.
+    pub pending: Pending,
 }
 
 /// A connection that belongs to no runtime.
@@ -102,7 +126,7 @@ pub struct Detached {
 
 impl Conn {
     pub(super) fn new(stream: Stream, slot: Slot) -> Self {
-        Self { stream, slot }
+        Self { stream, slot, _certificate: None }
     }
 
     /// Where it comes from.
@@ -123,6 +147,23 @@ impl Conn {
         self.slot.close_token()
     }
 
+    /// Answers a handshake, on the runtime on which the connection stays.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub async fn encrypt(self, tls: &EncryptsWith, turns: &Turns) -> Result<Self, HandshakeError> {
+        let Self { stream, slot, .. } = self;
+        let Stream::Tcp(stream) = stream else { return Err(HandshakeError::NotTcp) };
+        let EncryptsWith { tls, protocol, pending } = tls;
+        let config = tls.config(*protocol);
+        let (stream, shown) = accept(config.clone(), *protocol, pending, turns, stream).await?;
+        let certificate = match shown.is_empty() {
+            true => None,
+            false => Some(tls.watch(shown, &config, slot.close_token()).ok_or(HandshakeError::Unreadable)?),
+        };
+        Ok(Self { stream: Stream::Tls(Box::new(stream)), slot, _certificate: certificate })
+    }
+
     /// Takes the connection off its runtime.
     ///
     /// # Errors
@@ -138,7 +179,7 @@ impl Detached {
     /// # Errors
     /// When the system refuses.
     pub fn attach(self) -> io::Result<Conn> {
-        Ok(Conn { stream: Stream::attach(self.stream)?, slot: self.slot })
+        Ok(Conn::new(Stream::attach(self.stream)?, self.slot))
     }
 }
 

@@ -13,6 +13,7 @@ use keyward::health::Health;
 use keyward::index::Index;
 use keyward::layer::authn::AuthnLayer;
 use keyward::server::passed::PassedSockets;
+use keyward::server::tls::reload::Reload;
 use keyward::services::{ServiceGroup, Services};
 use keyward::store::memory::{MemoryEngine, MemoryStore};
 use keyward::store::{RecordWrite, Store};
@@ -128,6 +129,7 @@ fn deps() -> Deps {
         clock: Arc::new(ManualClock::at(START)),
         entropy: Arc::new(SeededEntropy::new(3)),
         sockets: PassedSockets::default(),
+        reload: Reload::default(),
         engine: Box::new(MemoryEngine::default()),
     }
 }

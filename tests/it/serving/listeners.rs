@@ -10,6 +10,7 @@ use keyward::grpc::calls::{STREAM_VERIFY, rpc};
 use keyward::grpc::pb;
 use keyward::server::addr::{ListenAddr, SocketAccess};
 use keyward::server::passed::PassedSockets;
+use keyward::server::tls::reload::Reload;
 use keyward::services::{ServiceGroup, Services};
 use keyward_core::clock::{Clock, ManualClock};
 use keyward_core::entropy::Entropy;
@@ -44,7 +45,7 @@ async fn start(settings: Settings, sockets: PassedSockets) -> Result<App, StartE
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(START));
     let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(1));
     let engine = Engine::Sled.configure(&settings, &clock, &entropy);
-    App::start(settings, Deps { clock, entropy, sockets, engine }).await
+    App::start(settings, Deps { clock, entropy, sockets, reload: Reload::default(), engine }).await
 }
 
 fn channel(addr: &ListenAddr) -> Channel {
@@ -304,6 +305,7 @@ fn listeners_replace_the_default_address_and_stand_beside_one_that_is_set() {
         access: SocketAccess { group: Some("0".parse().unwrap()), ..SocketAccess::default() },
         allowed_uids: None,
         connections_max: Some(7),
+        tls: None,
     };
     assert_eq!(settings.listeners(), std::slice::from_ref(&described));
     let settings = described_in(&dir, &format!("listen = \"127.0.0.1:1\"\nreflection = false\n{door}")).unwrap();

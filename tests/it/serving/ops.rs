@@ -16,6 +16,7 @@ use keyward::layer::metrics::MetricsLayer;
 use keyward::metrics::{Format, MetricSources, Metrics};
 use keyward::server::addr::ListenAddr;
 use keyward::server::passed::PassedSockets;
+use keyward::server::tls::reload::Reload;
 use keyward::store::memory::MemoryEngine;
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
 use keyward_core::testing::SeededEntropy;
@@ -99,6 +100,7 @@ fn deps(clock: Arc<dyn Clock>) -> Deps {
         clock,
         entropy: Arc::new(SeededEntropy::new(5)),
         sockets: PassedSockets::default(),
+        reload: Reload::default(),
         engine: Box::new(MemoryEngine::default()),
     }
 }

@@ -15,6 +15,7 @@ use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward::server::lifecycle::Stop;
 use keyward::server::passed::PassedSockets;
+use keyward::server::tls::reload::Reload;
 use keyward::store::Store;
 use keyward::store::engine::{EngineError, LockedEngine, OpenContext, StorageEngine};
 use keyward::store::local::{LocalEngine, OpenError};
@@ -109,7 +110,13 @@ fn clock() -> Arc<dyn Clock> {
 }
 
 fn deps(engine: impl StorageEngine + 'static) -> Deps {
-    Deps { clock: clock(), entropy: entropy(), sockets: PassedSockets::default(), engine: Box::new(engine) }
+    Deps {
+        clock: clock(),
+        entropy: entropy(),
+        sockets: PassedSockets::default(),
+        reload: Reload::default(),
+        engine: Box::new(engine),
+    }
 }
 
 fn entropy() -> Arc<dyn Entropy> {

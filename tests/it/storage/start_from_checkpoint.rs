@@ -12,6 +12,7 @@ use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward::server::lifecycle::Stop;
 use keyward::server::passed::PassedSockets;
+use keyward::server::tls::reload::Reload;
 use keyward_core::clock::{Clock, ManualClock};
 use keyward_core::entropy::Entropy;
 use keyward_core::testing::SeededEntropy;
@@ -61,7 +62,7 @@ impl Small {
         let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(START));
         let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(11));
         let engine = Engine::Sled.configure(&settings, &clock, &entropy);
-        (settings, Deps { clock, entropy, sockets: PassedSockets::default(), engine })
+        (settings, Deps { clock, entropy, sockets: PassedSockets::default(), reload: Reload::default(), engine })
     }
 
     fn data(&self) -> PathBuf {

@@ -13,6 +13,7 @@ use keyward::grpc::pb::key_verify_client::KeyVerifyClient;
 use keyward::offline::{OfflineError, Source, restore_backup};
 use keyward::server::addr::ListenAddr;
 use keyward::server::passed::PassedSockets;
+use keyward::server::tls::reload::Reload;
 use keyward::store::local::OpenError;
 use keyward::util::files::lock_with_retry;
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
@@ -207,7 +208,7 @@ async fn start(
 ) -> Result<(App, Channel), StartError> {
     let (clock, entropy): (Arc<dyn Clock>, Arc<dyn Entropy>) = (clock.clone(), entropy.clone());
     let engine = engine.configure(&settings, &clock, &entropy);
-    let deps = Deps { clock, entropy, sockets: PassedSockets::default(), engine };
+    let deps = Deps { clock, entropy, sockets: PassedSockets::default(), reload: Reload::default(), engine };
     let app = App::start(settings, deps).await?;
     let ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!("a TCP listener") };
     let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();

@@ -1,6 +1,7 @@
 //! What tests stand on: a server in this process or in one of its own, an engine without one, keys whose
 //! lives a model knows, a request for each RPC, and clients, of which one can break every rule of HTTP/2.
 
+pub(crate) mod certificates;
 pub(crate) mod h2peer;
 pub(crate) mod harness;
 pub(crate) mod lives;

@@ -93,7 +93,10 @@ const CRATES: &[(&str, &[&str])] = &[
     ("indicatif", &["util"]),
     ("prometheus_client", &["metrics"]),
     ("rand", &["util"]),
+    ("rustls", &["server"]),
     ("sd_listen_fds", &["server"]),
+    ("tokio_rustls", &["server"]),
+    ("x509_parser", &["server"]),
     ("sd_notify", &["systemd"]),
     ("unicode_normalization", &["grpc"]),
 ];

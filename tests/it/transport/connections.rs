@@ -8,6 +8,7 @@ use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward::server::addr::ListenAddr;
 use keyward::server::passed::PassedSockets;
+use keyward::server::tls::reload::Reload;
 use keyward::store::memory::MemoryEngine;
 use keyward_core::clock::ManualClock;
 use keyward_core::testing::SeededEntropy;
@@ -43,6 +44,7 @@ impl Server {
             clock: clock.clone(),
             entropy: Arc::new(SeededEntropy::new(5)),
             sockets: PassedSockets::default(),
+            reload: Reload::default(),
             engine: Box::new(MemoryEngine::default()),
         };
         let app = App::start(settings, deps).await.unwrap();

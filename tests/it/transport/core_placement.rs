@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -10,6 +9,7 @@ use bytes::Bytes;
 use grpc_h2::{Budget, CallKind, FastPath, RequestHead, Runs, Runtimes, SharedLimits};
 use http::{Request, Response};
 use keyward::grpc::calls::rpc;
+use keyward::metrics::{MetricSources, Metrics};
 use keyward::server::addr::ListenAddr;
 use keyward::server::connections::{Http2, MakeConnection, Transport, serve};
 use keyward::server::cores::Cores;
@@ -81,12 +81,14 @@ async fn start(tasks: &Tasks, cores: &Cores, http2: Http2) -> ListenAddr {
     let stop = tasks.stop_token();
     tasks.spawn("accept", listener.accept(Admission::of_all(Slots::new(8)), accepted, stop.clone(), stop));
     let shared = tokio::runtime::Handle::current();
+    let metrics = Metrics::new([], [""; 2], MetricSources::default());
     let make_connection = MakeConnection {
         transport: Transport {
             http2,
             budget: Budget::new(1 << 30, 1 << 30),
             limits: SharedLimits::default(),
-            counts: Arc::default(),
+            counts: metrics.http2(),
+            tls_counts: metrics.tls(),
         },
         service: There,
         make_fast_path: |_, _| Here,
@@ -99,6 +101,7 @@ async fn start(tasks: &Tasks, cores: &Cores, http2: Http2) -> ListenAddr {
             CallKind { runs, ..CallKind::default() }
         },
         runtimes: Runtimes { shared, urgent: cores.urgent(), bulk: cores.bulk() },
+        encryption: None,
     };
     tasks.spawn("serve", serve(tasks.clone(), cores.runtimes().to_vec(), incoming, make_connection));
     addr

@@ -8,6 +8,7 @@ use keyward::config::{Flags, Settings};
 use keyward::grpc::LIMITS;
 use keyward::grpc::pb::{self, Reason};
 use keyward::server::passed::PassedSockets;
+use keyward::server::tls::reload::Reload;
 use keyward::store::memory::MemoryEngine;
 use keyward_core::clock::ManualClock;
 use keyward_core::testing::SeededEntropy;
@@ -37,6 +38,7 @@ pub(crate) async fn here_with(dir: &tempfile::TempDir, change: fn(&mut Settings)
         clock: Arc::new(ManualClock::at(START)),
         entropy: Arc::new(SeededEntropy::new(3)),
         sockets: PassedSockets::default(),
+        reload: Reload::default(),
         engine: Box::new(MemoryEngine::default()),
     };
     App::start(settings, deps).await.unwrap()

@@ -18,4 +18,5 @@ mod memory;
 mod prefetch;
 mod request_budget;
 mod stream_polling;
+mod tls;
 mod verify_codec;
