@@ -30,7 +30,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::support::certificates::{Authority, Files, Pair, Usage, handshake, write};
-use crate::support::harness::{Handle, START, new_key};
+use crate::support::harness::{Handle, START, ask, new_key};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const H2: &[&[u8]] = &[b"h2"];
@@ -247,18 +247,29 @@ async fn a_caller_whose_certificate_was_revoked_or_has_run_out_is_cut_off() {
     let uri = Usage::Client("spiffe://test/mail");
     let [revoked, short, stays] = [(10, 2080), (11, 2027), (12, 2080)]
         .map(|(serial, year)| server.files.authority.issue_until(serial, uri, year));
-    let connect =
-        async |shown: &Pair| handshake(server.addr(), server.files.client(&[&TLS13], H2, Some(shown))).await.unwrap();
-    let (mut of_revoked, mut of_short) = (connect(&revoked).await, connect(&short).await);
+    // On a connection that each of them has open and uses.
+    let [of_revoked, of_short] = [&revoked, &short].map(|shown| server.admin(Some(shown)));
     let stays_on = server.admin(Some(&stays));
     let key = stays_on.issue("Key", &[]).await;
+    for caller in [&of_revoked, &of_short] {
+        assert_eq!(caller.reason(&key.secret).await, Reason::Ok);
+    }
+    let is_cut_off = async |caller: &Handle| {
+        timeout(PATIENCE, async {
+            while caller.ask(ask(&key.secret)).await.is_ok() {
+                server.reload.ask();
+            }
+        })
+        .await
+        .is_ok()
+    };
     write(&server.files.dir.join("crl.pem"), &server.files.authority.revoke(&[10]));
     server.reload_until(async || checks(&server.channel(Some(&revoked))).await.is_err()).await;
-    drop(ended(&mut of_revoked).await);
-    assert_eq!(checks(&server.channel(Some(&short))).await, Ok(()));
+    assert!(is_cut_off(&of_revoked).await);
+    assert_eq!(of_short.reason(&key.secret).await, Reason::Ok);
     server.clock.advance_ms(400 * 24 * 60 * 60 * 1_000);
     server.reload_until(async || checks(&server.channel(Some(&short))).await.is_err()).await;
-    drop(ended(&mut of_short).await);
+    assert!(is_cut_off(&of_short).await);
     let handshakes = async || server.metric("keyward_tls_handshakes_total{result=\"OK\"}").await;
     let before = handshakes().await;
     assert_eq!(stays_on.reason(&key.secret).await, Reason::Ok);
