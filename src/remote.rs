@@ -2,6 +2,7 @@
 
 mod addr;
 mod health;
+mod tls;
 
 use std::fs;
 use std::io::{self, Write};
@@ -11,12 +12,13 @@ use std::time::Duration;
 use tokio::task::spawn_blocking;
 use tonic::metadata::MetadataValue;
 use tonic::metadata::errors::InvalidMetadataValue;
-use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 use zeroize::Zeroizing;
 
 pub use self::addr::RemoteAddr;
 pub use self::health::{HealthError, ServiceHealth, health};
+use self::tls::endpoint;
+pub use self::tls::{ClientTls, EndpointError};
 use crate::grpc::pb;
 use crate::grpc::pb::key_admin_client::KeyAdminClient;
 use crate::offline::{Contents, OfflineError, SnapshotError, check_backup, check_backup_bytes};
@@ -34,6 +36,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct Server {
     /// Its address.
     pub addr: RemoteAddr,
+    /// How to encrypt. `None`: not at all.
+    pub tls: Option<ClientTls>,
     /// The file of the caller's key: one line.
     pub key_file: PathBuf,
     /// The format of the backup; 0 for the newest.
@@ -68,6 +72,9 @@ pub enum RemoteError {
     /// The key file does not hold a key.
     #[error("the key file holds no key: {0}")]
     Key(#[from] InvalidMetadataValue),
+    /// No connection can be tried.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
     /// The server cannot be reached.
     #[error("no server answers at {addr}: {}", root_cause(source))]
     Connect {
@@ -76,8 +83,8 @@ pub enum RemoteError {
         /// What happened.
         source: tonic::transport::Error,
     },
-    /// The server answered with an error, perhaps after a part of the backup.
-    #[error("the server answered {:?}: {}", .0.code(), .0.message())]
+    /// The server answered with an error, perhaps after a part of the backup, or the connection broke.
+    #[error("{}", failed_call(.0))]
     Refused(#[from] Status),
     /// The file cannot be written.
     #[error("{path}: {source}")]
@@ -107,6 +114,18 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     bottom.to_string()
 }
 
+/// Why a call failed, for people.
+fn failed_call(status: &Status) -> String {
+    match std::error::Error::source(status) {
+        // It did not come from the server.
+        Some(cause) => format!(
+            "the connection broke: {}; see whether the server encrypts (--tls, --ca) and demands a certificate (--cert, --key)",
+            root_cause(cause)
+        ),
+        None => format!("the server answered {:?}: {}", status.code(), status.message()),
+    }
+}
+
 /// Fetches a backup into a file. The file appears once it is whole, durable and has been read back, or not at
 /// all, even if the future is dropped.
 ///
@@ -130,7 +149,7 @@ async fn request_backup(server: &Server) -> Result<tonic::Streaming<pb::BackupRe
     let mut credential = MetadataValue::try_from(&*Zeroizing::new(format!("Bearer {}", key.trim())))?;
     credential.set_sensitive(true);
     let of_addr = |source| RemoteError::Connect { addr: server.addr.clone(), source };
-    let endpoint = Endpoint::from_shared(server.addr.uri()).map_err(of_addr)?.connect_timeout(CONNECT_TIME_MAX);
+    let endpoint = endpoint(&server.addr, server.tls.as_ref())?.connect_timeout(CONNECT_TIME_MAX);
     let endpoint = endpoint.http2_keep_alive_interval(KEEPALIVE_INTERVAL).keep_alive_timeout(KEEPALIVE_TIMEOUT);
     let channel = endpoint.connect().await.map_err(of_addr)?;
     let mut request = Request::new(pb::BackupRequest { format: server.format });

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::tls::TlsArgs;
 use crate::remote::{RemoteAddr, Server, backup, backup_to};
 use crate::server::lifecycle::{Caught, Signals};
 
@@ -23,19 +24,24 @@ pub(super) struct BackupArgs {
     /// The format: 1 for programs before format 2, which fails if there is anything that it cannot have
     #[arg(long, value_name = "NUMBER", default_value = "2", value_parser = clap::value_parser!(u32).range(1..=2))]
     format: u32,
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 /// Fetches a backup and prints a summary. After a signal nothing is left behind.
 pub(super) fn run(args: BackupArgs) -> Result<(), Box<dyn Error>> {
-    let BackupArgs { to, server: addr, key_file, format } = args;
+    let BackupArgs { to, server: addr, key_file, format, tls } = args;
+    let tls = tls.read();
     let to_stdout = to == Path::new("-");
     if to_stdout && io::stdout().is_terminal() {
         return Err("a backup is no text for a terminal: send it to a file or a program".into());
     }
-    if !addr.is_local() {
-        eprintln!("keyward: the key and the backup go to {addr} unencrypted, unless something in between encrypts");
+    if !addr.is_local() && tls.is_none() {
+        eprintln!(
+            "keyward: the key and the backup go to {addr} unencrypted, unless something in between encrypts (--tls, --ca)"
+        );
     }
-    let server = Server { addr, key_file, format };
+    let server = Server { addr, tls, key_file, format };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let fetching = async {
         let mut signals = Signals::listen(&[Caught::Terminate, Caught::Interrupt, Caught::Hangup])?;

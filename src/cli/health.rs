@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::tls::TlsArgs;
 use crate::remote::{HealthError, RemoteAddr, ServiceHealth, health};
 
 #[derive(Debug, Args)]
@@ -18,6 +19,8 @@ pub(super) struct HealthArgs {
     /// How long it may take, such as 500ms
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = humantime::parse_duration)]
     timeout: Duration,
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 /// Exit code: the service answers no calls.
@@ -29,7 +32,7 @@ const NO_ANSWER: u8 = 3;
 const UNKNOWN_SERVICE: u8 = 4;
 
 /// Prints the health of the service, and returns it as the exit code.
-pub(super) fn run(args: &HealthArgs) -> ExitCode {
+pub(super) fn run(args: HealthArgs) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -37,7 +40,7 @@ pub(super) fn run(args: &HealthArgs) -> ExitCode {
             return NO_ANSWER.into();
         }
     };
-    let asked = runtime.block_on(health(&args.addr, &args.service, args.timeout));
+    let asked = runtime.block_on(health(&args.addr, args.tls.read().as_ref(), &args.service, args.timeout));
     // Without waiting for the thread that may still resolve a name.
     runtime.shutdown_background();
     match asked {
@@ -53,9 +56,10 @@ pub(super) fn run(args: &HealthArgs) -> ExitCode {
             eprintln!("keyward: {error}");
             match error {
                 HealthError::Unknown { .. } => UNKNOWN_SERVICE.into(),
-                HealthError::Connect { .. } | HealthError::TimedOut { .. } | HealthError::Refused(_) => {
-                    NO_ANSWER.into()
-                }
+                HealthError::Endpoint(_)
+                | HealthError::Connect { .. }
+                | HealthError::TimedOut { .. }
+                | HealthError::Refused(_) => NO_ANSWER.into(),
             }
         }
     }

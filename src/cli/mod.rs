@@ -9,6 +9,7 @@ mod journal;
 mod rebuild;
 mod restore;
 mod serve;
+mod tls;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -171,7 +172,7 @@ impl Cli {
             Command::Backup(args) => backup::run(args),
             Command::Restore(args) => restore::run(args),
             Command::Check(args) => check::run(args),
-            Command::Health(args) => return health::run(&args),
+            Command::Health(args) => return health::run(args),
             Command::Journal(args) => journal::run(args),
             Command::AdminKey(args) => admin_key::run(args),
             Command::Rebuild(args) => rebuild::run(args),

@@ -22,8 +22,9 @@ pub enum RemoteAddr {
 impl RemoteAddr {
     /// The address as a URI.
     #[must_use]
-    pub fn uri(&self) -> String {
+    pub fn uri(&self, is_encrypted: bool) -> String {
         match self {
+            Self::Tcp { host, port } if is_encrypted => format!("https://{host}:{port}"),
             Self::Tcp { host, port } => format!("http://{host}:{port}"),
             Self::Unix(path) => format!("unix:{}", path.display()),
         }

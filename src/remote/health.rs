@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 
-use super::{RemoteAddr, root_cause};
+use super::tls::endpoint;
+use super::{ClientTls, EndpointError, RemoteAddr, failed_call, root_cause};
 use crate::grpc::pb::health::HealthCheckRequest;
 use crate::grpc::pb::health::health_check_response::ServingStatus;
 use crate::grpc::pb::health::health_client::HealthClient;
@@ -22,6 +22,9 @@ pub enum ServiceHealth {
 /// Why the health could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum HealthError {
+    /// No connection can be tried.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
     /// The server cannot be reached.
     #[error("no server answers at {addr}: {}", root_cause(source))]
     Connect {
@@ -46,8 +49,8 @@ pub enum HealthError {
         /// The service.
         service: String,
     },
-    /// The server answered with an error.
-    #[error("the server answered {:?}: {}", .0.code(), .0.message())]
+    /// The server answered with an error, or the connection broke.
+    #[error("{}", failed_call(.0))]
     Refused(#[from] Status),
 }
 
@@ -55,10 +58,15 @@ pub enum HealthError {
 ///
 /// # Errors
 /// See [`HealthError`]. `within` bounds all of it.
-pub async fn health(addr: &RemoteAddr, service: &str, within: Duration) -> Result<ServiceHealth, HealthError> {
+pub async fn health(
+    addr: &RemoteAddr,
+    tls: Option<&ClientTls>,
+    service: &str,
+    within: Duration,
+) -> Result<ServiceHealth, HealthError> {
     let of_addr = |source| HealthError::Connect { addr: addr.clone(), source };
     let asked = async {
-        let channel = Endpoint::from_shared(addr.uri()).map_err(of_addr)?.connect().await.map_err(of_addr)?;
+        let channel = endpoint(addr, tls)?.connect().await.map_err(of_addr)?;
         let request = Request::new(HealthCheckRequest { service: service.to_owned() });
         match HealthClient::new(channel).check(request).await {
             Ok(reply) if reply.get_ref().status() == ServingStatus::Serving => Ok(ServiceHealth::Serving),

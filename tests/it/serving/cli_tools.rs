@@ -9,6 +9,7 @@ use std::process::{Command, Output, Stdio};
 
 use keyward::grpc::pb;
 
+use crate::support::certificates::{Files, Usage, write};
 use crate::support::harness::{Site, disable, new_key};
 use crate::support::program::{Program, keyward, text};
 
@@ -54,6 +55,44 @@ fn health_tells_by_its_exit_code_how_a_server_is() {
     let (code, _, err) = run(&["health", "--addr", &addr, "--timeout", "200ms"]);
     assert_eq!(code, 3);
     assert!(err.contains("has not answered within 200ms"), "{err}");
+}
+
+#[test]
+fn the_tools_encrypt_where_the_server_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = Files::write(dir.path());
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let [certificate, server_key, ca] = ["server.pem", "server.key", "ca.pem"].map(path);
+    let shown = files.authority.issue(7, Usage::Client("spiffe://test/tools"));
+    write(&dir.path().join("client.pem"), &shown.certificate);
+    write(&dir.path().join("client.key"), &shown.key);
+    let (cert, key) = (path("client.pem"), path("client.key"));
+    let data = dir.path().join("data");
+    let serve = ["--tls-certificate", &certificate, "--tls-key", &server_key, "--tls-client-ca", &ca];
+    let program = Program::serve(&data, &serve);
+    let by_name = program.addr.replace("127.0.0.1", "localhost");
+    let identity = ["--ca", &ca, "--cert", &cert, "--key", &key];
+    for (addr, args, expected, says) in [
+        (&program.addr, &identity[..], 0, "SERVING\n"),
+        (&by_name, &[&identity[..], &["--server-name", "keyward.test"]].concat(), 0, "SERVING\n"),
+        (&by_name, &identity, 3, "certificate not valid for name"),
+        (&program.addr, &["--ca", &ca], 3, "the connection broke"),
+        (&program.addr, &["--tls"], 3, "invalid peer certificate"),
+        (&program.addr, &["--ca", "/nowhere"], 3, "/nowhere: No such file"),
+        (&program.addr, &["--ca", &key], 3, "has no certificate in PEM"),
+        (&program.addr, &[], 3, "see whether the server encrypts (--tls, --ca)"),
+        (&"unix:/x".to_owned(), &["--tls"], 3, "a Unix socket does not leave this machine"),
+        (&program.addr, &["--ca", &ca, "--cert", &cert], 2, "--key <FILE>"),
+    ] {
+        let (code, out, err) = run(&[&["health", "--addr", addr], args].concat());
+        assert_eq!(code, expected, "{args:?} {out} {err}");
+        assert!(format!("{out}{err}").contains(says), "{args:?} {out} {err}");
+    }
+    let admin = data.join("admin.key");
+    let backup = ["backup", "--server", &program.addr, "--key-file", admin.to_str().unwrap(), "-"];
+    let (code, _, err) = run(&[&backup[..], &identity].concat());
+    assert_eq!(code, 0, "{err}");
+    assert!(err.trim().ends_with("checked on the way"), "{err}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -287,7 +287,7 @@ async fn the_command_line_leaves_a_whole_backup_or_nothing() {
     let files = tempfile::tempdir().unwrap();
     let (to, unfinished) = (files.path().join("keys.kwb"), files.path().join("keys.kwb.new"));
     let key_file = site.dir.path().join("admin.key");
-    let server = Server { addr: site.addr().to_string().parse().unwrap(), key_file, format: 0 };
+    let server = Server { addr: site.addr().to_string().parse().unwrap(), tls: None, key_file, format: 0 };
     {
         let mut fetching = std::pin::pin!(keyward::remote::backup(&server, &to));
         while !unfinished.exists() && !to.exists() {

@@ -93,7 +93,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("indicatif", &["util"]),
     ("prometheus_client", &["metrics"]),
     ("rand", &["util"]),
-    ("rustls", &["server"]),
+    ("rustls", &["remote", "server"]),
     ("sd_listen_fds", &["server"]),
     ("tokio_rustls", &["server"]),
     ("x509_parser", &["server"]),
