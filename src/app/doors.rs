@@ -96,9 +96,9 @@ async fn bind_ops(settings: &Settings, sockets: &PassedSockets) -> Result<Option
     Ok(Some(listener))
 }
 
-fn tell(listen: &ListenAddr, services: Services, tls: bool) {
-    match services == Services::ALL {
-        true => tracing::info!(tls, %listen, "listening"),
-        false => tracing::info!(tls, ?services, %listen, "listening"),
-    }
+fn tell(listen: &ListenAddr, services: Services, is_encrypted: bool) {
+    // Fields that say nothing special are left out.
+    let services = (services != Services::ALL).then_some(tracing::field::debug(services));
+    let tls = is_encrypted.then_some(true);
+    tracing::info!(%listen, services, tls, "listening");
 }

@@ -186,7 +186,8 @@ fn verifier(
     }
     // The list is the only part that is not checked yet.
     let path = client.revoked.as_ref().unwrap_or(&client.authorities);
-    builder.build().map_err(|error| unusable(REVOKED, path, error.to_string()))
+    let advice = "a list must be of version 2, with a number (with openssl: crlnumber in its configuration)";
+    builder.build().map_err(|error| unusable(REVOKED, path, format!("{error}; {advice}")))
 }
 
 /// All objects of a kind in a file of PEM.

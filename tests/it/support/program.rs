@@ -65,7 +65,7 @@ impl Program {
         std::thread::spawn(move || log.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
         let mut program = Self { child, lines, seen: String::new(), addr: String::new() };
         let listening = program.wait_for("listen=");
-        program.addr = listening.split("listen=").nth(1).unwrap().trim().to_owned();
+        program.addr = listening.split("listen=").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
         program.wait_for("serving keys=");
         program
     }
