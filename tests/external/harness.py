@@ -207,6 +207,7 @@ class Grpcurl:
     address: str
     key: str | None = field(default=None, repr=False)
     transport: tuple[str, ...] = ()
+    plaintext: bool = True
 
     def with_key(self, key: str | None) -> Grpcurl:
         return replace(self, key=key)
@@ -214,7 +215,7 @@ class Grpcurl:
     def run(self, *arguments: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
         credential = ["-H", f"authorization: Bearer {self.key}"] if self.key else []
         return subprocess.run(
-            [GRPCURL_EXECUTABLE, "-plaintext", *self.transport, *credential, *options, self.address, *arguments],
+            [GRPCURL_EXECUTABLE, *(["-plaintext"] if self.plaintext else []), *self.transport, *credential, *options, self.address, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

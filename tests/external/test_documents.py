@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,18 @@ def test_a_backup_is_made_and_restored_as_printed(server: Server) -> None:
     assert set(server.data_dir.parent.iterdir()) == before, "no copy of the pepper is left where the program is built"
     assert "keys.kwb: 1 keys at revision 1" in told.stdout, told.stdout
     assert "restored to revision 1" in told.stdout, told.stdout
+
+
+def test_encryption_is_set_up_renewed_and_revoked_as_printed(server: Server, tmp_path: Path) -> None:
+    lines = "".join(blocks("sh", "Encrypt", OPERATING))
+    assert lines.count("target/release/keyward") == 4, "the section has changed: so must this test"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    (bin_dir / "grpcurl").symlink_to(GRPCURL_EXECUTABLE)
+    told = run_as_printed(lines.replace("50443", str(port)) + 'wait "$SERVER"\n', server, str(bin_dir))
+    assert '"keyId": "zapier"' in told and "2 keys at revision 2" in told, told
 
 
 def test_a_lost_administrator_is_replaced_as_printed(server: Server, tmp_path: Path) -> None:

@@ -1,0 +1,263 @@
+"""TLS, met by openssl, grpcio, grpcurl (grpc-go) and Envoy; certificates that change under load."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from harness import DEADLINE_SECONDS, Grpcurl, Server, command, environment
+from pki import Pki, serial_of
+
+RELOAD_SECONDS = float(os.environ.get("RELOAD_SECONDS", "6"))
+"""How long certificates change under load."""
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> Pki:
+    return Pki.make(tmp_path / "pki")
+
+
+@pytest.fixture
+def serve(data_dir: Path) -> Iterator[Callable[..., Server]]:
+    """Starts a server that encrypts. Its own health is not asked for in plaintext, as it is elsewhere."""
+    running: list[Server] = []
+
+    def serve(**settings: str) -> Server:
+        server = Server(data_dir, settings=settings)
+        running.append(server)
+        server.wait_for_log("serving")
+        return server
+
+    yield serve
+    for server in running:
+        server.clean_up()
+
+
+def channel(server: Server, pki: Pki, shows: str | None = "caller") -> grpc.Channel:
+    key, chain = (pki.read(f"{shows}.key"), pki.read(f"{shows}.pem")) if shows else (None, None)
+    credentials = grpc.ssl_channel_credentials(pki.read("ca.pem"), key, chain)
+    return grpc.secure_channel(server.address, credentials, [("grpc.use_local_subchannel_pool", 1)])
+
+
+def check(of: grpc.Channel) -> int:
+    request = health_pb2.HealthCheckRequest()
+    return health_pb2_grpc.HealthStub(of).Check(request, timeout=DEADLINE_SECONDS).status
+
+
+def s_client(server: Server, *options: str) -> str:
+    asked = ["openssl", "s_client", "-connect", server.address, *options]
+    told = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
+    return told.stdout + told.stderr
+
+
+def test_openssl_sees_the_versions_and_protocols_that_are_promised(serve: Callable[..., Server], pki: Pki) -> None:
+    server = serve(**pki.settings(demand=False))
+    trusts = ("-CAfile", pki.file("ca.pem"), "-verify_return_error")
+    for version, shown in (("-tls1_3", "TLSv1.3"), ("-tls1_2", "TLSv1.2")):
+        told = s_client(server, *trusts, version, "-alpn", "h2")
+        assert f"New, {shown}" in told and "ALPN protocol: h2" in told and "Verify return code: 0 (ok)" in told, told
+        assert "Secure Renegotiation IS NOT supported" in told or version == "-tls1_2", told
+    assert "no application protocol" in s_client(server, *trusts, "-alpn", "http/1.1").lower()
+    for version in ("-tls1", "-tls1_1"):
+        told = s_client(server, version, "-cipher", "DEFAULT@SECLEVEL=0")
+        assert "New, (NONE)" in told, told
+    # What was negotiated with weak ciphers of 1.2: nothing.
+    told = s_client(server, *trusts, "-tls1_2", "-cipher", "AES128-SHA:AES256-SHA:AES128-GCM-SHA256")
+    assert "New, (NONE)" in told, told
+
+
+def test_grpcio_and_grpcurl_show_certificates(serve: Callable[..., Server], pki: Pki) -> None:
+    server = serve(**pki.settings())
+    with channel(server, pki) as shows:
+        assert check(shows) == health_pb2.HealthCheckResponse.SERVING
+    with channel(server, pki, shows=None) as shows_none, pytest.raises(grpc.RpcError) as refused:
+        check(shows_none)
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    identity = ("-cacert", pki.file("ca.pem"), "-cert", pki.file("caller.pem"), "-key", pki.file("caller.key"))
+    grpcurl = Grpcurl(server.address, server.admin_key, identity, plaintext=False)
+    created = grpcurl.call("keyward.v1.KeyAdmin/CreateKey", display_name="Zapier")
+    verdict = grpcurl.call("keyward.v1.KeyVerify/Verify", secret=created["secret"])
+    assert verdict["decision"] == "DECISION_ALLOW"
+    shows_none_too = Grpcurl(server.address, server.admin_key, identity[:2], plaintext=False)
+    without = shows_none_too.run("list", options=("-connect-timeout", "2"))
+    assert without.returncode != 0 and without.stdout == "", without.stderr
+
+
+@contextmanager
+def calls(server: Server, pki: Pki, failed: list[str], seen: list[int]) -> Iterator[None]:
+    """Calls on one connection, and a new connection each tenth of a second, whose certificate is noted."""
+    end = threading.Event()
+    trusts = ssl.create_default_context(cafile=pki.file("ca.pem"))
+    trusts.set_alpn_protocols(["h2"])
+    trusts.load_cert_chain(pki.file("caller.pem"), pki.file("caller.key"))
+    host, port = server.address.split(":")
+
+    def hot() -> None:
+        with channel(server, pki) as on_one:
+            while not end.is_set():
+                try:
+                    check(on_one)
+                except grpc.RpcError as error:
+                    failed.append(f"on an open connection: {error}")
+
+    def anew() -> None:
+        while not end.wait(0.1):
+            try:
+                with channel(server, pki) as fresh:
+                    check(fresh)
+                with socket.create_connection((host, int(port))) as plain, trusts.wrap_socket(plain, server_hostname=host) as tls:
+                    der = tls.getpeercert(binary_form=True)
+                    assert der
+                    seen.append(serial_of(ssl.DER_cert_to_PEM_cert(der).encode()))
+            except (grpc.RpcError, OSError) as error:
+                failed.append(f"on a new connection: {error}")
+
+    threads = [threading.Thread(target=run) for run in (hot, anew)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_certificates_change_under_load_and_no_call_fails(serve: Callable[..., Server], pki: Pki) -> None:
+    server = serve(**pki.settings())
+    failed: list[str] = []
+    seen: list[int] = []
+    renewals, deadline = 0, time.monotonic() + RELOAD_SECONDS
+    with calls(server, pki, failed, seen):
+        while time.monotonic() < deadline or renewals < 3:
+            if renewals % 2:
+                # Broken in between: it must not be taken.
+                whole = pki.read("server.pem")
+                (pki.path / "server.pem").write_bytes(b"-----BEGIN CERTIFICATE-----\n")
+                os.kill(server.pid, signal.SIGHUP)
+                server.wait_for_log("the TLS files cannot be used; those that were read before stay in use")
+                (pki.path / "server.pem").write_bytes(whole)
+            pki.issue("server", "DNS:localhost,IP:127.0.0.1", "serverAuth")
+            expected = pki.serial("server.pem")
+            os.kill(server.pid, signal.SIGHUP)
+            began = time.monotonic()
+            while not seen or seen[-1] != expected:
+                assert time.monotonic() < began + DEADLINE_SECONDS and not failed, (failed, expected, seen)
+                time.sleep(0.02)
+            since = len(seen)
+            while len(seen) < since + 3:
+                assert time.monotonic() < began + DEADLINE_SECONDS
+                time.sleep(0.02)
+            assert set(seen[since:]) == {expected}, "an old certificate came back"
+            renewals += 1
+    assert not failed, failed
+    # Its log has errors, as it should: those of the broken files.
+    server.terminate()
+    assert server.wait() == 0
+
+
+def test_a_link_that_moves_is_seen_without_a_signal(serve: Callable[..., Server], pki: Pki) -> None:
+    """As Kubernetes changes a volume: the files are links through a link to a directory, which is replaced."""
+    volume = pki.path / "volume"
+    for version in ("first", "second"):
+        (volume / version).mkdir(parents=True)
+        if version == "second":
+            pki.issue("server", "DNS:localhost,IP:127.0.0.1", "serverAuth")
+        for name in ("server.pem", "server.key"):
+            (volume / version / name).write_bytes(pki.read(name))
+            (volume / version / name).chmod(0o600)
+    (volume / "..data").symlink_to("first")
+    for name in ("server.pem", "server.key"):
+        (volume / name).symlink_to(f"..data/{name}")
+    files = {"tls_certificate_file": str(volume / "server.pem"), "tls_key_file": str(volume / "server.key")}
+    server = serve(**files)
+    (volume / "..new").symlink_to("second")
+    (volume / "..new").rename(volume / "..data")
+    server.wait_for_log("the TLS certificate was read again")
+    told = s_client(server, "-alpn", "h2")
+    pem = told[told.index("-----BEGIN") : told.index("-----END")] + "-----END CERTIFICATE-----\n"
+    assert serial_of(pem.encode()) == serial_of((volume / "second" / "server.pem").read_bytes())
+
+
+PARENT = textwrap.dedent(
+    """
+    import os, socket, sys
+    held = socket.create_server(("127.0.0.1", 0), backlog=512)
+    print(held.getsockname()[1], flush=True)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            os.dup2(held.fileno(), 3)
+            os.set_inheritable(3, True)
+            names = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "calls"}
+            os.execve(sys.argv[1], sys.argv[1:], os.environ | names)
+        print(child, flush=True)
+        os.waitpid(child, 0)
+        print("ended", flush=True)
+    """
+)
+"""Holds a socket while the servers behind it come and go."""
+
+
+def test_a_socket_that_a_parent_holds_refuses_nobody_over_restarts(data_dir: Path) -> None:
+    serve = command(data_dir, "fd:calls")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, *serve],
+        env=environment() | {"PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert parent.stdin and parent.stdout
+    try:
+        port = int(parent.stdout.readline())
+        refused: list[str] = []
+        answered = threading.Semaphore(0)
+        end = threading.Event()
+
+        def connect() -> None:
+            while not end.wait(0.002):
+                try:
+                    with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]) as fresh:
+                        request = health_pb2.HealthCheckRequest()
+                        health_pb2_grpc.HealthStub(fresh).Check(request, timeout=DEADLINE_SECONDS)
+                        answered.release()
+                except grpc.RpcError as error:
+                    # A stop answers calls under way; what it says to one that it cannot take is no refusal of the socket.
+                    if "refused" in str(error).lower():
+                        refused.append(str(error))
+
+        client = threading.Thread(target=connect)
+        client.start()
+        for _ in range(3):
+            print(file=parent.stdin, flush=True)
+            child = int(parent.stdout.readline())
+            for _ in range(5):
+                assert answered.acquire(timeout=DEADLINE_SECONDS), "nobody answers"
+            os.kill(child, signal.SIGTERM)
+            assert parent.stdout.readline() == "ended\n"
+        # Nobody serves now, and yet there is a connection.
+        socket.create_connection(("127.0.0.1", port)).close()
+        end.set()
+        parent.stdin.close()
+        client.join(2 * DEADLINE_SECONDS)
+        assert not refused, refused
+    finally:
+        end.set()
+        parent.kill()
+        parent.wait()
