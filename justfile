@@ -25,6 +25,10 @@ test *FILTER:
 hyper *FILTER:
     tests/hyper {{FILTER}}
 
+# the integration tests within TLS: [FILTER...]
+tls *FILTER:
+    tests/tls {{FILTER}}
+
 # the program met by software of others: [pytest's arguments]
 external *ARGS:
     tests/external/run {{ARGS}}

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -150,17 +151,23 @@ impl Reader {
 impl Writer {
     /// Writes. Ignores a server that has closed.
     pub async fn write(&mut self, bytes: &[u8]) {
-        drop(self.0.write_all(bytes).await);
+        drop(self.flush_all(bytes).await);
     }
 
     /// Writes, and returns whether the server still reads.
     pub async fn try_write(&mut self, bytes: &[u8]) -> bool {
-        self.0.write_all(bytes).await.is_ok()
+        self.flush_all(bytes).await.is_ok()
     }
 
     /// Writes everything.
     pub async fn write_whole(&mut self, bytes: &[u8]) {
-        self.0.write_all(bytes).await.unwrap();
+        self.flush_all(bytes).await.unwrap();
+    }
+
+    /// A stream that encrypts may keep a part until it is flushed.
+    async fn flush_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes).await?;
+        self.0.flush().await
     }
 
     /// Sends WINDOW_UPDATE.

@@ -185,7 +185,13 @@ impl Detached {
 
 impl AsyncRead for Conn {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        with_stream!(&mut self.stream, io => Pin::new(io).poll_read(cx, buf))
+        let read = with_stream!(&mut self.stream, io => Pin::new(io).poll_read(cx, buf));
+        match read {
+            // Many clients close without the close_notify of TLS. What it guards against, an end that an
+            // attacker makes, HTTP/2 sees by its own frames.
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+            read => read,
+        }
     }
 }
 

@@ -238,7 +238,8 @@ def test_a_socket_that_a_parent_holds_refuses_nobody_over_restarts(data_dir: Pat
                         health_pb2_grpc.HealthStub(fresh).Check(request, timeout=DEADLINE_SECONDS)
                         answered.release()
                 except grpc.RpcError as error:
-                    # A stop answers calls under way; what it says to one that it cannot take is no refusal of the socket.
+                    # A stop answers calls under way; what it says to one that it cannot take is no refusal of
+                    # the socket.
                     if "refused" in str(error).lower():
                         refused.append(str(error))
 

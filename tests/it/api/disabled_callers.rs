@@ -11,12 +11,12 @@ use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use tonic::body::Body;
 use tonic::codegen::http::Request;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tower_service::Service;
 
 use crate::support::h2peer::prefixed;
-use crate::support::harness::{Issued, Site, error_reason, new_key};
+use crate::support::harness::{Issued, Site, endpoint, error_reason, new_key};
 use crate::support::rpcs::{Pieces, http_body_of, request, rest_of};
 
 /// For each call that takes a credential, a request that would be answered.
@@ -177,8 +177,7 @@ async fn a_long_reply_breaks_off_when_its_caller_is_disabled() {
     for (path, message) in [("/keyward.v1.KeyAdmin/Backup", vec![]), ("/keyward.v1.KeyAdmin/ListKeys", list)] {
         let caller = administrator(&site).await;
         let keyward::server::addr::ListenAddr::Tcp(addr) = site.addr() else { panic!("a TCP listener") };
-        let endpoint = Endpoint::from_shared(format!("http://{addr}")).unwrap();
-        let mut channel = endpoint.initial_stream_window_size(64 * 1024).connect().await.unwrap();
+        let mut channel = endpoint(&addr).initial_stream_window_size(64 * 1024).connect().await.unwrap();
         let request = Request::post(format!("http://keyward{path}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")

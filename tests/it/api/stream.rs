@@ -10,11 +10,10 @@ use prost::Message;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 use tonic::{Code, Status, Streaming};
 
 use crate::support::harness::{
-    Handle, Issued, Site, after_start, ask, bad_fields, error_reason, new_key, strings, update,
+    Handle, Issued, Site, after_start, ask, bad_fields, endpoint, error_reason, new_key, strings, update,
 };
 
 /// Far longer than anything takes here.
@@ -264,7 +263,7 @@ async fn whoever_sends_and_does_not_read_is_held_back_and_loses_nothing() {
     let labels = (0..20).map(|number| (format!("label-{number}"), "x".repeat(100))).collect();
     let issued = site.admin().issued(pb::CreateKeyRequest { labels, ..new_key("Key", &[]) }).await;
     let app = site.app();
-    let endpoint = Endpoint::from_shared(format!("http://{}", app.addrs()[0])).unwrap();
+    let endpoint = endpoint(&app.addrs()[0]);
     let channel = endpoint.initial_stream_window_size(65_535).connect().await.unwrap();
     let caller = Handle::new(channel, Some(site.admin_secret().to_owned()));
     let Talk { requests, mut answers } = Talk::open(&caller).await;

@@ -18,10 +18,9 @@ use keyward_core::record::{KeyRecord, KeySpec};
 use tempfile::TempDir;
 use tokio::time::advance;
 use tonic::Code;
-use tonic::transport::Endpoint;
 
 use crate::storage::retention::{segments, snapshots, wait_until};
-use crate::support::harness::{Handle, Site, error_reason, new_key, small_settings, update};
+use crate::support::harness::{Handle, Site, endpoint, error_reason, new_key, small_settings, update};
 use crate::support::local_store::{commit, key, options};
 
 const SEGMENT_BYTES: u64 = 64 * 1024;
@@ -260,8 +259,7 @@ async fn who_reads_a_backup_slowly_is_told_which_limit_it_met() {
     let (site, keys) = site_with_large_keys(1_800).await;
     let admin = site.admin();
     // A reader with a small window, so that little of it is on its way.
-    let endpoint = Endpoint::from_shared(format!("http://{}", site.addr())).unwrap();
-    let slow = endpoint.initial_stream_window_size(64 * 1024).connect_lazy();
+    let slow = endpoint(&site.addr()).initial_stream_window_size(64 * 1024).connect_lazy();
     let mut backup = Handle::new(slow, Some(site.admin_secret().to_owned())).backup().await.unwrap();
     let changes = keys.iter().map(|key| async {
         let changed = pb::Key { display_name: "Changed".into(), ..key.clone() };

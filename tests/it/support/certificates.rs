@@ -1,5 +1,6 @@
 //! Authorities, certificates and keys, made for a test; and clients that show them.
 
+use std::fmt::Display;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -140,13 +141,18 @@ impl Files {
 
     /// A channel of a client that trusts the authority and shows a certificate.
     pub(crate) fn channel(&self, addr: SocketAddr, shown: Option<&Pair>) -> Channel {
+        self.endpoint(&addr, shown).connect_lazy()
+    }
+
+    /// The same, not connected.
+    pub(crate) fn endpoint(&self, addr: &impl Display, shown: Option<&Pair>) -> Endpoint {
         let trusts =
             ClientTlsConfig::new().ca_certificate(Certificate::from_pem(self.authority.pem())).domain_name(SERVER);
         let config = match shown {
             Some(pair) => trusts.identity(Identity::from_pem(&pair.certificate, &pair.key)),
             None => trusts,
         };
-        Endpoint::from_shared(format!("https://{addr}")).unwrap().tls_config(config).unwrap().connect_lazy()
+        Endpoint::from_shared(format!("https://{addr}")).unwrap().tls_config(config).unwrap()
     }
 
     /// What a client offers that trusts the authority, shows a certificate and speaks these versions.
@@ -177,6 +183,10 @@ impl Files {
 
 /// Makes a handshake.
 pub(crate) async fn handshake(addr: SocketAddr, config: ClientConfig) -> std::io::Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(addr).await?;
+    encrypt(TcpStream::connect(addr).await?, config).await
+}
+
+/// Makes a handshake on an open connection.
+pub(crate) async fn encrypt(stream: TcpStream, config: ClientConfig) -> std::io::Result<TlsStream<TcpStream>> {
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(SERVER).unwrap(), stream).await
 }

@@ -6,9 +6,11 @@ use std::ops::{Deref, DerefMut};
 pub(crate) use grpc_h2::testing::*;
 use keyward::server::addr::ListenAddr;
 use prost::Message;
+use rustls::version::TLS13;
 use tokio::net::TcpStream;
 
-use crate::support::harness::Site;
+use super::certificates::encrypt;
+use super::harness::{Site, TLS};
 
 pub(crate) const VERIFY: &str = "/keyward.v1.KeyVerify/Verify";
 
@@ -39,6 +41,11 @@ impl Peer {
         let ListenAddr::Tcp(addr) = addr else { panic!("a TCP listener") };
         let stream = TcpStream::connect(addr).await.unwrap();
         stream.set_nodelay(true).unwrap();
+        if let Some((_, files)) = &*TLS {
+            let stream = encrypt(stream, files.client(&[&TLS13], &[b"h2"], None)).await.unwrap();
+            let (reader, writer) = tokio::io::split(stream);
+            return Self(grpc_h2::testing::Peer::new(reader, writer));
+        }
         let (reader, writer) = stream.into_split();
         Self(grpc_h2::testing::Peer::new(reader, writer))
     }

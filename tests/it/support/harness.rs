@@ -1,7 +1,8 @@
 //! A server to test against, and handles to call it by.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use futures_util::Stream;
 use keyward::app::{App, Deps, Engine, StartError};
@@ -24,6 +25,8 @@ use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt;
+
+use super::certificates::Files;
 
 /// When the tests' clock begins: 2026-01-01T00:00:00Z.
 pub(crate) const START: UnixMillis = UnixMillis(1_767_225_600_000);
@@ -189,6 +192,28 @@ pub(crate) fn small_settings(dir: &Path) -> Settings {
     Settings { journal_segment_bytes: 64 * 1024, ..settings(dir, "off") }
 }
 
+/// Certificates by which the servers of tests encrypt, where `TESTS_OVER_TLS` is set: tests/tls sets it.
+pub(crate) static TLS: LazyLock<Option<(TempDir, Files)>> = LazyLock::new(|| {
+    std::env::var_os("TESTS_OVER_TLS")?;
+    let dir = tempfile::tempdir().unwrap();
+    let files = Files::write(dir.path());
+    Some((dir, files))
+});
+
+/// Settings of a server that encrypts, if those of tests do.
+pub(crate) fn perhaps_encrypted(settings: Settings) -> Settings {
+    let tls = TLS.as_ref().map(|(_, files)| files.settings(None));
+    Settings { tls, ..settings }
+}
+
+/// What connects to such a server.
+pub(crate) fn endpoint(addr: &impl Display) -> Endpoint {
+    match &*TLS {
+        Some((_, files)) => files.endpoint(addr, None),
+        None => Endpoint::from_shared(format!("http://{addr}")).unwrap(),
+    }
+}
+
 fn settings(dir: &Path, ops_listen: &str) -> Settings {
     let flags = Flags {
         data_dir: Some(dir.to_owned()),
@@ -197,7 +222,7 @@ fn settings(dir: &Path, ops_listen: &str) -> Settings {
         log_filter: Some("off".into()),
         ..Flags::default()
     };
-    Settings::load(&flags, None).unwrap().settings
+    perhaps_encrypted(Settings::load(&flags, None).unwrap().settings)
 }
 
 async fn start(
@@ -211,8 +236,7 @@ async fn start(
     let deps = Deps { clock, entropy, sockets: PassedSockets::default(), reload: Reload::default(), engine };
     let app = App::start(settings, deps).await?;
     let ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!("a TCP listener") };
-    let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
-    Ok((app, channel))
+    Ok((app, endpoint(&addr).connect_lazy()))
 }
 
 /// The local engine's own error, because of which a server does not start.

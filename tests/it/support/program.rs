@@ -7,9 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
 use tempfile::TempDir;
-use tonic::transport::Endpoint;
 
-use super::harness::Handle;
+use super::harness::{Handle, TLS, endpoint};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_keyward");
 
@@ -54,6 +53,12 @@ impl Program {
 
     fn begin(mut command: Command, dir: &Path, args: &[&str]) -> Self {
         command.args(["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(dir).args(args);
+        if let Some((_, files)) = &*TLS {
+            let file = |name| files.dir.join(name);
+            command
+                .env("KEYWARD_TLS_CERTIFICATE_FILE", file("server.pem"))
+                .env("KEYWARD_TLS_KEY_FILE", file("server.key"));
+        }
         Self::of(command.stderr(Stdio::piped()).spawn().unwrap())
     }
 
@@ -93,7 +98,7 @@ impl Program {
     }
 
     pub(crate) fn caller(&self, secret: &str) -> Handle {
-        let channel = Endpoint::from_shared(format!("http://{}", self.addr)).unwrap().connect_lazy();
+        let channel = endpoint(&self.addr).connect_lazy();
         Handle::new(channel, Some(secret.to_owned()))
     }
 

@@ -14,9 +14,9 @@ use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 
+use crate::support::harness::endpoint;
 use crate::support::program::{Program, admin_of};
 
 /// What a message of the longest kind may take: itself as it comes, whole, and as it is read, and what the
@@ -130,7 +130,7 @@ fn kibibytes(program: &Program, line: &str) -> u64 {
 
 /// How much more memory than before a call takes at its height, and what it is answered.
 async fn growth(program: &Program, admin: &str, path: &str, message: Vec<u8>) -> (u64, Result<(), Status>) {
-    let channel = Endpoint::from_shared(format!("http://{}", program.addr)).unwrap().connect().await.unwrap();
+    let channel = endpoint(&program.addr).connect().await.unwrap();
     // The height is from now on.
     fs::write(format!("/proc/{}/clear_refs", program.pid()), "5").unwrap();
     let before = kibibytes(program, "VmRSS");

@@ -17,7 +17,7 @@ use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 use crate::support::h2peer::*;
-use crate::support::harness::{START, Site, ask};
+use crate::support::harness::{START, Site, ask, perhaps_encrypted};
 
 /// A server on this runtime, whose clock is paused.
 async fn here(dir: &tempfile::TempDir) -> App {
@@ -32,7 +32,8 @@ pub(crate) async fn here_with(dir: &tempfile::TempDir, change: fn(&mut Settings)
         ops_listen: Some("off".into()),
         ..Flags::default()
     };
-    let mut settings = Settings { serving_threads: 0, ..Settings::load(&flags, None).unwrap().settings };
+    let settings = perhaps_encrypted(Settings::load(&flags, None).unwrap().settings);
+    let mut settings = Settings { serving_threads: 0, ..settings };
     change(&mut settings);
     let deps = Deps {
         clock: Arc::new(ManualClock::at(START)),

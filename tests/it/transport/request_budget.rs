@@ -10,12 +10,12 @@ use keyward::grpc::pb::{self, Reason};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::support::h2peer::*;
-use crate::support::harness::{Handle, Site, ask};
+use crate::support::harness::{Handle, Site, ask, endpoint};
 use crate::support::ops_client::{get, value};
 use crate::support::program::{Program, admin_of};
 
@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A connection of its own.
 fn channel(site: &Site) -> Channel {
-    Endpoint::from_shared(format!("http://{}", site.addr())).unwrap().connect_lazy()
+    endpoint(&site.addr()).connect_lazy()
 }
 
 fn whole() -> HealthCheckRequest {
