@@ -16,7 +16,8 @@ use crate::server::passed::PassedSockets;
 use crate::server::tls::reload::Reload;
 use crate::telemetry::{self, Log};
 use crate::util::system::{
-    SystemClock, SystemEntropy, check_clock, check_files, check_threads, lower_priority, server_threads, set_limits,
+    HugePages, SystemClock, SystemEntropy, check_clock, check_files, check_threads, lower_priority, server_threads,
+    set_limits,
 };
 
 #[derive(Debug, Args)]
@@ -48,6 +49,8 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
     check_threads(server_threads(settings.serving_threads))?;
     let log = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
     set_limits();
+    // Before the index and the table take theirs.
+    HugePages::forbid();
     check_files(settings.serving_threads)?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if settings.serving_threads > 0 {

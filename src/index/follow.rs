@@ -19,15 +19,18 @@ use super::{Index, checkpoint};
 use crate::store::{ChunkWriter, InUse, MaterializedView, Store, StoreError};
 use crate::util::fatal::die;
 use crate::util::progress::Progress;
+use crate::util::system::HugePages;
 
 /// Applies every change of the store to the index, until `stop`. An index that cannot follow would answer
 /// from old data for ever, so then the process ends.
 pub async fn follow_log(store: Arc<dyn Store>, index: Arc<Index>, stop: CancellationToken) {
+    let huge_pages = HugePages::default();
     let following = async {
         loop {
             match store.changes(index.revision()) {
                 Ok(mut changes) => {
                     while let Ok(Some(batch)) = changes.next().await {
+                        huge_pages.allow_for(index.len());
                         index.apply(&batch);
                     }
                 }
@@ -67,6 +70,7 @@ async fn catch_up(store: &dyn Store, index: &Index) -> Result<(), StoreError> {
 pub struct IndexLoader {
     index: Arc<Index>,
     loaded: Mutex<Option<oneshot::Sender<Revision>>>,
+    huge_pages: HugePages,
 }
 
 impl IndexLoader {
@@ -75,12 +79,13 @@ impl IndexLoader {
     #[must_use]
     pub fn new(index: Arc<Index>) -> (Self, oneshot::Receiver<Revision>) {
         let (sender, loaded) = oneshot::channel();
-        (Self { index, loaded: Mutex::new(Some(sender)) }, loaded)
+        (Self { index, loaded: Mutex::new(Some(sender)), huge_pages: HugePages::default() }, loaded)
     }
 }
 
 impl MaterializedView for IndexLoader {
     fn load(&self, records: &[Record]) {
+        self.huge_pages.allow_for(self.index.len());
         self.index.apply_records(records);
     }
 
@@ -131,6 +136,7 @@ impl MaterializedView for IndexLoader {
     }
 
     fn read_chunk(&self, number: usize, bytes: &[u8]) -> Option<()> {
+        self.huge_pages.allow_for(self.index.len());
         self.index.read_chunk(number, bytes)
     }
 
