@@ -67,8 +67,9 @@ use crate::store::{StoreError, TableStats};
 use crate::util::files::{create_private_dir, lock_with_retry, with_path};
 use crate::util::progress::Progress;
 
-/// sled's cache. The hot reads are served by the index.
-const CACHE_BYTES: u64 = 64 * 1024 * 1024;
+/// sled's cache, by its own count: what is resident is two to three times that. The hot reads are served by
+/// the index, and what is read of the table comes from the kernel's cache of its files.
+const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// How often sled flushes by itself. Durability comes from the journal; this only shortens the replay after a
 /// crash.
 const FLUSH_EVERY_MS: u64 = 1_000;
