@@ -113,7 +113,7 @@ impl Opening {
     /// Opens the directory. If the disk is full, the view is loaded first, without writing anything, so that
     /// verdicts are answered; the store is opened when there is room.
     async fn run(self, on_wait_for_room: &(dyn Fn(bool) + Send + Sync)) -> Result<LocalStore, EngineError> {
-        let (mut filled, mut needed) = (None, FREE_BYTES_EXHAUSTED);
+        let (mut filled, mut needed, mut shows) = (None, FREE_BYTES_EXHAUSTED, true);
         loop {
             let free = self.free().await?;
             if free < needed {
@@ -127,7 +127,7 @@ impl Opening {
                 if filled.is_none() {
                     filled = self.fill().await?;
                 }
-                self.wait_for_room(needed).await?;
+                self.wait_for_room(needed, shows).await?;
                 tracing::info!("the start is tried again");
             }
             let (opened, now_filled) = self.try_open(filled).await?;
@@ -142,6 +142,7 @@ impl Opening {
                     if filled.is_none() {
                         self.view.reset();
                     }
+                    shows = matches!(error, OpenError::NoRoomForTable { .. });
                     needed = self.free().await?.saturating_add(FREE_BYTES_EXHAUSTED);
                 }
                 Err(error) => return Err(error.into()),
@@ -149,10 +150,12 @@ impl Opening {
         }
     }
 
-    /// Waits until an attempt may succeed: below [`FREE_BYTES_EXHAUSTED`] it would fail again.
-    async fn wait_for_room(&self, needed: u64) -> Result<(), EngineError> {
+    /// Waits until an attempt may succeed: below [`FREE_BYTES_EXHAUSTED`] it would fail again, and without
+    /// more free bytes too if the lack `shows` in them.
+    async fn wait_for_room(&self, needed: u64, shows: bool) -> Result<(), EngineError> {
         let began = Instant::now();
-        let may_try = |free| free >= needed || (free >= FREE_BYTES_EXHAUSTED && began.elapsed() >= OPEN_RETRY_INTERVAL);
+        let may_try =
+            |free| free >= needed || (!shows && free >= FREE_BYTES_EXHAUSTED && began.elapsed() >= OPEN_RETRY_INTERVAL);
         while !may_try(self.free().await?) {
             if self.give_up.run_until_cancelled(sleep(FREE_SPACE_POLL_INTERVAL)).await.is_none() {
                 return Err(OpenError::GaveUp { dir: self.dir.path().to_owned() }.into());

@@ -156,6 +156,14 @@ pub enum OpenError {
         /// Needed bytes.
         needed: u64,
     },
+    /// The table cannot be brought up to the journal without the space that is kept for stopping keys.
+    #[error("the disk of {dir} has {free} bytes free, and the table is not complete: make room")]
+    NoRoomForTable {
+        /// The directory.
+        dir: PathBuf,
+        /// Free bytes.
+        free: u64,
+    },
     /// The start was given up while waiting for disk space.
     #[error("the disk of {dir} is full, and the start was given up before there was room")]
     GaveUp {
@@ -230,6 +238,7 @@ impl OpenError {
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         let cause = match self {
+            Self::NoRoomForTable { .. } => return true,
             Self::Io(error) | Self::Table(TableError::Disk(error)) => error,
             Self::Journal(JournalError::Io { source, .. }) => source,
             _ => return false,
@@ -257,6 +266,7 @@ impl OpenError {
             | Self::NotEmpty { .. }
             | Self::NotADirectory { .. }
             | Self::DiskFull { .. }
+            | Self::NoRoomForTable { .. }
             | Self::GaveUp { .. }
             | Self::ForeignJournal { .. }
             | Self::NothingToBuildFrom { .. }

@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -18,6 +18,7 @@ use keyward::server::passed::PassedSockets;
 use keyward::server::tls::reload::Reload;
 use keyward::store::Store;
 use keyward::store::engine::{EngineError, LockedEngine, OpenContext, StorageEngine};
+use keyward::store::local::disk_space::{FREE_BYTES_EXHAUSTED, FREE_BYTES_MIN};
 use keyward::store::local::{LocalEngine, OpenError};
 use keyward::store::memory::MemoryEngine;
 use keyward_core::clock::{Clock, ManualClock};
@@ -308,6 +309,42 @@ async fn a_start_on_a_full_disk_answers_verdicts_and_goes_on_when_there_is_room(
     admin.create(new_key("In time", &[])).await.unwrap();
     admin.disable(pb::DisableKeyRequest { key_id: issued.key.key_id, ..Default::default() }).await.unwrap();
     assert_eq!(admin.reason(&issued.secret).await, Reason::Disabled);
+    app.stop().await.unwrap();
+}
+
+/// The table must be built, and the disk has room for a part of it: that part goes again, and leaves the room
+/// that is kept for stopping keys.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_without_room_is_not_left_half_built_and_verdicts_go_on() {
+    static TABLE: OnceLock<PathBuf> = OnceLock::new();
+    static IS_SMALL: AtomicBool = AtomicBool::new(true);
+    /// What is free on a small disk, and what is left of it once the table is begun.
+    fn free_bytes(_: &File) -> io::Result<u64> {
+        Ok(match IS_SMALL.load(Ordering::SeqCst) {
+            true if TABLE.get().unwrap().join("db").exists() => FREE_BYTES_EXHAUSTED - 1,
+            true => FREE_BYTES_MIN,
+            false => 2 * FREE_BYTES_MIN,
+        })
+    }
+    let (place, issued) = Place::with_a_key().await;
+    let table = TABLE.get_or_init(|| place.data().join("table"));
+    fs::remove_dir_all(table).unwrap();
+    let (starting, _) = place.begin(LocalEngine { free_bytes, ..place.local() });
+    verdicts_are_answered(&place.sockets()[0]).await;
+    let admin = place.admin();
+    assert_eq!(admin.reason(&issued.secret).await, Reason::Ok);
+    // Verdicts may have come before the table was begun.
+    let begun = Instant::now();
+    let refused = async || admin.create(new_key("Too early", &[])).await.unwrap_err();
+    while error_reason(&refused().await) != "DISK_FULL" {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the start does not wait for room");
+    }
+    assert_eq!(refused().await.code(), Code::Unavailable, "the start has gone on without room");
+    assert!(!starting.is_finished() && !table.exists(), "a part of a table is left");
+
+    IS_SMALL.store(false, Ordering::SeqCst);
+    let app = starting.await.unwrap().unwrap();
+    admin.create(new_key("In time", &[])).await.unwrap();
     app.stop().await.unwrap();
 }
 

@@ -9,6 +9,7 @@ use keyward_core::event::Revision;
 use crate::store::MaterializedView;
 use crate::store::local::checkpoint::snapshot::{self, SnapshotError};
 use crate::store::local::dir::LockedDir;
+use crate::store::local::disk_space::{FREE_BYTES_EXHAUSTED, FreeBytes};
 use crate::store::local::error::OpenError;
 use crate::store::local::journal::scan::{End, scan_after};
 use crate::store::local::journal::{ChainKey, Position};
@@ -20,9 +21,39 @@ use crate::util::progress::Progress;
 /// Rows in one transaction, unless there are fewer.
 const ROWS: usize = 512;
 
+/// The disk that a table is written to before the store is open. What is kept free for changes that stop keys
+/// is not for the table.
+#[derive(Clone, Copy)]
+pub(super) struct Room<'a> {
+    pub(super) dir: &'a LockedDir,
+    pub(super) free_bytes: FreeBytes,
+}
+
+impl Room<'_> {
+    /// Whether more may be written. How much a table will take is not known: that depends on sled.
+    fn check(&self) -> Result<(), OpenError> {
+        match self.dir.free_bytes(self.free_bytes)? {
+            FREE_BYTES_EXHAUSTED.. => Ok(()),
+            free => Err(OpenError::NoRoomForTable { dir: self.dir.path().to_owned(), free }),
+        }
+    }
+}
+
 /// Moves the old table aside and builds a new one. The old one is only touched if there is something to build
-/// from, and is put back if the build fails.
-pub(in crate::store::local) fn rebuild(dir: &LockedDir, key: &ChainKey, end: &End) -> Result<Table, OpenError> {
+/// from, and is put back if the build fails. If there is no room for the new one, it is removed again.
+pub(super) fn rebuild(room: Room<'_>, key: &ChainKey, end: &End) -> Result<Table, OpenError> {
+    let built = build(room, key, end);
+    if built.as_ref().is_err_and(OpenError::is_disk_full) {
+        let table = room.dir.table();
+        if let Err(error) = fs::remove_dir_all(&table).and_then(|()| put_back(&table)) {
+            tracing::error!(path = %table.display(), %error, "a table that was begun without room cannot be removed");
+        }
+    }
+    built
+}
+
+fn build(room: Room<'_>, key: &ChainKey, end: &End) -> Result<Table, OpenError> {
+    let dir = room.dir;
     let checksum_key = ChecksumKey::of(key);
     let (bases, mut unsound) = bases(dir, &checksum_key, end)?;
     if bases.is_empty() && end.start != Position::START {
@@ -31,11 +62,12 @@ pub(in crate::store::local) fn rebuild(dir: &LockedDir, key: &ChainKey, end: &En
     set_aside(&dir.table())?;
     for path in bases {
         let table = Table::open(&dir.table(), key).map_err(OpenError::Table)?;
-        match load(&table, &path, &checksum_key) {
-            Ok(()) if catch_up(&dir.journal(), key, &table, end, &())? => return Ok(table),
+        match load(room, &table, &path, &checksum_key) {
+            Ok(()) if catch_up(room, key, &table, end, &())? => return Ok(table),
             Ok(()) => unsound = Some((path, "it is not of this journal".to_owned())),
             Err(LoadError::Snapshot(error)) => unsound = Some((path, error.to_string())),
             Err(LoadError::Table(error)) => return Err(OpenError::Table(error)),
+            Err(LoadError::Room(error)) => return Err(error),
         }
         if let Some((path, why)) = &unsound {
             tracing::error!(path = %path.display(), %why, "a snapshot is of no use");
@@ -46,7 +78,7 @@ pub(in crate::store::local) fn rebuild(dir: &LockedDir, key: &ChainKey, end: &En
     // Without a snapshot, the journal must be complete.
     if end.start == Position::START {
         let table = Table::open(&dir.table(), key).map_err(OpenError::Table)?;
-        if catch_up(&dir.journal(), key, &table, end, &())? {
+        if catch_up(room, key, &table, end, &())? {
             return Ok(table);
         }
         return Err(OpenError::Table(TableError::Unsound("an empty table does not fit the journal")));
@@ -86,7 +118,7 @@ pub(super) fn nothing_to_build_from(dir: &LockedDir, end: &End, unsound: Unsound
 /// Writes the changes that the table lacks. `false`: its position is not in this journal, and nothing was
 /// written.
 pub(super) fn catch_up(
-    journal: &Path,
+    room: Room<'_>,
     key: &ChainKey,
     table: &Table,
     end: &End,
@@ -99,9 +131,9 @@ pub(super) fn catch_up(
     let lacking = end.changes_after(applied.revision);
     tracing::info!(from = applied.revision.0, to = end.position.revision.0, "bringing the table up to the journal");
     let progress = Progress::begin("replaying the journal, in changes", lacking);
-    let mut replay = Replay { table, view, end: end.position, progress, rows: vec![], failed: None };
+    let mut replay = Replay { room, table, view, end: end.position, progress, rows: vec![], failed: None };
     let mut met = applied == end.start;
-    scan_after(journal, key, applied.revision, |entries: Vec<pb::JournalEntry>, to| {
+    scan_after(&room.dir.journal(), key, applied.revision, |entries: Vec<pb::JournalEntry>, to| {
         if met {
             replay.add(&entries, to);
         }
@@ -144,6 +176,7 @@ pub(super) fn aside_of(table: &Path) -> PathBuf {
 enum LoadError {
     Snapshot(SnapshotError),
     Table(TableError),
+    Room(OpenError),
 }
 
 impl From<SnapshotError> for LoadError {
@@ -153,7 +186,7 @@ impl From<SnapshotError> for LoadError {
 }
 
 /// Fills an empty table from a snapshot. The position is written with the last rows.
-fn load(table: &Table, path: &PathBuf, key: &ChecksumKey) -> Result<(), LoadError> {
+fn load(room: Room<'_>, table: &Table, path: &PathBuf, key: &ChecksumKey) -> Result<(), LoadError> {
     let file = File::open(path).map_err(SnapshotError::from)?;
     let bytes = file.metadata().map_err(SnapshotError::from)?.len();
     tracing::info!(path = %path.display(), "building the table from a snapshot");
@@ -163,6 +196,7 @@ fn load(table: &Table, path: &PathBuf, key: &ChecksumKey) -> Result<(), LoadErro
         progress.advance(row.bytes.len() as u64);
         rows.push(row);
         if rows.len() == ROWS {
+            room.check().map_err(LoadError::Room)?;
             table.apply(&rows, Position::START).map_err(LoadError::Table)?;
             rows.clear();
         }
@@ -174,6 +208,7 @@ fn load(table: &Table, path: &PathBuf, key: &ChecksumKey) -> Result<(), LoadErro
 
 /// A replay of the journal into the table.
 struct Replay<'a> {
+    room: Room<'a>,
     table: &'a Table,
     view: &'a dyn MaterializedView,
     end: Position,
@@ -198,7 +233,8 @@ impl Replay<'_> {
             }
         }
         if self.failed.is_none() && (self.rows.len() >= ROWS || to == self.end) {
-            self.failed = self.table.apply(&self.rows, to).err().map(OpenError::Table);
+            let apply = || self.table.apply(&self.rows, to).map_err(OpenError::Table);
+            self.failed = self.room.check().and_then(|()| apply()).err();
             self.rows.clear();
         }
         self.progress.advance(entries.len() as u64);

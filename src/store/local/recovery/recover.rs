@@ -17,7 +17,7 @@ use keyward_core::head::Head;
 use keyward_core::record::LogId;
 use parking_lot::Mutex;
 
-use super::rebuild::{catch_up, rebuild, rows_of};
+use super::rebuild::{Room, catch_up, rebuild, rows_of};
 use crate::store::MaterializedView;
 use crate::store::local::checkpoint::index_checkpoint::{self, Checkpoint, CheckpointKey, CheckpointLoad};
 use crate::store::local::checkpoint::schedule::bytes_after;
@@ -116,14 +116,13 @@ pub(in crate::store::local) fn recover(
     if let Some(table) = &table {
         table.migrate_layout().map_err(OpenError::Table)?;
     }
+    let room = Room { dir, free_bytes: options.free_bytes };
     let (table, rebuilt) = match table {
-        Some(table) if sound == TablePolicy::Keep && catch_up(&dir.journal(), &key, &table, &end, lacking)? => {
-            (table, false)
-        }
+        Some(table) if sound == TablePolicy::Keep && catch_up(room, &key, &table, &end, lacking)? => (table, false),
         unfit => {
             drop(unfit);
             lacking.reset();
-            let built = rebuild(dir, &key, &end)?;
+            let built = rebuild(room, &key, &end)?;
             // It was built from checked records, but the view must hold what the table holds.
             built.check(lacking).map_err(OpenError::Table)?;
             // A first start rebuilds nothing.
