@@ -12,7 +12,7 @@ use tonic::transport::Endpoint;
 
 use crate::api::administrators::write_to;
 use crate::support::harness::{Handle, Issued, START, Site, disable, new_key};
-use crate::support::program::{Killed, PROGRAM, Program, admin_of, keyward, text};
+use crate::support::program::{Killed, Program, admin_of, keyward, program, text};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refused_calls_do_not_fill_the_log() {
@@ -285,7 +285,7 @@ fn a_low_limit_of_open_files_is_told_with_what_it_leaves() {
     let dir = tempfile::tempdir().unwrap();
     let mut shell = Command::new("sh");
     let script =
-        format!("ulimit -n 200 && exec {PROGRAM} serve --listen 127.0.0.1:0 --ops-listen off --data-dir \"$0\"");
+        format!("ulimit -n 200 && exec {} serve --listen 127.0.0.1:0 --ops-listen off --data-dir \"$0\"", program());
     let shell = shell.args(["-c", &script]).arg(dir.path()).env_clear().stdin(Stdio::null()).stderr(Stdio::piped());
     let program = Program::of(shell.spawn().unwrap());
     assert!(program.seen.contains("leaves room for fewer connections than 8192"), "{}", program.seen);

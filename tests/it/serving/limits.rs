@@ -25,7 +25,7 @@ fn limited(limits: &str, dir: &Path) -> Command {
     let program = dir.join("keyward");
     if !program.exists() {
         // Where another user finds it.
-        fs::copy(env!("CARGO_BIN_EXE_keyward"), &program).unwrap();
+        fs::copy(crate::support::program::program(), &program).unwrap();
     }
     let serve = format!("{limits} && exec \"$0\" serve --listen 127.0.0.1:0 --ops-listen off --data-dir \"$1\"");
     command.args(["-c", &serve]).arg(program).arg(dir.join("data"));

@@ -10,7 +10,11 @@ use tempfile::TempDir;
 
 use super::harness::{Handle, TLS, endpoint};
 
-pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_keyward");
+/// The program that is tested: the one in `KEYWARD_BIN`, such as a release, or else the one that was built
+/// with the tests.
+pub(crate) fn program() -> String {
+    std::env::var("KEYWARD_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_keyward").to_owned())
+}
 
 /// The program as a child process. A thread reads its log, so that a full pipe never holds it up.
 pub(crate) struct Program {
@@ -47,7 +51,7 @@ impl Program {
     /// The same, where it may open no more files than this.
     pub(crate) fn serve_within(files: usize, dir: &Path, args: &[&str]) -> Self {
         let mut command = Command::new("prlimit");
-        command.arg(format!("--nofile={files}:{files}")).arg(PROGRAM).env_clear().stdin(Stdio::null());
+        command.arg(format!("--nofile={files}:{files}")).arg(program()).env_clear().stdin(Stdio::null());
         Self::begin(command, dir, args)
     }
 
@@ -121,7 +125,7 @@ impl Program {
 /// The program with an environment of its own, without the ops address, whose default port would be the same
 /// for all.
 pub(crate) fn keyward(args: &[&str]) -> Command {
-    let mut command = Command::new(PROGRAM);
+    let mut command = Command::new(program());
     command.args(args).env_clear().env("KEYWARD_OPS_LISTEN", "off").stdin(Stdio::null());
     // tests/hyper sets it.
     if let Some(http2) = std::env::var_os("KEYWARD_HTTP2") {

@@ -122,7 +122,7 @@ fn full_list(field: &FieldDescriptorProto, is_map: bool, bytes: usize) -> Vec<u8
 }
 
 /// A number of KiB in what the kernel says of a process.
-fn kibibytes(program: &Program, line: &str) -> u64 {
+pub(super) fn kibibytes(program: &Program, line: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
     let found = status.lines().find_map(|found| found.strip_prefix(line)).unwrap();
     found.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()

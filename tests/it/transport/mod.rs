@@ -19,4 +19,5 @@ mod prefetch;
 mod request_budget;
 mod stream_polling;
 mod tls;
+mod unread_replies;
 mod verify_codec;
