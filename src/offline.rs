@@ -1,6 +1,7 @@
 //! Offline operations on a data directory: check, rebuild, restore, create an administrator. Like
 //! [`crate::app`], this module composes others and names an engine.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
 use std::ops::RangeInclusive;
@@ -17,6 +18,7 @@ use crate::authority::{AuthorityError, KeyMinter};
 use crate::config::Settings;
 use crate::keyring::{Keyring, KeyringError};
 use crate::server::addr::ListenAddr;
+use crate::server::tls::reload::Tls;
 use crate::store::Bounds;
 use crate::store::local::checkpoint::snapshot;
 use crate::store::local::disk_space::free_bytes;
@@ -125,8 +127,11 @@ pub fn check_files(settings: &Settings) -> Vec<String> {
         ListenAddr::Unix(path) => check_socket(path).err(),
         ListenAddr::Tcp(_) | ListenAddr::Passed(_) => None,
     });
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let tls = listeners.iter().filter_map(|listener| Tls::check(listener.tls.as_ref()?, &clock).err());
+    let tls: BTreeSet<_> = tls.map(|error| error.to_string()).collect();
     let data = check_data_dir(&settings.data_dir, &settings.pepper_file);
-    data.err().map(|error| error.to_string()).into_iter().chain(sockets).collect()
+    data.err().map(|error| error.to_string()).into_iter().chain(sockets).chain(tls).collect()
 }
 
 fn check_data_dir(dir: &Path, pepper: &Path) -> Result<(), OfflineError> {

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -42,7 +43,10 @@ pub struct Tls {
     files: TlsFiles,
     clock: Arc<dyn Clock>,
     current: ArcSwap<Material>,
+    /// Held while files are read, which may take long.
     looked: Mutex<Looked>,
+    /// Whether the present files cannot be used. Of its own, because metrics must wait for no disk.
+    is_stale: AtomicBool,
     callers: Mutex<Callers>,
 }
 
@@ -96,9 +100,24 @@ impl Tls {
         let contents = Contents::read(&files)?;
         let material = contents.parse(&files, &clock)?;
         let looked = Mutex::new(Looked { used: contents.digest(), broken: None });
-        let tls = Self { files, clock, current: ArcSwap::from_pointee(material), looked, callers: Mutex::default() };
+        let tls = Self {
+            files,
+            clock,
+            current: ArcSwap::from_pointee(material),
+            looked,
+            is_stale: AtomicBool::new(false),
+            callers: Mutex::default(),
+        };
         tls.tell("the TLS certificate was read");
         Ok(tls)
+    }
+
+    /// Reads files and makes nothing of them.
+    ///
+    /// # Errors
+    /// When they could not be used.
+    pub fn check(files: &TlsFiles, clock: &Arc<dyn Clock>) -> Result<(), TlsError> {
+        Contents::read(files)?.parse(files, clock).map(drop)
     }
 
     /// The files that it reads.
@@ -119,7 +138,7 @@ impl Tls {
     /// The state of the files, for metrics.
     #[must_use]
     pub fn status(&self) -> TlsStatus {
-        TlsStatus { not_after: self.current.load().not_after, is_stale: self.looked.lock().broken.is_some() }
+        TlsStatus { not_after: self.current.load().not_after, is_stale: self.is_stale.load(Ordering::Relaxed) }
     }
 
     /// Watches over a caller with this chain of certificates, which was good under `config`: `close` is
@@ -154,6 +173,7 @@ impl Tls {
         let digest = read.as_ref().ok().map(Contents::digest);
         if digest == Some(looked.used) && !is_asked {
             if looked.broken.take().is_some() {
+                self.is_stale.store(false, Ordering::Relaxed);
                 tracing::info!("the TLS files are again those that are in use");
             }
             return;
@@ -162,6 +182,7 @@ impl Tls {
             Ok(material) => {
                 self.current.store(Arc::new(material));
                 *looked = Looked { used: digest.unwrap_or(looked.used), broken: None };
+                self.is_stale.store(false, Ordering::Relaxed);
                 drop(looked);
                 self.tell("the TLS certificate was read again");
                 self.judge_callers(|_, _| true);
@@ -171,6 +192,7 @@ impl Tls {
                     tracing::error!(%error, "the TLS files cannot be used; those that were read before stay in use");
                 }
                 looked.broken = Some(error);
+                self.is_stale.store(true, Ordering::Relaxed);
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use crate::support::certificates::Files;
 use crate::support::program::{Program, keyward, text};
 
 #[test]
@@ -210,6 +211,18 @@ fn the_files_that_a_configuration_names_are_looked_at() {
     fs::write(&data, "a file").unwrap();
     assert!(config("127.0.0.1:1").1.contains("data is not a directory"));
     fs::remove_file(&data).unwrap();
+
+    let certificates = Files::write(dir.path());
+    let with_tls = |key: &str| {
+        let mut command = keyward(&["config", "--data-dir"]);
+        command.arg(&data).arg("--pepper-file").arg(&pepper);
+        command.arg("--tls-certificate").arg(certificates.dir.join("server.pem"));
+        let output = command.arg("--tls-key").arg(certificates.dir.join(key)).output().unwrap();
+        (output.status.code(), text(&output).1)
+    };
+    assert_eq!(with_tls("server.key"), (Some(0), String::new()));
+    let (code, error) = with_tls("ca.pem");
+    assert!(code == Some(1) && error.contains("it has no private key in PEM"), "{error}");
 
     let program = Program::serve(&data, &["--pepper-file", pepper.to_str().unwrap()]);
     assert_eq!(config("127.0.0.1:1"), (Some(0), String::new()), "also while a server uses them");
