@@ -128,7 +128,8 @@ pub fn check_files(settings: &Settings) -> Vec<String> {
         ListenAddr::Tcp(_) | ListenAddr::Passed(_) => None,
     });
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let tls = listeners.iter().filter_map(|listener| Tls::check(listener.tls.as_ref()?, &clock).err());
+    let files = listeners.iter().filter_map(|listener| listener.tls.as_ref()).chain(&settings.tls);
+    let tls = files.filter_map(|files| Tls::check(files, &clock).err());
     let tls: BTreeSet<_> = tls.map(|error| error.to_string()).collect();
     let data = check_data_dir(&settings.data_dir, &settings.pepper_file);
     data.err().map(|error| error.to_string()).into_iter().chain(sockets).chain(tls).collect()

@@ -119,7 +119,8 @@ fn failed_call(status: &Status) -> String {
     match std::error::Error::source(status) {
         // It did not come from the server.
         Some(cause) => format!(
-            "the connection broke: {}; see whether the server encrypts (--tls, --ca) and demands a certificate (--cert, --key)",
+            "the connection broke: {}; see whether the server encrypts (--tls, --ca) and demands a certificate \
+             (--cert, --key)",
             root_cause(cause)
         ),
         None => format!("the server answered {:?}: {}", status.code(), status.message()),

@@ -73,18 +73,26 @@ impl Doors {
                     let (passed, addr) = (described.address, listener.addr().clone());
                     return Err(StartError::Unencrypted { passed, addr });
                 }
+                let encryption = encryption.clone().filter(|_| leaves_machine(&listener));
                 tell(listener.addr(), described.services, encryption.is_some());
-                // Of a socket in the file system that was passed nothing crosses the network.
-                let encryption = encryption.clone().filter(|_| !matches!(listener.addr(), ListenAddr::Unix(_)));
                 of_callers.push(Door { listener, settings: described.clone(), encryption });
             }
         }
-        let ops = bind_ops(settings, sockets).await?.map(|listener| (listener, ops_encryption));
+        let ops = bind_ops(settings, sockets).await?.map(|listener| {
+            let encryption = ops_encryption.filter(|_| leaves_machine(&listener));
+            (listener, encryption)
+        });
         for name in sockets.left() {
             tracing::warn!(name, "a socket was passed to the process that no setting names (fd:NAME)");
         }
         Ok(Self { of_callers, ops, tls })
     }
+}
+
+/// Whether what it accepts crosses a network. A socket in the file system, which may have been passed, is not
+/// encrypted.
+fn leaves_machine(listener: &Listener) -> bool {
+    !matches!(listener.addr(), ListenAddr::Unix(_))
 }
 
 async fn bind_ops(settings: &Settings, sockets: &PassedSockets) -> Result<Option<Listener>, StartError> {

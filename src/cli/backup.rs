@@ -38,7 +38,8 @@ pub(super) fn run(args: BackupArgs) -> Result<(), Box<dyn Error>> {
     }
     if !addr.is_local() && tls.is_none() {
         eprintln!(
-            "keyward: the key and the backup go to {addr} unencrypted, unless something in between encrypts (--tls, --ca)"
+            "keyward: the key and the backup go to {addr} unencrypted, unless something in between encrypts \
+             (--tls, --ca)"
         );
     }
     let server = Server { addr, tls, key_file, format };

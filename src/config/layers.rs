@@ -256,8 +256,7 @@ impl Layers {
             // The digits of a variable are a text. In a file, a number has base 10, so it is refused.
             NumberOrText::Number(number) => (self.source(name) == ENVIRONMENT).then(|| number.to_string()),
         };
-        let mode = text.and_then(|text| u32::from_str_radix(text.trim(), 8).ok());
-        let mode = mode.filter(|mode| *mode <= 0o777);
+        let mode = text.and_then(|text| octal_mode(&text));
         if mode.is_none() {
             self.mistake(name, "must be a text of octal digits, such as \"0660\"");
         }
@@ -347,6 +346,11 @@ impl Layers {
         let layer = self.figment.find_metadata(name).map(|metadata| metadata.name.to_string());
         layer.filter(|place| place.starts_with("in ") || place.starts_with("on ")).unwrap_or_else(|| DEFAULT.into())
     }
+}
+
+/// The mode of a file, of octal digits.
+pub(super) fn octal_mode(text: &str) -> Option<u32> {
+    u32::from_str_radix(text.trim(), 8).ok().filter(|mode| *mode <= 0o777)
 }
 
 /// A layer, with the name of its source.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::layers::NumberOrText;
+use super::layers::{NumberOrText, octal_mode};
 use super::table::{text, word};
 use crate::server::addr::{ListenAddr, SocketAccess};
 use crate::server::tls::{ClientCertificates, ClientTls, TlsFiles};
@@ -160,8 +160,7 @@ impl ListenerTable {
             );
         }
         let mode = socket_mode.map(|text| {
-            let mode = u32::from_str_radix(text.trim(), 8).ok().filter(|mode| *mode <= 0o777);
-            mode.or_else(|| {
+            octal_mode(&text).or_else(|| {
                 note("socket_mode", "must be a text of octal digits, such as \"0660\"");
                 None
             })

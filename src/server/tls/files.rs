@@ -41,7 +41,8 @@ pub enum TlsError {
     },
     /// Others may read or write the private key.
     #[error(
-        "the TLS key file {path} may be read by others or written by a group (mode {mode:o}): chmod 600 it, or 640 for one group"
+        "the TLS key file {path} may be read by others or written by a group (mode {mode:o}): chmod 600 it, or 640 for \
+         one group"
     )]
     Exposed {
         /// The file.

@@ -384,6 +384,17 @@ async fn a_handshake_has_five_seconds() {
 }
 
 #[tokio::test]
+async fn a_socket_of_probes_is_not_encrypted() {
+    let server = Encrypted::start_with(None, |settings| {
+        settings.ops_tls = true;
+        settings.ops_listen = Some(ListenAddr::Unix(settings.data_dir.with_file_name("ops.sock")));
+    })
+    .await;
+    assert_eq!(server.metric("keyward_tls_files_stale").await, "0");
+    server.app.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn probes_and_metrics_are_encrypted_if_that_is_set() {
     let demand = Some(ClientCertificates::Required);
     let server = Encrypted::start_with(demand, |settings| settings.ops_tls = true).await;
