@@ -16,6 +16,7 @@
 mod doors;
 pub mod engines;
 mod error;
+mod first_admin;
 mod frontend;
 mod listening;
 mod loaded;

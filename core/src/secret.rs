@@ -64,13 +64,6 @@ impl IssuedSecret {
         PresentedSecret(&self.0)
     }
 
-    /// Prefix, environment and the last 4 characters, for people to tell secrets apart.
-    #[must_use]
-    pub fn hint(&self) -> String {
-        let (head, tail) = (self.0.len() - RANDOM_DIGITS - CHECKSUM_DIGITS, self.0.len() - 4);
-        format!("{}…{}", &self.0[..head], &self.0[tail..])
-    }
-
     /// The text, to be shown.
     #[must_use]
     pub fn reveal(self) -> Zeroizing<String> {
@@ -118,6 +111,18 @@ impl<'a> PresentedSecret<'a> {
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
+    }
+
+    /// Prefix and environment, each with an underscore behind it.
+    #[must_use]
+    pub fn head(&self) -> &str {
+        &self.0[..self.0.len() - TAIL_DIGITS]
+    }
+
+    /// Prefix, environment and the last 4 characters, for people to tell secrets apart.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        format!("{}…{}", self.head(), &self.0[self.0.len() - 4..])
     }
 }
 
@@ -204,7 +209,7 @@ mod tests {
     #[test]
     fn a_hint_shows_four_characters_of_the_secret() {
         let secret = IssuedSecret::generate(&SecretPrefix::kw(), &Environment::live(), &SeededEntropy::new(7)).unwrap();
-        let hint = secret.hint();
+        let hint = secret.as_presented().hint();
         let text = secret.reveal();
         assert_eq!(hint, format!("kw_live_…{}", &text[text.len() - 4..]));
     }

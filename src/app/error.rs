@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use grpc_h2::LimitsError;
 
+use super::first_admin::FirstAdminError;
 use crate::authority::AuthorityError;
 use crate::keyring::KeyringError;
 use crate::server::addr::ListenAddr;
@@ -22,6 +23,9 @@ pub enum StartError {
     /// The pepper file cannot be read or made.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
+    /// A key that was made before cannot be the first administrator's.
+    #[error(transparent)]
+    FirstAdmin(#[from] FirstAdminError),
     /// The threads that serve connections cannot be started.
     #[error(
         "cannot start {count} threads to serve on: {source}; {what}, or set serving_threads \

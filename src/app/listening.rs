@@ -64,8 +64,20 @@ impl Listening {
                 None
             }
         };
-        let data_dir = settings.data_dir;
-        Ok(Loaded { data_dir, clock, entropy, page_token_key, peppers, index, observed, frontend, opening, unanswered })
+        let Settings { data_dir, first_admin, .. } = settings;
+        Ok(Loaded {
+            data_dir,
+            first_admin,
+            clock,
+            entropy,
+            page_token_key,
+            peppers,
+            index,
+            observed,
+            frontend,
+            opening,
+            unanswered,
+        })
     }
 }
 

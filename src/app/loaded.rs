@@ -2,9 +2,7 @@
 //! each key, and verdicts are answered, unless the log is empty. The engine may still be reading its table:
 //! changes and lists are refused.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,21 +12,23 @@ use keyward_core::entropy::Entropy;
 use zeroize::Zeroizing;
 
 use super::error::StartError;
+use super::first_admin::bootstrap;
 use super::frontend::Frontend;
 use super::metric_sources::Observed;
 use super::opening::Opening;
 use super::serving::{App, close};
 use crate::authority::{Authority, AuthorityDeps};
+use crate::config::FirstAdmin;
 use crate::disk_monitor::DiskMonitor;
 use crate::grpc::state::VerifyState;
 use crate::index::follow::follow_log;
 use crate::index::{Index, compact_when_due};
 use crate::server::lifecycle::{Stop, Tasks};
-use crate::util::files;
 
 /// A server whose index is loaded.
 pub(super) struct Loaded {
     pub(super) data_dir: PathBuf,
+    pub(super) first_admin: FirstAdmin,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) entropy: Arc<dyn Entropy>,
     pub(super) page_token_key: Zeroizing<[u8; 32]>,
@@ -45,7 +45,8 @@ impl Loaded {
     /// Waits until the store is open, lets the index follow it, makes the first administrator if the log is
     /// empty, and answers changes too.
     pub(super) async fn serve(self, stop: &Stop) -> Result<App, StartError> {
-        let Self { data_dir, clock, entropy, page_token_key, peppers, index, observed, frontend, opening, .. } = self;
+        let Self { data_dir, first_admin, clock, entropy, page_token_key, peppers, .. } = self;
+        let Self { index, observed, frontend, opening, .. } = self;
         let store = match opening.store(stop).await {
             Ok(store) => store,
             Err(error) => return Err(frontend.abort(error, stop).await),
@@ -65,7 +66,7 @@ impl Loaded {
             entropy,
             page_token_key,
         });
-        if let Err(error) = bootstrap(&authority, &data_dir).await {
+        if let Err(error) = bootstrap(&authority, &first_admin, &data_dir).await {
             background.stop(Duration::ZERO).await;
             if let Err(error) = close(&*store).await {
                 tracing::error!(%error, "the store cannot be closed");
@@ -84,28 +85,4 @@ impl Loaded {
         tracing::info!(keys = index.len(), revision = index.revision().0, "serving");
         Ok(App { store, frontend, background, monitors })
     }
-}
-
-/// If the log is empty, makes the first administrator's key and writes it to a file.
-async fn bootstrap(authority: &Authority, data_dir: &Path) -> Result<(), StartError> {
-    let path = data_dir.join("admin.key");
-    let kept = authority
-        .bootstrap(|secret| {
-            let line = Zeroizing::new(format!("{secret}\n"));
-            let written = files::write_durably(&path, line.as_bytes());
-            written.map_err(|source| StartError::DataDir { path: path.clone(), source })
-        })
-        .await?;
-    if kept.is_some() {
-        tracing::info!(path = %path.display(), "wrote the first administrator's key; move it to a safe place");
-    } else if path.exists() {
-        tracing::warn!(
-            path = %path.display(), "the first administrator's key still lies beside the data; move it to a safe place, or replace it by \
-                                     a key of your own, disable it and remove the file"
-        );
-    }
-    if fs::metadata(&path).is_ok_and(|found| found.permissions().mode() & 0o077 != 0) {
-        tracing::warn!(path = %path.display(), "the administrator's key can be read by others: chmod 600 it");
-    }
-    Ok(())
 }

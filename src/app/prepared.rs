@@ -8,6 +8,7 @@ use keyward_core::clock::Clock;
 use keyward_core::entropy::Entropy;
 
 use super::error::StartError;
+use super::first_admin;
 use super::frontend::Frontend;
 use super::listening::Listening;
 use super::metric_sources::Observed;
@@ -51,6 +52,9 @@ impl Prepared {
         let failed = |source| StartError::DataDir { path: settings.data_dir.clone(), source };
         files::create_private_dir(&settings.data_dir).map_err(failed)?;
         let engine = engine.lock()?;
+        if !engine.has_data() {
+            first_admin::check(&settings)?;
+        }
         let keyring = Keyring::open(&settings.pepper_file, !engine.has_data(), &*entropy)?;
         Ok(Self { settings, clock, entropy, sockets, reload, engine, keyring })
     }

@@ -2,21 +2,21 @@
 
 use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, SecretPrefix, TenantId};
-use keyward_core::record::{AuditStamp, Hold, TenantRecord};
+use keyward_core::record::{AuditStamp, Hold, KeyRecord, TenantRecord};
 
 use super::{Authority, AuthorityError, KeyMinter, Resource, target};
 use crate::store::{Commit, RecordWrite};
 
 impl Authority {
-    /// Creates tenants `default` and `system` and a key for an administrator, if the log is empty. `keep`
-    /// gets the secret before the commit and must store it durably: if it were lost, everyone would be locked
-    /// out.
+    /// Creates tenants `default` and `system` and a key for an administrator, if the log is empty. `make`
+    /// makes the key, and must store its secret durably unless somebody has it: if it were lost, everyone
+    /// would be locked out.
     ///
     /// # Errors
-    /// When `keep` fails, or the change cannot be made.
+    /// When `make` fails, or the change cannot be made.
     pub async fn bootstrap<E: From<AuthorityError>>(
         &self,
-        keep: impl FnOnce(&str) -> Result<(), E>,
+        make: impl FnOnce(&KeyMinter<'_>, &AuditStamp) -> Result<KeyRecord, E>,
     ) -> Result<Option<Revision>, E> {
         if self.store.revision() > Revision(0) {
             return Ok(None);
@@ -35,12 +35,7 @@ impl Authority {
             }))
         };
         let minter = KeyMinter { peppers: &self.peppers, entropy: &*self.entropy };
-        let (key, secret) = minter.mint_administrator(
-            "Bootstrap administrator",
-            "Made at the first start. Replace it by a key of your own, and disable it.",
-            &stamp,
-        )?;
-        keep(&secret.reveal())?;
+        let key = make(&minter, &stamp)?;
         let commit = Commit {
             actor: stamp.actor.clone(),
             authorization: None,

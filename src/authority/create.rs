@@ -1,7 +1,7 @@
 //! Issuing a key.
 
 use keyward_core::access::{Grant, Issue, Role};
-use keyward_core::digest::PepperRing;
+use keyward_core::digest::{Digest, PepperRing};
 use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
 use keyward_core::id::{KeyId, SecretPrefix, TenantId};
@@ -110,21 +110,28 @@ impl KeyMinter<'_> {
         stamp: &AuditStamp,
     ) -> Result<(KeyRecord, IssuedSecret), AuthorityError> {
         let secret = IssuedSecret::generate(prefix, &new.spec.policy.environment, self.entropy)?;
+        let presented = secret.as_presented();
+        let digest = self.peppers.current().digest(&presented);
+        let key = self.record(tenant, new, (digest, presented.hint()), stamp)?;
+        Ok((key, secret))
+    }
+
+    /// The record of a new key whose secret has this digest, by the current pepper, and this hint.
+    fn record(
+        &self,
+        tenant: &TenantId,
+        new: NewKey,
+        (digest, hint): (Digest, String),
+        stamp: &AuditStamp,
+    ) -> Result<KeyRecord, AuthorityError> {
         let key_id = match new.key_id {
             Some(chosen) => chosen,
             None => KeyId::generate(stamp.time, self.entropy)?,
         };
-        let pepper = self.peppers.current();
-        let key = KeyRecord {
+        Ok(KeyRecord {
             key_id,
             tenant: tenant.clone(),
-            secret: StoredSecret {
-                version: 1,
-                digest: pepper.digest(&secret.as_presented()),
-                pepper: pepper.id(),
-                hint: secret.hint(),
-                issued: None,
-            },
+            secret: StoredSecret { version: 1, digest, pepper: self.peppers.current().id(), hint, issued: None },
             previous: None,
             retired: None,
             spec: new.spec,
@@ -137,8 +144,7 @@ impl KeyMinter<'_> {
             created: stamp.clone(),
             updated: stamp.clone(),
             revision: Revision(0),
-        };
-        Ok((key, secret))
+        })
     }
 
     /// Makes the key and the secret of a lasting administrator.
@@ -151,14 +157,33 @@ impl KeyMinter<'_> {
         description: &str,
         stamp: &AuditStamp,
     ) -> Result<(KeyRecord, IssuedSecret), AuthorityError> {
-        let admin = Scope::parse(Role::Admin.scope()).map_err(|rule| AuthorityError::bad_field("scopes", rule.0))?;
-        let spec = KeySpec {
-            display_name: display_name.to_owned(),
-            description: description.to_owned(),
-            policy: KeyPolicy { scopes: vec![admin], ..KeyPolicy::default() },
-            ..KeySpec::default()
-        };
-        let new = NewKey { key_id: None, spec };
+        let new = new_administrator(display_name, description)?;
         self.mint(&TenantId::system(), &SecretPrefix::kw(), new, stamp)
     }
+
+    /// Makes the key of a lasting administrator whose secret was made elsewhere. `digest` is by the current
+    /// pepper.
+    ///
+    /// # Errors
+    /// When the source of randomness fails.
+    pub fn administrator_of(
+        &self,
+        (display_name, description): (&str, &str),
+        (digest, hint): (Digest, String),
+        stamp: &AuditStamp,
+    ) -> Result<KeyRecord, AuthorityError> {
+        let new = new_administrator(display_name, description)?;
+        self.record(&TenantId::system(), new, (digest, hint), stamp)
+    }
+}
+
+fn new_administrator(display_name: &str, description: &str) -> Result<NewKey, AuthorityError> {
+    let admin = Scope::parse(Role::Admin.scope()).map_err(|rule| AuthorityError::bad_field("scopes", rule.0))?;
+    let spec = KeySpec {
+        display_name: display_name.to_owned(),
+        description: description.to_owned(),
+        policy: KeyPolicy { scopes: vec![admin], ..KeyPolicy::default() },
+        ..KeySpec::default()
+    };
+    Ok(NewKey { key_id: None, spec })
 }

@@ -6,6 +6,7 @@ mod check;
 mod config;
 mod health;
 mod journal;
+mod make_secret;
 mod rebuild;
 mod restore;
 mod serve;
@@ -54,6 +55,12 @@ enum Command {
     /// Make a new administrator in a data directory that nobody serves: where the last one was lost. Its key
     /// goes to standard output, as one line, and is never shown again.
     AdminKey(admin_key::AdminKeyArgs),
+    /// Print a new secret, for the first administrator of a server that has not started yet (the setting
+    /// bootstrap_admin_file). It is nobody's key before that start.
+    MakeSecret,
+    /// Print the digest of the secret on standard input, by a pepper file (the setting
+    /// bootstrap_admin_digest).
+    Digest(make_secret::DigestArgs),
     /// Build the table of a data directory that nobody serves anew, from its snapshot and its journal.
     Rebuild(rebuild::RebuildArgs),
 }
@@ -175,6 +182,8 @@ impl Cli {
             Command::Health(args) => return health::run(args),
             Command::Journal(args) => journal::run(args),
             Command::AdminKey(args) => admin_key::run(args),
+            Command::MakeSecret => make_secret::make_secret(),
+            Command::Digest(args) => make_secret::digest(args),
             Command::Rebuild(args) => rebuild::run(args),
         };
         match done {

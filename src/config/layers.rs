@@ -10,17 +10,19 @@ use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER_PERMISSIVE;
 use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::value::{Dict, Value};
 use figment::{Figment, Profile, Provider};
+use keyward_core::digest::Digest;
 use keyward_core::head::Head;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::listeners::{ListenerSettings, ListenerTable, TlsTable};
 use super::table::{OFF, SETTINGS, defaults};
-use super::{Flags, Mistakes, Settings};
+use super::{FirstAdmin, Flags, Mistakes, Settings};
 use crate::server::addr::{Group, ListenAddr, SocketAccess};
 use crate::server::tls::{ClientCertificates, TlsFiles};
 
@@ -157,6 +159,26 @@ impl Layers {
             }
         }
         (listeners.len() == found.len()).then_some(listeners)
+    }
+
+    /// Where the key of the first administrator comes from, by two settings of which one may be set.
+    pub(super) fn first_admin(&mut self, file: &str, digest: &str) -> Option<FirstAdmin> {
+        let (path, text) = (self.value::<PathBuf>(file)?, self.value::<String>(digest)?);
+        match (path.as_os_str().is_empty(), text.trim()) {
+            (true, "") => Some(FirstAdmin::Made),
+            (false, "") => Some(FirstAdmin::File(path)),
+            (true, text) => match HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map(<[u8; 32]>::try_from) {
+                Ok(Ok(bytes)) => Some(FirstAdmin::Digest(Digest::from_bytes(bytes))),
+                _ => {
+                    self.mistake(digest, "must be 64 hex digits, as `keyward digest` prints them");
+                    None
+                }
+            },
+            (false, _) => {
+                self.mistake(digest, &format!("and {file} must not both be set"));
+                None
+            }
+        }
     }
 
     /// The files of TLS. `Some(None)`: none is named.

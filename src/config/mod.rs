@@ -11,6 +11,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use keyward_core::digest::Digest;
 use keyward_core::head::Head;
 use serde::Serialize;
 
@@ -30,6 +31,17 @@ const REQUEST_BYTES_DEFAULT: u64 = 1024 * 1024 * 1024;
 const STRANGER_REQUEST_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
 const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
+/// Where the key of the first administrator comes from. It matters at the first start only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FirstAdmin {
+    /// It is made at the first start and written to `<data_dir>/admin.key`.
+    Made,
+    /// `bootstrap_admin_file`: a file with its secret.
+    File(PathBuf),
+    /// `bootstrap_admin_digest`: the digest of its secret by the first pepper of the pepper file.
+    Digest(Digest),
+}
+
 /// The settings of a server. The name of a field is its name in the file. Its variable is `KEYWARD_` and the
 /// name in capitals; its flag has dashes instead of underscores.
 #[derive(Clone, Debug)]
@@ -47,6 +59,9 @@ pub struct Settings {
     pub ops_listen: Option<ListenAddr>,
     /// The pepper file. Default `<data_dir>/pepper`; made at the first start.
     pub pepper_file: PathBuf,
+    /// Where the key of the first administrator comes from, by `bootstrap_admin_file` or
+    /// `bootstrap_admin_digest`. Default: it is made.
+    pub first_admin: FirstAdmin,
     /// The permissions of the Unix sockets of `listen` and `ops_listen`. Default: mode 0660, and the group of
     /// the process.
     pub sockets: SocketAccess,
@@ -191,8 +206,8 @@ impl Settings {
     /// With all mistakes.
     pub fn load(flags: &Flags, file: Option<PathBuf>) -> Result<Effective, Mistakes> {
         let mut layers = Layers::read(flags, file);
-        let data_dir = layers.path("data_dir");
-        let ops_listen = layers.listen_addr_or_off("ops_listen");
+        let first_admin = layers.first_admin("bootstrap_admin_file", "bootstrap_admin_digest");
+        let (data_dir, ops_listen) = (layers.path("data_dir"), layers.listen_addr_or_off("ops_listen"));
         // It has no default of its own, so it is checked only if it was set.
         let pepper_file = match layers.value::<Option<PathBuf>>("pepper_file") {
             Some(Some(_)) => layers.path("pepper_file").map(Some),
@@ -265,6 +280,7 @@ impl Settings {
                 listener: listener?,
                 ops_listen: ops_listen?,
                 pepper_file,
+                first_admin: first_admin?,
                 sockets: sockets?,
                 tls: tls?,
                 ops_tls: ops_tls?,

@@ -3,7 +3,9 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use super::{ListenerSettings, Settings};
+use data_encoding::HEXLOWER;
+
+use super::{FirstAdmin, ListenerSettings, Settings};
 use crate::server::tls::{ClientTls, TlsFiles};
 
 /// The value of an address that is not listened on.
@@ -38,6 +40,22 @@ pub(super) const SETTINGS: &[Setting] = &[
         listed: |s| s.ops_listen.as_ref().map_or_else(|| text(&OFF), text),
     },
     Setting { name: "pepper_file", default: "", listed: |s| text(&s.pepper_file.display()) },
+    Setting {
+        name: "bootstrap_admin_file",
+        default: r#""""#,
+        listed: |s| match &s.first_admin {
+            FirstAdmin::File(path) => text(&path.display()),
+            FirstAdmin::Made | FirstAdmin::Digest(_) => text(&""),
+        },
+    },
+    Setting {
+        name: "bootstrap_admin_digest",
+        default: r#""""#,
+        listed: |s| match &s.first_admin {
+            FirstAdmin::Digest(digest) => text(&HEXLOWER.encode(digest.as_bytes())),
+            FirstAdmin::Made | FirstAdmin::File(_) => text(&""),
+        },
+    },
     Setting { name: "socket_mode", default: r#""0660""#, listed: |s| text(&format_args!("{:04o}", s.sockets.mode)) },
     Setting {
         name: "socket_group",

@@ -112,6 +112,18 @@ def test_encryption_is_set_up_renewed_and_revoked_as_printed(server: Server, tmp
     assert '"keyId": "zapier"' in told and "2 keys at revision 2" in told, told
 
 
+def test_a_first_administrator_is_made_before_the_first_start_as_printed(server: Server, tmp_path: Path) -> None:
+    [lines] = blocks("sh", "The first administrator without hands", OPERATING)
+    assert lines.count("50061") == 3, "the section has changed: so must this test"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    (bin_dir / "grpcurl").symlink_to(GRPCURL_EXECUTABLE)
+    told = run_as_printed(lines.replace("50061", str(port)) + 'wait "$SERVER"\n', server, str(bin_dir))
+    assert told.count('"keyId"') == 1 and "Bootstrap administrator" in told, told
+
+
 def test_a_lost_administrator_is_replaced_as_printed(server: Server, tmp_path: Path) -> None:
     offline, online = blocks("sh", "The last administrator is lost", OPERATING)
     (server.data_dir / "admin.key").unlink()

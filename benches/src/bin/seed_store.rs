@@ -18,7 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keyward::authority::{Authority, AuthorityDeps};
+use keyward::authority::{Authority, AuthorityDeps, KeyMinter};
 use keyward::index::Index;
 use keyward::keyring::Keyring;
 use keyward::store::local::disk_space::free_bytes;
@@ -34,7 +34,7 @@ use keyward_core::clock::Clock;
 use keyward_core::digest::{Digest, Pepper};
 use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, Environment, KeyId, SecretPrefix, TenantId};
-use keyward_core::record::KeyRecord;
+use keyward_core::record::{AuditStamp, KeyRecord};
 use keyward_core::scope::Scope;
 use keyward_core::secret::IssuedSecret;
 use tokio::sync::Semaphore;
@@ -93,8 +93,11 @@ async fn main() -> Result<(), Failure> {
     index.advance_to(Revision(1));
     let (clock, entropy) = (Arc::new(SystemClock), Arc::new(SystemEntropy));
     let parts = AuthorityDeps { store: store.clone(), index, peppers: peppers.clone(), clock, entropy, page_token_key };
-    let admin =
-        |secret: &str| Ok::<_, Failure>(write_durably(&data.join("admin.key"), format!("{secret}\n").as_bytes())?);
+    let admin = |minter: &KeyMinter<'_>, stamp: &AuditStamp| {
+        let (key, secret) = minter.mint_administrator("Administrator", "", stamp)?;
+        write_durably(&data.join("admin.key"), format!("{}\n", *secret.reveal()).as_bytes())?;
+        Ok::<_, Failure>(key)
+    };
     Authority::new(parts).bootstrap(admin).await?;
 
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(secrets)?;

@@ -4,6 +4,7 @@
 mod admin_key;
 mod binary;
 mod cli_tools;
+mod first_admin;
 mod lifecycle;
 mod limits;
 mod listeners;

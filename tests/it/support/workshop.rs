@@ -55,7 +55,7 @@ impl Workshop {
         let secret = IssuedSecret::generate(&prefix, &environment, &self.entropy).unwrap();
         let pepper = self.keyring.peppers.current();
         let issued = Some(AuditStamp { time: START, actor: ActorId::parse("rotator").unwrap() });
-        let (digest, hint) = (pepper.digest(&secret.as_presented()), secret.hint());
+        let (digest, hint) = (pepper.digest(&secret.as_presented()), secret.as_presented().hint());
         self.change(tenant, id, |key| {
             let stored = StoredSecret { version: key.secret.version + 1, digest, pepper: pepper.id(), hint, issued };
             let secret = std::mem::replace(&mut key.secret, stored);
