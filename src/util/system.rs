@@ -144,7 +144,10 @@ pub fn check_clock() -> Result<(), SystemError> {
 pub fn set_limits() {
     let files = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
-    let dumps = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    // A limit of 0 is for files: a dump to a program is made all the same (core(5)). At 1 the kernel makes
+    // none at all (do_coredump in fs/coredump.c). A lower limit cannot be raised.
+    let most = getrlimit(Resource::Core).maximum.unwrap_or(1).min(1);
+    let dumps = setrlimit(Resource::Core, Rlimit { current: Some(most), maximum: Some(most) });
     for (limit, refused) in [("open files", raised.err()), ("core dumps", dumps.err())] {
         if let Some(error) = refused {
             tracing::warn!(limit, %error, "cannot set a limit of the process");

@@ -100,3 +100,13 @@ fn a_clock_before_1970_is_told_as_that() {
         assert_eq!(error, "keyward: the system's clock shows a time before 1970: set it\n", "{args:?}");
     }
 }
+
+/// At a limit of 0 the kernel still gives dumps to a program that gathers them; at 1 it makes none.
+#[test]
+fn there_are_no_core_dumps_of_secrets() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = Program::serve(dir.path(), &[]);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", program.pid())).unwrap();
+    let dumps = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    assert_eq!(dumps.split_whitespace().collect::<Vec<_>>(), ["1", "1", "bytes"]);
+}

@@ -88,8 +88,8 @@ impl Asker {
     }
 }
 
-/// How much more memory than before is taken at most, in KiB. Pages of files are not counted: the system takes
-/// them away and brings them back as it likes.
+/// How much more memory than before is taken at most, in KiB. Pages of files are not counted: the system
+/// takes them away and brings them back as it likes.
 async fn growth(program: &Program, admin: &str, batch: &[u8]) -> u64 {
     let anonymous = || kibibytes(program, "RssAnon");
     let before = anonymous();
