@@ -6,6 +6,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+
 
 @dataclass(frozen=True)
 class Pki:
@@ -39,6 +41,13 @@ class Pki:
         """Settings of a server that uses them."""
         files = {"tls_certificate_file": self.file("server.pem"), "tls_key_file": self.file("server.key")}
         return files | ({"tls_client_ca_file": self.file("ca.pem")} if demand else {})
+
+    def channel(self, target: str, shows: str | None = "caller") -> grpc.Channel:
+        """A channel of its own that trusts the authority, and shows a certificate or none."""
+        key, chain = (self.read(f"{shows}.key"), self.read(f"{shows}.pem")) if shows else (None, None)
+        credentials = grpc.ssl_channel_credentials(self.read("ca.pem"), key, chain)
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+        return grpc.secure_channel(target, credentials, options)
 
     def serial(self, name: str) -> int:
         return serial_of(self.read(name))

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import DEADLINE_SECONDS, environment
+from pki import Pki
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -64,9 +66,16 @@ class Report:
 
 
 def drive(
-    client: str, target: str, key: str, secret: str, workers: int = WORKERS, cancel_percent: int = 0, calls: int = CALLS
+    client: str,
+    target: str,
+    key: str,
+    secret: str,
+    workers: int = WORKERS,
+    cancel_percent: int = 0,
+    calls: int = CALLS,
+    pki: Pki | None = None,
 ) -> Report:
-    """Runs a client to its end."""
+    """Runs a client to its end. With certificates it shows the caller's, and demands the server's."""
     asked = {
         "TARGET": target,
         "KEY": key,
@@ -75,6 +84,7 @@ def drive(
         "RATE": RATE,
         "WORKERS": workers,
         "CANCEL_PERCENT": cancel_percent,
+        "TLS_DIR": pki.path if pki else "",
         "PROTO_DIR": ROOT / "proto",
         "NODE_PATH": tools() / "js/node_modules",
     }
@@ -134,8 +144,11 @@ class Accepted:
 
 
 @contextmanager
-def proxy(name: str, template: str, directory: Path, **upstreams: str) -> Iterator[str]:
-    """A proxy in front of some addresses, by a template that names them. It gives its own."""
+def proxy(name: str, template: str, directory: Path, pki: Pki | None = None, **upstreams: str) -> Iterator[str]:
+    """A proxy in front of some addresses, by a template that names them. It gives its own.
+
+    With certificates it encrypts what it sends on, and shows the caller's.
+    """
     port = free_port()
     template_file = next((HERE / "proxies").glob(f"{template}.*"))
     # Under its own name: Envoy knows the format by the ending.
@@ -145,6 +158,7 @@ def proxy(name: str, template: str, directory: Path, **upstreams: str) -> Iterat
         host, upstream_port = address.rsplit(":", 1)
         for part, value in {"": address, "_host": host, "_port": upstream_port}.items():
             text = text.replace(f"{{{place}{part}}}", value)
+    text = text.replace("{scheme}", "grpcs" if pki else "grpc").replace("{tls}", encrypts(name, pki) if pki else "")
     config.write_text(text)
     log = directory / "proxy.log"
     with log.open("wb") as output:
@@ -158,6 +172,47 @@ def proxy(name: str, template: str, directory: Path, **upstreams: str) -> Iterat
     finally:
         process.kill()
         process.wait(DEADLINE_SECONDS)
+
+
+def encrypts(name: str, pki: Pki) -> str:
+    """What a proxy's template takes for TLS."""
+    authority, certificate, key = (pki.file(file) for file in ("ca.pem", "caller.pem", "caller.key"))
+    match name:
+        case "haproxy":
+            both = pki.path / "caller-and-key.pem"
+            both.write_bytes(pki.read("caller.pem") + pki.read("caller.key"))
+            return f" ssl alpn h2 verify required ca-file {authority} verifyhost localhost crt {both}"
+        case "nginx":
+            lines = {
+                "certificate": certificate,
+                "certificate_key": key,
+                "trusted_certificate": authority,
+                "verify": "on",
+                "name": "localhost",
+                "protocols": "TLSv1.2 TLSv1.3",
+            }
+            return "".join(f"            grpc_ssl_{line} {value};\n" for line, value in lines.items())
+        case "envoy":
+            return textwrap.indent(ENVOY_TLS.format(authority=authority, certificate=certificate, key=key), " " * 6)
+    raise ValueError(name)
+
+
+ENVOY_TLS = """\
+transport_socket:
+  name: envoy.transport_sockets.tls
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+    sni: localhost
+    common_tls_context:
+      tls_params: {{ tls_maximum_protocol_version: TLSv1_3 }}
+      tls_certificates:
+        - certificate_chain: {{ filename: {certificate} }}
+          private_key: {{ filename: {key} }}
+      validation_context:
+        trusted_ca: {{ filename: {authority} }}
+        match_typed_subject_alt_names:
+          - {{ san_type: DNS, matcher: {{ exact: localhost }} }}
+"""
 
 
 def proxy_command(name: str, config: Path) -> list[str]:

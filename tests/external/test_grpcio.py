@@ -26,6 +26,7 @@ from conftest import Start
 from harness import DEADLINE_SECONDS, SERVICES, Server, command, environment, open_channel, parse
 from keyward.v1 import admin_pb2 as admin
 from keyward.v1 import admin_pb2_grpc, key_pb2, verify_pb2, verify_pb2_grpc
+from pki import Pki
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -67,8 +68,8 @@ class Talk:
 class Client:
     """Both services of Keyward, called with one key."""
 
-    def __init__(self, target: str, key: str) -> None:
-        channel = grpc.intercept_channel(open_channel(target), Bearer(key))
+    def __init__(self, target: str, key: str, pki: Pki | None = None) -> None:
+        channel = grpc.intercept_channel(pki.channel(target) if pki else open_channel(target), Bearer(key))
         self.admin = admin_pb2_grpc.KeyAdminStub(channel)
         self._verify = verify_pb2_grpc.KeyVerifyStub(channel)
 
@@ -86,8 +87,8 @@ class Client:
         return reply.decision, reply.reason, reply.http_status
 
 
-def client_of(server: Server) -> Client:
-    return Client(server.address, server.admin_key)
+def client_of(server: Server, pki: Pki | None = None) -> Client:
+    return Client(server.address, server.admin_key, pki)
 
 
 @pytest.fixture

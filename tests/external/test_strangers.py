@@ -1,4 +1,5 @@
-"""The strangers' matrix: ordinary clients and proxies, each on one connection, at 1,000 calls a second.
+"""The strangers' matrix: ordinary clients and proxies, each on one connection, at 1,000 calls a second, plain and
+with certificates.
 
 Their calls take as long as `STRANGERS_SECONDS` says, 20 by default. A stream stays open on the same connection all the
 while, and must answer at the end as it did at the beginning.
@@ -7,12 +8,14 @@ while, and must answer at the end as it did at the beginning.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from conftest import Start
 from harness import Server
+from pki import Pki
 from strangers import CALLS, RATE, WORKERS, Accepted, Report, drive, proxy
 from test_grpcio import client_of
 
@@ -27,14 +30,33 @@ AT_ONCE_SHARE = 0.99
 """Of ordinary calls so many must be answered where they are read."""
 
 
+LOG_FILTER = "info,keyward::serve=debug"
+"""What a connection ended with is told by one line at this level."""
+
+
 class CallsWereLost(AssertionError):
     """A client did not get what it asked for."""
 
 
 @pytest.fixture
 def server(start: Start) -> Server:
-    # What a connection ended with is told by one line at this level.
-    return start(log_filter="info,keyward::serve=debug", ops="127.0.0.1:0")
+    return start(log_filter=LOG_FILTER, ops="127.0.0.1:0")
+
+
+@pytest.fixture
+def pki(tmp_path: Path) -> Pki:
+    return Pki.make(tmp_path / "pki")
+
+
+@pytest.fixture
+def encrypting_server(data_dir: Path, pki: Pki) -> Iterator[Server]:
+    """A server that demands certificates."""
+    server = Server(data_dir, log_filter=LOG_FILTER, ops="127.0.0.1:0", settings=pki.settings())
+    try:
+        server.wait_for_log("serving")
+        yield server
+    finally:
+        server.clean_up()
 
 
 def run(
@@ -45,13 +67,20 @@ def run(
     workers: int = WORKERS,
     cancel_percent: int = 0,
     connections: int = 1,
+    pki: Pki | None = None,
 ) -> Report:
-    """Has a client make its calls, all of which must succeed, over so many connections."""
-    operator = client_of(server)
+    """Has a client make its calls, all of which must succeed, over so many connections.
+
+    A server that demands certificates is met with those of `pki`.
+    """
+    operator = client_of(server, pki)
     secret = operator.create("Zapier").secret
     service = operator.create("Orders service", tenant="system", scopes=["keyward.verifier"])
     with Accepted(server.pid) as accepted:
-        report = drive(client, through or server.address, service.secret, secret, workers, cancel_percent)
+        # A proxy shows the certificate itself.
+        shown = None if through else pki
+        target = through or server.address
+        report = drive(client, target, service.secret, secret, workers, cancel_percent, pki=shown)
     ends = [line for line in server.log if "a connection ended with an error" in line]
     told = f"{report}, {accepted.count} connections"
     print(told)
@@ -80,9 +109,17 @@ def test_a_client_that_gives_up_calls_loses_no_other(server: Server, client: str
     assert report.cancelled > CALLS / 4
 
 
+@pytest.mark.parametrize("client", CLIENTS)
+def test_an_ordinary_client_that_shows_a_certificate_loses_no_call(
+    encrypting_server: Server, client: str, pki: Pki
+) -> None:
+    report = run(encrypting_server, client, pki=pki)
+    assert report.cancelled == 0
+
+
 # HAProxy and Envoy send all calls over one connection. nginx gives each call that is under way one of its
 # own: one to the stream, and another to all other calls, as long as these come one after the other.
-@pytest.mark.parametrize(
+PROXIES = pytest.mark.parametrize(
     ("name", "workers", "connections"),
     [
         pytest.param("haproxy", WORKERS, 1, id="haproxy"),
@@ -90,6 +127,17 @@ def test_a_client_that_gives_up_calls_loses_no_other(server: Server, client: str
         pytest.param("nginx", 1, 2, id="nginx"),
     ],
 )
+
+
+@PROXIES
 def test_a_proxy_loses_no_call(server: Server, name: str, workers: int, connections: int, tmp_path: Path) -> None:
     with proxy(name, name, tmp_path, upstream=server.address) as address:
         run(server, "grpc-go", address, workers=workers, connections=connections)
+
+
+@PROXIES
+def test_a_proxy_that_shows_a_certificate_loses_no_call(
+    encrypting_server: Server, name: str, workers: int, connections: int, tmp_path: Path, pki: Pki
+) -> None:
+    with proxy(name, name, tmp_path, pki, upstream=encrypting_server.address) as address:
+        run(encrypting_server, "grpc-go", address, workers=workers, connections=connections, pki=pki)

@@ -48,9 +48,7 @@ def serve(data_dir: Path) -> Iterator[Callable[..., Server]]:
 
 
 def channel(server: Server, pki: Pki, shows: str | None = "caller") -> grpc.Channel:
-    key, chain = (pki.read(f"{shows}.key"), pki.read(f"{shows}.pem")) if shows else (None, None)
-    credentials = grpc.ssl_channel_credentials(pki.read("ca.pem"), key, chain)
-    return grpc.secure_channel(server.address, credentials, [("grpc.use_local_subchannel_pool", 1)])
+    return pki.channel(server.address, shows)
 
 
 def check(of: grpc.Channel) -> int:

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from queue import SimpleQueue
 
 import grpc
@@ -106,8 +107,16 @@ class Talk:
         assert self._answers.code() == grpc.StatusCode.OK
 
 
+def open_channel(target: str, tls_dir: str) -> grpc.Channel:
+    options = [("grpc.enable_http_proxy", 0)]
+    if not tls_dir:
+        return grpc.insecure_channel(target, options)
+    authority, key, certificate = (Path(tls_dir, name).read_bytes() for name in ("ca.pem", "caller.key", "caller.pem"))
+    return grpc.secure_channel(target, grpc.ssl_channel_credentials(authority, key, certificate), options)
+
+
 def main() -> None:
-    with grpc.insecure_channel(os.environ["TARGET"], [("grpc.enable_http_proxy", 0)]) as channel:
+    with open_channel(os.environ["TARGET"], os.environ["TLS_DIR"]) as channel:
         stub = verify_pb2_grpc.KeyVerifyStub(channel)
         calls, talk = Calls(stub), Talk(stub)
         talk.ask("first")

@@ -3,6 +3,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +20,7 @@ import (
 	"github.com/bufbuild/protocompile"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -82,9 +85,26 @@ func main() {
 	must(json.NewEncoder(os.Stdout).Encode(c.report))
 }
 
+func transportCredentials(tlsDir string) credentials.TransportCredentials {
+	if tlsDir == "" {
+		return insecure.NewCredentials()
+	}
+	authority, err := os.ReadFile(filepath.Join(tlsDir, "ca.pem"))
+	must(err)
+	authorities := x509.NewCertPool()
+	authorities.AppendCertsFromPEM(authority)
+	pair, err := tls.LoadX509KeyPair(filepath.Join(tlsDir, "caller.pem"), filepath.Join(tlsDir, "caller.key"))
+	must(err)
+	return credentials.NewTLS(&tls.Config{
+		RootCAs:      authorities,
+		Certificates: []tls.Certificate{pair},
+		ServerName:   "localhost",
+	})
+}
+
 func newClient() *client {
 	conn, err := grpc.NewClient("passthrough:///"+os.Getenv("TARGET"),
-		grpc.WithTransportCredentials(insecure.NewCredentials()))
+		grpc.WithTransportCredentials(transportCredentials(os.Getenv("TLS_DIR"))))
 	must(err)
 	compiler := protocompile.Compiler{
 		Resolver: protocompile.WithStandardImports(&protocompile.SourceResolver{

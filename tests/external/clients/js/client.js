@@ -1,19 +1,32 @@
 // A service in JavaScript that talks to Keyward through grpc-js. See ../README.md.
 "use strict";
 
+const fs = require("node:fs");
+const path = require("node:path");
+
 const grpc = require("@grpc/grpc-js");
 const loader = require("@grpc/proto-loader");
 
-const { TARGET, KEY, SECRET, PROTO_DIR } = process.env;
+const { TARGET, KEY, SECRET, PROTO_DIR, TLS_DIR } = process.env;
 const [CALLS, RATE, WORKERS, CANCEL_PERCENT] = ["CALLS", "RATE", "WORKERS", "CANCEL_PERCENT"].map((name) =>
   Number.parseInt(process.env[name], 10),
 );
 const CALL_MS = 20_000;
 
+function credentials() {
+  if (!TLS_DIR) {
+    return grpc.credentials.createInsecure();
+  }
+  const [authority, key, certificate] = ["ca.pem", "caller.key", "caller.pem"].map((name) =>
+    fs.readFileSync(path.join(TLS_DIR, name)),
+  );
+  return grpc.credentials.createSsl(authority, key, certificate);
+}
+
 const { KeyVerify } = grpc.loadPackageDefinition(
   loader.loadSync("keyward/v1/verify.proto", { includeDirs: [PROTO_DIR], enums: String, keepCase: true, oneofs: true }),
 ).keyward.v1;
-const client = new KeyVerify(TARGET, grpc.credentials.createInsecure());
+const client = new KeyVerify(TARGET, credentials());
 const bearer = new grpc.Metadata();
 bearer.set("authorization", `Bearer ${KEY}`);
 

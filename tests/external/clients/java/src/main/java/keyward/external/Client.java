@@ -4,6 +4,7 @@ import com.google.common.util.concurrent.ListenableFuture;
 import com.google.protobuf.Message;
 import io.grpc.CallOptions;
 import io.grpc.Channel;
+import io.grpc.ChannelCredentials;
 import io.grpc.ClientInterceptor;
 import io.grpc.ClientInterceptors;
 import io.grpc.Grpc;
@@ -13,10 +14,13 @@ import io.grpc.Metadata;
 import io.grpc.MethodDescriptor;
 import io.grpc.MethodDescriptor.MethodType;
 import io.grpc.Status;
+import io.grpc.TlsChannelCredentials;
 import io.grpc.protobuf.ProtoUtils;
 import io.grpc.stub.ClientCalls;
 import io.grpc.stub.MetadataUtils;
 import io.grpc.stub.StreamObserver;
+import java.io.File;
+import java.io.IOException;
 import java.util.Locale;
 import java.util.Map;
 import java.util.TreeMap;
@@ -59,9 +63,19 @@ public final class Client {
     this.channel = channel;
   }
 
+  private static ChannelCredentials credentials(String tlsDir) throws IOException {
+    if (tlsDir.isEmpty()) {
+      return InsecureChannelCredentials.create();
+    }
+    return TlsChannelCredentials.newBuilder()
+        .trustManager(new File(tlsDir, "ca.pem"))
+        .keyManager(new File(tlsDir, "caller.pem"), new File(tlsDir, "caller.key"))
+        .build();
+  }
+
   public static void main(String[] args) throws Exception {
     ManagedChannel channel =
-        Grpc.newChannelBuilder(System.getenv("TARGET"), InsecureChannelCredentials.create()).build();
+        Grpc.newChannelBuilder(System.getenv("TARGET"), credentials(System.getenv("TLS_DIR"))).build();
     Metadata headers = new Metadata();
     headers.put(
         Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER), "Bearer " + System.getenv("KEY"));
