@@ -2,7 +2,6 @@
 //! show: this test makes every call as everyone, and compares.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
 
 use keyward::grpc::calls::rpc;
 use keyward::grpc::pb::{self, Reason};
@@ -16,8 +15,8 @@ use tonic::{Code, Status};
 
 use crate::support::harness::{Issued, Site, after_start, new_key, strings};
 use crate::support::rpcs::{call, described, request};
+use crate::support::tables::{agrees_with, aligned};
 
-const UPDATE: &str = "UPDATE_AUTHORIZATION";
 const HEAD: &str = "\
 # Who may make which call. A test makes all of them on a running server and compares with this file; see
 # authorization.rs, which also writes it.
@@ -211,39 +210,9 @@ async fn tried(site: &Site) -> String {
     text
 }
 
-/// Columns are wide enough for most outcomes, so that another one changes its own line alone.
-fn aligned(lines: &[Vec<String>]) -> String {
-    let width = |at: usize| lines.iter().map(|line| line[at].len()).max().unwrap_or_default().max("not-listed".len());
-    let padded = lines.iter().map(|line| {
-        let cells = line.iter().enumerate().map(|(at, cell)| format!("{cell:<width$}  ", width = width(at)));
-        cells.collect::<String>().trim_end().to_owned() + "\n"
-    });
-    padded.collect()
-}
-
-fn file() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/api/authorization.txt")
-}
-
 #[tokio::test]
 async fn every_caller_may_make_the_calls_of_the_table_and_no_others() {
     // On disk, because what is in memory has no backup.
     let site = Site::start().await;
-    let tried = tried(&site).await;
-    if std::env::var_os(UPDATE).is_some() {
-        std::fs::write(file(), &tried).unwrap();
-    }
-    let kept = std::fs::read_to_string(file()).unwrap_or_default();
-    let (kept, tried): (Vec<_>, Vec<_>) = (kept.lines().collect(), tried.lines().collect());
-    let differing: Vec<_> = (0..kept.len().max(tried.len()))
-        .filter(|at| kept.get(*at) != tried.get(*at))
-        .map(|at| format!("line {}\n- {}\n+ {}", at + 1, kept.get(at).unwrap_or(&""), tried.get(at).unwrap_or(&"")))
-        .collect();
-    assert!(
-        differing.is_empty(),
-        "the server (+) does not do what {} says (-). If it should do so, {UPDATE}=1 writes the file anew: review \
-         every line that changes.\n{}",
-        file().display(),
-        differing.join("\n")
-    );
+    agrees_with("tests/it/api/authorization.txt", &tried(&site).await);
 }

@@ -25,8 +25,18 @@ use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse
 
 use crate::support::harness::{Handle, Issued, START, ask, new_key};
 use crate::support::rpcs::{call, described, request};
+use crate::support::tables::{agrees_with, aligned};
 
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+
+const DOORS_HEAD: &str = "\
+# Which calls are served by a listener with one group of services. A test makes all of them as an administrator and
+# compares with this file; see listeners.rs, which also writes it. A listener with several groups serves all of theirs.
+#
+# served    answered
+# -         UNIMPLEMENTED, as any path that is no call
+
+";
 
 /// Settings with these listeners in their file.
 fn described_in(dir: &TempDir, listeners: &str) -> Result<Settings, Mistakes> {
@@ -96,13 +106,21 @@ async fn a_listener_serves_the_calls_that_it_is_told_to_and_no_other() {
     let verifier = creator.create(role).await.unwrap().secret;
 
     let (mut served, mut left_out) = (0, 0);
+    let mut lines = vec![vec!["RPC".to_owned()]];
+    lines.extend(described().into_iter().map(|path| vec![path.trim_start_matches('/').to_owned()]));
     for groups in doors() {
         // It is revoked at one of them.
         let target: Issued = creator.issued(new_key("Target", &[])).await;
         let (channel, services) = (at(&groups), groups.iter().copied().collect::<Services>());
-        for path in described() {
+        let is_alone = groups.len() == 1;
+        lines[0].extend(is_alone.then(|| groups[0].name().to_owned()));
+        for (path, line) in described().into_iter().zip(&mut lines[1..]) {
             let message = request(&path, &target, &format!("{groups:?}").to_lowercase());
             let made = async |credential| code(call(&channel, &path, credential, &message).await);
+            if is_alone {
+                let is_served = made(Some(&admin)).await != Code::Unimplemented;
+                line.push(if is_served { "served" } else { "-" }.to_owned());
+            }
             if services.serve_path(&path) {
                 let expected = if path.ends_with("CreateTenant") { Code::InvalidArgument } else { Code::Ok };
                 assert_eq!(made(Some(&admin)).await, expected, "{path} at {groups:?}");
@@ -123,6 +141,7 @@ async fn a_listener_serves_the_calls_that_it_is_told_to_and_no_other() {
             left_out += 1;
         }
     }
+    agrees_with("tests/it/serving/doors.txt", &(DOORS_HEAD.to_owned() + &aligned(&lines)));
     // Two doors for each call, three for reflection's two.
     assert_eq!((served, served + left_out), (2 * described().len() - 2 * 2 + 2 * 5, doors().len() * described().len()));
     app.stop().await.unwrap();

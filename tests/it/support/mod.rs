@@ -10,4 +10,5 @@ pub(crate) mod model;
 pub(crate) mod ops_client;
 pub(crate) mod program;
 pub(crate) mod rpcs;
+pub(crate) mod tables;
 pub(crate) mod workshop;
