@@ -1,5 +1,6 @@
 //! The listeners of a server with what each serves and how it encrypts, as the settings describe them.
 
+use std::io;
 use std::sync::Arc;
 
 use keyward_core::clock::Clock;
@@ -98,8 +99,11 @@ fn leaves_machine(listener: &Listener) -> bool {
 async fn bind_ops(settings: &Settings, sockets: &PassedSockets) -> Result<Option<Listener>, StartError> {
     let Some(addr) = &settings.ops_listen else { return Ok(None) };
     let opened = Listener::open(addr, &settings.sockets, sockets).await;
-    let opened = opened.map_err(|source| StartError::OpsListen { addr: addr.clone(), source })?;
-    let Some(listener) = opened.into_iter().next() else { return Ok(None) };
+    let failed = |source| StartError::OpsListen { addr: addr.clone(), source };
+    let opened = opened.map_err(failed)?;
+    let [listener] = <[Listener; 1]>::try_from(opened).map_err(|opened| {
+        failed(io::Error::other(format!("{} sockets have this name, and one is needed", opened.len())))
+    })?;
     tracing::info!(listen = %listener.addr(), "ops listening");
     Ok(Some(listener))
 }

@@ -199,7 +199,8 @@ async fn a_socket_lets_in_the_users_that_it_names() {
     let door = |name: &str, uid: u32| {
         let path = dir.path().join(name);
         format!(
-            "[[listener]]\naddress = \"unix:{}\"\nservices = [\"health\"]\nsocket_mode = \"0600\"\nallowed_uids = [{uid}]\n",
+            "[[listener]]\naddress = \"unix:{}\"\nservices = [\"health\"]\nsocket_mode = \"0600\"\n\
+             allowed_uids = [{uid}]\n",
             path.display()
         )
     };
@@ -270,6 +271,12 @@ async fn a_socket_that_is_not_passed_or_does_not_listen_or_is_open_to_all_stops_
     assert!(said.contains("not a socket that listens"), "{said}");
     let said = refused(door("\"verify\", \"health\""), "calls", listening("0.0.0.0:0")).await;
     assert!(said.contains("fd:calls") && said.contains("--allow-plaintext"), "{said}");
+    // Probes have one address.
+    let twice = [local; 2].map(|addr| ("probes".to_owned(), listening(addr)));
+    let settings = Settings { ops_listen: Some(ListenAddr::Passed("probes".into())), ..door("\"verify\"") };
+    let sockets = PassedSockets::of([("calls".to_owned(), listening(local))].into_iter().chain(twice).collect());
+    let said = start(settings, sockets).await.err().unwrap().to_string();
+    assert!(said.contains("fd:probes") && said.contains("2 sockets have this name"), "{said}");
     // Nothing to lose there.
     let sockets = PassedSockets::of(vec![("calls".into(), listening("0.0.0.0:0"))]);
     start(door("\"health\""), sockets).await.unwrap().stop().await.unwrap();
