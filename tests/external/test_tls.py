@@ -12,7 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import grpc
@@ -20,7 +20,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from harness import DEADLINE_SECONDS, Grpcurl, Server, command, environment
+from keyward.v1 import verify_pb2
 from pki import Pki, serial_of
+from test_grpcio import client_of
 
 RELOAD_SECONDS = float(os.environ.get("RELOAD_SECONDS", "6"))
 """How long certificates change under load."""
@@ -189,6 +191,84 @@ def test_a_link_that_moves_is_seen_without_a_signal(serve: Callable[..., Server]
     told = s_client(server, "-alpn", "h2")
     pem = told[told.index("-----BEGIN") : told.index("-----END")] + "-----END CERTIFICATE-----\n"
     assert serial_of(pem.encode()) == serial_of((volume / "second" / "server.pem").read_bytes())
+
+
+STORM_SECONDS = float(os.environ.get("STORM_SECONDS", "8"))
+"""How long each storm of handshakes takes."""
+
+P99_SECONDS_MAX = 0.010
+"""So long do calls of somebody else take meanwhile, but for one in a hundred."""
+
+
+@contextmanager
+def handshakes_that_never_finish(server: Server) -> Iterator[None]:
+    """Five hundred new connections a second, each of which sends the beginning of a ClientHello."""
+    host, port = server.address.split(":")
+    end = threading.Event()
+    held: list[socket.socket] = []
+
+    def connect() -> None:
+        while not end.wait(0.002):
+            silent = socket.create_connection((host, int(port)))
+            silent.send(b"\x16\x03\x01\x02\x00\x01")
+            held.append(silent)
+
+    strangers = threading.Thread(target=connect)
+    strangers.start()
+    try:
+        yield
+    finally:
+        end.set()
+        strangers.join()
+        for silent in held:
+            silent.close()
+
+
+@contextmanager
+def handshakes_without_calls(server: Server) -> Iterator[None]:
+    """As many whole handshakes as the processor has time for beside everything else, each then closed."""
+    asked = ["nice", "-n", "19", "openssl", "s_time", "-connect", server.address, "-new", "-time", str(int(STORM_SECONDS) + 2)]
+    strangers = [
+        subprocess.Popen(asked, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(4)
+    ]
+    try:
+        yield
+        assert all(stranger.poll() is None for stranger in strangers), "the storm was over before the calls"
+    finally:
+        for stranger in strangers:
+            stranger.kill()
+            stranger.wait()
+
+
+@pytest.mark.parametrize("storm", [handshakes_that_never_finish, handshakes_without_calls])
+def test_a_storm_of_handshakes_delays_no_other_caller(
+    storm: Callable[[Server], AbstractContextManager[None]], data_dir: Path, pki: Pki
+) -> None:
+    server = Server(data_dir, ops="127.0.0.1:0", settings=pki.settings(demand=False))
+    try:
+        server.wait_for_log("serving")
+        operator = client_of(server, pki)
+        secret = operator.create().secret
+        operator.verify(secret)
+        took: list[float] = []
+        with storm(server):
+            end = time.monotonic() + STORM_SECONDS
+            while time.monotonic() < end:
+                began = time.perf_counter()
+                reply = operator.verify(secret)
+                took.append(time.perf_counter() - began)
+                assert reply.decision == verify_pb2.DECISION_ALLOW
+                time.sleep(0.004)
+        took.sort()
+        p99 = took[len(took) * 99 // 100]
+        handshakes = {name: count for name, count in server.metrics().items() if "handshakes" in name and count}
+        told = f"{len(took)} calls, half within {took[len(took) // 2]:.4f} s, p99 {p99:.4f} s; {handshakes}"
+        print(told)
+        assert sum(handshakes.values()) > 100 * STORM_SECONDS, f"no storm: {told}"
+        assert p99 <= P99_SECONDS_MAX, told
+    finally:
+        server.clean_up()
 
 
 PARENT = textwrap.dedent(

@@ -1,5 +1,5 @@
-//! Tables that are kept in files, for people to read and for reviews to show: a test makes the table anew, and
-//! compares.
+//! Tables that are kept in files, for people to read and for reviews to show: a test makes the table anew,
+//! and compares.
 
 use std::path::Path;
 
