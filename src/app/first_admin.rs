@@ -131,6 +131,10 @@ fn digest_and_hint(text: &str, pepper: &Pepper) -> Option<(Digest, String)> {
 fn read(path: &Path) -> Result<Zeroizing<String>, FirstAdminError> {
     let wrong = |what: String| FirstAdminError::File { path: path.to_owned(), what };
     let found = fs::metadata(path).map_err(|error| wrong(error.to_string()))?;
+    // A pipe or a device might never end.
+    if !found.is_file() {
+        return Err(wrong("it is not a regular file".to_owned()));
+    }
     let mode = found.permissions().mode();
     if mode & 0o027 != 0 {
         let mode = mode & 0o777;

@@ -174,9 +174,11 @@ mod tests {
         let fields = shown.lines().filter_map(|line| line.strip_prefix("    ")?.split_once(": "));
         let fields: BTreeSet<&str> = fields.map(|(name, _)| name).filter(|name| !name.starts_with(' ')).collect();
         let listed: BTreeSet<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
-        // Two fields hold several settings, and one is on the command line alone.
-        let elsewhere = BTreeSet::from(["sockets", "tls", "accept_watermark_loss"]);
+        // Three fields hold several settings, and one is on the command line alone.
+        let elsewhere = BTreeSet::from(["first_admin", "sockets", "tls", "accept_watermark_loss"]);
         let parts = BTreeSet::from([
+            "bootstrap_admin_file",
+            "bootstrap_admin_digest",
             "socket_mode",
             "socket_group",
             "tls_certificate_file",

@@ -174,6 +174,8 @@ async fn what_cannot_be_the_first_administrators_is_refused_and_the_next_start_c
     fs::remove_file(place.file()).unwrap();
     let told = place.refused(&[(FILE, &given)]);
     assert!(told.contains(&given) && told.contains("No such file"), "{told}");
+    let told = place.refused(&[(FILE, "/dev/zero")]);
+    assert!(told.contains("/dev/zero: it is not a regular file"), "{told}");
 
     place.write(secret, 0o640);
     let program = place.serve(&[(FILE, &given)]);
