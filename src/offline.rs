@@ -10,12 +10,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use keyward_core::clock::{Clock, UnixMillis};
+use keyward_core::digest::Digest;
 use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, KeyId};
 use keyward_core::record::AuditStamp;
+use keyward_core::secret::PresentedSecret;
 
 use crate::authority::{AuthorityError, KeyMinter};
 use crate::config::Settings;
+use crate::config::first_admin::FirstAdminError;
 use crate::keyring::{Keyring, KeyringError};
 use crate::server::addr::ListenAddr;
 use crate::server::tls::reload::Tls;
@@ -58,6 +61,9 @@ pub enum OfflineError {
     /// The pepper file cannot be read.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
+    /// A key that was made before cannot be the first administrator's.
+    #[error(transparent)]
+    FirstAdmin(#[from] FirstAdminError),
     /// The backup cannot be used.
     #[error("{path}: {source}")]
     Backup {
@@ -131,11 +137,12 @@ pub fn check_files(settings: &Settings) -> Vec<String> {
     let files = listeners.iter().filter_map(|listener| listener.tls.as_ref()).chain(&settings.tls);
     let tls = files.filter_map(|files| Tls::check(files, &clock).err());
     let tls: BTreeSet<_> = tls.map(|error| error.to_string()).collect();
-    let data = check_data_dir(&settings.data_dir, &settings.pepper_file);
+    let data = check_data_dir(settings);
     data.err().map(|error| error.to_string()).into_iter().chain(sockets).chain(tls).collect()
 }
 
-fn check_data_dir(dir: &Path, pepper: &Path) -> Result<(), OfflineError> {
+fn check_data_dir(settings: &Settings) -> Result<(), OfflineError> {
+    let (dir, pepper) = (&*settings.data_dir, &*settings.pepper_file);
     let is_dir = match fs::metadata(dir) {
         Ok(found) if !found.is_dir() => {
             return Err(OfflineError::Open(OpenError::NotADirectory { dir: dir.to_owned() }));
@@ -146,6 +153,9 @@ fn check_data_dir(dir: &Path, pepper: &Path) -> Result<(), OfflineError> {
         Err(error) => return Err(OpenError::from(with_path(dir)(error)).into()),
     };
     let has_data = is_dir && LockedDir::holds_data(dir)?;
+    if !has_data {
+        settings.first_admin.check(pepper)?;
+    }
     match Keyring::open(pepper, false, &SystemEntropy) {
         Err(KeyringError::Missing { .. }) if !has_data => Ok(()),
         opened => Ok(opened.map(drop)?),
@@ -277,6 +287,15 @@ pub fn mint_administrator(
     keep(&secret.reveal()).map_err(OfflineError::Keep)?;
     let key_id = key.key_id.clone();
     Ok(Minted { key_id, revision: log.append_key("MintAdministrator", key)? })
+}
+
+/// The digest of a secret by the first pepper of a pepper file.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn digest(pepper_file: &Path, secret: &PresentedSecret<'_>) -> Result<Digest, OfflineError> {
+    let keyring = Keyring::open(pepper_file, false, &SystemEntropy)?;
+    Ok(keyring.peppers.current().digest(secret))
 }
 
 fn options(settings: &Settings) -> Result<StoreOptions, KeyringError> {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use grpc_h2::LimitsError;
 
-use super::first_admin::FirstAdminError;
 use crate::authority::AuthorityError;
+use crate::config::first_admin::FirstAdminError;
 use crate::keyring::KeyringError;
 use crate::server::addr::ListenAddr;
 use crate::server::tls::TlsError;

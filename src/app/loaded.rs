@@ -18,7 +18,7 @@ use super::metric_sources::Observed;
 use super::opening::Opening;
 use super::serving::{App, close};
 use crate::authority::{Authority, AuthorityDeps};
-use crate::config::FirstAdmin;
+use crate::config::first_admin::FirstAdmin;
 use crate::disk_monitor::DiskMonitor;
 use crate::grpc::state::VerifyState;
 use crate::index::follow::follow_log;

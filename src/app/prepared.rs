@@ -8,7 +8,6 @@ use keyward_core::clock::Clock;
 use keyward_core::entropy::Entropy;
 
 use super::error::StartError;
-use super::first_admin;
 use super::frontend::Frontend;
 use super::listening::Listening;
 use super::metric_sources::Observed;
@@ -53,7 +52,7 @@ impl Prepared {
         files::create_private_dir(&settings.data_dir).map_err(failed)?;
         let engine = engine.lock()?;
         if !engine.has_data() {
-            first_admin::check(&settings)?;
+            settings.first_admin.check(&settings.pepper_file)?;
         }
         let keyring = Keyring::open(&settings.pepper_file, !engine.has_data(), &*entropy)?;
         Ok(Self { settings, clock, entropy, sockets, reload, engine, keyring })

@@ -12,7 +12,7 @@ use keyward_core::limits::SECRET_BYTES_MAX;
 use keyward_core::secret::{IssuedSecret, PresentedSecret};
 use zeroize::Zeroizing;
 
-use crate::keyring::Keyring;
+use crate::offline;
 use crate::util::system::SystemEntropy;
 
 #[derive(Debug, Args)]
@@ -33,13 +33,12 @@ pub(super) fn make_secret() -> Result<(), Box<dyn Error>> {
 
 /// Prints the digest of the secret on standard input.
 pub(super) fn digest(args: DigestArgs) -> Result<(), Box<dyn Error>> {
-    let keyring = Keyring::open(&args.pepper_file, false, &SystemEntropy)?;
     // With its final capacity: a string that grows would leave copies behind. One byte is for the end of the
     // line, and one more shows that there is too much.
     let mut text = Zeroizing::new(String::with_capacity(SECRET_BYTES_MAX + 2));
     io::stdin().take(SECRET_BYTES_MAX as u64 + 2).read_to_string(&mut text)?;
     let secret = PresentedSecret::parse(text.trim_end())
         .map_err(|_| "standard input must be one secret, as `keyward make-secret` prints it")?;
-    let digest = keyring.peppers.current().digest(&secret);
+    let digest = offline::digest(&args.pepper_file, &secret)?;
     Ok(writeln!(io::stdout(), "{}", HEXLOWER.encode(digest.as_bytes()))?)
 }

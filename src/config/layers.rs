@@ -20,9 +20,10 @@ use keyward_core::head::Head;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::first_admin::FirstAdmin;
 use super::listeners::{ListenerSettings, ListenerTable, TlsTable};
 use super::table::{OFF, SETTINGS, defaults};
-use super::{FirstAdmin, Flags, Mistakes, Settings};
+use super::{Flags, Mistakes, Settings};
 use crate::server::addr::{Group, ListenAddr, SocketAccess};
 use crate::server::tls::{ClientCertificates, TlsFiles};
 

@@ -3,6 +3,7 @@
 //! Unknown names are refused. All mistakes are reported at once, each with its source. Secrets are not
 //! settings; the paths of their files are.
 
+pub mod first_admin;
 mod layers;
 mod listeners;
 mod table;
@@ -11,10 +12,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use keyward_core::digest::Digest;
 use keyward_core::head::Head;
 use serde::Serialize;
 
+use self::first_admin::FirstAdmin;
 use self::layers::Layers;
 pub use self::listeners::ListenerSettings;
 use crate::server::addr::{ListenAddr, SocketAccess};
@@ -30,17 +31,6 @@ const REQUEST_BYTES_DEFAULT: u64 = 1024 * 1024 * 1024;
 /// Bytes held for requests under way of callers without a credential.
 const STRANGER_REQUEST_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
 const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-
-/// Where the key of the first administrator comes from. It matters at the first start only.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FirstAdmin {
-    /// It is made at the first start and written to `<data_dir>/admin.key`.
-    Made,
-    /// `bootstrap_admin_file`: a file with its secret.
-    File(PathBuf),
-    /// `bootstrap_admin_digest`: the digest of its secret by the first pepper of the pepper file.
-    Digest(Digest),
-}
 
 /// The settings of a server. The name of a field is its name in the file. Its variable is `KEYWARD_` and the
 /// name in capitals; its flag has dashes instead of underscores.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 
-use super::{FirstAdmin, ListenerSettings, Settings};
+use super::first_admin::FirstAdmin;
+use super::{ListenerSettings, Settings};
 use crate::server::tls::{ClientTls, TlsFiles};
 
 /// The value of an address that is not listened on.

@@ -170,6 +170,8 @@ async fn what_cannot_be_the_first_administrators_is_refused_and_the_next_start_c
         assert!(told.contains("bootstrap_admin_file") && told.contains(why), "{told}");
         assert!(told.contains(&given) && !told.contains(&secret[8..]), "{told}");
         assert!(!place.pepper().exists() && !place.data().join("admin.key").exists());
+        let checked = keyward(&["config", "--data-dir"]).arg(place.data()).env(FILE, &given).output().unwrap();
+        assert!(!checked.status.success() && text(&checked).1.contains(why), "`keyward config` says so before");
     }
     fs::remove_file(place.file()).unwrap();
     let told = place.refused(&[(FILE, &given)]);
