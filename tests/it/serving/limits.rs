@@ -106,7 +106,12 @@ fn a_clock_before_1970_is_told_as_that() {
 fn there_are_no_core_dumps_of_secrets() {
     let dir = tempfile::tempdir().unwrap();
     let program = Program::serve(dir.path(), &[]);
-    let limits = fs::read_to_string(format!("/proc/{}/limits", program.pid())).unwrap();
-    let dumps = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
-    assert_eq!(dumps.split_whitespace().collect::<Vec<_>>(), ["1", "1", "bytes"]);
+    let dumps = |process: &str| {
+        let limits = fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+        let dumps = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+        dumps.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    // What the tests were started with cannot be raised.
+    let most = if dumps("self")[1] == "0" { "0" } else { "1" };
+    assert_eq!(dumps(&program.pid().to_string()), [most, most, "bytes"]);
 }
