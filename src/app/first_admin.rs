@@ -45,8 +45,9 @@ pub(super) async fn bootstrap(
     let lies_there = fs::metadata(&path);
     if lies_there.is_ok() && !is_first {
         tracing::warn!(
-            path = %path.display(), "the first administrator's key still lies beside the data; move it to a safe place, or replace it by \
-                                     a key of your own, disable it and remove the file"
+            path = %path.display(),
+            "the first administrator's key still lies beside the data; move it to a safe place, or replace it by a key of \
+             your own, disable it and remove the file"
         );
     }
     if lies_there.is_ok_and(|found| found.permissions().mode() & 0o077 != 0) {

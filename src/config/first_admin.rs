@@ -1,12 +1,13 @@
 //! Where the key of the first administrator comes from.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use keyward_core::digest::Digest;
 use keyward_core::secret::PresentedSecret;
 use zeroize::Zeroizing;
+
+use crate::util::files::exposed_mode;
 
 /// A secret is a line of at most 256 bytes.
 const FILE_BYTES_MAX: u64 = 4 * 1024;
@@ -37,8 +38,8 @@ pub enum FirstAdminError {
     },
     /// The digest is by a pepper that does not exist.
     #[error(
-        "bootstrap_admin_digest was made with a pepper, and the pepper file {path} is not there: put it in place, or nobody \
-         could ever be the administrator"
+        "bootstrap_admin_digest was made with a pepper, and the pepper file {path} is not there: put it in place, or \
+         nobody could ever be the administrator"
     )]
     NoPepper {
         /// Where it should be.
@@ -71,11 +72,10 @@ pub fn read_secret<T>(path: &Path, with: impl FnOnce(&PresentedSecret<'_>) -> T)
     if !found.is_file() {
         return Err(wrong("it is not a regular file".to_owned()));
     }
-    let mode = found.permissions().mode();
-    if mode & 0o027 != 0 {
-        let mode = mode & 0o777;
+    if let Some(mode) = exposed_mode(&found) {
         return Err(wrong(format!(
-            "it may be read by others or written by a group (mode {mode:o}): chmod 600 it, or 640 for a group that reads it"
+            "it may be read by others or written by a group (mode {mode:o}): chmod 600 it, or 640 for a group that \
+             reads it"
         )));
     }
     if found.len() > FILE_BYTES_MAX {

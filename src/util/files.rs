@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
@@ -19,6 +19,14 @@ pub fn private_options() -> fs::OpenOptions {
     let mut options = fs::OpenOptions::new();
     options.mode(0o600);
     options
+}
+
+/// The mode of a file that is not private: others may use it, or a group may write it. One group may read a
+/// private file, because secret volumes are mounted that way for a process that is not root.
+#[must_use]
+pub fn exposed_mode(found: &fs::Metadata) -> Option<u32> {
+    let mode = found.permissions().mode();
+    (mode & 0o027 != 0).then_some(mode & 0o777)
 }
 
 /// An I/O error with its file.

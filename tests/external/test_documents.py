@@ -100,27 +100,27 @@ def test_a_backup_is_made_and_restored_as_printed(server: Server) -> None:
     assert "restored to revision 1" in told.stdout, told.stdout
 
 
-def test_encryption_is_set_up_renewed_and_revoked_as_printed(server: Server, tmp_path: Path) -> None:
-    lines = "".join(blocks("sh", "Encrypt", OPERATING))
-    assert lines.count("target/release/keyward") == 4, "the section has changed: so must this test"
+def with_a_server_of_its_own(lines: str, port: str, server: Server, tmp_path: Path) -> str:
+    """Runs lines that start a server and stop it, on a free port instead of theirs."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+        lines = lines.replace(port, str(free.getsockname()[1]))
     bin_dir = tmp_path / "bin"
     bin_dir.mkdir()
     (bin_dir / "grpcurl").symlink_to(GRPCURL_EXECUTABLE)
-    told = run_as_printed(lines.replace("50443", str(port)) + 'wait "$SERVER"\n', server, str(bin_dir))
+    return run_as_printed(lines + 'wait "$SERVER"\n', server, str(bin_dir))
+
+
+def test_encryption_is_set_up_renewed_and_revoked_as_printed(server: Server, tmp_path: Path) -> None:
+    lines = "".join(blocks("sh", "Encrypt", OPERATING))
+    assert lines.count("target/release/keyward") == 4, "the section has changed: so must this test"
+    told = with_a_server_of_its_own(lines, "50443", server, tmp_path)
     assert '"keyId": "zapier"' in told and "2 keys at revision 2" in told, told
 
 
 def test_a_first_administrator_is_made_before_the_first_start_as_printed(server: Server, tmp_path: Path) -> None:
     [lines] = blocks("sh", "The first administrator without hands", OPERATING)
     assert lines.count("50061") == 3, "the section has changed: so must this test"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    bin_dir = tmp_path / "bin"
-    bin_dir.mkdir()
-    (bin_dir / "grpcurl").symlink_to(GRPCURL_EXECUTABLE)
-    told = run_as_printed(lines.replace("50061", str(port)) + 'wait "$SERVER"\n', server, str(bin_dir))
+    told = with_a_server_of_its_own(lines, "50061", server, tmp_path)
     assert told.count('"keyId"') == 1 and "Bootstrap administrator" in told, told
 
 

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +21,7 @@ use zeroize::Zeroizing;
 
 use super::certificate::not_after;
 use super::{ClientCertificates, ClientTls, Protocol, TlsFiles};
+use crate::util::files::exposed_mode;
 
 /// A longer file is not one of these.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -211,12 +211,12 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
 
 /// Only the owner may read and write a private key, and one group may read it.
 fn check_mode(path: &Path) -> Result<(), TlsError> {
-    let found = fs::metadata(path);
-    let mode = found
-        .map_err(|error| TlsError::Io { what: KEY, path: path.to_owned(), cause: error.to_string() })?
-        .permissions()
-        .mode();
-    if mode & 0o027 != 0 { Err(TlsError::Exposed { path: path.to_owned(), mode: mode & 0o777 }) } else { Ok(()) }
+    let found = fs::metadata(path).map_err(|error| TlsError::Io {
+        what: KEY,
+        path: path.to_owned(),
+        cause: error.to_string(),
+    })?;
+    exposed_mode(&found).map_or(Ok(()), |mode| Err(TlsError::Exposed { path: path.to_owned(), mode }))
 }
 
 /// The server's clock, by which rustls looks whether certificates are valid.
