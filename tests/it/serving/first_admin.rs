@@ -1,7 +1,7 @@
 //! A first administrator whose key was made before the first start, so that nobody needs to fetch it.
 
 use std::fs::{self, Permissions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tonic::Code;
 
 use crate::support::harness::new_key;
-use crate::support::program::{Program, keyward, text};
+use crate::support::program::{Killed, Program, keyward, text};
 
 const FILE: &str = "KEYWARD_BOOTSTRAP_ADMIN_FILE";
 const DIGEST: &str = "KEYWARD_BOOTSTRAP_ADMIN_DIGEST";
@@ -80,9 +80,14 @@ impl Place {
     fn refused(&self, environment: &[(&str, &str)]) -> String {
         let mut command = keyward(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
         command.arg(self.data()).arg("--pepper-file").arg(self.pepper()).envs(environment.iter().copied());
-        let output = command.output().unwrap();
-        assert!(!output.status.success());
-        text(&output).1
+        let mut child = Killed(command.stderr(Stdio::piped()).spawn().unwrap());
+        let mut told = String::new();
+        for line in BufReader::new(child.0.stderr.take().unwrap()).lines().map_while(Result::ok) {
+            assert!(!line.contains("listening"), "it starts: {line}");
+            told += &(line + "\n");
+        }
+        assert!(!child.0.wait().unwrap().success());
+        told
     }
 }
 
