@@ -69,8 +69,8 @@ impl RequestHead {
         self.serial
     }
 
-    /// A number that two heads of the connection share only if they have the same credential. Consecutive
-    /// heads with the same credential share it.
+    /// A number that two heads of the connection share only if they have the same credential, or both have
+    /// none. Consecutive heads with the same credential share it, and so do those without.
     #[must_use]
     pub fn credential_serial(&self) -> u64 {
         self.credential
@@ -103,6 +103,12 @@ impl RequestHead {
     #[must_use]
     pub fn authorization(&self) -> Option<&[u8]> {
         self.only(self.authorization)
+    }
+
+    /// Whether `authorization` occurs.
+    #[must_use]
+    pub fn has_authorization(&self) -> bool {
+        !matches!(self.authorization, Occurrence::Never)
     }
 
     /// Whether `grpc-encoding` occurs.
@@ -164,8 +170,10 @@ impl RequestHead {
 
     /// Compares credentials in constant time: one connection may carry the calls of several callers.
     fn has_credential_of(&self, other: &Self) -> bool {
-        let both = self.authorization().zip(other.authorization());
-        both.is_some_and(|(ours, theirs)| constant_time_eq::constant_time_eq(ours, theirs))
+        match (self.authorization().zip(other.authorization()), self.has_authorization(), other.has_authorization()) {
+            (Some((ours, theirs)), _, _) => constant_time_eq::constant_time_eq(ours, theirs),
+            (None, has, other_has) => !has && !other_has,
+        }
     }
 
     /// Empties it for reuse.
@@ -432,6 +440,25 @@ mod tests {
         let one = literal(0, "authorization", "x");
         assert_eq!(read(&mut HeaderDecoder::new(), &[REQUEST[0], &one]).authorization(), Some(&b"x"[..]));
         assert_eq!(read(&mut HeaderDecoder::new(), &[REQUEST[0], &one, &one]).authorization(), None);
+    }
+
+    #[test]
+    fn heads_share_the_serial_of_a_credential_if_it_is_the_same_or_if_both_have_none() {
+        let mut decoder = HeaderDecoder::new();
+        let with = |value: &'static str| literal(0, "authorization", value);
+        let given =
+            [vec![], vec![], vec![with("x")], vec![with("x")], vec![with("x"); 2], vec![], vec![with("y")], vec![]];
+        let mut serials = vec![];
+        for (at, fields) in given.iter().enumerate() {
+            // Otherwise the block would be the same, and so the head.
+            let other = literal(0, "n", ["0", "1"][at % 2]);
+            let blocks: Vec<&[u8]> = [REQUEST[0], &other].into_iter().chain(fields.iter().map(Vec::as_slice)).collect();
+            serials.push(read(&mut decoder, &blocks).credential_serial());
+        }
+        let shared: Vec<bool> = serials.windows(2).map(|two| two[0] == two[1]).collect();
+        assert_eq!(shared, [true, false, true, false, false, false, false], "{serials:?}");
+        let distinct: std::collections::BTreeSet<_> = serials.iter().collect();
+        assert_eq!(distinct.len(), 6, "{serials:?}");
     }
 
     #[test]
