@@ -1,9 +1,10 @@
-//! Groups of services, by which a listener says what it serves.
+//! What a listener says of its callers: which groups of services it serves them, and what it demands.
 
 use std::fmt;
 use std::str::FromStr;
 
 use keyward_core::enumerate;
+use serde::{Deserialize, Serialize};
 
 enumerate! {
     /// Services that are served together or not at all.
@@ -45,6 +46,26 @@ impl ServiceGroup {
             Self::Reflection => &["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"],
         }
     }
+}
+
+/// What a listener demands of callers, besides what TLS does. Probes and reflection are open to all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Demand {
+    /// A key, or an identity of the connection that the configuration names.
+    #[default]
+    Either,
+    /// A key, which decides, and such an identity.
+    Both,
+}
+
+/// What holds for the callers of a listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// What they are served.
+    pub services: Services,
+    /// What they must show.
+    pub demand: Demand,
 }
 
 impl FromStr for ServiceGroup {

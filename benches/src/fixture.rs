@@ -85,7 +85,7 @@ impl Fixture {
         let unknown = secret()?.reveal().to_string();
         Ok(Self {
             caller: Caller::new(
-                Identity { key_id: KeyId::parse("bench")?, digest: Digest::from_bytes([0; 32]), peer: None },
+                Identity::of_key(KeyId::parse("bench")?, Digest::from_bytes([0; 32]), None),
                 &[Scope::parse("keyward.verifier")?],
             ),
             peppers: Arc::new(peppers),

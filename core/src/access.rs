@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::clock::{Now, UnixMillis};
 use crate::decision::{AccessRequest, DenyReason, Policy, decide};
@@ -16,6 +17,7 @@ use crate::digest::Digest;
 use crate::enumerate;
 use crate::holds::Holds;
 use crate::id::{ActorId, InvalidName, KeyId, TenantId};
+use crate::identity::{Assignment, Identities, IdentityName, PeerIdentity};
 use crate::record::KeyRecord;
 use crate::scope::Scope;
 
@@ -149,6 +151,13 @@ impl RoleScope {
         Ok(Self { role, tenant })
     }
 
+    /// The role as a scope, such as `keyward.issuer@acme`.
+    #[must_use]
+    pub fn to_scope(&self) -> String {
+        let role = self.role.scope();
+        self.tenant.as_ref().map_or_else(|| role.to_owned(), |tenant| format!("{role}@{tenant}"))
+    }
+
     fn applies_to(&self, tenant: &TenantId) -> bool {
         match &self.tenant {
             Some(own) => own == tenant,
@@ -158,14 +167,82 @@ impl RoleScope {
 }
 
 /// What a caller was authenticated by, so that it can be checked again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Identity {
-    /// The caller's key, in tenant `system`.
-    pub key_id: KeyId,
-    /// The digest of the secret that was presented.
-    pub digest: Digest,
+    /// What the roles come from.
+    pub credential: Credential,
     /// The caller's address; `None` on a Unix socket.
     pub peer: Option<IpAddr>,
+    /// What the connection proves, if anything.
+    pub connection: Option<Arc<PeerIdentity>>,
+}
+
+/// What the roles of a caller come from.
+#[derive(Clone, Debug)]
+pub enum Credential {
+    /// A key of tenant `system`. If the connection proves something too, the key decides.
+    Key {
+        /// The key.
+        key_id: KeyId,
+        /// The digest of the secret that was presented.
+        digest: Digest,
+    },
+    /// The identity that the connection proves.
+    Connection {
+        /// Its name.
+        name: IdentityName,
+        /// What the configuration gives to identities.
+        identities: Arc<Identities>,
+    },
+}
+
+impl Identity {
+    /// That of a key, on a connection that proves nothing.
+    #[must_use]
+    pub fn of_key(key_id: KeyId, digest: Digest, peer: Option<IpAddr>) -> Self {
+        Self { credential: Credential::Key { key_id, digest }, peer, connection: None }
+    }
+
+    /// The caller, as the log names them.
+    #[must_use]
+    pub fn actor(&self) -> ActorId {
+        match &self.credential {
+            Credential::Key { key_id, .. } => ActorId::from(key_id),
+            Credential::Connection { name, .. } => name.actor().clone(),
+        }
+    }
+
+    /// The caller's key, in tenant `system`.
+    #[must_use]
+    pub fn key_id(&self) -> Option<&KeyId> {
+        match &self.credential {
+            Credential::Key { key_id, .. } => Some(key_id),
+            Credential::Connection { .. } => None,
+        }
+    }
+
+    /// What the connection of a caller with a key proves besides.
+    #[must_use]
+    pub fn proven_besides(&self) -> Option<&IdentityName> {
+        self.connection.as_deref().and_then(PeerIdentity::name).filter(|_| self.key_id().is_some())
+    }
+
+    /// A number by which callers are told apart. No caller can choose it.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        let of = |digest: &[u8; 32]| digest.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        match &self.credential {
+            // A part of a keyed digest.
+            Credential::Key { digest, .. } => of(digest.as_bytes()),
+            Credential::Connection { name, .. } => of(blake3::hash(name.as_str().as_bytes()).as_bytes()),
+        }
+    }
+
+    /// Whether what the connection proves still holds. A connection that proves nothing has nothing to lose.
+    #[must_use]
+    pub fn connection_is_good(&self, now: Now) -> bool {
+        self.connection.as_ref().is_none_or(|connection| connection.is_good(now))
+    }
 }
 
 /// Checks that a caller's key works for Keyward itself, now and from this address.
@@ -181,13 +258,14 @@ pub fn check_caller(key: &impl Policy, peer: Option<IpAddr>, now: Now) -> Result
 pub struct Caller {
     identity: Identity,
     roles: Vec<RoleScope>,
+    audience: Option<String>,
 }
 
 /// Why a caller is denied an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     /// The caller has no role for the action here, but may know that the tenant exists.
-    #[error("the caller's key holds no role for this")]
+    #[error("the caller holds no role for this")]
     Role,
     /// The caller has no role in the tenant at all: it must be answered as if the tenant did not exist.
     #[error("the tenant is not visible to the caller")]
@@ -198,13 +276,25 @@ impl Caller {
     /// The caller that holds a key of tenant `system`. Scopes that are not roles give nothing.
     #[must_use]
     pub fn new<'a>(identity: Identity, scopes: impl IntoIterator<Item = &'a Scope>) -> Self {
-        Self { identity, roles: roles(scopes) }
+        Self { identity, roles: roles(scopes), audience: None }
     }
 
-    /// The caller's key.
+    /// The caller without a key, who has the roles of their connection's identity.
     #[must_use]
-    pub fn key_id(&self) -> &KeyId {
-        &self.identity.key_id
+    pub fn assigned(identity: Identity, assignment: &Assignment) -> Self {
+        Self { identity, roles: assignment.roles.clone(), audience: None }.with_audience(Some(assignment))
+    }
+
+    /// The same with the audience that the identity of their connection has.
+    #[must_use]
+    pub fn with_audience(self, assignment: Option<&Assignment>) -> Self {
+        Self { audience: assignment.and_then(|assignment| assignment.audience.clone()), ..self }
+    }
+
+    /// The audience of every verdict that they ask for. `None`: the one in the request.
+    #[must_use]
+    pub fn audience(&self) -> Option<&str> {
+        self.audience.as_deref()
     }
 
     /// What the caller was authenticated by.
@@ -300,13 +390,13 @@ impl<A> Grant<A> {
     /// The caller, as the log names it.
     #[must_use]
     pub fn actor(&self) -> ActorId {
-        ActorId::from(&self.caller.key_id)
+        self.caller.actor()
     }
 
     /// Whether this is the key that the caller calls with.
     #[must_use]
     pub fn is_own_key(&self, key_id: &KeyId) -> bool {
-        self.tenant.is_system() && self.caller.key_id == *key_id
+        self.tenant.is_system() && self.caller.key_id() == Some(key_id)
     }
 }
 
@@ -335,22 +425,19 @@ pub enum Unauthorized {
     /// The caller's key does not work.
     #[error("the caller's key is refused: {0:?}")]
     Key(DenyReason),
-    /// The key has no role for the change.
-    #[error("the caller's key holds no role for this")]
+    /// What the caller's connection proves does not hold any more, or the configuration does not name it.
+    #[error("the identity of the caller's connection is refused")]
+    Identity,
+    /// The caller has no role for the change.
+    #[error("the caller holds no role for this")]
     Role,
 }
 
 impl Authorization {
-    /// The caller's key, in tenant `system`.
+    /// Who asks.
     #[must_use]
-    pub fn key_id(&self) -> &KeyId {
-        &self.caller.key_id
-    }
-
-    /// The caller's address; `None` on a Unix socket.
-    #[must_use]
-    pub fn peer(&self) -> Option<IpAddr> {
-        self.caller.peer
+    pub fn caller(&self) -> &Identity {
+        &self.caller
     }
 
     /// The time by the clock when the change was asked for.
@@ -359,17 +446,30 @@ impl Authorization {
         self.clock
     }
 
-    /// Checks that the caller's key, as it is now, still allows this. `latest` is the time of the change,
-    /// which is not before that of any change so far.
+    /// Checks that the caller's key as it is now, or the identity of their connection, still allows this.
+    /// `latest` is the time of the change, which is not before that of any change so far.
     ///
     /// # Errors
-    /// When there is no such key, it does not work, or it does not have the role any more.
+    /// When there is no such key, it does not work, the identity does not hold any more, or the role is gone.
     pub fn check(&self, key: Option<&KeyRecord>, holds: &Holds, latest: UnixMillis) -> Result<(), Unauthorized> {
-        let key = key.filter(|key| key.tenant.is_system());
-        let found = key.and_then(|key| Some((key, key.policy_of(&self.caller.digest, holds)?)));
-        let (key, policy) = found.ok_or(Unauthorized::Key(DenyReason::Unknown))?;
-        check_caller(&policy, self.caller.peer, Now::new(self.clock, latest)).map_err(Unauthorized::Key)?;
-        allows(&roles(&key.spec.policy.scopes), self.action, &self.tenant).then_some(()).ok_or(Unauthorized::Role)
+        let now = Now::new(self.clock, latest);
+        if !self.caller.connection_is_good(now) {
+            return Err(Unauthorized::Identity);
+        }
+        let is_allowed = match &self.caller.credential {
+            Credential::Key { digest, .. } => {
+                let key = key.filter(|key| key.tenant.is_system());
+                let found = key.and_then(|key| Some((key, key.policy_of(digest, holds)?)));
+                let (key, policy) = found.ok_or(Unauthorized::Key(DenyReason::Unknown))?;
+                check_caller(&policy, self.caller.peer, now).map_err(Unauthorized::Key)?;
+                allows(&roles(&key.spec.policy.scopes), self.action, &self.tenant)
+            }
+            Credential::Connection { name, identities } => {
+                let assigned = identities.of(name).ok_or(Unauthorized::Identity)?;
+                allows(&assigned.roles, self.action, &self.tenant)
+            }
+        };
+        is_allowed.then_some(()).ok_or(Unauthorized::Role)
     }
 }
 
@@ -427,8 +527,7 @@ mod tests {
 
     fn caller(scopes: &[&str]) -> Caller {
         let scopes: Vec<_> = scopes.iter().map(|s| Scope::parse(s).unwrap()).collect();
-        let identity =
-            Identity { key_id: KeyId::parse("caller").unwrap(), digest: Digest::from_bytes([1; 32]), peer: None };
+        let identity = Identity::of_key(KeyId::parse("caller").unwrap(), Digest::from_bytes([1; 32]), None);
         Caller::new(identity, &scopes)
     }
 

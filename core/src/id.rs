@@ -77,10 +77,10 @@ name!(
 );
 name!(
     /// The author of a change: the `key_id` of the caller's key, `keyward` for the program itself,
-    /// `holder:<tenant>/<key_id>` for the holder of a key, a SPIFFE id (`spiffe://...`) for a certificate, or
-    /// `unix:<uid>` for a user of this machine.
+    /// `holder:<tenant>/<key_id>` for the holder of a key, a SPIFFE id (`spiffe://...`) or `dns:<name>` for a
+    /// certificate, or `unix:<uid>` for a user of this machine.
     ActorId,
-    "must be a key_id, 'keyward', 'holder:<tenant>/<key_id>', 'spiffe://...' or 'unix:<uid>', of at most 256 bytes",
+    "must be a key_id, 'keyward', 'holder:<tenant>/<key_id>', 'spiffe://...', 'dns:<name>' or 'unix:<uid>', of at most 256 bytes",
     is_actor
 );
 
@@ -186,11 +186,19 @@ fn is_actor(bytes: &[u8]) -> bool {
         let mut parts = spiffe.split(|b| *b == b'/');
         let domain = parts.next().is_some_and(|domain| !domain.is_empty() && domain.iter().all(of_domain));
         domain && parts.all(is_segment)
+    } else if let Some(name) = bytes.strip_prefix(b"dns:") {
+        name.len() <= 253 && name.split(|b| *b == b'.').all(is_dns_label)
     } else if let Some(uid) = bytes.strip_prefix(b"unix:") {
         text(uid).parse::<u32>().is_ok_and(|number| number.to_string().as_bytes() == uid)
     } else {
         of_key(bytes)
     }
+}
+
+/// A label of a host name in lower case (RFC 1123, section 2.1).
+fn is_dns_label(label: &[u8]) -> bool {
+    let is_inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
+    (1..=63).contains(&label.len()) && label.iter().all(is_inner) && !label.starts_with(b"-") && !label.ends_with(b"-")
 }
 
 /// A lower-case letter, then lower-case letters, digits and `extra`.
@@ -228,7 +236,15 @@ mod tests {
     #[test]
     fn authors_are_keys_holders_certificates_and_users() {
         let long = format!("spiffe://example.org/{}", "a".repeat(235));
-        for good in ["keyward", "key_01", "holder:acme/key_01", "spiffe://example.org/ns/a/sa/b", "unix:0", &long] {
+        for good in [
+            "keyward",
+            "key_01",
+            "holder:acme/key_01",
+            "spiffe://example.org/ns/a/sa/b",
+            "dns:billing-1.internal",
+            "unix:0",
+            &long,
+        ] {
             assert_eq!(ActorId::parse(good).unwrap().as_str(), good);
         }
         let bad = [
@@ -251,6 +267,7 @@ mod tests {
             "spiffe://a//b",
             "spiffe://a/",
             "spiffe://a b",
+            "dns:a..b",
             "mail:a",
             "a b",
         ];

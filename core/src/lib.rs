@@ -4,7 +4,8 @@
 //! parameters ([`clock::Clock`], [`entropy::Entropy`]).
 //!
 //! Reading order: [`limits`], [`id`], [`secret`], [`leak`], [`digest`], [`scope`], [`address`], [`record`],
-//! [`key_change`], [`decision`], [`narrowing`], [`access`], [`administrators`], [`event`], [`head`]. Tests of
+//! [`key_change`], [`decision`], [`narrowing`], [`access`], [`identity`],
+//! [`administrators`], [`event`], [`head`]. Tests of
 //! all packages take their records and their randomness from `testing`.
 
 pub mod access;
@@ -18,6 +19,7 @@ pub mod event;
 pub mod head;
 pub mod holds;
 pub mod id;
+pub mod identity;
 pub mod key_change;
 pub mod leak;
 pub mod limits;

@@ -41,7 +41,7 @@ use crate::server::passed::PassedSockets;
 use crate::server::slots::Slots;
 use crate::server::stream::EncryptsWith;
 use crate::server::tls::reload::{Reload, look_after};
-use crate::services::{ServiceGroup, Services};
+use crate::services::Terms;
 use crate::systemd;
 use crate::util::system::lower_priority;
 
@@ -119,12 +119,12 @@ impl Frontend {
         let transport = Transport { http2: settings.http2, budget, limits, counts, tls_counts };
         for (door, routes) in doors {
             let Door { listener, settings: described, encryption } = door;
-            let ListenerSettings { services, connections_max, allowed_uids, .. } = described;
+            let ListenerSettings { services, demand, connections_max, allowed_uids, .. } = described;
             let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
             let admission = Admission { slots: slots.clone(), connections_max, allowed_uids };
             let accepting = listener.accept(admission, accepted, acceptors.stop_token(), stop.clone());
             acceptors.spawn("accept", accepting);
-            let served = Served { services, routes, encryption };
+            let served = Served { terms: Terms { services, demand }, routes, encryption };
             serve(&connections, incoming, transport.clone(), &cores, served, &state, &metrics);
         }
         if let Some((listener, encryption)) = ops_door {
@@ -221,9 +221,9 @@ fn start_cores(count: usize) -> Result<Cores, StartError> {
     Cores::start(count, lower_priority()).map_err(|source| StartError::Threads { count, source })
 }
 
-/// What a listener serves, and how it encrypts.
+/// What a listener serves on which terms, and how it encrypts.
 struct Served {
-    services: Services,
+    terms: Terms,
     routes: Routes,
     encryption: Option<EncryptsWith>,
 }
@@ -234,20 +234,18 @@ fn serve(
     incoming: Accepted,
     transport: Transport,
     cores: &Cores,
-    Served { services, routes, encryption }: Served,
+    Served { terms, routes, encryption }: Served,
     state: &StateHandle,
     metrics: &Metrics,
 ) {
     let (calls, fast_path) = (metrics.calls(), metrics.fast_path());
     let service = LogLayer.layer(IncompleteLayer.layer(routes.prepare()));
-    let service = DeadlineLayer.layer(AuthnLayer::new(state.clone(), services).layer(service));
+    let service = DeadlineLayer.layer(AuthnLayer::new(state.clone(), terms).layer(service));
     let service = ProtocolLayer.layer(service);
     let service = IncomingLayer.layer(MetricsLayer::new(calls.clone()).layer(service));
     let state = state.clone();
-    let has_verdicts = services.has(ServiceGroup::Verify);
-    let make_fast_path = move |peer, connection| {
-        FastVerify::new(state.clone(), has_verdicts, &calls, fast_path.clone(), peer, connection)
-    };
+    let make_fast_path =
+        move |peer, connection| FastVerify::new(state.clone(), terms, &calls, fast_path.clone(), peer, connection);
     let runtimes = Runtimes { shared: Handle::current(), urgent: cores.urgent(), bulk: cores.bulk() };
     let make_connection =
         MakeConnection { transport, service, make_fast_path, call_kind: |path| rpc(path).kind, runtimes, encryption };

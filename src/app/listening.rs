@@ -9,6 +9,7 @@ use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
+use keyward_core::identity::Identities;
 
 use super::error::StartError;
 use super::frontend::Frontend;
@@ -29,6 +30,7 @@ pub(super) struct Listening {
     pub(super) settings: Settings,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) entropy: Arc<dyn Entropy>,
+    pub(super) identities: Arc<Identities>,
     pub(super) engine: Box<dyn LockedEngine>,
     pub(super) keyring: Keyring,
     pub(super) index: Arc<Index>,
@@ -40,7 +42,7 @@ impl Listening {
     /// Opens the engine, which loads the index first, and waits until that is done. Then verdicts are
     /// answered, unless there are no keys yet.
     pub(super) async fn load(self, stop: &Stop) -> Result<Loaded, StartError> {
-        let Self { settings, clock, entropy, engine, keyring, index, observed, frontend } = self;
+        let Self { settings, clock, entropy, identities, engine, keyring, index, observed, frontend } = self;
         let mut opening = Opening::start(engine, keyring.chain_key(), &index, &frontend.state);
         let (page_token_key, peppers) = (keyring.page_token_key(), Arc::new(keyring.peppers));
         let revision = match opening.index_loaded(stop).await {
@@ -55,7 +57,7 @@ impl Listening {
             (Err(error), _) => return Err(frontend.abort(refuse(error, opening, stop).await, stop).await),
         };
         let (verifier, verdicts) = (Verifier::new(index.clone(), peppers.clone()), frontend.verdicts.clone());
-        let verify = VerifyState { verifier, peppers: peppers.clone(), verdicts, clock: clock.clone() };
+        let verify = VerifyState { verifier, peppers: peppers.clone(), verdicts, identities, clock: clock.clone() };
         // At a first start there are no keys, and no callers.
         let unanswered = match revision {
             Revision(0) => Some(verify),

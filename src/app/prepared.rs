@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use keyward_core::clock::Clock;
 use keyward_core::entropy::Entropy;
+use keyward_core::identity::Identities;
 
 use super::error::StartError;
 use super::frontend::Frontend;
@@ -29,6 +30,8 @@ pub struct Deps {
     pub sockets: PassedSockets,
     /// Asks for certificates to be read again.
     pub reload: Reload,
+    /// What the settings give to identities, from the start on. It may be replaced later.
+    pub identities: Arc<Identities>,
     /// The storage engine. See [`Engine::configure`](super::Engine::configure).
     pub engine: Box<dyn StorageEngine>,
 }
@@ -40,6 +43,7 @@ pub(super) struct Prepared {
     entropy: Arc<dyn Entropy>,
     sockets: PassedSockets,
     reload: Reload,
+    identities: Arc<Identities>,
     engine: Box<dyn LockedEngine>,
     keyring: Keyring,
 }
@@ -47,7 +51,8 @@ pub(super) struct Prepared {
 impl Prepared {
     /// Makes the data directory if there is none, locks the engine, and opens the pepper file.
     pub(super) fn new(settings: Settings, deps: Deps) -> Result<Self, StartError> {
-        let Deps { clock, entropy, sockets, reload, engine } = deps;
+        let Deps { clock, entropy, sockets, reload, identities, engine } = deps;
+        identities.replace(settings.identity.iter().cloned());
         let failed = |source| StartError::DataDir { path: settings.data_dir.clone(), source };
         files::create_private_dir(&settings.data_dir).map_err(failed)?;
         let engine = engine.lock()?;
@@ -55,7 +60,7 @@ impl Prepared {
             settings.first_admin.check(&settings.pepper_file)?;
         }
         let keyring = Keyring::open(&settings.pepper_file, !engine.has_data(), &*entropy)?;
-        Ok(Self { settings, clock, entropy, sockets, reload, engine, keyring })
+        Ok(Self { settings, clock, entropy, sockets, reload, identities, engine, keyring })
     }
 
     /// Opens the listeners, and answers whoever comes that nothing is served yet.
@@ -63,7 +68,7 @@ impl Prepared {
         let (index, observed) = (Arc::new(Index::default()), Observed::default());
         let frontend =
             Frontend::start(&self.settings, (&self.sockets, &self.reload), &index, &observed, &self.clock).await?;
-        let Self { settings, clock, entropy, engine, keyring, .. } = self;
-        Ok(Listening { settings, clock, entropy, engine, keyring, index, observed, frontend })
+        let Self { settings, clock, entropy, identities, engine, keyring, .. } = self;
+        Ok(Listening { settings, clock, entropy, identities, engine, keyring, index, observed, frontend })
     }
 }

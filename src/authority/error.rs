@@ -45,8 +45,11 @@ pub enum AuthorityError {
     /// The caller's key has stopped working since the call was admitted.
     #[error("the caller's key is refused: {0:?}")]
     CallerRefused(DenyReason),
+    /// The identity of the caller's connection has ended since the call was admitted.
+    #[error("the identity of the caller's connection is refused")]
+    IdentityRefused,
     /// The caller has no role for the call.
-    #[error("the caller's key holds no role for this")]
+    #[error("the caller holds no role for this")]
     Denied,
     /// There is no such resource, or the caller may not know that there is.
     #[error("not found")]
@@ -193,6 +196,7 @@ impl AuthorityError {
     pub(super) fn from_commit(error: CommitError, resource: Resource) -> Self {
         match error {
             CommitError::Unauthorized(Unauthorized::Key(reason)) => Self::CallerRefused(reason),
+            CommitError::Unauthorized(Unauthorized::Identity) => Self::IdentityRefused,
             CommitError::Unauthorized(Unauthorized::Role) => Self::Denied,
             CommitError::Exists => Self::AlreadyExists(resource),
             CommitError::Outdated => Self::Outdated,

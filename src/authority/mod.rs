@@ -19,7 +19,7 @@ mod update;
 
 use std::sync::Arc;
 
-use keyward_core::access::{Act, Authorization, Grant, check_scope};
+use keyward_core::access::{Act, Authorization, Grant, Identity, check_scope};
 use keyward_core::clock::{Clock, Now, UnixMillis};
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
@@ -190,12 +190,13 @@ impl Authority {
     /// Commits, and waits until the index has the change.
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
         let (actor, method, target) = (commit.actor.clone(), commit.method, commit.target.clone());
-        let peer = commit.authorization.as_ref().and_then(Authorization::peer);
+        let caller = commit.authorization.as_ref().map(Authorization::caller).cloned();
         let revision = self.store.commit(commit).await?;
-        let peer = peer.map(tracing::field::display);
+        let peer = caller.as_ref().and_then(|caller| caller.peer).map(tracing::field::display);
+        let identity = caller.as_ref().and_then(Identity::proven_besides).map(tracing::field::display);
         // The target of a tenant is the tenant alone.
         let tenant = target.split('/').next().unwrap_or_default();
-        tracing::info!(method, tenant, target, revision = revision.0, caller = %actor, peer, "changed");
+        tracing::info!(method, tenant, target, revision = revision.0, caller = %actor, identity, peer, "changed");
         self.index.wait_for(revision).await;
         Ok(revision)
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use keyward_core::access::{Action, Caller, CreateTenant, Grant, Read};
 use keyward_core::event::Revision;
-use keyward_core::id::{ActorId, SecretPrefix, TenantId};
+use keyward_core::id::{SecretPrefix, TenantId};
 use keyward_core::record::{AuditStamp, Hold, TenantRecord};
 
 use super::{Authority, AuthorityError, Changed, Listed, Resource};
@@ -92,7 +92,7 @@ impl Authority {
         let revision = self.store.revision();
         let after = self.page_tokens.open(page_token, QUERY, TenantId::parse)?;
         let page = match caller.narrowed_to(Action::Read) {
-            None => self.store.tenants(&ActorId::from(caller.key_id()), after, page_size).await?,
+            None => self.store.tenants(&caller.identity().actor(), after, page_size).await?,
             // One by one: the token of a page over all tenants would show the names of others.
             Some(own) => {
                 let mut found = vec![];

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use clap::Args;
 use keyward_core::clock::Clock;
 use keyward_core::entropy::Entropy;
+use keyward_core::identity::Identities;
 
 use super::SettingsArgs;
 use crate::app::{App, Deps, Engine, StartError};
@@ -62,12 +63,13 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
     let ended = runtime.block_on(async {
         let signals = Signals::listen(&Caught::ALL)?;
         let (stop, first, reload) = (Stop::default(), Cell::new(None), Reload::default());
+        let identities = Arc::<Identities>::default();
         let obeying = obey(signals, &stop, &first, || {
-            reread_log_filter(&log, Settings::load(&flags, file.clone()));
+            reread(Settings::load(&flags, file.clone()), &log, &identities);
             reload.ask();
         });
         Ok::<_, Box<dyn Error>>(tokio::select! {
-            ended = serve(settings, sockets, reload.clone(), &stop, &first) => ended,
+            ended = serve(settings, sockets, (reload.clone(), identities.clone()), &stop, &first) => ended,
             code = obeying => Ended::AtOnce(code),
         })
     });
@@ -86,14 +88,14 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
 async fn serve(
     settings: Settings,
     sockets: PassedSockets,
-    reload: Reload,
+    (reload, identities): (Reload, Arc<Identities>),
     stop: &Stop,
     asked_by: &Cell<Option<Caught>>,
 ) -> Ended {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
     let engine = Engine::Sled.configure(&settings, &clock, &entropy);
-    let deps = Deps { clock, entropy, sockets, reload, engine };
+    let deps = Deps { clock, entropy, sockets, reload, identities, engine };
     let app = match App::start_unless(settings, deps, stop).await {
         Ok(app) => app,
         Err(StartError::Stopped) => {
@@ -133,13 +135,16 @@ async fn obey(mut signals: Signals, stop: &Stop, first: &Cell<Option<Caught>>, r
     }
 }
 
-/// Applies the log filter of settings that were read again, and nothing else.
-fn reread_log_filter(log: &Log, settings: Result<Effective, Mistakes>) {
-    let kept = |error: &dyn std::fmt::Display| tracing::error!(%error, "SIGHUP: the log filter stays as it is");
+/// Applies the identities and the log filter of settings that were read again, and nothing else.
+fn reread(settings: Result<Effective, Mistakes>, log: &Log, identities: &Identities) {
+    let kept = |error: &dyn std::fmt::Display| tracing::error!(%error, "SIGHUP: the log filter and identities stay as they are");
     let settings = match settings {
         Ok(effective) => effective.settings,
         Err(mistakes) => return kept(&mistakes),
     };
+    let count = settings.identity.len();
+    identities.replace(settings.identity);
+    tracing::info!(identities = count, "SIGHUP: the identities were read again");
     let filter = &settings.log_filter;
     match telemetry::parse_filter(filter) {
         Ok(parsed) => {

@@ -17,10 +17,12 @@ use figment::value::{Dict, Value};
 use figment::{Figment, Profile, Provider};
 use keyward_core::digest::Digest;
 use keyward_core::head::Head;
+use keyward_core::identity::Assignment;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::first_admin::FirstAdmin;
+use super::identities::IdentityTable;
 use super::listeners::{ListenerSettings, ListenerTable, TlsTable};
 use super::table::{OFF, SETTINGS, defaults};
 use super::{Flags, Mistakes, Settings};
@@ -148,18 +150,39 @@ impl Layers {
         tls: Option<&TlsFiles>,
     ) -> Option<Vec<ListenerSettings>> {
         let found: Vec<Value> = self.value(name)?;
-        let mut listeners = Vec::with_capacity(found.len());
+        let read = |found: &Value| {
+            let table = found.deserialize::<ListenerTable>().map_err(|error| vec![error.kind.to_string()])?;
+            table.read(access, tls)
+        };
+        self.each(name, &found, read)
+    }
+
+    /// What is given to the identities of connections.
+    pub(super) fn identities(&mut self, name: &str) -> Option<Vec<Assignment>> {
+        let found: Vec<Value> = self.value(name)?;
+        let read =
+            |found: &Value| found.deserialize::<IdentityTable>().map_err(|error| vec![error.kind.to_string()])?.read();
+        self.each(name, &found, read)
+    }
+
+    /// Reads the entries of a list. A mistake in one is noted with its number.
+    fn each<T>(
+        &mut self,
+        name: &str,
+        found: &[Value],
+        read: impl Fn(&Value) -> Result<T, Vec<String>>,
+    ) -> Option<Vec<T>> {
+        let mut all = Vec::with_capacity(found.len());
         for (nth, found) in found.iter().enumerate() {
-            let read = found.deserialize::<ListenerTable>().map_err(|error| vec![error.kind.to_string()]);
-            match read.and_then(|table| table.read(access, tls)) {
-                Ok(listener) => listeners.push(listener),
+            match read(found) {
+                Ok(one) => all.push(one),
                 Err(mistakes) => {
                     let number = nth + 1;
                     mistakes.iter().for_each(|what| self.mistake(name, &format!("number {number}: {what}")));
                 }
             }
         }
-        (listeners.len() == found.len()).then_some(listeners)
+        (all.len() == found.len()).then_some(all)
     }
 
     /// Where the key of the first administrator comes from, by two settings of which one may be set.

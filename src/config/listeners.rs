@@ -9,7 +9,7 @@ use super::layers::{NumberOrText, octal_mode};
 use super::table::{text, word};
 use crate::server::addr::{ListenAddr, SocketAccess};
 use crate::server::tls::{ClientCertificates, ClientTls, TlsFiles};
-use crate::services::{ServiceGroup, Services};
+use crate::services::{Demand, ServiceGroup, Services};
 
 /// A listener: an address, what is served there, and to whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct ListenerSettings {
     /// The users of this machine who may connect to a Unix socket, by number. `None`: whoever its
     /// permissions allow.
     pub allowed_uids: Option<Vec<u32>>,
+    /// What callers must show.
+    pub demand: Demand,
     /// Connections at most, within the limit of all listeners. `None`: no limit of its own.
     pub connections_max: Option<usize>,
     /// How connections are encrypted. `None`: not at all.
@@ -33,12 +35,20 @@ impl ListenerSettings {
     /// A listener that serves everything to whoever connects.
     #[must_use]
     pub fn of(address: ListenAddr, access: SocketAccess) -> Self {
-        Self { address, services: Services::ALL, access, allowed_uids: None, connections_max: None, tls: None }
+        Self {
+            address,
+            services: Services::ALL,
+            access,
+            allowed_uids: None,
+            demand: Demand::default(),
+            connections_max: None,
+            tls: None,
+        }
     }
 
     /// As an inline table of TOML.
     pub(super) fn to_toml(&self) -> String {
-        let Self { address, services, access, allowed_uids, connections_max, tls } = self;
+        let Self { address, services, access, allowed_uids, demand, connections_max, tls } = self;
         let services: Vec<_> = services.groups().map(|group| text(&group.name())).collect();
         let mut toml = format!("{{ address = {}, services = [{}]", text(address), services.join(", "));
         // Writing to a string does not fail.
@@ -51,6 +61,7 @@ impl ListenerSettings {
         if let Some(uids) = allowed_uids {
             let _ = write!(toml, ", allowed_uids = {uids:?}");
         }
+        let _ = write!(toml, ", demand = {}", word(demand));
         if let Some(connections) = connections_max {
             let _ = write!(toml, ", connections_max = {connections}");
         }
@@ -133,6 +144,7 @@ pub(super) struct ListenerTable {
     socket_mode: Option<String>,
     socket_group: Option<NumberOrText>,
     allowed_uids: Option<Vec<u32>>,
+    demand: Option<Demand>,
     connections_max: Option<usize>,
     tls: Option<TlsChoice>,
 }
@@ -147,7 +159,7 @@ impl ListenerTable {
         access: &SocketAccess,
         shared: Option<&TlsFiles>,
     ) -> Result<ListenerSettings, Vec<String>> {
-        let Self { address, services, socket_mode, socket_group, allowed_uids, connections_max, tls } = self;
+        let Self { address, services, socket_mode, socket_group, allowed_uids, demand, connections_max, tls } = self;
         let mut mistakes = vec![];
         let mut note = |field: &str, what: &str| mistakes.push(format!("{field} {what}"));
         let address = address.parse::<ListenAddr>().map_err(|error| note("address:", &error)).ok();
@@ -193,6 +205,18 @@ impl ListenerTable {
         if tls.is_some() && matches!(address, Some(ListenAddr::Unix(_))) {
             note("tls", "is for an address: a Unix socket does not leave this machine");
         }
+        let demand = demand.unwrap_or_default();
+        let proves = match &address {
+            Some(ListenAddr::Tcp(_)) => tls.as_ref().is_some_and(|tls| tls.client.is_some()),
+            // Which kind a socket is that is passed shows only at the start.
+            Some(ListenAddr::Unix(_) | ListenAddr::Passed(_)) | None => true,
+        };
+        if demand == Demand::Both && !proves {
+            note(
+                "demand",
+                "is both, and nothing proves who connects: it needs tls with a client_ca_file, or a Unix socket",
+            );
+        }
         let Some(address) = address.filter(|_| mistakes.is_empty()) else { return Err(mistakes) };
         Ok(ListenerSettings {
             address,
@@ -202,6 +226,7 @@ impl ListenerTable {
                 group: group.flatten().or_else(|| access.group.clone()),
             },
             allowed_uids,
+            demand,
             connections_max,
             tls,
         })

@@ -4,6 +4,7 @@
 //! settings; the paths of their files are.
 
 pub mod first_admin;
+mod identities;
 mod layers;
 mod listeners;
 mod table;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use keyward_core::head::Head;
+use keyward_core::identity::Assignment;
 use serde::Serialize;
 
 use self::first_admin::FirstAdmin;
@@ -43,6 +45,9 @@ pub struct Settings {
     pub listen: Vec<ListenAddr>,
     /// The listeners that are described one by one. Default none.
     pub listener: Vec<ListenerSettings>,
+    /// What the identities of connections are given: client certificates, and users on Unix sockets. Default
+    /// none. It is read again on SIGHUP.
+    pub identity: Vec<Assignment>,
     /// The address of probes and metrics over HTTP: `/livez`, `/readyz`, `/metrics`. `off` or an empty text
     /// for none. Addresses that other machines can reach are allowed, because Prometheus is often elsewhere,
     /// and nothing secret is served here. Default `127.0.0.1:9464`.
@@ -216,6 +221,7 @@ impl Settings {
         if listen.as_ref().is_some_and(Vec::is_empty) && !is_described {
             layers.mistake("listen", "must have at least one address, unless there is a [[listener]]");
         }
+        let identity = layers.identities("identity");
         let allow_plaintext = layers.value("allow_plaintext");
         let (http2, reflection) = (layers.value("http2"), layers.value("reflection"));
         let serving_threads = layers.serving_threads();
@@ -245,20 +251,8 @@ impl Settings {
             layers.mistake("log_filter", &error);
         }
         if allow_plaintext == Some(false) {
-            let listen = listen.iter().flatten().filter(|_| matches!(tls, Some(None))).map(|addr| ("listen", addr));
-            let is_open = |listener: &&ListenerSettings| listener.tls.is_none() && !listener.services.are_public();
-            let secret = listener.iter().flatten().filter(is_open);
-            let all = listen.chain(secret.map(|listener| ("listener", &listener.address)));
-            for (name, addr) in all.filter(|(_, addr)| !addr.is_local()) {
-                layers.mistake(
-                    name,
-                    &format!(
-                        "{addr} can be reached from other machines, and keys would cross the network unencrypted; set \
-                         tls_certificate_file and tls_key_file, or listen on 127.0.0.1, or pass --allow-plaintext if \
-                         something in between encrypts"
-                    ),
-                );
-            }
+            let listen = listen.iter().flatten().filter(|_| matches!(tls, Some(None)));
+            refuse_plaintext(&mut layers, listen, listener.iter().flatten());
         }
 
         let settings = (|| {
@@ -268,6 +262,7 @@ impl Settings {
                 data_dir,
                 listen: listen?,
                 listener: listener?,
+                identity: identity?,
                 ops_listen: ops_listen?,
                 pepper_file,
                 first_admin: first_admin?,
@@ -296,7 +291,32 @@ impl Settings {
                 log_format: log_format?,
             })
         })();
+        for settings in settings.as_slice() {
+            let mistakes = identities::mistakes_of(&settings.identity, &settings.listeners());
+            mistakes.iter().for_each(|what| layers.mistake("identity", what));
+        }
         let listing = settings.as_ref().map(|s| layers.listing(s)).unwrap_or_default();
         layers.finish(settings.map(|settings| Effective { settings, listing }))
+    }
+}
+
+/// Notes a mistake for each address that other machines can reach, and at which keys would cross the network
+/// unencrypted: of `listen`, and of listeners.
+fn refuse_plaintext<'s>(
+    layers: &mut Layers,
+    listen: impl Iterator<Item = &'s ListenAddr>,
+    listeners: impl Iterator<Item = &'s ListenerSettings>,
+) {
+    let secret = listeners.filter(|listener| listener.tls.is_none() && !listener.services.are_public());
+    let all = listen.map(|addr| ("listen", addr)).chain(secret.map(|listener| ("listener", &listener.address)));
+    for (name, addr) in all.filter(|(_, addr)| !addr.is_local()) {
+        layers.mistake(
+            name,
+            &format!(
+                "{addr} can be reached from other machines, and keys would cross the network unencrypted; set \
+                 tls_certificate_file and tls_key_file, or listen on 127.0.0.1, or pass --allow-plaintext if \
+                 something in between encrypts"
+            ),
+        );
     }
 }

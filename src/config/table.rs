@@ -6,7 +6,7 @@ use std::time::Duration;
 use data_encoding::HEXLOWER;
 
 use super::first_admin::FirstAdmin;
-use super::{ListenerSettings, Settings};
+use super::{ListenerSettings, Settings, identities};
 use crate::server::tls::{ClientTls, TlsFiles};
 
 /// The value of an address that is not listened on.
@@ -34,6 +34,11 @@ pub(super) const SETTINGS: &[Setting] = &[
         name: "listener",
         default: "[]",
         listed: |s| format!("[{}]", s.listener.iter().map(ListenerSettings::to_toml).collect::<Vec<_>>().join(", ")),
+    },
+    Setting {
+        name: "identity",
+        default: "[]",
+        listed: |s| format!("[{}]", s.identity.iter().map(identities::to_toml).collect::<Vec<_>>().join(", ")),
     },
     Setting {
         name: "ops_listen",

@@ -10,7 +10,6 @@ pub mod codec;
 pub mod prefetch;
 mod reply;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,6 +17,7 @@ use bytes::Bytes;
 use grpc_h2::{Bypass, FastPath, RequestHead};
 use keyward_core::access::Action;
 use keyward_core::clock::Now;
+use keyward_core::identity::Peer;
 use tonic::Code;
 
 use self::codec::secret_of;
@@ -31,7 +31,7 @@ use crate::layer::deadline::read_timeout;
 use crate::layer::log;
 use crate::metrics::{CallMetrics, Calls, FastPathCounts, SlowPathReason};
 use crate::server::slots::CredentialMark;
-use crate::server::stream::Peer;
+use crate::services::{ServiceGroup, Terms};
 
 /// The calls that have a fast path.
 pub const PATHS: [&str; 2] = [VERIFY, BATCH_VERIFY];
@@ -39,9 +39,9 @@ pub const PATHS: [&str; 2] = [VERIFY, BATCH_VERIFY];
 /// Answers Verify and BatchVerify on one connection.
 pub struct FastVerify {
     state: StateHandle,
-    /// Whether verdicts are served where the connection came in.
-    has_verdicts: bool,
-    peer: Option<IpAddr>,
+    /// What holds where the connection came in.
+    terms: Terms,
+    peer: Peer,
     connection: CredentialMark,
     calls: [FastCall; 2],
     known: Option<Known>,
@@ -93,7 +93,7 @@ impl FastVerify {
     #[must_use]
     pub fn new(
         state: StateHandle,
-        has_verdicts: bool,
+        terms: Terms,
         calls: &Calls,
         ways: [FastPathCounts; 2],
         peer: Peer,
@@ -112,8 +112,8 @@ impl FastVerify {
             [call(VERIFY, reply::verify as ToReply, verify), call(BATCH_VERIFY, reply::batch_verify, batch_verify)];
         Self {
             state,
-            has_verdicts,
-            peer: peer.ip(),
+            terms,
+            peer,
             connection,
             calls,
             known: None,
@@ -153,11 +153,12 @@ impl FastVerify {
             return Err(SlowPathReason::Head);
         }
         let known = match &mut self.known {
-            Some(known) if known.is(head, self.peer) => known,
+            // One connection may carry the calls of several callers.
+            Some(known) if known.credential == head.credential_serial() => known,
             known => {
-                let credential = head.authorization().and_then(credential_of).ok_or(SlowPathReason::Caller)?;
-                let mut session =
-                    CallerSession::find(ready, credential, self.peer).map_err(|_| SlowPathReason::Caller)?;
+                let credential = credential_in(head).map_err(|NoneOfOurs| SlowPathReason::Caller)?;
+                let mut session = CallerSession::find(ready, credential, &self.peer, self.terms.demand)
+                    .map_err(|_| SlowPathReason::Caller)?;
                 session.works(ready, now).map_err(|_| SlowPathReason::Caller)?;
                 self.connection.mark_known();
                 let session = Arc::new(session);
@@ -177,7 +178,10 @@ impl FastVerify {
 
     /// Which of the calls a head is of.
     fn find(&self, head: &RequestHead) -> Option<usize> {
-        self.calls.iter().position(|call| call.path.as_bytes() == head.path()).filter(|_| self.has_verdicts)
+        self.calls
+            .iter()
+            .position(|call| call.path.as_bytes() == head.path())
+            .filter(|_| self.terms.services.has(ServiceGroup::Verify))
     }
 
     /// Counts a call that takes the slow path, if it is one that has a fast one.
@@ -195,14 +199,6 @@ impl FastVerify {
         // which refuses.
         let caller = pass.session.unchanged(ready, Some(pass.judged_at), now).ok_or(SlowPathReason::Caller)?;
         (self.calls[pass.which].reply)(ready, caller, &mut self.prefetched, body)
-    }
-}
-
-impl Known {
-    /// Whether the credential and where it comes from are these: one connection may carry the calls of
-    /// several callers.
-    fn is(&self, head: &RequestHead, peer: Option<IpAddr>) -> bool {
-        self.session.peer() == peer && self.credential == head.credential_serial()
     }
 }
 
@@ -229,10 +225,9 @@ impl FastPath for FastVerify {
     }
 
     fn is_known(&mut self, head: &RequestHead) -> bool {
-        let (Ok(ready), Some(value)) = (self.state.ready(), head.authorization()) else { return false };
+        let (Ok(ready), Ok(credential)) = (self.state.ready(), credential_in(head)) else { return false };
         let now = *self.now.get_or_insert_with(|| ready.now());
-        let session =
-            credential_of(value).and_then(|credential| CallerSession::find(ready, credential, self.peer).ok());
+        let session = CallerSession::find(ready, credential, &self.peer, self.terms.demand).ok();
         let is_known = session.is_some_and(|mut session| session.works(ready, now).is_ok());
         if is_known {
             self.connection.mark_known();
@@ -290,6 +285,17 @@ impl FastPath for FastVerify {
             call.times.count_many(answered, Code::Ok.into(), *took.get_or_insert_with(|| self.read_at.elapsed()));
         }
     }
+}
+
+/// A head's `authorization` is no credential of ours.
+struct NoneOfOurs;
+
+/// The credential in a head. `None`: it has none.
+fn credential_in(head: &RequestHead) -> Result<Option<&str>, NoneOfOurs> {
+    if !head.has_authorization() {
+        return Ok(None);
+    }
+    head.authorization().and_then(credential_of).map(Some).ok_or(NoneOfOurs)
 }
 
 fn is_grpc(content_type: &[u8]) -> bool {

@@ -75,20 +75,22 @@ pub fn evaluate<'r>(
     let tenant = fields.finish(tenant)?;
 
     let given = |text| Some(text).filter(|text: &&str| !text.is_empty());
+    // Where the caller's identity has an audience, the request cannot choose another one.
+    let audience = caller.audience().unwrap_or(query.audience);
     let mut ask = AccessRequest {
         all_scopes: query.all_scopes,
         any_scopes: query.any_scopes,
         environment: given(query.environment),
-        audience: given(query.audience),
+        audience: given(audience),
         client_ip,
     };
     let mut verdict = ready.verifier.verify(caller, secret, tenant.as_ref(), &ask, now);
     // Audiences are stored in one normalization form, except old ones. So the text as it came is compared
     // first.
     let normalized;
-    if matches!(verdict.outcome, Outcome::Deny(_, DenyReason::AudienceMismatch)) && !query.audience.is_ascii() {
-        normalized = text::normalized(query.audience.to_owned());
-        if normalized != query.audience {
+    if matches!(verdict.outcome, Outcome::Deny(_, DenyReason::AudienceMismatch)) && !audience.is_ascii() {
+        normalized = text::normalized(audience.to_owned());
+        if normalized != audience {
             ask.audience = Some(&normalized);
             verdict = ready.verifier.verify(caller, secret, tenant.as_ref(), &ask, now);
         }

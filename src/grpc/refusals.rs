@@ -4,7 +4,9 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use keyward_core::id::KeyId;
+use keyward_core::access::Identity;
+use keyward_core::id::ActorId;
+use keyward_core::identity::{IdentityName, Peer};
 use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -25,10 +27,39 @@ pub fn may_log() -> bool {
 
 /// Logs that a call was refused, or breaks off: which one, whose, from where, and why. `call` is a path that
 /// is known.
-pub fn log(call: &'static str, caller: Option<&KeyId>, peer: Option<IpAddr>, refusal: &Refusal) {
+pub fn log(call: &'static str, caller: &RefusedCaller, refusal: &Refusal) {
     if may_log() {
-        let (caller, peer) = (caller.map(tracing::field::display), peer.map(tracing::field::display));
-        tracing::info!(call, caller, peer, reason = %refusal, "call refused");
+        let RefusedCaller { caller, identity, peer } = caller;
+        let caller = caller.as_ref().map(tracing::field::display);
+        let identity = identity.as_ref().map(tracing::field::display);
+        let peer = peer.map(tracing::field::display);
+        tracing::info!(call, caller, identity, peer, reason = %refusal, "call refused");
+    }
+}
+
+/// Whose call was refused, as far as that is known.
+#[derive(Clone, Debug, Default)]
+pub struct RefusedCaller {
+    /// The caller.
+    pub caller: Option<ActorId>,
+    /// What the connection proves, if that is not the caller.
+    pub identity: Option<IdentityName>,
+    /// The address.
+    pub peer: Option<IpAddr>,
+}
+
+impl RefusedCaller {
+    /// A caller whose key is not known.
+    #[must_use]
+    pub fn unknown(peer: &Peer) -> Self {
+        let identity = peer.identity().and_then(|identity| identity.name().cloned());
+        Self { caller: None, identity, peer: peer.ip() }
+    }
+}
+
+impl From<&Identity> for RefusedCaller {
+    fn from(known: &Identity) -> Self {
+        Self { caller: Some(known.actor()), identity: known.proven_besides().cloned(), peer: known.peer }
     }
 }
 

@@ -3,17 +3,19 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use keyward_core::access::{Action, Caller, Identity, check_caller};
+use keyward_core::access::{Action, Caller, Credential, Identity, check_caller};
 use keyward_core::clock::Now;
 use keyward_core::decision::{DenyReason, Policy, StandingPolicy};
 use keyward_core::event::Revision;
-use keyward_core::id::KeyId;
+use keyward_core::id::ActorId;
+use keyward_core::identity::{Assignment, Peer, PeerIdentity};
 use keyward_core::secret::PresentedSecret;
 
 use super::state::VerifyState;
 use super::status::Refusal;
 use crate::authority::AuthorityError;
 use crate::index::Entry;
+use crate::services::Demand;
 
 /// A caller, and what it takes to judge them again. The credential is not in it: its digest finds the key as
 /// well. A clone is cheap.
@@ -23,40 +25,60 @@ use crate::index::Entry;
 pub struct CallerSession {
     /// Every change up to this revision has been looked at: whatever changes any key makes another one.
     as_of: Revision,
-    /// The form of the key.
-    revision: Revision,
-    policy: Arc<StandingPolicy>,
+    /// The same of what the configuration gives to identities.
+    generation: u64,
+    demand: Demand,
+    /// The form of the key. `None`: the caller has none.
+    key: Option<KeyForm>,
     caller: Arc<Caller>,
 }
 
+/// A key, as it was looked up.
+#[derive(Clone, Debug)]
+struct KeyForm {
+    revision: Revision,
+    policy: Arc<StandingPolicy>,
+}
+
 impl CallerSession {
-    /// Finds the key of a credential.
+    /// Finds the caller: by the key of their credential, or else by the identity of their connection. Whether
+    /// the key works is not looked at yet.
     ///
     /// # Errors
-    /// When the credential is not the secret of a key of tenant `system`. Whether the key works is not looked
-    /// at yet.
-    pub fn find(ready: &VerifyState, credential: &str, peer: Option<IpAddr>) -> Result<Self, DenyReason> {
-        let index = ready.verifier.index();
-        let secret = PresentedSecret::parse(credential).map_err(|_| DenyReason::Malformed)?;
-        // Before the entry, so that the entry is at least as new.
-        let as_of = index.revision();
-        let found = ready.peppers.digests(&secret).find_map(|digest| index.get(&digest).map(|entry| (digest, entry)));
-        let (digest, entry) = found.filter(|(_, entry)| entry.tenant().is_system()).ok_or(DenyReason::Unknown)?;
-        let key_id = entry.to_key_id().ok_or(DenyReason::Unknown)?;
-        let caller = caller_of(&entry, Identity { key_id, digest, peer });
-        Ok(Self { as_of, revision: entry.revision(), policy: Arc::new(entry.to_policy()), caller })
+    /// When there is a credential that is not the secret of a key of tenant `system`; or none, and the
+    /// identity is not one that the configuration names; or when the listener demands both.
+    pub fn find(ready: &VerifyState, credential: Option<&str>, peer: &Peer, demand: Demand) -> Result<Self, Refusal> {
+        // Before what is looked up, so that it is at least as new.
+        let (as_of, generation) = (ready.verifier.index().revision(), ready.identities.generation());
+        let credential = match credential {
+            Some(secret) => key_of(ready, secret).map_err(Refusal::BadCredential)?,
+            None => {
+                let identity = peer.identity().filter(|_| !ready.identities.is_empty());
+                let name = identity.ok_or(Refusal::NoCredential)?.name().ok_or(Refusal::UnknownIdentity(None))?;
+                Credential::Connection { name: name.clone(), identities: ready.identities.clone() }
+            }
+        };
+        let identity = Identity { credential, peer: peer.ip(), connection: peer.identity().cloned() };
+        let (key, caller) = look_up(ready, identity, demand)?;
+        Ok(Self { as_of, generation, demand, key, caller })
     }
 
-    /// The caller's key.
+    /// The caller, as the log names them.
     #[must_use]
-    pub fn key_id(&self) -> &KeyId {
-        self.caller.key_id()
+    pub fn actor(&self) -> ActorId {
+        self.caller.identity().actor()
     }
 
-    /// A number by which callers are told apart. Nobody can choose it: it is a part of a keyed digest.
+    /// What the caller was authenticated by.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        self.caller.identity()
+    }
+
+    /// A number by which callers are told apart. No caller can choose it.
     #[must_use]
     pub fn number(&self) -> u64 {
-        self.caller.identity().digest.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+        self.caller.identity().number()
     }
 
     /// The address that the caller called from.
@@ -65,38 +87,34 @@ impl CallerSession {
         self.caller.identity().peer
     }
 
-    /// Whether no key has changed since this was looked up.
+    /// Whether no key and no identity has changed since this was looked up.
     #[must_use]
     pub fn is_current(&self, ready: &VerifyState) -> bool {
         // The revision is told after the entries: while it stands still, what was read at it has not been
         // overtaken by any change that somebody was told of.
-        self.as_of == ready.verifier.index().revision()
+        self.as_of == ready.verifier.index().revision() && self.is_given_the_same(ready)
     }
 
-    /// Looks the key up again, if any key has changed.
+    /// Looks the caller up again, if any key or identity has changed.
     ///
     /// # Errors
-    /// When it is gone.
-    pub fn refresh(&mut self, ready: &VerifyState) -> Result<(), DenyReason> {
-        let index = ready.verifier.index();
-        let as_of = index.revision();
-        if self.as_of == as_of {
+    /// When the key is gone, or the configuration does not name the identity any more.
+    pub fn refresh(&mut self, ready: &VerifyState) -> Result<(), Refusal> {
+        let (as_of, generation) = (ready.verifier.index().revision(), ready.identities.generation());
+        if self.as_of == as_of && self.generation == generation {
             return Ok(());
         }
-        let identity = self.caller.identity();
-        let entry = index.get(&identity.digest).ok_or(DenyReason::Unknown)?;
-        if !self.is_of(&entry) {
-            let caller = caller_of(&entry, identity.clone());
-            (self.revision, self.policy, self.caller) = (entry.revision(), Arc::new(entry.to_policy()), caller);
+        if self.generation != generation || self.key.is_some() && !self.key_is_the_same(ready) {
+            (self.key, self.caller) = look_up(ready, self.caller.identity().clone(), self.demand)?;
         }
-        self.as_of = as_of;
+        (self.as_of, self.generation) = (as_of, generation);
         Ok(())
     }
 
     /// The caller as they are now, if they may still do this somewhere.
     ///
     /// # Errors
-    /// When their key does not work any more, or holds no role for this.
+    /// When they are not authenticated any more, or hold no role for this.
     pub fn caller(&mut self, ready: &VerifyState, action: Action, now: Now) -> Result<&Arc<Caller>, Refusal> {
         self.works(ready, now)?;
         if !self.caller.may_in_any_tenant(action) {
@@ -108,31 +126,87 @@ impl CallerSession {
     /// The same, whatever they may do.
     ///
     /// # Errors
-    /// When their key does not work any more.
+    /// When their key does not work any more, or what their connection proves does not hold any more.
     pub fn works(&mut self, ready: &VerifyState, now: Now) -> Result<(), Refusal> {
-        self.refresh(ready).map_err(Refusal::BadCredential)?;
-        // Each time: the clock alone can end a key.
-        check_caller(&*self.policy, self.peer(), now).map_err(Refusal::BadCredential)
+        self.refresh(ready)?;
+        // Each time: the clock alone can end a key and a certificate.
+        if !self.caller.identity().connection_is_good(now) {
+            return Err(Refusal::IdentityEnded);
+        }
+        self.check_key(now).map_err(Refusal::BadCredential)
     }
 
-    /// Whether this was made of the entry as it is. What is withheld of tenants, owners and issuers changes
-    /// without a change of the key.
-    fn is_of(&self, entry: &Entry<'_>) -> bool {
-        entry.revision() == self.revision && entry.standing() == self.policy.standing
-    }
-
-    /// The caller, if their key has not changed since they were judged, at `judged_at` if ever, and still
-    /// works. `None`: they must be judged anew.
+    /// The caller, if nothing of them has changed since they were judged, at `judged_at` if ever, and they are
+    /// still authenticated. `None`: they must be judged anew.
     #[must_use]
     pub fn unchanged(&self, ready: &VerifyState, judged_at: Option<Now>, now: Now) -> Option<&Caller> {
-        let same = |entry: Entry<'_>| self.is_of(&entry);
-        let unchanged =
-            self.is_current(ready) || ready.verifier.index().get(&self.caller.identity().digest).is_some_and(same);
-        let works = || judged_at == Some(now) || check_caller(&*self.policy, self.peer(), now).is_ok();
+        let works = || {
+            let connection = self.caller.identity().connection.as_deref();
+            let connection_is_good = connection.is_none_or(|connection| connection.is_good(now));
+            connection_is_good && (judged_at == Some(now) || self.check_key(now).is_ok())
+        };
+        let unchanged = self.is_current(ready)
+            || self.is_given_the_same(ready) && (self.key.is_none() || self.key_is_the_same(ready));
         (unchanged && works()).then_some(&*self.caller)
+    }
+
+    fn check_key(&self, now: Now) -> Result<(), DenyReason> {
+        self.key.as_ref().map_or(Ok(()), |key| check_caller(&*key.policy, self.peer(), now))
+    }
+
+    /// Whether the key is in the form that this was made of.
+    fn key_is_the_same(&self, ready: &VerifyState) -> bool {
+        let (Credential::Key { digest, .. }, Some(key)) = (&self.caller.identity().credential, &self.key) else {
+            return false;
+        };
+        // What is withheld of tenants, owners and issuers changes without a change of the key.
+        ready
+            .verifier
+            .index()
+            .get(digest)
+            .is_some_and(|entry| entry.revision() == key.revision && entry.standing() == key.policy.standing)
+    }
+
+    /// Whether the configuration gives to identities what it gave, and the one of the connection was not
+    /// withdrawn.
+    fn is_given_the_same(&self, ready: &VerifyState) -> bool {
+        let connection = self.caller.identity().connection.as_deref();
+        self.generation == ready.identities.generation() && !connection.is_some_and(PeerIdentity::is_withdrawn)
     }
 }
 
-fn caller_of(entry: &Entry<'_>, identity: Identity) -> Arc<Caller> {
-    Arc::new(Caller::new(identity, entry.scopes()))
+/// The key of a credential.
+fn key_of(ready: &VerifyState, credential: &str) -> Result<Credential, DenyReason> {
+    let index = ready.verifier.index();
+    let secret = PresentedSecret::parse(credential).map_err(|_| DenyReason::Malformed)?;
+    let found = ready.peppers.digests(&secret).find_map(|digest| index.get(&digest).map(|entry| (digest, entry)));
+    let (digest, entry) = found.filter(|(_, entry)| entry.tenant().is_system()).ok_or(DenyReason::Unknown)?;
+    let key_id = entry.to_key_id().ok_or(DenyReason::Unknown)?;
+    Ok(Credential::Key { key_id, digest })
+}
+
+/// Looks up a caller, as they are now.
+fn look_up(ready: &VerifyState, identity: Identity, demand: Demand) -> Result<(Option<KeyForm>, Arc<Caller>), Refusal> {
+    let name = identity.connection.as_deref().and_then(PeerIdentity::name);
+    let assignment = name.and_then(|name| ready.identities.of(name));
+    let assignment = assignment.as_deref();
+    match (&identity.credential, assignment, demand) {
+        (Credential::Key { .. }, None, Demand::Both) => Err(Refusal::NoIdentity),
+        (Credential::Key { digest, .. }, _, _) => {
+            let entry = ready.verifier.index().get(digest).ok_or(Refusal::BadCredential(DenyReason::Unknown))?;
+            let key = KeyForm { revision: entry.revision(), policy: Arc::new(entry.to_policy()) };
+            Ok((Some(key), caller_of(&entry, identity.clone(), assignment)))
+        }
+        (Credential::Connection { .. }, _, Demand::Both) => Err(Refusal::NoCredential),
+        (Credential::Connection { name, .. }, None, Demand::Either) => {
+            Err(Refusal::UnknownIdentity(Some(name.clone())))
+        }
+        (Credential::Connection { .. }, Some(assignment), Demand::Either) => {
+            Ok((None, Arc::new(Caller::assigned(identity.clone(), assignment))))
+        }
+    }
+}
+
+fn caller_of(entry: &Entry<'_>, identity: Identity, assignment: Option<&Assignment>) -> Arc<Caller> {
+    Arc::new(Caller::new(identity, entry.scopes()).with_audience(assignment))
 }

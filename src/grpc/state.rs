@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use keyward_core::clock::{Clock, Now};
 use keyward_core::digest::PepperRing;
+use keyward_core::identity::Identities;
 
 use super::status::Refusal;
 use crate::authority::Authority;
@@ -20,6 +21,8 @@ pub struct VerifyState {
     pub peppers: Arc<PepperRing>,
     /// Counts what the hot path decides.
     pub verdicts: Verdicts,
+    /// What the configuration gives to the identities of connections.
+    pub identities: Arc<Identities>,
     /// The time.
     pub clock: Arc<dyn Clock>,
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use keyward_core::decision::DenyReason;
 use keyward_core::event::Revision;
+use keyward_core::identity::IdentityName;
 use keyward_core::record::LineRecord;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -27,6 +28,9 @@ const RETRY_BACKUP_AFTER: Duration = Duration::from_secs(10);
 
 /// How long a caller should wait while the start waits for room on the disk.
 const RETRY_ROOM_AFTER: Duration = Duration::from_secs(5);
+
+const IDENTITY_ENDED: &str =
+    "the certificate of the connection has ended or is not trusted any more, or the configuration gives it nothing";
 
 /// Why a call is not answered.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +53,15 @@ pub enum Refusal {
     /// The credential is not a working key of tenant `system`.
     #[error("the credential is refused: {0:?}")]
     BadCredential(DenyReason),
+    /// The call carries no credential, and the configuration does not name the identity of its connection.
+    #[error("no credential, and an identity that is not in the configuration: {}", .0.as_ref().map_or("none", IdentityName::as_str))]
+    UnknownIdentity(Option<IdentityName>),
+    /// The listener also demands an identity that the configuration names.
+    #[error("the connection has no identity that is in the configuration, and the listener demands one")]
+    NoIdentity,
+    /// The certificate of the connection is not good any more.
+    #[error("the certificate of the connection is not good any more")]
+    IdentityEnded,
     /// The request breaks rules.
     #[error("bad fields")]
     BadFields(Vec<Violation>),
@@ -166,6 +179,21 @@ fn told(refusal: &Refusal) -> Told<'_> {
         Refusal::BadCredential(reason) => {
             plain(Code::Unauthenticated, "CREDENTIAL_REFUSED", credential_message(*reason))
         }
+        Refusal::UnknownIdentity(name) => {
+            let whose = match name {
+                Some(name) => format!("{name} is in no [[identity]] of the configuration"),
+                None => "the client certificate has neither one SPIFFE id nor one DNS name".to_owned(),
+            };
+            let message = format!("{whose}; without that, a call needs metadata 'authorization: Bearer <key>'");
+            plain(Code::Unauthenticated, "IDENTITY_UNKNOWN", &message)
+        }
+        Refusal::NoIdentity => plain(
+            Code::Unauthenticated,
+            "IDENTITY_MISSING",
+            "besides a key, this listener demands a client certificate, or a user on a Unix socket, that is in an [[identity]] of the \
+             configuration",
+        ),
+        Refusal::IdentityEnded => plain(Code::Unauthenticated, "IDENTITY_REFUSED", IDENTITY_ENDED),
         Refusal::BadFields(violations) => bad_fields(violations),
         Refusal::Starting => Told {
             retry_after: Some(RETRY_AFTER),
@@ -233,8 +261,9 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
         AuthorityError::CallerRefused(reason) => {
             (Code::Unauthenticated, "CREDENTIAL_REFUSED", credential_message(*reason).to_owned())
         }
+        AuthorityError::IdentityRefused => (Code::Unauthenticated, "IDENTITY_REFUSED", IDENTITY_ENDED.to_owned()),
         AuthorityError::Denied => {
-            (Code::PermissionDenied, "ROLE_MISSING", "the caller's key holds no role for this".to_owned())
+            (Code::PermissionDenied, "ROLE_MISSING", "the caller holds no role for this".to_owned())
         }
         AuthorityError::NotFound(Resource::Key) => (Code::NotFound, "KEY_NOT_FOUND", "there is no such key".to_owned()),
         AuthorityError::NotFound(Resource::Tenant) => {

@@ -75,7 +75,7 @@ impl<R: Stream<Item = Result<pb::StreamVerifyRequest, Status>> + Unpin> Open<R> 
         };
         let Some(message) = message else { return Ok(None) };
         self.answer(message).await.map(Some).map_err(|refusal| {
-            refusals::log(STREAM_VERIFY, Some(self.session.key_id()), self.session.peer(), &refusal);
+            refusals::log(STREAM_VERIFY, &self.session.identity().into(), &refusal);
             status(refusal)
         })
     }

@@ -1,16 +1,16 @@
 //! Authenticates callers. A caller presents a key of tenant `system` as `authorization: Bearer <key>`. It is
-//! verified like any other key, with the audience `keyward` and the connection's address. Health and
-//! reflection need none.
+//! verified like any other key, with the audience `keyward` and the connection's address. Without a key, the
+//! identity that the connection proves counts, if the configuration names it. Health and reflection need
+//! neither.
 
 use std::future::{Future, Ready as Done, ready};
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use futures_util::future::Either;
 use http::{HeaderMap, Request, Response, header};
 use keyward_core::access::Action;
-use keyward_core::id::KeyId;
+use keyward_core::identity::Peer;
 use pin_project_lite::pin_project;
 use tonic::body::Body;
 use tower_layer::Layer;
@@ -18,27 +18,26 @@ use tower_service::Service;
 
 use super::judged::judged;
 use crate::grpc::calls::{Rpc, log_name, rpc};
-use crate::grpc::refusals;
+use crate::grpc::refusals::{self, RefusedCaller};
 use crate::grpc::session::CallerSession;
 use crate::grpc::state::StateHandle;
 use crate::grpc::status::{Refusal, status};
 use crate::server::slots::CredentialMark;
-use crate::server::stream::Peer;
-use crate::services::Services;
+use crate::services::{Demand, Terms};
 
 /// Puts a [`CallerSession`] on each request, or refuses it. The reply goes out only while the caller may have
 /// it.
 #[derive(Clone)]
 pub struct AuthnLayer {
     state: StateHandle,
-    services: Services,
+    terms: Terms,
 }
 
 impl AuthnLayer {
-    /// The layer over what is behind a state, on a listener that serves these.
+    /// The layer over what is behind a state, on a listener with these terms.
     #[must_use]
-    pub fn new(state: StateHandle, services: Services) -> Self {
-        Self { state, services }
+    pub fn new(state: StateHandle, terms: Terms) -> Self {
+        Self { state, terms }
     }
 }
 
@@ -46,7 +45,7 @@ impl<S> Layer<S> for AuthnLayer {
     type Service = Authn<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Authn { inner, state: self.state.clone(), services: self.services }
+        Authn { inner, state: self.state.clone(), terms: self.terms }
     }
 }
 
@@ -55,7 +54,7 @@ impl<S> Layer<S> for AuthnLayer {
 pub struct Authn<S> {
     inner: S,
     state: StateHandle,
-    services: Services,
+    terms: Terms,
 }
 
 impl<S, B> Service<Request<B>> for Authn<S>
@@ -77,10 +76,11 @@ where
             return Either::Left(Admitted { inner: self.inner.call(request), by: None });
         }
         // What is not served here is no call, whoever makes it.
-        let action = action.filter(|_| self.services.serve_path(path));
+        let action = action.filter(|_| self.terms.services.serve_path(path));
         let call = log_name(path);
-        let peer = request.extensions().get::<Peer>().and_then(Peer::ip);
-        match admit(&self.state, action, request.headers(), peer) {
+        // Every connection has one; without it there is no address that a key's networks could have.
+        let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+        match admit(&self.state, (action, call), request.headers(), &peer, self.terms.demand) {
             Ok(session) => {
                 // Where the transport has not looked at the credential.
                 if let Some(connection) = request.extensions().get::<CredentialMark>() {
@@ -92,37 +92,34 @@ where
                 let by = action.map(|action| Admission { state: self.state.clone(), session, action, call });
                 Either::Left(Admitted { inner: self.inner.call(request), by })
             }
-            Err((caller, refusal)) => {
-                refusals::log(call, caller.as_ref(), peer, &refusal);
-                Either::Right(ready(Ok(status(refusal).into_http())))
-            }
+            Err(refusal) => Either::Right(ready(Ok(status(refusal).into_http()))),
         }
     }
 }
 
-/// Who calls; or why not, and whose credential it is, if that is known.
+/// Who calls; or why not, which is logged.
 fn admit(
     state: &StateHandle,
-    action: Option<Action>,
+    (action, call): (Option<Action>, &'static str),
     headers: &HeaderMap,
-    peer: Option<IpAddr>,
-) -> Result<CallerSession, (Option<KeyId>, Refusal)> {
+    peer: &Peer,
+    demand: Demand,
+) -> Result<CallerSession, Refusal> {
     let found = || {
-        let credential = bearer(headers).ok_or(Refusal::NoCredential)?;
+        let credential = bearer(headers)?;
         let ready = state.ready()?;
-        Ok((ready, CallerSession::find(ready, credential, peer).map_err(Refusal::BadCredential)?))
+        Ok((ready, CallerSession::find(ready, credential, peer, demand)?))
     };
-    let (ready, mut session) = found().map_err(|refusal| (None, refusal))?;
+    let (ready, mut session) =
+        found().inspect_err(|refusal| refusals::log(call, &RefusedCaller::unknown(peer), refusal))?;
     let now = ready.now();
     let judged = match action {
         Some(action) => session.caller(ready, action, now).map(drop),
         // A path that is not a call goes on, and is answered with UNIMPLEMENTED.
         None => session.works(ready, now),
     };
-    match judged {
-        Ok(()) => Ok(session),
-        Err(refusal) => Err((Some(session.key_id().clone()), refusal)),
-    }
+    judged.inspect_err(|refusal| refusals::log(call, &session.identity().into(), refusal))?;
+    Ok(session)
 }
 
 /// Who was admitted to do what.
@@ -158,11 +155,18 @@ where
     }
 }
 
-/// The credential of a request. A request with several has none: it is not for us to choose.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+/// The credential of a request, if it has one.
+///
+/// # Errors
+/// When it has several, or one that is malformed: it is not for us to choose, nor to take the identity of the
+/// connection instead.
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let (value, None) = (values.next()?, values.next()) else { return None };
-    credential_of(value.as_bytes())
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => credential_of(value.as_bytes()).map(Some).ok_or(Refusal::NoCredential),
+        (Some(_), Some(_)) => Err(Refusal::NoCredential),
+    }
 }
 
 /// The credential in the value of `authorization`.

@@ -73,7 +73,7 @@ impl HttpBody for JudgedBody {
             *this.ended = true;
             this.rest.clear();
             let Admission { session, call, .. } = this.by;
-            refusals::log(call, Some(session.key_id()), session.peer(), &refusal);
+            refusals::log(call, &session.identity().into(), &refusal);
             let mut trailers = HeaderMap::new();
             let told = status(refusal).add_header(&mut trailers);
             return Poll::Ready(Some(told.map(|()| Frame::trailers(trailers))));

@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use http::{Request, Response};
 use keyward_core::access::Action;
-use keyward_core::id::KeyId;
+use keyward_core::id::ActorId;
+use keyward_core::identity::IdentityName;
 use pin_project_lite::pin_project;
 use tonic::Code;
 use tower_layer::Layer;
@@ -102,7 +103,8 @@ where
 #[derive(Debug)]
 struct CallMetrics {
     path: &'static str,
-    caller: KeyId,
+    caller: ActorId,
+    identity: Option<IdentityName>,
     peer: Option<IpAddr>,
     level: tracing::Level,
     began: Instant,
@@ -112,23 +114,32 @@ impl CallMetrics {
     /// What is to be logged of a call: admin calls at INFO, verifications at DEBUG, probes not at all.
     fn of<B>(request: &Request<B>) -> Option<Self> {
         let session = request.extensions().get::<CallerSession>()?;
-        let (caller, peer) = (session.key_id().clone(), session.peer());
+        let (caller, peer) = (session.actor(), session.peer());
+        let identity = session.identity().proven_besides().cloned();
         let level = match rpc(request.uri().path()).action {
             Some(Action::Verify) => tracing::Level::DEBUG,
             _ => tracing::Level::INFO,
         };
         let wanted = level <= tracing::level_filters::LevelFilter::current();
-        wanted.then(|| Self { path: log_name(request.uri().path()), caller, peer, level, began: Instant::now() })
+        wanted.then(|| Self {
+            path: log_name(request.uri().path()),
+            caller,
+            identity,
+            peer,
+            level,
+            began: Instant::now(),
+        })
     }
 
     fn log(self, code: Code) {
         let micros = u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX);
         let Self { path, caller, level, .. } = self;
         let peer = self.peer.map(tracing::field::display);
+        let identity = self.identity.map(tracing::field::display);
         if level == tracing::Level::DEBUG {
-            tracing::debug!(call = path, %caller, peer, ?code, duration_us = micros, "call");
+            tracing::debug!(call = path, %caller, identity, peer, ?code, duration_us = micros, "call");
         } else {
-            tracing::info!(call = path, %caller, peer, ?code, duration_us = micros, "call");
+            tracing::info!(call = path, %caller, identity, peer, ?code, duration_us = micros, "call");
         }
     }
 }

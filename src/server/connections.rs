@@ -11,6 +11,7 @@ use std::sync::Arc;
 use ::hyper::body;
 use grpc_h2::{Budget, CallKind, FastPath, Incoming, Runtimes, SharedLimits, Shutdown};
 use http::{Request, Response};
+use keyward_core::identity::Peer;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +23,7 @@ use super::hyper;
 use super::lifecycle::Tasks;
 use super::observer::ConnObserver;
 use super::slots::CredentialMark;
-use super::stream::{Conn, EncryptsWith, Peer};
+use super::stream::{Conn, EncryptsWith};
 use super::tls::handshake::{HandshakeError, Turns};
 use crate::metrics::{Http2Counts, TlsCounts};
 
@@ -82,8 +83,9 @@ impl<S, F> MakeConnection<S, F> {
         let Self { transport, service, make_fast_path, call_kind, runtimes, .. } = self;
         let Transport { budget, limits, counts, .. } = transport;
         let peer = conn.peer();
-        let fast_path = make_fast_path(peer, conn.mark());
-        let (extension, observer) = (peer, ConnObserver::new(counts, peer.ip()));
+        let fast_path = make_fast_path(peer.clone(), conn.mark());
+        let observer = ConnObserver::new(counts, peer.ip());
+        let extension = peer;
         let handlers =
             grpc_h2::Handlers { fast_path, service, call_kind, runtimes, extension, budget, limits, observer };
         Connection::new(conn, handlers)

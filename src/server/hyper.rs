@@ -22,6 +22,7 @@ use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use keyward_core::identity::Peer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
@@ -34,7 +35,7 @@ use tonic::body::Body as ReplyBody;
 use tower_service::Service;
 
 use super::slots::CredentialMark;
-use super::stream::{Conn, Peer};
+use super::stream::Conn;
 use crate::metrics::{Closed, Http2Counts};
 
 /// The client connection preface (RFC 9113, section 3.4), in bytes.
@@ -228,7 +229,7 @@ where
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let kind = (self.call_kind)(request.uri().path());
-        request.extensions_mut().insert(self.peer);
+        request.extensions_mut().insert(self.peer.clone());
         request.extensions_mut().insert(self.mark.clone());
         // Always ready: no layer waits before a call.
         let mut service = self.service.clone();

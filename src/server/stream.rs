@@ -1,11 +1,12 @@
 //! Accepted connections. The only place that knows the kinds of streams.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use keyward_core::identity::{IdentityName, Peer, PeerIdentity};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
@@ -68,32 +69,13 @@ impl Stream {
         }
     }
 
-    fn peer(&self) -> Peer {
-        match self {
-            Self::Tcp(stream) => Peer::Tcp(stream.peer_addr().ok()),
-            Self::Tls(stream) => Peer::Tcp(stream.get_ref().0.peer_addr().ok()),
-            Self::Unix(_) => Peer::Unix,
-        }
-    }
-}
-
-/// Where a call comes from.
-#[derive(Clone, Copy, Debug)]
-pub enum Peer {
-    /// From an address.
-    Tcp(Option<SocketAddr>),
-    /// From this machine, over a Unix socket.
-    Unix,
-}
-
-impl Peer {
-    /// The address, if there is one.
-    #[must_use]
-    pub fn ip(&self) -> Option<IpAddr> {
-        match self {
-            Self::Tcp(addr) => addr.map(|addr| addr.ip().to_canonical()),
-            Self::Unix => None,
-        }
+    fn ip(&self) -> Option<IpAddr> {
+        let addr = match self {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Tls(stream) => stream.get_ref().0.peer_addr().ok(),
+            Self::Unix(_) => None,
+        };
+        addr.map(|addr| addr.ip().to_canonical())
     }
 }
 
@@ -103,7 +85,7 @@ pub struct Conn {
     stream: Stream,
     slot: Slot,
     /// Watches over the certificate that the caller showed.
-    _certificate: Option<CallerGuard>,
+    certificate: Option<CallerGuard>,
 }
 
 /// How the connections of a listener are encrypted.
@@ -126,13 +108,15 @@ pub struct Detached {
 
 impl Conn {
     pub(super) fn new(stream: Stream, slot: Slot) -> Self {
-        Self { stream, slot, _certificate: None }
+        Self { stream, slot, certificate: None }
     }
 
     /// Where it comes from.
     #[must_use]
     pub fn peer(&self) -> Peer {
-        self.stream.peer()
+        let of_user = || Some(Arc::new(PeerIdentity::new(Some(IdentityName::of_uid(self.stream.uid()?)?), None)));
+        let identity = self.certificate.as_ref().map(|guard| guard.identity().clone()).or_else(of_user);
+        Peer::new(self.stream.ip(), identity)
     }
 
     /// Marks the connection once it has shown a valid credential.
@@ -161,7 +145,7 @@ impl Conn {
             true => None,
             false => Some(tls.watch(shown, &config, slot.close_token()).ok_or(HandshakeError::Unreadable)?),
         };
-        Ok(Self { stream: Stream::Tls(Box::new(stream)), slot, _certificate: certificate })
+        Ok(Self { stream: Stream::Tls(Box::new(stream)), slot, certificate })
     }
 
     /// Takes the connection off its runtime.

@@ -54,7 +54,10 @@ pub(super) trait RecordReader {
 /// makes no change.
 pub(super) fn authorize(commit: &Commit, current: &mut impl RecordReader) -> Result<(), CommitError> {
     let Some(authorization) = &commit.authorization else { return Ok(()) };
-    let key = current.caller(authorization.key_id())?;
+    let key = match authorization.caller().key_id() {
+        Some(key_id) => current.caller(key_id)?,
+        None => None,
+    };
     Ok(authorization.check(key.as_deref(), &current.holds(), commit.time)?)
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use keyward_core::clock::{Clock, UnixMillis};
+use keyward_core::identity::PeerIdentity;
 use parking_lot::Mutex;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
@@ -20,7 +21,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::certificate::not_after;
+use super::certificate::{identity_of, not_after};
 use super::files::{Contents, Material, unix_time};
 use super::{Protocol, TlsError, TlsFiles, TlsStatus};
 
@@ -69,6 +70,7 @@ struct Caller {
     /// Its certificate, and those of the authorities between it and a root.
     chain: Vec<CertificateDer<'static>>,
     not_after: UnixMillis,
+    identity: Arc<PeerIdentity>,
     close: CancellationToken,
 }
 
@@ -77,6 +79,15 @@ struct Caller {
 pub struct CallerGuard {
     tls: Arc<Tls>,
     number: u64,
+    identity: Arc<PeerIdentity>,
+}
+
+impl CallerGuard {
+    /// What the certificate proves.
+    #[must_use]
+    pub fn identity(&self) -> &Arc<PeerIdentity> {
+        &self.identity
+    }
 }
 
 impl Drop for CallerGuard {
@@ -151,14 +162,16 @@ impl Tls {
     ) -> Option<CallerGuard> {
         let ends: Result<Vec<_>, _> = chain.iter().map(not_after).collect();
         let not_after = ends.ok()?.into_iter().min()?;
+        let name = identity_of(chain.first()?);
+        let identity = Arc::new(PeerIdentity::new(name, Some(not_after)));
         let number = {
             let mut callers = self.callers.lock();
             callers.next += 1;
             let number = callers.next;
-            callers.open.insert(number, Caller { chain, not_after, close });
+            callers.open.insert(number, Caller { chain, not_after, identity: identity.clone(), close });
             number
         };
-        let guard = CallerGuard { tls: self.clone(), number };
+        let guard = CallerGuard { tls: self.clone(), number, identity };
         // Either a reload since the handshake has seen this caller, or this sees what was reloaded.
         if !Arc::ptr_eq(config, &self.current.load().http2) {
             self.judge_callers(|of, _| of == number);
@@ -213,11 +226,14 @@ impl Tls {
         let questioned: Vec<_> = {
             let callers = self.callers.lock();
             let questioned = callers.open.iter().filter(|(number, caller)| in_question(**number, caller));
-            questioned.map(|(_, caller)| (caller.chain.clone(), caller.close.clone())).collect()
+            let parts = |caller: &Caller| (caller.chain.clone(), caller.identity.clone(), caller.close.clone());
+            questioned.map(|(_, caller)| parts(caller)).collect()
         };
         let mut cut_off = 0;
-        for (chain, close) in questioned {
+        for (chain, identity, close) in questioned {
             if current.verifier.as_ref().and_then(|verifier| is_good(verifier, &chain)).is_none() {
+                // First, so that a call under way whose connection is still open is refused as well.
+                identity.withdraw();
                 close.cancel();
                 cut_off += 1;
             }

@@ -120,7 +120,7 @@ impl Round {
         let deed = self.deeds[who];
         deed.apply(&mut target.spec.policy);
         let digest = actor.secret.digest;
-        let identity = Identity { key_id: actor.key_id.clone(), digest, peer: Some("127.0.0.1".parse().unwrap()) };
+        let identity = Identity::of_key(actor.key_id.clone(), digest, Some("127.0.0.1".parse().unwrap()));
         let caller = Caller::new(identity, &scopes(&["keyward.admin"]));
         let authorization = match deed {
             Deed::Disable | Deed::Revoke => caller.grant::<ChangeState>(TenantId::system()).unwrap().authorization(NOW),

@@ -14,7 +14,7 @@ use keyward::index::Index;
 use keyward::layer::authn::AuthnLayer;
 use keyward::server::passed::PassedSockets;
 use keyward::server::tls::reload::Reload;
-use keyward::services::{ServiceGroup, Services};
+use keyward::services::{Demand, ServiceGroup, Services, Terms};
 use keyward::store::memory::{MemoryEngine, MemoryStore};
 use keyward::store::{RecordWrite, Store};
 use keyward_core::access::{Caller, ChangeState, Identity};
@@ -105,7 +105,8 @@ async fn until_the_data_is_loaded_calls_are_told_to_come_back() {
     let addr = listener.local_addr().unwrap();
     let services = Services::ALL.without(ServiceGroup::Reflection);
     let routes = keyward::grpc::routes(&state, &CancellationToken::new(), Health::new(&[]), services).unwrap();
-    let server = Server::builder().layer(AuthnLayer::new(state, services)).add_routes(routes);
+    let server =
+        Server::builder().layer(AuthnLayer::new(state, Terms { services, demand: Demand::Either })).add_routes(routes);
     let serving = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
 
@@ -130,6 +131,7 @@ fn deps() -> Deps {
         entropy: Arc::new(SeededEntropy::new(3)),
         sockets: PassedSockets::default(),
         reload: Reload::default(),
+        identities: Arc::default(),
         engine: Box::new(MemoryEngine::default()),
     }
 }
@@ -195,7 +197,7 @@ async fn an_answer_that_a_key_is_disabled_waits_until_it_is_so() {
         page_token_key: Zeroizing::new([1; 32]),
     });
     let caller = Caller::new(
-        Identity { key_id: key(2).key_id, digest: key(2).secret.digest, peer: None },
+        Identity::of_key(key(2).key_id, key(2).secret.digest, None),
         &[Scope::parse("keyward.operator").unwrap()],
     );
     let grant = caller.grant::<ChangeState>(key(1).tenant).unwrap();

@@ -11,7 +11,7 @@ use keyward::grpc::pb;
 use keyward::server::addr::{ListenAddr, SocketAccess};
 use keyward::server::passed::PassedSockets;
 use keyward::server::tls::reload::Reload;
-use keyward::services::{ServiceGroup, Services};
+use keyward::services::{Demand, ServiceGroup, Services};
 use keyward_core::clock::{Clock, ManualClock};
 use keyward_core::entropy::Entropy;
 use keyward_core::testing::SeededEntropy;
@@ -55,7 +55,11 @@ async fn start(settings: Settings, sockets: PassedSockets) -> Result<App, StartE
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(START));
     let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(1));
     let engine = Engine::Sled.configure(&settings, &clock, &entropy);
-    App::start(settings, Deps { clock, entropy, sockets, reload: Reload::default(), engine }).await
+    App::start(
+        settings,
+        Deps { clock, entropy, sockets, reload: Reload::default(), identities: Arc::default(), engine },
+    )
+    .await
 }
 
 fn channel(addr: &ListenAddr) -> Channel {
@@ -330,6 +334,7 @@ fn listeners_replace_the_default_address_and_stand_beside_one_that_is_set() {
         services: [ServiceGroup::Verify].into_iter().collect(),
         access: SocketAccess { group: Some("0".parse().unwrap()), ..SocketAccess::default() },
         allowed_uids: None,
+        demand: Demand::Either,
         connections_max: Some(7),
         tls: None,
     };

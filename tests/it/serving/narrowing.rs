@@ -55,7 +55,7 @@ fn actor(id: &str) -> ActorId {
 
 fn grants(caller: &str) -> (Grant<Issue>, Grant<ChangeState>) {
     let KeyRecord { key_id, secret, spec, .. } = caller_key(caller);
-    let caller = Caller::new(Identity { key_id, digest: secret.digest, peer: None }, &spec.policy.scopes);
+    let caller = Caller::new(Identity::of_key(key_id, secret.digest, None), &spec.policy.scopes);
     (caller.grant(TenantId::default_tenant()).unwrap(), caller.grant(TenantId::default_tenant()).unwrap())
 }
 
@@ -482,7 +482,14 @@ fn a_key_is_disabled_while_all_threads_for_other_calls_are_busy() {
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(START));
     let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(5));
     let engine = Engine::Sled.configure(&settings, &clock, &entropy);
-    let deps = Deps { clock, entropy, sockets: PassedSockets::default(), reload: Reload::default(), engine };
+    let deps = Deps {
+        clock,
+        entropy,
+        sockets: PassedSockets::default(),
+        reload: Reload::default(),
+        identities: Arc::default(),
+        engine,
+    };
     let servers = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let app = servers.block_on(App::start(settings, deps)).unwrap();
     let ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!("a TCP listener") };

@@ -101,6 +101,7 @@ fn deps(clock: Arc<dyn Clock>) -> Deps {
         entropy: Arc::new(SeededEntropy::new(5)),
         sockets: PassedSockets::default(),
         reload: Reload::default(),
+        identities: Arc::default(),
         engine: Box::new(MemoryEngine::default()),
     }
 }

@@ -116,6 +116,7 @@ fn deps(engine: impl StorageEngine + 'static) -> Deps {
         entropy: entropy(),
         sockets: PassedSockets::default(),
         reload: Reload::default(),
+        identities: Arc::default(),
         engine: Box::new(engine),
     }
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use keyward::store::{Commit, CommitError, KeyQuery, RecordWrite, Store};
-use keyward_core::access::{Caller, Identity, Issue, Unauthorized};
+use keyward_core::access::{Caller, Credential, Identity, Issue, RoleScope, Unauthorized};
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::DenyReason;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Change, Revision};
 use keyward_core::id::{ActorId, TenantId};
+use keyward_core::identity::{Assignment, Identities, IdentityName, PeerIdentity};
 use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec, State, TenantRecord};
 use keyward_core::scope::Scope;
 use keyward_core::testing::tenant_record;
@@ -44,6 +45,7 @@ on_every_engine![
     a_key_is_made_once,
     a_stale_version_is_refused,
     a_change_is_made_only_while_its_caller_may,
+    a_change_is_made_only_while_the_identity_of_its_connection_holds,
     the_last_lasting_administrator_stays,
     a_commit_is_all_or_nothing,
     a_record_past_its_limit_is_refused,
@@ -133,7 +135,7 @@ async fn a_change_is_made_only_while_its_caller_may(store: Arc<dyn Store>) {
     let scopes = |scopes: &[&str]| scopes.iter().map(|s| Scope::parse(s).unwrap()).collect::<Vec<_>>();
     let mut caller = KeyRecord { tenant: TenantId::system(), ..key(900) };
     caller.spec.policy.scopes = scopes(&["keyward.issuer"]);
-    let identity = Identity { key_id: caller.key_id.clone(), digest: caller.secret.digest, peer: None };
+    let identity = Identity::of_key(caller.key_id.clone(), caller.secret.digest, None);
     let granted = |identity: &Identity| {
         let issuer = Caller::new(identity.clone(), &scopes(&["keyward.issuer"]));
         Some(issuer.grant::<Issue>(TenantId::default_tenant()).unwrap().authorization(UnixMillis(1_000)))
@@ -176,9 +178,43 @@ async fn a_change_is_made_only_while_its_caller_may(store: Arc<dyn Store>) {
         store.commit(issue(number)).await.unwrap();
     }
     // A secret that is not the key's any more.
-    let other = Identity { digest: Digest::from_bytes([9; 32]), ..identity.clone() };
+    let other = Identity::of_key(caller.key_id.clone(), Digest::from_bytes([9; 32]), None);
     let commit = Commit { authorization: granted(&other), ..issue(950) };
     assert_eq!(refusal(store.commit(commit).await), Unauthorized::Key(DenyReason::Unknown));
+}
+
+async fn a_change_is_made_only_while_the_identity_of_its_connection_holds(store: Arc<dyn Store>) {
+    let name = IdentityName::parse("spiffe://prod.example/issuer").unwrap();
+    let given = |roles: &[&str]| {
+        let roles = roles.iter().map(|role| RoleScope::parse(&Scope::parse(role).unwrap()).unwrap()).collect();
+        Assignment { name: name.clone(), roles, audience: None }
+    };
+    let identities = Arc::new(Identities::new([given(&["keyward.issuer"])]));
+    let connection = || Arc::new(PeerIdentity::new(Some(name.clone()), Some(UnixMillis(1_000))));
+    let asks = |number: u32, connection: &Arc<PeerIdentity>, clock: i64| {
+        let credential = Credential::Connection { name: name.clone(), identities: identities.clone() };
+        let identity = Identity { credential, peer: None, connection: Some(connection.clone()) };
+        let issuer = Caller::assigned(identity, &given(&["keyward.issuer"]));
+        let grant = issuer.grant::<Issue>(TenantId::default_tenant()).unwrap();
+        let authorization = Some(grant.authorization(UnixMillis(clock)));
+        Commit { authorization, ..commit(vec![RecordWrite::NewKey(Box::new(key(number)))]) }
+    };
+    let refusal = async |commit: Commit| match store.commit(commit).await {
+        Err(CommitError::Unauthorized(why)) => why,
+        other => panic!("it is not refused for its caller: {other:?}"),
+    };
+    let open = connection();
+    store.commit(asks(960, &open, 1_000)).await.unwrap();
+    assert_eq!(refusal(asks(961, &open, 1_001)).await, Unauthorized::Identity, "its certificate has ended");
+    let withdrawn = connection();
+    withdrawn.withdraw();
+    assert_eq!(refusal(asks(961, &withdrawn, 1_000)).await, Unauthorized::Identity);
+    identities.replace([given(&["keyward.issuer@acme", "keyward.viewer"])]);
+    assert_eq!(refusal(asks(961, &open, 1_000)).await, Unauthorized::Role);
+    identities.replace([]);
+    assert_eq!(refusal(asks(961, &open, 1_000)).await, Unauthorized::Identity);
+    identities.replace([given(&["keyward.issuer"])]);
+    store.commit(asks(961, &open, 1_000)).await.unwrap();
 }
 
 async fn the_last_lasting_administrator_stays(store: Arc<dyn Store>) {

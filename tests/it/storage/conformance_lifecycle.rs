@@ -258,7 +258,7 @@ impl Asking {
     }
 
     fn asks(&self, digest: Digest, number: u32) -> Commit {
-        let identity = Identity { key_id: self.key.key_id.clone(), digest, peer: None };
+        let identity = Identity::of_key(self.key.key_id.clone(), digest, None);
         let caller = Caller::new(identity, &self.key.spec.policy.scopes);
         let grant = caller.grant::<Issue>(TenantId::default_tenant()).unwrap();
         let authorization = Some(grant.authorization(UnixMillis(1_000)));

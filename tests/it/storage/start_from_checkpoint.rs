@@ -62,7 +62,17 @@ impl Small {
         let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(START));
         let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(11));
         let engine = Engine::Sled.configure(&settings, &clock, &entropy);
-        (settings, Deps { clock, entropy, sockets: PassedSockets::default(), reload: Reload::default(), engine })
+        (
+            settings,
+            Deps {
+                clock,
+                entropy,
+                sockets: PassedSockets::default(),
+                reload: Reload::default(),
+                identities: Arc::default(),
+                engine,
+            },
+        )
     }
 
     fn data(&self) -> PathBuf {

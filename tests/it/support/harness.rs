@@ -233,7 +233,14 @@ async fn start(
 ) -> Result<(App, Channel), StartError> {
     let (clock, entropy): (Arc<dyn Clock>, Arc<dyn Entropy>) = (clock.clone(), entropy.clone());
     let engine = engine.configure(&settings, &clock, &entropy);
-    let deps = Deps { clock, entropy, sockets: PassedSockets::default(), reload: Reload::default(), engine };
+    let deps = Deps {
+        clock,
+        entropy,
+        sockets: PassedSockets::default(),
+        reload: Reload::default(),
+        identities: Arc::default(),
+        engine,
+    };
     let app = App::start(settings, deps).await?;
     let ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!("a TCP listener") };
     Ok((app, endpoint(&addr).connect_lazy()))

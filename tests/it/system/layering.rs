@@ -35,7 +35,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["server", "services", "telemetry", "util"]),
     ("disk_monitor", &["health", "store"]),
     ("fair", &[]),
-    ("fast_path", &["bytes_codec", "grpc", "index", "layer", "metrics", "server", "verify"]),
+    ("fast_path", &["bytes_codec", "grpc", "index", "layer", "metrics", "server", "services", "verify"]),
     ("faults", &[]),
     ("feed", &[]),
     ("grpc", &["authority", "health", "index", "metrics", "services", "verify"]),

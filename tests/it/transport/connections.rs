@@ -45,6 +45,7 @@ impl Server {
             entropy: Arc::new(SeededEntropy::new(5)),
             sockets: PassedSockets::default(),
             reload: Reload::default(),
+            identities: Arc::default(),
             engine: Box::new(MemoryEngine::default()),
         };
         let app = App::start(settings, deps).await.unwrap();

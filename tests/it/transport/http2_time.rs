@@ -40,6 +40,7 @@ pub(crate) async fn here_with(dir: &tempfile::TempDir, change: fn(&mut Settings)
         entropy: Arc::new(SeededEntropy::new(3)),
         sockets: PassedSockets::default(),
         reload: Reload::default(),
+        identities: Arc::default(),
         engine: Box::new(MemoryEngine::default()),
     };
     App::start(settings, deps).await.unwrap()

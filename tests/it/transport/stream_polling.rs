@@ -13,11 +13,13 @@ use keyward::grpc::state::{StateHandle, VerifyState};
 use keyward::grpc::stream_verify::{Answers, answers};
 use keyward::index::Index;
 use keyward::metrics::{MetricSources, Metrics};
+use keyward::services::Demand;
 use keyward::verify::Verifier;
 use keyward_core::clock::ManualClock;
 use keyward_core::digest::{Pepper, PepperRing};
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{Environment, SecretPrefix, TenantId};
+use keyward_core::identity::Peer;
 use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec, State, StoredSecret};
 use keyward_core::scope::Scope;
 use keyward_core::secret::IssuedSecret;
@@ -75,6 +77,7 @@ impl Desk {
             verifier: Verifier::new(index.clone(), peppers.clone()),
             peppers,
             verdicts: metrics.verdicts(),
+            identities: Arc::default(),
             clock: Arc::new(ManualClock::at(START)),
         });
         let desk = Self { state, index, stop: CancellationToken::new(), metrics, verifier, secret: issued.reveal() };
@@ -94,7 +97,9 @@ impl Desk {
         let mut codec = ProstCodec::<pb::StreamVerifyRequest, pb::StreamVerifyRequest>::default();
         let body = EncodeBody::new_client(codec.encoder(), requests.map(Ok), None, None);
         let mut request = Request::new(Streaming::new_request(codec.decoder(), body, None, None));
-        let session = CallerSession::find(self.state.ready().unwrap(), &self.secret, None).unwrap();
+        let session =
+            CallerSession::find(self.state.ready().unwrap(), Some(&self.secret), &Peer::default(), Demand::Either)
+                .unwrap();
         request.extensions_mut().insert(session);
         answers(self.state.clone(), &self.stop, request).unwrap()
     }

@@ -119,7 +119,11 @@ fn settings(dir: &TempDir, tls: TlsFiles) -> Settings {
 async fn start(settings: Settings, clock: Arc<dyn Clock>, reload: Reload) -> Result<App, StartError> {
     let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(1));
     let engine = Engine::Memory.configure(&settings, &clock, &entropy);
-    App::start(settings, Deps { clock, entropy, sockets: PassedSockets::default(), reload, engine }).await
+    App::start(
+        settings,
+        Deps { clock, entropy, sockets: PassedSockets::default(), reload, identities: Arc::default(), engine },
+    )
+    .await
 }
 
 /// Asks for the health of the server.

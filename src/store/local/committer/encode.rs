@@ -1,5 +1,6 @@
 //! Checks a commit against the current records, and encodes it for the journal and the table.
 
+use keyward_core::access::{Authorization, Identity};
 use keyward_core::event::Revision;
 use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::State;
@@ -11,9 +12,9 @@ use crate::store::local::table::Row;
 use crate::store::record::{encode_issuer, encode_key, encode_owner, encode_tenant, pb, redo};
 use crate::store::{Commit, CommitError, RecordWrite};
 
-/// Bytes of an entry besides its texts and records; and bytes of each record for its revision and its
-/// framing.
-const ENTRY_BYTES_EXTRA: usize = 64;
+/// Bytes of an entry besides its texts and records, the longest address included; and bytes of each record for
+/// its revision and its framing.
+const ENTRY_BYTES_EXTRA: usize = 64 + 48;
 const RECORD_BYTES_EXTRA: usize = 32;
 /// The number that the store gives a key.
 const ORDINAL_BYTES: usize = 8;
@@ -36,7 +37,8 @@ pub(in crate::store::local) fn entry_bytes_max(commit: &Commit) -> usize {
         [] | [_] => RECORD_BYTES_MAX + MARK_BYTES_MAX + 2 * RECORD_BYTES_EXTRA,
         writes => writes.iter().map(|put| record_bytes(put) + RECORD_BYTES_EXTRA).sum(),
     };
-    about(bytes + commit.actor.to_string().len())
+    let identity = commit.authorization.as_ref().and_then(|asked| asked.caller().proven_besides());
+    about(bytes + commit.actor.as_str().len() + identity.map_or(0, |identity| identity.as_str().len()))
 }
 
 /// Checks a commit and encodes it as an entry and rows. Later commits of the group see its writes.
@@ -62,12 +64,15 @@ pub(super) fn encode_commit(
         Ok::<_, CommitError>(rows)
     })?;
     rows.iter().for_each(|row| seen.group.insert(&row.record));
+    let caller = commit.authorization.as_ref().map(Authorization::caller);
     let entry = pb::JournalEntry {
         revision: revision.0,
         time_ms: commit.time.0,
         actor: commit.actor.to_string(),
         method: commit.method.to_owned(),
         target: commit.target,
+        peer: caller.and_then(|caller| caller.peer).map(|peer| peer.to_string()).unwrap_or_default(),
+        identity: caller.and_then(Identity::proven_besides).map(ToString::to_string).unwrap_or_default(),
         redo: rows.iter().map(|row| redo(&row.record, row.bytes.clone())).collect(),
         ..pb::JournalEntry::default()
     };
