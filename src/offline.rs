@@ -196,12 +196,17 @@ pub struct JournalLine {
     pub revision: Revision,
     /// When.
     pub time: UnixMillis,
-    /// Who: the `key_id` of the caller's key, or `keyward` for the program itself.
+    /// Who: the `key_id` of the caller's key, the identity of a caller without one, or `keyward` for the
+    /// program itself.
     pub actor: String,
     /// The call.
     pub method: String,
     /// What it was done to: `tenant/key_id` or `tenant`.
     pub target: String,
+    /// The address that it was asked for from. Empty: a Unix socket, or it is not known.
+    pub peer: String,
+    /// What the connection of a caller with a key proved besides. Empty: nothing, or it is not known.
+    pub identity: String,
 }
 
 /// Reads the journal's records of some revisions, in order, and returns the first revision of the journal.
@@ -228,6 +233,8 @@ pub fn journal(
                 actor: entry.actor,
                 method: entry.method,
                 target: entry.target,
+                peer: entry.peer,
+                identity: entry.identity,
             });
         }
     });

@@ -21,14 +21,16 @@ pub(super) struct JournalArgs {
     /// Only what was done to this: TENANT/KEY_ID, or TENANT for the tenant itself
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
-    /// Only what this caller did: the key_id of a key of tenant system, or keyward for the program itself
-    #[arg(long, value_name = "KEY_ID")]
+    /// Only what this caller did: the key_id of a key of tenant system, an identity such as
+    /// spiffe://prod.example/api or unix:1001, or keyward for the program itself
+    #[arg(long, value_name = "ACTOR")]
     actor: Option<String>,
     #[command(flatten)]
     data: DataArgs,
 }
 
-/// Prints a line for each change: revision, time, actor, method and target, with tabs between them.
+/// Prints a line for each change: revision, time, actor, method, target, the caller's address, and what their
+/// connection proved beside their key, with tabs between them. `-` stands for none.
 pub(super) fn run(args: JournalArgs) -> Result<(), Box<dyn Error>> {
     let (settings, _log) = args.data.settings(Flags::default())?;
     let is_wanted = |noted: &JournalLine| {
@@ -40,8 +42,9 @@ pub(super) fn run(args: JournalArgs) -> Result<(), Box<dyn Error>> {
     let last = args.to.map_or(Revision(u64::MAX), Revision);
     let begins = journal(&settings, Revision(args.from)..=last, |noted| {
         if written.is_ok() && is_wanted(&noted) {
-            let JournalLine { revision, time, actor, method, target } = &noted;
-            written = writeln!(out, "{revision}\t{}\t{actor}\t{method}\t{target}", rfc3339(*time));
+            let JournalLine { revision, time, actor, method, target, peer, identity } = &noted;
+            let [peer, identity] = [peer, identity].map(|text| if text.is_empty() { "-" } else { text });
+            written = writeln!(out, "{revision}\t{}\t{actor}\t{method}\t{target}\t{peer}\t{identity}", rfc3339(*time));
         }
     });
     let written = written.and_then(|()| out.flush());

@@ -165,10 +165,10 @@ async fn the_journal_tells_who_did_what_to_which_key_and_when() {
         out
     };
     let lines = [
-        format!("1\t2026-01-01T00:00:00Z\tkeyward\tBootstrap\tsystem/{admin}\n"),
-        format!("2\t2026-01-01T00:00:00Z\t{admin}\tCreateKey\tsystem/operator\n"),
-        format!("3\t2026-01-01T00:00:00Z\t{admin}\tCreateKey\tdefault/zapier\n"),
-        "4\t2026-01-01T00:01:01Z\toperator\tDisableKey\tdefault/zapier\n".to_owned(),
+        format!("1\t2026-01-01T00:00:00Z\tkeyward\tBootstrap\tsystem/{admin}\t-\t-\n"),
+        format!("2\t2026-01-01T00:00:00Z\t{admin}\tCreateKey\tsystem/operator\t127.0.0.1\t-\n"),
+        format!("3\t2026-01-01T00:00:00Z\t{admin}\tCreateKey\tdefault/zapier\t127.0.0.1\t-\n"),
+        "4\t2026-01-01T00:01:01Z\toperator\tDisableKey\tdefault/zapier\t127.0.0.1\t-\n".to_owned(),
     ];
     assert_eq!(journal(&[]), lines.concat());
     assert_eq!(journal(&["--from", "2", "--to", "3"]), lines[1..3].concat());
