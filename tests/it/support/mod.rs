@@ -2,6 +2,7 @@
 //! lives a model knows, a request for each RPC, and clients, of which one can break every rule of HTTP/2.
 
 pub(crate) mod certificates;
+pub(crate) mod encrypted;
 pub(crate) mod h2peer;
 pub(crate) mod harness;
 pub(crate) mod lives;

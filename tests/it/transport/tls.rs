@@ -1,130 +1,29 @@
 //! TLS on the listeners of callers: what is offered and demanded, callers' certificates, and new files while
 //! the server runs.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use keyward::app::{App, Deps, Engine, StartError};
-use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::Reason;
 use keyward::grpc::pb::health::HealthCheckRequest;
 use keyward::grpc::pb::health::health_client::HealthClient;
 use keyward::server::addr::ListenAddr;
 use keyward::server::connections::Http2;
-use keyward::server::passed::PassedSockets;
 use keyward::server::tls::handshake::HANDSHAKES_MAX;
 use keyward::server::tls::reload::Reload;
 use keyward::server::tls::{ClientCertificates, TlsFiles};
-use keyward_core::clock::{Clock, ManualClock};
-use keyward_core::entropy::Entropy;
-use keyward_core::testing::SeededEntropy;
+use keyward_core::clock::ManualClock;
 use rustls::version::{TLS12, TLS13};
 use rustls::{NamedGroup, ProtocolVersion};
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use crate::support::certificates::{Authority, Files, Pair, Usage, handshake, write};
+use crate::support::certificates::{Authority, Files, Usage, handshake, write};
+use crate::support::encrypted::{Encrypted, H2, PATIENCE, settings, start};
 use crate::support::harness::{Handle, START, ask, new_key};
-
-const PATIENCE: Duration = Duration::from_secs(30);
-const H2: &[&[u8]] = &[b"h2"];
-
-/// A server that encrypts.
-struct Encrypted {
-    app: App,
-    files: Files,
-    dir: TempDir,
-    clock: Arc<ManualClock>,
-    reload: Reload,
-}
-
-impl Encrypted {
-    async fn start(demand: Option<ClientCertificates>) -> Self {
-        Self::start_with(demand, |_| {}).await
-    }
-
-    async fn start_with(demand: Option<ClientCertificates>, change: impl FnOnce(&mut Settings)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let files = Files::write(dir.path());
-        let mut settings = settings(&dir, files.settings(demand));
-        change(&mut settings);
-        let (clock, reload) = (Arc::new(ManualClock::at(START)), Reload::default());
-        let app = start(settings, clock.clone(), reload.clone()).await.unwrap();
-        Self { app, files, dir, clock, reload }
-    }
-
-    fn addr(&self) -> SocketAddr {
-        let ListenAddr::Tcp(addr) = self.app.addrs()[0] else { panic!("a TCP listener") };
-        addr
-    }
-
-    fn channel(&self, shown: Option<&Pair>) -> Channel {
-        self.files.channel(self.addr(), shown)
-    }
-
-    fn admin(&self, shown: Option<&Pair>) -> Handle {
-        let secret = std::fs::read_to_string(self.dir.path().join("data/admin.key")).unwrap();
-        Handle::new(self.channel(shown), Some(secret.trim().to_owned()))
-    }
-
-    fn caller(&self, serial: u64) -> Pair {
-        self.files.authority.issue(serial, Usage::Client("spiffe://test/billing"))
-    }
-
-    /// A metric's value.
-    async fn metric(&self, name: &str) -> String {
-        let addr = self.app.ops_addr().unwrap();
-        let (_, text) = crate::support::ops_client::http(addr, "GET", "/metrics").await;
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("no {name} in\n{text}")).to_owned()
-    }
-
-    /// The serial number of the certificate that a new connection sees.
-    async fn serial(&self) -> u64 {
-        let stream = handshake(self.addr(), self.files.client(&[&TLS13], H2, None)).await.unwrap();
-        let shown = &stream.get_ref().1.peer_certificates().unwrap()[0];
-        let (_, read) = x509_parser::parse_x509_certificate(shown).unwrap();
-        read.raw_serial().iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
-    }
-
-    /// Asks for the files to be read, until the condition holds.
-    async fn reload_until(&self, holds: impl AsyncFn() -> bool) {
-        let waiting = async {
-            while !holds().await {
-                self.reload.ask();
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(PATIENCE, waiting).await.unwrap();
-    }
-}
-
-fn settings(dir: &TempDir, tls: TlsFiles) -> Settings {
-    let flags = Flags {
-        data_dir: Some(dir.path().join("data")),
-        listen: vec!["127.0.0.1:0".into()],
-        ops_listen: Some("127.0.0.1:0".into()),
-        log_filter: Some("off".into()),
-        ..Flags::default()
-    };
-    Settings { tls: Some(tls), ..Settings::load(&flags, None).unwrap().settings }
-}
-
-async fn start(settings: Settings, clock: Arc<dyn Clock>, reload: Reload) -> Result<App, StartError> {
-    let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(1));
-    let engine = Engine::Memory.configure(&settings, &clock, &entropy);
-    App::start(
-        settings,
-        Deps { clock, entropy, sockets: PassedSockets::default(), reload, identities: Arc::default(), engine },
-    )
-    .await
-}
 
 /// Asks for the health of the server.
 async fn checks(channel: &Channel) -> Result<(), String> {
@@ -320,7 +219,8 @@ async fn files_that_cannot_be_used_stop_the_start() {
         let files = Files::write(dir.path());
         let mut tls = files.settings(Some(ClientCertificates::Required));
         change(&files, &mut tls);
-        let started = start(settings(&dir, tls), Arc::new(ManualClock::at(START)), Reload::default()).await;
+        let started =
+            start(settings(&dir, tls), Arc::new(ManualClock::at(START)), Reload::default(), Arc::default()).await;
         started.err().unwrap().to_string()
     };
     let path = |tls: &mut TlsFiles, to: &str| tls.certificate = Path::new(to).into();
@@ -351,8 +251,13 @@ async fn files_that_cannot_be_used_stop_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let files = Files::write(dir.path());
     std::fs::set_permissions(dir.path().join("server.key"), std::fs::Permissions::from_mode(0o640)).unwrap();
-    let started =
-        start(settings(&dir, files.settings(None)), Arc::new(ManualClock::at(START)), Reload::default()).await;
+    let started = start(
+        settings(&dir, files.settings(None)),
+        Arc::new(ManualClock::at(START)),
+        Reload::default(),
+        Arc::default(),
+    )
+    .await;
     started.unwrap().stop().await.unwrap();
 }
 
