@@ -10,8 +10,8 @@ use crate::access::RoleScope;
 use crate::clock::{Now, UnixMillis};
 use crate::id::{ActorId, InvalidName};
 
-/// The name of an identity: `spiffe://…` or `dns:<name>` of a client certificate, or `unix:<uid>` of a user of
-/// this machine. It is the author of what its holder changes.
+/// The name of an identity: `spiffe://…` or `dns:<name>` of a client certificate, or `unix:<uid>` of a user
+/// of this machine. It is the author of what its holder changes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct IdentityName(ActorId);
 
@@ -71,8 +71,8 @@ pub struct PeerIdentity {
 }
 
 impl PeerIdentity {
-    /// An identity that holds up to and including a time. Without a name, as of a certificate with several, it
-    /// gives nothing, but its end still ends the calls of its connection.
+    /// An identity that holds up to and including a time. Without a name, as of a certificate with several,
+    /// it gives nothing, but its end still ends the calls of its connection.
     #[must_use]
     pub fn new(name: Option<IdentityName>, until: Option<UnixMillis>) -> Self {
         Self { name, until, is_withdrawn: AtomicBool::new(false) }
@@ -145,22 +145,28 @@ pub struct Assignment {
 #[derive(Debug, Default)]
 pub struct Identities {
     generation: AtomicU64,
-    assigned: RwLock<Arc<HashMap<IdentityName, Arc<Assignment>>>>,
+    assigned: RwLock<HashMap<IdentityName, Arc<Assignment>>>,
 }
 
 impl Identities {
     /// From assignments. Of two for one name the last counts.
     #[must_use]
     pub fn new(assignments: impl IntoIterator<Item = Assignment>) -> Self {
-        Self { generation: AtomicU64::new(0), assigned: RwLock::new(Arc::new(by_name(assignments))) }
+        Self { generation: AtomicU64::new(0), assigned: RwLock::new(by_name(assignments)) }
     }
 
-    /// Gives these and nothing else from now on: calls under way are judged by them too.
-    pub fn replace(&self, assignments: impl IntoIterator<Item = Assignment>) {
-        let assigned = Arc::new(by_name(assignments));
-        *self.assigned.write().unwrap_or_else(PoisonError::into_inner) = assigned;
+    /// Gives these and nothing else from now on: calls under way are judged by them too. Whether that changes
+    /// anything.
+    pub fn replace(&self, assignments: impl IntoIterator<Item = Assignment>) -> bool {
+        let assignments = by_name(assignments);
+        let mut assigned = self.assigned.write().unwrap_or_else(PoisonError::into_inner);
+        if *assigned == assignments {
+            return false;
+        }
+        *assigned = assignments;
         // After the assignments: what is looked up at a generation is at least as new.
         self.generation.fetch_add(1, Ordering::Release);
+        true
     }
 
     /// A number that grows with each replacement. While it stands still, what was looked up since is current.
@@ -218,7 +224,9 @@ mod tests {
         let given = |text| Assignment { name: name(text), roles: vec![], audience: None };
         let identities = Identities::new([given("unix:1"), given("unix:2")]);
         let before = identities.generation();
-        identities.replace([given("unix:2")]);
+        assert!(!identities.replace([given("unix:2"), given("unix:1")]), "they are the same");
+        assert_eq!(identities.generation(), before);
+        assert!(identities.replace([given("unix:2")]));
         assert_ne!(identities.generation(), before);
         assert!(identities.of(&name("unix:1")).is_none() && identities.of(&name("unix:2")).is_some());
     }

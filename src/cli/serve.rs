@@ -143,8 +143,9 @@ fn reread(settings: Result<Effective, Mistakes>, log: &Log, identities: &Identit
         Err(mistakes) => return kept(&mistakes),
     };
     let count = settings.identity.len();
-    identities.replace(settings.identity);
-    tracing::info!(identities = count, "SIGHUP: the identities were read again");
+    if identities.replace(settings.identity) {
+        tracing::info!(identities = count, "SIGHUP: other identities are in use now");
+    }
     let filter = &settings.log_filter;
     match telemetry::parse_filter(filter) {
         Ok(parsed) => {

@@ -55,8 +55,8 @@ pub(super) fn to_toml(Assignment { name, roles, audience }: &Assignment) -> Stri
     format!("{{ name = {}, roles = [{}]{audience} }}", text(name), roles.join(", "))
 }
 
-/// Why identities as a whole cannot be used, each with its number from 1, if it is about one of them: there are
-/// too many, one is named twice, or no listener can prove it.
+/// Why identities as a whole cannot be used, each with its number from 1, if it is about one of them: there
+/// are too many, one is named twice, or no listener can prove it.
 pub(super) fn mistakes_of(identities: &[Assignment], listeners: &[ListenerSettings]) -> Vec<String> {
     let mut mistakes = vec![];
     if identities.len() > IDENTITIES_MAX {

@@ -99,10 +99,7 @@ impl Layers {
         match found.deserialize() {
             Ok(value) => Some(value),
             Err(error) => {
-                let what = match &error.kind {
-                    Kind::UnknownVariant(found, known) => format!("is {found}, and must be {}", known.join(" or ")),
-                    kind => format!("is of the wrong kind: {kind}"),
-                };
+                let what = wrong_word(&error.kind).unwrap_or_else(|| format!("is of the wrong kind: {}", error.kind));
                 self.mistake(name, &what);
                 None
             }
@@ -150,18 +147,14 @@ impl Layers {
         tls: Option<&TlsFiles>,
     ) -> Option<Vec<ListenerSettings>> {
         let found: Vec<Value> = self.value(name)?;
-        let read = |found: &Value| {
-            let table = found.deserialize::<ListenerTable>().map_err(|error| vec![error.kind.to_string()])?;
-            table.read(access, tls)
-        };
+        let read = |found: &Value| entry::<ListenerTable>(found)?.read(access, tls);
         self.each(name, &found, read)
     }
 
     /// What is given to the identities of connections.
     pub(super) fn identities(&mut self, name: &str) -> Option<Vec<Assignment>> {
         let found: Vec<Value> = self.value(name)?;
-        let read =
-            |found: &Value| found.deserialize::<IdentityTable>().map_err(|error| vec![error.kind.to_string()])?.read();
+        let read = |found: &Value| entry::<IdentityTable>(found)?.read();
         self.each(name, &found, read)
     }
 
@@ -392,6 +385,23 @@ impl Layers {
         let layer = self.figment.find_metadata(name).map(|metadata| metadata.name.to_string());
         layer.filter(|place| place.starts_with("in ") || place.starts_with("on ")).unwrap_or_else(|| DEFAULT.into())
     }
+}
+
+/// An entry of a list.
+///
+/// # Errors
+/// With the field that is wrong, if it is one.
+fn entry<T: DeserializeOwned>(found: &Value) -> Result<T, Vec<String>> {
+    found.deserialize().map_err(|error| {
+        let what = wrong_word(&error.kind).unwrap_or_else(|| error.kind.to_string());
+        vec![error.path.last().map_or_else(|| what.clone(), |field| format!("{field} {what}"))]
+    })
+}
+
+/// What is said of a word that is not one of a setting's.
+fn wrong_word(kind: &Kind) -> Option<String> {
+    let Kind::UnknownVariant(found, known) = kind else { return None };
+    Some(format!("is {found}, and must be {}", known.join(" or ")))
 }
 
 /// The mode of a file, of octal digits.

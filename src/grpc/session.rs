@@ -136,8 +136,8 @@ impl CallerSession {
         self.check_key(now).map_err(Refusal::BadCredential)
     }
 
-    /// The caller, if nothing of them has changed since they were judged, at `judged_at` if ever, and they are
-    /// still authenticated. `None`: they must be judged anew.
+    /// The caller, if nothing of them has changed since they were judged, at `judged_at` if ever, and they
+    /// are still authenticated. `None`: they must be judged anew.
     #[must_use]
     pub fn unchanged(&self, ready: &VerifyState, judged_at: Option<Now>, now: Now) -> Option<&Caller> {
         let works = || {

@@ -16,8 +16,8 @@ pub(super) fn not_after(certificate: &CertificateDer<'_>) -> Result<UnixMillis, 
 }
 
 /// The identity of a client certificate: its SPIFFE id, which must be its only URI (X509-SVID, section 2), or
-/// without a URI its only DNS name. The common name never counts. `None`: there is none, there are several, or
-/// it is not in the form of one.
+/// without a URI its only DNS name. The common name never counts. `None`: there is none, there are several,
+/// or it is not in the form of one.
 pub(super) fn identity_of(certificate: &CertificateDer<'_>) -> Option<IdentityName> {
     let (_, read) = parse_x509_certificate(certificate).ok()?;
     let names = &read.subject_alternative_name().ok()??.value.general_names;

@@ -3,14 +3,19 @@
 
 use std::fmt::Write;
 
+use keyward::app::Engine;
+use keyward::config::Settings;
 use keyward::grpc::calls::rpc;
 use keyward::grpc::pb::{self, Reason};
+use keyward::server::addr::ListenAddr;
 use keyward_core::access::{Action, Role, RoleScope};
 use keyward_core::id::{Environment, SecretPrefix};
+use keyward_core::identity::{Assignment, IdentityName};
 use keyward_core::scope::Scope;
 use keyward_core::secret::IssuedSecret;
 use keyward_core::testing::SeededEntropy;
 use prost::Message;
+use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
 use crate::support::harness::{Issued, Site, after_start, new_key, strings};
@@ -31,25 +36,54 @@ const HEAD: &str = "\
 # not-listed        answered, without this tenant
 ";
 
+/// Where those call who are known by their user.
+const SOCKET: &str = "calls.sock";
+
 /// What an RPC is about.
 const TENANTS: [&str; 2] = ["acme", "system"];
 
-/// A caller: its column, and its credential, if it has one.
-type Caller = (String, Option<String>);
+/// A caller: its column, and how it calls.
+type Caller = (String, Calls);
+
+/// How a caller is known.
+#[derive(Clone)]
+enum Calls {
+    /// By this credential.
+    Key(String),
+    /// By nothing.
+    Nothing,
+    /// By the identity of the connection, which has these roles.
+    Identity(Vec<String>),
+}
+
+/// Where the roles of callers come from.
+#[derive(Clone, Copy)]
+enum By {
+    Key,
+    Identity,
+}
 
 async fn caller(site: &Site, name: &str, key: pb::CreateKeyRequest) -> (Caller, Issued) {
     let issued = site.admin().issued(pb::CreateKeyRequest { tenant: "system".into(), ..key }).await;
-    ((name.to_owned(), Some(issued.secret.clone())), issued)
+    ((name.to_owned(), Calls::Key(issued.secret.clone())), issued)
+}
+
+/// A caller with these roles.
+async fn caller_with(site: &Site, by: By, name: &str, roles: &[&str]) -> Caller {
+    match by {
+        By::Key => caller(site, name, new_key("Caller", roles)).await.0,
+        By::Identity => (name.to_owned(), Calls::Identity(strings(roles))),
+    }
 }
 
 /// A caller for each role, plain or narrowed to a tenant, if it can be.
-async fn callers_with_roles(site: &Site, tenant: Option<&str>) -> Vec<Caller> {
+async fn callers_with_roles(site: &Site, by: By, tenant: Option<&str>) -> Vec<Caller> {
     let mut callers = vec![];
     for role in Role::ALL {
         let scope = role.scope().to_owned() + &tenant.map(|tenant| format!("@{tenant}")).unwrap_or_default();
         if RoleScope::parse(&Scope::parse(&scope).unwrap()).is_ok() {
             let name = role.scope().trim_start_matches("keyward.");
-            callers.push(caller(site, name, new_key("Caller", &[&*scope])).await.0);
+            callers.push(caller_with(site, by, name, &[&*scope]).await);
         }
     }
     callers
@@ -70,9 +104,9 @@ async fn callers_without_a_credential(site: &Site) -> Vec<Caller> {
     let (elsewhere, _) = caller(site, "elsewhere", elsewhere).await;
     let ordinary = pb::CreateKeyRequest { tenant: "acme".into(), ..new_key("Ordinary", &["admin"]) };
     let ordinary = site.admin().issued(ordinary).await.secret;
-    let given = |name: &str, secret: &str| (name.to_owned(), Some(secret.to_owned()));
+    let given = |name: &str, secret: &str| (name.to_owned(), Calls::Key(secret.to_owned()));
     vec![
-        ("none".to_owned(), None),
+        ("none".to_owned(), Calls::Nothing),
         given("malformed", "garbage"),
         given("never-issued", &never.reveal()),
         disabled,
@@ -83,22 +117,40 @@ async fn callers_without_a_credential(site: &Site) -> Vec<Caller> {
     ]
 }
 
-/// The tables of the file: a title, and the callers of its columns.
-async fn tables(site: &Site) -> Vec<(&'static str, Vec<Caller>)> {
-    let mut plain = callers_with_roles(site, None).await;
+/// The tables of the file: a title, and the callers of its columns. Those without a credential are tried by
+/// key alone.
+async fn tables(site: &Site, by: By) -> Vec<(&'static str, Vec<Caller>)> {
+    let mut plain = callers_with_roles(site, by, None).await;
     let others = Role::ALL.iter().filter(|role| **role != Role::Admin).map(|role| role.scope());
-    let others = new_key("Caller", &others.collect::<Vec<_>>());
-    plain.push(caller(site, "all-but-admin", others).await.0);
-    vec![
+    plain.push(caller_with(site, by, "all-but-admin", &others.collect::<Vec<_>>()).await);
+    let mut tables = vec![
         ("Roles of all tenants", plain),
-        ("Roles narrowed to acme", callers_with_roles(site, Some("acme")).await),
-        ("Roles narrowed to globex", callers_with_roles(site, Some("globex")).await),
-        ("Roles narrowed to system", callers_with_roles(site, Some("system")).await),
-        (
+        ("Roles narrowed to acme", callers_with_roles(site, by, Some("acme")).await),
+        ("Roles narrowed to globex", callers_with_roles(site, by, Some("globex")).await),
+        ("Roles narrowed to system", callers_with_roles(site, by, Some("system")).await),
+    ];
+    if matches!(by, By::Key) {
+        tables.push((
             "No credential, or one that does not work (disabled to elsewhere: of administrators)",
             callers_without_a_credential(site).await,
-        ),
-    ]
+        ));
+    }
+    tables
+}
+
+/// Makes a call as a caller.
+async fn called(site: &Site, path: &str, by: &Calls, message: &[u8]) -> Result<Vec<u8>, Status> {
+    match by {
+        Calls::Key(secret) => call(&site.channel(), path, Some(secret), message).await,
+        Calls::Nothing => call(&site.channel(), path, None, message).await,
+        Calls::Identity(roles) => {
+            let roles = roles.iter().map(|role| RoleScope::parse(&Scope::parse(role).unwrap()).unwrap()).collect();
+            let name = IdentityName::of_uid(rustix::process::getuid().as_raw()).unwrap();
+            site.identities.replace([Assignment { name, roles, audience: None }]);
+            let socket = format!("unix://{}", site.dir.path().join(SOCKET).display());
+            call(&Endpoint::from_shared(socket).unwrap().connect_lazy(), path, None, message).await
+        }
+    }
 }
 
 /// An RPC, what it is about, and whether the table tells the tenant of that.
@@ -177,12 +229,12 @@ fn code(code: Code) -> String {
 
 /// Makes each call as each caller. Of the calls that are answered, those that make a change make one; no
 /// other one does.
-async fn tried(site: &Site) -> String {
+async fn tried(site: &Site, by: By) -> String {
     let admin = site.admin();
     for tenant in ["acme", "globex"] {
         admin.create_tenant(pb::CreateTenantRequest { tenant: tenant.into(), ..Default::default() }).await.unwrap();
     }
-    let (tables, rows) = (tables(site).await, rows(site).await);
+    let (tables, rows) = (tables(site, by).await, rows(site).await);
     let revision = async || site.admin().head(pb::GetHeadRequest {}).await.unwrap().revision;
     let (mut text, mut before, mut calls) = (HEAD.to_owned(), revision().await, 0);
     for (title, callers) in tables {
@@ -192,10 +244,10 @@ async fn tried(site: &Site) -> String {
             let changes =
                 matches!(rpc(&row.path).action, Some(Action::Issue | Action::ChangeState | Action::CreateTenant));
             let mut line = row.name().to_vec();
-            for (name, credential) in &callers {
+            for (name, caller) in &callers {
                 calls += 1;
                 let message = request(&row.path, &row.target, &format!("t-{calls}"));
-                let answered = call(&site.channel(), &row.path, credential.as_deref(), &message).await;
+                let answered = called(site, &row.path, caller, &message).await;
                 let outcome = outcome(row, answered);
                 let after = revision().await;
                 let made = u64::from(changes && outcome == "ok");
@@ -214,5 +266,15 @@ async fn tried(site: &Site) -> String {
 async fn every_caller_may_make_the_calls_of_the_table_and_no_others() {
     // On disk, because what is in memory has no backup.
     let site = Site::start().await;
-    agrees_with("tests/it/api/authorization.txt", &tried(&site).await);
+    agrees_with("tests/it/api/authorization.txt", &tried(&site, By::Key).await);
+}
+
+#[tokio::test]
+async fn the_identity_of_a_connection_may_do_what_a_key_with_its_roles_may() {
+    let listens = |settings: &mut Settings| settings.listen.push(ListenAddr::Unix(settings.data_dir.join(SOCKET)));
+    let site = Site::changed(Engine::Sled, "off", listens).await;
+    let tried = tried(&site, By::Identity).await;
+    let of_keys = std::fs::read_to_string("tests/it/api/authorization.txt").unwrap();
+    let (tables, _) = of_keys.split_once("\n## No credential").unwrap();
+    assert_eq!(tried, tables);
 }

@@ -7,6 +7,10 @@ use bytes::Bytes;
 use http_body::Frame;
 use keyward::grpc::calls::guarded;
 use keyward::grpc::pb;
+use keyward::server::tls::ClientCertificates;
+use keyward_core::access::RoleScope;
+use keyward_core::identity::{Assignment, IdentityName};
+use keyward_core::scope::Scope;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 use tonic::body::Body;
@@ -15,8 +19,9 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tower_service::Service;
 
+use crate::support::encrypted::Encrypted;
 use crate::support::h2peer::prefixed;
-use crate::support::harness::{Issued, Site, endpoint, error_reason, new_key};
+use crate::support::harness::{Handle, Issued, Site, endpoint, error_reason, new_key};
 use crate::support::rpcs::{Pieces, http_body_of, request, rest_of};
 
 /// For each call that takes a credential, a request that would be answered.
@@ -33,7 +38,7 @@ struct Call {
 impl Call {
     /// Begins a call, and returns when its head and `first` are on their way, before whatever follows on this
     /// channel.
-    async fn begin(channel: &mut Channel, path: &str, secret: &str, first: Bytes) -> Self {
+    async fn begin(channel: &mut Channel, path: &str, secret: Option<&str>, first: Bytes) -> Self {
         let (body, mut pieces) = mpsc::unbounded_channel::<Bytes>();
         body.send(first).unwrap();
         let (on_its_way, is_on_its_way) = oneshot::channel();
@@ -52,10 +57,12 @@ impl Call {
         });
         let request = Request::post(format!("http://keyward{path}"))
             .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .header("authorization", format!("Bearer {secret}"))
-            .body(Body::new(Pieces(pieces)))
-            .unwrap();
+            .header("te", "trailers");
+        let request = match secret {
+            Some(secret) => request.header("authorization", format!("Bearer {secret}")),
+            None => request,
+        };
+        let request = request.body(Body::new(Pieces(pieces))).unwrap();
         poll_fn(|cx| channel.poll_ready(cx)).await.unwrap();
         let answering = channel.call(request);
         let answered = tokio::spawn(async move {
@@ -90,7 +97,7 @@ async fn a_call_whose_caller_is_disabled_before_its_request_is_whole_does_nothin
         let mut channel = site.channel();
         let body = prefixed(&message);
         let (last, first) = body.split_last().unwrap();
-        let call = Call::begin(&mut channel, path, &caller.secret, Bytes::copy_from_slice(first)).await;
+        let call = Call::begin(&mut channel, path, Some(&caller.secret), Bytes::copy_from_slice(first)).await;
         let disabled = site.admin().disable_key(&caller.key).await;
         // One that begins only now, on a busy machine, is refused without its body.
         whole += usize::from(call.body.send(Bytes::copy_from_slice(&[*last])).is_ok());
@@ -103,6 +110,37 @@ async fn a_call_whose_caller_is_disabled_before_its_request_is_whole_does_nothin
 }
 
 #[tokio::test]
+async fn a_call_whose_identity_loses_its_roles_before_its_request_is_whole_does_nothing() {
+    let name = IdentityName::parse("spiffe://test/billing").unwrap();
+    let given = || {
+        let admin = RoleScope::parse(&Scope::parse("keyward.admin").unwrap()).unwrap();
+        Assignment { name: name.clone(), roles: vec![admin], audience: None }
+    };
+    let another = || Assignment { name: IdentityName::parse("unix:1").unwrap(), ..given() };
+    let demand = Some(ClientCertificates::Required);
+    let server = Encrypted::start_with(demand, |settings| settings.identity = vec![given()]).await;
+    let mut channel = server.channel(Some(&server.caller(40)));
+    let caller = Handle::new(channel.clone(), None);
+    let target = caller.issue("Target", &[]).await;
+    let revision = async || caller.list_tenants(pb::ListTenantsRequest::default()).await.unwrap().revision;
+    let before = revision().await;
+    for (path, message) in requests(&target) {
+        let body = prefixed(&message);
+        let (last, first) = body.split_last().unwrap();
+        let call = Call::begin(&mut channel, path, None, Bytes::copy_from_slice(first)).await;
+        // A round trip on the same connection: the head has come.
+        revision().await;
+        server.identities.replace([another()]);
+        drop(call.body.send(Bytes::copy_from_slice(&[*last])));
+        drop(call.body);
+        let refused = call.answered.await.unwrap().expect_err(path);
+        assert_eq!((refused.code(), &*error_reason(&refused)), (Code::Unauthenticated, "IDENTITY_UNKNOWN"), "{path}");
+        server.identities.replace([given()]);
+        assert_eq!(revision().await, before, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_call_whose_caller_still_works_is_answered_however_late_its_request_is_whole() {
     let site = Site::start().await;
     let target = site.admin().issue("Target", &[]).await;
@@ -111,7 +149,7 @@ async fn a_call_whose_caller_still_works_is_answered_however_late_its_request_is
         let mut channel = site.channel();
         let body = prefixed(&message);
         let (last, first) = body.split_last().unwrap();
-        let call = Call::begin(&mut channel, path, &caller.secret, Bytes::copy_from_slice(first)).await;
+        let call = Call::begin(&mut channel, path, Some(&caller.secret), Bytes::copy_from_slice(first)).await;
         // Another key changes meanwhile, so that the caller is looked up again.
         site.admin().issue("Meanwhile", &[]).await;
         call.body.send(Bytes::copy_from_slice(&[*last])).unwrap();

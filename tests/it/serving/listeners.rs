@@ -314,6 +314,8 @@ fn a_mistake_in_a_listener_names_its_number_and_its_field() {
         (format!("address = \"unix:/x\"\n{health}\nsocket_mode = \"9\""), "socket_mode must be a text of octal digits"),
         (format!("address = \"unix:/x\"\n{health}\nsocket_group = \"nobody here\""), "socket_group must be a group"),
         (format!("{local}\n{health}\nconnections_max = 0"), "connections_max must be at least 1"),
+        (format!("{local}\n{health}\ndemand = \"both\""), "demand is both, and nothing proves who connects"),
+        (format!("{local}\n{health}\ndemand = \"all\""), "number 2: demand is all, and must be either or both"),
         ("address = \"0.0.0.0:1\"\nservices = [\"verify\"]".to_owned(), "listener (in "),
     ] {
         let told = told(&table);

@@ -5,6 +5,7 @@ mod admin_key;
 mod binary;
 mod cli_tools;
 mod first_admin;
+mod identities;
 mod lifecycle;
 mod limits;
 mod listeners;

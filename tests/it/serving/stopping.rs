@@ -161,12 +161,35 @@ fn a_hangup_reads_the_log_filter_again() {
     fs::write(&file, "log_filter = \"info\"\nlog_format = \"yaml\"\n").unwrap();
     program.signal("HUP");
     let line = program.wait_for("SIGHUP");
-    assert!(line.contains("ERROR") && line.contains("the log filter stays as it is"), "{line}");
+    assert!(line.contains("ERROR") && line.contains("the log filter and identities stay as they are"), "{line}");
     program.signal("TERM");
     let (code, log) = program.end();
     assert_eq!(code, Some(0), "{log}");
-    let after = log.split("the log filter stays as it is").nth(1).unwrap();
+    let after = log.split("identities stay as they are").nth(1).unwrap();
     assert!(!after.contains("stopping"), "{after}");
+}
+
+#[test]
+fn a_hangup_reads_the_identities_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("keyward.toml");
+    let door = format!("[[listener]]\naddress = \"unix:{}/s\"\nservices = [\"verify\"]\n", dir.path().display());
+    let identity = "[[identity]]\nname = \"unix:0\"\nroles = [\"keyward.verifier\"]\n";
+    let listen = "listen = \"127.0.0.1:0\"\n";
+    fs::write(&file, format!("{listen}{door}")).unwrap();
+    let mut program = Program::serve(&dir.path().join("data"), &["--config", file.to_str().unwrap()]);
+    for (identities, expected) in [(identity, "in use now identities=1"), ("", "in use now identities=0")] {
+        fs::write(&file, format!("{listen}{door}{identities}")).unwrap();
+        program.signal("HUP");
+        program.wait_for(expected);
+    }
+    // A role that there is not: nothing changes.
+    fs::write(&file, format!("{listen}{door}{}", identity.replace("verifier", "verify"))).unwrap();
+    program.signal("HUP");
+    program.wait_for("identities stay as they are");
+    program.wait_for("number 1: roles has 'keyward.verify'");
+    program.signal("TERM");
+    assert_eq!(program.end().0, Some(0));
 }
 
 #[test]

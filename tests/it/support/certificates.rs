@@ -41,6 +41,8 @@ pub(crate) enum Usage<'a> {
     Server,
     /// With a name as a URI.
     Client(&'a str),
+    /// With these URIs and these names of hosts, and a common name.
+    ClientNames(&'a [&'a str], &'a [&'a str]),
 }
 
 impl Authority {
@@ -74,6 +76,12 @@ impl Authority {
                 (vec![dns, loopback], ExtendedKeyUsagePurpose::ServerAuth)
             }
             Usage::Client(uri) => (vec![SanType::URI(uri.try_into().unwrap())], ExtendedKeyUsagePurpose::ClientAuth),
+            Usage::ClientNames(uris, hosts) => {
+                params.distinguished_name.push(rcgen::DnType::CommonName, "billing.internal");
+                let uris = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap()));
+                let hosts = hosts.iter().map(|host| SanType::DnsName((*host).try_into().unwrap()));
+                (uris.chain(hosts).collect(), ExtendedKeyUsagePurpose::ClientAuth)
+            }
         };
         (params.subject_alt_names, params.extended_key_usages) = (names, vec![purpose]);
         let key = KeyPair::generate().unwrap();

@@ -19,6 +19,7 @@ use keyward::store::local::OpenError;
 use keyward::util::files::lock_with_retry;
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
 use keyward_core::entropy::Entropy;
+use keyward_core::identity::Identities;
 use keyward_core::testing::SeededEntropy;
 use prost_types::Timestamp;
 use tempfile::TempDir;
@@ -40,6 +41,7 @@ pub(crate) struct Site {
     pub(crate) change: fn(&mut Settings),
     pub(crate) dir: TempDir,
     pub(crate) clock: Arc<ManualClock>,
+    pub(crate) identities: Arc<Identities>,
     entropy: Arc<SeededEntropy>,
     admin: String,
     channel: Channel,
@@ -100,9 +102,10 @@ impl Site {
     ) -> Result<Self, StartError> {
         let clock = Arc::new(ManualClock::at(START));
         let entropy = Arc::new(SeededEntropy::new(0));
-        let (app, channel) = start(settings, engine, &clock, &entropy).await?;
+        let identities = Arc::default();
+        let (app, channel) = start(settings, engine, &clock, &entropy, &identities).await?;
         let admin = std::fs::read_to_string(dir.path().join("admin.key")).unwrap().trim().to_owned();
-        Ok(Self { app: Some(app), engine, ops_listen, change: |_| {}, dir, clock, entropy, admin, channel })
+        Ok(Self { app: Some(app), engine, ops_listen, change: |_| {}, dir, clock, identities, entropy, admin, channel })
     }
 
     /// Stops the server and starts another one on the same data.
@@ -125,7 +128,7 @@ impl Site {
         let mut settings = settings(self.dir.path(), self.ops_listen);
         (self.change)(&mut settings);
         change(&mut settings);
-        let (app, channel) = start(settings, self.engine, &self.clock, &self.entropy).await?;
+        let (app, channel) = start(settings, self.engine, &self.clock, &self.entropy, &self.identities).await?;
         (self.app, self.channel) = (Some(app), channel);
         Ok(())
     }
@@ -230,6 +233,7 @@ async fn start(
     engine: Engine,
     clock: &Arc<ManualClock>,
     entropy: &Arc<SeededEntropy>,
+    identities: &Arc<Identities>,
 ) -> Result<(App, Channel), StartError> {
     let (clock, entropy): (Arc<dyn Clock>, Arc<dyn Entropy>) = (clock.clone(), entropy.clone());
     let engine = engine.configure(&settings, &clock, &entropy);
@@ -238,7 +242,7 @@ async fn start(
         entropy,
         sockets: PassedSockets::default(),
         reload: Reload::default(),
-        identities: Arc::default(),
+        identities: identities.clone(),
         engine,
     };
     let app = App::start(settings, deps).await?;

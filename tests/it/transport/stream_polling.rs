@@ -19,7 +19,7 @@ use keyward_core::clock::ManualClock;
 use keyward_core::digest::{Pepper, PepperRing};
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{Environment, SecretPrefix, TenantId};
-use keyward_core::identity::Peer;
+use keyward_core::identity::{Peer, PeerIdentity};
 use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec, State, StoredSecret};
 use keyward_core::scope::Scope;
 use keyward_core::secret::IssuedSecret;
@@ -94,12 +94,20 @@ impl Desk {
 
     /// The answers to a stream of requests of the verifier.
     fn answers(&self, requests: impl Stream<Item = pb::StreamVerifyRequest> + Send + 'static) -> Answers {
+        self.answers_to(&Peer::default(), requests)
+    }
+
+    /// The same, on a connection.
+    fn answers_to(
+        &self,
+        peer: &Peer,
+        requests: impl Stream<Item = pb::StreamVerifyRequest> + Send + 'static,
+    ) -> Answers {
         let mut codec = ProstCodec::<pb::StreamVerifyRequest, pb::StreamVerifyRequest>::default();
         let body = EncodeBody::new_client(codec.encoder(), requests.map(Ok), None, None);
         let mut request = Request::new(Streaming::new_request(codec.decoder(), body, None, None));
-        let session =
-            CallerSession::find(self.state.ready().unwrap(), Some(&self.secret), &Peer::default(), Demand::Either)
-                .unwrap();
+        let ready = self.state.ready().unwrap();
+        let session = CallerSession::find(ready, Some(&self.secret), peer, Demand::Either).unwrap();
         request.extensions_mut().insert(session);
         answers(self.state.clone(), &self.stop, request).unwrap()
     }
@@ -197,6 +205,18 @@ async fn a_caller_who_is_disabled_while_a_request_waits_gets_no_verdict() {
     let mut disabled = desk.verifier.clone();
     disabled.spec.policy.state = State::Disabled;
     desk.fold(&disabled);
+    assert_eq!(answers.next().await.unwrap().unwrap_err().code(), Code::Unauthenticated);
+    assert!(answers.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_caller_whose_certificate_is_withdrawn_gets_no_verdict_though_the_connection_is_still_open() {
+    let desk = Desk::new();
+    let identity = Arc::new(PeerIdentity::new(None, None));
+    let peer = Peer::new(None, Some(identity.clone()));
+    let mut answers = desk.answers_to(&peer, stream::iter(0..).map(numbered));
+    answers.next().await.unwrap().unwrap();
+    identity.withdraw();
     assert_eq!(answers.next().await.unwrap().unwrap_err().code(), Code::Unauthenticated);
     assert!(answers.next().await.is_none());
 }

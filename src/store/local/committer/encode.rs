@@ -12,8 +12,8 @@ use crate::store::local::table::Row;
 use crate::store::record::{encode_issuer, encode_key, encode_owner, encode_tenant, pb, redo};
 use crate::store::{Commit, CommitError, RecordWrite};
 
-/// Bytes of an entry besides its texts and records, the longest address included; and bytes of each record for
-/// its revision and its framing.
+/// Bytes of an entry besides its texts and records, the longest address included; and bytes of each record
+/// for its revision and its framing.
 const ENTRY_BYTES_EXTRA: usize = 64 + 48;
 const RECORD_BYTES_EXTRA: usize = 32;
 /// The number that the store gives a key.
