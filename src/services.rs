@@ -1,9 +1,13 @@
 //! What a listener says of its callers: which groups of services it serves them, and what it demands.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use keyward_core::enumerate;
+use keyward_core::identity::Peer;
+use keyward_core::proxies::TrustedProxies;
 use serde::{Deserialize, Serialize};
 
 enumerate! {
@@ -60,13 +64,29 @@ pub enum Demand {
 }
 
 /// What holds for the callers of a listener.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Terms {
     /// What they are served.
     pub services: Services,
     /// What they must show.
     pub demand: Demand,
+    /// Who may say which address they call from. `None`: nobody.
+    pub proxies: Option<Arc<TrustedProxies>>,
 }
+
+impl Terms {
+    /// The address that a call comes from on the connection of a peer, with these values of `x-forwarded-for`.
+    pub fn address_of<'v, V: DoubleEndedIterator<Item = &'v [u8]>>(
+        &self,
+        peer: &Peer,
+        forwarded: impl FnOnce() -> V,
+    ) -> Option<IpAddr> {
+        self.proxies.as_ref().map_or(peer.ip(), |proxies| proxies.client(peer.ip(), forwarded()))
+    }
+}
+
+/// The header in which a proxy says whom it speaks for.
+pub const FORWARDED_FOR: &str = "x-forwarded-for";
 
 impl FromStr for ServiceGroup {
     type Err = String;

@@ -116,10 +116,16 @@ impl Peer {
         Self { ip, identity }
     }
 
-    /// The address. `None`: it is on this machine, over a Unix socket.
+    /// The address. `None`: it is on this machine, over a Unix socket, or behind a proxy that does not tell it.
     #[must_use]
     pub fn ip(&self) -> Option<IpAddr> {
         self.ip
+    }
+
+    /// The same connection, for a call that came from another address: a proxy passed it on.
+    #[must_use]
+    pub fn on_behalf_of(self, ip: Option<IpAddr>) -> Self {
+        Self { ip, ..self }
     }
 
     /// What it proves: by a client certificate, or as a user of this machine.

@@ -5,7 +5,7 @@
 //!
 //! Reading order: [`limits`], [`id`], [`secret`], [`leak`], [`digest`], [`scope`], [`address`], [`record`],
 //! [`key_change`], [`decision`], [`narrowing`], [`access`], [`identity`],
-//! [`administrators`], [`event`], [`head`]. Tests of
+//! [`proxies`], [`administrators`], [`event`], [`head`]. Tests of
 //! all packages take their records and their randomness from `testing`.
 
 pub mod access;
@@ -24,6 +24,7 @@ pub mod key_change;
 pub mod leak;
 pub mod limits;
 pub mod narrowing;
+pub mod proxies;
 pub mod record;
 pub mod scope;
 pub mod secret;

@@ -105,6 +105,13 @@ impl RequestHead {
         self.only(self.authorization)
     }
 
+    /// The values of the fields of a name, in their order. The name is in lower case.
+    #[must_use]
+    pub fn values<'h>(&'h self, name: &'h [u8]) -> impl DoubleEndedIterator<Item = &'h [u8]> {
+        let fields = self.fields.iter().filter_map(|span| self.field(*span));
+        fields.filter(move |(found, _)| *found == name).map(|(_, value)| value)
+    }
+
     /// Whether `authorization` occurs.
     #[must_use]
     pub fn has_authorization(&self) -> bool {

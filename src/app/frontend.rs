@@ -119,12 +119,13 @@ impl Frontend {
         let transport = Transport { http2: settings.http2, budget, limits, counts, tls_counts };
         for (door, routes) in doors {
             let Door { listener, settings: described, encryption } = door;
-            let ListenerSettings { services, demand, connections_max, allowed_uids, .. } = described;
+            let ListenerSettings { services, demand, trusted_proxies, connections_max, allowed_uids, .. } = described;
             let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
             let admission = Admission { slots: slots.clone(), connections_max, allowed_uids };
             let accepting = listener.accept(admission, accepted, acceptors.stop_token(), stop.clone());
             acceptors.spawn("accept", accepting);
-            let served = Served { terms: Terms { services, demand }, routes, encryption };
+            let terms = Terms { services, demand, proxies: trusted_proxies.map(Arc::new) };
+            let served = Served { terms, routes, encryption };
             serve(&connections, incoming, transport.clone(), &cores, served, &state, &metrics);
         }
         if let Some((listener, encryption)) = ops_door {
@@ -240,12 +241,13 @@ fn serve(
 ) {
     let (calls, fast_path) = (metrics.calls(), metrics.fast_path());
     let service = LogLayer.layer(IncompleteLayer.layer(routes.prepare()));
-    let service = DeadlineLayer.layer(AuthnLayer::new(state.clone(), terms).layer(service));
+    let service = DeadlineLayer.layer(AuthnLayer::new(state.clone(), terms.clone()).layer(service));
     let service = ProtocolLayer.layer(service);
     let service = IncomingLayer.layer(MetricsLayer::new(calls.clone()).layer(service));
     let state = state.clone();
-    let make_fast_path =
-        move |peer, connection| FastVerify::new(state.clone(), terms, &calls, fast_path.clone(), peer, connection);
+    let make_fast_path = move |peer, connection| {
+        FastVerify::new(state.clone(), terms.clone(), &calls, fast_path.clone(), peer, connection)
+    };
     let runtimes = Runtimes { shared: Handle::current(), urgent: cores.urgent(), bulk: cores.bulk() };
     let make_connection =
         MakeConnection { transport, service, make_fast_path, call_kind: |path| rpc(path).kind, runtimes, encryption };

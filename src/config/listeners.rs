@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use keyward_core::proxies::TrustedProxies;
 use serde::Deserialize;
 
 use super::layers::{NumberOrText, octal_mode};
@@ -25,6 +26,8 @@ pub struct ListenerSettings {
     pub allowed_uids: Option<Vec<u32>>,
     /// What callers must show.
     pub demand: Demand,
+    /// The proxies in front of it, which may say whom they speak for. `None`: none.
+    pub trusted_proxies: Option<TrustedProxies>,
     /// Connections at most, within the limit of all listeners. `None`: no limit of its own.
     pub connections_max: Option<usize>,
     /// How connections are encrypted. `None`: not at all.
@@ -41,6 +44,7 @@ impl ListenerSettings {
             access,
             allowed_uids: None,
             demand: Demand::default(),
+            trusted_proxies: None,
             connections_max: None,
             tls: None,
         }
@@ -48,7 +52,7 @@ impl ListenerSettings {
 
     /// As an inline table of TOML.
     pub(super) fn to_toml(&self) -> String {
-        let Self { address, services, access, allowed_uids, demand, connections_max, tls } = self;
+        let Self { address, services, access, allowed_uids, demand, trusted_proxies, connections_max, tls } = self;
         let services: Vec<_> = services.groups().map(|group| text(&group.name())).collect();
         let mut toml = format!("{{ address = {}, services = [{}]", text(address), services.join(", "));
         // Writing to a string does not fail.
@@ -62,6 +66,10 @@ impl ListenerSettings {
             let _ = write!(toml, ", allowed_uids = {uids:?}");
         }
         let _ = write!(toml, ", demand = {}", word(demand));
+        if let Some(proxies) = trusted_proxies {
+            let proxies: Vec<_> = proxies.texts().map(|proxy| text(&proxy)).collect();
+            let _ = write!(toml, ", trusted_proxies = [{}]", proxies.join(", "));
+        }
         if let Some(connections) = connections_max {
             let _ = write!(toml, ", connections_max = {connections}");
         }
@@ -145,6 +153,8 @@ pub(super) struct ListenerTable {
     socket_group: Option<NumberOrText>,
     allowed_uids: Option<Vec<u32>>,
     demand: Option<Demand>,
+    #[serde(default)]
+    trusted_proxies: Vec<String>,
     connections_max: Option<usize>,
     tls: Option<TlsChoice>,
 }
@@ -159,7 +169,17 @@ impl ListenerTable {
         access: &SocketAccess,
         shared: Option<&TlsFiles>,
     ) -> Result<ListenerSettings, Vec<String>> {
-        let Self { address, services, socket_mode, socket_group, allowed_uids, demand, connections_max, tls } = self;
+        let Self {
+            address,
+            services,
+            socket_mode,
+            socket_group,
+            allowed_uids,
+            demand,
+            trusted_proxies,
+            connections_max,
+            tls,
+        } = self;
         let mut mistakes = vec![];
         let mut note = |field: &str, what: &str| mistakes.push(format!("{field} {what}"));
         let address = address.parse::<ListenAddr>().map_err(|error| note("address:", &error)).ok();
@@ -205,6 +225,12 @@ impl ListenerTable {
         if tls.is_some() && matches!(address, Some(ListenAddr::Unix(_))) {
             note("tls", "is for an address: a Unix socket does not leave this machine");
         }
+        let mut proxies = TrustedProxies::default();
+        for text in &trusted_proxies {
+            if let Err(error) = proxies.add(text) {
+                note("trusted_proxies", &format!("has '{}', which {error}; or 'unix'", text.escape_debug()));
+            }
+        }
         let demand = demand.unwrap_or_default();
         let proves = match &address {
             Some(ListenAddr::Tcp(_)) => tls.as_ref().is_some_and(|tls| tls.client.is_some()),
@@ -227,6 +253,7 @@ impl ListenerTable {
             },
             allowed_uids,
             demand,
+            trusted_proxies: (!trusted_proxies.is_empty()).then_some(proxies),
             connections_max,
             tls,
         })

@@ -10,6 +10,7 @@ pub mod codec;
 pub mod prefetch;
 mod reply;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -31,7 +32,7 @@ use crate::layer::deadline::read_timeout;
 use crate::layer::log;
 use crate::metrics::{CallMetrics, Calls, FastPathCounts, SlowPathReason};
 use crate::server::slots::CredentialMark;
-use crate::services::{ServiceGroup, Terms};
+use crate::services::{FORWARDED_FOR, ServiceGroup, Terms};
 
 /// The calls that have a fast path.
 pub const PATHS: [&str; 2] = [VERIFY, BATCH_VERIFY];
@@ -152,12 +153,14 @@ impl FastVerify {
         {
             return Err(SlowPathReason::Head);
         }
+        let from = self.address_of(head);
         let known = match &mut self.known {
             // One connection may carry the calls of several callers.
-            Some(known) if known.credential == head.credential_serial() => known,
+            Some(known) if known.credential == head.credential_serial() && known.session.peer() == from => known,
             known => {
                 let credential = credential_in(head).map_err(|NoneOfOurs| SlowPathReason::Caller)?;
-                let mut session = CallerSession::find(ready, credential, &self.peer, self.terms.demand)
+                let peer = self.peer.clone().on_behalf_of(from);
+                let mut session = CallerSession::find(ready, credential, &peer, self.terms.demand)
                     .map_err(|_| SlowPathReason::Caller)?;
                 session.works(ready, now).map_err(|_| SlowPathReason::Caller)?;
                 self.connection.mark_known();
@@ -174,6 +177,11 @@ impl FastVerify {
         }
         (self.admitted, self.good_at) = (Some((head.serial(), which)), Some(now));
         Ok(which)
+    }
+
+    /// Where a call comes from.
+    fn address_of(&self, head: &RequestHead) -> Option<IpAddr> {
+        self.terms.address_of(&self.peer, || head.values(FORWARDED_FOR.as_bytes()))
     }
 
     /// Which of the calls a head is of.
@@ -227,7 +235,8 @@ impl FastPath for FastVerify {
     fn is_known(&mut self, head: &RequestHead) -> bool {
         let (Ok(ready), Ok(credential)) = (self.state.ready(), credential_in(head)) else { return false };
         let now = *self.now.get_or_insert_with(|| ready.now());
-        let session = CallerSession::find(ready, credential, &self.peer, self.terms.demand).ok();
+        let peer = self.peer.clone().on_behalf_of(self.address_of(head));
+        let session = CallerSession::find(ready, credential, &peer, self.terms.demand).ok();
         let is_known = session.is_some_and(|mut session| session.works(ready, now).is_ok());
         if is_known {
             self.connection.mark_known();

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use futures_util::future::Either;
-use http::{HeaderMap, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
 use keyward_core::access::Action;
 use keyward_core::identity::Peer;
 use pin_project_lite::pin_project;
@@ -23,7 +23,7 @@ use crate::grpc::session::CallerSession;
 use crate::grpc::state::StateHandle;
 use crate::grpc::status::{Refusal, status};
 use crate::server::slots::CredentialMark;
-use crate::services::{Demand, Terms};
+use crate::services::{Demand, FORWARDED_FOR, Terms};
 
 /// Puts a [`CallerSession`] on each request, or refuses it. The reply goes out only while the caller may have
 /// it.
@@ -45,7 +45,7 @@ impl<S> Layer<S> for AuthnLayer {
     type Service = Authn<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Authn { inner, state: self.state.clone(), terms: self.terms }
+        Authn { inner, state: self.state.clone(), terms: self.terms.clone() }
     }
 }
 
@@ -80,6 +80,9 @@ where
         let call = log_name(path);
         // Every connection has one; without it there is no address that a key's networks could have.
         let peer = request.extensions().get::<Peer>().cloned().unwrap_or_default();
+        let forwarded = || request.headers().get_all(FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
+        let from = self.terms.address_of(&peer, forwarded);
+        let peer = peer.on_behalf_of(from);
         match admit(&self.state, (action, call), request.headers(), &peer, self.terms.demand) {
             Ok(session) => {
                 // Where the transport has not looked at the credential.

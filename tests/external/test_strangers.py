@@ -8,16 +8,18 @@ while, and must answer at the end as it did at the beginning.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from ipaddress import ip_network
 from pathlib import Path
 
+import grpc
 import pytest
 
 from conftest import Start
 from harness import Server
 from pki import Pki
-from strangers import CALLS, RATE, WORKERS, Accepted, Report, drive, proxy
-from test_grpcio import client_of
+from strangers import CALLS, RATE, WORKERS, Accepted, Report, drive, free_port, proxy
+from test_grpcio import Client, client_of
 
 CANCEL_PERCENT = 75
 """Calls that are given up as soon as they are sent, where some are."""
@@ -28,6 +30,13 @@ VERIFY_WAYS = 'keyward_calls_by_way_total{call="KeyVerify/Verify",way="'
 
 AT_ONCE_SHARE = 0.99
 """Of ordinary calls so many must be answered where they are read."""
+
+
+PROXY = "127.0.0.3"
+"""Where the proxies call from."""
+
+NETWORKS = [str(block) for block in ip_network("0.0.0.0/0").address_exclude(ip_network(PROXY))]
+"""All but the proxies' address. Envoy names its own machine's address in place of a client on loopback."""
 
 
 LOG_FILTER = "info,keyward::serve=debug"
@@ -68,14 +77,17 @@ def run(
     cancel_percent: int = 0,
     connections: int = 1,
     pki: Pki | None = None,
+    networks: Sequence[str] = (),
 ) -> Report:
     """Has a client make its calls, all of which must succeed, over so many connections.
 
-    A server that demands certificates is met with those of `pki`.
+    A server that demands certificates is met with those of `pki`. The client's key is good from some networks alone.
     """
     operator = client_of(server, pki)
     secret = operator.create("Zapier").secret
-    service = operator.create("Orders service", tenant="system", scopes=["keyward.verifier"])
+    service = operator.create(
+        "Orders service", tenant="system", scopes=["keyward.verifier"], allowed_cidrs=networks
+    )
     with Accepted(server.pid) as accepted:
         # A proxy shows the certificate itself.
         shown = None if through else pki
@@ -130,9 +142,28 @@ PROXIES = pytest.mark.parametrize(
 
 
 @PROXIES
-def test_a_proxy_loses_no_call(server: Server, name: str, workers: int, connections: int, tmp_path: Path) -> None:
-    with proxy(name, name, tmp_path, upstream=server.address) as address:
-        run(server, "grpc-go", address, workers=workers, connections=connections)
+def test_a_proxy_loses_no_call_and_says_whom_it_speaks_for(
+    data_dir: Path, name: str, workers: int, connections: int, tmp_path: Path
+) -> None:
+    trusting = f"127.0.0.1:{free_port()}"
+    config = tmp_path / "keyward.toml"
+    config.write_text(
+        f'[[listener]]\naddress = "{trusting}"\nservices = ["verify"]\ntrusted_proxies = ["{PROXY}"]\n'
+    )
+    server = Server(data_dir, log_filter=LOG_FILTER, ops="127.0.0.1:0", settings={"config": str(config)})
+    try:
+        server.wait_until_serving()
+        with proxy(name, name, tmp_path, upstream=trusting) as address:
+            run(server, "grpc-go", address, workers=workers, connections=connections, networks=NETWORKS)
+        bound = client_of(server).create(
+            "Elsewhere", tenant="system", scopes=["keyward.verifier"], allowed_cidrs=NETWORKS
+        )
+        # Where it is not trusted, its own address counts, which is not in the key's network.
+        with proxy(name, name, tmp_path, upstream=server.address) as address, pytest.raises(grpc.RpcError) as refused:
+            Client(address, bound.secret).verify("any")
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    finally:
+        server.clean_up()
 
 
 @PROXIES

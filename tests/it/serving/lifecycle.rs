@@ -105,8 +105,9 @@ async fn until_the_data_is_loaded_calls_are_told_to_come_back() {
     let addr = listener.local_addr().unwrap();
     let services = Services::ALL.without(ServiceGroup::Reflection);
     let routes = keyward::grpc::routes(&state, &CancellationToken::new(), Health::new(&[]), services).unwrap();
-    let server =
-        Server::builder().layer(AuthnLayer::new(state, Terms { services, demand: Demand::Either })).add_routes(routes);
+    let server = Server::builder()
+        .layer(AuthnLayer::new(state, Terms { services, demand: Demand::Either, proxies: None }))
+        .add_routes(routes);
     let serving = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();
 

@@ -8,6 +8,7 @@ use keyward::app::{App, Deps, Engine, StartError};
 use keyward::config::{Flags, ListenerSettings, Mistakes, Settings};
 use keyward::grpc::calls::{STREAM_VERIFY, rpc};
 use keyward::grpc::pb;
+use keyward::grpc::pb::key_verify_client::KeyVerifyClient;
 use keyward::server::addr::{ListenAddr, SocketAccess};
 use keyward::server::passed::PassedSockets;
 use keyward::server::tls::reload::Reload;
@@ -196,6 +197,48 @@ async fn no_verdict_comes_from_a_listener_without_them() {
     app.stop().await.unwrap();
 }
 
+/// Both doors are on the same address. At one of them nobody is trusted.
+#[tokio::test]
+async fn a_trusted_proxy_says_whom_it_speaks_for_and_nobody_else_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let door = "[[listener]]\naddress = \"127.0.0.1:0\"\nservices = [\"verify\", \"admin\"]\n";
+    let settings = described_in(&dir, &format!("{door}trusted_proxies = [\"127.0.0.1\", \"10.0.0.0/8\"]\n{door}"));
+    let app = start(settings.unwrap(), PassedSockets::default()).await.unwrap();
+    let [trusting, plain] = [0, 1].map(|nth| channel(&app.addrs()[nth]));
+    let admin = Handle::new(plain.clone(), Some(admin_key(&dir)));
+    let bound = pb::CreateKeyRequest {
+        tenant: "system".into(),
+        allowed_cidrs: vec!["198.51.100.0/24".into()],
+        ..new_key("Caller", &["keyward.admin"])
+    };
+    let bound = admin.create(bound).await.unwrap().secret;
+    let asked = async |channel: &Channel, forwarded: &[&str], slow: bool| {
+        let mut request = tonic::Request::new(pb::VerifyRequest { explain: slow, ..ask("any") });
+        let values = request.metadata_mut();
+        values.insert("authorization", format!("Bearer {bound}").parse().unwrap());
+        for value in forwarded {
+            values.append("x-forwarded-for", value.parse().unwrap());
+        }
+        code(KeyVerifyClient::new(channel.clone()).verify(request).await)
+    };
+    let (good, bad) = (Code::Ok, Code::Unauthenticated);
+    for slow in [false, false, true, false] {
+        for (forwarded, at_trusting) in [
+            (&["198.51.100.9"][..], good),
+            (&["203.0.113.1"], bad),
+            (&["203.0.113.1, 198.51.100.9, 10.7.7.7"], good),
+            (&["198.51.100.9, 203.0.113.1"], bad),
+            (&["198.51.100.9", "203.0.113.1"], bad),
+            (&["198.51.100.9, garbage"], bad),
+            (&[], bad),
+        ] {
+            assert_eq!(asked(&trusting, forwarded, slow).await, at_trusting, "{forwarded:?} {slow}");
+            assert_eq!(asked(&plain, forwarded, slow).await, bad, "{forwarded:?} {slow}");
+        }
+    }
+    app.stop().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_socket_lets_in_the_users_that_it_names() {
     let dir = tempfile::tempdir().unwrap();
@@ -315,6 +358,10 @@ fn a_mistake_in_a_listener_names_its_number_and_its_field() {
         (format!("address = \"unix:/x\"\n{health}\nsocket_group = \"nobody here\""), "socket_group must be a group"),
         (format!("{local}\n{health}\nconnections_max = 0"), "connections_max must be at least 1"),
         (format!("{local}\n{health}\ndemand = \"both\""), "demand is both, and nothing proves who connects"),
+        (
+            format!("{local}\n{health}\ntrusted_proxies = [\"10.1.1.1/8\"]"),
+            "trusted_proxies has '10.1.1.1/8', which must",
+        ),
         (format!("{local}\n{health}\ndemand = \"all\""), "number 2: demand is all, and must be either or both"),
         ("address = \"0.0.0.0:1\"\nservices = [\"verify\"]".to_owned(), "listener (in "),
     ] {
@@ -337,6 +384,7 @@ fn listeners_replace_the_default_address_and_stand_beside_one_that_is_set() {
         access: SocketAccess { group: Some("0".parse().unwrap()), ..SocketAccess::default() },
         allowed_uids: None,
         demand: Demand::Either,
+        trusted_proxies: None,
         connections_max: Some(7),
         tls: None,
     };
