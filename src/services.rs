@@ -75,7 +75,8 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// The address that a call comes from on the connection of a peer, with these values of `x-forwarded-for`.
+    /// The address that a call comes from on the connection of a peer, with these values of
+    /// `x-forwarded-for`.
     pub fn address_of<'v, V: DoubleEndedIterator<Item = &'v [u8]>>(
         &self,
         peer: &Peer,

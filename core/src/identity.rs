@@ -116,7 +116,8 @@ impl Peer {
         Self { ip, identity }
     }
 
-    /// The address. `None`: it is on this machine, over a Unix socket, or behind a proxy that does not tell it.
+    /// The address. `None`: it is on this machine, over a Unix socket, or behind a proxy that does not tell
+    /// it.
     #[must_use]
     pub fn ip(&self) -> Option<IpAddr> {
         self.ip

@@ -43,9 +43,9 @@ impl TrustedProxies {
     }
 
     /// The address that a call comes from: of a proxy that is trusted, the last one in the values of its
-    /// `x-forwarded-for` that is not a trusted proxy itself, and its own address if there are no values. Of any
-    /// other peer its own, whatever it sends. `None`: it came over a Unix socket, or what the proxy says is no
-    /// address.
+    /// `x-forwarded-for` that is not a trusted proxy itself, and its own address if there are no values. Of
+    /// any other peer its own, whatever it sends. `None`: it came over a Unix socket, or what the proxy says
+    /// is no address.
     pub fn client<'v>(
         &self,
         peer: Option<IpAddr>,

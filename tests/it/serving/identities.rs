@@ -182,8 +182,8 @@ async fn a_door_may_demand_a_key_and_an_identity() {
     server.app.stop().await.unwrap();
 }
 
-/// What an open connection of an identity is answered: by the fast path, by the slow one, and on a stream that
-/// was opened before.
+/// What an open connection of an identity is answered: by the fast path, by the slow one, and on a stream
+/// that was opened before.
 struct Open {
     caller: Handle,
     requests: mpsc::UnboundedSender<pb::StreamVerifyRequest>,
