@@ -117,6 +117,8 @@ pub struct MetricSources {
     pub last_backup: OptionalValueFn,
     /// The revision of the index.
     pub revision: ValueFn,
+    /// The number of calls under way that are not answered where they are read.
+    pub slow_calls: ValueFn,
     /// The number of open connections of callers.
     pub connections: ValueFn,
     /// The number of those that have not had a working credential.
@@ -166,6 +168,7 @@ impl Default for MetricSources {
             last_snapshot: unknown(),
             last_backup: unknown(),
             revision: zero(),
+            slow_calls: zero(),
             connections: zero(),
             connections_of_strangers: zero(),
             connections_turned_away: zero(),
@@ -233,6 +236,8 @@ impl Metrics {
         );
         let help = "When the last backup was made that was read to its end; absent if there was none since the start";
         registry.register_with_unit("last_backup_timestamp", help, Unit::Seconds, OptionalGaugeFn(sources.last_backup));
+        let help = "Calls of authenticated callers under way, save those that are answered where they are read";
+        registry.register("slow_calls", help, GaugeFn(sources.slow_calls));
         registry.register("connections", "Open connections of callers", GaugeFn(sources.connections));
         let help = "Those that have not had a credential that works";
         registry.register("connections_without_credential", help, GaugeFn(sources.connections_of_strangers));

@@ -26,12 +26,14 @@ use crate::health::Health;
 use crate::index::Index;
 use crate::layer::authn::AuthnLayer;
 use crate::layer::deadline::DeadlineLayer;
+use crate::layer::in_flight::CallsInFlight;
 use crate::layer::incoming::{IncomingLayer, IncompleteLayer};
 use crate::layer::log::LogLayer;
 use crate::layer::metrics::MetricsLayer;
 use crate::layer::protocol::ProtocolLayer;
 use crate::metrics::{Metrics, Verdicts};
 use crate::server::addr::ListenAddr;
+use crate::server::age::ConnectionAge;
 use crate::server::connections::{self, Accepted, MakeConnection, Transport};
 use crate::server::cores::Cores;
 use crate::server::lifecycle::{Stop, Tasks};
@@ -96,10 +98,20 @@ impl Frontend {
         let (state, health) = (StateHandle::default(), Health::new(&HEALTH_NAMES));
         let phase = watch::Sender::new(Phase::Loading);
         let Doors { of_callers, ops: ops_door, tls } = Doors::open(settings, sockets, clock).await?;
-        let slots = Slots::kept(connections_max(), of_callers.len());
+        let slots = Slots::kept(connections_max(), of_callers.len(), settings.stranger_connections_per_address_max);
         let budget = Budget::new(settings.stranger_request_bytes_max, settings.request_bytes_max);
         let limits = SharedLimits::new(grpc::LIMITS)?;
-        let sources = Sources { index, slots: &slots, budget: &budget, clock, phase: &phase, observed, tls: &tls };
+        let in_flight = CallsInFlight::new(settings.slow_calls_max);
+        let sources = Sources {
+            index,
+            slots: &slots,
+            in_flight: &in_flight,
+            budget: &budget,
+            clock,
+            phase: &phase,
+            observed,
+            tls: &tls,
+        };
         let metrics = Arc::new(sources.metrics());
         let verdicts = metrics.verdicts();
 
@@ -116,16 +128,18 @@ impl Frontend {
         // Nothing fails from here on.
         ops.spawn("refusals", refusals::tell_left_out(ops.stop_token()));
         let (counts, tls_counts) = (metrics.http2(), metrics.tls());
-        let transport = Transport { http2: settings.http2, budget, limits, counts, tls_counts };
+        let age = ConnectionAge::about(settings.connection_age_max);
+        let transport = Transport { http2: settings.http2, budget, limits, counts, tls_counts, age };
         for (door, routes) in doors {
             let Door { listener, settings: described, encryption } = door;
             let ListenerSettings { services, demand, trusted_proxies, connections_max, allowed_uids, .. } = described;
             let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
-            let admission = Admission { slots: slots.clone(), connections_max, allowed_uids };
+            let proxies = trusted_proxies.map(Arc::new);
+            let admission = Admission { slots: slots.clone(), connections_max, allowed_uids, proxies: proxies.clone() };
             let accepting = listener.accept(admission, accepted, acceptors.stop_token(), stop.clone());
             acceptors.spawn("accept", accepting);
-            let terms = Terms { services, demand, proxies: trusted_proxies.map(Arc::new) };
-            let served = Served { terms, routes, encryption };
+            let terms = Terms { services, demand, proxies };
+            let served = Served { terms, in_flight: in_flight.clone(), routes, encryption };
             serve(&connections, incoming, transport.clone(), &cores, served, &state, &metrics);
         }
         if let Some((listener, encryption)) = ops_door {
@@ -225,6 +239,7 @@ fn start_cores(count: usize) -> Result<Cores, StartError> {
 /// What a listener serves on which terms, and how it encrypts.
 struct Served {
     terms: Terms,
+    in_flight: CallsInFlight,
     routes: Routes,
     encryption: Option<EncryptsWith>,
 }
@@ -235,13 +250,13 @@ fn serve(
     incoming: Accepted,
     transport: Transport,
     cores: &Cores,
-    Served { terms, routes, encryption }: Served,
+    Served { terms, in_flight, routes, encryption }: Served,
     state: &StateHandle,
     metrics: &Metrics,
 ) {
     let (calls, fast_path) = (metrics.calls(), metrics.fast_path());
     let service = LogLayer.layer(IncompleteLayer.layer(routes.prepare()));
-    let service = DeadlineLayer.layer(AuthnLayer::new(state.clone(), terms.clone()).layer(service));
+    let service = DeadlineLayer.layer(AuthnLayer::new(state.clone(), terms.clone(), in_flight).layer(service));
     let service = ProtocolLayer.layer(service);
     let service = IncomingLayer.layer(MetricsLayer::new(calls.clone()).layer(service));
     let state = state.clone();

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::fast_path;
 use crate::grpc::calls::guarded;
 use crate::index::{Index, NameKind};
+use crate::layer::in_flight::CallsInFlight;
 use crate::metrics::{MetricSources, Metrics, OptionalValueFn, ValueFn};
 use crate::server::ops_http::Phase;
 use crate::server::slots::{SlotUsage, Slots};
@@ -31,6 +32,7 @@ pub(super) struct Observed {
 pub(super) struct Sources<'a> {
     pub(super) index: &'a Arc<Index>,
     pub(super) slots: &'a Slots,
+    pub(super) in_flight: &'a CallsInFlight,
     pub(super) budget: &'a Budget,
     pub(super) clock: &'a Arc<dyn Clock>,
     pub(super) phase: &'a watch::Sender<Phase>,
@@ -41,7 +43,7 @@ pub(super) struct Sources<'a> {
 impl Sources<'_> {
     /// The metrics of a server that starts now.
     pub(super) fn metrics(&self) -> Metrics {
-        let writable = self.observed.writable.clone();
+        let (writable, in_flight) = (self.observed.writable.clone(), self.in_flight.clone());
         let sources = MetricSources {
             start_seconds: seconds(self.clock.now()),
             phases: self.phases(),
@@ -68,6 +70,7 @@ impl Sources<'_> {
             tls_stale: self.tls_stale(),
             administrators: self.administrators(),
             writable: Box::new(move || u64::from(writable.load(Ordering::Relaxed))),
+            slow_calls: Box::new(move || in_flight.count() as u64),
             connections: self.slots(|usage| usage.all as u64),
             connections_of_strangers: self.slots(|usage| usage.by_strangers as u64),
             connections_turned_away: self.slots(|usage| usage.turned_away),

@@ -81,6 +81,15 @@ pub struct Settings {
     pub drain_delay: Duration,
     /// How long connections may take to finish when the server stops. Default 10 s, at most 1 h.
     pub shutdown_deadline: Duration,
+    /// How long a connection of a caller lasts, more or less by a tenth: then it gets a GOAWAY, and its caller
+    /// opens another one. Default 1 h; from 1 s to a hundred years.
+    pub connection_age_max: Duration,
+    /// Connections from one address (of IPv6, one network of 64 bits) that have not made an authenticated call
+    /// yet, at most: the oldest makes room. Default 64; at least 1.
+    pub stranger_connections_per_address_max: usize,
+    /// Calls of authenticated callers under way at most, save verdicts that are answered at once and changes
+    /// that only take power away. Of one caller, at most half as many. Default 2,048; at least 2.
+    pub slow_calls_max: usize,
     /// Size of new journal segments. Default 16 MiB; from 64 KiB to 1 GiB.
     pub journal_segment_bytes: u64,
     /// If the journal is larger than this, its oldest segments are deleted once a snapshot covers them.
@@ -227,6 +236,9 @@ impl Settings {
         let serving_threads = layers.serving_threads();
         let drain_delay = layers.duration("drain_delay", Duration::ZERO..=Duration::from_secs(3_600));
         let shutdown_deadline = layers.duration("shutdown_deadline", Duration::ZERO..=Duration::from_secs(3_600));
+        let connection_age_max = layers.duration("connection_age_max", Duration::from_secs(1)..=CENTURY);
+        let stranger_connections_per_address_max = layers.count("stranger_connections_per_address_max");
+        let slow_calls_max = layers.count("slow_calls_max");
         let journal_segment_bytes = layers.bytes("journal_segment_bytes", 64 * 1024..=1024 * 1024 * 1024);
         let journal_retention_bytes = layers.bytes("journal_retention_bytes", 1024 * 1024..=i64::MAX as u64);
         let journal_retention_time = layers.duration("journal_retention_time", Duration::ZERO..=CENTURY);
@@ -275,6 +287,9 @@ impl Settings {
                 serving_threads: serving_threads?,
                 drain_delay: drain_delay?,
                 shutdown_deadline: shutdown_deadline?,
+                connection_age_max: connection_age_max?,
+                stranger_connections_per_address_max: stranger_connections_per_address_max?,
+                slow_calls_max: slow_calls_max?,
                 journal_segment_bytes: journal_segment_bytes?,
                 journal_retention_bytes: journal_retention_bytes?,
                 journal_retention_time: journal_retention_time?,

@@ -96,6 +96,13 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting { name: "serving_threads", default: "", listed: |s| s.serving_threads.to_string() },
     Setting { name: "drain_delay", default: r#""0s""#, listed: |s| duration(s.drain_delay) },
     Setting { name: "shutdown_deadline", default: r#""10s""#, listed: |s| duration(s.shutdown_deadline) },
+    Setting { name: "connection_age_max", default: r#""1h""#, listed: |s| duration(s.connection_age_max) },
+    Setting {
+        name: "stranger_connections_per_address_max",
+        default: "64",
+        listed: |s| s.stranger_connections_per_address_max.to_string(),
+    },
+    Setting { name: "slow_calls_max", default: "2048", listed: |s| s.slow_calls_max.to_string() },
     Setting { name: "journal_segment_bytes", default: "16777216", listed: |s| s.journal_segment_bytes.to_string() },
     Setting {
         name: "journal_retention_bytes",

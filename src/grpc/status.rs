@@ -103,6 +103,9 @@ pub enum Refusal {
         /// How many there may be.
         max: usize,
     },
+    /// As many calls are under way as may be, or half as many of this caller.
+    #[error("too many calls are under way, in all or of this caller")]
+    TooManyCallsInAll,
     /// The caller has given the call up.
     #[error("the call was cancelled")]
     Cancelled,
@@ -171,29 +174,11 @@ fn told(refusal: &Refusal) -> Told<'_> {
             plain(Code::Internal, "TIMEOUT_MALFORMED", "grpc-timeout must be 1 to 8 digits and one of H, M, S, m, u, n")
         }
         Refusal::NoSuchService => plain(Code::NotFound, "SERVICE_UNKNOWN", "service: there is no such service"),
-        Refusal::NoCredential => plain(
-            Code::Unauthenticated,
-            "CREDENTIAL_MISSING",
-            "give a key of tenant 'system' as metadata 'authorization: Bearer <key>'",
-        ),
-        Refusal::BadCredential(reason) => {
-            plain(Code::Unauthenticated, "CREDENTIAL_REFUSED", credential_message(*reason))
-        }
-        Refusal::UnknownIdentity(name) => {
-            let whose = match name {
-                Some(name) => format!("{name} is in no [[identity]] of the configuration"),
-                None => "the client certificate has neither one SPIFFE id nor one DNS name".to_owned(),
-            };
-            let message = format!("{whose}; without that, a call needs metadata 'authorization: Bearer <key>'");
-            plain(Code::Unauthenticated, "IDENTITY_UNKNOWN", &message)
-        }
-        Refusal::NoIdentity => plain(
-            Code::Unauthenticated,
-            "IDENTITY_MISSING",
-            "besides a key, this listener demands a client certificate, or a user on a Unix socket, that is in an [[identity]] of the \
-             configuration",
-        ),
-        Refusal::IdentityEnded => plain(Code::Unauthenticated, "IDENTITY_REFUSED", IDENTITY_ENDED),
+        Refusal::NoCredential
+        | Refusal::BadCredential(_)
+        | Refusal::UnknownIdentity(_)
+        | Refusal::NoIdentity
+        | Refusal::IdentityEnded => unauthenticated(refusal),
         Refusal::BadFields(violations) => bad_fields(violations),
         Refusal::Starting => Told {
             retry_after: Some(RETRY_AFTER),
@@ -240,6 +225,14 @@ fn told(refusal: &Refusal) -> Told<'_> {
             let message = format!("a connection may have {max} calls at a time until one of them has a credential");
             plain(Code::ResourceExhausted, "TOO_MANY_CALLS", &message)
         }
+        Refusal::TooManyCallsInAll => Told {
+            retry_after: Some(RETRY_AFTER),
+            ..plain(
+                Code::ResourceExhausted,
+                "TOO_MANY_CALLS_IN_ALL",
+                "as many calls are under way as there may be (slow_calls_max), or half as many are this caller's; try again",
+            )
+        },
         Refusal::Cancelled => plain(Code::Cancelled, "CANCELLED", "the call was cancelled"),
         // The code that the library has for the same.
         Refusal::Unreadable(why) => {
@@ -253,6 +246,29 @@ fn told(refusal: &Refusal) -> Told<'_> {
         }
         Refusal::Authority(error) => told_by_authority(error),
     }
+}
+
+/// What a caller is told who is not authenticated.
+fn unauthenticated(refusal: &Refusal) -> Told<'_> {
+    let (reason, message) = match refusal {
+        Refusal::BadCredential(reason) => ("CREDENTIAL_REFUSED", credential_message(*reason).to_owned()),
+        Refusal::UnknownIdentity(name) => {
+            let whose = match name {
+                Some(name) => format!("{name} is in no [[identity]] of the configuration"),
+                None => "the client certificate has neither one SPIFFE id nor one DNS name".to_owned(),
+            };
+            ("IDENTITY_UNKNOWN", format!("{whose}; without that, a call needs metadata 'authorization: Bearer <key>'"))
+        }
+        Refusal::NoIdentity => (
+            "IDENTITY_MISSING",
+            "besides a key, this listener demands a client certificate, or a user on a Unix socket, that is in an [[identity]] of \
+             the configuration"
+                .to_owned(),
+        ),
+        Refusal::IdentityEnded => ("IDENTITY_REFUSED", IDENTITY_ENDED.to_owned()),
+        _ => ("CREDENTIAL_MISSING", "give a key of tenant 'system' as metadata 'authorization: Bearer <key>'".to_owned()),
+    };
+    Told { code: Code::Unauthenticated, reason, message, violations: &[], retry_after: None }
 }
 
 fn told_by_authority(error: &AuthorityError) -> Told<'_> {

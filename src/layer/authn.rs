@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use futures_util::future::Either;
+use grpc_h2::Runs;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use keyward_core::access::Action;
 use keyward_core::identity::Peer;
@@ -16,6 +17,7 @@ use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::in_flight::{CallInFlight, CallsInFlight};
 use super::judged::judged;
 use crate::grpc::calls::{Rpc, log_name, rpc};
 use crate::grpc::refusals::{self, RefusedCaller};
@@ -31,13 +33,14 @@ use crate::services::{Demand, FORWARDED_FOR, Terms};
 pub struct AuthnLayer {
     state: StateHandle,
     terms: Terms,
+    in_flight: CallsInFlight,
 }
 
 impl AuthnLayer {
-    /// The layer over what is behind a state, on a listener with these terms.
+    /// The layer over what is behind a state, on a listener with these terms. It counts calls under way.
     #[must_use]
-    pub fn new(state: StateHandle, terms: Terms) -> Self {
-        Self { state, terms }
+    pub fn new(state: StateHandle, terms: Terms, in_flight: CallsInFlight) -> Self {
+        Self { state, terms, in_flight }
     }
 }
 
@@ -45,7 +48,7 @@ impl<S> Layer<S> for AuthnLayer {
     type Service = Authn<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Authn { inner, state: self.state.clone(), terms: self.terms.clone() }
+        Authn { inner, state: self.state.clone(), terms: self.terms.clone(), in_flight: self.in_flight.clone() }
     }
 }
 
@@ -55,6 +58,7 @@ pub struct Authn<S> {
     inner: S,
     state: StateHandle,
     terms: Terms,
+    in_flight: CallsInFlight,
 }
 
 impl<S, B> Service<Request<B>> for Authn<S>
@@ -91,8 +95,15 @@ where
                 }
                 // Whatever handles the request further has no need of the credential.
                 request.headers_mut().remove(header::AUTHORIZATION);
+                let in_flight = self.in_flight.begin(session.number());
+                // What takes power away is never refused for what others are at.
+                if in_flight.is_none() && action.is_some() && kind.runs != Runs::Urgent {
+                    let refusal = Refusal::TooManyCallsInAll;
+                    refusals::log(call, &session.identity().into(), &refusal);
+                    return Either::Right(ready(Ok(status(refusal).into_http())));
+                }
                 request.extensions_mut().insert(session.clone());
-                let by = action.map(|action| Admission { state: self.state.clone(), session, action, call });
+                let by = action.map(|action| Admission { state: self.state.clone(), session, action, call, in_flight });
                 Either::Left(Admitted { inner: self.inner.call(request), by })
             }
             Err(refusal) => Either::Right(ready(Ok(status(refusal).into_http()))),
@@ -131,6 +142,9 @@ pub(super) struct Admission {
     pub(super) session: CallerSession,
     pub(super) action: Action,
     pub(super) call: &'static str,
+    /// Until the last of the reply has gone.
+    #[expect(dead_code, reason = "it counts until it is dropped")]
+    in_flight: Option<CallInFlight>,
 }
 
 pin_project! {

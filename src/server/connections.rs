@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 
 use ::hyper::body;
-use grpc_h2::{Budget, CallKind, FastPath, Incoming, Runtimes, SharedLimits, Shutdown};
+use grpc_h2::{Budget, CallKind, FastPath, Incoming, Runtimes, SharedLimits};
 use http::{Request, Response};
 use keyward_core::identity::Peer;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower_service::Service;
 
+use super::age::{ConnectionAge, Ending};
 use super::cores::CoreRuntime;
 use super::hyper;
 use super::lifecycle::Tasks;
@@ -51,6 +52,8 @@ pub struct Transport {
     pub counts: Arc<Http2Counts>,
     /// Counts handshakes.
     pub tls_counts: Arc<TlsCounts>,
+    /// When connections end by their age.
+    pub age: ConnectionAge,
 }
 
 /// Makes connections from accepted sockets: what answers their calls, and on which runtime.
@@ -135,19 +138,17 @@ pub async fn serve<S, F, A>(
             else {
                 return;
             };
-            let ending = async {
-                close.cancelled().await;
-                if stop.is_cancelled() { Shutdown::Graceful } else { Shutdown::Now }
-            };
-            match make_connection.transport.http2 {
-                Http2::Own => note_end(make_connection.make(conn).serve(ending, has_core).await),
+            let age = make_connection.transport.age.clone();
+            let serve = async |ending: Ending| match make_connection.transport.http2 {
+                Http2::Own => note_end(make_connection.make(conn).serve(ending.wait(), has_core).await),
                 Http2::Hyper => {
                     let counts = make_connection.transport.counts.clone();
                     let calls = make_connection.hyper_calls(&conn);
                     // Apart, so that connections of the other kind need no room for it.
-                    note_end(Box::pin(hyper::serve(conn, calls, counts, ending)).await);
+                    note_end(Box::pin(hyper::serve(conn, calls, counts, ending.wait())).await);
                 }
-            }
+            };
+            age.limit(&close, &stop, serve).await;
         });
     }
 }

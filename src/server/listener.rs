@@ -5,8 +5,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use keyward_core::proxies::TrustedProxies;
 use rustix::fs::Mode;
 use rustix::process::umask;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -56,13 +58,15 @@ pub struct Admission {
     pub connections_max: Option<usize>,
     /// The users of this machine who may connect. `None`: everybody.
     pub allowed_uids: Option<Vec<u32>>,
+    /// Proxies, whose connections are not counted by their address.
+    pub proxies: Option<Arc<TrustedProxies>>,
 }
 
 impl Admission {
     /// Whoever connects, as long as there are slots.
     #[must_use]
     pub fn of_all(slots: Slots) -> Self {
-        Self { slots, connections_max: None, allowed_uids: None }
+        Self { slots, connections_max: None, allowed_uids: None, proxies: None }
     }
 }
 
@@ -164,10 +168,13 @@ impl Listener {
     ) {
         // Dropped from the last to the first: the file goes when nobody listens any more.
         let Self { addr, cleanup: _cleanup, socket, is_passed } = self;
-        let Admission { slots, connections_max, allowed_uids } = admission;
+        let Admission { slots, connections_max, allowed_uids, proxies } = admission;
         let listener_slots = slots.for_listener(connections_max);
         let is_allowed = |stream: &Stream| {
             allowed_uids.as_ref().is_none_or(|uids| stream.uid().is_some_and(|uid| uids.contains(&uid)))
+        };
+        let counted = |stream: &Stream| {
+            stream.ip().filter(|ip| !proxies.as_ref().is_some_and(|proxies| proxies.trust(Some(*ip))))
         };
         let mut strangers = RefusedUids::default();
         while let Some(accepted) = stop.run_until_cancelled(socket.accept_one()).await {
@@ -175,8 +182,9 @@ impl Listener {
                 Ok(stream) if !is_allowed(&stream) => strangers.refuse(&addr, stream.uid()),
                 Ok(stream) => {
                     // Without a slot, connections wait in the kernel's queue.
-                    let entered = stop.run_until_cancelled(listener_slots.acquire(&end)).await;
-                    let Some(slot) = entered.or_else(|| listener_slots.try_acquire(&end)) else { break };
+                    let from = counted(&stream);
+                    let entered = stop.run_until_cancelled(listener_slots.acquire(from, &end)).await;
+                    let Some(slot) = entered.or_else(|| listener_slots.try_acquire(from, &end)) else { break };
                     if to.send(Ok(Conn::new(stream, slot))).await.is_err() {
                         return;
                     }
@@ -193,7 +201,7 @@ impl Listener {
         let Ok(backlog) = socket.into_backlog() else { return };
         while let Ok(stream) = backlog.accept_one()
             && is_allowed(&stream)
-            && let Some(slot) = listener_slots.try_acquire(&end)
+            && let Some(slot) = listener_slots.try_acquire(counted(&stream), &end)
             && to.send(Ok(Conn::new(stream, slot))).await.is_ok()
         {}
     }

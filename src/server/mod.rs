@@ -6,6 +6,7 @@
 //! [`lifecycle`] owns the tasks and tells them to stop. [`ops_http`] answers probes.
 
 pub mod addr;
+pub mod age;
 pub mod connections;
 pub mod cores;
 mod hyper;

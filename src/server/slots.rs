@@ -1,7 +1,9 @@
 //! Slots for connections. Some are reserved for each listener, and some for connections with a valid
 //! credential. When another connection needs a slot, the oldest one without a valid credential is closed.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -60,6 +62,8 @@ struct Bounds {
     free: usize,
     /// Whether connections are ever closed for others.
     turns_away: bool,
+    /// Connections from one address without a valid credential.
+    of_address: usize,
 }
 
 #[derive(Debug)]
@@ -71,6 +75,8 @@ struct SlotState {
     next: u64,
     /// Connections without a valid credential, the oldest first.
     strangers: BTreeMap<u64, Stranger>,
+    /// The numbers of those, by their address.
+    by_address: HashMap<IpAddr, BTreeSet<u64>>,
     /// Those of them that are told to close and have not closed yet, with their listeners.
     closing: BTreeMap<u64, usize>,
     logged_at: Option<Instant>,
@@ -83,6 +89,7 @@ struct SlotState {
 #[derive(Debug)]
 struct Stranger {
     listener: usize,
+    address: Option<IpAddr>,
     close: CancellationToken,
 }
 
@@ -115,19 +122,27 @@ impl Slots {
     /// This many slots. When all are taken, further connections wait.
     #[must_use]
     pub fn new(places: usize) -> Self {
-        let bounds = Bounds { all: places, kept: 0, common: places, strangers: places, free: 0, turns_away: false };
+        let bounds = Bounds {
+            all: places,
+            kept: 0,
+            common: places,
+            strangers: places,
+            free: 0,
+            turns_away: false,
+            of_address: usize::MAX,
+        };
         Self::within(bounds)
     }
 
     /// This many slots for this many listeners. A sixteenth is reserved for each listener, and a quarter for
-    /// connections with a valid credential. When the others are taken, the oldest connection without one is
-    /// closed.
+    /// connections with a valid credential. When the others are taken, or one address has `of_address`
+    /// connections without one, the oldest of those is closed.
     #[must_use]
-    pub fn kept(places: usize, listeners: usize) -> Self {
+    pub fn kept(places: usize, listeners: usize, of_address: usize) -> Self {
         let kept = (places / KEPT_FOR_LISTENER).min(places / (2 * listeners.max(1)));
         let strangers = (places - places / KEPT_FOR_KNOWN).max(1);
         let (common, free) = (places - kept * listeners, places / KEPT_FREE);
-        Self::within(Bounds { all: places, kept, common, strangers, free, turns_away: true })
+        Self::within(Bounds { all: places, kept, common, strangers, free, turns_away: true, of_address })
     }
 
     fn within(bounds: Bounds) -> Self {
@@ -136,6 +151,7 @@ impl Slots {
             most: vec![],
             next: 0,
             strangers: BTreeMap::new(),
+            by_address: HashMap::new(),
             closing: BTreeMap::new(),
             logged_at: None,
             unlogged: 0,
@@ -218,9 +234,31 @@ impl SlotState {
         }
     }
 
+    /// Forgets a connection without a valid credential.
+    fn remove_stranger(&mut self, serial: u64) -> Option<Stranger> {
+        let stranger = self.strangers.remove(&serial)?;
+        if let Some(address) = stranger.address
+            && let Entry::Occupied(mut of_address) = self.by_address.entry(address)
+        {
+            of_address.get_mut().remove(&serial);
+            if of_address.get().is_empty() {
+                of_address.remove();
+            }
+        }
+        Some(stranger)
+    }
+
+    /// Tells the oldest connection from an address to close, if it has as many as it may.
+    fn make_room_of(&mut self, address: IpAddr, most: usize, now: Instant) {
+        let of_address = self.by_address.get(&address).filter(|serials| serials.len() >= most);
+        if let Some(oldest) = of_address.and_then(|serials| serials.first().copied()) {
+            self.turn_away(oldest, now);
+        }
+    }
+
     /// Tells a connection to close.
     fn turn_away(&mut self, serial: u64, now: Instant) {
-        let Some(stranger) = self.strangers.remove(&serial) else { return };
+        let Some(stranger) = self.remove_stranger(serial) else { return };
         self.closing.insert(serial, stranger.listener);
         stranger.close.cancel();
         self.turned_away += 1;
@@ -231,7 +269,7 @@ impl SlotState {
                 connections = self.all(),
                 without_credential = self.strangers.len(),
                 turned_away = std::mem::take(&mut self.unlogged),
-                "the places for connections are taken: the oldest that have had no credential are turned away"
+                "the places for connections, or those of one address, are taken: the oldest that have had no credential are turned away"
             );
         }
     }
@@ -240,7 +278,7 @@ impl SlotState {
 impl Shared {
     /// Takes a slot, if there is one. If few are free, another connection is told to close; if none is,
     /// unless one is closing already.
-    fn acquire(self: &Arc<Self>, listener: usize, end: &CancellationToken) -> Option<Slot> {
+    fn acquire(self: &Arc<Self>, listener: usize, from: Option<IpAddr>, end: &CancellationToken) -> Option<Slot> {
         let mut state = self.state.lock();
         if state.taken[listener] >= state.most[listener] {
             state.make_room_on(listener, Instant::now());
@@ -260,28 +298,43 @@ impl Shared {
         let (serial, close) = (state.next, end.child_token());
         state.next += 1;
         state.taken[listener] += 1;
-        state.strangers.insert(serial, Stranger { listener, close: close.clone() });
+        let address = from.map(network_of);
+        if let Some(address) = address {
+            state.make_room_of(address, self.bounds.of_address, Instant::now());
+            state.by_address.entry(address).or_default().insert(serial);
+        }
+        state.strangers.insert(serial, Stranger { listener, address, close: close.clone() });
         Some(Slot { shared: self.clone(), serial, listener, close })
     }
 }
 
 impl ListenerSlots {
-    /// Takes a slot, if there is one. Its connection closes when its child token of `end` is cancelled.
-    pub(super) fn try_acquire(&self, end: &CancellationToken) -> Option<Slot> {
-        self.shared.acquire(self.listener, end)
+    /// Takes a slot, if there is one, for a connection from an address that is to be counted. It closes when
+    /// its child token of `end` is cancelled.
+    pub(super) fn try_acquire(&self, from: Option<IpAddr>, end: &CancellationToken) -> Option<Slot> {
+        self.shared.acquire(self.listener, from, end)
     }
 
     /// Waits for a slot.
-    pub(super) async fn acquire(&self, end: &CancellationToken) -> Slot {
+    pub(super) async fn acquire(&self, from: Option<IpAddr>, end: &CancellationToken) -> Slot {
         loop {
             let freed = self.shared.freed.notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
-            if let Some(slot) = self.try_acquire(end) {
+            if let Some(slot) = self.try_acquire(from, end) {
                 return slot;
             }
             freed.await;
         }
+    }
+}
+
+/// What is counted as one address: of IPv6 the first 64 bits, which one host often has all of (RFC 4291,
+/// section 2.5.4).
+fn network_of(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
     }
 }
 
@@ -299,8 +352,7 @@ impl CredentialMark {
     /// The connection has shown a valid credential.
     pub fn mark_known(&self) {
         // Touches the shared state once only.
-        if !self.is_set.swap(true, Ordering::Relaxed)
-            && self.shared.state.lock().strangers.remove(&self.serial).is_some()
+        if !self.is_set.swap(true, Ordering::Relaxed) && self.shared.state.lock().remove_stranger(self.serial).is_some()
         {
             // Another connection without a credential may fit now.
             self.shared.freed.notify_waiters();
@@ -313,7 +365,7 @@ impl Drop for Slot {
         {
             let mut state = self.shared.state.lock();
             state.taken[self.listener] -= 1;
-            state.strangers.remove(&self.serial);
+            state.remove_stranger(self.serial);
             state.closing.remove(&self.serial);
         }
         self.shared.freed.notify_waiters();
@@ -336,9 +388,9 @@ mod tests {
 
     #[test]
     fn the_oldest_connection_without_a_credential_makes_room_for_the_next() {
-        let slots = Slots::kept(32, 1);
+        let slots = Slots::kept(32, 1, usize::MAX);
         let (listener, stop) = (slots.for_listener(None), stop());
-        let acquire = || slots.0.acquire(listener.listener, &stop);
+        let acquire = || slots.0.acquire(listener.listener, None, &stop);
         let mut strangers: Vec<_> = std::iter::from_fn(acquire).collect();
         // A quarter is reserved for connections with a credential.
         assert_eq!(strangers.len(), 24);
@@ -357,17 +409,17 @@ mod tests {
 
     #[test]
     fn a_listener_has_its_slots_whatever_others_take() {
-        let slots = Slots::kept(32, 2);
+        let slots = Slots::kept(32, 2, usize::MAX);
         let (tcp, unix, stop) = (slots.for_listener(None), slots.for_listener(None), stop());
         let known: Vec<_> = std::iter::from_fn(|| {
-            let slot = slots.0.acquire(tcp.listener, &stop)?;
+            let slot = slots.0.acquire(tcp.listener, None, &stop)?;
             slot.mark().mark_known();
             Some(slot)
         })
         .collect();
         assert_eq!(known.len(), 30);
         assert!(slots.usage().is_full_of_known);
-        let local: Vec<_> = std::iter::from_fn(|| slots.0.acquire(unix.listener, &stop)).collect();
+        let local: Vec<_> = std::iter::from_fn(|| slots.0.acquire(unix.listener, None, &stop)).collect();
         assert_eq!(local.len(), 2);
         assert!(local.iter().chain(&known).all(|slot| !goes(slot)), "these are its own, and known callers stay");
         assert_eq!(slots.usage().all, 32);
@@ -375,18 +427,18 @@ mod tests {
 
     #[test]
     fn some_of_many_slots_are_kept_free() {
-        let slots = Slots::kept(128, 1);
+        let slots = Slots::kept(128, 1, usize::MAX);
         let (listener, stop) = (slots.for_listener(None), stop());
-        let mut strangers: Vec<_> = (0..94).map(|_| slots.0.acquire(listener.listener, &stop).unwrap()).collect();
+        let mut strangers: Vec<_> = (0..94).map(|_| slots.0.acquire(listener.listener, None, &stop).unwrap()).collect();
         assert!(slots.usage().is_full && strangers.iter().all(|slot| !goes(slot)));
         // Two come in without a wait.
         for nth in 0..2 {
-            strangers.push(slots.0.acquire(listener.listener, &stop).unwrap());
+            strangers.push(slots.0.acquire(listener.listener, None, &stop).unwrap());
             assert!(goes(&strangers[nth]) && !goes(&strangers[nth + 1]));
         }
-        assert!(slots.0.acquire(listener.listener, &stop).is_none());
+        assert!(slots.0.acquire(listener.listener, None, &stop).is_none());
         drop(strangers.remove(0));
-        strangers.push(slots.0.acquire(listener.listener, &stop).unwrap());
+        strangers.push(slots.0.acquire(listener.listener, None, &stop).unwrap());
         let taken = slots.usage();
         assert_eq!((taken.all, taken.by_strangers, taken.turned_away), (96, 94, 3));
         assert!(taken.is_full && !taken.is_full_of_known);
@@ -394,28 +446,28 @@ mod tests {
 
     #[test]
     fn a_listener_at_its_own_limit_makes_room_among_its_own() {
-        let slots = Slots::kept(32, 2);
+        let slots = Slots::kept(32, 2, usize::MAX);
         let (limited, other, stop) = (slots.for_listener(Some(2)), slots.for_listener(None), stop());
-        let elsewhere = slots.0.acquire(other.listener, &stop).unwrap();
-        let [known, oldest] = std::array::from_fn(|_| slots.0.acquire(limited.listener, &stop).unwrap());
+        let elsewhere = slots.0.acquire(other.listener, None, &stop).unwrap();
+        let [known, oldest] = std::array::from_fn(|_| slots.0.acquire(limited.listener, None, &stop).unwrap());
         known.mark().mark_known();
         for _ in 0..2 {
-            assert!(slots.0.acquire(limited.listener, &stop).is_none());
+            assert!(slots.0.acquire(limited.listener, None, &stop).is_none());
         }
         assert!(goes(&oldest) && !goes(&known) && !goes(&elsewhere));
         drop(oldest);
-        let next = slots.0.acquire(limited.listener, &stop).unwrap();
+        let next = slots.0.acquire(limited.listener, None, &stop).unwrap();
         next.mark().mark_known();
-        assert!(slots.0.acquire(limited.listener, &stop).is_none() && !goes(&next), "known callers stay");
-        assert!(slots.0.acquire(other.listener, &stop).is_some());
+        assert!(slots.0.acquire(limited.listener, None, &stop).is_none() && !goes(&next), "known callers stay");
+        assert!(slots.0.acquire(other.listener, None, &stop).is_some());
     }
 
     #[tokio::test]
     async fn a_wait_for_a_slot_ends_when_one_is_free() {
-        let slots = Slots::kept(1, 1);
+        let slots = Slots::kept(1, 1, usize::MAX);
         let (listener, stop) = (slots.for_listener(None), stop());
-        let first = listener.acquire(&stop).await;
-        let mut second = std::pin::pin!(listener.acquire(&stop));
+        let first = listener.acquire(None, &stop).await;
+        let mut second = std::pin::pin!(listener.acquire(None, &stop));
         let cx = &mut Context::from_waker(Waker::noop());
         assert!(second.as_mut().poll(cx).is_pending() && goes(&first));
         drop(first);
@@ -424,12 +476,31 @@ mod tests {
     }
 
     #[test]
+    fn the_oldest_of_an_address_that_has_too_many_makes_room_for_its_next() {
+        let slots = Slots::kept(64, 1, 2);
+        let (listener, stop) = (slots.for_listener(None), stop());
+        let from = |text: &str| slots.0.acquire(listener.listener, Some(text.parse().unwrap()), &stop).unwrap();
+        let [first, second, other] = ["192.0.2.1", "192.0.2.1", "192.0.2.2"].map(from);
+        first.mark().mark_known();
+        let third = from("192.0.2.1");
+        assert!([&first, &second, &other, &third].iter().all(|slot| !goes(slot)), "one of three is known");
+        let fourth = from("192.0.2.1");
+        assert!(goes(&second) && [&first, &other, &third, &fourth].iter().all(|slot| !goes(slot)));
+        // Of IPv6 a whole network counts as one.
+        let network = ["2001:db8::1", "2001:db8::2:3", "2001:db8:0:1::1"].map(from);
+        let last = from("2001:db8::ffff:0:0:1");
+        assert!(goes(&network[0]) && [&network[1], &network[2], &last].iter().all(|slot| !goes(slot)));
+        drop((first, second, other, third, fourth, network, last));
+        assert!(slots.0.state.lock().by_address.is_empty());
+    }
+
+    #[test]
     fn without_reserved_slots_connections_wait() {
         let slots = Slots::new(1);
         let (listener, stop) = (slots.for_listener(None), stop());
-        let first = slots.0.acquire(listener.listener, &stop).unwrap();
-        assert!(slots.0.acquire(listener.listener, &stop).is_none() && !goes(&first));
+        let first = slots.0.acquire(listener.listener, None, &stop).unwrap();
+        assert!(slots.0.acquire(listener.listener, None, &stop).is_none() && !goes(&first));
         drop(first);
-        assert!(slots.0.acquire(listener.listener, &stop).is_some());
+        assert!(slots.0.acquire(listener.listener, None, &stop).is_some());
     }
 }

@@ -12,6 +12,7 @@ use keyward::grpc::state::StateHandle;
 use keyward::health::Health;
 use keyward::index::Index;
 use keyward::layer::authn::AuthnLayer;
+use keyward::layer::in_flight::CallsInFlight;
 use keyward::server::passed::PassedSockets;
 use keyward::server::tls::reload::Reload;
 use keyward::services::{Demand, ServiceGroup, Services, Terms};
@@ -106,7 +107,7 @@ async fn until_the_data_is_loaded_calls_are_told_to_come_back() {
     let services = Services::ALL.without(ServiceGroup::Reflection);
     let routes = keyward::grpc::routes(&state, &CancellationToken::new(), Health::new(&[]), services).unwrap();
     let server = Server::builder()
-        .layer(AuthnLayer::new(state, Terms { services, demand: Demand::Either, proxies: None }))
+        .layer(AuthnLayer::new(state, Terms { services, demand: Demand::Either, proxies: None }, CallsInFlight::new(8)))
         .add_routes(routes);
     let serving = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();

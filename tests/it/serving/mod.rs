@@ -3,6 +3,7 @@
 
 mod admin_key;
 mod binary;
+mod caller_limits;
 mod cli_tools;
 mod first_admin;
 mod identities;

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use grpc_h2::{Budget, CallKind, FastPath, RequestHead, Runs, Runtimes, SharedLimits};
@@ -11,6 +11,7 @@ use http::{Request, Response};
 use keyward::grpc::calls::rpc;
 use keyward::metrics::{MetricSources, Metrics};
 use keyward::server::addr::ListenAddr;
+use keyward::server::age::ConnectionAge;
 use keyward::server::connections::{Http2, MakeConnection, Transport, serve};
 use keyward::server::cores::Cores;
 use keyward::server::lifecycle::Tasks;
@@ -89,6 +90,7 @@ async fn start(tasks: &Tasks, cores: &Cores, http2: Http2) -> ListenAddr {
             limits: SharedLimits::default(),
             counts: metrics.http2(),
             tls_counts: metrics.tls(),
+            age: ConnectionAge::about(Duration::from_secs(3_600)),
         },
         service: There,
         make_fast_path: |_, _| Here,

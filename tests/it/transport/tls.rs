@@ -263,7 +263,7 @@ async fn files_that_cannot_be_used_stop_the_start() {
 
 #[tokio::test]
 async fn handshakes_that_are_never_finished_make_room_for_others() {
-    let server = Encrypted::start(None).await;
+    let server = Encrypted::start_with(None, |settings| settings.stranger_connections_per_address_max = 1_000).await;
     let mut crowd = vec![];
     for _ in 0..HANDSHAKES_MAX + 50 {
         crowd.push(TcpStream::connect(server.addr()).await.unwrap());

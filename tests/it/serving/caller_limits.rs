@@ -1,0 +1,159 @@
+//! Limits by caller and by address: how old a connection becomes, how many of strangers one address has, and how
+//! many calls are under way. Below them no call is lost, and they are left again as they are met.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use keyward::app::Engine;
+use keyward::config::Settings;
+use keyward::grpc::pb::{self, Reason};
+use keyward::server::connections::Http2;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Code, Status};
+
+use crate::api::stream::asking;
+use crate::support::encrypted::PATIENCE;
+use crate::support::h2peer::*;
+use crate::support::harness::{Handle, Site, ask, disable, error_reason, new_key};
+use crate::support::ops_client::{metrics, value, wait_for_value};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn too_many<T: std::fmt::Debug>(refused: Result<T, Status>) -> bool {
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    error_reason(&refused) == "TOO_MANY_CALLS_IN_ALL"
+}
+
+/// A stream that stays open until its sender is dropped.
+async fn open_stream(caller: &Handle) -> mpsc::UnboundedSender<pb::StreamVerifyRequest> {
+    let (requests, sent) = mpsc::unbounded_channel();
+    requests.send(asking(ask("any"))).unwrap();
+    let mut answers = caller.stream(UnboundedReceiverStream::new(sent)).await.unwrap();
+    answers.next().await.unwrap().unwrap();
+    tokio::spawn(async move { while answers.next().await.is_some() {} });
+    requests
+}
+
+#[tokio::test]
+async fn a_connection_ends_at_its_age_and_no_call_is_lost() {
+    for own in [true, false] {
+        let change: fn(&mut Settings) = match own {
+            true => |settings| settings.connection_age_max = SECOND,
+            false => |settings| (settings.connection_age_max, settings.http2) = (SECOND, Http2::Hyper),
+        };
+        let site = Site::changed(Engine::Memory, "127.0.0.1:0", change).await;
+        let (admin, key) = (site.admin(), site.admin().issue("Key", &[]).await);
+        let opened = "keyward_http2_connections_opened_total";
+        let before = value(&metrics(&site.ops_addr()).await, opened).unwrap();
+        let (mut calls, began) = (0, Instant::now());
+        while calls % 50 != 0 || value(&metrics(&site.ops_addr()).await, opened).unwrap() < before + 3.0 {
+            assert_eq!(admin.reason(&key.secret).await, Reason::Ok);
+            calls += 1;
+            assert!(began.elapsed() < PATIENCE, "it never ends");
+        }
+        // Three times nine tenths of a second, at least.
+        assert!(began.elapsed() > 2 * SECOND, "{:?}", began.elapsed());
+    }
+}
+
+/// The next frame, however long it takes. PINGs are answered.
+async fn next_answered(peer: &mut Peer) -> Option<Frame> {
+    let frame = peer.next_in(Duration::from_secs(3_600)).await?;
+    if frame.kind == PING && frame.flags & 1 == 0 {
+        peer.send(PING, 1, 0, &frame.payload).await;
+    }
+    Some(frame)
+}
+
+/// The clock is paused, and jumps when everything waits.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_open_at_the_age_of_its_connection_has_five_minutes_more() {
+    let change: fn(&mut Settings) = |settings| {
+        settings.serving_threads = 0;
+        settings.connection_age_max = Duration::from_secs(600);
+    };
+    let site = Site::changed(Engine::Memory, "off", change).await;
+    let mut peer = Peer::open(&site).await;
+    let began = Instant::now();
+    peer.call(1, &head("/grpc.health.v1.Health/Watch"), &prefixed(b"")).await;
+    let told = loop {
+        let frame = next_answered(&mut peer).await.unwrap();
+        if frame.kind == GOAWAY {
+            break frame;
+        }
+    };
+    let aged = began.elapsed();
+    assert_eq!(told.code(), 0);
+    assert!((540..=660).contains(&aged.as_secs()), "{aged:?}");
+    while let Some(frame) = next_answered(&mut peer).await {
+        assert_ne!(frame.kind, RST_STREAM, "{frame:?}");
+    }
+    let more = began.elapsed() - aged;
+    assert!((299..=302).contains(&more.as_secs()), "{more:?}");
+}
+
+#[tokio::test]
+async fn the_strangers_of_one_address_make_room_for_each_other_and_for_callers() {
+    let change: fn(&mut Settings) = |settings| settings.stranger_connections_per_address_max = 3;
+    let site = Site::changed(Engine::Memory, "127.0.0.1:0", change).await;
+    let known = site.admin();
+    assert_eq!(known.reason("any").await, Reason::Malformed);
+    let mut strangers = vec![];
+    for _ in 0..5 {
+        let mut peer = Peer::open(&site).await;
+        peer.until_pong(1).await;
+        strangers.push(peer);
+    }
+    for (nth, peer) in strangers.iter_mut().enumerate() {
+        if nth < 2 {
+            assert_eq!(peer.find(|frame| frame.kind == GOAWAY).await.code(), 0);
+        } else {
+            peer.until_pong(2).await;
+        }
+    }
+    // Callers with a key are none of them, before and after; each makes its first call on a connection of its own.
+    for _ in 0..5 {
+        let caller = Handle::new(
+            crate::support::harness::endpoint(&site.addr()).connect_lazy(),
+            Some(site.admin_secret().into()),
+        );
+        assert_eq!(caller.reason("any").await, Reason::Malformed);
+        assert_eq!(known.reason("any").await, Reason::Malformed);
+    }
+    let turned_away = value(&metrics(&site.ops_addr()).await, "keyward_connections_turned_away_total");
+    assert!(turned_away >= Some(2.0), "{turned_away:?}");
+}
+
+#[tokio::test]
+async fn more_slow_calls_than_may_be_are_refused_at_once_and_what_takes_power_away_is_not() {
+    let change: fn(&mut Settings) = |settings| settings.slow_calls_max = 4;
+    let site = Site::changed(Engine::Memory, "127.0.0.1:0", change).await;
+    let (admin, key) = (site.admin(), site.admin().issue("Key", &[]).await);
+    let others = [site.with_roles(&["keyward.verifier"]).await, site.with_roles(&["keyward.verifier"]).await];
+    let mut streams = vec![];
+    for _ in 0..2 {
+        streams.push(open_stream(&admin).await);
+    }
+    // Half of all are this caller's.
+    assert!(too_many(admin.get(pb::GetKeyRequest::default()).await));
+    assert!(too_many(admin.stream(tokio_stream::pending()).await));
+    for _ in 0..3 {
+        assert_eq!(admin.reason(&key.secret).await, Reason::Ok, "verdicts that are answered at once go on");
+    }
+    // Another caller has the rest.
+    for other in &others {
+        streams.push(open_stream(other).await);
+    }
+    assert!(too_many(others[1].stream(tokio_stream::pending()).await));
+    wait_for_value(&site.ops_addr(), "keyward_slow_calls", |calls| calls == 4.0).await;
+    admin.disable(disable(&key.key)).await.unwrap();
+    assert_eq!(admin.reason(&key.secret).await, Reason::Disabled);
+    drop(streams);
+    wait_for_value(&site.ops_addr(), "keyward_slow_calls", |calls| calls == 0.0).await;
+    admin.create(new_key("Again", &[])).await.unwrap();
+    let whole = timeout(PATIENCE, async { admin.read(&key.key).await }).await.unwrap();
+    assert_eq!(whole.key_id, key.key.key_id);
+}
