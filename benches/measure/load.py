@@ -28,6 +28,8 @@ class Load:
     generator_cores: float
     server_cores: float
     generator_cpu_us: float = 0
+    tls: tuple[str, ...] | None = None
+    """Its version, cipher suite and key exchange."""
 
 
 def headers(caller: str) -> list[str]:
@@ -35,10 +37,10 @@ def headers(caller: str) -> list[str]:
     return [part for line in lines for part in ("-H", line)]
 
 
-def reply_of(port: int, path: str, caller: str, body: Path) -> bytes:
+def reply_of(server: Process, path: str, caller: str, body: Path) -> bytes:
     """One reply, with its prefix. It fails unless the gRPC status is OK."""
-    url = f"http://127.0.0.1:{port}{path}"
-    command = ["nghttp", "-v", "--no-dep", "-d", str(body), *headers(caller), url]
+    url = f"{server.scheme}://127.0.0.1:{server.port}{path}"
+    command = ["nghttp", "-v", "--no-dep", "--no-verify-peer", "-d", str(body), *headers(caller), url]
     shown = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace").stdout
     if "grpc-status: 0" not in shown:
         raise SystemExit(f"{path} is refused:\n{shown}")
@@ -49,7 +51,7 @@ def load(server: Process, path: str, caller: str, body: Path, mix: str, calls: i
     """Loads a server with a number of calls, and fails unless every one is answered."""
     connections, streams = mix.split("x")
     threads = min(int(connections), os.cpu_count() or 1)
-    url = f"http://127.0.0.1:{server.port}{path}"
+    url = f"{server.scheme}://127.0.0.1:{server.port}{path}"
     command = ["h2load", "-t", str(threads), "-c", connections, "-m", streams, "-n", str(calls), "-d", str(body)]
     before, used, began = server.cpu, children_cpu(), time.monotonic()
     loaded = subprocess.run([*command, *headers(caller), *more, url], capture_output=True, text=True, timeout=LOAD_SECONDS_MAX)
@@ -58,7 +60,10 @@ def load(server: Process, path: str, caller: str, body: Path, mix: str, calls: i
     answered = re.search(r"finished in .*?, ([\d.]+) req/s.*\nrequests: .* (\d+) succeeded, ", shown)
     if not answered or int(answered[2]) != calls:
         raise SystemExit(f"the load failed:\n{shown}")
-    return Load(float(answered[1]), cpu / calls * 1e6, generator / wall, cpu / wall)
+    tls = re.search(r"TLS Protocol: (\S+)\nCipher: (\S+)\nServer Temp Key: (.+)\n", shown)
+    if (tls is not None) != (server.scheme == "https"):
+        raise SystemExit(f"it is not known how this was encrypted:\n{shown}")
+    return Load(float(answered[1]), cpu / calls * 1e6, generator / wall, cpu / wall, tls=tls.groups() if tls else None)
 
 
 def loadgen(server: Process, what: str, calls: int, *more: object) -> Load:
@@ -93,6 +98,8 @@ def compared(ours: list[Load], theirs: list[Load]) -> dict:
     """Medians, and the medians of the ratios of each round."""
     ratios = [a.rate / b.rate for a, b in zip(ours, theirs, strict=True)]
     cpu = [a.cpu_us / b.cpu_us for a, b in zip(ours, theirs, strict=True)]
+    if len({run.tls for run in ours + theirs}) > 1:
+        raise SystemExit(f"they do not encrypt in the same way: {ours[0].tls}, {theirs[0].tls}")
     return {
         "rate": round(median([run.rate for run in ours])),
         "echo_rate": round(median([run.rate for run in theirs])),
@@ -104,6 +111,7 @@ def compared(ours: list[Load], theirs: list[Load]) -> dict:
         "generator_cores": round(median([run.generator_cores for run in ours]), 2),
         "server_cores": round(median([run.server_cores for run in ours]), 2),
         "echo_generator_cores": round(median([run.generator_cores for run in theirs]), 2),
+        "tls": ours[0].tls,
     }
 
 

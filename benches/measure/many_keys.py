@@ -75,7 +75,7 @@ def stream(options: Options) -> dict:
     chosen = keyring.secrets[:: len(keyring.secrets) // BATCH][:BATCH]
     body = kept("batch", framed(b"".join(field(1, verify_request(*pair)) for pair in chosen)))
     with Keyward(keyring.data_dir) as server:
-        reply = len(field(1, reply_of(server.port, VERIFY, keyring.caller, one)[5:]))
+        reply = len(field(1, reply_of(server, VERIFY, keyring.caller, one)[5:]))
         request = len(field(1, verify_request(*secret)))
         with Echo(reply) as echo:
             sent = ("--bytes", request)

@@ -12,6 +12,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from .certificate import Certificate
 from .paths import WORK, program
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -23,6 +24,9 @@ SETTINGS = {"KEYWARD_OWNERS_PER_TENANT_MAX": "1000000"}
 
 class Process:
     """A process of ours, ended when its block ends."""
+
+    port: int
+    scheme = "http"
 
     def __init__(self, *command: object, log: Path, settings: dict[str, str] | None = None) -> None:
         self._log = log
@@ -94,8 +98,11 @@ def wait_for_port(port: int) -> None:
 class Keyward(Process):
     """The real program, as an operator would start it."""
 
-    def __init__(self, data_dir: Path, *more: object, build: Path | None = None) -> None:
+    def __init__(self, data_dir: Path, *more: object, build: Path | None = None, tls: Certificate | None = None) -> None:
         listen = ("--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0")
+        if tls:
+            self.scheme = "https"
+            listen += ("--tls-certificate", str(tls.chain), "--tls-key", str(tls.key))
         log = WORK / f"{data_dir.parent.name}-{data_dir.name}.log"
         began = time.monotonic()
         command = (build or program("keyward"), "serve", "--data-dir", data_dir, *listen, *more)
@@ -139,9 +146,12 @@ def seconds_of(line: re.Match[str]) -> float:
 class Echo(Process):
     """The baseline, with replies of the same size: compiled as cargo does by default, or with the profile of the server."""
 
-    def __init__(self, reply_bytes: int, profile: str = "stock") -> None:
+    def __init__(self, reply_bytes: int, profile: str = "stock", tls: Certificate | None = None) -> None:
         self.port = free_port()
-        super().__init__(program("echo", profile), self.port, reply_bytes, log=WORK / f"echo-{profile}.log")
+        files = (tls.chain, tls.key) if tls else ()
+        if tls:
+            self.scheme = "https"
+        super().__init__(program("echo", profile), self.port, reply_bytes, *files, log=WORK / f"echo-{profile}.log")
         wait_for_port(self.port)
 
 

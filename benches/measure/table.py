@@ -19,22 +19,7 @@ def table() -> str:
     """What was kept, as Markdown."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     lines = [about(), ""]
-    if measured := found.get("verify"):
-        lines += [
-            f"Verify of one key among {measured['keys']:,}, {measured['request_bytes']} bytes of request; the echo has the "
-            "same bytes. CPU is that of the server.",
-            "",
-            "| connections x calls | Verify/s | echo/s | ratio | lowest to highest | CPU a call | echo's | ratio | of an echo with our profile: rate, CPU | generator |",
-            "|---|---|---|---|---|---|---|---|---|---|",
-        ]
-        for mix in filter(measured["rows"].__contains__, MIXES):
-            row = measured["rows"][mix]
-            lines.append(
-                f"| {mix.replace('x', ' x ')} | {row['rate']:,} | {row['echo_rate']:,} | **{row['ratio']:.2f}** | "
-                f"{row['ratios'][0]:.2f}-{row['ratios'][-1]:.2f} | {row['cpu_us']:.1f} us | {row['echo_cpu_us']:.1f} us | "
-                f"**{row['cpu_ratio']:.2f}** | {row['like_ratio']:.2f}, {row['like_cpu_ratio']:.2f} | "
-                f"{row['generator_cores']:.2f} cores, server {row['server_cores']:.2f} |"
-            )
+    lines += verify_rows(found)
     others = ["", "| what | measured | baseline in the same run | ratio |", "|---|---|---|---|"]
     if measured := found.get("batch"):
         others.append(
@@ -65,6 +50,38 @@ def table() -> str:
     if measured := found.get("inside"):
         text += inside_table(measured)
     return "\n".join(text)
+
+
+def verify_rows(found: dict) -> list[str]:
+    """One verdict in a call, beside an echo."""
+    plain, tls = found.get("verify"), found.get("tls")
+    if not (measured := plain or tls):
+        return []
+    said = (
+        f"Verify of one key among {measured['keys']:,}, {measured['request_bytes']} bytes of request; the echo has the "
+        "same bytes. CPU is that of the server."
+    )
+    rows = []
+    for section, suffix in ((plain, ""), (tls, " over TLS")):
+        named = section["rows"] if section else {}
+        for mix in filter(named.__contains__, MIXES):
+            row = named[mix]
+            rows.append(
+                f"| {mix.replace('x', ' x ')}{suffix} | {row['rate']:,} | {row['echo_rate']:,} | **{row['ratio']:.2f}** | "
+                f"{row['ratios'][0]:.2f}-{row['ratios'][-1]:.2f} | {row['cpu_us']:.1f} us | {row['echo_cpu_us']:.1f} us | "
+                f"**{row['cpu_ratio']:.2f}** | {row['like_ratio']:.2f}, {row['like_cpu_ratio']:.2f} | "
+                f"{row['generator_cores']:.2f} cores, server {row['server_cores']:.2f} |"
+            )
+    if tls:
+        version, suite, _ = next(iter(tls["rows"].values()))["tls"]
+        said += f" TLS is {version} with {suite} and a certificate of ECDSA on P-256, in all of them."
+    return [
+        said,
+        "",
+        "| connections x calls | Verify/s | echo/s | ratio | lowest to highest | CPU a call | echo's | ratio | of an echo with our profile: rate, CPU | generator |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *rows,
+    ]
 
 
 def spread_rows(found: dict) -> list[str]:

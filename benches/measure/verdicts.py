@@ -7,12 +7,13 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .certificate import Certificate
 from .keys import Keys, keys
 from .load import alternating, loadgen, compared, load, median, reply_of
-from .options import Options
+from .options import MIXES_TLS, Options
 from .paths import RESULTS, ROOT, WORK, kept
 from .processes import Echo, Keyward, Process, Redis
 from .wire import field, framed, verify_request
@@ -28,20 +29,20 @@ PROBE_CALLS_OTHERWISE = 30_000
 
 
 @contextlib.contextmanager
-def side_by_side(options: Options, keyring: Keys) -> Iterator[tuple[Keyward, Echo, Echo, Path]]:
+def side_by_side(keyring: Keys, tls: Certificate | None = None) -> Iterator[tuple[Keyward, Echo, Echo, Path]]:
     """The server, the stock echo and the one of the server's profile, warm, with requests and replies of the same size."""
     secret, scope = keyring.secrets[len(keyring.secrets) // 2]
     body = kept("verify", framed(verify_request(secret, scope)))
-    with Keyward(keyring.data_dir) as server:
-        reply = reply_of(server.port, VERIFY, keyring.caller, body)
+    with Keyward(keyring.data_dir, tls=tls) as server:
+        reply = reply_of(server, VERIFY, keyring.caller, body)
         if reply[5:7] != b"\x08\x01":
             raise SystemExit("the key is refused")
         # The echo parses what it is sent: one field of as many bytes.
         echoed = field(1, b"x" * (body.stat().st_size - 5 - 2))
         echo_body = kept("echo", framed(echoed))
         assert echo_body.stat().st_size == body.stat().st_size
-        with Echo(len(reply) - 5) as echo, Echo(len(reply) - 5, "release") as like:
-            assert len(reply_of(echo.port, ECHO, keyring.caller, echo_body)) == len(reply)
+        with Echo(len(reply) - 5, tls=tls) as echo, Echo(len(reply) - 5, "release", tls) as like:
+            assert len(reply_of(echo, ECHO, keyring.caller, echo_body)) == len(reply)
             for target, path, sent in ((server, VERIFY, body), (echo, ECHO, echo_body), (like, ECHO, echo_body)):
                 load(target, path, keyring.caller, sent, "8x32", WARM_UP_CALLS)
             yield server, echo, like, body
@@ -49,12 +50,22 @@ def side_by_side(options: Options, keyring: Keys) -> Iterator[tuple[Keyward, Ech
 
 def verify(options: Options) -> dict:
     """Throughput and CPU of Verify against the echo, mix by mix."""
+    measured = beside_echo(options, options.mixes)
+    return measured | {"rows": earlier("verify", "rows") | measured["rows"]}
+
+
+def over_tls(options: Options) -> dict:
+    """The same with all three servers over TLS, with the same certificate."""
+    return beside_echo(options, MIXES_TLS, Certificate.make())
+
+
+def beside_echo(options: Options, mixes: Sequence[str], tls: Certificate | None = None) -> dict:
     keyring = keys(options.keys)
     rows = {}
-    with side_by_side(options, keyring) as (server, echo, like, body):
+    with side_by_side(keyring, tls) as (server, echo, like, body):
         echo_body = WORK / "echo.body"
         before, answered = server.verdicts()["OK"], 0
-        for mix in options.mixes:
+        for mix in mixes:
             probe = load(echo, ECHO, keyring.caller, echo_body, mix, PROBE_CALLS.get(mix, PROBE_CALLS_OTHERWISE))
             calls = int(probe.rate * options.seconds)
             ours, theirs, likes = alternating(
@@ -71,7 +82,7 @@ def verify(options: Options) -> dict:
         allowed = server.verdicts()["OK"] - before
         if allowed != answered:
             raise SystemExit(f"{answered} calls were answered, and {allowed} allowed")
-    return {"rows": earlier("verify", "rows") | rows, "keys": options.keys, "request_bytes": body.stat().st_size}
+    return {"rows": rows, "keys": options.keys, "request_bytes": body.stat().st_size}
 
 
 def earlier(section: str, part: str) -> dict:
@@ -83,7 +94,7 @@ def earlier(section: str, part: str) -> dict:
 def latency(options: Options) -> dict:
     """The 99th percentile of a call, both servers at half of the echo's peak rate."""
     keyring = keys(options.keys)
-    with side_by_side(options, keyring) as (server, echo, _, body):
+    with side_by_side(keyring) as (server, echo, _, body):
         echo_body = WORK / "echo.body"
         peak = load(echo, ECHO, keyring.caller, echo_body, "8x32", WARM_UP_CALLS).rate
         each = int(peak / 2 / 8)

@@ -1,15 +1,16 @@
 //! The baseline: an empty service as tonic's guide writes one. Stock codec, stock multi-thread runtime,
 //! system allocator.
 //!
-//! `echo <port> <bytes of a reply>`: every reply is a gRPC message of that many bytes, so that it weighs what
-//! the reply of the call beside it weighs.
+//! `echo <port> <bytes of a reply> [<certificate> <private key>]`: every reply is a gRPC message of that many
+//! bytes, so that it weighs what the reply of the call beside it weighs. With a certificate, it speaks TLS as
+//! tonic does by itself. Both files are PEM.
 
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 
 use tokio_stream::{Stream, StreamExt};
-use tonic::transport::Server;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
 use self::pb::Payload;
@@ -43,11 +44,16 @@ impl Echo for Service {
 async fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let (Some(port), Some(bytes)) = (args.next(), args.next()) else {
-        return Err("usage: echo <port> <bytes of a reply>".into());
+        return Err("usage: echo <port> <bytes of a reply> [<certificate> <private key>]".into());
     };
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port.parse()?));
     let service = Service { reply: payload_of(bytes.parse()?)? };
-    Server::builder().add_service(EchoServer::new(service)).serve(addr).await?;
+    let mut server = Server::builder();
+    if let (Some(certificate), Some(key)) = (args.next(), args.next()) {
+        let identity = Identity::from_pem(std::fs::read(certificate)?, std::fs::read(key)?);
+        server = server.tls_config(ServerTlsConfig::new().identity(identity))?;
+    }
+    server.add_service(EchoServer::new(service)).serve(addr).await?;
     Ok(())
 }
 
