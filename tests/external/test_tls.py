@@ -1,8 +1,10 @@
-"""TLS, met by openssl, grpcio, grpcurl (grpc-go) and Envoy; certificates that change under load."""
+"""TLS, met by openssl, testssl.sh, grpcio, grpcurl (grpc-go) and Envoy; certificates that change under load."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -11,8 +13,10 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -95,6 +99,103 @@ def test_grpcio_and_grpcurl_show_certificates(serve: Callable[..., Server], pki:
     shows_none_too = Grpcurl(server.address, server.admin_key, identity[:2], plaintext=False)
     without = shows_none_too.run("list", options=("-connect-timeout", "2"))
     assert without.returncode != 0 and without.stdout == "", without.stderr
+
+
+TESTSSL_SECONDS_MAX = 300
+"""Far more than it takes."""
+
+NOT_OFFERED = (
+    *("SSLv2", "SSLv3", "TLS1", "TLS1_1"),
+    # The last one is every suite with CBC that is in none of the others.
+    *("cipherlist_NULL", "cipherlist_aNULL", "cipherlist_EXPORT", "cipherlist_LOW", "cipherlist_3DES_IDEA", "cipherlist_AVERAGE"),
+)
+OFFERED = ("TLS1_2", "TLS1_3", "cipherlist_STRONG", "PFS")
+NOT_VULNERABLE = (
+    *("heartbleed", "CCS", "ROBOT", "secure_client_renego", "CRIME_TLS", "POODLE_SSL", "SWEET32", "FREAK", "DROWN"),
+    *("LOGJAM", "BEAST", "LUCKY13", "RC4"),
+)
+PROMISED = {
+    **{name: "not offered" for name in NOT_OFFERED},
+    **{name: "offered" for name in OFFERED},
+    **{name: "not vulnerable" for name in NOT_VULNERABLE},
+    "ALPN_HTTP2": "h2",
+    "secure_renego": "supported",
+    "fallback_SCSV": "no protocol below TLS 1.2 offered",
+}
+"""What testssl must say, as its findings begin. Left out: what is about HTTP/1 (BREACH, Ticketbleed)."""
+
+OF_THIS_MACHINE = {"engine_problem"}
+"""Findings that are about its own openssl."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    severity: str
+    text: str
+
+
+def found_by_testssl(address: str, directory: Path, *groups: str) -> dict[str, Finding]:
+    """What testssl finds, by its own names. Groups of checks are made at once: it mostly waits."""
+    host, _ = address.split(":")
+    options = ["--quiet", "--color", "0", "--warnings", "batch", "--nodns", "none", "--ip", host]
+
+    def check(group: str) -> dict[str, Finding]:
+        report = directory / f"testssl{group.replace(' ', '')}.json"
+        told = subprocess.run(
+            ["testssl", *options, "--jsonfile", str(report), *group.split(), address],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TESTSSL_SECONDS_MAX,
+        )
+        assert report.exists(), told.stdout + told.stderr
+        return {found["id"]: Finding(found["severity"], found["finding"]) for found in json.loads(report.read_text())}
+
+    with ThreadPoolExecutor() as pool:
+        return {name: finding for found in pool.map(check, groups) for name, finding in found.items()}
+
+
+def faults(found: dict[str, Finding], promised: Mapping[str, str]) -> set[str]:
+    """What is missing or is not as promised, and what testssl thinks ill of beside that."""
+    broken = {name for name, text in promised.items() if name not in found or not found[name].text.startswith(text)}
+    blamed = {name for name, finding in found.items() if finding.severity not in ("OK", "INFO", "DEBUG")}
+    return broken | blamed - OF_THIS_MACHINE
+
+
+def test_testssl_finds_no_fault(serve: Callable[..., Server], pki: Pki, tmp_path: Path) -> None:
+    """It offers no ALPN, but in one check: its handshakes finish, and then the server closes."""
+    server = serve(**pki.settings(demand=False))
+    found = found_by_testssl(server.address, tmp_path, "-p -s", "-f -U")
+    assert not faults(found, PROMISED), found
+
+
+def test_testssl_finds_the_faults_of_a_server_that_has_some(pki: Pki, tmp_path: Path) -> None:
+    """That what is promised above can be broken: openssl, with all that it still has."""
+    files = ("-cert", pki.file("server.pem"), "-key", pki.file("server.key"))
+    log = tmp_path / "s_server.log"
+    with log.open("wb") as sink, subprocess.Popen(
+        ["openssl", "s_server", "-accept", "127.0.0.1:0", *files, "-cipher", "ALL:COMPLEMENTOFALL:@SECLEVEL=0"],
+        # It ends with its input.
+        stdin=subprocess.PIPE,
+        stdout=sink,
+        stderr=subprocess.STDOUT,
+    ) as server:
+        try:
+            found = found_by_testssl(address_of(log), tmp_path, "-p -s --lucky13")
+        finally:
+            server.kill()
+    checked = {name: PROMISED[name] for name in (*NOT_OFFERED, "TLS1_2", "TLS1_3", "LUCKY13")}
+    protocols, suites = {"TLS1", "TLS1_1"}, {"cipherlist_NULL", "cipherlist_aNULL", "cipherlist_AVERAGE"}
+    assert faults(found, checked) == protocols | suites | {"LUCKY13"}, found
+
+
+def address_of(log: Path) -> str:
+    """Where an openssl listens, as soon as it says so."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not (told := re.search(r"^ACCEPT (\S+)$", log.read_text(errors="replace"), re.MULTILINE)):
+        assert time.monotonic() < deadline, log.read_text(errors="replace")
+        time.sleep(0.02)
+    return told[1]
 
 
 @contextmanager
