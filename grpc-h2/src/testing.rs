@@ -164,6 +164,11 @@ impl Writer {
         self.flush_all(bytes).await.unwrap();
     }
 
+    /// Ends what is written. Dropping it does not where a stream encrypts.
+    pub async fn end(mut self) {
+        drop(self.0.shutdown().await);
+    }
+
     /// A stream that encrypts may keep a part until it is flushed.
     async fn flush_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all(bytes).await?;

@@ -16,6 +16,7 @@ use super::slots::{CredentialMark, Slot};
 use super::tls::Protocol;
 use super::tls::handshake::{HandshakeError, Pending, Turns, accept};
 use super::tls::reload::{CallerGuard, Tls};
+use super::tls::wiping::Wiping;
 
 /// A stream of any kind, on the current runtime.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub(super) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
     /// Boxed: it is ten times as large as the others.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Wiping<TcpStream>>>),
 }
 
 /// Does the same with a stream of any kind.
@@ -72,7 +73,7 @@ impl Stream {
     pub(super) fn ip(&self) -> Option<IpAddr> {
         let addr = match self {
             Self::Tcp(stream) => stream.peer_addr().ok(),
-            Self::Tls(stream) => stream.get_ref().0.peer_addr().ok(),
+            Self::Tls(stream) => stream.get_ref().0.get_ref().peer_addr().ok(),
             Self::Unix(_) => None,
         };
         addr.map(|addr| addr.ip().to_canonical())

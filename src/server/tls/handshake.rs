@@ -23,6 +23,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::Protocol;
+use super::wiping::Wiping;
 use crate::metrics::FailedHandshake;
 
 /// How long a handshake may take.
@@ -127,9 +128,9 @@ pub(in crate::server) async fn accept(
     pending: &Pending,
     turns: &Turns,
     stream: TcpStream,
-) -> Result<(TlsStream<TcpStream>, Vec<CertificateDer<'static>>), HandshakeError> {
+) -> Result<(TlsStream<Wiping<TcpStream>>, Vec<CertificateDer<'static>>), HandshakeError> {
     let guard = pending.enter();
-    let mut accepting = pin!(TlsAcceptor::from(config).accept(stream));
+    let mut accepting = pin!(TlsAcceptor::from(config).accept(Wiping::new(stream)));
     let taking_turns = async {
         loop {
             let turn = turns.0.acquire().await;

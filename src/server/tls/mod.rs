@@ -1,13 +1,14 @@
 //! TLS 1.3 and 1.2 for callers, by rustls.
 //!
 //! [`files`] makes a configuration of certificates and keys, [`reload`] looks after them while the server
-//! runs, and [`handshake`] begins a connection on its core. Nobody resumes a session: each connection shows
-//! its certificate anew.
+//! runs, and [`handshake`] begins a connection on its core. `wiping` keeps plaintext out of its memory.
+//! Nobody resumes a session: each connection shows its certificate anew.
 
 mod certificate;
 mod files;
 pub mod handshake;
 pub mod reload;
+pub(in crate::server) mod wiping;
 
 use std::path::PathBuf;
 

@@ -242,7 +242,7 @@ impl Line {
     /// Ends the connection, and waits until the server has ended it too.
     pub(super) async fn close(self) {
         let (mut reader, writer) = self.peer.split();
-        drop(writer);
+        writer.end().await;
         while reader.next().await.is_some() {}
     }
 
@@ -258,7 +258,7 @@ impl Line {
         for part in sent.chunks(WRITE_BYTES) {
             writer.write(part).await;
         }
-        drop(writer);
+        writer.end().await;
         reader.goaway().await;
     }
 }
