@@ -1,5 +1,5 @@
-//! Limits by caller and by address: how old a connection becomes, how many of strangers one address has, and how
-//! many calls are under way. Below them no call is lost, and they are left again as they are met.
+//! Limits by caller and by address: how old a connection becomes, how many of strangers one address has, and
+//! how many calls are under way. Below them no call is lost, and they are left again as they are met.
 
 use std::time::Duration;
 
@@ -114,7 +114,8 @@ async fn the_strangers_of_one_address_make_room_for_each_other_and_for_callers()
             peer.until_pong(2).await;
         }
     }
-    // Callers with a key are none of them, before and after; each makes its first call on a connection of its own.
+    // Callers with a key are none of them, before and after; each makes its first call on a connection of its
+    // own.
     for _ in 0..5 {
         let caller = Handle::new(
             crate::support::harness::endpoint(&site.addr()).connect_lazy(),
