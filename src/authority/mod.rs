@@ -41,7 +41,7 @@ pub use self::create::{Created, KeyMinter, NewKey};
 pub use self::error::{AuthorityError, Resource, Violation};
 pub use self::query::{Listed, Selector};
 pub use self::tenants::NewTenant;
-pub use crate::store::{Backup, BackupFormat, Exceeded};
+pub use crate::store::{Backup, BackupFormat, Exceeded, SoughtText};
 
 /// How often a change is tried when others come in between. Then it fails as outdated.
 const COMMIT_ATTEMPTS_MAX: usize = 64;

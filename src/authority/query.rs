@@ -9,7 +9,7 @@ use keyward_core::id::KeyId;
 use keyward_core::record::{KeyRecord, State};
 
 use super::{Authority, AuthorityError};
-use crate::store::{KeyQuery, PagePermit, ReadContext};
+use crate::store::{KeyQuery, PagePermit, ReadContext, SoughtText};
 
 /// Selects keys of a tenant.
 #[derive(Clone, Debug, Default)]
@@ -17,9 +17,9 @@ pub struct Selector {
     /// States. Empty: any.
     pub states: Vec<State>,
     /// The exact owner. `None`: any.
-    pub owner: Option<String>,
+    pub owner: Option<SoughtText>,
     /// Labels that the keys must all have.
-    pub labels: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, SoughtText>,
     /// Ids. Empty: any.
     pub key_ids: Vec<KeyId>,
 }
@@ -83,9 +83,9 @@ fn query_binding(grant: &Grant<Read>, selector: &Selector) -> Vec<Vec<u8>> {
         State::Revoked => b'r',
     });
     let mut parts = vec![b"keys".to_vec(), grant.tenant().as_str().into(), states.collect()];
-    parts.push(owner.clone().unwrap_or_default().into_bytes());
+    parts.push(owner.as_ref().map(|owner| owner.given().into()).unwrap_or_default());
     parts.push(labels.len().to_le_bytes().to_vec());
-    parts.extend(labels.iter().flat_map(|(name, value)| [name.clone().into_bytes(), value.clone().into_bytes()]));
+    parts.extend(labels.iter().flat_map(|(name, value)| [name.as_str().into(), value.given().into()]));
     parts.extend(key_ids.iter().map(|id| id.as_str().into()));
     parts
 }

@@ -106,7 +106,6 @@ pub fn list(request: &pb::ListKeysRequest, default: TenantId) -> Result<(TenantI
         KeyId::parse(id).map_err(|rule| rule.0)
     });
     let page_size = f.page_size("page_size", request.page_size);
-    let owner = (!owner.is_empty()).then_some(owner);
     fields.finish(tenant.map(|tenant| (tenant, Selector { states, owner, labels, key_ids }, page_size)))
 }
 

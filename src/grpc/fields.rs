@@ -17,7 +17,7 @@ use prost_types::Timestamp;
 
 use super::status::Refusal;
 use super::text;
-use crate::authority::Violation;
+use crate::authority::{SoughtText, Violation};
 
 /// 9999-12-31T23:59:59.999Z, the last time that a Timestamp can name.
 const TIME_MS_MAX: i64 = 253_402_300_799_999;
@@ -125,10 +125,11 @@ impl Fields {
         self.text(field, value, bytes_max)
     }
 
-    /// A text to be held against what is kept, of at most `bytes_max` bytes. What was kept before there were
-    /// rules for it must be found too, so only its form is made the same.
-    pub fn sought_text(&mut self, field: &str, value: String, bytes_max: usize) -> String {
-        text::normalized(self.opaque_text(field, value, bytes_max))
+    /// A text to be compared with stored ones, of at most `bytes_max` bytes. It need not keep the rules of
+    /// [`Fields::text`], because old records do not. `None`: it is empty.
+    pub fn sought_text(&mut self, field: &str, value: String, bytes_max: usize) -> Option<SoughtText> {
+        let given = self.opaque_text(field, value, bytes_max);
+        (!given.is_empty()).then(|| sought(given))
     }
 
     /// A text that is not kept, and stays as it is: of at most `bytes_max` bytes without control characters.
@@ -215,19 +216,19 @@ impl Fields {
         values.into_iter().map(one_form).collect()
     }
 
-    /// Labels to be held against those of keys; see [`Fields::sought_text`].
-    pub fn sought_labels(&mut self, field: &str, values: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    /// Labels to be compared with those of keys; see [`Fields::sought_text`].
+    pub fn sought_labels(&mut self, field: &str, values: BTreeMap<String, String>) -> BTreeMap<String, SoughtText> {
         if !self.label_names(field, &values) {
-            return values;
+            return BTreeMap::new();
         }
         if values.values().any(|v| v.len() > LABEL_VALUE_BYTES_MAX || v.chars().any(char::is_control)) {
             self.wrong(
                 field,
                 format!("values must be at most {LABEL_VALUE_BYTES_MAX} bytes without control characters"),
             );
-            return values;
+            return BTreeMap::new();
         }
-        values.into_iter().map(|(name, value)| (name, text::normalized(value))).collect()
+        values.into_iter().map(|(name, value)| (name, sought(value))).collect()
     }
 
     fn label_names(&mut self, field: &str, values: &BTreeMap<String, String>) -> bool {
@@ -335,4 +336,9 @@ impl Fields {
         }
         true
     }
+}
+
+fn sought(given: String) -> SoughtText {
+    let stored = text::normalized(given.clone());
+    SoughtText::new(given, stored)
 }

@@ -32,7 +32,7 @@ use tokio::sync::mpsc;
 pub use self::bounds::{Bounds, Exceeded, InUse};
 pub use self::commit::{Commit, CommitError, RecordWrite};
 pub use self::log_stream::LogStream;
-pub use self::query::{KeyQuery, Page, PagePermit, ReadContext};
+pub use self::query::{KeyQuery, Page, PagePermit, ReadContext, SoughtText};
 pub use self::view::{ChunkWriter, MaterializedView};
 use crate::feed::{Lagged, Subscription};
 

@@ -26,9 +26,9 @@ pub struct KeyQuery {
     /// In one of these states. Empty: in any.
     pub states: Vec<State>,
     /// Of exactly this owner.
-    pub owner: Option<String>,
+    pub owner: Option<SoughtText>,
     /// With all of these labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, SoughtText>,
     /// One of these keys. Empty: any.
     pub key_ids: Vec<KeyId>,
     /// Only keys past this one.
@@ -44,10 +44,51 @@ impl KeyQuery {
         key.tenant == self.tenant
             && key.deletion.is_none()
             && (self.states.is_empty() || self.states.contains(&key.spec.policy.state))
-            && self.owner.as_ref().is_none_or(|owner| *owner == key.spec.owner)
-            && self.labels.iter().all(|(name, value)| key.spec.labels.get(name) == Some(value))
+            && self.owner.as_ref().is_none_or(|owner| owner.is(&key.spec.owner))
+            && self.labels.iter().all(|(name, value)| key.spec.labels.get(name).is_some_and(|found| value.is(found)))
             && (self.key_ids.is_empty() || self.key_ids.contains(&key.key_id))
             && self.after.as_ref().is_none_or(|after| key.key_id > *after)
+    }
+}
+
+/// A text that keys must have. Texts are stored in one normalization form, but those of old records are as
+/// they were given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SoughtText {
+    stored: String,
+    /// If it differs.
+    given: Option<String>,
+}
+
+impl SoughtText {
+    /// A text as it was given, and in the form in which texts are stored.
+    #[must_use]
+    pub fn new(given: String, stored: String) -> Self {
+        Self { given: Some(given).filter(|given| *given != stored), stored }
+    }
+
+    /// The text as it was given.
+    #[must_use]
+    pub fn given(&self) -> &str {
+        self.given.as_deref().unwrap_or(&self.stored)
+    }
+
+    /// The forms in which a key may have it.
+    pub fn forms(&self) -> impl Iterator<Item = &str> {
+        [&*self.stored].into_iter().chain(self.given.as_deref())
+    }
+
+    /// Whether a stored text is this one.
+    #[must_use]
+    pub fn is(&self, text: &str) -> bool {
+        self.forms().any(|form| form == text)
+    }
+}
+
+/// A text that is in the form in which texts are stored.
+impl From<&str> for SoughtText {
+    fn from(text: &str) -> Self {
+        Self { stored: text.to_owned(), given: None }
     }
 }
 

@@ -334,7 +334,7 @@ async fn the_few_disabled_keys_of_an_owner_with_many_are_listed_without_reading_
     create_all(&store, (0..KEYS).map(|n| labelled(n, "acme", &[("team", "growth")], state(n)))).await;
     let of_owner = |states: &[State]| KeyQuery { owner: Some("acme".into()), states: states.to_vec(), ..list(50) };
     let of_label = |states: &[State]| {
-        let labels = [("team".to_owned(), "growth".to_owned())].into();
+        let labels = [("team".to_owned(), "growth".into())].into();
         KeyQuery { labels, states: states.to_vec(), ..list(50) }
     };
     let of_any = |states: &[State]| KeyQuery { states: states.to_vec(), ..list(50) };
@@ -363,7 +363,7 @@ async fn conditions_with_much_each_and_next_to_nothing_in_common_are_refused() {
     create_all(&store, (0..4_000).map(|n| labelled(n, owner(n), labels(n), State::Active))).await;
     let gold = |owner: &str, limit: usize| KeyQuery {
         owner: Some(owner.into()),
-        labels: [("tier".to_owned(), "gold".to_owned())].into(),
+        labels: [("tier".to_owned(), "gold".into())].into(),
         ..list(limit)
     };
     assert_eq!(pages(&store, gold("odd", 50)).unwrap().len(), 2_000);

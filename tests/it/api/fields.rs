@@ -112,11 +112,13 @@ async fn texts_are_kept_and_sought_in_one_form() {
 async fn what_was_stored_before_there_were_rules_still_works() {
     let mut site = Site::start().await;
     let made = site.admin().issue("Key", &[]).await;
+    let owner = format!(" \u{202e}{DECOMPOSED}");
     site.stop().await;
     write_to(site.dir.path(), START, |mut key: KeyRecord| {
         (key.tenant.as_str() == "default").then(|| {
             key.spec.display_name = "\u{200b}".into();
-            key.spec.owner = " \u{202e}owner".into();
+            key.spec.owner = owner.clone();
+            key.spec.labels = [("team".to_owned(), DECOMPOSED.to_owned())].into();
             key.spec.policy.audiences = vec![DECOMPOSED.into()];
             key.state_changed = None;
             key
@@ -129,7 +131,17 @@ async fn what_was_stored_before_there_were_rules_still_works() {
         let asked = pb::VerifyRequest { audience: DECOMPOSED.into(), explain, ..ask(&made.secret) };
         assert_eq!(admin.ask(asked).await.unwrap().reason(), Reason::Ok);
     }
-    assert_eq!(found(&admin, pb::KeySelector { owner: " \u{202e}owner".into(), ..Default::default() }).await, 1);
+    // As they are shown, they find their key: alone and together, of any state and of one.
+    let of_owner = pb::KeySelector { owner, ..Default::default() };
+    let labels = [("team".to_owned(), DECOMPOSED.to_owned())].into();
+    let of_both = pb::KeySelector { labels, ..of_owner.clone() };
+    let of_label = pb::KeySelector { owner: String::new(), ..of_both.clone() };
+    let active = pb::KeySelector { states: vec![pb::State::Active.into()], ..of_owner.clone() };
+    for selector in [of_owner, of_both, of_label, active] {
+        assert_eq!(found(&admin, selector.clone()).await, 1, "{selector:?}");
+        let other = pb::KeySelector { states: vec![pb::State::Revoked.into()], ..selector };
+        assert_eq!(found(&admin, other.clone()).await, 0, "{other:?}");
+    }
     let key = admin.read(&made.key).await;
     assert_eq!((&*key.state_by, key.state_time), ("", None), "unknown is not the same as when it was made");
     let noted = pb::Key { description: "A note".into(), ..key.clone() };

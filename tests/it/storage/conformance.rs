@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use keyward::store::{Commit, CommitError, KeyQuery, RecordWrite, Store};
+use keyward::store::{Commit, CommitError, KeyQuery, RecordWrite, SoughtText, Store};
 use keyward_core::access::{Caller, Credential, Identity, Issue, RoleScope, Unauthorized};
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::DenyReason;
@@ -296,7 +296,8 @@ async fn queries_meet_every_condition(store: Arc<dyn Store>) {
         made.revision = store.commit(commit(vec![RecordWrite::Key(Box::new(made.clone()))])).await.unwrap();
         all.push(made);
     }
-    let labels = |parity: &str| BTreeMap::from([("parity".to_owned(), parity.to_owned())]);
+    let labels = |parity: &str| BTreeMap::from([("parity".to_owned(), parity.into())]);
+    let of_two_forms = || Some(SoughtText::new("owner-2".into(), "owner-1".into()));
     let queries = [
         query(100),
         KeyQuery { states: vec![State::Disabled], ..query(100) },
@@ -308,6 +309,9 @@ async fn queries_meet_every_condition(store: Arc<dyn Store>) {
         KeyQuery { key_ids: vec![key(9).key_id, key(3).key_id, key(99).key_id], ..query(100) },
         KeyQuery { key_ids: vec![key(3).key_id], states: vec![State::Revoked], ..query(100) },
         KeyQuery { owner: Some("owner-2".into()), after: Some(key(11).key_id), ..query(3) },
+        KeyQuery { owner: of_two_forms(), ..query(100) },
+        KeyQuery { owner: of_two_forms(), labels: labels("1"), states: vec![State::Revoked], ..query(100) },
+        KeyQuery { owner: of_two_forms(), after: Some(key(11).key_id), ..query(3) },
         KeyQuery { tenant: TenantId::system(), ..query(100) },
     ];
     for query in queries {

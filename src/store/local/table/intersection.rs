@@ -1,8 +1,8 @@
 //! The intersection of several secondary index ranges.
 //!
-//! Each condition of a list is a union of ranges, one for each state, all in the order of ids. The union that
-//! is behind seeks to the position of the one ahead, and so on; ids in between are not read (the leapfrog
-//! join of Veldhuizen, "Leapfrog Triejoin", ICDT 2014).
+//! Each condition of a list is a union of ranges, one for each state and form, all in the order of ids. The
+//! union that is behind seeks to the position of the one ahead, and so on; ids in between are not read (the
+//! leapfrog join of Veldhuizen, "Leapfrog Triejoin", ICDT 2014).
 
 use keyward_core::id::KeyId;
 use sled::{IVec, Tree};

@@ -12,7 +12,7 @@ use super::Table;
 use super::index_keys::joined;
 use super::intersection::{Candidate, Intersection, Union};
 use crate::store::local::write_buffer::WriteBuffer;
-use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, KeyQuery, Page, PagePermit, StoreError};
+use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, KeyQuery, Page, PagePermit, SoughtText, StoreError};
 
 /// About how long one slice of a list takes. Then another caller's list has its turn.
 const SLICE_TIME: Duration = Duration::from_millis(10);
@@ -177,17 +177,19 @@ impl Table {
         }
         let query = &scan.query;
         let states = if query.states.is_empty() { &State::ALL[..] } else { &query.states };
-        let union = |facet: &dyn Fn(&'static str) -> Vec<u8>| {
-            Union::new(self.facets(), states.iter().map(|state| facet(state.name())))
-        };
         let tenant = query.tenant.as_str();
-        let owner = query.owner.iter().map(|owner| union(&|state| joined(&[tenant, "o", owner, state, ""])));
-        let labels = query.labels.iter();
-        let labels = labels.map(|(name, value)| union(&|state| joined(&[tenant, "l", name, value, state, ""])));
+        let union = |facet: &[&str], text: &SoughtText| {
+            let of_form = |form| states.iter().map(move |state| (form, state.name()));
+            let prefixes = text.forms().flat_map(of_form);
+            let prefixes = prefixes.map(|(form, state)| joined(&[&[tenant], facet, &[form, state, ""]].concat()));
+            Union::new(self.facets(), prefixes)
+        };
+        let owner = query.owner.iter().map(|owner| union(&["o"], owner));
+        let labels = query.labels.iter().map(|(name, value)| union(&["l", name], value));
         let mut unions: Vec<_> = owner.chain(labels).collect();
         if unions.is_empty() {
             unions.push(if states.len() < State::ALL.len() {
-                union(&|state| joined(&[tenant, "s", state, ""]))
+                Union::new(self.facets(), states.iter().map(|state| joined(&[tenant, "s", state.name(), ""])))
             } else {
                 Union::new(self.ids(), [joined(&[tenant, ""])])
             });
