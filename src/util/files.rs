@@ -65,7 +65,10 @@ pub fn create_private_dir(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    fs::DirBuilder::new().mode(0o700).recursive(true).create(path)?;
+    fs::DirBuilder::new().mode(0o700).recursive(true).create(path).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => io::Error::new(io::ErrorKind::NotADirectory, "is not a directory"),
+        _ => error,
+    })?;
     sync_parent(path)
 }
 
