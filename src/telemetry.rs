@@ -31,7 +31,11 @@ pub fn check_filter(filter: &str) -> Result<(), String> {
     parse_filter(filter).map_err(|error| format!("is not a filter: {error}"))?;
     // An empty text would parse as a level.
     let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
-    if filter.split(',').map(str::trim).any(|part| is_level(part) || part.starts_with("keyward")) {
+    let is_ours = |part: &str| {
+        let rest = part.strip_prefix("keyward");
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['=', ':', '[']))
+    };
+    if filter.split(',').map(str::trim).any(|part| is_level(part) || is_ours(part)) {
         return Ok(());
     }
     Err("would silence every line of Keyward: name a level, such as info, or a module, such as keyward=debug; off is for \

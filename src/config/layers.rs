@@ -11,7 +11,7 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER_PERMISSIVE;
-use figment::error::Kind;
+use figment::error::{Actual, Kind};
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::value::{Dict, Value};
 use figment::{Figment, Profile, Provider};
@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 use super::first_admin::FirstAdmin;
 use super::identities::IdentityTable;
 use super::listeners::{ListenerSettings, ListenerTable, TlsTable};
-use super::table::{OFF, SETTINGS, defaults};
+use super::table::{OFF, SETTINGS, defaults, may_be_empty};
 use super::{Flags, Mistakes, Settings};
 use crate::server::addr::{Group, ListenAddr, SocketAccess};
 use crate::server::tls::{ClientCertificates, TlsFiles};
@@ -36,6 +36,9 @@ const ENVIRONMENT: &str = "in the environment";
 const DEFAULT: &str = "default";
 /// The variable that names the file. It belongs to the command line and is not a setting.
 const ENV_CONFIG: &str = "config";
+
+/// How similar a setting must be (by Jaro and Winkler, of 1) to be what a misspelt name means.
+const SIMILAR: f64 = 0.85;
 
 /// Threads that serve connections, at most.
 const SERVING_THREADS_MAX: usize = 256;
@@ -50,7 +53,7 @@ pub(super) struct Layers {
 
 /// One value or several, as a list or as text with commas.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "must be an address with a port, or a list of such")]
 enum OneOrMany {
     One(String),
     Many(Vec<String>),
@@ -58,7 +61,7 @@ enum OneOrMany {
 
 /// A number, or a text.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "must be a text")]
 pub(super) enum NumberOrText {
     Number(u32),
     Text(String),
@@ -95,25 +98,15 @@ impl Layers {
     /// A setting's value. `None`: it is wrong, and the mistake is noted. The methods below do the same.
     pub(super) fn value<T: DeserializeOwned>(&mut self, name: &str) -> Option<T> {
         // A setting without a default is absent, not wrong.
-        let found = self.figment.find_value(name).unwrap_or_else(|_| Value::from(figment::value::Empty::None));
-        match found.deserialize() {
-            Ok(value) => Some(value),
-            Err(error) => {
-                let what = wrong_word(&error.kind).unwrap_or_else(|| format!("is of the wrong kind: {}", error.kind));
-                self.mistake(name, &what);
-                None
+        let mut found = self.figment.find_value(name).unwrap_or_else(|_| Value::from(figment::value::Empty::None));
+        if found.as_str().is_some_and(|text| text.trim().is_empty()) {
+            if !may_be_empty(name) {
+                self.mistake(name, "must not be empty");
+                return None;
             }
+            found = Value::from("");
         }
-    }
-
-    /// A path that is not empty.
-    pub(super) fn path(&mut self, name: &str) -> Option<PathBuf> {
-        let path: PathBuf = self.value(name)?;
-        if path.as_os_str().is_empty() {
-            self.mistake(name, "must not be empty");
-            return None;
-        }
-        Some(path)
+        found.deserialize().map_err(|error| self.mistake(name, &unsuitable(&error.kind))).ok()
     }
 
     pub(super) fn serving_threads(&mut self) -> Option<usize> {
@@ -254,7 +247,7 @@ impl Layers {
     pub(super) fn listen_addr_or_off(&mut self, name: &str) -> Option<Option<ListenAddr>> {
         let text: String = self.value(name)?;
         match text.trim() {
-            "" | OFF => Some(None),
+            OFF => Some(None),
             text => match text.parse() {
                 Ok(addr) => Some(Some(addr)),
                 Err(error) => {
@@ -371,8 +364,9 @@ impl Layers {
             Ok(data) => {
                 let names = data.values().flat_map(BTreeMap::keys);
                 for name in names.filter(|name| !SETTINGS.iter().any(|setting| setting.name == **name)) {
-                    let name = if place == ENVIRONMENT { variable(name) } else { name.clone() };
-                    self.mistakes.push(format!("{name} ({place}): is not a setting"));
+                    let shown = |name: &str| if place == ENVIRONMENT { variable(name) } else { name.to_owned() };
+                    let (hint, name) = (hint(name, shown), shown(name));
+                    self.mistakes.push(format!("{name} ({place}): is not a setting{hint}"));
                 }
                 let source = Layer { place: place.to_owned(), data };
                 self.figment = std::mem::take(&mut self.figment).merge(source);
@@ -393,15 +387,49 @@ impl Layers {
 /// With the field that is wrong, if it is one.
 fn entry<T: DeserializeOwned>(found: &Value) -> Result<T, Vec<String>> {
     found.deserialize().map_err(|error| {
-        let what = wrong_word(&error.kind).unwrap_or_else(|| error.kind.to_string());
+        let what = unsuitable(&error.kind);
         vec![error.path.last().map_or_else(|| what.clone(), |field| format!("{field} {what}"))]
     })
 }
 
-/// What is said of a word that is not one of a setting's.
-fn wrong_word(kind: &Kind) -> Option<String> {
-    let Kind::UnknownVariant(found, known) = kind else { return None };
-    Some(format!("is {found}, and must be {}", known.join(" or ")))
+/// Why a value cannot be one of a setting.
+fn unsuitable(kind: &Kind) -> String {
+    let (found, expected) = match kind {
+        Kind::UnknownVariant(found, known) => return format!("is {found}, and must be {}", known.join(" or ")),
+        Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => (found, expected),
+        // What a type expects of which there are several forms.
+        kind => return kind.to_string(),
+    };
+    let found = match found {
+        Actual::Str(text) => text.clone(),
+        Actual::Bool(value) => value.to_string(),
+        Actual::Unsigned(number) => number.to_string(),
+        Actual::Signed(number) => number.to_string(),
+        Actual::Float(number) => number.to_string(),
+        Actual::Seq => "a list".to_owned(),
+        Actual::Map => "a table".to_owned(),
+        other => other.to_string(),
+    };
+    let expected = match &**expected {
+        "a boolean" => "true or false",
+        "u32" | "u64" | "usize" => "a whole number",
+        "a string" | "path string" => "a text",
+        "a sequence" => "a list",
+        other => other,
+    };
+    format!("is {found}, and must be {expected}")
+}
+
+/// What may be meant by a name that is not a setting.
+fn hint(name: &str, shown: impl Fn(&str) -> String) -> String {
+    if name == "port" || name.ends_with("_port") {
+        return format!("; a port is part of an address, as in {}", shown("listen"));
+    }
+    let similar = SETTINGS.iter().map(|setting| (strsim::jaro_winkler(name, setting.name), setting.name));
+    match similar.max_by(|one, other| one.0.total_cmp(&other.0)) {
+        Some((similarity, meant)) if similarity >= SIMILAR => format!("; did you mean {}?", shown(meant)),
+        _ => String::new(),
+    }
 }
 
 /// The mode of a file, of octal digits.

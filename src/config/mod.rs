@@ -1,7 +1,7 @@
 //! Settings. Flags override the environment (`KEYWARD_…`), which overrides the TOML file.
 //!
-//! Unknown names are refused. All mistakes are reported at once, each with its source. Secrets are not
-//! settings; the paths of their files are.
+//! Unknown names are refused, and so are empty texts where they do not mean that nothing is set. All mistakes
+//! are reported at once, each with its source. Secrets are not settings; the paths of their files are.
 
 pub mod first_admin;
 mod identities;
@@ -48,9 +48,9 @@ pub struct Settings {
     /// What the identities of connections are given: client certificates, and users on Unix sockets. Default
     /// none. It is read again on SIGHUP.
     pub identity: Vec<Assignment>,
-    /// The address of probes and metrics over HTTP: `/livez`, `/readyz`, `/metrics`. `off` or an empty text
-    /// for none. Addresses that other machines can reach are allowed, because Prometheus is often elsewhere,
-    /// and nothing secret is served here. Default `127.0.0.1:9464`.
+    /// The address of probes and metrics over HTTP: `/livez`, `/readyz`, `/metrics`. `off` for none.
+    /// Addresses that other machines can reach are allowed, because Prometheus is often elsewhere, and
+    /// nothing secret is served here. Default `127.0.0.1:9464`.
     pub ops_listen: Option<ListenAddr>,
     /// The pepper file. Default `<data_dir>/pepper`; made at the first start.
     pub pepper_file: PathBuf,
@@ -211,12 +211,8 @@ impl Settings {
     pub fn load(flags: &Flags, file: Option<PathBuf>) -> Result<Effective, Mistakes> {
         let mut layers = Layers::read(flags, file);
         let first_admin = layers.first_admin("bootstrap_admin_file", "bootstrap_admin_digest");
-        let (data_dir, ops_listen) = (layers.path("data_dir"), layers.listen_addr_or_off("ops_listen"));
-        // It has no default of its own, so it is checked only if it was set.
-        let pepper_file = match layers.value::<Option<PathBuf>>("pepper_file") {
-            Some(Some(_)) => layers.path("pepper_file").map(Some),
-            absent => absent,
-        };
+        let (data_dir, ops_listen) = (layers.value::<PathBuf>("data_dir"), layers.listen_addr_or_off("ops_listen"));
+        let pepper_file = layers.value::<Option<PathBuf>>("pepper_file");
         let (socket_mode, socket_group) = (layers.mode("socket_mode"), layers.group("socket_group"));
         let sockets = socket_mode.zip(socket_group).map(|(mode, group)| SocketAccess { mode, group });
         let (tls, ops_tls) = (layers.tls(), layers.value("ops_tls"));

@@ -22,6 +22,18 @@ pub(super) struct Setting {
     pub(super) listed: fn(&Settings) -> String,
 }
 
+impl Setting {
+    /// Whether an empty text is as good as none.
+    fn may_be_empty(&self) -> bool {
+        self.default == r#""""#
+    }
+}
+
+/// Whether an empty text is as good as none for a setting.
+pub(super) fn may_be_empty(name: &str) -> bool {
+    SETTINGS.iter().any(|setting| setting.name == name && setting.may_be_empty())
+}
+
 /// Every setting, in the order in which they are listed.
 pub(super) const SETTINGS: &[Setting] = &[
     Setting { name: "data_dir", default: r#""./data""#, listed: |s| text(&s.data_dir.display()) },

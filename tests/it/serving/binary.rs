@@ -223,8 +223,8 @@ fn probes_are_answered_where_the_configuration_says() {
     let listing = |command: &mut Command| text(&command.output().unwrap()).0;
     let default = listing(keyward(&["config"]).env_remove("KEYWARD_OPS_LISTEN"));
     assert!(default.contains("ops_listen = \"127.0.0.1:9464\" # default\n"), "{default}");
-    let empty = listing(keyward(&["config"]).env("KEYWARD_OPS_LISTEN", ""));
-    assert!(empty.contains("ops_listen = \"off\" # in the environment\n"), "{empty}");
+    let off = listing(keyward(&["config"]).env("KEYWARD_OPS_LISTEN", "off"));
+    assert!(off.contains("ops_listen = \"off\" # in the environment\n"), "{off}");
     let flag = listing(&mut keyward(&["config", "--ops-listen", "0.0.0.0:1"]));
     assert!(flag.contains("ops_listen = \"0.0.0.0:1\" # on the command line\n"), "{flag}");
     let refused = text(&keyward(&["config", "--ops-listen", "on"]).output().unwrap()).1;

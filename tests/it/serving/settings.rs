@@ -128,33 +128,95 @@ fn a_variable_is_refused_unless_it_is_a_setting_or_a_link_of_kubernetes() {
     }
 }
 
+/// A setting that may be empty says so by its default.
 #[test]
-fn what_is_empty_is_refused_by_name() {
-    for name in
-        ["KEYWARD_DATA_DIR", "KEYWARD_PEPPER_FILE", "KEYWARD_LISTEN", "KEYWARD_LOG_FILTER", "KEYWARD_DRAIN_DELAY"]
-    {
-        let output = keyward(&["config"]).env(name, "").output().unwrap();
-        let (listing, error) = text(&output);
-        assert_eq!(output.status.code(), Some(1), "{name}: {listing}");
-        assert!(error.contains(&format!("{name} (in the environment): ")), "{name}: {error}");
-        assert!(!error.contains("  ,") && !error.contains(": :"), "{error}");
+fn what_is_empty_is_as_if_it_were_not_set_or_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("keyward.toml");
+    let unset = text(&keyward(&["config"]).env_remove("KEYWARD_OPS_LISTEN").output().unwrap()).0;
+    assert!(unset.lines().count() > 30, "{unset}");
+    for line in unset.lines() {
+        let (name, value) = line.strip_suffix(" # default").unwrap().split_once(" = ").unwrap();
+        let variable = format!("KEYWARD_{}", name.to_uppercase());
+        for empty in ["", "  "] {
+            fs::write(&file, format!("{name} = \"{empty}\"\n")).unwrap();
+            let of_file = keyward(&["config", "--config"]).arg(&file).env_remove("KEYWARD_OPS_LISTEN").output();
+            let of_environment = keyward(&["config"]).env(&variable, empty).output();
+            for (output, source) in [
+                (of_file.unwrap(), format!("{name} (in {})", file.display())),
+                (of_environment.unwrap(), format!("{variable} (in the environment)")),
+            ] {
+                let (listing, error) = text(&output);
+                if value == "\"\"" {
+                    let is_listed = listing.lines().any(|line| line.starts_with(&format!("{name} = \"\" # in ")));
+                    assert!(is_listed, "{source}: {listing}{error}");
+                } else {
+                    let said = format!("keyward: the configuration has 1 mistake:\n  - {source}: must not be empty\n");
+                    assert_eq!((output.status.code(), error), (Some(1), said));
+                }
+            }
+        }
     }
     for flag in ["--data-dir", "--pepper-file", "--config"] {
         let (_, error) = text(&keyward(&["config", flag, ""]).output().unwrap());
         assert!(error.contains(&format!("a value is required for '{flag}")), "{error}");
+    }
+    for flag in ["--ops-listen", "--log-filter"] {
+        let (_, error) = text(&keyward(&["config", flag, ""]).output().unwrap());
+        assert!(error.contains("(on the command line): must not be empty"), "{flag}: {error}");
     }
     let (_, error) = text(&keyward(&["config"]).env("KEYWARD_CONFIG", "").output().unwrap());
     assert!(error.contains("--config"), "{error}");
 }
 
 #[test]
+fn a_value_of_another_kind_is_told_with_what_it_must_be() {
+    for (name, value, said) in [
+        ("KEYWARD_REFLECTION", "perhaps", "is perhaps, and must be true or false"),
+        ("KEYWARD_OPS_TLS", "1", "is 1, and must be true or false"),
+        ("KEYWARD_TENANTS_MAX", "many", "is many, and must be a whole number"),
+        ("KEYWARD_TENANTS_MAX", "-1", "is -1, and must be a whole number"),
+        ("KEYWARD_SERVING_THREADS", "1.5", "is 1.5, and must be a whole number"),
+        ("KEYWARD_JOURNAL_SEGMENT_BYTES", "16MiB", "is 16MiB, and must be a whole number"),
+        ("KEYWARD_LISTENER", "127.0.0.1:1", "is 127.0.0.1:1, and must be a list"),
+        ("KEYWARD_DATA_DIR", "[1]", "is a list, and must be a text"),
+    ] {
+        let (_, error) = text(&keyward(&["config"]).env(name, value).output().unwrap());
+        let line = format!("keyward: the configuration has 1 mistake:\n  - {name} (in the environment): {said}\n");
+        assert_eq!(error, line);
+    }
+}
+
+#[test]
+fn what_is_not_a_setting_is_told_with_what_was_meant() {
+    for (name, meant) in [
+        ("KEYWARD_LOG_FILTRE", "; did you mean KEYWARD_LOG_FILTER?"),
+        ("KEYWARD_DATADIR", "; did you mean KEYWARD_DATA_DIR?"),
+        ("KEYWARD_PORT", "; a port is part of an address, as in KEYWARD_LISTEN"),
+        ("KEYWARD_GRPC_PORT", "; a port is part of an address, as in KEYWARD_LISTEN"),
+        ("KEYWARD_COLOUR", ""),
+    ] {
+        let (_, error) = text(&keyward(&["config"]).env(name, "6000").output().unwrap());
+        assert!(error.ends_with(&format!("{name} (in the environment): is not a setting{meant}\n")), "{error}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("keyward.toml");
+    fs::write(&file, "data_dri = \"x\"\nport = 6000\n").unwrap();
+    let (_, error) = text(&keyward(&["config", "--config"]).arg(&file).output().unwrap());
+    assert!(error.contains("is not a setting; did you mean data_dir?\n"), "{error}");
+    assert!(error.contains("is not a setting; a port is part of an address, as in listen\n"), "{error}");
+}
+
+#[test]
 fn a_log_filter_that_would_silence_everything_is_refused() {
-    for filter in ["inof", "keywrad=debug", "h2=debug", "", "[span]=info"] {
+    for filter in ["inof", "keywrad=debug", "h2=debug", "keywards=debug", "keyward-core=info", "[span]=info"] {
         let (_, error) = text(&keyward(&["config", "--log-filter", filter]).output().unwrap());
         let said = "log_filter (on the command line): would silence every line";
         assert!(error.contains(said), "{filter}: {error}");
     }
-    for filter in ["off", "WARN", "info,h2=debug", "keyward::http2=trace", "h2=off, error"] {
+    for filter in
+        ["off", "WARN", "info,h2=debug", "keyward", "keyward[call]=info", "keyward::grpc=trace", "h2=off, error"]
+    {
         let output = keyward(&["config", "--log-filter", filter]).output().unwrap();
         assert!(output.status.success(), "{filter}: {}", text(&output).1);
     }
@@ -210,6 +272,8 @@ fn the_files_that_a_configuration_names_are_looked_at() {
     fs::remove_file(&pepper).unwrap();
     fs::write(&data, "a file").unwrap();
     assert!(config("127.0.0.1:1").1.contains("data is not a directory"));
+    let serve = keyward(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(&data).output().unwrap();
+    assert_eq!(text(&serve).1, format!("keyward: the data directory {}: is not a directory\n", data.display()));
     fs::remove_file(&data).unwrap();
 
     let certificates = Files::write(dir.path());
