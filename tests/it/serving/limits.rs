@@ -50,6 +50,9 @@ fn threads_that_are_not_granted_are_told_as_that() {
         let error = refusal(&format!("ulimit -u {processes}"), dir.path());
         assert!(error.contains(" threads, and the system grants ") && error.contains("ulimit -u"), "{error}");
     }
+    // So few addresses leave no room for their stacks either.
+    let error = refusal("ulimit -v 60000", dir.path());
+    assert!(error.contains(" threads, and the system grants ") && error.contains("ulimit -v"), "{error}");
 }
 
 #[test]

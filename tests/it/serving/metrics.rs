@@ -1,14 +1,19 @@
 //! Metrics of the process, its disk and its store, in both formats.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use keyward::app::Engine;
 use keyward::server::addr::ListenAddr;
 use keyward_core::clock::UnixMillis;
 use tokio::net::TcpStream;
 
+use crate::storage::disk::copy_dir;
 use crate::support::harness::{START, Site};
 use crate::support::ops_client::{converse, metrics, value, wait_for_value};
+use crate::support::program::Program;
 
 /// The content type and the text that a client with this Accept header gets.
 async fn accepting(ops: &ListenAddr, accept: &str) -> (String, String) {
@@ -136,4 +141,17 @@ async fn journal_table_disk_and_backup_are_told_of() {
     let mut backup = admin.backup().await.unwrap();
     while backup.message().await.unwrap().is_some() {}
     wait_for_value(&ops, "keyward_last_backup_timestamp_seconds", |time| time == later.0 as f64 / 1e3).await;
+}
+
+/// What a restore makes begins with a snapshot, of the backup's time.
+#[tokio::test]
+async fn the_newest_snapshot_is_told_of() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/data-directories/v2-restored/data"), dir.path());
+    fs::set_permissions(dir.path().join("pepper"), fs::Permissions::from_mode(0o600)).unwrap();
+    let program = Program::serve(dir.path(), &["--ops-listen", "127.0.0.1:0"]);
+    let ops = program.said("ops listening listen=").parse().unwrap();
+    wait_for_value(&ops, "keyward_last_snapshot_timestamp_seconds", |time| time == START.0 as f64 / 1e3).await;
+    program.signal("TERM");
+    assert_eq!(program.end().0, Some(0));
 }
