@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use keyward::grpc::pb::Reason;
 use keyward::grpc::pb::health::HealthCheckRequest;
@@ -290,6 +291,21 @@ async fn a_handshake_has_five_seconds() {
     drop(silent.read_to_end(&mut vec![]).await);
     assert_eq!(before.elapsed().as_secs(), 5);
     assert_eq!(server.metric("keyward_tls_handshakes_total{result=\"TIMEOUT\"}").await, "1");
+}
+
+/// Neither one who has said nothing, nor one who has begun.
+#[tokio::test]
+async fn an_unfinished_handshake_does_not_hold_up_a_stop() {
+    let server = Encrypted::start(None).await;
+    let silent = TcpStream::connect(server.addr()).await.unwrap();
+    let mut begun = TcpStream::connect(server.addr()).await.unwrap();
+    begun.write_all(&[22, 3, 1, 1, 0]).await.unwrap();
+    // Connections are accepted in order: when this one is answered, the others are served.
+    assert_eq!(checks(&server.channel(None)).await, Ok(()));
+    // Well within the 5 s that a handshake may take.
+    let stopped = tokio::time::timeout(Duration::from_secs(3), server.app.stop()).await;
+    stopped.expect("the stop is not held up").unwrap();
+    drop((silent, begun));
 }
 
 #[tokio::test]
