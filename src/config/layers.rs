@@ -11,7 +11,7 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER_PERMISSIVE;
-use figment::error::{Actual, Kind};
+use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::value::{Dict, Value};
 use figment::{Figment, Profile, Provider};
@@ -22,6 +22,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::first_admin::FirstAdmin;
+use super::hints::{hint, told, unsuitable};
 use super::identities::IdentityTable;
 use super::listeners::{ListenerSettings, ListenerTable, TlsTable};
 use super::table::{OFF, SETTINGS, defaults, may_be_empty};
@@ -36,9 +37,6 @@ const ENVIRONMENT: &str = "in the environment";
 const DEFAULT: &str = "default";
 /// The variable that names the file. It belongs to the command line and is not a setting.
 const ENV_CONFIG: &str = "config";
-
-/// How similar a setting must be (by Jaro and Winkler, of 1) to be what a misspelt name means.
-const SIMILAR: f64 = 0.85;
 
 /// Threads that serve connections, at most.
 const SERVING_THREADS_MAX: usize = 256;
@@ -106,7 +104,16 @@ impl Layers {
             }
             found = Value::from("");
         }
-        found.deserialize().map_err(|error| self.mistake(name, &unsuitable(&error.kind))).ok()
+        let mut read = found.deserialize();
+        let word = match read.as_ref().err().map(|error| &error.kind) {
+            Some(Kind::InvalidType(found, expected)) if expected.starts_with("enum ") => Some(told(found)),
+            _ => None,
+        };
+        if let Some(word) = word {
+            // As a text, it is told with the words that it may be.
+            read = Value::from(word).deserialize();
+        }
+        read.map_err(|error| self.mistake(name, &unsuitable(&error.kind))).ok()
     }
 
     pub(super) fn serving_threads(&mut self) -> Option<usize> {
@@ -321,7 +328,7 @@ impl Layers {
     }
 
     pub(super) fn duration(&mut self, name: &str, allowed: RangeInclusive<Duration>) -> Option<Duration> {
-        let text: String = self.value(name)?;
+        let text = self.value::<NumberOrText>(name)?.to_string();
         match humantime::parse_duration(&text) {
             Ok(duration) if allowed.contains(&duration) => Some(duration),
             Ok(duration) => {
@@ -390,46 +397,6 @@ fn entry<T: DeserializeOwned>(found: &Value) -> Result<T, Vec<String>> {
         let what = unsuitable(&error.kind);
         vec![error.path.last().map_or_else(|| what.clone(), |field| format!("{field} {what}"))]
     })
-}
-
-/// Why a value cannot be one of a setting.
-fn unsuitable(kind: &Kind) -> String {
-    let (found, expected) = match kind {
-        Kind::UnknownVariant(found, known) => return format!("is {found}, and must be {}", known.join(" or ")),
-        Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => (found, expected),
-        // What a type expects of which there are several forms.
-        kind => return kind.to_string(),
-    };
-    let found = match found {
-        Actual::Str(text) => text.clone(),
-        Actual::Bool(value) => value.to_string(),
-        Actual::Unsigned(number) => number.to_string(),
-        Actual::Signed(number) => number.to_string(),
-        Actual::Float(number) => number.to_string(),
-        Actual::Seq => "a list".to_owned(),
-        Actual::Map => "a table".to_owned(),
-        other => other.to_string(),
-    };
-    let expected = match &**expected {
-        "a boolean" => "true or false",
-        "u32" | "u64" | "usize" => "a whole number",
-        "a string" | "path string" => "a text",
-        "a sequence" => "a list",
-        other => other,
-    };
-    format!("is {found}, and must be {expected}")
-}
-
-/// What may be meant by a name that is not a setting.
-fn hint(name: &str, shown: impl Fn(&str) -> String) -> String {
-    if name == "port" || name.ends_with("_port") {
-        return format!("; a port is part of an address, as in {}", shown("listen"));
-    }
-    let similar = SETTINGS.iter().map(|setting| (strsim::jaro_winkler(name, setting.name), setting.name));
-    match similar.max_by(|one, other| one.0.total_cmp(&other.0)) {
-        Some((similarity, meant)) if similarity >= SIMILAR => format!("; did you mean {}?", shown(meant)),
-        _ => String::new(),
-    }
 }
 
 /// The mode of a file, of octal digits.

@@ -4,6 +4,7 @@
 //! are reported at once, each with its source. Secrets are not settings; the paths of their files are.
 
 pub mod first_admin;
+mod hints;
 mod identities;
 mod layers;
 mod listeners;

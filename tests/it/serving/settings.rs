@@ -179,7 +179,10 @@ fn a_value_of_another_kind_is_told_with_what_it_must_be() {
         ("KEYWARD_SERVING_THREADS", "1.5", "is 1.5, and must be a whole number"),
         ("KEYWARD_JOURNAL_SEGMENT_BYTES", "16MiB", "is 16MiB, and must be a whole number"),
         ("KEYWARD_LISTENER", "127.0.0.1:1", "is 127.0.0.1:1, and must be a list"),
+        ("KEYWARD_LISTEN", "6000", "must be an address with a port, or a list of such"),
         ("KEYWARD_DATA_DIR", "[1]", "is a list, and must be a text"),
+        ("KEYWARD_HTTP2", "2", "is 2, and must be own or hyper"),
+        ("KEYWARD_DRAIN_DELAY", "5", "must be a duration such as 10s or 2m"),
     ] {
         let (_, error) = text(&keyward(&["config"]).env(name, value).output().unwrap());
         let line = format!("keyward: the configuration has 1 mistake:\n  - {name} (in the environment): {said}\n");
