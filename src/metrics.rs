@@ -2,7 +2,8 @@
 //!
 //! All families and label sets are made at the start, so that counting is an atomic add on a handle: no lock,
 //! no allocation and no lookup during a call. All labels are constants: nothing that a caller sends, and no
-//! tenant, owner, key or secret, can become one.
+//! tenant, owner, key or secret, can become one; but for the names of authenticated callers, of whom at most
+//! 200 have counters of their own.
 
 mod callbacks;
 mod fast_path;
@@ -10,12 +11,14 @@ mod http2;
 mod process;
 mod prometheus_text;
 mod tls;
+mod unknown_secrets;
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use keyward_core::access::Caller;
 use keyward_core::decision::DenyReason;
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -28,6 +31,7 @@ use self::callbacks::{CounterFn, GaugeFn, LabelledCounters, LabelledGauges, Opti
 pub use self::fast_path::{FastPathCounts, SlowPathReason};
 pub use self::http2::{Closed, Flood, Http2Counts, RefusedStream, Side};
 pub use self::tls::{FailedHandshake, TlsCounts};
+use self::unknown_secrets::UnknownSecrets;
 
 /// The commit that the program was built from, if the build set it.
 const COMMIT: &str = match option_env!("KEYWARD_COMMIT") {
@@ -117,6 +121,10 @@ pub struct MetricSources {
     pub last_backup: OptionalValueFn,
     /// The revision of the index.
     pub revision: ValueFn,
+    /// For each reason, the number of failed authentications.
+    pub failed_authentications: Vec<(&'static str, ValueFn)>,
+    /// The number of refusals whose answers wait.
+    pub refusals_waiting: ValueFn,
     /// The number of calls under way that are not answered where they are read.
     pub slow_calls: ValueFn,
     /// The number of open connections of callers.
@@ -168,6 +176,8 @@ impl Default for MetricSources {
             last_snapshot: unknown(),
             last_backup: unknown(),
             revision: zero(),
+            failed_authentications: vec![],
+            refusals_waiting: zero(),
             slow_calls: zero(),
             connections: zero(),
             connections_of_strangers: zero(),
@@ -236,6 +246,11 @@ impl Metrics {
         );
         let help = "When the last backup was made that was read to its end; absent if there was none since the start";
         registry.register_with_unit("last_backup_timestamp", help, Unit::Seconds, OptionalGaugeFn(sources.last_backup));
+        let help = "Calls whose caller could not be authenticated, by reason";
+        let failed = LabelledCounters("reason", sources.failed_authentications);
+        registry.register("failed_authentications", help, failed);
+        let help = "Refusals of such calls that wait, because there are many of their origin";
+        registry.register("refusals_waiting", help, GaugeFn(sources.refusals_waiting));
         let help = "Calls of authenticated callers under way, save those that are answered where they are read";
         registry.register("slow_calls", help, GaugeFn(sources.slow_calls));
         registry.register("connections", "Open connections of callers", GaugeFn(sources.connections));
@@ -346,6 +361,7 @@ pub struct Verdicts {
     audience_mismatch: Counter,
     ip_not_allowed: Counter,
     scope_missing: Counter,
+    unknown_secrets: UnknownSecrets,
 }
 
 impl Verdicts {
@@ -353,6 +369,10 @@ impl Verdicts {
         let family = Family::<Labels<1>, Counter>::default();
         registry.register("verdicts", "Verdicts on keys, by reason; OK is the one that allows", family.clone());
         let counter = |reason| family.get_or_create_owned(&[("reason", reason)]);
+        let unknown_secrets = UnknownSecrets::default();
+        let help =
+            "Verdicts on what is no key, by reason and by the caller who asked: at most 200 callers, then 'other'";
+        registry.register("unknown_secrets", help, unknown_secrets.clone());
         Self {
             ok: counter("OK"),
             malformed: counter("MALFORMED"),
@@ -369,11 +389,13 @@ impl Verdicts {
             audience_mismatch: counter("AUDIENCE_MISMATCH"),
             ip_not_allowed: counter("IP_NOT_ALLOWED"),
             scope_missing: counter("SCOPE_MISSING"),
+            unknown_secrets,
         }
     }
 
-    /// Counts a verdict: `None` allows, a reason denies.
-    pub fn count(&self, failure: Option<DenyReason>) {
+    /// Counts a verdict for a caller: `None` allows, a reason denies.
+    pub fn count(&self, caller: &Caller, failure: Option<DenyReason>) {
+        self.unknown_secrets.note(caller, failure);
         let counter = match failure {
             None => &self.ok,
             Some(DenyReason::Malformed) => &self.malformed,

@@ -24,17 +24,18 @@ use crate::grpc::refusals;
 use crate::grpc::state::{StateHandle, VerifyState};
 use crate::health::Health;
 use crate::index::Index;
-use crate::layer::authn::AuthnLayer;
+use crate::layer::authn::{AuthnLayer, CallerLimits};
 use crate::layer::deadline::DeadlineLayer;
+use crate::layer::failures::AuthnFailures;
 use crate::layer::in_flight::CallsInFlight;
 use crate::layer::incoming::{IncomingLayer, IncompleteLayer};
-use crate::layer::log::LogLayer;
+use crate::layer::log::{AccessLog, LogLayer};
 use crate::layer::metrics::MetricsLayer;
 use crate::layer::protocol::ProtocolLayer;
 use crate::metrics::{Metrics, Verdicts};
 use crate::server::addr::ListenAddr;
 use crate::server::age::ConnectionAge;
-use crate::server::connections::{self, Accepted, MakeConnection, Transport};
+use crate::server::connections::{self, Accepted, Http2, MakeConnection, Transport};
 use crate::server::cores::Cores;
 use crate::server::lifecycle::{Stop, Tasks};
 use crate::server::listener::{Admission, Listener, connections_max};
@@ -101,11 +102,14 @@ impl Frontend {
         let slots = Slots::kept(connections_max(), of_callers.len(), settings.stranger_connections_per_address_max);
         let budget = Budget::new(settings.stranger_request_bytes_max, settings.request_bytes_max);
         let limits = SharedLimits::new(grpc::LIMITS)?;
-        let in_flight = CallsInFlight::new(settings.slow_calls_max);
+        let limits_of_callers = CallerLimits {
+            in_flight: CallsInFlight::new(settings.slow_calls_max),
+            failures: AuthnFailures::new(settings.failed_authentication_delay),
+        };
         let sources = Sources {
             index,
             slots: &slots,
-            in_flight: &in_flight,
+            limits: &limits_of_callers,
             budget: &budget,
             clock,
             phase: &phase,
@@ -127,7 +131,9 @@ impl Frontend {
 
         // Nothing fails from here on.
         ops.spawn("refusals", refusals::tell_left_out(ops.stop_token()));
+        ops.spawn("failed authentications", limits_of_callers.failures.clone().tell(ops.stop_token()));
         let (counts, tls_counts) = (metrics.http2(), metrics.tls());
+        let access_log = AccessLog::one_in(settings.access_log_sample, settings.http2 == Http2::Own);
         let age = ConnectionAge::about(settings.connection_age_max);
         let transport = Transport { http2: settings.http2, budget, limits, counts, tls_counts, age };
         for (door, routes) in doors {
@@ -139,7 +145,8 @@ impl Frontend {
             let accepting = listener.accept(admission, accepted, acceptors.stop_token(), stop.clone());
             acceptors.spawn("accept", accepting);
             let terms = Terms { services, demand, proxies };
-            let served = Served { terms, in_flight: in_flight.clone(), routes, encryption };
+            let served =
+                Served { terms, limits: limits_of_callers.clone(), access_log: access_log.clone(), routes, encryption };
             serve(&connections, incoming, transport.clone(), &cores, served, &state, &metrics);
         }
         if let Some((listener, encryption)) = ops_door {
@@ -239,7 +246,8 @@ fn start_cores(count: usize) -> Result<Cores, StartError> {
 /// What a listener serves on which terms, and how it encrypts.
 struct Served {
     terms: Terms,
-    in_flight: CallsInFlight,
+    limits: CallerLimits,
+    access_log: AccessLog,
     routes: Routes,
     encryption: Option<EncryptsWith>,
 }
@@ -250,18 +258,18 @@ fn serve(
     incoming: Accepted,
     transport: Transport,
     cores: &Cores,
-    Served { terms, in_flight, routes, encryption }: Served,
+    Served { terms, limits, access_log, routes, encryption }: Served,
     state: &StateHandle,
     metrics: &Metrics,
 ) {
     let (calls, fast_path) = (metrics.calls(), metrics.fast_path());
-    let service = LogLayer.layer(IncompleteLayer.layer(routes.prepare()));
-    let service = DeadlineLayer.layer(AuthnLayer::new(state.clone(), terms.clone(), in_flight).layer(service));
+    let service = LogLayer::new(access_log.clone()).layer(IncompleteLayer.layer(routes.prepare()));
+    let service = DeadlineLayer.layer(AuthnLayer::new(state.clone(), terms.clone(), limits).layer(service));
     let service = ProtocolLayer.layer(service);
     let service = IncomingLayer.layer(MetricsLayer::new(calls.clone()).layer(service));
     let state = state.clone();
     let make_fast_path = move |peer, connection| {
-        FastVerify::new(state.clone(), terms.clone(), &calls, fast_path.clone(), peer, connection)
+        FastVerify::new(state.clone(), (terms.clone(), access_log.clone()), &calls, fast_path.clone(), peer, connection)
     };
     let runtimes = Runtimes { shared: Handle::current(), urgent: cores.urgent(), bulk: cores.bulk() };
     let make_connection =

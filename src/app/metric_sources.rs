@@ -12,7 +12,8 @@ use tokio::sync::watch;
 use crate::fast_path;
 use crate::grpc::calls::guarded;
 use crate::index::{Index, NameKind};
-use crate::layer::in_flight::CallsInFlight;
+use crate::layer::authn::CallerLimits;
+use crate::layer::failures::REASONS;
 use crate::metrics::{MetricSources, Metrics, OptionalValueFn, ValueFn};
 use crate::server::ops_http::Phase;
 use crate::server::slots::{SlotUsage, Slots};
@@ -32,7 +33,7 @@ pub(super) struct Observed {
 pub(super) struct Sources<'a> {
     pub(super) index: &'a Arc<Index>,
     pub(super) slots: &'a Slots,
-    pub(super) in_flight: &'a CallsInFlight,
+    pub(super) limits: &'a CallerLimits,
     pub(super) budget: &'a Budget,
     pub(super) clock: &'a Arc<dyn Clock>,
     pub(super) phase: &'a watch::Sender<Phase>,
@@ -43,7 +44,7 @@ pub(super) struct Sources<'a> {
 impl Sources<'_> {
     /// The metrics of a server that starts now.
     pub(super) fn metrics(&self) -> Metrics {
-        let (writable, in_flight) = (self.observed.writable.clone(), self.in_flight.clone());
+        let writable = self.observed.writable.clone();
         let sources = MetricSources {
             start_seconds: seconds(self.clock.now()),
             phases: self.phases(),
@@ -70,7 +71,9 @@ impl Sources<'_> {
             tls_stale: self.tls_stale(),
             administrators: self.administrators(),
             writable: Box::new(move || u64::from(writable.load(Ordering::Relaxed))),
-            slow_calls: Box::new(move || in_flight.count() as u64),
+            failed_authentications: self.failures(),
+            refusals_waiting: self.of_limits(|limits| limits.failures.waiting()),
+            slow_calls: self.of_limits(|limits| limits.in_flight.count() as u64),
             connections: self.slots(|usage| usage.all as u64),
             connections_of_strangers: self.slots(|usage| usage.by_strangers as u64),
             connections_turned_away: self.slots(|usage| usage.turned_away),
@@ -123,6 +126,19 @@ impl Sources<'_> {
     fn administrators(&self) -> ValueFn {
         let (store, clock) = (self.observed.store.clone(), self.clock.clone());
         Box::new(move || store.get().map_or(0, |store| store.lasting_administrators(clock.now()) as u64))
+    }
+
+    fn of_limits(&self, of: fn(&CallerLimits) -> u64) -> ValueFn {
+        let limits = self.limits.clone();
+        Box::new(move || of(&limits))
+    }
+
+    fn failures(&self) -> Vec<(&'static str, ValueFn)> {
+        let of_reason = |reason| -> (&'static str, ValueFn) {
+            let failures = self.limits.failures.clone();
+            (reason, Box::new(move || failures.count(reason)))
+        };
+        REASONS.map(of_reason).into()
     }
 
     fn slots(&self, of: fn(SlotUsage) -> u64) -> ValueFn {

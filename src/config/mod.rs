@@ -91,6 +91,9 @@ pub struct Settings {
     /// Calls of authenticated callers under way at most, save verdicts that are answered at once and changes
     /// that only take power away. Of one caller, at most half as many. Default 2,048; at least 2.
     pub slow_calls_max: usize,
+    /// So late a failed authentication is answered, after the first twenty of its origin in a minute. Default
+    /// 1 s; from 0 s, which is at once, to 10 s.
+    pub failed_authentication_delay: Duration,
     /// Size of new journal segments. Default 16 MiB; from 64 KiB to 1 GiB.
     pub journal_segment_bytes: u64,
     /// If the journal is larger than this, its oldest segments are deleted once a snapshot covers them.
@@ -122,6 +125,8 @@ pub struct Settings {
     /// Whether to start although the watermark is missing beside a journal with changes. Only on the command
     /// line: that start writes a new one. Default false.
     pub accept_watermark_loss: bool,
+    /// Of so many calls for verdicts one has a line in the log, at level info. Default 0: none.
+    pub access_log_sample: u32,
     /// The filter of log lines, such as `info` or `keyward=debug,h2=warn`. Default `info`.
     pub log_filter: String,
     /// `text` or `json`. Default `text`.
@@ -235,13 +240,14 @@ impl Settings {
         let shutdown_deadline = layers.duration("shutdown_deadline", Duration::ZERO..=Duration::from_secs(3_600));
         let connection_age_max = layers.duration("connection_age_max", Duration::from_secs(1)..=CENTURY);
         let stranger_connections_per_address_max = layers.count("stranger_connections_per_address_max");
-        let slow_calls_max = layers.count("slow_calls_max");
+        let failed_authentication_delay =
+            layers.duration("failed_authentication_delay", Duration::ZERO..=Duration::from_secs(10));
         let journal_segment_bytes = layers.bytes("journal_segment_bytes", 64 * 1024..=1024 * 1024 * 1024);
         let journal_retention_bytes = layers.bytes("journal_retention_bytes", 1024 * 1024..=i64::MAX as u64);
         let journal_retention_time = layers.duration("journal_retention_time", Duration::ZERO..=CENTURY);
         let backup_time_max = layers.duration("backup_time_max", Duration::from_secs(1)..=WEEK);
         let backup_aside_bytes_max = layers.bytes("backup_aside_bytes_max", 1024 * 1024..=i64::MAX as u64);
-        let tenants_max = layers.count("tenants_max");
+        let (tenants_max, slow_calls_max) = (layers.count("tenants_max"), layers.count("slow_calls_max"));
         let owners_per_tenant_max = layers.count("owners_per_tenant_max");
         let scopes_per_tenant_max = layers.count("scopes_per_tenant_max");
         let stranger_request_bytes_max =
@@ -254,7 +260,7 @@ impl Settings {
         }
         let expect_head = layers.head("expect_head");
         let log_filter: Option<String> = layers.value("log_filter");
-        let log_format = layers.value("log_format");
+        let (log_format, access_log_sample) = (layers.value("log_format"), layers.value("access_log_sample"));
 
         if let Some(Err(error)) = log_filter.as_deref().map(check_filter) {
             layers.mistake("log_filter", &error);
@@ -287,6 +293,7 @@ impl Settings {
                 connection_age_max: connection_age_max?,
                 stranger_connections_per_address_max: stranger_connections_per_address_max?,
                 slow_calls_max: slow_calls_max?,
+                failed_authentication_delay: failed_authentication_delay?,
                 journal_segment_bytes: journal_segment_bytes?,
                 journal_retention_bytes: journal_retention_bytes?,
                 journal_retention_time: journal_retention_time?,
@@ -299,6 +306,7 @@ impl Settings {
                 request_bytes_max: request_bytes_max?,
                 expect_head: expect_head?,
                 accept_watermark_loss: flags.accept_watermark_loss,
+                access_log_sample: access_log_sample?,
                 log_filter: log_filter?,
                 log_format: log_format?,
             })

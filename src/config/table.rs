@@ -115,6 +115,11 @@ pub(super) const SETTINGS: &[Setting] = &[
         listed: |s| s.stranger_connections_per_address_max.to_string(),
     },
     Setting { name: "slow_calls_max", default: "2048", listed: |s| s.slow_calls_max.to_string() },
+    Setting {
+        name: "failed_authentication_delay",
+        default: r#""1s""#,
+        listed: |s| duration(s.failed_authentication_delay),
+    },
     Setting { name: "journal_segment_bytes", default: "16777216", listed: |s| s.journal_segment_bytes.to_string() },
     Setting {
         name: "journal_retention_bytes",
@@ -138,6 +143,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         default: r#""""#,
         listed: |s| s.expect_head.as_ref().map_or_else(|| text(&""), text),
     },
+    Setting { name: "access_log_sample", default: "0", listed: |s| s.access_log_sample.to_string() },
     Setting { name: "log_filter", default: r#""info""#, listed: |s| text(&s.log_filter) },
     Setting { name: "log_format", default: r#""text""#, listed: |s| word(&s.log_format) },
 ];

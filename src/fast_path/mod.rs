@@ -29,7 +29,7 @@ use crate::grpc::session::CallerSession;
 use crate::grpc::state::StateHandle;
 use crate::layer::authn::credential_of;
 use crate::layer::deadline::read_timeout;
-use crate::layer::log;
+use crate::layer::log::{self, AccessLog};
 use crate::metrics::{CallMetrics, Calls, FastPathCounts, SlowPathReason};
 use crate::server::slots::CredentialMark;
 use crate::services::{FORWARDED_FOR, ServiceGroup, Terms};
@@ -42,6 +42,9 @@ pub struct FastVerify {
     state: StateHandle,
     /// What holds where the connection came in.
     terms: Terms,
+    access_log: AccessLog,
+    /// Calls that the access log has chosen from.
+    calls_seen: u64,
     peer: Peer,
     connection: CredentialMark,
     calls: [FastCall; 2],
@@ -94,7 +97,7 @@ impl FastVerify {
     #[must_use]
     pub fn new(
         state: StateHandle,
-        terms: Terms,
+        (terms, access_log): (Terms, AccessLog),
         calls: &Calls,
         ways: [FastPathCounts; 2],
         peer: Peer,
@@ -114,6 +117,8 @@ impl FastVerify {
         Self {
             state,
             terms,
+            access_log,
+            calls_seen: 0,
             peer,
             connection,
             calls,
@@ -130,6 +135,9 @@ impl FastVerify {
     fn which(&mut self, head: &RequestHead) -> Result<usize, SlowPathReason> {
         if log::is_on() && self.find(head).is_some() && log::takes_sample() {
             return Err(SlowPathReason::LogLevel);
+        }
+        if self.access_log.chooses(&mut self.calls_seen) && self.find(head).is_some() {
+            return Err(SlowPathReason::AccessLog);
         }
         let ready = self.state.ready().map_err(|_| SlowPathReason::Starting)?;
         let now = *self.now.get_or_insert_with(|| ready.now());

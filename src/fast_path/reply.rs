@@ -38,7 +38,7 @@ pub(super) fn verify(
     let request = Request::of_body(body).ok_or(SlowPathReason::Message)?;
     let secret = prefetched.find(request.secret).unwrap_or_else(|| ready.verifier.read(request.secret));
     let ruling = rule(ready, caller, &request, &secret, ready.now())?;
-    ready.verdicts.count(ruling.failure());
+    ready.verdicts.count(caller, ruling.failure());
     Ok(answer(&ruling, &request).to_body())
 }
 
@@ -84,7 +84,7 @@ pub(super) fn batch_verify(
         return Err(SlowPathReason::Message);
     }
     // Counted only when it is certain that this is the answer.
-    failures.into_iter().for_each(|failure| ready.verdicts.count(failure));
+    failures.into_iter().for_each(|failure| ready.verdicts.count(caller, failure));
     Ok(answers.to_body())
 }
 

@@ -57,7 +57,7 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
             let caller = session.caller(ready, Action::Verify, ready.now())?;
             verdict(ready, caller, message)
         };
-        answered.await.map(Response::new).map_err(status)
+        answered.await.map(logged).map_err(status)
     }
 
     async fn batch_verify(
@@ -105,6 +105,29 @@ impl pb::key_verify_server::KeyVerify for VerifyService {
     }
 }
 
+/// What the log has of a verdict, in the extensions of its reply.
+#[derive(Clone, Debug)]
+pub struct Decided {
+    /// The reason, as in the protocol.
+    pub reason: &'static str,
+    /// The tenant of a key that is allowed.
+    pub tenant: Option<String>,
+    /// The key, if it is known and the caller may see it.
+    pub key_id: Option<String>,
+}
+
+fn logged(verdict: pb::VerifyResponse) -> Response<pb::VerifyResponse> {
+    let key = verdict.key.as_ref();
+    let decided = Decided {
+        reason: verdict.reason().as_str_name(),
+        tenant: key.map(|key| key.tenant.clone()).filter(|tenant| !tenant.is_empty()),
+        key_id: key.map(|key| key.key_id.clone()),
+    };
+    let mut reply = Response::new(verdict);
+    reply.extensions_mut().insert(decided);
+    reply
+}
+
 fn item(ready: &VerifyState, caller: &Caller, message: pb::VerifyRequest) -> pb::BatchVerifyResult {
     let answered = match has(ready, Revision(message.min_revision)) {
         Ok(true) => verdict(ready, caller, message),
@@ -149,7 +172,7 @@ pub(super) fn verdict(
         environment: &message.environment,
     };
     let ruling = evaluate(ready, caller, &query, &ready.verifier.read(&secret), ready.now())?;
-    ready.verdicts.count(ruling.failure());
+    ready.verdicts.count(caller, ruling.failure());
     Ok(ruling.to_pb(message.correlation_id))
 }
 

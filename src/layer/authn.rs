@@ -3,9 +3,11 @@
 //! identity that the connection proves counts, if the configuration names it. Health and reflection need
 //! neither.
 
-use std::future::{Future, Ready as Done, ready};
+use std::future::Future;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use futures_util::future::Either;
 use grpc_h2::Runs;
@@ -13,10 +15,12 @@ use http::{HeaderMap, HeaderValue, Request, Response, header};
 use keyward_core::access::Action;
 use keyward_core::identity::Peer;
 use pin_project_lite::pin_project;
+use tokio::time::{Sleep, sleep};
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::failures::{AuthnFailures, Wait};
 use super::in_flight::{CallInFlight, CallsInFlight};
 use super::judged::judged;
 use crate::grpc::calls::{Rpc, log_name, rpc};
@@ -33,14 +37,23 @@ use crate::services::{Demand, FORWARDED_FOR, Terms};
 pub struct AuthnLayer {
     state: StateHandle,
     terms: Terms,
-    in_flight: CallsInFlight,
+    limits: CallerLimits,
+}
+
+/// What is counted of the callers of all listeners. Clones share the counts.
+#[derive(Clone, Debug)]
+pub struct CallerLimits {
+    /// The calls under way.
+    pub in_flight: CallsInFlight,
+    /// The failed authentications.
+    pub failures: AuthnFailures,
 }
 
 impl AuthnLayer {
-    /// The layer over what is behind a state, on a listener with these terms. It counts calls under way.
+    /// The layer over what is behind a state, on a listener with these terms.
     #[must_use]
-    pub fn new(state: StateHandle, terms: Terms, in_flight: CallsInFlight) -> Self {
-        Self { state, terms, in_flight }
+    pub fn new(state: StateHandle, terms: Terms, limits: CallerLimits) -> Self {
+        Self { state, terms, limits }
     }
 }
 
@@ -48,7 +61,7 @@ impl<S> Layer<S> for AuthnLayer {
     type Service = Authn<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Authn { inner, state: self.state.clone(), terms: self.terms.clone(), in_flight: self.in_flight.clone() }
+        Authn { inner, state: self.state.clone(), terms: self.terms.clone(), limits: self.limits.clone() }
     }
 }
 
@@ -58,7 +71,7 @@ pub struct Authn<S> {
     inner: S,
     state: StateHandle,
     terms: Terms,
-    in_flight: CallsInFlight,
+    limits: CallerLimits,
 }
 
 impl<S, B> Service<Request<B>> for Authn<S>
@@ -67,7 +80,7 @@ where
 {
     type Response = Response<Body>;
     type Error = S::Error;
-    type Future = Either<Admitted<S::Future>, Done<Result<Self::Response, S::Error>>>;
+    type Future = Either<Admitted<S::Future>, Refused<S::Error>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -95,18 +108,21 @@ where
                 }
                 // Whatever handles the request further has no need of the credential.
                 request.headers_mut().remove(header::AUTHORIZATION);
-                let in_flight = self.in_flight.begin(session.number());
+                let in_flight = self.limits.in_flight.begin(session.number());
                 // What takes power away is never refused for what others are at.
                 if in_flight.is_none() && action.is_some() && kind.runs != Runs::Urgent {
                     let refusal = Refusal::TooManyCallsInAll;
                     refusals::log(call, &session.identity().into(), &refusal);
-                    return Either::Right(ready(Ok(status(refusal).into_http())));
+                    return Either::Right(Refused::new(refusal, None));
                 }
                 request.extensions_mut().insert(session.clone());
                 let by = action.map(|action| Admission { state: self.state.clone(), session, action, call, in_flight });
                 Either::Left(Admitted { inner: self.inner.call(request), by })
             }
-            Err(refusal) => Either::Right(ready(Ok(status(refusal).into_http()))),
+            Err(refusal) => {
+                let wait = self.limits.failures.note(&refusal, &peer);
+                Either::Right(Refused::new(refusal, wait))
+            }
         }
     }
 }
@@ -169,6 +185,32 @@ where
             Some(by) => answered.map(|response| response.map(|body| judged(body, by))),
             None => answered,
         })
+    }
+}
+
+/// The answer to a call that was not admitted, which may have to wait.
+pub struct Refused<E> {
+    answer: Option<Response<Body>>,
+    wait: Option<(Pin<Box<Sleep>>, Wait)>,
+    error: PhantomData<fn() -> E>,
+}
+
+impl<E> Refused<E> {
+    fn new(refusal: Refusal, wait: Option<(Duration, Wait)>) -> Self {
+        let wait = wait.map(|(delay, wait)| (Box::pin(sleep(delay)), wait));
+        Self { answer: Some(status(refusal).into_http()), wait, error: PhantomData }
+    }
+}
+
+impl<E> Future for Refused<E> {
+    type Output = Result<Response<Body>, E>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some((delay, _)) = &mut self.wait {
+            ready!(delay.as_mut().poll(cx));
+        }
+        self.wait = None;
+        self.answer.take().map_or(Poll::Pending, |answer| Poll::Ready(Ok(answer)))
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod authn;
 pub mod deadline;
+pub mod failures;
 pub mod in_flight;
 pub mod incoming;
 mod judged;

@@ -15,6 +15,8 @@ enumerate! {
         Starting,
         /// The call is logged, because the log's filter asks for a sample of calls.
         LogLevel,
+        /// The call is logged, because the access log takes it.
+        AccessLog,
         /// The head has another method or content type than usual, a compressed message, or a malformed
         /// `grpc-timeout`.
         Head,
@@ -38,6 +40,7 @@ impl SlowPathReason {
         match self {
             Self::Starting => "STARTING",
             Self::LogLevel => "LOG_LEVEL",
+            Self::AccessLog => "ACCESS_LOG",
             Self::Head => "HEAD",
             Self::Caller => "CALLER",
             Self::PeerReadsSlowly => "PEER_READS_SLOWLY",

@@ -331,7 +331,8 @@ impl ListenerSlots {
 
 /// What is counted as one address: of IPv6 the first 64 bits, which one host often has all of (RFC 4291,
 /// section 2.5.4).
-fn network_of(address: IpAddr) -> IpAddr {
+#[must_use]
+pub fn network_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),

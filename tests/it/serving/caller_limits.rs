@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 use keyward::app::Engine;
 use keyward::config::Settings;
 use keyward::grpc::pb::{self, Reason};
+use keyward::layer::failures::PROMPT_MAX;
 use keyward::server::connections::Http2;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -157,4 +158,58 @@ async fn more_slow_calls_than_may_be_are_refused_at_once_and_what_takes_power_aw
     admin.create(new_key("Again", &[])).await.unwrap();
     let whole = timeout(PATIENCE, async { admin.read(&key.key).await }).await.unwrap();
     assert_eq!(whole.key_id, key.key.key_id);
+}
+
+#[tokio::test]
+async fn failures_of_an_origin_are_answered_late_and_a_good_credential_never() {
+    let change: fn(&mut Settings) = |settings| settings.failed_authentication_delay = SECOND;
+    let site = Site::changed(Engine::Memory, "127.0.0.1:0", change).await;
+    let key = site.admin().issue("Key", &[]).await;
+    for _ in 0..PROMPT_MAX {
+        assert_eq!(site.caller("garbage").ask(ask("any")).await.unwrap_err().code(), Code::Unauthenticated);
+    }
+    let (bad, began) = (site.caller("garbage"), Instant::now());
+    let mut late = std::pin::pin!(bad.ask(ask("any")));
+    assert!(futures_util::poll!(&mut late).is_pending());
+    wait_for_value(&site.ops_addr(), "keyward_refusals_waiting", |waiting| waiting == 1.0).await;
+    // Of the same address, on the same connection.
+    for _ in 0..3 {
+        assert_eq!(site.admin().reason(&key.secret).await, Reason::Ok);
+    }
+    assert!(futures_util::poll!(&mut late).is_pending(), "good ones are faster");
+    assert_eq!(late.await.unwrap_err().code(), Code::Unauthenticated);
+    assert!(began.elapsed() >= SECOND, "{:?}", began.elapsed());
+    let text = metrics(&site.ops_addr()).await;
+    let refused = "keyward_failed_authentications_total{reason=\"REFUSED\"}";
+    assert_eq!(value(&text, refused), Some(f64::from(PROMPT_MAX) + 1.0));
+    assert_eq!(value(&text, "keyward_refusals_waiting"), Some(0.0));
+}
+
+/// A stranger's garbage takes no verdict away, but it is seen whose service it comes through.
+#[tokio::test]
+async fn secrets_that_are_none_are_counted_by_the_caller_who_asks() {
+    let site = Site::with_ops().await;
+    let request = |id: &str| pb::CreateKeyRequest {
+        tenant: "system".into(),
+        key_id: id.into(),
+        ..new_key("Service", &["keyward.verifier"])
+    };
+    let key = site.admin().issue("Key", &[]).await;
+    for (id, times) in [("shop", 3), ("mail", 1)] {
+        let service = site.caller(&site.admin().issued(request(id)).await.secret);
+        for _ in 0..times {
+            assert_eq!(service.reason("garbage").await, Reason::Malformed);
+            let batch = pb::BatchVerifyRequest { requests: vec![ask("garbage"), ask(&key.secret)] };
+            service.ask_all(batch).await.unwrap();
+            let explained = pb::VerifyRequest { explain: true, ..ask("garbage") };
+            assert_eq!(service.ask(explained).await.unwrap().reason(), Reason::Malformed);
+        }
+        assert_eq!(service.reason(&key.secret).await, Reason::Ok);
+    }
+    let text = metrics(&site.ops_addr()).await;
+    let of = |caller: &str, reason: &str| {
+        value(&text, &format!("keyward_unknown_secrets_total{{caller=\"{caller}\",reason=\"{reason}\"}}"))
+    };
+    assert_eq!((of("shop", "MALFORMED"), of("mail", "MALFORMED")), (Some(9.0), Some(3.0)));
+    assert_eq!((of("shop", "UNKNOWN"), of("keyward", "UNKNOWN")), (Some(0.0), None));
 }

@@ -11,7 +11,8 @@ use keyward::grpc::pb::{self, Reason};
 use keyward::grpc::state::StateHandle;
 use keyward::health::Health;
 use keyward::index::Index;
-use keyward::layer::authn::AuthnLayer;
+use keyward::layer::authn::{AuthnLayer, CallerLimits};
+use keyward::layer::failures::AuthnFailures;
 use keyward::layer::in_flight::CallsInFlight;
 use keyward::server::passed::PassedSockets;
 use keyward::server::tls::reload::Reload;
@@ -106,8 +107,10 @@ async fn until_the_data_is_loaded_calls_are_told_to_come_back() {
     let addr = listener.local_addr().unwrap();
     let services = Services::ALL.without(ServiceGroup::Reflection);
     let routes = keyward::grpc::routes(&state, &CancellationToken::new(), Health::new(&[]), services).unwrap();
+    let limits =
+        CallerLimits { in_flight: CallsInFlight::new(8), failures: AuthnFailures::new(std::time::Duration::ZERO) };
     let server = Server::builder()
-        .layer(AuthnLayer::new(state, Terms { services, demand: Demand::Either, proxies: None }, CallsInFlight::new(8)))
+        .layer(AuthnLayer::new(state, Terms { services, demand: Demand::Either, proxies: None }, limits))
         .add_routes(routes);
     let serving = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().connect_lazy();

@@ -1,5 +1,6 @@
 //! What the log says of calls and changes, and to operators.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Stdio;
 
@@ -124,4 +125,48 @@ fn a_start_on_data_that_is_not_whole_says_what_can_be_done() {
     fs::write(&journal, sound).unwrap();
     let error = serve();
     assert!(error.contains("--accept-watermark-loss") && !error.contains("keyward rebuild"), "{error}");
+}
+
+/// The fields of a kind of line, as docs/logging.md has them.
+fn documented_fields() -> BTreeSet<String> {
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/logging.md")).unwrap();
+    let calls = page.split("## Calls").nth(1).unwrap().split("\n## ").next().unwrap();
+    calls.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split('`').next()?.to_owned())).collect()
+}
+
+#[tokio::test]
+async fn the_access_log_has_one_verdict_in_so_many_and_each_of_its_fields_is_documented() {
+    let dir = tempfile::tempdir().unwrap();
+    for (every, calls, lines) in [(1, 6, 6), (3, 30, 10), (0, 6, 0)] {
+        let data = dir.path().join(every.to_string());
+        let every_text = every.to_string();
+        let environment = [("KEYWARD_ACCESS_LOG_SAMPLE", every_text.as_str())];
+        let program = Program::serve_in(&data, &[], &environment);
+        let admin = program.caller(fs::read_to_string(data.join("admin.key")).unwrap().trim());
+        let key = admin.issue("Key", &[]).await;
+        for nth in 0..calls {
+            let secret = if nth % 2 == 0 { &*key.secret } else { "garbage" };
+            admin.verdict(secret).await;
+        }
+        program.signal("TERM");
+        let (_, log) = program.end();
+        assert!(!log.contains(&key.secret) && !log.contains("garbage"), "{log}");
+        let logged: Vec<_> = log.lines().filter(|line| line.contains("KeyVerify/Verify")).collect();
+        assert_eq!(logged.len(), lines, "one in {every} of {calls}: {log}");
+        if every == 1 {
+            let seen: BTreeSet<_> = logged.iter().flat_map(|line| fields_of(line)).collect();
+            // This caller shows no certificate.
+            let documented = documented_fields().into_iter().filter(|field| field != "identity").collect();
+            assert_eq!(seen, documented);
+            let allowed = format!("verdict=\"REASON_OK\" tenant=\"default\" key_id=\"{}\"", key.key.key_id);
+            assert!(logged[0].contains(" INFO ") && logged[0].contains(&allowed), "{log}");
+            assert!(logged[1].contains("code=Ok verdict=\"REASON_MALFORMED\" duration_us="), "{log}");
+        }
+    }
+}
+
+/// The names of the fields of a line.
+fn fields_of(line: &str) -> impl Iterator<Item = String> {
+    let (_, fields) = line.split_once(": call ").unwrap();
+    fields.split(' ').map(|field| field.split('=').next().unwrap().to_owned())
 }

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use futures_util::Stream;
 use keyward::app::{App, Deps, Engine, StartError};
@@ -225,7 +226,9 @@ fn settings(dir: &Path, ops_listen: &str) -> Settings {
         log_filter: Some("off".into()),
         ..Flags::default()
     };
-    perhaps_encrypted(Settings::load(&flags, None).unwrap().settings)
+    let settings = Settings::load(&flags, None).unwrap().settings;
+    // Tests have bad credentials by the hundred.
+    perhaps_encrypted(Settings { failed_authentication_delay: Duration::ZERO, ..settings })
 }
 
 async fn start(
