@@ -125,7 +125,7 @@ pub struct MetricSources {
     pub failed_authentications: Vec<(&'static str, ValueFn)>,
     /// The number of refusals whose answers wait.
     pub refusals_waiting: ValueFn,
-    /// The number of calls under way that are not answered where they are read.
+    /// The number of calls under way that are counted (`slow_calls_max`).
     pub slow_calls: ValueFn,
     /// The number of open connections of callers.
     pub connections: ValueFn,
@@ -251,7 +251,8 @@ impl Metrics {
         registry.register("failed_authentications", help, failed);
         let help = "Refusals of such calls that wait, because there are many of their origin";
         registry.register("refusals_waiting", help, GaugeFn(sources.refusals_waiting));
-        let help = "Calls of authenticated callers under way, save those that are answered where they are read";
+        let help =
+            "Calls of authenticated callers under way, save Verify, BatchVerify and changes that only take power away";
         registry.register("slow_calls", help, GaugeFn(sources.slow_calls));
         registry.register("connections", "Open connections of callers", GaugeFn(sources.connections));
         let help = "Those that have not had a credential that works";

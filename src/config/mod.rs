@@ -88,8 +88,8 @@ pub struct Settings {
     /// Connections from one address (of IPv6, one network of 64 bits) that have not made an authenticated
     /// call yet, at most: the oldest makes room. Default 64; at least 1.
     pub stranger_connections_per_address_max: usize,
-    /// Calls of authenticated callers under way at most, save verdicts that are answered at once and changes
-    /// that only take power away. Of one caller, at most half as many. Default 2,048; at least 2.
+    /// Calls of authenticated callers under way at most, streams included, save Verify, BatchVerify, and
+    /// changes that only take power away. Of one caller, at most half as many. Default 2,048; at least 1.
     pub slow_calls_max: usize,
     /// So late a failed authentication is answered, after the first twenty of its origin in a minute. Default
     /// 1 s; from 0 s, which is at once, to 10 s.

@@ -108,9 +108,15 @@ where
                 }
                 // Whatever handles the request further has no need of the credential.
                 request.headers_mut().remove(header::AUTHORIZATION);
-                let in_flight = self.limits.in_flight.begin(session.number());
-                // What takes power away is never refused for what others are at.
-                if in_flight.is_none() && action.is_some() && kind.runs != Runs::Urgent {
+                // Verdicts, and what takes power away, are never refused for what others are at.
+                let is_counted = match kind.runs {
+                    Runs::Urgent => false,
+                    Runs::Inline => kind.has_stream,
+                    Runs::Shared | Runs::Bulk => true,
+                };
+                let is_counted = is_counted && action.is_some();
+                let in_flight = is_counted.then(|| self.limits.in_flight.begin(session.number())).flatten();
+                if is_counted && in_flight.is_none() {
                     let refusal = Refusal::TooManyCallsInAll;
                     refusals::log(call, &session.identity().into(), &refusal);
                     return Either::Right(Refused::new(refusal, None));

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-/// Calls of authenticated callers that are under way, save those that are answered where they are read.
-/// Clones share the count.
+/// Calls of authenticated callers that are under way, save those for verdicts that are no streams, and those
+/// that only take power away. Clones share the count.
 #[derive(Clone, Debug)]
 pub struct CallsInFlight(Arc<Shared>);
 
