@@ -27,10 +27,11 @@ mod serving;
 
 pub use self::engines::Engine;
 pub use self::error::StartError;
-pub use self::prepared::Deps;
 use self::prepared::Prepared;
+pub use self::prepared::{Adjustable, Deps};
 pub use self::serving::App;
 use crate::config::Settings;
+pub use crate::grpc::state::LogControl;
 use crate::server::lifecycle::Stop;
 
 impl App {

@@ -1,5 +1,8 @@
 //! The log, to stderr.
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, ParseError};
@@ -50,43 +53,80 @@ const LINES_WAITING_MAX: usize = 16_384;
 /// The log of the process. Lines that wait are written when it is dropped.
 #[must_use]
 pub struct Log {
-    set_filter: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error>>,
+    filter: Arc<LogFilter>,
     _guard: WorkerGuard,
 }
 
+/// The filter of the log.
+pub struct LogFilter {
+    set: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>,
+    current: Mutex<String>,
+}
+
 impl Log {
+    /// Its filter.
+    #[must_use]
+    pub fn filter(&self) -> Arc<LogFilter> {
+        self.filter.clone()
+    }
+}
+
+impl LogFilter {
+    /// The filter as it is.
+    #[must_use]
+    pub fn current(&self) -> String {
+        self.current.lock().clone()
+    }
+
     /// Sets another filter. What `tell` logs at `info` is written whatever the filters are.
-    pub fn set_filter(&self, filter: EnvFilter, tell: impl FnOnce()) {
+    ///
+    /// # Errors
+    /// When it is not a filter.
+    pub fn set(&self, filter: &str, tell: impl FnOnce()) -> Result<(), String> {
+        check_filter(filter)?;
+        let parsed = parse_filter(filter).map_err(|error| error.to_string())?;
         let set = |filter| {
-            if let Err(error) = (self.set_filter)(filter) {
+            if let Err(error) = (self.set)(filter) {
                 tracing::error!(%error, "cannot set the log filter");
             }
         };
+        // One at a time: each is told of before it is in force.
+        let mut current = self.current.lock();
         set(EnvFilter::new("info"));
         tell();
-        set(filter);
+        set(parsed);
+        filter.clone_into(&mut current);
+        Ok(())
     }
 }
 
 /// Starts the log. A second call in one process has no effect.
-pub fn start(filter: EnvFilter, format: LogFormat) -> Log {
-    let writer = NonBlockingBuilder::default().buffered_lines_limit(LINES_WAITING_MAX).lossy(true);
-    let (writer, guard) = writer.finish(std::io::stderr());
+///
+/// # Errors
+/// When it is not a filter.
+pub fn start(filter: &str, format: LogFormat) -> Result<Log, ParseError> {
+    let (writer, guard) = {
+        let builder = NonBlockingBuilder::default().buffered_lines_limit(LINES_WAITING_MAX).lossy(true);
+        builder.finish(std::io::stderr())
+    };
     let builder = tracing_subscriber::fmt().with_writer(writer);
+    let parsed = parse_filter(filter)?;
     // It fails only where tests share a process; the first subscriber is used then.
-    match format {
+    let set: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync> = match format {
         LogFormat::Text => {
             let builder = builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-            let builder = builder.with_env_filter(filter).with_filter_reloading();
+            let builder = builder.with_env_filter(parsed).with_filter_reloading();
             let handle = builder.reload_handle();
             drop(builder.try_init());
-            Log { set_filter: Box::new(move |filter| handle.reload(filter)), _guard: guard }
+            Box::new(move |filter| handle.reload(filter))
         }
         LogFormat::Json => {
-            let builder = builder.json().flatten_event(true).with_env_filter(filter).with_filter_reloading();
+            let builder = builder.json().flatten_event(true).with_env_filter(parsed).with_filter_reloading();
             let handle = builder.reload_handle();
             drop(builder.try_init());
-            Log { set_filter: Box::new(move |filter| handle.reload(filter)), _guard: guard }
+            Box::new(move |filter| handle.reload(filter))
         }
-    }
+    };
+    let filter = Arc::new(LogFilter { set, current: Mutex::new(filter.to_owned()) });
+    Ok(Log { filter, _guard: guard })
 }

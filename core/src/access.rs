@@ -83,6 +83,8 @@ pub enum Action {
     Backup,
     /// Reads the head of the log.
     ReadHead,
+    /// Sets the filter of the server's log.
+    SetLogFilter,
     /// Verifies a secret.
     Verify,
 }
@@ -114,7 +116,7 @@ impl Role {
             | (Self::Backup, Action::Backup)
             | (Self::Verifier, Action::Verify) => true,
             (Self::Backup, _)
-            | (_, Action::CreateTenant | Action::Backup)
+            | (_, Action::CreateTenant | Action::Backup | Action::SetLogFilter)
             | (Self::Operator, Action::Issue | Action::ReadHead | Action::Verify)
             | (Self::Issuer, Action::ChangeState | Action::ReadHead | Action::Verify)
             | (Self::Viewer, Action::Issue | Action::ChangeState | Action::ReadHead | Action::Verify)
@@ -512,6 +514,13 @@ impl Act for CreateTenant {
 pub struct ReadHead;
 impl Act for ReadHead {
     const ACTION: Action = Action::ReadHead;
+}
+
+/// [`Action::SetLogFilter`] as a type.
+#[derive(Debug)]
+pub struct SetLogFilter;
+impl Act for SetLogFilter {
+    const ACTION: Action = Action::SetLogFilter;
 }
 
 /// [`Action::Backup`] as a type.

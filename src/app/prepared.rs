@@ -13,6 +13,7 @@ use super::frontend::Frontend;
 use super::listening::Listening;
 use super::metric_sources::Observed;
 use crate::config::Settings;
+use crate::grpc::state::LogControl;
 use crate::index::Index;
 use crate::keyring::Keyring;
 use crate::server::passed::PassedSockets;
@@ -28,12 +29,21 @@ pub struct Deps {
     pub entropy: Arc<dyn Entropy>,
     /// The sockets that were passed to the process.
     pub sockets: PassedSockets,
+    /// What can be changed while it runs.
+    pub adjustable: Adjustable,
+    /// The storage engine. See [`Engine::configure`](super::Engine::configure).
+    pub engine: Box<dyn StorageEngine>,
+}
+
+/// What of a server can be changed while it runs. Clones share it.
+#[derive(Clone, Default)]
+pub struct Adjustable {
     /// Asks for certificates to be read again.
     pub reload: Reload,
     /// What the settings give to identities, from the start on. It may be replaced later.
     pub identities: Arc<Identities>,
-    /// The storage engine. See [`Engine::configure`](super::Engine::configure).
-    pub engine: Box<dyn StorageEngine>,
+    /// The log, if its filter can be set.
+    pub log: Option<Arc<dyn LogControl>>,
 }
 
 /// A server that has its data and its secrets.
@@ -42,8 +52,7 @@ pub(super) struct Prepared {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     sockets: PassedSockets,
-    reload: Reload,
-    identities: Arc<Identities>,
+    adjustable: Adjustable,
     engine: Box<dyn LockedEngine>,
     keyring: Keyring,
 }
@@ -51,8 +60,8 @@ pub(super) struct Prepared {
 impl Prepared {
     /// Makes the data directory if there is none, locks the engine, and opens the pepper file.
     pub(super) fn new(settings: Settings, deps: Deps) -> Result<Self, StartError> {
-        let Deps { clock, entropy, sockets, reload, identities, engine } = deps;
-        identities.replace(settings.identity.iter().cloned());
+        let Deps { clock, entropy, sockets, adjustable, engine } = deps;
+        adjustable.identities.replace(settings.identity.iter().cloned());
         let failed = |source| StartError::DataDir { path: settings.data_dir.clone(), source };
         files::create_private_dir(&settings.data_dir).map_err(failed)?;
         let engine = engine.lock()?;
@@ -60,15 +69,20 @@ impl Prepared {
             settings.first_admin.check(&settings.pepper_file)?;
         }
         let keyring = Keyring::open(&settings.pepper_file, !engine.has_data(), &*entropy)?;
-        Ok(Self { settings, clock, entropy, sockets, reload, identities, engine, keyring })
+        Ok(Self { settings, clock, entropy, sockets, adjustable, engine, keyring })
     }
 
     /// Opens the listeners, and answers whoever comes that nothing is served yet.
     pub(super) async fn listen(self) -> Result<Listening, StartError> {
         let (index, observed) = (Arc::new(Index::default()), Observed::default());
         let frontend =
-            Frontend::start(&self.settings, (&self.sockets, &self.reload), &index, &observed, &self.clock).await?;
-        let Self { settings, clock, entropy, identities, engine, keyring, .. } = self;
+            Frontend::start(&self.settings, (&self.sockets, &self.adjustable.reload), &index, &observed, &self.clock)
+                .await?;
+        let Self { settings, clock, entropy, adjustable, engine, keyring, .. } = self;
+        let Adjustable { identities, log, .. } = adjustable;
+        if let Some(log) = log {
+            frontend.state.control_log(log);
+        }
         Ok(Listening { settings, clock, entropy, identities, engine, keyring, index, observed, frontend })
     }
 }

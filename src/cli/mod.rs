@@ -86,7 +86,7 @@ impl DataArgs {
         check_threads(TOOL_THREADS)?;
         let flags = Flags { data_dir: self.data_dir, pepper_file: self.pepper_file, ..flags };
         let settings = Settings::load(&flags, self.config)?.settings;
-        let log = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
+        let log = telemetry::start(&settings.log_filter, settings.log_format)?;
         Ok((settings, log))
     }
 }

@@ -7,15 +7,15 @@ use std::sync::Arc;
 use clap::Args;
 use keyward_core::clock::Clock;
 use keyward_core::entropy::Entropy;
+use keyward_core::id::ActorId;
 use keyward_core::identity::Identities;
 
 use super::SettingsArgs;
-use crate::app::{App, Deps, Engine, StartError};
+use crate::app::{Adjustable, App, Deps, Engine, LogControl, StartError};
 use crate::config::{Effective, Flags, Mistakes, Settings};
 use crate::server::lifecycle::{Caught, Signals, Stop};
 use crate::server::passed::PassedSockets;
-use crate::server::tls::reload::Reload;
-use crate::telemetry::{self, Log};
+use crate::telemetry::{self, LogFilter};
 use crate::util::system::{
     HugePages, SystemClock, SystemEntropy, check_clock, check_files, check_threads, lower_priority, server_threads,
     set_limits,
@@ -48,7 +48,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
     let sockets = PassedSockets::from_env()?;
     // Before the log, which needs a thread too.
     check_threads(server_threads(settings.serving_threads))?;
-    let log = telemetry::start(telemetry::parse_filter(&settings.log_filter)?, settings.log_format);
+    let log = telemetry::start(&settings.log_filter, settings.log_format)?;
     set_limits();
     // Before the index and the table take theirs.
     HugePages::forbid();
@@ -62,14 +62,15 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
     let runtime = runtime.enable_all().build()?;
     let ended = runtime.block_on(async {
         let signals = Signals::listen(&Caught::ALL)?;
-        let (stop, first, reload) = (Stop::default(), Cell::new(None), Reload::default());
-        let identities = Arc::<Identities>::default();
+        let (stop, first) = (Stop::default(), Cell::new(None));
+        let control: Arc<dyn LogControl> = Arc::new(ProcessLog(log.filter()));
+        let adjustable = Adjustable { log: Some(control), ..Adjustable::default() };
         let obeying = obey(signals, &stop, &first, || {
-            reread(Settings::load(&flags, file.clone()), &log, &identities);
-            reload.ask();
+            reread(Settings::load(&flags, file.clone()), &log.filter(), &adjustable.identities);
+            adjustable.reload.ask();
         });
         Ok::<_, Box<dyn Error>>(tokio::select! {
-            ended = serve(settings, sockets, (reload.clone(), identities.clone()), &stop, &first) => ended,
+            ended = serve(settings, sockets, adjustable.clone(), &stop, &first) => ended,
             code = obeying => Ended::AtOnce(code),
         })
     });
@@ -88,14 +89,14 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Box<dyn Error>> {
 async fn serve(
     settings: Settings,
     sockets: PassedSockets,
-    (reload, identities): (Reload, Arc<Identities>),
+    adjustable: Adjustable,
     stop: &Stop,
     asked_by: &Cell<Option<Caught>>,
 ) -> Ended {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
     let engine = Engine::Sled.configure(&settings, &clock, &entropy);
-    let deps = Deps { clock, entropy, sockets, reload, identities, engine };
+    let deps = Deps { clock, entropy, sockets, adjustable, engine };
     let app = match App::start_unless(settings, deps, stop).await {
         Ok(app) => app,
         Err(StartError::Stopped) => {
@@ -136,7 +137,7 @@ async fn obey(mut signals: Signals, stop: &Stop, first: &Cell<Option<Caught>>, r
 }
 
 /// Applies the identities and the log filter of settings that were read again, and nothing else.
-fn reread(settings: Result<Effective, Mistakes>, log: &Log, identities: &Identities) {
+fn reread(settings: Result<Effective, Mistakes>, log: &LogFilter, identities: &Identities) {
     let kept = |error: &dyn std::fmt::Display| tracing::error!(%error, "SIGHUP: the log filter and identities stay as they are");
     let settings = match settings {
         Ok(effective) => effective.settings,
@@ -147,10 +148,21 @@ fn reread(settings: Result<Effective, Mistakes>, log: &Log, identities: &Identit
         tracing::info!(identities = count, "SIGHUP: other identities are in use now");
     }
     let filter = &settings.log_filter;
-    match telemetry::parse_filter(filter) {
-        Ok(parsed) => {
-            log.set_filter(parsed, || tracing::info!(log_filter = filter, "SIGHUP: the log filter was read again"))
-        }
-        Err(error) => kept(&error),
+    let told = || tracing::info!(log_filter = filter, "SIGHUP: the log filter was read again");
+    if let Err(error) = log.set(filter, told) {
+        kept(&error);
+    }
+}
+
+/// The log of this process, as a call sets its filter.
+struct ProcessLog(Arc<LogFilter>);
+
+impl LogControl for ProcessLog {
+    fn filter(&self) -> String {
+        self.0.current()
+    }
+
+    fn set_filter(&self, filter: &str, caller: &ActorId) -> Result<(), String> {
+        self.0.set(filter, || tracing::info!(log_filter = filter, %caller, "the log filter was set by a call"))
     }
 }

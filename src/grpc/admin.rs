@@ -18,6 +18,9 @@ use super::state::StateHandle;
 use super::status::{Refusal, status};
 use crate::authority::{Authority, AuthorityError, Backup, BackupFormat, Changed, Resource};
 
+/// The longest filter of the log.
+const LOG_FILTER_BYTES_MAX: usize = 1_024;
+
 /// The service.
 pub struct AdminService {
     state: StateHandle,
@@ -208,6 +211,27 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
                 next_page_token: listed.next_page_token,
                 revision: listed.revision.0,
             })
+        })
+        .await
+    }
+
+    async fn set_log_filter(
+        &self,
+        request: Request<pb::SetLogFilterRequest>,
+    ) -> Result<Response<pb::SetLogFilterResponse>, Status> {
+        answer(&self.state, Action::SetLogFilter, request, async |caller, message| {
+            caller.grant_all_tenants::<access::SetLogFilter>().map_err(|_| AuthorityError::Denied)?;
+            let log = self.state.log()?;
+            let (previous, mut fields) = (log.filter(), Fields::default());
+            if message.filter.len() > LOG_FILTER_BYTES_MAX {
+                fields.wrong("filter", format!("must be at most {LOG_FILTER_BYTES_MAX} bytes"));
+            } else if !message.filter.is_empty()
+                && let Err(rule) = log.set_filter(&message.filter, &caller.identity().actor())
+            {
+                fields.wrong("filter", rule);
+            }
+            fields.finish(Some(()))?;
+            Ok(pb::SetLogFilterResponse { previous })
         })
         .await
     }

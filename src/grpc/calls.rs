@@ -63,6 +63,7 @@ pub const RPCS: &[Rpc] = &[
     Rpc { path: "/keyward.v1.KeyAdmin/GetTenant", action: Some(Action::Read), ..ADMIN },
     Rpc { path: "/keyward.v1.KeyAdmin/ListTenants", action: Some(Action::Read), kind: LONG, ..ADMIN },
     Rpc { path: "/keyward.v1.KeyAdmin/Backup", action: Some(Action::Backup), ..ADMIN },
+    Rpc { path: "/keyward.v1.KeyAdmin/SetLogFilter", action: Some(Action::SetLogFilter), ..ADMIN },
     Rpc { path: "/keyward.v1.KeyAudit/GetHead", action: Some(Action::ReadHead), ..ADMIN },
     Rpc { path: VERIFY, ..VERDICT },
     Rpc { path: BATCH_VERIFY, kind: LONG_INLINE, ..VERDICT },

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use keyward_core::clock::{Clock, Now};
 use keyward_core::digest::PepperRing;
+use keyward_core::id::ActorId;
 use keyward_core::identity::Identities;
 
 use super::status::Refusal;
@@ -35,6 +36,18 @@ impl VerifyState {
     }
 }
 
+/// The log of the process, whose filter can be set while it runs.
+pub trait LogControl: Send + Sync {
+    /// The filter.
+    fn filter(&self) -> String;
+
+    /// Sets another one, and logs who asked for it.
+    ///
+    /// # Errors
+    /// With the rule that it breaks.
+    fn set_filter(&self, filter: &str, caller: &ActorId) -> Result<(), String>;
+}
+
 /// A handle on the state. Each part is set once.
 #[derive(Clone, Default)]
 pub struct StateHandle(Arc<ServerState>);
@@ -43,6 +56,7 @@ pub struct StateHandle(Arc<ServerState>);
 struct ServerState {
     ready: OnceLock<VerifyState>,
     authority: OnceLock<Authority>,
+    log: OnceLock<Arc<dyn LogControl>>,
     waits_for_room: AtomicBool,
 }
 
@@ -55,6 +69,19 @@ impl StateHandle {
     /// Makes the state ready for changes and lists. A second time changes nothing.
     pub fn open_for_changes(&self, authority: Authority) {
         drop(self.0.authority.set(authority));
+    }
+
+    /// Lets the filter of the log be set. A second time changes nothing.
+    pub fn control_log(&self, log: Arc<dyn LogControl>) {
+        drop(self.0.log.set(log));
+    }
+
+    /// The log, if its filter can be set.
+    ///
+    /// # Errors
+    /// When it cannot: the server is a part of another program.
+    pub fn log(&self) -> Result<&dyn LogControl, Refusal> {
+        self.0.log.get().map(|log| &**log).ok_or(Refusal::LogNotOurs)
     }
 
     /// Says whether the start waits for room on the disk.

@@ -106,6 +106,9 @@ pub enum Refusal {
     /// As many calls are under way as may be, or half as many of this caller.
     #[error("too many calls are under way, in all or of this caller")]
     TooManyCallsInAll,
+    /// The filter of the log cannot be set.
+    #[error("the filter of the log cannot be set here")]
+    LogNotOurs,
     /// The caller has given the call up.
     #[error("the call was cancelled")]
     Cancelled,
@@ -233,6 +236,11 @@ fn told(refusal: &Refusal) -> Told<'_> {
                 "as many calls are under way as there may be (slow_calls_max), or half as many are this caller's; try again",
             )
         },
+        Refusal::LogNotOurs => plain(
+            Code::FailedPrecondition,
+            "LOG_NOT_OURS",
+            "the log of this server is that of the program it is a part of",
+        ),
         Refusal::Cancelled => plain(Code::Cancelled, "CANCELLED", "the call was cancelled"),
         // The code that the library has for the same.
         Refusal::Unreadable(why) => {

@@ -172,7 +172,7 @@ impl Row {
 async fn rows(site: &Site) -> Vec<Row> {
     let mut rows = vec![];
     for path in described() {
-        let global = [Action::CreateTenant, Action::Backup, Action::ReadHead];
+        let global = [Action::CreateTenant, Action::Backup, Action::ReadHead, Action::SetLogFilter];
         let has_tenant = rpc(&path).action.is_some_and(|action| !global.contains(&action));
         for tenant in TENANTS.into_iter().take(if has_tenant { 2 } else { 1 }) {
             // A key of `system` has a role.

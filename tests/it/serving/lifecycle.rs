@@ -4,7 +4,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward::app::{App, Deps, Engine, StartError};
+use keyward::app::{Adjustable, App, Deps, Engine, StartError};
 use keyward::authority::{Authority, AuthorityDeps, ChangeOptions};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
@@ -15,7 +15,6 @@ use keyward::layer::authn::{AuthnLayer, CallerLimits};
 use keyward::layer::failures::AuthnFailures;
 use keyward::layer::in_flight::CallsInFlight;
 use keyward::server::passed::PassedSockets;
-use keyward::server::tls::reload::Reload;
 use keyward::services::{Demand, ServiceGroup, Services, Terms};
 use keyward::store::memory::{MemoryEngine, MemoryStore};
 use keyward::store::{RecordWrite, Store};
@@ -135,8 +134,7 @@ fn deps() -> Deps {
         clock: Arc::new(ManualClock::at(START)),
         entropy: Arc::new(SeededEntropy::new(3)),
         sockets: PassedSockets::default(),
-        reload: Reload::default(),
-        identities: Arc::default(),
+        adjustable: Adjustable::default(),
         engine: Box::new(MemoryEngine::default()),
     }
 }

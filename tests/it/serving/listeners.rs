@@ -4,14 +4,13 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use keyward::app::{App, Deps, Engine, StartError};
+use keyward::app::{Adjustable, App, Deps, Engine, StartError};
 use keyward::config::{Flags, ListenerSettings, Mistakes, Settings};
 use keyward::grpc::calls::{STREAM_VERIFY, rpc};
 use keyward::grpc::pb;
 use keyward::grpc::pb::key_verify_client::KeyVerifyClient;
 use keyward::server::addr::{ListenAddr, SocketAccess};
 use keyward::server::passed::PassedSockets;
-use keyward::server::tls::reload::Reload;
 use keyward::services::{Demand, ServiceGroup, Services};
 use keyward_core::clock::{Clock, ManualClock};
 use keyward_core::entropy::Entropy;
@@ -24,7 +23,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
-use crate::support::harness::{Handle, Issued, START, ask, new_key};
+use crate::support::harness::{Handle, Issued, KeptFilter, START, ask, new_key};
 use crate::support::rpcs::{call, described, request};
 use crate::support::tables::{agrees_with, aligned};
 
@@ -58,7 +57,13 @@ async fn start(settings: Settings, sockets: PassedSockets) -> Result<App, StartE
     let engine = Engine::Sled.configure(&settings, &clock, &entropy);
     App::start(
         settings,
-        Deps { clock, entropy, sockets, reload: Reload::default(), identities: Arc::default(), engine },
+        Deps {
+            clock,
+            entropy,
+            sockets,
+            adjustable: Adjustable { log: Some(Arc::<KeptFilter>::default()), ..Adjustable::default() },
+            engine,
+        },
     )
     .await
 }

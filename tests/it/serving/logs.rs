@@ -7,7 +7,7 @@ use std::process::Stdio;
 use keyward::grpc::pb;
 use tonic::Code;
 
-use crate::support::harness::{disable, new_key, strings, update};
+use crate::support::harness::{bad_fields, disable, new_key, strings, update};
 use crate::support::program::{Program, admin_of, keyward, text};
 
 #[tokio::test]
@@ -169,4 +169,41 @@ async fn the_access_log_has_one_verdict_in_so_many_and_each_of_its_fields_is_doc
 fn fields_of(line: &str) -> impl Iterator<Item = String> {
     let (_, fields) = line.split_once(": call ").unwrap();
     fields.split(' ').map(|field| field.split('=').next().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn an_administrator_sets_the_filter_of_the_log_by_a_call() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut program = Program::serve(dir.path(), &["--log-filter", "warn,keyward=info"]);
+    let admin = program.caller(&admin_of(&dir));
+    let set = async |filter: &str| {
+        let request = pb::SetLogFilterRequest { filter: filter.into() };
+        admin.set_log_filter(request).await.map(|reply| reply.previous)
+    };
+    assert_eq!(set("").await.unwrap(), "warn,keyward=info", "nothing is set");
+    assert_eq!(set("debug").await.unwrap(), "warn,keyward=info");
+    let line = program.wait_for("the log filter was set by a call");
+    assert!(line.contains("log_filter=\"debug\" caller=key_"), "{line}");
+    admin.verdict("any").await;
+    program.wait_for("DEBUG keyward::layer::log: call call=\"/keyward.v1.KeyVerify/Verify\"");
+    for (wrong, rule) in [
+        ("keywards=debug", "would silence"),
+        ("keyward=loud", "is not a filter"),
+        (&*"x".repeat(1_025), "at most 1024"),
+    ] {
+        let refused = set(wrong).await.unwrap_err();
+        assert_eq!(bad_fields(&refused), ["filter"]);
+        assert!(refused.message().contains(rule), "{refused}");
+    }
+    assert_eq!(set("error").await.unwrap(), "debug");
+    let viewer = pb::CreateKeyRequest {
+        tenant: "system".into(),
+        ..new_key("Narrow", &["keyward.admin@default", "keyward.auditor"])
+    };
+    let viewer = program.caller(&admin.issued(viewer).await.secret);
+    let refused = viewer.set_log_filter(pb::SetLogFilterRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    program.signal("TERM");
+    let (_, log) = program.end();
+    assert!(!log.contains("stopping"), "at level error: {log}");
 }

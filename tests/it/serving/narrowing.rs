@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::poll;
-use keyward::app::{App, Deps, Engine};
+use keyward::app::{Adjustable, App, Deps, Engine};
 use keyward::authority::{Authority, AuthorityDeps, AuthorityError, ChangeOptions};
 use keyward::config::{Flags, Settings};
 use keyward::feed::{Lagged, Subscription};
@@ -17,7 +17,6 @@ use keyward::grpc::status::status;
 use keyward::index::Index;
 use keyward::server::addr::ListenAddr;
 use keyward::server::passed::PassedSockets;
-use keyward::server::tls::reload::Reload;
 use keyward::store::local::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX, LocalStore, LockedDir, StoreOptions};
 use keyward::store::memory::MemoryStore;
 use keyward::store::{
@@ -482,14 +481,7 @@ fn a_key_is_disabled_while_all_threads_for_other_calls_are_busy() {
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(START));
     let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(5));
     let engine = Engine::Sled.configure(&settings, &clock, &entropy);
-    let deps = Deps {
-        clock,
-        entropy,
-        sockets: PassedSockets::default(),
-        reload: Reload::default(),
-        identities: Arc::default(),
-        engine,
-    };
+    let deps = Deps { clock, entropy, sockets: PassedSockets::default(), adjustable: Adjustable::default(), engine };
     let servers = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let app = servers.block_on(App::start(settings, deps)).unwrap();
     let ListenAddr::Tcp(addr) = app.addrs()[0].clone() else { panic!("a TCP listener") };

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response};
-use keyward::app::{App, Deps, Engine, StartError};
+use keyward::app::{Adjustable, App, Deps, Engine, StartError};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::calls::guarded;
 use keyward::grpc::pb::{self, Reason};
@@ -16,7 +16,6 @@ use keyward::layer::metrics::MetricsLayer;
 use keyward::metrics::{Format, MetricSources, Metrics};
 use keyward::server::addr::ListenAddr;
 use keyward::server::passed::PassedSockets;
-use keyward::server::tls::reload::Reload;
 use keyward::store::memory::MemoryEngine;
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
 use keyward_core::testing::SeededEntropy;
@@ -100,8 +99,7 @@ fn deps(clock: Arc<dyn Clock>) -> Deps {
         clock,
         entropy: Arc::new(SeededEntropy::new(5)),
         sockets: PassedSockets::default(),
-        reload: Reload::default(),
-        identities: Arc::default(),
+        adjustable: Adjustable::default(),
         engine: Box::new(MemoryEngine::default()),
     }
 }

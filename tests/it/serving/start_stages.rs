@@ -10,12 +10,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use keyward::app::{App, Deps, StartError, engines};
+use keyward::app::{Adjustable, App, Deps, StartError, engines};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward::server::lifecycle::Stop;
 use keyward::server::passed::PassedSockets;
-use keyward::server::tls::reload::Reload;
 use keyward::store::Store;
 use keyward::store::engine::{EngineError, LockedEngine, OpenContext, StorageEngine};
 use keyward::store::local::disk_space::{FREE_BYTES_EXHAUSTED, FREE_BYTES_MIN};
@@ -115,8 +114,7 @@ fn deps(engine: impl StorageEngine + 'static) -> Deps {
         clock: clock(),
         entropy: entropy(),
         sockets: PassedSockets::default(),
-        reload: Reload::default(),
-        identities: Arc::default(),
+        adjustable: Adjustable::default(),
         engine: Box::new(engine),
     }
 }

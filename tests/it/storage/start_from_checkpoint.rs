@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keyward::app::{App, Deps, Engine, StartError};
+use keyward::app::{Adjustable, App, Deps, Engine, StartError};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward::server::lifecycle::Stop;
 use keyward::server::passed::PassedSockets;
-use keyward::server::tls::reload::Reload;
 use keyward_core::clock::{Clock, ManualClock};
 use keyward_core::entropy::Entropy;
 use keyward_core::testing::SeededEntropy;
@@ -64,14 +63,7 @@ impl Small {
         let engine = Engine::Sled.configure(&settings, &clock, &entropy);
         (
             settings,
-            Deps {
-                clock,
-                entropy,
-                sockets: PassedSockets::default(),
-                reload: Reload::default(),
-                identities: Arc::default(),
-                engine,
-            },
+            Deps { clock, entropy, sockets: PassedSockets::default(), adjustable: Adjustable::default(), engine },
         )
     }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward::app::{App, Deps, Engine, StartError};
+use keyward::app::{Adjustable, App, Deps, Engine, StartError};
 use keyward::config::{Flags, Settings};
 use keyward::server::addr::ListenAddr;
 use keyward::server::passed::PassedSockets;
@@ -118,5 +118,15 @@ pub(crate) async fn start(
 ) -> Result<App, StartError> {
     let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(1));
     let engine = Engine::Memory.configure(&settings, &clock, &entropy);
-    App::start(settings, Deps { clock, entropy, sockets: PassedSockets::default(), reload, identities, engine }).await
+    App::start(
+        settings,
+        Deps {
+            clock,
+            entropy,
+            sockets: PassedSockets::default(),
+            adjustable: Adjustable { reload, identities, log: None },
+            engine,
+        },
+    )
+    .await
 }

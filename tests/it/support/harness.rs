@@ -2,11 +2,11 @@
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use futures_util::Stream;
-use keyward::app::{App, Deps, Engine, StartError};
+use keyward::app::{Adjustable, App, Deps, Engine, LogControl, StartError};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb;
 use keyward::grpc::pb::key_admin_client::KeyAdminClient;
@@ -15,11 +15,11 @@ use keyward::grpc::pb::key_verify_client::KeyVerifyClient;
 use keyward::offline::{OfflineError, Source, restore_backup};
 use keyward::server::addr::ListenAddr;
 use keyward::server::passed::PassedSockets;
-use keyward::server::tls::reload::Reload;
 use keyward::store::local::OpenError;
 use keyward::util::files::lock_with_retry;
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
 use keyward_core::entropy::Entropy;
+use keyward_core::id::ActorId;
 use keyward_core::identity::Identities;
 use keyward_core::testing::SeededEntropy;
 use prost_types::Timestamp;
@@ -32,6 +32,21 @@ use super::certificates::Files;
 
 /// When the tests' clock begins: 2026-01-01T00:00:00Z.
 pub(crate) const START: UnixMillis = UnixMillis(1_767_225_600_000);
+
+/// The log of the tests' process, which servers share: each keeps a filter that nothing uses.
+#[derive(Default)]
+pub(crate) struct KeptFilter(Mutex<String>);
+
+impl LogControl for KeptFilter {
+    fn filter(&self) -> String {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn set_filter(&self, filter: &str, _: &ActorId) -> Result<(), String> {
+        filter.clone_into(&mut self.0.lock().unwrap());
+        Ok(())
+    }
+}
 
 /// A running server, its data directory, its clock, and the administrator that it made.
 pub(crate) struct Site {
@@ -244,8 +259,11 @@ async fn start(
         clock,
         entropy,
         sockets: PassedSockets::default(),
-        reload: Reload::default(),
-        identities: identities.clone(),
+        adjustable: Adjustable {
+            identities: identities.clone(),
+            log: Some(Arc::<KeptFilter>::default()),
+            ..Adjustable::default()
+        },
         engine,
     };
     let app = App::start(settings, deps).await?;
@@ -297,6 +315,7 @@ impl Handle {
         create_tenant: admin.create_tenant(CreateTenantRequest) -> CreateTenantResponse;
         get_tenant: admin.get_tenant(GetTenantRequest) -> GetTenantResponse;
         list_tenants: admin.list_tenants(ListTenantsRequest) -> ListTenantsResponse;
+        set_log_filter: admin.set_log_filter(SetLogFilterRequest) -> SetLogFilterResponse;
         head: audit.get_head(GetHeadRequest) -> GetHeadResponse;
         ask: verify.verify(VerifyRequest) -> VerifyResponse;
         ask_all: verify.batch_verify(BatchVerifyRequest) -> BatchVerifyResponse;

@@ -82,6 +82,7 @@ pub(crate) fn request(path: &str, target: &Issued, mark: &str) -> Vec<u8> {
         "/keyward.v1.KeyAdmin/ListTenants" => {
             pb::ListTenantsRequest { page_size: 7, ..Default::default() }.encode_to_vec()
         }
+        "/keyward.v1.KeyAdmin/SetLogFilter" => pb::SetLogFilterRequest { filter: "info".into() }.encode_to_vec(),
         "/keyward.v1.KeyAdmin/Backup" | "/keyward.v1.KeyAudit/GetHead" | "/grpc.health.v1.Health/List" => {
             UNKNOWN_FIELD.to_vec()
         }

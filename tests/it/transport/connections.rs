@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward::app::{App, Deps};
+use keyward::app::{Adjustable, App, Deps};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::pb::{self, Reason};
 use keyward::server::addr::ListenAddr;
 use keyward::server::passed::PassedSockets;
-use keyward::server::tls::reload::Reload;
 use keyward::store::memory::MemoryEngine;
 use keyward_core::clock::ManualClock;
 use keyward_core::testing::SeededEntropy;
@@ -44,8 +43,7 @@ impl Server {
             clock: clock.clone(),
             entropy: Arc::new(SeededEntropy::new(5)),
             sockets: PassedSockets::default(),
-            reload: Reload::default(),
-            identities: Arc::default(),
+            adjustable: Adjustable::default(),
             engine: Box::new(MemoryEngine::default()),
         };
         let app = App::start(settings, deps).await.unwrap();

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward::app::{App, Deps};
+use keyward::app::{Adjustable, App, Deps};
 use keyward::config::{Flags, Settings};
 use keyward::grpc::LIMITS;
 use keyward::grpc::pb::{self, Reason};
 use keyward::server::passed::PassedSockets;
-use keyward::server::tls::reload::Reload;
 use keyward::store::memory::MemoryEngine;
 use keyward_core::clock::ManualClock;
 use keyward_core::testing::SeededEntropy;
@@ -39,8 +38,7 @@ pub(crate) async fn here_with(dir: &tempfile::TempDir, change: fn(&mut Settings)
         clock: Arc::new(ManualClock::at(START)),
         entropy: Arc::new(SeededEntropy::new(3)),
         sockets: PassedSockets::default(),
-        reload: Reload::default(),
-        identities: Arc::default(),
+        adjustable: Adjustable::default(),
         engine: Box::new(MemoryEngine::default()),
     };
     App::start(settings, deps).await.unwrap()
