@@ -152,6 +152,8 @@ CROWDS = {
 class Server:
     def __init__(self, program: str, data_dir: Path) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KEYWARD_")}
+        # All of a crowd come from one address here.
+        environment["KEYWARD_STRANGER_CONNECTIONS_PER_ADDRESS_MAX"] = "8192"
         command = [program, "serve", "--listen", "127.0.0.1:0", "--ops-listen", "off", "--data-dir", str(data_dir)]
         self.log = (data_dir.parent / "log").open("w+")
         self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=self.log)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -172,3 +173,27 @@ def test_a_proxy_that_shows_a_certificate_loses_no_call(
 ) -> None:
     with proxy(name, name, tmp_path, pki, upstream=encrypting_server.address) as address:
         run(encrypting_server, "grpc-go", address, workers=workers, connections=connections, pki=pki)
+
+
+AGE_SECONDS = 2
+"""How old connections become, where they are to end often."""
+
+
+@pytest.mark.parametrize("through", [pytest.param("", id="grpc-go"), pytest.param("haproxy", id="haproxy")])
+def test_connections_that_end_by_their_age_cost_no_call(data_dir: Path, tmp_path: Path, through: str) -> None:
+    settings = {"connection_age_max": f"{AGE_SECONDS}s", "stranger_connections_per_address_max": "2"}
+    server = Server(data_dir, log_filter=LOG_FILTER, ops="127.0.0.1:0", settings=settings)
+    try:
+        server.wait_until_serving()
+        operator = client_of(server)
+        secret = operator.create("Zapier").secret
+        service = operator.create("Orders service", tenant="system", scopes=["keyward.verifier"]).secret
+        with ExitStack() as stack:
+            accepted = stack.enter_context(Accepted(server.pid))
+            behind = proxy(through, through, tmp_path, upstream=server.address) if through else nullcontext(server.address)
+            report = drive("grpc-go", stack.enter_context(behind), service, secret, WORKERS, 0)
+        print(f"{report}, {accepted.count} connections")
+        assert not report.failed and report.stream_ok, report
+        assert accepted.count >= report.seconds / AGE_SECONDS / 2, accepted.count
+    finally:
+        server.clean_up()
