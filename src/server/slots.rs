@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// One part in this many is reserved for each listener.
@@ -18,6 +19,9 @@ const KEPT_FOR_LISTENER: usize = 16;
 const KEPT_FOR_KNOWN: usize = 4;
 /// One part in this many is kept free, so that a new connection need not wait until another one has closed.
 const KEPT_FREE: usize = 64;
+/// So long a connection has for its first call. A younger one is not closed for others of its address: many
+/// that come at once are most often one service that has just started.
+pub const FIRST_CALL_TIME: Duration = Duration::from_secs(5);
 /// The least time between two log messages about connections that were turned away.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -90,6 +94,7 @@ struct SlotState {
 struct Stranger {
     listener: usize,
     address: Option<IpAddr>,
+    since: Instant,
     close: CancellationToken,
 }
 
@@ -136,7 +141,8 @@ impl Slots {
 
     /// This many slots for this many listeners. A sixteenth is reserved for each listener, and a quarter for
     /// connections with a valid credential. When the others are taken, or one address has `of_address`
-    /// connections without one, the oldest of those is closed.
+    /// connections without one, the oldest of those is closed; of an address, once it has had
+    /// [`FIRST_CALL_TIME`].
     #[must_use]
     pub fn kept(places: usize, listeners: usize, of_address: usize) -> Self {
         let kept = (places / KEPT_FOR_LISTENER).min(places / (2 * listeners.max(1)));
@@ -248,10 +254,16 @@ impl SlotState {
         Some(stranger)
     }
 
-    /// Tells the oldest connection from an address to close, if it has as many as it may.
+    /// Tells the oldest connections from an address to close, until it has fewer than it may, or those that
+    /// are left are young.
     fn make_room_of(&mut self, address: IpAddr, most: usize, now: Instant) {
-        let of_address = self.by_address.get(&address).filter(|serials| serials.len() >= most);
-        if let Some(oldest) = of_address.and_then(|serials| serials.first().copied()) {
+        loop {
+            let of_address = self.by_address.get(&address).filter(|serials| serials.len() >= most);
+            let Some(oldest) = of_address.and_then(|serials| serials.first().copied()) else { return };
+            let is_young = |stranger: &Stranger| now.duration_since(stranger.since) < FIRST_CALL_TIME;
+            if self.strangers.get(&oldest).is_none_or(is_young) {
+                return;
+            }
             self.turn_away(oldest, now);
         }
     }
@@ -279,9 +291,9 @@ impl Shared {
     /// Takes a slot, if there is one. If few are free, another connection is told to close; if none is,
     /// unless one is closing already.
     fn acquire(self: &Arc<Self>, listener: usize, from: Option<IpAddr>, end: &CancellationToken) -> Option<Slot> {
-        let mut state = self.state.lock();
+        let (mut state, now) = (self.state.lock(), Instant::now());
         if state.taken[listener] >= state.most[listener] {
-            state.make_room_on(listener, Instant::now());
+            state.make_room_on(listener, now);
             return None;
         }
         let has_place = state.has_place(&self.bounds, listener);
@@ -290,7 +302,7 @@ impl Shared {
             && state.needs_place(&self.bounds)
             && let Some(oldest) = state.oldest(&self.bounds)
         {
-            state.turn_away(oldest, Instant::now());
+            state.turn_away(oldest, now);
         }
         if !has_place {
             return None;
@@ -300,10 +312,10 @@ impl Shared {
         state.taken[listener] += 1;
         let address = from.map(network_of);
         if let Some(address) = address {
-            state.make_room_of(address, self.bounds.of_address, Instant::now());
+            state.make_room_of(address, self.bounds.of_address, now);
             state.by_address.entry(address).or_default().insert(serial);
         }
-        state.strangers.insert(serial, Stranger { listener, address, close: close.clone() });
+        state.strangers.insert(serial, Stranger { listener, address, since: now, close: close.clone() });
         Some(Slot { shared: self.clone(), serial, listener, close })
     }
 }
@@ -476,22 +488,25 @@ mod tests {
         assert_eq!(slots.usage().all, 0);
     }
 
-    #[test]
-    fn the_oldest_of_an_address_that_has_too_many_makes_room_for_its_next() {
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_of_an_address_that_has_too_many_make_room_for_its_next_when_they_had_their_time() {
         let slots = Slots::kept(64, 1, 2);
         let (listener, stop) = (slots.for_listener(None), stop());
         let from = |text: &str| slots.0.acquire(listener.listener, Some(text.parse().unwrap()), &stop).unwrap();
-        let [first, second, other] = ["192.0.2.1", "192.0.2.1", "192.0.2.2"].map(from);
-        first.mark().mark_known();
-        let third = from("192.0.2.1");
-        assert!([&first, &second, &other, &third].iter().all(|slot| !goes(slot)), "one of three is known");
-        let fourth = from("192.0.2.1");
-        assert!(goes(&second) && [&first, &other, &third, &fourth].iter().all(|slot| !goes(slot)));
+        let [known, second, other] = ["192.0.2.1", "192.0.2.1", "192.0.2.2"].map(from);
+        known.mark().mark_known();
+        let crowd: Vec<_> = (0..5).map(|_| from("192.0.2.1")).collect();
+        assert!([&known, &second, &other].into_iter().chain(&crowd).all(|slot| !goes(slot)), "they have just come");
+        tokio::time::advance(FIRST_CALL_TIME).await;
+        let next = from("192.0.2.1");
+        assert!(goes(&second) && crowd[..4].iter().all(goes), "there are two again");
+        assert!([&known, &other, &crowd[4], &next].iter().all(|slot| !goes(slot)));
         // Of IPv6 a whole network counts as one.
         let network = ["2001:db8::1", "2001:db8::2:3", "2001:db8:0:1::1"].map(from);
+        tokio::time::advance(FIRST_CALL_TIME).await;
         let last = from("2001:db8::ffff:0:0:1");
         assert!(goes(&network[0]) && [&network[1], &network[2], &last].iter().all(|slot| !goes(slot)));
-        drop((first, second, other, third, fourth, network, last));
+        drop((known, second, other, crowd, next, network, last));
         assert!(slots.0.state.lock().by_address.is_empty());
     }
 
