@@ -1,6 +1,6 @@
 //! What several modules use: [`files`] that are durable, the [`system`]'s clock, randomness and limits, the
-//! [`machine`]'s memory, work on all cores ([`parallel`]), the [`progress`] of long work, and the end of the
-//! process ([`fatal`]).
+//! [`machine`]'s memory, work on all cores ([`parallel`]), the [`progress`] of long work, the [`terminal`],
+//! and the end of the process ([`fatal`]).
 
 pub mod fatal;
 pub mod files;
@@ -8,3 +8,4 @@ pub mod machine;
 pub mod parallel;
 pub mod progress;
 pub mod system;
+pub mod terminal;

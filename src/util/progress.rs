@@ -81,3 +81,51 @@ impl Drop for Progress {
         }
     }
 }
+
+/// Work of an unknown number of steps: a count on a terminal, and nothing elsewhere.
+#[derive(Debug)]
+pub struct Count {
+    what: &'static str,
+    done: u64,
+    begun_at: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Count {
+    /// Begins work. `what` stands behind the number of steps.
+    #[must_use]
+    pub fn begin(what: &'static str) -> Self {
+        Self { what, done: 0, begun_at: Instant::now(), bar: None }
+    }
+
+    /// Adds steps that are done.
+    pub fn advance(&mut self, steps: u64) {
+        self.done += steps;
+        if self.bar.is_none() && self.begun_at.elapsed() >= SHOW_AFTER && std::io::stderr().is_terminal() {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+            let style = ProgressStyle::with_template("{spinner} {pos} {msg} so far, after {elapsed}");
+            // It cannot fail: the template is valid.
+            let bar = style.map_or(bar.clone(), |style| bar.with_style(style));
+            self.bar = Some(bar.with_message(self.what).with_elapsed(self.begun_at.elapsed()));
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(self.done);
+        }
+    }
+
+    /// Does something that may write to the same terminal, without the count in its way.
+    pub fn aside<T>(&self, act: impl FnOnce() -> T) -> T {
+        match &self.bar {
+            Some(bar) => bar.suspend(act),
+            None => act(),
+        }
+    }
+}
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -89,7 +89,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("grpc_h2", &["app", "fast_path", "grpc", "layer", "server"]),
     ("hyper", &["layer", "server"]),
     ("hyper_util", &["server"]),
-    ("icu_properties", &["grpc"]),
+    ("icu_properties", &["grpc", "util"]),
     ("indicatif", &["util"]),
     ("prometheus_client", &["metrics"]),
     ("rand", &["util"]),
