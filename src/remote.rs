@@ -1,16 +1,22 @@
-//! Clients of a running server, for the command line: backup and health.
+//! Clients of a running server, for the command line: the calls of an administrator, backup and health.
 
 mod addr;
 mod backup;
+mod client;
 mod health;
+mod refused;
 mod tls;
 
 use tonic::Status;
 
 pub use self::addr::RemoteAddr;
 pub use self::backup::{Fetched, RemoteError, Server, backup, backup_to};
+pub use self::client::{CallError, Client, Target};
 pub use self::health::{HealthError, ServiceHealth, health};
+pub use self::refused::{Refused, RefusedKind};
 pub use self::tls::{ClientTls, EndpointError};
+/// The messages of the calls, as in proto/keyward/v1.
+pub use crate::grpc::pb as wire;
 
 /// The innermost cause of an error. The outermost says only "transport error".
 fn root_cause(error: &dyn std::error::Error) -> String {
