@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use keyward::cli::Cli;
 use mimalloc::MiMalloc;
 use zeroizing_alloc::ZeroAlloc;
@@ -18,5 +17,5 @@ fn main() -> ExitCode {
         eprintln!("keyward: {refusal}");
         return ExitCode::FAILURE;
     }
-    Cli::parse().run()
+    Cli::read().map_or_else(|refused| refused, Cli::run)
 }

@@ -2,22 +2,32 @@
 
 mod admin_key;
 mod backup;
+mod caller;
 mod check;
+mod client;
 mod config;
+mod failure;
 mod health;
 mod journal;
+mod key;
 mod make_secret;
+mod manual;
+mod print;
 mod rebuild;
 mod restore;
 mod serve;
+mod tenant;
 mod tls;
+mod when;
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use keyward_core::secret::PresentedSecret;
 
+use self::failure::Failure;
 use crate::config::{Flags, Settings};
 use crate::telemetry::{self, Log, LogFormat};
 use crate::util::system::{TOOL_THREADS, check_clock, check_threads};
@@ -35,6 +45,17 @@ enum Command {
     /// Serve until SIGTERM or ctrl-c. The first start on an empty data directory writes an admin key to
     /// <DATA_DIR>/admin.key.
     Serve(serve::ServeArgs),
+    /// Issue, find and change keys on a running server
+    Key(Box<key::KeyArgs>),
+    /// Create and list tenants on a running server
+    Tenant(Box<tenant::TenantArgs>),
+    /// Issue and change the keys of callers of Keyward, on a running server: those of tenant system, whose
+    /// scopes are roles
+    Caller(Box<caller::CallerArgs>),
+    /// Keep servers by name, each with how it is reached and the file of the caller's key, in the file that
+    /// KW_CONTEXTS names [default: ~/.config/keyward/contexts.toml]
+    #[command(subcommand)]
+    Context(client::context::ContextCommand),
     /// Print the effective configuration, with the source of each setting.
     Config(SettingsArgs),
     /// Fetch a backup from a running server: every key at one revision, in a file. Keep it apart from the
@@ -63,6 +84,10 @@ enum Command {
     Digest(make_secret::DigestArgs),
     /// Build the table of a data directory that nobody serves anew, from its snapshot and its journal.
     Rebuild(rebuild::RebuildArgs),
+    /// Print a script that completes this program's commands in a shell
+    Completions(manual::CompletionsArgs),
+    /// Print the manual page, or write one for each command
+    Man(manual::ManArgs),
 }
 
 /// Arguments of commands that work on a data directory offline.
@@ -170,11 +195,26 @@ impl SettingsArgs {
 }
 
 impl Cli {
+    /// Reads the command line. One that has the secret of a key in it is refused before anything repeats it.
+    ///
+    /// # Errors
+    /// The exit code, when a mistake has been printed to stderr. Other mistakes end the process.
+    pub fn read() -> Result<Self, ExitCode> {
+        let has_secret = std::env::args_os().any(|argument| argument.to_str().is_some_and(holds_secret));
+        if has_secret { Err(client::secret_as_argument().report()) } else { Ok(Self::parse()) }
+    }
+
     /// Runs the command. An error is printed to stderr.
     #[must_use]
     pub fn run(self) -> ExitCode {
         let done = match self.command {
             Command::Serve(args) => serve::run(args),
+            Command::Key(args) => return ended(key::run(*args)),
+            Command::Tenant(args) => return ended(tenant::run(*args)),
+            Command::Caller(args) => return ended(caller::run(*args)),
+            Command::Context(command) => return ended(client::context::run(command)),
+            Command::Completions(args) => return ended(manual::completions(&args)),
+            Command::Man(args) => return ended(manual::man(&args)),
             Command::Config(args) => config::run(args.split()),
             Command::Backup(args) => backup::run(args),
             Command::Restore(args) => restore::run(args),
@@ -194,6 +234,17 @@ impl Cli {
             }
         }
     }
+}
+
+/// The exit code of a command of the client. A failure is printed to stderr.
+fn ended(done: Result<(), Failure>) -> ExitCode {
+    done.map_or_else(Failure::report, |()| ExitCode::SUCCESS)
+}
+
+/// Whether a part of an argument is the secret of a key, in its form at least.
+fn holds_secret(argument: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    argument.split(|c| !is_part(c)).any(|part| PresentedSecret::parse(part).is_ok())
 }
 
 fn log_format(text: &str) -> Result<LogFormat, &'static str> {

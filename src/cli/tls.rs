@@ -9,19 +9,19 @@ use crate::remote::ClientTls;
 #[derive(Debug, Args)]
 pub(super) struct TlsArgs {
     /// Encrypt, and trust the authorities that this machine trusts
-    #[arg(long)]
+    #[arg(long, global = true)]
     tls: bool,
     /// Encrypt, and trust the authorities in this PEM file alone
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     ca: Option<PathBuf>,
     /// The PEM file of the certificate to show, where the server demands one
-    #[arg(long, value_name = "FILE", requires = "key")]
+    #[arg(long, value_name = "FILE", requires = "key", global = true)]
     cert: Option<PathBuf>,
     /// The PEM file of its private key
-    #[arg(long, value_name = "FILE", requires = "cert")]
+    #[arg(long, value_name = "FILE", requires = "cert", global = true)]
     key: Option<PathBuf>,
     /// The name that the server's certificate must have [default: the host of its address]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", global = true)]
     server_name: Option<String>,
 }
 
@@ -32,5 +32,17 @@ impl TlsArgs {
         let identity = cert.zip(key);
         let is_wanted = tls || ca.is_some() || identity.is_some() || server_name.is_some();
         is_wanted.then_some(ClientTls { ca, identity, server_name })
+    }
+
+    /// The same, above what a context says.
+    pub(super) fn read_over(self, context: Option<ClientTls>) -> Option<ClientTls> {
+        match (self.read(), context) {
+            (Some(flags), Some(context)) => Some(ClientTls {
+                ca: flags.ca.or(context.ca),
+                identity: flags.identity.or(context.identity),
+                server_name: flags.server_name.or(context.server_name),
+            }),
+            (flags, context) => flags.or(context),
+        }
     }
 }

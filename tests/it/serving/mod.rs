@@ -5,6 +5,7 @@ mod admin_key;
 mod binary;
 mod caller_limits;
 mod cli_tools;
+mod command_line;
 mod first_admin;
 mod identities;
 mod lifecycle;

@@ -1,0 +1,130 @@
+//! `keyward key create`, and what it shares with `keyward caller create`.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use zeroize::Zeroizing;
+
+use super::super::client::{SecretFile, Session};
+use super::super::failure::{Exit, Failure};
+use super::super::print::{self, Fields, Format, format_or_default};
+use super::fields::IssueArgs;
+use crate::remote::wire;
+
+#[derive(Debug, Args)]
+pub(super) struct CreateArgs {
+    #[command(flatten)]
+    pub(super) issue: IssueArgs,
+    /// `live`, `test` or another short word, which is part of the secret [default: live]
+    #[arg(long, value_name = "WORD", default_value = "", hide_default_value = true)]
+    pub(super) environment: String,
+    /// What the key may do, such as orders.read or orders.*; may be repeated [default: nothing]
+    #[arg(long = "scope", value_name = "SCOPE")]
+    pub(super) scopes: Vec<String>,
+    #[command(flatten)]
+    pub(super) output: CreateOutput,
+}
+
+/// Where the reply and the secret go.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub(in crate::cli) struct CreateOutput {
+    /// How to print [default: table on a terminal, json elsewhere]
+    #[arg(short, long, value_name = "FORMAT")]
+    output: Option<CreateFormat>,
+    /// Write the secret to this file, which must not be there yet and which only its owner may read, and
+    /// print the rest
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CreateFormat {
+    /// For people
+    Table,
+    /// For programs: the reply, with the key and the secret
+    Json,
+    /// The secret alone, as one line
+    Secret,
+}
+
+/// Issues a key.
+pub(in crate::cli) fn create(
+    session: Session,
+    output: CreateOutput,
+    request: wire::CreateKeyRequest,
+) -> Result<(), Failure> {
+    if output.output == Some(CreateFormat::Secret) && (output.secret_file.is_some() || request.validate_only) {
+        let what =
+            "--output secret prints the secret, which goes elsewhere with --secret-file, and is none with --dry-run";
+        return Err(Failure::new(Exit::Usage, what).hint("leave one of them out"));
+    }
+    let is_dry_run = request.validate_only;
+    let path = output.secret_file.as_deref().filter(|_| !is_dry_run);
+    let (reply, file) = session.run(async |client| {
+        // Before anything is issued. Where no reply comes, it goes.
+        let file = path.map(SecretFile::create).transpose()?;
+        Ok((client.create_key(request).await?, file))
+    })?;
+    if is_dry_run {
+        print::note_dry_run();
+    }
+    let issued = Issued {
+        key: reply.key.unwrap_or_default(),
+        secret: Zeroizing::new(reply.secret),
+        revision: reply.revision,
+        is_in_file: file.is_some(),
+    };
+    if let Some(file) = file {
+        file.keep(&issued.secret).map_err(|error| issued.is_lost(&error))?;
+    }
+    issued.print(output.output)
+}
+
+/// A key that has been issued.
+struct Issued {
+    key: wire::Key,
+    /// Empty: nothing was issued.
+    secret: Zeroizing<String>,
+    revision: u64,
+    is_in_file: bool,
+}
+
+impl Issued {
+    fn print(&self, format: Option<CreateFormat>) -> Result<(), Failure> {
+        let format = match format {
+            Some(CreateFormat::Table) => Some(Format::Table),
+            Some(CreateFormat::Json) => Some(Format::Json),
+            None => Some(format_or_default(None)),
+            Some(CreateFormat::Secret) => None,
+        };
+        let secret = if self.is_in_file { "" } else { &self.secret };
+        let key = print::key(&self.key);
+        let text = Zeroizing::new(match format {
+            None => format!("{secret}\n"),
+            Some(Format::Table) => print::text(Format::Table, &key.and_text("secret", secret)),
+            Some(Format::Json) => {
+                let reply = Fields::default().and_object("key", key).and_text("secret", secret);
+                print::text(Format::Json, &reply.and_long("revision", self.revision))
+            }
+        });
+        let mut out = io::stdout().lock();
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            // Where the reader has gone, the secret has gone with it.
+            Err(error) if !secret.is_empty() => return Err(self.is_lost(&error)),
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
+            Ok(()) | Err(_) => {}
+        }
+        if format == Some(Format::Table) && !secret.is_empty() && io::stdout().is_terminal() {
+            eprintln!("keyward: the secret is shown this once; the server keeps only a keyed hash of it");
+        }
+        Ok(())
+    }
+
+    fn is_lost(&self, error: &io::Error) -> Failure {
+        let id = &self.key.key_id;
+        Failure::new(Exit::Failed, format!("key {id} was issued, and its secret could not be written: {error}"))
+            .hint("the secret is shown nowhere else: revoke the key, and issue another")
+    }
+}

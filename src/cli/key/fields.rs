@@ -1,0 +1,92 @@
+//! The fields of a key to be, as flags.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use prost_types::Timestamp;
+
+use super::super::when;
+use crate::remote::wire;
+
+/// What keys and callers have in common when they are issued.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct IssueArgs {
+    /// The id to be [default: one that the server makes]
+    #[arg(value_name = "KEY_ID", default_value = "", hide_default_value = true)]
+    key_id: String,
+    /// The label that people see, such as "Zapier"
+    #[arg(long, value_name = "TEXT")]
+    display_name: String,
+    /// A longer note
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    description: String,
+    /// Who it is issued to: a customer, a team, a service
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    owner: String,
+    /// A network that the end caller may come from, such as 10.0.0.0/8; may be repeated [default: any]
+    #[arg(long = "allowed-cidr", value_name = "CIDR")]
+    allowed_cidrs: Vec<String>,
+    /// A service that accepts it; may be repeated [default: any]
+    #[arg(long = "audience", value_name = "NAME")]
+    audiences: Vec<String>,
+    /// A label that lists can select by; may be repeated
+    #[arg(short, long = "label", value_name = "NAME=VALUE", value_parser = pair)]
+    labels: Vec<(String, String)>,
+    /// A note for programs; may be repeated
+    #[arg(long = "annotation", value_name = "NAME=VALUE", value_parser = pair)]
+    annotations: Vec<(String, String)>,
+    /// Refused before this time: "in 2h", 2026-12-31, or RFC 3339 [default: at once]
+    #[arg(long, value_name = "TIME", value_parser = when::parse)]
+    not_before: Option<Timestamp>,
+    /// Refused from this time on: "in 90d", 2026-12-31, or RFC 3339 [default: without end]
+    #[arg(long, value_name = "TIME", value_parser = when::parse)]
+    expires: Option<Timestamp>,
+    /// Issue it disabled, to be enabled later
+    #[arg(long)]
+    disabled: bool,
+    /// Check everything on the server, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl IssueArgs {
+    pub(in crate::cli) fn request(
+        self,
+        tenant: String,
+        environment: String,
+        scopes: Vec<String>,
+    ) -> wire::CreateKeyRequest {
+        wire::CreateKeyRequest {
+            tenant,
+            key_id: self.key_id,
+            display_name: self.display_name,
+            description: self.description,
+            owner: self.owner,
+            environment,
+            scopes,
+            audiences: self.audiences,
+            allowed_cidrs: self.allowed_cidrs,
+            labels: pairs(self.labels),
+            annotations: pairs(self.annotations),
+            not_before: self.not_before,
+            expire_time: self.expires,
+            disabled: self.disabled,
+            validate_only: self.dry_run,
+        }
+    }
+}
+
+/// A name and a value.
+///
+/// # Errors
+/// Where there is no name.
+pub(super) fn pair(text: &str) -> Result<(String, String), &'static str> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("must be NAME=VALUE"),
+    }
+}
+
+pub(super) fn pairs(pairs: Vec<(String, String)>) -> BTreeMap<String, String> {
+    pairs.into_iter().collect()
+}

@@ -1,0 +1,217 @@
+//! Keys and tenants are issued, listed and changed.
+
+use std::collections::BTreeSet;
+use std::process::Stdio;
+
+use keyward::grpc::pb::DESCRIPTORS;
+use prost::Message;
+use serde_json::Value;
+
+use super::{User, done, ids};
+
+#[test]
+fn a_key_is_issued_relabelled_disabled_enabled_and_revoked() {
+    let user = User::start();
+    let issued = user.json(&[
+        "key",
+        "create",
+        "zapier",
+        "--display-name",
+        "Zapier",
+        "--owner",
+        "customer-7",
+        "--scope",
+        "orders.*",
+        "--label",
+        "team=a",
+        "--annotation",
+        "note=x=y",
+        "--expires",
+        "2030-01-01",
+        "--allowed-cidr",
+        "10.0.0.0/8",
+        "--audience",
+        "orders",
+        "--description",
+        "nightly",
+        "--not-before",
+        "2026-01-01T00:00:00+01:00",
+    ]);
+    let key = &issued["key"];
+    assert_eq!((key["keyId"].as_str(), key["tenant"].as_str()), (Some("zapier"), Some("default")));
+    assert_eq!(key["labels"]["team"], "a");
+    assert_eq!(key["annotations"]["note"], "x=y");
+    assert_eq!(key["expireTime"], "2030-01-01T00:00:00Z");
+    assert_eq!(key["notBefore"], "2025-12-31T23:00:00Z");
+    assert_eq!(issued["revision"], key["revision"]);
+    let key = user.json(&["key", "label", "zapier", "Internal Dashboard"]);
+    assert_eq!(key["displayName"], "Internal Dashboard");
+    let key = user.json(&["key", "disable", "zapier", "--reason", "unpaid"]);
+    assert_eq!((key["state"].as_str(), key["stateReason"].as_str()), (Some("STATE_DISABLED"), Some("unpaid")));
+    assert_eq!(ids(&user.json(&["key", "list", "--state", "disabled"])), ["zapier"]);
+    assert_eq!(ids(&user.json(&["key", "list", "--state", "active", "--state", "revoked"])), [""; 0]);
+    assert_eq!(user.json(&["key", "enable", "zapier"])["state"], "STATE_ACTIVE");
+    let dry = user.tries(&["key", "revoke", "zapier", "--dry-run"]);
+    assert!(dry.err.contains("nothing was changed"), "{}", dry.err);
+    assert_eq!(user.json(&["key", "get", "zapier"])["state"], "STATE_ACTIVE");
+    assert_eq!(user.json(&["key", "revoke", "zapier"])["state"], "STATE_REVOKED");
+}
+
+#[test]
+fn an_update_changes_what_it_names_and_nothing_else() {
+    let user = User::start();
+    user.does(&[
+        "key",
+        "create",
+        "zapier",
+        "--display-name",
+        "Zapier",
+        "--scope",
+        "a",
+        "--scope",
+        "b",
+        "-l",
+        "x=1",
+        "-l",
+        "y=2",
+    ]);
+    let key = user.json(&[
+        "key",
+        "update",
+        "zapier",
+        "--add-scope",
+        "c",
+        "--remove-scope",
+        "a",
+        "--label",
+        "x=3",
+        "--remove-label",
+        "y",
+        "--owner",
+        "customer-7",
+    ]);
+    assert_eq!(key["scopes"], serde_json::json!(["b", "c"]));
+    assert_eq!(key["labels"], serde_json::json!({"x": "3"}));
+    assert_eq!((key["owner"].as_str(), key["displayName"].as_str()), (Some("customer-7"), Some("Zapier")));
+    let key = user.json(&["key", "update", "zapier", "--clear", "owner", "--scope", "d", "--expires", "in 90d"]);
+    assert_eq!((&key["owner"], &key["scopes"]), (&Value::Null, &serde_json::json!(["d"])));
+    assert!(key["expireTime"].is_string());
+    let key = user.json(&["key", "update", "zapier", "--clear", "expires", "--clear", "labels"]);
+    assert_eq!((&key["expireTime"], &key["labels"]), (&Value::Null, &Value::Null));
+    user.fails(&["key", "update", "zapier"], 2, &["nothing is to be changed"]);
+    user.fails(&["key", "label", "zapier", "team=b"], 2, &["keyward key update zapier --label 'team=b'"]);
+    assert_eq!(user.json(&["key", "get", "zapier"])["displayName"], "Zapier");
+}
+
+#[test]
+fn a_list_is_a_page_or_all_of_them() {
+    let user = User::start();
+    for number in 1..=5 {
+        let owner = if number % 2 == 0 { "even" } else { "odd" };
+        user.does(&[
+            "key",
+            "create",
+            &format!("key-{number}"),
+            "--display-name",
+            "顧客",
+            "--owner",
+            owner,
+            "-l",
+            "a=b",
+        ]);
+    }
+    let page = user.tries(&["key", "list", "--page-size", "2"]);
+    assert_eq!(ids(&serde_json::from_str(&page.out).unwrap()), ["key-1", "key-2"]);
+    let token = page.err.split("--page-token ").nth(1).unwrap().trim();
+    let next = user.json(&["key", "list", "--page-size", "2", "--page-token", token]);
+    assert_eq!(ids(&next), ["key-3", "key-4"]);
+    let all = user.tries(&["key", "list", "--all", "--page-size", "2"]);
+    assert_eq!(ids(&serde_json::from_str(&all.out).unwrap()).len(), 5);
+    assert_eq!(all.err, "");
+    assert_eq!(ids(&user.json(&["key", "list", "--owner", "even", "--label", "a=b"])), ["key-2", "key-4"]);
+    assert_eq!(user.does(&["key", "list", "--label", "a=c"]), "[]\n");
+    let table = user.does(&["key", "list", "--output", "table", "--owner", "even"]);
+    let rows: Vec<_> = table.lines().collect();
+    assert_eq!(rows.len(), 3);
+    assert!(rows[0].starts_with("KEY_ID  NAME  OWNER  STATE   EXPIRES"), "{table}");
+    assert!(rows[1].starts_with("key-2   顧客  even   active"), "{table}");
+    assert_eq!(ids(&user.json(&["caller", "list"])).len(), 1);
+    user.fails(&["key", "list", "--page-size", "0"], 2, &["--page-size"]);
+    user.fails(&["key", "list", "--page-token", "forged"], 2, &["page_token (--page-token)"]);
+}
+
+#[test]
+fn a_reader_that_has_enough_is_no_failure() {
+    let user = User::start();
+    user.does(&["key", "create", "zapier", "--display-name", "Zapier"]);
+    for args in [&["key", "list"][..], &["key", "list", "--output", "table"], &["key", "get", "zapier"]] {
+        let mut child = user.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let ended = done(&child.wait_with_output().unwrap());
+        assert_eq!((ended.code, &*ended.err), (0, ""), "{args:?}");
+    }
+}
+
+/// Every field of a message is in the JSON, by the name that protobuf gives it.
+#[test]
+fn no_field_of_a_key_or_a_tenant_is_left_out() {
+    let user = User::start();
+    user.does(&[
+        "key",
+        "create",
+        "zapier",
+        "--display-name",
+        "a",
+        "--description",
+        "a",
+        "--owner",
+        "a",
+        "--scope",
+        "a",
+        "--audience",
+        "a",
+        "--allowed-cidr",
+        "10.0.0.0/8",
+        "-l",
+        "a=a",
+        "--annotation",
+        "a=a",
+        "--not-before",
+        "2026-01-01",
+        "--expires",
+        "2090-01-01",
+    ]);
+    let key = user.json(&["key", "disable", "zapier", "--reason", "a"]);
+    let descriptors = prost_types::FileDescriptorSet::decode(DESCRIPTORS).unwrap();
+    let fields = |message: &str| -> BTreeSet<String> {
+        let messages = descriptors.file.iter().flat_map(|file| &file.message_type);
+        let found = messages.filter(|one| one.name() == message).flat_map(|one| &one.field);
+        found.map(|field| field.json_name().to_owned()).collect()
+    };
+    let names = |object: &Value| object.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(names(&key), fields("Key"));
+    assert_eq!(names(&user.json(&["tenant", "get", "default"])), fields("Tenant"));
+}
+
+/// What is added to is read before: a change in between must not be undone.
+#[test]
+fn labels_that_are_set_at_the_same_time_are_there_or_refused() {
+    let user = User::start();
+    user.does(&["key", "create", "zapier", "--display-name", "Zapier"]);
+    let names: Vec<_> = (0..8).map(|number| format!("label-{number}")).collect();
+    let spawn = |name: &String| {
+        let mut command = user.command(&["key", "update", "zapier", "--label", &format!("{name}=set")]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let children: Vec<_> = names.iter().map(spawn).collect();
+    let mut set = BTreeSet::new();
+    for (name, child) in names.iter().zip(children) {
+        let updated = done(&child.wait_with_output().unwrap());
+        match updated.code {
+            0 => _ = set.insert(name.clone()),
+            code => assert_eq!((code, updated.err.contains("ETAG_MISMATCH")), (6, true), "{}", updated.err),
+        }
+    }
+    let labels = &user.json(&["key", "get", "zapier"])["labels"];
+    assert_eq!(labels.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>(), set);
+}
