@@ -117,6 +117,17 @@ def test_encryption_is_set_up_renewed_and_revoked_as_printed(server: Server, tmp
     assert '"keyId": "zapier"' in told and "2 keys at revision 2" in told, told
 
 
+def test_the_command_lines_story_works_as_printed(server: Server, tmp_path: Path) -> None:
+    lines = "".join(blocks("sh", "The command line", OPERATING))
+    assert lines.count("keyward key") == 20, "the section has changed: so must this test"
+    told = with_a_server_of_its_own(lines, "50071", server, tmp_path)
+    assert told.count('"decision": "DECISION_ALLOW"') == 1 and told.count('"reason": "REASON_DISABLED"') == 1, told
+    assert told.count('"stateReason": "customer left"') == 2, told
+    left = ["c8-dashboard STATE_REVOKED", "c8-zapier STATE_REVOKED", "0"]
+    assert told.splitlines()[-5:] == ["[]", "DECISION_ALLOW customer-8", *left], told
+    assert "kw_live_" not in told.replace("kw_live_…", ""), "a secret is printed only where it is asked for"
+
+
 def test_a_first_administrator_is_made_before_the_first_start_as_printed(server: Server, tmp_path: Path) -> None:
     [lines] = blocks("sh", "The first administrator without hands", OPERATING)
     assert lines.count("50061") == 3, "the section has changed: so must this test"

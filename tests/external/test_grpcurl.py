@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,25 @@ def labels_of(admin: Grpcurl, **selector: Any) -> list[str]:
     """The labels of the selected keys, as a list shows them."""
     listed = admin.call(f"{ADMIN}/ListKeys", selector=selector)
     return [key["displayName"] for key in listed.get("keys", [])]
+
+
+# The other client.
+
+
+def test_the_command_line_prints_what_grpcurl_prints(admin: Grpcurl, server: Server) -> None:
+    full = {"description": "a", "owner": "Kunde \"7\" 顧客", "scopes": ["a.*", "b"], "audiences": ["x"], "labels": {"a": "b"}}
+    bounds = {"allowed_cidrs": ["10.0.0.0/8"], "annotations": {"n": "\\"}, "expire_time": "2090-01-01T00:00:00.250Z"}
+    create(admin, "Zapier", key_id="zapier", **full, **bounds)
+    create(admin, "Other", key_id="other")
+    admin.call(f"{ADMIN}/DisableKey", key_id="other", reason="unpaid")
+
+    def printed(*args: str) -> Any:
+        command = [os.environ["KEYWARD_BIN"], *args, "--server", server.address, "--key-file", str(server.data_dir / "admin.key")]
+        return json.loads(subprocess.run(command, env={}, check=True, capture_output=True, timeout=20).stdout)
+
+    assert printed("key", "get", "zapier") == admin.call(f"{ADMIN}/GetKey", key_id="zapier")["key"]
+    assert printed("key", "list") == admin.call(f"{ADMIN}/ListKeys")["keys"]
+    assert printed("tenant", "list") == admin.call(f"{ADMIN}/ListTenants")["tenants"]
 
 
 # Finding one's way.
