@@ -10,6 +10,7 @@ mod failure;
 mod health;
 mod journal;
 mod key;
+mod logs;
 mod make_secret;
 mod manual;
 mod print;
@@ -52,6 +53,8 @@ enum Command {
     /// Issue and change the keys of callers of Keyward, on a running server: those of tenant system, whose
     /// scopes are roles
     Caller(Box<caller::CallerArgs>),
+    /// Look closer at what a running server logs
+    Logs(Box<logs::LogsArgs>),
     /// Keep servers by name, each with how it is reached and the file of the caller's key, in the file that
     /// KW_CONTEXTS names [default: ~/.config/keyward/contexts.toml]
     #[command(subcommand)]
@@ -71,7 +74,8 @@ enum Command {
     /// no answer, and 4 if it has no such service.
     Health(health::HealthArgs),
     /// Print who did what to which key and when, from the journal of a data directory that nobody serves:
-    /// revision, time, key of the caller, call, target, with tabs between them. It need not be writable.
+    /// revision, time, caller, call, target, address, identity beside a key, with tabs between them. It need
+    /// not be writable.
     Journal(journal::JournalArgs),
     /// Make a new administrator in a data directory that nobody serves: where the last one was lost. Its key
     /// goes to standard output, as one line, and is never shown again.
@@ -212,6 +216,7 @@ impl Cli {
             Command::Key(args) => return ended(key::run(*args)),
             Command::Tenant(args) => return ended(tenant::run(*args)),
             Command::Caller(args) => return ended(caller::run(*args)),
+            Command::Logs(args) => return ended(logs::run(*args)),
             Command::Context(command) => return ended(client::context::run(command)),
             Command::Completions(args) => return ended(manual::completions(&args)),
             Command::Man(args) => return ended(manual::man(&args)),

@@ -85,8 +85,8 @@ pub struct Settings {
     /// How long a connection of a caller lasts, more or less by a tenth: then it gets a GOAWAY, and its
     /// caller opens another one. Default 1 h; from 1 s to a hundred years.
     pub connection_age_max: Duration,
-    /// Connections from one address (of IPv6, one network of 64 bits) that have not made an authenticated call
-    /// in their first five seconds, at most: the oldest make room for the next. Default 64; at least 1.
+    /// Connections from one address (of IPv6, one network of 64 bits) that have not made an authenticated
+    /// call in their first five seconds, at most: the oldest make room for the next. Default 64; at least 1.
     pub stranger_connections_per_address_max: usize,
     /// Calls of authenticated callers under way at most, streams included, save Verify, BatchVerify, and
     /// changes that only take power away. Of one caller, at most half as many. Default 2,048; at least 1.

@@ -157,6 +157,8 @@ impl Client {
         get_tenant(KeyAdminClient, GetTenantRequest) -> GetTenantResponse, "GetTenant", "keyward.viewer";
         /// Reads a page of tenants.
         list_tenants(KeyAdminClient, ListTenantsRequest) -> ListTenantsResponse, "ListTenants", "keyward.viewer";
+        /// Sets the filter of the server's log.
+        set_log_filter(KeyAdminClient, SetLogFilterRequest) -> SetLogFilterResponse, "SetLogFilter", "keyward.admin";
         /// Asks for a verdict.
         verify(KeyVerifyClient, VerifyRequest) -> VerifyResponse, "Verify", "keyward.verifier";
         /// Asks for many verdicts.

@@ -17,7 +17,9 @@ use crate::support::program::{Killed, Program, admin_of, keyward, program, text}
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refused_calls_do_not_fill_the_log() {
     let dir = tempfile::tempdir().unwrap();
-    let mut program = Program::serve(dir.path(), &[]);
+    // Late answers would take a quarter of an hour.
+    let at_once = [("KEYWARD_FAILED_AUTHENTICATION_DELAY", "0s")];
+    let mut program = Program::serve_in(dir.path(), &[], &at_once);
     let nobody = program.caller("nonsense");
     for _ in 0..1_000 {
         nobody.list(pb::ListKeysRequest::default()).await.unwrap_err();

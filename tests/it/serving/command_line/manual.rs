@@ -1,4 +1,4 @@
-//! The manual and the completions.
+//! The manual and the completions, and the log's filter.
 
 use std::fs;
 
@@ -22,4 +22,14 @@ fn the_manual_and_the_completions_know_every_command() {
         }
     }
     user.fails(&["completions", "tcsh"], 2, &["bash, zsh, fish"]);
+}
+
+#[test]
+fn the_filter_of_the_log_is_shown_and_set() {
+    let mut user = User::start();
+    assert_eq!(user.does(&["logs", "level"]), "info\n");
+    assert_eq!(user.does(&["logs", "level", "debug"]), "");
+    user.server.wait_for("the log filter was set by a call log_filter=\"debug\"");
+    assert_eq!(user.does(&["logs", "level"]), "debug\n");
+    user.fails(&["logs", "level", "keyward=loud"], 2, &["filter", "is not a filter"]);
 }
