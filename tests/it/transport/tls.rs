@@ -25,6 +25,7 @@ use tonic::transport::Channel;
 use crate::support::certificates::{Authority, Files, Usage, handshake, write};
 use crate::support::encrypted::{Encrypted, H2, PATIENCE, settings, start};
 use crate::support::harness::{Handle, START, ask, new_key};
+use crate::support::ops_client::wait_for_value;
 
 /// Asks for the health of the server.
 async fn checks(channel: &Channel) -> Result<(), String> {
@@ -109,8 +110,10 @@ async fn a_client_that_does_not_offer_http_2_gets_no_connection() {
     let mut plain = TcpStream::connect(server.addr()).await.unwrap();
     plain.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
     drop(ended(&mut plain).await);
-    assert_eq!(server.metric("keyward_tls_handshakes_total{result=\"NO_H2\"}").await, "1");
-    assert_eq!(server.metric("keyward_tls_handshakes_total{result=\"REFUSED\"}").await, "2");
+    // The client hears of the end before it is counted.
+    let ops = server.app.ops_addr().unwrap();
+    wait_for_value(ops, "keyward_tls_handshakes_total{result=\"NO_H2\"}", |count| count == 1.0).await;
+    wait_for_value(ops, "keyward_tls_handshakes_total{result=\"REFUSED\"}", |count| count == 2.0).await;
     assert_eq!(checks(&server.channel(None)).await, Ok(()));
     server.app.stop().await.unwrap();
 }
