@@ -104,9 +104,11 @@ fn encode_again(fields: &[Pair], encoder: &mut Encoder, decoder: &mut Decoder) {
 }
 
 /// Heads of one connection. A block that comes again, in one frame or in several, is the same head; a head
-/// that is accepted keeps to RFC 9113, section 8, and to its bound.
+/// that is accepted keeps to RFC 9113, section 8, and to its bound: the real one, or a smaller one, which
+/// short inputs can pass.
 pub fn head(data: &[u8]) {
     let mut input = Input::of(data);
+    let bytes_max = HEADER_BYTES_MAX >> input.choice;
     // The one remembers the last block, the other one does not.
     let (mut whole, mut cut) = (HeaderDecoder::new(), HeaderDecoder::new());
     let (mut heads, mut credentials) = (BTreeMap::new(), BTreeMap::new());
@@ -115,12 +117,12 @@ pub fn head(data: &[u8]) {
         && blocks < 64
     {
         (block, blocks) = (next, blocks + 1);
-        let read = whole.read(block, HEADER_BYTES_MAX).ok().cloned();
-        let pieces = read_in_pieces(&mut cut, block, &mut input);
+        let read = whole.read(block, bytes_max).ok().cloned();
+        let pieces = read_in_pieces(&mut cut, block, (bytes_max, &mut input));
         assert_eq!(read.is_some(), pieces.is_some(), "in one frame and in several it is accepted or not");
         let (Some(read), Some(pieces)) = (read, pieces) else { return };
         assert_eq!(contents(&read), contents(&pieces), "in one frame and in several it means the same");
-        check_head(&read);
+        check_head(&read, bytes_max);
         let said = heads.entry(read.serial()).or_insert_with(|| contents(&read));
         assert_eq!(*said, contents(&read), "two heads with one serial");
         let credential =
@@ -134,12 +136,16 @@ pub fn head(data: &[u8]) {
     }
 }
 
-fn read_in_pieces(heads: &mut HeaderDecoder, block: &[u8], input: &mut Input<'_>) -> Option<Arc<RequestHead>> {
+fn read_in_pieces(
+    heads: &mut HeaderDecoder,
+    block: &[u8],
+    (bytes_max, input): (usize, &mut Input<'_>),
+) -> Option<Arc<RequestHead>> {
     let mut rest = block;
     loop {
         let (piece, further) = rest.split_at(rest.len().min(1 + usize::from(input.step())));
         rest = further;
-        let read = heads.read_piece(piece, rest.is_empty(), HEADER_BYTES_MAX).ok()?;
+        let read = heads.read_piece(piece, rest.is_empty(), bytes_max).ok()?;
         if rest.is_empty() {
             return read.cloned();
         }
@@ -158,12 +164,12 @@ fn contents(head: &RequestHead) -> impl PartialEq + std::fmt::Debug + use<> {
     )
 }
 
-fn check_head(head: &RequestHead) {
+fn check_head(head: &RequestHead, bytes_max: usize) {
     if head.request_error().is_some() {
         return;
     }
     let listed = head.bytes() - size_of::<RequestHead>();
-    assert!(listed <= HEADER_BYTES_MAX, "a head of {listed} bytes");
+    assert!(listed <= bytes_max, "a head of {listed} bytes");
     let Some(request) = head.to_request(()) else { return };
     let headers = request.headers();
     let fields = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ENTRY_BYTES).sum::<usize>();

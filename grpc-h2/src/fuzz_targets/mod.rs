@@ -17,9 +17,12 @@ const STEPS_MAX: usize = 32;
 /// An input: steps, which say how its bytes are used, and the bytes. The bytes stay as they are, so that
 /// recorded sessions can be seeds.
 ///
-/// The first byte is the number of steps, and one byte for each step follows.
+/// The first byte is the number of steps and, in its upper three bits, a choice; one byte for each step
+/// follows.
 #[derive(Clone, Debug)]
 pub struct Input<'a> {
+    /// One of eight, for what holds in the whole run.
+    pub choice: u8,
     steps: std::iter::Cycle<std::slice::Iter<'a, u8>>,
     /// What follows the steps.
     pub bytes: &'a [u8],
@@ -29,9 +32,9 @@ impl<'a> Input<'a> {
     /// Splits an input.
     #[must_use]
     pub fn of(data: &'a [u8]) -> Self {
-        let (count, rest) = data.split_first().map_or((0, data), |(count, rest)| (usize::from(*count), rest));
-        let (steps, bytes) = rest.split_at((count % STEPS_MAX).min(rest.len()));
-        Self { steps: steps.iter().cycle(), bytes }
+        let (count, rest) = data.split_first().map_or((0, data), |(count, rest)| (*count, rest));
+        let (steps, bytes) = rest.split_at((usize::from(count) % STEPS_MAX).min(rest.len()));
+        Self { choice: count / STEPS_MAX as u8, steps: steps.iter().cycle(), bytes }
     }
 
     /// The next step. After the last one comes the first one again; 0 if there are none.
