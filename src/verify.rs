@@ -9,6 +9,7 @@ use keyward_core::clock::Now;
 use keyward_core::decision::{AccessRequest, Check, DenyReason, decide};
 use keyward_core::digest::{Digest, PepperRing};
 use keyward_core::event::Revision;
+use keyward_core::holds::{Causes, Holds};
 use keyward_core::id::TenantId;
 use keyward_core::secret::PresentedSecret;
 
@@ -173,9 +174,16 @@ pub struct Explained {
     pub detail: String,
 }
 
-/// Every check of a verdict, in order, not only the first that failed.
+/// Every check of a verdict, in order, not only the first that failed. `holds` are those of now; where they
+/// have changed since the verdict, it may not say who refuses the secret.
 #[must_use]
-pub fn explain(secret: &Presented<'_>, outcome: &Outcome<'_>, request: &AccessRequest<'_>, now: Now) -> Vec<Explained> {
+pub fn explain(
+    secret: &Presented<'_>,
+    outcome: &Outcome<'_>,
+    request: &AccessRequest<'_>,
+    now: Now,
+    holds: &Holds,
+) -> Vec<Explained> {
     let line = |check, failure| Explained { check, failure, detail: String::new() };
     match outcome {
         Outcome::NoKey(DenyReason::Malformed) => {
@@ -184,7 +192,20 @@ pub fn explain(secret: &Presented<'_>, outcome: &Outcome<'_>, request: &AccessRe
         Outcome::NoKey(reason) => vec![line("form", None), line("known", Some(*reason))],
         Outcome::Allow(entry) | Outcome::Deny(entry, _) => {
             let found = [line("form", None), line("known", None)];
-            let checks = Check::ORDER.into_iter().map(|c| line(c.name(), c.run(entry, request, now).err()));
+            let causes = holds.causes(entry.tenant(), entry.owner(), entry.issuer(), entry.issue_time());
+            let named = |are: [bool; 3]| {
+                let names = Causes::NAMES.into_iter().zip(are).filter(|(_, is)| *is).map(|(name, _)| name);
+                names.collect::<Vec<_>>().join(", ")
+            };
+            let checks = Check::ORDER.into_iter().map(|check| {
+                let failure = check.run(entry, request, now).err();
+                let detail = match failure {
+                    Some(DenyReason::OwnerSuspended) => named(causes.suspended),
+                    Some(DenyReason::EpochRejected) => named(causes.outdated),
+                    _ => String::new(),
+                };
+                Explained { detail, ..line(check.name(), failure) }
+            });
             found.into_iter().chain(checks).collect()
         }
     }

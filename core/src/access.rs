@@ -15,7 +15,7 @@ use crate::clock::{Now, UnixMillis};
 use crate::decision::{AccessRequest, DenyReason, Policy, decide};
 use crate::digest::Digest;
 use crate::enumerate;
-use crate::holds::Holds;
+use crate::holds::{Holding, Holds};
 use crate::id::{ActorId, InvalidName, KeyId, TenantId};
 use crate::identity::{Assignment, Identities, IdentityName, PeerIdentity};
 use crate::record::KeyRecord;
@@ -77,8 +77,8 @@ pub enum Action {
     Issue,
     /// Changes the state of keys.
     ChangeState,
-    /// Creates tenants.
-    CreateTenant,
+    /// Creates and updates tenants.
+    ManageTenants,
     /// Reads everything of all tenants, digests included.
     Backup,
     /// Reads the head of the log.
@@ -116,7 +116,7 @@ impl Role {
             | (Self::Backup, Action::Backup)
             | (Self::Verifier, Action::Verify) => true,
             (Self::Backup, _)
-            | (_, Action::CreateTenant | Action::Backup | Action::SetLogFilter)
+            | (_, Action::ManageTenants | Action::Backup | Action::SetLogFilter)
             | (Self::Operator, Action::Issue | Action::ReadHead | Action::Verify)
             | (Self::Issuer, Action::ChangeState | Action::ReadHead | Action::Verify)
             | (Self::Viewer, Action::Issue | Action::ChangeState | Action::ReadHead | Action::Verify)
@@ -407,7 +407,8 @@ impl<A: Act> Grant<A> {
     /// time by the clock.
     #[must_use]
     pub fn authorization(&self, clock: UnixMillis) -> Authorization {
-        Authorization { caller: self.caller.clone(), action: A::ACTION, tenant: self.tenant.clone(), clock }
+        let (caller, tenant) = (self.caller.clone(), self.tenant.clone());
+        Authorization { caller, action: A::ACTION, tenant, clock, leaves: None }
     }
 }
 
@@ -419,6 +420,15 @@ pub struct Authorization {
     action: Action,
     tenant: TenantId,
     clock: UnixMillis,
+    leaves: Option<Leaving>,
+}
+
+/// A key goes from an owner to another one.
+#[derive(Clone, Debug)]
+struct Leaving {
+    owner: Box<str>,
+    /// When the oldest of its secrets that works was issued.
+    issue_time: UnixMillis,
 }
 
 /// Why a caller may not make a change any more.
@@ -433,9 +443,24 @@ pub enum Unauthorized {
     /// The caller has no role for the change.
     #[error("the caller holds no role for this")]
     Role,
+    /// The change takes a key from an owner that is suspended or refuses its secret, and the caller has no
+    /// role to change states.
+    #[error("the caller holds no role to take a key from an owner that is held")]
+    HeldOwner,
 }
 
 impl Authorization {
+    /// The same for a change that gives `key` another owner. If the owner that it has now is suspended, or
+    /// refuses a secret of the key by its epoch, such a change lets the key work again: it takes
+    /// [`Action::ChangeState`] besides.
+    #[must_use]
+    pub fn leaving_owner_of(self, key: &KeyRecord) -> Self {
+        let previous = key.previous.as_ref().map(|previous| key.issued(&previous.secret).time);
+        let current = key.issued(&key.secret).time;
+        let issue_time = previous.map_or(current, |previous| previous.min(current));
+        Self { leaves: Some(Leaving { owner: key.spec.owner.as_str().into(), issue_time }), ..self }
+    }
+
     /// Who asks.
     #[must_use]
     pub fn caller(&self) -> &Identity {
@@ -458,20 +483,28 @@ impl Authorization {
         if !self.caller.connection_is_good(now) {
             return Err(Unauthorized::Identity);
         }
-        let is_allowed = match &self.caller.credential {
+        let roles = match &self.caller.credential {
             Credential::Key { digest, .. } => {
                 let key = key.filter(|key| key.tenant.is_system());
                 let found = key.and_then(|key| Some((key, key.policy_of(digest, holds)?)));
                 let (key, policy) = found.ok_or(Unauthorized::Key(DenyReason::Unknown))?;
                 check_caller(&policy, self.caller.peer, now).map_err(Unauthorized::Key)?;
-                allows(&roles(&key.spec.policy.scopes), self.action, &self.tenant)
+                roles(&key.spec.policy.scopes)
             }
             Credential::Connection { name, identities } => {
-                let assigned = identities.of(name).ok_or(Unauthorized::Identity)?;
-                allows(&assigned.roles, self.action, &self.tenant)
+                identities.of(name).ok_or(Unauthorized::Identity)?.roles.clone()
             }
         };
-        is_allowed.then_some(()).ok_or(Unauthorized::Role)
+        if !allows(&roles, self.action, &self.tenant) {
+            return Err(Unauthorized::Role);
+        }
+        let leaves_held = self.leaves.as_ref().is_some_and(|Leaving { owner, issue_time }| {
+            holds.of_owner(&self.tenant, owner, *issue_time) != Holding::default()
+        });
+        if leaves_held && !allows(&roles, Action::ChangeState, &self.tenant) {
+            return Err(Unauthorized::HeldOwner);
+        }
+        Ok(())
     }
 }
 
@@ -502,11 +535,11 @@ impl Act for ChangeState {
     const ACTION: Action = Action::ChangeState;
 }
 
-/// [`Action::CreateTenant`] as a type.
+/// [`Action::ManageTenants`] as a type.
 #[derive(Debug)]
-pub struct CreateTenant;
-impl Act for CreateTenant {
-    const ACTION: Action = Action::CreateTenant;
+pub struct ManageTenants;
+impl Act for ManageTenants {
+    const ACTION: Action = Action::ManageTenants;
 }
 
 /// [`Action::ReadHead`] as a type.
@@ -560,7 +593,7 @@ mod tests {
                 Action::Read,
                 Action::Issue,
                 Action::ChangeState,
-                Action::CreateTenant,
+                Action::ManageTenants,
                 Action::Backup,
                 Action::ReadHead,
                 Action::Verify,

@@ -339,6 +339,35 @@ impl Hold {
     pub fn is_empty(&self) -> bool {
         !self.suspended && self.reject_issued_before.is_none()
     }
+
+    /// Suspends or resumes, or changes the reason for the present state. With the same state, an empty reason
+    /// leaves the old one, and `changed` stays.
+    pub fn suspend(&mut self, suspended: bool, reason: &str, by: &AuditStamp) -> Effect {
+        let is_same = self.suspended == suspended;
+        if is_same && (reason.is_empty() || reason == self.reason) {
+            return Effect::Unchanged;
+        }
+        if !is_same {
+            (self.suspended, self.changed) = (suspended, Some(by.clone()));
+        }
+        reason.clone_into(&mut self.reason);
+        Effect::Changed
+    }
+
+    /// Refuses secrets that were issued before a time.
+    ///
+    /// # Errors
+    /// With the time that it has, if that is later.
+    pub fn reject_before(&mut self, time: UnixMillis) -> Result<Effect, UnixMillis> {
+        match self.reject_issued_before.replace(time) {
+            Some(later) if later > time => {
+                self.reject_issued_before = Some(later);
+                Err(later)
+            }
+            Some(same) if same == time => Ok(Effect::Unchanged),
+            _ => Ok(Effect::Changed),
+        }
+    }
 }
 
 /// An owner of keys, if more is to be known of it than its name.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use keyward_core::access::{Denied, Unauthorized};
+use keyward_core::clock::UnixMillis;
 use keyward_core::decision::DenyReason;
 use keyward_core::entropy::EntropyError;
 use keyward_core::limits::RECORD_BYTES_MAX;
@@ -64,8 +65,29 @@ pub enum AuthorityError {
     #[error(transparent)]
     Forbidden(#[from] ForbiddenChange),
     /// A key may not change what it may do itself.
-    #[error("a key cannot change its own state, scopes, networks, audiences or times; use another key")]
+    #[error(
+        "a key cannot change its own state, scopes, networks, audiences or times, nor have itself refused for its owner, its issuer \
+         or its secret's time of issue; use another key"
+    )]
     OwnKey,
+    /// The key's owner is suspended, or refuses its secret: to move it away takes the right to resume it.
+    #[error(
+        "key.owner: the owner that the key has now is suspended, or refuses a secret of it by its epoch: to give it another owner \
+         takes a role that changes states too, such as keyward.operator"
+    )]
+    HeldOwner,
+    /// Tenant `system` cannot be suspended.
+    #[error(
+        "tenant: 'system' cannot be suspended: its keys are those of Keyward's own callers, and nobody would be left who could resume \
+         it; disable callers, or suspend an owner of them"
+    )]
+    SystemTenant,
+    /// An epoch only grows.
+    #[error("reject_issued_before: it is later already, {later}, and only grows")]
+    EpochLowered {
+        /// The present one.
+        later: UnixMillis,
+    },
     /// No lasting administrator would be left, who could make another one.
     #[error(
         "no lasting administrator would be left: make another one first, a key of tenant 'system' with keyward.admin that has no \
@@ -172,6 +194,10 @@ impl AuthorityError {
                     "must be one that the tenant's keys have already: there may be {max} different ones (owners_per_tenant_max)"
                 ),
             ),
+            Exceeded::Issuers { max } => (
+                "issuer".to_owned(),
+                format!("must be one that has an epoch already: {max} have one, which is all that may"),
+            ),
             Exceeded::Scopes { max, nth } => (
                 format!("scopes[{nth}]"),
                 format!(
@@ -198,6 +224,7 @@ impl AuthorityError {
             CommitError::Unauthorized(Unauthorized::Key(reason)) => Self::CallerRefused(reason),
             CommitError::Unauthorized(Unauthorized::Identity) => Self::IdentityRefused,
             CommitError::Unauthorized(Unauthorized::Role) => Self::Denied,
+            CommitError::Unauthorized(Unauthorized::HeldOwner) => Self::HeldOwner,
             CommitError::Exists => Self::AlreadyExists(resource),
             CommitError::Outdated => Self::Outdated,
             CommitError::TooLarge { bytes } => Self::TooLarge { bytes, max: RECORD_BYTES_MAX },
@@ -205,6 +232,7 @@ impl AuthorityError {
             CommitError::TooLong { bytes, max } => Self::ChangeTooLarge { bytes, max },
             CommitError::Bounded(exceeded) => Self::from_exceeded(exceeded),
             CommitError::LastAdministrator => Self::LastAdministrator,
+            CommitError::OwnKey => Self::OwnKey,
             CommitError::Overloaded => Self::Overloaded,
             CommitError::DiskFull => Self::NoRoom,
             CommitError::Store(error) => error.into(),

@@ -10,6 +10,7 @@ mod error;
 #[cfg(feature = "_fuzz")]
 pub mod fuzz_targets;
 mod head;
+mod holds;
 mod key_locks;
 mod lifecycle;
 mod page_token;
@@ -24,6 +25,7 @@ use keyward_core::clock::{Clock, Now, UnixMillis};
 use keyward_core::digest::PepperRing;
 use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
+use keyward_core::holds::Holds;
 use keyward_core::id::{InvalidName, KeyId, TenantId};
 use keyward_core::limits::RECORD_BYTES_ISSUED_MAX;
 use keyward_core::narrowing::narrows;
@@ -39,8 +41,9 @@ use crate::store::{Commit, CommitError, ReadContext, RecordWrite, Store};
 
 pub use self::create::{Created, KeyMinter, NewKey};
 pub use self::error::{AuthorityError, Resource, Violation};
+pub use self::holds::{ChangedHold, OwnerName};
 pub use self::query::{Listed, Selector};
-pub use self::tenants::NewTenant;
+pub use self::tenants::{NewTenant, TenantPatch};
 pub use crate::store::{Backup, BackupFormat, Exceeded, SoughtText};
 
 /// How often a change is tried when others come in between. Then it fails as outdated.
@@ -153,6 +156,11 @@ impl Authority {
                     admitted
                         .map_err(|error| AuthorityError::from_commit(error, Resource::Key).with_field_prefix("key."))?;
                 }
+                if key.spec.owner != before.spec.owner {
+                    let asked = grant.authorization(now.clock()).leaving_owner_of(&before);
+                    let allowed = self.check_authorization(&asked, &self.index.holds(), stamp.time).await;
+                    allowed.map_err(|error| AuthorityError::from_commit(error, Resource::Key))?;
+                }
                 let kept = self.store.check_administrators(&key, now.clock());
                 kept.map_err(|error| AuthorityError::from_commit(error, Resource::Key))?;
                 let revision = key.revision;
@@ -161,9 +169,13 @@ impl Authority {
                 self.index.wait_for(revision).await;
                 return Ok(Changed { record: key, revision });
             }
+            let mut authorization = grant.authorization(now.clock());
+            if key.spec.owner != before.spec.owner {
+                authorization = authorization.leaving_owner_of(&before);
+            }
             let commit = Commit {
                 actor: stamp.actor,
-                authorization: Some(grant.authorization(now.clock())),
+                authorization: Some(authorization),
                 method: operation.method,
                 target: target(grant.tenant(), key_id),
                 time: stamp.time,
@@ -194,11 +206,25 @@ impl Authority {
         let revision = self.store.commit(commit).await?;
         let peer = caller.as_ref().and_then(|caller| caller.peer).map(tracing::field::display);
         let identity = caller.as_ref().and_then(Identity::proven_besides).map(tracing::field::display);
-        // The target of a tenant is the tenant alone.
-        let tenant = target.split('/').next().unwrap_or_default();
+        // The target of a tenant is the tenant alone, and that of an issuer has none.
+        let tenant = target.split('/').next().filter(|_| !target.starts_with(ISSUER)).unwrap_or_default();
         tracing::info!(method, tenant, target, revision = revision.0, caller = %actor, identity, peer, "changed");
         self.index.wait_for(revision).await;
         Ok(revision)
+    }
+
+    /// Checks a permission as the committer does, without a commit.
+    async fn check_authorization(
+        &self,
+        authorization: &Authorization,
+        holds: &Holds,
+        latest: UnixMillis,
+    ) -> Result<(), CommitError> {
+        let key = match authorization.caller().key_id() {
+            Some(key_id) => self.store.key(&TenantId::system(), key_id).await?,
+            None => None,
+        };
+        Ok(authorization.check(key.as_deref(), holds, latest)?)
     }
 
     async fn require_key(
@@ -216,6 +242,9 @@ impl Authority {
         self.store.tenant(tenant).await?.ok_or(AuthorityError::NotFound(Resource::Tenant))
     }
 }
+
+/// What the target of a change of an issuer begins with.
+const ISSUER: &str = "issuer:";
 
 fn target(tenant: &TenantId, key_id: &KeyId) -> String {
     format!("{tenant}/{key_id}")

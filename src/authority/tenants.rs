@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use keyward_core::access::{Action, Caller, CreateTenant, Grant, Read};
+use keyward_core::access::{Action, Caller, Grant, ManageTenants, Read};
 use keyward_core::event::Revision;
 use keyward_core::id::{SecretPrefix, TenantId};
-use keyward_core::record::{AuditStamp, Hold, TenantRecord};
+use keyward_core::record::{AuditStamp, Effect, Hold, TenantRecord};
 
-use super::{Authority, AuthorityError, Changed, Listed, Resource};
+use super::holds::HoldOperation;
+use super::{Authority, AuthorityError, ChangeOptions, Changed, Listed, Resource};
 use crate::store::{Commit, Page, RecordWrite};
 
 /// A tenant to be created.
@@ -21,6 +22,15 @@ pub struct NewTenant {
     pub secret_prefix: SecretPrefix,
 }
 
+/// New values for fields of a tenant. `None`: it stays.
+#[derive(Clone, Debug, Default)]
+pub struct TenantPatch {
+    /// A name for people.
+    pub display_name: Option<String>,
+    /// What the secrets of its keys begin with: of those that are issued from now on.
+    pub secret_prefix: Option<SecretPrefix>,
+}
+
 impl Authority {
     /// Creates a tenant.
     ///
@@ -28,7 +38,7 @@ impl Authority {
     /// When the tenant exists, or the change cannot be made.
     pub async fn create_tenant(
         &self,
-        grant: &Grant<CreateTenant>,
+        grant: &Grant<ManageTenants>,
         new: NewTenant,
         validate_only: bool,
     ) -> Result<Changed<TenantRecord>, AuthorityError> {
@@ -67,6 +77,31 @@ impl Authority {
         };
         let revision = self.commit(commit).await.map_err(|e| AuthorityError::from_commit(e, Resource::Tenant))?;
         Ok(Changed { record: TenantRecord { revision, ..record }, revision })
+    }
+
+    /// Changes fields of a tenant.
+    ///
+    /// # Errors
+    /// When there is none, its etag is another one, or the change cannot be made.
+    pub async fn update_tenant(
+        &self,
+        grant: &Grant<ManageTenants>,
+        tenant: &TenantId,
+        patch: &TenantPatch,
+        options: &ChangeOptions,
+    ) -> Result<Changed<TenantRecord>, AuthorityError> {
+        let operation = HoldOperation::widening("UpdateTenant");
+        let changed = self.change_held::<TenantRecord, _>(grant, operation, tenant, options, |record, _| {
+            let before = record.clone();
+            if let Some(display_name) = &patch.display_name {
+                record.display_name.clone_from(display_name);
+            }
+            if let Some(secret_prefix) = &patch.secret_prefix {
+                record.secret_prefix.clone_from(secret_prefix);
+            }
+            Ok(if *record == before { Effect::Unchanged } else { Effect::Changed })
+        });
+        Ok(changed.await?.changed)
     }
 
     /// Reads a tenant.

@@ -4,19 +4,20 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use futures_util::Stream;
-use keyward_core::access::{self, Act, Action, Caller, ChangeState, CreateTenant, Grant, Issue, Read};
+use keyward_core::access::{self, Act, Action, Caller, ChangeState, Grant, Issue, ManageTenants, Read};
 use keyward_core::id::TenantId;
-use keyward_core::record::{KeyRecord, State};
+use keyward_core::record::{KeyRecord, OwnerRecord, State, TenantRecord};
 use tonic::{Request, Response, Status};
 
 use super::convert::{self, StateChange};
 use super::fields::Fields;
+use super::holders::{self, Epoch, EpochHolder, OwnerHold, TenantHold};
 use super::keys;
 use super::pb;
 use super::session::CallerSession;
 use super::state::StateHandle;
 use super::status::{Refusal, status};
-use crate::authority::{Authority, AuthorityError, Backup, BackupFormat, Changed, Resource};
+use crate::authority::{Authority, AuthorityError, Backup, BackupFormat, Changed, ChangedHold, Resource};
 
 /// The longest filter of the log.
 const LOG_FILTER_BYTES_MAX: usize = 1_024;
@@ -42,6 +43,28 @@ impl AdminService {
         let StateChange { key, reason, options } = change?;
         let grant = grant::<ChangeState>(caller, key.tenant, Resource::Key)?;
         Ok(self.authority()?.change_state(&grant, &key.key_id, to, &reason, &options).await?)
+    }
+
+    async fn hold_tenant(
+        &self,
+        caller: &Caller,
+        suspended: bool,
+        hold: Result<TenantHold, Refusal>,
+    ) -> Result<ChangedHold<TenantRecord>, Refusal> {
+        let TenantHold { tenant, reason, options } = hold?;
+        let grant = grant::<ChangeState>(caller, tenant, Resource::Tenant)?;
+        Ok(self.authority()?.suspend_tenant(&grant, suspended, &reason, &options).await?)
+    }
+
+    async fn hold_owner(
+        &self,
+        caller: &Caller,
+        suspended: bool,
+        hold: Result<OwnerHold, Refusal>,
+    ) -> Result<ChangedHold<OwnerRecord>, Refusal> {
+        let OwnerHold { tenant, owner, reason, options } = hold?;
+        let grant = grant::<ChangeState>(caller, tenant, Resource::Tenant)?;
+        Ok(self.authority()?.suspend_owner(&grant, &owner, suspended, &reason, &options).await?)
     }
 
     fn authority(&self) -> Result<&Authority, Refusal> {
@@ -168,13 +191,13 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::CreateTenantRequest>,
     ) -> Result<Response<pb::CreateTenantResponse>, Status> {
-        answer(&self.state, Action::CreateTenant, request, async |caller, message| {
+        answer(&self.state, Action::ManageTenants, request, async |caller, message| {
             let validate_only = message.validate_only;
             let new = convert::new_tenant(message)?;
             // A new tenant has no roles yet: creating it takes the right to write in `system`.
-            let grant = caller.grant::<CreateTenant>(TenantId::system()).map_err(|_| AuthorityError::Denied)?;
+            let grant = caller.grant::<ManageTenants>(TenantId::system()).map_err(|_| AuthorityError::Denied)?;
             let created = self.authority()?.create_tenant(&grant, new, validate_only).await?;
-            let tenant = Some(convert::tenant(&created.record));
+            let tenant = Some(holders::tenant(&created.record));
             Ok(pb::CreateTenantResponse { tenant, revision: created.revision.0 })
         })
         .await
@@ -187,7 +210,7 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         answer(&self.state, Action::Read, request, async |caller, message| {
             let grant = grant::<Read>(caller, convert::tenant_name(&message.tenant)?, Resource::Tenant)?;
             let (tenant, revision) = self.authority()?.tenant(&grant).await?;
-            Ok(pb::GetTenantResponse { tenant: Some(convert::tenant(&tenant)), revision: revision.0 })
+            Ok(pb::GetTenantResponse { tenant: Some(holders::tenant(&tenant)), revision: revision.0 })
         })
         .await
     }
@@ -204,12 +227,137 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
                 return Err(AuthorityError::Denied.into());
             }
             let listed = self.authority()?.tenants(caller, page_size, &message.page_token).await?;
-            let tenants = listed.records.iter().map(|tenant| convert::tenant(tenant)).collect();
+            let tenants = listed.records.iter().map(|tenant| holders::tenant(tenant)).collect();
             drop(listed.held);
             Ok(pb::ListTenantsResponse {
                 tenants,
                 next_page_token: listed.next_page_token,
                 revision: listed.revision.0,
+            })
+        })
+        .await
+    }
+
+    async fn update_tenant(
+        &self,
+        request: Request<pb::UpdateTenantRequest>,
+    ) -> Result<Response<pb::UpdateTenantResponse>, Status> {
+        answer(&self.state, Action::ManageTenants, request, async |caller, message| {
+            let (tenant, patch, options) = holders::tenant_update(message)?;
+            let grant = caller.grant::<ManageTenants>(TenantId::system()).map_err(|_| AuthorityError::Denied)?;
+            let changed = self.authority()?.update_tenant(&grant, &tenant, &patch, &options).await?;
+            let tenant = Some(holders::tenant(&changed.record));
+            Ok(pb::UpdateTenantResponse { tenant, revision: changed.revision.0 })
+        })
+        .await
+    }
+
+    async fn suspend_tenant(
+        &self,
+        request: Request<pb::SuspendTenantRequest>,
+    ) -> Result<Response<pb::SuspendTenantResponse>, Status> {
+        answer(&self.state, Action::ChangeState, request, async |caller, m| {
+            let hold = holders::tenant_hold(&m.tenant, m.etag, m.reason, m.validate_only);
+            let ChangedHold { changed, affected_keys } = self.hold_tenant(caller, true, hold).await?;
+            let (tenant, revision) = (Some(holders::tenant(&changed.record)), changed.revision.0);
+            Ok(pb::SuspendTenantResponse { tenant, revision, affected_keys })
+        })
+        .await
+    }
+
+    async fn resume_tenant(
+        &self,
+        request: Request<pb::ResumeTenantRequest>,
+    ) -> Result<Response<pb::ResumeTenantResponse>, Status> {
+        answer(&self.state, Action::ChangeState, request, async |caller, m| {
+            let hold = holders::tenant_hold(&m.tenant, m.etag, m.reason, m.validate_only);
+            let ChangedHold { changed, affected_keys } = self.hold_tenant(caller, false, hold).await?;
+            let (tenant, revision) = (Some(holders::tenant(&changed.record)), changed.revision.0);
+            Ok(pb::ResumeTenantResponse { tenant, revision, affected_keys })
+        })
+        .await
+    }
+
+    async fn suspend_owner(
+        &self,
+        request: Request<pb::SuspendOwnerRequest>,
+    ) -> Result<Response<pb::SuspendOwnerResponse>, Status> {
+        answer(&self.state, Action::ChangeState, request, async |caller, m| {
+            let name = (m.owner, &*m.tenant, m.etag);
+            let hold = holders::owner_hold(name, m.reason, m.validate_only, caller.tenant_by_default());
+            let ChangedHold { changed, affected_keys } = self.hold_owner(caller, true, hold).await?;
+            let (owner, revision) = (Some(holders::changed_owner(&changed.record)), changed.revision.0);
+            Ok(pb::SuspendOwnerResponse { owner, revision, affected_keys })
+        })
+        .await
+    }
+
+    async fn resume_owner(
+        &self,
+        request: Request<pb::ResumeOwnerRequest>,
+    ) -> Result<Response<pb::ResumeOwnerResponse>, Status> {
+        answer(&self.state, Action::ChangeState, request, async |caller, m| {
+            let name = (m.owner, &*m.tenant, m.etag);
+            let hold = holders::owner_hold(name, m.reason, m.validate_only, caller.tenant_by_default());
+            let ChangedHold { changed, affected_keys } = self.hold_owner(caller, false, hold).await?;
+            let (owner, revision) = (Some(holders::changed_owner(&changed.record)), changed.revision.0);
+            Ok(pb::ResumeOwnerResponse { owner, revision, affected_keys })
+        })
+        .await
+    }
+
+    async fn set_epoch(&self, request: Request<pb::SetEpochRequest>) -> Result<Response<pb::SetEpochResponse>, Status> {
+        use pb::set_epoch_response::Holder;
+        answer(&self.state, Action::ChangeState, request, async |caller, message| {
+            let Epoch { holder, time, options } = holders::epoch(message, caller.tenant_by_default())?;
+            let (holder, revision, affected_keys) = match holder {
+                EpochHolder::Tenant(tenant) => {
+                    let grant = grant::<ChangeState>(caller, tenant, Resource::Tenant)?;
+                    let set = self.authority()?.set_epoch_of_tenant(&grant, time, &options).await?;
+                    (Holder::Tenant(holders::tenant(&set.changed.record)), set.changed.revision, set.affected_keys)
+                }
+                EpochHolder::Owner(tenant, owner) => {
+                    let grant = grant::<ChangeState>(caller, tenant, Resource::Tenant)?;
+                    let set = self.authority()?.set_epoch_of_owner(&grant, &owner, time, &options).await?;
+                    (
+                        Holder::Owner(holders::changed_owner(&set.changed.record)),
+                        set.changed.revision,
+                        set.affected_keys,
+                    )
+                }
+                EpochHolder::Issuer(issuer) => {
+                    let grant = holders::issuer_grant(caller)?;
+                    let set = self.authority()?.set_epoch_of_issuer(&grant, &issuer, time, &options).await?;
+                    let issuer = holders::changed_issuer(&set.changed.record);
+                    (Holder::Issuer(issuer), set.changed.revision, set.affected_keys)
+                }
+            };
+            Ok(pb::SetEpochResponse { holder: Some(holder), revision: revision.0, affected_keys })
+        })
+        .await
+    }
+
+    async fn get_owner(&self, request: Request<pb::GetOwnerRequest>) -> Result<Response<pb::GetOwnerResponse>, Status> {
+        answer(&self.state, Action::Read, request, async |caller, message| {
+            let (tenant, owner) = holders::owner_name(message.owner, &message.tenant, caller.tenant_by_default())?;
+            let grant = grant::<Read>(caller, tenant, Resource::Tenant)?;
+            let (name, record, revision) = self.authority()?.owner(&grant, &owner).await?;
+            Ok(pb::GetOwnerResponse { owner: Some(holders::owner(&name, record.as_deref())), revision: revision.0 })
+        })
+        .await
+    }
+
+    async fn get_issuer(
+        &self,
+        request: Request<pb::GetIssuerRequest>,
+    ) -> Result<Response<pb::GetIssuerResponse>, Status> {
+        answer(&self.state, Action::Read, request, async |caller, message| {
+            let issuer = holders::issuer_name(&message.issuer)?;
+            let grant = caller.grant_all_tenants::<Read>().map_err(|_| AuthorityError::Denied)?;
+            let (record, revision) = self.authority()?.issuer(&grant, &issuer).await?;
+            Ok(pb::GetIssuerResponse {
+                issuer: Some(holders::issuer(&issuer, record.as_deref())),
+                revision: revision.0,
             })
         })
         .await

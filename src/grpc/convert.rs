@@ -4,13 +4,13 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::decision::{DenyReason, Policy};
 use keyward_core::id::{KeyId, SecretPrefix, TenantId};
 use keyward_core::limits::{DISPLAY_NAME_BYTES_MAX, OWNER_BYTES_MAX, SELECTOR_KEY_IDS_MAX, STATE_REASON_BYTES_MAX};
-use keyward_core::record::{State, TenantRecord};
+use keyward_core::record::State;
 use prost_types::Timestamp;
 
 use super::fields::Fields;
 use super::pb;
 use super::status::Refusal;
-use crate::authority::{ChangeOptions, NewTenant, Selector, etag};
+use crate::authority::{ChangeOptions, NewTenant, Selector};
 use crate::index::Entry;
 
 /// States that a selector names at most; there are fewer, and one may stand twice.
@@ -120,20 +120,6 @@ pub fn new_tenant(request: pb::CreateTenantRequest) -> Result<NewTenant, Refusal
     let display_name = fields.text("display_name", request.display_name, DISPLAY_NAME_BYTES_MAX);
     let new = tenant.zip(prefix);
     fields.finish(new.map(|(tenant, secret_prefix)| NewTenant { tenant, display_name, secret_prefix }))
-}
-
-/// A tenant for the wire.
-#[must_use]
-pub fn tenant(tenant: &TenantRecord) -> pb::Tenant {
-    pb::Tenant {
-        tenant: tenant.tenant.to_string(),
-        display_name: tenant.display_name.clone(),
-        secret_prefix: tenant.secret_prefix.to_string(),
-        create_time: Some(timestamp(tenant.created.time)),
-        created_by: tenant.created.actor.to_string(),
-        revision: tenant.revision.0,
-        etag: etag(tenant.revision),
-    }
 }
 
 /// What a service learns of a key that it may serve.

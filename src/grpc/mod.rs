@@ -12,6 +12,7 @@ pub mod codec;
 pub mod convert;
 pub mod fields;
 pub mod health;
+mod holders;
 pub mod keys;
 pub mod messages;
 pub mod pb;

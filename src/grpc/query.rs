@@ -95,7 +95,11 @@ pub fn evaluate<'r>(
             verdict = ready.verifier.verify(caller, secret, tenant.as_ref(), &ask, now);
         }
     }
-    let checks = if query.explain { explain(secret, &verdict.outcome, &ask, now) } else { vec![] };
+    let checks = if query.explain {
+        explain(secret, &verdict.outcome, &ask, now, &ready.verifier.index().holds())
+    } else {
+        vec![]
+    };
     Ok(Ruling { verdict, checks })
 }
 

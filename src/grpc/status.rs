@@ -299,14 +299,16 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
         AuthorityError::AlreadyExists(Resource::Tenant) => {
             (Code::AlreadyExists, "TENANT_EXISTS", "tenant: there is a tenant of this id already".to_owned())
         }
-        AuthorityError::Outdated => (
-            Code::Aborted,
-            "ETAG_MISMATCH",
-            "etag: the key has changed meanwhile; read it again and decide anew".to_owned(),
-        ),
+        AuthorityError::Outdated => {
+            (Code::Aborted, "ETAG_MISMATCH", "etag: it has changed meanwhile; read it again and decide anew".to_owned())
+        }
         AuthorityError::Forbidden(error) => (Code::FailedPrecondition, "STATE_FORBIDS", error.to_string()),
         AuthorityError::OwnKey => (Code::FailedPrecondition, "OWN_KEY", error.to_string()),
-        AuthorityError::LastAdministrator => (Code::FailedPrecondition, "LAST_ADMINISTRATOR", error.to_string()),
+        AuthorityError::LastAdministrator | AuthorityError::SystemTenant => {
+            (Code::FailedPrecondition, "LAST_ADMINISTRATOR", error.to_string())
+        }
+        AuthorityError::HeldOwner => (Code::PermissionDenied, "OWNER_HELD", error.to_string()),
+        AuthorityError::EpochLowered { .. } => (Code::FailedPrecondition, "EPOCH_LOWERED", error.to_string()),
         AuthorityError::TooLarge { .. } => (Code::InvalidArgument, "KEY_TOO_LARGE", error.to_string()),
         AuthorityError::ChangeTooLarge { .. } => (Code::InvalidArgument, "CHANGE_TOO_LARGE", error.to_string()),
         AuthorityError::LimitReached { exceeded, violation } => {
@@ -314,6 +316,7 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
                 Exceeded::Tenants { .. } => "TOO_MANY_TENANTS",
                 Exceeded::Owners { .. } => "TOO_MANY_OWNERS",
                 Exceeded::Scopes { .. } => "TOO_MANY_SCOPES",
+                Exceeded::Issuers { .. } => "TOO_MANY_ISSUERS",
             };
             let (message, violations) = (violation.to_string(), std::slice::from_ref(violation));
             return Told { code: Code::ResourceExhausted, reason, message, violations, retry_after: None };

@@ -377,6 +377,12 @@ impl<T: Hash> Interner<T> {
         self.find_among(&self.numbers.lock(), self.hasher.hash_one(lookup), lookup)
     }
 
+    /// How often entries of this generation use a value.
+    pub(super) fn uses(&self, lookup: &(impl Hash + Equivalent<T>)) -> Option<u32> {
+        let named = self.values.get(self.find(lookup)? as usize)?;
+        Some(named.uses.load(Ordering::Acquire))
+    }
+
     /// The number of a value, which is given one if it is new.
     pub(super) fn intern(&self, lookup: &impl Lookup<T>) -> u32 {
         let hash = self.hasher.hash_one(lookup);

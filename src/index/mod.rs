@@ -30,7 +30,7 @@ use keyward_core::decision::SecretUse;
 use keyward_core::digest::{Digest, PepperId};
 use keyward_core::event::{Change, Record, Revision};
 use keyward_core::holds::Holds;
-use keyward_core::id::TenantId;
+use keyward_core::id::{ActorId, TenantId};
 use keyward_core::record::{KeyRecord, LineRecord, PurgeMark, State, StoredSecret};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -39,11 +39,12 @@ use self::compaction::Compaction;
 pub use self::compaction::{CompactionStep, compact_when_due};
 pub use self::entry::Entry;
 pub use self::interner::NameKind;
-use self::interner::Names;
+use self::interner::{Names, OwnerLookup};
 use self::packing::{counted_state_of, each_name, pack, revision_of};
 use self::shard::{NewEntry, SHARDS, Shard, ShardCell, shard_of};
 use self::state_counts::StateCounts;
 pub use self::usage_counts::InUse;
+use self::usage_counts::UsageCounts;
 
 /// Writers of a shard are serialized by one of this many locks.
 const WRITE_LOCKS: usize = 64;
@@ -298,13 +299,12 @@ impl Index {
     }
 
     fn publish_holds(&self, all: &Holds) {
-        let holds = all.effective();
-        let are_some = !holds.is_empty();
+        let are_some = all.hold_any();
         if !are_some && !self.has_holds.load(Ordering::Acquire) {
             return;
         }
         self.hold_generation.fetch_add(1, Ordering::AcqRel);
-        self.holds.store(Arc::new(holds));
+        self.holds.store(Arc::new(all.clone()));
         self.has_holds.store(are_some, Ordering::Release);
         self.hold_generation.fetch_add(1, Ordering::AcqRel);
     }
@@ -426,17 +426,49 @@ impl Index {
         self.compactions.load(Ordering::Relaxed)
     }
 
+    /// The number of secrets that are kept of a tenant's keys: of a key that was rotated more than one, and
+    /// those of deleted keys too.
+    #[must_use]
+    pub fn secrets_of_tenant(&self, tenant: &TenantId) -> usize {
+        self.usage().uses(|names| names.tenants.uses(tenant))
+    }
+
+    /// The same of the keys of an owner.
+    #[must_use]
+    pub fn secrets_of_owner(&self, tenant: &TenantId, owner: &str) -> usize {
+        self.usage().uses(|names| {
+            let tenant = names.tenants.find(tenant)?;
+            names.owners.uses(&OwnerLookup { tenant, name: owner })
+        })
+    }
+
+    /// The number of secrets that somebody issued and that are kept.
+    #[must_use]
+    pub fn secrets_of_issuer(&self, issuer: &ActorId) -> usize {
+        self.usage().uses(|names| names.issuers.uses(issuer))
+    }
+
+    /// What tenants, owners and issuers are withheld.
+    #[must_use]
+    pub fn holds(&self) -> Arc<Holds> {
+        self.holds.load_full()
+    }
+
+    fn usage(&self) -> Arc<UsageCounts> {
+        self.current.lock().usage.clone()
+    }
+
     /// The number of owners among a tenant's keys, and which of `asked` are not among them. Keys without an
     /// owner do not count.
     #[must_use]
     pub fn owners_in_use(&self, tenant: &TenantId, asked: &[&str]) -> InUse {
-        self.current.lock().usage.clone().owners(tenant, asked)
+        self.usage().owners(tenant, asked)
     }
 
     /// The number of scopes among a tenant's keys, and which of `asked` are not among them.
     #[must_use]
     pub fn scopes_in_use(&self, tenant: &TenantId, asked: &[&str]) -> InUse {
-        self.current.lock().usage.clone().scopes(tenant, asked)
+        self.usage().scopes(tenant, asked)
     }
 
     /// Applies the next changes.

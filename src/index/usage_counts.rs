@@ -85,6 +85,13 @@ impl UsageCounts {
         self.0.lock().kinds[kind as usize]
     }
 
+    /// How often entries use a name, over all generations. `uses` finds it in one.
+    pub(super) fn uses(&self, uses: impl Fn(&Names) -> Option<u32>) -> usize {
+        let counts = self.0.lock();
+        let generations = counts.generations.iter().filter_map(Weak::upgrade);
+        generations.filter_map(|names| uses(&names)).map(|uses| uses as usize).sum()
+    }
+
     /// The owners of a tenant.
     pub(super) fn owners(&self, tenant: &TenantId, asked: &[&str]) -> InUse {
         let counts = self.0.lock();

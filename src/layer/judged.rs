@@ -25,7 +25,7 @@ pub(super) fn judged(body: Body, by: Admission) -> Body {
         return body;
     }
     // A change that was made is told of. That its caller was disabled after it does not undo it.
-    let is_free = matches!(by.action, Action::Issue | Action::ChangeState | Action::CreateTenant);
+    let is_free = matches!(by.action, Action::Issue | Action::ChangeState | Action::ManageTenants);
     Body::new(JudgedBody { inner: body, by, is_free, rest: Bytes::new(), ended: false })
 }
 

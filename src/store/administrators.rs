@@ -2,34 +2,44 @@
 //! is refused where its other preconditions are checked, so that two administrators who disable each other at
 //! the same moment are ordered.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-use keyward_core::administrators::lasting_from;
+use keyward_core::administrators::LastingAdministrator;
 use keyward_core::clock::UnixMillis;
-use keyward_core::event::Record;
+use keyward_core::event::{Record, Revision};
+use keyward_core::holds::{Holder, Holds, Kept};
 use keyward_core::id::KeyId;
 
 use super::CommitError;
 
-/// The keys that are lasting administrators, each with the time from which it is one.
+/// The keys that are lasting administrators, each with what that depends on.
 #[derive(Debug, Default)]
 pub(super) struct Administrators {
-    from: HashMap<KeyId, UnixMillis>,
+    keys: HashMap<KeyId, LastingAdministrator>,
+    /// Of tenant `system`, its owners, and issuers.
+    holds: Holds,
     /// Whether the log has been warned that there is none.
     warned: bool,
 }
 
 /// The state before a record was applied, to undo it.
 #[derive(Debug)]
-pub(super) struct Undo {
-    key_id: KeyId,
-    from: Option<UnixMillis>,
+pub(super) enum Undo {
+    Key(KeyId, Option<LastingAdministrator>),
+    Hold(Holder, Option<(Revision, Kept)>),
+}
+
+/// What a record says of lasting administrators.
+enum Bearing<'a> {
+    Key(&'a KeyId, Option<LastingAdministrator>),
+    Hold(Holder, Kept),
 }
 
 impl Administrators {
     /// How many there are at time `at`.
     pub(super) fn count(&self, at: UnixMillis) -> usize {
-        self.from.values().filter(|from| **from <= at).count()
+        self.keys.values().filter(|key| key.works(&self.holds, at)).count()
     }
 
     /// Checks that one remains when these records are written. If there is none beforehand, nothing is
@@ -39,34 +49,41 @@ impl Administrators {
         records: impl Iterator<Item = &'a Record> + Clone,
         at: UnixMillis,
     ) -> Result<(), CommitError> {
-        let written = || records.clone().filter_map(of_system);
-        let lasts = |key_id: &KeyId| self.from.get(key_id).is_some_and(|from| *from <= at);
-        let will_last = |from: Option<UnixMillis>| from.is_some_and(|from| from <= at);
-        let loses_one = written().any(|(key_id, from)| lasts(key_id) && !will_last(from));
-        let untouched = || self.from.keys().any(|id| lasts(id) && written().all(|(key_id, _)| key_id != id));
-        if loses_one && !untouched() && !written().any(|(_, from)| will_last(from)) {
-            return Err(CommitError::LastAdministrator);
+        let mut holds = Cow::Borrowed(&self.holds);
+        let mut written = HashMap::new();
+        for bearing in records.filter_map(Bearing::of) {
+            match bearing {
+                Bearing::Key(key_id, key) => drop(written.insert(key_id, key)),
+                Bearing::Hold(holder, kept) => drop(holds.to_mut().replace(holder, Some((Revision::default(), kept)))),
+            }
         }
-        Ok(())
+        let lasts = |key: &LastingAdministrator| key.works(&self.holds, at);
+        let will_last = |key: &LastingAdministrator| key.works(&holds, at);
+        let untouched = || self.keys.iter().any(|(id, key)| !written.contains_key(id) && will_last(key));
+        let is_left = || untouched() || written.values().flatten().any(will_last);
+        if !is_left() && self.keys.values().any(lasts) { Err(CommitError::LastAdministrator) } else { Ok(()) }
     }
 
     /// Applies a record that is written.
     pub(super) fn apply(&mut self, record: &Record) -> Option<Undo> {
-        let (key_id, from) = of_system(record)?;
-        let before = match from {
-            Some(from) => self.from.insert(key_id.clone(), from),
-            None => self.from.remove(key_id),
-        };
-        Some(Undo { key_id: key_id.clone(), from: before })
+        Some(match Bearing::of(record)? {
+            Bearing::Key(key_id, Some(key)) => Undo::Key(key_id.clone(), self.keys.insert(key_id.clone(), key)),
+            Bearing::Key(key_id, None) => Undo::Key(key_id.clone(), self.keys.remove(key_id)),
+            Bearing::Hold(holder, kept) => {
+                let before = self.holds.replace(holder.clone(), Some((record.revision(), kept)));
+                Undo::Hold(holder, before)
+            }
+        })
     }
 
     /// Undoes records that were not written after all.
     pub(super) fn undo(&mut self, taken: Vec<Undo>) {
-        for Undo { key_id, from } in taken.into_iter().rev() {
-            match from {
-                Some(from) => self.from.insert(key_id, from),
-                None => self.from.remove(&key_id),
-            };
+        for undo in taken.into_iter().rev() {
+            match undo {
+                Undo::Key(key_id, Some(key)) => drop(self.keys.insert(key_id, key)),
+                Undo::Key(key_id, None) => drop(self.keys.remove(&key_id)),
+                Undo::Hold(holder, before) => drop(self.holds.replace(holder, before)),
+            }
         }
     }
 
@@ -84,18 +101,30 @@ impl Administrators {
     }
 }
 
-/// The key of tenant `system` that a record is about, and from when it is a lasting administrator.
-fn of_system(record: &Record) -> Option<(&KeyId, Option<UnixMillis>)> {
-    match record {
-        Record::Key(key) => key.tenant.is_system().then(|| (&key.key_id, lasting_from(key))),
-        Record::Purged(mark) => (mark.tenant.is_system() && !mark.key_lives).then_some((&mark.key_id, None)),
-        Record::Tenant(_) | Record::Owner(_) | Record::Issuer(_) | Record::Line(_) => None,
+impl<'a> Bearing<'a> {
+    /// `None`: it has none.
+    fn of(record: &'a Record) -> Option<Self> {
+        match record {
+            Record::Key(key) => key.tenant.is_system().then(|| Self::Key(&key.key_id, LastingAdministrator::of(key))),
+            Record::Purged(mark) => {
+                (mark.tenant.is_system() && !mark.key_lives).then_some(Self::Key(&mark.key_id, None))
+            }
+            Record::Tenant(_) | Record::Owner(_) | Record::Issuer(_) => {
+                let (holder, hold) = Holder::of(record)?;
+                let bears = match &holder {
+                    Holder::Tenant(tenant) | Holder::Owner(tenant, _) => tenant.is_system(),
+                    Holder::Issuer(_) => true,
+                };
+                bears.then(|| Self::Hold(holder, Kept::of(hold)))
+            }
+            Record::Line(_) => None,
+        }
     }
 }
 
-/// Whether a record is about a key of tenant `system`.
+/// Whether a record may make lasting administrators more or fewer.
 pub(super) fn is_relevant(record: &Record) -> bool {
-    of_system(record).is_some()
+    Bearing::of(record).is_some()
 }
 
 #[cfg(test)]
@@ -128,9 +157,9 @@ mod tests {
             .iter()
             .filter_map(|record| administrators.apply(record))
             .collect();
-        assert_eq!(administrators.from.keys().collect::<Vec<_>>(), [&other.key_id]);
+        assert_eq!(administrators.keys.keys().collect::<Vec<_>>(), [&other.key_id]);
         administrators.undo(taken);
-        assert_eq!(administrators.from.keys().collect::<Vec<_>>(), [&key.key_id]);
+        assert_eq!(administrators.keys.keys().collect::<Vec<_>>(), [&key.key_id]);
         assert!(administrators.check([&record(&dated)].into_iter(), now).is_err());
     }
 }

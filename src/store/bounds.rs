@@ -22,6 +22,9 @@ use super::{CommitError, MaterializedView};
 /// as a new one.
 const PENDING_EXAMINED_MAX: usize = 1_024;
 
+/// Records of issuers in a log. They are kept in memory, and only administrators of all tenants make them.
+const ISSUERS_MAX: usize = 65_536;
+
 /// The bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -65,6 +68,11 @@ pub enum Exceeded {
         /// The position of the first of the key's scopes that is not in use.
         nth: usize,
     },
+    /// So many issuers may have a record.
+    Issuers {
+        /// The bound.
+        max: usize,
+    },
 }
 
 impl fmt::Display for Exceeded {
@@ -72,6 +80,7 @@ impl fmt::Display for Exceeded {
         match self {
             Self::Tenants { max } => write!(f, "there are {max} tenants, and may be no more"),
             Self::Owners { max } => write!(f, "the tenant's keys have {max} owners, and may have no more"),
+            Self::Issuers { max } => write!(f, "{max} issuers have a record, and no more may"),
             Self::Scopes { max, .. } => write!(f, "the tenant's keys have {max} scopes, and may have no more"),
         }
     }
@@ -163,6 +172,24 @@ pub(super) fn check(
 pub(super) fn check_tenants(bounds: &Bounds, tenants: usize) -> Result<(), CommitError> {
     let max = bounds.tenants;
     if tenants < max { Ok(()) } else { Err(CommitError::Bounded(Exceeded::Tenants { max })) }
+}
+
+/// Checks the bound on owners for the record of one, of a tenant with so many records of owners. That of an
+/// owner that keys have is always admitted: keys are bounded. The other ones are kept in memory for nothing
+/// but their names.
+pub(super) fn check_owner(bounds: &Bounds, records: usize, in_use: &InUse) -> Result<(), CommitError> {
+    let max = bounds.owners_per_tenant;
+    if in_use.missing.is_empty() || records < max {
+        Ok(())
+    } else {
+        Err(CommitError::Bounded(Exceeded::Owners { max }))
+    }
+}
+
+/// Checks the bound on records of issuers for one more than there are.
+pub(super) fn check_issuers(records: usize) -> Result<(), CommitError> {
+    let max = ISSUERS_MAX;
+    if records < max { Ok(()) } else { Err(CommitError::Bounded(Exceeded::Issuers { max })) }
 }
 
 /// The names that changes in flight bring into use, and that the view does not have yet.

@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use keyward_core::access::{Authorization, Unauthorized};
 use keyward_core::clock::UnixMillis;
 use keyward_core::digest::Digest;
 use keyward_core::event::{Record, Revision};
-use keyward_core::holds::Holds;
+use keyward_core::holds::{Holder, Holds};
 use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::{IssuerRecord, KeyRecord, OwnerRecord, PurgeMark, TenantRecord};
@@ -38,10 +39,21 @@ pub(super) trait RecordReader {
     /// Checks the bound on tenants for one more.
     fn admit_tenant(&self) -> Result<(), CommitError>;
 
+    /// Checks the bound on owners for the first record of one.
+    fn admit_owner(&self, tenant: &TenantId, owner: &str) -> Result<(), CommitError>;
+
+    /// Checks the bound on records of issuers for one more.
+    fn admit_issuer(&self) -> Result<(), CommitError>;
+
     /// Whether a record is the current version of the key, with the same current secret.
     fn is_current(&self, key: &KeyRecord) -> Result<bool, StoreError> {
         let there = self.key(&key.tenant, &key.key_id)?;
         Ok(there.is_some_and(|there| there.revision == key.revision && there.secret.digest == key.secret.digest))
+    }
+
+    /// The key of a caller who was authorized for this change.
+    fn authorized_caller(&self, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
+        self.key(&TenantId::system(), key_id)
     }
 
     /// The key of a caller, in tenant `system`. The same few are read again and again.
@@ -59,6 +71,28 @@ pub(super) fn authorize(commit: &Commit, current: &mut impl RecordReader) -> Res
         None => None,
     };
     Ok(authorization.check(key.as_deref(), &current.holds(), commit.time)?)
+}
+
+/// Checks that a change of what tenants, owners and issuers are withheld leaves its caller's own key working:
+/// nobody shuts themselves out by a slip. The caller is authorized before it.
+pub(super) fn keep_caller<'a>(
+    authorization: Option<&Authorization>,
+    time: UnixMillis,
+    written: impl Iterator<Item = &'a Record>,
+    current: &impl RecordReader,
+) -> Result<(), CommitError> {
+    let Some(authorization) = authorization else { return Ok(()) };
+    let mut written = written.filter(|record| Holder::of(record).is_some()).peekable();
+    let (Some(key_id), true) = (authorization.caller().key_id(), written.peek().is_some()) else { return Ok(()) };
+    let key = current.authorized_caller(key_id)?;
+    let mut holds = current.holds().into_owned();
+    for record in written {
+        holds.apply(record);
+    }
+    match authorization.check(key.as_deref(), &holds, time) {
+        Err(Unauthorized::Key(_)) => Err(CommitError::OwnKey),
+        _ => Ok(()),
+    }
 }
 
 /// A checked record and its bytes.
@@ -151,12 +185,18 @@ pub(super) fn check_and_encode(
         }
         RecordWrite::Owner(mut owner) => {
             let there = current.owner(&owner.tenant, &owner.owner)?;
+            if there.is_none() {
+                current.admit_owner(&owner.tenant, &owner.owner)?;
+            }
             expect(there.map(|there| there.revision).or(Some(Revision(0))), owner.revision)?;
             owner.revision = revision;
             push(Record::Owner(Arc::from(owner)), out)?;
         }
         RecordWrite::Issuer(mut issuer) => {
             let there = current.issuer(&issuer.actor)?;
+            if there.is_none() {
+                current.admit_issuer()?;
+            }
             expect(there.map(|there| there.revision).or(Some(Revision(0))), issuer.revision)?;
             issuer.revision = revision;
             push(Record::Issuer(Arc::from(issuer)), out)?;

@@ -104,6 +104,9 @@ pub enum CommitError {
     /// The commit would remove the last lasting administrator.
     #[error("no lasting administrator would be left")]
     LastAdministrator,
+    /// The commit would make the caller's own key be refused.
+    #[error("the caller's own key would be refused")]
+    OwnKey,
     /// The queue of commits is full.
     #[error("too many changes are waiting")]
     Overloaded,

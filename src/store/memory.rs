@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::administrators::Administrators;
 use super::bounds::{self, NameKind, NameUses, Pending};
-use super::check::{RecordReader, WriteContext, authorize, check_and_encode};
+use super::check::{RecordReader, WriteContext, authorize, check_and_encode, keep_caller};
 use super::engine::{EngineError, LockedEngine, OpenContext, StorageEngine};
 use super::ordinals::Ordinals;
 use super::{
@@ -138,6 +138,14 @@ impl Store for MemoryStore {
         self.state.lock().tenant(tenant)
     }
 
+    async fn owner(&self, tenant: &TenantId, owner: &str) -> Result<Option<Arc<OwnerRecord>>, StoreError> {
+        self.state.lock().owner(tenant, owner)
+    }
+
+    async fn issuer(&self, issuer: &ActorId) -> Result<Option<Arc<IssuerRecord>>, StoreError> {
+        self.state.lock().issuer(issuer)
+    }
+
     async fn tenants(
         &self,
         _caller: &ActorId,
@@ -164,6 +172,7 @@ impl Store for MemoryStore {
                 check_and_encode(put, at, &*state, &mut staged)?;
             }
             let records: Vec<_> = staged.into_iter().map(|staged| staged.record).collect();
+            keep_caller(commit.authorization.as_ref(), commit.time, records.iter(), &*state)?;
             state.administrators.check(records.iter(), clock)?;
             Ok::<_, CommitError>(records)
         })?;
@@ -191,6 +200,17 @@ impl Store for MemoryStore {
     fn check_administrators(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError> {
         let record = Record::Key(Arc::new(key.clone()));
         self.state.lock().administrators.check([&record].into_iter(), clock)
+    }
+
+    fn check_hold(&self, record: &Record, clock: UnixMillis) -> Result<(), CommitError> {
+        match record {
+            Record::Owner(owner) if owner.revision == Revision(0) => {
+                self.state.lock().admit_owner(&owner.tenant, &owner.owner)?;
+            }
+            Record::Issuer(issuer) if issuer.revision == Revision(0) => self.state.lock().admit_issuer()?,
+            _ => {}
+        }
+        self.state.lock().administrators.check([record].into_iter(), clock)
     }
 
     fn lasting_administrators(&self, clock: UnixMillis) -> usize {
@@ -315,5 +335,15 @@ impl RecordReader for State {
 
     fn admit_tenant(&self) -> Result<(), CommitError> {
         bounds::check_tenants(&self.bounds, self.tenants.len())
+    }
+
+    fn admit_owner(&self, tenant: &TenantId, owner: &str) -> Result<(), CommitError> {
+        let count =
+            self.owners.range((tenant.clone(), String::new())..).take_while(|((of, _), _)| of == tenant).count();
+        bounds::check_owner(&self.bounds, count, &self.uses.in_use(tenant, NameKind::Owner, &[owner]))
+    }
+
+    fn admit_issuer(&self) -> Result<(), CommitError> {
+        bounds::check_issuers(self.issuers.len())
     }
 }

@@ -23,10 +23,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use keyward_core::clock::UnixMillis;
-use keyward_core::event::Revision;
+use keyward_core::event::{Record, Revision};
 use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
-use keyward_core::record::{KeyRecord, TenantRecord};
+use keyward_core::record::{IssuerRecord, KeyRecord, OwnerRecord, TenantRecord};
 use tokio::sync::mpsc;
 
 pub use self::bounds::{Bounds, Exceeded, InUse};
@@ -76,6 +76,19 @@ pub trait Store: Send + Sync + 'static {
     /// When the engine cannot read.
     async fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError>;
 
+    /// The record of an owner, as of the last commit or later. `None`: there is none, and it is not known
+    /// whether any key has the owner.
+    ///
+    /// # Errors
+    /// When the engine cannot read.
+    async fn owner(&self, tenant: &TenantId, owner: &str) -> Result<Option<Arc<OwnerRecord>>, StoreError>;
+
+    /// The record of an issuer, likewise.
+    ///
+    /// # Errors
+    /// When the engine cannot read.
+    async fn issuer(&self, issuer: &ActorId) -> Result<Option<Arc<IssuerRecord>>, StoreError>;
+
     /// A page of tenants in the order of their ids, as of the last commit or later. Scheduled fairly by
     /// caller.
     ///
@@ -115,6 +128,13 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`CommitError::LastAdministrator`].
     fn check_administrators(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError>;
+
+    /// The same for a tenant, an owner or an issuer, and the bound on records of owners and issuers if it is
+    /// a new one.
+    ///
+    /// # Errors
+    /// [`CommitError::LastAdministrator`] and [`CommitError::Bounded`].
+    fn check_hold(&self, record: &Record, clock: UnixMillis) -> Result<(), CommitError>;
 
     /// The number of lasting administrators ([`keyward_core::administrators`]) at time `clock`. Logs a
     /// warning, once, if there is none.

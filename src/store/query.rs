@@ -73,6 +73,12 @@ impl SoughtText {
         self.given.as_deref().unwrap_or(&self.stored)
     }
 
+    /// The text in the form in which texts are stored.
+    #[must_use]
+    pub fn stored(&self) -> &str {
+        &self.stored
+    }
+
     /// The forms in which a key may have it.
     pub fn forms(&self) -> impl Iterator<Item = &str> {
         [&*self.stored].into_iter().chain(self.given.as_deref())

@@ -47,7 +47,7 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
-use keyward_core::record::{KeyRecord, LogId, TenantRecord};
+use keyward_core::record::{IssuerRecord, KeyRecord, LogId, OwnerRecord, TenantRecord};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -164,9 +164,11 @@ impl LocalStore {
         let recovered = recover(&dir, options, TablePolicy::Keep, &*view, filled)?;
         recovery::offline_append::warn_of_restore(&dir, &recovered.journal.key, &recovered.journal.position)?;
         let write_buffer = Arc::new(WriteBuffer::default());
-        write_buffer.insert(recovered.table.kept_in_memory().map_err(|error| OpenError::Table(error.into()))?.iter());
+        let kept_in_memory = recovered.table.kept_in_memory().map_err(|error| OpenError::Table(error.into()))?;
+        write_buffer.insert(kept_in_memory.iter());
         let administrators = table::administrators::read(&recovered.table);
-        let administrators = administrators.map_err(|error| OpenError::Table(error.into()))?;
+        let mut administrators = administrators.map_err(|error| OpenError::Table(error.into()))?;
+        kept_in_memory.iter().for_each(|record| drop(administrators.apply(record)));
         let administrators = Arc::new(Mutex::new(administrators));
         let log_id = recovered.journal.writer.log_id();
         let next_ordinal = recovered.table.checksums().map_err(OpenError::Table)?.next_ordinal;
@@ -303,6 +305,14 @@ impl Store for LocalStore {
         Ok(self.write_buffer.tenant(tenant))
     }
 
+    async fn owner(&self, tenant: &TenantId, owner: &str) -> Result<Option<Arc<OwnerRecord>>, StoreError> {
+        Ok(self.write_buffer.owner(tenant, owner))
+    }
+
+    async fn issuer(&self, issuer: &ActorId) -> Result<Option<Arc<IssuerRecord>>, StoreError> {
+        Ok(self.write_buffer.issuer(issuer))
+    }
+
     async fn tenants(
         &self,
         caller: &ActorId,
@@ -336,6 +346,21 @@ impl Store for LocalStore {
     fn check_administrators(&self, key: &KeyRecord, clock: UnixMillis) -> Result<(), CommitError> {
         let record = Record::Key(Arc::new(key.clone()));
         self.administrators.lock().check([&record].into_iter(), clock)
+    }
+
+    fn check_hold(&self, record: &Record, clock: UnixMillis) -> Result<(), CommitError> {
+        match record {
+            Record::Owner(owner) if owner.revision == Revision(0) => {
+                let OwnerRecord { tenant, owner, .. } = &**owner;
+                let in_use = NameKind::Owner.in_use(&*self.view, tenant, &[owner]).unwrap_or_default();
+                bounds::check_owner(&self.bounds, self.write_buffer.owner_count(tenant), &in_use)?;
+            }
+            Record::Issuer(issuer) if issuer.revision == Revision(0) => {
+                bounds::check_issuers(self.write_buffer.issuer_count())?;
+            }
+            _ => {}
+        }
+        self.administrators.lock().check([record].into_iter(), clock)
     }
 
     fn lasting_administrators(&self, clock: UnixMillis) -> usize {

@@ -102,9 +102,19 @@ impl WriteBuffer {
         self.0.read().issuer(actor)
     }
 
-    /// The holds of all of them that hold anything.
+    /// The holds of all of them.
     pub(in crate::store::local) fn holds(&self) -> Holds {
-        self.0.read().holds.effective()
+        self.0.read().holds.clone()
+    }
+
+    /// How many owners of a tenant have a record.
+    pub(in crate::store::local) fn owner_count(&self, tenant: &TenantId) -> usize {
+        self.0.read().owner_count(tenant)
+    }
+
+    /// How many issuers have a record.
+    pub(in crate::store::local) fn issuer_count(&self) -> usize {
+        self.0.read().issuers.len()
     }
 
     /// How many tenants there are.
@@ -154,6 +164,14 @@ impl Maps {
 
     pub(in crate::store::local) fn tenants(&self) -> usize {
         self.tenants.len()
+    }
+
+    pub(in crate::store::local) fn owner_count(&self, tenant: &TenantId) -> usize {
+        self.owners.get(tenant).map_or(0, HashMap::len)
+    }
+
+    pub(in crate::store::local) fn issuer_count(&self) -> usize {
+        self.issuers.len()
     }
 
     /// The holds of its tenants, owners and issuers.

@@ -34,6 +34,7 @@ const HEAD: &str = "\
 # unauthenticated   UNAUTHENTICATED
 # unknown           a verdict: there is no such key
 # not-listed        answered, without this tenant
+# never             FAILED_PRECONDITION: allowed to nobody
 ";
 
 /// Where those call who are known by their user.
@@ -172,8 +173,9 @@ impl Row {
 async fn rows(site: &Site) -> Vec<Row> {
     let mut rows = vec![];
     for path in described() {
-        let global = [Action::CreateTenant, Action::Backup, Action::ReadHead, Action::SetLogFilter];
-        let has_tenant = rpc(&path).action.is_some_and(|action| !global.contains(&action));
+        let global = [Action::ManageTenants, Action::Backup, Action::ReadHead, Action::SetLogFilter];
+        let has_tenant =
+            rpc(&path).action.is_some_and(|action| !global.contains(&action)) && !path.ends_with("GetIssuer");
         for tenant in TENANTS.into_iter().take(if has_tenant { 2 } else { 1 }) {
             // A key of `system` has a role.
             let scopes: &[&str] = if tenant == "system" { &["keyward.viewer"] } else { &[] };
@@ -222,6 +224,8 @@ fn code(code: Code) -> String {
         Code::PermissionDenied => "denied".to_owned(),
         Code::NotFound => "not-found".to_owned(),
         Code::Unauthenticated => "unauthenticated".to_owned(),
+        // Tenant `system` is never suspended.
+        Code::FailedPrecondition => "never".to_owned(),
         // No other one is about the caller.
         code => format!("{code:?}"),
     }
@@ -242,7 +246,7 @@ async fn tried(site: &Site, by: By) -> String {
         let mut lines = vec![["RPC", "tenant"].map(str::to_owned).into_iter().chain(names).collect::<Vec<_>>()];
         for row in &rows {
             let changes =
-                matches!(rpc(&row.path).action, Some(Action::Issue | Action::ChangeState | Action::CreateTenant));
+                matches!(rpc(&row.path).action, Some(Action::Issue | Action::ChangeState | Action::ManageTenants));
             let mut line = row.name().to_vec();
             for (name, caller) in &callers {
                 calls += 1;

@@ -10,6 +10,7 @@ mod caller_sessions;
 mod clock;
 mod disabled_callers;
 mod fields;
+mod holds;
 mod keys;
 mod lifecycle_verdicts;
 mod lists;

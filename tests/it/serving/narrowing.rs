@@ -27,13 +27,15 @@ use keyward_core::access::{Caller, ChangeState, Grant, Identity, Issue};
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
 use keyward_core::digest::{Digest, Pepper, PepperRing};
 use keyward_core::entropy::Entropy;
-use keyward_core::event::Revision;
+use keyward_core::event::{Record, Revision};
 use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::key_change::KeyChange;
-use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec, State, StoredSecret, TenantRecord};
+use keyward_core::record::{
+    IssuerRecord, KeyPolicy, KeyRecord, KeySpec, OwnerRecord, State, StoredSecret, TenantRecord,
+};
 use keyward_core::scope::Scope;
-use keyward_core::testing::SeededEntropy;
+use keyward_core::testing::{SeededEntropy, tenant_record};
 use tokio::sync::Notify;
 use tokio::task::unconstrained;
 use tokio::time::timeout;
@@ -171,6 +173,18 @@ impl Store for Watched {
         self.inner.check_administrators(key, clock)
     }
 
+    async fn owner(&self, tenant: &TenantId, owner: &str) -> Result<Option<Arc<OwnerRecord>>, StoreError> {
+        self.inner.owner(tenant, owner).await
+    }
+
+    async fn issuer(&self, issuer: &ActorId) -> Result<Option<Arc<IssuerRecord>>, StoreError> {
+        self.inner.issuer(issuer).await
+    }
+
+    fn check_hold(&self, record: &Record, clock: UnixMillis) -> Result<(), CommitError> {
+        self.inner.check_hold(record, clock)
+    }
+
     fn lasting_administrators(&self, clock: UnixMillis) -> usize {
         self.inner.lasting_administrators(clock)
     }
@@ -233,6 +247,23 @@ async fn a_change_says_whether_it_takes_power_away() {
         authority.change_state(&state, &id, to, "", &options).await.unwrap();
         assert_eq!(store.narrowing.lock().unwrap().pop(), Some((method, narrows)));
     }
+
+    store.inner.commit(commit(vec![RecordWrite::NewTenant(Box::new(tenant_record("default")))])).await.unwrap();
+    let owner = "somebody".into();
+    let last = || store.narrowing.lock().unwrap().pop();
+    for (suspended, reason, expected) in [
+        (true, "unpaid", Some(("SuspendOwner", true))),
+        // It only has another reason, and is urgent all the same.
+        (true, "leaked", Some(("SuspendOwner", false))),
+        (false, "paid", Some(("ResumeOwner", false))),
+    ] {
+        authority.suspend_owner(&state, &owner, suspended, reason, &options).await.unwrap();
+        assert_eq!(last(), expected, "{reason}");
+        authority.suspend_tenant(&state, suspended, reason, &options).await.unwrap();
+        assert_eq!(last().map(|(_, narrows)| narrows), expected.map(|(_, narrows)| narrows), "{reason}");
+    }
+    authority.set_epoch_of_owner(&state, &owner, None, &options).await.unwrap();
+    assert_eq!(last(), Some(("SetEpoch", true)));
 }
 
 /// Two ids that shared a turn when turns were found by 10 bits of a hash that everybody can compute.

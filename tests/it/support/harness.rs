@@ -315,6 +315,14 @@ impl Handle {
         create_tenant: admin.create_tenant(CreateTenantRequest) -> CreateTenantResponse;
         get_tenant: admin.get_tenant(GetTenantRequest) -> GetTenantResponse;
         list_tenants: admin.list_tenants(ListTenantsRequest) -> ListTenantsResponse;
+        update_tenant: admin.update_tenant(UpdateTenantRequest) -> UpdateTenantResponse;
+        suspend_tenant: admin.suspend_tenant(SuspendTenantRequest) -> SuspendTenantResponse;
+        resume_tenant: admin.resume_tenant(ResumeTenantRequest) -> ResumeTenantResponse;
+        suspend_owner: admin.suspend_owner(SuspendOwnerRequest) -> SuspendOwnerResponse;
+        resume_owner: admin.resume_owner(ResumeOwnerRequest) -> ResumeOwnerResponse;
+        set_epoch: admin.set_epoch(SetEpochRequest) -> SetEpochResponse;
+        get_owner: admin.get_owner(GetOwnerRequest) -> GetOwnerResponse;
+        get_issuer: admin.get_issuer(GetIssuerRequest) -> GetIssuerResponse;
         set_log_filter: admin.set_log_filter(SetLogFilterRequest) -> SetLogFilterResponse;
         head: audit.get_head(GetHeadRequest) -> GetHeadResponse;
         ask: verify.verify(VerifyRequest) -> VerifyResponse;

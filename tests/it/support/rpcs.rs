@@ -22,6 +22,9 @@ use tower_service::Service;
 use super::h2peer::prefixed;
 use super::harness::{Issued, ask, new_key, update};
 
+/// An owner whose keys are no targets.
+const OWNER: &str = "Somebody else";
+
 /// A field that no message has. It is passed over.
 const UNKNOWN_FIELD: [u8; 3] = [0xf8, 0x7f, 0x01];
 
@@ -82,6 +85,30 @@ pub(crate) fn request(path: &str, target: &Issued, mark: &str) -> Vec<u8> {
         "/keyward.v1.KeyAdmin/ListTenants" => {
             pb::ListTenantsRequest { page_size: 7, ..Default::default() }.encode_to_vec()
         }
+        "/keyward.v1.KeyAdmin/UpdateTenant" => {
+            let update_mask = Some(prost_types::FieldMask { paths: vec!["display_name".into()] });
+            let tenant = Some(pb::Tenant { tenant, display_name: mark.into(), ..Default::default() });
+            pb::UpdateTenantRequest { tenant, update_mask, ..Default::default() }.encode_to_vec()
+        }
+        "/keyward.v1.KeyAdmin/SuspendTenant" => {
+            pb::SuspendTenantRequest { tenant, reason, ..Default::default() }.encode_to_vec()
+        }
+        "/keyward.v1.KeyAdmin/ResumeTenant" => {
+            pb::ResumeTenantRequest { tenant, reason, ..Default::default() }.encode_to_vec()
+        }
+        "/keyward.v1.KeyAdmin/SuspendOwner" => {
+            pb::SuspendOwnerRequest { owner: OWNER.into(), tenant, reason, ..Default::default() }.encode_to_vec()
+        }
+        "/keyward.v1.KeyAdmin/ResumeOwner" => {
+            pb::ResumeOwnerRequest { owner: OWNER.into(), tenant, reason, ..Default::default() }.encode_to_vec()
+        }
+        "/keyward.v1.KeyAdmin/SetEpoch" => {
+            let owner = pb::OwnerName { owner: OWNER.into(), tenant };
+            pb::SetEpochRequest { holder: Some(pb::set_epoch_request::Holder::Owner(owner)), ..Default::default() }
+                .encode_to_vec()
+        }
+        "/keyward.v1.KeyAdmin/GetOwner" => pb::GetOwnerRequest { owner: OWNER.into(), tenant }.encode_to_vec(),
+        "/keyward.v1.KeyAdmin/GetIssuer" => pb::GetIssuerRequest { issuer: "keyward".into() }.encode_to_vec(),
         "/keyward.v1.KeyAdmin/SetLogFilter" => pb::SetLogFilterRequest { filter: "info".into() }.encode_to_vec(),
         "/keyward.v1.KeyAdmin/Backup" | "/keyward.v1.KeyAudit/GetHead" | "/grpc.health.v1.Health/List" => {
             UNKNOWN_FIELD.to_vec()

@@ -6,7 +6,7 @@ use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::State;
 
 use super::pending_view::PendingView;
-use crate::store::check::{EncodedWrite, WriteContext, authorize, check_and_encode};
+use crate::store::check::{EncodedWrite, WriteContext, authorize, check_and_encode, keep_caller};
 use crate::store::local::disk_space::DiskSpace;
 use crate::store::local::table::Row;
 use crate::store::record::{encode_issuer, encode_key, encode_owner, encode_tenant, pb, redo};
@@ -60,6 +60,7 @@ pub(super) fn encode_commit(
             check_and_encode(put, at, seen, &mut staged)?;
         }
         let rows: Vec<Row> = staged.into_iter().map(|EncodedWrite { record, bytes }| Row::new(record, bytes)).collect();
+        keep_caller(commit.authorization.as_ref(), commit.time, rows.iter().map(|row| &row.record), seen)?;
         seen.keep_administrator(&rows, clock)?;
         Ok::<_, CommitError>(rows)
     })?;

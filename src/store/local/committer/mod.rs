@@ -188,7 +188,7 @@ struct CommitLoop {
     last_room: DiskSpace,
     /// Current keys of some callers. Only this thread changes keys.
     callers: Callers,
-    /// Of tenants, owners and issuers: those that hold anything.
+    /// Of tenants, owners and issuers.
     holds: Holds,
     ordinals: Ordinals,
     /// The commit that did not fit into the last group.
@@ -326,9 +326,8 @@ impl CommitLoop {
 
     /// Updates what is withheld. Nearly no change does that.
     fn keep_holds(&mut self, rows: &[Row]) {
-        let is_hold = |row: &Row| matches!(row.record, Record::Tenant(_) | Record::Owner(_) | Record::Issuer(_));
-        if rows.iter().any(is_hold) {
-            self.holds = self.write_buffer.holds();
+        for row in rows {
+            self.holds.apply(&row.record);
         }
     }
 

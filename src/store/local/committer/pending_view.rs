@@ -39,7 +39,7 @@ pub(super) struct PendingView<'a> {
     /// The changes of this group to the administrators.
     pub(super) taken: Vec<Undo>,
     pub(super) applied: &'a watch::Receiver<Revision>,
-    /// Those of changes before this group that hold anything.
+    /// Those of changes before this group.
     pub(super) holds: &'a Holds,
     pub(super) ordinals: &'a Ordinals,
 }
@@ -132,16 +132,19 @@ impl RecordReader for PendingView<'_> {
         self.ordinals
     }
 
-    fn caller(&mut self, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
+    fn authorized_caller(&self, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
         let system = TenantId::system();
-        if let Some(newer) = self.group.key(&system, key_id) {
-            return Ok(newer.key());
+        match (self.group.key(&system, key_id), self.callers.get(key_id)) {
+            (Some(newer), _) => Ok(newer.key()),
+            (None, Some(kept)) => Ok(Some(kept.clone())),
+            (None, None) => self.key(&system, key_id),
         }
-        if let Some(kept) = self.callers.get(key_id) {
-            return Ok(Some(kept.clone()));
-        }
-        let found = self.key(&system, key_id)?;
-        if let Some(key) = &found {
+    }
+
+    fn caller(&mut self, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
+        let is_kept = self.callers.contains_key(key_id);
+        let found = self.authorized_caller(key_id)?;
+        if let (Some(key), false) = (&found, is_kept) {
             if self.callers.len() == CALLERS_MAX {
                 self.callers.clear();
             }
@@ -163,5 +166,16 @@ impl RecordReader for PendingView<'_> {
     fn admit_tenant(&self) -> Result<(), CommitError> {
         // The group's own tenants are not in the write buffer yet.
         bounds::check_tenants(&self.names.bounds, self.write_buffer.tenant_count() + self.group.tenants())
+    }
+
+    fn admit_owner(&self, tenant: &TenantId, owner: &str) -> Result<(), CommitError> {
+        let records = self.write_buffer.owner_count(tenant) + self.group.owner_count(tenant);
+        // A view that does not know the names in use bounds nothing.
+        let in_use = NameKind::Owner.in_use(&*self.names.view, tenant, &[owner]).unwrap_or_default();
+        bounds::check_owner(&self.names.bounds, records, &in_use)
+    }
+
+    fn admit_issuer(&self) -> Result<(), CommitError> {
+        bounds::check_issuers(self.write_buffer.issuer_count() + self.group.issuer_count())
     }
 }
