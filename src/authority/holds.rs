@@ -1,7 +1,7 @@
 //! Tenants, owners and issuers as a whole: suspended, resumed, and accepted only from a time on.
 //!
-//! Each such change writes one record, however many keys it is about. A verdict looks at the records of a key's
-//! tenant, its owner and its secret's issuer; the keys stay as they are.
+//! Each such change writes one record, however many keys it is about. A verdict looks at the records of a
+//! key's tenant, its owner and its secret's issuer; the keys stay as they are.
 
 use std::sync::Arc;
 
@@ -22,7 +22,8 @@ use crate::store::{Commit, CommitError, RecordWrite, SoughtText, Store};
 pub struct ChangedHold<R> {
     /// The change.
     pub changed: Changed<R>,
-    /// At most so many keys are touched: a secret that is kept counts as one, and so does that of a deleted key.
+    /// At most so many keys are touched: a secret that is kept counts as one, and so does that of a deleted
+    /// key.
     pub affected_keys: u64,
 }
 
@@ -236,8 +237,8 @@ impl Authority {
         self.store.check_hold(&record, clock)
     }
 
-    /// The owner that a request means: of a text that is not in normalization form C, itself if there are keys
-    /// that have it, as some of older programs do, or else its normal form.
+    /// The owner that a request means: of a text that is not in normalization form C, itself if there are
+    /// keys that have it, as some of older programs do, or else its normal form.
     async fn owner_name<A>(&self, grant: &Grant<A>, owner: &SoughtText) -> Result<OwnerName, AuthorityError> {
         let tenant = self.require_tenant(grant.tenant()).await?.tenant.clone();
         let is_had = |form: &str| self.index.owners_in_use(&tenant, &[form]).missing.is_empty();

@@ -6,6 +6,7 @@ mod caller;
 mod check;
 mod client;
 mod config;
+mod epoch;
 mod failure;
 mod health;
 mod journal;
@@ -13,6 +14,7 @@ mod key;
 mod logs;
 mod make_secret;
 mod manual;
+mod owner;
 mod print;
 mod rebuild;
 mod restore;
@@ -48,8 +50,12 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Issue, find and change keys on a running server
     Key(Box<key::KeyArgs>),
-    /// Create and list tenants on a running server
+    /// Create, change, suspend and list tenants on a running server
     Tenant(Box<tenant::TenantArgs>),
+    /// Suspend and resume all keys of an owner, on a running server
+    Owner(Box<owner::OwnerArgs>),
+    /// Refuse every secret that was issued before a time, on a running server: after a leak
+    Epoch(Box<epoch::EpochArgs>),
     /// Issue and change the keys of callers of Keyward, on a running server: those of tenant system, whose
     /// scopes are roles
     Caller(Box<caller::CallerArgs>),
@@ -215,6 +221,8 @@ impl Cli {
             Command::Serve(args) => serve::run(args),
             Command::Key(args) => return ended(key::run(*args)),
             Command::Tenant(args) => return ended(tenant::run(*args)),
+            Command::Owner(args) => return ended(owner::run(*args)),
+            Command::Epoch(args) => return ended(epoch::run(*args)),
             Command::Caller(args) => return ended(caller::run(*args)),
             Command::Logs(args) => return ended(logs::run(*args)),
             Command::Context(command) => return ended(client::context::run(command)),

@@ -1,10 +1,12 @@
 //! `keyward tenant`.
 
 use clap::{Args, Subcommand};
+use prost_types::FieldMask;
 
-use super::client::ConnectArgs;
+use super::client::{ConnectArgs, Session};
 use super::failure::Failure;
 use super::key::{PageArgs, print_pages};
+use super::owner::{HoldOptions, print_held};
 use super::print::{self, ListPrinter, OutputArgs, TENANT_COLUMNS};
 use crate::remote::wire;
 
@@ -24,6 +26,12 @@ enum TenantCommand {
     List(ListArgs),
     /// Show one tenant
     Get(GetArgs),
+    /// Change a tenant's fields
+    Update(UpdateArgs),
+    /// Refuse all keys of a tenant, those too that are issued meanwhile, until it is resumed
+    Suspend(HoldArgs),
+    /// Accept the keys of a suspended tenant again
+    Resume(HoldArgs),
 }
 
 #[derive(Debug, Args)]
@@ -61,6 +69,43 @@ struct GetArgs {
     output: OutputArgs,
 }
 
+#[derive(Debug, Args)]
+struct UpdateArgs {
+    /// The tenant
+    #[arg(value_name = "TENANT")]
+    tenant: String,
+    #[command(flatten)]
+    changes: Changes,
+    /// Refuse unless this is the tenant's etag
+    #[arg(long, value_name = "ETAG", default_value = "", hide_default_value = true)]
+    etag: String,
+    /// Check everything on the server, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct Changes {
+    /// The name that people see; empty for none
+    #[arg(long, value_name = "TEXT")]
+    display_name: Option<String>,
+    /// What the tenant's secrets begin with: those that are issued from now on
+    #[arg(long, value_name = "WORD")]
+    secret_prefix: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct HoldArgs {
+    /// The tenant
+    #[arg(value_name = "TENANT")]
+    tenant: String,
+    #[command(flatten)]
+    how: HoldOptions,
+}
+
 pub(super) fn run(args: TenantArgs) -> Result<(), Failure> {
     let session = args.connect.session()?;
     match args.command {
@@ -89,5 +134,34 @@ pub(super) fn run(args: TenantArgs) -> Result<(), Failure> {
             let reply = session.run(async |client| Ok(client.get_tenant(request).await?))?;
             output.print(&print::tenant(&reply.tenant.unwrap_or_default()))
         }
+        TenantCommand::Update(args) => update(session, args),
+        TenantCommand::Suspend(HoldArgs { tenant, how }) => {
+            let HoldOptions { reason, etag, dry_run: validate_only, output } = how;
+            let request = wire::SuspendTenantRequest { tenant, etag, reason, validate_only };
+            let reply = session.run(async |client| Ok(client.suspend_tenant(request).await?))?;
+            print_held(&output, print::tenant(&reply.tenant.unwrap_or_default()), reply.affected_keys, validate_only)
+        }
+        TenantCommand::Resume(HoldArgs { tenant, how }) => {
+            let HoldOptions { reason, etag, dry_run: validate_only, output } = how;
+            let request = wire::ResumeTenantRequest { tenant, etag, reason, validate_only };
+            let reply = session.run(async |client| Ok(client.resume_tenant(request).await?))?;
+            print_held(&output, print::tenant(&reply.tenant.unwrap_or_default()), reply.affected_keys, validate_only)
+        }
     }
+}
+
+fn update(session: Session, args: UpdateArgs) -> Result<(), Failure> {
+    let UpdateArgs { tenant, changes, etag, dry_run: validate_only, output } = args;
+    let Changes { display_name, secret_prefix } = changes;
+    let named = [("display_name", display_name.is_some()), ("secret_prefix", secret_prefix.is_some())];
+    let paths = named.into_iter().filter(|(_, is_named)| *is_named).map(|(path, _)| path.to_owned()).collect();
+    let (display_name, secret_prefix) = (display_name.unwrap_or_default(), secret_prefix.unwrap_or_default());
+    let tenant = Some(wire::Tenant { tenant, display_name, secret_prefix, ..Default::default() });
+    let update_mask = Some(FieldMask { paths });
+    let request = wire::UpdateTenantRequest { tenant, update_mask, etag, validate_only };
+    let reply = session.run(async |client| Ok(client.update_tenant(request).await?))?;
+    if validate_only {
+        print::note_dry_run();
+    }
+    output.print(&print::tenant(&reply.tenant.unwrap_or_default()))
 }

@@ -22,6 +22,27 @@ pub(super) fn parse(text: &str) -> Result<Timestamp, String> {
     parse_from(text, SystemClock.now()).ok_or_else(|| FORMS.to_owned())
 }
 
+/// A time in a command line that has come already. Durations count back from the moment at which it is read.
+///
+/// # Errors
+/// With the forms that a time may have.
+pub(super) fn parse_past(text: &str) -> Result<Timestamp, String> {
+    const FORMS: &str = "must be how long ago it was, such as \"1h ago\", a date, such as 2026-12-31 (when it begins in \
+                         UTC), or a time of RFC 3339, such as 2026-12-31T18:00:00+01:00";
+    parse_before(text, SystemClock.now()).ok_or_else(|| FORMS.to_owned())
+}
+
+fn parse_before(text: &str, now: UnixMillis) -> Option<Timestamp> {
+    let time = match text.trim().strip_suffix(" ago") {
+        Some(span) => {
+            let now = UNIX_EPOCH + Duration::from_millis(u64::try_from(now.0).ok()?);
+            now.checked_sub(humantime::parse_duration(span.trim()).ok()?)?
+        }
+        None => instant(text.trim())?,
+    };
+    timestamp(time)
+}
+
 fn parse_from(text: &str, now: UnixMillis) -> Option<Timestamp> {
     let text = text.trim();
     let span = text.strip_prefix("in ").or(text.strip_prefix('+')).unwrap_or(text);
@@ -32,6 +53,10 @@ fn parse_from(text: &str, now: UnixMillis) -> Option<Timestamp> {
         }
         Err(_) => instant(text)?,
     };
+    timestamp(time)
+}
+
+fn timestamp(time: SystemTime) -> Option<Timestamp> {
     let since = time.duration_since(UNIX_EPOCH).ok()?;
     Some(Timestamp { seconds: i64::try_from(since.as_secs()).ok()?, nanos: i32::try_from(since.subsec_nanos()).ok()? })
 }
@@ -106,6 +131,22 @@ mod tests {
             ("2026-12-31T18:00:00-05:30", "2026-12-31T23:30:00Z"),
         ] {
             assert_eq!(parse_from(text, NOW).as_ref().map(exact).as_deref(), Some(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_time_that_has_come_is_how_long_ago_it_was_or_a_date_or_rfc_3339() {
+        for (text, expected) in [
+            ("1h ago", Some("2025-12-31T23:00:00Z")),
+            ("1h 30m ago", Some("2025-12-31T22:30:00Z")),
+            ("2025-12-31", Some("2025-12-31T00:00:00Z")),
+            ("2025-12-31T18:00:00+01:00", Some("2025-12-31T17:00:00Z")),
+            ("1h", None),
+            ("in 1h", None),
+            ("ago", None),
+            ("100y ago", None),
+        ] {
+            assert_eq!(parse_before(text, NOW).as_ref().map(exact).as_deref(), expected, "{text}");
         }
     }
 

@@ -503,3 +503,45 @@ impl Index {
         drop(self.advanced.subscribe().wait_for(|advanced| *advanced >= revision).await);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use keyward_core::decision::Policy;
+    use keyward_core::record::{Hold, OwnerRecord};
+    use keyward_core::testing::{key_record, stamp};
+
+    use super::*;
+
+    fn owner(suspended: bool, revision: u64) -> Record {
+        let hold = Hold { suspended, ..Hold::default() };
+        let (tenant, owner, revision) = (TenantId::default_tenant(), "customer-7".to_owned(), Revision(revision));
+        Record::Owner(Arc::new(OwnerRecord { tenant, owner, hold, updated: stamp(), revision }))
+    }
+
+    /// However many keys the owner has. What is issued later finds the hold too.
+    #[test]
+    fn a_hold_touches_no_entry_of_a_key() {
+        let index = Index::default();
+        let key = |number: u32| {
+            let mut key = KeyRecord { revision: Revision(u64::from(number)), ..key_record(number) };
+            key.spec.owner = "customer-7".into();
+            key
+        };
+        let keys: Vec<_> = (1..=5_000).map(|number| Record::Key(Arc::new(key(number)))).collect();
+        index.apply_records(&keys);
+        let shards = || index.shards.iter().map(|cell| Arc::as_ptr(&cell.load_full())).collect::<Vec<_>>();
+        let is_held = |number: u32| {
+            let standing = index.get(&key(number).secret.digest).map(|entry| entry.standing());
+            standing.is_some_and(|standing| standing.is_held)
+        };
+        let before = shards();
+        for (suspended, revision) in [(true, 5_001), (false, 5_002), (true, 5_003)] {
+            index.apply_records(&[owner(suspended, revision)]);
+            assert_eq!((shards() == before, index.all_holds.lock().len()), (true, 1), "{revision}");
+            assert_eq!((is_held(1), is_held(5_000)), (suspended, suspended), "{revision}");
+        }
+        index.apply_records(&[Record::Key(Arc::new(key(5_001)))]);
+        assert!(is_held(5_001) && shards() != before);
+        assert_eq!(index.secrets_of_owner(&TenantId::default_tenant(), "customer-7"), 5_001);
+    }
+}

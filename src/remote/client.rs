@@ -157,6 +157,22 @@ impl Client {
         get_tenant(KeyAdminClient, GetTenantRequest) -> GetTenantResponse, "GetTenant", "keyward.viewer";
         /// Reads a page of tenants.
         list_tenants(KeyAdminClient, ListTenantsRequest) -> ListTenantsResponse, "ListTenants", "keyward.viewer";
+        /// Changes fields of a tenant.
+        update_tenant(KeyAdminClient, UpdateTenantRequest) -> UpdateTenantResponse, "UpdateTenant", "keyward.admin";
+        /// Suspends a tenant.
+        suspend_tenant(KeyAdminClient, SuspendTenantRequest) -> SuspendTenantResponse, "SuspendTenant", "keyward.operator";
+        /// Resumes a tenant.
+        resume_tenant(KeyAdminClient, ResumeTenantRequest) -> ResumeTenantResponse, "ResumeTenant", "keyward.operator";
+        /// Suspends an owner.
+        suspend_owner(KeyAdminClient, SuspendOwnerRequest) -> SuspendOwnerResponse, "SuspendOwner", "keyward.operator";
+        /// Resumes an owner.
+        resume_owner(KeyAdminClient, ResumeOwnerRequest) -> ResumeOwnerResponse, "ResumeOwner", "keyward.operator";
+        /// Sets an epoch. For an issuer it takes keyward.admin.
+        set_epoch(KeyAdminClient, SetEpochRequest) -> SetEpochResponse, "SetEpoch", "keyward.operator";
+        /// Reads one owner.
+        get_owner(KeyAdminClient, GetOwnerRequest) -> GetOwnerResponse, "GetOwner", "keyward.viewer";
+        /// Reads one issuer.
+        get_issuer(KeyAdminClient, GetIssuerRequest) -> GetIssuerResponse, "GetIssuer", "keyward.viewer";
         /// Sets the filter of the server's log.
         set_log_filter(KeyAdminClient, SetLogFilterRequest) -> SetLogFilterResponse, "SetLogFilter", "keyward.admin";
         /// Asks for a verdict.

@@ -81,6 +81,27 @@ def test_the_operators_story_works_as_printed(server: Server, tmp_path: Path) ->
     assert listed == [["dashboard"], ["zapier"]]
 
 
+def test_an_owner_is_suspended_and_resumed_as_printed(server: Server, tmp_path: Path) -> None:
+    *by_grpcurl, by_program = blocks("sh", "A customer has not paid", OPERATING)
+    assert "".join(by_grpcurl).count("kw Key") == 7 and by_program.count("keyward owner") == 3, "so must this test"
+    replies = replies_as_printed("".join(by_grpcurl), server, tmp_path)
+    suspended = ("DECISION_DENY", "REASON_OWNER_SUSPENDED", 401)
+    assert verdicts(replies) == [suspended, ALLOWED]
+    assert [r["affectedKeys"] for r in replies if "affectedKeys" in r] == ["2", "2"]
+    told = run_as_printed(by_program, server)
+    assert told.count('"HOLDER_STATE_SUSPENDED"') == 2 and told.count('"HOLDER_STATE_ACTIVE"') == 1, told
+
+
+def test_what_a_leaked_administrator_issued_is_refused_as_printed(server: Server, tmp_path: Path) -> None:
+    *by_grpcurl, by_program = blocks("sh", "An administrator's key has leaked", OPERATING)
+    assert "".join(by_grpcurl).count("kw Key") == 7 and by_program.count("bob") == 3, "so must this test"
+    replies = replies_as_printed("".join(by_grpcurl), server, tmp_path)
+    assert verdicts(replies) == [("DECISION_DENY", "REASON_EPOCH_REJECTED", 401)] * 2
+    assert [r["affectedKeys"] for r in replies if "affectedKeys" in r] == ["2"]
+    told = run_as_printed(by_program, server)
+    assert '"STATE_REVOKED"' in told and told.count('"rejectIssuedBefore"') == 2, told
+
+
 def test_a_backup_is_made_and_restored_as_printed(server: Server) -> None:
     lines = "".join(blocks("sh", "Back up and restore", OPERATING))
     assert lines.count("target/release/keyward") == 4, "the section has changed: so must this test"

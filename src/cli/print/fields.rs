@@ -184,10 +184,53 @@ pub(in crate::cli) fn tenant(tenant: &wire::Tenant) -> Fields {
         .text("tenant", &tenant.tenant)
         .text("display_name", &tenant.display_name)
         .text("secret_prefix", &tenant.secret_prefix)
+        .with("state", holder_state(tenant.state()))
+        .text("state_reason", &tenant.state_reason)
+        .text("state_by", &tenant.state_by)
+        .time("state_time", tenant.state_time.as_ref())
+        .time("reject_issued_before", tenant.reject_issued_before.as_ref())
         .time("create_time", tenant.create_time.as_ref())
         .text("created_by", &tenant.created_by)
+        .time("update_time", tenant.update_time.as_ref())
+        .text("updated_by", &tenant.updated_by)
         .with("revision", Value::Long(tenant.revision))
         .text("etag", &tenant.etag)
+}
+
+/// An owner.
+pub(in crate::cli) fn owner(owner: &wire::Owner) -> Fields {
+    Fields::default()
+        .text("owner", &owner.owner)
+        .text("tenant", &owner.tenant)
+        .with("state", holder_state(owner.state()))
+        .text("state_reason", &owner.state_reason)
+        .text("state_by", &owner.state_by)
+        .time("state_time", owner.state_time.as_ref())
+        .time("reject_issued_before", owner.reject_issued_before.as_ref())
+        .time("update_time", owner.update_time.as_ref())
+        .text("updated_by", &owner.updated_by)
+        .with("revision", Value::Long(owner.revision))
+        .text("etag", &owner.etag)
+}
+
+/// An issuer.
+pub(in crate::cli) fn issuer(issuer: &wire::Issuer) -> Fields {
+    Fields::default()
+        .text("issuer", &issuer.issuer)
+        .time("reject_issued_before", issuer.reject_issued_before.as_ref())
+        .time("update_time", issuer.update_time.as_ref())
+        .text("updated_by", &issuer.updated_by)
+        .with("revision", Value::Long(issuer.revision))
+        .text("etag", &issuer.etag)
+}
+
+fn holder_state(state: wire::HolderState) -> Value {
+    let word = match state {
+        wire::HolderState::Unspecified => "unknown",
+        wire::HolderState::Active => "active",
+        wire::HolderState::Suspended => "suspended",
+    };
+    Value::Word(state.as_str_name(), word)
 }
 
 /// A verdict. `key` stands for the little that the verdict says of the key.

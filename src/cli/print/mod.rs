@@ -8,7 +8,7 @@ use std::io::{self, IsTerminal, Write};
 
 use clap::{Args, ValueEnum};
 
-pub(super) use self::fields::{Fields, key, tenant, verdict};
+pub(super) use self::fields::{Fields, issuer, key, owner, tenant, verdict};
 pub(super) use self::table::Column;
 use self::table::Table;
 pub(super) use self::table::{CALLER_COLUMNS, CONTEXT_COLUMNS, KEY_COLUMNS, TENANT_COLUMNS};

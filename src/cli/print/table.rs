@@ -42,6 +42,7 @@ pub(in crate::cli) const CALLER_COLUMNS: &[Column] = &[
 pub(in crate::cli) const TENANT_COLUMNS: &[Column] = &[
     Column { head: "TENANT", field: "tenant", rank: 0, may_cut: false },
     Column { head: "NAME", field: "display_name", rank: 1, may_cut: true },
+    Column { head: "STATE", field: "state", rank: 0, may_cut: false },
     Column { head: "PREFIX", field: "secret_prefix", rank: 2, may_cut: false },
     Column { head: "CREATED", field: "create_time", rank: 3, may_cut: false },
 ];

@@ -17,7 +17,13 @@ const WANTED: [&str; 4] = ["a", "a.x", "b", "b.c"];
 /// A call, or another event. Keys are numbered in the order in which they were made.
 #[derive(Clone, Debug)]
 enum Step {
-    Create { scopes: usize, owner: u8, waits_ms: Option<u16>, lives_ms: Option<u16>, disabled: bool },
+    Create {
+        scopes: usize,
+        owner: u8,
+        waits_ms: Option<u16>,
+        lives_ms: Option<u16>,
+        disabled: bool,
+    },
     Disable(u8, usize),
     Enable(u8, usize),
     Revoke(u8, usize),
@@ -25,9 +31,35 @@ enum Step {
     Reown(u8, u8),
     Expire(u8, Option<u16>),
     Rename(u8, u8),
+    /// Suspends it, or resumes it.
+    Hold(Holder, bool, usize),
+    /// Refuses what was issued so many milliseconds before now, or before the call.
+    Epoch(Holder, Option<u16>),
     Wait(u16),
     SetBack(u16),
     Restart,
+}
+
+/// Whose keys are held. All keys are of one tenant and one issuer.
+#[derive(Clone, Copy, Debug)]
+enum Holder {
+    Tenant,
+    Owner(u8),
+    Issuer,
+}
+
+impl Holder {
+    fn place(self) -> usize {
+        match self {
+            Self::Owner(owner) => usize::from(owner),
+            Self::Tenant => 3,
+            Self::Issuer => 4,
+        }
+    }
+}
+
+fn holder() -> impl Strategy<Value = Holder> {
+    prop_oneof![3 => (0..3_u8).prop_map(Holder::Owner), 1 => Just(Holder::Tenant), 1 => Just(Holder::Issuer)]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -45,6 +77,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (any::<u8>(), 0..3_u8).prop_map(|(key, owner)| Step::Reown(key, owner)),
         1 => (any::<u8>(), prop::option::of(1..2_000_u16)).prop_map(|(key, lives)| Step::Expire(key, lives)),
         1 => (any::<u8>(), 0..3_u8).prop_map(|(key, name)| Step::Rename(key, name)),
+        2 => (holder(), prop::bool::weighted(0.4), 0..REASONS.len()).prop_map(|(of, suspended, reason)| {
+            Step::Hold(of, suspended, reason)
+        }),
+        1 => (holder(), prop::option::of(0..1_500_u16)).prop_map(|(of, back)| Step::Epoch(of, back)),
         2 => (1..1_000_u16).prop_map(Step::Wait),
         1 => (1..3_000_u16).prop_map(Step::SetBack),
         1 => Just(Step::Restart),
@@ -58,7 +94,16 @@ struct Known {
     reason: &'static str,
     /// When it entered its state.
     stated_ms: i64,
+    issued_ms: i64,
     fields: Fields,
+}
+
+/// The model of a tenant, an owner or an issuer.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    suspended: bool,
+    reason: &'static str,
+    epoch_ms: Option<i64>,
 }
 
 #[derive(Clone, PartialEq)]
@@ -72,8 +117,15 @@ struct Fields {
 
 impl Known {
     /// The expected verdict.
-    fn reason(&self, wanted: &str, now_ms: i64, latest_ms: i64) -> Reason {
-        let held = SCOPES[self.fields.scopes].iter().any(|granted| match granted.strip_suffix(".*") {
+    fn reason(&self, wanted: &str, now_ms: i64, latest_ms: i64, held: &[Held; 5]) -> Reason {
+        let of_it = [Holder::Tenant, Holder::Owner(self.fields.owner), Holder::Issuer].map(|of| held[of.place()]);
+        if of_it.iter().any(|held| held.suspended) {
+            return Reason::OwnerSuspended;
+        }
+        if of_it.iter().any(|held| held.epoch_ms.is_some_and(|epoch| self.issued_ms < epoch)) {
+            return Reason::EpochRejected;
+        }
+        let has_scope = SCOPES[self.fields.scopes].iter().any(|granted| match granted.strip_suffix(".*") {
             Some(above) => wanted.strip_prefix(above).is_some_and(|rest| rest.starts_with('.')),
             None => *granted == wanted,
         });
@@ -82,7 +134,7 @@ impl Known {
             ("disabled", ..) => Reason::Disabled,
             (_, Some(starts), _) if now_ms < starts => Reason::NotYetValid,
             (_, _, Some(ends)) if now_ms.max(latest_ms) >= ends => Reason::Expired,
-            _ if !held => Reason::ScopeMissing,
+            _ if !has_scope => Reason::ScopeMissing,
             _ => Reason::Ok,
         }
     }
@@ -90,10 +142,12 @@ impl Known {
 
 struct Model {
     site: Site,
+    issuer: String,
     known: Vec<Known>,
     now_ms: i64,
     /// The latest time of a change.
     latest_ms: i64,
+    held: [Held; 5],
 }
 
 impl Model {
@@ -115,7 +169,7 @@ impl Model {
                 self.has_changed();
                 let state = if disabled { "disabled" } else { "active" };
                 let (fields, stated_ms) = (Fields { name: 0, scopes, owner, starts_ms, ends_ms }, self.latest_ms);
-                self.known.push(Known { issued, state, reason: "", stated_ms, fields });
+                self.known.push(Known { issued, state, reason: "", stated_ms, issued_ms: stated_ms, fields });
             }
             Step::Disable(key, reason) => self.moved(&admin, key, "disabled", REASONS[reason]).await,
             Step::Enable(key, reason) => self.moved(&admin, key, "active", REASONS[reason]).await,
@@ -141,6 +195,8 @@ impl Model {
                 let sent = pb::Key { display_name, ..Default::default() };
                 self.rewritten(&admin, key, "display_name", sent, |fields| fields.name = name).await;
             }
+            Step::Hold(of, suspended, reason) => self.hold(&admin, of, suspended, REASONS[reason]).await,
+            Step::Epoch(of, back_ms) => self.set_epoch(&admin, of, back_ms).await,
             Step::SetBack(ms) => {
                 self.site.clock.advance_ms(-i64::from(ms));
                 self.now_ms -= i64::from(ms);
@@ -205,6 +261,64 @@ impl Model {
         }
     }
 
+    async fn hold(&mut self, admin: &Handle, of: Holder, suspended: bool, reason: &'static str) {
+        let (tenant, reason_too) = ("default".to_owned(), reason.to_owned());
+        match (of, suspended) {
+            (Holder::Tenant, true) => {
+                let request = pb::SuspendTenantRequest { tenant, reason: reason_too, ..Default::default() };
+                admin.suspend_tenant(request).await.map(drop)
+            }
+            (Holder::Tenant, false) => {
+                let request = pb::ResumeTenantRequest { tenant, reason: reason_too, ..Default::default() };
+                admin.resume_tenant(request).await.map(drop)
+            }
+            (Holder::Owner(owner), true) => {
+                let owner = format!("owner-{owner}");
+                let request = pb::SuspendOwnerRequest { owner, reason: reason_too, ..Default::default() };
+                admin.suspend_owner(request).await.map(drop)
+            }
+            (Holder::Owner(owner), false) => {
+                let owner = format!("owner-{owner}");
+                let request = pb::ResumeOwnerRequest { owner, reason: reason_too, ..Default::default() };
+                admin.resume_owner(request).await.map(drop)
+            }
+            // No call suspends an issuer.
+            (Holder::Issuer, _) => return,
+        }
+        .unwrap();
+        let held = &mut self.held[of.place()];
+        if held.suspended != suspended || (!reason.is_empty() && held.reason != reason) {
+            (held.suspended, held.reason) = (suspended, reason);
+            self.has_changed();
+        }
+    }
+
+    async fn set_epoch(&mut self, admin: &Handle, of: Holder, back_ms: Option<u16>) {
+        use pb::set_epoch_request::Holder as Asked;
+        let asked = match of {
+            Holder::Tenant => Asked::Tenant("default".into()),
+            Holder::Owner(owner) => {
+                Asked::Owner(pb::OwnerName { owner: format!("owner-{owner}"), ..Default::default() })
+            }
+            Holder::Issuer => Asked::Issuer(self.issuer.clone()),
+        };
+        let now_ms = self.now_ms.max(self.latest_ms);
+        let epoch_ms = match back_ms {
+            Some(back) => now_ms - i64::from(back),
+            None => self.now_ms.max(self.latest_ms + 1),
+        };
+        let reject_issued_before = back_ms.and_then(|_| after_start(epoch_ms));
+        let request = pb::SetEpochRequest { holder: Some(asked), reject_issued_before, ..Default::default() };
+        let done = admin.set_epoch(request).await;
+        let held = &mut self.held[of.place()];
+        let lowers = held.epoch_ms.is_some_and(|there| epoch_ms < there);
+        assert_eq!(done.as_ref().err().map(error_reason).as_deref(), lowers.then_some("EPOCH_LOWERED"));
+        if !lowers && held.epoch_ms.replace(epoch_ms) != Some(epoch_ms) {
+            let at_ms = if back_ms.is_none() { epoch_ms } else { now_ms };
+            self.latest_ms = self.latest_ms.max(at_ms);
+        }
+    }
+
     fn pick(&mut self, key: u8) -> Option<&mut Known> {
         let count = self.known.len();
         self.known.get_mut(usize::from(key) % count.max(1))
@@ -221,11 +335,20 @@ impl Model {
                 let verdict = admin.ask(request).await.unwrap();
                 assert_eq!(
                     verdict.reason(),
-                    known.reason(wanted, self.now_ms, self.latest_ms),
+                    known.reason(wanted, self.now_ms, self.latest_ms, &self.held),
                     "{:?}",
                     known.issued.key
                 );
             }
+        }
+        for owner in 0..3_u8 {
+            let request = pb::GetOwnerRequest { owner: format!("owner-{owner}"), ..Default::default() };
+            let (told, held) = (admin.get_owner(request).await.unwrap().owner.unwrap(), self.held[usize::from(owner)]);
+            assert_eq!(told.state() == pb::HolderState::Suspended, held.suspended);
+            assert_eq!(
+                (&*told.state_reason, told.reject_issued_before),
+                (held.reason, held.epoch_ms.and_then(after_start))
+            );
         }
         for (state, name) in
             [(pb::State::Active, "active"), (pb::State::Disabled, "disabled"), (pb::State::Revoked, "revoked")]
@@ -250,7 +373,11 @@ fn run(cases: u32, steps: usize, on_disk: bool) {
     let outcome = TestRunner::new(config).run(&strategy, |steps| {
         runtime.block_on(async {
             let site = if on_disk { Site::start().await } else { Site::in_memory().await };
-            let mut model = Model { site, known: vec![], now_ms: 0, latest_ms: 0 };
+            // Who issues all keys.
+            let selector = pb::KeySelector { tenant: "system".into(), ..Default::default() };
+            let callers = pb::ListKeysRequest { selector: Some(selector), ..Default::default() };
+            let issuer = site.admin().list(callers).await.unwrap().keys.remove(0).key_id;
+            let mut model = Model { site, issuer, known: vec![], now_ms: 0, latest_ms: 0, held: Default::default() };
             for step in steps {
                 if on_disk || !matches!(step, Step::Restart) {
                     model.take(step).await;

@@ -152,9 +152,40 @@ fn a_reader_that_has_enough_is_no_failure() {
     }
 }
 
+#[test]
+fn a_tenant_and_an_owner_are_suspended_and_resumed_and_have_epochs() {
+    let user = User::start();
+    user.does(&["tenant", "create", "acme"]);
+    user.does(&["key", "create", "zapier", "--tenant", "acme", "--display-name", "Zapier", "--owner", "customer-7"]);
+    let owner = user.json(&["owner", "suspend", "customer-7", "--tenant", "acme", "--reason", "unpaid"]);
+    assert_eq!((owner["state"].as_str(), owner["tenant"].as_str()), (Some("HOLDER_STATE_SUSPENDED"), Some("acme")));
+    assert_eq!((owner["stateReason"].as_str(), owner["affectedKeys"].as_str()), (Some("unpaid"), Some("1")));
+    assert_eq!(user.json(&["owner", "get", "customer-7", "--tenant", "acme"])["state"], "HOLDER_STATE_SUSPENDED");
+    assert_eq!(user.json(&["owner", "get", "customer-7"])["state"], "HOLDER_STATE_ACTIVE", "in tenant default");
+    assert_eq!(user.json(&["owner", "resume", "customer-7", "--tenant", "acme"])["state"], "HOLDER_STATE_ACTIVE");
+
+    let dry = user.tries(&["tenant", "suspend", "acme", "--dry-run"]);
+    assert!(dry.err.contains("nothing was changed"), "{}", dry.err);
+    assert_eq!(user.json(&["tenant", "get", "acme"])["state"], "HOLDER_STATE_ACTIVE");
+    assert_eq!(user.json(&["tenant", "suspend", "acme"])["state"], "HOLDER_STATE_SUSPENDED");
+    let tenant = user.json(&["tenant", "resume", "acme", "--reason", "paid"]);
+    assert_eq!((tenant["state"].as_str(), tenant["stateReason"].as_str()), (Some("HOLDER_STATE_ACTIVE"), Some("paid")));
+    let tenant = user.json(&["tenant", "update", "acme", "--display-name", "Acme Inc."]);
+    assert_eq!((tenant["displayName"].as_str(), tenant["secretPrefix"].as_str()), (Some("Acme Inc."), Some("kw")));
+
+    let set = user.json(&["epoch", "set", "--owner", "customer-7", "--tenant", "acme", "--before", "2026-01-01"]);
+    assert_eq!(set["rejectIssuedBefore"], "2026-01-01T00:00:00Z");
+    assert!(user.json(&["epoch", "get", "--tenant", "acme"])["rejectIssuedBefore"].is_null());
+    let refused = user.tries(&["epoch", "set", "--owner", "customer-7", "--tenant", "acme", "--before", "2020-01-01"]);
+    assert!(refused.code != 0 && refused.err.contains("only grows"), "{}", refused.err);
+    for arguments in [&["epoch", "set"][..], &["epoch", "set", "--issuer", "keyward", "--tenant", "acme"]] {
+        assert_eq!(user.tries(arguments).code, 2, "{arguments:?}");
+    }
+}
+
 /// Every field of a message is in the JSON, by the name that protobuf gives it.
 #[test]
-fn no_field_of_a_key_or_a_tenant_is_left_out() {
+fn no_field_of_what_is_printed_is_left_out() {
     let user = User::start();
     user.does(&[
         "key",
@@ -190,7 +221,15 @@ fn no_field_of_a_key_or_a_tenant_is_left_out() {
     };
     let names = |object: &Value| object.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(names(&key), fields("Key"));
+    user.does(&["tenant", "update", "default", "--display-name", "a", "--secret-prefix", "a"]);
+    user.does(&["tenant", "suspend", "default", "--reason", "a"]);
+    user.does(&["epoch", "set", "--tenant", "default"]);
     assert_eq!(names(&user.json(&["tenant", "get", "default"])), fields("Tenant"));
+    user.does(&["owner", "suspend", "a", "--reason", "a"]);
+    user.does(&["epoch", "set", "--owner", "a"]);
+    assert_eq!(names(&user.json(&["owner", "get", "a"])), fields("Owner"));
+    user.does(&["epoch", "set", "--issuer", "spiffe://test/a"]);
+    assert_eq!(names(&user.json(&["epoch", "get", "--issuer", "spiffe://test/a"])), fields("Issuer"));
 }
 
 /// What is added to is read before: a change in between must not be undone.
