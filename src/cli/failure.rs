@@ -181,7 +181,9 @@ fn next_step(refused: &Refused) -> Option<String> {
         "TENANT_NOT_FOUND" => "`keyward tenant list` has those that you may see".to_owned(),
         "KEY_EXISTS" => "choose another KEY_ID, or none: then the server makes one".to_owned(),
         "TENANT_EXISTS" => "choose another TENANT".to_owned(),
-        "ETAG_MISMATCH" => "`keyward key get` has the key as it is now, and its etag".to_owned(),
+        "ETAG_MISMATCH" => "`keyward key get` has the key as it is now, and its etag; `tenant get`, `owner get` and `epoch get` likewise".to_owned(),
+        "OWNER_HELD" => "`keyward owner get` says whether the owner is suspended, and why".to_owned(),
+        "EPOCH_LOWERED" => "`keyward epoch get` has the time that is set".to_owned(),
         "STATE_FORBIDS" => "`keyward key get` says which state the key is in, and why".to_owned(),
         _ => return None,
     })

@@ -65,7 +65,7 @@ def test_they_compile_in_python(tmp_path: Path) -> None:
         "print(*sorted(c.name for c in calls))\n"
     )
     told = run(sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{script}")
-    assert told == "Backup GetHead GetKey GetTenant ListKeys ListTenants\n"
+    assert told == "Backup GetHead GetIssuer GetKey GetOwner GetTenant ListKeys ListTenants\n"
 
 
 def test_they_compile_in_go(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Code;
 
 use crate::support::harness::{
-    Handle, Issued, START, Site, after_start, ask, bad_fields, disable, error_reason, new_key, strings, update,
+    Handle, Issued, START, Site, after_start, ask, bad_fields, disable, error_reason, journal_segment, new_key,
+    strings, update,
 };
 use crate::support::local_store::{commit, key, open};
 use crate::support::workshop::Workshop;
@@ -597,6 +598,35 @@ async fn owners_without_keys_are_bounded_and_those_with_keys_are_not() {
         admin.suspend_owner(suspend("Zapier", "")).await.unwrap();
         admin.suspend_owner(suspend("one", "again")).await.unwrap();
     }
+}
+
+/// Whatever the number of its keys: a change of one record, as it is in the journal.
+#[tokio::test]
+async fn a_hold_is_one_entry_of_at_most_512_bytes() {
+    let site = Site::start_small().await;
+    for _ in 0..20 {
+        site.admin().issued(owned("Zapier")).await;
+    }
+    let path = journal_segment(&site.dir);
+    // Its end is zeros.
+    let bytes = || std::fs::read(&path).unwrap().iter().rposition(|byte| *byte != 0).unwrap();
+    let mut before = bytes();
+    let mut has_grown_by = |most: usize, what: &str| {
+        let (after, since) = (bytes(), before);
+        before = after;
+        assert!((1..=most).contains(&(after - since)), "{what}: {} bytes", after - since);
+    };
+    site.admin().suspend_owner(suspend("Zapier", "no payment in ninety days, see ticket 4711")).await.unwrap();
+    has_grown_by(512, "an owner is suspended");
+    site.admin().set_epoch(epoch(of_owner("Zapier"), None)).await.unwrap();
+    has_grown_by(512, "its epoch is set");
+    site.admin().suspend_tenant(suspend_tenant("default")).await.unwrap();
+    has_grown_by(512, "a tenant is suspended");
+    site.admin().set_epoch(epoch(Holder::Issuer("spiffe://example.org/billing".into()), None)).await.unwrap();
+    has_grown_by(512, "an issuer has an epoch");
+    // Each text as long as it may be.
+    site.admin().suspend_owner(suspend(&"x".repeat(128), &"y".repeat(256))).await.unwrap();
+    has_grown_by(1_024, "the longest one");
 }
 
 #[tokio::test]
