@@ -39,8 +39,8 @@ struct HolderArgs {
     /// `default`]
     #[arg(long, value_name = "OWNER")]
     owner: Option<String>,
-    /// What this issuer issued, in all tenants: the key_id of a caller, spiffe://..., dns:<name>, unix:<uid> or
-    /// keyward
+    /// What this issuer issued, in all tenants: the key_id of a caller, spiffe://..., dns:<name>, unix:<uid>
+    /// or keyward
     #[arg(long, value_name = "ISSUER", conflicts_with_all = ["tenant", "owner"])]
     issuer: Option<String>,
 }
