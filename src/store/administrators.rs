@@ -11,40 +11,59 @@ use keyward_core::id::KeyId;
 
 use super::CommitError;
 
-/// The keys that are lasting administrators, each with the time from which it is one.
+/// The keys that are lasting administrators.
 #[derive(Debug, Default)]
 pub(super) struct Administrators {
-    from: HashMap<KeyId, UnixMillis>,
+    lasting: HashMap<KeyId, Lasting>,
     /// Whether the log has been warned that there is none.
     warned: bool,
+}
+
+/// A key that is, or will be, a lasting administrator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Lasting {
+    /// From when on.
+    from: UnixMillis,
+    /// The version of its current secret.
+    version: u32,
+    /// Whether the secret before that works too.
+    has_previous: bool,
 }
 
 /// The state before a record was applied, to undo it.
 #[derive(Debug)]
 pub(super) struct Undo {
     key_id: KeyId,
-    from: Option<UnixMillis>,
+    before: Option<Lasting>,
 }
 
 impl Administrators {
     /// How many there are at time `at`.
     pub(super) fn count(&self, at: UnixMillis) -> usize {
-        self.from.values().filter(|from| **from <= at).count()
+        self.lasting.values().filter(|it| it.from <= at).count()
     }
 
     /// Checks that one remains when these records are written. If there is none beforehand, nothing is
-    /// refused: that would lock out the administrator who is to repair it.
+    /// refused: that would lock out the administrator who is to repair it. One that gets a new secret and
+    /// keeps no older one does not count, because nobody may ever have the new one: the reply that shows it
+    /// can be lost.
     pub(super) fn check<'a>(
         &self,
         records: impl Iterator<Item = &'a Record> + Clone,
         at: UnixMillis,
     ) -> Result<(), CommitError> {
         let written = || records.clone().filter_map(of_system);
-        let lasts = |key_id: &KeyId| self.from.get(key_id).is_some_and(|from| *from <= at);
-        let will_last = |from: Option<UnixMillis>| from.is_some_and(|from| from <= at);
-        let loses_one = written().any(|(key_id, from)| lasts(key_id) && !will_last(from));
-        let untouched = || self.from.keys().any(|id| lasts(id) && written().all(|(key_id, _)| key_id != id));
-        if loses_one && !untouched() && !written().any(|(_, from)| will_last(from)) {
+        let lasts = |key_id: &KeyId| self.lasting.get(key_id).is_some_and(|it| it.from <= at);
+        let will_last = |key_id: &KeyId, after: Option<Lasting>| {
+            let is_known = |after: &Lasting| match self.lasting.get(key_id) {
+                Some(before) => after.version <= before.version || after.has_previous,
+                None => true,
+            };
+            after.filter(is_known).is_some_and(|it| it.from <= at)
+        };
+        let loses_one = written().any(|(key_id, after)| lasts(key_id) && !will_last(key_id, after));
+        let untouched = || self.lasting.keys().any(|id| lasts(id) && written().all(|(key_id, _)| key_id != id));
+        if loses_one && !untouched() && !written().any(|(key_id, after)| will_last(key_id, after)) {
             return Err(CommitError::LastAdministrator);
         }
         Ok(())
@@ -52,20 +71,20 @@ impl Administrators {
 
     /// Applies a record that is written.
     pub(super) fn apply(&mut self, record: &Record) -> Option<Undo> {
-        let (key_id, from) = of_system(record)?;
-        let before = match from {
-            Some(from) => self.from.insert(key_id.clone(), from),
-            None => self.from.remove(key_id),
+        let (key_id, after) = of_system(record)?;
+        let before = match after {
+            Some(lasting) => self.lasting.insert(key_id.clone(), lasting),
+            None => self.lasting.remove(key_id),
         };
-        Some(Undo { key_id: key_id.clone(), from: before })
+        Some(Undo { key_id: key_id.clone(), before })
     }
 
     /// Undoes records that were not written after all.
     pub(super) fn undo(&mut self, taken: Vec<Undo>) {
-        for Undo { key_id, from } in taken.into_iter().rev() {
-            match from {
-                Some(from) => self.from.insert(key_id, from),
-                None => self.from.remove(&key_id),
+        for Undo { key_id, before } in taken.into_iter().rev() {
+            match before {
+                Some(lasting) => self.lasting.insert(key_id, lasting),
+                None => self.lasting.remove(&key_id),
             };
         }
     }
@@ -84,10 +103,14 @@ impl Administrators {
     }
 }
 
-/// The key of tenant `system` that a record is about, and from when it is a lasting administrator.
-fn of_system(record: &Record) -> Option<(&KeyId, Option<UnixMillis>)> {
+/// The key of tenant `system` that a record is about, and how it is a lasting administrator.
+fn of_system(record: &Record) -> Option<(&KeyId, Option<Lasting>)> {
     match record {
-        Record::Key(key) => key.tenant.is_system().then(|| (&key.key_id, lasting_from(key))),
+        Record::Key(key) => {
+            let (version, has_previous) = (key.secret.version, key.previous.is_some());
+            let lasting = lasting_from(key).map(|from| Lasting { from, version, has_previous });
+            key.tenant.is_system().then_some((&key.key_id, lasting))
+        }
         Record::Purged(mark) => (mark.tenant.is_system() && !mark.key_lives).then_some((&mark.key_id, None)),
         Record::Tenant(_) | Record::Owner(_) | Record::Issuer(_) | Record::Line(_) => None,
     }
@@ -103,9 +126,10 @@ mod tests {
     use std::sync::Arc;
 
     use keyward_core::id::TenantId;
-    use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec};
+    use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec, StoredSecret};
+    use keyward_core::rotation::Overlap;
     use keyward_core::scope::Scope;
-    use keyward_core::testing::key_record;
+    use keyward_core::testing::{key_record, stamp};
 
     use super::*;
 
@@ -128,9 +152,39 @@ mod tests {
             .iter()
             .filter_map(|record| administrators.apply(record))
             .collect();
-        assert_eq!(administrators.from.keys().collect::<Vec<_>>(), [&other.key_id]);
+        assert_eq!(administrators.lasting.keys().collect::<Vec<_>>(), [&other.key_id]);
         administrators.undo(taken);
-        assert_eq!(administrators.from.keys().collect::<Vec<_>>(), [&key.key_id]);
+        assert_eq!(administrators.lasting.keys().collect::<Vec<_>>(), [&key.key_id]);
         assert!(administrators.check([&record(&dated)].into_iter(), now).is_err());
+    }
+
+    #[test]
+    fn the_last_one_gets_a_new_secret_only_beside_an_older_one() {
+        let scopes = vec![Scope::parse("keyward.admin").unwrap()];
+        let policy = KeyPolicy { scopes, ..KeyPolicy::default() };
+        let spec = KeySpec { policy, ..KeySpec::default() };
+        let key = KeyRecord { tenant: TenantId::system(), spec, ..key_record(1) };
+        let now = UnixMillis(1_000);
+        let record = |key: &KeyRecord| Record::Key(Arc::new(key.clone()));
+        let rotated = |key: &KeyRecord, ms| {
+            let mut key = key.clone();
+            let secret = StoredSecret { version: key.next_secret_version(), ..key_record(7).secret };
+            key.rotate(secret, Overlap { ms, ..Overlap::default() }, &stamp()).unwrap();
+            key
+        };
+        let mut administrators = Administrators::default();
+        administrators.apply(&record(&key));
+        let check = |administrators: &Administrators, key| administrators.check([&record(key)].into_iter(), now);
+        assert!(check(&administrators, &rotated(&key, 0)).is_err());
+        let beside = rotated(&key, 5);
+        assert!(check(&administrators, &beside).is_ok());
+        administrators.apply(&record(&beside));
+        // Who ends the older one, or takes the newer one back, says that they have the other.
+        let (mut finished, mut cancelled) = (beside.clone(), beside.clone());
+        finished.finish_rotation(&stamp()).unwrap();
+        cancelled.cancel_rotation(&stamp()).unwrap();
+        assert!(check(&administrators, &finished).is_ok() && check(&administrators, &cancelled).is_ok());
+        administrators.apply(&record(&KeyRecord { key_id: key_record(2).key_id, ..key.clone() }));
+        assert!(check(&administrators, &rotated(&beside, 0)).is_ok());
     }
 }
