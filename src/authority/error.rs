@@ -63,13 +63,16 @@ pub enum AuthorityError {
     /// The key's state forbids it.
     #[error(transparent)]
     Forbidden(#[from] ForbiddenChange),
-    /// A key may not change what it may do itself.
-    #[error("a key cannot change its own state, scopes, networks, audiences or times; use another key")]
+    /// A key may not change what it may do itself, nor end the secret that it calls with.
+    #[error(
+        "a key cannot change its own state, scopes, networks, audiences or times, nor end the secret that it calls with; use another \
+         key"
+    )]
     OwnKey,
     /// No lasting administrator would be left, who could make another one.
     #[error(
         "no lasting administrator would be left: make another one first, a key of tenant 'system' with keyward.admin that has no \
-         expire_time, no allowed_cidrs and no audiences but 'keyward'"
+         expire_time, no allowed_cidrs and no audiences but 'keyward'; the last one can be rotated with an overlap"
     )]
     LastAdministrator,
     /// Each field is within its limit, but the record is too large.

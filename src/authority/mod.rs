@@ -14,6 +14,7 @@ mod key_locks;
 mod lifecycle;
 mod page_token;
 mod query;
+mod rotate;
 mod tenants;
 mod update;
 
@@ -40,6 +41,7 @@ use crate::store::{Commit, CommitError, ReadContext, RecordWrite, Store};
 pub use self::create::{Created, KeyMinter, NewKey};
 pub use self::error::{AuthorityError, Resource, Violation};
 pub use self::query::{Listed, Selector};
+pub use self::rotate::Rotated;
 pub use self::tenants::NewTenant;
 pub use crate::store::{Backup, BackupFormat, Exceeded, SoughtText};
 
@@ -161,6 +163,8 @@ impl Authority {
                 self.index.wait_for(revision).await;
                 return Ok(Changed { record: key, revision });
             }
+            let keeps_secrets = before.digests().eq(key.digests());
+            let write = if keeps_secrets { RecordWrite::Key } else { RecordWrite::RotatedKey };
             let commit = Commit {
                 actor: stamp.actor,
                 authorization: Some(grant.authorization(now.clock())),
@@ -169,7 +173,7 @@ impl Authority {
                 time: stamp.time,
                 narrows,
                 urgent: narrows || operation.only_narrows,
-                writes: vec![RecordWrite::Key(Box::new(key.clone()))],
+                writes: vec![write(Box::new(key.clone()))],
             };
             match self.commit(commit).await {
                 Ok(revision) => return Ok(Changed { record: KeyRecord { revision, ..key }, revision }),

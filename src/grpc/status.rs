@@ -9,7 +9,7 @@ use std::time::Duration;
 use keyward_core::decision::DenyReason;
 use keyward_core::event::Revision;
 use keyward_core::identity::IdentityName;
-use keyward_core::record::LineRecord;
+use keyward_core::record::{ForbiddenChange, LineRecord};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -304,6 +304,9 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
             "ETAG_MISMATCH",
             "etag: the key has changed meanwhile; read it again and decide anew".to_owned(),
         ),
+        AuthorityError::Forbidden(error @ ForbiddenChange::NoRotation) => {
+            (Code::FailedPrecondition, "NO_ROTATION_PENDING", error.to_string())
+        }
         AuthorityError::Forbidden(error) => (Code::FailedPrecondition, "STATE_FORBIDS", error.to_string()),
         AuthorityError::OwnKey => (Code::FailedPrecondition, "OWN_KEY", error.to_string()),
         AuthorityError::LastAdministrator => (Code::FailedPrecondition, "LAST_ADMINISTRATOR", error.to_string()),

@@ -151,6 +151,12 @@ impl Client {
         enable_key(KeyAdminClient, EnableKeyRequest) -> EnableKeyResponse, "EnableKey", "keyward.operator";
         /// Revokes a key.
         revoke_key(KeyAdminClient, RevokeKeyRequest) -> RevokeKeyResponse, "RevokeKey", "keyward.operator";
+        /// Gives a key another secret.
+        rotate_key(KeyAdminClient, RotateKeyRequest) -> RotateKeyResponse, "RotateKey", "keyward.issuer";
+        /// Ends the previous secret of a key.
+        finish_rotation(KeyAdminClient, FinishRotationRequest) -> FinishRotationResponse, "FinishRotation", "keyward.issuer";
+        /// Takes the newest secret of a key back.
+        cancel_rotation(KeyAdminClient, CancelRotationRequest) -> CancelRotationResponse, "CancelRotation", "keyward.issuer";
         /// Creates a tenant.
         create_tenant(KeyAdminClient, CreateTenantRequest) -> CreateTenantResponse, "CreateTenant", "keyward.admin";
         /// Reads one tenant.

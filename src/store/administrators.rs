@@ -174,7 +174,7 @@ mod tests {
         };
         let mut administrators = Administrators::default();
         administrators.apply(&record(&key));
-        let check = |administrators: &Administrators, key| administrators.check([&record(key)].into_iter(), now);
+        let check = |all: &Administrators, key: &KeyRecord| all.check([&record(key)].into_iter(), now);
         assert!(check(&administrators, &rotated(&key, 0)).is_err());
         let beside = rotated(&key, 5);
         assert!(check(&administrators, &beside).is_ok());
