@@ -66,7 +66,8 @@ fn valid_until(key: &pb::Key) -> Option<Timestamp> {
 async fn until_overlap_begins(admin: &Handle, key: &pb::Key) -> pb::Key {
     loop {
         let key = admin.read(key).await;
-        if valid_until(&key).is_some() {
+        // A read may be ahead of verdicts.
+        if valid_until(&key).is_some() && admin.verdict("none").await.as_of_revision >= key.revision {
             return key;
         }
         tokio::task::yield_now().await;
@@ -328,7 +329,7 @@ async fn a_call_with_the_new_secret_of_a_caller_begins_the_overlap() {
     let site = Site::start().await;
     let admin = site.admin();
     let known = admin.issue("Known", &[]).await;
-    for roles in [&["keyward.verifier"][..], &["keyward.viewer"]] {
+    for (nth, roles) in (1..).zip([&["keyward.verifier"][..], &["keyward.viewer"]]) {
         let request = pb::CreateKeyRequest { tenant: "system".into(), ..new_key("Service", roles) };
         let old = admin.issued(request).await;
         let new = admin.rotated(rotate_at_use(&old.key, HOUR)).await;
@@ -343,11 +344,8 @@ async fn a_call_with_the_new_secret_of_a_caller_begins_the_overlap() {
         calls(&after).await.unwrap();
         let begun = until_overlap_begins(&admin, &old.key).await;
         calls(&before).await.unwrap();
+        assert_eq!(valid_until(&begun), after_start(nth * HOUR));
         site.clock.advance_ms(HOUR);
-        assert_eq!(
-            valid_until(&begun).unwrap().seconds * 1_000,
-            (START.0 / 1_000 * 1_000) + HOUR * if roles == ["keyward.viewer"] { 2 } else { 1 }
-        );
         assert_eq!(refused(calls(&before).await).0, Code::Unauthenticated);
         calls(&after).await.unwrap();
     }
