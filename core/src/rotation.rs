@@ -20,8 +20,8 @@ pub struct Overlap {
 }
 
 impl KeyRecord {
-    /// The version of the next secret: higher than that of any which is remembered, also of one that was taken
-    /// back.
+    /// The version of the next secret: higher than that of any which is remembered, also of one that was
+    /// taken back.
     #[must_use]
     pub fn next_secret_version(&self) -> u32 {
         self.secrets().map(|secret| secret.version).max().unwrap_or_default().saturating_add(1)

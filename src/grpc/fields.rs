@@ -268,7 +268,8 @@ impl Fields {
         }
     }
 
-    /// A span of time in milliseconds, rounded up: at most `ms_max`, which is given in days. 0: there is none.
+    /// A span of time in milliseconds, rounded up: at most `ms_max`, which is given in days. 0: there is
+    /// none.
     pub fn span_ms(&mut self, field: &str, value: Option<Duration>, ms_max: u64) -> u64 {
         let Some(Duration { seconds, nanos }) = value else { return 0 };
         let parts = u64::try_from(seconds).ok().zip(u32::try_from(nanos).ok());

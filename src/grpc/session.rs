@@ -141,7 +141,8 @@ impl CallerSession {
         Ok(())
     }
 
-    /// A call that a new secret authenticates is a use of it, if the overlap with the one before waits for that.
+    /// A call that a new secret authenticates is a use of it, if the overlap with the one before waits for
+    /// that.
     fn note_first_use(&self, ready: &VerifyState) {
         let (Credential::Key { key_id, digest }, Some(key)) = (&self.caller.identity().credential, &self.key) else {
             return;

@@ -36,8 +36,8 @@ const EXPIRE_TIME: u8 = 0b0000_1000;
 const RESTRICTED: u8 = 0b0001_0000;
 const LABELLED: u8 = 0b0010_0000;
 const NUMBERED: u8 = 0b0100_0000;
-/// Another byte of flags follows: what bears on the key, which of its secrets this is, or that it has a previous
-/// one.
+/// Another byte of flags follows: what bears on the key, which of its secrets this is, or that it has a
+/// previous one.
 const STANDING: u8 = 0b1000_0000;
 
 const PREVIOUS: u8 = 0b0000_0001;
@@ -218,8 +218,8 @@ impl Head {
         self.flags & LABELLED != 0
     }
 
-    /// Whether it has no standing: it is of the only secret of a key that works, and the key is not deleted and
-    /// resumes at no time.
+    /// Whether it has no standing: it is of the only secret of a key that works, and the key is not deleted
+    /// and resumes at no time.
     #[inline]
     pub(super) fn is_plain(&self) -> bool {
         self.standing == 0
@@ -250,8 +250,8 @@ impl Head {
         self.standing & (PREVIOUS | ROTATING) != 0
     }
 
-    /// The end of the previous secret's overlap, if this is an entry of it or of the current one. `None`: there is
-    /// none, or it has not begun.
+    /// The end of the previous secret's overlap, if this is an entry of it or of the current one. `None`:
+    /// there is none, or it has not begun.
     pub(super) fn overlap_end(&self, bytes: &[u8]) -> Option<UnixMillis> {
         self.time(bytes, Self::VALID_UNTIL)
     }

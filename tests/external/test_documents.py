@@ -92,7 +92,7 @@ ROTATED_OUT = ("DECISION_DENY", "REASON_ROTATED_OUT", 401)
 
 
 def contexts_aside(lines: str, tmp_path: Path) -> str:
-    """The same without the contexts of whoever runs the tests."""
+    """The same without the contexts of the user who runs the tests."""
     return f"export KW_CONTEXTS={tmp_path}/contexts.toml\n{lines}"
 
 

@@ -141,8 +141,8 @@ async fn verdicts_are_byte_for_byte_the_same_on_both_ways() {
         let key = keys().new_tree(&mut runner).unwrap().current();
         let issued = admin.issued(key).await;
         secrets.push(issued.secret);
-        // With an overlap that ends meanwhile, one that does not, and none. (One that waits for a use would begin
-        // between the two ways.)
+        // With an overlap that ends meanwhile, one that does not, and none. (One that waits for a use would
+        // begin between the two ways.)
         let rotation = match secrets.len() % 5 {
             0 => rotate(&issued.key, i64::try_from(secrets.len()).unwrap() * STEP_MS / 4),
             1 => rotate(&issued.key, 100 * STEP_MS),
