@@ -72,7 +72,8 @@ pub enum AuthorityError {
     /// No lasting administrator would be left, who could make another one.
     #[error(
         "no lasting administrator would be left: make another one first, a key of tenant 'system' with keyward.admin that has no \
-         expire_time, no allowed_cidrs and no audiences but 'keyward'; the last one can be rotated with an overlap"
+         expire_time, no allowed_cidrs and no audiences but 'keyward'; the last one can be rotated with an \
+         overlap, while no rotation of it is pending"
     )]
     LastAdministrator,
     /// Each field is within its limit, but the record is too large.

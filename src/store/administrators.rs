@@ -26,8 +26,15 @@ struct Lasting {
     from: UnixMillis,
     /// The version of its current secret.
     version: u32,
-    /// Whether the secret before that works too.
-    has_previous: bool,
+    /// Until when the secret before that works too. `None`: there is none.
+    previous_end: Option<UnixMillis>,
+}
+
+impl Lasting {
+    /// Whether a rotation is pending.
+    fn is_rotating(&self, at: UnixMillis) -> bool {
+        self.previous_end.is_some_and(|end| at < end)
+    }
 }
 
 /// The state before a record was applied, to undo it.
@@ -44,9 +51,9 @@ impl Administrators {
     }
 
     /// Checks that one remains when these records are written. If there is none beforehand, nothing is
-    /// refused: that would lock out the administrator who is to repair it. One that gets a new secret and
-    /// keeps no older one does not count, because nobody may ever have the new one: the reply that shows it
-    /// can be lost.
+    /// refused: that would lock out the administrator who is to repair it. One that gets a new secret does
+    /// not count unless the one before it works on, and was not itself waiting for that: the reply that shows
+    /// a secret can be lost, and then nobody has it.
     pub(super) fn check<'a>(
         &self,
         records: impl Iterator<Item = &'a Record> + Clone,
@@ -56,7 +63,7 @@ impl Administrators {
         let lasts = |key_id: &KeyId| self.lasting.get(key_id).is_some_and(|it| it.from <= at);
         let will_last = |key_id: &KeyId, after: Option<Lasting>| {
             let is_known = |after: &Lasting| match self.lasting.get(key_id) {
-                Some(before) => after.version <= before.version || after.has_previous,
+                Some(before) => after.version <= before.version || after.is_rotating(at) && !before.is_rotating(at),
                 None => true,
             };
             after.filter(is_known).is_some_and(|it| it.from <= at)
@@ -107,8 +114,9 @@ impl Administrators {
 fn of_system(record: &Record) -> Option<(&KeyId, Option<Lasting>)> {
     match record {
         Record::Key(key) => {
-            let (version, has_previous) = (key.secret.version, key.previous.is_some());
-            let lasting = lasting_from(key).map(|from| Lasting { from, version, has_previous });
+            let waits = key.previous.as_ref().map(|_| UnixMillis(i64::MAX));
+            let (version, previous_end) = (key.secret.version, key.previous_end().or(waits));
+            let lasting = lasting_from(key).map(|from| Lasting { from, version, previous_end });
             key.tenant.is_system().then_some((&key.key_id, lasting))
         }
         Record::Purged(mark) => (mark.tenant.is_system() && !mark.key_lives).then_some((&mark.key_id, None)),
@@ -179,11 +187,16 @@ mod tests {
         let beside = rotated(&key, 5);
         assert!(check(&administrators, &beside).is_ok());
         administrators.apply(&record(&beside));
-        // Who ends the older one, or takes the newer one back, says that they have the other.
+        // Of two secrets that nobody may have, one is no help; and the older one would end.
+        assert!(check(&administrators, &rotated(&beside, 5)).is_err());
+        // To end the older one, or to take the newer one back, is to say that the other one is there.
         let (mut finished, mut cancelled) = (beside.clone(), beside.clone());
         finished.finish_rotation(&stamp()).unwrap();
         cancelled.cancel_rotation(&stamp()).unwrap();
         assert!(check(&administrators, &finished).is_ok() && check(&administrators, &cancelled).is_ok());
+        let ended = KeyRecord { previous: None, ..beside.clone() };
+        administrators.apply(&record(&ended));
+        assert!(check(&administrators, &rotated(&ended, 5)).is_ok());
         administrators.apply(&record(&KeyRecord { key_id: key_record(2).key_id, ..key.clone() }));
         assert!(check(&administrators, &rotated(&beside, 0)).is_ok());
     }

@@ -89,7 +89,7 @@ fn a_key_is_rotated_and_its_rotation_finished_or_taken_back() {
     assert!(dry.err.contains("nothing was changed"), "{}", dry.err);
     let finished = user.json(&["key", "finish-rotation", "zapier"]);
     assert_eq!(finished["secrets"][1]["state"], "SECRET_STATE_RETIRED");
-    user.fails(&["key", "rotate", "zapier", "--overlap", "366d"], 2, &["overlap (--overlap) must be 0 to 365 days"]);
+    user.fails(&["key", "rotate", "zapier", "--overlap", "366d"], 2, &["overlap (--overlap): must be 0 to 365 days"]);
     user.fails(&["key", "rotate", "nobody"], 4, &["KEY_NOT_FOUND"]);
 }
 
