@@ -7,7 +7,8 @@ use std::{env, fs};
 use prost::Message;
 
 /// Messages that carry a secret do not derive Debug; src/grpc/pb.rs gives them one that leaves it out.
-const SECRET_MESSAGES: [&str; 2] = ["keyward.v1.VerifyRequest", "keyward.v1.CreateKeyResponse"];
+const SECRET_MESSAGES: [&str; 3] =
+    ["keyward.v1.VerifyRequest", "keyward.v1.CreateKeyResponse", "keyward.v1.RotateKeyResponse"];
 
 /// Files of protobuf's own. Reflection shows them, because the services' files may import them.
 const WELL_KNOWN: [&str; 11] = [

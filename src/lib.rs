@@ -16,7 +16,7 @@
 //!   [`fast_path`]: most verdicts, from the bytes that were read.
 //! - [`authority`]: the write side. [`verify`]: the read side.
 //! - [`bytes_codec`]: numbers in stored and received bytes. [`index`]: all keys in RAM.
-//!   [`feed`]: the changes, in order.
+//!   [`feed`]: the changes, in order. [`first_use`]: first uses of new secrets, from verdicts to the log.
 //! - [`store`]: the log and the table on disk.
 //! - [`keyring`]: the pepper file. [`fair`]: turns of callers. [`util`]: durable small files, the clock,
 //!   randomness, the machine.
@@ -32,6 +32,7 @@ pub mod fast_path;
 #[cfg(feature = "_faults")]
 pub mod faults;
 pub mod feed;
+pub mod first_use;
 pub mod grpc;
 pub mod health;
 pub mod index;

@@ -137,6 +137,8 @@ pub struct MetricSources {
     pub writable: ValueFn,
     /// The number of lasting administrators.
     pub administrators: ValueFn,
+    /// The number of first uses of new secrets that were not noted because too many waited.
+    pub first_uses_dropped: ValueFn,
     /// For each kind of callers, the bytes held for requests under way.
     pub request_bytes: Vec<(&'static str, ValueFn)>,
     /// For each kind of callers, the number of requests that there was no room for.
@@ -184,6 +186,7 @@ impl Default for MetricSources {
             connections_turned_away: zero(),
             writable: zero(),
             administrators: zero(),
+            first_uses_dropped: zero(),
             request_bytes: vec![],
             requests_without_room: vec![],
             names: vec![],
@@ -267,6 +270,9 @@ impl Metrics {
         let help = "Administrators that last: active keys of tenant system with keyward.admin, without an end, networks or \
                     audiences; 0 also until changes can be made";
         registry.register("lasting_administrators", help, GaugeFn(sources.administrators));
+        let help = "First uses of new secrets that did not begin an overlap, because too many waited to be recorded; a later use \
+                    does";
+        registry.register("first_uses_dropped", help, CounterFn(sources.first_uses_dropped));
         let help = "Held for requests under way, by whether their connection has had a credential that works";
         let held = LabelledGauges("callers", sources.request_bytes);
         registry.register_with_unit("requests_held", help, Unit::Bytes, held);

@@ -112,6 +112,13 @@ impl Verifier {
         }
     }
 
+    /// The digest by which a secret is found, if it is: under the current pepper, or under an older one.
+    #[must_use]
+    pub fn known_digest(&self, secret: &Presented<'_>) -> Option<Digest> {
+        let presented = PresentedSecret::parse(secret.text).ok()?;
+        self.peppers.digests(&presented).find(|digest| self.index.get(digest).is_some())
+    }
+
     /// Decides about a secret for a caller. A key outside the caller's tenants, or outside `tenant` if that
     /// is given, is unknown.
     #[must_use]

@@ -398,7 +398,16 @@ impl<A> Grant<A> {
     /// Whether this is the key that the caller calls with.
     #[must_use]
     pub fn is_own_key(&self, key_id: &KeyId) -> bool {
-        self.tenant.is_system() && self.caller.key_id() == Some(key_id)
+        self.own_secret(key_id).is_some()
+    }
+
+    /// The digest of the secret that the caller calls with, if this is their own key.
+    #[must_use]
+    pub fn own_secret(&self, key_id: &KeyId) -> Option<&Digest> {
+        match &self.caller.credential {
+            Credential::Key { key_id: own, digest } if self.tenant.is_system() && own == key_id => Some(digest),
+            _ => None,
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! parameters ([`clock::Clock`], [`entropy::Entropy`]).
 //!
 //! Reading order: [`limits`], [`id`], [`secret`], [`leak`], [`digest`], [`scope`], [`address`], [`record`],
-//! [`key_change`], [`decision`], [`narrowing`], [`access`], [`identity`],
+//! [`key_change`], [`rotation`], [`decision`], [`narrowing`], [`access`], [`identity`],
 //! [`proxies`], [`administrators`], [`event`], [`head`]. Tests of
 //! all packages take their records and their randomness from `testing`.
 
@@ -26,6 +26,7 @@ pub mod limits;
 pub mod narrowing;
 pub mod proxies;
 pub mod record;
+pub mod rotation;
 pub mod scope;
 pub mod secret;
 #[cfg(any(test, feature = "test-util"))]

@@ -59,6 +59,9 @@ pub const ANNOTATIONS_MAX: usize = 32;
 /// The value of an annotation.
 pub const ANNOTATION_VALUE_BYTES_MAX: usize = 512;
 
+/// How long the secret before a new one may work beside it, in milliseconds: 365 days.
+pub const OVERLAP_MS_MAX: u64 = 365 * 24 * 60 * 60 * 1_000;
+
 /// Peppers in use: the current one, and the retired ones that old digests still need.
 pub const PEPPERS_MAX: usize = 4;
 

@@ -1,7 +1,7 @@
 //! Narrowing changes: those that take power away from a key.
 
 use crate::clock::UnixMillis;
-use crate::record::{KeyPolicy, KeyRecord, PreviousSecret, State};
+use crate::record::{KeyPolicy, KeyRecord, State, StoredSecret};
 
 /// Whether a change of a key may turn any verdict, at any time, from allow to deny. Such changes have
 /// priority, and caches of verdicts must be told of them.
@@ -11,17 +11,16 @@ use crate::record::{KeyPolicy, KeyRecord, PreviousSecret, State};
 #[must_use]
 pub fn narrows(before: &KeyRecord, after: &KeyRecord) -> bool {
     // Without `..`, so that a new field does not compile until it is considered here.
-    let KeyRecord { key_id, tenant, secret, previous, retired: _, spec, resume_time: _, deletion, .. } = after;
+    let KeyRecord { key_id, tenant, secret: _, previous: _, retired: _, spec, resume_time: _, deletion, .. } = after;
     let KeyRecord { state_reason: _, state_changed: _, delete_protected: _, ordinal: _, .. } = after;
     let KeyRecord { created: _, updated: _, revision: _, .. } = after;
-    if before.tenant != *tenant || before.key_id != *key_id || before.secret != *secret {
+    if before.tenant != *tenant || before.key_id != *key_id {
         return true;
     }
     match (works(before), works(after)) {
         (Some(since), Some(from)) => {
-            let lives_on = |old: &PreviousSecret| previous.as_ref().is_some_and(|new| lives_as_long(old, new));
-            let secrets_live = before.previous.as_ref().is_none_or(lives_on);
-            from > since || !secrets_live || policy_narrows(&before.spec.policy, &spec.policy)
+            let lives_on = |(old, until)| living(after).any(|(new, end)| new == old && end >= until);
+            from > since || !living(before).all(lives_on) || policy_narrows(&before.spec.policy, &spec.policy)
         }
         (Some(_), None) => true,
         // It was refused before. That it is refused for ever now is for caches to know.
@@ -42,8 +41,10 @@ fn works(key: &KeyRecord) -> Option<UnixMillis> {
     }
 }
 
-fn lives_as_long(old: &PreviousSecret, new: &PreviousSecret) -> bool {
-    old.secret.digest == new.secret.digest && end(new.valid_until) >= end(old.valid_until)
+/// The secrets that may work, each with its end.
+fn living(key: &KeyRecord) -> impl Iterator<Item = (&StoredSecret, i64)> {
+    let current = [(&key.secret, i64::MAX)].into_iter();
+    current.chain(key.previous.iter().map(|previous| (&previous.secret, end(previous.valid_until))))
 }
 
 fn policy_narrows(before: &KeyPolicy, after: &KeyPolicy) -> bool {
@@ -86,9 +87,10 @@ mod tests {
     use crate::digest::Digest;
     use crate::event::Revision;
     use crate::id::Environment;
-    use crate::record::{Deletion, OverlapStart, StoredSecret};
+    use crate::record::{Deletion, OverlapStart, PreviousSecret, StoredSecret};
+    use crate::rotation::Overlap;
     use crate::scope::Scope;
-    use crate::testing::key_record;
+    use crate::testing::{key_record, stamp};
 
     const SCOPES: [&str; 6] = ["a", "a.*", "a.b", "a.b.*", "a.b.c", "b"];
     const REQUIRED: [&str; 6] = ["a", "a.b", "a.b.c", "a.x", "b", "c"];
@@ -258,6 +260,32 @@ mod tests {
         assert!(!narrows(&short, &long) && narrows(&long, &short));
         assert!(narrows(&with(None), &long) && !narrows(&long, &with(None)));
         assert!(narrows(&short, &key_record(1)) && !narrows(&key_record(1), &short));
+    }
+
+    #[test]
+    fn a_rotation_narrows_unless_the_old_secret_works_until_the_new_one_is_used() {
+        let before = key_record(1);
+        let rotated = |ms, starts| {
+            let mut key = before.clone();
+            let secret = StoredSecret { version: 2, digest: Digest::from_bytes([2; 32]), ..before.secret.clone() };
+            key.rotate(secret, Overlap { ms, starts }, &stamp()).unwrap();
+            key
+        };
+        let (at_issue, at_use) = (rotated(5, OverlapStart::AtIssue), rotated(5, OverlapStart::OnFirstUse));
+        assert!(narrows(&before, &rotated(0, OverlapStart::AtIssue)) && narrows(&before, &at_issue));
+        assert!(!narrows(&before, &at_use));
+        let mut begun = at_use.clone();
+        begun.begin_overlap(&at_use.secret.digest, &stamp());
+        let (mut finished, mut cancelled) = (at_issue.clone(), at_use.clone());
+        finished.finish_rotation(&stamp()).unwrap();
+        cancelled.cancel_rotation(&stamp()).unwrap();
+        assert!(narrows(&at_use, &begun) && narrows(&at_issue, &finished) && narrows(&at_use, &cancelled));
+        // Of a key that is refused there is nothing to take.
+        let disabled = |mut key: KeyRecord| {
+            key.spec.policy.state = State::Disabled;
+            key
+        };
+        assert!(!narrows(&disabled(at_issue), &disabled(finished)));
     }
 
     #[test]

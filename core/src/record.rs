@@ -203,6 +203,12 @@ pub enum ForbiddenChange {
     /// Of a key that was deleted.
     #[error("a deleted key can only be revoked")]
     Deleted,
+    /// A rotation of a key that will never work again, or one in which it has its secrets.
+    #[error("the secrets of a revoked or expired key cannot be changed; create another key")]
+    Rotation,
+    /// The end of a rotation where none is pending.
+    #[error("there is no rotation to cancel: the key has no previous secret that still works")]
+    NoRotation,
 }
 
 impl KeyRecord {

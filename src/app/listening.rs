@@ -57,7 +57,14 @@ impl Listening {
             (Err(error), _) => return Err(frontend.abort(refuse(error, opening, stop).await, stop).await),
         };
         let (verifier, verdicts) = (Verifier::new(index.clone(), peppers.clone()), frontend.verdicts.clone());
-        let verify = VerifyState { verifier, peppers: peppers.clone(), verdicts, identities, clock: clock.clone() };
+        let verify = VerifyState {
+            verifier,
+            peppers: peppers.clone(),
+            verdicts,
+            first_uses: observed.first_uses.clone(),
+            identities,
+            clock: clock.clone(),
+        };
         // At a first start there are no keys, and no callers.
         let unanswered = match revision {
             Revision(0) => Some(verify),

@@ -79,6 +79,13 @@ impl Loaded {
             frontend.answer_verdicts(verify);
         }
         frontend.answer_changes(authority);
+        let (state, first_uses) = (frontend.state.clone(), observed.first_uses);
+        let stop_recording = background.stop_token();
+        background.spawn("first uses", async move {
+            if let (Ok(authority), Some(queue)) = (state.authority(), first_uses.take_queue()) {
+                authority.record_first_uses(&first_uses, queue, stop_recording).await;
+            }
+        });
         let (health, writable) = (frontend.health.clone(), observed.writable);
         let disk_monitor = DiskMonitor { store: store.clone(), health, writable };
         monitors.spawn("disk monitor", disk_monitor.run(monitors.stop_token()));

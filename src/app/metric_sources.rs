@@ -10,6 +10,7 @@ use keyward_core::record::State;
 use tokio::sync::watch;
 
 use crate::fast_path;
+use crate::first_use::FirstUses;
 use crate::grpc::calls::guarded;
 use crate::index::{Index, NameKind};
 use crate::layer::authn::CallerLimits;
@@ -27,6 +28,8 @@ pub(super) struct Observed {
     pub(super) store: Arc<OnceLock<Arc<dyn Store>>>,
     /// Whether changes can be made.
     pub(super) writable: Arc<AtomicBool>,
+    /// Where first uses of new secrets are noted.
+    pub(super) first_uses: FirstUses,
 }
 
 /// What metrics are read from.
@@ -70,6 +73,7 @@ impl Sources<'_> {
             tls_not_after: self.tls_not_after(),
             tls_stale: self.tls_stale(),
             administrators: self.administrators(),
+            first_uses_dropped: self.first_uses_dropped(),
             writable: Box::new(move || u64::from(writable.load(Ordering::Relaxed))),
             failed_authentications: self.failures(),
             refusals_waiting: self.of_limits(|limits| limits.failures.waiting()),
@@ -126,6 +130,11 @@ impl Sources<'_> {
     fn administrators(&self) -> ValueFn {
         let (store, clock) = (self.observed.store.clone(), self.clock.clone());
         Box::new(move || store.get().map_or(0, |store| store.lasting_administrators(clock.now()) as u64))
+    }
+
+    fn first_uses_dropped(&self) -> ValueFn {
+        let uses = self.observed.first_uses.clone();
+        Box::new(move || uses.dropped())
     }
 
     fn of_limits(&self, of: fn(&CallerLimits) -> u64) -> ValueFn {

@@ -64,10 +64,10 @@ pub enum AuthorityError {
     /// The key's state forbids it.
     #[error(transparent)]
     Forbidden(#[from] ForbiddenChange),
-    /// A key may not change what it may do itself.
+    /// A key may not change what it may do itself, nor end the secret that it calls with.
     #[error(
-        "a key cannot change its own state, scopes, networks, audiences or times, nor have itself refused for its owner, its issuer \
-         or its secret's time of issue; use another key"
+        "a key cannot change its own state, scopes, networks, audiences or times, nor end the secret that it calls with, nor have itself \
+         refused for its owner, its issuer or its secret's time of issue; use another key"
     )]
     OwnKey,
     /// The key's owner is suspended, or refuses its secret: to move it away takes the right to resume it.
@@ -91,7 +91,8 @@ pub enum AuthorityError {
     /// No lasting administrator would be left, who could make another one.
     #[error(
         "no lasting administrator would be left: make another one first, a key of tenant 'system' with keyward.admin that has no \
-         expire_time, no allowed_cidrs and no audiences but 'keyward'"
+         expire_time, no allowed_cidrs and no audiences but 'keyward'; the last one can be rotated with an \
+         overlap, while no rotation of it is pending"
     )]
     LastAdministrator,
     /// Each field is within its limit, but the record is too large.

@@ -15,6 +15,7 @@ mod key_locks;
 mod lifecycle;
 mod page_token;
 mod query;
+mod rotate;
 mod tenants;
 mod update;
 
@@ -43,6 +44,7 @@ pub use self::create::{Created, KeyMinter, NewKey};
 pub use self::error::{AuthorityError, Resource, Violation};
 pub use self::holds::{ChangedHold, OwnerName};
 pub use self::query::{Listed, Selector};
+pub use self::rotate::Rotated;
 pub use self::tenants::{NewTenant, TenantPatch};
 pub use crate::store::{Backup, BackupFormat, Exceeded, SoughtText};
 
@@ -173,6 +175,8 @@ impl Authority {
             if key.spec.owner != before.spec.owner {
                 authorization = authorization.leaving_owner_of(&before);
             }
+            let keeps_secrets = before.digests().eq(key.digests());
+            let write = if keeps_secrets { RecordWrite::Key } else { RecordWrite::RotatedKey };
             let commit = Commit {
                 actor: stamp.actor,
                 authorization: Some(authorization),
@@ -181,7 +185,7 @@ impl Authority {
                 time: stamp.time,
                 narrows,
                 urgent: narrows || operation.only_narrows,
-                writes: vec![RecordWrite::Key(Box::new(key.clone()))],
+                writes: vec![write(Box::new(key.clone()))],
             };
             match self.commit(commit).await {
                 Ok(revision) => return Ok(Changed { record: KeyRecord { revision, ..key }, revision }),

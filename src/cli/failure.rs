@@ -158,6 +158,7 @@ fn named(field: &str) -> String {
         "reason" => "--reason",
         "secret_prefix" => "--secret-prefix",
         "page_size" => "--page-size",
+        "overlap" => "--overlap",
         "page_token" => "--page-token",
         _ => return harmless(field),
     };

@@ -104,6 +104,21 @@ pub(super) fn exact(time: &Timestamp) -> String {
     }
 }
 
+/// A span as people say it, such as 1day.
+pub(super) fn span(span: &prost_types::Duration) -> String {
+    let parts = u64::try_from(span.seconds).ok().zip(u32::try_from(span.nanos).ok());
+    let known = parts.map(|(seconds, nanos)| Duration::new(seconds, nanos));
+    known.map_or_else(|| exact_span(span), |known| humantime::format_duration(known).to_string())
+}
+
+/// A span as protobuf's JSON has it, with milliseconds where it has any: the server keeps no more.
+pub(super) fn exact_span(span: &prost_types::Duration) -> String {
+    match span.nanos / 1_000_000 {
+        0 => format!("{}s", span.seconds),
+        ms => format!("{}.{ms:03}s", span.seconds),
+    }
+}
+
 /// Whether a time has come.
 pub(super) fn has_come(time: &Timestamp) -> bool {
     time.seconds <= SystemClock.now().0.div_euclid(1_000)

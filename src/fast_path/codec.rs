@@ -195,6 +195,10 @@ pub struct Answer<'a> {
     pub http_status: u32,
     /// What is told of the key.
     pub key: ToldKey<'a>,
+    /// Which of its secrets was presented.
+    pub matched: pb::Matched,
+    /// Until when the previous one works.
+    pub previous_valid_until: Option<UnixMillis>,
     /// Every change up to this revision is in it.
     pub as_of_revision: u64,
     /// That of the request.
@@ -234,6 +238,8 @@ impl Answer<'_> {
             + number_bytes(self.reason as u64)
             + number_bytes(self.http_status.into())
             + self.key_bytes().map_or(0, nested_bytes)
+            + number_bytes(self.matched as u64)
+            + self.previous_valid_until.map_or(0, |time| nested_bytes(time_bytes(time)))
             + number_bytes(self.as_of_revision)
             + text_bytes(self.correlation_id.as_bytes())
     }
@@ -251,6 +257,8 @@ impl Answer<'_> {
             ToldKey::Id(id) => put_text(out, 0x0a, id),
             ToldKey::All(entry) => put_entry(out, entry),
         }
+        put_number(out, 0x28, self.matched as u64);
+        put_time(out, 0x32, self.previous_valid_until);
         put_number(out, 0x40, self.as_of_revision);
         put_text(out, 0x5a, self.correlation_id.as_bytes());
     }
@@ -338,13 +346,16 @@ fn put_entry(out: &mut BytesMut, entry: &Entry<'_>) {
         put_text(out, 0x0a, name.as_bytes());
         put_text(out, 0x12, value.as_bytes());
     }
-    if let Some(time) = entry.expire_time() {
-        out.put_u8(0x42);
-        put_varint(out, time_bytes(time) as u64);
-        let (seconds, nanos) = parts(time);
-        put_number(out, 0x08, seconds);
-        put_number(out, 0x10, nanos);
-    }
+    put_time(out, 0x42, entry.expire_time());
+}
+
+fn put_time(out: &mut BytesMut, tag: u8, time: Option<UnixMillis>) {
+    let Some(time) = time else { return };
+    out.put_u8(tag);
+    put_varint(out, time_bytes(time) as u64);
+    let (seconds, nanos) = parts(time);
+    put_number(out, 0x08, seconds);
+    put_number(out, 0x10, nanos);
 }
 
 /// A time as the numbers of a Timestamp. Negative ones take ten bytes, as protobuf has it.

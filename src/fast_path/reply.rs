@@ -39,6 +39,9 @@ pub(super) fn verify(
     let secret = prefetched.find(request.secret).unwrap_or_else(|| ready.verifier.read(request.secret));
     let ruling = rule(ready, caller, &request, &secret, ready.now())?;
     ready.verdicts.count(caller, ruling.failure());
+    if let Some(used) = ready.first_use(&ruling, &secret) {
+        ready.first_uses.note(used);
+    }
     Ok(answer(&ruling, &request).to_body())
 }
 
@@ -57,7 +60,7 @@ pub(super) fn batch_verify(
     let (mut answers, mut failures) = (BatchAnswer::with_room_for(about), Vec::with_capacity(about));
     let mut messages = messages(body).ok_or(SlowPathReason::Message)?;
     let is_large = ready.verifier.index().is_large();
-    let mut together = Vec::with_capacity(TOGETHER);
+    let (mut together, mut first_uses) = (Vec::with_capacity(TOGETHER), vec![]);
     loop {
         for message in messages.by_ref().take(TOGETHER) {
             let message = message.ok_or(SlowPathReason::Message)?;
@@ -77,6 +80,7 @@ pub(super) fn batch_verify(
             let secret = secret.filter(is_its_own).unwrap_or_else(|| ready.verifier.read(request.secret));
             let ruling = rule(ready, caller, &request, &secret, now)?;
             failures.push(ruling.failure());
+            first_uses.extend(ready.first_use(&ruling, &secret));
             answers.push(&answer(&ruling, &request));
         }
     }
@@ -85,6 +89,7 @@ pub(super) fn batch_verify(
     }
     // Counted only when it is certain that this is the answer.
     failures.into_iter().for_each(|failure| ready.verdicts.count(caller, failure));
+    first_uses.into_iter().for_each(|used| ready.first_uses.note(used));
     Ok(answers.to_body())
 }
 
@@ -116,6 +121,8 @@ fn answer<'a>(ruling: &'a Ruling<'_>, request: &Request<'a>) -> Answer<'a> {
             Outcome::Deny(entry, _) => ToldKey::Id(entry.key_id_bytes()),
             Outcome::NoKey(_) => ToldKey::Nothing,
         },
+        matched: ruling.matched.secret,
+        previous_valid_until: ruling.matched.previous_valid_until,
         as_of_revision: ruling.verdict.as_of.0,
         correlation_id: request.correlation_id,
     }

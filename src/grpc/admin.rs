@@ -187,6 +187,51 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         .await
     }
 
+    async fn rotate_key(
+        &self,
+        request: Request<pb::RotateKeyRequest>,
+    ) -> Result<Response<pb::RotateKeyResponse>, Status> {
+        answer(&self.state, Action::Issue, request, async |caller, message| {
+            let (name, overlap, options) = keys::rotation(message, caller.tenant_by_default())?;
+            let grant = grant::<Issue>(caller, name.tenant, Resource::Key)?;
+            let rotated = self.authority()?.rotate_key(&grant, &name.key_id, overlap, &options).await?;
+            Ok(pb::RotateKeyResponse {
+                key: Some(keys::key(&rotated.key)),
+                secret: rotated.secret.map(|secret| std::mem::take(&mut *secret.reveal())).unwrap_or_default(),
+                revision: rotated.revision.0,
+            })
+        })
+        .await
+    }
+
+    async fn finish_rotation(
+        &self,
+        request: Request<pb::FinishRotationRequest>,
+    ) -> Result<Response<pb::FinishRotationResponse>, Status> {
+        answer(&self.state, Action::Issue, request, async |caller, m| {
+            let name = convert::key_name(&m.key_id, &m.tenant, caller.tenant_by_default())?;
+            let (grant, options) =
+                (grant::<Issue>(caller, name.tenant, Resource::Key)?, convert::options(m.etag, m.validate_only));
+            let changed = self.authority()?.finish_rotation(&grant, &name.key_id, &options).await?;
+            Ok(pb::FinishRotationResponse { key: Some(keys::key(&changed.record)), revision: changed.revision.0 })
+        })
+        .await
+    }
+
+    async fn cancel_rotation(
+        &self,
+        request: Request<pb::CancelRotationRequest>,
+    ) -> Result<Response<pb::CancelRotationResponse>, Status> {
+        answer(&self.state, Action::Issue, request, async |caller, m| {
+            let name = convert::key_name(&m.key_id, &m.tenant, caller.tenant_by_default())?;
+            let (grant, options) =
+                (grant::<Issue>(caller, name.tenant, Resource::Key)?, convert::options(m.etag, m.validate_only));
+            let changed = self.authority()?.cancel_rotation(&grant, &name.key_id, &options).await?;
+            Ok(pb::CancelRotationResponse { key: Some(keys::key(&changed.record)), revision: changed.revision.0 })
+        })
+        .await
+    }
+
     async fn create_tenant(
         &self,
         request: Request<pb::CreateTenantRequest>,

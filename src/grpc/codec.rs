@@ -298,7 +298,7 @@ mod tests {
             names.extend(shape.values().filter_map(|field| field.message.clone()).filter(|name| !known.contains(name)));
         }
         assert!(known.contains("google.protobuf.FieldMask") && known.contains("keyward.v1.Key"), "{known:?}");
-        assert_eq!(lists, 17, "those of CreateKey, Key, KeySelector, FieldMask, VerifyRequest and BatchVerify");
+        assert_eq!(lists, 18, "those of CreateKey, Key, KeySelector, FieldMask, VerifyRequest and BatchVerify");
         let verify = FileDescriptorSet::decode(pb::DESCRIPTORS).unwrap().file;
         let verify = verify.iter().flat_map(|file| &file.message_type).find(|m| m.name() == "VerifyRequest").unwrap();
         assert!(verify.field.iter().all(|field| field.number() < i32::from(UNUSED_NUMBER)), "the number is unused");

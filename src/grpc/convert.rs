@@ -167,7 +167,9 @@ pub(super) fn state(state: State) -> pb::State {
     }
 }
 
-pub(super) fn timestamp(time: UnixMillis) -> Timestamp {
+/// A time for the wire.
+#[must_use]
+pub fn timestamp(time: UnixMillis) -> Timestamp {
     let nanos = i32::try_from(time.0.rem_euclid(1_000) * 1_000_000).unwrap_or(0); // below 10^9
     Timestamp { seconds: time.0.div_euclid(1_000), nanos }
 }

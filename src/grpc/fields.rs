@@ -13,7 +13,7 @@ use keyward_core::limits::{
     LABEL_NAME_BYTES_MAX, LABEL_VALUE_BYTES_MAX, LABELS_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, SCOPES_MAX,
 };
 use keyward_core::scope::{self, Scope};
-use prost_types::Timestamp;
+use prost_types::{Duration, Timestamp};
 
 use super::status::Refusal;
 use super::text;
@@ -21,6 +21,8 @@ use crate::authority::{SoughtText, Violation};
 
 /// 9999-12-31T23:59:59.999Z, the last time that a Timestamp can name.
 const TIME_MS_MAX: i64 = 253_402_300_799_999;
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// No text field takes more.
 const TEXT_BYTES_MAX: usize =
@@ -264,6 +266,20 @@ impl Fields {
                 None
             }
         }
+    }
+
+    /// A span of time in milliseconds, rounded up: at most `ms_max`, which is given in days. 0: there is
+    /// none.
+    pub fn span_ms(&mut self, field: &str, value: Option<Duration>, ms_max: u64) -> u64 {
+        let Some(Duration { seconds, nanos }) = value else { return 0 };
+        let parts = u64::try_from(seconds).ok().zip(u32::try_from(nanos).ok());
+        let parts = parts.filter(|(_, nanos)| *nanos < 1_000_000_000);
+        let ms = parts
+            .and_then(|(seconds, nanos)| seconds.checked_mul(1_000)?.checked_add(u64::from(nanos.div_ceil(1_000_000))));
+        ms.filter(|ms| *ms <= ms_max).unwrap_or_else(|| {
+            self.wrong(field, format!("must be 0 to {} days", ms_max / DAY_MS));
+            0
+        })
     }
 
     /// The size of a page.

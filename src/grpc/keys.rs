@@ -5,8 +5,12 @@ use std::mem;
 use ipnet::IpNet;
 use keyward_core::id::{Environment, KeyId, TenantId};
 use keyward_core::key_change::KeyChange;
-use keyward_core::limits::{DESCRIPTION_BYTES_MAX, DISPLAY_NAME_BYTES_MAX, OWNER_BYTES_MAX};
-use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec, State};
+use keyward_core::limits::{DESCRIPTION_BYTES_MAX, DISPLAY_NAME_BYTES_MAX, OVERLAP_MS_MAX, OWNER_BYTES_MAX};
+use keyward_core::record::{
+    KeyPolicy, KeyRecord, KeySpec, OverlapStart, PreviousSecret, RetiredSecret, State, StoredSecret,
+};
+use keyward_core::rotation::Overlap;
+use prost_types::Duration;
 
 use super::convert::{self, KeyName, timestamp};
 use super::fields::Fields;
@@ -138,6 +142,73 @@ pub fn update(
     fields.finish(name.map(|name| (name, changes, convert::options(etag, request.validate_only))))
 }
 
+/// Reads a rotation.
+///
+/// # Errors
+/// When a field breaks its rule.
+pub fn rotation(
+    request: pb::RotateKeyRequest,
+    default: TenantId,
+) -> Result<(KeyName, Overlap, ChangeOptions), Refusal> {
+    // Without `..`, so that a new field does not compile until it is read.
+    let pb::RotateKeyRequest { key_id, tenant, etag, overlap, overlap_starts, validate_only } = request;
+    let mut fields = Fields::default();
+    let f = &mut fields;
+    let tenant = f.parse_or("tenant", &tenant, TenantId::parse, || default);
+    let key_id = f.parse("key_id", &key_id, KeyId::parse);
+    let ms = f.span_ms("overlap", overlap, OVERLAP_MS_MAX);
+    let starts = match pb::OverlapStart::try_from(overlap_starts) {
+        Ok(pb::OverlapStart::Unspecified | pb::OverlapStart::AtIssue) => OverlapStart::AtIssue,
+        Ok(pb::OverlapStart::OnFirstUse) => OverlapStart::OnFirstUse,
+        Err(_) => {
+            f.wrong("overlap_starts", "must be OVERLAP_START_AT_ISSUE or OVERLAP_START_ON_FIRST_USE");
+            OverlapStart::AtIssue
+        }
+    };
+    let name = tenant.zip(key_id).map(|(tenant, key_id)| KeyName { tenant, key_id });
+    fields.finish(name.map(|name| (name, Overlap { ms, starts }, convert::options(etag, validate_only))))
+}
+
+/// The secrets of a key for the wire.
+fn secrets(key: &KeyRecord) -> Vec<pb::Secret> {
+    let told = |secret: &StoredSecret, state: pb::SecretState| {
+        let issued = key.issued(secret);
+        pb::Secret {
+            version: secret.version,
+            hint: secret.hint.clone(),
+            state: state.into(),
+            create_time: Some(timestamp(issued.time)),
+            issued_by: issued.actor.to_string(),
+            ..pb::Secret::default()
+        }
+    };
+    let previous = key.previous.as_ref().map(|previous| {
+        // Without `..`, so that a new field does not compile until it is answered.
+        let PreviousSecret { secret, valid_until: _, overlap_ms, overlap_starts } = previous;
+        pb::Secret {
+            valid_until: key.previous_end().map(timestamp),
+            overlap: Some(span(*overlap_ms)),
+            overlap_starts: match overlap_starts {
+                OverlapStart::AtIssue => pb::OverlapStart::AtIssue,
+                OverlapStart::OnFirstUse => pb::OverlapStart::OnFirstUse,
+            }
+            .into(),
+            ..told(secret, pb::SecretState::Previous)
+        }
+    });
+    let retired = key.retired.as_ref().map(|RetiredSecret { secret, time }| pb::Secret {
+        retire_time: Some(timestamp(*time)),
+        ..told(secret, pb::SecretState::Retired)
+    });
+    [Some(told(&key.secret, pb::SecretState::Current)), previous, retired].into_iter().flatten().collect()
+}
+
+fn span(ms: u64) -> Duration {
+    // What a request could ask for has far fewer seconds.
+    let seconds = i64::try_from(ms / 1_000).unwrap_or(i64::MAX);
+    Duration { seconds, nanos: i32::try_from(ms % 1_000 * 1_000_000).unwrap_or(0) }
+}
+
 /// A key for the wire.
 #[must_use]
 pub fn key(key: &KeyRecord) -> pb::Key {
@@ -159,6 +230,7 @@ pub fn key(key: &KeyRecord) -> pb::Key {
         state_time: changed.map(|stamp| timestamp(stamp.time)),
         scopes: scopes.iter().map(|s| s.as_str().to_owned()).collect(),
         audiences: audiences.clone(),
+        secrets: secrets(key),
         labels: labels.clone(),
         annotations: annotations.clone(),
         allowed_cidrs: allowed_cidrs.iter().map(IpNet::to_string).collect(),

@@ -45,3 +45,9 @@ impl fmt::Debug for CreateKeyResponse {
         f.debug_struct("CreateKeyResponse").field("key", &self.key).finish_non_exhaustive()
     }
 }
+
+impl fmt::Debug for RotateKeyResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RotateKeyResponse").field("key", &self.key).finish_non_exhaustive()
+    }
+}

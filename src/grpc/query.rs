@@ -4,7 +4,7 @@
 //! calls read and write with prost.
 
 use keyward_core::access::Caller;
-use keyward_core::clock::Now;
+use keyward_core::clock::{Now, UnixMillis};
 use keyward_core::decision::{AccessRequest, DenyReason};
 use keyward_core::id::{Environment, TenantId};
 use keyward_core::limits::{AUDIENCE_BYTES_MAX, CORRELATION_ID_BYTES_MAX};
@@ -15,6 +15,7 @@ use super::pb;
 use super::state::VerifyState;
 use super::status::Refusal;
 use super::text;
+use crate::index::Entry;
 use crate::verify::{Explained, Outcome, Presented, Verdict, explain};
 
 /// What a VerifyRequest asks, without its secret and the revision to wait for. The fields are those of the
@@ -47,6 +48,19 @@ pub struct Ruling<'a> {
     pub verdict: Verdict<'a>,
     /// Each check and its result, if the query asked for that.
     pub checks: Vec<Explained>,
+    /// Which secret was presented.
+    pub matched: Matched,
+}
+
+/// Which secret of a key was presented, and what there is to know of the other one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Matched {
+    /// See the proto.
+    pub secret: pb::Matched,
+    /// See the proto.
+    pub previous_valid_until: Option<UnixMillis>,
+    /// It is a use of the new secret, and the overlap with the one before waits for that.
+    pub begins_overlap: bool,
 }
 
 /// Checks the fields of a query, and decides about a secret.
@@ -100,7 +114,26 @@ pub fn evaluate<'r>(
     } else {
         vec![]
     };
-    Ok(Ruling { verdict, checks })
+    let matched = match &verdict.outcome {
+        Outcome::Allow(entry) if entry.is_rotating() => {
+            Matched::of_rotating(entry, query.mode != i32::from(pb::Mode::Peek), now)
+        }
+        Outcome::Allow(_) => Matched { secret: pb::Matched::Current, ..Matched::default() },
+        Outcome::Deny(..) | Outcome::NoKey(_) => Matched::default(),
+    };
+    Ok(Ruling { verdict, checks, matched })
+}
+
+impl Matched {
+    #[cold]
+    fn of_rotating(entry: &Entry<'_>, is_use: bool, now: Now) -> Self {
+        let (is_previous, end) = (entry.is_of_previous(), entry.previous_end());
+        Self {
+            secret: if is_previous { pb::Matched::Previous } else { pb::Matched::Current },
+            previous_valid_until: end.filter(|end| now.latest() < *end),
+            begins_overlap: is_use && !is_previous && end.is_none(),
+        }
+    }
 }
 
 impl Ruling<'_> {
@@ -140,6 +173,8 @@ impl Ruling<'_> {
             reason: convert::reason(self.failure()).into(),
             http_status: self.http_status(),
             key,
+            matched: self.matched.secret.into(),
+            previous_valid_until: self.matched.previous_valid_until.map(convert::timestamp),
             as_of_revision: self.verdict.as_of.0,
             checks: self.checks.iter().map(check).collect(),
             correlation_id,

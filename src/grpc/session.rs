@@ -7,13 +7,14 @@ use keyward_core::access::{Action, Caller, Credential, Identity, check_caller};
 use keyward_core::clock::Now;
 use keyward_core::decision::{DenyReason, Policy, StandingPolicy};
 use keyward_core::event::Revision;
-use keyward_core::id::ActorId;
+use keyward_core::id::{ActorId, TenantId};
 use keyward_core::identity::{Assignment, Peer, PeerIdentity};
 use keyward_core::secret::PresentedSecret;
 
 use super::state::VerifyState;
 use super::status::Refusal;
 use crate::authority::AuthorityError;
+use crate::first_use::{FirstUse, FirstUses};
 use crate::index::Entry;
 use crate::services::Demand;
 
@@ -38,6 +39,8 @@ pub struct CallerSession {
 struct KeyForm {
     revision: Revision,
     policy: Arc<StandingPolicy>,
+    /// Whether the overlap with the secret before this one waits for a use.
+    awaits_use: bool,
 }
 
 impl CallerSession {
@@ -133,7 +136,21 @@ impl CallerSession {
         if !self.caller.identity().connection_is_good(now) {
             return Err(Refusal::IdentityEnded);
         }
-        self.check_key(now).map_err(Refusal::BadCredential)
+        self.check_key(now).map_err(Refusal::BadCredential)?;
+        self.note_first_use(ready);
+        Ok(())
+    }
+
+    /// A call that a new secret authenticates is a use of it, if the overlap with the one before waits for
+    /// that.
+    fn note_first_use(&self, ready: &VerifyState) {
+        let (Credential::Key { key_id, digest }, Some(key)) = (&self.caller.identity().credential, &self.key) else {
+            return;
+        };
+        if key.awaits_use {
+            let (tenant, mark) = (TenantId::system(), FirstUses::mark_of(digest));
+            ready.first_uses.note(FirstUse { tenant, key_id: key_id.clone(), digest: *digest, mark });
+        }
     }
 
     /// The caller, if nothing of them has changed since they were judged, at `judged_at` if ever, and they
@@ -194,7 +211,8 @@ fn look_up(ready: &VerifyState, identity: Identity, demand: Demand) -> Result<(O
         (Credential::Key { .. }, None, Demand::Both) => Err(Refusal::NoIdentity),
         (Credential::Key { digest, .. }, _, _) => {
             let entry = ready.verifier.index().get(digest).ok_or(Refusal::BadCredential(DenyReason::Unknown))?;
-            let key = KeyForm { revision: entry.revision(), policy: Arc::new(entry.to_policy()) };
+            let awaits_use = entry.is_rotating() && !entry.is_of_previous() && entry.previous_end().is_none();
+            let key = KeyForm { revision: entry.revision(), policy: Arc::new(entry.to_policy()), awaits_use };
             Ok((Some(key), caller_of(&entry, identity.clone(), assignment)))
         }
         (Credential::Connection { .. }, _, Demand::Both) => Err(Refusal::NoCredential),

@@ -9,10 +9,12 @@ use keyward_core::digest::PepperRing;
 use keyward_core::id::ActorId;
 use keyward_core::identity::Identities;
 
+use super::query::Ruling;
 use super::status::Refusal;
 use crate::authority::Authority;
+use crate::first_use::{FirstUse, FirstUses};
 use crate::metrics::Verdicts;
-use crate::verify::Verifier;
+use crate::verify::{Outcome, Presented, Verifier};
 
 /// What callers are authenticated and verdicts are made with.
 pub struct VerifyState {
@@ -22,6 +24,8 @@ pub struct VerifyState {
     pub peppers: Arc<PepperRing>,
     /// Counts what the hot path decides.
     pub verdicts: Verdicts,
+    /// Where first uses of new secrets are noted.
+    pub first_uses: FirstUses,
     /// What the configuration gives to the identities of connections.
     pub identities: Arc<Identities>,
     /// The time.
@@ -33,6 +37,25 @@ impl VerifyState {
     #[must_use]
     pub fn now(&self) -> Now {
         Now::new(self.clock.now(), self.verifier.index().latest_time())
+    }
+
+    /// The first use of a new secret that a verdict on it is, if one waits for that and it is not noted yet.
+    /// Nearly no verdict is one.
+    #[inline]
+    #[must_use]
+    pub fn first_use(&self, ruling: &Ruling<'_>, secret: &Presented<'_>) -> Option<FirstUse> {
+        if ruling.matched.begins_overlap { self.first_use_of(ruling, secret) } else { None }
+    }
+
+    #[cold]
+    fn first_use_of(&self, ruling: &Ruling<'_>, secret: &Presented<'_>) -> Option<FirstUse> {
+        let Outcome::Allow(entry) = &ruling.verdict.outcome else { return None };
+        let mark = FirstUses::mark_of(&secret.digest()?);
+        if self.first_uses.is_noted(mark) {
+            return None;
+        }
+        let (tenant, key_id) = (entry.tenant().clone(), entry.to_key_id()?);
+        Some(FirstUse { tenant, key_id, digest: self.verifier.known_digest(secret)?, mark })
     }
 }
 

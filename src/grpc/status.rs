@@ -9,7 +9,7 @@ use std::time::Duration;
 use keyward_core::decision::DenyReason;
 use keyward_core::event::Revision;
 use keyward_core::identity::IdentityName;
-use keyward_core::record::LineRecord;
+use keyward_core::record::{ForbiddenChange, LineRecord};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -301,6 +301,9 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
         }
         AuthorityError::Outdated => {
             (Code::Aborted, "ETAG_MISMATCH", "etag: it has changed meanwhile; read it again and decide anew".to_owned())
+        }
+        AuthorityError::Forbidden(error @ ForbiddenChange::NoRotation) => {
+            (Code::FailedPrecondition, "NO_ROTATION_PENDING", error.to_string())
         }
         AuthorityError::Forbidden(error) => (Code::FailedPrecondition, "STATE_FORBIDS", error.to_string()),
         AuthorityError::OwnKey => (Code::FailedPrecondition, "OWN_KEY", error.to_string()),

@@ -171,8 +171,10 @@ pub(super) fn verdict(
         correlation_id: &message.correlation_id,
         environment: &message.environment,
     };
-    let ruling = evaluate(ready, caller, &query, &ready.verifier.read(&secret), ready.now())?;
+    let presented = ready.verifier.read(&secret);
+    let ruling = evaluate(ready, caller, &query, &presented, ready.now())?;
     ready.verdicts.count(caller, ruling.failure());
+    ready.first_use(&ruling, &presented).into_iter().for_each(|used| ready.first_uses.note(used));
     Ok(ruling.to_pb(message.correlation_id))
 }
 

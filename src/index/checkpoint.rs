@@ -36,7 +36,7 @@ use super::shard::{SHARDS, Shard};
 use super::{Index, WRITE_LOCKS};
 
 /// The version of the chunks' format.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 /// Shards in one chunk.
 const CHUNK_SHARDS: usize = 256;
 /// The chunk of the names, written after all others and read before them.

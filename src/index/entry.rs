@@ -82,6 +82,27 @@ impl Entry<'_> {
         self.issue().ordinal
     }
 
+    /// Whether the secret is the previous one of the key.
+    #[must_use]
+    #[inline]
+    pub fn is_of_previous(&self) -> bool {
+        self.fields.head.is_previous()
+    }
+
+    /// Whether this is the current or the previous secret of a key that has both.
+    #[must_use]
+    #[inline]
+    pub fn is_rotating(&self) -> bool {
+        self.fields.head.is_rotating()
+    }
+
+    /// When the previous secret of such a key stops working, or has stopped. `None`: that is not settled yet.
+    #[must_use]
+    pub fn previous_end(&self) -> Option<UnixMillis> {
+        let end = self.fields.head.overlap_end(self.bytes())?;
+        Some(self.expire_time().map_or(end, |of_key| of_key.min(end)))
+    }
+
     /// Whether the key is unknown to callers: it was deleted, and is not revoked.
     #[must_use]
     pub fn is_hidden(&self) -> bool {

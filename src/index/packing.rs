@@ -36,14 +36,18 @@ const EXPIRE_TIME: u8 = 0b0000_1000;
 const RESTRICTED: u8 = 0b0001_0000;
 const LABELLED: u8 = 0b0010_0000;
 const NUMBERED: u8 = 0b0100_0000;
-/// Another byte of flags follows: what bears on the key, or which of its secrets this is.
+/// Another byte of flags follows: what bears on the key, which of its secrets this is, or that it has a
+/// previous one.
 const STANDING: u8 = 0b1000_0000;
 
 const PREVIOUS: u8 = 0b0000_0001;
 const RETIRED: u8 = 0b0000_0010;
 const DELETED: u8 = 0b0000_0100;
 const RESUME_TIME: u8 = 0b0000_1000;
+/// Of the previous secret, in its own entry and in that of the current one.
 const VALID_UNTIL: u8 = 0b0001_0000;
+/// It is of the current secret, and there is a previous one.
+const ROTATING: u8 = 0b0010_0000;
 
 /// Issue times are counted from here: 2020-01-01. One that is earlier is taken for it.
 const ISSUE_EPOCH_MS: i64 = 1_577_836_800_000;
@@ -72,10 +76,14 @@ pub(super) fn pack(key: &KeyRecord, secret: &StoredSecret, used: SecretUse, name
     };
     let flag = |is: bool, flag| if is { flag } else { 0 };
     let (of_secret, valid_until) = match used {
-        SecretUse::Current => (0, None),
-        SecretUse::Previous { valid_until } => (PREVIOUS | flag(valid_until.is_some(), VALID_UNTIL), valid_until),
+        SecretUse::Current => match &key.previous {
+            Some(previous) => (ROTATING, previous.valid_until),
+            None => (0, None),
+        },
+        SecretUse::Previous { valid_until } => (PREVIOUS, valid_until),
         SecretUse::Retired => (RETIRED, None),
     };
+    let of_secret = of_secret | flag(valid_until.is_some(), VALID_UNTIL);
     let standing = of_secret | flag(key.deletion.is_some(), DELETED) | flag(key.resume_time.is_some(), RESUME_TIME);
     out.push(
         state
@@ -210,8 +218,8 @@ impl Head {
         self.flags & LABELLED != 0
     }
 
-    /// Whether it has no standing: it is of the current secret of a key that is not deleted and resumes at no
-    /// time.
+    /// Whether it has no standing: it is of the only secret of a key that works, and the key is not deleted
+    /// and resumes at no time.
     #[inline]
     pub(super) fn is_plain(&self) -> bool {
         self.standing == 0
@@ -228,6 +236,24 @@ impl Head {
             PREVIOUS => SecretUse::Previous { valid_until: self.time(bytes, Self::VALID_UNTIL) },
             _ => SecretUse::Retired,
         }
+    }
+
+    /// Whether it is of the previous secret.
+    #[inline]
+    pub(super) fn is_previous(&self) -> bool {
+        self.standing & PREVIOUS != 0
+    }
+
+    /// Whether the key has a current and a previous secret, and this is the entry of one of them.
+    #[inline]
+    pub(super) fn is_rotating(&self) -> bool {
+        self.standing & (PREVIOUS | ROTATING) != 0
+    }
+
+    /// The end of the previous secret's overlap, if this is an entry of it or of the current one. `None`:
+    /// there is none, or it has not begun.
+    pub(super) fn overlap_end(&self, bytes: &[u8]) -> Option<UnixMillis> {
+        self.time(bytes, Self::VALID_UNTIL)
     }
 
     fn has_time(&self) -> [bool; 4] {

@@ -18,7 +18,8 @@ use crate::grpc::pb::key_admin_client::KeyAdminClient;
 use crate::grpc::pb::key_verify_client::KeyVerifyClient;
 use crate::util::files::exposed_mode;
 
-/// A reply longer than this is not read. A page of 1,000 of the largest keys has less than 4 MiB.
+/// A reply longer than this is not read. A page of 1,000 of the largest keys, each with three
+/// secrets, has less than 7 MiB.
 const REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A key file longer than this holds no key.
 const KEY_FILE_BYTES_MAX: u64 = 4096;
@@ -151,6 +152,12 @@ impl Client {
         enable_key(KeyAdminClient, EnableKeyRequest) -> EnableKeyResponse, "EnableKey", "keyward.operator";
         /// Revokes a key.
         revoke_key(KeyAdminClient, RevokeKeyRequest) -> RevokeKeyResponse, "RevokeKey", "keyward.operator";
+        /// Gives a key another secret.
+        rotate_key(KeyAdminClient, RotateKeyRequest) -> RotateKeyResponse, "RotateKey", "keyward.issuer";
+        /// Ends the previous secret of a key.
+        finish_rotation(KeyAdminClient, FinishRotationRequest) -> FinishRotationResponse, "FinishRotation", "keyward.issuer";
+        /// Takes the newest secret of a key back.
+        cancel_rotation(KeyAdminClient, CancelRotationRequest) -> CancelRotationResponse, "CancelRotation", "keyward.issuer";
         /// Creates a tenant.
         create_tenant(KeyAdminClient, CreateTenantRequest) -> CreateTenantResponse, "CreateTenant", "keyward.admin";
         /// Reads one tenant.

@@ -10,29 +10,57 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 use keyward_core::holds::{Holder, Holds, Kept};
 use keyward_core::id::KeyId;
+use keyward_core::record::KeyRecord;
 
 use super::CommitError;
 
 /// The keys that are lasting administrators, each with what that depends on.
 #[derive(Debug, Default)]
 pub(super) struct Administrators {
-    keys: HashMap<KeyId, LastingAdministrator>,
+    keys: HashMap<KeyId, Lasting>,
     /// Of tenant `system`, its owners, and issuers.
     holds: Holds,
     /// Whether the log has been warned that there is none.
     warned: bool,
 }
 
+/// A key that is, or will be, a lasting administrator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Lasting {
+    key: LastingAdministrator,
+    /// The version of its current secret.
+    version: u32,
+    /// Until when the secret before that works too. `None`: there is none.
+    previous_end: Option<UnixMillis>,
+}
+
+impl Lasting {
+    fn of(key: &KeyRecord) -> Option<Self> {
+        let waits = key.previous.as_ref().map(|_| UnixMillis(i64::MAX));
+        let (version, previous_end) = (key.secret.version, key.previous_end().or(waits));
+        LastingAdministrator::of(key).map(|key| Self { key, version, previous_end })
+    }
+
+    /// Whether a rotation is pending.
+    fn is_rotating(&self, at: UnixMillis) -> bool {
+        self.previous_end.is_some_and(|end| at < end)
+    }
+
+    fn works(&self, holds: &Holds, at: UnixMillis) -> bool {
+        self.key.works(holds, at)
+    }
+}
+
 /// The state before a record was applied, to undo it.
 #[derive(Debug)]
 pub(super) enum Undo {
-    Key(KeyId, Option<LastingAdministrator>),
+    Key(KeyId, Option<Lasting>),
     Hold(Holder, Option<(Revision, Kept)>),
 }
 
 /// What a record says of lasting administrators.
 enum Bearing<'a> {
-    Key(&'a KeyId, Option<LastingAdministrator>),
+    Key(&'a KeyId, Option<Lasting>),
     Hold(Holder, Kept),
 }
 
@@ -43,7 +71,9 @@ impl Administrators {
     }
 
     /// Checks that one remains when these records are written. If there is none beforehand, nothing is
-    /// refused: that would lock out the administrator who is to repair it.
+    /// refused: that would lock out the administrator who is to repair it. One that gets a new secret does
+    /// not count unless the one before it works on, and was not itself waiting for that: the reply that shows
+    /// a secret can be lost, and then nobody has it.
     pub(super) fn check<'a>(
         &self,
         records: impl Iterator<Item = &'a Record> + Clone,
@@ -57,10 +87,17 @@ impl Administrators {
                 Bearing::Hold(holder, kept) => drop(holds.to_mut().replace(holder, Some((Revision::default(), kept)))),
             }
         }
-        let lasts = |key: &LastingAdministrator| key.works(&self.holds, at);
-        let will_last = |key: &LastingAdministrator| key.works(&holds, at);
+        let lasts = |key: &Lasting| key.works(&self.holds, at);
+        let will_last = |key: &Lasting| key.works(&holds, at);
+        let is_known = |key_id: &KeyId, after: &Lasting| match self.keys.get(key_id) {
+            Some(before) => after.version <= before.version || after.is_rotating(at) && !before.is_rotating(at),
+            None => true,
+        };
+        let of_written = |(key_id, after): (&&KeyId, &Option<Lasting>)| {
+            after.as_ref().is_some_and(|after| is_known(key_id, after) && will_last(after))
+        };
         let untouched = || self.keys.iter().any(|(id, key)| !written.contains_key(id) && will_last(key));
-        let is_left = || untouched() || written.values().flatten().any(will_last);
+        let is_left = || untouched() || written.iter().any(of_written);
         if !is_left() && self.keys.values().any(lasts) { Err(CommitError::LastAdministrator) } else { Ok(()) }
     }
 
@@ -105,7 +142,7 @@ impl<'a> Bearing<'a> {
     /// `None`: it has none.
     fn of(record: &'a Record) -> Option<Self> {
         match record {
-            Record::Key(key) => key.tenant.is_system().then(|| Self::Key(&key.key_id, LastingAdministrator::of(key))),
+            Record::Key(key) => key.tenant.is_system().then(|| Self::Key(&key.key_id, Lasting::of(key))),
             Record::Purged(mark) => {
                 (mark.tenant.is_system() && !mark.key_lives).then_some(Self::Key(&mark.key_id, None))
             }
@@ -132,9 +169,10 @@ mod tests {
     use std::sync::Arc;
 
     use keyward_core::id::TenantId;
-    use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec};
+    use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec, StoredSecret};
+    use keyward_core::rotation::Overlap;
     use keyward_core::scope::Scope;
-    use keyward_core::testing::key_record;
+    use keyward_core::testing::{key_record, stamp};
 
     use super::*;
 
@@ -161,5 +199,40 @@ mod tests {
         administrators.undo(taken);
         assert_eq!(administrators.keys.keys().collect::<Vec<_>>(), [&key.key_id]);
         assert!(administrators.check([&record(&dated)].into_iter(), now).is_err());
+    }
+
+    #[test]
+    fn the_last_one_gets_a_new_secret_only_beside_an_older_one() {
+        let scopes = vec![Scope::parse("keyward.admin").unwrap()];
+        let policy = KeyPolicy { scopes, ..KeyPolicy::default() };
+        let spec = KeySpec { policy, ..KeySpec::default() };
+        let key = KeyRecord { tenant: TenantId::system(), spec, ..key_record(1) };
+        let now = UnixMillis(1_000);
+        let record = |key: &KeyRecord| Record::Key(Arc::new(key.clone()));
+        let rotated = |key: &KeyRecord, ms| {
+            let mut key = key.clone();
+            let secret = StoredSecret { version: key.next_secret_version(), ..key_record(7).secret };
+            key.rotate(secret, Overlap { ms, ..Overlap::default() }, &stamp()).unwrap();
+            key
+        };
+        let mut administrators = Administrators::default();
+        administrators.apply(&record(&key));
+        let check = |all: &Administrators, key: &KeyRecord| all.check([&record(key)].into_iter(), now);
+        assert!(check(&administrators, &rotated(&key, 0)).is_err());
+        let beside = rotated(&key, 5);
+        assert!(check(&administrators, &beside).is_ok());
+        administrators.apply(&record(&beside));
+        // Of two secrets that nobody may have, one is no help; and the older one would end.
+        assert!(check(&administrators, &rotated(&beside, 5)).is_err());
+        // To end the older one, or to take the newer one back, is to say that the other one is there.
+        let (mut finished, mut cancelled) = (beside.clone(), beside.clone());
+        finished.finish_rotation(&stamp()).unwrap();
+        cancelled.cancel_rotation(&stamp()).unwrap();
+        assert!(check(&administrators, &finished).is_ok() && check(&administrators, &cancelled).is_ok());
+        let ended = KeyRecord { previous: None, ..beside.clone() };
+        administrators.apply(&record(&ended));
+        assert!(check(&administrators, &rotated(&ended, 5)).is_ok());
+        administrators.apply(&record(&KeyRecord { key_id: key_record(2).key_id, ..key.clone() }));
+        assert!(check(&administrators, &rotated(&beside, 0)).is_ok());
     }
 }

@@ -73,6 +73,9 @@ impl Caller {
         disable: admin.disable_key(DisableKeyRequest) -> DisableKeyResponse;
         enable: admin.enable_key(EnableKeyRequest) -> EnableKeyResponse;
         revoke: admin.revoke_key(RevokeKeyRequest) -> RevokeKeyResponse;
+        rotate: admin.rotate_key(RotateKeyRequest) -> RotateKeyResponse;
+        finish: admin.finish_rotation(FinishRotationRequest) -> FinishRotationResponse;
+        cancel: admin.cancel_rotation(CancelRotationRequest) -> CancelRotationResponse;
         create_tenant: admin.create_tenant(CreateTenantRequest) -> CreateTenantResponse;
         ask: verify.verify(VerifyRequest) -> VerifyResponse;
     }

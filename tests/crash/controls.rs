@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use keyward::grpc::pb;
 use rand::RngExt;
 use tokio::time::sleep;
 
 use crate::Failure;
 use crate::cuts::{Variant, World};
 use crate::load::{Load, Mix, Shape};
-use crate::oracle::Book;
+use crate::oracle::{Book, Key};
 use crate::run::{Run, SMALL_SEGMENT, Scene};
 use crate::verify::compare;
 
@@ -81,10 +82,11 @@ async fn doctored_books(run: &mut Run, scene: &Scene) -> Result<(), Failure> {
     }
 
     type Tamper = fn(&mut Book) -> Option<()>;
-    let tampers: [(&str, Tamper, [u64; 3]); 6] = [
+    let tampers: [(&str, Tamper, [u64; 3]); 7] = [
         ("a key is forgotten", |book| book.keys.pop().map(drop), [0, 0, 1]),
         ("a key has another label", |book| book.keys.first_mut().map(|key| key.label.push('!')), [0, 0, 1]),
         ("a key has another reason", |book| book.keys.first_mut().map(|key| key.reason.push('!')), [0, 0, 1]),
+        ("a key has had another secret", |book| book.keys.first_mut().map(add_a_secret), [0, 0, 1]),
         ("a key is newer", |book| book.keys.first_mut().map(|key| key.revision += 1), [1, 0, 0]),
         ("a client has seen a later revision", see_the_future, [1, 0, 0]),
         ("two keys have each other's secret", swap_secrets, [0, 2, 0]),
@@ -104,6 +106,10 @@ async fn doctored_books(run: &mut Run, scene: &Scene) -> Result<(), Failure> {
 fn see_the_future(book: &mut Book) -> Option<()> {
     book.revision += 1_000_000;
     Some(())
+}
+
+fn add_a_secret(key: &mut Key) {
+    key.secrets.push((u32::MAX, pb::SecretState::Retired));
 }
 
 fn swap_secrets(book: &mut Book) -> Option<()> {

@@ -18,7 +18,7 @@ use crate::server::Server;
 /// What clients do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mix {
-    /// A quarter creates; the rest relabels, disables, enables, revokes, and asks for verdicts.
+    /// A quarter creates; the rest relabels, rotates, disables, enables, revokes, and asks for verdicts.
     Ordinary,
     /// Few keys, relabelled over and over with long labels.
     Churn,
@@ -48,6 +48,9 @@ impl Shape {
 const CHURNED_KEYS: usize = 4;
 /// Bytes of a label that churns: as long as the server allows, less the part that tells labels apart.
 const CHURNED_LABEL_PADDING: usize = 100;
+
+/// How long the secret before a new one works: longer than any run.
+const OVERLAP_SECONDS: i64 = 30 * 86_400;
 
 /// Running clients.
 pub(crate) struct Load {
@@ -187,9 +190,12 @@ impl Client {
         if self.shape.mix == Mix::Churn {
             return Change::Relabel(name);
         }
-        match (self.rng.random_range(0..10), key.state) {
+        match (self.rng.random_range(0..13), key.state) {
             (0..5, _) => Change::Relabel(name),
             (5, _) | (_, pb::State::Revoked) => Change::Revoke(name),
+            (10, _) if key.has_previous() => Change::Finish,
+            (11, _) if key.has_previous() => Change::Cancel,
+            (10.., _) => Change::Rotate,
             (6, pb::State::Active) => Change::Enable(name),
             (6, _) => Change::Disable(name),
             (_, pb::State::Disabled) => Change::Enable(name),
@@ -216,6 +222,17 @@ impl Client {
             }
             Change::Enable(reason) => {
                 (caller.enable(pb::EnableKeyRequest { key_id, reason, ..Default::default() }).await?.key, None)
+            }
+            Change::Rotate => {
+                let overlap = Some(prost_types::Duration { seconds: OVERLAP_SECONDS, nanos: 0 });
+                let rotated = caller.rotate(pb::RotateKeyRequest { key_id, overlap, ..Default::default() }).await?;
+                (rotated.key, Some(rotated.secret))
+            }
+            Change::Finish => {
+                (caller.finish(pb::FinishRotationRequest { key_id, ..Default::default() }).await?.key, None)
+            }
+            Change::Cancel => {
+                (caller.cancel(pb::CancelRotationRequest { key_id, ..Default::default() }).await?.key, None)
             }
             Change::Revoke(reason) => {
                 (caller.revoke(pb::RevokeKeyRequest { key_id, reason, ..Default::default() }).await?.key, None)

@@ -4,6 +4,7 @@
 //! than one change in it whose outcome is open. Every acknowledgement is also appended to a file outside the
 //! server's disk.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -18,8 +19,12 @@ use crate::Failure;
 #[derive(Clone, Debug)]
 pub(crate) struct Key {
     pub(crate) id: String,
-    /// Unknown if the reply that told it was lost.
+    /// The current one. Unknown if the reply that told it was lost.
     pub(crate) secret: Option<String>,
+    /// Its older secrets that are known, and those that were taken back, by their versions.
+    pub(crate) older: BTreeMap<u32, String>,
+    /// The versions of those that the server remembers, and what they are.
+    pub(crate) secrets: Vec<(u32, pb::SecretState)>,
     pub(crate) label: String,
     pub(crate) state: pb::State,
     /// Why it is in that state.
@@ -30,6 +35,34 @@ pub(crate) struct Key {
     pub(crate) acknowledged: u64,
     /// Whether GetKey was compared since its last change.
     pub(crate) compared: bool,
+}
+
+impl Key {
+    /// The version of its current secret.
+    fn version(&self) -> u32 {
+        self.secrets.first().map_or(0, |(version, _)| *version)
+    }
+
+    /// Every secret that is known of it, with its version.
+    pub(crate) fn known_secrets(&self) -> Vec<(u32, String)> {
+        let current = self.secret.clone().map(|secret| (self.version(), secret));
+        self.older.iter().map(|(version, secret)| (*version, secret.clone())).chain(current).collect()
+    }
+
+    /// Whether the secret before the newest one works.
+    pub(crate) fn has_previous(&self) -> bool {
+        self.secrets.iter().any(|(_, state)| *state == pb::SecretState::Previous)
+    }
+
+    /// Takes over what the server tells of its secrets, and the new one if a reply had it.
+    fn take_secret(&mut self, secrets: Vec<(u32, pb::SecretState)>, new: Option<String>) {
+        let before = self.version();
+        self.secrets = secrets;
+        if self.version() != before {
+            self.older.extend(self.secret.take().map(|secret| (before, secret)));
+            self.secret = new.or_else(|| self.older.remove(&self.version()));
+        }
+    }
 }
 
 /// A change of one key.
@@ -43,6 +76,12 @@ pub(crate) enum Change {
     Disable(String),
     Enable(String),
     Revoke(String),
+    /// It gets another secret, and the one before works on for longer than a run takes.
+    Rotate,
+    /// The secret before the newest one ends.
+    Finish,
+    /// The newest one is taken back.
+    Cancel,
 }
 
 /// What is compared of a key beside its revision.
@@ -51,17 +90,38 @@ pub(crate) struct Form {
     pub(crate) label: String,
     pub(crate) state: pb::State,
     pub(crate) reason: String,
+    /// The versions of its secrets, and what they are: the current, the previous and the retired one.
+    pub(crate) secrets: Vec<(u32, pb::SecretState)>,
+}
+
+/// The secrets of a key as the server tells of them.
+fn secrets(told: &pb::Key) -> Vec<(u32, pb::SecretState)> {
+    told.secrets.iter().map(|secret| (secret.version, secret.state())).collect()
 }
 
 impl Form {
     /// Of a key as the server tells of it.
     pub(crate) fn told(key: &pb::Key) -> Self {
-        Self { label: key.display_name.clone(), state: key.state(), reason: key.state_reason.clone() }
+        let (label, reason) = (key.display_name.clone(), key.state_reason.clone());
+        Self { label, state: key.state(), reason, secrets: secrets(key) }
     }
 
     /// Of a key as a book has it.
     pub(crate) fn of(key: &Key) -> Self {
-        Self { label: key.label.clone(), state: key.state, reason: key.reason.clone() }
+        let (label, reason) = (key.label.clone(), key.reason.clone());
+        Self { label, state: key.state, reason, secrets: key.secrets.clone() }
+    }
+
+    /// The version of the secret that is the current, previous or retired one.
+    fn version(&self, of: pb::SecretState) -> Option<u32> {
+        self.secrets.iter().find(|(_, state)| *state == of).map(|(version, _)| *version)
+    }
+
+    /// With these as the current, the previous and the retired secret.
+    fn with(self, current: Option<u32>, previous: Option<u32>, retired: Option<u32>) -> Self {
+        let states = [pb::SecretState::Current, pb::SecretState::Previous, pb::SecretState::Retired];
+        let secrets = [current, previous, retired].into_iter().zip(states);
+        Self { secrets: secrets.filter_map(|(version, state)| Some((version?, state))).collect(), ..self }
     }
 }
 
@@ -69,9 +129,21 @@ impl Change {
     /// What it leads to.
     pub(crate) fn outcome(&self, key: Option<&Key>) -> Form {
         let before = key.map_or(Form { state: pb::State::Active, ..Form::default() }, Form::of);
+        let of = |state| before.version(state);
+        let (current, previous) = (of(pb::SecretState::Current), of(pb::SecretState::Previous));
+        let retired = of(pb::SecretState::Retired);
         let in_state = |state, reason: &String| Form { state, reason: reason.clone(), ..before.clone() };
         match self {
-            Self::Create(label) => Form { label: label.clone(), state: pb::State::Active, reason: String::new() },
+            Self::Create(label) => {
+                let secrets = vec![(1, pb::SecretState::Current)];
+                Form { label: label.clone(), state: pb::State::Active, reason: String::new(), secrets }
+            }
+            Self::Rotate => {
+                let next = before.secrets.iter().map(|(version, _)| version + 1).max();
+                before.with(next, current, previous.or(retired))
+            }
+            Self::Finish => before.with(current, None, previous.or(retired)),
+            Self::Cancel => before.with(previous, None, current),
             Self::Relabel(label) => Form { label: label.clone(), ..before },
             Self::Disable(reason) => in_state(pb::State::Disabled, reason),
             Self::Enable(reason) => in_state(pb::State::Active, reason),
@@ -121,12 +193,15 @@ impl Book {
                 key.label.clone_from(&told.display_name);
                 key.state = told.state();
                 key.reason.clone_from(&told.state_reason);
+                key.take_secret(secrets(told), secret);
                 key.revision = told.revision;
                 key.compared = false;
             }
             None => self.keys.push(Key {
                 id: told.key_id.clone(),
                 secret,
+                older: BTreeMap::new(),
+                secrets: secrets(told),
                 label: told.display_name.clone(),
                 state: told.state(),
                 reason: told.state_reason.clone(),

@@ -160,7 +160,8 @@ fn compare_book(
 struct Answers {
     listed: pb::Key,
     got: Option<pb::GetKeyResponse>,
-    verdict: Option<pb::VerifyResponse>,
+    /// On each secret that is known, by its version.
+    verdicts: Vec<(u32, pb::VerifyResponse)>,
 }
 
 async fn ask(caller: &Caller, known: Option<Key>, listed: pb::Key) -> Result<Answers, Failure> {
@@ -170,11 +171,11 @@ async fn ask(caller: &Caller, known: Option<Key>, listed: pb::Key) -> Result<Ans
         let request = pb::GetKeyRequest { key_id: listed.key_id.clone(), ..Default::default() };
         Some(caller.get(request).await?)
     };
-    let verdict = match known.and_then(|key| key.secret) {
-        Some(secret) => Some(caller.ask(pb::VerifyRequest { secret, ..Default::default() }).await?),
-        None => None,
-    };
-    Ok(Answers { listed, got, verdict })
+    let mut verdicts = vec![];
+    for (version, secret) in known.iter().flat_map(Key::known_secrets) {
+        verdicts.push((version, caller.ask(pb::VerifyRequest { secret, ..Default::default() }).await?));
+    }
+    Ok(Answers { listed, got, verdicts })
 }
 
 impl Answers {
@@ -184,13 +185,27 @@ impl Answers {
         if self.got.as_ref().is_some_and(|got| got.key.as_ref() != Some(listed)) {
             findings.details.push(format!("the list says {listed:?}, and GetKey {:?}", self.got));
         }
-        let Some(verdict) = &self.verdict else { return };
+        self.verdicts.iter().for_each(|(version, verdict)| self.judge_verdict(*version, verdict, findings));
+    }
+
+    fn judge_verdict(&self, version: u32, verdict: &pb::VerifyResponse, findings: &mut Findings) {
+        let listed = &self.listed;
         findings.verdicts += 1;
-        let named = verdict.key.as_ref().is_some_and(|key| key.key_id == listed.key_id);
+        let state = listed.secrets.iter().find(|secret| secret.version == version).map(pb::Secret::state);
+        let (expected, matched) = match state {
+            Some(pb::SecretState::Current) => (reason(listed.state()), pb::Matched::Current),
+            Some(pb::SecretState::Previous) => (reason(listed.state()), pb::Matched::Previous),
+            Some(pb::SecretState::Retired) => (pb::Reason::RotatedOut, pb::Matched::Unspecified),
+            Some(pb::SecretState::Unspecified) | None => (pb::Reason::Unknown, pb::Matched::Unspecified),
+        };
+        let matched = if expected == pb::Reason::Ok { matched } else { pb::Matched::Unspecified };
+        let is_told = expected != pb::Reason::Unknown;
+        let named = verdict.key.as_ref().is_some_and(|key| key.key_id == listed.key_id) == is_told;
         let labelled = verdict.decision() != pb::Decision::Allow
             || verdict.key.as_ref().is_some_and(|key| key.display_name == listed.display_name);
-        if verdict.reason() != reason(listed.state()) || !decides(verdict) || !named || !labelled {
-            findings.doubt(format!("{listed:?} gets {verdict:?}"));
+        let is_as_expected = verdict.reason() == expected && verdict.matched() == matched;
+        if !is_as_expected || !decides(verdict) || !named || !labelled {
+            findings.doubt(format!("version {version} of {listed:?} gets {verdict:?}"));
         }
     }
 }

@@ -101,6 +101,38 @@ def test_what_a_leaked_administrator_issued_is_refused_as_printed(server: Server
     told = run_as_printed(by_program, server)
     assert '"STATE_REVOKED"' in told and told.count('"rejectIssuedBefore"') == 2, told
 
+def subsection(section: str, title: str) -> str:
+    """The lines of one subsection of the operating guide."""
+    [part] = [part for part in re.split(r"^## ", OPERATING, flags=re.MULTILINE) if part.startswith(section)]
+    [below] = [below for below in re.split(r"^### ", part, flags=re.MULTILINE) if below.startswith(title)]
+    return "".join(re.findall(r"^```sh\n(.*?)^```", below, flags=re.MULTILINE | re.DOTALL))
+
+
+ROTATED_OUT = ("DECISION_DENY", "REASON_ROTATED_OUT", 401)
+
+
+def contexts_aside(lines: str, tmp_path: Path) -> str:
+    """The same without the contexts of the user who runs the tests."""
+    return f"export KW_CONTEXTS={tmp_path}/contexts.toml\n{lines}"
+
+
+def test_a_key_is_rotated_without_downtime_as_printed(server: Server, tmp_path: Path) -> None:
+    lines = subsection("Rotate a key", "Without downtime")
+    assert lines.count("kw Key") == 9 and lines.count("keyward key") == 5, "the recipe has changed: so must this test"
+    replies = replies_as_printed(contexts_aside(lines, tmp_path), server, tmp_path)
+    assert verdicts(replies) == [ALLOWED] * 3 + [ROTATED_OUT, ALLOWED, ALLOWED, ALLOWED, ROTATED_OUT]
+    told = [(reply.get("matched"), "previousValidUntil" in reply) for reply in replies if "decision" in reply]
+    current, previous, denied = "MATCHED_CURRENT", "MATCHED_PREVIOUS", (None, False)
+    by_call = [(previous, False), (current, False), (previous, True), denied, (current, False)]
+    assert told == by_call + [(previous, True), (current, False), denied]
+
+
+def test_a_leaked_key_gets_another_secret_as_printed(server: Server, tmp_path: Path) -> None:
+    lines = subsection("Rotate a key", "A key that leaked")
+    assert lines.count("kw Key") == 6 and lines.count("keyward key") == 6, "the recipe has changed: so must this test"
+    replies = replies_as_printed(contexts_aside(lines, tmp_path), server, tmp_path)
+    assert verdicts(replies) == [ROTATED_OUT, ALLOWED, ALLOWED, ROTATED_OUT, ALLOWED]
+
 
 def test_a_backup_is_made_and_restored_as_printed(server: Server) -> None:
     lines = "".join(blocks("sh", "Back up and restore", OPERATING))

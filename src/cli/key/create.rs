@@ -1,4 +1,4 @@
-//! `keyward key create`, and what it shares with `keyward caller create`.
+//! `keyward key create`, and what it shares with `keyward caller create` and `keyward key rotate`.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use super::super::client::{SecretFile, Session};
 use super::super::failure::{Exit, Failure};
 use super::super::print::{self, Fields, Format, format_or_default};
 use super::fields::IssueArgs;
-use crate::remote::wire;
+use crate::remote::{CallError, Client, wire};
 
 #[derive(Debug, Args)]
 pub(super) struct CreateArgs {
@@ -55,40 +55,54 @@ pub(in crate::cli) fn create(
     output: CreateOutput,
     request: wire::CreateKeyRequest,
 ) -> Result<(), Failure> {
-    if output.output == Some(CreateFormat::Secret) && (output.secret_file.is_some() || request.validate_only) {
+    let hint = "the secret is shown nowhere else: revoke the key, and issue another";
+    issue(session, output, request.validate_only, hint, async |client| {
+        let reply = client.create_key(request).await?;
+        Ok((reply.key, Zeroizing::new(reply.secret), reply.revision))
+    })
+}
+
+/// What comes of a call that issues a secret: the key, the secret and the revision.
+pub(super) type Reply = (Option<wire::Key>, Zeroizing<String>, u64);
+
+/// Makes a call that issues a secret, and puts the secret where it belongs. `hint` says what to do where that
+/// fails.
+pub(super) fn issue(
+    session: Session,
+    output: CreateOutput,
+    is_dry_run: bool,
+    hint: &'static str,
+    call: impl AsyncFnOnce(&Client) -> Result<Reply, CallError>,
+) -> Result<(), Failure> {
+    if output.output == Some(CreateFormat::Secret) && (output.secret_file.is_some() || is_dry_run) {
         let what =
             "--output secret prints the secret, which goes elsewhere with --secret-file, and is none with --dry-run";
         return Err(Failure::new(Exit::Usage, what).hint("leave one of them out"));
     }
-    let is_dry_run = request.validate_only;
     let path = output.secret_file.as_deref().filter(|_| !is_dry_run);
-    let (reply, file) = session.run(async |client| {
+    let ((key, secret, revision), file) = session.run(async |client| {
         // Before anything is issued. Where no reply comes, it goes.
         let file = path.map(SecretFile::create).transpose()?;
-        Ok((client.create_key(request).await?, file))
+        Ok((call(&client).await?, file))
     })?;
     if is_dry_run {
         print::note_dry_run();
     }
-    let issued = Issued {
-        key: reply.key.unwrap_or_default(),
-        secret: Zeroizing::new(reply.secret),
-        revision: reply.revision,
-        is_in_file: file.is_some(),
-    };
+    let issued = Issued { key: key.unwrap_or_default(), secret, revision, is_in_file: file.is_some(), hint };
     if let Some(file) = file {
         file.keep(&issued.secret).map_err(|error| issued.is_lost(&error))?;
     }
     issued.print(output.output)
 }
 
-/// A key that has been issued.
+/// A key with a secret that has been issued.
 struct Issued {
     key: wire::Key,
     /// Empty: nothing was issued.
     secret: Zeroizing<String>,
     revision: u64,
     is_in_file: bool,
+    hint: &'static str,
 }
 
 impl Issued {
@@ -124,7 +138,7 @@ impl Issued {
 
     fn is_lost(&self, error: &io::Error) -> Failure {
         let id = &self.key.key_id;
-        Failure::new(Exit::Failed, format!("key {id} was issued, and its secret could not be written: {error}"))
-            .hint("the secret is shown nowhere else: revoke the key, and issue another")
+        let what = format!("a secret of key {id} was issued, and could not be written: {error}");
+        Failure::new(Exit::Failed, what).hint(self.hint)
     }
 }

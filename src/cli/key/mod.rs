@@ -4,6 +4,7 @@ mod create;
 mod fields;
 mod find;
 mod list;
+mod rotate;
 mod state;
 mod update;
 
@@ -46,6 +47,12 @@ enum KeyCommand {
     Enable(StateArgs),
     /// Make a key stop working for ever
     Revoke(StateArgs),
+    /// Give a key another secret. The one before it works on for --overlap. The new one is shown this once
+    Rotate(Box<rotate::RotateArgs>),
+    /// End the secret before the newest one now
+    FinishRotation(rotate::EndArgs),
+    /// Take the newest secret back, and keep the one before it
+    CancelRotation(rotate::EndArgs),
     /// Tell whose a secret is, and whether it works, in all tenants that the caller may see, or in --tenant.
     /// It is read from a file or typed unseen. This is no use of the key. The caller needs the role
     /// keyward.verifier, and one that reads keys for more than the id
@@ -69,6 +76,9 @@ pub(super) fn run(args: KeyArgs) -> Result<(), Failure> {
         KeyCommand::Disable(args) => change_state(session, tenant, args, Move::Disable),
         KeyCommand::Enable(args) => change_state(session, tenant, args, Move::Enable),
         KeyCommand::Revoke(args) => change_state(session, tenant, args, Move::Revoke),
+        KeyCommand::Rotate(args) => rotate::rotate(session, tenant, *args),
+        KeyCommand::FinishRotation(args) => rotate::end_rotation(session, tenant, args, rotate::End::Finish),
+        KeyCommand::CancelRotation(args) => rotate::end_rotation(session, tenant, args, rotate::End::Cancel),
         // In all tenants that the caller may see, unless the command names one.
         KeyCommand::Find(args) => find::find(session, pinned, args),
     }

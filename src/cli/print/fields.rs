@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use prost_types::Timestamp;
+use prost_types::{Duration, Timestamp};
 
 use super::super::when;
 use crate::remote::wire;
@@ -20,12 +20,14 @@ pub(in crate::cli) enum Value {
     Texts(Vec<String>),
     Pairs(BTreeMap<String, String>),
     Time(Timestamp),
+    Span(Duration),
     Flag(bool),
     /// Of 32 bits.
     Number(u32),
     /// Of 64 bits, which protobuf's JSON writes as text.
     Long(u64),
     Object(Fields),
+    Objects(Vec<Fields>),
 }
 
 impl Fields {
@@ -33,11 +35,12 @@ impl Fields {
         let is_default = match &value {
             Value::Text(text) => text.is_empty(),
             Value::Texts(texts) => texts.is_empty(),
+            Value::Objects(objects) => objects.is_empty(),
             Value::Pairs(pairs) => pairs.is_empty(),
             Value::Flag(is_set) => !is_set,
             Value::Number(number) => *number == 0,
             Value::Long(number) => *number == 0,
-            Value::Word(..) | Value::Time(_) | Value::Object(_) => false,
+            Value::Word(..) | Value::Time(_) | Value::Span(_) | Value::Object(_) => false,
         };
         if !is_default {
             self.0.push((name, value));
@@ -101,10 +104,19 @@ impl Fields {
         lines.iter().map(|(name, value)| format!("{name:column$}  {value}\n")).collect()
     }
 
+    /// Names and values one after the other.
+    fn in_a_line(&self) -> String {
+        let values = self.iter().map(|(name, value)| format!("{name} {}", value.shown()));
+        values.collect::<Vec<_>>().join("  ")
+    }
+
     fn lines(&self, lines: &mut Vec<(&'static str, String)>) {
         for (name, value) in self.iter() {
             match value {
                 Value::Object(fields) => fields.lines(lines),
+                // What there is to say of one alone is said by the rest.
+                Value::Objects(objects) if objects.len() < 2 => {}
+                Value::Objects(objects) => lines.extend(objects.iter().map(|object| (name, object.in_a_line()))),
                 value => lines.push((name, value.shown())),
             }
         }
@@ -122,10 +134,12 @@ impl Value {
                 pairs.collect::<Vec<_>>().join(", ")
             }
             Self::Time(time) => when::to_the_second(time),
+            Self::Span(span) => when::span(span),
             Self::Flag(is_set) => if *is_set { "*" } else { "" }.to_owned(),
             Self::Number(number) => number.to_string(),
             Self::Long(number) => number.to_string(),
             Self::Object(fields) => fields.shown(),
+            Self::Objects(objects) => objects.iter().map(Fields::in_a_line).collect::<Vec<_>>().join("; "),
         }
     }
 }
@@ -165,6 +179,7 @@ pub(in crate::cli) fn key(key: &wire::Key) -> Fields {
         .time("state_time", key.state_time.as_ref())
         .texts("scopes", &key.scopes)
         .texts("audiences", &key.audiences)
+        .with("secrets", Value::Objects(key.secrets.iter().map(secret).collect()))
         .texts("allowed_cidrs", &key.allowed_cidrs)
         .pairs("labels", &key.labels)
         .pairs("annotations", &key.annotations)
@@ -176,6 +191,39 @@ pub(in crate::cli) fn key(key: &wire::Key) -> Fields {
         .text("updated_by", &key.updated_by)
         .with("revision", Value::Long(key.revision))
         .text("etag", &key.etag)
+}
+
+/// A secret of a key.
+fn secret(secret: &wire::Secret) -> Fields {
+    let (state, starts) = (secret.state(), secret.overlap_starts());
+    let state_word = match state {
+        wire::SecretState::Unspecified => "unknown",
+        wire::SecretState::Current => "current",
+        wire::SecretState::Previous if secret.valid_until.as_ref().is_some_and(when::has_come) => "ended",
+        wire::SecretState::Previous => "previous",
+        wire::SecretState::Retired => "retired",
+    };
+    let starts_word = match starts {
+        wire::OverlapStart::Unspecified => None,
+        wire::OverlapStart::AtIssue => Some("issue"),
+        wire::OverlapStart::OnFirstUse => Some("first-use"),
+    };
+    let fields = Fields::default()
+        .with("version", Value::Number(secret.version))
+        .text("hint", &secret.hint)
+        .with("state", Value::Word(state.as_str_name(), state_word))
+        .time("create_time", secret.create_time.as_ref())
+        .text("issued_by", &secret.issued_by)
+        .time("valid_until", secret.valid_until.as_ref());
+    let fields = match &secret.overlap {
+        Some(overlap) => fields.with("overlap", Value::Span(*overlap)),
+        None => fields,
+    };
+    let fields = match starts_word {
+        Some(word) => fields.with("overlap_starts", Value::Word(starts.as_str_name(), word)),
+        None => fields,
+    };
+    fields.time("retire_time", secret.retire_time.as_ref())
 }
 
 /// A tenant.
@@ -245,6 +293,16 @@ pub(in crate::cli) fn verdict(verdict: &wire::VerifyResponse, key: Option<Fields
         .with("decision", Value::Word(verdict.decision().as_str_name(), decision))
         .with("reason", Value::Word(reason, shown))
         .with("http_status", Value::Number(verdict.http_status));
+    let matched = match verdict.matched() {
+        wire::Matched::Unspecified => None,
+        wire::Matched::Current => Some("current"),
+        wire::Matched::Previous => Some("previous"),
+    };
+    let fields = match matched {
+        Some(word) => fields.with("matched", Value::Word(verdict.matched().as_str_name(), word)),
+        None => fields,
+    };
+    let fields = fields.time("previous_valid_until", verdict.previous_valid_until.as_ref());
     let fields = match key.or_else(|| verdict.key.as_ref().map(verified_key)) {
         Some(key) => fields.with("key", Value::Object(key)),
         None => fields,

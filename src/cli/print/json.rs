@@ -33,10 +33,12 @@ impl Serialize for Value {
             Self::Texts(texts) => texts.serialize(serializer),
             Self::Pairs(pairs) => pairs.serialize(serializer),
             Self::Time(time) => when::exact(time).serialize(serializer),
+            Self::Span(span) => when::exact_span(span).serialize(serializer),
             Self::Flag(is_set) => is_set.serialize(serializer),
             Self::Number(number) => number.serialize(serializer),
             Self::Long(number) => number.to_string().serialize(serializer),
             Self::Object(fields) => fields.serialize(serializer),
+            Self::Objects(objects) => objects.serialize(serializer),
         }
     }
 }

@@ -253,7 +253,9 @@ async fn change(
             let update_mask = Some(prost_types::FieldMask { paths });
             caller.update(pb::UpdateKeyRequest { key, update_mask, ..Default::default() }).await.map(|made| made.key)
         }
-        Change::Create(_) => return Err("not a change of this mode".into()),
+        Change::Create(_) | Change::Rotate | Change::Finish | Change::Cancel => {
+            return Err("not a change of this mode".into());
+        }
     };
     match made {
         Ok(told) => {

@@ -18,7 +18,7 @@ use prost::Message;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
-use crate::support::harness::{Issued, Site, after_start, new_key, strings};
+use crate::support::harness::{Issued, Site, after_start, new_key, rotate_at_use, strings};
 use crate::support::rpcs::{call, described, request};
 use crate::support::tables::{agrees_with, aligned};
 
@@ -250,6 +250,10 @@ async fn tried(site: &Site, by: By) -> String {
             let mut line = row.name().to_vec();
             for (name, caller) in &callers {
                 calls += 1;
+                if row.path.ends_with("FinishRotation") || row.path.ends_with("CancelRotation") {
+                    // They end one that is pending.
+                    before = admin.rotated(rotate_at_use(&row.target.key, 1_000)).await.revision;
+                }
                 let message = request(&row.path, &row.target, &format!("t-{calls}"));
                 let answered = called(site, &row.path, caller, &message).await;
                 let outcome = outcome(row, answered);

@@ -21,7 +21,7 @@ use tower_service::Service;
 
 use crate::support::encrypted::Encrypted;
 use crate::support::h2peer::prefixed;
-use crate::support::harness::{Handle, Issued, Site, endpoint, error_reason, new_key};
+use crate::support::harness::{Handle, Issued, Site, endpoint, error_reason, new_key, rotate_at_use};
 use crate::support::rpcs::{Pieces, http_body_of, request, rest_of};
 
 /// For each call that takes a credential, a request that would be answered.
@@ -143,11 +143,13 @@ async fn a_call_whose_identity_loses_its_roles_before_its_request_is_whole_does_
 #[tokio::test]
 async fn a_call_whose_caller_still_works_is_answered_however_late_its_request_is_whole() {
     let site = Site::start().await;
-    let target = site.admin().issue("Target", &[]).await;
-    for (path, message) in requests(&target) {
+    for (path, _) in guarded() {
+        // One of them revokes its target, and some end its rotation.
+        let target = site.admin().issue("Target", &[]).await;
+        site.admin().rotated(rotate_at_use(&target.key, 1_000)).await;
         let caller = administrator(&site).await;
         let mut channel = site.channel();
-        let body = prefixed(&message);
+        let body = prefixed(&request(path, &target, "new"));
         let (last, first) = body.split_last().unwrap();
         let call = Call::begin(&mut channel, path, Some(&caller.secret), Bytes::copy_from_slice(first)).await;
         // Another key changes meanwhile, so that the caller is looked up again.

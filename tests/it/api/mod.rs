@@ -15,5 +15,6 @@ mod keys;
 mod lifecycle_verdicts;
 mod lists;
 mod restrictions;
+mod rotation;
 pub(crate) mod stream;
 mod tenants;

@@ -48,7 +48,7 @@ async fn call_until_goaway(peer: &mut Peer, credential: &str) -> u32 {
         peer.call(stream, &head_of(VERIFY, credential), &body(&ask("any"))).await;
         let mut ping = None;
         loop {
-            let frame = peer.next().await.expect("the call is answered");
+            let Some(frame) = peer.next().await else { panic!("call {stream} was not answered") };
             match frame.kind {
                 GOAWAY => assert!(frame.code() == 0 && !std::mem::replace(&mut goaway, true), "{frame:?}"),
                 PING if frame.flags & 1 == 0 => ping = Some(frame.payload),

@@ -12,6 +12,7 @@ use keyward::app::{Adjustable, App, Deps, Engine};
 use keyward::authority::{Authority, AuthorityDeps, AuthorityError, ChangeOptions};
 use keyward::config::{Flags, Settings};
 use keyward::feed::{Lagged, Subscription};
+use keyward::first_use::{FirstUse, FirstUses};
 use keyward::grpc::pb::{self, Reason};
 use keyward::grpc::status::status;
 use keyward::index::Index;
@@ -32,13 +33,15 @@ use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::key_change::KeyChange;
 use keyward_core::record::{
-    IssuerRecord, KeyPolicy, KeyRecord, KeySpec, OwnerRecord, State, StoredSecret, TenantRecord,
+    IssuerRecord, KeyPolicy, KeyRecord, KeySpec, OverlapStart, OwnerRecord, State, StoredSecret, TenantRecord,
 };
+use keyward_core::rotation::Overlap;
 use keyward_core::scope::Scope;
 use keyward_core::testing::{SeededEntropy, tenant_record};
 use tokio::sync::Notify;
 use tokio::task::unconstrained;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::transport::Endpoint;
 use tonic_types::StatusExt;
@@ -113,11 +116,13 @@ fn described(text: &str) -> KeyChange {
     KeyChange::Description(text.to_owned())
 }
 
-/// A store in memory that notes which changes take power away, and holds up those of one key.
+/// A store in memory that notes which changes take power away, holds up those of one key, and refuses some.
 #[derive(Default)]
 struct Watched {
     inner: MemoryStore,
     narrowing: Mutex<Vec<(&'static str, bool)>>,
+    /// Why the next changes by Keyward itself are not made.
+    refusals: Mutex<Vec<CommitError>>,
     held: Option<KeyId>,
     arrived: Notify,
     go_on: Notify,
@@ -157,6 +162,11 @@ impl Store for Watched {
         if held && commit.method == "UpdateKey" {
             self.arrived.notify_one();
             self.go_on.notified().await;
+        }
+        if commit.authorization.is_none()
+            && let Some(refusal) = self.refusals.lock().unwrap().pop()
+        {
+            return Err(refusal);
         }
         self.inner.commit(commit).await
     }
@@ -222,6 +232,7 @@ impl Store for Watched {
 async fn a_change_says_whether_it_takes_power_away() {
     let store = Arc::new(Watched::default());
     create(&store.inner, 1).await;
+    create_tenant(&store.inner).await;
     let authority = authority(store.clone()).await;
     let ((issue, state), id, options) = (grants("caller"), key(1).key_id, ChangeOptions::default());
     let scopes = |texts: &[&str]| KeyChange::Scopes(texts.iter().map(|text| Scope::parse(text).unwrap()).collect());
@@ -239,6 +250,18 @@ async fn a_change_says_whether_it_takes_power_away() {
         authority.update_key(&issue, &id, std::slice::from_ref(&change), &options).await.unwrap();
         assert_eq!(store.narrowing.lock().unwrap().pop(), Some(("UpdateKey", narrows)), "{change:?}");
     }
+    let rotated = async |ms, starts, narrows| {
+        let key = authority.rotate_key(&issue, &id, Overlap { ms, starts }, &options).await.unwrap().key;
+        assert_eq!(store.narrowing.lock().unwrap().pop(), Some(("RotateKey", narrows)), "{ms} ms, {starts:?}");
+        key
+    };
+    rotated(5, OverlapStart::OnFirstUse, false).await;
+    authority.cancel_rotation(&issue, &id, &options).await.unwrap();
+    assert_eq!(store.narrowing.lock().unwrap().pop(), Some(("CancelRotation", true)));
+    rotated(0, OverlapStart::AtIssue, true).await;
+    rotated(5, OverlapStart::AtIssue, true).await;
+    authority.finish_rotation(&issue, &id, &options).await.unwrap();
+    assert_eq!(store.narrowing.lock().unwrap().pop(), Some(("FinishRotation", true)));
     for (to, method, narrows) in [
         (State::Disabled, "DisableKey", true),
         (State::Active, "EnableKey", false),
@@ -264,6 +287,45 @@ async fn a_change_says_whether_it_takes_power_away() {
     }
     authority.set_epoch_of_owner(&state, &owner, None, &options).await.unwrap();
     assert_eq!(last(), Some(("SetEpoch", true)));
+}
+
+async fn create_tenant(store: &dyn Store) {
+    let tenant = RecordWrite::NewTenant(Box::new(tenant_record("default")));
+    store.commit(commit(vec![tenant])).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_first_use_is_recorded_as_soon_as_changes_can_be_made_again() {
+    let store = Arc::new(Watched::default());
+    create(&store.inner, 1).await;
+    create_tenant(&store.inner).await;
+    let authority = Arc::new(authority(store.clone()).await);
+    let ((issue, _), KeyRecord { tenant, key_id, .. }) = (grants("caller"), key(1));
+    let overlap = Overlap { ms: 5_000, starts: OverlapStart::OnFirstUse };
+    let rotated = authority.rotate_key(&issue, &key_id, overlap, &ChangeOptions::default()).await.unwrap();
+    *store.refusals.lock().unwrap() = vec![CommitError::Overloaded, CommitError::DiskFull, CommitError::Outdated];
+    let (uses, stop) = (FirstUses::default(), CancellationToken::new());
+    let recording = tokio::spawn({
+        let (authority, uses, stop) = (authority.clone(), uses.clone(), stop.clone());
+        let queue = uses.take_queue().unwrap();
+        async move { authority.record_first_uses(&uses, queue, stop).await }
+    });
+    let digest = rotated.key.secret.digest;
+    let used = FirstUse { tenant, key_id, digest, mark: FirstUses::mark_of(&digest) };
+    uses.note(used.clone());
+    timeout(LIMIT, async {
+        while uses.is_noted(used.mark) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    let key = store.inner.key(&used.tenant, &used.key_id).await.unwrap().unwrap();
+    assert_eq!(key.previous.as_ref().unwrap().valid_until, Some(UnixMillis(START.0 + 5_000)));
+    assert_eq!(store.narrowing.lock().unwrap().pop(), Some(("BeginOverlap", true)));
+    assert!(store.refusals.lock().unwrap().is_empty(), "it was refused before");
+    stop.cancel();
+    recording.await.unwrap();
 }
 
 /// Two ids that shared a turn when turns were found by 10 bits of a hash that everybody can compute.

@@ -312,6 +312,9 @@ impl Handle {
         disable: admin.disable_key(DisableKeyRequest) -> DisableKeyResponse;
         enable: admin.enable_key(EnableKeyRequest) -> EnableKeyResponse;
         revoke: admin.revoke_key(RevokeKeyRequest) -> RevokeKeyResponse;
+        rotate: admin.rotate_key(RotateKeyRequest) -> RotateKeyResponse;
+        finish: admin.finish_rotation(FinishRotationRequest) -> FinishRotationResponse;
+        cancel: admin.cancel_rotation(CancelRotationRequest) -> CancelRotationResponse;
         create_tenant: admin.create_tenant(CreateTenantRequest) -> CreateTenantResponse;
         get_tenant: admin.get_tenant(GetTenantRequest) -> GetTenantResponse;
         list_tenants: admin.list_tenants(ListTenantsRequest) -> ListTenantsResponse;
@@ -385,6 +388,24 @@ impl Handle {
             .unwrap()
     }
 
+    /// Rotates a key, and returns it with its new secret.
+    pub(crate) async fn rotated(&self, request: pb::RotateKeyRequest) -> Issued {
+        let rotated = self.rotate(request).await.unwrap();
+        Issued { key: rotated.key.unwrap(), secret: rotated.secret, revision: rotated.revision }
+    }
+
+    pub(crate) async fn finish_key(&self, key: &pb::Key) -> Result<pb::Key, Status> {
+        let (key_id, tenant) = (key.key_id.clone(), key.tenant.clone());
+        let request = pb::FinishRotationRequest { key_id, tenant, ..Default::default() };
+        self.finish(request).await.map(|finished| finished.key.unwrap())
+    }
+
+    pub(crate) async fn cancel_key(&self, key: &pb::Key) -> Result<pb::Key, Status> {
+        let (key_id, tenant) = (key.key_id.clone(), key.tenant.clone());
+        let request = pb::CancelRotationRequest { key_id, tenant, ..Default::default() };
+        self.cancel(request).await.map(|cancelled| cancelled.key.unwrap())
+    }
+
     pub(crate) async fn read(&self, key: &pb::Key) -> pb::Key {
         let request = pb::GetKeyRequest { key_id: key.key_id.clone(), tenant: key.tenant.clone() };
         self.get(request).await.unwrap().key.unwrap()
@@ -417,6 +438,22 @@ pub(crate) fn ask(secret: &str) -> pb::VerifyRequest {
 
 pub(crate) fn disable(key: &pb::Key) -> pb::DisableKeyRequest {
     pb::DisableKeyRequest { key_id: key.key_id.clone(), tenant: key.tenant.clone(), ..Default::default() }
+}
+
+/// A rotation of a key, whose older secret works for so many milliseconds.
+pub(crate) fn rotate(key: &pb::Key, overlap_ms: i64) -> pb::RotateKeyRequest {
+    let nanos = i32::try_from(overlap_ms.rem_euclid(1_000) * 1_000_000).unwrap();
+    pb::RotateKeyRequest {
+        key_id: key.key_id.clone(),
+        tenant: key.tenant.clone(),
+        overlap: Some(prost_types::Duration { seconds: overlap_ms.div_euclid(1_000), nanos }),
+        ..Default::default()
+    }
+}
+
+/// The same, where the time begins with the first use of the new secret.
+pub(crate) fn rotate_at_use(key: &pb::Key, overlap_ms: i64) -> pb::RotateKeyRequest {
+    pb::RotateKeyRequest { overlap_starts: pb::OverlapStart::OnFirstUse.into(), ..rotate(key, overlap_ms) }
 }
 
 /// An update of the fields that `paths` name, to their values in `key`.

@@ -20,7 +20,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tower_service::Service;
 
 use super::h2peer::prefixed;
-use super::harness::{Issued, ask, new_key, update};
+use super::harness::{Issued, ask, new_key, rotate_at_use, update};
 
 /// An owner whose keys are no targets.
 const OWNER: &str = "Somebody else";
@@ -77,6 +77,13 @@ pub(crate) fn request(path: &str, target: &Issued, mark: &str) -> Vec<u8> {
         }
         "/keyward.v1.KeyAdmin/RevokeKey" => {
             pb::RevokeKeyRequest { key_id, tenant, reason, ..Default::default() }.encode_to_vec()
+        }
+        "/keyward.v1.KeyAdmin/RotateKey" => rotate_at_use(&target.key, 1_000).encode_to_vec(),
+        "/keyward.v1.KeyAdmin/FinishRotation" => {
+            pb::FinishRotationRequest { key_id, tenant, ..Default::default() }.encode_to_vec()
+        }
+        "/keyward.v1.KeyAdmin/CancelRotation" => {
+            pb::CancelRotationRequest { key_id, tenant, ..Default::default() }.encode_to_vec()
         }
         "/keyward.v1.KeyAdmin/CreateTenant" => {
             pb::CreateTenantRequest { tenant: mark.into(), ..Default::default() }.encode_to_vec()

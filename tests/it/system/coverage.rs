@@ -104,6 +104,7 @@ fn a_message_that_carries_a_secret_does_not_show_it() {
     let request = pb::VerifyRequest { secret: SECRET.into(), ..Default::default() };
     let shown = [
         ("CreateKeyResponse", format!("{:#?}", pb::CreateKeyResponse { secret: SECRET.into(), ..Default::default() })),
+        ("RotateKeyResponse", format!("{:#?}", pb::RotateKeyResponse { secret: SECRET.into(), ..Default::default() })),
         ("VerifyRequest", format!("{request:#?}")),
     ];
     for (message, text) in &shown {

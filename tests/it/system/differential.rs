@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 use tower_service::Service;
 
 use crate::support::h2peer::prefixed;
-use crate::support::harness::{Site, after_start, strings};
+use crate::support::harness::{Site, after_start, rotate, strings};
 use crate::support::rpcs::http_body_of;
 use crate::transport::fast_path::ways;
 
@@ -139,7 +139,17 @@ async fn verdicts_are_byte_for_byte_the_same_on_both_ways() {
     let mut secrets = vec![];
     while secrets.len() < KEYS {
         let key = keys().new_tree(&mut runner).unwrap().current();
-        secrets.push(admin.issued(key).await.secret);
+        let issued = admin.issued(key).await;
+        secrets.push(issued.secret);
+        // With an overlap that ends meanwhile, one that does not, and none. (One that waits for a use would
+        // begin between the two ways.)
+        let rotation = match secrets.len() % 5 {
+            0 => rotate(&issued.key, i64::try_from(secrets.len()).unwrap() * STEP_MS / 4),
+            1 => rotate(&issued.key, 100 * STEP_MS),
+            2 => rotate(&issued.key, 0),
+            _ => continue,
+        };
+        secrets.push(admin.rotated(rotation).await.secret);
     }
     let mut callers = vec![site.admin_secret().to_owned(), "garbage".to_owned()];
     for roles in [&["keyward.verifier"][..], &["keyward.admin"], &["keyward.verifier@acme"], &["keyward.viewer"]] {

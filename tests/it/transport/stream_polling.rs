@@ -77,6 +77,7 @@ impl Desk {
             verifier: Verifier::new(index.clone(), peppers.clone()),
             peppers,
             verdicts: metrics.verdicts(),
+            first_uses: keyward::first_use::FirstUses::default(),
             identities: Arc::default(),
             clock: Arc::new(ManualClock::at(START)),
         });

@@ -159,6 +159,8 @@ proptest! {
         http_status in prop_oneof![Just(0_u32), Just(200), Just(401), any::<u32>()],
         as_of_revision in prop_oneof![0..300_u64, any::<u64>()],
         told in 0..3,
+        matched in 0..3_i32,
+        previous_valid_until in prop::option::of(prop_oneof![Just(0_i64), any::<i32>().prop_map(i64::from), 0..253_402_300_799_999_i64]),
         correlation_id in prop_oneof![Just(String::new()), "\\PC{1,20}"],
     ) {
         let decision = pb::Decision::try_from(decision).unwrap();
@@ -179,8 +181,13 @@ proptest! {
             1 => ToldKey::Id(entry.key_id_bytes()),
             _ => ToldKey::All(&entry),
         };
-        let ours =
-            Answer { decision, reason, http_status, key, as_of_revision, correlation_id: &correlation_id }.to_body();
+        let matched = pb::Matched::try_from(matched).unwrap();
+        let previous_valid_until = previous_valid_until.map(UnixMillis);
+        let correlation = &*correlation_id;
+        let answer = Answer {
+            decision, reason, http_status, key, matched, previous_valid_until, as_of_revision, correlation_id: correlation,
+        };
+        let ours = answer.to_body();
         let prost = pb::VerifyResponse {
             decision: decision.into(),
             reason: reason.into(),
@@ -190,6 +197,8 @@ proptest! {
                 1 => Some(pb::VerifiedKey { key_id: entry.key_id().to_owned(), ..Default::default() }),
                 _ => Some(convert::verified_key(&entry)),
             },
+            matched: matched.into(),
+            previous_valid_until: previous_valid_until.map(convert::timestamp),
             as_of_revision,
             checks: vec![],
             correlation_id,
@@ -257,6 +266,8 @@ fn the_codec_knows_every_field_of_the_protos() {
         reason: pb::Reason::Ok,
         http_status: 200,
         key: ToldKey::All(&entry),
+        matched: pb::Matched::Previous,
+        previous_valid_until: Some(UnixMillis(1_500)),
         as_of_revision: 1,
         correlation_id: "e",
     };

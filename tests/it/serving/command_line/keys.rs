@@ -58,6 +58,42 @@ fn a_key_is_issued_relabelled_disabled_enabled_and_revoked() {
 }
 
 #[test]
+fn a_key_is_rotated_and_its_rotation_finished_or_taken_back() {
+    let user = User::start();
+    user.does(&["key", "create", "zapier", "--display-name", "Zapier"]);
+    let file = user.path("new.secret");
+    let rotated = user.json(&["key", "rotate", "zapier", "--overlap", "24h", "--secret-file", &file]);
+    let secrets = &rotated["key"]["secrets"];
+    assert_eq!((&rotated["secret"], &secrets[0]["version"]), (&Value::Null, &serde_json::json!(2)));
+    assert_eq!((&secrets[1]["state"], &secrets[1]["overlap"]), (&"SECRET_STATE_PREVIOUS".into(), &"86400s".into()));
+    assert!(secrets[1]["validUntil"].is_string());
+    let found = user.json(&["key", "find", "--secret-file", &file]);
+    assert_eq!(found["matched"], "MATCHED_CURRENT");
+    assert_eq!(found["previousValidUntil"], secrets[1]["validUntil"]);
+    let table = user.does(&["key", "get", "zapier", "--output", "table"]);
+    assert!(table.contains("state previous") && table.contains("overlap 1day"), "{table}");
+    let cancelled = user.json(&["key", "cancel-rotation", "zapier"]);
+    assert_eq!((&cancelled["secrets"][0]["version"], &cancelled["secrets"][1]["version"]), (&1.into(), &2.into()));
+    user.fails(&["key", "cancel-rotation", "zapier"], 6, &["NO_ROTATION_PENDING"]);
+    let refused = user.json(&["key", "find", "--secret-file", &file]);
+    assert_eq!((&refused["reason"], &refused["matched"]), (&"REASON_ROTATED_OUT".into(), &Value::Null));
+
+    let alone = user.does(&["key", "rotate", "zapier", "--overlap-starts", "first-use", "--output", "secret"]);
+    assert!(alone.starts_with("kw_live_") && alone.lines().count() == 1, "{alone}");
+    let key = user.json(&["key", "get", "zapier"]);
+    assert_eq!(
+        (&key["secrets"][1]["overlapStarts"], &key["secrets"][1]["validUntil"]),
+        (&"OVERLAP_START_ON_FIRST_USE".into(), &Value::Null)
+    );
+    let dry = user.tries(&["key", "finish-rotation", "zapier", "--dry-run"]);
+    assert!(dry.err.contains("nothing was changed"), "{}", dry.err);
+    let finished = user.json(&["key", "finish-rotation", "zapier"]);
+    assert_eq!(finished["secrets"][1]["state"], "SECRET_STATE_RETIRED");
+    user.fails(&["key", "rotate", "zapier", "--overlap", "366d"], 2, &["overlap (--overlap): must be 0 to 365 days"]);
+    user.fails(&["key", "rotate", "nobody"], 4, &["KEY_NOT_FOUND"]);
+}
+
+#[test]
 fn an_update_changes_what_it_names_and_nothing_else() {
     let user = User::start();
     user.does(&[

@@ -19,7 +19,7 @@ fn a_secret_is_shown_once_or_goes_to_a_new_private_file() {
     let printed = user.does(&create);
     let written = fs::read_to_string(&file).unwrap();
     assert!(written.starts_with("kw_test_") && written.ends_with('\n'), "a whole line");
-    assert!(!printed.contains(written.trim()) && !printed.contains("secret"), "{printed}");
+    assert!(!printed.contains(written.trim()) && !printed.contains("\"secret\""), "{printed}");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
 
     // A file that is there is left alone, and nothing is issued.
@@ -45,7 +45,7 @@ fn a_secret_is_shown_once_or_goes_to_a_new_private_file() {
     let mut create = user.command(&["key", "create", "lost", "--display-name", "Lost"]);
     let lost = done(&create.stdout(full).stderr(Stdio::piped()).output().unwrap());
     assert_eq!(lost.code, 1);
-    assert!(lost.err.contains("key lost was issued, and its secret could not be written"), "{}", lost.err);
+    assert!(lost.err.contains("a secret of key lost was issued, and could not be written"), "{}", lost.err);
 }
 
 #[test]
