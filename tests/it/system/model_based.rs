@@ -17,7 +17,13 @@ const WANTED: [&str; 4] = ["a", "a.x", "b", "b.c"];
 /// A call, or another event. Keys are numbered in the order in which they were made.
 #[derive(Clone, Debug)]
 enum Step {
-    Create { scopes: usize, owner: u8, waits_ms: Option<u16>, lives_ms: Option<u16>, disabled: bool },
+    Create {
+        scopes: usize,
+        owner: u8,
+        waits_ms: Option<u16>,
+        lives_ms: Option<u16>,
+        disabled: bool,
+    },
     Disable(u8, usize),
     Enable(u8, usize),
     Revoke(u8, usize),
@@ -29,9 +35,35 @@ enum Step {
     Finish(u8),
     Cancel(u8),
     Use(u8),
+    /// Suspends it, or resumes it.
+    Hold(Holder, bool, usize),
+    /// Refuses what was issued so many milliseconds before now, or before the call.
+    Epoch(Holder, Option<u16>),
     Wait(u16),
     SetBack(u16),
     Restart,
+}
+
+/// Whose keys are held. All keys are of one tenant and one issuer.
+#[derive(Clone, Copy, Debug)]
+enum Holder {
+    Tenant,
+    Owner(u8),
+    Issuer,
+}
+
+impl Holder {
+    fn place(self) -> usize {
+        match self {
+            Self::Owner(owner) => usize::from(owner),
+            Self::Tenant => 3,
+            Self::Issuer => 4,
+        }
+    }
+}
+
+fn holder() -> impl Strategy<Value = Holder> {
+    prop_oneof![3 => (0..3_u8).prop_map(Holder::Owner), 1 => Just(Holder::Tenant), 1 => Just(Holder::Issuer)]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -54,6 +86,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<u8>().prop_map(Step::Finish),
         1 => any::<u8>().prop_map(Step::Cancel),
         2 => any::<u8>().prop_map(Step::Use),
+        2 => (holder(), prop::bool::weighted(0.4), 0..REASONS.len()).prop_map(|(of, suspended, reason)| {
+            Step::Hold(of, suspended, reason)
+        }),
+        1 => (holder(), prop::option::of(0..1_500_u16)).prop_map(|(of, back)| Step::Epoch(of, back)),
         2 => (1..1_000_u16).prop_map(Step::Wait),
         1 => (1..3_000_u16).prop_map(Step::SetBack),
         1 => Just(Step::Restart),
@@ -71,33 +107,47 @@ struct Known {
     fields: Fields,
 }
 
-/// The model of the secrets of a key, each with its version.
+/// The model of a tenant, an owner or an issuer.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    suspended: bool,
+    reason: &'static str,
+    epoch_ms: Option<i64>,
+}
+
+/// The model of the secrets of a key.
 struct Secrets {
-    current: (u32, String),
+    current: Secret,
     previous: Option<Previous>,
-    retired: Option<(u32, String)>,
+    retired: Option<Secret>,
     /// Those that were retired before that one.
     forgotten: Vec<String>,
     issued: u32,
 }
 
+struct Secret {
+    version: u32,
+    text: String,
+    issued_ms: i64,
+}
+
 struct Previous {
-    secret: (u32, String),
+    secret: Secret,
     overlap_ms: i64,
     /// `None`: it waits for a use.
     ends_ms: Option<i64>,
 }
 
 impl Secrets {
-    fn retire(&mut self, secret: (u32, String)) {
-        self.forgotten.extend(self.retired.replace(secret).map(|(_, secret)| secret));
+    fn retire(&mut self, secret: Secret) {
+        self.forgotten.extend(self.retired.replace(secret).map(|older| older.text));
     }
 
     /// What GetKey tells of them.
     fn told(&self) -> Vec<(u32, pb::SecretState)> {
-        let previous = self.previous.as_ref().map(|it| (it.secret.0, pb::SecretState::Previous));
-        let retired = self.retired.as_ref().map(|(version, _)| (*version, pb::SecretState::Retired));
-        [Some((self.current.0, pb::SecretState::Current)), previous, retired].into_iter().flatten().collect()
+        let previous = self.previous.as_ref().map(|it| (it.secret.version, pb::SecretState::Previous));
+        let retired = self.retired.as_ref().map(|secret| (secret.version, pb::SecretState::Retired));
+        [Some((self.current.version, pb::SecretState::Current)), previous, retired].into_iter().flatten().collect()
     }
 }
 
@@ -111,15 +161,17 @@ struct Fields {
 }
 
 impl Known {
-    /// Every secret that it ever had, with which one it is if it works, and the verdict if not.
-    fn each_secret(&self, latest_ms: i64) -> Vec<(&str, Result<Matched, Reason>)> {
+    /// Every secret that it ever had, with which one it is and when it was issued if it works, and the
+    /// verdict if not.
+    fn each_secret(&self, latest_ms: i64) -> Vec<(&str, Result<(Matched, i64), Reason>)> {
         let Secrets { current, previous, retired, forgotten, issued: _ } = &self.secrets;
-        let mut all = vec![(&*current.1, Ok(Matched::Current))];
-        all.extend(previous.iter().map(|it| {
-            let has_ended = it.ends_ms.is_some_and(|ends| ends <= latest_ms);
-            (&*it.secret.1, if has_ended { Err(Reason::RotatedOut) } else { Ok(Matched::Previous) })
+        let mut all = vec![(&*current.text, Ok((Matched::Current, current.issued_ms)))];
+        all.extend(previous.iter().map(|Previous { secret, ends_ms, .. }| {
+            let has_ended = ends_ms.is_some_and(|ends| ends <= latest_ms);
+            let works = (Matched::Previous, secret.issued_ms);
+            (&*secret.text, if has_ended { Err(Reason::RotatedOut) } else { Ok(works) })
         }));
-        all.extend(retired.iter().map(|(_, secret)| (&**secret, Err(Reason::RotatedOut))));
+        all.extend(retired.iter().map(|secret| (&*secret.text, Err(Reason::RotatedOut))));
         all.extend(forgotten.iter().map(|secret| (&**secret, Err(Reason::Unknown))));
         all
     }
@@ -130,9 +182,17 @@ impl Known {
         Some(self.fields.ends_ms.map_or(ends, |of_key| of_key.min(ends)))
     }
 
-    /// The expected verdict on a secret that works if the key does.
-    fn reason(&self, wanted: &str, now_ms: i64, latest_ms: i64) -> Reason {
-        let held = SCOPES[self.fields.scopes].iter().any(|granted| match granted.strip_suffix(".*") {
+    /// The expected verdict on a secret that works if the key does, and was issued at a time.
+    fn reason(&self, wanted: &str, issued_ms: i64, at: &Surroundings) -> Reason {
+        let Surroundings { now_ms, latest_ms, held } = *at;
+        let of_it = [Holder::Tenant, Holder::Owner(self.fields.owner), Holder::Issuer].map(|of| held[of.place()]);
+        if of_it.iter().any(|held| held.suspended) {
+            return Reason::OwnerSuspended;
+        }
+        if of_it.iter().any(|held| held.epoch_ms.is_some_and(|epoch| issued_ms < epoch)) {
+            return Reason::EpochRejected;
+        }
+        let has_scope = SCOPES[self.fields.scopes].iter().any(|granted| match granted.strip_suffix(".*") {
             Some(above) => wanted.strip_prefix(above).is_some_and(|rest| rest.starts_with('.')),
             None => *granted == wanted,
         });
@@ -141,7 +201,7 @@ impl Known {
             ("disabled", ..) => Reason::Disabled,
             (_, Some(starts), _) if now_ms < starts => Reason::NotYetValid,
             (_, _, Some(ends)) if now_ms.max(latest_ms) >= ends => Reason::Expired,
-            _ if !held => Reason::ScopeMissing,
+            _ if !has_scope => Reason::ScopeMissing,
             _ => Reason::Ok,
         }
     }
@@ -149,10 +209,25 @@ impl Known {
 
 struct Model {
     site: Site,
+    issuer: String,
     known: Vec<Known>,
+    around: Surroundings,
+}
+
+/// What a verdict depends on besides the key.
+#[derive(Clone, Copy, Default)]
+struct Surroundings {
     now_ms: i64,
     /// The latest time of a change.
     latest_ms: i64,
+    held: [Held; 5],
+}
+
+impl Surroundings {
+    /// The time of a change.
+    fn change_ms(&self) -> i64 {
+        self.latest_ms.max(self.now_ms)
+    }
 }
 
 impl Model {
@@ -161,7 +236,7 @@ impl Model {
         match step {
             Step::Create { scopes, owner, waits_ms, lives_ms, disabled } => {
                 let ends_ms = self.ahead(lives_ms);
-                let starts_ms = waits_ms.map(|waits| self.now_ms + i64::from(waits));
+                let starts_ms = waits_ms.map(|waits| self.around.now_ms + i64::from(waits));
                 let starts_ms = starts_ms.filter(|&starts| ends_ms.is_none_or(|ends| starts < ends));
                 let request = pb::CreateKeyRequest {
                     owner: format!("owner-{owner}"),
@@ -173,8 +248,9 @@ impl Model {
                 let issued = admin.issued(request).await;
                 self.has_changed();
                 let state = if disabled { "disabled" } else { "active" };
-                let (fields, stated_ms) = (Fields { name: 0, scopes, owner, starts_ms, ends_ms }, self.latest_ms);
-                let current = (1, issued.secret.clone());
+                let (fields, stated_ms) =
+                    (Fields { name: 0, scopes, owner, starts_ms, ends_ms }, self.around.latest_ms);
+                let current = Secret { version: 1, text: issued.secret.clone(), issued_ms: stated_ms };
                 let secrets = Secrets { current, previous: None, retired: None, forgotten: vec![], issued: 1 };
                 self.known.push(Known { issued, secrets, state, reason: "", stated_ms, fields });
             }
@@ -206,13 +282,15 @@ impl Model {
             Step::Finish(key) => self.finished(&admin, key).await,
             Step::Cancel(key) => self.cancelled(&admin, key).await,
             Step::Use(key) => self.used(&admin, key).await,
+            Step::Hold(of, suspended, reason) => self.hold(&admin, of, suspended, REASONS[reason]).await,
+            Step::Epoch(of, back_ms) => self.set_epoch(&admin, of, back_ms).await,
             Step::SetBack(ms) => {
                 self.site.clock.advance_ms(-i64::from(ms));
-                self.now_ms -= i64::from(ms);
+                self.around.now_ms -= i64::from(ms);
             }
             Step::Wait(ms) => {
                 self.site.clock.advance_ms(i64::from(ms));
-                self.now_ms += i64::from(ms);
+                self.around.now_ms += i64::from(ms);
             }
             Step::Restart => self.site.restart().await,
         }
@@ -220,11 +298,11 @@ impl Model {
 
     /// An expiry must be later than the clock and the log.
     fn ahead(&self, lives_ms: Option<u16>) -> Option<i64> {
-        lives_ms.map(|lives| self.now_ms.max(self.latest_ms) + i64::from(lives))
+        lives_ms.map(|lives| self.around.change_ms() + i64::from(lives))
     }
 
     fn has_changed(&mut self) {
-        self.latest_ms = self.latest_ms.max(self.now_ms);
+        self.around.latest_ms = self.around.change_ms();
     }
 
     /// Of a revoked key, only how it is called may change; a change to what is there already is none.
@@ -243,7 +321,7 @@ impl Model {
     }
 
     async fn moved(&mut self, admin: &Handle, key: u8, to: &'static str, reason: &'static str) {
-        let at_ms = self.latest_ms.max(self.now_ms);
+        let at_ms = self.around.change_ms();
         let Some(known) = self.pick(key) else { return };
         let name = pb::DisableKeyRequest { reason: reason.into(), ..disable(&known.issued.key) };
         let (key_id, tenant, reason_too) = (name.key_id.clone(), name.tenant.clone(), reason.to_owned());
@@ -271,7 +349,7 @@ impl Model {
     }
 
     async fn rotated(&mut self, admin: &Handle, key: u8, overlap_ms: i64, at_use: bool) {
-        let latest_ms = self.latest_ms.max(self.now_ms);
+        let latest_ms = self.around.change_ms();
         let Some(known) = self.pick(key) else { return };
         let request = if at_use { rotate_at_use } else { rotate }(&known.issued.key, overlap_ms);
         let done = admin.rotate(request).await;
@@ -282,7 +360,8 @@ impl Model {
         }
         let secrets = &mut known.secrets;
         secrets.issued += 1;
-        let current = std::mem::replace(&mut secrets.current, (secrets.issued, done.unwrap().secret));
+        let newer = Secret { version: secrets.issued, text: done.unwrap().secret, issued_ms: latest_ms };
+        let current = std::mem::replace(&mut secrets.current, newer);
         if let Some(previous) = secrets.previous.take() {
             secrets.retire(previous.secret);
         }
@@ -310,7 +389,7 @@ impl Model {
     }
 
     async fn cancelled(&mut self, admin: &Handle, key: u8) {
-        let latest_ms = self.latest_ms.max(self.now_ms);
+        let latest_ms = self.around.change_ms();
         let Some(known) = self.pick(key) else { return };
         let done = admin.cancel_key(&known.issued.key).await;
         let ends = [known.previous_ends(), known.fields.ends_ms];
@@ -329,11 +408,12 @@ impl Model {
 
     /// Uses the current secret, which may begin an overlap.
     async fn used(&mut self, admin: &Handle, key: u8) {
-        let (now_ms, latest_ms) = (self.now_ms, self.latest_ms.max(self.now_ms));
+        let (around, latest_ms) = (self.around, self.around.change_ms());
         let Some(known) = self.pick(key) else { return };
-        let verdict = admin.ask(ask(&known.secrets.current.1)).await.unwrap();
+        let current = &known.secrets.current;
+        let verdict = admin.ask(ask(&current.text)).await.unwrap();
         let granted = SCOPES[known.fields.scopes].first().copied().unwrap_or_default();
-        let works = match known.reason(granted, now_ms, latest_ms) {
+        let works = match known.reason(granted, current.issued_ms, &around) {
             Reason::Ok | Reason::ScopeMissing => Reason::Ok,
             reason => reason,
         };
@@ -354,6 +434,64 @@ impl Model {
         self.has_changed();
     }
 
+    async fn hold(&mut self, admin: &Handle, of: Holder, suspended: bool, reason: &'static str) {
+        let (tenant, reason_too) = ("default".to_owned(), reason.to_owned());
+        match (of, suspended) {
+            (Holder::Tenant, true) => {
+                let request = pb::SuspendTenantRequest { tenant, reason: reason_too, ..Default::default() };
+                admin.suspend_tenant(request).await.map(drop)
+            }
+            (Holder::Tenant, false) => {
+                let request = pb::ResumeTenantRequest { tenant, reason: reason_too, ..Default::default() };
+                admin.resume_tenant(request).await.map(drop)
+            }
+            (Holder::Owner(owner), true) => {
+                let owner = format!("owner-{owner}");
+                let request = pb::SuspendOwnerRequest { owner, reason: reason_too, ..Default::default() };
+                admin.suspend_owner(request).await.map(drop)
+            }
+            (Holder::Owner(owner), false) => {
+                let owner = format!("owner-{owner}");
+                let request = pb::ResumeOwnerRequest { owner, reason: reason_too, ..Default::default() };
+                admin.resume_owner(request).await.map(drop)
+            }
+            // No call suspends an issuer.
+            (Holder::Issuer, _) => return,
+        }
+        .unwrap();
+        let held = &mut self.around.held[of.place()];
+        if held.suspended != suspended || (!reason.is_empty() && held.reason != reason) {
+            (held.suspended, held.reason) = (suspended, reason);
+            self.has_changed();
+        }
+    }
+
+    async fn set_epoch(&mut self, admin: &Handle, of: Holder, back_ms: Option<u16>) {
+        use pb::set_epoch_request::Holder as Asked;
+        let asked = match of {
+            Holder::Tenant => Asked::Tenant("default".into()),
+            Holder::Owner(owner) => {
+                Asked::Owner(pb::OwnerName { owner: format!("owner-{owner}"), ..Default::default() })
+            }
+            Holder::Issuer => Asked::Issuer(self.issuer.clone()),
+        };
+        let now_ms = self.around.change_ms();
+        let epoch_ms = match back_ms {
+            Some(back) => now_ms - i64::from(back),
+            None => self.around.now_ms.max(self.around.latest_ms + 1),
+        };
+        let reject_issued_before = back_ms.and_then(|_| after_start(epoch_ms));
+        let request = pb::SetEpochRequest { holder: Some(asked), reject_issued_before, ..Default::default() };
+        let done = admin.set_epoch(request).await;
+        let held = &mut self.around.held[of.place()];
+        let lowers = held.epoch_ms.is_some_and(|there| epoch_ms < there);
+        assert_eq!(done.as_ref().err().map(error_reason).as_deref(), lowers.then_some("EPOCH_LOWERED"));
+        if !lowers && held.epoch_ms.replace(epoch_ms) != Some(epoch_ms) {
+            let at_ms = if back_ms.is_none() { epoch_ms } else { now_ms };
+            self.around.latest_ms = self.around.latest_ms.max(at_ms);
+        }
+    }
+
     fn pick(&mut self, key: u8) -> Option<&mut Known> {
         let count = self.known.len();
         self.known.get_mut(usize::from(key) % count.max(1))
@@ -361,14 +499,14 @@ impl Model {
 
     /// Without a use, which would begin an overlap.
     async fn compare_secrets(&self, admin: &Handle, known: &Known) {
-        let latest_ms = self.now_ms.max(self.latest_ms);
+        let latest_ms = self.around.change_ms();
         let mode = pb::Mode::Peek.into();
         for (secret, works) in known.each_secret(latest_ms) {
             for wanted in WANTED {
                 let request = pb::VerifyRequest { all_scopes: strings(&[wanted]), mode, ..ask(secret) };
                 let verdict = admin.ask(request).await.unwrap();
                 let expected = match works {
-                    Ok(matched) => match known.reason(wanted, self.now_ms, self.latest_ms) {
+                    Ok((matched, issued_ms)) => match known.reason(wanted, issued_ms, &self.around) {
                         Reason::Ok => {
                             let ends = known.previous_ends().filter(|ends| latest_ms < *ends);
                             (Reason::Ok, matched, ends.and_then(after_start))
@@ -392,6 +530,16 @@ impl Model {
             let secrets: Vec<_> = key.secrets.iter().map(|secret| (secret.version, secret.state())).collect();
             assert_eq!(secrets, known.secrets.told(), "{:?}", known.issued.key);
             self.compare_secrets(&admin, known).await;
+        }
+        for owner in 0..3_u8 {
+            let request = pb::GetOwnerRequest { owner: format!("owner-{owner}"), ..Default::default() };
+            let (told, held) =
+                (admin.get_owner(request).await.unwrap().owner.unwrap(), self.around.held[usize::from(owner)]);
+            assert_eq!(told.state() == pb::HolderState::Suspended, held.suspended);
+            assert_eq!(
+                (&*told.state_reason, told.reject_issued_before),
+                (held.reason, held.epoch_ms.and_then(after_start))
+            );
         }
         for (state, name) in
             [(pb::State::Active, "active"), (pb::State::Disabled, "disabled"), (pb::State::Revoked, "revoked")]
@@ -420,7 +568,11 @@ fn run(cases: u32, steps: usize, on_disk: bool) {
     let outcome = TestRunner::new(config).run(&strategy, |steps| {
         runtime.block_on(async {
             let site = if on_disk { Site::start().await } else { Site::in_memory().await };
-            let mut model = Model { site, known: vec![], now_ms: 0, latest_ms: 0 };
+            // Who issues all keys.
+            let selector = pb::KeySelector { tenant: "system".into(), ..Default::default() };
+            let callers = pb::ListKeysRequest { selector: Some(selector), ..Default::default() };
+            let issuer = site.admin().list(callers).await.unwrap().keys.remove(0).key_id;
+            let mut model = Model { site, issuer, known: vec![], around: Surroundings::default() };
             for step in steps {
                 if on_disk || !matches!(step, Step::Restart) {
                     model.take(step).await;
