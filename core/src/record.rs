@@ -276,8 +276,8 @@ impl KeyRecord {
         Ok(Effect::Changed)
     }
 
-    /// The key as it is at a time by the clock: active, by Keyward itself, if it was disabled until a time that
-    /// has come. What is stored may not say so yet.
+    /// The key as it is at a time by the clock: active, by Keyward itself, if it was disabled until a time
+    /// that has come. What is stored may not say so yet.
     #[must_use]
     pub fn as_of(&self, clock: UnixMillis) -> Cow<'_, Self> {
         match self.resumed(clock) {
@@ -323,8 +323,8 @@ impl KeyRecord {
         }
     }
 
-    /// Deletes the key, which stays in its state below that until it is purged; a `resume_time` goes. A deleted
-    /// key is left as it is.
+    /// Deletes the key, which stays in its state below that until it is purged; a `resume_time` goes. A
+    /// deleted key is left as it is.
     pub fn delete(&mut self, purge_time: UnixMillis, reason: &str, by: &AuditStamp) -> Effect {
         if self.deletion.is_some() {
             return Effect::Unchanged;
@@ -335,7 +335,8 @@ impl KeyRecord {
         Effect::Changed
     }
 
-    /// Gives a deleted key back: disabled, or revoked if it is that. One that is not deleted is left as it is.
+    /// Gives a deleted key back: disabled, or revoked if it is that. One that is not deleted is left as it
+    /// is.
     pub fn undelete(&mut self, reason: &str, by: &AuditStamp) -> Effect {
         if self.deletion.take().is_none() {
             return Effect::Unchanged;
