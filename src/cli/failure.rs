@@ -154,6 +154,9 @@ fn named(field: &str) -> String {
         "annotations" => "--annotation",
         "not_before" => "--not-before",
         "expire_time" => "--expires",
+        "resume_time" => "--resume-time",
+        "purge_after" => "--purge-after",
+        "delete_protected" => "--delete-protected",
         "etag" => "--etag",
         "reason" => "--reason",
         "secret_prefix" => "--secret-prefix",
@@ -183,6 +186,7 @@ fn next_step(refused: &Refused) -> Option<String> {
         "KEY_EXISTS" => "choose another KEY_ID, or none: then the server makes one".to_owned(),
         "TENANT_EXISTS" => "choose another TENANT".to_owned(),
         "ETAG_MISMATCH" => "`keyward key get` has the key as it is now, and its etag".to_owned(),
+        "DELETE_PROTECTED" => "`keyward key update KEY_ID --delete-protected false` lets it be deleted".to_owned(),
         "STATE_FORBIDS" => "`keyward key get` says which state the key is in, and why".to_owned(),
         _ => return None,
     })

@@ -11,7 +11,7 @@ use keyward_core::access::{Caller, ChangeState, Identity, Issue};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{ActorId, TenantId};
-use keyward_core::record::{KeyPolicy, KeyRecord, State};
+use keyward_core::record::{Deletion, KeyPolicy, KeyRecord, State};
 use keyward_core::scope::Scope;
 use keyward_core::testing::SeededEntropy;
 use tonic::{Code, Status};
@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 use keyward::grpc::pb;
 
 use crate::support::harness::{
-    Handle, Issued, START, Site, after_start, disable, error_reason, new_key, strings, update,
+    Handle, Issued, START, Site, after_start, delete, disable, error_reason, new_key, strings, update,
 };
 use crate::support::local_store::{commit, key, open, options};
 
@@ -29,7 +29,9 @@ const NOW: UnixMillis = UnixMillis(1_000);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Deed {
     Disable,
+    Suspend,
     Revoke,
+    Delete,
     Narrow,
     NarrowToTenant,
     Date,
@@ -40,7 +42,7 @@ enum Deed {
     BindToUsToo,
 }
 
-const DEEDS: [Deed; 10] = [
+const DEEDS: [Deed; 12] = [
     Deed::Disable,
     Deed::Revoke,
     Deed::Narrow,
@@ -51,6 +53,8 @@ const DEEDS: [Deed; 10] = [
     Deed::BindHere,
     Deed::BindToOthers,
     Deed::BindToUsToo,
+    Deed::Suspend,
+    Deed::Delete,
 ];
 
 fn scopes(scopes: &[&str]) -> Vec<Scope> {
@@ -58,9 +62,12 @@ fn scopes(scopes: &[&str]) -> Vec<Scope> {
 }
 
 impl Deed {
-    fn apply(self, policy: &mut KeyPolicy) {
+    fn apply(self, key: &mut KeyRecord) {
+        let policy: &mut KeyPolicy = &mut key.spec.policy;
         match self {
             Self::Disable => policy.state = State::Disabled,
+            Self::Suspend => (policy.state, key.resume_time) = (State::Disabled, Some(UnixMillis(NOW.0 + 1))),
+            Self::Delete => key.deletion = Some(Deletion { time: NOW, purge_time: UnixMillis(NOW.0 + 1) }),
             Self::Revoke => policy.state = State::Revoked,
             Self::Narrow => policy.scopes = scopes(&["keyward.operator", "keyward.issuer"]),
             Self::NarrowToTenant => policy.scopes = scopes(&["keyward.admin@default"]),
@@ -118,12 +125,14 @@ impl Round {
     fn commit(&self, who: usize) -> Commit {
         let (actor, mut target) = (&self.keys[who], self.read[who].clone().unwrap());
         let deed = self.deeds[who];
-        deed.apply(&mut target.spec.policy);
+        deed.apply(&mut target);
         let digest = actor.secret.digest;
         let identity = Identity::of_key(actor.key_id.clone(), digest, Some("127.0.0.1".parse().unwrap()));
         let caller = Caller::new(identity, &scopes(&["keyward.admin"]));
         let authorization = match deed {
-            Deed::Disable | Deed::Revoke => caller.grant::<ChangeState>(TenantId::system()).unwrap().authorization(NOW),
+            Deed::Disable | Deed::Suspend | Deed::Revoke | Deed::Delete => {
+                caller.grant::<ChangeState>(TenantId::system()).unwrap().authorization(NOW)
+            }
             _ => caller.grant::<Issue>(TenantId::system()).unwrap().authorization(NOW),
         };
         Commit {
@@ -138,8 +147,8 @@ impl Round {
     /// What must come of a commit, said the long way.
     fn expected(&self, who: usize) -> &'static str {
         let target = self.on[who];
-        let changed_since = self.suffered[target].is_some()
-            && self.read[who].as_ref().unwrap().spec.policy == self.keys[target].spec.policy;
+        let changed_since =
+            self.suffered[target].is_some() && self.read[who].as_ref().unwrap().revision == self.keys[target].revision;
         match self.suffered[who] {
             Some(deed) if !deed.leaves_power() => "unauthorized",
             _ if changed_since => "outdated",
@@ -301,8 +310,14 @@ async fn each_deed(caller: &Handle, key: &pb::Key, validate_only: bool) -> Vec<(
         ("audiences", pb::Key { audiences: strings(&["billing"]), ..key.clone() }),
     ];
     let disable = pb::DisableKeyRequest { validate_only, ..disable(key) };
-    let mut done =
-        vec![("disable", caller.disable(disable).await.err()), ("revoke", caller.revoke(revoke).await.err())];
+    let suspend = pb::DisableKeyRequest { resume_time: after_start(1_000_000), ..disable.clone() };
+    let delete = pb::DeleteKeyRequest { validate_only, ..delete(key) };
+    let mut done = vec![
+        ("disable", caller.disable(disable).await.err()),
+        ("suspend", caller.disable(suspend).await.err()),
+        ("revoke", caller.revoke(revoke).await.err()),
+        ("delete", caller.delete(delete).await.err()),
+    ];
     for (path, key) in updated {
         let request = pb::UpdateKeyRequest { validate_only, ..update(&key, &[path]) };
         done.push((path, caller.update(request).await.err()));

@@ -4,6 +4,7 @@
 //! keys     digest (32 bytes)                 -> record
 //! ids      tenant 0 key_id                   -> digest
 //! facets   tenant 0 facet 0 state 0 key_id   -> nothing; a facet is `o` 0 owner, `l` 0 name 0 value, or `s`
+//!          0 `d` 0 time, 8 bytes, tenant 0 key_id -> nothing: when a suspension ends, or a purge is due
 //! aliases  digest of a secret before the current one -> digest
 //! tenants  tenant                            -> record
 //! owners   tenant 0 owner                    -> record
@@ -478,8 +479,9 @@ impl Table {
     pub(super) fn has_current_layout(&self) -> Result<bool, TableError> {
         match self.meta.get(LAYOUT)?.as_deref() {
             Some([LAYOUT_VERSION]) => Ok(true),
-            // Version 1 was not recorded, and had no states in its facets.
-            None => Ok(false),
+            // Version 1 was not recorded, and had no states in its facets. Version 2 had neither those of
+            // deleted and suspended keys, nor when keys are due.
+            None | Some([2]) => Ok(false),
             Some(_) => Err(TableError::Unsound("its layout is that of another version of keyward")),
         }
     }
@@ -524,7 +526,7 @@ fn no_key() -> StoreError {
 
 const APPLIED: &str = "applied";
 const LAYOUT: &str = "layout";
-const LAYOUT_VERSION: u8 = 2;
+const LAYOUT_VERSION: u8 = 3;
 
 /// The bytes of all files below a directory, as far as they can be read.
 fn bytes_below(dir: &Path) -> u64 {
