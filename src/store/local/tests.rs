@@ -396,7 +396,9 @@ async fn a_table_of_the_layout_before_is_converted_and_one_of_an_unknown_layout_
     store.close().await.unwrap();
     drop(store);
     let path = LockedDir::lock(dir.path()).unwrap().table();
-    for (layout, rebuilds) in [(None, 0), (Some([9]), 1), (Some([2]), 0), (Some([3]), 0)] {
+    let layouts =
+        [(None, true, 0), (Some([9]), false, 1), (Some([2]), true, 0), (Some([2]), false, 0), (Some([3]), false, 0)];
+    for (layout, is_old, rebuilds) in layouts {
         {
             // Threads of the table that was just closed may still hold its file.
             crate::util::files::lock_with_retry(&std::fs::File::open(path.join("db")).unwrap()).unwrap();
@@ -406,7 +408,7 @@ async fn a_table_of_the_layout_before_is_converted_and_one_of_an_unknown_layout_
                 Some(layout) => drop(meta.insert("layout", &layout).unwrap()),
                 None => drop(meta.remove("layout").unwrap()),
             }
-            if [None, Some([2])].contains(&layout) {
+            if is_old {
                 facets.clear().unwrap();
                 facets.insert("default\0o\0acme\0key-000007", b"").unwrap();
                 facets.insert("default\0o\0acme\0disabled\0key-000700", b"").unwrap();
@@ -417,6 +419,7 @@ async fn a_table_of_the_layout_before_is_converted_and_one_of_an_unknown_layout_
         assert_eq!(Store::table_stats(&*store).rebuilds, rebuilds, "{layout:?}");
         assert_eq!(pages(&store, KeyQuery { owner: Some("acme".into()), ..list(100) }).unwrap().len(), 701);
         assert_eq!(store.table.due(None, UnixMillis(5), 10).unwrap().len(), 1, "{layout:?}");
+        assert!(store.table.has_current_layout().unwrap());
         store.close().await.unwrap();
     }
 }

@@ -41,7 +41,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use keyward_core::digest::Digest;
@@ -97,6 +97,8 @@ pub struct Table {
     bloom: BloomFilter,
     size: Size,
     list_turns: ListTurns,
+    /// Whether the secondary index was found to be that of the current layout, whatever is noted.
+    facets_fit: AtomicBool,
     /// The last field, so that sled is dropped last.
     _db: Closing,
 }
@@ -192,6 +194,7 @@ impl Table {
             bloom: contents.bloom,
             size,
             list_turns: ListTurns::new(),
+            facets_fit: AtomicBool::new(false),
             _db,
         })
     }
@@ -490,6 +493,11 @@ impl Table {
     /// After a crash it starts over, because the version is written last.
     pub(super) fn migrate_layout(&self) -> Result<(), TableError> {
         if self.has_current_layout()? {
+            return Ok(());
+        }
+        // As that of version 2 is, unless a key is deleted or suspended.
+        if self.facets_fit.load(Ordering::Relaxed) {
+            self.meta.insert(LAYOUT, &[LAYOUT_VERSION])?;
             return Ok(());
         }
         let mut progress =
