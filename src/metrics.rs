@@ -139,6 +139,12 @@ pub struct MetricSources {
     pub administrators: ValueFn,
     /// The number of first uses of new secrets that were not noted because too many waited.
     pub first_uses_dropped: ValueFn,
+    /// Keys whose suspension has ended, made active by Keyward.
+    pub resumed: ValueFn,
+    /// Deleted keys purged.
+    pub purged: ValueFn,
+    /// How late the changes are that are due by the clock, in seconds.
+    pub due_late_seconds: OptionalValueFn,
     /// For each kind of callers, the bytes held for requests under way.
     pub request_bytes: Vec<(&'static str, ValueFn)>,
     /// For each kind of callers, the number of requests that there was no room for.
@@ -187,6 +193,9 @@ impl Default for MetricSources {
             writable: zero(),
             administrators: zero(),
             first_uses_dropped: zero(),
+            resumed: zero(),
+            purged: zero(),
+            due_late_seconds: unknown(),
             request_bytes: vec![],
             requests_without_room: vec![],
             names: vec![],
@@ -229,8 +238,9 @@ impl Metrics {
         let help = "1 for the phase of its life that it is in: loading (no verdicts yet), checking (verdicts, and no changes \
                     yet), serving, draining or stopping";
         registry.register("phase", help, LabelledGauges("phase", sources.phases));
-        registry.register("keys", "Keys there are, in any state", GaugeFn(sources.keys));
-        let help = "Keys by state; an expired key is in the state that it was in";
+        registry.register("keys", "Keys there are, in any state but deleted", GaugeFn(sources.keys));
+        let help = "Keys by state; an expired key is in the state that it was in, and one whose suspension has ended is \
+                    disabled until Keyward has made it active";
         registry.register("keys_by_state", help, LabelledGauges("state", sources.keys_by_state));
         registry.register("revision", "Every change up to this one is in verdicts", GaugeFn(sources.revision));
         let help = "The last change that is durable, in the journal";
@@ -273,6 +283,12 @@ impl Metrics {
         let help = "First uses of new secrets that did not begin an overlap, because too many waited to be recorded; a later use \
                     does";
         registry.register("first_uses_dropped", help, CounterFn(sources.first_uses_dropped));
+        let help =
+            "Keys whose suspension has ended and that were made active since the start; verdicts do not wait for it";
+        registry.register("keys_resumed", help, CounterFn(sources.resumed));
+        registry.register("keys_purged", "Deleted keys that were purged since the start", CounterFn(sources.purged));
+        let help = "How late the changes are that Keyward makes by the clock, which are these; 0 if none is due";
+        registry.register_with_unit("due_changes_late", help, Unit::Seconds, OptionalGaugeFn(sources.due_late_seconds));
         let help = "Held for requests under way, by whether their connection has had a credential that works";
         let held = LabelledGauges("callers", sources.request_bytes);
         registry.register_with_unit("requests_held", help, Unit::Bytes, held);

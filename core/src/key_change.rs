@@ -9,7 +9,8 @@ use crate::record::KeySpec;
 use crate::scope::Scope;
 
 /// A new value for one field of a key. There is a variant for each field that may change: all of [`KeySpec`]
-/// but the environment, which is part of the secret, and the state, which has calls of its own.
+/// but the environment, which is part of the secret, and the state, which has calls of its own; and whether
+/// the key may be deleted.
 #[derive(Clone, Debug, PartialEq)]
 pub enum KeyChange {
     /// A name for people.
@@ -32,6 +33,8 @@ pub enum KeyChange {
     NotBefore(Option<UnixMillis>),
     /// It does not work from this time on.
     ExpireTime(Option<UnixMillis>),
+    /// It cannot be deleted.
+    DeleteProtected(bool),
 }
 
 impl KeyChange {
@@ -43,14 +46,17 @@ impl KeyChange {
             Self::Scopes(_) | Self::Audiences(_) | Self::AllowedCidrs(_) | Self::NotBefore(_) | Self::ExpireTime(_) => {
                 true
             }
-            Self::DisplayName(_) | Self::Description(_) | Self::Owner(_) | Self::Labels(_) | Self::Annotations(_) => {
-                false
-            }
+            Self::DisplayName(_)
+            | Self::Description(_)
+            | Self::Owner(_)
+            | Self::Labels(_)
+            | Self::Annotations(_)
+            | Self::DeleteProtected(_) => false,
         }
     }
 
     /// Puts the value in its field.
-    pub fn apply(self, spec: &mut KeySpec) {
+    pub fn apply(self, spec: &mut KeySpec, delete_protected: &mut bool) {
         match self {
             Self::DisplayName(value) => spec.display_name = value,
             Self::Description(value) => spec.description = value,
@@ -62,6 +68,7 @@ impl KeyChange {
             Self::Annotations(value) => spec.annotations = value,
             Self::NotBefore(value) => spec.policy.not_before = value,
             Self::ExpireTime(value) => spec.policy.expire_time = value,
+            Self::DeleteProtected(value) => *delete_protected = value,
         }
     }
 }

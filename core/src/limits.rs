@@ -31,8 +31,17 @@ pub const DISPLAY_NAME_BYTES_MAX: usize = 128;
 pub const DESCRIPTION_BYTES_MAX: usize = 512;
 /// The holder of a key.
 pub const OWNER_BYTES_MAX: usize = 128;
-/// Why a key was disabled, enabled or revoked.
+/// Why a key was disabled, enabled, revoked, deleted or given back.
 pub const STATE_REASON_BYTES_MAX: usize = 256;
+
+/// How far ahead the end of a suspension may lie: ten years.
+pub const SUSPENSION_SECONDS_MAX: i64 = 3_653 * 24 * 60 * 60;
+/// The shortest time for which a deleted key is kept.
+pub const DELETED_KEPT_SECONDS_MIN: i64 = 60;
+/// The longest one: ten years.
+pub const DELETED_KEPT_SECONDS_MAX: i64 = 3_653 * 24 * 60 * 60;
+/// How long a deleted key is kept, unless the request says otherwise: 30 days.
+pub const DELETED_KEPT_SECONDS_DEFAULT: i64 = 30 * 24 * 60 * 60;
 
 /// Scopes of one key, or in one request of Verify.
 pub const SCOPES_MAX: usize = 64;

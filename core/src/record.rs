@@ -1,5 +1,6 @@
 //! Records: keys, tenants and what else the log is made of.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -30,9 +31,10 @@ pub struct KeyRecord {
     pub retired: Option<RetiredSecret>,
     /// What an operator gave it.
     pub spec: KeySpec,
-    /// Why the key is in its state.
+    /// Why the key is in its state, or was deleted or given back.
     pub state_reason: String,
-    /// When its state was last changed, and by whom. `None`: that was before this field existed.
+    /// When its state was last changed, or it was deleted or given back, and by whom. `None`: that was before
+    /// this field existed.
     pub state_changed: Option<AuditStamp>,
     /// When a disabled key works again by itself. Until then it is suspended.
     pub resume_time: Option<UnixMillis>,
@@ -173,6 +175,21 @@ impl State {
     }
 }
 
+enumerate! {
+    /// The state that a key is shown in at a time.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub enum ShownState {
+        /// It is active, or was disabled until a time that has come.
+        Active,
+        /// It is disabled, for good or until a time to come.
+        Disabled,
+        /// It is revoked.
+        Revoked,
+        /// It was deleted, whatever else it is.
+        Deleted,
+    }
+}
+
 /// The time and the author of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditStamp {
@@ -198,10 +215,10 @@ pub enum ForbiddenChange {
     #[error("a revoked key stays revoked")]
     Reactivation,
     /// Of a field that is fixed once the key is revoked.
-    #[error("of a revoked key, only display_name, labels and annotations can be changed")]
+    #[error("of a revoked key, only display_name, labels, annotations and delete_protected can be changed")]
     Edit,
     /// Of a key that was deleted.
-    #[error("a deleted key can only be revoked")]
+    #[error("a deleted key can only be revoked or undeleted")]
     Deleted,
     /// A rotation of a key that will never work again, or one in which it has its secrets.
     #[error("the secrets of a revoked or expired key cannot be changed; create another key")]
@@ -237,6 +254,108 @@ impl KeyRecord {
                 Ok(Effect::Changed)
             }
         }
+    }
+
+    /// Disables the key until a time, which must lie ahead, whatever it was disabled until before. With the
+    /// same time, an empty reason or the same one changes nothing.
+    ///
+    /// # Errors
+    /// When the key is revoked or deleted.
+    pub fn suspend(&mut self, until: UnixMillis, reason: &str, by: &AuditStamp) -> Result<Effect, ForbiddenChange> {
+        let is_disabled = self.spec.policy.state == State::Disabled && self.deletion.is_none();
+        let (before, changed) = (self.resume_time.filter(|_| is_disabled), self.state_changed.clone());
+        if before == Some(until) && (reason.is_empty() || reason == self.state_reason) {
+            return Ok(Effect::Unchanged);
+        }
+        // It says nothing new where the key is disabled for good, and no reason is given.
+        self.transition(State::Disabled, reason, by)?;
+        self.resume_time = Some(until);
+        // Another reason alone is no other state.
+        self.state_changed = if before == Some(until) { changed } else { Some(by.clone()) };
+        self.updated = by.clone();
+        Ok(Effect::Changed)
+    }
+
+    /// The key as it is at a time by the clock: active, by Keyward itself, if it was disabled until a time
+    /// that has come. What is stored may not say so yet.
+    #[must_use]
+    pub fn as_of(&self, clock: UnixMillis) -> Cow<'_, Self> {
+        match self.resumed(clock) {
+            Some(since) => {
+                let mut key = self.clone();
+                key.resume_time = None;
+                key.spec.policy.state = State::Active;
+                key.state_reason.clear();
+                key.state_changed = Some(AuditStamp { time: since, actor: ActorId::keyward() });
+                Cow::Owned(key)
+            }
+            None => Cow::Borrowed(self),
+        }
+    }
+
+    /// Since when the key works again, if it was disabled until a time that has come by the clock.
+    #[must_use]
+    pub fn resumed(&self, clock: UnixMillis) -> Option<UnixMillis> {
+        let is_disabled = self.spec.policy.state == State::Disabled && self.deletion.is_none();
+        self.resume_time.filter(|time| is_disabled && *time <= clock)
+    }
+
+    /// The state that it is shown in at a time by the clock.
+    #[must_use]
+    pub fn shown_state(&self, clock: UnixMillis) -> ShownState {
+        match self.spec.policy.state {
+            _ if self.deletion.is_some() => ShownState::Deleted,
+            State::Disabled if self.resumed(clock).is_some() => ShownState::Active,
+            State::Active => ShownState::Active,
+            State::Disabled => ShownState::Disabled,
+            State::Revoked => ShownState::Revoked,
+        }
+    }
+
+    /// The time at which something is to become of the key without anybody's call: it is purged, or works
+    /// again. `None`: nothing is.
+    #[must_use]
+    pub fn due_time(&self) -> Option<UnixMillis> {
+        match (self.deletion, self.spec.policy.state) {
+            (Some(deletion), _) => Some(deletion.purge_time),
+            (None, State::Disabled) => self.resume_time,
+            (None, State::Active | State::Revoked) => None,
+        }
+    }
+
+    /// Deletes the key, which stays in its state below that until it is purged; a `resume_time` goes. A
+    /// deleted key is left as it is.
+    pub fn delete(&mut self, purge_time: UnixMillis, reason: &str, by: &AuditStamp) -> Effect {
+        if self.deletion.is_some() {
+            return Effect::Unchanged;
+        }
+        self.deletion = Some(Deletion { time: by.time, purge_time });
+        self.resume_time = None;
+        self.move_by(reason, by);
+        Effect::Changed
+    }
+
+    /// Gives a deleted key back: disabled, or revoked if it is that. One that is not deleted is left as it
+    /// is.
+    pub fn undelete(&mut self, reason: &str, by: &AuditStamp) -> Effect {
+        if self.deletion.take().is_none() {
+            return Effect::Unchanged;
+        }
+        self.spec.policy.state = self.undeleted_state();
+        self.move_by(reason, by);
+        Effect::Changed
+    }
+
+    /// The state in which the key comes back if it is deleted.
+    #[must_use]
+    pub fn undeleted_state(&self) -> State {
+        if self.spec.policy.state == State::Revoked { State::Revoked } else { State::Disabled }
+    }
+
+    fn move_by(&mut self, reason: &str, by: &AuditStamp) {
+        reason.clone_into(&mut self.state_reason);
+        self.state_changed = Some(by.clone());
+        self.updated = by.clone();
     }
 }
 
@@ -283,11 +402,11 @@ impl KeyRecord {
     }
 
     /// Checks that the fields of `before` may become those of this one. A revoked key keeps what it was, for
-    /// later inquiries; only what it is called and found by may change.
+    /// later inquiries; only what it is called and found by may change, and whether it may be deleted.
     ///
     /// # Errors
-    /// When the key is revoked, and more than its `display_name`, labels or annotations differ; or it is
-    /// deleted.
+    /// When the key is revoked, and more than its `display_name`, labels, annotations or `delete_protected`
+    /// differ; or it is deleted.
     pub fn check_edit(&self, before: &Self) -> Result<(), ForbiddenChange> {
         if before.deletion.is_some() {
             return Err(ForbiddenChange::Deleted);
@@ -301,7 +420,12 @@ impl KeyRecord {
             annotations: self.spec.annotations.clone(),
             ..before.spec.clone()
         };
-        if *self == (Self { spec: editable, ..before.clone() }) { Ok(()) } else { Err(ForbiddenChange::Edit) }
+        let delete_protected = self.delete_protected;
+        if *self == (Self { spec: editable, delete_protected, ..before.clone() }) {
+            Ok(())
+        } else {
+            Err(ForbiddenChange::Edit)
+        }
     }
 }
 
@@ -465,5 +589,71 @@ impl LineRecord {
     #[must_use]
     pub fn is_gap(&self, revision: Revision) -> bool {
         self.ended < revision && revision <= self.base
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::key_record;
+
+    fn by(time: i64, actor: &str) -> AuditStamp {
+        AuditStamp { time: UnixMillis(time), actor: ActorId::parse(actor).unwrap() }
+    }
+
+    #[test]
+    fn a_key_that_is_disabled_until_a_time_is_active_from_then_on() {
+        let mut key = key_record(1);
+        assert_eq!(key.suspend(UnixMillis(50), "unpaid", &by(10, "one")), Ok(Effect::Changed));
+        for (clock, state, due) in [(49, ShownState::Disabled, false), (50, ShownState::Active, true)] {
+            let clock = UnixMillis(clock);
+            assert_eq!((key.shown_state(clock), key.resumed(clock).is_some()), (state, due));
+            assert_eq!(key.as_of(clock).spec.policy.state == State::Active, due);
+        }
+        assert_eq!(key.due_time(), Some(UnixMillis(50)));
+        let resumed = key.as_of(UnixMillis(60)).into_owned();
+        assert_eq!((resumed.resume_time, resumed.due_time(), &*resumed.state_reason), (None, None, ""));
+        assert_eq!(resumed.state_changed, Some(by(50, "keyward")));
+        assert_eq!(resumed.as_of(UnixMillis(60)), Cow::Borrowed(&resumed));
+    }
+
+    #[test]
+    fn another_suspension_replaces_the_time_and_a_reason_alone_does_not_change_the_state() {
+        let mut key = key_record(1);
+        key.transition(State::Disabled, "unpaid", &by(10, "one")).unwrap();
+        assert_eq!(key.suspend(UnixMillis(50), "", &by(11, "two")), Ok(Effect::Changed));
+        assert_eq!((&*key.state_reason, key.state_changed.clone()), ("unpaid", Some(by(11, "two"))));
+        assert_eq!(key.suspend(UnixMillis(50), "unpaid", &by(12, "three")), Ok(Effect::Unchanged));
+        assert_eq!(key.suspend(UnixMillis(50), "leaked", &by(12, "three")), Ok(Effect::Changed));
+        assert_eq!((&*key.state_reason, key.state_changed.clone()), ("leaked", Some(by(11, "two"))));
+        assert_eq!(key.suspend(UnixMillis(40), "", &by(13, "four")), Ok(Effect::Changed));
+        assert_eq!((key.resume_time, key.state_changed.clone()), (Some(UnixMillis(40)), Some(by(13, "four"))));
+        key.transition(State::Revoked, "", &by(14, "five")).unwrap();
+        assert_eq!(key.suspend(UnixMillis(90), "", &by(15, "six")), Err(ForbiddenChange::Reactivation));
+    }
+
+    #[test]
+    fn a_deleted_key_is_purged_at_its_time_and_comes_back_disabled_or_revoked() {
+        for revokes in [false, true] {
+            let mut key = key_record(1);
+            key.suspend(UnixMillis(50), "", &by(10, "one")).unwrap();
+            assert_eq!(key.delete(UnixMillis(90), "left", &by(20, "two")), Effect::Changed);
+            assert_eq!(key.delete(UnixMillis(99), "again", &by(21, "three")), Effect::Unchanged);
+            assert_eq!((key.due_time(), key.resume_time), (Some(UnixMillis(90)), None));
+            for clock in [0, 60, 100] {
+                assert_eq!(key.shown_state(UnixMillis(clock)), ShownState::Deleted);
+                assert_eq!(key.as_of(UnixMillis(clock)), Cow::Borrowed(&key));
+            }
+            assert_eq!(key.suspend(UnixMillis(90), "", &by(22, "four")), Err(ForbiddenChange::Deleted));
+            if revokes {
+                key.transition(State::Revoked, "leaked", &by(23, "five")).unwrap();
+            }
+            let state = if revokes { State::Revoked } else { State::Disabled };
+            assert_eq!(key.undeleted_state(), state);
+            assert_eq!(key.undelete("", &by(30, "six")), Effect::Changed);
+            assert_eq!((key.spec.policy.state, key.deletion, key.due_time()), (state, None, None));
+            assert_eq!(key.state_changed, Some(by(30, "six")));
+            assert_eq!(key.undelete("", &by(31, "seven")), Effect::Unchanged);
+        }
     }
 }

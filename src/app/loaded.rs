@@ -17,7 +17,7 @@ use super::frontend::Frontend;
 use super::metric_sources::Observed;
 use super::opening::Opening;
 use super::serving::{App, close};
-use crate::authority::{Authority, AuthorityDeps};
+use crate::authority::{Authority, AuthorityDeps, Sweeper};
 use crate::config::first_admin::FirstAdmin;
 use crate::disk_monitor::DiskMonitor;
 use crate::grpc::state::VerifyState;
@@ -89,6 +89,8 @@ impl Loaded {
         let (health, writable) = (frontend.health.clone(), observed.writable);
         let disk_monitor = DiskMonitor { store: store.clone(), health, writable };
         monitors.spawn("disk monitor", disk_monitor.run(monitors.stop_token()));
+        let sweeper = Sweeper { store: store.clone(), index: index.clone(), clock, swept: observed.swept };
+        monitors.spawn("sweep", sweeper.run(monitors.stop_token()));
         tracing::info!(keys = index.len(), revision = index.revision().0, "serving");
         Ok(App { store, frontend, background, monitors })
     }

@@ -9,6 +9,7 @@ use keyward_core::clock::{Clock, UnixMillis};
 use keyward_core::record::State;
 use tokio::sync::watch;
 
+use crate::authority::Swept;
 use crate::fast_path;
 use crate::first_use::FirstUses;
 use crate::grpc::calls::guarded;
@@ -30,6 +31,8 @@ pub(super) struct Observed {
     pub(super) writable: Arc<AtomicBool>,
     /// Where first uses of new secrets are noted.
     pub(super) first_uses: FirstUses,
+    /// What the sweeper has done.
+    pub(super) swept: Arc<Swept>,
 }
 
 /// What metrics are read from.
@@ -74,6 +77,9 @@ impl Sources<'_> {
             tls_stale: self.tls_stale(),
             administrators: self.administrators(),
             first_uses_dropped: self.first_uses_dropped(),
+            resumed: self.swept(Swept::resumed),
+            purged: self.swept(Swept::purged),
+            due_late_seconds: self.due_late_seconds(),
             writable: Box::new(move || u64::from(writable.load(Ordering::Relaxed))),
             failed_authentications: self.failures(),
             refusals_waiting: self.of_limits(|limits| limits.failures.waiting()),
@@ -135,6 +141,16 @@ impl Sources<'_> {
     fn first_uses_dropped(&self) -> ValueFn {
         let uses = self.observed.first_uses.clone();
         Box::new(move || uses.dropped())
+    }
+
+    fn swept(&self, of: fn(&Swept) -> u64) -> ValueFn {
+        let swept = self.observed.swept.clone();
+        Box::new(move || of(&swept))
+    }
+
+    fn due_late_seconds(&self) -> OptionalValueFn {
+        let swept = self.observed.swept.clone();
+        Box::new(move || Some(swept.late_ms() as f64 / 1e3))
     }
 
     fn of_limits(&self, of: fn(&CallerLimits) -> u64) -> ValueFn {

@@ -18,7 +18,8 @@ pub struct App {
     pub(super) frontend: Frontend,
     /// Tasks that calls need until they have finished.
     pub(super) background: Tasks,
-    /// The task that reports the disk's state to probes. It ends before probes are told of the stop.
+    /// The tasks that report the disk's state to probes, and make changes that are due by the clock. They end
+    /// before probes are told of the stop.
     pub(super) monitors: Tasks,
 }
 

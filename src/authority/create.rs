@@ -22,6 +22,8 @@ pub struct NewKey {
     pub key_id: Option<KeyId>,
     /// Its fields.
     pub spec: KeySpec,
+    /// Whether it cannot be deleted until this is taken back.
+    pub delete_protected: bool,
 }
 
 /// A created key.
@@ -139,7 +141,7 @@ impl KeyMinter<'_> {
             state_changed: Some(stamp.clone()),
             resume_time: None,
             deletion: None,
-            delete_protected: false,
+            delete_protected: new.delete_protected,
             ordinal: None,
             created: stamp.clone(),
             updated: stamp.clone(),
@@ -185,5 +187,5 @@ fn new_administrator(display_name: &str, description: &str) -> Result<NewKey, Au
         policy: KeyPolicy { scopes: vec![admin], ..KeyPolicy::default() },
         ..KeySpec::default()
     };
-    Ok(NewKey { key_id: None, spec })
+    Ok(NewKey { spec, ..NewKey::default() })
 }

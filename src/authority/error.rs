@@ -64,6 +64,9 @@ pub enum AuthorityError {
     /// The key's state forbids it.
     #[error(transparent)]
     Forbidden(#[from] ForbiddenChange),
+    /// The key is protected from deletion.
+    #[error("the key is delete_protected: take that back first, by UpdateKey with delete_protected false")]
+    DeleteProtected,
     /// A key may not change what it may do itself, nor end the secret that it calls with.
     #[error(
         "a key cannot change its own state, scopes, networks, audiences or times, nor end the secret that it calls with, nor have itself \

@@ -6,6 +6,7 @@
 mod backup;
 mod bootstrap;
 mod create;
+mod deletion;
 mod error;
 #[cfg(feature = "_fuzz")]
 pub mod fuzz_targets;
@@ -16,6 +17,7 @@ mod lifecycle;
 mod page_token;
 mod query;
 mod rotate;
+mod sweep;
 mod tenants;
 mod update;
 
@@ -45,6 +47,7 @@ pub use self::error::{AuthorityError, Resource, Violation};
 pub use self::holds::{ChangedHold, OwnerName};
 pub use self::query::{Listed, Selector};
 pub use self::rotate::Rotated;
+pub use self::sweep::{Sweeper, Swept};
 pub use self::tenants::{NewTenant, TenantPatch};
 pub use crate::store::{Backup, BackupFormat, Exceeded, SoughtText};
 
@@ -128,8 +131,8 @@ impl Authority {
         }
     }
 
-    /// Reads a key, changes it, and commits it if it differs. If another change comes in between, it is tried
-    /// again, unless there is an etag.
+    /// Reads a key, changes it as it is now, and commits it if it differs. It may be deleted. If another
+    /// change comes in between, it is tried again, unless there is an etag.
     async fn change<A>(
         &self,
         grant: &Grant<A>,
@@ -144,11 +147,11 @@ impl Authority {
         let reader = ReadContext { caller: grant.actor(), urgent: operation.may_narrow };
         for _ in 0..COMMIT_ATTEMPTS_MAX {
             let before = self.require_key(&reader, grant.tenant(), key_id).await?;
-            let mut key = before.clone();
+            let now = self.now();
+            let mut key = before.as_of(now.clock()).into_owned();
             if options.etag.as_ref().is_some_and(|tag| *tag != etag(key.revision)) {
                 return Err(AuthorityError::Outdated);
             }
-            let now = self.now();
             let stamp = AuditStamp { time: now.latest(), actor: grant.actor() };
             let effect = change(&mut key, &stamp)?;
             let narrows = narrows(&before, &key);
@@ -231,14 +234,14 @@ impl Authority {
         Ok(authorization.check(key.as_deref(), holds, latest)?)
     }
 
+    /// A key as it is stored. It may be deleted.
     async fn require_key(
         &self,
         reader: &ReadContext,
         tenant: &TenantId,
         key_id: &KeyId,
     ) -> Result<KeyRecord, AuthorityError> {
-        // No call shows a deleted key yet, and none may change it.
-        let key = self.store.key_for(reader, tenant, key_id).await?.filter(|key| key.deletion.is_none());
+        let key = self.store.key_for(reader, tenant, key_id).await?;
         Ok(KeyRecord::clone(&*key.ok_or(AuthorityError::NotFound(Resource::Key))?))
     }
 

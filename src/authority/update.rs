@@ -30,7 +30,9 @@ impl Authority {
         let operation = Operation { method: "UpdateKey", may_narrow: urgent, only_narrows: false };
         self.change(grant, operation, key_id, options, |key, stamp| {
             let before = key.clone();
-            changes.iter().for_each(|change| change.clone().apply(&mut key.spec));
+            for change in changes {
+                change.clone().apply(&mut key.spec, &mut key.delete_protected);
+            }
             if own && key.spec.policy != before.spec.policy {
                 return Err(AuthorityError::OwnKey);
             }

@@ -4,7 +4,10 @@ use clap::{Args, Subcommand};
 
 use super::client::ConnectArgs;
 use super::failure::Failure;
-use super::key::{CreateOutput, GetArgs, IssueArgs, ListArgs, Move, StateArgs, change_state, create, get, list};
+use super::key::{
+    CreateOutput, DeleteArgs, DisableArgs, GetArgs, IssueArgs, ListArgs, Move, StateArgs, change_state, create, get,
+    list,
+};
 use super::print::CALLER_COLUMNS;
 
 /// The tenant of callers.
@@ -28,12 +31,16 @@ enum CallerCommand {
     List(ListArgs),
     /// Show one caller
     Get(GetArgs),
-    /// Refuse a caller until it is enabled
-    Disable(StateArgs),
+    /// Refuse a caller until it is enabled, or until a time
+    Disable(DisableArgs),
     /// Let a disabled caller in again, with the same secret
     Enable(StateArgs),
     /// Refuse a caller for ever
     Revoke(StateArgs),
+    /// Delete a caller's key. It is unknown from then on, and can be given back for 30 days
+    Delete(DeleteArgs),
+    /// Give a deleted key back, disabled
+    Undelete(StateArgs),
 }
 
 #[derive(Debug, Args)]
@@ -58,9 +65,17 @@ pub(super) fn run(args: CallerArgs) -> Result<(), Failure> {
         }
         CallerCommand::List(args) => list(session, tenant, args, CALLER_COLUMNS),
         CallerCommand::Get(args) => get(session, tenant, args),
-        CallerCommand::Disable(args) => change_state(session, tenant, args, Move::Disable),
+        CallerCommand::Disable(args) => {
+            let (args, to) = args.into_parts();
+            change_state(session, tenant, args, to)
+        }
         CallerCommand::Enable(args) => change_state(session, tenant, args, Move::Enable),
         CallerCommand::Revoke(args) => change_state(session, tenant, args, Move::Revoke),
+        CallerCommand::Delete(args) => {
+            let (args, to) = args.into_parts();
+            change_state(session, tenant, args, to)
+        }
+        CallerCommand::Undelete(args) => change_state(session, tenant, args, Move::Undelete),
     }
 }
 

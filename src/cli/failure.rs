@@ -154,6 +154,9 @@ fn named(field: &str) -> String {
         "annotations" => "--annotation",
         "not_before" => "--not-before",
         "expire_time" => "--expires",
+        "resume_time" => "--resume-time",
+        "purge_after" => "--purge-after",
+        "delete_protected" => "--delete-protected",
         "etag" => "--etag",
         "reason" => "--reason",
         "secret_prefix" => "--secret-prefix",
@@ -185,6 +188,7 @@ fn next_step(refused: &Refused) -> Option<String> {
         "ETAG_MISMATCH" => "`keyward key get` has the key as it is now, and its etag; `tenant get`, `owner get` and `epoch get` likewise".to_owned(),
         "OWNER_HELD" => "`keyward owner get` says whether the owner is suspended, and why".to_owned(),
         "EPOCH_LOWERED" => "`keyward epoch get` has the time that is set".to_owned(),
+        "DELETE_PROTECTED" => "`keyward key update KEY_ID --delete-protected false` lets it be deleted".to_owned(),
         "STATE_FORBIDS" => "`keyward key get` says which state the key is in, and why".to_owned(),
         _ => return None,
     })

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use futures_util::Stream;
 use keyward_core::access::{self, Act, Action, Caller, ChangeState, Grant, Issue, ManageTenants, Read};
 use keyward_core::id::TenantId;
+use keyward_core::limits::{DELETED_KEPT_SECONDS_DEFAULT, DELETED_KEPT_SECONDS_MAX, DELETED_KEPT_SECONDS_MIN};
 use keyward_core::record::{KeyRecord, OwnerRecord, State, TenantRecord};
 use tonic::{Request, Response, Status};
 
@@ -153,9 +154,17 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         request: Request<pb::DisableKeyRequest>,
     ) -> Result<Response<pb::DisableKeyResponse>, Status> {
         answer(&self.state, Action::ChangeState, request, async |caller, m| {
-            let name = (&*m.key_id, &*m.tenant, m.etag);
-            let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default());
-            let changed = self.move_key(caller, State::Disabled, change).await?;
+            let (name, default) = ((&*m.key_id, &*m.tenant, m.etag), caller.tenant_by_default());
+            let own = |f: &mut Fields| f.time("resume_time", m.resume_time);
+            let (change, resume_time) = convert::state_change_with(name, m.reason, m.validate_only, default, own)?;
+            let changed = match resume_time {
+                None => self.move_key(caller, State::Disabled, Ok(change)).await?,
+                Some(until) => {
+                    let StateChange { key, reason, options } = change;
+                    let grant = grant::<ChangeState>(caller, key.tenant, Resource::Key)?;
+                    self.authority()?.suspend(&grant, &key.key_id, until, &reason, &options).await?
+                }
+            };
             Ok(pb::DisableKeyResponse { key: Some(keys::key(&changed.record)), revision: changed.revision.0 })
         })
         .await
@@ -228,6 +237,38 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
                 (grant::<Issue>(caller, name.tenant, Resource::Key)?, convert::options(m.etag, m.validate_only));
             let changed = self.authority()?.cancel_rotation(&grant, &name.key_id, &options).await?;
             Ok(pb::CancelRotationResponse { key: Some(keys::key(&changed.record)), revision: changed.revision.0 })
+        })
+        .await
+    }
+
+    async fn delete_key(
+        &self,
+        request: Request<pb::DeleteKeyRequest>,
+    ) -> Result<Response<pb::DeleteKeyResponse>, Status> {
+        answer(&self.state, Action::ChangeState, request, async |caller, m| {
+            let (name, default) = ((&*m.key_id, &*m.tenant, m.etag), caller.tenant_by_default());
+            let bounds = (DELETED_KEPT_SECONDS_MIN, DELETED_KEPT_SECONDS_MAX);
+            let own = |f: &mut Fields| f.duration("purge_after", m.purge_after, bounds, DELETED_KEPT_SECONDS_DEFAULT);
+            let (change, kept_ms) = convert::state_change_with(name, m.reason, m.validate_only, default, own)?;
+            let StateChange { key, reason, options } = change;
+            let grant = grant::<ChangeState>(caller, key.tenant, Resource::Key)?;
+            let changed = self.authority()?.delete_key(&grant, &key.key_id, kept_ms, &reason, &options).await?;
+            Ok(pb::DeleteKeyResponse { key: Some(keys::key(&changed.record)), revision: changed.revision.0 })
+        })
+        .await
+    }
+
+    async fn undelete_key(
+        &self,
+        request: Request<pb::UndeleteKeyRequest>,
+    ) -> Result<Response<pb::UndeleteKeyResponse>, Status> {
+        answer(&self.state, Action::ChangeState, request, async |caller, m| {
+            let name = (&*m.key_id, &*m.tenant, m.etag);
+            let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default())?;
+            let StateChange { key, reason, options } = change;
+            let grant = grant::<ChangeState>(caller, key.tenant, Resource::Key)?;
+            let changed = self.authority()?.undelete_key(&grant, &key.key_id, &reason, &options).await?;
+            Ok(pb::UndeleteKeyResponse { key: Some(keys::key(&changed.record)), revision: changed.revision.0 })
         })
         .await
     }

@@ -62,6 +62,8 @@ pub const RPCS: &[Rpc] = &[
     Rpc { path: "/keyward.v1.KeyAdmin/RotateKey", action: Some(Action::Issue), ..ADMIN },
     Rpc { path: "/keyward.v1.KeyAdmin/FinishRotation", action: Some(Action::Issue), ..URGENT },
     Rpc { path: "/keyward.v1.KeyAdmin/CancelRotation", action: Some(Action::Issue), ..ADMIN },
+    Rpc { path: "/keyward.v1.KeyAdmin/DeleteKey", ..URGENT },
+    Rpc { path: "/keyward.v1.KeyAdmin/UndeleteKey", action: Some(Action::ChangeState), ..ADMIN },
     Rpc { path: "/keyward.v1.KeyAdmin/CreateTenant", action: Some(Action::ManageTenants), ..ADMIN },
     Rpc { path: "/keyward.v1.KeyAdmin/GetTenant", action: Some(Action::Read), ..ADMIN },
     Rpc { path: "/keyward.v1.KeyAdmin/ListTenants", action: Some(Action::Read), kind: LONG, ..ADMIN },

@@ -4,7 +4,7 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::decision::{DenyReason, Policy};
 use keyward_core::id::{KeyId, SecretPrefix, TenantId};
 use keyward_core::limits::{DISPLAY_NAME_BYTES_MAX, OWNER_BYTES_MAX, SELECTOR_KEY_IDS_MAX, STATE_REASON_BYTES_MAX};
-use keyward_core::record::State;
+use keyward_core::record::{ShownState, State};
 use prost_types::Timestamp;
 
 use super::fields::Fields;
@@ -57,22 +57,37 @@ pub fn tenant_name(tenant: &str) -> Result<TenantId, Refusal> {
     fields.finish(tenant)
 }
 
-/// Reads what DisableKey, EnableKey and RevokeKey have in common.
+/// Reads what DisableKey, EnableKey, RevokeKey and UndeleteKey have in common.
 ///
 /// # Errors
 /// When a field breaks its rule.
 pub fn state_change(
-    (key_id, tenant, etag): (&str, &str, String),
+    name: (&str, &str, String),
     reason: String,
     validate_only: bool,
     default: TenantId,
 ) -> Result<StateChange, Refusal> {
+    state_change_with(name, reason, validate_only, default, |_| ()).map(|(change, ())| change)
+}
+
+/// The same with fields of the call's own.
+///
+/// # Errors
+/// When a field breaks its rule.
+pub fn state_change_with<T>(
+    (key_id, tenant, etag): (&str, &str, String),
+    reason: String,
+    validate_only: bool,
+    default: TenantId,
+    own: impl FnOnce(&mut Fields) -> T,
+) -> Result<(StateChange, T), Refusal> {
     let mut fields = Fields::default();
     let tenant = fields.parse_or("tenant", tenant, TenantId::parse, || default);
     let key_id = fields.parse("key_id", key_id, KeyId::parse);
     let reason = fields.text("reason", reason, STATE_REASON_BYTES_MAX);
     let key = tenant.zip(key_id).map(|(tenant, key_id)| KeyName { tenant, key_id });
-    fields.finish(key.map(|key| StateChange { key, reason, options: options(etag, validate_only) }))
+    let own = own(&mut fields);
+    fields.finish(key.map(|key| (StateChange { key, reason, options: options(etag, validate_only) }, own)))
 }
 
 /// Reads which keys to list, of which tenant, and how many.
@@ -90,12 +105,14 @@ pub fn list(request: &pb::ListKeysRequest, default: TenantId) -> Result<(TenantI
     }
     for (at, &state) in selector.states.iter().take(SELECTOR_STATES_MAX).enumerate() {
         match pb::State::try_from(state) {
-            Ok(pb::State::Active) => states.push(State::Active),
-            Ok(pb::State::Disabled) => states.push(State::Disabled),
-            Ok(pb::State::Revoked) => states.push(State::Revoked),
-            Ok(pb::State::Unspecified) | Err(_) => {
-                f.wrong(format!("selector.states[{at}]"), "must be STATE_ACTIVE, STATE_DISABLED or STATE_REVOKED");
-            }
+            Ok(pb::State::Active) => states.push(ShownState::Active),
+            Ok(pb::State::Disabled) => states.push(ShownState::Disabled),
+            Ok(pb::State::Revoked) => states.push(ShownState::Revoked),
+            Ok(pb::State::Deleted) => states.push(ShownState::Deleted),
+            Ok(pb::State::Unspecified) | Err(_) => f.wrong(
+                format!("selector.states[{at}]"),
+                "must be STATE_ACTIVE, STATE_DISABLED, STATE_REVOKED or STATE_DELETED",
+            ),
         }
     }
     states.sort_unstable_by_key(|state| *state as u8);
@@ -106,7 +123,9 @@ pub fn list(request: &pb::ListKeysRequest, default: TenantId) -> Result<(TenantI
         KeyId::parse(id).map_err(|rule| rule.0)
     });
     let page_size = f.page_size("page_size", request.page_size);
-    fields.finish(tenant.map(|tenant| (tenant, Selector { states, owner, labels, key_ids }, page_size)))
+    let with_deleted = request.show_deleted;
+    let selector = Selector { states, with_deleted, owner, labels, key_ids };
+    fields.finish(tenant.map(|tenant| (tenant, selector, page_size)))
 }
 
 /// Reads a tenant to be.

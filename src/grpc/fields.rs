@@ -282,6 +282,20 @@ impl Fields {
         })
     }
 
+    /// A length of time within bounds, in seconds, to the millisecond. Returns milliseconds; `default`
+    /// seconds if it is not given.
+    pub fn duration(&mut self, field: &str, value: Option<Duration>, (min, max): (i64, i64), default: i64) -> i64 {
+        let Some(value) = value else { return default * 1_000 };
+        let millis = value.seconds.checked_mul(1_000).and_then(|ms| ms.checked_add(i64::from(value.nanos / 1_000_000)));
+        match millis {
+            Some(ms) if (min * 1_000..=max * 1_000).contains(&ms) && (0..1_000_000_000).contains(&value.nanos) => ms,
+            _ => {
+                self.wrong(field, format!("must be {min} s to {max} s"));
+                0
+            }
+        }
+    }
+
     /// The size of a page.
     pub fn page_size(&mut self, field: &str, value: i32) -> usize {
         match usize::try_from(value) {

@@ -42,6 +42,7 @@ const FIELDS: &[(&str, Read)] = &[
     ("annotations", |f, key| KeyChange::Annotations(f.annotations("annotations", mem::take(&mut key.annotations)))),
     ("not_before", |f, key| KeyChange::NotBefore(f.time("not_before", key.not_before))),
     ("expire_time", |f, key| KeyChange::ExpireTime(f.time("expire_time", key.expire_time))),
+    ("delete_protected", |_, key| KeyChange::DeleteProtected(key.delete_protected)),
 ];
 
 /// Reads a key to be, and its tenant.
@@ -65,6 +66,7 @@ pub fn new_key(request: pb::CreateKeyRequest, default: TenantId) -> Result<(Tena
         not_before,
         expire_time,
         disabled,
+        delete_protected,
         validate_only: _,
     } = request;
     let mut given = pb::Key {
@@ -78,6 +80,7 @@ pub fn new_key(request: pb::CreateKeyRequest, default: TenantId) -> Result<(Tena
         annotations,
         not_before,
         expire_time,
+        delete_protected,
         ..pb::Key::default()
     };
     let mut fields = Fields::default();
@@ -85,12 +88,12 @@ pub fn new_key(request: pb::CreateKeyRequest, default: TenantId) -> Result<(Tena
     let tenant = f.parse_or("tenant", &tenant, TenantId::parse, || default);
     let key_id = f.parse_or("key_id", &key_id, |id| KeyId::parse(id).map(Some), || None);
     let environment = f.parse_or("environment", &environment, Environment::parse, Environment::live);
-    let mut spec = KeySpec::default();
-    FIELDS.iter().for_each(|(_, read)| read(f, &mut given).apply(&mut spec));
+    let (mut spec, mut delete_protected) = (KeySpec::default(), false);
+    FIELDS.iter().for_each(|(_, read)| read(f, &mut given).apply(&mut spec, &mut delete_protected));
     spec.policy.state = if disabled { State::Disabled } else { State::Active };
     let new = tenant.zip(key_id).zip(environment).map(|((tenant, key_id), environment)| {
         spec.policy.environment = environment;
-        (tenant, NewKey { key_id, spec })
+        (tenant, NewKey { key_id, spec, delete_protected })
     });
     fields.finish(new)
 }
@@ -209,13 +212,17 @@ fn span(ms: u64) -> Duration {
     Duration { seconds, nanos: i32::try_from(ms % 1_000 * 1_000_000).unwrap_or(0) }
 }
 
-/// A key for the wire.
+/// A key for the wire, as it is now ([`KeyRecord::as_of`]).
 #[must_use]
 pub fn key(key: &KeyRecord) -> pb::Key {
     // Without `..`, so that a new field does not compile until it is answered.
     let KeySpec { display_name, description, owner, policy, labels, annotations } = &key.spec;
     let KeyPolicy { environment, state, scopes, audiences, allowed_cidrs, not_before, expire_time } = policy;
     let changed = key.state_changed.as_ref();
+    let (state, undelete_state) = match key.deletion {
+        Some(_) => (pb::State::Deleted, convert::state(key.undeleted_state())),
+        None => (convert::state(*state), pb::State::Unspecified),
+    };
     pb::Key {
         key_id: key.key_id.to_string(),
         tenant: key.tenant.to_string(),
@@ -224,10 +231,15 @@ pub fn key(key: &KeyRecord) -> pb::Key {
         owner: owner.clone(),
         environment: environment.to_string(),
         hint: key.secret.hint.clone(),
-        state: convert::state(*state).into(),
+        state: state.into(),
         state_reason: key.state_reason.clone(),
         state_by: changed.map(|stamp| stamp.actor.to_string()).unwrap_or_default(),
         state_time: changed.map(|stamp| timestamp(stamp.time)),
+        resume_time: key.resume_time.map(timestamp),
+        delete_time: key.deletion.map(|deletion| timestamp(deletion.time)),
+        purge_time: key.deletion.map(|deletion| timestamp(deletion.purge_time)),
+        delete_protected: key.delete_protected,
+        undelete_state: undelete_state.into(),
         scopes: scopes.iter().map(|s| s.as_str().to_owned()).collect(),
         audiences: audiences.clone(),
         secrets: secrets(key),

@@ -306,6 +306,7 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
             (Code::FailedPrecondition, "NO_ROTATION_PENDING", error.to_string())
         }
         AuthorityError::Forbidden(error) => (Code::FailedPrecondition, "STATE_FORBIDS", error.to_string()),
+        AuthorityError::DeleteProtected => (Code::FailedPrecondition, "DELETE_PROTECTED", error.to_string()),
         AuthorityError::OwnKey => (Code::FailedPrecondition, "OWN_KEY", error.to_string()),
         AuthorityError::LastAdministrator | AuthorityError::SystemTenant => {
             (Code::FailedPrecondition, "LAST_ADMINISTRATOR", error.to_string())
@@ -339,8 +340,8 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
         AuthorityError::BackupNeedsSecondFormat => (
             Code::FailedPrecondition,
             "BACKUP_NEEDS_FORMAT_2",
-            "there are records that a backup of format 1 cannot have: a key was rotated, suspended until a time \
-             or deleted, was changed by an author that is no key, or a tenant, an owner or an issuer is or was \
+            "there are records that a backup of format 1 cannot have: a key was rotated, suspended until a time, \
+             deleted or protected from that, was changed by an author that is no key, or a tenant, an owner or an issuer is or was \
              suspended; make one of format 2"
                 .to_owned(),
         ),

@@ -158,6 +158,10 @@ impl Client {
         finish_rotation(KeyAdminClient, FinishRotationRequest) -> FinishRotationResponse, "FinishRotation", "keyward.issuer";
         /// Takes the newest secret of a key back.
         cancel_rotation(KeyAdminClient, CancelRotationRequest) -> CancelRotationResponse, "CancelRotation", "keyward.issuer";
+        /// Deletes a key.
+        delete_key(KeyAdminClient, DeleteKeyRequest) -> DeleteKeyResponse, "DeleteKey", "keyward.operator";
+        /// Gives a deleted key back.
+        undelete_key(KeyAdminClient, UndeleteKeyRequest) -> UndeleteKeyResponse, "UndeleteKey", "keyward.operator";
         /// Creates a tenant.
         create_tenant(KeyAdminClient, CreateTenantRequest) -> CreateTenantResponse, "CreateTenant", "keyward.admin";
         /// Reads one tenant.

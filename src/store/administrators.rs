@@ -30,20 +30,12 @@ pub(super) struct Lasting {
     key: LastingAdministrator,
     /// The version of its current secret.
     version: u32,
-    /// Until when the secret before that works too. `None`: there is none.
-    previous_end: Option<UnixMillis>,
 }
 
 impl Lasting {
     fn of(key: &KeyRecord) -> Option<Self> {
-        let waits = key.previous.as_ref().map(|_| UnixMillis(i64::MAX));
-        let (version, previous_end) = (key.secret.version, key.previous_end().or(waits));
-        LastingAdministrator::of(key).map(|key| Self { key, version, previous_end })
-    }
-
-    /// Whether a rotation is pending.
-    fn is_rotating(&self, at: UnixMillis) -> bool {
-        self.previous_end.is_some_and(|end| at < end)
+        let version = key.secret.version;
+        LastingAdministrator::of(key).map(|key| Self { key, version })
     }
 
     fn works(&self, holds: &Holds, at: UnixMillis) -> bool {
@@ -90,7 +82,7 @@ impl Administrators {
         let lasts = |key: &Lasting| key.works(&self.holds, at);
         let will_last = |key: &Lasting| key.works(&holds, at);
         let is_known = |key_id: &KeyId, after: &Lasting| match self.keys.get(key_id) {
-            Some(before) => after.version <= before.version || after.is_rotating(at) && !before.is_rotating(at),
+            Some(before) => after.version <= before.version || after.key.is_rotating(at) && !before.key.is_rotating(at),
             None => true,
         };
         let of_written = |(key_id, after): (&&KeyId, &Option<Lasting>)| {

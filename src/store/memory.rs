@@ -21,8 +21,8 @@ use super::check::{RecordReader, WriteContext, authorize, check_and_encode, keep
 use super::engine::{EngineError, LockedEngine, OpenContext, StorageEngine};
 use super::ordinals::Ordinals;
 use super::{
-    Backup, BackupError, BackupFormat, Bounds, Commit, CommitError, KeyQuery, LogStream, Page, ReadContext, Store,
-    StoreError, WriteHealth,
+    Backup, BackupError, BackupFormat, Bounds, Commit, CommitError, DueKey, KeyQuery, LogStream, Page, ReadContext,
+    Store, StoreError, WriteHealth,
 };
 use crate::feed::{Feed, Lagged, Subscription};
 
@@ -132,6 +132,18 @@ impl Store for MemoryStore {
         let state = self.state.lock();
         let selected = state.keys.values().filter(|key| query.selects(key)).cloned();
         Ok(Page::first(selected, query.limit, |key| key.key_id.clone()))
+    }
+
+    async fn due(&self, after: Option<&DueKey>, until: UnixMillis, limit: usize) -> Result<Vec<DueKey>, StoreError> {
+        let state = self.state.lock();
+        let due = state.keys.values().filter_map(|key| {
+            let (tenant, key_id) = (key.tenant.clone(), key.key_id.clone());
+            key.due_time().map(|time| DueKey { time, tenant, key_id })
+        });
+        let mut due: Vec<_> = due.filter(|due| due.time <= until && after.is_none_or(|after| due > after)).collect();
+        due.sort_unstable();
+        due.truncate(limit);
+        Ok(due)
     }
 
     async fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {

@@ -32,7 +32,7 @@ use tokio::sync::mpsc;
 pub use self::bounds::{Bounds, Exceeded, InUse};
 pub use self::commit::{Commit, CommitError, RecordWrite};
 pub use self::log_stream::LogStream;
-pub use self::query::{KeyQuery, Page, PagePermit, ReadContext, SoughtText};
+pub use self::query::{DueKey, KeyQuery, Page, PagePermit, ReadContext, SoughtText};
 pub use self::view::{ChunkWriter, MaterializedView};
 use crate::feed::{Lagged, Subscription};
 
@@ -69,6 +69,14 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// When the engine cannot read, or too many lists wait.
     async fn keys(&self, query: KeyQuery) -> Result<Page<KeyRecord, KeyId>, StoreError>;
+
+    /// Up to `limit` keys of all tenants that are due by a time, after another one, in the order of their
+    /// times ([`KeyRecord::due_time`]). The newest commits may be missing, so the caller reads each key
+    /// again.
+    ///
+    /// # Errors
+    /// When the engine cannot read, or too many reads wait.
+    async fn due(&self, after: Option<&DueKey>, until: UnixMillis, limit: usize) -> Result<Vec<DueKey>, StoreError>;
 
     /// One tenant, as of the last commit or later.
     ///

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use keyward_core::clock::UnixMillis;
 use keyward_core::id::{ActorId, KeyId, TenantId};
-use keyward_core::record::{KeyRecord, State};
+use keyward_core::record::{KeyRecord, ShownState};
 
 /// On whose behalf a key is read, and how urgently.
 #[derive(Clone, Debug)]
@@ -23,8 +24,10 @@ pub struct KeyQuery {
     pub caller: ActorId,
     /// Of this tenant.
     pub tenant: TenantId,
-    /// In one of these states. Empty: in any.
-    pub states: Vec<State>,
+    /// In one of these states at the time `clock`. Empty: in any but deleted.
+    pub states: Vec<ShownState>,
+    /// The time by the clock: a suspension may have ended.
+    pub clock: UnixMillis,
     /// Of exactly this owner.
     pub owner: Option<SoughtText>,
     /// With all of these labels.
@@ -38,17 +41,40 @@ pub struct KeyQuery {
 }
 
 impl KeyQuery {
-    /// Whether a key meets every condition, and is not deleted.
+    /// Whether a key meets every condition.
     #[must_use]
     pub fn selects(&self, key: &KeyRecord) -> bool {
         key.tenant == self.tenant
-            && key.deletion.is_none()
-            && (self.states.is_empty() || self.states.contains(&key.spec.policy.state))
+            && self.has_state(key)
             && self.owner.as_ref().is_none_or(|owner| owner.is(&key.spec.owner))
             && self.labels.iter().all(|(name, value)| key.spec.labels.get(name).is_some_and(|found| value.is(found)))
             && (self.key_ids.is_empty() || self.key_ids.contains(&key.key_id))
             && self.after.as_ref().is_none_or(|after| key.key_id > *after)
     }
+
+    fn has_state(&self, key: &KeyRecord) -> bool {
+        match (key.shown_state(self.clock), &self.states[..]) {
+            (state, []) => state != ShownState::Deleted,
+            (state, states) => states.contains(&state),
+        }
+    }
+
+    /// Whether a key is left out for what can only be told by its record and the clock: such keys are not
+    /// counted among those that a page examines, so that no list ends because of them.
+    pub(crate) fn passes_over(&self, key: &KeyRecord) -> bool {
+        (key.deletion.is_some() || key.resume_time.is_some()) && !self.has_state(key)
+    }
+}
+
+/// A key of which something is to become at a time: see [`KeyRecord::due_time`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DueKey {
+    /// When.
+    pub time: UnixMillis,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// The key.
+    pub key_id: KeyId,
 }
 
 /// A text that keys must have. Texts are stored in one normalization form, but those of old records are as

@@ -76,14 +76,17 @@ impl Caller {
         rotate: admin.rotate_key(RotateKeyRequest) -> RotateKeyResponse;
         finish: admin.finish_rotation(FinishRotationRequest) -> FinishRotationResponse;
         cancel: admin.cancel_rotation(CancelRotationRequest) -> CancelRotationResponse;
+        delete: admin.delete_key(DeleteKeyRequest) -> DeleteKeyResponse;
+        undelete: admin.undelete_key(UndeleteKeyRequest) -> UndeleteKeyResponse;
         create_tenant: admin.create_tenant(CreateTenantRequest) -> CreateTenantResponse;
         ask: verify.verify(VerifyRequest) -> VerifyResponse;
     }
 
-    /// All keys of a tenant, and the lowest revision that a page was true at.
+    /// All keys of a tenant, deleted ones too, and the lowest revision that a page was true at.
     pub(crate) async fn all_keys(&self, tenant: &str) -> Result<(Vec<pb::Key>, u64), Status> {
         let selector = Some(pb::KeySelector { tenant: tenant.to_owned(), ..Default::default() });
-        let mut request = pb::ListKeysRequest { selector, page_size: PAGE_KEYS, page_token: String::new() };
+        let mut request =
+            pb::ListKeysRequest { selector, page_size: PAGE_KEYS, show_deleted: true, ..Default::default() };
         let (mut keys, mut revision) = (vec![], u64::MAX);
         loop {
             let page = self.list(request.clone()).await?;

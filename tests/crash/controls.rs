@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use crate::Failure;
 use crate::cuts::{Variant, World};
 use crate::load::{Load, Mix, Shape};
-use crate::oracle::{Book, Key};
+use crate::oracle::{Book, Form, Key};
 use crate::run::{Run, SMALL_SEGMENT, Scene};
 use crate::verify::compare;
 
@@ -113,7 +113,9 @@ fn add_a_secret(key: &mut Key) {
 }
 
 fn swap_secrets(book: &mut Book) -> Option<()> {
-    let [first, second, ..] = book.keys.as_mut_slice() else { return None };
+    // Of deleted keys verdicts tell nothing, and so not which it is.
+    let mut told = book.keys.iter_mut().filter(|key| Form::of(key).verdict() != pb::Reason::Unknown);
+    let (first, second) = (told.next()?, told.next()?);
     std::mem::swap(&mut first.secret, &mut second.secret);
     Some(())
 }

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 
 use keyward::grpc::pb;
+use keyward::util::system::SystemClock;
+use keyward_core::clock::Clock;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
@@ -12,13 +14,14 @@ use tonic::Status;
 
 use crate::Failure;
 use crate::caller::{Caller, Refused};
-use crate::oracle::{Change, Key, Oracle};
+use crate::oracle::{Change, Form, Key, Oracle};
 use crate::server::Server;
 
 /// What clients do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mix {
-    /// A quarter creates; the rest relabels, rotates, disables, enables, revokes, and asks for verdicts.
+    /// A quarter creates; the rest relabels, rotates, disables, also until a time, enables, revokes,
+    /// deletes, undeletes, and asks for verdicts.
     Ordinary,
     /// Few keys, relabelled over and over with long labels.
     Churn,
@@ -51,6 +54,9 @@ const CHURNED_LABEL_PADDING: usize = 100;
 
 /// How long the secret before a new one works: longer than any run.
 const OVERLAP_SECONDS: i64 = 30 * 86_400;
+
+/// A time ahead that no run reaches.
+const FAR_AHEAD_SECONDS: i64 = 365 * 24 * 60 * 60;
 
 /// Running clients.
 pub(crate) struct Load {
@@ -191,6 +197,9 @@ impl Client {
             return Change::Relabel(name);
         }
         match (self.rng.random_range(0..13), key.state) {
+            (0..10, pb::State::Deleted) => Change::Undelete(name),
+            (_, pb::State::Deleted) => Change::Revoke(name),
+            (7, _) => Change::Delete(name),
             (0..5, _) => Change::Relabel(name),
             (5, _) | (_, pb::State::Revoked) => Change::Revoke(name),
             (10, _) if key.has_previous() => Change::Finish,
@@ -199,6 +208,7 @@ impl Client {
             (6, pb::State::Active) => Change::Enable(name),
             (6, _) => Change::Disable(name),
             (_, pb::State::Disabled) => Change::Enable(name),
+            (8, _) => Change::Suspend(name),
             _ => Change::Disable(name),
         }
     }
@@ -234,6 +244,18 @@ impl Client {
             Change::Cancel => {
                 (caller.cancel(pb::CancelRotationRequest { key_id, ..Default::default() }).await?.key, None)
             }
+            Change::Suspend(reason) => {
+                let seconds = SystemClock.now().0 / 1_000 + FAR_AHEAD_SECONDS;
+                let resume_time = Some(prost_types::Timestamp { seconds, nanos: 0 });
+                let request = pb::DisableKeyRequest { key_id, reason, resume_time, ..Default::default() };
+                (caller.disable(request).await?.key, None)
+            }
+            Change::Delete(reason) => {
+                (caller.delete(pb::DeleteKeyRequest { key_id, reason, ..Default::default() }).await?.key, None)
+            }
+            Change::Undelete(reason) => {
+                (caller.undelete(pb::UndeleteKeyRequest { key_id, reason, ..Default::default() }).await?.key, None)
+            }
             Change::Revoke(reason) => {
                 (caller.revoke(pb::RevokeKeyRequest { key_id, reason, ..Default::default() }).await?.key, None)
             }
@@ -243,22 +265,12 @@ impl Client {
     /// Asks for a verdict on a key, which nobody else changes meanwhile.
     async fn ask(&mut self, keys: usize) -> Result<(), Refused> {
         let key = self.some_key(keys);
-        let Some(secret) = key.secret else { return Ok(()) };
+        let Some(secret) = key.secret.clone() else { return Ok(()) };
         let verdict = self.caller.ask(pb::VerifyRequest { secret, ..Default::default() }).await?;
-        if verdict.reason() != reason(key.state) || !decides(&verdict) {
+        if verdict.reason() != Form::of(&key).verdict() || !decides(&verdict) {
             self.oracle.contradicted(format!("{} is {:?}, and the verdict is {verdict:?}", key.id, key.state));
         }
         Ok(())
-    }
-}
-
-/// The reason of a verdict on a key in this state.
-pub(crate) fn reason(state: pb::State) -> pb::Reason {
-    match state {
-        pb::State::Active => pb::Reason::Ok,
-        pb::State::Disabled => pb::Reason::Disabled,
-        pb::State::Revoked => pb::Reason::Revoked,
-        pb::State::Unspecified => pb::Reason::Unspecified,
     }
 }
 

@@ -27,6 +27,10 @@ pub(crate) struct Key {
     pub(crate) secrets: Vec<(u32, pb::SecretState)>,
     pub(crate) label: String,
     pub(crate) state: pb::State,
+    /// Of a deleted key, the state in which it comes back.
+    pub(crate) undelete_state: pb::State,
+    /// Whether it is disabled until a time.
+    pub(crate) is_suspended: bool,
     /// Why it is in that state.
     pub(crate) reason: String,
     /// The revision of its last change.
@@ -76,6 +80,11 @@ pub(crate) enum Change {
     Disable(String),
     Enable(String),
     Revoke(String),
+    /// It is disabled until a time that no run reaches.
+    Suspend(String),
+    /// It is deleted, to be purged at a time that no run reaches, and given back.
+    Delete(String),
+    Undelete(String),
     /// It gets another secret, and the one before works on for longer than a run takes.
     Rotate,
     /// The secret before the newest one ends.
@@ -89,6 +98,8 @@ pub(crate) enum Change {
 pub(crate) struct Form {
     pub(crate) label: String,
     pub(crate) state: pb::State,
+    pub(crate) undelete_state: pb::State,
+    pub(crate) is_suspended: bool,
     pub(crate) reason: String,
     /// The versions of its secrets, and what they are: the current, the previous and the retired one.
     pub(crate) secrets: Vec<(u32, pb::SecretState)>,
@@ -103,13 +114,31 @@ impl Form {
     /// Of a key as the server tells of it.
     pub(crate) fn told(key: &pb::Key) -> Self {
         let (label, reason) = (key.display_name.clone(), key.state_reason.clone());
-        Self { label, state: key.state(), reason, secrets: secrets(key) }
+        let (undelete_state, is_suspended) = (key.undelete_state(), key.resume_time.is_some());
+        Self { label, state: key.state(), undelete_state, is_suspended, reason, secrets: secrets(key) }
     }
 
     /// Of a key as a book has it.
     pub(crate) fn of(key: &Key) -> Self {
         let (label, reason) = (key.label.clone(), key.reason.clone());
-        Self { label, state: key.state, reason, secrets: key.secrets.clone() }
+        let &Key { state, undelete_state, is_suspended, .. } = key;
+        Self { label, state, undelete_state, is_suspended, reason, secrets: key.secrets.clone() }
+    }
+
+    /// The reason of a verdict on the current secret.
+    pub(crate) fn verdict(&self) -> pb::Reason {
+        match self.state {
+            pb::State::Active => pb::Reason::Ok,
+            pb::State::Disabled if self.is_suspended => pb::Reason::Suspended,
+            pb::State::Disabled => pb::Reason::Disabled,
+            _ if self.is_revoked() => pb::Reason::Revoked,
+            pb::State::Deleted => pb::Reason::Unknown,
+            pb::State::Revoked | pb::State::Unspecified => pb::Reason::Unspecified,
+        }
+    }
+
+    fn is_revoked(&self) -> bool {
+        self.state == pb::State::Revoked || self.undelete_state == pb::State::Revoked
     }
 
     /// The version of the secret that is the current, previous or retired one.
@@ -132,11 +161,18 @@ impl Change {
         let of = |state| before.version(state);
         let (current, previous) = (of(pb::SecretState::Current), of(pb::SecretState::Previous));
         let retired = of(pb::SecretState::Retired);
-        let in_state = |state, reason: &String| Form { state, reason: reason.clone(), ..before.clone() };
+        let in_state = |state, reason: &String| Form {
+            state,
+            undelete_state: pb::State::Unspecified,
+            is_suspended: false,
+            reason: reason.clone(),
+            ..before.clone()
+        };
+        let below = if before.is_revoked() { pb::State::Revoked } else { pb::State::Disabled };
         match self {
             Self::Create(label) => {
                 let secrets = vec![(1, pb::SecretState::Current)];
-                Form { label: label.clone(), state: pb::State::Active, reason: String::new(), secrets }
+                Form { label: label.clone(), state: pb::State::Active, secrets, ..Form::default() }
             }
             Self::Rotate => {
                 let next = before.secrets.iter().map(|(version, _)| version + 1).max();
@@ -147,7 +183,13 @@ impl Change {
             Self::Relabel(label) => Form { label: label.clone(), ..before },
             Self::Disable(reason) => in_state(pb::State::Disabled, reason),
             Self::Enable(reason) => in_state(pb::State::Active, reason),
+            Self::Revoke(reason) if before.state == pb::State::Deleted => {
+                Form { undelete_state: pb::State::Revoked, ..in_state(pb::State::Deleted, reason) }
+            }
             Self::Revoke(reason) => in_state(pb::State::Revoked, reason),
+            Self::Suspend(reason) => Form { is_suspended: true, ..in_state(pb::State::Disabled, reason) },
+            Self::Delete(reason) => Form { undelete_state: below, ..in_state(pb::State::Deleted, reason) },
+            Self::Undelete(reason) => in_state(below, reason),
         }
     }
 }
@@ -192,6 +234,8 @@ impl Book {
             Some(key) => {
                 key.label.clone_from(&told.display_name);
                 key.state = told.state();
+                key.undelete_state = told.undelete_state();
+                key.is_suspended = told.resume_time.is_some();
                 key.reason.clone_from(&told.state_reason);
                 key.take_secret(secrets(told), secret);
                 key.revision = told.revision;
@@ -204,6 +248,8 @@ impl Book {
                 secrets: secrets(told),
                 label: told.display_name.clone(),
                 state: told.state(),
+                undelete_state: told.undelete_state(),
+                is_suspended: told.resume_time.is_some(),
                 reason: told.state_reason.clone(),
                 revision: told.revision,
                 acknowledged: 0,

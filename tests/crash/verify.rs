@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 use crate::caller::Caller;
-use crate::load::{decides, reason};
+use crate::load::decides;
 use crate::oracle::{Book, Form, Key, Oracle, Pending};
 use crate::server::Server;
 
@@ -192,9 +192,12 @@ impl Answers {
         let listed = &self.listed;
         findings.verdicts += 1;
         let state = listed.secrets.iter().find(|secret| secret.version == version).map(pb::Secret::state);
+        let of_key = Form::told(listed).verdict();
         let (expected, matched) = match state {
-            Some(pb::SecretState::Current) => (reason(listed.state()), pb::Matched::Current),
-            Some(pb::SecretState::Previous) => (reason(listed.state()), pb::Matched::Previous),
+            Some(pb::SecretState::Current) => (of_key, pb::Matched::Current),
+            Some(pb::SecretState::Previous) => (of_key, pb::Matched::Previous),
+            // Nothing is told of a deleted key.
+            Some(pb::SecretState::Retired) if of_key == pb::Reason::Unknown => (of_key, pb::Matched::Unspecified),
             Some(pb::SecretState::Retired) => (pb::Reason::RotatedOut, pb::Matched::Unspecified),
             Some(pb::SecretState::Unspecified) | None => (pb::Reason::Unknown, pb::Matched::Unspecified),
         };

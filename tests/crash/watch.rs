@@ -13,8 +13,8 @@ use tonic::Code;
 
 use crate::Failure;
 use crate::caller::Caller;
-use crate::load::{decides, reason};
-use crate::oracle::{Key, Oracle};
+use crate::load::decides;
+use crate::oracle::{Form, Key, Oracle};
 use crate::server::Server;
 
 /// A running client.
@@ -83,7 +83,7 @@ impl Watcher {
                 continue;
             }
             self.verdicts.fetch_add(1, Ordering::Relaxed);
-            if verdict.reason() != reason(key.state) || !decides(&verdict) {
+            if verdict.reason() != Form::of(&key).verdict() || !decides(&verdict) {
                 self.oracle.contradicted(format!("{} is {:?}, and the verdict is {verdict:?}", key.id, key.state));
             }
         }

@@ -134,6 +134,16 @@ def test_a_leaked_key_gets_another_secret_as_printed(server: Server, tmp_path: P
     assert verdicts(replies) == [ROTATED_OUT, ALLOWED, ALLOWED, ROTATED_OUT, ALLOWED]
 
 
+def test_a_customer_is_suspended_and_leaves_as_printed(server: Server, tmp_path: Path) -> None:
+    lines = "".join(blocks("sh", "A customer has not paid", OPERATING))
+    assert lines.count("kw Key") == 14, "the section has changed: so must this test"
+    replies = replies_as_printed(lines, server, tmp_path)
+    suspended = ("DECISION_DENY", "REASON_SUSPENDED", 401)
+    assert verdicts(replies) == [suspended, ("DECISION_DENY", "REASON_UNKNOWN", 401), ALLOWED]
+    listed = [sorted(key["keyId"] for key in r["keys"]) for r in replies if "keys" in r]
+    assert listed == [["c9-nightly", "c9-shop"]], "without show_deleted there is none"
+
+
 def test_a_backup_is_made_and_restored_as_printed(server: Server) -> None:
     lines = "".join(blocks("sh", "Back up and restore", OPERATING))
     assert lines.count("target/release/keyward") == 4, "the section has changed: so must this test"
@@ -172,10 +182,11 @@ def test_encryption_is_set_up_renewed_and_revoked_as_printed(server: Server, tmp
 
 def test_the_command_lines_story_works_as_printed(server: Server, tmp_path: Path) -> None:
     lines = "".join(blocks("sh", "The command line", OPERATING))
-    assert lines.count("keyward key") == 20, "the section has changed: so must this test"
+    assert lines.count("keyward key") == 28, "the section has changed: so must this test"
     told = with_a_server_of_its_own(lines, "50071", server, tmp_path)
     assert told.count('"decision": "DECISION_ALLOW"') == 1 and told.count('"reason": "REASON_DISABLED"') == 1, told
-    assert told.count('"stateReason": "customer left"') == 2, told
+    assert told.count('"resumeTime"') == 1 and told.count('"state": "STATE_DELETED"') == 2, told
+    assert told.count('"stateReason": "customer left"') == 3, told
     left = ["c8-dashboard STATE_REVOKED", "c8-zapier STATE_REVOKED", "0"]
     assert told.splitlines()[-5:] == ["[]", "DECISION_ALLOW customer-8", *left], told
     assert "kw_live_" not in told.replace("kw_live_…", ""), "a secret is printed only where it is asked for"

@@ -44,6 +44,9 @@ pub(in crate::cli) struct IssueArgs {
     /// Issue it disabled, to be enabled later
     #[arg(long)]
     disabled: bool,
+    /// Refuse to delete it until this is taken back
+    #[arg(long)]
+    delete_protected: bool,
     /// Check everything on the server, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -71,6 +74,7 @@ impl IssueArgs {
             not_before: self.not_before,
             expire_time: self.expires,
             disabled: self.disabled,
+            delete_protected: self.delete_protected,
             validate_only: self.dry_run,
         }
     }

@@ -25,6 +25,9 @@ pub(in crate::cli) struct ListArgs {
     /// Only those with exactly this label; may be repeated: all of them
     #[arg(short, long = "label", value_name = "NAME=VALUE", value_parser = pair)]
     labels: Vec<(String, String)>,
+    /// Deleted ones too, where no state is asked for
+    #[arg(long)]
+    show_deleted: bool,
     #[command(flatten)]
     pages: PageArgs,
     #[command(flatten)]
@@ -53,6 +56,8 @@ enum StateWord {
     Disabled,
     /// It is refused for ever
     Revoked,
+    /// It was deleted, and is kept for a while
+    Deleted,
 }
 
 impl PageArgs {
@@ -73,6 +78,7 @@ pub(in crate::cli) fn list(
         StateWord::Active => wire::State::Active.into(),
         StateWord::Disabled => wire::State::Disabled.into(),
         StateWord::Revoked => wire::State::Revoked.into(),
+        StateWord::Deleted => wire::State::Deleted.into(),
     };
     let selector = wire::KeySelector {
         tenant,
@@ -81,12 +87,13 @@ pub(in crate::cli) fn list(
         labels: pairs(args.labels),
         key_ids: vec![],
     };
-    let pages = args.pages;
+    let (pages, show_deleted) = (args.pages, args.show_deleted);
     let printer = ListPrinter::new(args.output.format(), columns);
     session.run(async |client| {
         print_pages(printer, &pages, "keys", async |page_token| {
             let page_size = pages.size();
-            let request = wire::ListKeysRequest { selector: Some(selector.clone()), page_size, page_token };
+            let selector = Some(selector.clone());
+            let request = wire::ListKeysRequest { selector, page_size, page_token, show_deleted };
             let page = client.list_keys(request).await?;
             Ok((page.keys.iter().map(print::key).collect(), page.next_page_token))
         })

@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 pub(super) use self::create::{CreateOutput, create};
 pub(super) use self::fields::IssueArgs;
 pub(super) use self::list::{ListArgs, PageArgs, list, print_pages};
-pub(super) use self::state::{GetArgs, Move, StateArgs, change_state, get};
+pub(super) use self::state::{DeleteArgs, DisableArgs, GetArgs, Move, StateArgs, change_state, get};
 use super::client::ConnectArgs;
 use super::failure::Failure;
 use super::print::KEY_COLUMNS;
@@ -41,8 +41,8 @@ enum KeyCommand {
     Label(update::LabelArgs),
     /// Change fields of a key
     Update(Box<update::UpdateArgs>),
-    /// Make a key stop working until it is enabled
-    Disable(StateArgs),
+    /// Make a key stop working until it is enabled, or until a time
+    Disable(DisableArgs),
     /// Make a disabled key work again, with the same secret
     Enable(StateArgs),
     /// Make a key stop working for ever
@@ -53,6 +53,10 @@ enum KeyCommand {
     FinishRotation(rotate::EndArgs),
     /// Take the newest secret back, and keep the one before it
     CancelRotation(rotate::EndArgs),
+    /// Delete a key. It is unknown from then on, and can be given back for 30 days
+    Delete(DeleteArgs),
+    /// Give a deleted key back, disabled
+    Undelete(StateArgs),
     /// Tell whose a secret is, and whether it works, in all tenants that the caller may see, or in --tenant.
     /// It is read from a file or typed unseen. This is no use of the key. The caller needs the role
     /// keyward.verifier, and one that reads keys for more than the id
@@ -73,12 +77,20 @@ pub(super) fn run(args: KeyArgs) -> Result<(), Failure> {
         KeyCommand::Get(args) => get(session, tenant, args),
         KeyCommand::Label(args) => update::label(session, tenant, args),
         KeyCommand::Update(args) => update::update(session, tenant, *args),
-        KeyCommand::Disable(args) => change_state(session, tenant, args, Move::Disable),
+        KeyCommand::Disable(args) => {
+            let (args, to) = args.into_parts();
+            change_state(session, tenant, args, to)
+        }
         KeyCommand::Enable(args) => change_state(session, tenant, args, Move::Enable),
         KeyCommand::Revoke(args) => change_state(session, tenant, args, Move::Revoke),
         KeyCommand::Rotate(args) => rotate::rotate(session, tenant, *args),
         KeyCommand::FinishRotation(args) => rotate::end_rotation(session, tenant, args, rotate::End::Finish),
         KeyCommand::CancelRotation(args) => rotate::end_rotation(session, tenant, args, rotate::End::Cancel),
+        KeyCommand::Delete(args) => {
+            let (args, to) = args.into_parts();
+            change_state(session, tenant, args, to)
+        }
+        KeyCommand::Undelete(args) => change_state(session, tenant, args, Move::Undelete),
         // In all tenants that the caller may see, unless the command names one.
         KeyCommand::Find(args) => find::find(session, pinned, args),
     }

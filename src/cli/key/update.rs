@@ -75,6 +75,9 @@ pub(super) struct UpdateArgs {
     /// Refused from this time on: "in 90d", 2026-12-31, or RFC 3339
     #[arg(long, value_name = "TIME", value_parser = when::parse)]
     expires: Option<Timestamp>,
+    /// Whether deleting it is refused
+    #[arg(long, value_name = "true|false")]
+    delete_protected: Option<bool>,
     /// Empty this field; may be repeated. Without scopes a key may do nothing; without the others of these it
     /// is bound by them no more
     #[arg(long, value_name = "FIELD")]
@@ -170,6 +173,10 @@ impl UpdateArgs {
         if self.expires.is_some() {
             change.key.expire_time = self.expires;
             change.mask("expire_time");
+        }
+        if let Some(delete_protected) = self.delete_protected {
+            change.key.delete_protected = delete_protected;
+            change.mask("delete_protected");
         }
         let key = change.make(client, guard).await?;
         self.output.print(&print::key(&key))

@@ -164,8 +164,9 @@ pub(in crate::cli) fn key(key: &wire::Key) -> Fields {
         wire::State::Active => "active",
         wire::State::Disabled => "disabled",
         wire::State::Revoked => "revoked",
+        wire::State::Deleted => "deleted",
     };
-    Fields::default()
+    let fields = Fields::default()
         .text("key_id", &key.key_id)
         .text("tenant", &key.tenant)
         .text("display_name", &key.display_name)
@@ -177,6 +178,18 @@ pub(in crate::cli) fn key(key: &wire::Key) -> Fields {
         .text("state_reason", &key.state_reason)
         .text("state_by", &key.state_by)
         .time("state_time", key.state_time.as_ref())
+        .time("resume_time", key.resume_time.as_ref())
+        .time("delete_time", key.delete_time.as_ref())
+        .time("purge_time", key.purge_time.as_ref())
+        .with("delete_protected", Value::Flag(key.delete_protected));
+    let fields = match key.undelete_state() {
+        wire::State::Unspecified => fields,
+        state if state == wire::State::Revoked => {
+            fields.with("undelete_state", Value::Word(state.as_str_name(), "revoked"))
+        }
+        state => fields.with("undelete_state", Value::Word(state.as_str_name(), "disabled")),
+    };
+    fields
         .texts("scopes", &key.scopes)
         .texts("audiences", &key.audiences)
         .with("secrets", Value::Objects(key.secrets.iter().map(secret).collect()))

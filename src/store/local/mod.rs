@@ -69,8 +69,8 @@ use crate::feed::{Feed, Lagged, Subscription};
 use crate::store::administrators::Administrators;
 use crate::store::bounds::{self, NameKind, Pending};
 use crate::store::{
-    Backup, BackupError, BackupFormat, Bounds, Commit, CommitError, KeyQuery, LogStream, MaterializedView, Page,
-    PagePermit, ReadContext, Store, StoreError, StoreStats, TableStats, WriteHealth,
+    Backup, BackupError, BackupFormat, Bounds, Commit, CommitError, DueKey, KeyQuery, LogStream, MaterializedView,
+    Page, PagePermit, ReadContext, Store, StoreError, StoreStats, TableStats, WriteHealth,
 };
 
 pub use self::committer::queue::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX};
@@ -299,6 +299,12 @@ impl Store for LocalStore {
         let mut page = self.list_readers.read(caller, move || table.resume_list(&write_buffer, &mut scan)).await?;
         page.permit = PagePermit::of(place);
         Ok(page)
+    }
+
+    async fn due(&self, after: Option<&DueKey>, until: UnixMillis, limit: usize) -> Result<Vec<DueKey>, StoreError> {
+        let (table, after) = (self.table.clone(), after.cloned());
+        let read = move || table.due(after.as_ref(), until, limit).map(Some);
+        self.key_readers.read(ActorId::keyward(), read).await
     }
 
     async fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::poll;
 use keyward_core::clock::ManualClock;
-use keyward_core::record::State;
+use keyward_core::record::{ShownState, State};
 use keyward_core::testing::{SeededEntropy, key_record};
 use prost::Message;
 use tokio::time::timeout;
@@ -69,7 +69,8 @@ fn disabled(mut key: KeyRecord) -> Commit {
 fn list(limit: usize) -> KeyQuery {
     let tenant = TenantId::default_tenant();
     let (states, labels, key_ids) = (vec![], Default::default(), vec![]);
-    KeyQuery { caller: ActorId::keyward(), tenant, states, owner: None, labels, key_ids, after: None, limit }
+    let clock = UnixMillis(0);
+    KeyQuery { caller: ActorId::keyward(), tenant, states, clock, owner: None, labels, key_ids, after: None, limit }
 }
 
 #[tokio::test]
@@ -218,7 +219,8 @@ async fn lists_are_whole_and_in_order_over_many_slices() {
         let rest = store.keys(KeyQuery { after: page.next, ..list(2_000) }).await.unwrap();
         assert_eq!(rest.records.len(), KEYS as usize - limit);
     }
-    let none = store.keys(KeyQuery { states: vec![State::Disabled, State::Revoked], ..list(10) }).await.unwrap();
+    let none =
+        store.keys(KeyQuery { states: vec![ShownState::Disabled, ShownState::Revoked], ..list(10) }).await.unwrap();
     assert!(none.records.is_empty() && none.next.is_none());
     store.close().await.unwrap();
 }
@@ -243,7 +245,7 @@ async fn while_the_table_is_held_lists_have_what_it_lacks() {
         store.commit(disabled(key.clone())).await.unwrap();
     }
     let is_disabled = |number: &u64| number.is_multiple_of(30);
-    let listed = async |states: &[State], limit: usize| {
+    let listed = async |states: &[ShownState], limit: usize| {
         let (mut numbers, mut after) = (vec![], None);
         loop {
             let query = KeyQuery { states: states.to_vec(), after, ..list(limit) };
@@ -258,15 +260,18 @@ async fn while_the_table_is_held_lists_have_what_it_lacks() {
     let all = async || {
         for limit in [1, 63, 64, 65, 1_000] {
             assert!(listed(&[], limit).await.into_iter().eq(0..KEYS), "{limit}");
-            assert!(listed(&[State::Disabled], limit).await.into_iter().eq((0..KEYS).filter(is_disabled)), "{limit}");
+            assert!(
+                listed(&[ShownState::Disabled], limit).await.into_iter().eq((0..KEYS).filter(is_disabled)),
+                "{limit}"
+            );
             let active = (0..KEYS).filter(|number| !is_disabled(number));
-            assert!(listed(&[State::Active], limit).await.into_iter().eq(active), "{limit}");
+            assert!(listed(&[ShownState::Active], limit).await.into_iter().eq(active), "{limit}");
         }
     };
     all().await;
     // However full the write buffer is, a list that names keys looks at those alone.
     let key_ids = older.iter().rev().map(|key| key.key_id.clone()).collect();
-    let mut scan = ListScan::new(KeyQuery { key_ids, states: vec![State::Disabled], ..list(1_000) });
+    let mut scan = ListScan::new(KeyQuery { key_ids, states: vec![ShownState::Disabled], ..list(1_000) });
     let page = loop {
         if let Some(page) = store.table.resume_list(&store.write_buffer, &mut scan).unwrap() {
             break page;
@@ -332,20 +337,20 @@ async fn the_few_disabled_keys_of_an_owner_with_many_are_listed_without_reading_
         _ => State::Active,
     };
     create_all(&store, (0..KEYS).map(|n| labelled(n, "acme", &[("team", "growth")], state(n)))).await;
-    let of_owner = |states: &[State]| KeyQuery { owner: Some("acme".into()), states: states.to_vec(), ..list(50) };
-    let of_label = |states: &[State]| {
+    let of_owner = |states: &[ShownState]| KeyQuery { owner: Some("acme".into()), states: states.to_vec(), ..list(50) };
+    let of_label = |states: &[ShownState]| {
         let labels = [("team".to_owned(), "growth".into())].into();
         KeyQuery { labels, states: states.to_vec(), ..list(50) }
     };
-    let of_any = |states: &[State]| KeyQuery { states: states.to_vec(), ..list(50) };
-    for query in [of_owner, of_any] as [fn(&[State]) -> KeyQuery; 2] {
-        assert_eq!(pages(&store, query(&[State::Disabled])).unwrap(), [3_000, 5_990]);
-        assert_eq!(pages(&store, query(&[State::Disabled, State::Revoked])).unwrap(), [17, 3_000, 5_990]);
-        assert_eq!(pages(&store, query(&[State::Active])).unwrap().len() as u64, KEYS - 3);
+    let of_any = |states: &[ShownState]| KeyQuery { states: states.to_vec(), ..list(50) };
+    for query in [of_owner, of_any] as [fn(&[ShownState]) -> KeyQuery; 2] {
+        assert_eq!(pages(&store, query(&[ShownState::Disabled])).unwrap(), [3_000, 5_990]);
+        assert_eq!(pages(&store, query(&[ShownState::Disabled, ShownState::Revoked])).unwrap(), [17, 3_000, 5_990]);
+        assert_eq!(pages(&store, query(&[ShownState::Active])).unwrap().len() as u64, KEYS - 3);
         assert_eq!(pages(&store, query(&[])).unwrap().len() as u64, KEYS);
     }
-    assert_eq!(pages(&store, of_label(&[State::Disabled])).unwrap(), [3_000, 5_990]);
-    let both = KeyQuery { owner: Some("acme".into()), ..of_label(&[State::Revoked]) };
+    assert_eq!(pages(&store, of_label(&[ShownState::Disabled])).unwrap(), [3_000, 5_990]);
+    let both = KeyQuery { owner: Some("acme".into()), ..of_label(&[ShownState::Revoked]) };
     assert_eq!(pages(&store, both).unwrap(), [17]);
     store.close().await.unwrap();
 }
@@ -386,10 +391,14 @@ async fn a_table_of_the_layout_before_is_converted_and_one_of_an_unknown_layout_
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
     create_all(&store, (0..700).map(|n| labelled(n, "acme", &[], State::Active))).await;
+    let suspended = KeyRecord { resume_time: Some(UnixMillis(5)), ..labelled(700, "acme", &[], State::Disabled) };
+    create_all(&store, [suspended].into_iter()).await;
     store.close().await.unwrap();
     drop(store);
     let path = LockedDir::lock(dir.path()).unwrap().table();
-    for (layout, rebuilds) in [(None, 0), (Some([9]), 1), (Some([2]), 0)] {
+    let layouts =
+        [(None, true, 0), (Some([9]), false, 1), (Some([2]), true, 0), (Some([2]), false, 0), (Some([3]), false, 0)];
+    for (layout, is_old, rebuilds) in layouts {
         {
             // Threads of the table that was just closed may still hold its file.
             crate::util::files::lock_with_retry(&std::fs::File::open(path.join("db")).unwrap()).unwrap();
@@ -397,17 +406,20 @@ async fn a_table_of_the_layout_before_is_converted_and_one_of_an_unknown_layout_
             let (meta, facets) = (db.open_tree("meta").unwrap(), db.open_tree("facets").unwrap());
             match layout {
                 Some(layout) => drop(meta.insert("layout", &layout).unwrap()),
-                None => {
-                    meta.remove("layout").unwrap();
-                    facets.clear().unwrap();
-                    facets.insert("default\0o\0acme\0key-000007", b"").unwrap();
-                }
+                None => drop(meta.remove("layout").unwrap()),
+            }
+            if is_old {
+                facets.clear().unwrap();
+                facets.insert("default\0o\0acme\0key-000007", b"").unwrap();
+                facets.insert("default\0o\0acme\0disabled\0key-000700", b"").unwrap();
             }
             db.flush().unwrap();
         }
         let store = open(&dir);
         assert_eq!(Store::table_stats(&*store).rebuilds, rebuilds, "{layout:?}");
-        assert_eq!(pages(&store, KeyQuery { owner: Some("acme".into()), ..list(100) }).unwrap().len(), 700);
+        assert_eq!(pages(&store, KeyQuery { owner: Some("acme".into()), ..list(100) }).unwrap().len(), 701);
+        assert_eq!(store.table.due(None, UnixMillis(5), 10).unwrap().len(), 1, "{layout:?}");
+        assert!(store.table.has_current_layout().unwrap());
         store.close().await.unwrap();
     }
 }

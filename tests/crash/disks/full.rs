@@ -20,8 +20,8 @@ use crate::Failure;
 use crate::caller::Caller;
 use crate::health::Probe;
 use crate::image::command;
-use crate::load::{decides, reason};
-use crate::oracle::{Change, Key, Oracle};
+use crate::load::decides;
+use crate::oracle::{Change, Form, Key, Oracle};
 use crate::run::{Run, Scene};
 use crate::server::{END_LIMIT, Launch, SERVING, START_LIMIT};
 use crate::watch::Watch;
@@ -67,7 +67,10 @@ pub(crate) async fn run(run: &mut Run, scene: &Scene) -> Result<(), Failure> {
         .await?
         .map_err(|e| format!("little room, no disable: {e:?}"))?;
     refused_for_room(&change(&caller, &oracle, &kept, Change::Enable(String::new())).await?)?;
-    run.tally.count("full disks: with little room only a narrowing update and a disable were made", 1);
+    change(&caller, &oracle, &kept, Change::Delete("left".to_owned()))
+        .await?
+        .map_err(|e| format!("little room, no delete: {e:?}"))?;
+    run.tally.count("full disks: with little room only a narrowing update, a disable and a delete were made", 1);
 
     let rest = disk.fill(0)?;
     refused_for_room(&create(&caller, &oracle).await?)?;
@@ -136,7 +139,7 @@ async fn start_on_full_disk(run: &mut Run, disk: &Tmpfs, launch: &Launch, oracle
     for key in known {
         let Some(secret) = key.secret.clone() else { continue };
         let verdict = caller.ask(pb::VerifyRequest { secret, ..Default::default() }).await?;
-        if verdict.reason() != reason(key.state) || !decides(&verdict) {
+        if verdict.reason() != Form::of(&key).verdict() || !decides(&verdict) {
             return Err(server.complaint(&format!("started on a full disk, {key:?} gets {verdict:?}")));
         }
         found[usize::from(key.state == pb::State::Active)] += 1;
@@ -253,7 +256,15 @@ async fn change(
             let update_mask = Some(prost_types::FieldMask { paths });
             caller.update(pb::UpdateKeyRequest { key, update_mask, ..Default::default() }).await.map(|made| made.key)
         }
-        Change::Create(_) | Change::Rotate | Change::Finish | Change::Cancel => {
+        Change::Delete(reason) => {
+            caller.delete(pb::DeleteKeyRequest { key_id, reason, ..Default::default() }).await.map(|made| made.key)
+        }
+        Change::Create(_)
+        | Change::Suspend(_)
+        | Change::Undelete(_)
+        | Change::Rotate
+        | Change::Finish
+        | Change::Cancel => {
             return Err("not a change of this mode".into());
         }
     };

@@ -119,6 +119,7 @@ impl Seen {
                     caller: ActorId::keyward(),
                     tenant: tenant.clone(),
                     states: vec![],
+                    clock: UnixMillis(0),
                     owner: None,
                     labels: BTreeMap::default(),
                     key_ids: vec![],

@@ -11,7 +11,7 @@ use keyward_core::access::{Caller, ChangeState, Identity, Issue};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{ActorId, TenantId};
-use keyward_core::record::{Hold, IssuerRecord, KeyPolicy, KeyRecord, OwnerRecord, State};
+use keyward_core::record::{Deletion, Hold, IssuerRecord, KeyPolicy, KeyRecord, OwnerRecord, State};
 use keyward_core::scope::Scope;
 use keyward_core::testing::{CREATED, SeededEntropy, stamp};
 use tonic::{Code, Status};
@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 use keyward::grpc::pb;
 
 use crate::support::harness::{
-    Handle, Issued, START, Site, after_start, disable, error_reason, new_key, strings, update,
+    Handle, Issued, START, Site, after_start, delete, disable, error_reason, new_key, strings, update,
 };
 use crate::support::local_store::{commit, key, open, options};
 
@@ -29,7 +29,9 @@ const NOW: UnixMillis = UnixMillis(1_000);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Deed {
     Disable,
+    Suspend,
     Revoke,
+    Delete,
     Narrow,
     NarrowToTenant,
     Date,
@@ -44,7 +46,7 @@ enum Deed {
     GiveToHeldOwner,
 }
 
-const DEEDS: [Deed; 14] = [
+const DEEDS: [Deed; 16] = [
     Deed::Disable,
     Deed::Revoke,
     Deed::Narrow,
@@ -55,6 +57,8 @@ const DEEDS: [Deed; 14] = [
     Deed::BindHere,
     Deed::BindToOthers,
     Deed::BindToUsToo,
+    Deed::Suspend,
+    Deed::Delete,
     Deed::SuspendOwner,
     Deed::OutdateOwner,
     Deed::OutdateIssuer,
@@ -88,7 +92,7 @@ impl Deed {
                 RecordWrite::Key(Box::new(target))
             }
             _ => {
-                self.apply(&mut target.spec.policy);
+                self.apply(&mut target);
                 RecordWrite::Key(Box::new(target))
             }
         }
@@ -103,9 +107,12 @@ impl Deed {
         }
     }
 
-    fn apply(self, policy: &mut KeyPolicy) {
+    fn apply(self, key: &mut KeyRecord) {
+        let policy: &mut KeyPolicy = &mut key.spec.policy;
         match self {
             Self::Disable => policy.state = State::Disabled,
+            Self::Suspend => (policy.state, key.resume_time) = (State::Disabled, Some(UnixMillis(NOW.0 + 1))),
+            Self::Delete => key.deletion = Some(Deletion { time: NOW, purge_time: UnixMillis(NOW.0 + 1) }),
             Self::Revoke => policy.state = State::Revoked,
             Self::Narrow => policy.scopes = scopes(&["keyward.operator", "keyward.issuer"]),
             Self::NarrowToTenant => policy.scopes = scopes(&["keyward.admin@default"]),
@@ -182,9 +189,13 @@ impl Round {
         let identity = Identity::of_key(actor.key_id.clone(), digest, Some("127.0.0.1".parse().unwrap()));
         let caller = Caller::new(identity, &scopes(&["keyward.admin"]));
         let authorization = match deed {
-            Deed::Disable | Deed::Revoke | Deed::SuspendOwner | Deed::OutdateOwner | Deed::OutdateIssuer => {
-                caller.grant::<ChangeState>(TenantId::system()).unwrap().authorization(NOW)
-            }
+            Deed::Disable
+            | Deed::Suspend
+            | Deed::Revoke
+            | Deed::Delete
+            | Deed::SuspendOwner
+            | Deed::OutdateOwner
+            | Deed::OutdateIssuer => caller.grant::<ChangeState>(TenantId::system()).unwrap().authorization(NOW),
             _ => caller.grant::<Issue>(TenantId::system()).unwrap().authorization(NOW),
         };
         Commit {
@@ -363,8 +374,14 @@ async fn each_deed(caller: &Handle, key: &pb::Key, validate_only: bool) -> Vec<(
         ("audiences", pb::Key { audiences: strings(&["billing"]), ..key.clone() }),
     ];
     let disable = pb::DisableKeyRequest { validate_only, ..disable(key) };
-    let mut done =
-        vec![("disable", caller.disable(disable).await.err()), ("revoke", caller.revoke(revoke).await.err())];
+    let suspend = pb::DisableKeyRequest { resume_time: after_start(1_000_000), ..disable.clone() };
+    let delete = pb::DeleteKeyRequest { validate_only, ..delete(key) };
+    let mut done = vec![
+        ("disable", caller.disable(disable).await.err()),
+        ("suspend", caller.disable(suspend).await.err()),
+        ("revoke", caller.revoke(revoke).await.err()),
+        ("delete", caller.delete(delete).await.err()),
+    ];
     for (path, key) in updated {
         let request = pb::UpdateKeyRequest { validate_only, ..update(&key, &[path]) };
         done.push((path, caller.update(request).await.err()));

@@ -1,6 +1,6 @@
 //! Verdicts on keys that were rotated, suspended until a time, deleted or purged, and on those whose tenant,
-//! owner or issuer is held. No call brings that about: the changes are made in the store of a server that was
-//! stopped.
+//! owner or issuer is held. The changes are made in the store of a server that was stopped, whatever calls
+//! bring them about.
 
 use keyward::grpc::pb::{self, Decision, Reason};
 use keyward::store::{RecordWrite, Store};

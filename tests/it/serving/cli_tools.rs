@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use keyward::grpc::pb;
 
 use crate::support::certificates::{Files, Usage, write};
-use crate::support::harness::{Site, disable, new_key};
+use crate::support::harness::{Site, delete, disable, new_key};
 use crate::support::program::{Program, keyward, text};
 
 /// Nobody, as most systems number them.
@@ -180,6 +180,38 @@ async fn the_journal_tells_who_did_what_to_which_key_and_when() {
     let (code, _, err) = run(&["journal", "--data-dir", nothing.path().to_str().unwrap()]);
     assert_eq!(code, 1);
     assert!(err.contains("has no data of keyward"), "{err}");
+}
+
+/// What is done by the clock has an author too.
+#[tokio::test]
+async fn the_journal_names_keyward_for_what_it_does_itself() {
+    let mut site = Site::start().await;
+    let admin = site.admin();
+    let named = |id: &str| pb::CreateKeyRequest { key_id: id.into(), ..new_key(id, &[]) };
+    let (paused, left) = (admin.issued(named("paused")).await.key, admin.issued(named("left")).await.key);
+    admin.suspend_key(&paused, 60_000).await;
+    let purge_after = Some(prost_types::Duration { seconds: 90, nanos: 0 });
+    admin.delete(pb::DeleteKeyRequest { purge_after, ..delete(&left) }).await.unwrap();
+    site.clock.advance_ms(61_000);
+    while admin.read(&paused).await.updated_by != "keyward" {
+        tokio::task::yield_now().await;
+    }
+    site.clock.advance_ms(30_000);
+    let get = pb::GetKeyRequest { key_id: left.key_id.clone(), ..Default::default() };
+    while admin.get(get.clone()).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    site.stop().await;
+    let (code, out, err) = run(&["journal", "--data-dir", site.dir.path().to_str().unwrap(), "--actor", "keyward"]);
+    assert_eq!(code, 0, "{err}");
+    let lines: Vec<_> = out.lines().skip(1).collect(); // the first one is the bootstrap
+    assert_eq!(
+        lines,
+        [
+            "6\t2026-01-01T00:01:01Z\tkeyward\tResumeKey\tdefault/paused\t-\t-",
+            "7\t2026-01-01T00:01:31Z\tkeyward\tPurgeKey\tdefault/left\t-\t-",
+        ]
+    );
 }
 
 #[tokio::test]

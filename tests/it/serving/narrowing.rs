@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::poll;
 use keyward::app::{Adjustable, App, Deps, Engine};
-use keyward::authority::{Authority, AuthorityDeps, AuthorityError, ChangeOptions};
+use keyward::authority::{Authority, AuthorityDeps, AuthorityError, ChangeOptions, Sweeper, Swept};
 use keyward::config::{Flags, Settings};
 use keyward::feed::{Lagged, Subscription};
 use keyward::first_use::{FirstUse, FirstUses};
@@ -21,8 +21,8 @@ use keyward::server::passed::PassedSockets;
 use keyward::store::local::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX, LocalStore, LockedDir, StoreOptions};
 use keyward::store::memory::MemoryStore;
 use keyward::store::{
-    Backup, BackupError, BackupFormat, Commit, CommitError, KeyQuery, LogStream, Page, ReadContext, RecordWrite, Store,
-    StoreError, WriteHealth,
+    Backup, BackupError, BackupFormat, Commit, CommitError, DueKey, KeyQuery, LogStream, Page, ReadContext,
+    RecordWrite, Store, StoreError, WriteHealth,
 };
 use keyward_core::access::{Caller, ChangeState, Grant, Identity, Issue};
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
@@ -80,6 +80,11 @@ fn caller_key(caller: &str) -> KeyRecord {
 
 /// An authority over a store, with the callers of [`grants`] in it, and an index that follows it.
 async fn authority(store: Arc<dyn Store>) -> Authority {
+    authority_at(store, Arc::new(ManualClock::at(START))).await.0
+}
+
+/// The same with its clock, and its index.
+async fn authority_at(store: Arc<dyn Store>, clock: Arc<ManualClock>) -> (Authority, Arc<Index>) {
     for caller in ["caller", "operator", "theirs"] {
         store.commit(commit(vec![RecordWrite::NewKey(Box::new(caller_key(caller)))])).await.unwrap();
     }
@@ -93,14 +98,15 @@ async fn authority(store: Arc<dyn Store>) -> Authority {
             }
         }
     });
-    Authority::new(AuthorityDeps {
+    let authority = Authority::new(AuthorityDeps {
         store,
-        index,
+        index: index.clone(),
         peppers: Arc::new(PepperRing::new(vec![Pepper::new(Zeroizing::new([1; 32]))]).unwrap()),
-        clock: Arc::new(ManualClock::at(START)),
+        clock,
         entropy: Arc::new(SeededEntropy::new(1)),
         page_token_key: Zeroizing::new([1; 32]),
-    })
+    });
+    (authority, index)
 }
 
 fn open_with(dir: &tempfile::TempDir, free_bytes: fn(&File) -> io::Result<u64>) -> Arc<LocalStore> {
@@ -143,6 +149,10 @@ impl Store for Watched {
         self.inner.keys(query).await
     }
 
+    async fn due(&self, after: Option<&DueKey>, until: UnixMillis, limit: usize) -> Result<Vec<DueKey>, StoreError> {
+        self.inner.due(after, until, limit).await
+    }
+
     async fn tenant(&self, tenant: &TenantId) -> Result<Option<Arc<TenantRecord>>, StoreError> {
         self.inner.tenant(tenant).await
     }
@@ -159,7 +169,7 @@ impl Store for Watched {
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError> {
         self.narrowing.lock().unwrap().push((commit.method, commit.narrows));
         let held = self.held.as_ref().is_some_and(|id| commit.target.ends_with(id.as_str()));
-        if held && commit.method == "UpdateKey" {
+        if held && ["UpdateKey", "ResumeKey", "PurgeKey"].contains(&commit.method) {
             self.arrived.notify_one();
             self.go_on.notified().await;
         }
@@ -225,6 +235,45 @@ impl Store for Watched {
 
     async fn close(&self) -> Result<(), StoreError> {
         self.inner.close().await
+    }
+}
+
+/// What Keyward does by the clock is done to the key that it has read, or not at all.
+#[tokio::test]
+async fn what_is_due_gives_way_to_a_change_that_comes_in_between() {
+    let (first, second) = (key(1).key_id, key(2).key_id);
+    for held in [&first, &second] {
+        let store = Arc::new(Watched { held: Some(held.clone()), ..Watched::default() });
+        create(&store.inner, 1).await;
+        create(&store.inner, 2).await;
+        let (clock, swept) = (Arc::new(ManualClock::at(START)), Arc::<Swept>::default());
+        let (authority, index) = authority_at(store.clone(), clock.clone()).await;
+        let ((_, state), options) = (grants("caller"), ChangeOptions::default());
+        let until = UnixMillis(START.0 + 60_000);
+        authority.suspend(&state, &first, until, "", &options).await.unwrap();
+        authority.delete_key(&state, &second, 60_000, "", &options).await.unwrap();
+        clock.advance_ms(60_000);
+        let sweeper = Sweeper { store: store.clone(), index, clock, swept: swept.clone() };
+        let stop = CancellationToken::new();
+        let sweeping = tokio::spawn(sweeper.run(stop.clone()));
+        // Keyward has read the key, and its change is on its way.
+        store.arrived.notified().await;
+        if held == &first {
+            authority.change_state(&state, &first, State::Disabled, "leaked", &options).await.unwrap();
+        } else {
+            authority.undelete_key(&state, &second, "", &options).await.unwrap();
+        }
+        store.go_on.notify_one();
+        let is_done = || if held == &first { swept.purged() == 1 } else { swept.resumed() == 1 };
+        while !is_done() {
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+        sweeping.await.unwrap();
+        let there = store.key(&TenantId::default_tenant(), held).await.unwrap().unwrap();
+        assert_eq!((there.spec.policy.state, there.resume_time, there.deletion), (State::Disabled, None, None));
+        assert_ne!(there.updated.actor, ActorId::keyward());
+        assert_eq!(swept.resumed() + swept.purged(), 1, "the other one");
     }
 }
 
@@ -496,6 +545,7 @@ fn list(caller: &str) -> KeyQuery {
         caller: actor(caller),
         tenant: TenantId::default_tenant(),
         states: vec![],
+        clock: UnixMillis(0),
         owner: None,
         labels: Default::default(),
         key_ids: vec![],

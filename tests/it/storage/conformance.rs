@@ -12,7 +12,7 @@ use keyward_core::digest::Digest;
 use keyward_core::event::{Change, Revision};
 use keyward_core::id::{ActorId, TenantId};
 use keyward_core::identity::{Assignment, Identities, IdentityName, PeerIdentity};
-use keyward_core::record::{KeyPolicy, KeyRecord, KeySpec, State, TenantRecord};
+use keyward_core::record::{Deletion, KeyPolicy, KeyRecord, KeySpec, ShownState, State, TenantRecord};
 use keyward_core::scope::Scope;
 use keyward_core::testing::tenant_record;
 
@@ -68,6 +68,7 @@ fn query(limit: usize) -> KeyQuery {
         caller: ActorId::keyward(),
         tenant: TenantId::default_tenant(),
         states: vec![],
+        clock: UnixMillis(0),
         owner: None,
         labels: BTreeMap::new(),
         key_ids: vec![],
@@ -293,6 +294,9 @@ async fn queries_meet_every_condition(store: Arc<dyn Store>) {
     for number in 1..=24 {
         let mut made = create(&*store, number).await;
         made.spec.policy.state = [State::Active, State::Disabled, State::Revoked][number as usize / 8 % 3];
+        // Some disabled ones until a time, and some that were deleted.
+        made.resume_time = Some(UnixMillis(50)).filter(|_| number / 8 % 3 == 1 && number % 2 == 1);
+        made.deletion = Some(Deletion { time: UnixMillis(1), purge_time: UnixMillis(9) }).filter(|_| number % 7 == 3);
         made.revision = store.commit(commit(vec![RecordWrite::Key(Box::new(made.clone()))])).await.unwrap();
         all.push(made);
     }
@@ -300,21 +304,41 @@ async fn queries_meet_every_condition(store: Arc<dyn Store>) {
     let of_two_forms = || Some(SoughtText::new("owner-2".into(), "owner-1".into()));
     let queries = [
         query(100),
-        KeyQuery { states: vec![State::Disabled], ..query(100) },
-        KeyQuery { states: vec![State::Active], ..query(100) },
-        KeyQuery { states: vec![State::Disabled, State::Revoked], ..query(100) },
+        KeyQuery { states: vec![ShownState::Disabled], ..query(100) },
+        KeyQuery { states: vec![ShownState::Active], ..query(100) },
+        KeyQuery { states: vec![ShownState::Disabled, ShownState::Revoked], ..query(100) },
         KeyQuery { owner: Some("owner-1".into()), ..query(100) },
         KeyQuery { labels: labels("1"), ..query(100) },
-        KeyQuery { owner: Some("owner-1".into()), labels: labels("1"), states: vec![State::Revoked], ..query(100) },
+        KeyQuery {
+            owner: Some("owner-1".into()),
+            labels: labels("1"),
+            states: vec![ShownState::Revoked],
+            ..query(100)
+        },
         KeyQuery { key_ids: vec![key(9).key_id, key(3).key_id, key(99).key_id], ..query(100) },
-        KeyQuery { key_ids: vec![key(3).key_id], states: vec![State::Revoked], ..query(100) },
+        KeyQuery { key_ids: vec![key(3).key_id], states: vec![ShownState::Revoked], ..query(100) },
         KeyQuery { owner: Some("owner-2".into()), after: Some(key(11).key_id), ..query(3) },
         KeyQuery { owner: of_two_forms(), ..query(100) },
-        KeyQuery { owner: of_two_forms(), labels: labels("1"), states: vec![State::Revoked], ..query(100) },
+        KeyQuery { owner: of_two_forms(), labels: labels("1"), states: vec![ShownState::Revoked], ..query(100) },
         KeyQuery { owner: of_two_forms(), after: Some(key(11).key_id), ..query(3) },
         KeyQuery { tenant: TenantId::system(), ..query(100) },
     ];
-    for query in queries {
+    let of_states = |clock, states: &[ShownState]| KeyQuery {
+        states: states.to_vec(),
+        clock: UnixMillis(clock),
+        owner: Some("owner-1".into()),
+        ..query(100)
+    };
+    let at_times = [49, 50].into_iter().flat_map(|clock| {
+        let alone = ShownState::ALL.map(|state| of_states(clock, &[state]));
+        let pairs = [[ShownState::Active, ShownState::Deleted], [ShownState::Disabled, ShownState::Active]];
+        let others = [of_states(clock, &ShownState::ALL), of_states(clock, &[])];
+        let pairs = pairs.map(|states| of_states(clock, &states));
+        let of_any = |query: &KeyQuery| KeyQuery { owner: None, ..query.clone() };
+        let all = alone.into_iter().chain(pairs).chain(others).collect::<Vec<_>>();
+        all.iter().map(of_any).collect::<Vec<_>>().into_iter().chain(all)
+    });
+    for query in queries.into_iter().chain(at_times) {
         let found: Vec<_> = store.keys(query.clone()).await.unwrap().records.iter().map(|k| k.key_id.clone()).collect();
         let expected = all.iter().filter(|k| query.selects(k)).take(query.limit).map(|k| k.key_id.clone());
         assert_eq!(found, expected.collect::<Vec<_>>(), "{query:?}");

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use keyward::store::{Commit, CommitError, KeyQuery, RecordWrite, Store};
+use keyward::store::{Commit, CommitError, DueKey, KeyQuery, RecordWrite, Store};
 use keyward_core::access::{Caller, Identity, Issue, Unauthorized};
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::DenyReason;
@@ -13,7 +13,7 @@ use keyward_core::id::{ActorId, TenantId};
 use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::{
     AuditStamp, Deletion, Hold, IssuerRecord, KeyRecord, OverlapStart, OwnerRecord, PreviousSecret, PurgeMark,
-    RetiredSecret, TenantRecord,
+    RetiredSecret, ShownState, State, TenantRecord,
 };
 use keyward_core::scope::Scope;
 use keyward_core::testing::{rotated, stamp, tenant_record};
@@ -36,6 +36,8 @@ on_every_engine![
     a_change_that_is_no_rotation_keeps_every_secret,
     what_would_be_read_as_something_else_is_not_written,
     many_deleted_keys_end_no_list,
+    many_suspended_keys_end_no_list,
+    keys_are_due_in_the_order_of_their_times,
     a_read_beside_rotations_and_a_purge_finds_the_key_or_nothing,
 ];
 
@@ -159,18 +161,22 @@ async fn a_purged_key_is_gone_and_its_id_stays_taken(store: Arc<dyn Store>) {
     put(&*store, RecordWrite::NewKey(Box::new(elsewhere))).await.unwrap();
 }
 
-async fn listed(store: &dyn Store) -> Vec<KeyRecord> {
-    let query = KeyQuery {
+fn query() -> KeyQuery {
+    KeyQuery {
         caller: ActorId::keyward(),
         tenant: TenantId::default_tenant(),
         states: vec![],
+        clock: UnixMillis(0),
         owner: None,
         labels: Default::default(),
         key_ids: vec![],
         after: None,
         limit: 100,
-    };
-    let page = store.keys(query).await.unwrap();
+    }
+}
+
+async fn listed(store: &dyn Store) -> Vec<KeyRecord> {
+    let page = store.keys(query()).await.unwrap();
     page.records.iter().map(|key| KeyRecord::clone(key)).collect()
 }
 
@@ -379,10 +385,98 @@ async fn many_deleted_keys_end_no_list(store: Arc<dyn Store>) {
     let deleted = |number| RecordWrite::NewKey(Box::new(KeyRecord { deletion, ..key(number) }));
     store.commit(commit((0..600).map(deleted).collect())).await.unwrap();
     let last = create(&*store, 600).await;
+    written(&*store).await;
+    assert_eq!(listed(&*store).await, [last]);
+}
+
+async fn written(store: &dyn Store) {
     while store.stats().applied < store.revision() {
         tokio::task::yield_now().await;
     }
-    assert_eq!(listed(&*store).await, [last]);
+}
+
+fn suspended(number: u32, until: i64) -> KeyRecord {
+    let mut key = KeyRecord { resume_time: Some(UnixMillis(until)), ..key(number) };
+    key.spec.policy.state = State::Disabled;
+    key
+}
+
+/// Whether they count as active or as disabled is for the clock to say.
+async fn many_suspended_keys_end_no_list(store: Arc<dyn Store>) {
+    let some = (0..600).map(|number| RecordWrite::NewKey(Box::new(suspended(number, 1_000))));
+    store.commit(commit(some.collect())).await.unwrap();
+    let active = create(&*store, 600).await;
+    let disabled = KeyRecord { resume_time: None, ..suspended(601, 1) };
+    put(&*store, RecordWrite::NewKey(Box::new(disabled.clone()))).await.unwrap();
+    for is_written in [false, true] {
+        if is_written {
+            written(&*store).await;
+        }
+        for (clock, active, disabled) in [(999, 1, 601), (1_000, 601, 1)] {
+            for (state, expected) in [(ShownState::Active, active), (ShownState::Disabled, disabled)] {
+                let query = KeyQuery { states: vec![state], clock: UnixMillis(clock), limit: 1_000, ..query() };
+                let found = store.keys(query).await.unwrap().records.len();
+                assert_eq!(found, expected, "{state:?} at {clock}, in the table: {is_written}");
+            }
+        }
+    }
+    drop(active);
+}
+
+async fn keys_are_due_in_the_order_of_their_times(store: Arc<dyn Store>) {
+    let deletion = |purge_time| Some(Deletion { time: UnixMillis(1), purge_time: UnixMillis(purge_time) });
+    let elsewhere = KeyRecord { tenant: TenantId::system(), ..suspended(5, 300) };
+    let keys = [
+        suspended(1, 400),
+        KeyRecord { deletion: deletion(200), ..key(2) },
+        // What is deleted is due for that.
+        KeyRecord { deletion: deletion(500), ..suspended(3, 100) },
+        suspended(4, 300),
+        elsewhere,
+        key(6),
+        KeyRecord { resume_time: None, ..suspended(7, 1) },
+    ];
+    for key in keys {
+        put(&*store, RecordWrite::NewKey(Box::new(key))).await.unwrap();
+    }
+    let due = async |after: Option<&DueKey>, until, limit| {
+        written(&*store).await;
+        store.due(after, UnixMillis(until), limit).await.unwrap()
+    };
+    let named = |time, tenant: &str, number| DueKey {
+        time: UnixMillis(time),
+        tenant: TenantId::parse(tenant).unwrap(),
+        key_id: key(number).key_id,
+    };
+    let all = [
+        named(200, "default", 2),
+        named(300, "default", 4),
+        named(300, "system", 5),
+        named(400, "default", 1),
+        named(500, "default", 3),
+    ];
+    assert_eq!(due(None, i64::MAX - 1, 10).await, all);
+    for (until, count) in [(199, 0), (200, 1), (299, 1), (300, 3), (500, 5)] {
+        assert_eq!(due(None, until, 10).await, all[..count], "{until}");
+    }
+    for at in 0..all.len() {
+        let rest = due(Some(&all[at]), 500, 2).await;
+        assert_eq!(rest, all[at + 1..].iter().take(2).cloned().collect::<Vec<_>>());
+    }
+    // One that is given back, works again or is purged is not due any more.
+    for number in [1, 2, 3] {
+        let there = read(&*store, &key(number)).await.unwrap();
+        let write = match number {
+            3 => purge(&there),
+            _ => {
+                let mut key = KeyRecord { deletion: None, resume_time: None, ..there };
+                key.spec.policy.state = State::Active;
+                RecordWrite::Key(Box::new(key))
+            }
+        };
+        put(&*store, write).await.unwrap();
+    }
+    assert_eq!(due(None, i64::MAX - 1, 10).await, all[1..3]);
 }
 
 async fn a_read_beside_rotations_and_a_purge_finds_the_key_or_nothing(store: Arc<dyn Store>) {

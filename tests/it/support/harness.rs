@@ -315,6 +315,8 @@ impl Handle {
         rotate: admin.rotate_key(RotateKeyRequest) -> RotateKeyResponse;
         finish: admin.finish_rotation(FinishRotationRequest) -> FinishRotationResponse;
         cancel: admin.cancel_rotation(CancelRotationRequest) -> CancelRotationResponse;
+        delete: admin.delete_key(DeleteKeyRequest) -> DeleteKeyResponse;
+        undelete: admin.undelete_key(UndeleteKeyRequest) -> UndeleteKeyResponse;
         create_tenant: admin.create_tenant(CreateTenantRequest) -> CreateTenantResponse;
         get_tenant: admin.get_tenant(GetTenantRequest) -> GetTenantResponse;
         list_tenants: admin.list_tenants(ListTenantsRequest) -> ListTenantsResponse;
@@ -406,6 +408,22 @@ impl Handle {
         self.cancel(request).await.map(|cancelled| cancelled.key.unwrap())
     }
 
+    pub(crate) async fn delete_key(&self, key: &pb::Key) -> pb::DeleteKeyResponse {
+        self.delete(delete(key)).await.unwrap()
+    }
+
+    pub(crate) async fn undelete_key(&self, key: &pb::Key) -> pb::UndeleteKeyResponse {
+        let name = disable(key);
+        self.undelete(pb::UndeleteKeyRequest { key_id: name.key_id, tenant: name.tenant, ..Default::default() })
+            .await
+            .unwrap()
+    }
+
+    /// Disables a key until so many milliseconds after the tests' clock began.
+    pub(crate) async fn suspend_key(&self, key: &pb::Key, until_ms: i64) -> pb::DisableKeyResponse {
+        self.disable(suspend(key, until_ms)).await.unwrap()
+    }
+
     pub(crate) async fn read(&self, key: &pb::Key) -> pb::Key {
         let request = pb::GetKeyRequest { key_id: key.key_id.clone(), tenant: key.tenant.clone() };
         self.get(request).await.unwrap().key.unwrap()
@@ -454,6 +472,14 @@ pub(crate) fn rotate(key: &pb::Key, overlap_ms: i64) -> pb::RotateKeyRequest {
 /// The same, where the time begins with the first use of the new secret.
 pub(crate) fn rotate_at_use(key: &pb::Key, overlap_ms: i64) -> pb::RotateKeyRequest {
     pb::RotateKeyRequest { overlap_starts: pb::OverlapStart::OnFirstUse.into(), ..rotate(key, overlap_ms) }
+}
+
+pub(crate) fn suspend(key: &pb::Key, until_ms: i64) -> pb::DisableKeyRequest {
+    pb::DisableKeyRequest { resume_time: after_start(until_ms), ..disable(key) }
+}
+
+pub(crate) fn delete(key: &pb::Key) -> pb::DeleteKeyRequest {
+    pb::DeleteKeyRequest { key_id: key.key_id.clone(), tenant: key.tenant.clone(), ..Default::default() }
 }
 
 /// An update of the fields that `paths` name, to their values in `key`.

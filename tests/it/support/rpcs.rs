@@ -85,6 +85,12 @@ pub(crate) fn request(path: &str, target: &Issued, mark: &str) -> Vec<u8> {
         "/keyward.v1.KeyAdmin/CancelRotation" => {
             pb::CancelRotationRequest { key_id, tenant, ..Default::default() }.encode_to_vec()
         }
+        "/keyward.v1.KeyAdmin/DeleteKey" => {
+            pb::DeleteKeyRequest { key_id, tenant, reason, ..Default::default() }.encode_to_vec()
+        }
+        "/keyward.v1.KeyAdmin/UndeleteKey" => {
+            pb::UndeleteKeyRequest { key_id, tenant, reason, ..Default::default() }.encode_to_vec()
+        }
         "/keyward.v1.KeyAdmin/CreateTenant" => {
             pb::CreateTenantRequest { tenant: mark.into(), ..Default::default() }.encode_to_vec()
         }

@@ -5,14 +5,19 @@ use std::collections::BTreeMap;
 use keyward::grpc::pb::{self, Matched, Reason};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use prost_types::Duration;
+use tonic::{Code, Status};
 
 use crate::support::harness::{
-    Handle, Issued, Site, after_start, ask, disable, error_reason, new_key, rotate, rotate_at_use, strings, update,
+    Handle, Issued, Site, after_start, ask, delete, disable, error_reason, new_key, rotate, rotate_at_use, strings,
+    suspend, update,
 };
 
 const SCOPES: [&[&str]; 4] = [&[], &["a"], &["a.*"], &["a", "b.c"]];
 const REASONS: [&str; 3] = ["", "unpaid", "leaked"];
 const WANTED: [&str; 4] = ["a", "a.x", "b", "b.c"];
+/// How long deleted keys are kept.
+const KEPT_MS: i64 = 60_000;
 
 /// A call, or another event. Keys are numbered in the order in which they were made.
 #[derive(Clone, Debug)]
@@ -35,11 +40,17 @@ enum Step {
     Finish(u8),
     Cancel(u8),
     Use(u8),
+    Suspend(u8, u16, usize),
+    Delete(u8, usize),
+    Undelete(u8, usize),
+    Protect(u8, bool),
     /// Suspends it, or resumes it.
     Hold(Holder, bool, usize),
     /// Refuses what was issued so many milliseconds before now, or before the call.
     Epoch(Holder, Option<u16>),
     Wait(u16),
+    /// Until every key is purged that is deleted now.
+    WaitLong,
     SetBack(u16),
     Restart,
 }
@@ -86,11 +97,16 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<u8>().prop_map(Step::Finish),
         1 => any::<u8>().prop_map(Step::Cancel),
         2 => any::<u8>().prop_map(Step::Use),
+        2 => (any::<u8>(), 1..1_000_u16, 0..REASONS.len()).prop_map(|(key, ms, reason)| Step::Suspend(key, ms, reason)),
+        2 => named().prop_map(|(key, reason)| Step::Delete(key, reason)),
+        1 => named().prop_map(|(key, reason)| Step::Undelete(key, reason)),
+        1 => (any::<u8>(), prop::bool::weighted(0.3)).prop_map(|(key, is)| Step::Protect(key, is)),
         2 => (holder(), prop::bool::weighted(0.4), 0..REASONS.len()).prop_map(|(of, suspended, reason)| {
             Step::Hold(of, suspended, reason)
         }),
         1 => (holder(), prop::option::of(0..1_500_u16)).prop_map(|(of, back)| Step::Epoch(of, back)),
         2 => (1..1_000_u16).prop_map(Step::Wait),
+        1 => Just(Step::WaitLong),
         1 => (1..3_000_u16).prop_map(Step::SetBack),
         1 => Just(Step::Restart),
     ]
@@ -102,8 +118,14 @@ struct Known {
     secrets: Secrets,
     state: &'static str,
     reason: &'static str,
-    /// When it entered its state.
+    /// When it entered its state, or was deleted or given back, and whether by Keyward itself.
     stated_ms: i64,
+    by_keyward: bool,
+    /// When a disabled key works again.
+    resumes_ms: Option<i64>,
+    /// When a deleted key is purged.
+    purge_ms: Option<i64>,
+    is_purged: bool,
     fields: Fields,
 }
 
@@ -158,20 +180,39 @@ struct Fields {
     owner: u8,
     starts_ms: Option<i64>,
     ends_ms: Option<i64>,
+    protected: bool,
 }
 
 impl Known {
+    /// The state that it is shown in.
+    fn shown(&self) -> &'static str {
+        if self.purge_ms.is_some() { "deleted" } else { self.state }
+    }
+
+    fn state_is(&mut self, state: &'static str, stated_ms: i64) {
+        (self.state, self.stated_ms, self.by_keyward, self.resumes_ms) = (state, stated_ms, false, None);
+    }
+
+    /// Whether a call was made. One that was not is refused for this reason, or because the key is gone.
+    fn answers(&self, done: &Result<(), Status>, refused: Option<&str>) -> bool {
+        let expected = if self.is_purged { Some("KEY_NOT_FOUND") } else { refused };
+        assert_eq!(done.as_ref().err().map(error_reason).as_deref(), expected, "{:?}", self.issued.key);
+        expected.is_none()
+    }
+
     /// Every secret that it ever had, with which one it is and when it was issued if it works, and the
     /// verdict if not.
     fn each_secret(&self, latest_ms: i64) -> Vec<(&str, Result<(Matched, i64), Reason>)> {
+        let is_hidden = self.is_purged || self.purge_ms.is_some() && self.state != "revoked";
+        let rotated_out = if is_hidden { Reason::Unknown } else { Reason::RotatedOut };
         let Secrets { current, previous, retired, forgotten, issued: _ } = &self.secrets;
         let mut all = vec![(&*current.text, Ok((Matched::Current, current.issued_ms)))];
         all.extend(previous.iter().map(|Previous { secret, ends_ms, .. }| {
             let has_ended = ends_ms.is_some_and(|ends| ends <= latest_ms);
             let works = (Matched::Previous, secret.issued_ms);
-            (&*secret.text, if has_ended { Err(Reason::RotatedOut) } else { Ok(works) })
+            (&*secret.text, if has_ended { Err(rotated_out) } else { Ok(works) })
         }));
-        all.extend(retired.iter().map(|secret| (&*secret.text, Err(Reason::RotatedOut))));
+        all.extend(retired.iter().map(|secret| (&*secret.text, Err(rotated_out))));
         all.extend(forgotten.iter().map(|secret| (&**secret, Err(Reason::Unknown))));
         all
     }
@@ -183,13 +224,14 @@ impl Known {
     }
 
     /// The expected verdict on a secret that works if the key does, and was issued at a time.
-    fn reason(&self, wanted: &str, issued_ms: i64, at: &Surroundings) -> Reason {
-        let Surroundings { now_ms, latest_ms, held } = *at;
+    fn reason(&self, wanted: &str, issued_ms: i64, around: &Surroundings) -> Reason {
+        let Surroundings { now_ms, latest_ms, held } = *around;
+        let is_hidden = self.is_purged || self.purge_ms.is_some() && self.state != "revoked";
         let of_it = [Holder::Tenant, Holder::Owner(self.fields.owner), Holder::Issuer].map(|of| held[of.place()]);
-        if of_it.iter().any(|held| held.suspended) {
+        if !is_hidden && of_it.iter().any(|held| held.suspended) {
             return Reason::OwnerSuspended;
         }
-        if of_it.iter().any(|held| held.epoch_ms.is_some_and(|epoch| issued_ms < epoch)) {
+        if !is_hidden && of_it.iter().any(|held| held.epoch_ms.is_some_and(|epoch| issued_ms < epoch)) {
             return Reason::EpochRejected;
         }
         let has_scope = SCOPES[self.fields.scopes].iter().any(|granted| match granted.strip_suffix(".*") {
@@ -197,7 +239,10 @@ impl Known {
             None => *granted == wanted,
         });
         match (self.state, self.fields.starts_ms, self.fields.ends_ms) {
+            _ if self.is_purged => Reason::Unknown,
             ("revoked", ..) => Reason::Revoked,
+            _ if self.purge_ms.is_some() => Reason::Unknown,
+            ("disabled", ..) if self.resumes_ms.is_some() => Reason::Suspended,
             ("disabled", ..) => Reason::Disabled,
             (_, Some(starts), _) if now_ms < starts => Reason::NotYetValid,
             (_, _, Some(ends)) if now_ms.max(latest_ms) >= ends => Reason::Expired,
@@ -205,6 +250,10 @@ impl Known {
             _ => Reason::Ok,
         }
     }
+}
+
+fn get(issued: &Issued) -> pb::GetKeyRequest {
+    pb::GetKeyRequest { key_id: issued.key.key_id.clone(), tenant: issued.key.tenant.clone() }
 }
 
 struct Model {
@@ -248,11 +297,21 @@ impl Model {
                 let issued = admin.issued(request).await;
                 self.has_changed();
                 let state = if disabled { "disabled" } else { "active" };
-                let (fields, stated_ms) =
-                    (Fields { name: 0, scopes, owner, starts_ms, ends_ms }, self.around.latest_ms);
-                let current = Secret { version: 1, text: issued.secret.clone(), issued_ms: stated_ms };
+                let current = Secret { version: 1, text: issued.secret.clone(), issued_ms: self.around.latest_ms };
                 let secrets = Secrets { current, previous: None, retired: None, forgotten: vec![], issued: 1 };
-                self.known.push(Known { issued, secrets, state, reason: "", stated_ms, fields });
+                let fields = Fields { name: 0, scopes, owner, starts_ms, ends_ms, protected: false };
+                self.known.push(Known {
+                    issued,
+                    secrets,
+                    state,
+                    reason: "",
+                    stated_ms: self.around.latest_ms,
+                    by_keyward: false,
+                    resumes_ms: None,
+                    purge_ms: None,
+                    is_purged: false,
+                    fields,
+                });
             }
             Step::Disable(key, reason) => self.moved(&admin, key, "disabled", REASONS[reason]).await,
             Step::Enable(key, reason) => self.moved(&admin, key, "active", REASONS[reason]).await,
@@ -284,15 +343,98 @@ impl Model {
             Step::Use(key) => self.used(&admin, key).await,
             Step::Hold(of, suspended, reason) => self.hold(&admin, of, suspended, REASONS[reason]).await,
             Step::Epoch(of, back_ms) => self.set_epoch(&admin, of, back_ms).await,
+            Step::Protect(key, protected) => {
+                let sent = pb::Key { delete_protected: protected, ..Default::default() };
+                let set = |fields: &mut Fields| fields.protected = protected;
+                self.rewritten(&admin, key, "delete_protected", sent, set).await;
+            }
+            Step::Suspend(key, ms, reason) => self.suspended(&admin, key, i64::from(ms), REASONS[reason]).await,
+            Step::Delete(key, reason) => self.deleted(&admin, key, REASONS[reason]).await,
+            Step::Undelete(key, reason) => self.undeleted(&admin, key, REASONS[reason]).await,
             Step::SetBack(ms) => {
                 self.site.clock.advance_ms(-i64::from(ms));
                 self.around.now_ms -= i64::from(ms);
             }
-            Step::Wait(ms) => {
-                self.site.clock.advance_ms(i64::from(ms));
-                self.around.now_ms += i64::from(ms);
-            }
+            Step::Wait(ms) => self.wait(i64::from(ms)).await,
+            Step::WaitLong => self.wait(KEPT_MS + (self.around.latest_ms - self.around.now_ms).max(0)).await,
             Step::Restart => self.site.restart().await,
+        }
+    }
+
+    /// Lets time pass, and waits until Keyward has made the changes that are due then.
+    async fn wait(&mut self, ms: i64) {
+        self.site.clock.advance_ms(ms);
+        self.around.now_ms += ms;
+        let (admin, now_ms, mut has_changed) = (self.site.admin(), self.around.now_ms, false);
+        for known in &mut self.known {
+            if known.purge_ms.is_some_and(|purge_ms| purge_ms <= now_ms) && !known.is_purged {
+                while admin.get(get(&known.issued)).await.is_ok() {
+                    tokio::task::yield_now().await;
+                }
+                (known.is_purged, has_changed) = (true, true);
+            }
+            if let Some(resumes_ms) = known.resumes_ms
+                && resumes_ms <= now_ms
+            {
+                while admin.read(&known.issued.key).await.updated_by != "keyward" {
+                    tokio::task::yield_now().await;
+                }
+                known.state_is("active", resumes_ms);
+                (known.by_keyward, known.reason, has_changed) = (true, "", true);
+            }
+        }
+        if has_changed {
+            self.has_changed();
+        }
+    }
+
+    async fn suspended(&mut self, admin: &Handle, key: u8, ms: i64, reason: &'static str) {
+        let (at_ms, until_ms) = (self.around.change_ms(), self.around.now_ms + ms);
+        let Some(known) = self.pick(key) else { return };
+        let request = pb::DisableKeyRequest { reason: reason.into(), ..suspend(&known.issued.key, until_ms) };
+        let done = admin.disable(request).await.map(drop);
+        let is_forbidden = known.state == "revoked" || known.purge_ms.is_some();
+        if known.answers(&done, is_forbidden.then_some("STATE_FORBIDS")) {
+            let is_later = known.resumes_ms != Some(until_ms);
+            let explains = !reason.is_empty() && known.reason != reason;
+            if known.state != "disabled" || explains {
+                known.reason = reason;
+            }
+            if is_later {
+                known.state_is("disabled", at_ms);
+                known.resumes_ms = Some(until_ms);
+            }
+            if is_later || explains {
+                self.has_changed();
+            }
+        }
+    }
+
+    async fn deleted(&mut self, admin: &Handle, key: u8, reason: &'static str) {
+        let at_ms = self.around.change_ms();
+        let Some(known) = self.pick(key) else { return };
+        let purge_after = Some(Duration { seconds: KEPT_MS / 1_000, nanos: 0 });
+        let request = pb::DeleteKeyRequest { reason: reason.into(), purge_after, ..delete(&known.issued.key) };
+        let done = admin.delete(request).await.map(drop);
+        let is_deleted = known.purge_ms.is_some();
+        let refused = (known.fields.protected && !is_deleted).then_some("DELETE_PROTECTED");
+        if known.answers(&done, refused) && !is_deleted {
+            known.state_is(known.state, at_ms);
+            (known.purge_ms, known.reason) = (Some(at_ms + KEPT_MS), reason);
+            self.has_changed();
+        }
+    }
+
+    async fn undeleted(&mut self, admin: &Handle, key: u8, reason: &'static str) {
+        let at_ms = self.around.change_ms();
+        let Some(known) = self.pick(key) else { return };
+        let pb::GetKeyRequest { key_id, tenant } = get(&known.issued);
+        let request = pb::UndeleteKeyRequest { key_id, tenant, reason: reason.into(), ..Default::default() };
+        let done = admin.undelete(request).await.map(drop);
+        if known.answers(&done, None) && known.purge_ms.take().is_some() {
+            known.state_is(if known.state == "revoked" { "revoked" } else { "disabled" }, at_ms);
+            known.reason = reason;
+            self.has_changed();
         }
     }
 
@@ -310,11 +452,12 @@ impl Model {
         let Some(known) = self.pick(key) else { return };
         let mut fields = known.fields.clone();
         set(&mut fields);
-        let (changes, forbidden) = (fields != known.fields, known.state == "revoked" && path != "display_name");
+        let changes = fields != known.fields;
+        let is_fixed = known.state == "revoked" && !["display_name", "delete_protected"].contains(&path);
+        let forbidden = changes && is_fixed || known.purge_ms.is_some();
         let (key_id, tenant) = (known.issued.key.key_id.clone(), known.issued.key.tenant.clone());
-        let done = admin.update(update(&pb::Key { key_id, tenant, ..sent }, &[path])).await;
-        assert_eq!(done.as_ref().err().map(error_reason).as_deref(), (changes && forbidden).then_some("STATE_FORBIDS"));
-        if changes && !forbidden {
+        let done = admin.update(update(&pb::Key { key_id, tenant, ..sent }, &[path])).await.map(drop);
+        if known.answers(&done, forbidden.then_some("STATE_FORBIDS")) && changes {
             known.fields = fields;
             self.has_changed();
         }
@@ -336,14 +479,17 @@ impl Model {
                 admin.revoke(request).await.map(drop)
             }
         };
-        let forbidden = known.state == "revoked" && to != "revoked";
-        assert_eq!(done.is_err(), forbidden);
-        let (moves, explains) = (known.state != to, !reason.is_empty() && known.reason != reason);
-        if !forbidden && (moves || explains) {
-            if moves {
-                (known.state, known.stated_ms) = (to, at_ms);
+        let forbidden = to != "revoked" && (known.state == "revoked" || known.purge_ms.is_some());
+        // A suspension becomes one without an end.
+        let moves = known.state != to || known.resumes_ms.is_some();
+        let explains = !reason.is_empty() && known.reason != reason;
+        if known.answers(&done, forbidden.then_some("STATE_FORBIDS")) && (moves || explains) {
+            if known.state != to || explains {
+                known.reason = reason;
             }
-            known.reason = reason;
+            if moves {
+                known.state_is(to, at_ms);
+            }
             self.has_changed();
         }
     }
@@ -354,8 +500,9 @@ impl Model {
         let request = if at_use { rotate_at_use } else { rotate }(&known.issued.key, overlap_ms);
         let done = admin.rotate(request).await;
         let key_ends = known.fields.ends_ms;
-        if known.state == "revoked" || key_ends.is_some_and(|ends| ends <= latest_ms) {
-            assert_eq!(error_reason(&done.unwrap_err()), "STATE_FORBIDS");
+        let is_dead = known.state == "revoked" || known.purge_ms.is_some();
+        let is_forbidden = is_dead || key_ends.is_some_and(|ends| ends <= latest_ms);
+        if !known.answers(&done.as_ref().map(drop).map_err(Clone::clone), is_forbidden.then_some("STATE_FORBIDS")) {
             return;
         }
         let secrets = &mut known.secrets;
@@ -376,12 +523,11 @@ impl Model {
 
     async fn finished(&mut self, admin: &Handle, key: u8) {
         let Some(known) = self.pick(key) else { return };
-        let done = admin.finish_key(&known.issued.key).await;
-        if known.state == "revoked" {
-            assert_eq!(error_reason(&done.unwrap_err()), "STATE_FORBIDS");
+        let done = admin.finish_key(&known.issued.key).await.map(drop);
+        let is_forbidden = known.state == "revoked" || known.purge_ms.is_some();
+        if !known.answers(&done, is_forbidden.then_some("STATE_FORBIDS")) {
             return;
         }
-        done.unwrap();
         if let Some(previous) = known.secrets.previous.take() {
             known.secrets.retire(previous.secret);
             self.has_changed();
@@ -391,15 +537,18 @@ impl Model {
     async fn cancelled(&mut self, admin: &Handle, key: u8) {
         let latest_ms = self.around.change_ms();
         let Some(known) = self.pick(key) else { return };
-        let done = admin.cancel_key(&known.issued.key).await;
+        let done = admin.cancel_key(&known.issued.key).await.map(drop);
         let ends = [known.previous_ends(), known.fields.ends_ms];
         let has_ended = ends.into_iter().flatten().any(|ends| ends <= latest_ms);
-        if known.state == "revoked" || has_ended || known.secrets.previous.is_none() {
-            let expected = if known.state == "revoked" { "STATE_FORBIDS" } else { "NO_ROTATION_PENDING" };
-            assert_eq!(error_reason(&done.unwrap_err()), expected);
+        let is_pending = !has_ended && known.secrets.previous.is_some();
+        let refused = match known.state {
+            _ if known.purge_ms.is_some() => Some("STATE_FORBIDS"),
+            "revoked" => Some("STATE_FORBIDS"),
+            _ => (!is_pending).then_some("NO_ROTATION_PENDING"),
+        };
+        if !known.answers(&done, refused) {
             return;
         }
-        done.unwrap();
         let previous = known.secrets.previous.take().unwrap();
         let newer = std::mem::replace(&mut known.secrets.current, previous.secret);
         known.secrets.retire(newer);
@@ -524,11 +673,19 @@ impl Model {
     async fn compare(&self) {
         let admin = self.site.admin();
         for known in &self.known {
-            let key = admin.read(&known.issued.key).await;
-            let told = (&*key.state_reason, key.state_time, key.state_by == known.issued.key.created_by);
-            assert_eq!(told, (known.reason, after_start(known.stated_ms), true), "{:?}", known.issued.key);
-            let secrets: Vec<_> = key.secrets.iter().map(|secret| (secret.version, secret.state())).collect();
-            assert_eq!(secrets, known.secrets.told(), "{:?}", known.issued.key);
+            if known.is_purged {
+                assert_eq!(admin.get(get(&known.issued)).await.unwrap_err().code(), Code::NotFound);
+            } else {
+                let told = admin.read(&known.issued.key).await;
+                let by = if known.by_keyward { "keyward" } else { &known.issued.key.created_by };
+                let stated = (&*told.state_reason, told.state_time, &*told.state_by);
+                assert_eq!(stated, (known.reason, after_start(known.stated_ms), by), "{:?}", known.issued.key);
+                let times = (told.resume_time, told.purge_time, told.delete_protected);
+                let expected = (known.resumes_ms.and_then(after_start), known.purge_ms.and_then(after_start));
+                assert_eq!(times, (expected.0, expected.1, known.fields.protected), "{:?}", known.issued.key);
+                let secrets: Vec<_> = told.secrets.iter().map(|secret| (secret.version, secret.state())).collect();
+                assert_eq!(secrets, known.secrets.told(), "{:?}", known.issued.key);
+            }
             self.compare_secrets(&admin, known).await;
         }
         for owner in 0..3_u8 {
@@ -541,11 +698,14 @@ impl Model {
                 (held.reason, held.epoch_ms.and_then(after_start))
             );
         }
-        for (state, name) in
-            [(pb::State::Active, "active"), (pb::State::Disabled, "disabled"), (pb::State::Revoked, "revoked")]
-        {
+        for (state, name) in [
+            (pb::State::Active, "active"),
+            (pb::State::Disabled, "disabled"),
+            (pb::State::Revoked, "revoked"),
+            (pb::State::Deleted, "deleted"),
+        ] {
             let mut expected = BTreeMap::new();
-            for known in self.known.iter().filter(|k| k.state == name && k.fields.owner == 1) {
+            for known in self.known.iter().filter(|k| !k.is_purged && k.shown() == name && k.fields.owner == 1) {
                 expected.insert(known.issued.key.key_id.clone(), ());
             }
             let selector =
@@ -573,6 +733,7 @@ fn run(cases: u32, steps: usize, on_disk: bool) {
             let callers = pb::ListKeysRequest { selector: Some(selector), ..Default::default() };
             let issuer = site.admin().list(callers).await.unwrap().keys.remove(0).key_id;
             let mut model = Model { site, issuer, known: vec![], around: Surroundings::default() };
+
             for step in steps {
                 if on_disk || !matches!(step, Step::Restart) {
                     model.take(step).await;

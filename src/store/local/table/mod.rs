@@ -4,6 +4,7 @@
 //! keys     digest (32 bytes)                 -> record
 //! ids      tenant 0 key_id                   -> digest
 //! facets   tenant 0 facet 0 state 0 key_id   -> nothing; a facet is `o` 0 owner, `l` 0 name 0 value, or `s`
+//!          0 `d` 0 time, 8 bytes, tenant 0 key_id -> nothing: when a suspension ends, or a purge is due
 //! aliases  digest of a secret before the current one -> digest
 //! tenants  tenant                            -> record
 //! owners   tenant 0 owner                    -> record
@@ -40,7 +41,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use keyward_core::digest::Digest;
@@ -96,6 +97,8 @@ pub struct Table {
     bloom: BloomFilter,
     size: Size,
     list_turns: ListTurns,
+    /// Whether the secondary index was found to be that of the current layout, whatever is noted.
+    facets_fit: AtomicBool,
     /// The last field, so that sled is dropped last.
     _db: Closing,
 }
@@ -191,6 +194,7 @@ impl Table {
             bloom: contents.bloom,
             size,
             list_turns: ListTurns::new(),
+            facets_fit: AtomicBool::new(false),
             _db,
         })
     }
@@ -478,8 +482,9 @@ impl Table {
     pub(super) fn has_current_layout(&self) -> Result<bool, TableError> {
         match self.meta.get(LAYOUT)?.as_deref() {
             Some([LAYOUT_VERSION]) => Ok(true),
-            // Version 1 was not recorded, and had no states in its facets.
-            None => Ok(false),
+            // Version 1 was not recorded, and had no states in its facets. Version 2 had neither those of
+            // deleted and suspended keys, nor when keys are due.
+            None | Some([2]) => Ok(false),
             Some(_) => Err(TableError::Unsound("its layout is that of another version of keyward")),
         }
     }
@@ -488,6 +493,11 @@ impl Table {
     /// After a crash it starts over, because the version is written last.
     pub(super) fn migrate_layout(&self) -> Result<(), TableError> {
         if self.has_current_layout()? {
+            return Ok(());
+        }
+        // As that of version 2 is, unless a key is deleted or suspended.
+        if self.facets_fit.load(Ordering::Relaxed) {
+            self.meta.insert(LAYOUT, &[LAYOUT_VERSION])?;
             return Ok(());
         }
         let mut progress =
@@ -524,7 +534,7 @@ fn no_key() -> StoreError {
 
 const APPLIED: &str = "applied";
 const LAYOUT: &str = "layout";
-const LAYOUT_VERSION: u8 = 2;
+const LAYOUT_VERSION: u8 = 3;
 
 /// The bytes of all files below a directory, as far as they can be read.
 fn bytes_below(dir: &Path) -> u64 {

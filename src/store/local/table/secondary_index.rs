@@ -4,15 +4,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use keyward_core::clock::UnixMillis;
 use keyward_core::id::KeyId;
-use keyward_core::record::{KeyRecord, State};
+use keyward_core::record::{KeyRecord, ShownState};
 use sled::IVec;
 
 use super::Table;
-use super::index_keys::joined;
+use super::index_keys::{due_name, due_name_of, joined, read_due, state_names};
 use super::intersection::{Candidate, Intersection, Union};
 use crate::store::local::write_buffer::WriteBuffer;
-use crate::store::{EXAMINED_MIN, EXAMINED_PER_FOUND, KeyQuery, Page, PagePermit, SoughtText, StoreError};
+use crate::store::{DueKey, EXAMINED_MIN, EXAMINED_PER_FOUND, KeyQuery, Page, PagePermit, SoughtText, StoreError};
 
 /// About how long one slice of a list takes. Then another caller's list has its turn.
 const SLICE_TIME: Duration = Duration::from_millis(10);
@@ -154,8 +155,7 @@ impl Table {
                         [] => self.key(&scan.query.tenant, &key_id)?,
                         digest => Some(self.key_of(digest)?),
                     };
-                    // Deleted keys are in no list, so that none may end because of them.
-                    scan.examined -= usize::from(key.as_ref().is_some_and(|key| key.deletion.is_some()));
+                    scan.examined -= usize::from(key.as_ref().is_some_and(|key| scan.query.passes_over(key)));
                     scan.found.extend(key.filter(|key| scan.query.selects(key)));
                 }
                 scan.query.after = Some(key_id);
@@ -170,16 +170,42 @@ impl Table {
         Ok(None)
     }
 
+    /// Up to `limit` keys that are due by a time, after another one, in the order of their times.
+    ///
+    /// # Errors
+    /// When sled fails.
+    pub(in crate::store::local) fn due(
+        &self,
+        after: Option<&DueKey>,
+        until: UnixMillis,
+        limit: usize,
+    ) -> Result<Vec<DueKey>, StoreError> {
+        let past = |due| [due_name_of(due), vec![0]].concat();
+        let from = after.map_or_else(|| due_name(UnixMillis(0), &[]), past);
+        let mut found = vec![];
+        for entry in self.facets().range(from..due_name(UnixMillis(until.0.saturating_add(1)), &[])).take(limit) {
+            let (name, _) = entry?;
+            found.push(read_due(&name).ok_or_else(|| StoreError::Engine("an ordering holds what is no time".into()))?);
+        }
+        Ok(found)
+    }
+
     /// The candidates of a query, in the order of their ids.
     fn candidates(&self, scan: &ListScan) -> Candidates<'_> {
         if let Some(named) = scan.named() {
             return Candidates::Named(Vec::from(named).into_iter());
         }
         let query = &scan.query;
-        let states = if query.states.is_empty() { &State::ALL[..] } else { &query.states };
+        let shown = if query.states.is_empty() { &ShownState::ALL[..] } else { &query.states };
+        let is_shown = |state: &ShownState| !query.states.is_empty() || *state != ShownState::Deleted;
+        let mut states: Vec<_> =
+            shown.iter().filter(|state| is_shown(state)).flat_map(|state| state_names(*state)).copied().collect();
+        states.sort_unstable();
+        states.dedup();
+        let states = &states;
         let tenant = query.tenant.as_str();
         let union = |facet: &[&str], text: &SoughtText| {
-            let of_form = |form| states.iter().map(move |state| (form, state.name()));
+            let of_form = |form| states.iter().map(move |state| (form, *state));
             let prefixes = text.forms().flat_map(of_form);
             let prefixes = prefixes.map(|(form, state)| joined(&[&[tenant], facet, &[form, state, ""]].concat()));
             Union::new(self.facets(), prefixes)
@@ -188,8 +214,9 @@ impl Table {
         let labels = query.labels.iter().map(|(name, value)| union(&["l", name], value));
         let mut unions: Vec<_> = owner.chain(labels).collect();
         if unions.is_empty() {
-            unions.push(if states.len() < State::ALL.len() {
-                Union::new(self.facets(), states.iter().map(|state| joined(&[tenant, "s", state.name(), ""])))
+            let are_some = !query.states.is_empty() && query.states.len() < ShownState::ALL.len();
+            unions.push(if are_some {
+                Union::new(self.facets(), states.iter().map(|state| joined(&[tenant, "s", state, ""])))
             } else {
                 Union::new(self.ids(), [joined(&[tenant, ""])])
             });

@@ -64,6 +64,7 @@ impl Table {
                 Err(TableError::Unsound("its secondary indexes do not lead to its keys"))
             }
             () => {
+                self.facets_fit.store(found.facets == found.expected_facets, Ordering::Relaxed);
                 self.bloom().mark_complete();
                 self.set_record_bytes(found.bytes);
                 self.measure();

@@ -94,6 +94,38 @@ fn a_key_is_rotated_and_its_rotation_finished_or_taken_back() {
 }
 
 #[test]
+fn a_key_is_disabled_until_a_time_protected_deleted_and_given_back() {
+    let user = User::start();
+    user.does(&["key", "create", "zapier", "--display-name", "Zapier", "--delete-protected"]);
+    let key = user.json(&["key", "disable", "zapier", "--resume-time", "in 2h", "--reason", "unpaid"]);
+    assert_eq!((key["state"].as_str(), key["resumeTime"].is_string()), (Some("STATE_DISABLED"), true));
+    user.fails(&["key", "disable", "zapier", "--resume-time", "2020-01-01"], 2, &["resume_time (--resume-time)"]);
+    let key = user.json(&["key", "disable", "zapier"]);
+    assert_eq!((&key["resumeTime"], key["stateReason"].as_str()), (&Value::Null, Some("unpaid")));
+    user.json(&["key", "enable", "zapier"]);
+
+    user.fails(&["key", "delete", "zapier"], 6, &["DELETE_PROTECTED"]);
+    let key = user.json(&["key", "update", "zapier", "--delete-protected", "false"]);
+    assert_eq!(key["deleteProtected"], Value::Null);
+    user.fails(&["key", "delete", "zapier", "--purge-after", "1s"], 2, &["purge_after (--purge-after)"]);
+    let key = user.json(&["key", "delete", "zapier", "--purge-after", "7d", "--reason", "customer left"]);
+    assert_eq!((key["state"].as_str(), key["undeleteState"].as_str()), (Some("STATE_DELETED"), Some("STATE_DISABLED")));
+    assert!(key["purgeTime"].is_string() && key["deleteTime"].is_string(), "{key}");
+    assert_eq!(ids(&user.json(&["key", "list"])), [""; 0]);
+    assert_eq!(ids(&user.json(&["key", "list", "--show-deleted"])), ["zapier"]);
+    assert_eq!(ids(&user.json(&["key", "list", "--state", "deleted"])), ["zapier"]);
+    assert!(user.does(&["key", "list", "--show-deleted", "--output", "table"]).contains("deleted"));
+    assert_eq!(user.json(&["key", "undelete", "zapier"])["state"], "STATE_DISABLED");
+    let protected = user.json(&["key", "update", "zapier", "--delete-protected", "true"]);
+    assert_eq!(protected["deleteProtected"], true);
+
+    user.does(&["caller", "create", "ada", "--display-name", "Ada", "--role", "viewer"]);
+    user.does(&["caller", "disable", "ada", "--resume-time", "in 2h"]);
+    assert_eq!(user.json(&["caller", "delete", "ada"])["state"], "STATE_DELETED");
+    assert_eq!(user.json(&["caller", "undelete", "ada"])["state"], "STATE_DISABLED");
+}
+
+#[test]
 fn an_update_changes_what_it_names_and_nothing_else() {
     let user = User::start();
     user.does(&[
@@ -247,8 +279,12 @@ fn no_field_of_what_is_printed_is_left_out() {
         "2026-01-01",
         "--expires",
         "2090-01-01",
+        "--delete-protected",
     ]);
-    let key = user.json(&["key", "disable", "zapier", "--reason", "a"]);
+    // No key has all of them at a time.
+    let suspended = user.json(&["key", "disable", "zapier", "--reason", "a", "--resume-time", "in 2h"]);
+    user.does(&["key", "update", "zapier", "--delete-protected", "false"]);
+    let deleted = user.json(&["key", "delete", "zapier", "--reason", "a"]);
     let descriptors = prost_types::FileDescriptorSet::decode(DESCRIPTORS).unwrap();
     let fields = |message: &str| -> BTreeSet<String> {
         let messages = descriptors.file.iter().flat_map(|file| &file.message_type);
@@ -256,7 +292,7 @@ fn no_field_of_what_is_printed_is_left_out() {
         found.map(|field| field.json_name().to_owned()).collect()
     };
     let names = |object: &Value| object.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
-    assert_eq!(names(&key), fields("Key"));
+    assert_eq!(names(&suspended).union(&names(&deleted)).cloned().collect::<BTreeSet<_>>(), fields("Key"));
     user.does(&["tenant", "update", "default", "--display-name", "a", "--secret-prefix", "a"]);
     user.does(&["tenant", "suspend", "default", "--reason", "a"]);
     user.does(&["epoch", "set", "--tenant", "default"]);
