@@ -155,6 +155,7 @@ fn named(field: &str) -> String {
         "not_before" => "--not-before",
         "expire_time" => "--expires",
         "etag" => "--etag",
+        "request_id" => "--request-id",
         "reason" => "--reason",
         "secret_prefix" => "--secret-prefix",
         "page_size" => "--page-size",
@@ -185,6 +186,7 @@ fn next_step(refused: &Refused) -> Option<String> {
         "ETAG_MISMATCH" => "`keyward key get` has the key as it is now, and its etag; `tenant get`, `owner get` and `epoch get` likewise".to_owned(),
         "OWNER_HELD" => "`keyward owner get` says whether the owner is suspended, and why".to_owned(),
         "EPOCH_LOWERED" => "`keyward epoch get` has the time that is set".to_owned(),
+        "REQUEST_ID_REUSED" => "name each change anew with --request-id, or leave it out".to_owned(),
         "STATE_FORBIDS" => "`keyward key get` says which state the key is in, and why".to_owned(),
         _ => return None,
     })

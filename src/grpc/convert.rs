@@ -10,7 +10,7 @@ use prost_types::Timestamp;
 use super::fields::Fields;
 use super::pb;
 use super::status::Refusal;
-use crate::authority::{ChangeOptions, NewTenant, Selector};
+use crate::authority::{ChangeOptions, NewTenant, RequestName, Selector};
 use crate::index::Entry;
 
 /// States that a selector names at most; there are fewer, and one may stand twice.
@@ -64,7 +64,7 @@ pub fn tenant_name(tenant: &str) -> Result<TenantId, Refusal> {
 pub fn state_change(
     (key_id, tenant, etag): (&str, &str, String),
     reason: String,
-    validate_only: bool,
+    (validate_only, request): (bool, Option<RequestName>),
     default: TenantId,
 ) -> Result<StateChange, Refusal> {
     let mut fields = Fields::default();
@@ -72,7 +72,7 @@ pub fn state_change(
     let key_id = fields.parse("key_id", key_id, KeyId::parse);
     let reason = fields.text("reason", reason, STATE_REASON_BYTES_MAX);
     let key = tenant.zip(key_id).map(|(tenant, key_id)| KeyName { tenant, key_id });
-    fields.finish(key.map(|key| StateChange { key, reason, options: options(etag, validate_only) }))
+    fields.finish(key.map(|key| StateChange { key, reason, options: options(etag, validate_only, request) }))
 }
 
 /// Reads which keys to list, of which tenant, and how many.
@@ -174,6 +174,6 @@ pub fn timestamp(time: UnixMillis) -> Timestamp {
     Timestamp { seconds: time.0.div_euclid(1_000), nanos }
 }
 
-pub(super) fn options(etag: String, validate_only: bool) -> ChangeOptions {
-    ChangeOptions { etag: (!etag.is_empty()).then_some(etag), validate_only }
+pub(super) fn options(etag: String, validate_only: bool, request: Option<RequestName>) -> ChangeOptions {
+    ChangeOptions { etag: (!etag.is_empty()).then_some(etag), validate_only, request }
 }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::super::client::Session;
+use super::super::client::{RetryArgs, Session};
 use super::super::failure::Failure;
 use super::super::print::{self, OutputArgs};
 use crate::remote::wire;
@@ -31,6 +31,8 @@ pub(in crate::cli) struct StateArgs {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
+    retry: RetryArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
@@ -51,19 +53,20 @@ pub(in crate::cli) fn get(session: Session, tenant: String, args: GetArgs) -> Re
 
 /// Changes the state of a key, and prints the key.
 pub(in crate::cli) fn change_state(session: Session, tenant: String, args: StateArgs, to: Move) -> Result<(), Failure> {
-    let StateArgs { key_id, reason, etag, dry_run: validate_only, output } = args;
+    let StateArgs { key_id, reason, etag, dry_run: validate_only, retry, output } = args;
+    let request_id = retry.id()?;
     let key = session.run(async |client| {
         Ok(match to {
             Move::Disable => {
-                let request = wire::DisableKeyRequest { key_id, tenant, etag, reason, validate_only };
+                let request = wire::DisableKeyRequest { key_id, tenant, etag, reason, validate_only, request_id };
                 client.disable_key(request).await?.key
             }
             Move::Enable => {
-                let request = wire::EnableKeyRequest { key_id, tenant, etag, reason, validate_only };
+                let request = wire::EnableKeyRequest { key_id, tenant, etag, reason, validate_only, request_id };
                 client.enable_key(request).await?.key
             }
             Move::Revoke => {
-                let request = wire::RevokeKeyRequest { key_id, tenant, etag, reason, validate_only };
+                let request = wire::RevokeKeyRequest { key_id, tenant, etag, reason, validate_only, request_id };
                 client.revoke_key(request).await?.key
             }
         })

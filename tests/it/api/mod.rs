@@ -15,6 +15,7 @@ mod keys;
 mod lifecycle_verdicts;
 mod lists;
 mod restrictions;
+mod retries;
 mod rotation;
 pub(crate) mod stream;
 mod tenants;
