@@ -13,6 +13,8 @@ pub const FAULTS: &[&str] = &[
     "acknowledges changes before they are on the disk",
     #[cfg(feature = "fault-skip-dir-sync")]
     "does not make the names of new journal segments durable",
+    #[cfg(feature = "fault-end-before-answer")]
+    "ends before it answers where a request id says so",
 ];
 
 /// Refuses to go on without consent.

@@ -207,6 +207,8 @@ pub struct JournalLine {
     pub peer: String,
     /// What the connection of a caller with a key proved besides. Empty: nothing, or it is not known.
     pub identity: String,
+    /// The caller's name for the request. Empty: none.
+    pub request_id: String,
 }
 
 /// Reads the journal's records of some revisions, in order, and returns the first revision of the journal.
@@ -235,6 +237,7 @@ pub fn journal(
                 target: entry.target,
                 peer: entry.peer,
                 identity: entry.identity,
+                request_id: entry.request_id,
             });
         }
     });

@@ -17,6 +17,8 @@ pub use self::refused::{Refused, RefusedKind};
 pub use self::tls::{ClientTls, EndpointError};
 /// The messages of the calls, as in proto/keyward/v1.
 pub use crate::grpc::pb as wire;
+/// What a sealed secret is bound to.
+pub use crate::grpc::retry::seal_info;
 
 /// The innermost cause of an error. The outermost says only "transport error".
 fn root_cause(error: &dyn std::error::Error) -> String {

@@ -7,7 +7,7 @@ use ulid::Ulid;
 
 use crate::clock::UnixMillis;
 use crate::entropy::{Entropy, EntropyError};
-use crate::limits::{ACTOR_BYTES_MAX, ENVIRONMENT_BYTES_MAX, SECRET_PREFIX_BYTES_MAX};
+use crate::limits::{ACTOR_BYTES_MAX, ENVIRONMENT_BYTES_MAX, REQUEST_ID_BYTES_MAX, SECRET_PREFIX_BYTES_MAX};
 
 /// A text that breaks the rule for such names. It has the rule, never the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,6 +74,12 @@ name!(
     SecretPrefix,
     "must be 1 to 20 bytes of a-z and 0-9, beginning with a letter",
     |b| (1..=SECRET_PREFIX_BYTES_MAX).contains(&b.len()) && is_word(b, b"")
+);
+name!(
+    /// A caller's own name for a change, by which a retry is recognised.
+    RequestId,
+    "must be 1 to 64 visible ASCII characters",
+    |b| (1..=REQUEST_ID_BYTES_MAX).contains(&b.len()) && b.iter().all(u8::is_ascii_graphic)
 );
 name!(
     /// The author of a change: the `key_id` of the caller's key, `keyward` for the program itself,

@@ -15,6 +15,9 @@ pub const SECRET_PREFIX_BYTES_MAX: usize = 20;
 /// The middle part of a secret.
 pub const ENVIRONMENT_BYTES_MAX: usize = 16;
 
+/// The longest name that a caller gives a request.
+pub const REQUEST_ID_BYTES_MAX: usize = 64;
+
 /// The author of a change.
 pub const ACTOR_BYTES_MAX: usize = 256;
 

@@ -49,6 +49,7 @@ impl Authority {
                 tenant(TenantId::system(), "Credentials of callers"),
                 RecordWrite::NewKey(Box::new(key)),
             ],
+            retry: None,
         };
         let revision = self.commit(commit).await.map_err(|e| AuthorityError::from_commit(e, Resource::Key))?;
         Ok(Some(revision))

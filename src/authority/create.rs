@@ -1,6 +1,6 @@
 //! Issuing a key.
 
-use keyward_core::access::{Grant, Issue, Role};
+use keyward_core::access::{Act, Grant, Issue, Role};
 use keyward_core::digest::{Digest, PepperRing};
 use keyward_core::entropy::Entropy;
 use keyward_core::event::Revision;
@@ -9,11 +9,17 @@ use keyward_core::record::{AuditStamp, KeyPolicy, KeyRecord, KeySpec, StoredSecr
 use keyward_core::scope::Scope;
 use keyward_core::secret::IssuedSecret;
 
-use super::{Authority, AuthorityError, Resource, check_expiry, check_scopes, check_size, check_times, target};
-use crate::store::{Commit, ReadContext, RecordWrite};
+use super::{
+    Authority, AuthorityError, RequestName, Resource, check_expiry, check_scopes, check_size, check_times, target,
+};
+use crate::store::{Commit, ReadContext, RecordWrite, Retry};
+use crate::util::hpke::PublicKey;
 
 /// The rule that a reserved key id breaks.
 const RESERVED_RULE: &str = "in tenant 'system' must not be 'keyward' or begin with 'keyward-' or 'keyward_': so Keyward itself is named in the log";
+
+/// The call, as the log names it.
+const CREATE_KEY: &str = "CreateKey";
 
 /// A key to be created.
 #[derive(Clone, Debug, Default)]
@@ -30,10 +36,63 @@ pub struct NewKey {
 pub struct Created {
     /// The key.
     pub key: KeyRecord,
-    /// Its secret, for the one reply that shows it. `None` if the request was only to be validated.
-    pub secret: Option<IssuedSecret>,
+    /// Its secret.
+    pub secret: Issued,
     /// The revision of its creation.
     pub revision: Revision,
+}
+
+/// The secret of a key, for the one reply that shows it.
+pub enum Issued {
+    /// The request was only to be validated.
+    Nothing,
+    /// For whoever reads the reply.
+    Plain(IssuedSecret),
+    /// For the holder of the caller's key pair.
+    Sealed(Vec<u8>),
+}
+
+/// How to issue a secret.
+#[derive(Clone, Debug, Default)]
+pub struct IssueOptions {
+    /// Whether to check everything and issue nothing.
+    pub validate_only: bool,
+    /// How the request is recognised when it is asked for again. `None`: not at all.
+    pub request: Option<RequestName>,
+    /// The key to seal the secret to. `None`: the reply has it as it is.
+    pub reply_key: Option<PublicKey>,
+}
+
+impl IssueOptions {
+    /// The request as the log has it. `None`: it is not recognised again.
+    pub(super) fn retry<A: Act>(&self, method: &str, grant: &Grant<A>) -> Option<Retry> {
+        self.request.as_ref().filter(|_| !self.validate_only).map(|request| request.retry(method, grant))
+    }
+
+    /// Makes the reply's part of a secret, and what is kept of it for a retry of the call.
+    pub(super) fn seal(&self, method: &str, secret: IssuedSecret) -> Result<(Issued, Option<Vec<u8>>), AuthorityError> {
+        seal((self.reply_key.as_ref(), self.request.as_ref()), method, secret)
+    }
+}
+
+/// Makes the reply's part of a secret, and what is kept of it for a retry of the call.
+pub(super) fn seal(
+    (reply_key, request): (Option<&PublicKey>, Option<&RequestName>),
+    method: &str,
+    secret: IssuedSecret,
+) -> Result<(Issued, Option<Vec<u8>>), AuthorityError> {
+    let Some(reply_key) = reply_key else { return Ok((Issued::Plain(secret), None)) };
+    let request_id = request.map_or("", |request| request.id.as_str());
+    let sealed = reply_key.seal(&seal_info(method, request_id), secret.reveal().as_bytes());
+    let sealed = sealed.ok_or_else(|| AuthorityError::bad_field("reply_public_key", "cannot be sealed to"))?;
+    Ok((Issued::Sealed(sealed.clone()), Some(sealed)))
+}
+
+/// What a sealed secret is bound to: the call and the request id.
+#[must_use]
+pub fn seal_info(method: &str, request_id: &str) -> Vec<u8> {
+    // Neither has a byte 0.
+    format!("keyward.v1.KeyAdmin/{method}\0{request_id}").into_bytes()
 }
 
 impl Authority {
@@ -45,7 +104,24 @@ impl Authority {
         &self,
         grant: &Grant<Issue>,
         new: NewKey,
-        validate_only: bool,
+        options: &IssueOptions,
+    ) -> Result<Created, AuthorityError> {
+        let reader = ReadContext { caller: grant.actor(), urgent: false };
+        let retry = options.retry(CREATE_KEY, grant);
+        let created = self.create_key_now(grant, new, (options, retry.clone()));
+        self.once(&reader, retry.as_ref(), created, |again| {
+            let (key, secret, revision) = again.issued()?;
+            Ok(Created { key, secret, revision })
+        })
+        .await
+    }
+
+    /// The same, whether or not it was made before.
+    async fn create_key_now(
+        &self,
+        grant: &Grant<Issue>,
+        new: NewKey,
+        (options, retry): (&IssueOptions, Option<Retry>),
     ) -> Result<Created, AuthorityError> {
         if grant.tenant().is_system() && new.key_id.as_ref().is_some_and(KeyId::is_reserved) {
             return Err(AuthorityError::bad_field("key_id", RESERVED_RULE));
@@ -59,26 +135,28 @@ impl Authority {
         check_times("", policy)?;
         check_expiry("", policy, stamp.time)?;
         check_size(&key)?;
-        if validate_only {
+        if options.validate_only {
             let reader = ReadContext { caller: grant.actor(), urgent: false };
             if self.store.key_for(&reader, &key.tenant, &key.key_id).await?.is_some() {
                 return Err(AuthorityError::AlreadyExists(Resource::Key));
             }
             self.store.check_bounds(None, &key).map_err(|e| AuthorityError::from_commit(e, Resource::Key))?;
-            return Ok(Created { key, secret: None, revision: self.store.revision() });
+            return Ok(Created { key, secret: Issued::Nothing, revision: self.store.revision() });
         }
+        let (secret, sealed) = options.seal(CREATE_KEY, secret)?;
         let commit = Commit {
             actor: stamp.actor,
             authorization: Some(grant.authorization(now.clock())),
-            method: "CreateKey",
+            method: CREATE_KEY,
             target: target(&key.tenant, &key.key_id),
             time: stamp.time,
             narrows: false,
             urgent: false,
             writes: vec![RecordWrite::NewKey(Box::new(key.clone()))],
+            retry: retry.map(|retry| (retry, sealed)),
         };
         let revision = self.commit(commit).await.map_err(|e| AuthorityError::from_commit(e, Resource::Key))?;
-        Ok(Created { key: KeyRecord { revision, ..key }, secret: Some(secret), revision })
+        Ok(Created { key: KeyRecord { revision, ..key }, secret, revision })
     }
 
     /// Makes a key and its secret, without a commit.

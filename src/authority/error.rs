@@ -6,6 +6,8 @@ use keyward_core::access::{Denied, Unauthorized};
 use keyward_core::clock::UnixMillis;
 use keyward_core::decision::DenyReason;
 use keyward_core::entropy::EntropyError;
+use keyward_core::event::Revision;
+use keyward_core::id::{KeyId, TenantId};
 use keyward_core::limits::RECORD_BYTES_MAX;
 use keyward_core::record::ForbiddenChange;
 
@@ -90,6 +92,26 @@ pub enum AuthorityError {
     EpochLowered {
         /// The present one.
         later: UnixMillis,
+    },
+    /// The same request was made in the change of this revision. A caller is told what it came to instead.
+    #[error("the request was made before, in revision {0}")]
+    Repeated(Revision),
+    /// The caller used the request id for another request.
+    #[error("request_id: it was used for another request in the last ten minutes; choose a new one for each change")]
+    RequestIdReused,
+    /// As many requests are remembered as may be.
+    #[error("as many requests with a request_id are remembered as may be; without one, the change is made")]
+    TooManyRequests,
+    /// The request was made before, and the secret that it issued is not kept.
+    #[error(
+        "the first call of this request_id issued key {key_id} of tenant {tenant}, and only its own reply had the secret: rotate \
+         the key for another one, or revoke it"
+    )]
+    SecretNotKept {
+        /// The tenant.
+        tenant: TenantId,
+        /// The key.
+        key_id: KeyId,
     },
     /// No lasting administrator would be left, who could make another one.
     #[error(
@@ -229,6 +251,9 @@ impl AuthorityError {
             CommitError::Unauthorized(Unauthorized::Identity) => Self::IdentityRefused,
             CommitError::Unauthorized(Unauthorized::Role) => Self::Denied,
             CommitError::Unauthorized(Unauthorized::HeldOwner) => Self::HeldOwner,
+            CommitError::Repeated(revision) => Self::Repeated(revision),
+            CommitError::RequestIdReused => Self::RequestIdReused,
+            CommitError::TooManyRequests => Self::TooManyRequests,
             CommitError::Exists => Self::AlreadyExists(resource),
             CommitError::Outdated => Self::Outdated,
             CommitError::TooLarge { bytes } => Self::TooLarge { bytes, max: RECORD_BYTES_MAX },

@@ -13,9 +13,10 @@ use keyward_core::holds::{Holder, Holds, Kept};
 use keyward_core::id::{ActorId, TenantId};
 use keyward_core::record::{AuditStamp, Effect, Hold, IssuerRecord, OwnerRecord, TenantRecord};
 
+use super::retries::Again;
 use super::{Authority, AuthorityError, COMMIT_ATTEMPTS_MAX, ChangeOptions, Changed, ISSUER, Resource, etag};
 use crate::index::Index;
-use crate::store::{Commit, CommitError, RecordWrite, SoughtText, Store};
+use crate::store::{Commit, CommitError, ReadContext, RecordWrite, Retry, SoughtText, Store};
 
 /// A tenant, an owner or an issuer after a change.
 #[derive(Debug)]
@@ -156,14 +157,33 @@ impl Authority {
         self.change_held(grant, operation, name, options, change).await
     }
 
-    /// Reads a record, changes it, and commits it if it differs. If another change comes in between, it is
-    /// tried again, unless there is an etag.
+    /// Reads a record, changes it, and commits it if it differs, once for each request.
     pub(super) async fn change_held<R: HeldRecord, A: Act + Sync>(
         &self,
         grant: &Grant<A>,
         operation: HoldOperation,
         name: &R::Name,
         options: &ChangeOptions,
+        change: impl Fn(&mut R, &AuditStamp) -> Result<Effect, AuthorityError> + Send + Sync,
+    ) -> Result<ChangedHold<R>, AuthorityError> {
+        let reader = ReadContext { caller: grant.actor(), urgent: operation.narrows };
+        let retry = options.retry(operation.method, grant);
+        let changed = self.change_held_now(grant, operation, name, (options, retry.clone()), change);
+        self.once(&reader, retry.as_ref(), changed, |Again { outcome, revision }| {
+            let record = outcome.records.iter().find_map(R::of).ok_or(AuthorityError::NotFound(Resource::Tenant))?;
+            Ok(self.changed_hold(record, revision))
+        })
+        .await
+    }
+
+    /// As [`Authority::change_held`], whether or not it was made before. If another change comes in between,
+    /// it is tried again, unless there is an etag.
+    async fn change_held_now<R: HeldRecord, A: Act + Sync>(
+        &self,
+        grant: &Grant<A>,
+        operation: HoldOperation,
+        name: &R::Name,
+        (options, retry): (&ChangeOptions, Option<Retry>),
         change: impl Fn(&mut R, &AuditStamp) -> Result<Effect, AuthorityError> + Send + Sync,
     ) -> Result<ChangedHold<R>, AuthorityError> {
         let failed = |error| AuthorityError::from_commit(error, Resource::Tenant);
@@ -197,6 +217,7 @@ impl Authority {
                 narrows,
                 urgent: operation.narrows,
                 writes: vec![record.clone().write()],
+                retry: retry.clone().map(|retry| (retry, None)),
             };
             match self.commit(commit).await {
                 Ok(revision) => {
@@ -293,6 +314,8 @@ pub(super) trait HeldRecord: Clone + Send + Sync {
         by: &AuditStamp,
     ) -> impl Future<Output = Result<Self, AuthorityError>> + Send;
     fn target(name: &Self::Name) -> String;
+    /// The record in a change, if it is of this kind.
+    fn of(record: &Record) -> Option<Self>;
     fn hold(&self) -> &Hold;
     fn hold_mut(&mut self) -> &mut Hold;
     fn revision(&self) -> Revision;
@@ -306,6 +329,10 @@ pub(super) trait HeldRecord: Clone + Send + Sync {
 
 impl HeldRecord for TenantRecord {
     type Name = TenantId;
+
+    fn of(record: &Record) -> Option<Self> {
+        if let Record::Tenant(found) = record { Some(Self::clone(found)) } else { None }
+    }
 
     async fn read(store: &dyn Store, name: &TenantId, _: &AuditStamp) -> Result<Self, AuthorityError> {
         let found = store.tenant(name).await?.ok_or(AuthorityError::NotFound(Resource::Tenant))?;
@@ -351,6 +378,10 @@ impl HeldRecord for TenantRecord {
 
 impl HeldRecord for OwnerRecord {
     type Name = OwnerName;
+
+    fn of(record: &Record) -> Option<Self> {
+        if let Record::Owner(found) = record { Some(Self::clone(found)) } else { None }
+    }
 
     async fn read(store: &dyn Store, name: &OwnerName, by: &AuditStamp) -> Result<Self, AuthorityError> {
         let OwnerName { tenant, owner } = name.clone();
@@ -398,6 +429,10 @@ impl HeldRecord for OwnerRecord {
 
 impl HeldRecord for IssuerRecord {
     type Name = ActorId;
+
+    fn of(record: &Record) -> Option<Self> {
+        if let Record::Issuer(found) = record { Some(Self::clone(found)) } else { None }
+    }
 
     async fn read(store: &dyn Store, name: &ActorId, by: &AuditStamp) -> Result<Self, AuthorityError> {
         let (actor, found) = (name.clone(), store.issuer(name).await?);

@@ -16,6 +16,7 @@ mod key_locks;
 mod lifecycle;
 mod page_token;
 mod query;
+mod retries;
 mod rotate;
 mod sweep;
 mod tenants;
@@ -38,14 +39,16 @@ use zeroize::Zeroizing;
 
 use self::key_locks::KeyLocks;
 use self::page_token::PageTokens;
+use self::retries::Again;
 use crate::index::Index;
 use crate::store::record::stateless_key_bytes;
-use crate::store::{Commit, CommitError, ReadContext, RecordWrite, Store};
+use crate::store::{Commit, CommitError, ReadContext, RecordWrite, Retry, RetryEntry, Store};
 
-pub use self::create::{Created, KeyMinter, NewKey};
+pub use self::create::{Created, IssueOptions, Issued, KeyMinter, NewKey, seal_info};
 pub use self::error::{AuthorityError, Resource, Violation};
 pub use self::holds::{ChangedHold, OwnerName};
 pub use self::query::{Listed, Selector};
+pub use self::retries::RequestName;
 pub use self::rotate::Rotated;
 pub use self::sweep::{Sweeper, Swept};
 pub use self::tenants::{NewTenant, TenantPatch};
@@ -107,6 +110,15 @@ pub struct ChangeOptions {
     pub etag: Option<String>,
     /// Whether to check everything and change nothing.
     pub validate_only: bool,
+    /// How the request is recognised when it is asked for again. `None`: not at all.
+    pub request: Option<RequestName>,
+}
+
+impl ChangeOptions {
+    /// The request as the log has it. `None`: it is not recognised again.
+    fn retry<A: Act>(&self, method: &str, grant: &Grant<A>) -> Option<Retry> {
+        self.request.as_ref().filter(|_| !self.validate_only).map(|request| request.retry(method, grant))
+    }
 }
 
 /// The etag of a record at this revision.
@@ -131,14 +143,37 @@ impl Authority {
         }
     }
 
-    /// Reads a key, changes it as it is now, and commits it if it differs. It may be deleted. If another
-    /// change comes in between, it is tried again, unless there is an etag.
+    /// Reads a key, changes it as it is now, and commits it if it differs, once for each request. It may be
+    /// deleted.
     async fn change<A>(
         &self,
         grant: &Grant<A>,
         operation: Operation,
         key_id: &KeyId,
         options: &ChangeOptions,
+        change: impl Fn(&mut KeyRecord, &AuditStamp) -> Result<Effect, AuthorityError> + Send + Sync,
+    ) -> Result<Changed<KeyRecord>, AuthorityError>
+    where
+        A: Act + Sync,
+    {
+        let reader = ReadContext { caller: grant.actor(), urgent: operation.may_narrow };
+        let retry = options.retry(operation.method, grant);
+        let changed = self.change_now(grant, operation, key_id, (options, retry.clone().map(|it| (it, None))), change);
+        self.once(&reader, retry.as_ref(), changed, |Again { outcome, revision }| {
+            let record = outcome.key().cloned().ok_or(AuthorityError::NotFound(Resource::Key))?;
+            Ok(Changed { record, revision })
+        })
+        .await
+    }
+
+    /// As [`Authority::change`], whether or not it was made before. If another change comes in between, it is
+    /// tried again, unless there is an etag.
+    async fn change_now<A>(
+        &self,
+        grant: &Grant<A>,
+        operation: Operation,
+        key_id: &KeyId,
+        (options, retry): (&ChangeOptions, Option<RetryEntry>),
         change: impl Fn(&mut KeyRecord, &AuditStamp) -> Result<Effect, AuthorityError> + Send + Sync,
     ) -> Result<Changed<KeyRecord>, AuthorityError>
     where
@@ -189,6 +224,7 @@ impl Authority {
                 narrows,
                 urgent: narrows || operation.only_narrows,
                 writes: vec![write(Box::new(key.clone()))],
+                retry: retry.clone(),
             };
             match self.commit(commit).await {
                 Ok(revision) => return Ok(Changed { record: KeyRecord { revision, ..key }, revision }),

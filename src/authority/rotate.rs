@@ -14,9 +14,16 @@ use keyward_core::secret::IssuedSecret;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Authority, AuthorityError, COMMIT_ATTEMPTS_MAX, ChangeOptions, Changed, Operation, Resource, target};
+use super::create::seal;
+use super::{
+    Authority, AuthorityError, COMMIT_ATTEMPTS_MAX, ChangeOptions, Changed, Issued, Operation, Resource, target,
+};
 use crate::first_use::{FirstUse, FirstUses};
-use crate::store::{Commit, CommitError, ReadContext, RecordWrite};
+use crate::store::{Commit, CommitError, ReadContext, RecordWrite, Retry};
+use crate::util::hpke::PublicKey;
+
+/// The call, as the log names it.
+const ROTATE_KEY: &str = "RotateKey";
 
 /// First uses that are recorded at a time. What fails is tried again before more are taken.
 const RECORDED_TOGETHER: usize = 64;
@@ -27,8 +34,8 @@ const RECORD_AGAIN_AFTER: Duration = Duration::from_millis(250);
 pub struct Rotated {
     /// The key.
     pub key: KeyRecord,
-    /// Its new secret, for the one reply that shows it. `None` if the request was only to be validated.
-    pub secret: Option<IssuedSecret>,
+    /// Its new secret.
+    pub secret: Issued,
     /// The revision of the change.
     pub revision: Revision,
 }
@@ -45,7 +52,25 @@ impl Authority {
         grant: &Grant<Issue>,
         key_id: &KeyId,
         overlap: Overlap,
-        options: &ChangeOptions,
+        (options, reply_key): (&ChangeOptions, Option<&PublicKey>),
+    ) -> Result<Rotated, AuthorityError> {
+        let reader = ReadContext { caller: grant.actor(), urgent: overlap.starts == OverlapStart::AtIssue };
+        let retry = options.retry(ROTATE_KEY, grant);
+        let rotated = self.rotate_key_now(grant, key_id, overlap, (options, reply_key, retry.clone()));
+        self.once(&reader, retry.as_ref(), rotated, |again| {
+            let (key, secret, revision) = again.issued()?;
+            Ok(Rotated { key, secret, revision })
+        })
+        .await
+    }
+
+    /// The same, whether or not it was made before.
+    async fn rotate_key_now(
+        &self,
+        grant: &Grant<Issue>,
+        key_id: &KeyId,
+        overlap: Overlap,
+        (options, reply_key, retry): (&ChangeOptions, Option<&PublicKey>, Option<Retry>),
     ) -> Result<Rotated, AuthorityError> {
         // The same as of the record that comes of it.
         let may_narrow = overlap.starts == OverlapStart::AtIssue;
@@ -57,10 +82,15 @@ impl Authority {
             let presented = secret.as_presented();
             (self.peppers.current().digest(&presented), presented.hint())
         };
+        let (secret, sealed) = match options.validate_only {
+            true => (Issued::Nothing, None),
+            false => seal((reply_key, options.request.as_ref()), ROTATE_KEY, secret)?,
+        };
         let pepper = self.peppers.current().id();
         let _lock = self.key_locks.lock(grant.tenant(), key_id, (grant.actor(), may_narrow)).await?;
-        let operation = Operation { method: "RotateKey", may_narrow, only_narrows: false };
-        let changed = self.change(grant, operation, key_id, options, |key, stamp| {
+        let operation = Operation { method: ROTATE_KEY, may_narrow, only_narrows: false };
+        let options = (options, retry.map(|retry| (retry, sealed)));
+        let changed = self.change_now(grant, operation, key_id, options, |key, stamp| {
             if key.spec.policy.environment != environment {
                 // Another key of the same id has come.
                 return Err(AuthorityError::Outdated);
@@ -71,7 +101,7 @@ impl Authority {
             Ok(Effect::Changed)
         });
         let Changed { record: key, revision } = changed.await?;
-        Ok(Rotated { key, secret: (!options.validate_only).then_some(secret), revision })
+        Ok(Rotated { key, secret, revision })
     }
 
     /// Ends the previous secret of a key now. Without one, nothing changes.
@@ -173,6 +203,7 @@ impl Authority {
                 narrows: narrows(&before, &key),
                 urgent: true,
                 writes: vec![RecordWrite::Key(Box::new(key))],
+                retry: None,
             };
             match self.commit(commit).await {
                 Ok(_) => return Ok(()),

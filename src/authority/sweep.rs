@@ -153,6 +153,7 @@ impl Sweeper {
             time,
             narrows: false,
             urgent: false,
+            retry: None,
             writes: vec![put],
         };
         match self.store.commit(commit).await {

@@ -8,8 +8,12 @@ use keyward_core::id::{SecretPrefix, TenantId};
 use keyward_core::record::{AuditStamp, Effect, Hold, TenantRecord};
 
 use super::holds::HoldOperation;
+use super::retries::Again;
 use super::{Authority, AuthorityError, ChangeOptions, Changed, Listed, Resource};
-use crate::store::{Commit, Page, RecordWrite};
+use crate::store::{Commit, Page, ReadContext, RecordWrite, Retry};
+
+/// The call, as the log names it.
+const CREATE_TENANT: &str = "CreateTenant";
 
 /// A tenant to be created.
 #[derive(Clone, Debug)]
@@ -40,7 +44,24 @@ impl Authority {
         &self,
         grant: &Grant<ManageTenants>,
         new: NewTenant,
-        validate_only: bool,
+        options: &ChangeOptions,
+    ) -> Result<Changed<TenantRecord>, AuthorityError> {
+        let reader = ReadContext { caller: grant.actor(), urgent: false };
+        let retry = options.retry(CREATE_TENANT, grant);
+        let created = self.create_tenant_now(grant, new, (options.validate_only, retry.clone()));
+        self.once(&reader, retry.as_ref(), created, |Again { outcome, revision }| {
+            let record = outcome.tenant().cloned().ok_or(AuthorityError::NotFound(Resource::Tenant))?;
+            Ok(Changed { record, revision })
+        })
+        .await
+    }
+
+    /// The same, whether or not it was made before.
+    async fn create_tenant_now(
+        &self,
+        grant: &Grant<ManageTenants>,
+        new: NewTenant,
+        (validate_only, retry): (bool, Option<Retry>),
     ) -> Result<Changed<TenantRecord>, AuthorityError> {
         let now = self.now();
         let created = AuditStamp { time: now.latest(), actor: grant.actor() };
@@ -68,12 +89,13 @@ impl Authority {
         let commit = Commit {
             actor: record.created.actor.clone(),
             authorization: Some(grant.authorization(now.clock())),
-            method: "CreateTenant",
+            method: CREATE_TENANT,
             target: record.tenant.to_string(),
             time: record.created.time,
             narrows: false,
             urgent: false,
             writes: vec![RecordWrite::NewTenant(Box::new(record.clone()))],
+            retry: retry.map(|retry| (retry, None)),
         };
         let revision = self.commit(commit).await.map_err(|e| AuthorityError::from_commit(e, Resource::Tenant))?;
         Ok(Changed { record: TenantRecord { revision, ..record }, revision })

@@ -61,7 +61,7 @@ pub(super) fn run(args: CallerArgs) -> Result<(), Failure> {
     match args.command {
         CallerCommand::Create(args) => {
             let CreateArgs { issue, roles, output } = *args;
-            create(session, output, issue.request(tenant, String::new(), roles))
+            create(session, output, issue.request(tenant, String::new(), roles)?)
         }
         CallerCommand::List(args) => list(session, tenant, args, CALLER_COLUMNS),
         CallerCommand::Get(args) => get(session, tenant, args),

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use prost_types::Timestamp;
 
-use super::client::{ConnectArgs, Session};
+use super::client::{ConnectArgs, RetryArgs, Session};
 use super::failure::Failure;
 use super::owner::print_held;
 use super::print::{self, OutputArgs};
@@ -67,6 +67,8 @@ struct SetArgs {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
+    retry: RetryArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
@@ -112,9 +114,10 @@ fn get(session: Session, args: GetArgs) -> Result<(), Failure> {
 }
 
 fn set(session: Session, args: SetArgs) -> Result<(), Failure> {
-    let SetArgs { holder, before: reject_issued_before, etag, dry_run: validate_only, output } = args;
+    let SetArgs { holder, before: reject_issued_before, etag, dry_run: validate_only, retry, output } = args;
+    let request_id = retry.id()?;
     let holder = Some(holder.holder(&session));
-    let request = wire::SetEpochRequest { holder, reject_issued_before, etag, validate_only };
+    let request = wire::SetEpochRequest { holder, reject_issued_before, etag, validate_only, request_id };
     let set = session.run(async |client| Ok(client.set_epoch(request).await?))?;
     let fields = match &set.holder {
         Some(reply::Holder::Tenant(tenant)) => print::tenant(tenant),

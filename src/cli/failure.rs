@@ -158,6 +158,7 @@ fn named(field: &str) -> String {
         "purge_after" => "--purge-after",
         "delete_protected" => "--delete-protected",
         "etag" => "--etag",
+        "request_id" => "--request-id",
         "reason" => "--reason",
         "secret_prefix" => "--secret-prefix",
         "page_size" => "--page-size",
@@ -189,6 +190,7 @@ fn next_step(refused: &Refused) -> Option<String> {
         "OWNER_HELD" => "`keyward owner get` says whether the owner is suspended, and why".to_owned(),
         "EPOCH_LOWERED" => "`keyward epoch get` has the time that is set".to_owned(),
         "DELETE_PROTECTED" => "`keyward key update KEY_ID --delete-protected false` lets it be deleted".to_owned(),
+        "REQUEST_ID_REUSED" => "name each change anew with --request-id, or leave it out".to_owned(),
         "STATE_FORBIDS" => "`keyward key get` says which state the key is in, and why".to_owned(),
         _ => return None,
     })

@@ -29,8 +29,9 @@ pub(super) struct JournalArgs {
     data: DataArgs,
 }
 
-/// Prints a line for each change: revision, time, actor, method, target, the caller's address, and what their
-/// connection proved beside their key, with tabs between them. `-` stands for none.
+/// Prints a line for each change: revision, time, actor, method, target, the caller's address, what their
+/// connection proved beside their key, and their name for the request, with tabs between them. `-` stands for
+/// none.
 pub(super) fn run(args: JournalArgs) -> Result<(), Box<dyn Error>> {
     let (settings, _log) = args.data.settings(Flags::default())?;
     let is_wanted = |noted: &JournalLine| {
@@ -42,9 +43,14 @@ pub(super) fn run(args: JournalArgs) -> Result<(), Box<dyn Error>> {
     let last = args.to.map_or(Revision(u64::MAX), Revision);
     let begins = journal(&settings, Revision(args.from)..=last, |noted| {
         if written.is_ok() && is_wanted(&noted) {
-            let JournalLine { revision, time, actor, method, target, peer, identity } = &noted;
-            let [peer, identity] = [peer, identity].map(|text| if text.is_empty() { "-" } else { text });
-            written = writeln!(out, "{revision}\t{}\t{actor}\t{method}\t{target}\t{peer}\t{identity}", rfc3339(*time));
+            let JournalLine { revision, time, actor, method, target, peer, identity, request_id } = &noted;
+            let [peer, identity, request_id] =
+                [peer, identity, request_id].map(|text| if text.is_empty() { "-" } else { text });
+            written = writeln!(
+                out,
+                "{revision}\t{}\t{actor}\t{method}\t{target}\t{peer}\t{identity}\t{request_id}",
+                rfc3339(*time)
+            );
         }
     });
     let written = written.and_then(|()| out.flush());

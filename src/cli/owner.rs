@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::client::ConnectArgs;
+use super::client::{ConnectArgs, RetryArgs};
 use super::failure::Failure;
 use super::print::{self, OutputArgs};
 use crate::remote::wire;
@@ -59,6 +59,8 @@ pub(super) struct HoldOptions {
     #[arg(long)]
     pub(super) dry_run: bool,
     #[command(flatten)]
+    pub(super) retry: RetryArgs,
+    #[command(flatten)]
     pub(super) output: OutputArgs,
 }
 
@@ -73,14 +75,16 @@ pub(super) fn run(args: OwnerArgs) -> Result<(), Failure> {
             output.print(&print::owner(&reply.owner.unwrap_or_default()))
         }
         OwnerCommand::Suspend(HoldArgs { owner, how }) => {
-            let HoldOptions { reason, etag, dry_run: validate_only, output } = how;
-            let request = wire::SuspendOwnerRequest { owner, tenant, etag, reason, validate_only };
+            let HoldOptions { reason, etag, dry_run: validate_only, retry, output } = how;
+            let request_id = retry.id()?;
+            let request = wire::SuspendOwnerRequest { owner, tenant, etag, reason, validate_only, request_id };
             let reply = session.run(async |client| Ok(client.suspend_owner(request).await?))?;
             print_held(&output, print::owner(&reply.owner.unwrap_or_default()), reply.affected_keys, validate_only)
         }
         OwnerCommand::Resume(HoldArgs { owner, how }) => {
-            let HoldOptions { reason, etag, dry_run: validate_only, output } = how;
-            let request = wire::ResumeOwnerRequest { owner, tenant, etag, reason, validate_only };
+            let HoldOptions { reason, etag, dry_run: validate_only, retry, output } = how;
+            let request_id = retry.id()?;
+            let request = wire::ResumeOwnerRequest { owner, tenant, etag, reason, validate_only, request_id };
             let reply = session.run(async |client| Ok(client.resume_owner(request).await?))?;
             print_held(&output, print::owner(&reply.owner.unwrap_or_default()), reply.affected_keys, validate_only)
         }

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use prost_types::FieldMask;
 
-use super::client::{ConnectArgs, Session};
+use super::client::{ConnectArgs, RetryArgs, Session};
 use super::failure::Failure;
 use super::key::{PageArgs, print_pages};
 use super::owner::{HoldOptions, print_held};
@@ -49,6 +49,8 @@ struct CreateArgs {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
+    retry: RetryArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
@@ -83,6 +85,8 @@ struct UpdateArgs {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
+    retry: RetryArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
@@ -110,8 +114,9 @@ pub(super) fn run(args: TenantArgs) -> Result<(), Failure> {
     let session = args.connect.session()?;
     match args.command {
         TenantCommand::Create(args) => {
-            let CreateArgs { tenant, display_name, secret_prefix, dry_run: validate_only, output } = args;
-            let request = wire::CreateTenantRequest { tenant, display_name, secret_prefix, validate_only };
+            let CreateArgs { tenant, display_name, secret_prefix, dry_run: validate_only, retry, output } = args;
+            let request_id = retry.id()?;
+            let request = wire::CreateTenantRequest { tenant, display_name, secret_prefix, validate_only, request_id };
             let reply = session.run(async |client| Ok(client.create_tenant(request).await?))?;
             if validate_only {
                 print::note_dry_run();
@@ -136,14 +141,16 @@ pub(super) fn run(args: TenantArgs) -> Result<(), Failure> {
         }
         TenantCommand::Update(args) => update(session, args),
         TenantCommand::Suspend(HoldArgs { tenant, how }) => {
-            let HoldOptions { reason, etag, dry_run: validate_only, output } = how;
-            let request = wire::SuspendTenantRequest { tenant, etag, reason, validate_only };
+            let HoldOptions { reason, etag, dry_run: validate_only, retry, output } = how;
+            let request_id = retry.id()?;
+            let request = wire::SuspendTenantRequest { tenant, etag, reason, validate_only, request_id };
             let reply = session.run(async |client| Ok(client.suspend_tenant(request).await?))?;
             print_held(&output, print::tenant(&reply.tenant.unwrap_or_default()), reply.affected_keys, validate_only)
         }
         TenantCommand::Resume(HoldArgs { tenant, how }) => {
-            let HoldOptions { reason, etag, dry_run: validate_only, output } = how;
-            let request = wire::ResumeTenantRequest { tenant, etag, reason, validate_only };
+            let HoldOptions { reason, etag, dry_run: validate_only, retry, output } = how;
+            let request_id = retry.id()?;
+            let request = wire::ResumeTenantRequest { tenant, etag, reason, validate_only, request_id };
             let reply = session.run(async |client| Ok(client.resume_tenant(request).await?))?;
             print_held(&output, print::tenant(&reply.tenant.unwrap_or_default()), reply.affected_keys, validate_only)
         }
@@ -151,14 +158,15 @@ pub(super) fn run(args: TenantArgs) -> Result<(), Failure> {
 }
 
 fn update(session: Session, args: UpdateArgs) -> Result<(), Failure> {
-    let UpdateArgs { tenant, changes, etag, dry_run: validate_only, output } = args;
+    let UpdateArgs { tenant, changes, etag, dry_run: validate_only, retry, output } = args;
+    let request_id = retry.id()?;
     let Changes { display_name, secret_prefix } = changes;
     let named = [("display_name", display_name.is_some()), ("secret_prefix", secret_prefix.is_some())];
     let paths = named.into_iter().filter(|(_, is_named)| *is_named).map(|(path, _)| path.to_owned()).collect();
     let (display_name, secret_prefix) = (display_name.unwrap_or_default(), secret_prefix.unwrap_or_default());
     let tenant = Some(wire::Tenant { tenant, display_name, secret_prefix, ..Default::default() });
     let update_mask = Some(FieldMask { paths });
-    let request = wire::UpdateTenantRequest { tenant, update_mask, etag, validate_only };
+    let request = wire::UpdateTenantRequest { tenant, update_mask, etag, validate_only, request_id };
     let reply = session.run(async |client| Ok(client.update_tenant(request).await?))?;
     if validate_only {
         print::note_dry_run();

@@ -15,6 +15,7 @@ use super::fields::Fields;
 use super::holders::{self, Epoch, EpochHolder, OwnerHold, TenantHold};
 use super::keys;
 use super::pb;
+use super::retry::take_name;
 use super::session::CallerSession;
 use super::state::StateHandle;
 use super::status::{Refusal, status};
@@ -101,14 +102,15 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         request: Request<pb::CreateKeyRequest>,
     ) -> Result<Response<pb::CreateKeyResponse>, Status> {
         answer(&self.state, Action::Issue, request, async |caller, message| {
-            let validate_only = message.validate_only;
-            let (tenant, new) = keys::new_key(message, caller.tenant_by_default())?;
+            let (tenant, new, options) = keys::new_key(message, caller.tenant_by_default())?;
             let grant = grant::<Issue>(caller, tenant, Resource::Tenant)?;
-            let created = self.authority()?.create_key(&grant, new, validate_only).await?;
+            let created = self.authority()?.create_key(&grant, new, &options).await?;
+            let (secret, sealed_secret) = keys::secret(created.secret);
             Ok(pb::CreateKeyResponse {
                 key: Some(keys::key(&created.key)),
-                secret: created.secret.map(|secret| std::mem::take(&mut *secret.reveal())).unwrap_or_default(),
+                secret,
                 revision: created.revision.0,
+                sealed_secret,
             })
         })
         .await
@@ -153,10 +155,11 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::DisableKeyRequest>,
     ) -> Result<Response<pb::DisableKeyResponse>, Status> {
-        answer(&self.state, Action::ChangeState, request, async |caller, m| {
+        answer(&self.state, Action::ChangeState, request, async |caller, mut m| {
+            let options = (m.validate_only, take_name(&mut m)?);
             let (name, default) = ((&*m.key_id, &*m.tenant, m.etag), caller.tenant_by_default());
             let own = |f: &mut Fields| f.time("resume_time", m.resume_time);
-            let (change, resume_time) = convert::state_change_with(name, m.reason, m.validate_only, default, own)?;
+            let (change, resume_time) = convert::state_change_with(name, m.reason, options, default, own)?;
             let changed = match resume_time {
                 None => self.move_key(caller, State::Disabled, Ok(change)).await?,
                 Some(until) => {
@@ -174,9 +177,11 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::EnableKeyRequest>,
     ) -> Result<Response<pb::EnableKeyResponse>, Status> {
-        answer(&self.state, Action::ChangeState, request, async |caller, m| {
+        answer(&self.state, Action::ChangeState, request, async |caller, mut m| {
+            let request = take_name(&mut m)?;
             let name = (&*m.key_id, &*m.tenant, m.etag);
-            let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default());
+            let options = (m.validate_only, request);
+            let change = convert::state_change(name, m.reason, options, caller.tenant_by_default());
             let changed = self.move_key(caller, State::Active, change).await?;
             Ok(pb::EnableKeyResponse { key: Some(keys::key(&changed.record)), revision: changed.revision.0 })
         })
@@ -187,9 +192,11 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::RevokeKeyRequest>,
     ) -> Result<Response<pb::RevokeKeyResponse>, Status> {
-        answer(&self.state, Action::ChangeState, request, async |caller, m| {
+        answer(&self.state, Action::ChangeState, request, async |caller, mut m| {
+            let request = take_name(&mut m)?;
             let name = (&*m.key_id, &*m.tenant, m.etag);
-            let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default());
+            let options = (m.validate_only, request);
+            let change = convert::state_change(name, m.reason, options, caller.tenant_by_default());
             let changed = self.move_key(caller, State::Revoked, change).await?;
             Ok(pb::RevokeKeyResponse { key: Some(keys::key(&changed.record)), revision: changed.revision.0 })
         })
@@ -201,13 +208,16 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         request: Request<pb::RotateKeyRequest>,
     ) -> Result<Response<pb::RotateKeyResponse>, Status> {
         answer(&self.state, Action::Issue, request, async |caller, message| {
-            let (name, overlap, options) = keys::rotation(message, caller.tenant_by_default())?;
+            let (name, overlap, options, reply_key) = keys::rotation(message, caller.tenant_by_default())?;
             let grant = grant::<Issue>(caller, name.tenant, Resource::Key)?;
-            let rotated = self.authority()?.rotate_key(&grant, &name.key_id, overlap, &options).await?;
+            let options = (&options, reply_key.as_ref());
+            let rotated = self.authority()?.rotate_key(&grant, &name.key_id, overlap, options).await?;
+            let (secret, sealed_secret) = keys::secret(rotated.secret);
             Ok(pb::RotateKeyResponse {
                 key: Some(keys::key(&rotated.key)),
-                secret: rotated.secret.map(|secret| std::mem::take(&mut *secret.reveal())).unwrap_or_default(),
+                secret,
                 revision: rotated.revision.0,
+                sealed_secret,
             })
         })
         .await
@@ -217,10 +227,11 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::FinishRotationRequest>,
     ) -> Result<Response<pb::FinishRotationResponse>, Status> {
-        answer(&self.state, Action::Issue, request, async |caller, m| {
+        answer(&self.state, Action::Issue, request, async |caller, mut m| {
+            let request = take_name(&mut m)?;
             let name = convert::key_name(&m.key_id, &m.tenant, caller.tenant_by_default())?;
-            let (grant, options) =
-                (grant::<Issue>(caller, name.tenant, Resource::Key)?, convert::options(m.etag, m.validate_only));
+            let grant = grant::<Issue>(caller, name.tenant, Resource::Key)?;
+            let options = convert::options(m.etag, m.validate_only, request);
             let changed = self.authority()?.finish_rotation(&grant, &name.key_id, &options).await?;
             Ok(pb::FinishRotationResponse { key: Some(keys::key(&changed.record)), revision: changed.revision.0 })
         })
@@ -231,10 +242,11 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::CancelRotationRequest>,
     ) -> Result<Response<pb::CancelRotationResponse>, Status> {
-        answer(&self.state, Action::Issue, request, async |caller, m| {
+        answer(&self.state, Action::Issue, request, async |caller, mut m| {
+            let request = take_name(&mut m)?;
             let name = convert::key_name(&m.key_id, &m.tenant, caller.tenant_by_default())?;
-            let (grant, options) =
-                (grant::<Issue>(caller, name.tenant, Resource::Key)?, convert::options(m.etag, m.validate_only));
+            let grant = grant::<Issue>(caller, name.tenant, Resource::Key)?;
+            let options = convert::options(m.etag, m.validate_only, request);
             let changed = self.authority()?.cancel_rotation(&grant, &name.key_id, &options).await?;
             Ok(pb::CancelRotationResponse { key: Some(keys::key(&changed.record)), revision: changed.revision.0 })
         })
@@ -245,11 +257,12 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::DeleteKeyRequest>,
     ) -> Result<Response<pb::DeleteKeyResponse>, Status> {
-        answer(&self.state, Action::ChangeState, request, async |caller, m| {
+        answer(&self.state, Action::ChangeState, request, async |caller, mut m| {
+            let options = (m.validate_only, take_name(&mut m)?);
             let (name, default) = ((&*m.key_id, &*m.tenant, m.etag), caller.tenant_by_default());
             let bounds = (DELETED_KEPT_SECONDS_MIN, DELETED_KEPT_SECONDS_MAX);
             let own = |f: &mut Fields| f.duration("purge_after", m.purge_after, bounds, DELETED_KEPT_SECONDS_DEFAULT);
-            let (change, kept_ms) = convert::state_change_with(name, m.reason, m.validate_only, default, own)?;
+            let (change, kept_ms) = convert::state_change_with(name, m.reason, options, default, own)?;
             let StateChange { key, reason, options } = change;
             let grant = grant::<ChangeState>(caller, key.tenant, Resource::Key)?;
             let changed = self.authority()?.delete_key(&grant, &key.key_id, kept_ms, &reason, &options).await?;
@@ -262,9 +275,10 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::UndeleteKeyRequest>,
     ) -> Result<Response<pb::UndeleteKeyResponse>, Status> {
-        answer(&self.state, Action::ChangeState, request, async |caller, m| {
+        answer(&self.state, Action::ChangeState, request, async |caller, mut m| {
+            let options = (m.validate_only, take_name(&mut m)?);
             let name = (&*m.key_id, &*m.tenant, m.etag);
-            let change = convert::state_change(name, m.reason, m.validate_only, caller.tenant_by_default())?;
+            let change = convert::state_change(name, m.reason, options, caller.tenant_by_default())?;
             let StateChange { key, reason, options } = change;
             let grant = grant::<ChangeState>(caller, key.tenant, Resource::Key)?;
             let changed = self.authority()?.undelete_key(&grant, &key.key_id, &reason, &options).await?;
@@ -277,12 +291,12 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::CreateTenantRequest>,
     ) -> Result<Response<pb::CreateTenantResponse>, Status> {
-        answer(&self.state, Action::ManageTenants, request, async |caller, message| {
-            let validate_only = message.validate_only;
+        answer(&self.state, Action::ManageTenants, request, async |caller, mut message| {
+            let options = convert::options(String::new(), message.validate_only, take_name(&mut message)?);
             let new = convert::new_tenant(message)?;
             // A new tenant has no roles yet: creating it takes the right to write in `system`.
             let grant = caller.grant::<ManageTenants>(TenantId::system()).map_err(|_| AuthorityError::Denied)?;
-            let created = self.authority()?.create_tenant(&grant, new, validate_only).await?;
+            let created = self.authority()?.create_tenant(&grant, new, &options).await?;
             let tenant = Some(holders::tenant(&created.record));
             Ok(pb::CreateTenantResponse { tenant, revision: created.revision.0 })
         })
@@ -342,8 +356,9 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::SuspendTenantRequest>,
     ) -> Result<Response<pb::SuspendTenantResponse>, Status> {
-        answer(&self.state, Action::ChangeState, request, async |caller, m| {
-            let hold = holders::tenant_hold(&m.tenant, m.etag, m.reason, m.validate_only);
+        answer(&self.state, Action::ChangeState, request, async |caller, mut m| {
+            let request = take_name(&mut m)?;
+            let hold = holders::tenant_hold(&m.tenant, m.etag, m.reason, (m.validate_only, request));
             let ChangedHold { changed, affected_keys } = self.hold_tenant(caller, true, hold).await?;
             let (tenant, revision) = (Some(holders::tenant(&changed.record)), changed.revision.0);
             Ok(pb::SuspendTenantResponse { tenant, revision, affected_keys })
@@ -355,8 +370,9 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::ResumeTenantRequest>,
     ) -> Result<Response<pb::ResumeTenantResponse>, Status> {
-        answer(&self.state, Action::ChangeState, request, async |caller, m| {
-            let hold = holders::tenant_hold(&m.tenant, m.etag, m.reason, m.validate_only);
+        answer(&self.state, Action::ChangeState, request, async |caller, mut m| {
+            let request = take_name(&mut m)?;
+            let hold = holders::tenant_hold(&m.tenant, m.etag, m.reason, (m.validate_only, request));
             let ChangedHold { changed, affected_keys } = self.hold_tenant(caller, false, hold).await?;
             let (tenant, revision) = (Some(holders::tenant(&changed.record)), changed.revision.0);
             Ok(pb::ResumeTenantResponse { tenant, revision, affected_keys })
@@ -368,9 +384,10 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::SuspendOwnerRequest>,
     ) -> Result<Response<pb::SuspendOwnerResponse>, Status> {
-        answer(&self.state, Action::ChangeState, request, async |caller, m| {
+        answer(&self.state, Action::ChangeState, request, async |caller, mut m| {
+            let request = take_name(&mut m)?;
             let name = (m.owner, &*m.tenant, m.etag);
-            let hold = holders::owner_hold(name, m.reason, m.validate_only, caller.tenant_by_default());
+            let hold = holders::owner_hold(name, m.reason, (m.validate_only, request), caller.tenant_by_default());
             let ChangedHold { changed, affected_keys } = self.hold_owner(caller, true, hold).await?;
             let (owner, revision) = (Some(holders::changed_owner(&changed.record)), changed.revision.0);
             Ok(pb::SuspendOwnerResponse { owner, revision, affected_keys })
@@ -382,9 +399,10 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         &self,
         request: Request<pb::ResumeOwnerRequest>,
     ) -> Result<Response<pb::ResumeOwnerResponse>, Status> {
-        answer(&self.state, Action::ChangeState, request, async |caller, m| {
+        answer(&self.state, Action::ChangeState, request, async |caller, mut m| {
+            let request = take_name(&mut m)?;
             let name = (m.owner, &*m.tenant, m.etag);
-            let hold = holders::owner_hold(name, m.reason, m.validate_only, caller.tenant_by_default());
+            let hold = holders::owner_hold(name, m.reason, (m.validate_only, request), caller.tenant_by_default());
             let ChangedHold { changed, affected_keys } = self.hold_owner(caller, false, hold).await?;
             let (owner, revision) = (Some(holders::changed_owner(&changed.record)), changed.revision.0);
             Ok(pb::ResumeOwnerResponse { owner, revision, affected_keys })

@@ -10,7 +10,7 @@ use prost_types::Timestamp;
 use super::fields::Fields;
 use super::pb;
 use super::status::Refusal;
-use crate::authority::{ChangeOptions, NewTenant, Selector};
+use crate::authority::{ChangeOptions, NewTenant, RequestName, Selector};
 use crate::index::Entry;
 
 /// States that a selector names at most; there are fewer, and one may stand twice.
@@ -64,10 +64,10 @@ pub fn tenant_name(tenant: &str) -> Result<TenantId, Refusal> {
 pub fn state_change(
     name: (&str, &str, String),
     reason: String,
-    validate_only: bool,
+    (validate_only, request): (bool, Option<RequestName>),
     default: TenantId,
 ) -> Result<StateChange, Refusal> {
-    state_change_with(name, reason, validate_only, default, |_| ()).map(|(change, ())| change)
+    state_change_with(name, reason, (validate_only, request), default, |_| ()).map(|(change, ())| change)
 }
 
 /// The same with fields of the call's own.
@@ -77,7 +77,7 @@ pub fn state_change(
 pub fn state_change_with<T>(
     (key_id, tenant, etag): (&str, &str, String),
     reason: String,
-    validate_only: bool,
+    (validate_only, request): (bool, Option<RequestName>),
     default: TenantId,
     own: impl FnOnce(&mut Fields) -> T,
 ) -> Result<(StateChange, T), Refusal> {
@@ -87,7 +87,7 @@ pub fn state_change_with<T>(
     let reason = fields.text("reason", reason, STATE_REASON_BYTES_MAX);
     let key = tenant.zip(key_id).map(|(tenant, key_id)| KeyName { tenant, key_id });
     let own = own(&mut fields);
-    fields.finish(key.map(|key| (StateChange { key, reason, options: options(etag, validate_only) }, own)))
+    fields.finish(key.map(|key| (StateChange { key, reason, options: options(etag, validate_only, request) }, own)))
 }
 
 /// Reads which keys to list, of which tenant, and how many.
@@ -193,6 +193,6 @@ pub fn timestamp(time: UnixMillis) -> Timestamp {
     Timestamp { seconds: time.0.div_euclid(1_000), nanos }
 }
 
-pub(super) fn options(etag: String, validate_only: bool) -> ChangeOptions {
-    ChangeOptions { etag: (!etag.is_empty()).then_some(etag), validate_only }
+pub(super) fn options(etag: String, validate_only: bool, request: Option<RequestName>) -> ChangeOptions {
+    ChangeOptions { etag: (!etag.is_empty()).then_some(etag), validate_only, request }
 }

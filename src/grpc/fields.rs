@@ -18,6 +18,7 @@ use prost_types::{Duration, Timestamp};
 use super::status::Refusal;
 use super::text;
 use crate::authority::{SoughtText, Violation};
+use crate::util::hpke::PublicKey;
 
 /// 9999-12-31T23:59:59.999Z, the last time that a Timestamp can name.
 const TIME_MS_MAX: i64 = 253_402_300_799_999;
@@ -199,6 +200,18 @@ impl Fields {
             self.wrong(field, "must be an IPv4 or IPv6 address, perhaps with a port or a zone");
         }
         ip
+    }
+
+    /// A key that a reply is to be sealed to. `None`: there is none.
+    pub fn public_key(&mut self, field: &str, value: &[u8]) -> Option<PublicKey> {
+        if value.is_empty() {
+            return None;
+        }
+        let key = PublicKey::read(value);
+        if key.is_none() {
+            self.wrong(field, "must be an X25519 public key: 32 bytes, and no point of low order");
+        }
+        key
     }
 
     /// Labels of a key.

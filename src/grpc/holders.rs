@@ -9,8 +9,9 @@ use keyward_core::record::{Hold, IssuerRecord, OwnerRecord, TenantRecord};
 use super::convert::{options, timestamp};
 use super::fields::Fields;
 use super::pb;
+use super::retry::take_name;
 use super::status::Refusal;
-use crate::authority::{AuthorityError, ChangeOptions, OwnerName, SoughtText, TenantPatch, etag};
+use crate::authority::{AuthorityError, ChangeOptions, OwnerName, RequestName, SoughtText, TenantPatch, etag};
 
 /// A tenant to suspend or resume.
 #[derive(Debug)]
@@ -63,8 +64,9 @@ pub(super) enum EpochHolder {
 /// # Errors
 /// When a field breaks its rule, or the mask names one that may not be changed.
 pub(super) fn tenant_update(
-    request: pb::UpdateTenantRequest,
+    mut request: pb::UpdateTenantRequest,
 ) -> Result<(TenantId, TenantPatch, ChangeOptions), Refusal> {
+    let name = take_name(&mut request)?;
     let mut fields = Fields::default();
     let f = &mut fields;
     let mask = request.update_mask.unwrap_or_default();
@@ -98,7 +100,7 @@ pub(super) fn tenant_update(
         f.wrong("etag", "must not contradict tenant.etag");
     }
     let etag = if request.etag.is_empty() { given.etag } else { request.etag };
-    fields.finish(tenant.map(|tenant| (tenant, patch, options(etag, request.validate_only))))
+    fields.finish(tenant.map(|tenant| (tenant, patch, options(etag, request.validate_only, name))))
 }
 
 /// Reads what SuspendTenant and ResumeTenant have in common.
@@ -109,12 +111,12 @@ pub(super) fn tenant_hold(
     tenant: &str,
     etag: String,
     reason: String,
-    validate_only: bool,
+    (validate_only, request): (bool, Option<RequestName>),
 ) -> Result<TenantHold, Refusal> {
     let mut fields = Fields::default();
     let tenant = fields.parse("tenant", tenant, TenantId::parse);
     let reason = fields.text("reason", reason, STATE_REASON_BYTES_MAX);
-    fields.finish(tenant.map(|tenant| TenantHold { tenant, reason, options: options(etag, validate_only) }))
+    fields.finish(tenant.map(|tenant| TenantHold { tenant, reason, options: options(etag, validate_only, request) }))
 }
 
 /// Reads what SuspendOwner and ResumeOwner have in common.
@@ -124,13 +126,13 @@ pub(super) fn tenant_hold(
 pub(super) fn owner_hold(
     (owner, tenant, etag): (String, &str, String),
     reason: String,
-    validate_only: bool,
+    (validate_only, request): (bool, Option<RequestName>),
     default: TenantId,
 ) -> Result<OwnerHold, Refusal> {
     let mut fields = Fields::default();
     let name = owner_fields(&mut fields, "", owner, tenant, default);
     let reason = fields.text("reason", reason, STATE_REASON_BYTES_MAX);
-    let options = options(etag, validate_only);
+    let options = options(etag, validate_only, request);
     fields.finish(name.map(|(tenant, owner)| OwnerHold { tenant, owner, reason, options }))
 }
 
@@ -158,7 +160,8 @@ pub(super) fn issuer_name(issuer: &str) -> Result<ActorId, Refusal> {
 ///
 /// # Errors
 /// When a field breaks its rule, or none says whose secrets it is about.
-pub(super) fn epoch(request: pb::SetEpochRequest, default: TenantId) -> Result<Epoch, Refusal> {
+pub(super) fn epoch(mut request: pb::SetEpochRequest, default: TenantId) -> Result<Epoch, Refusal> {
+    let name = take_name(&mut request)?;
     use pb::set_epoch_request::Holder;
     let mut fields = Fields::default();
     let f = &mut fields;
@@ -173,7 +176,7 @@ pub(super) fn epoch(request: pb::SetEpochRequest, default: TenantId) -> Result<E
         }
     };
     let time = f.time("reject_issued_before", request.reject_issued_before);
-    let options = options(request.etag, request.validate_only);
+    let options = options(request.etag, request.validate_only, name);
     fields.finish(holder.map(|holder| Epoch { holder, time, options }))
 }
 

@@ -15,8 +15,10 @@ use prost_types::Duration;
 use super::convert::{self, KeyName, timestamp};
 use super::fields::Fields;
 use super::pb;
+use super::retry::take_name;
 use super::status::Refusal;
-use crate::authority::{ChangeOptions, NewKey, etag};
+use crate::authority::{ChangeOptions, IssueOptions, Issued, NewKey, etag};
+use crate::util::hpke::PublicKey;
 
 /// Reads a field, and says what it changes.
 type Read = fn(&mut Fields, &mut pb::Key) -> KeyChange;
@@ -49,7 +51,11 @@ const FIELDS: &[(&str, Read)] = &[
 ///
 /// # Errors
 /// When a field breaks its rule.
-pub fn new_key(request: pb::CreateKeyRequest, default: TenantId) -> Result<(TenantId, NewKey), Refusal> {
+pub fn new_key(
+    mut request: pb::CreateKeyRequest,
+    default: TenantId,
+) -> Result<(TenantId, NewKey, IssueOptions), Refusal> {
+    let name = take_name(&mut request)?;
     // Without `..`, so that a new field does not compile until it is read.
     let pb::CreateKeyRequest {
         tenant,
@@ -67,7 +73,9 @@ pub fn new_key(request: pb::CreateKeyRequest, default: TenantId) -> Result<(Tena
         expire_time,
         disabled,
         delete_protected,
-        validate_only: _,
+        validate_only,
+        request_id: _,
+        reply_public_key,
     } = request;
     let mut given = pb::Key {
         display_name,
@@ -88,12 +96,14 @@ pub fn new_key(request: pb::CreateKeyRequest, default: TenantId) -> Result<(Tena
     let tenant = f.parse_or("tenant", &tenant, TenantId::parse, || default);
     let key_id = f.parse_or("key_id", &key_id, |id| KeyId::parse(id).map(Some), || None);
     let environment = f.parse_or("environment", &environment, Environment::parse, Environment::live);
+    let reply_key = f.public_key("reply_public_key", &reply_public_key);
     let (mut spec, mut delete_protected) = (KeySpec::default(), false);
     FIELDS.iter().for_each(|(_, read)| read(f, &mut given).apply(&mut spec, &mut delete_protected));
     spec.policy.state = if disabled { State::Disabled } else { State::Active };
     let new = tenant.zip(key_id).zip(environment).map(|((tenant, key_id), environment)| {
         spec.policy.environment = environment;
-        (tenant, NewKey { key_id, spec, delete_protected })
+        let options = IssueOptions { validate_only, request: name, reply_key };
+        (tenant, NewKey { key_id, spec, delete_protected }, options)
     });
     fields.finish(new)
 }
@@ -103,9 +113,10 @@ pub fn new_key(request: pb::CreateKeyRequest, default: TenantId) -> Result<(Tena
 /// # Errors
 /// When a field breaks its rule, or the mask names one that may not be changed.
 pub fn update(
-    request: pb::UpdateKeyRequest,
+    mut request: pb::UpdateKeyRequest,
     default: TenantId,
 ) -> Result<(KeyName, Vec<KeyChange>, ChangeOptions), Refusal> {
+    let request_name = take_name(&mut request)?;
     let mut fields = Fields::default();
     let f = &mut fields;
     let mask = request.update_mask.unwrap_or_default();
@@ -142,7 +153,17 @@ pub fn update(
     }
     let etag = if request.etag.is_empty() { key.etag } else { request.etag };
     let name = tenant.zip(key_id).map(|(tenant, key_id)| KeyName { tenant, key_id });
-    fields.finish(name.map(|name| (name, changes, convert::options(etag, request.validate_only))))
+    fields.finish(name.map(|name| (name, changes, convert::options(etag, request.validate_only, request_name))))
+}
+
+/// A secret for the wire: as it is, or sealed.
+#[must_use]
+pub fn secret(secret: Issued) -> (String, Vec<u8>) {
+    match secret {
+        Issued::Nothing => (String::new(), vec![]),
+        Issued::Plain(secret) => (mem::take(&mut *secret.reveal()), vec![]),
+        Issued::Sealed(sealed) => (String::new(), sealed),
+    }
 }
 
 /// Reads a rotation.
@@ -150,11 +171,21 @@ pub fn update(
 /// # Errors
 /// When a field breaks its rule.
 pub fn rotation(
-    request: pb::RotateKeyRequest,
+    mut request: pb::RotateKeyRequest,
     default: TenantId,
-) -> Result<(KeyName, Overlap, ChangeOptions), Refusal> {
+) -> Result<(KeyName, Overlap, ChangeOptions, Option<PublicKey>), Refusal> {
+    let request_name = take_name(&mut request)?;
     // Without `..`, so that a new field does not compile until it is read.
-    let pb::RotateKeyRequest { key_id, tenant, etag, overlap, overlap_starts, validate_only } = request;
+    let pb::RotateKeyRequest {
+        key_id,
+        tenant,
+        etag,
+        overlap,
+        overlap_starts,
+        validate_only,
+        request_id: _,
+        reply_public_key,
+    } = request;
     let mut fields = Fields::default();
     let f = &mut fields;
     let tenant = f.parse_or("tenant", &tenant, TenantId::parse, || default);
@@ -168,8 +199,10 @@ pub fn rotation(
             OverlapStart::AtIssue
         }
     };
+    let reply_key = f.public_key("reply_public_key", &reply_public_key);
     let name = tenant.zip(key_id).map(|(tenant, key_id)| KeyName { tenant, key_id });
-    fields.finish(name.map(|name| (name, Overlap { ms, starts }, convert::options(etag, validate_only))))
+    let options = convert::options(etag, validate_only, request_name);
+    fields.finish(name.map(|name| (name, Overlap { ms, starts }, options, reply_key)))
 }
 
 /// The secrets of a key for the wire.

@@ -19,6 +19,7 @@ pub mod pb;
 pub mod query;
 pub mod reflection;
 pub mod refusals;
+pub mod retry;
 pub mod session;
 pub mod state;
 pub mod status;

@@ -4,6 +4,7 @@
 //! BadRequest, RetryInfo, after Google's AIP-193); the operator learns the cause, in the log. No cause
 //! reaches a caller.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use keyward_core::decision::DenyReason;
@@ -135,7 +136,7 @@ pub fn status(refusal: impl Into<Refusal>) -> Status {
     if told.code == Code::Unavailable && !matches!(refusal, Refusal::Stopping) && refusals::may_log() {
         tracing::warn!(cause = %chain(&refusal), reason = told.reason, "a call could not be answered");
     }
-    let mut details = ErrorDetails::with_error_info(told.reason, ERROR_DOMAIN, []);
+    let mut details = ErrorDetails::with_error_info(told.reason, ERROR_DOMAIN, metadata(&refusal));
     for violation in told.violations {
         details.add_bad_request_violation(&violation.field, &violation.rule);
     }
@@ -143,6 +144,18 @@ pub fn status(refusal: impl Into<Refusal>) -> Status {
         details.set_retry_info(Some(delay));
     }
     Status::with_error_details(told.code, told.message, details)
+}
+
+/// What programs are told besides the reason.
+fn metadata(refusal: &Refusal) -> HashMap<String, String> {
+    match refusal {
+        Refusal::Authority(AuthorityError::SecretNotKept { tenant, key_id }) => {
+            [("tenant", tenant.to_string()), ("key_id", key_id.to_string())]
+                .map(|(name, of)| (name.to_owned(), of))
+                .into()
+        }
+        _ => HashMap::new(),
+    }
 }
 
 /// The same for one item of a batch or a stream.
@@ -302,6 +315,11 @@ fn told_by_authority(error: &AuthorityError) -> Told<'_> {
         AuthorityError::Outdated => {
             (Code::Aborted, "ETAG_MISMATCH", "etag: it has changed meanwhile; read it again and decide anew".to_owned())
         }
+        // Known to be ten minutes old only once it was looked up: to be asked for as something new.
+        AuthorityError::Repeated(_) => (Code::Aborted, "REQUEST_FORGOTTEN", error.to_string()),
+        AuthorityError::RequestIdReused => (Code::Aborted, "REQUEST_ID_REUSED", error.to_string()),
+        AuthorityError::TooManyRequests => (Code::ResourceExhausted, "TOO_MANY_REQUEST_IDS", error.to_string()),
+        AuthorityError::SecretNotKept { .. } => (Code::FailedPrecondition, "SECRET_NOT_KEPT", error.to_string()),
         AuthorityError::Forbidden(error @ ForbiddenChange::NoRotation) => {
             (Code::FailedPrecondition, "NO_ROTATION_PENDING", error.to_string())
         }

@@ -16,6 +16,7 @@ use super::{ClientTls, EndpointError, RemoteAddr, root_cause};
 use crate::grpc::pb;
 use crate::grpc::pb::key_admin_client::KeyAdminClient;
 use crate::grpc::pb::key_verify_client::KeyVerifyClient;
+use crate::grpc::retry::Mutation;
 use crate::util::files::exposed_mode;
 
 /// A reply longer than this is not read. A page of 1,000 of the largest keys, each with three
@@ -23,6 +24,8 @@ use crate::util::files::exposed_mode;
 const REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A key file longer than this holds no key.
 const KEY_FILE_BYTES_MAX: u64 = 4096;
+/// How long after it was not answered a change is asked for again: two times.
+const RETRY_AFTER: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(1)];
 
 /// Where a server is, and how it is called.
 #[derive(Debug)]
@@ -96,6 +99,17 @@ pub enum CallError {
     Refused(Box<Refused>),
 }
 
+impl CallError {
+    /// Whether the server may have made the change, or may make it when it is asked again.
+    fn is_unanswered(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } | Self::Broken { .. } => true,
+            Self::Refused(refused) => refused.is_unavailable(),
+            _ => false,
+        }
+    }
+}
+
 /// A connection to a server.
 #[derive(Debug)]
 pub struct Client {
@@ -122,6 +136,31 @@ macro_rules! calls {
     };
 }
 
+/// Each change likewise. One that has a `request_id` is asked for again where it is not answered.
+macro_rules! changes {
+    ($($(#[$doc:meta])* $name:ident($request:ident) -> $reply:ident, $call:literal, $role:literal;)*) => {
+        $(
+            $(#[$doc])*
+            ///
+            /// # Errors
+            /// See [`CallError`].
+            pub async fn $name(&self, mut request: pb::$request) -> Result<pb::$reply, CallError> {
+                let may_repeat = !request.request_id().is_empty();
+                let mut client = KeyAdminClient::new(self.channel.clone()).max_decoding_message_size(REPLY_BYTES_MAX);
+                let mut pauses = RETRY_AFTER.iter().filter(|_| may_repeat);
+                loop {
+                    let asked = self.request(request.clone());
+                    let answer = self.answered($call, $role, async { client.$name(asked).await }).await;
+                    match (answer, pauses.next()) {
+                        (Err(error), Some(pause)) if error.is_unanswered() => tokio::time::sleep(*pause).await,
+                        (answer, _) => return answer,
+                    }
+                }
+            }
+        )*
+    };
+}
+
 impl Client {
     /// Reads the caller's key and connects.
     ///
@@ -138,48 +177,14 @@ impl Client {
     }
 
     calls! {
-        /// Issues a key.
-        create_key(KeyAdminClient, CreateKeyRequest) -> CreateKeyResponse, "CreateKey", "keyward.issuer";
         /// Reads one key.
         get_key(KeyAdminClient, GetKeyRequest) -> GetKeyResponse, "GetKey", "keyward.viewer";
         /// Reads a page of keys.
         list_keys(KeyAdminClient, ListKeysRequest) -> ListKeysResponse, "ListKeys", "keyward.viewer";
-        /// Changes fields of a key.
-        update_key(KeyAdminClient, UpdateKeyRequest) -> UpdateKeyResponse, "UpdateKey", "keyward.issuer";
-        /// Disables a key.
-        disable_key(KeyAdminClient, DisableKeyRequest) -> DisableKeyResponse, "DisableKey", "keyward.operator";
-        /// Enables a key.
-        enable_key(KeyAdminClient, EnableKeyRequest) -> EnableKeyResponse, "EnableKey", "keyward.operator";
-        /// Revokes a key.
-        revoke_key(KeyAdminClient, RevokeKeyRequest) -> RevokeKeyResponse, "RevokeKey", "keyward.operator";
-        /// Gives a key another secret.
-        rotate_key(KeyAdminClient, RotateKeyRequest) -> RotateKeyResponse, "RotateKey", "keyward.issuer";
-        /// Ends the previous secret of a key.
-        finish_rotation(KeyAdminClient, FinishRotationRequest) -> FinishRotationResponse, "FinishRotation", "keyward.issuer";
-        /// Takes the newest secret of a key back.
-        cancel_rotation(KeyAdminClient, CancelRotationRequest) -> CancelRotationResponse, "CancelRotation", "keyward.issuer";
-        /// Deletes a key.
-        delete_key(KeyAdminClient, DeleteKeyRequest) -> DeleteKeyResponse, "DeleteKey", "keyward.operator";
-        /// Gives a deleted key back.
-        undelete_key(KeyAdminClient, UndeleteKeyRequest) -> UndeleteKeyResponse, "UndeleteKey", "keyward.operator";
-        /// Creates a tenant.
-        create_tenant(KeyAdminClient, CreateTenantRequest) -> CreateTenantResponse, "CreateTenant", "keyward.admin";
         /// Reads one tenant.
         get_tenant(KeyAdminClient, GetTenantRequest) -> GetTenantResponse, "GetTenant", "keyward.viewer";
         /// Reads a page of tenants.
         list_tenants(KeyAdminClient, ListTenantsRequest) -> ListTenantsResponse, "ListTenants", "keyward.viewer";
-        /// Changes fields of a tenant.
-        update_tenant(KeyAdminClient, UpdateTenantRequest) -> UpdateTenantResponse, "UpdateTenant", "keyward.admin";
-        /// Suspends a tenant.
-        suspend_tenant(KeyAdminClient, SuspendTenantRequest) -> SuspendTenantResponse, "SuspendTenant", "keyward.operator";
-        /// Resumes a tenant.
-        resume_tenant(KeyAdminClient, ResumeTenantRequest) -> ResumeTenantResponse, "ResumeTenant", "keyward.operator";
-        /// Suspends an owner.
-        suspend_owner(KeyAdminClient, SuspendOwnerRequest) -> SuspendOwnerResponse, "SuspendOwner", "keyward.operator";
-        /// Resumes an owner.
-        resume_owner(KeyAdminClient, ResumeOwnerRequest) -> ResumeOwnerResponse, "ResumeOwner", "keyward.operator";
-        /// Sets an epoch. For an issuer it takes keyward.admin.
-        set_epoch(KeyAdminClient, SetEpochRequest) -> SetEpochResponse, "SetEpoch", "keyward.operator";
         /// Reads one owner.
         get_owner(KeyAdminClient, GetOwnerRequest) -> GetOwnerResponse, "GetOwner", "keyward.viewer";
         /// Reads one issuer.
@@ -190,6 +195,43 @@ impl Client {
         verify(KeyVerifyClient, VerifyRequest) -> VerifyResponse, "Verify", "keyward.verifier";
         /// Asks for many verdicts.
         batch_verify(KeyVerifyClient, BatchVerifyRequest) -> BatchVerifyResponse, "BatchVerify", "keyward.verifier";
+    }
+
+    changes! {
+        /// Issues a key.
+        create_key(CreateKeyRequest) -> CreateKeyResponse, "CreateKey", "keyward.issuer";
+        /// Changes fields of a key.
+        update_key(UpdateKeyRequest) -> UpdateKeyResponse, "UpdateKey", "keyward.issuer";
+        /// Disables a key.
+        disable_key(DisableKeyRequest) -> DisableKeyResponse, "DisableKey", "keyward.operator";
+        /// Enables a key.
+        enable_key(EnableKeyRequest) -> EnableKeyResponse, "EnableKey", "keyward.operator";
+        /// Revokes a key.
+        revoke_key(RevokeKeyRequest) -> RevokeKeyResponse, "RevokeKey", "keyward.operator";
+        /// Gives a key another secret.
+        rotate_key(RotateKeyRequest) -> RotateKeyResponse, "RotateKey", "keyward.issuer";
+        /// Ends the previous secret of a key.
+        finish_rotation(FinishRotationRequest) -> FinishRotationResponse, "FinishRotation", "keyward.issuer";
+        /// Takes the newest secret of a key back.
+        cancel_rotation(CancelRotationRequest) -> CancelRotationResponse, "CancelRotation", "keyward.issuer";
+        /// Deletes a key.
+        delete_key(DeleteKeyRequest) -> DeleteKeyResponse, "DeleteKey", "keyward.operator";
+        /// Gives a deleted key back.
+        undelete_key(UndeleteKeyRequest) -> UndeleteKeyResponse, "UndeleteKey", "keyward.operator";
+        /// Creates a tenant.
+        create_tenant(CreateTenantRequest) -> CreateTenantResponse, "CreateTenant", "keyward.admin";
+        /// Sets an epoch. For an issuer it takes keyward.admin.
+        set_epoch(SetEpochRequest) -> SetEpochResponse, "SetEpoch", "keyward.operator";
+        /// Resumes an owner.
+        resume_owner(ResumeOwnerRequest) -> ResumeOwnerResponse, "ResumeOwner", "keyward.operator";
+        /// Suspends an owner.
+        suspend_owner(SuspendOwnerRequest) -> SuspendOwnerResponse, "SuspendOwner", "keyward.operator";
+        /// Resumes a tenant.
+        resume_tenant(ResumeTenantRequest) -> ResumeTenantResponse, "ResumeTenant", "keyward.operator";
+        /// Suspends a tenant.
+        suspend_tenant(SuspendTenantRequest) -> SuspendTenantResponse, "SuspendTenant", "keyward.operator";
+        /// Changes fields of a tenant.
+        update_tenant(UpdateTenantRequest) -> UpdateTenantResponse, "UpdateTenant", "keyward.admin";
     }
 
     fn request<T>(&self, message: T) -> Request<T> {

@@ -70,6 +70,13 @@ impl Refused {
     }
 }
 
+impl Refused {
+    /// Whether the server, or something before it, could not answer at all.
+    pub(super) fn is_unavailable(&self) -> bool {
+        self.code == format!("{:?}", Code::Unavailable)
+    }
+}
+
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { call, code, reason, message, .. } = self;

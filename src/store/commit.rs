@@ -6,7 +6,7 @@ use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::record::{IssuerRecord, KeyRecord, OwnerRecord, TenantRecord};
 
-use super::{Exceeded, StoreError};
+use super::{Exceeded, RetryEntry, StoreError};
 
 /// A change, and who makes it.
 #[derive(Debug)]
@@ -29,6 +29,9 @@ pub struct Commit {
     pub urgent: bool,
     /// The records to write.
     pub writes: Vec<RecordWrite>,
+    /// How its request is recognised when it is asked for again, and the sealed part of the reply that is
+    /// kept for that. `None`: not at all.
+    pub retry: Option<RetryEntry>,
 }
 
 impl Commit {
@@ -74,6 +77,15 @@ pub enum CommitError {
     /// The caller is no longer authorized for the change.
     #[error(transparent)]
     Unauthorized(#[from] Unauthorized),
+    /// The same request of this caller was made in the change of this revision.
+    #[error("it was made already, in revision {0}")]
+    Repeated(Revision),
+    /// The caller used the request id for something else.
+    #[error("the request id was used for another request")]
+    RequestIdReused,
+    /// As many requests are remembered as may be, or sealed replies take as much space as they may.
+    #[error("too many requests are remembered")]
+    TooManyRequests,
     /// The key or tenant exists already, or its id is still taken by one that was purged.
     #[error("it exists already")]
     Exists,

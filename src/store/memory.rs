@@ -1,7 +1,7 @@
 //! The in-memory engine, for tests: the contract of [`Store`] in its simplest form.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -20,9 +20,10 @@ use super::bounds::{self, NameKind, NameUses, Pending};
 use super::check::{RecordReader, WriteContext, authorize, check_and_encode, keep_caller};
 use super::engine::{EngineError, LockedEngine, OpenContext, StorageEngine};
 use super::ordinals::Ordinals;
+use super::retries::{Remembered, Retries};
 use super::{
-    Backup, BackupError, BackupFormat, Bounds, Commit, CommitError, DueKey, KeyQuery, LogStream, Page, ReadContext,
-    Store, StoreError, WriteHealth,
+    Backup, BackupError, BackupFormat, Bounds, Commit, CommitError, DueKey, KeyQuery, LogStream, Outcome, Page,
+    ReadContext, Recalled, Retry, Store, StoreError, WriteHealth,
 };
 use crate::feed::{Feed, Lagged, Subscription};
 
@@ -84,6 +85,9 @@ struct State {
     holds: Holds,
     ordinals: Ordinals,
     administrators: Administrators,
+    retries: Retries<()>,
+    /// What was sealed, for as long as the store lives.
+    sealed: HashMap<Revision, Vec<u8>>,
     closed: bool,
 }
 
@@ -111,6 +115,8 @@ impl MemoryStore {
             holds: Holds::default(),
             ordinals: Ordinals::default(),
             administrators: Administrators::default(),
+            retries: Retries::default(),
+            sealed: HashMap::new(),
             closed: false,
         };
         Self { state: Mutex::new(state), feed: Feed::starting_after(Revision(0)) }
@@ -175,6 +181,9 @@ impl Store for MemoryStore {
             return Err(StoreError::Closed.into());
         }
         authorize(&commit, &mut *state)?;
+        if let Some((retry, _)) = &commit.retry {
+            state.check_retry(&commit.actor, retry, commit.time)?;
+        }
         let clock = commit.clock();
         let revision = state.revision.next();
         let at = WriteContext { revision, time: commit.time, narrows: commit.narrows };
@@ -195,10 +204,28 @@ impl Store for MemoryStore {
             state.apply(record);
         }
         state.revision = revision;
+        if let Some((retry, sealed)) = commit.retry {
+            state.retries.remember(Remembered::new(&commit.actor, &retry, (revision, commit.time), ()));
+            state.sealed.extend(sealed.map(|sealed| (revision, sealed)));
+        }
         let change = Arc::new(Change { revision, records });
         state.log.push(change.clone());
         self.feed.publish([change]);
         Ok(revision)
+    }
+
+    fn recall(&self, actor: &ActorId, retry: &Retry, now: UnixMillis) -> Recalled {
+        self.state.lock().retries.recall(actor, retry, now)
+    }
+
+    async fn outcome(&self, _reader: &ReadContext, revision: Revision) -> Result<Option<Outcome>, StoreError> {
+        let state = self.state.lock();
+        let change = usize::try_from(revision.0).ok().and_then(|at| state.log.get(at.checked_sub(1)?));
+        let change = change.filter(|_| state.retries.place_of(revision).is_some());
+        Ok(change.map(|change| Outcome {
+            records: change.records.clone(),
+            sealed_reply: state.sealed.get(&revision).cloned(),
+        }))
     }
 
     fn check_bounds(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
@@ -271,6 +298,15 @@ impl Store for MemoryStore {
 }
 
 impl State {
+    fn check_retry(&mut self, actor: &ActorId, retry: &Retry, now: UnixMillis) -> Result<(), CommitError> {
+        match self.retries.recall(actor, retry, now) {
+            Recalled::New if self.retries.has_room(0, now) => Ok(()),
+            Recalled::New => Err(CommitError::TooManyRequests),
+            Recalled::Made(revision) => Err(CommitError::Repeated(revision)),
+            Recalled::Reused => Err(CommitError::RequestIdReused),
+        }
+    }
+
     fn apply(&mut self, record: &Record) {
         self.holds.apply(record);
         match record {

@@ -16,6 +16,7 @@ pub mod memory;
 mod ordinals;
 mod query;
 pub mod record;
+mod retries;
 mod view;
 
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub use self::bounds::{Bounds, Exceeded, InUse};
 pub use self::commit::{Commit, CommitError, RecordWrite};
 pub use self::log_stream::LogStream;
 pub use self::query::{DueKey, KeyQuery, Page, PagePermit, ReadContext, SoughtText};
+pub use self::retries::{Outcome, REMEMBERED_FOR, REMEMBERED_MAX, Recalled, Retry, RetryEntry, is_remembered};
 pub use self::view::{ChunkWriter, MaterializedView};
 use crate::feed::{Lagged, Subscription};
 
@@ -116,6 +118,17 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// See [`CommitError`]. Nothing has been written then.
     async fn commit(&self, commit: Commit) -> Result<Revision, CommitError>;
+
+    /// Whether this caller's request was made in the last ten minutes: what is durable of it. A commit looks
+    /// again, at its place in the log.
+    fn recall(&self, actor: &ActorId, retry: &Retry, now: UnixMillis) -> Recalled;
+
+    /// What a change came to that [`Store::recall`] or [`CommitError::Repeated`] has told of. `None`: it is
+    /// not remembered any more.
+    ///
+    /// # Errors
+    /// When the engine cannot read, or too many reads wait.
+    async fn outcome(&self, reader: &ReadContext, revision: Revision) -> Result<Option<Outcome>, StoreError>;
 
     /// Checks the bounds on names for a key that would replace `before`, without writing. A commit is checked
     /// again, together with commits in flight.

@@ -24,7 +24,7 @@ const MISSING: &str = "were acknowledged, but the journal ends at";
 /// How long clients work before their books are tampered with.
 const DOCTORED_LOAD: Duration = Duration::from_secs(1);
 /// Allows a program with a fault to run.
-const CONSENT: (&str, &str) = ("ALLOW_FAULTY_KEYWARD", "1");
+pub(crate) const CONSENT: (&str, &str) = ("ALLOW_FAULTY_KEYWARD", "1");
 
 /// A promise that a feature of the package breaks, and the load under which that shows.
 pub(crate) struct Control {
@@ -154,7 +154,7 @@ async fn cuts_until_red(run: &mut Run, scene: &Scene, control: &Control) -> Resu
 
 /// Builds the program with a feature, and leaves `target/debug/keyward` to the program without it: cargo
 /// keeps the builds of both, so that is quick.
-fn build(feature: &str, out: &Path) -> Result<PathBuf, Failure> {
+pub(crate) fn build(feature: &str, out: &Path) -> Result<PathBuf, Failure> {
     let built = cargo(&["--features", feature])?;
     let program = out.join(format!("keyward-{feature}"));
     drop(fs::remove_file(&program));

@@ -23,6 +23,7 @@ mod offline;
 mod oracle;
 mod process;
 mod report;
+mod retries;
 mod run;
 mod server;
 mod takeover;
@@ -71,6 +72,9 @@ enum Mode {
     Cuts(Common),
     /// Power cuts of programs that break a promise on purpose: each must be found out; needs root and cargo
     Controls(Common),
+    /// A process that ends between the sync of a change and its answer, so many times, and is asked again
+    /// twice  after the restart; needs cargo
+    Retries(Common),
     /// How long verdicts take while writes are saturated, in so many rounds; needs strace, and root
     Latency(Common),
     /// The writers of `latency`, in a process of their own
@@ -200,6 +204,7 @@ async fn run(mode: Mode) -> Result<bool, Failure> {
         Mode::TakeoverChild(args) => takeover::child::run(&args).await.map(|()| true),
         Mode::Cuts(common) => cuts(&common).await,
         Mode::Controls(common) => controls(&common).await,
+        Mode::Retries(common) => retries(&common).await,
         Mode::Latency(common) => latency(&common).await,
         Mode::Writers { addr, key_file } => latency::write(&addr, &key_file).map(|()| true),
         Mode::Asker { addr, key_file } => latency::ask(&addr, &key_file).map(|()| true),
@@ -244,6 +249,12 @@ async fn controls(common: &Common) -> Result<bool, Failure> {
     let mut run = common.run("controls")?;
     controls::run(&mut run).await?;
     run.finish()
+}
+
+async fn retries(common: &Common) -> Result<bool, Failure> {
+    let mut run = common.run("retries")?;
+    retries::run(&mut run, common.count).await?;
+    run.finish_verified()
 }
 
 async fn latency(common: &Common) -> Result<bool, Failure> {

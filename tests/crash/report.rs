@@ -11,7 +11,7 @@ use crate::run::Tally;
 const BEGIN: &str = "<!-- results: written by `tests/crash/run report` -->";
 const END: &str = "<!-- end of results -->";
 /// Modes in this order; what is not named here comes after, by name.
-const ORDER: [&str; 8] = ["kills", "lifecycle", "takeover", "cuts", "controls", "faults", "disks", "flips"];
+const ORDER: [&str; 9] = ["kills", "lifecycle", "takeover", "retries", "cuts", "controls", "faults", "disks", "flips"];
 
 /// Puts the tallies in `out` into the document, and their counts into a page of their own.
 pub(crate) fn write(out: &Path, document: &Path, details: &Path) -> Result<(), Failure> {

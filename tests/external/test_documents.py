@@ -144,6 +144,29 @@ def test_a_customer_is_suspended_and_leaves_as_printed(server: Server, tmp_path:
     assert listed == [["c9-nightly", "c9-shop"]], "without show_deleted there is none"
 
 
+def test_a_change_without_an_answer_is_retried_as_printed(server: Server, tmp_path: Path) -> None:
+    lines = "".join(blocks("sh", "Retry after a timeout", OPERATING))
+    assert lines.count("kw Key") == 6 and lines.count("keyward key") == 6, "the section has changed: so must this test"
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    (bin_dir / "grpcurl").symlink_to(GRPCURL_EXECUTABLE)
+    told = run_as_printed(lines, server, f"{bin_dir}:{Path(sys.executable).parent}")
+    decoder, replies = json.JSONDecoder(), []
+    for piece in told.split("SECRET_NOT_KEPT\n"):
+        while piece := piece.strip():
+            reply, end = decoder.raw_decode(piece)
+            replies.append(reply)
+            piece = piece[end:]
+    tenant, again, verdict, disabled, disabled_again, key = replies
+    assert tenant == again and tenant["tenant"]["tenant"] == "acme"
+    assert (verdict["decision"], verdict["key"]["displayName"]) == ("DECISION_ALLOW", "Zapier")
+    assert told.count("SECRET_NOT_KEPT") == 1
+    assert disabled == disabled_again and disabled["state"] == "STATE_DISABLED"
+    assert key["state"] == "STATE_ACTIVE"
+    made = Grpcurl(server.address, server.admin_key).call("keyward.v1.KeyAdmin/ListKeys")["keys"]
+    assert sorted(key["displayName"] for key in made) == ["Dashboard", "Reports", "Zapier"]
+
+
 def test_a_backup_is_made_and_restored_as_printed(server: Server) -> None:
     lines = "".join(blocks("sh", "Back up and restore", OPERATING))
     assert lines.count("target/release/keyward") == 4, "the section has changed: so must this test"

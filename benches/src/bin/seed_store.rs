@@ -176,5 +176,6 @@ fn commit(key: KeyRecord) -> Commit {
         narrows: false,
         urgent: false,
         writes: vec![RecordWrite::NewKey(Box::new(key))],
+        retry: None,
     }
 }

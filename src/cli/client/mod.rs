@@ -2,6 +2,7 @@
 
 pub(super) mod context;
 mod contexts;
+mod retry;
 mod secret;
 
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use clap::Args;
 
 pub(super) use self::contexts::VARIABLES;
 use self::contexts::{Context, Contexts};
+pub(super) use self::retry::RetryArgs;
 pub(super) use self::secret::{SecretFile, as_argument as secret_as_argument, ask_for_secret};
 use super::failure::{Exit, Failure};
 use super::tls::TlsArgs;

@@ -9,8 +9,8 @@ use zeroize::Zeroizing;
 use super::super::client::{SecretFile, Session};
 use super::super::failure::{Exit, Failure};
 use super::super::print::{self, Fields, Format, format_or_default};
-use super::fields::IssueArgs;
-use crate::remote::{CallError, Client, wire};
+use super::fields::{Issue, IssueArgs};
+use crate::remote::{Client, wire};
 
 #[derive(Debug, Args)]
 pub(super) struct CreateArgs {
@@ -50,15 +50,14 @@ enum CreateFormat {
 }
 
 /// Issues a key.
-pub(in crate::cli) fn create(
-    session: Session,
-    output: CreateOutput,
-    request: wire::CreateKeyRequest,
-) -> Result<(), Failure> {
+pub(in crate::cli) fn create(session: Session, output: CreateOutput, new: Issue) -> Result<(), Failure> {
     let hint = "the secret is shown nowhere else: revoke the key, and issue another";
+    let Issue { request, reply_key } = new;
     issue(session, output, request.validate_only, hint, async |client| {
+        let request_id = request.request_id.clone();
         let reply = client.create_key(request).await?;
-        Ok((reply.key, Zeroizing::new(reply.secret), reply.revision))
+        let secret = reply_key.secret(("CreateKey", &request_id), reply.secret, &reply.sealed_secret)?;
+        Ok((reply.key, secret, reply.revision))
     })
 }
 
@@ -72,7 +71,7 @@ pub(super) fn issue(
     output: CreateOutput,
     is_dry_run: bool,
     hint: &'static str,
-    call: impl AsyncFnOnce(&Client) -> Result<Reply, CallError>,
+    call: impl AsyncFnOnce(&Client) -> Result<Reply, Failure>,
 ) -> Result<(), Failure> {
     if output.output == Some(CreateFormat::Secret) && (output.secret_file.is_some() || is_dry_run) {
         let what =

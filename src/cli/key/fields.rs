@@ -4,9 +4,13 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use prost_types::Timestamp;
+use zeroize::Zeroizing;
 
+use super::super::client::RetryArgs;
+use super::super::failure::{Exit, Failure};
 use super::super::when;
-use crate::remote::wire;
+use crate::remote::{seal_info, wire};
+use crate::util::hpke::KeyPair;
 
 /// What keys and callers have in common when they are issued.
 #[derive(Debug, Args)]
@@ -50,6 +54,47 @@ pub(in crate::cli) struct IssueArgs {
     /// Check everything on the server, and change nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    retry: RetryArgs,
+}
+
+/// A key to be issued.
+pub(in crate::cli) struct Issue {
+    pub(super) request: wire::CreateKeyRequest,
+    pub(super) reply_key: ReplyKey,
+}
+
+/// What opens a secret that comes sealed, so that the server can be asked again. It lives for one run.
+pub(super) struct ReplyKey(Option<KeyPair>);
+
+impl ReplyKey {
+    /// Without one, the secret comes as it is: for a call that another run may ask again, or that issues
+    /// nothing.
+    pub(super) fn draw(retry: &RetryArgs, is_dry_run: bool) -> Result<Self, Failure> {
+        let no_randomness = || Failure::new(Exit::Failed, "there is no randomness for a key pair");
+        let is_wanted = !is_dry_run && !retry.is_given();
+        is_wanted.then(|| KeyPair::generate().ok_or_else(no_randomness)).transpose().map(Self)
+    }
+
+    /// The public key, for the request.
+    pub(super) fn public(&self) -> Vec<u8> {
+        self.0.as_ref().map(|pair| pair.public.as_bytes().to_vec()).unwrap_or_default()
+    }
+
+    /// The secret of a reply to a call with a request id.
+    pub(super) fn secret(
+        &self,
+        (call, request_id): (&str, &str),
+        plain: String,
+        sealed: &[u8],
+    ) -> Result<Zeroizing<String>, Failure> {
+        // A server that knows no sealed secrets sends it as it is.
+        let (Some(pair), false) = (&self.0, sealed.is_empty()) else { return Ok(Zeroizing::new(plain)) };
+        let opened = pair.open(&seal_info(call, request_id), sealed);
+        let text =
+            opened.and_then(|bytes| std::str::from_utf8(&bytes).ok().map(|text| Zeroizing::new(text.to_owned())));
+        text.ok_or_else(|| Failure::new(Exit::Failed, "the server sealed the secret so that it does not open"))
+    }
 }
 
 impl IssueArgs {
@@ -58,8 +103,9 @@ impl IssueArgs {
         tenant: String,
         environment: String,
         scopes: Vec<String>,
-    ) -> wire::CreateKeyRequest {
-        wire::CreateKeyRequest {
+    ) -> Result<Issue, Failure> {
+        let reply_key = ReplyKey::draw(&self.retry, self.dry_run)?;
+        let request = wire::CreateKeyRequest {
             tenant,
             key_id: self.key_id,
             display_name: self.display_name,
@@ -76,7 +122,10 @@ impl IssueArgs {
             disabled: self.disabled,
             delete_protected: self.delete_protected,
             validate_only: self.dry_run,
-        }
+            request_id: self.retry.id()?,
+            reply_public_key: reply_key.public(),
+        };
+        Ok(Issue { request, reply_key })
     }
 }
 

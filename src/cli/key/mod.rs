@@ -71,7 +71,7 @@ pub(super) fn run(args: KeyArgs) -> Result<(), Failure> {
     match command {
         KeyCommand::Create(args) => {
             let create::CreateArgs { issue, environment, scopes, output } = *args;
-            create(session, output, issue.request(tenant, environment, scopes))
+            create(session, output, issue.request(tenant, environment, scopes)?)
         }
         KeyCommand::List(args) => list(session, tenant, args, KEY_COLUMNS),
         KeyCommand::Get(args) => get(session, tenant, args),

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use zeroize::Zeroizing;
 
-use super::super::client::Session;
+use super::super::client::{RetryArgs, Session};
 use super::super::failure::Failure;
 use super::super::print::{self, OutputArgs};
 use super::create::{CreateOutput, issue};
+use super::fields::ReplyKey;
 use crate::remote::wire;
 
 #[derive(Debug, Args)]
@@ -29,6 +29,8 @@ pub(super) struct RotateArgs {
     /// Check everything on the server, and change nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    retry: RetryArgs,
     #[command(flatten)]
     output: CreateOutput,
 }
@@ -53,6 +55,8 @@ pub(super) struct EndArgs {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
+    retry: RetryArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
@@ -65,7 +69,9 @@ pub(super) enum End {
 
 /// Gives a key another secret.
 pub(super) fn rotate(session: Session, tenant: String, args: RotateArgs) -> Result<(), Failure> {
-    let RotateArgs { key_id, overlap, overlap_starts, etag, dry_run: validate_only, output } = args;
+    let RotateArgs { key_id, overlap, overlap_starts, etag, dry_run: validate_only, retry, output } = args;
+    let reply_key = ReplyKey::draw(&retry, validate_only)?;
+    let request_id = retry.id()?;
     let overlap_starts = match overlap_starts {
         Starts::Issue => wire::OverlapStart::AtIssue,
         Starts::FirstUse => wire::OverlapStart::OnFirstUse,
@@ -82,25 +88,29 @@ pub(super) fn rotate(session: Session, tenant: String, args: RotateArgs) -> Resu
         overlap: overlap.map(span),
         overlap_starts: overlap_starts.into(),
         validate_only,
+        request_id: request_id.clone(),
+        reply_public_key: reply_key.public(),
     };
     let hint = "the secret is shown nowhere else: cancel the rotation while the older secret works, or rotate again";
     issue(session, output, validate_only, hint, async |client| {
         let reply = client.rotate_key(request).await?;
-        Ok((reply.key, Zeroizing::new(reply.secret), reply.revision))
+        let secret = reply_key.secret(("RotateKey", &request_id), reply.secret, &reply.sealed_secret)?;
+        Ok((reply.key, secret, reply.revision))
     })
 }
 
 /// Ends the rotation of a key, and prints the key.
 pub(super) fn end_rotation(session: Session, tenant: String, args: EndArgs, end: End) -> Result<(), Failure> {
-    let EndArgs { key_id, etag, dry_run: validate_only, output } = args;
+    let EndArgs { key_id, etag, dry_run: validate_only, retry, output } = args;
+    let request_id = retry.id()?;
     let key = session.run(async |client| {
         Ok(match end {
             End::Finish => {
-                let request = wire::FinishRotationRequest { key_id, tenant, etag, validate_only };
+                let request = wire::FinishRotationRequest { key_id, tenant, etag, validate_only, request_id };
                 client.finish_rotation(request).await?.key
             }
             End::Cancel => {
-                let request = wire::CancelRotationRequest { key_id, tenant, etag, validate_only };
+                let request = wire::CancelRotationRequest { key_id, tenant, etag, validate_only, request_id };
                 client.cancel_rotation(request).await?.key
             }
         })

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use prost_types::Timestamp;
 
-use super::super::client::Session;
+use super::super::client::{RetryArgs, Session};
 use super::super::failure::Failure;
 use super::super::print::{self, OutputArgs};
 use super::super::when;
@@ -34,6 +34,8 @@ pub(in crate::cli) struct StateArgs {
     /// Check everything on the server, and change nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    retry: RetryArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -91,27 +93,30 @@ pub(in crate::cli) fn get(session: Session, tenant: String, args: GetArgs) -> Re
 
 /// Changes the state of a key, and prints the key.
 pub(in crate::cli) fn change_state(session: Session, tenant: String, args: StateArgs, to: Move) -> Result<(), Failure> {
-    let StateArgs { key_id, reason, etag, dry_run: validate_only, output } = args;
+    let StateArgs { key_id, reason, etag, dry_run: validate_only, retry, output } = args;
+    let request_id = retry.id()?;
     let key = session.run(async |client| {
         Ok(match to {
             Move::Disable(resume_time) => {
-                let request = wire::DisableKeyRequest { key_id, tenant, etag, reason, resume_time, validate_only };
+                let request =
+                    wire::DisableKeyRequest { key_id, tenant, etag, reason, resume_time, validate_only, request_id };
                 client.disable_key(request).await?.key
             }
             Move::Enable => {
-                let request = wire::EnableKeyRequest { key_id, tenant, etag, reason, validate_only };
+                let request = wire::EnableKeyRequest { key_id, tenant, etag, reason, validate_only, request_id };
                 client.enable_key(request).await?.key
             }
             Move::Revoke => {
-                let request = wire::RevokeKeyRequest { key_id, tenant, etag, reason, validate_only };
+                let request = wire::RevokeKeyRequest { key_id, tenant, etag, reason, validate_only, request_id };
                 client.revoke_key(request).await?.key
             }
             Move::Delete(purge_after) => {
-                let request = wire::DeleteKeyRequest { key_id, tenant, etag, reason, purge_after, validate_only };
+                let request =
+                    wire::DeleteKeyRequest { key_id, tenant, etag, reason, purge_after, validate_only, request_id };
                 client.delete_key(request).await?.key
             }
             Move::Undelete => {
-                let request = wire::UndeleteKeyRequest { key_id, tenant, etag, reason, validate_only };
+                let request = wire::UndeleteKeyRequest { key_id, tenant, etag, reason, validate_only, request_id };
                 client.undelete_key(request).await?.key
             }
         })

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::{Args, ValueEnum};
 use prost_types::{FieldMask, Timestamp};
 
-use super::super::client::Session;
+use super::super::client::{RetryArgs, Session};
 use super::super::failure::{Exit, Failure};
 use super::super::print::{self, OutputArgs};
 use super::super::when;
@@ -97,6 +97,8 @@ struct GuardArgs {
     /// Check everything on the server, and change nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    retry: RetryArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -204,9 +206,11 @@ impl Change {
             update_mask: Some(FieldMask { paths: self.paths }),
             etag: guard.etag,
             validate_only: guard.dry_run,
+            request_id: guard.retry.id()?,
         };
+        let is_dry_run = request.validate_only;
         let key = client.update_key(request).await?.key.unwrap_or_default();
-        if guard.dry_run {
+        if is_dry_run {
             print::note_dry_run();
         }
         Ok(key)

@@ -256,6 +256,10 @@ impl LockedDir {
         self.path.join("index")
     }
 
+    pub(super) fn replies(&self) -> PathBuf {
+        self.path.join("replies")
+    }
+
     fn format(&self) -> PathBuf {
         self.path.join("format")
     }

@@ -13,11 +13,12 @@
 //! <data>/snapshot/     NNNNNNNNNNNNNNNNNNNN.kws, once older segments of the journal have gone
 //! <data>/table/        sled
 //! <data>/index/        NNNNNNNNNNNNNNNNNNNN.kwi: what the index held, for a quick start
+//! <data>/replies/      NNNNNNNNNNNN.kwr: sealed replies, for retries
 //! ```
 //!
 //! Reading order: [`journal`] (frames and segments), [`table`] (sled), `recovery` (start-up), `commit_queue`
 //! and `committer` (the single writer), `reads` (the readers), `log_reader` (the log, for a view that fell
-//! behind), `maintenance` (snapshots and retention).
+//! behind), `retries` and `replies` (what was asked for lately), `maintenance` (snapshots and retention).
 
 mod cached_stats;
 pub mod checkpoint;
@@ -33,6 +34,8 @@ pub mod journal;
 mod log_reader;
 mod options;
 pub mod recovery;
+mod replies;
+mod retries;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -60,6 +63,7 @@ use self::disk_probe::DiskProbe;
 use self::disk_space::DiskSpace;
 use self::journal::{ChainKey, Position};
 use self::recovery::recover::{TablePolicy, recover};
+use self::retries::RetryLog;
 use self::table::Table;
 use self::table::readers::Readers;
 use self::table::secondary_index::ListScan;
@@ -70,7 +74,7 @@ use crate::store::administrators::Administrators;
 use crate::store::bounds::{self, NameKind, Pending};
 use crate::store::{
     Backup, BackupError, BackupFormat, Bounds, Commit, CommitError, DueKey, KeyQuery, LogStream, MaterializedView,
-    Page, PagePermit, ReadContext, Store, StoreError, StoreStats, TableStats, WriteHealth,
+    Outcome, Page, PagePermit, ReadContext, Recalled, Retry, Store, StoreError, StoreStats, TableStats, WriteHealth,
 };
 
 pub use self::committer::queue::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX};
@@ -108,6 +112,7 @@ pub struct LocalStore {
     bounds: Bounds,
     view: Arc<dyn MaterializedView>,
     administrators: Arc<Mutex<Administrators>>,
+    retries: Arc<RetryLog>,
     backing_up: Arc<tokio::sync::Mutex<()>>,
     backup_limits: BackupLimits,
     log_id: LogId,
@@ -178,6 +183,8 @@ impl LocalStore {
         let stats = Arc::new(CachedStats::default());
         let disk_probe = DiskProbe::start(recovered.journal.writer.meter(options.free_bytes)?, stats.clone())?;
         let durable_at = Arc::new(Mutex::new(recovered.journal.position));
+        let retries = RetryLog::open(dir.journal(), &dir.replies(), recovered.journal.position.revision)?;
+        let retries = Arc::new(retries);
         let maintenance = Maintenance::start(MaintenanceConfig {
             dir: &dir,
             options,
@@ -187,6 +194,11 @@ impl LocalStore {
             checkpoint: recovered.checkpoint,
             log_id,
             stats: stats.clone(),
+            replies: retries.replies(),
+            needed_from: {
+                let retries = retries.clone();
+                Box::new(move |now| retries.oldest_segment(now))
+            },
         })?;
         let (committer, progress) = Committer::start(CommitterConfig {
             journal: recovered.journal,
@@ -201,6 +213,7 @@ impl LocalStore {
             bounds: options.bounds,
             view: view.clone(),
             administrators: administrators.clone(),
+            retries: retries.clone(),
             next_ordinal,
         })?;
         Ok(Self {
@@ -213,6 +226,7 @@ impl LocalStore {
             bounds: options.bounds,
             view,
             administrators,
+            retries,
             backing_up: Arc::default(),
             backup_limits: options.backup,
             log_id,
@@ -338,6 +352,16 @@ impl Store for LocalStore {
             PushError::Closed => StoreError::Closed.into(),
         })?;
         answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    fn recall(&self, actor: &ActorId, retry: &Retry, now: UnixMillis) -> Recalled {
+        self.retries.recall(actor, retry, now)
+    }
+
+    async fn outcome(&self, reader: &ReadContext, revision: Revision) -> Result<Option<Outcome>, StoreError> {
+        let readers = if reader.urgent { &self.urgent_readers } else { &self.key_readers };
+        let retries = self.retries.clone();
+        readers.read(reader.caller.clone(), move || retries.outcome(revision).map(Some)).await
     }
 
     fn check_bounds(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {

@@ -53,6 +53,7 @@ fn commit(put: RecordWrite, narrows: bool) -> Commit {
         narrows,
         urgent: narrows,
         writes: vec![put],
+        retry: None,
     }
 }
 

@@ -225,5 +225,6 @@ fn commit(attempt: &Attempt, writer: usize) -> Result<Commit, Failure> {
         narrows,
         urgent: narrows || matches!(attempt.writes[..], [Write::Purge(_)]),
         writes: attempt.writes.iter().map(Write::to_record_write).collect(),
+        retry: None,
     })
 }

@@ -214,5 +214,6 @@ fn creation(number: u32) -> Result<Commit, Failure> {
         narrows: false,
         urgent: false,
         writes: vec![RecordWrite::NewKey(Box::new(key))],
+        retry: None,
     })
 }

@@ -16,6 +16,7 @@ mod keys;
 mod lifecycle_verdicts;
 mod lists;
 mod restrictions;
+mod retries;
 mod rotation;
 pub(crate) mod stream;
 mod suspension;

@@ -148,9 +148,10 @@ async fn done_by_two() -> (tempfile::TempDir, String) {
     let operator = site.caller(&site.admin().issued(operator).await.secret);
     let key = site.admin().issued(pb::CreateKeyRequest { key_id: "zapier".into(), ..new_key("Zapier", &[]) }).await.key;
     site.clock.advance_ms(61_000);
-    operator.disable_key(&key).await;
-    let admin = site.admin().read(&key).await.created_by;
+    let disable = |key| pb::DisableKeyRequest { request_id: "third/7".into(), ..disable(key) };
     operator.disable(disable(&key)).await.unwrap();
+    let admin = site.admin().read(&key).await.created_by;
+    operator.disable(pb::DisableKeyRequest { request_id: String::new(), ..disable(&key) }).await.unwrap();
     site.stop().await;
     (site.dir, admin)
 }
@@ -165,10 +166,10 @@ async fn the_journal_tells_who_did_what_to_which_key_and_when() {
         out
     };
     let lines = [
-        format!("1\t2026-01-01T00:00:00Z\tkeyward\tBootstrap\tsystem/{admin}\t-\t-\n"),
-        format!("2\t2026-01-01T00:00:00Z\t{admin}\tCreateKey\tsystem/operator\t127.0.0.1\t-\n"),
-        format!("3\t2026-01-01T00:00:00Z\t{admin}\tCreateKey\tdefault/zapier\t127.0.0.1\t-\n"),
-        "4\t2026-01-01T00:01:01Z\toperator\tDisableKey\tdefault/zapier\t127.0.0.1\t-\n".to_owned(),
+        format!("1\t2026-01-01T00:00:00Z\tkeyward\tBootstrap\tsystem/{admin}\t-\t-\t-\n"),
+        format!("2\t2026-01-01T00:00:00Z\t{admin}\tCreateKey\tsystem/operator\t127.0.0.1\t-\t-\n"),
+        format!("3\t2026-01-01T00:00:00Z\t{admin}\tCreateKey\tdefault/zapier\t127.0.0.1\t-\t-\n"),
+        "4\t2026-01-01T00:01:01Z\toperator\tDisableKey\tdefault/zapier\t127.0.0.1\t-\tthird/7\n".to_owned(),
     ];
     assert_eq!(journal(&[]), lines.concat());
     assert_eq!(journal(&["--from", "2", "--to", "3"]), lines[1..3].concat());

@@ -21,8 +21,8 @@ use keyward::server::passed::PassedSockets;
 use keyward::store::local::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX, LocalStore, LockedDir, StoreOptions};
 use keyward::store::memory::MemoryStore;
 use keyward::store::{
-    Backup, BackupError, BackupFormat, Commit, CommitError, DueKey, KeyQuery, LogStream, Page, ReadContext,
-    RecordWrite, Store, StoreError, WriteHealth,
+    Backup, BackupError, BackupFormat, Commit, CommitError, DueKey, KeyQuery, LogStream, Outcome, Page, ReadContext,
+    Recalled, RecordWrite, Retry, Store, StoreError, WriteHealth,
 };
 use keyward_core::access::{Caller, ChangeState, Grant, Identity, Issue};
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
@@ -181,6 +181,14 @@ impl Store for Watched {
         self.inner.commit(commit).await
     }
 
+    fn recall(&self, actor: &ActorId, retry: &Retry, now: UnixMillis) -> Recalled {
+        self.inner.recall(actor, retry, now)
+    }
+
+    async fn outcome(&self, reader: &ReadContext, revision: Revision) -> Result<Option<Outcome>, StoreError> {
+        self.inner.outcome(reader, revision).await
+    }
+
     fn check_bounds(&self, before: Option<&KeyRecord>, key: &KeyRecord) -> Result<(), CommitError> {
         self.inner.check_bounds(before, key)
     }
@@ -300,7 +308,7 @@ async fn a_change_says_whether_it_takes_power_away() {
         assert_eq!(store.narrowing.lock().unwrap().pop(), Some(("UpdateKey", narrows)), "{change:?}");
     }
     let rotated = async |ms, starts, narrows| {
-        let key = authority.rotate_key(&issue, &id, Overlap { ms, starts }, &options).await.unwrap().key;
+        let key = authority.rotate_key(&issue, &id, Overlap { ms, starts }, (&options, None)).await.unwrap().key;
         assert_eq!(store.narrowing.lock().unwrap().pop(), Some(("RotateKey", narrows)), "{ms} ms, {starts:?}");
         key
     };
@@ -351,7 +359,7 @@ async fn a_first_use_is_recorded_as_soon_as_changes_can_be_made_again() {
     let authority = Arc::new(authority(store.clone()).await);
     let ((issue, _), KeyRecord { tenant, key_id, .. }) = (grants("caller"), key(1));
     let overlap = Overlap { ms: 5_000, starts: OverlapStart::OnFirstUse };
-    let rotated = authority.rotate_key(&issue, &key_id, overlap, &ChangeOptions::default()).await.unwrap();
+    let rotated = authority.rotate_key(&issue, &key_id, overlap, (&ChangeOptions::default(), None)).await.unwrap();
     *store.refusals.lock().unwrap() = vec![CommitError::Overloaded, CommitError::DiskFull, CommitError::Outdated];
     let (uses, stop) = (FirstUses::default(), CancellationToken::new());
     let recording = tokio::spawn({

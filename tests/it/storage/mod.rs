@@ -5,6 +5,7 @@ mod backup;
 mod backup_amid_removal;
 mod conformance;
 mod conformance_lifecycle;
+mod conformance_retries;
 pub(crate) mod disk;
 mod fold_order;
 pub(crate) mod follow;

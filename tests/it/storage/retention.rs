@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use keyward::store::local::recovery::salvage::salvage;
 use keyward::store::local::{LocalStore, LockedDir, OpenError, Retention, StoreOptions};
-use keyward::store::{CommitError, RecordWrite, Store};
+use keyward::store::{Commit, CommitError, ReadContext, RecordWrite, Retry, Store};
 use keyward_core::clock::{ManualClock, UnixMillis};
+use keyward_core::id::{ActorId, RequestId};
 use keyward_core::record::{KeyRecord, State};
 use tempfile::TempDir;
 
@@ -230,6 +231,43 @@ async fn a_start_that_would_lack_the_beginning_is_refused() {
     fs::rename(dir.path().join("journal.kept"), dir.path().join("journal")).unwrap();
     fs::write(dir.path().join("watermark"), watermark).unwrap();
     starts_whole(&dir).await;
+}
+
+#[tokio::test]
+async fn the_segment_of_a_change_that_may_be_asked_for_again_stays_and_goes_after_ten_minutes() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::at(UnixMillis(1_000)));
+    let store = try_open(&dir, &StoreOptions { clock: clock.clone(), ..keeping(4 * SEGMENT_BYTES) }).unwrap();
+    let last_segment = || segments(&dir).pop().unwrap();
+    for number in 0..200 {
+        create(&store, number).await;
+    }
+    let retry = Retry { request_id: RequestId::parse("id").unwrap(), payload_hash: [1; 32] };
+    let named = Commit { retry: Some((retry.clone(), None)), ..commit(vec![RecordWrite::NewKey(Box::new(key(200)))]) };
+    let revision = store.commit(named).await.unwrap();
+    let needed = last_segment();
+    let roll_over = async |numbers: std::ops::Range<u32>, done: &dyn Fn() -> bool| {
+        for number in numbers {
+            create(&store, number).await;
+            // Snapshots are made while there is something new.
+            if number % 100 == 0 && done() {
+                break;
+            }
+        }
+        wait_until("segments go", done);
+    };
+    let is_first = || segments(&dir)[0] == needed;
+    roll_over(201..2_000, &is_first).await;
+    for number in 2_000..2_400 {
+        create(&store, number).await;
+    }
+    assert!(is_first() && segments(&dir).len() > 8, "{:?}", segments(&dir));
+    let reader = ReadContext { caller: ActorId::keyward(), urgent: false };
+    let told = store.outcome(&reader, revision).await.unwrap().unwrap();
+    assert_eq!(told.key().unwrap().key_id, key(200).key_id);
+    clock.advance_ms(600_000);
+    roll_over(2_400..4_000, &|| !needed.exists()).await;
+    store.close().await.unwrap();
 }
 
 #[tokio::test]

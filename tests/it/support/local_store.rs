@@ -57,6 +57,7 @@ pub(crate) fn commit(writes: Vec<RecordWrite>) -> Commit {
         narrows: false,
         urgent: false,
         writes,
+        retry: None,
     }
 }
 

@@ -10,6 +10,7 @@ use keyward_core::entropy::Entropy;
 use keyward_core::testing::SeededEntropy;
 use prost::Message;
 use prost_types::FileDescriptorSet;
+use prost_types::method_options::IdempotencyLevel;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status};
@@ -119,4 +120,41 @@ fn a_message_that_carries_a_secret_does_not_show_it() {
     let with_secret = messages.filter(|message| message.field.iter().any(|field| field.name() == "secret"));
     let with_secret: BTreeSet<_> = with_secret.map(|message| message.name()).collect();
     assert_eq!(with_secret, shown.iter().map(|(message, _)| *message).collect());
+}
+
+/// What the descriptors of a message of `keyward.v1` have: each field's number and type by its name.
+fn fields_of(message: &str) -> std::collections::BTreeMap<String, (i32, prost_types::field_descriptor_proto::Type)> {
+    let files = FileDescriptorSet::decode(pb::DESCRIPTORS).unwrap().file;
+    let name = message.trim_start_matches(".keyward.v1.");
+    let found = files.iter().filter(|file| file.package() == "keyward.v1").flat_map(|file| &file.message_type);
+    let found = found.into_iter().find(|it| it.name() == name).unwrap_or_else(|| panic!("{message}"));
+    found.field.iter().map(|field| (field.name().to_owned(), (field.number(), field.r#type()))).collect()
+}
+
+/// A filter of the log is no change of it, and setting it twice comes to the same.
+#[test]
+fn every_change_can_be_asked_for_again_and_what_issues_a_secret_can_seal_it() {
+    use prost_types::field_descriptor_proto::Type;
+    let files = FileDescriptorSet::decode(pb::DESCRIPTORS).unwrap().file;
+    let admin = files.iter().flat_map(|file| &file.service).find(|service| service.name() == "KeyAdmin").unwrap();
+    let (mut changes, mut issuing) = (0, 0);
+    for method in &admin.method {
+        let options = method.options.as_ref();
+        let is_read = options.is_some_and(|it| it.idempotency_level() == IdempotencyLevel::NoSideEffects);
+        if is_read || method.name() == "SetLogFilter" {
+            continue;
+        }
+        let (request, reply) = (fields_of(method.input_type()), fields_of(method.output_type()));
+        let name = method.name();
+        assert_eq!(request.get("request_id"), Some(&(21, Type::String)), "{name}");
+        assert_eq!(request.get("validate_only"), Some(&(20, Type::Bool)), "{name}");
+        assert_eq!(reply.get("revision").map(|field| field.1), Some(Type::Uint64), "{name}");
+        let issues = reply.contains_key("secret");
+        let key = request.get("reply_public_key");
+        assert_eq!(key, issues.then_some(&(22, Type::Bytes)), "{name}");
+        assert_eq!(reply.get("sealed_secret").map(|field| field.1), issues.then_some(Type::Bytes), "{name}");
+        changes += 1;
+        issuing += usize::from(issues);
+    }
+    assert!(changes >= 6 && issuing >= 1, "{changes} {issuing}");
 }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
+use keyward::grpc::retry::seal_info;
 use keyward::store::local::journal::frame::{Frame, FrameBuilder};
+use keyward::store::local::journal::requests::RequestOf;
 use keyward::store::local::journal::segment::{HeaderError, LineHeader, SealKey, SegmentHeader};
 use keyward::store::local::journal::{ChainKey, Position};
 use keyward::store::local::table::Row;
@@ -14,6 +16,7 @@ use keyward::store::record::{
     DecodeError, decode_issuer, decode_key, decode_line, decode_owner, decode_purge_mark, decode_tenant, encode_key,
     encode_tenant, pb, stateless_key_bytes,
 };
+use keyward::util::hpke::{KeyPair, PublicKey};
 use keyward_core::clock::UnixMillis;
 use keyward_core::digest::{Digest, Pepper, PepperId};
 use keyward_core::event::{Record, Revision};
@@ -375,6 +378,67 @@ fn journal_frames_are_written_and_read_as_ever() {
         // Only the padding is not covered.
         let padding = bit / 8 >= golden.len() - (golden.len() - golden.iter().rposition(|&b| b != 0).unwrap() - 1);
         assert!(read != Some(true) || padding, "bit {bit}");
+    }
+}
+
+/// An entry whose request can be asked for again; chain key and position are those of the other frame.
+#[test]
+fn an_entry_with_a_request_id_is_written_and_read_as_ever() {
+    let (key, start) = (ChainKey(Zeroizing::new([0x11; 32])), Position::START);
+    let entry = pb::JournalEntry {
+        revision: 1,
+        time_ms: 1_767_225_600_000,
+        actor: "key_01kdvx1s00abcdefghjkmnpqrs".into(),
+        method: "CreateKey".into(),
+        target: "acme/key_01kdvx1s00abcdefghjkmnpqrs".into(),
+        peer: "192.0.2.1".into(),
+        redo: vec![pb::Redo { record: Some(pb::redo::Record::Key(encode_key(&bare_key()))) }],
+        request_id: "7f0c2a55-5a0e-4c7e-9f0e-6b1c3f8d2a10".into(),
+        payload_hash: blake3::hash(b"payload").as_bytes().to_vec(),
+        sealed_reply_hash: blake3::hash(b"reply").as_bytes().to_vec(),
+        ..pb::JournalEntry::default()
+    };
+    let mut builder = FrameBuilder::after(&start);
+    builder.push(&entry, &key);
+    let end = builder.end();
+    let golden = holds("journal/frame-v2-request.hex", &builder.finish().unwrap());
+    let frame = Frame::read(&golden).unwrap();
+    assert_eq!(frame.verify_after(&start, &key), Ok((vec![entry.clone()], end)));
+    let [(request, _)] = &*frame.entries::<RequestOf>().map(Result::unwrap).collect::<Vec<_>>() else { panic!() };
+    assert_eq!((&request.actor, &request.request_id), (&entry.actor, &entry.request_id));
+    assert_eq!((&request.payload_hash, &request.sealed_reply_hash), (&entry.payload_hash, &entry.sealed_reply_hash));
+    assert_eq!((request.revision, request.time_ms), (entry.revision, entry.time_ms));
+}
+
+/// testdata/sealed-secrets.txt: private key, public key, call, request id (`-`: none), secret, sealed secret;
+/// for other implementations. Each is sealed with a key of its own, so none can be made again.
+#[test]
+fn sealed_secrets_open_as_ever() {
+    const PUBLIC: &str = "07a37cbc142093c8b755dc1b10e86cb426374ad16aa853ed0bdfc0b2b86d1c7c";
+    let private: [u8; 32] = std::array::from_fn(|at| at as u8 + 1);
+    let public = PublicKey::read(&HEXLOWER.decode(PUBLIC.as_bytes()).unwrap()).unwrap();
+    let path = testdata("sealed-secrets.txt");
+    let secrets = fs::read_to_string(testdata("secrets.txt")).unwrap();
+    let secrets = secrets.lines().map(|line| line.split(' ').nth(3).unwrap());
+    if !path.exists() && std::env::var_os("WRITE_TESTDATA").is_some() {
+        let calls = ["CreateKey", "CreateKey", "RotateKey", "RotateKey"];
+        let ids = ["7f0c2a55-5a0e-4c7e-9f0e-6b1c3f8d2a10", "-", "!", "~~~~~~~~~~~~~~~~"];
+        let lines = secrets.clone().zip(calls).zip(ids).map(|((secret, call), id)| {
+            let info = seal_info(call, if id == "-" { "" } else { id });
+            let sealed = HEXLOWER.encode(&public.seal(&info, secret.as_bytes()).unwrap());
+            format!("{} {PUBLIC} keyward.v1.KeyAdmin/{call} {id} {secret} {sealed}\n", HEXLOWER.encode(&private))
+        });
+        fs::write(&path, lines.collect::<String>()).unwrap();
+    }
+    let pair = KeyPair::of(&private, public);
+    let text = fs::read_to_string(&path).unwrap();
+    assert_eq!(text.lines().count(), 4);
+    for (line, expected) in text.lines().zip(secrets) {
+        let [key, public, call, id, secret, sealed] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
+        assert_eq!((key, public, secret), (&*HEXLOWER.encode(&private), PUBLIC, expected));
+        let info = seal_info(call.rsplit('/').next().unwrap(), if id == "-" { "" } else { id });
+        let opened = pair.open(&info, &HEXLOWER.decode(sealed.as_bytes()).unwrap()).unwrap();
+        assert_eq!(opened.as_slice(), secret.as_bytes());
     }
 }
 

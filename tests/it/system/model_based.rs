@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 
 use keyward::grpc::pb::{self, Matched, Reason};
+use keyward::grpc::retry::seal_info;
+use keyward::util::hpke::KeyPair;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use prost_types::Duration;
 use tonic::{Code, Status};
+use tonic_types::StatusExt;
 
 use crate::support::harness::{
     Handle, Issued, Site, after_start, ask, delete, disable, error_reason, new_key, rotate, rotate_at_use, strings,
@@ -52,6 +55,9 @@ enum Step {
     /// Until every key is purged that is deleted now.
     WaitLong,
     SetBack(u16),
+    /// An earlier change, asked for again.
+    Again(u8),
+    Minutes(u8),
     Restart,
 }
 
@@ -108,6 +114,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (1..1_000_u16).prop_map(Step::Wait),
         1 => Just(Step::WaitLong),
         1 => (1..3_000_u16).prop_map(Step::SetBack),
+        4 => any::<u8>().prop_map(Step::Again),
+        1 => (1..5_u8).prop_map(Step::Minutes),
         1 => Just(Step::Restart),
     ]
 }
@@ -152,6 +160,9 @@ struct Secret {
     text: String,
     issued_ms: i64,
 }
+
+/// Which secret it is if it works, and when it was issued; or the verdict.
+type Works = Result<(Matched, i64), Reason>;
 
 struct Previous {
     secret: Secret,
@@ -200,9 +211,8 @@ impl Known {
         expected.is_none()
     }
 
-    /// Every secret that it ever had, with which one it is and when it was issued if it works, and the
-    /// verdict if not.
-    fn each_secret(&self, latest_ms: i64) -> Vec<(&str, Result<(Matched, i64), Reason>)> {
+    /// Every secret that it ever had.
+    fn each_secret(&self, latest_ms: i64) -> Vec<(&str, Works)> {
         let is_hidden = self.is_purged || self.purge_ms.is_some() && self.state != "revoked";
         let rotated_out = if is_hidden { Reason::Unknown } else { Reason::RotatedOut };
         let Secrets { current, previous, retired, forgotten, issued: _ } = &self.secrets;
@@ -259,8 +269,13 @@ fn get(issued: &Issued) -> pb::GetKeyRequest {
 struct Model {
     site: Site,
     issuer: String,
+    pair: KeyPair,
     known: Vec<Known>,
     around: Surroundings,
+    /// The changes that were made, each with its request id.
+    made: Vec<Made>,
+    /// How many requests there were.
+    asked: u64,
 }
 
 /// What a verdict depends on besides the key.
@@ -270,6 +285,52 @@ struct Surroundings {
     /// The latest time of a change.
     latest_ms: i64,
     held: [Held; 5],
+}
+
+/// A change that was made: what was asked, when, and the answer.
+struct Made {
+    request: Asked,
+    at_ms: i64,
+    key: pb::Key,
+    revision: u64,
+    sealed: Vec<u8>,
+}
+
+enum Asked {
+    Create(Box<pb::CreateKeyRequest>),
+    Update(Box<pb::UpdateKeyRequest>),
+    Disable(pb::DisableKeyRequest),
+    Enable(pb::EnableKeyRequest),
+    Revoke(pb::RevokeKeyRequest),
+}
+
+impl Asked {
+    /// The key and the revision of the answer, and a sealed secret.
+    async fn ask(&self, admin: &Handle) -> Result<(pb::Key, u64, Vec<u8>), Status> {
+        let (key, revision, sealed) = match self {
+            Self::Create(request) => {
+                let reply = admin.create(pb::CreateKeyRequest::clone(request)).await?;
+                (reply.key, reply.revision, reply.sealed_secret)
+            }
+            Self::Update(request) => {
+                let reply = admin.update(pb::UpdateKeyRequest::clone(request)).await?;
+                (reply.key, reply.revision, vec![])
+            }
+            Self::Disable(request) => {
+                let reply = admin.disable(request.clone()).await?;
+                (reply.key, reply.revision, vec![])
+            }
+            Self::Enable(request) => {
+                let reply = admin.enable(request.clone()).await?;
+                (reply.key, reply.revision, vec![])
+            }
+            Self::Revoke(request) => {
+                let reply = admin.revoke(request.clone()).await?;
+                (reply.key, reply.revision, vec![])
+            }
+        };
+        Ok((key.unwrap(), revision, sealed))
+    }
 }
 
 impl Surroundings {
@@ -292,10 +353,18 @@ impl Model {
                     not_before: starts_ms.and_then(after_start),
                     expire_time: ends_ms.and_then(after_start),
                     disabled,
+                    request_id: self.request_id(),
+                    // Of some, the secret can be had again.
+                    reply_public_key: if owner == 0 { vec![] } else { self.pair.public.as_bytes().to_vec() },
                     ..new_key("Key", SCOPES[scopes])
                 };
-                let issued = admin.issued(request).await;
+                let reply = admin.create(request.clone()).await.unwrap();
+                let (key, revision, sealed) = (reply.key.unwrap(), reply.revision, reply.sealed_secret);
+                let secret = if owner == 0 { reply.secret } else { self.opened(&request.request_id, &sealed) };
+                let issued = Issued { key: key.clone(), secret, revision };
                 self.has_changed();
+                let at_ms = self.around.change_ms();
+                self.made.push(Made { request: Asked::Create(Box::new(request)), at_ms, key, revision, sealed });
                 let state = if disabled { "disabled" } else { "active" };
                 let current = Secret { version: 1, text: issued.secret.clone(), issued_ms: self.around.latest_ms };
                 let secrets = Secrets { current, previous: None, retired: None, forgotten: vec![], issued: 1 };
@@ -357,6 +426,8 @@ impl Model {
             }
             Step::Wait(ms) => self.wait(i64::from(ms)).await,
             Step::WaitLong => self.wait(KEPT_MS + (self.around.latest_ms - self.around.now_ms).max(0)).await,
+            Step::Minutes(minutes) => self.wait(i64::from(minutes) * 60_000).await,
+            Step::Again(number) => self.again(&admin, number).await,
             Step::Restart => self.site.restart().await,
         }
     }
@@ -438,6 +509,30 @@ impl Model {
         }
     }
 
+    /// Asks for an earlier change again: for ten minutes it makes nothing, and is answered as it was.
+    async fn again(&self, admin: &Handle, number: u8) {
+        let Some(made) = self.made.get(usize::from(number) % self.made.len().max(1)) else { return };
+        if self.around.change_ms() - made.at_ms >= 600_000 {
+            return;
+        }
+        match (made.request.ask(admin).await, &made.request) {
+            (Err(refused), Asked::Create(request)) if request.reply_public_key.is_empty() => {
+                let told = refused.get_details_error_info().unwrap();
+                assert_eq!((&*told.reason, &told.metadata["key_id"]), ("SECRET_NOT_KEPT", &made.key.key_id));
+            }
+            (answer, _) => assert_eq!(answer.unwrap(), (made.key.clone(), made.revision, made.sealed.clone())),
+        }
+    }
+
+    fn request_id(&mut self) -> String {
+        self.asked += 1;
+        format!("request-{}", self.asked)
+    }
+
+    fn opened(&self, id: &str, sealed: &[u8]) -> String {
+        String::from_utf8(self.pair.open(&seal_info("CreateKey", id), sealed).unwrap().to_vec()).unwrap()
+    }
+
     /// An expiry must be later than the clock and the log.
     fn ahead(&self, lives_ms: Option<u16>) -> Option<i64> {
         lives_ms.map(|lives| self.around.change_ms() + i64::from(lives))
@@ -449,6 +544,7 @@ impl Model {
 
     /// Of a revoked key, only how it is called may change; a change to what is there already is none.
     async fn rewritten(&mut self, admin: &Handle, key: u8, path: &str, sent: pb::Key, set: impl FnOnce(&mut Fields)) {
+        let request_id = self.request_id();
         let Some(known) = self.pick(key) else { return };
         let mut fields = known.fields.clone();
         set(&mut fields);
@@ -456,34 +552,43 @@ impl Model {
         let is_fixed = known.state == "revoked" && !["display_name", "delete_protected"].contains(&path);
         let forbidden = changes && is_fixed || known.purge_ms.is_some();
         let (key_id, tenant) = (known.issued.key.key_id.clone(), known.issued.key.tenant.clone());
-        let done = admin.update(update(&pb::Key { key_id, tenant, ..sent }, &[path])).await.map(drop);
-        if known.answers(&done, forbidden.then_some("STATE_FORBIDS")) && changes {
+        let request = Asked::Update(Box::new(pb::UpdateKeyRequest {
+            request_id,
+            ..update(&pb::Key { key_id, tenant, ..sent }, &[path])
+        }));
+        let done = request.ask(admin).await;
+        let told = done.as_ref().map(drop).map_err(Clone::clone);
+        if known.answers(&told, forbidden.then_some("STATE_FORBIDS")) && changes {
             known.fields = fields;
             self.has_changed();
+            self.has_made(request, done.unwrap());
         }
     }
 
     async fn moved(&mut self, admin: &Handle, key: u8, to: &'static str, reason: &'static str) {
         let at_ms = self.around.change_ms();
+        let request_id = self.request_id();
         let Some(known) = self.pick(key) else { return };
-        let name = pb::DisableKeyRequest { reason: reason.into(), ..disable(&known.issued.key) };
-        let (key_id, tenant, reason_too) = (name.key_id.clone(), name.tenant.clone(), reason.to_owned());
-        let done = match to {
-            "disabled" => admin.disable(name).await.map(drop),
+        let name = pb::DisableKeyRequest { request_id, reason: reason.into(), ..disable(&known.issued.key) };
+        let pb::DisableKeyRequest { key_id, tenant, reason: reason_too, request_id, .. } = name.clone();
+        let request = match to {
+            "disabled" => Asked::Disable(name),
             "active" => {
-                let request = pb::EnableKeyRequest { key_id, tenant, reason: reason_too, ..Default::default() };
-                admin.enable(request).await.map(drop)
+                let reason = reason_too;
+                Asked::Enable(pb::EnableKeyRequest { key_id, tenant, reason, request_id, ..Default::default() })
             }
             _ => {
-                let request = pb::RevokeKeyRequest { key_id, tenant, reason: reason_too, ..Default::default() };
-                admin.revoke(request).await.map(drop)
+                let reason = reason_too;
+                Asked::Revoke(pb::RevokeKeyRequest { key_id, tenant, reason, request_id, ..Default::default() })
             }
         };
+        let done = request.ask(admin).await;
+        let told = done.as_ref().map(drop).map_err(Clone::clone);
         let forbidden = to != "revoked" && (known.state == "revoked" || known.purge_ms.is_some());
         // A suspension becomes one without an end.
         let moves = known.state != to || known.resumes_ms.is_some();
         let explains = !reason.is_empty() && known.reason != reason;
-        if known.answers(&done, forbidden.then_some("STATE_FORBIDS")) && (moves || explains) {
+        if known.answers(&told, forbidden.then_some("STATE_FORBIDS")) && (moves || explains) {
             if known.state != to || explains {
                 known.reason = reason;
             }
@@ -491,6 +596,7 @@ impl Model {
                 known.state_is(to, at_ms);
             }
             self.has_changed();
+            self.has_made(request, done.unwrap());
         }
     }
 
@@ -641,6 +747,10 @@ impl Model {
         }
     }
 
+    fn has_made(&mut self, request: Asked, (key, revision, sealed): (pb::Key, u64, Vec<u8>)) {
+        self.made.push(Made { request, at_ms: self.around.change_ms(), key, revision, sealed });
+    }
+
     fn pick(&mut self, key: u8) -> Option<&mut Known> {
         let count = self.known.len();
         self.known.get_mut(usize::from(key) % count.max(1))
@@ -732,8 +842,9 @@ fn run(cases: u32, steps: usize, on_disk: bool) {
             let selector = pb::KeySelector { tenant: "system".into(), ..Default::default() };
             let callers = pb::ListKeysRequest { selector: Some(selector), ..Default::default() };
             let issuer = site.admin().list(callers).await.unwrap().keys.remove(0).key_id;
-            let mut model = Model { site, issuer, known: vec![], around: Surroundings::default() };
-
+            let pair = KeyPair::generate().unwrap();
+            let (known, made) = (vec![], vec![]);
+            let mut model = Model { site, issuer, pair, known, around: Surroundings::default(), made, asked: 0 };
             for step in steps {
                 if on_disk || !matches!(step, Step::Restart) {
                     model.take(step).await;

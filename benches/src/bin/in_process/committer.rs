@@ -148,6 +148,7 @@ impl Bench {
             narrows: false,
             urgent: false,
             writes: vec![RecordWrite::NewKey(Box::new(key.record(digest, PepperId(1), Revision(0))?))],
+            retry: None,
         })
     }
 

@@ -124,6 +124,7 @@ impl Holding {
             time: NOW,
             narrows: suspended,
             urgent: suspended,
+            retry: None,
             writes: vec![RecordWrite::Owner(Box::new(record.clone()))],
         };
         let revision = self.store.commit(commit).await?;

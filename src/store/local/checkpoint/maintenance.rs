@@ -3,9 +3,10 @@
 //!
 //! A segment is deleted when the journal exceeds its size limit or the segment's last change exceeds the age
 //! limit, and only if two snapshots cover it. The journal since the older snapshot is kept, so that one
-//! damaged file costs nothing; so is the journal since the index checkpoint, which is renewed first, and the
-//! journal that the view has not applied yet, which it may have to read. None of this delays a change or a
-//! verdict, or waits for a backup. What fails is retried later.
+//! damaged file costs nothing; so is the journal since the index checkpoint, which is renewed first, the
+//! journal that the view has not applied yet, which it may have to read, and the journal from the oldest
+//! change on that a retry may ask for. None of this delays a change or a verdict, or waits for a backup. What
+//! fails is retried later.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -32,6 +33,7 @@ use crate::store::local::journal::scan::{segment_numbers, segment_path, segment_
 use crate::store::local::journal::segment::{HEADER_BYTES, HEADER_BYTES_V1, SegmentHeader};
 use crate::store::local::journal::{ChainKey, JournalError, Position};
 use crate::store::local::options::{Retention, StoreOptions};
+use crate::store::local::replies::Replies;
 use crate::store::local::table::Table;
 use crate::store::local::table::snapshot_scan::{ScanError, SnapshotScan};
 use crate::store::{MaterializedView, StoreError};
@@ -39,6 +41,8 @@ use crate::util::files::{create_private_dir, remove_temporary_files, sync_parent
 
 /// How often the age of segments is checked, besides each time that a segment is full.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
+/// How often sealed replies are removed that are past their time.
+const REPLIES_EVERY: Duration = Duration::from_secs(60);
 /// Snapshots that are kept.
 const SNAPSHOTS_KEPT: usize = 2;
 /// Bytes of pre-images for a snapshot. Only the disk can delay one, so this is far above what changes
@@ -58,7 +62,13 @@ pub(in crate::store::local) struct MaintenanceConfig<'a> {
     pub(in crate::store::local) log_id: LogId,
     /// Cached values for metrics.
     pub(in crate::store::local) stats: Arc<CachedStats>,
+    /// Sealed replies, which go when they are past their time.
+    pub(in crate::store::local) replies: Arc<Replies>,
+    pub(in crate::store::local) needed_from: NeededFrom,
 }
+
+/// The number of the oldest segment that a retry may need at a time, which stays with all after it.
+pub(in crate::store::local) type NeededFrom = Box<dyn Fn(UnixMillis) -> Option<u64> + Send>;
 
 /// What the maintenance thread works with.
 pub(super) struct MaintenanceContext {
@@ -76,6 +86,8 @@ pub(super) struct MaintenanceContext {
     pub(in crate::store::local) clock: Arc<dyn Clock>,
     log_id: LogId,
     stats: Arc<CachedStats>,
+    replies: Arc<Replies>,
+    needed_from: NeededFrom,
     pub(super) stopping: Arc<AtomicBool>,
 }
 
@@ -101,7 +113,8 @@ impl Waker {
 
 impl Maintenance {
     pub(in crate::store::local) fn start(parts: MaintenanceConfig<'_>) -> io::Result<Self> {
-        let MaintenanceConfig { dir, options, table, durable, view, checkpoint, log_id, stats } = parts;
+        let MaintenanceConfig { dir, options, table, durable, view, checkpoint, log_id, stats, replies, needed_from } =
+            parts;
         let stopping = Arc::new(AtomicBool::new(false));
         let context = MaintenanceContext {
             journal: dir.journal(),
@@ -117,6 +130,8 @@ impl Maintenance {
             clock: options.clock.clone(),
             log_id,
             stats,
+            replies,
+            needed_from,
             stopping: stopping.clone(),
         };
         let (wake, woken) = sync_channel(1);
@@ -166,6 +181,7 @@ impl MaintenanceError {
 
 /// A full segment.
 struct Sealed {
+    number: u64,
     path: PathBuf,
     bytes: u64,
     /// The position after its last change.
@@ -184,11 +200,29 @@ impl MaintenanceContext {
             self.run_step("the next start may take longer: no index checkpoint was made", || {
                 self.checkpoint_if_due(&mut checkpoint)
             });
-            match woken.recv_timeout(LOOK_EVERY) {
-                Ok(()) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+            if !self.wait(woken) {
+                return;
             }
         }
+    }
+
+    /// Waits for the next round, and removes sealed replies meanwhile. `false`: the store has gone.
+    fn wait(&self, woken: &Receiver<()>) -> bool {
+        let mut waited = Duration::ZERO;
+        while waited < LOOK_EVERY {
+            self.run_step("sealed replies stay for now", || Ok(self.replies.remove_expired(self.now())?));
+            match woken.recv_timeout(REPLIES_EVERY) {
+                Ok(()) => break,
+                Err(RecvTimeoutError::Timeout) => waited += REPLIES_EVERY,
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+        true
+    }
+
+    /// The time of a change that is made now.
+    fn now(&self) -> UnixMillis {
+        self.clock.now().max(self.view.latest_time())
     }
 
     /// Runs a step and logs a failure. sled may panic in it; without this thread, the journal would grow for
@@ -291,8 +325,11 @@ impl MaintenanceContext {
     fn expired(&self, sealed: &[Sealed], mut bytes: u64) -> usize {
         let kept_for = i64::try_from(self.retention.time.as_millis()).unwrap_or(i64::MAX);
         let oldest = self.clock.now().0.saturating_sub(kept_for);
+        let needed = (self.needed_from)(self.now());
         let gone = |segment: &&Sealed| {
-            let goes = bytes > self.retention.bytes || segment.until.0 < oldest;
+            // A retry may ask for a change that is in it.
+            let is_needed = needed.is_some_and(|needed| segment.number >= needed);
+            let goes = (bytes > self.retention.bytes || segment.until.0 < oldest) && !is_needed;
             bytes -= segment.bytes;
             goes
         };
@@ -314,7 +351,7 @@ impl MaintenanceContext {
             let later = numbers[at + 1..].iter().map(|&number| first_time(&segment_path(&self.journal, number)));
             let Some(until) = later.filter_map(Result::transpose).next().transpose()? else { break };
             let bytes = fs::metadata(&path)?.len();
-            sealed.push(Sealed { path, bytes, end: segment_start(&next)?, until });
+            sealed.push(Sealed { number: pair[0], path, bytes, end: segment_start(&next)?, until });
         }
         Ok((sealed, all))
     }

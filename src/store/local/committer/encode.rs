@@ -8,13 +8,16 @@ use keyward_core::record::State;
 use super::pending_view::PendingView;
 use crate::store::check::{EncodedWrite, WriteContext, authorize, check_and_encode, keep_caller};
 use crate::store::local::disk_space::DiskSpace;
+use crate::store::local::retries::{TooMany, sealed_reply_hash};
 use crate::store::local::table::Row;
 use crate::store::record::{encode_issuer, encode_key, encode_owner, encode_tenant, pb, redo};
-use crate::store::{Commit, CommitError, RecordWrite};
+use crate::store::{Commit, CommitError, Recalled, RecordWrite};
 
 /// Bytes of an entry besides its texts and records, the longest address included; and bytes of each record
 /// for its revision and its framing.
 const ENTRY_BYTES_EXTRA: usize = 64 + 48;
+/// Bytes of what recognises a retry, besides the request id: two hashes, with their framing.
+const RETRY_BYTES: usize = 2 * (2 + 32) + 2;
 const RECORD_BYTES_EXTRA: usize = 32;
 /// The number that the store gives a key.
 const ORDINAL_BYTES: usize = 8;
@@ -38,7 +41,8 @@ pub(in crate::store::local) fn entry_bytes_max(commit: &Commit) -> usize {
         writes => writes.iter().map(|put| record_bytes(put) + RECORD_BYTES_EXTRA).sum(),
     };
     let identity = commit.authorization.as_ref().and_then(|asked| asked.caller().proven_besides());
-    about(bytes + commit.actor.as_str().len() + identity.map_or(0, |identity| identity.as_str().len()))
+    let retry = commit.retry.as_ref().map_or(0, |(retry, _)| retry.request_id.as_str().len() + RETRY_BYTES);
+    about(retry + bytes + commit.actor.as_str().len() + identity.map_or(0, |identity| identity.as_str().len()))
 }
 
 /// Checks a commit and encodes it as an entry and rows. Later commits of the group see its writes.
@@ -48,10 +52,12 @@ pub(super) fn encode_commit(
     seen: &mut PendingView<'_>,
     room: DiskSpace,
 ) -> Result<(pb::JournalEntry, Vec<Row>), CommitError> {
+    authorize(&commit, seen)?;
+    // A change that was made is told of, whatever has become of the disk.
+    check_retry(&commit, seen)?;
     if !has_room(&commit, room) {
         return Err(CommitError::DiskFull);
     }
-    authorize(&commit, seen)?;
     let clock = commit.clock();
     let at = WriteContext { revision, time: commit.time, narrows: commit.narrows };
     let rows = seen.ordinals.unless_refused(|| {
@@ -66,6 +72,12 @@ pub(super) fn encode_commit(
     })?;
     rows.iter().for_each(|row| seen.group.insert(&row.record));
     let caller = commit.authorization.as_ref().map(Authorization::caller);
+    let (retry, sealed) = commit.retry.unzip();
+    let sealed = sealed.flatten();
+    let sealed_reply_hash = sealed_reply_hash(sealed.as_ref());
+    if let Some(retry) = &retry {
+        seen.requests.push(&commit.actor, (retry, sealed), (revision, commit.time));
+    }
     let entry = pb::JournalEntry {
         revision: revision.0,
         time_ms: commit.time.0,
@@ -74,10 +86,24 @@ pub(super) fn encode_commit(
         target: commit.target,
         peer: caller.and_then(|caller| caller.peer).map(|peer| peer.to_string()).unwrap_or_default(),
         identity: caller.and_then(Identity::proven_besides).map(ToString::to_string).unwrap_or_default(),
+        request_id: retry.as_ref().map(|retry| retry.request_id.to_string()).unwrap_or_default(),
+        payload_hash: retry.map(|retry| retry.payload_hash.to_vec()).unwrap_or_default(),
+        sealed_reply_hash,
         redo: rows.iter().map(|row| redo(&row.record, row.bytes.clone())).collect(),
         ..pb::JournalEntry::default()
     };
     Ok((entry, rows))
+}
+
+/// Refuses a change that was made already, or that could not be recognised when it is asked for again.
+fn check_retry(commit: &Commit, seen: &PendingView<'_>) -> Result<(), CommitError> {
+    let Some((retry, sealed)) = &commit.retry else { return Ok(()) };
+    let recalled = seen.retries.recall_staged(&seen.requests, &commit.actor, (retry, sealed.as_ref()), commit.time);
+    match recalled.map_err(|TooMany| CommitError::TooManyRequests)? {
+        Recalled::New => Ok(()),
+        Recalled::Made(revision) => Err(CommitError::Repeated(revision)),
+        Recalled::Reused => Err(CommitError::RequestIdReused),
+    }
 }
 
 /// Whether the disk space allows a change.

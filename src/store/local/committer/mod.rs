@@ -1,9 +1,10 @@
 //! The single writer: takes queued commits, makes them durable as one group, and only then makes them
 //! visible.
 //!
-//! For each group: check every commit, append one frame, sync once, note the watermark, publish to the feed,
-//! answer. A thread of its own writes the table behind. A disk failure ends the process: the disk's contents
-//! are then unknown, and a second sync may report success for data that the kernel has dropped.
+//! For each group: check every commit, keep its sealed replies, append one frame, sync once, note the
+//! watermark, publish to the feed,  answer. A thread of its own writes the table behind. A disk failure ends
+//! the process: the disk's contents  are then unknown, and a second sync may report success for data that the
+//! kernel has dropped.
 
 mod busy;
 mod encode;
@@ -14,6 +15,7 @@ mod table_writer;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -33,7 +35,7 @@ use self::pending_view::{BoundedNames, Callers, PendingView};
 use self::queue::{CommitQueue, GroupShare, TABLE_QUEUE_GROUPS_MAX};
 use self::table_writer::TableWriter;
 use crate::feed::Feed;
-use crate::store::administrators::Administrators;
+use crate::store::administrators::{Administrators, Undo};
 use crate::store::bounds::Bounds;
 use crate::store::local::checkpoint::maintenance::Waker;
 use crate::store::local::disk_space::{DiskSpace, DiskSpaceMeter, FreeBytes};
@@ -42,6 +44,7 @@ use crate::store::local::journal::frame::{FrameBuilder, PAYLOAD_BYTES_MAX};
 use crate::store::local::journal::open::Journal;
 use crate::store::local::journal::watermark::Watermark;
 use crate::store::local::journal::writer::SpaceError;
+use crate::store::local::retries::{RetryLog, StagedRequests};
 use crate::store::local::table::{Row, Table};
 use crate::store::local::write_buffer::{Maps, WriteBuffer};
 use crate::store::ordinals::Ordinals;
@@ -77,6 +80,7 @@ pub(super) struct CommitterConfig {
     /// Knows the names in use, and the versions of keys without a read of the table.
     pub(super) view: Arc<dyn MaterializedView>,
     pub(super) administrators: Arc<Mutex<Administrators>>,
+    pub(super) retries: Arc<RetryLog>,
     /// No key of this log has had it, or a higher one. `u32::MAX`: all were given.
     pub(super) next_ordinal: u32,
 }
@@ -107,6 +111,7 @@ impl Committer {
             bounds,
             view,
             administrators,
+            retries,
             next_ordinal,
         } = parts;
         let revision = journal.position.revision;
@@ -139,6 +144,7 @@ impl Committer {
             maintenance,
             names: BoundedNames { bounds, view, pending: RefCell::default() },
             administrators,
+            retries,
             busy,
             meter,
             last_room,
@@ -183,6 +189,7 @@ struct CommitLoop {
     maintenance: Waker,
     names: BoundedNames,
     administrators: Arc<Mutex<Administrators>>,
+    retries: Arc<RetryLog>,
     busy: Arc<Busy>,
     meter: DiskSpaceMeter,
     last_room: DiskSpace,
@@ -230,6 +237,8 @@ impl CommitLoop {
             applied: &self.applied,
             holds: &self.holds,
             ordinals: &self.ordinals,
+            retries: &self.retries,
+            requests: StagedRequests::default(),
         };
 
         let mut next = Some(first);
@@ -262,7 +271,7 @@ impl CommitLoop {
             }
             next = if frame.len() == GROUP_COMMITS_MAX { None } else { self.commit_queue.next(&mut share) };
         }
-        let taken = seen.taken;
+        let (taken, mut requests) = (seen.taken, seen.requests);
         if frame.is_empty() {
             answer(replies);
             return;
@@ -274,9 +283,24 @@ impl CommitLoop {
             // Unreachable: each change was checked against the bound. Nothing was acknowledged.
             Err(error) => die("the journal cannot be written", &error),
         };
+        // In this order: a sealed reply is there whenever its entry is.
+        let sealed = match self.retries.keep_replies(&mut requests) {
+            Ok(sealed) => sealed,
+            // The log is unchanged, and the next replies go into another file.
+            Err(error) => {
+                self.refuse_for_room(&error, taken, replies);
+                return;
+            }
+        };
         match self.journal.writer.ensure_space(frame.len(), &before, room) {
             Ok(rolled_over) => {
+                #[cfg(feature = "fault-end-before-answer")]
+                requests.end_if_named("end-before-sync");
+                let place = self.journal.writer.place();
                 self.make_durable(&frame, staged.end);
+                #[cfg(feature = "fault-end-before-answer")]
+                requests.end_if_named("end-after-sync");
+                self.retries.remember(requests, place, &sealed);
                 self.busy.has_room(true);
                 if rolled_over {
                     self.maintenance.wake();
@@ -284,14 +308,7 @@ impl CommitLoop {
             }
             Err(SpaceError::Unknown(error)) => die("the journal cannot be written", &error),
             Err(SpaceError::DiskFull(error)) => {
-                if self.busy.has_room(false) {
-                    tracing::error!(
-                        %error, "no segment of the journal can be made; changes are refused, and verdicts go on; look after the disk"
-                    );
-                }
-                self.administrators.lock().undo(taken);
-                // Also to the refused ones: the cause may have been a change in this group.
-                answer(replies.into_iter().map(|(reply, _)| (reply, Err(CommitError::DiskFull))));
+                self.refuse_for_room(&error, taken, replies);
                 return;
             }
         }
@@ -305,6 +322,23 @@ impl CommitLoop {
             die("the table's writer has ended", &"no receiver");
         }
         answer(replies);
+    }
+
+    /// Refuses a group that was checked, for which there is no room.
+    fn refuse_for_room(
+        &self,
+        error: &dyn Display,
+        taken: Vec<Undo>,
+        replies: Vec<(Reply, Result<Revision, CommitError>)>,
+    ) {
+        if self.busy.has_room(false) {
+            tracing::error!(
+                %error, "the disk takes no more of the log; changes are refused, and verdicts go on; look after the disk"
+            );
+        }
+        self.administrators.lock().undo(taken);
+        // Also to the refused ones: the cause may have been a change in this group.
+        answer(replies.into_iter().map(|(reply, _)| (reply, Err(CommitError::DiskFull))));
     }
 
     /// Updates the cached keys of callers.

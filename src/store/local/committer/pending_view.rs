@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use crate::store::administrators::{self, Administrators, Undo};
 use crate::store::bounds::{self, Bounds, NameKind, Pending};
 use crate::store::check::RecordReader;
+use crate::store::local::retries::{RetryLog, StagedRequests};
 use crate::store::local::table::{Row, Table};
 use crate::store::local::write_buffer::{Buffered, Maps, WriteBuffer};
 use crate::store::ordinals::Ordinals;
@@ -42,6 +43,9 @@ pub(super) struct PendingView<'a> {
     /// Those of changes before this group.
     pub(super) holds: &'a Holds,
     pub(super) ordinals: &'a Ordinals,
+    pub(super) retries: &'a RetryLog,
+    /// The requests of this group.
+    pub(super) requests: StagedRequests,
 }
 
 /// The bounds on names, and what they are checked against.

@@ -196,6 +196,7 @@ mod tests {
             narrows,
             urgent: narrows,
             writes: vec![],
+            retry: None,
         };
         Request { commit, reply: oneshot::channel().0 }
     }

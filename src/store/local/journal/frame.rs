@@ -29,7 +29,8 @@ pub const PAYLOAD_BYTES_READ_MAX: usize = 8 * 1024 * 1024;
 pub const FRAME_BYTES_READ_MAX: usize = FRAME_HEADER_BYTES + PAYLOAD_BYTES_READ_MAX + CHAIN_BYTES + ALIGNMENT_BYTES;
 
 const FRAME_MAGIC: &[u8; 4] = b"KWJG";
-const FRAME_HEADER_BYTES: usize = 24;
+/// The header of a frame.
+pub const FRAME_HEADER_BYTES: usize = 24;
 const CHAIN_BYTES: usize = 32;
 /// The longest length prefix of an entry.
 const LENGTH_BYTES_MAX: usize = 10;
@@ -258,6 +259,13 @@ impl<'a> Frame<'a> {
         }
         Ok((entries, end))
     }
+}
+
+/// The length of a frame without its padding, as its header says: at most [`FRAME_BYTES_READ_MAX`].
+#[must_use]
+pub fn unpadded_bytes(header: &[u8; FRAME_HEADER_BYTES]) -> usize {
+    let payload = Cursor(&header[4..]).u32().unwrap_or(0) as usize;
+    FRAME_HEADER_BYTES + payload.min(PAYLOAD_BYTES_READ_MAX) + CHAIN_BYTES
 }
 
 /// Takes the next entry and its bytes from a payload.

@@ -67,8 +67,8 @@
 //! 4. For each group: [`frame::FrameBuilder`], [`writer::Writer::ensure_space`], [`writer::Writer::append`],
 //!    then the watermark, then the answers (`committer`).
 //!
-//! [`scan::scan_after`] and [`scan::scan_between`] read a part. Only a salvage reads past damage, and not
-//! with [`scan`](mod@scan).
+//! [`scan::scan_after`] and [`scan::scan_between`] read a part, and [`requests`] what retries need. Only a
+//! salvage reads past damage, and not with [`scan`](mod@scan).
 //!
 //! # What may go wrong
 //!
@@ -95,6 +95,7 @@
 
 pub mod frame;
 pub mod open;
+pub mod requests;
 pub mod scan;
 pub mod segment;
 pub mod watermark;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use keyward_core::record::LogId;
 
+use super::requests::FramePlace;
 use super::scan::{End, SegmentEnd, segment_path};
 use super::segment::{LineHeader, SealKey, SegmentHeader};
 use super::{JournalError, Position};
@@ -176,6 +177,12 @@ impl Writer {
         self.segment.file.sync_data().map_err(|e| SpaceError::Unknown(JournalError::io(&self.segment.path, e)))?;
         self.segment = segment;
         Ok(())
+    }
+
+    /// Where the next frame goes, if it fits.
+    #[must_use]
+    pub fn place(&self) -> Option<FramePlace> {
+        FramePlace::new(self.segment.number, self.segment.offset)
     }
 
     /// Appends a frame that fits, and makes it durable.

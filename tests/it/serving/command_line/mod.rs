@@ -4,6 +4,7 @@ mod contexts;
 mod failures;
 mod keys;
 mod manual;
+mod retries;
 mod secrets;
 
 use std::io::Write;

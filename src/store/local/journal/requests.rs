@@ -1,0 +1,136 @@
+//! The requests of the last entries, by which retries are recognised: read when a store is opened. And one
+//! entry by its place, for the reply to a retry.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use keyward_core::event::Revision;
+use prost::Message;
+
+use super::JournalError;
+use super::frame::{ALIGNMENT_BYTES, Entry, FRAME_HEADER_BYTES, Frame, unpadded_bytes};
+use super::scan::{segment_numbers, segment_path};
+use super::segment::SegmentHeader;
+use crate::store::record::pb;
+
+/// The times of entries may go back by so much from one to the next: by as long as a change may wait.
+const DISORDER_MS_MAX: i64 = 60_000;
+
+/// Where a frame begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FramePlace {
+    segment: u32,
+    /// In units of [`ALIGNMENT_BYTES`].
+    offset: u32,
+}
+
+impl FramePlace {
+    /// A place in a segment. `None`: no segment goes so far, and no journal has so many.
+    #[must_use]
+    pub fn new(segment: u64, offset: u64) -> Option<Self> {
+        let offset = u32::try_from(offset / ALIGNMENT_BYTES as u64).ok()?;
+        Some(Self { segment: u32::try_from(segment).ok()?, offset })
+    }
+
+    /// The number of its segment.
+    #[must_use]
+    pub fn segment(self) -> u64 {
+        self.segment.into()
+    }
+}
+
+/// What an entry says of its request. Its bytes are covered by the chain.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct RequestOf {
+    /// As in [`pb::JournalEntry`], like all that follows.
+    #[prost(uint64, tag = "1")]
+    pub revision: u64,
+    /// When.
+    #[prost(int64, tag = "2")]
+    pub time_ms: i64,
+    /// Who.
+    #[prost(string, tag = "3")]
+    pub actor: String,
+    /// The caller's name for the request. Empty: none.
+    #[prost(string, tag = "9")]
+    pub request_id: String,
+    /// What was asked.
+    #[prost(bytes = "vec", tag = "10")]
+    pub payload_hash: Vec<u8>,
+    /// The hash of the reply that was sealed.
+    #[prost(bytes = "vec", tag = "14")]
+    pub sealed_reply_hash: Vec<u8>,
+}
+
+impl Entry for RequestOf {
+    fn revision(&self) -> Revision {
+        Revision(self.revision)
+    }
+}
+
+/// Reads the requests of a journal that was checked: at least those of entries that are less than `for_ms`
+/// older than the latest one. `read` makes something of each, in no order of the segments; what it makes is
+/// returned in the order of the log.
+///
+/// # Errors
+/// When the disk fails.
+pub fn read_back<T>(
+    dir: &Path,
+    until: Revision,
+    for_ms: i64,
+    mut read: impl FnMut(RequestOf, FramePlace) -> Option<T>,
+) -> Result<Vec<T>, JournalError> {
+    let mut segments = vec![];
+    let mut latest = i64::MIN;
+    for number in segment_numbers(dir)?.into_iter().rev() {
+        let path = segment_path(dir, number);
+        let bytes = fs::read(&path).map_err(|error| JournalError::io(&path, error))?;
+        let Ok(header) = SegmentHeader::read_unsealed(&bytes) else { break };
+        // One of version 1 has none.
+        if header.log.is_none() {
+            break;
+        }
+        let (mut offset, mut earliest, mut found) = (header.bytes(), None, vec![]);
+        while let Some(frame) = bytes.get(offset..).and_then(Frame::read) {
+            let place = FramePlace::new(number, offset as u64);
+            let entries = frame.entries::<RequestOf>().map_while(Result::ok).map(|(entry, _)| entry);
+            for entry in entries.filter(|entry| entry.revision <= until.0) {
+                latest = latest.max(entry.time_ms);
+                earliest.get_or_insert(entry.time_ms);
+                if !entry.request_id.is_empty() {
+                    found.extend(place.and_then(|place| read(entry, place)));
+                }
+            }
+            offset += frame.bytes;
+        }
+        segments.push(found);
+        if earliest.is_some_and(|time| time.saturating_add(for_ms + DISORDER_MS_MAX) < latest) {
+            break;
+        }
+    }
+    Ok(segments.into_iter().rev().flatten().collect())
+}
+
+/// Reads one entry of a frame.
+///
+/// # Errors
+/// When the disk fails.
+pub fn entry_at(dir: &Path, place: FramePlace, revision: Revision) -> Result<Option<pb::JournalEntry>, JournalError> {
+    let path = segment_path(dir, u64::from(place.segment));
+    let offset = u64::from(place.offset) * ALIGNMENT_BYTES as u64;
+    let frame = frame_bytes(&path, offset).map_err(|error| JournalError::io(&path, error))?;
+    let Some(frame) = Frame::read(&frame) else { return Ok(None) };
+    let mut entries = frame.entries::<pb::JournalEntry>().map_while(Result::ok).map(|(entry, _)| entry);
+    Ok(entries.find(|entry| entry.revision == revision.0))
+}
+
+fn frame_bytes(path: &Path, offset: u64) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let mut header = [0; FRAME_HEADER_BYTES];
+    file.read_exact_at(&mut header, offset)?;
+    let mut frame = vec![0; unpadded_bytes(&header)];
+    file.read_exact_at(&mut frame, offset)?;
+    Ok(frame)
+}

@@ -1,0 +1,226 @@
+//! What was asked for under a request id lately, and what it came to: in the journal, and of what was sealed
+//! in `replies`.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use keyward_core::clock::UnixMillis;
+use keyward_core::event::Revision;
+use keyward_core::id::{ActorId, RequestId};
+use parking_lot::Mutex;
+
+use super::error::OpenError;
+use super::journal::requests::{FramePlace, RequestOf, entry_at, read_back};
+use super::recovery::rebuild::rows_of;
+use super::replies::{Replies, ReplyHash, ReplyPlace, hash_of};
+use crate::store::retries::{Remembered, Retries, Staged};
+use crate::store::{Outcome, REMEMBERED_FOR, Recalled, Retry, StoreError};
+
+/// Where a change is in the journal, and its sealed reply.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct Place {
+    frame: FramePlace,
+    reply: Option<ReplyPlace>,
+}
+
+/// The requests of the last ten minutes.
+#[derive(Debug)]
+pub(super) struct RetryLog {
+    journal: PathBuf,
+    retries: Mutex<Retries<Place>>,
+    replies: Arc<Replies>,
+}
+
+/// The part of a group of commits that is not in the log yet.
+#[derive(Debug)]
+pub(super) struct StagedRequests {
+    requests: Staged,
+    /// The sealed replies of some of them, with their revisions.
+    sealed: Vec<(Revision, Vec<u8>)>,
+    sealed_bytes: usize,
+    /// The latest time of one that has a sealed reply.
+    latest: UnixMillis,
+    #[cfg(feature = "fault-end-before-answer")]
+    names: Vec<RequestId>,
+}
+
+impl Default for StagedRequests {
+    fn default() -> Self {
+        Self {
+            requests: Staged::default(),
+            sealed: vec![],
+            sealed_bytes: 0,
+            latest: UnixMillis::MIN,
+            #[cfg(feature = "fault-end-before-answer")]
+            names: vec![],
+        }
+    }
+}
+
+impl RetryLog {
+    /// Reads what a journal that was checked has of it, up to a revision.
+    pub(super) fn open(journal: PathBuf, replies: &Path, until: Revision) -> Result<Self, OpenError> {
+        let for_ms = i64::try_from(REMEMBERED_FOR.as_millis()).unwrap_or(i64::MAX);
+        // What no caller can have written is none.
+        let read = |request: RequestOf, frame| Some((Request::read(&request)?, frame));
+        let requests: Vec<(Request, FramePlace)> = read_back(&journal, until, for_ms, read)?;
+        let times: HashMap<ReplyHash, UnixMillis> =
+            requests.iter().filter_map(|(request, _)| Some((request.sealed_reply?, request.time))).collect();
+        let (replies, places) = Replies::open(replies, |hash| times.get(hash).copied())?;
+        let mut retries = Retries::default();
+        for (Request { actor, retry, revision, time, sealed_reply }, frame) in requests {
+            let reply = sealed_reply.and_then(|hash| places.get(&hash).copied());
+            retries.remember(Remembered::new(&actor, &retry, (revision, time), Place { frame, reply }));
+        }
+        Ok(Self { journal, retries: Mutex::new(retries), replies: Arc::new(replies) })
+    }
+
+    /// The sealed replies.
+    pub(super) fn replies(&self) -> Arc<Replies> {
+        self.replies.clone()
+    }
+
+    /// The oldest segment that has a change which is remembered at a time.
+    pub(super) fn oldest_segment(&self, now: UnixMillis) -> Option<u64> {
+        self.retries.lock().oldest(now).map(|place| place.frame.segment())
+    }
+
+    /// What a caller's request is at a time, among all that is durable.
+    pub(super) fn recall(&self, actor: &ActorId, retry: &Retry, now: UnixMillis) -> Recalled {
+        self.retries.lock().recall(actor, retry, now)
+    }
+
+    /// What a change came to. `None`: it is not remembered any more.
+    pub(super) fn outcome(&self, revision: Revision) -> Result<Option<Outcome>, StoreError> {
+        let Some(place) = self.retries.lock().place_of(revision).copied() else { return Ok(None) };
+        let engine = |error: &dyn std::fmt::Display| StoreError::Engine(error.to_string());
+        let entry = entry_at(&self.journal, place.frame, revision).map_err(|error| engine(&error))?;
+        let entry = entry.ok_or_else(|| engine(&"a change cannot be read back from the journal"))?;
+        let records = rows_of(&entry)?.into_iter().map(|row| row.record).collect();
+        let sealed_reply = place.reply.and_then(|place| self.replies.read(place, &entry.sealed_reply_hash));
+        Ok(Some(Outcome { records, sealed_reply }))
+    }
+
+    /// Looks a request up, also among those of its own group, and checks that it can be remembered.
+    pub(super) fn recall_staged(
+        &self,
+        staged: &StagedRequests,
+        actor: &ActorId,
+        (retry, sealed): (&Retry, Option<&Vec<u8>>),
+        now: UnixMillis,
+    ) -> Result<Recalled, TooMany> {
+        let mut retries = self.retries.lock();
+        let recalled = match staged.requests.recall(actor, retry, now) {
+            Recalled::New => retries.recall(actor, retry, now),
+            recalled => recalled,
+        };
+        if recalled == Recalled::New {
+            let has_room = retries.has_room(staged.requests.len(), now);
+            let sealed_bytes = sealed.map_or(0, Vec::len);
+            let has_space =
+                sealed.is_none() || self.replies.has_room(staged.sealed.len() + 1, staged.sealed_bytes + sealed_bytes);
+            if !has_room || !has_space {
+                return Err(TooMany);
+            }
+        }
+        Ok(recalled)
+    }
+
+    /// Makes the sealed replies of a group durable: to be called before its entries are. Returns where they
+    /// are.
+    ///
+    /// When the disk fails or is full. None of them is kept then.
+    pub(super) fn keep_replies(&self, staged: &mut StagedRequests) -> io::Result<HashMap<Revision, ReplyPlace>> {
+        if staged.sealed.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let (revisions, replies): (Vec<_>, Vec<_>) = std::mem::take(&mut staged.sealed).into_iter().unzip();
+        Ok(revisions.into_iter().zip(self.replies.append(&replies, staged.latest)?).collect())
+    }
+
+    /// Remembers the requests of a group that is durable.
+    pub(super) fn remember(
+        &self,
+        staged: StagedRequests,
+        frame: Option<FramePlace>,
+        replies: &HashMap<Revision, ReplyPlace>,
+    ) {
+        // A journal that no place can name is longer than any disk.
+        let Some(frame) = frame.filter(|_| staged.requests.len() > 0) else { return };
+        let mut retries = self.retries.lock();
+        let place = |revision| Place { frame, reply: replies.get(&revision).copied() };
+        staged.requests.placed(place).for_each(|change| retries.remember(change));
+    }
+}
+
+/// As many requests are remembered as may be.
+#[derive(Debug)]
+pub(super) struct TooMany;
+
+impl StagedRequests {
+    /// Adds a request of a commit that is made in this revision.
+    pub(super) fn push(
+        &mut self,
+        actor: &ActorId,
+        (retry, sealed): (&Retry, Option<Vec<u8>>),
+        (revision, time): (Revision, UnixMillis),
+    ) {
+        #[cfg(feature = "fault-end-before-answer")]
+        self.names.push(retry.request_id.clone());
+        self.requests.push(Remembered::new(actor, retry, (revision, time), ()));
+        if let Some(sealed) = sealed {
+            self.latest = self.latest.max(time);
+            self.sealed_bytes += sealed.len();
+            self.sealed.push((revision, sealed));
+        }
+    }
+}
+
+#[cfg(feature = "fault-end-before-answer")]
+impl StagedRequests {
+    /// Ends the process, as a kill does, if a request says so.
+    pub(super) fn end_if_named(&self, beginning: &str) {
+        if self.names.iter().any(|name| name.as_str().starts_with(beginning)) {
+            std::process::abort();
+        }
+    }
+}
+
+/// The hash of a sealed reply, as an entry of the journal has it.
+pub(super) fn sealed_reply_hash(sealed: Option<&Vec<u8>>) -> Vec<u8> {
+    sealed.map_or_else(Vec::new, |sealed| hash_of(sealed).to_vec())
+}
+
+struct Request {
+    actor: ActorId,
+    retry: Retry,
+    revision: Revision,
+    time: UnixMillis,
+    sealed_reply: Option<ReplyHash>,
+}
+
+impl Request {
+    fn read(entry: &RequestOf) -> Option<Self> {
+        let request_id = RequestId::parse(&entry.request_id).ok()?;
+        Some(Self {
+            actor: ActorId::parse(&entry.actor).ok()?,
+            retry: Retry { request_id, payload_hash: entry.payload_hash.as_slice().try_into().ok()? },
+            revision: Revision(entry.revision),
+            time: UnixMillis(entry.time_ms),
+            sealed_reply: entry.sealed_reply_hash.as_slice().try_into().ok(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SECURITY.md says what four million take.
+    #[test]
+    fn a_remembered_change_takes_64_bytes() {
+        assert_eq!(size_of::<Remembered<Place>>(), 64);
+    }
+}
