@@ -101,6 +101,7 @@ def test_what_a_leaked_administrator_issued_is_refused_as_printed(server: Server
     told = run_as_printed(by_program, server)
     assert '"STATE_REVOKED"' in told and told.count('"rejectIssuedBefore"') == 2, told
 
+
 def subsection(section: str, title: str) -> str:
     """The lines of one subsection of the operating guide."""
     [part] = [part for part in re.split(r"^## ", OPERATING, flags=re.MULTILINE) if part.startswith(section)]
@@ -135,7 +136,7 @@ def test_a_leaked_key_gets_another_secret_as_printed(server: Server, tmp_path: P
 
 
 def test_a_customer_is_suspended_and_leaves_as_printed(server: Server, tmp_path: Path) -> None:
-    lines = "".join(blocks("sh", "A customer has not paid", OPERATING))
+    lines = "".join(blocks("sh", "A customer leaves", OPERATING))
     assert lines.count("kw Key") == 14, "the section has changed: so must this test"
     replies = replies_as_printed(lines, server, tmp_path)
     suspended = ("DECISION_DENY", "REASON_SUSPENDED", 401)
