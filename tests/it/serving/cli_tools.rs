@@ -209,8 +209,8 @@ async fn the_journal_names_keyward_for_what_it_does_itself() {
     assert_eq!(
         lines,
         [
-            "6\t2026-01-01T00:01:01Z\tkeyward\tResumeKey\tdefault/paused\t-\t-",
-            "7\t2026-01-01T00:01:31Z\tkeyward\tPurgeKey\tdefault/left\t-\t-",
+            "6\t2026-01-01T00:01:01Z\tkeyward\tResumeKey\tdefault/paused\t-\t-\t-",
+            "7\t2026-01-01T00:01:31Z\tkeyward\tPurgeKey\tdefault/left\t-\t-\t-",
         ]
     );
 }

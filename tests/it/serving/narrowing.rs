@@ -328,7 +328,6 @@ async fn a_change_says_whether_it_takes_power_away() {
         assert_eq!(store.narrowing.lock().unwrap().pop(), Some((method, narrows)));
     }
 
-    store.inner.commit(commit(vec![RecordWrite::NewTenant(Box::new(tenant_record("default")))])).await.unwrap();
     let owner = "somebody".into();
     let last = || store.narrowing.lock().unwrap().pop();
     for (suspended, reason, expected) in [
