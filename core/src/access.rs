@@ -18,7 +18,7 @@ use crate::enumerate;
 use crate::holds::{Holding, Holds};
 use crate::id::{ActorId, InvalidName, KeyId, TenantId};
 use crate::identity::{Assignment, Identities, IdentityName, PeerIdentity};
-use crate::record::KeyRecord;
+use crate::record::{KeyRecord, State};
 use crate::scope::Scope;
 
 /// The audience that stands for Keyward itself.
@@ -494,7 +494,9 @@ impl Authorization {
         }
         let roles = match &self.caller.credential {
             Credential::Key { digest, .. } => {
-                let key = key.filter(|key| key.tenant.is_system());
+                // A deleted key is as one that never was, whichever of its secrets it is.
+                let is_hidden = |key: &KeyRecord| key.deletion.is_some() && key.spec.policy.state != State::Revoked;
+                let key = key.filter(|key| key.tenant.is_system() && !is_hidden(key));
                 let found = key.and_then(|key| Some((key, key.policy_of(digest, holds)?)));
                 let (key, policy) = found.ok_or(Unauthorized::Key(DenyReason::Unknown))?;
                 check_caller(&policy, self.caller.peer, now).map_err(Unauthorized::Key)?;

@@ -20,7 +20,9 @@ pub fn narrows(before: &KeyRecord, after: &KeyRecord) -> bool {
     match (works(before), works(after)) {
         (Some(since), Some(from)) => {
             let lives_on = |(old, until)| living(after).any(|(new, end)| new == old && end >= until);
-            from > since || !living(before).all(lives_on) || policy_narrows(&before.spec.policy, &spec.policy)
+            // The other owner may be suspended.
+            let moves = spec.owner != before.spec.owner;
+            from > since || moves || !living(before).all(lives_on) || policy_narrows(&before.spec.policy, &spec.policy)
         }
         (Some(_), None) => true,
         // It was refused before. That it is refused for ever now is for caches to know.
@@ -199,7 +201,6 @@ mod tests {
             let mut after = before.clone();
             after.spec.display_name.clone_from(&name);
             after.spec.description.clone_from(&name);
-            after.spec.owner.clone_from(&name);
             after.spec.labels.insert("name".into(), name.clone());
             after.spec.annotations.insert("name".into(), name);
             after.revision = Revision(2);
@@ -240,6 +241,14 @@ mod tests {
         assert!(!narrows(&key(scoped), &key(bare(State::Disabled))));
         assert!(narrows(&key(bare(State::Disabled)), &key(bare(State::Revoked))));
         assert!(!narrows(&key(bare(State::Disabled)), &key(bare(State::Active))));
+    }
+
+    #[test]
+    fn another_owner_narrows_because_it_may_be_suspended() {
+        let before = key_record(1);
+        let mut after = before.clone();
+        after.spec.owner = "another".into();
+        assert!(narrows(&before, &after));
     }
 
     #[test]

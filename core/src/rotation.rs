@@ -10,6 +10,10 @@ use crate::record::{
     AuditStamp, Effect, ForbiddenChange, KeyRecord, OverlapStart, PreviousSecret, RetiredSecret, State, StoredSecret,
 };
 
+/// So long the secret before a new one must work, at least, where a lost reply would lock somebody out: time
+/// to notice that there was none, and to ask again.
+pub const REPLY_TIME_MS: i64 = 60_000;
+
 /// How long the secret before a new one works beside it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Overlap {

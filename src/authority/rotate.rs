@@ -9,7 +9,7 @@ use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, KeyId};
 use keyward_core::narrowing::narrows;
 use keyward_core::record::{AuditStamp, Effect, KeyRecord, OverlapStart, StoredSecret};
-use keyward_core::rotation::Overlap;
+use keyward_core::rotation::{Overlap, REPLY_TIME_MS};
 use keyward_core::secret::IssuedSecret;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -220,7 +220,7 @@ impl Authority {
 fn keeps_own_secret(grant: &Grant<Issue>, key: &KeyRecord, stamp: &AuditStamp) -> Result<(), AuthorityError> {
     let works = |digest: &Digest| {
         let is_previous = key.previous.as_ref().is_some_and(|previous| previous.secret.digest == *digest);
-        let lives = key.previous_end().is_none_or(|end| stamp.time < end);
+        let lives = key.previous_end().is_none_or(|end| stamp.time.0.saturating_add(REPLY_TIME_MS) <= end.0);
         key.secret.digest == *digest || is_previous && lives
     };
     match grant.own_secret(&key.key_id) {

@@ -146,6 +146,7 @@ impl FastVerify {
             && known.session.is_current(ready)
             && (self.good_at == Some(now) || known.session.unchanged(ready, None, now).is_some())
         {
+            known.session.note_first_use(ready);
             self.good_at = Some(now);
             return Ok(which);
         }

@@ -143,7 +143,7 @@ impl CallerSession {
 
     /// A call that a new secret authenticates is a use of it, if the overlap with the one before waits for
     /// that.
-    fn note_first_use(&self, ready: &VerifyState) {
+    pub fn note_first_use(&self, ready: &VerifyState) {
         let (Credential::Key { key_id, digest }, Some(key)) = (&self.caller.identity().credential, &self.key) else {
             return;
         };
@@ -197,7 +197,8 @@ fn key_of(ready: &VerifyState, credential: &str) -> Result<Credential, DenyReaso
     let index = ready.verifier.index();
     let secret = PresentedSecret::parse(credential).map_err(|_| DenyReason::Malformed)?;
     let found = ready.peppers.digests(&secret).find_map(|digest| index.get(&digest).map(|entry| (digest, entry)));
-    let (digest, entry) = found.filter(|(_, entry)| entry.tenant().is_system()).ok_or(DenyReason::Unknown)?;
+    let known = found.filter(|(_, entry)| entry.tenant().is_system() && !entry.is_hidden());
+    let (digest, entry) = known.ok_or(DenyReason::Unknown)?;
     let key_id = entry.to_key_id().ok_or(DenyReason::Unknown)?;
     Ok(Credential::Key { key_id, digest })
 }
@@ -210,7 +211,8 @@ fn look_up(ready: &VerifyState, identity: Identity, demand: Demand) -> Result<(O
     match (&identity.credential, assignment, demand) {
         (Credential::Key { .. }, None, Demand::Both) => Err(Refusal::NoIdentity),
         (Credential::Key { digest, .. }, _, _) => {
-            let entry = ready.verifier.index().get(digest).ok_or(Refusal::BadCredential(DenyReason::Unknown))?;
+            let entry = ready.verifier.index().get(digest).filter(|entry| !entry.is_hidden());
+            let entry = entry.ok_or(Refusal::BadCredential(DenyReason::Unknown))?;
             let awaits_use = entry.is_rotating() && !entry.is_of_previous() && entry.previous_end().is_none();
             let key = KeyForm { revision: entry.revision(), policy: Arc::new(entry.to_policy()), awaits_use };
             Ok((Some(key), caller_of(&entry, identity.clone(), assignment)))

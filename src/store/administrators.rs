@@ -11,6 +11,7 @@ use keyward_core::event::{Record, Revision};
 use keyward_core::holds::{Holder, Holds, Kept};
 use keyward_core::id::KeyId;
 use keyward_core::record::KeyRecord;
+use keyward_core::rotation::REPLY_TIME_MS;
 
 use super::CommitError;
 
@@ -79,10 +80,14 @@ impl Administrators {
                 Bearing::Hold(holder, kept) => drop(holds.to_mut().replace(holder, Some((Revision::default(), kept)))),
             }
         }
+        // The secret before works so long, if not until the new one is used.
+        let reply_time = UnixMillis(at.0.saturating_add(REPLY_TIME_MS - 1));
         let lasts = |key: &Lasting| key.works(&self.holds, at);
         let will_last = |key: &Lasting| key.works(&holds, at);
         let is_known = |key_id: &KeyId, after: &Lasting| match self.keys.get(key_id) {
-            Some(before) => after.version <= before.version || after.key.is_rotating(at) && !before.key.is_rotating(at),
+            Some(before) => {
+                after.version <= before.version || after.key.is_rotating(reply_time) && !before.key.is_rotating(at)
+            }
             None => true,
         };
         let of_written = |(key_id, after): (&&KeyId, &Option<Lasting>)| {
@@ -211,11 +216,11 @@ mod tests {
         administrators.apply(&record(&key));
         let check = |all: &Administrators, key: &KeyRecord| all.check([&record(key)].into_iter(), now);
         assert!(check(&administrators, &rotated(&key, 0)).is_err());
-        let beside = rotated(&key, 5);
+        let beside = rotated(&key, REPLY_TIME_MS.unsigned_abs());
         assert!(check(&administrators, &beside).is_ok());
         administrators.apply(&record(&beside));
         // Of two secrets that nobody may have, one is no help; and the older one would end.
-        assert!(check(&administrators, &rotated(&beside, 5)).is_err());
+        assert!(check(&administrators, &rotated(&beside, REPLY_TIME_MS.unsigned_abs())).is_err());
         // To end the older one, or to take the newer one back, is to say that the other one is there.
         let (mut finished, mut cancelled) = (beside.clone(), beside.clone());
         finished.finish_rotation(&stamp()).unwrap();
@@ -223,7 +228,7 @@ mod tests {
         assert!(check(&administrators, &finished).is_ok() && check(&administrators, &cancelled).is_ok());
         let ended = KeyRecord { previous: None, ..beside.clone() };
         administrators.apply(&record(&ended));
-        assert!(check(&administrators, &rotated(&ended, 5)).is_ok());
+        assert!(check(&administrators, &rotated(&ended, REPLY_TIME_MS.unsigned_abs())).is_ok());
         administrators.apply(&record(&KeyRecord { key_id: key_record(2).key_id, ..key.clone() }));
         assert!(check(&administrators, &rotated(&beside, 0)).is_ok());
     }

@@ -73,8 +73,8 @@ pub(super) fn authorize(commit: &Commit, current: &mut impl RecordReader) -> Res
     Ok(authorization.check(key.as_deref(), &current.holds(), commit.time)?)
 }
 
-/// Checks that a change of what tenants, owners and issuers are withheld leaves its caller's own key working:
-/// nobody shuts themselves out by a slip. The caller is authorized before it.
+/// Checks that a change of what tenants, owners and issuers are withheld, or of the caller's own key, leaves
+/// that key working: nobody shuts themselves out by a slip. The caller is authorized before it.
 pub(super) fn keep_caller<'a>(
     authorization: Option<&Authorization>,
     time: UnixMillis,
@@ -82,12 +82,20 @@ pub(super) fn keep_caller<'a>(
     current: &impl RecordReader,
 ) -> Result<(), CommitError> {
     let Some(authorization) = authorization else { return Ok(()) };
-    let mut written = written.filter(|record| Holder::of(record).is_some()).peekable();
-    let (Some(key_id), true) = (authorization.caller().key_id(), written.peek().is_some()) else { return Ok(()) };
-    let key = current.authorized_caller(key_id)?;
+    let Some(key_id) = authorization.caller().key_id() else { return Ok(()) };
+    let own = |record: &Record| match record {
+        Record::Key(key) => (key.tenant.is_system() && key.key_id == *key_id).then(|| Arc::clone(key)),
+        _ => None,
+    };
+    let mut written = written.filter(|record| Holder::of(record).is_some() || own(record).is_some()).peekable();
+    if written.peek().is_none() {
+        return Ok(());
+    }
+    let mut key = current.authorized_caller(key_id)?;
     let mut holds = current.holds().into_owned();
     for record in written {
         holds.apply(record);
+        key = own(record).or(key);
     }
     match authorization.check(key.as_deref(), &holds, time) {
         Err(Unauthorized::Key(_)) => Err(CommitError::OwnKey),

@@ -108,15 +108,22 @@ fn check_retry(commit: &Commit, seen: &PendingView<'_>) -> Result<(), CommitErro
 
 /// Whether the disk space allows a change.
 fn has_room(commit: &Commit, room: DiskSpace) -> bool {
+    // Only what can be done once to each key, so that nobody can use the last room up: not suspensions until a
+    // time, rotations and holds, which can be repeated without end.
     let stops = |put: &RecordWrite| match put {
-        RecordWrite::Key(key) | RecordWrite::RotatedKey(key) => {
-            key.spec.policy.state != State::Active || key.deletion.is_some()
-        }
-        RecordWrite::Tenant(tenant) => !tenant.hold.is_empty(),
-        RecordWrite::Owner(owner) => !owner.hold.is_empty(),
-        RecordWrite::Issuer(issuer) => !issuer.hold.is_empty(),
+        RecordWrite::Key(key) => match key.spec.policy.state {
+            _ if key.deletion.is_some() => true,
+            State::Disabled => key.resume_time.is_none(),
+            State::Revoked => true,
+            State::Active => false,
+        },
         RecordWrite::Purge { .. } => true,
-        RecordWrite::NewKey(_) | RecordWrite::NewTenant(_) => false,
+        RecordWrite::NewKey(_)
+        | RecordWrite::RotatedKey(_)
+        | RecordWrite::NewTenant(_)
+        | RecordWrite::Tenant(_)
+        | RecordWrite::Owner(_)
+        | RecordWrite::Issuer(_) => false,
     };
     match room {
         DiskSpace::Ok => true,
