@@ -10,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 use crate::support::harness::{
-    Handle, Issued, Site, after_start, ask, bad_fields, delete, disable, error_reason, new_key, update,
+    Handle, Issued, Site, after_start, ask, bad_fields, delete, disable, error_reason, new_key, rotate, update,
 };
 use crate::support::ops_client::wait_for_value;
 
@@ -343,4 +343,20 @@ async fn a_caller_whose_key_is_deleted_calls_no_more_and_no_last_administrator_i
         admin.enable_key(&issued.key).await;
         assert!(caller.ask(ask(&known.secret)).await.unwrap().as_of_revision > revision);
     }
+}
+
+#[tokio::test]
+async fn an_older_secret_of_a_deleted_caller_is_as_one_that_never_was() {
+    let (site, elsewhere) = (Site::start().await, Site::in_memory().await);
+    let gone = pb::CreateKeyRequest { tenant: "system".into(), ..new_key("Gone", &["keyward.viewer"]) };
+    let gone = site.admin().issued(gone).await;
+    let newer = site.admin().rotated(rotate(&gone.key, 0)).await;
+    site.admin().delete(delete(&gone.key)).await.unwrap();
+    let told = async |secret: &str| {
+        let refused = site.caller(secret).list(pb::ListKeysRequest::default()).await.unwrap_err();
+        (refused.code(), refused.message().to_owned())
+    };
+    let unknown = told(elsewhere.admin_secret()).await;
+    assert_eq!(unknown.0, Code::Unauthenticated);
+    assert_eq!((told(&gone.secret).await, told(&newer.secret).await), (unknown.clone(), unknown));
 }

@@ -508,6 +508,9 @@ async fn nobody_shuts_themselves_out() {
     }
     let others = pb::SuspendOwnerRequest { tenant: "system".into(), ..suspend("Others", "") };
     caller.suspend_owner(others).await.unwrap();
+    let to_them = pb::Key { owner: "Others".into(), ..ours.key.clone() };
+    let refused = caller.update(update(&to_them, &["owner"])).await.unwrap_err();
+    assert_eq!((refused.code(), &*error_reason(&refused)), (Code::FailedPrecondition, "OWN_KEY"));
     let refused = site.caller(&theirs.secret).suspend_owner(own).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
 }

@@ -600,6 +600,11 @@ async fn the_last_lasting_administrator_gets_a_new_secret_only_beside_the_old_on
     for validate_only in [true, false] {
         let request = pb::RotateKeyRequest { validate_only, ..rotate(&last, 0) };
         assert_eq!(refused(dated.rotate(request).await), forbids("LAST_ADMINISTRATOR"));
+        // There must be time to notice that there was no reply.
+        let request = pb::RotateKeyRequest { validate_only, ..rotate(&last, 59_999) };
+        assert_eq!(refused(dated.rotate(request).await), forbids("LAST_ADMINISTRATOR"));
+        let request = pb::RotateKeyRequest { validate_only, ..rotate(&last, 59_999) };
+        assert_eq!(refused(site.admin().rotate(request).await), forbids("OWN_KEY"));
     }
     assert_eq!(dated.read(&last).await, last);
     // It stays a lasting one: nobody can take it away.

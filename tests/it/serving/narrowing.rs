@@ -519,6 +519,7 @@ async fn with_little_room_a_key_can_be_narrowed_and_with_less_still_be_stopped()
     let store = open_with(&dir, little_disk);
     create(&*store, 1).await;
     create(&*store, 2).await;
+    create_tenant(&*store).await;
     let authority = authority(store.clone()).await;
     let ((issue, state), options) = (grants("caller"), ChangeOptions::default());
     let (one, two) = (key(1).key_id, key(2).key_id);
@@ -538,6 +539,10 @@ async fn with_little_room_a_key_can_be_narrowed_and_with_less_still_be_stopped()
     FREE.store(31 * MIB, Ordering::Relaxed);
     no_room(authority.update_key(&issue, &one, &[expires_at(1_000)], &options).await.err());
     no_room(authority.change_state(&state, &two, State::Disabled, "still unpaid", &options).await.err());
+    // So can the end of a suspension be moved, and a secret be replaced.
+    no_room(authority.suspend(&state, &one, UnixMillis(START.0 + 1_000), "", &options).await.err());
+    let at_once = Overlap { ms: 0, starts: OverlapStart::AtIssue };
+    no_room(authority.rotate_key(&issue, &one, at_once, (&options, None)).await.err());
     authority.change_state(&state, &one, State::Disabled, "", &options).await.unwrap();
 
     FREE.store(15 * MIB, Ordering::Relaxed);
