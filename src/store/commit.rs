@@ -9,7 +9,7 @@ use keyward_core::record::{IssuerRecord, KeyRecord, OwnerRecord, TenantRecord};
 use super::{Exceeded, RetryEntry, StoreError};
 
 /// A change, and who makes it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Commit {
     /// Who.
     pub actor: ActorId,
@@ -42,7 +42,7 @@ impl Commit {
 }
 
 /// A record to write, with its precondition.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum RecordWrite {
     /// A key that must not exist yet: neither its id nor its digest.
     NewKey(Box<KeyRecord>),

@@ -27,6 +27,9 @@ const BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// A file takes no further replies when its first is this old, or it has this many bytes.
 const FILE_MS_MAX: i64 = 60_000;
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Files at most; with as many, a change with a reply is refused. One is begun in a minute, and by each start
+/// and after each failure.
+const FILES_MAX: usize = 1_024;
 /// The longest reply: an encapsulated key, a secret, and a tag.
 pub(super) const REPLY_BYTES_MAX: usize = 512;
 
@@ -57,6 +60,8 @@ pub(super) struct Replies {
 #[derive(Debug, Default)]
 struct State {
     files: BTreeMap<NonZeroU32, Kept>,
+    /// Bytes of all of them.
+    bytes: u64,
     /// The highest number of a file so far.
     last: u32,
     /// The file that takes replies.
@@ -97,7 +102,7 @@ impl Replies {
                 continue;
             };
             places.extend(wanted.into_iter().map(|(offset, hash, _)| (hash, ReplyPlace { file: number, offset })));
-            state.files.insert(number, Kept { bytes: bytes.len() as u64, until });
+            state.insert(number, Kept { bytes: bytes.len() as u64, until });
             state.last = state.last.max(number.get());
         }
         Ok((Self { dir: dir.to_owned(), state: Mutex::new(state) }, places))
@@ -105,17 +110,19 @@ impl Replies {
 
     /// Whether so many more bytes of replies have room.
     pub(super) fn has_room(&self, replies: usize, bytes: usize) -> bool {
-        let kept: u64 = self.state.lock().files.values().map(|file| file.bytes).sum();
-        kept + (bytes + replies * RECORD_HEADER_BYTES) as u64 + u64::from(HEADER_BYTES) <= BYTES_MAX
+        let state = self.state.lock();
+        let bytes = state.bytes + (bytes + replies * RECORD_HEADER_BYTES) as u64 + u64::from(HEADER_BYTES);
+        bytes <= BYTES_MAX && state.files.len() < FILES_MAX
     }
 
     /// Appends replies, and returns where they are once they are durable. After a failure, none of them
     /// counts, and the next ones go into another file.
     pub(super) fn append(&self, replies: &[Vec<u8>], time: UnixMillis) -> io::Result<Vec<ReplyPlace>> {
         let mut state = self.state.lock();
+        let state = &mut *state;
         let mut open = match state.open.take() {
             Some(open) if state.takes_more(&open, time) => open,
-            _ => self.begin(&mut state, time)?,
+            _ => self.begin(state, time)?,
         };
         let kept = state.files.get_mut(&open.number).ok_or(io::ErrorKind::NotFound)?;
         let (mut bytes, mut places) = (vec![], Vec::with_capacity(replies.len()));
@@ -126,9 +133,13 @@ impl Replies {
             bytes.extend_from_slice(&(reply.len() as u32).to_le_bytes()); // at most REPLY_BYTES_MAX
             bytes.extend_from_slice(reply);
         }
-        open.file.write_all_at(&bytes, kept.bytes)?;
-        open.file.sync_data()?;
+        if let Err(error) = open.file.write_all_at(&bytes, kept.bytes).and_then(|()| open.file.sync_data()) {
+            let before = kept.bytes;
+            self.give_up(state, &open, before);
+            return Err(error);
+        }
         kept.bytes += bytes.len() as u64;
+        state.bytes += bytes.len() as u64;
         kept.until = kept.until.max(time);
         open.began = open.began.min(time);
         state.open = Some(open);
@@ -141,13 +152,31 @@ impl Replies {
         state.last = number.get();
         let path = self.path(number);
         let file = private_options().read(true).write(true).create_new(true).open(&path).map_err(with_path(&path))?;
-        state.files.insert(number, Kept { bytes: u64::from(HEADER_BYTES), until: time });
+        let open = Open { number, file, began: time };
         let mut header = MAGIC.to_vec();
         header.extend_from_slice(&VERSION.to_le_bytes());
         header.extend_from_slice(&[0; 4]);
-        file.write_all_at(&header, 0)?;
-        sync_parent(&path)?;
-        Ok(Open { number, file, began: time })
+        if let Err(error) = open.file.write_all_at(&header, 0).and_then(|()| sync_parent(&path)) {
+            self.give_up(state, &open, 0);
+            return Err(error);
+        }
+        state.insert(number, Kept { bytes: u64::from(HEADER_BYTES), until: time });
+        Ok(open)
+    }
+
+    /// Leaves a file as it was before a failure; one without a reply is removed. What the disk refuses is
+    /// left to the next start: no entry names it.
+    fn give_up(&self, state: &mut State, open: &Open, bytes: u64) {
+        let done = if bytes > u64::from(HEADER_BYTES) {
+            open.file.set_len(bytes)
+        } else {
+            state.remove(open.number);
+            fs::remove_file(self.path(open.number))
+        };
+        if let Err(error) = done {
+            let path = self.path(open.number);
+            tracing::warn!(path = %path.display(), %error, "a file of sealed replies stays as a failure left it");
+        }
     }
 
     /// Reads a reply that has this hash. `None`: it is not there, or it is another one.
@@ -183,7 +212,7 @@ impl Replies {
             let path = self.path(*number);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(with_path(&path)(error)),
-                _ => drop(state.files.remove(number)),
+                _ => state.remove(*number),
             }
         }
         Ok(())
@@ -195,6 +224,15 @@ impl Replies {
 }
 
 impl State {
+    fn insert(&mut self, number: NonZeroU32, kept: Kept) {
+        self.bytes += kept.bytes;
+        self.files.insert(number, kept);
+    }
+
+    fn remove(&mut self, number: NonZeroU32) {
+        self.bytes -= self.files.remove(&number).map_or(0, |kept| kept.bytes);
+    }
+
     fn takes_more(&self, open: &Open, time: UnixMillis) -> bool {
         let is_short = self.files.get(&open.number).is_some_and(|kept| kept.bytes < FILE_BYTES_MAX);
         is_short && time.0.saturating_sub(open.began.0) < FILE_MS_MAX
@@ -314,6 +352,37 @@ mod tests {
         }
         fs::remove_file(&path).unwrap();
         assert_eq!(replies.read(places[1], &hash_of(&reply(2))), None);
+    }
+
+    #[test]
+    fn replies_that_cannot_be_kept_leave_no_file_and_there_is_an_end_to_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("replies");
+        let (replies, _) = Replies::open(&dir, |_| None).unwrap();
+        let end = |replies: &Replies| replies.state.lock().files.len();
+        // The header can be written, and no more.
+        let open = replies.begin(&mut replies.state.lock(), TIME).unwrap();
+        let file = File::open(replies.path(open.number)).unwrap();
+        replies.state.lock().open = Some(Open { file, ..open });
+        assert_eq!((files(&dir), end(&replies)), (1, 1));
+        replies.append(&[reply(1)], TIME).unwrap_err();
+        assert_eq!((files(&dir), end(&replies), replies.state.lock().bytes), (0, 0, 0));
+
+        // One that has a reply keeps it.
+        let place = replies.append(&[reply(2)], TIME).unwrap()[0];
+        let bytes = fs::metadata(replies.path(place.file)).unwrap().len();
+        let file = File::open(replies.path(place.file)).unwrap();
+        replies.state.lock().open.as_mut().unwrap().file = file;
+        replies.append(&[reply(3)], TIME).unwrap_err();
+        assert_eq!(replies.read(place, &hash_of(&reply(2))), Some(reply(2)));
+        assert_eq!((files(&dir), end(&replies), replies.state.lock().bytes), (1, 1, bytes));
+
+        for _ in 1..FILES_MAX {
+            assert!(replies.has_room(1, 100));
+            replies.append(&[reply(4)], TIME).unwrap();
+            replies.state.lock().open = None;
+        }
+        assert!(!replies.has_room(1, 100));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
@@ -17,6 +18,9 @@ use super::recovery::rebuild::rows_of;
 use super::replies::{Replies, ReplyHash, ReplyPlace, hash_of};
 use crate::store::retries::{Remembered, Retries, Staged};
 use crate::store::{Outcome, REMEMBERED_FOR, Recalled, Retry, StoreError};
+
+/// After a sealed reply could not be kept, changes that have one are refused for so long, one by one.
+pub(super) const SEALED_REFUSED_FOR: Duration = Duration::from_secs(2);
 
 /// Where a change is in the journal, and its sealed reply.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +35,8 @@ pub(super) struct RetryLog {
     journal: PathBuf,
     retries: Mutex<Retries<Place>>,
     replies: Arc<Replies>,
+    /// When sealed replies could not be kept last.
+    replies_failed: Mutex<Option<Instant>>,
 }
 
 /// The part of a group of commits that is not in the log yet.
@@ -74,7 +80,8 @@ impl RetryLog {
             let reply = sealed_reply.and_then(|hash| places.get(&hash).copied());
             retries.remember(Remembered::new(&actor, &retry, (revision, time), Place { frame, reply }));
         }
-        Ok(Self { journal, retries: Mutex::new(retries), replies: Arc::new(replies) })
+        let (retries, replies) = (Mutex::new(retries), Arc::new(replies));
+        Ok(Self { journal, retries, replies, replies_failed: Mutex::default() })
     }
 
     /// The sealed replies.
@@ -110,7 +117,7 @@ impl RetryLog {
         actor: &ActorId,
         (retry, sealed): (&Retry, Option<&Vec<u8>>),
         now: UnixMillis,
-    ) -> Result<Recalled, TooMany> {
+    ) -> Result<Recalled, NotRemembered> {
         let mut retries = self.retries.lock();
         let recalled = match staged.requests.recall(actor, retry, now) {
             Recalled::New => retries.recall(actor, retry, now),
@@ -122,7 +129,11 @@ impl RetryLog {
             let has_space =
                 sealed.is_none() || self.replies.has_room(staged.sealed.len() + 1, staged.sealed_bytes + sealed_bytes);
             if !has_room || !has_space {
-                return Err(TooMany);
+                return Err(NotRemembered::TooMany);
+            }
+            let failed_lately = || self.replies_failed.lock().is_some_and(|at| at.elapsed() < SEALED_REFUSED_FOR);
+            if sealed.is_some() && failed_lately() {
+                return Err(NotRemembered::NotKept);
             }
         }
         Ok(recalled)
@@ -131,13 +142,17 @@ impl RetryLog {
     /// Makes the sealed replies of a group durable: to be called before its entries are. Returns where they
     /// are.
     ///
-    /// When the disk fails or is full. None of them is kept then.
+    /// # Errors
+    /// When the disk fails or is full. None of them is kept then, and for [`SEALED_REFUSED_FOR`] no commit
+    /// with one is taken: each would make a whole group fail.
     pub(super) fn keep_replies(&self, staged: &mut StagedRequests) -> io::Result<HashMap<Revision, ReplyPlace>> {
         if staged.sealed.is_empty() {
             return Ok(HashMap::new());
         }
         let (revisions, replies): (Vec<_>, Vec<_>) = std::mem::take(&mut staged.sealed).into_iter().unzip();
-        Ok(revisions.into_iter().zip(self.replies.append(&replies, staged.latest)?).collect())
+        let places = self.replies.append(&replies, staged.latest);
+        *self.replies_failed.lock() = places.is_err().then(Instant::now);
+        Ok(revisions.into_iter().zip(places?).collect())
     }
 
     /// Remembers the requests of a group that is durable.
@@ -155,9 +170,14 @@ impl RetryLog {
     }
 }
 
-/// As many requests are remembered as may be.
-#[derive(Debug)]
-pub(super) struct TooMany;
+/// Why a request cannot be remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotRemembered {
+    /// As many are as may be.
+    TooMany,
+    /// A sealed reply could not be kept lately.
+    NotKept,
+}
 
 impl StagedRequests {
     /// Adds a request of a commit that is made in this revision.
