@@ -194,11 +194,7 @@ impl LocalStore {
             checkpoint: recovered.checkpoint,
             log_id,
             stats: stats.clone(),
-            replies: retries.replies(),
-            needed_from: {
-                let retries = retries.clone();
-                Box::new(move |now| retries.oldest_segment(now))
-            },
+            retries: retries.clone(),
         })?;
         let (committer, progress) = Committer::start(CommitterConfig {
             journal: recovered.journal,

@@ -18,7 +18,7 @@ use keyward_core::clock::UnixMillis;
 use parking_lot::Mutex;
 
 use crate::bytes_codec::Cursor;
-use crate::store::is_remembered;
+use crate::store::retries::Moment;
 use crate::util::files::{create_private_dir, numbered, private_options, sync_parent, with_path};
 
 /// Bytes of all files at most; a change whose reply has no room is refused. That is some 1,500,000 replies in
@@ -26,6 +26,8 @@ use crate::util::files::{create_private_dir, numbered, private_options, sync_par
 const BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// A file takes no further replies when its first is this old, or it has this many bytes.
 const FILE_MS_MAX: i64 = 60_000;
+/// The same by the uptime, while the log's time stands still.
+const FILE_UPTIME_S_MAX: u32 = 60;
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Files at most; with as many, a change with a reply is refused. One is begun in a minute, and by each start
 /// and after each failure.
@@ -72,15 +74,16 @@ struct State {
 #[derive(Clone, Copy, Debug)]
 struct Kept {
     bytes: u64,
-    /// The time of its latest reply.
+    /// The time of its latest reply, and the uptime. 0: it was there at the start.
     until: UnixMillis,
+    since_s: u32,
 }
 
 #[derive(Debug)]
 struct Open {
     number: NonZeroU32,
     file: File,
-    began: UnixMillis,
+    began: Moment,
 }
 
 impl Replies {
@@ -102,7 +105,7 @@ impl Replies {
                 continue;
             };
             places.extend(wanted.into_iter().map(|(offset, hash, _)| (hash, ReplyPlace { file: number, offset })));
-            state.insert(number, Kept { bytes: bytes.len() as u64, until });
+            state.insert(number, Kept { bytes: bytes.len() as u64, until, since_s: 0 });
             state.last = state.last.max(number.get());
         }
         Ok((Self { dir: dir.to_owned(), state: Mutex::new(state) }, places))
@@ -117,12 +120,12 @@ impl Replies {
 
     /// Appends replies, and returns where they are once they are durable. After a failure, none of them
     /// counts, and the next ones go into another file.
-    pub(super) fn append(&self, replies: &[Vec<u8>], time: UnixMillis) -> io::Result<Vec<ReplyPlace>> {
+    pub(super) fn append(&self, replies: &[Vec<u8>], now: Moment) -> io::Result<Vec<ReplyPlace>> {
         let mut state = self.state.lock();
         let state = &mut *state;
         let mut open = match state.open.take() {
-            Some(open) if state.takes_more(&open, time) => open,
-            _ => self.begin(state, time)?,
+            Some(open) if state.takes_more(&open, now) => open,
+            _ => self.begin(state, now)?,
         };
         let kept = state.files.get_mut(&open.number).ok_or(io::ErrorKind::NotFound)?;
         let (mut bytes, mut places) = (vec![], Vec::with_capacity(replies.len()));
@@ -140,19 +143,20 @@ impl Replies {
         }
         kept.bytes += bytes.len() as u64;
         state.bytes += bytes.len() as u64;
-        kept.until = kept.until.max(time);
-        open.began = open.began.min(time);
+        kept.until = kept.until.max(now.log);
+        kept.since_s = now.uptime_s;
+        open.began.log = open.began.log.min(now.log);
         state.open = Some(open);
         Ok(places)
     }
 
-    fn begin(&self, state: &mut State, time: UnixMillis) -> io::Result<Open> {
+    fn begin(&self, state: &mut State, now: Moment) -> io::Result<Open> {
         create_private_dir(&self.dir)?;
         let number = state.last.checked_add(1).and_then(NonZeroU32::new).ok_or(io::ErrorKind::StorageFull)?;
         state.last = number.get();
         let path = self.path(number);
         let file = private_options().read(true).write(true).create_new(true).open(&path).map_err(with_path(&path))?;
-        let open = Open { number, file, began: time };
+        let open = Open { number, file, began: now };
         let mut header = MAGIC.to_vec();
         header.extend_from_slice(&VERSION.to_le_bytes());
         header.extend_from_slice(&[0; 4]);
@@ -160,7 +164,7 @@ impl Replies {
             self.give_up(state, &open, 0);
             return Err(error);
         }
-        state.insert(number, Kept { bytes: u64::from(HEADER_BYTES), until: time });
+        state.insert(number, Kept { bytes: u64::from(HEADER_BYTES), until: now.log, since_s: now.uptime_s });
         Ok(open)
     }
 
@@ -201,9 +205,10 @@ impl Replies {
     }
 
     /// Removes the files whose replies are past their time.
-    pub(super) fn remove_expired(&self, now: UnixMillis) -> io::Result<()> {
+    pub(super) fn remove_expired(&self, now: Moment) -> io::Result<()> {
         let mut state = self.state.lock();
-        let expired = |(number, kept): (&NonZeroU32, &Kept)| (!is_remembered(kept.until, now)).then_some(*number);
+        let expired =
+            |(number, kept): (&NonZeroU32, &Kept)| (!now.remembers(kept.until, kept.since_s)).then_some(*number);
         let expired: Vec<_> = state.files.iter().filter_map(expired).collect();
         for number in &expired {
             if state.open.as_ref().is_some_and(|open| open.number == *number) {
@@ -233,9 +238,11 @@ impl State {
         self.bytes -= self.files.remove(&number).map_or(0, |kept| kept.bytes);
     }
 
-    fn takes_more(&self, open: &Open, time: UnixMillis) -> bool {
+    fn takes_more(&self, open: &Open, now: Moment) -> bool {
         let is_short = self.files.get(&open.number).is_some_and(|kept| kept.bytes < FILE_BYTES_MAX);
-        is_short && time.0.saturating_sub(open.began.0) < FILE_MS_MAX
+        let is_new = now.log.0.saturating_sub(open.began.log.0) < FILE_MS_MAX
+            && now.uptime_s.saturating_sub(open.began.uptime_s) < FILE_UPTIME_S_MAX;
+        is_short && is_new
     }
 }
 
@@ -281,7 +288,7 @@ mod tests {
 
     use super::*;
 
-    const TIME: UnixMillis = UnixMillis(1_000_000);
+    const TIME: Moment = Moment { log: UnixMillis(1_000_000), uptime_s: 0 };
 
     fn reply(number: u8) -> Vec<u8> {
         vec![number; 100]
@@ -306,7 +313,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
 
-        let (again, found) = Replies::open(&dir, |hash| (*hash != hash_of(&reply(2))).then_some(TIME)).unwrap();
+        let (again, found) = Replies::open(&dir, |hash| (*hash != hash_of(&reply(2))).then_some(TIME.log)).unwrap();
         assert_eq!(found.len(), 2, "one has no entry");
         assert_eq!(found[&hash_of(&reply(3))], third);
         assert_eq!(again.read(third, &hash_of(&reply(3))), Some(reply(3)));
@@ -389,7 +396,7 @@ mod tests {
     fn a_file_goes_ten_minutes_after_its_last_reply_and_what_no_entry_has_at_the_start() {
         let dir = tempfile::tempdir().unwrap();
         let (replies, _) = Replies::open(dir.path(), |_| None).unwrap();
-        let after = |ms| UnixMillis(TIME.0 + ms);
+        let after = |ms| Moment { log: UnixMillis(TIME.log.0 + ms), ..TIME };
         replies.append(&[reply(1)], TIME).unwrap();
         replies.append(&[reply(2)], after(FILE_MS_MAX - 1)).unwrap();
         assert_eq!(files(dir.path()), 1);
@@ -402,5 +409,21 @@ mod tests {
         replies.append(&[reply(4)], after(1_000_000)).unwrap();
         let (_, found) = Replies::open(dir.path(), |_| None).unwrap();
         assert_eq!((found.len(), files(dir.path())), (0, 0));
+    }
+
+    #[test]
+    fn files_go_by_the_uptime_while_the_time_of_the_log_stands_still() {
+        let dir = tempfile::tempdir().unwrap();
+        let (replies, _) = Replies::open(dir.path(), |_| None).unwrap();
+        let after = |uptime_s| Moment { uptime_s, ..TIME };
+        replies.append(&[reply(1)], TIME).unwrap();
+        replies.append(&[reply(2)], after(59)).unwrap();
+        assert_eq!(files(dir.path()), 1);
+        replies.append(&[reply(3)], after(60)).unwrap();
+        assert_eq!(files(dir.path()), 2);
+        for (uptime_s, left) in [(59 + 659, 2), (59 + 660, 1), (60 + 660, 0)] {
+            replies.remove_expired(after(uptime_s)).unwrap();
+            assert_eq!(files(dir.path()), left, "{uptime_s}");
+        }
     }
 }

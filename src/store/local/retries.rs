@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keyward_core::clock::UnixMillis;
@@ -16,7 +15,7 @@ use super::error::OpenError;
 use super::journal::requests::{FramePlace, RequestOf, entry_at, read_back};
 use super::recovery::rebuild::rows_of;
 use super::replies::{Replies, ReplyHash, ReplyPlace, hash_of};
-use crate::store::retries::{Remembered, Retries, Staged};
+use crate::store::retries::{Remembered, Retries, Staged, Uptime};
 use crate::store::{Outcome, REMEMBERED_FOR, Recalled, Retry, StoreError};
 
 /// After a sealed reply could not be kept, changes that have one are refused for so long, one by one.
@@ -34,7 +33,8 @@ pub(in crate::store) struct Place {
 pub(super) struct RetryLog {
     journal: PathBuf,
     retries: Mutex<Retries<Place>>,
-    replies: Arc<Replies>,
+    uptime: Uptime,
+    replies: Replies,
     /// When sealed replies could not be kept last.
     replies_failed: Mutex<Option<Instant>>,
 }
@@ -80,23 +80,23 @@ impl RetryLog {
             let reply = sealed_reply.and_then(|hash| places.get(&hash).copied());
             retries.remember(Remembered::new(&actor, &retry, (revision, time), Place { frame, reply }));
         }
-        let (retries, replies) = (Mutex::new(retries), Arc::new(replies));
-        Ok(Self { journal, retries, replies, replies_failed: Mutex::default() })
+        let (retries, uptime) = (Mutex::new(retries), Uptime::starting_now());
+        Ok(Self { journal, retries, uptime, replies, replies_failed: Mutex::default() })
     }
 
-    /// The sealed replies.
-    pub(super) fn replies(&self) -> Arc<Replies> {
-        self.replies.clone()
+    /// Removes the sealed replies that are past their time.
+    pub(super) fn remove_expired(&self, now: UnixMillis) -> io::Result<()> {
+        self.replies.remove_expired(self.uptime.at(now))
     }
 
     /// The oldest segment that has a change which is remembered at a time.
     pub(super) fn oldest_segment(&self, now: UnixMillis) -> Option<u64> {
-        self.retries.lock().oldest(now).map(|place| place.frame.segment())
+        self.retries.lock().oldest(self.uptime.at(now)).map(|place| place.frame.segment())
     }
 
     /// What a caller's request is at a time, among all that is durable.
     pub(super) fn recall(&self, actor: &ActorId, retry: &Retry, now: UnixMillis) -> Recalled {
-        self.retries.lock().recall(actor, retry, now)
+        self.retries.lock().recall(actor, retry, self.uptime.at(now))
     }
 
     /// What a change came to. `None`: it is not remembered any more.
@@ -118,13 +118,13 @@ impl RetryLog {
         (retry, sealed): (&Retry, Option<&Vec<u8>>),
         now: UnixMillis,
     ) -> Result<Recalled, NotRemembered> {
-        let mut retries = self.retries.lock();
+        let (mut retries, moment) = (self.retries.lock(), self.uptime.at(now));
         let recalled = match staged.requests.recall(actor, retry, now) {
-            Recalled::New => retries.recall(actor, retry, now),
+            Recalled::New => retries.recall(actor, retry, moment),
             recalled => recalled,
         };
         if recalled == Recalled::New {
-            let has_room = retries.has_room(staged.requests.len(), now);
+            let has_room = retries.has_room(staged.requests.len(), moment);
             let sealed_bytes = sealed.map_or(0, Vec::len);
             let has_space =
                 sealed.is_none() || self.replies.has_room(staged.sealed.len() + 1, staged.sealed_bytes + sealed_bytes);
@@ -150,7 +150,7 @@ impl RetryLog {
             return Ok(HashMap::new());
         }
         let (revisions, replies): (Vec<_>, Vec<_>) = std::mem::take(&mut staged.sealed).into_iter().unzip();
-        let places = self.replies.append(&replies, staged.latest);
+        let places = self.replies.append(&replies, self.uptime.at(staged.latest));
         *self.replies_failed.lock() = places.is_err().then(Instant::now);
         Ok(revisions.into_iter().zip(places?).collect())
     }
@@ -166,7 +166,8 @@ impl RetryLog {
         let Some(frame) = frame.filter(|_| staged.requests.len() > 0) else { return };
         let mut retries = self.retries.lock();
         let place = |revision| Place { frame, reply: replies.get(&revision).copied() };
-        staged.requests.placed(place).for_each(|change| retries.remember(change));
+        let since_s = self.uptime.seconds();
+        staged.requests.placed(place).for_each(|change| retries.remember(change.since(since_s)));
     }
 }
 
@@ -240,7 +241,34 @@ mod tests {
 
     /// SECURITY.md says what four million take.
     #[test]
-    fn a_remembered_change_takes_64_bytes() {
-        assert_eq!(size_of::<Remembered<Place>>(), 64);
+    fn a_remembered_change_takes_72_bytes() {
+        assert_eq!(size_of::<Remembered<Place>>(), 72);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_a_time_of_the_future_is_forgotten_while_the_log_stands_still() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = dir.path().join("journal");
+        std::fs::create_dir(&journal).unwrap();
+        let log = RetryLog::open(journal, &dir.path().join("replies"), Revision(0)).unwrap();
+        let (actor, ahead) = (ActorId::parse("one").unwrap(), UnixMillis(1_000_000_000_000_000));
+        let retry = Retry { request_id: RequestId::parse("id").unwrap(), payload_hash: [1; 32] };
+        let mut staged = StagedRequests::default();
+        staged.push(&actor, (&retry, Some(vec![1; 60])), (Revision(1), ahead));
+        let replies = log.keep_replies(&mut staged).unwrap();
+        log.remember(staged, FramePlace::new(7, 64), &replies);
+        let files = || std::fs::read_dir(dir.path().join("replies")).unwrap().count();
+        for (seconds, recalled, oldest, left) in [
+            (0, Recalled::Made(Revision(1)), Some(7), 1),
+            (600, Recalled::Made(Revision(1)), Some(7), 1),
+            (61, Recalled::New, None, 0),
+        ] {
+            tokio::time::advance(Duration::from_secs(seconds)).await;
+            log.remove_expired(ahead).unwrap();
+            assert_eq!(
+                (log.recall(&actor, &retry, ahead), log.oldest_segment(ahead), files()),
+                (recalled, oldest, left)
+            );
+        }
     }
 }
