@@ -99,12 +99,11 @@ impl RetryLog {
         self.retries.lock().recall(actor, retry, self.uptime.at(now))
     }
 
-    /// What a change came to. `None`: it is not remembered any more.
+    /// What a change came to. `None`: it is not remembered any more, or its segment has gone since.
     pub(super) fn outcome(&self, revision: Revision) -> Result<Option<Outcome>, StoreError> {
         let Some(place) = self.retries.lock().place_of(revision).copied() else { return Ok(None) };
-        let engine = |error: &dyn std::fmt::Display| StoreError::Engine(error.to_string());
-        let entry = entry_at(&self.journal, place.frame, revision).map_err(|error| engine(&error))?;
-        let entry = entry.ok_or_else(|| engine(&"a change cannot be read back from the journal"))?;
+        let entry = entry_at(&self.journal, place.frame, revision);
+        let Some(entry) = entry.map_err(|error| StoreError::Engine(error.to_string()))? else { return Ok(None) };
         let records = rows_of(&entry)?.into_iter().map(|row| row.record).collect();
         let sealed_reply = place.reply.and_then(|place| self.replies.read(place, &entry.sealed_reply_hash));
         Ok(Some(Outcome { records, sealed_reply }))
@@ -270,5 +269,19 @@ mod tests {
                 (recalled, oldest, left)
             );
         }
+    }
+
+    #[test]
+    fn a_change_whose_segment_has_gone_is_not_known_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = RetryLog::open(dir.path().to_owned(), &dir.path().join("replies"), Revision(0)).unwrap();
+        let mut staged = StagedRequests::default();
+        let retry = Retry { request_id: RequestId::parse("id").unwrap(), payload_hash: [1; 32] };
+        staged.push(&ActorId::keyward(), (&retry, None), (Revision(1), UnixMillis(0)));
+        log.remember(staged, FramePlace::new(7, 64), &HashMap::new());
+        assert!(log.outcome(Revision(1)).unwrap().is_none());
+        // One that is there and does not have it is a fault.
+        std::fs::write(super::super::journal::scan::segment_path(dir.path(), 7), [0; 1_000]).unwrap();
+        log.outcome(Revision(1)).unwrap_err();
     }
 }

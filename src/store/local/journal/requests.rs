@@ -113,17 +113,22 @@ pub fn read_back<T>(
     Ok(segments.into_iter().rev().flatten().collect())
 }
 
-/// Reads one entry of a frame.
+/// Reads one entry of a frame. `None`: its segment has gone.
 ///
 /// # Errors
-/// When the disk fails.
+/// When the disk fails, or the entry is not there.
 pub fn entry_at(dir: &Path, place: FramePlace, revision: Revision) -> Result<Option<pb::JournalEntry>, JournalError> {
     let path = segment_path(dir, u64::from(place.segment));
     let offset = u64::from(place.offset) * ALIGNMENT_BYTES as u64;
-    let frame = frame_bytes(&path, offset).map_err(|error| JournalError::io(&path, error))?;
-    let Some(frame) = Frame::read(&frame) else { return Ok(None) };
-    let mut entries = frame.entries::<pb::JournalEntry>().map_while(Result::ok).map(|(entry, _)| entry);
-    Ok(entries.find(|entry| entry.revision == revision.0))
+    let frame = match frame_bytes(&path, offset) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        frame => frame.map_err(|error| JournalError::io(&path, error))?,
+    };
+    let mut entries = Frame::read(&frame).into_iter().flat_map(|frame| {
+        frame.entries::<pb::JournalEntry>().map_while(Result::ok).map(|(entry, _)| entry).collect::<Vec<_>>()
+    });
+    let entry = entries.find(|entry| entry.revision == revision.0);
+    entry.map(Some).ok_or_else(|| JournalError::io(&path, io::ErrorKind::InvalidData.into()))
 }
 
 fn frame_bytes(path: &Path, offset: u64) -> io::Result<Vec<u8>> {
