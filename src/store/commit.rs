@@ -35,6 +35,11 @@ pub struct Commit {
 }
 
 impl Commit {
+    /// Whether it takes power away, or its caller means to.
+    pub(crate) fn takes_power(&self) -> bool {
+        self.narrows || self.urgent
+    }
+
     /// The clock's reading at the request; without a caller, the time of the change.
     pub(crate) fn clock(&self) -> UnixMillis {
         self.authorization.as_ref().map_or(self.time, Authorization::clock)

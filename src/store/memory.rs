@@ -183,9 +183,7 @@ impl Store for MemoryStore {
             return Err(StoreError::Closed.into());
         }
         authorize(&commit, &mut *state)?;
-        if let Some((retry, _)) = &commit.retry {
-            state.check_retry(&commit.actor, retry, commit.time)?;
-        }
+        state.check_retry(&commit)?;
         let clock = commit.clock();
         let revision = state.revision.next();
         let at = WriteContext { revision, time: commit.time, narrows: commit.narrows };
@@ -303,10 +301,11 @@ impl Store for MemoryStore {
 }
 
 impl State {
-    fn check_retry(&mut self, actor: &ActorId, retry: &Retry, now: UnixMillis) -> Result<(), CommitError> {
-        let now = self.uptime.at(now);
-        match self.retries.recall(actor, retry, now) {
-            Recalled::New if self.retries.has_room(0, now) => Ok(()),
+    fn check_retry(&mut self, commit: &Commit) -> Result<(), CommitError> {
+        let Some((retry, _)) = &commit.retry else { return Ok(()) };
+        let now = self.uptime.at(commit.time);
+        match self.retries.recall(&commit.actor, retry, now) {
+            Recalled::New if self.retries.has_room(0, commit.takes_power(), now) => Ok(()),
             Recalled::New => Err(CommitError::TooManyRequests),
             Recalled::Made(revision) => Err(CommitError::Repeated(revision)),
             Recalled::Reused => Err(CommitError::RequestIdReused),

@@ -27,6 +27,9 @@ pub(super) const FORGOTTEN_AFTER_S: u32 = 660;
 /// Changes that are remembered at most; one more with an id is refused. They take 72 bytes each, and their
 /// index 5 to 10.
 pub const REMEMBERED_MAX: usize = 4_000_000;
+/// Changes that take power away and are remembered besides, when there are so many: a caller that fills the
+/// table must not stop `keyward key disable`, which always has an id.
+const REMEMBERED_RESERVE: usize = 16_384;
 
 /// Bytes of the hash by which a name and a payload are told apart. They stand for a caller's own choices: two
 /// of other callers are never mixed up by chance.
@@ -172,18 +175,20 @@ pub(super) struct Retries<P> {
     /// Drawn by the process: callers choose names, and must not be able to make them collide.
     hashes: RandomState,
     max: usize,
+    reserve: usize,
 }
 
 impl<P> Default for Retries<P> {
     fn default() -> Self {
-        Self::of_at_most(REMEMBERED_MAX)
+        Self::of_at_most(REMEMBERED_MAX, REMEMBERED_RESERVE)
     }
 }
 
 impl<P> Retries<P> {
-    fn of_at_most(max: usize) -> Self {
+    /// Of at most so many changes, and so many more that take power away.
+    pub(super) fn of_at_most(max: usize, reserve: usize) -> Self {
         let (changes, by_name, hashes) = (VecDeque::new(), HashTable::new(), RandomState::new());
-        Self { changes, first: 0, by_name, hashes, max }
+        Self { changes, first: 0, by_name, hashes, max, reserve }
     }
 
     /// What an actor's request is at a time.
@@ -194,9 +199,9 @@ impl<P> Retries<P> {
     }
 
     /// Whether one more can be remembered at a time, besides so many that are not there yet.
-    pub(super) fn has_room(&mut self, more: usize, now: Moment) -> bool {
+    pub(super) fn has_room(&mut self, more: usize, takes_power: bool, now: Moment) -> bool {
         self.forget(now);
-        self.changes.len() + more < self.max
+        self.changes.len() + more < self.max + if takes_power { self.reserve } else { 0 }
     }
 
     /// Remembers a change, which comes after all others.
@@ -347,10 +352,10 @@ mod tests {
         remember(&mut retries, 2, (2, 0));
         let now = at(MINUTES_10 + 1_000);
         assert_eq!(retries.recall(&actor("one"), &retry(2, 1), now), Recalled::New);
-        assert!(retries.has_room(0, now));
+        assert!(retries.has_room(0, false, now));
         remember(&mut retries, 2, (3, now.log.0));
         assert_eq!(retries.recall(&actor("one"), &retry(2, 1), now), Recalled::Made(Revision(3)));
-        assert!(retries.has_room(0, at(MINUTES_10 + 5_000)));
+        assert!(retries.has_room(0, false, at(MINUTES_10 + 5_000)));
         assert_eq!(retries.changes.len(), 1);
         assert_eq!(retries.recall(&actor("one"), &retry(2, 1), now), Recalled::Made(Revision(3)));
         assert_eq!(retries.by_name.len(), 1);
@@ -358,20 +363,20 @@ mod tests {
 
     #[test]
     fn there_is_an_end_to_what_is_remembered_and_time_makes_room() {
-        let mut retries = Retries::of_at_most(1_000);
+        let mut retries = Retries::of_at_most(1_000, 0);
         for id in 0..1_000 {
-            assert!(retries.has_room(0, at(0)));
+            assert!(retries.has_room(0, false, at(0)));
             remember(&mut retries, id, (id + 1, i64::try_from(id).unwrap()));
         }
-        assert!(!retries.has_room(0, at(MINUTES_10 - 1)));
-        assert!(retries.has_room(0, at(MINUTES_10)));
-        assert!(!retries.has_room(1, at(MINUTES_10)), "one that is not there yet counts");
+        assert!(!retries.has_room(0, false, at(MINUTES_10 - 1)));
+        assert!(retries.has_room(0, false, at(MINUTES_10)));
+        assert!(!retries.has_room(1, false, at(MINUTES_10)), "one that is not there yet counts");
         for id in 1..1_000 {
             let recalled = retries.recall(&actor("one"), &retry(id, 1), at(MINUTES_10));
             assert_eq!(recalled, Recalled::Made(Revision(id + 1)));
             assert!(retries.place_of(Revision(id + 1)).is_some());
         }
-        assert!(retries.has_room(0, at(2 * MINUTES_10)));
+        assert!(retries.has_room(0, false, at(2 * MINUTES_10)));
         assert_eq!((retries.changes.len(), retries.by_name.len()), (0, 0));
         assert!(retries.changes.capacity() < 1_000, "{}", retries.changes.capacity());
     }
@@ -398,7 +403,7 @@ mod tests {
             assert_eq!(retries.oldest(now), oldest);
         }
         assert_eq!(retries.changes.len(), 2);
-        assert!(retries.has_room(0, after(FORGOTTEN_AFTER_S + 100)));
+        assert!(retries.has_room(0, false, after(FORGOTTEN_AFTER_S + 100)));
         assert_eq!((retries.changes.len(), retries.by_name.len()), (0, 0));
     }
 }

@@ -16,7 +16,7 @@ use super::journal::requests::{FramePlace, RequestOf, entry_at, read_back};
 use super::recovery::rebuild::rows_of;
 use super::replies::{Replies, ReplyHash, ReplyPlace, hash_of};
 use crate::store::retries::{Remembered, Retries, Staged, Uptime};
-use crate::store::{Outcome, REMEMBERED_FOR, Recalled, Retry, StoreError};
+use crate::store::{Commit, Outcome, REMEMBERED_FOR, Recalled, Retry, StoreError};
 
 /// After a sealed reply could not be kept, changes that have one are refused for so long, one by one.
 pub(super) const SEALED_REFUSED_FOR: Duration = Duration::from_secs(2);
@@ -110,21 +110,17 @@ impl RetryLog {
     }
 
     /// Looks a request up, also among those of its own group, and checks that it can be remembered.
-    pub(super) fn recall_staged(
-        &self,
-        staged: &StagedRequests,
-        actor: &ActorId,
-        (retry, sealed): (&Retry, Option<&Vec<u8>>),
-        now: UnixMillis,
-    ) -> Result<Recalled, NotRemembered> {
+    pub(super) fn recall_staged(&self, staged: &StagedRequests, commit: &Commit) -> Result<Recalled, NotRemembered> {
+        let Some((retry, sealed)) = &commit.retry else { return Ok(Recalled::New) };
+        let (actor, now) = (&commit.actor, commit.time);
         let (mut retries, moment) = (self.retries.lock(), self.uptime.at(now));
         let recalled = match staged.requests.recall(actor, retry, now) {
             Recalled::New => retries.recall(actor, retry, moment),
             recalled => recalled,
         };
         if recalled == Recalled::New {
-            let has_room = retries.has_room(staged.requests.len(), moment);
-            let sealed_bytes = sealed.map_or(0, Vec::len);
+            let has_room = retries.has_room(staged.requests.len(), commit.takes_power(), moment);
+            let sealed_bytes = sealed.as_ref().map_or(0, Vec::len);
             let has_space =
                 sealed.is_none() || self.replies.has_room(staged.sealed.len() + 1, staged.sealed_bytes + sealed_bytes);
             if !has_room || !has_space {
@@ -283,5 +279,37 @@ mod tests {
         // One that is there and does not have it is a fault.
         std::fs::write(super::super::journal::scan::segment_path(dir.path(), 7), [0; 1_000]).unwrap();
         log.outcome(Revision(1)).unwrap_err();
+    }
+
+    #[test]
+    fn what_takes_power_away_has_ids_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = RetryLog::open(dir.path().to_owned(), &dir.path().join("replies"), Revision(0)).unwrap();
+        log.retries = Mutex::new(Retries::of_at_most(1, 1));
+        let retry = |id: u64| Retry { request_id: RequestId::parse(&format!("r{id}")).unwrap(), payload_hash: [1; 32] };
+        let asked = |id: u64, (narrows, urgent)| {
+            let commit = Commit {
+                actor: ActorId::keyward(),
+                authorization: None,
+                method: "Test",
+                target: String::new(),
+                time: UnixMillis(0),
+                narrows,
+                urgent,
+                writes: vec![],
+                retry: Some((retry(id), None)),
+            };
+            log.recall_staged(&StagedRequests::default(), &commit)
+        };
+        let make = |id: u64| {
+            let mut staged = StagedRequests::default();
+            staged.push(&ActorId::keyward(), (&retry(id), None), (Revision(id), UnixMillis(0)));
+            log.remember(staged, FramePlace::new(7, 64), &HashMap::new());
+        };
+        make(1);
+        assert_eq!(asked(2, (false, false)), Err(NotRemembered::TooMany));
+        assert_eq!((asked(2, (true, false)), asked(2, (false, true))), (Ok(Recalled::New), Ok(Recalled::New)));
+        make(2);
+        assert_eq!(asked(3, (true, true)), Err(NotRemembered::TooMany));
     }
 }

@@ -97,9 +97,7 @@ pub(super) fn encode_commit(
 
 /// Refuses a change that was made already, or that could not be recognised when it is asked for again.
 fn check_retry(commit: &Commit, seen: &PendingView<'_>) -> Result<(), CommitError> {
-    let Some((retry, sealed)) = &commit.retry else { return Ok(()) };
-    let recalled = seen.retries.recall_staged(&seen.requests, &commit.actor, (retry, sealed.as_ref()), commit.time);
-    match recalled {
+    match seen.retries.recall_staged(&seen.requests, commit) {
         Ok(Recalled::New) => Ok(()),
         Ok(Recalled::Made(revision)) => Err(CommitError::Repeated(revision)),
         Ok(Recalled::Reused) => Err(CommitError::RequestIdReused),

@@ -257,7 +257,7 @@ impl CommitLoop {
                 next = self.held.pop_front().or_else(|| self.commit_queue.next(&mut share));
                 continue;
             }
-            unfailing.extend(takes_power(&request.commit).then(|| (replies.len(), request.commit.clone())));
+            unfailing.extend(is_unfailing(&request.commit).then(|| (replies.len(), request.commit.clone())));
             let revision = frame.end().revision.next();
             match encode_commit(request.commit, revision, &mut seen, room) {
                 Ok((entry, rows)) => {
@@ -416,9 +416,9 @@ impl CommitLoop {
 type Replies = Vec<(Reply, Result<Revision, CommitError>)>;
 
 /// Whether a commit is made however the sealed replies of others fare.
-fn takes_power(commit: &Commit) -> bool {
+fn is_unfailing(commit: &Commit) -> bool {
     let is_sealed = commit.retry.as_ref().is_some_and(|(_, sealed)| sealed.is_some());
-    (commit.narrows || commit.urgent) && !is_sealed
+    commit.takes_power() && !is_sealed
 }
 
 /// Answers callers. The change of a caller that has gone away is made all the same.
