@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::num::NonZeroU32;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,9 @@ const FILE_MS_MAX: i64 = 60_000;
 /// The same by the uptime, while the log's time stands still.
 const FILE_UPTIME_S_MAX: u32 = 60;
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// A longer file is not read: one takes the replies of another group of commits while it has less than
+/// [`FILE_BYTES_MAX`].
+const FILE_BYTES_READ_MAX: u64 = FILE_BYTES_MAX + 1024 * 1024;
 /// Files at most; with as many, a change with a reply is refused. One is begun in a minute, and by each start
 /// and after each failure.
 const FILES_MAX: usize = 1_024;
@@ -88,27 +91,48 @@ struct Open {
 
 impl Replies {
     /// Reads a directory, and removes what no entry of the journal has. `time_of` tells the time of the entry
-    /// that has a hash. Returns where the others are.
+    /// that has a hash. Returns where the others are. What cannot be read or removed is logged and stays: it
+    /// must not stop a start.
     pub(super) fn open(
         dir: &Path,
         time_of: impl Fn(&ReplyHash) -> Option<UnixMillis>,
-    ) -> io::Result<(Self, HashMap<ReplyHash, ReplyPlace>)> {
+    ) -> (Self, HashMap<ReplyHash, ReplyPlace>) {
         let (mut state, mut places) = (State::default(), HashMap::new());
-        for (number, path) in numbered(dir, EXTENSION)? {
+        let replies = Self { dir: dir.to_owned(), state: Mutex::default() };
+        let stays = |path: &Path, error: io::Error| {
+            tracing::error!(path = %path.display(), %error, "sealed replies cannot be read; the start goes on without");
+        };
+        let files = numbered(dir, EXTENSION).unwrap_or_else(|error| {
+            stays(dir, error);
+            vec![]
+        });
+        for (number, path) in files {
             let number = u32::try_from(number).ok().and_then(NonZeroU32::new);
-            let bytes = fs::read(&path).map_err(with_path(&path))?;
+            let Some(number) = number.filter(|number| replies.path(*number) == path) else {
+                stays(&path, io::ErrorKind::InvalidFilename.into());
+                continue;
+            };
+            // The next file comes after it, whatever it is.
+            state.last = state.last.max(number.get());
+            let bytes = match read_whole(&path) {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    stays(&path, error);
+                    continue;
+                }
+            };
             let wanted = records(&bytes).filter_map(|(offset, hash, _)| Some((offset, hash, time_of(&hash)?)));
             let wanted: Vec<_> = wanted.collect();
             let until = wanted.iter().map(|(.., time)| *time).max();
-            let Some((number, until)) = number.zip(until) else {
-                fs::remove_file(&path).map_err(with_path(&path))?;
+            let Some(until) = until else {
+                fs::remove_file(&path).unwrap_or_else(|error| stays(&path, error));
                 continue;
             };
             places.extend(wanted.into_iter().map(|(offset, hash, _)| (hash, ReplyPlace { file: number, offset })));
             state.insert(number, Kept { bytes: bytes.len() as u64, until, since_s: 0 });
-            state.last = state.last.max(number.get());
         }
-        Ok((Self { dir: dir.to_owned(), state: Mutex::new(state) }, places))
+        *replies.state.lock() = state;
+        (replies, places)
     }
 
     /// Whether so many more bytes of replies have room.
@@ -246,6 +270,20 @@ impl State {
     }
 }
 
+/// Reads a regular file that has no more bytes than one of ours.
+fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
+    let about = fs::symlink_metadata(path)?;
+    if !about.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    if about.len() > FILE_BYTES_READ_MAX {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let mut bytes = Vec::with_capacity(about.len() as usize); // at most FILE_BYTES_READ_MAX
+    File::open(path)?.take(FILE_BYTES_READ_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// The hash of a reply.
 pub(super) fn hash_of(reply: &[u8]) -> ReplyHash {
     *blake3::hash(reply).as_bytes()
@@ -302,7 +340,7 @@ mod tests {
     fn replies_are_read_back_also_by_the_next_process_and_others_are_not_given() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("replies");
-        let (replies, _) = Replies::open(&dir, |_| None).unwrap();
+        let (replies, _) = Replies::open(&dir, |_| None);
         let places = replies.append(&[reply(1), reply(2)], TIME).unwrap();
         let third = replies.append(&[reply(3)], TIME).unwrap()[0];
         assert_eq!(replies.read(places[1], &hash_of(&reply(2))), Some(reply(2)));
@@ -313,7 +351,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
 
-        let (again, found) = Replies::open(&dir, |hash| (*hash != hash_of(&reply(2))).then_some(TIME.log)).unwrap();
+        let (again, found) = Replies::open(&dir, |hash| (*hash != hash_of(&reply(2))).then_some(TIME.log));
         assert_eq!(found.len(), 2, "one has no entry");
         assert_eq!(found[&hash_of(&reply(3))], third);
         assert_eq!(again.read(third, &hash_of(&reply(3))), Some(reply(3)));
@@ -326,7 +364,7 @@ mod tests {
     #[test]
     fn a_file_has_the_bytes_of_its_format() {
         let dir = tempfile::tempdir().unwrap();
-        let (replies, _) = Replies::open(dir.path(), |_| None).unwrap();
+        let (replies, _) = Replies::open(dir.path(), |_| None);
         replies.append(&[b"one".to_vec(), b"three".to_vec()], TIME).unwrap();
         let (one, three) = (blake3::hash(b"one"), blake3::hash(b"three"));
         let expected = [
@@ -342,7 +380,7 @@ mod tests {
     #[test]
     fn a_file_that_was_tampered_with_or_cut_gives_nothing_wrong() {
         let dir = tempfile::tempdir().unwrap();
-        let (replies, _) = Replies::open(dir.path(), |_| None).unwrap();
+        let (replies, _) = Replies::open(dir.path(), |_| None);
         let places = replies.append(&[reply(1), reply(2)], TIME).unwrap();
         let path = replies.path(places[0].file);
         let whole = fs::read(&path).unwrap();
@@ -365,7 +403,7 @@ mod tests {
     fn replies_that_cannot_be_kept_leave_no_file_and_there_is_an_end_to_files() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("replies");
-        let (replies, _) = Replies::open(&dir, |_| None).unwrap();
+        let (replies, _) = Replies::open(&dir, |_| None);
         let end = |replies: &Replies| replies.state.lock().files.len();
         // The header can be written, and no more.
         let open = replies.begin(&mut replies.state.lock(), TIME).unwrap();
@@ -395,7 +433,7 @@ mod tests {
     #[test]
     fn a_file_goes_ten_minutes_after_its_last_reply_and_what_no_entry_has_at_the_start() {
         let dir = tempfile::tempdir().unwrap();
-        let (replies, _) = Replies::open(dir.path(), |_| None).unwrap();
+        let (replies, _) = Replies::open(dir.path(), |_| None);
         let after = |ms| Moment { log: UnixMillis(TIME.log.0 + ms), ..TIME };
         replies.append(&[reply(1)], TIME).unwrap();
         replies.append(&[reply(2)], after(FILE_MS_MAX - 1)).unwrap();
@@ -407,14 +445,14 @@ mod tests {
             assert_eq!(files(dir.path()), left, "{time}");
         }
         replies.append(&[reply(4)], after(1_000_000)).unwrap();
-        let (_, found) = Replies::open(dir.path(), |_| None).unwrap();
+        let (_, found) = Replies::open(dir.path(), |_| None);
         assert_eq!((found.len(), files(dir.path())), (0, 0));
     }
 
     #[test]
     fn files_go_by_the_uptime_while_the_time_of_the_log_stands_still() {
         let dir = tempfile::tempdir().unwrap();
-        let (replies, _) = Replies::open(dir.path(), |_| None).unwrap();
+        let (replies, _) = Replies::open(dir.path(), |_| None);
         let after = |uptime_s| Moment { uptime_s, ..TIME };
         replies.append(&[reply(1)], TIME).unwrap();
         replies.append(&[reply(2)], after(59)).unwrap();
@@ -425,5 +463,28 @@ mod tests {
             replies.remove_expired(after(uptime_s)).unwrap();
             assert_eq!(files(dir.path()), left, "{uptime_s}");
         }
+    }
+
+    #[test]
+    fn a_start_goes_on_past_what_it_cannot_read() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("replies");
+        fs::write(&dir, "no directory").unwrap();
+        assert!(Replies::open(&dir, |_| None).1.is_empty());
+        fs::remove_file(&dir).unwrap();
+
+        let (replies, _) = Replies::open(&dir, |_| None);
+        let place = replies.append(&[reply(1)], TIME).unwrap()[0];
+        fs::create_dir(dir.join("000000000007.kwr")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", dir.join("000000000008.kwr")).unwrap();
+        let long = File::create(dir.join("000000000009.kwr")).unwrap();
+        long.set_len(FILE_BYTES_READ_MAX + 1).unwrap();
+        fs::write(dir.join("99999999999.kwr"), "another's").unwrap();
+        fs::write(dir.join("1.kwr"), "another's").unwrap();
+        let (replies, found) = Replies::open(&dir, |_| Some(TIME.log));
+        assert_eq!(found, HashMap::from([(hash_of(&reply(1)), place)]));
+        assert_eq!(files(&dir), 6);
+        let next = replies.append(&[reply(2)], TIME).unwrap()[0];
+        assert_eq!(next.file.get(), 10);
     }
 }

@@ -74,7 +74,7 @@ impl RetryLog {
         let requests: Vec<(Request, FramePlace)> = read_back(&journal, until, for_ms, read)?;
         let times: HashMap<ReplyHash, UnixMillis> =
             requests.iter().filter_map(|(request, _)| Some((request.sealed_reply?, request.time))).collect();
-        let (replies, places) = Replies::open(replies, |hash| times.get(hash).copied())?;
+        let (replies, places) = Replies::open(replies, |hash| times.get(hash).copied());
         let mut retries = Retries::default();
         for (Request { actor, retry, revision, time, sealed_reply }, frame) in requests {
             let reply = sealed_reply.and_then(|hash| places.get(&hash).copied());
