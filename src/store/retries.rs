@@ -103,6 +103,12 @@ impl<P> Remembered<P> {
         Self { name, payload: short(&retry.payload_hash), time, revision, since_s: 0, place }
     }
 
+    /// The same change, at the place that an engine has for its revision.
+    pub(super) fn placed<Q>(self, place: impl FnOnce(P, Revision) -> Q) -> Remembered<Q> {
+        let Self { name, payload, time, revision, since_s, place: before } = self;
+        Remembered { name, payload, time, revision, since_s, place: place(before, revision) }
+    }
+
     /// The same change, made at an uptime.
     pub(super) fn since(self, since_s: u32) -> Self {
         Self { since_s, ..self }
@@ -286,14 +292,7 @@ impl Staged {
 
     /// Those that were staged, each with its place.
     pub(super) fn placed<P>(self, mut place: impl FnMut(Revision) -> P) -> impl Iterator<Item = Remembered<P>> {
-        self.0.into_iter().map(move |Remembered { name, payload, time, revision, since_s, place: () }| Remembered {
-            name,
-            payload,
-            time,
-            revision,
-            since_s,
-            place: place(revision),
-        })
+        self.0.into_iter().map(move |change| change.placed(|(), revision| place(revision)))
     }
 }
 

@@ -16,7 +16,7 @@ use super::journal::requests::{FramePlace, RequestOf, entry_at, read_back};
 use super::recovery::rebuild::rows_of;
 use super::replies::{Replies, ReplyHash, ReplyPlace, hash_of};
 use crate::store::retries::{Remembered, Retries, Staged, Uptime};
-use crate::store::{Commit, Outcome, REMEMBERED_FOR, Recalled, Retry, StoreError};
+use crate::store::{Commit, Outcome, REMEMBERED_FOR, REMEMBERED_MAX, Recalled, Retry, StoreError, is_remembered};
 
 /// After a sealed reply could not be kept, changes that have one are refused for so long, one by one.
 pub(super) const SEALED_REFUSED_FOR: Duration = Duration::from_secs(2);
@@ -66,19 +66,32 @@ impl Default for StagedRequests {
 }
 
 impl RetryLog {
-    /// Reads what a journal that was checked has of it, up to a revision.
-    pub(super) fn open(journal: PathBuf, replies: &Path, until: Revision) -> Result<Self, OpenError> {
+    /// Reads what a journal that was checked has of it up to a revision, and is remembered at a time.
+    pub(super) fn open(
+        journal: PathBuf,
+        replies: &Path,
+        (until, now): (Revision, UnixMillis),
+    ) -> Result<Self, OpenError> {
         let for_ms = i64::try_from(REMEMBERED_FOR.as_millis()).unwrap_or(i64::MAX);
+        let mut sealed: HashMap<ReplyHash, (UnixMillis, Revision)> = HashMap::new();
         // What no caller can have written is none.
-        let read = |request: RequestOf, frame| Some((Request::read(&request)?, frame));
-        let requests: Vec<(Request, FramePlace)> = read_back(&journal, until, for_ms, read)?;
-        let times: HashMap<ReplyHash, UnixMillis> =
-            requests.iter().filter_map(|(request, _)| Some((request.sealed_reply?, request.time))).collect();
-        let (replies, places) = Replies::open(replies, |hash| times.get(hash).copied());
+        let read = |entry: RequestOf, frame| {
+            let time = UnixMillis(entry.time_ms);
+            let change = is_remembered(time, now).then(|| read_request(&entry, frame)).flatten()?;
+            if let Ok(hash) = entry.sealed_reply_hash.as_slice().try_into() {
+                sealed.insert(hash, (time, Revision(entry.revision)));
+            }
+            Some(change)
+        };
+        let changes = read_back(&journal, until, (for_ms, REMEMBERED_MAX), read)?;
+        let (replies, places) = Replies::open(replies, |hash| sealed.get(hash).map(|(time, _)| *time));
+        let places: HashMap<Revision, ReplyPlace> =
+            places.iter().filter_map(|(hash, place)| Some((sealed.get(hash)?.1, *place))).collect();
+        drop(sealed);
         let mut retries = Retries::default();
-        for (Request { actor, retry, revision, time, sealed_reply }, frame) in requests {
-            let reply = sealed_reply.and_then(|hash| places.get(&hash).copied());
-            retries.remember(Remembered::new(&actor, &retry, (revision, time), Place { frame, reply }));
+        for change in changes {
+            let place = |frame, revision| Place { frame, reply: places.get(&revision).copied() };
+            retries.remember(change.placed(place));
         }
         let (retries, uptime) = (Mutex::new(retries), Uptime::starting_now());
         Ok(Self { journal, retries, uptime, replies, replies_failed: Mutex::default() })
@@ -209,25 +222,11 @@ pub(super) fn sealed_reply_hash(sealed: Option<&Vec<u8>>) -> Vec<u8> {
     sealed.map_or_else(Vec::new, |sealed| hash_of(sealed).to_vec())
 }
 
-struct Request {
-    actor: ActorId,
-    retry: Retry,
-    revision: Revision,
-    time: UnixMillis,
-    sealed_reply: Option<ReplyHash>,
-}
-
-impl Request {
-    fn read(entry: &RequestOf) -> Option<Self> {
-        let request_id = RequestId::parse(&entry.request_id).ok()?;
-        Some(Self {
-            actor: ActorId::parse(&entry.actor).ok()?,
-            retry: Retry { request_id, payload_hash: entry.payload_hash.as_slice().try_into().ok()? },
-            revision: Revision(entry.revision),
-            time: UnixMillis(entry.time_ms),
-            sealed_reply: entry.sealed_reply_hash.as_slice().try_into().ok(),
-        })
-    }
+fn read_request(entry: &RequestOf, frame: FramePlace) -> Option<Remembered<FramePlace>> {
+    let request_id = RequestId::parse(&entry.request_id).ok()?;
+    let actor = ActorId::parse(&entry.actor).ok()?;
+    let retry = Retry { request_id, payload_hash: entry.payload_hash.as_slice().try_into().ok()? };
+    Some(Remembered::new(&actor, &retry, (Revision(entry.revision), UnixMillis(entry.time_ms)), frame))
 }
 
 #[cfg(test)]
@@ -245,7 +244,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let journal = dir.path().join("journal");
         std::fs::create_dir(&journal).unwrap();
-        let log = RetryLog::open(journal, &dir.path().join("replies"), Revision(0)).unwrap();
+        let log = RetryLog::open(journal, &dir.path().join("replies"), (Revision(0), UnixMillis(0))).unwrap();
         let (actor, ahead) = (ActorId::parse("one").unwrap(), UnixMillis(1_000_000_000_000_000));
         let retry = Retry { request_id: RequestId::parse("id").unwrap(), payload_hash: [1; 32] };
         let mut staged = StagedRequests::default();
@@ -270,7 +269,8 @@ mod tests {
     #[test]
     fn a_change_whose_segment_has_gone_is_not_known_any_more() {
         let dir = tempfile::tempdir().unwrap();
-        let log = RetryLog::open(dir.path().to_owned(), &dir.path().join("replies"), Revision(0)).unwrap();
+        let log =
+            RetryLog::open(dir.path().to_owned(), &dir.path().join("replies"), (Revision(0), UnixMillis(0))).unwrap();
         let mut staged = StagedRequests::default();
         let retry = Retry { request_id: RequestId::parse("id").unwrap(), payload_hash: [1; 32] };
         staged.push(&ActorId::keyward(), (&retry, None), (Revision(1), UnixMillis(0)));
@@ -284,7 +284,8 @@ mod tests {
     #[test]
     fn what_takes_power_away_has_ids_of_its_own() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = RetryLog::open(dir.path().to_owned(), &dir.path().join("replies"), Revision(0)).unwrap();
+        let mut log =
+            RetryLog::open(dir.path().to_owned(), &dir.path().join("replies"), (Revision(0), UnixMillis(0))).unwrap();
         log.retries = Mutex::new(Retries::of_at_most(1, 1));
         let retry = |id: u64| Retry { request_id: RequestId::parse(&format!("r{id}")).unwrap(), payload_hash: [1; 32] };
         let asked = |id: u64, (narrows, urgent)| {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use keyward::store::local::journal::requests::{RequestOf, read_back};
 use keyward::store::{Commit, CommitError, Outcome, ReadContext, Recalled, RecordWrite, Retry, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
@@ -156,5 +157,22 @@ async fn where_sealed_replies_cannot_be_kept_what_takes_power_away_is_made_all_t
         }
         assert_eq!(store.revision().0, before.0 + 64);
         store.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_start_reads_the_newest_requests_up_to_a_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir, 64 * 1024);
+    for number in 1..200 {
+        store.commit(named(number, &format!("id-{number}"), "one", 1_000)).await.unwrap();
+    }
+    let last = store.revision();
+    store.close().await.unwrap();
+    for max in [1, 10, 150, 300] {
+        let read = |entry: RequestOf, _| Some(entry.revision);
+        let read = read_back(&dir.path().join("journal"), last, (TEN_MINUTES_MS, max), read).unwrap();
+        let expected = last.0 + 1 - (max as u64).min(199);
+        assert!(read.eq(expected..=last.0), "{max}");
     }
 }
