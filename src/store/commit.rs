@@ -9,7 +9,7 @@ use keyward_core::record::{IssuerRecord, KeyRecord, OwnerRecord, TenantRecord};
 use super::{Exceeded, RetryEntry, StoreError};
 
 /// A change, and who makes it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Commit {
     /// Who.
     pub actor: ActorId,
@@ -35,6 +35,11 @@ pub struct Commit {
 }
 
 impl Commit {
+    /// Whether it takes power away, or its caller means to.
+    pub(crate) fn takes_power(&self) -> bool {
+        self.narrows || self.urgent
+    }
+
     /// The clock's reading at the request; without a caller, the time of the change.
     pub(crate) fn clock(&self) -> UnixMillis {
         self.authorization.as_ref().map_or(self.time, Authorization::clock)
@@ -42,7 +47,7 @@ impl Commit {
 }
 
 /// A record to write, with its precondition.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum RecordWrite {
     /// A key that must not exist yet: neither its id nor its digest.
     NewKey(Box<KeyRecord>),

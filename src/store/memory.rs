@@ -20,7 +20,7 @@ use super::bounds::{self, NameKind, NameUses, Pending};
 use super::check::{RecordReader, WriteContext, authorize, check_and_encode, keep_caller};
 use super::engine::{EngineError, LockedEngine, OpenContext, StorageEngine};
 use super::ordinals::Ordinals;
-use super::retries::{Remembered, Retries};
+use super::retries::{Remembered, Retries, Uptime};
 use super::{
     Backup, BackupError, BackupFormat, Bounds, Commit, CommitError, DueKey, KeyQuery, LogStream, Outcome, Page,
     ReadContext, Recalled, Retry, Store, StoreError, WriteHealth,
@@ -86,6 +86,7 @@ struct State {
     ordinals: Ordinals,
     administrators: Administrators,
     retries: Retries<()>,
+    uptime: Uptime,
     /// What was sealed, for as long as the store lives.
     sealed: HashMap<Revision, Vec<u8>>,
     closed: bool,
@@ -116,6 +117,7 @@ impl MemoryStore {
             ordinals: Ordinals::default(),
             administrators: Administrators::default(),
             retries: Retries::default(),
+            uptime: Uptime::starting_now(),
             sealed: HashMap::new(),
             closed: false,
         };
@@ -181,9 +183,7 @@ impl Store for MemoryStore {
             return Err(StoreError::Closed.into());
         }
         authorize(&commit, &mut *state)?;
-        if let Some((retry, _)) = &commit.retry {
-            state.check_retry(&commit.actor, retry, commit.time)?;
-        }
+        state.check_retry(&commit)?;
         let clock = commit.clock();
         let revision = state.revision.next();
         let at = WriteContext { revision, time: commit.time, narrows: commit.narrows };
@@ -205,7 +205,9 @@ impl Store for MemoryStore {
         }
         state.revision = revision;
         if let Some((retry, sealed)) = commit.retry {
-            state.retries.remember(Remembered::new(&commit.actor, &retry, (revision, commit.time), ()));
+            let change = Remembered::new(&commit.actor, &retry, (revision, commit.time), ());
+            let since_s = state.uptime.seconds();
+            state.retries.remember(change.since(since_s));
             state.sealed.extend(sealed.map(|sealed| (revision, sealed)));
         }
         let change = Arc::new(Change { revision, records });
@@ -215,7 +217,8 @@ impl Store for MemoryStore {
     }
 
     fn recall(&self, actor: &ActorId, retry: &Retry, now: UnixMillis) -> Recalled {
-        self.state.lock().retries.recall(actor, retry, now)
+        let state = self.state.lock();
+        state.retries.recall(actor, retry, state.uptime.at(now))
     }
 
     async fn outcome(&self, _reader: &ReadContext, revision: Revision) -> Result<Option<Outcome>, StoreError> {
@@ -298,9 +301,11 @@ impl Store for MemoryStore {
 }
 
 impl State {
-    fn check_retry(&mut self, actor: &ActorId, retry: &Retry, now: UnixMillis) -> Result<(), CommitError> {
-        match self.retries.recall(actor, retry, now) {
-            Recalled::New if self.retries.has_room(0, now) => Ok(()),
+    fn check_retry(&mut self, commit: &Commit) -> Result<(), CommitError> {
+        let Some((retry, _)) = &commit.retry else { return Ok(()) };
+        let now = self.uptime.at(commit.time);
+        match self.retries.recall(&commit.actor, retry, now) {
+            Recalled::New if self.retries.has_room(0, commit.takes_power(), now) => Ok(()),
             Recalled::New => Err(CommitError::TooManyRequests),
             Recalled::Made(revision) => Err(CommitError::Repeated(revision)),
             Recalled::Reused => Err(CommitError::RequestIdReused),

@@ -2,8 +2,11 @@
 //! a view of the log.
 //!
 //! Times are those of the log: what was asked for at `t` is known to a request at any time before `t` plus
-//! [`REMEMBERED_FOR`]. A change is looked up at its place in the log, so of two with one id one is made, and
-//! a crash forgets nothing that is durable.
+//! [`REMEMBERED_FOR`]. A log that has a time of the future, from a clock that was ahead, stands still until
+//! then; so a change is also forgotten [`FORGOTTEN_AFTER_S`] after it was made, or read at a start.
+//!
+//! A change is looked up at its place in the log, so of two with one id one is made, and a crash forgets
+//! nothing that is durable.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
@@ -14,12 +17,19 @@ use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{ActorId, RequestId};
 use keyward_core::record::{KeyRecord, TenantRecord};
+use tokio::time::Instant;
 
 /// How long a change is remembered.
 pub const REMEMBERED_FOR: Duration = Duration::from_secs(600);
-/// Changes that are remembered at most; one more with an id is refused. They take 64 bytes each, and their
+/// Seconds of the engine's uptime after which a change is forgotten whatever the log's time is: a minute more
+/// than [`REMEMBERED_FOR`], for a clock that runs slow.
+pub(super) const FORGOTTEN_AFTER_S: u32 = 660;
+/// Changes that are remembered at most; one more with an id is refused. They take 72 bytes each, and their
 /// index 5 to 10.
 pub const REMEMBERED_MAX: usize = 4_000_000;
+/// Changes that take power away and are remembered besides, when there are so many: a caller that fills the
+/// table must not stop `keyward key disable`, which always has an id.
+const REMEMBERED_RESERVE: usize = 16_384;
 
 /// Bytes of the hash by which a name and a payload are told apart. They stand for a caller's own choices: two
 /// of other callers are never mixed up by chance.
@@ -81,22 +91,76 @@ pub(super) struct Remembered<P> {
     payload: Short,
     time: UnixMillis,
     revision: Revision,
+    /// The engine's uptime when it was made. 0: it was read at the start.
+    since_s: u32,
     place: P,
 }
 
 impl<P> Remembered<P> {
-    /// A change that an actor made at a time.
+    /// A change that an actor made at a time, before the engine was started.
     pub(super) fn new(actor: &ActorId, retry: &Retry, (revision, time): (Revision, UnixMillis), place: P) -> Self {
         let name = name_of(actor.as_str(), retry.request_id.as_str());
-        Self { name, payload: short(&retry.payload_hash), time, revision, place }
+        Self { name, payload: short(&retry.payload_hash), time, revision, since_s: 0, place }
+    }
+
+    /// The same change, at the place that an engine has for its revision.
+    pub(super) fn placed<Q>(self, place: impl FnOnce(P, Revision) -> Q) -> Remembered<Q> {
+        let Self { name, payload, time, revision, since_s, place: before } = self;
+        Remembered { name, payload, time, revision, since_s, place: place(before, revision) }
+    }
+
+    /// The same change, made at an uptime.
+    pub(super) fn since(self, since_s: u32) -> Self {
+        Self { since_s, ..self }
+    }
+
+    fn is_remembered(&self, now: Moment) -> bool {
+        now.remembers(self.time, self.since_s)
     }
 
     /// What it is to a request of the same name. `None`: nothing any more.
-    fn recalled(&self, retry: &Retry, now: UnixMillis) -> Option<Recalled> {
-        is_remembered(self.time, now).then(|| match self.payload == short(&retry.payload_hash) {
+    fn recalled(&self, retry: &Retry, now: Moment) -> Option<Recalled> {
+        self.is_remembered(now).then(|| match self.payload == short(&retry.payload_hash) {
             true => Recalled::Made(self.revision),
             false => Recalled::Reused,
         })
+    }
+}
+
+/// A time, by the log and by the engine's uptime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Moment {
+    /// The time of a change that is made now.
+    pub(super) log: UnixMillis,
+    /// Seconds since the engine was started.
+    pub(super) uptime_s: u32,
+}
+
+impl Moment {
+    /// Whether a change of this time, made at this uptime, is remembered now.
+    pub(super) fn remembers(self, time: UnixMillis, since_s: u32) -> bool {
+        is_remembered(time, self.log) && self.uptime_s.saturating_sub(since_s) < FORGOTTEN_AFTER_S
+    }
+}
+
+/// Tells how long an engine has run, by a clock that is never set.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Uptime(Instant);
+
+impl Uptime {
+    /// Of an engine that is started now.
+    pub(super) fn starting_now() -> Self {
+        Self(Instant::now())
+    }
+
+    /// So many seconds.
+    pub(super) fn seconds(self) -> u32 {
+        u32::try_from(self.0.elapsed().as_secs()).unwrap_or(u32::MAX) // 136 years
+    }
+
+    /// Now, at a time of the log.
+    pub(super) fn at(self, log: UnixMillis) -> Moment {
+        Moment { log, uptime_s: self.seconds() }
     }
 }
 
@@ -117,31 +181,33 @@ pub(super) struct Retries<P> {
     /// Drawn by the process: callers choose names, and must not be able to make them collide.
     hashes: RandomState,
     max: usize,
+    reserve: usize,
 }
 
 impl<P> Default for Retries<P> {
     fn default() -> Self {
-        Self::of_at_most(REMEMBERED_MAX)
+        Self::of_at_most(REMEMBERED_MAX, REMEMBERED_RESERVE)
     }
 }
 
 impl<P> Retries<P> {
-    fn of_at_most(max: usize) -> Self {
+    /// Of at most so many changes, and so many more that take power away.
+    pub(super) fn of_at_most(max: usize, reserve: usize) -> Self {
         let (changes, by_name, hashes) = (VecDeque::new(), HashTable::new(), RandomState::new());
-        Self { changes, first: 0, by_name, hashes, max }
+        Self { changes, first: 0, by_name, hashes, max, reserve }
     }
 
     /// What an actor's request is at a time.
-    pub(super) fn recall(&self, actor: &ActorId, retry: &Retry, now: UnixMillis) -> Recalled {
+    pub(super) fn recall(&self, actor: &ActorId, retry: &Retry, now: Moment) -> Recalled {
         let name = name_of(actor.as_str(), retry.request_id.as_str());
         let found = self.number_of(&name).and_then(|number| self.changes.get(self.index_of(number)));
         found.and_then(|change| change.recalled(retry, now)).unwrap_or(Recalled::New)
     }
 
     /// Whether one more can be remembered at a time, besides so many that are not there yet.
-    pub(super) fn has_room(&mut self, more: usize, now: UnixMillis) -> bool {
+    pub(super) fn has_room(&mut self, more: usize, takes_power: bool, now: Moment) -> bool {
         self.forget(now);
-        self.changes.len() + more < self.max
+        self.changes.len() + more < self.max + if takes_power { self.reserve } else { 0 }
     }
 
     /// Remembers a change, which comes after all others.
@@ -167,13 +233,13 @@ impl<P> Retries<P> {
     }
 
     /// Where an engine has the oldest change that is remembered at a time.
-    pub(super) fn oldest(&self, now: UnixMillis) -> Option<&P> {
-        self.changes.iter().find(|change| is_remembered(change.time, now)).map(|change| &change.place)
+    pub(super) fn oldest(&self, now: Moment) -> Option<&P> {
+        self.changes.iter().find(|change| change.is_remembered(now)).map(|change| &change.place)
     }
 
     /// Forgets what is past its time.
-    fn forget(&mut self, now: UnixMillis) {
-        while let Some(oldest) = self.changes.front().filter(|oldest| !is_remembered(oldest.time, now)) {
+    fn forget(&mut self, now: Moment) {
+        while let Some(oldest) = self.changes.front().filter(|oldest| !oldest.is_remembered(now)) {
             let hash = self.hashes.hash_one(oldest.name);
             let first = self.first;
             if let Ok(entry) = self.by_name.find_entry(hash, |&number| number == first) {
@@ -210,6 +276,7 @@ impl Staged {
     pub(super) fn recall(&self, actor: &ActorId, retry: &Retry, now: UnixMillis) -> Recalled {
         let name = name_of(actor.as_str(), retry.request_id.as_str());
         let found = self.0.iter().rev().find(|change| change.name == name);
+        let now = Moment { log: now, uptime_s: 0 };
         found.and_then(|change| change.recalled(retry, now)).unwrap_or(Recalled::New)
     }
 
@@ -225,13 +292,7 @@ impl Staged {
 
     /// Those that were staged, each with its place.
     pub(super) fn placed<P>(self, mut place: impl FnMut(Revision) -> P) -> impl Iterator<Item = Remembered<P>> {
-        self.0.into_iter().map(move |Remembered { name, payload, time, revision, place: () }| Remembered {
-            name,
-            payload,
-            time,
-            revision,
-            place: place(revision),
-        })
+        self.0.into_iter().map(move |change| change.placed(|(), revision| place(revision)))
     }
 }
 
@@ -254,6 +315,10 @@ mod tests {
 
     const MINUTES_10: i64 = 600_000;
 
+    fn at(log: i64) -> Moment {
+        Moment { log: UnixMillis(log), uptime_s: 0 }
+    }
+
     fn actor(name: &str) -> ActorId {
         ActorId::parse(name).unwrap()
     }
@@ -270,12 +335,12 @@ mod tests {
     fn a_request_is_known_for_ten_minutes_to_the_millisecond() {
         let mut retries = Retries::default();
         remember(&mut retries, 1, (7, 1_000));
-        let at = |retries: &Retries<()>, time| retries.recall(&actor("one"), &retry(1, 1), UnixMillis(time));
-        assert_eq!(at(&retries, 1_000 + MINUTES_10 - 1), Recalled::Made(Revision(7)));
-        assert_eq!(at(&retries, 1_000 + MINUTES_10), Recalled::New);
-        assert_eq!(retries.recall(&actor("one"), &retry(1, 2), UnixMillis(1_000)), Recalled::Reused);
-        assert_eq!(retries.recall(&actor("two"), &retry(1, 1), UnixMillis(1_000)), Recalled::New);
-        assert_eq!(retries.recall(&actor("one"), &retry(2, 1), UnixMillis(1_000)), Recalled::New);
+        let known = |retries: &Retries<()>, time| retries.recall(&actor("one"), &retry(1, 1), at(time));
+        assert_eq!(known(&retries, 1_000 + MINUTES_10 - 1), Recalled::Made(Revision(7)));
+        assert_eq!(known(&retries, 1_000 + MINUTES_10), Recalled::New);
+        assert_eq!(retries.recall(&actor("one"), &retry(1, 2), at(1_000)), Recalled::Reused);
+        assert_eq!(retries.recall(&actor("two"), &retry(1, 1), at(1_000)), Recalled::New);
+        assert_eq!(retries.recall(&actor("one"), &retry(2, 1), at(1_000)), Recalled::New);
     }
 
     #[test]
@@ -284,12 +349,12 @@ mod tests {
         // A change whose time is earlier than that of the one before it.
         remember(&mut retries, 1, (1, 5_000));
         remember(&mut retries, 2, (2, 0));
-        let now = UnixMillis(MINUTES_10 + 1_000);
+        let now = at(MINUTES_10 + 1_000);
         assert_eq!(retries.recall(&actor("one"), &retry(2, 1), now), Recalled::New);
-        assert!(retries.has_room(0, now));
-        remember(&mut retries, 2, (3, now.0));
+        assert!(retries.has_room(0, false, now));
+        remember(&mut retries, 2, (3, now.log.0));
         assert_eq!(retries.recall(&actor("one"), &retry(2, 1), now), Recalled::Made(Revision(3)));
-        assert!(retries.has_room(0, UnixMillis(MINUTES_10 + 5_000)));
+        assert!(retries.has_room(0, false, at(MINUTES_10 + 5_000)));
         assert_eq!(retries.changes.len(), 1);
         assert_eq!(retries.recall(&actor("one"), &retry(2, 1), now), Recalled::Made(Revision(3)));
         assert_eq!(retries.by_name.len(), 1);
@@ -297,21 +362,47 @@ mod tests {
 
     #[test]
     fn there_is_an_end_to_what_is_remembered_and_time_makes_room() {
-        let mut retries = Retries::of_at_most(1_000);
+        let mut retries = Retries::of_at_most(1_000, 0);
         for id in 0..1_000 {
-            assert!(retries.has_room(0, UnixMillis(0)));
+            assert!(retries.has_room(0, false, at(0)));
             remember(&mut retries, id, (id + 1, i64::try_from(id).unwrap()));
         }
-        assert!(!retries.has_room(0, UnixMillis(MINUTES_10 - 1)));
-        assert!(retries.has_room(0, UnixMillis(MINUTES_10)));
-        assert!(!retries.has_room(1, UnixMillis(MINUTES_10)), "one that is not there yet counts");
+        assert!(!retries.has_room(0, false, at(MINUTES_10 - 1)));
+        assert!(retries.has_room(0, false, at(MINUTES_10)));
+        assert!(!retries.has_room(1, false, at(MINUTES_10)), "one that is not there yet counts");
         for id in 1..1_000 {
-            let recalled = retries.recall(&actor("one"), &retry(id, 1), UnixMillis(MINUTES_10));
+            let recalled = retries.recall(&actor("one"), &retry(id, 1), at(MINUTES_10));
             assert_eq!(recalled, Recalled::Made(Revision(id + 1)));
             assert!(retries.place_of(Revision(id + 1)).is_some());
         }
-        assert!(retries.has_room(0, UnixMillis(2 * MINUTES_10)));
+        assert!(retries.has_room(0, false, at(2 * MINUTES_10)));
         assert_eq!((retries.changes.len(), retries.by_name.len()), (0, 0));
         assert!(retries.changes.capacity() < 1_000, "{}", retries.changes.capacity());
+    }
+
+    #[test]
+    fn a_change_whose_time_is_far_ahead_is_forgotten_by_the_uptime() {
+        let mut retries = Retries::default();
+        let ahead = UnixMillis(1_000_000_000_000_000);
+        for (id, since_s) in [(1, 0), (2, 100)] {
+            let change = Remembered::new(&actor("one"), &retry(id, 1), (Revision(id), ahead), id);
+            retries.remember(change.since(since_s));
+        }
+        // The log's time stays.
+        let after = |uptime_s| Moment { log: ahead, uptime_s };
+        for (uptime_s, first, second, oldest) in [
+            (FORGOTTEN_AFTER_S - 1, Recalled::Made(Revision(1)), Recalled::Made(Revision(2)), Some(&1)),
+            (FORGOTTEN_AFTER_S, Recalled::New, Recalled::Made(Revision(2)), Some(&2)),
+            (FORGOTTEN_AFTER_S + 99, Recalled::New, Recalled::Made(Revision(2)), Some(&2)),
+            (FORGOTTEN_AFTER_S + 100, Recalled::New, Recalled::New, None),
+        ] {
+            let now = after(uptime_s);
+            assert_eq!(retries.recall(&actor("one"), &retry(1, 1), now), first);
+            assert_eq!(retries.recall(&actor("one"), &retry(2, 1), now), second);
+            assert_eq!(retries.oldest(now), oldest);
+        }
+        assert_eq!(retries.changes.len(), 2);
+        assert!(retries.has_room(0, false, after(FORGOTTEN_AFTER_S + 100)));
+        assert_eq!((retries.changes.len(), retries.by_name.len()), (0, 0));
     }
 }

@@ -183,7 +183,8 @@ impl LocalStore {
         let stats = Arc::new(CachedStats::default());
         let disk_probe = DiskProbe::start(recovered.journal.writer.meter(options.free_bytes)?, stats.clone())?;
         let durable_at = Arc::new(Mutex::new(recovered.journal.position));
-        let retries = RetryLog::open(dir.journal(), &dir.replies(), recovered.journal.position.revision)?;
+        let now = options.clock.now().max(view.latest_time());
+        let retries = RetryLog::open(dir.journal(), &dir.replies(), (recovered.journal.position.revision, now))?;
         let retries = Arc::new(retries);
         let maintenance = Maintenance::start(MaintenanceConfig {
             dir: &dir,
@@ -194,11 +195,7 @@ impl LocalStore {
             checkpoint: recovered.checkpoint,
             log_id,
             stats: stats.clone(),
-            replies: retries.replies(),
-            needed_from: {
-                let retries = retries.clone();
-                Box::new(move |now| retries.oldest_segment(now))
-            },
+            retries: retries.clone(),
         })?;
         let (committer, progress) = Committer::start(CommitterConfig {
             journal: recovered.journal,

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use keyward::store::local::journal::requests::{RequestOf, read_back};
 use keyward::store::{Commit, CommitError, Outcome, ReadContext, Recalled, RecordWrite, Retry, Store};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
 use keyward_core::id::{ActorId, RequestId};
+use keyward_core::record::State;
 
 use super::conformance::on_every_engine;
-use crate::support::local_store::{commit, key, open};
+use crate::support::local_store::{commit, create, key, open};
 
 on_every_engine![
     a_request_is_made_once_and_told_of_as_it_was,
@@ -122,4 +124,55 @@ async fn requests_and_their_replies_are_known_after_a_restart() {
         assert_eq!(told.key().unwrap().key_id, key(number).key_id);
     }
     store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn where_sealed_replies_cannot_be_kept_what_takes_power_away_is_made_all_the_same() {
+    for _ in 0..5 {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir, 1024 * 1024);
+        std::fs::write(dir.path().join("replies"), "no directory").unwrap();
+        let mut keys = vec![];
+        for number in 0..64 {
+            keys.push(create(&store, number).await);
+        }
+        let before = store.revision();
+        // All are queued while the first of them are made.
+        let disabled = keys.iter().zip(0_u8..).map(|(key, number)| {
+            let mut disabled = key.clone();
+            disabled.spec.policy.state = State::Disabled;
+            let writes = vec![RecordWrite::Key(Box::new(disabled))];
+            let retry = number.is_multiple_of(2).then(|| (retry(&format!("off-{number}"), 1), None));
+            store.commit(Commit { narrows: true, urgent: number < 32, retry, ..commit(writes) })
+        });
+        let sealed = (0..64).map(|number| store.commit(named(1_000 + number, &format!("id-{number}"), "one", 1_000)));
+        let (disabled, sealed) = tokio::join!(join_all(disabled), join_all(sealed));
+        for refused in sealed {
+            assert!(matches!(refused, Err(CommitError::DiskFull)), "{refused:?}");
+        }
+        for (disabled, key) in disabled.into_iter().zip(&keys) {
+            disabled.unwrap();
+            let key = store.key(&key.tenant, &key.key_id).await.unwrap().unwrap();
+            assert_eq!(key.spec.policy.state, State::Disabled);
+        }
+        assert_eq!(store.revision().0, before.0 + 64);
+        store.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_start_reads_the_newest_requests_up_to_a_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir, 64 * 1024);
+    for number in 1..200 {
+        store.commit(named(number, &format!("id-{number}"), "one", 1_000)).await.unwrap();
+    }
+    let last = store.revision();
+    store.close().await.unwrap();
+    for max in [1, 10, 150, 300] {
+        let read = |entry: RequestOf, _| Some(entry.revision);
+        let read = read_back(&dir.path().join("journal"), last, (TEN_MINUTES_MS, max), read).unwrap();
+        let expected = last.0 + 1 - (max as u64).min(199);
+        assert!(read.eq(expected..=last.0), "{max}");
+    }
 }

@@ -33,7 +33,7 @@ use crate::store::local::journal::scan::{segment_numbers, segment_path, segment_
 use crate::store::local::journal::segment::{HEADER_BYTES, HEADER_BYTES_V1, SegmentHeader};
 use crate::store::local::journal::{ChainKey, JournalError, Position};
 use crate::store::local::options::{Retention, StoreOptions};
-use crate::store::local::replies::Replies;
+use crate::store::local::retries::RetryLog;
 use crate::store::local::table::Table;
 use crate::store::local::table::snapshot_scan::{ScanError, SnapshotScan};
 use crate::store::{MaterializedView, StoreError};
@@ -62,13 +62,10 @@ pub(in crate::store::local) struct MaintenanceConfig<'a> {
     pub(in crate::store::local) log_id: LogId,
     /// Cached values for metrics.
     pub(in crate::store::local) stats: Arc<CachedStats>,
-    /// Sealed replies, which go when they are past their time.
-    pub(in crate::store::local) replies: Arc<Replies>,
-    pub(in crate::store::local) needed_from: NeededFrom,
+    /// Knows the oldest segment that a retry may need, which stays with all after it, and has the sealed
+    /// replies, which go when they are past their time.
+    pub(in crate::store::local) retries: Arc<RetryLog>,
 }
-
-/// The number of the oldest segment that a retry may need at a time, which stays with all after it.
-pub(in crate::store::local) type NeededFrom = Box<dyn Fn(UnixMillis) -> Option<u64> + Send>;
 
 /// What the maintenance thread works with.
 pub(super) struct MaintenanceContext {
@@ -86,8 +83,7 @@ pub(super) struct MaintenanceContext {
     pub(in crate::store::local) clock: Arc<dyn Clock>,
     log_id: LogId,
     stats: Arc<CachedStats>,
-    replies: Arc<Replies>,
-    needed_from: NeededFrom,
+    retries: Arc<RetryLog>,
     pub(super) stopping: Arc<AtomicBool>,
 }
 
@@ -113,8 +109,7 @@ impl Waker {
 
 impl Maintenance {
     pub(in crate::store::local) fn start(parts: MaintenanceConfig<'_>) -> io::Result<Self> {
-        let MaintenanceConfig { dir, options, table, durable, view, checkpoint, log_id, stats, replies, needed_from } =
-            parts;
+        let MaintenanceConfig { dir, options, table, durable, view, checkpoint, log_id, stats, retries } = parts;
         let stopping = Arc::new(AtomicBool::new(false));
         let context = MaintenanceContext {
             journal: dir.journal(),
@@ -130,8 +125,7 @@ impl Maintenance {
             clock: options.clock.clone(),
             log_id,
             stats,
-            replies,
-            needed_from,
+            retries,
             stopping: stopping.clone(),
         };
         let (wake, woken) = sync_channel(1);
@@ -210,7 +204,7 @@ impl MaintenanceContext {
     fn wait(&self, woken: &Receiver<()>) -> bool {
         let mut waited = Duration::ZERO;
         while waited < LOOK_EVERY {
-            self.run_step("sealed replies stay for now", || Ok(self.replies.remove_expired(self.now())?));
+            self.run_step("sealed replies stay for now", || Ok(self.retries.remove_expired(self.now())?));
             match woken.recv_timeout(REPLIES_EVERY) {
                 Ok(()) => break,
                 Err(RecvTimeoutError::Timeout) => waited += REPLIES_EVERY,
@@ -325,7 +319,7 @@ impl MaintenanceContext {
     fn expired(&self, sealed: &[Sealed], mut bytes: u64) -> usize {
         let kept_for = i64::try_from(self.retention.time.as_millis()).unwrap_or(i64::MAX);
         let oldest = self.clock.now().0.saturating_sub(kept_for);
-        let needed = (self.needed_from)(self.now());
+        let needed = self.retries.oldest_segment(self.now());
         let gone = |segment: &&Sealed| {
             // A retry may ask for a change that is in it.
             let is_needed = needed.is_some_and(|needed| segment.number >= needed);

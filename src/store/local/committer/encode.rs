@@ -8,7 +8,7 @@ use keyward_core::record::State;
 use super::pending_view::PendingView;
 use crate::store::check::{EncodedWrite, WriteContext, authorize, check_and_encode, keep_caller};
 use crate::store::local::disk_space::DiskSpace;
-use crate::store::local::retries::{TooMany, sealed_reply_hash};
+use crate::store::local::retries::{NotRemembered, sealed_reply_hash};
 use crate::store::local::table::Row;
 use crate::store::record::{encode_issuer, encode_key, encode_owner, encode_tenant, pb, redo};
 use crate::store::{Commit, CommitError, Recalled, RecordWrite};
@@ -97,12 +97,12 @@ pub(super) fn encode_commit(
 
 /// Refuses a change that was made already, or that could not be recognised when it is asked for again.
 fn check_retry(commit: &Commit, seen: &PendingView<'_>) -> Result<(), CommitError> {
-    let Some((retry, sealed)) = &commit.retry else { return Ok(()) };
-    let recalled = seen.retries.recall_staged(&seen.requests, &commit.actor, (retry, sealed.as_ref()), commit.time);
-    match recalled.map_err(|TooMany| CommitError::TooManyRequests)? {
-        Recalled::New => Ok(()),
-        Recalled::Made(revision) => Err(CommitError::Repeated(revision)),
-        Recalled::Reused => Err(CommitError::RequestIdReused),
+    match seen.retries.recall_staged(&seen.requests, commit) {
+        Ok(Recalled::New) => Ok(()),
+        Ok(Recalled::Made(revision)) => Err(CommitError::Repeated(revision)),
+        Ok(Recalled::Reused) => Err(CommitError::RequestIdReused),
+        Err(NotRemembered::TooMany) => Err(CommitError::TooManyRequests),
+        Err(NotRemembered::NotKept) => Err(CommitError::DiskFull),
     }
 }
 

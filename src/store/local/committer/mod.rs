@@ -14,7 +14,7 @@ pub(super) mod queue;
 mod table_writer;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -48,7 +48,7 @@ use crate::store::local::retries::{RetryLog, StagedRequests};
 use crate::store::local::table::{Row, Table};
 use crate::store::local::write_buffer::{Maps, WriteBuffer};
 use crate::store::ordinals::Ordinals;
-use crate::store::{CommitError, MaterializedView, StoreError};
+use crate::store::{Commit, CommitError, MaterializedView, StoreError};
 use crate::util::fatal::die;
 
 /// Commits in one group at most. It ends before the commit that might not fit into its frame.
@@ -151,7 +151,7 @@ impl Committer {
             callers: HashMap::new(),
             holds: write_buffer_holds,
             ordinals: Ordinals::starting_at(next_ordinal),
-            held: None,
+            held: VecDeque::new(),
         };
         let journal_thread = spawn("committer", move || log.run())?;
         Ok((Self { journal: journal_thread, table: table_thread }, progress))
@@ -198,15 +198,16 @@ struct CommitLoop {
     /// Of tenants, owners and issuers.
     holds: Holds,
     ordinals: Ordinals,
-    /// The commit that did not fit into the last group.
-    held: Option<Request>,
+    /// Commits that come before those of the queue: at most those of a group that was given up, and one that
+    /// did not fit into it.
+    held: VecDeque<Request>,
 }
 
 impl CommitLoop {
     fn run(&mut self) {
         loop {
             let mut share = GroupShare::default();
-            let Some(first) = self.held.take().or_else(|| self.commit_queue.first(&mut share)) else { break };
+            let Some(first) = self.held.pop_front().or_else(|| self.commit_queue.first(&mut share)) else { break };
             self.busy.begin();
             self.commit_group(first, share);
             self.busy.end();
@@ -223,6 +224,9 @@ impl CommitLoop {
         let mut staged = Group { rows: vec![], end: before };
         let mut changes = vec![];
         let mut replies = vec![];
+        // Those that are made even if a sealed reply of another cannot be kept, with their places in
+        // `replies`.
+        let mut unfailing = vec![];
         self.names.pending.get_mut().applied(self.names.view.revision());
         let (write_buffer, table, names, callers) = (&*self.write_buffer, &*self.table, &self.names, &mut self.callers);
         let (administrators, taken) = (&*self.administrators, vec![]);
@@ -246,13 +250,14 @@ impl CommitLoop {
             let bytes = entry_bytes_max(&request.commit);
             if !frame.fits(bytes) {
                 if !frame.is_empty() {
-                    self.held = Some(request);
+                    self.held.push_front(request);
                     break;
                 }
                 replies.push((request.reply, Err(CommitError::TooLong { bytes, max: PAYLOAD_BYTES_MAX })));
-                next = self.commit_queue.next(&mut share);
+                next = self.held.pop_front().or_else(|| self.commit_queue.next(&mut share));
                 continue;
             }
+            unfailing.extend(is_unfailing(&request.commit).then(|| (replies.len(), request.commit.clone())));
             let revision = frame.end().revision.next();
             match encode_commit(request.commit, revision, &mut seen, room) {
                 Ok((entry, rows)) => {
@@ -269,12 +274,14 @@ impl CommitLoop {
                 }
                 Err(error) => replies.push((request.reply, Err(error))),
             }
-            next = if frame.len() == GROUP_COMMITS_MAX { None } else { self.commit_queue.next(&mut share) };
+            next = match frame.len() == GROUP_COMMITS_MAX {
+                true => None,
+                false => self.held.pop_front().or_else(|| self.commit_queue.next(&mut share)),
+            };
         }
         let (taken, mut requests) = (seen.taken, seen.requests);
         if frame.is_empty() {
-            answer(replies);
-            return;
+            return answer(replies);
         }
 
         staged.end = frame.end();
@@ -286,10 +293,11 @@ impl CommitLoop {
         // In this order: a sealed reply is there whenever its entry is.
         let sealed = match self.retries.keep_replies(&mut requests) {
             Ok(sealed) => sealed,
-            // The log is unchanged, and the next replies go into another file.
+            // The log is unchanged. For a while no commit with a sealed reply joins a group: those that are
+            // tried again do not fail so again.
             Err(error) => {
-                self.refuse_for_room(&error, taken, replies);
-                return;
+                let replies = self.hold(unfailing, replies);
+                return self.refuse_for_room(&error, taken, replies);
             }
         };
         match self.journal.writer.ensure_space(frame.len(), &before, room) {
@@ -307,10 +315,7 @@ impl CommitLoop {
                 }
             }
             Err(SpaceError::Unknown(error)) => die("the journal cannot be written", &error),
-            Err(SpaceError::DiskFull(error)) => {
-                self.refuse_for_room(&error, taken, replies);
-                return;
-            }
+            Err(SpaceError::DiskFull(error)) => return self.refuse_for_room(&error, taken, replies),
         }
         self.write_buffer.insert(staged.rows.iter().map(|row| &row.record));
         self.keep_callers(&staged.rows);
@@ -324,13 +329,19 @@ impl CommitLoop {
         answer(replies);
     }
 
+    /// Puts commits of a group that is given up back before all others. Returns the replies to the rest.
+    fn hold(&mut self, commits: Vec<(usize, Commit)>, replies: Replies) -> Replies {
+        let mut replies: Vec<_> = replies.into_iter().map(Some).collect();
+        for (at, commit) in commits.into_iter().rev() {
+            if let Some((reply, _)) = replies.get_mut(at).and_then(Option::take) {
+                self.held.push_front(Request { commit, reply });
+            }
+        }
+        replies.into_iter().flatten().collect()
+    }
+
     /// Refuses a group that was checked, for which there is no room.
-    fn refuse_for_room(
-        &self,
-        error: &dyn Display,
-        taken: Vec<Undo>,
-        replies: Vec<(Reply, Result<Revision, CommitError>)>,
-    ) {
+    fn refuse_for_room(&self, error: &dyn Display, taken: Vec<Undo>, replies: Replies) {
         if self.busy.has_room(false) {
             tracing::error!(
                 %error, "the disk takes no more of the log; changes are refused, and verdicts go on; look after the disk"
@@ -399,6 +410,15 @@ impl CommitLoop {
         self.journal.position = end;
         *self.durable_at.lock() = end;
     }
+}
+
+/// What is answered to the commits of a group, in their order.
+type Replies = Vec<(Reply, Result<Revision, CommitError>)>;
+
+/// Whether a commit is made however the sealed replies of others fare.
+fn is_unfailing(commit: &Commit) -> bool {
+    let is_sealed = commit.retry.as_ref().is_some_and(|(_, sealed)| sealed.is_some());
+    commit.takes_power() && !is_sealed
 }
 
 /// Answers callers. The change of a caller that has gone away is made all the same.

@@ -3,8 +3,10 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::iter::{Flatten, Rev, Skip};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::vec;
 
 use keyward_core::event::Revision;
 use prost::Message;
@@ -70,19 +72,22 @@ impl Entry for RequestOf {
     }
 }
 
+/// What is made of each of the newest requests, in the order of the log.
+pub type Newest<T> = Skip<Flatten<Rev<vec::IntoIter<Vec<T>>>>>;
+
 /// Reads the requests of a journal that was checked: at least those of entries that are less than `for_ms`
-/// older than the latest one. `read` makes something of each, in no order of the segments; what it makes is
-/// returned in the order of the log.
+/// older than the latest one, and of the newest `max`. `read` makes something of each, in no order of the
+/// segments; what it makes is returned in the order of the log: at most `max`.
 ///
 /// # Errors
 /// When the disk fails.
 pub fn read_back<T>(
     dir: &Path,
     until: Revision,
-    for_ms: i64,
+    (for_ms, max): (i64, usize),
     mut read: impl FnMut(RequestOf, FramePlace) -> Option<T>,
-) -> Result<Vec<T>, JournalError> {
-    let mut segments = vec![];
+) -> Result<Newest<T>, JournalError> {
+    let (mut segments, mut count): (Vec<Vec<T>>, usize) = (vec![], 0);
     let mut latest = i64::MIN;
     for number in segment_numbers(dir)?.into_iter().rev() {
         let path = segment_path(dir, number);
@@ -105,25 +110,31 @@ pub fn read_back<T>(
             }
             offset += frame.bytes;
         }
+        count += found.len();
         segments.push(found);
-        if earliest.is_some_and(|time| time.saturating_add(for_ms + DISORDER_MS_MAX) < latest) {
+        if count >= max || earliest.is_some_and(|time| time.saturating_add(for_ms + DISORDER_MS_MAX) < latest) {
             break;
         }
     }
-    Ok(segments.into_iter().rev().flatten().collect())
+    Ok(segments.into_iter().rev().flatten().skip(count.saturating_sub(max)))
 }
 
-/// Reads one entry of a frame.
+/// Reads one entry of a frame. `None`: its segment has gone.
 ///
 /// # Errors
-/// When the disk fails.
+/// When the disk fails, or the entry is not there.
 pub fn entry_at(dir: &Path, place: FramePlace, revision: Revision) -> Result<Option<pb::JournalEntry>, JournalError> {
     let path = segment_path(dir, u64::from(place.segment));
     let offset = u64::from(place.offset) * ALIGNMENT_BYTES as u64;
-    let frame = frame_bytes(&path, offset).map_err(|error| JournalError::io(&path, error))?;
-    let Some(frame) = Frame::read(&frame) else { return Ok(None) };
-    let mut entries = frame.entries::<pb::JournalEntry>().map_while(Result::ok).map(|(entry, _)| entry);
-    Ok(entries.find(|entry| entry.revision == revision.0))
+    let frame = match frame_bytes(&path, offset) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        frame => frame.map_err(|error| JournalError::io(&path, error))?,
+    };
+    let mut entries = Frame::read(&frame).into_iter().flat_map(|frame| {
+        frame.entries::<pb::JournalEntry>().map_while(Result::ok).map(|(entry, _)| entry).collect::<Vec<_>>()
+    });
+    let entry = entries.find(|entry| entry.revision == revision.0);
+    entry.map(Some).ok_or_else(|| JournalError::io(&path, io::ErrorKind::InvalidData.into()))
 }
 
 fn frame_bytes(path: &Path, offset: u64) -> io::Result<Vec<u8>> {
