@@ -23,7 +23,7 @@ pub(crate) enum Mix {
     /// A quarter creates; the rest relabels, rotates, disables, also until a time, enables, revokes,
     /// deletes, undeletes, and asks for verdicts.
     Ordinary,
-    /// Few keys, relabelled over and over with long labels.
+    /// Few keys, relabelled over and over with long labels; a deleted one is given back first.
     Churn,
     /// Nothing but new keys.
     Bulk,
@@ -193,12 +193,11 @@ impl Client {
 
     /// A change that the key's state allows and that changes something. `name` is new, and so another reason.
     fn change_of(&mut self, key: &Key, name: String) -> Change {
-        if self.shape.mix == Mix::Churn {
-            return Change::Relabel(name);
-        }
+        let churns = self.shape.mix == Mix::Churn;
         match (self.rng.random_range(0..13), key.state) {
             (0..10, pb::State::Deleted) => Change::Undelete(name),
             (_, pb::State::Deleted) => Change::Revoke(name),
+            _ if churns => Change::Relabel(name),
             (7, _) => Change::Delete(name),
             (0..5, _) => Change::Relabel(name),
             (5, _) | (_, pb::State::Revoked) => Change::Revoke(name),

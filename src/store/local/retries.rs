@@ -11,6 +11,7 @@ use keyward_core::event::Revision;
 use keyward_core::id::{ActorId, RequestId};
 use parking_lot::Mutex;
 
+use super::checkpoint::maintenance::RememberedChanges;
 use super::error::OpenError;
 use super::journal::requests::{FramePlace, RequestOf, entry_at, read_back};
 use super::recovery::rebuild::rows_of;
@@ -97,16 +98,6 @@ impl RetryLog {
         Ok(Self { journal, retries, uptime, replies, replies_failed: Mutex::default() })
     }
 
-    /// Removes the sealed replies that are past their time.
-    pub(super) fn remove_expired(&self, now: UnixMillis) -> io::Result<()> {
-        self.replies.remove_expired(self.uptime.at(now))
-    }
-
-    /// The oldest segment that has a change which is remembered at a time.
-    pub(super) fn oldest_segment(&self, now: UnixMillis) -> Option<u64> {
-        self.retries.lock().oldest(self.uptime.at(now)).map(|place| place.frame.segment())
-    }
-
     /// What a caller's request is at a time, among all that is durable.
     pub(super) fn recall(&self, actor: &ActorId, retry: &Retry, now: UnixMillis) -> Recalled {
         self.retries.lock().recall(actor, retry, self.uptime.at(now))
@@ -186,6 +177,16 @@ pub(super) enum NotRemembered {
     TooMany,
     /// A sealed reply could not be kept lately.
     NotKept,
+}
+
+impl RememberedChanges for RetryLog {
+    fn oldest_segment(&self, now: UnixMillis) -> Option<u64> {
+        self.retries.lock().oldest(self.uptime.at(now)).map(|place| place.frame.segment())
+    }
+
+    fn remove_expired(&self, now: UnixMillis) -> io::Result<()> {
+        self.replies.remove_expired(self.uptime.at(now))
+    }
 }
 
 impl StagedRequests {

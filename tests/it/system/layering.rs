@@ -78,7 +78,7 @@ const LOCAL_MAY_IMPORT: &[(&str, &[&str])] = &[
     ("log_reader", &["journal", "recovery"]),
     ("options", &["disk_space"]),
     ("replies", &[]),
-    ("retries", &["error", "journal", "recovery", "replies"]),
+    ("retries", &["checkpoint", "error", "journal", "recovery", "replies"]),
     ("recovery", &["checkpoint", "dir", "disk_space", "error", "journal", "options", "table"]),
     ("table", &["disk_space", "journal", "write_buffer"]),
     ("write_buffer", &[]),

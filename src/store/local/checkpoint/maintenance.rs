@@ -33,7 +33,6 @@ use crate::store::local::journal::scan::{segment_numbers, segment_path, segment_
 use crate::store::local::journal::segment::{HEADER_BYTES, HEADER_BYTES_V1, SegmentHeader};
 use crate::store::local::journal::{ChainKey, JournalError, Position};
 use crate::store::local::options::{Retention, StoreOptions};
-use crate::store::local::retries::RetryLog;
 use crate::store::local::table::Table;
 use crate::store::local::table::snapshot_scan::{ScanError, SnapshotScan};
 use crate::store::{MaterializedView, StoreError};
@@ -48,6 +47,14 @@ const SNAPSHOTS_KEPT: usize = 2;
 /// Bytes of pre-images for a snapshot. Only the disk can delay one, so this is far above what changes
 /// meanwhile.
 const ASIDE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// Changes that are remembered because they may be asked for again, as maintenance needs to know of them.
+pub(in crate::store::local) trait RememberedChanges: Send + Sync {
+    /// The oldest segment that has one at a time.
+    fn oldest_segment(&self, now: UnixMillis) -> Option<u64>;
+    /// Removes the sealed replies that are past their time.
+    fn remove_expired(&self, now: UnixMillis) -> io::Result<()>;
+}
 
 /// What the maintenance thread is started with.
 pub(in crate::store::local) struct MaintenanceConfig<'a> {
@@ -64,7 +71,7 @@ pub(in crate::store::local) struct MaintenanceConfig<'a> {
     pub(in crate::store::local) stats: Arc<CachedStats>,
     /// Knows the oldest segment that a retry may need, which stays with all after it, and has the sealed
     /// replies, which go when they are past their time.
-    pub(in crate::store::local) retries: Arc<RetryLog>,
+    pub(in crate::store::local) retries: Arc<dyn RememberedChanges>,
 }
 
 /// What the maintenance thread works with.
@@ -83,7 +90,7 @@ pub(super) struct MaintenanceContext {
     pub(in crate::store::local) clock: Arc<dyn Clock>,
     log_id: LogId,
     stats: Arc<CachedStats>,
-    retries: Arc<RetryLog>,
+    retries: Arc<dyn RememberedChanges>,
     pub(super) stopping: Arc<AtomicBool>,
 }
 
