@@ -108,8 +108,8 @@ fn check_retry(commit: &Commit, seen: &PendingView<'_>) -> Result<(), CommitErro
 
 /// Whether the disk space allows a change.
 fn has_room(commit: &Commit, room: DiskSpace) -> bool {
-    // Only what can be done once to each key, so that nobody can use the last room up: not suspensions until a
-    // time, rotations and holds, which can be repeated without end.
+    // Only what can be done once to each key, so that nobody can use the last room up: not suspensions until
+    // a time, rotations and holds, which can be repeated without end.
     let stops = |put: &RecordWrite| match put {
         RecordWrite::Key(key) => match key.spec.policy.state {
             _ if key.deletion.is_some() => true,
