@@ -43,14 +43,12 @@ impl KeyChange {
     #[must_use]
     pub fn may_narrow(&self) -> bool {
         match self {
-            Self::Owner(_)
-            | Self::Scopes(_)
-            | Self::Audiences(_)
-            | Self::AllowedCidrs(_)
-            | Self::NotBefore(_)
-            | Self::ExpireTime(_) => true,
+            Self::Scopes(_) | Self::Audiences(_) | Self::AllowedCidrs(_) | Self::NotBefore(_) | Self::ExpireTime(_) => {
+                true
+            }
             Self::DisplayName(_)
             | Self::Description(_)
+            | Self::Owner(_)
             | Self::Labels(_)
             | Self::Annotations(_)
             | Self::DeleteProtected(_) => false,
