@@ -7,8 +7,8 @@ use crate::record::{KeyPolicy, KeyRecord, State, StoredSecret};
 /// priority, and caches of verdicts must be told of them.
 ///
 /// `false` is certain: the key was refused before, or all that a verdict depends on is as wide as before or
-/// wider. Networks that cover an old one only together count as narrower. Holds are outside it: the owner that
-/// a key is moved to may be suspended.
+/// wider. Networks that cover an old one only together count as narrower. Holds are outside it: the owner
+/// that a key is moved to may be suspended.
 #[must_use]
 pub fn narrows(before: &KeyRecord, after: &KeyRecord) -> bool {
     // Without `..`, so that a new field does not compile until it is considered here.
