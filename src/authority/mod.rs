@@ -11,6 +11,7 @@ mod error;
 #[cfg(feature = "_fuzz")]
 pub mod fuzz_targets;
 mod head;
+mod held_record;
 mod holds;
 mod key_locks;
 mod lifecycle;
@@ -46,7 +47,8 @@ use crate::store::{Commit, CommitError, ReadContext, RecordWrite, Retry, RetryEn
 
 pub use self::create::{Created, IssueOptions, Issued, KeyMinter, NewKey, seal_info};
 pub use self::error::{AuthorityError, Resource, Violation};
-pub use self::holds::{ChangedHold, OwnerName};
+pub use self::held_record::OwnerName;
+pub use self::holds::ChangedHold;
 pub use self::query::{Listed, Selector};
 pub use self::retries::RequestName;
 pub use self::rotate::Rotated;
