@@ -39,12 +39,12 @@ pub const STATE_REASON_BYTES_MAX: usize = 256;
 
 /// How far ahead the end of a suspension may lie: ten years.
 pub const SUSPENSION_SECONDS_MAX: i64 = 3_653 * 24 * 60 * 60;
-/// The shortest time for which a deleted key is kept.
-pub const DELETED_KEPT_SECONDS_MIN: i64 = 60;
+/// The shortest time for which a deleted key is kept, in milliseconds: a minute.
+pub const DELETED_KEPT_MS_MIN: u64 = 60 * 1_000;
 /// The longest one: ten years.
-pub const DELETED_KEPT_SECONDS_MAX: i64 = 3_653 * 24 * 60 * 60;
+pub const DELETED_KEPT_MS_MAX: u64 = 3_653 * 24 * 60 * 60 * 1_000;
 /// How long a deleted key is kept, unless the request says otherwise: 30 days.
-pub const DELETED_KEPT_SECONDS_DEFAULT: i64 = 30 * 24 * 60 * 60;
+pub const DELETED_KEPT_MS_DEFAULT: u64 = 30 * 24 * 60 * 60 * 1_000;
 
 /// Scopes of one key, or in one request of Verify.
 pub const SCOPES_MAX: usize = 64;

@@ -18,7 +18,7 @@ impl Authority {
         &self,
         grant: &Grant<ChangeState>,
         key_id: &KeyId,
-        kept_ms: i64,
+        kept_ms: u64,
         reason: &str,
         options: &ChangeOptions,
     ) -> Result<Changed<KeyRecord>, AuthorityError> {
@@ -30,7 +30,7 @@ impl Authority {
             if key.delete_protected && key.deletion.is_none() {
                 return Err(AuthorityError::DeleteProtected);
             }
-            let purge_time = UnixMillis(stamp.time.0.saturating_add(kept_ms));
+            let purge_time = UnixMillis(stamp.time.0.saturating_add_unsigned(kept_ms));
             Ok(key.delete(purge_time, reason, stamp))
         })
         .await

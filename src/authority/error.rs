@@ -71,20 +71,20 @@ pub enum AuthorityError {
     DeleteProtected,
     /// A key may not change what it may do itself, nor end the secret that it calls with.
     #[error(
-        "a key cannot change its own state, scopes, networks, audiences or times, nor end the secret that it calls with, nor have itself \
-         refused for its owner, its issuer or its secret's time of issue; use another key"
+        "a key cannot change its own state, scopes, networks, audiences or times, nor end the secret that it calls with, nor have \
+         itself refused for its owner, its issuer or its secret's time of issue; use another key"
     )]
     OwnKey,
     /// The key's owner is suspended, or refuses its secret: to move it away takes the right to resume it.
     #[error(
-        "key.owner: the owner that the key has now is suspended, or refuses a secret of it by its epoch: to give it another owner \
-         takes a role that changes states too, such as keyward.operator"
+        "key.owner: the owner that the key has now is suspended, or refuses a secret of it by its epoch: to give it \
+         another owner takes a role that changes states too, such as keyward.operator"
     )]
     HeldOwner,
     /// Tenant `system` cannot be suspended.
     #[error(
-        "tenant: 'system' cannot be suspended: its keys are those of Keyward's own callers, and nobody would be left who could resume \
-         it; disable callers, or suspend an owner of them"
+        "tenant: 'system' cannot be suspended: its keys are those of Keyward's own callers, and nobody would be left \
+         who could resume it; disable callers, or suspend an owner of them"
     )]
     SystemTenant,
     /// An epoch only grows.
@@ -104,8 +104,8 @@ pub enum AuthorityError {
     TooManyRequests,
     /// The request was made before, and the secret that it issued is not kept.
     #[error(
-        "the first call of this request_id issued key {key_id} of tenant {tenant}, and only its own reply had the secret: rotate \
-         the key for another one, or revoke it"
+        "the first call of this request_id issued key {key_id} of tenant {tenant}, and only its own reply had the \
+         secret: rotate the key for another one, or revoke it"
     )]
     SecretNotKept {
         /// The tenant.

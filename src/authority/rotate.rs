@@ -174,7 +174,8 @@ impl Authority {
                     None
                 }
                 Err(error) => {
-                    tracing::debug!(%error, tenant = %used.tenant, key_id = %used.key_id, "a first use is not recorded yet");
+                    let FirstUse { tenant, key_id, .. } = &used;
+                    tracing::debug!(%error, %tenant, %key_id, "a first use is not recorded yet");
                     Some(used)
                 }
             });

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use futures_util::Stream;
 use keyward_core::access::{self, Act, Action, Caller, ChangeState, Grant, Issue, ManageTenants, Read};
 use keyward_core::id::TenantId;
-use keyward_core::limits::{DELETED_KEPT_SECONDS_DEFAULT, DELETED_KEPT_SECONDS_MAX, DELETED_KEPT_SECONDS_MIN};
+use keyward_core::limits::{DELETED_KEPT_MS_DEFAULT, DELETED_KEPT_MS_MAX, DELETED_KEPT_MS_MIN};
 use keyward_core::record::{KeyRecord, OwnerRecord, State, TenantRecord};
 use tonic::{Request, Response, Status};
 
@@ -260,8 +260,8 @@ impl pb::key_admin_server::KeyAdmin for AdminService {
         answer(&self.state, Action::ChangeState, request, async |caller, mut m| {
             let options = (m.validate_only, take_name(&mut m)?);
             let (name, default) = ((&*m.key_id, &*m.tenant, m.etag), caller.tenant_by_default());
-            let bounds = (DELETED_KEPT_SECONDS_MIN, DELETED_KEPT_SECONDS_MAX);
-            let own = |f: &mut Fields| f.duration("purge_after", m.purge_after, bounds, DELETED_KEPT_SECONDS_DEFAULT);
+            let bounds = DELETED_KEPT_MS_MIN..=DELETED_KEPT_MS_MAX;
+            let own = |f: &mut Fields| f.duration_ms("purge_after", m.purge_after, bounds, DELETED_KEPT_MS_DEFAULT);
             let (change, kept_ms) = convert::state_change_with(name, m.reason, options, default, own)?;
             let StateChange { key, reason, options } = change;
             let grant = grant::<ChangeState>(caller, key.tenant, Resource::Key)?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use keyward_core::address::{parse_address, parse_cidr};
@@ -22,8 +23,6 @@ use crate::util::hpke::PublicKey;
 
 /// 9999-12-31T23:59:59.999Z, the last time that a Timestamp can name.
 const TIME_MS_MAX: i64 = 253_402_300_799_999;
-
-const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// No text field takes more.
 const TEXT_BYTES_MAX: usize =
@@ -281,32 +280,24 @@ impl Fields {
         }
     }
 
-    /// A span of time in milliseconds, rounded up: at most `ms_max`, which is given in days. 0: there is
-    /// none.
-    pub fn span_ms(&mut self, field: &str, value: Option<Duration>, ms_max: u64) -> u64 {
-        let Some(Duration { seconds, nanos }) = value else { return 0 };
+    /// A length of time within bounds, in milliseconds, rounded up; `default` if it is not given.
+    pub fn duration_ms(
+        &mut self,
+        field: &str,
+        value: Option<Duration>,
+        bounds: RangeInclusive<u64>,
+        default: u64,
+    ) -> u64 {
+        let Some(Duration { seconds, nanos }) = value else { return default };
         let parts = u64::try_from(seconds).ok().zip(u32::try_from(nanos).ok());
         let parts = parts.filter(|(_, nanos)| *nanos < 1_000_000_000);
         let ms = parts
             .and_then(|(seconds, nanos)| seconds.checked_mul(1_000)?.checked_add(u64::from(nanos.div_ceil(1_000_000))));
-        ms.filter(|ms| *ms <= ms_max).unwrap_or_else(|| {
-            self.wrong(field, format!("must be 0 to {} days", ms_max / DAY_MS));
-            0
+        ms.filter(|ms| bounds.contains(ms)).unwrap_or_else(|| {
+            let [min, max] = [*bounds.start(), *bounds.end()].map(in_words);
+            self.wrong(field, format!("must be {min} to {max}"));
+            default
         })
-    }
-
-    /// A length of time within bounds, in seconds, to the millisecond. Returns milliseconds; `default`
-    /// seconds if it is not given.
-    pub fn duration(&mut self, field: &str, value: Option<Duration>, (min, max): (i64, i64), default: i64) -> i64 {
-        let Some(value) = value else { return default * 1_000 };
-        let millis = value.seconds.checked_mul(1_000).and_then(|ms| ms.checked_add(i64::from(value.nanos / 1_000_000)));
-        match millis {
-            Some(ms) if (min * 1_000..=max * 1_000).contains(&ms) && (0..1_000_000_000).contains(&value.nanos) => ms,
-            _ => {
-                self.wrong(field, format!("must be {min} s to {max} s"));
-                0
-            }
-        }
     }
 
     /// The size of a page.
@@ -378,6 +369,16 @@ impl Fields {
             return false;
         }
         true
+    }
+}
+
+/// A length of time for people, in the largest unit that divides it.
+fn in_words(ms: u64) -> String {
+    const UNITS: [(&str, u64); 3] = [("day", 24 * 60 * 60 * 1_000), ("minute", 60 * 1_000), ("second", 1_000)];
+    match UNITS.into_iter().find(|(_, unit)| ms > 0 && ms.is_multiple_of(*unit)) {
+        Some((name, unit)) if ms == unit => format!("1 {name}"),
+        Some((name, unit)) => format!("{} {name}s", ms / unit),
+        None => ms.to_string(),
     }
 }
 

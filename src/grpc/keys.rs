@@ -190,7 +190,7 @@ pub fn rotation(
     let f = &mut fields;
     let tenant = f.parse_or("tenant", &tenant, TenantId::parse, || default);
     let key_id = f.parse("key_id", &key_id, KeyId::parse);
-    let ms = f.span_ms("overlap", overlap, OVERLAP_MS_MAX);
+    let ms = f.duration_ms("overlap", overlap, 0..=OVERLAP_MS_MAX, 0);
     let starts = match pb::OverlapStart::try_from(overlap_starts) {
         Ok(pb::OverlapStart::Unspecified | pb::OverlapStart::AtIssue) => OverlapStart::AtIssue,
         Ok(pb::OverlapStart::OnFirstUse) => OverlapStart::OnFirstUse,

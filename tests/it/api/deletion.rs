@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use keyward::grpc::pb::{self, Decision, Reason, State};
-use keyward_core::limits::{DELETED_KEPT_SECONDS_MAX, DELETED_KEPT_SECONDS_MIN};
+use keyward_core::limits::{DELETED_KEPT_MS_MAX, DELETED_KEPT_MS_MIN};
 use prost_types::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -288,15 +288,18 @@ async fn a_time_to_keep_it_that_is_too_short_or_too_long_is_refused() {
     let site = Site::in_memory().await;
     let admin = site.admin();
     let key = admin.issue("Zapier", &[]).await.key;
-    for seconds in [-1, 0, DELETED_KEPT_SECONDS_MIN - 1, DELETED_KEPT_SECONDS_MAX + 1, i64::MAX] {
-        assert_eq!(bad_fields(&admin.delete(kept_for(&key, seconds)).await.unwrap_err()), ["purge_after"], "{seconds}");
+    let [min, max] = [DELETED_KEPT_MS_MIN, DELETED_KEPT_MS_MAX].map(|ms| i64::try_from(ms / 1_000).unwrap());
+    for seconds in [-1, 0, min - 1, max + 1, i64::MAX] {
+        let refused = admin.delete(kept_for(&key, seconds)).await.unwrap_err();
+        assert_eq!(bad_fields(&refused), ["purge_after"], "{seconds}");
+        assert!(refused.message().ends_with("must be 1 minute to 3653 days"), "{refused}");
     }
     for nanos in [-1, 1_000_000_000] {
         let odd = Some(Duration { seconds: 60, nanos });
         let refused = admin.delete(pb::DeleteKeyRequest { purge_after: odd, ..delete(&key) }).await.unwrap_err();
         assert_eq!(bad_fields(&refused), ["purge_after"]);
     }
-    for seconds in [DELETED_KEPT_SECONDS_MIN, DELETED_KEPT_SECONDS_MAX] {
+    for seconds in [min, max] {
         let request = pb::DeleteKeyRequest { validate_only: true, ..kept_for(&key, seconds) };
         let told = admin.delete(request).await.unwrap().key.unwrap();
         assert_eq!(told.purge_time, after_start(seconds * 1_000));

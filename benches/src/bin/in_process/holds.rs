@@ -59,7 +59,8 @@ pub(crate) async fn measure(mut options: Args) -> Result<Value, Failure> {
     store.store.close().await?;
     let figures = |times: &[f64]| {
         let max = times.iter().copied().fold(0.0, f64::max);
-        json!({ "median_us": rounded(median(times)), "p99_us": rounded(percentile(times, 0.99)), "max_us": rounded(max) })
+        let (median, p99) = (median(times), percentile(times, 0.99));
+        json!({ "median_us": rounded(median), "p99_us": rounded(p99), "max_us": rounded(max) })
     };
     Ok(json!({
         "keys_of_the_owner": touched,
