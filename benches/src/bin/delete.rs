@@ -14,7 +14,7 @@ use keyward::grpc::pb::DeleteKeyRequest;
 use keyward::grpc::pb::key_admin_client::KeyAdminClient;
 use keyward_bench::fixture::Failure;
 use keyward_bench::typical_key::Typical;
-use keyward_core::limits::DELETED_KEPT_SECONDS_MIN;
+use keyward_core::limits::DELETED_KEPT_MS_MIN;
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 
@@ -64,7 +64,8 @@ async fn delete(
         if number >= end {
             return Ok(());
         }
-        let purge_after = Some(prost_types::Duration { seconds: DELETED_KEPT_SECONDS_MIN, nanos: 0 });
+        let purge_after =
+            Some(prost_types::Duration { seconds: i64::try_from(DELETED_KEPT_MS_MIN / 1_000)?, nanos: 0 });
         let key_id = Typical::key(number * one_in).key_id;
         let mut request = Request::new(DeleteKeyRequest { key_id, purge_after, ..Default::default() });
         request.metadata_mut().insert("authorization", credential.parse()?);
