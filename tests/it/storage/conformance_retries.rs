@@ -5,10 +5,12 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use keyward::store::local::journal::requests::{RequestOf, read_back};
 use keyward::store::{Commit, CommitError, Outcome, ReadContext, Recalled, RecordWrite, Retry, Store};
+use keyward_core::access::{Caller, Identity, Issue};
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
-use keyward_core::id::{ActorId, RequestId};
-use keyward_core::record::State;
+use keyward_core::id::{ActorId, RequestId, TenantId};
+use keyward_core::record::{KeyRecord, State};
+use keyward_core::scope::Scope;
 
 use super::conformance::on_every_engine;
 use crate::support::local_store::{commit, create, key, open};
@@ -48,7 +50,7 @@ async fn outcome(store: &dyn Store, revision: Revision) -> Option<Outcome> {
 async fn a_request_is_made_once_and_told_of_as_it_was(store: Arc<dyn Store>) {
     let made = store.commit(named(1, "id", "one", 1_000)).await.unwrap();
     let stored = store.key(&key(1).tenant, &key(1).key_id).await.unwrap().unwrap();
-    let mut later = keyward_core::record::KeyRecord::clone(&stored);
+    let mut later = KeyRecord::clone(&stored);
     later.spec.description = "later".into();
     store.commit(commit(vec![RecordWrite::Key(Box::new(later))])).await.unwrap();
     let before = store.revision();
@@ -158,6 +160,48 @@ async fn where_sealed_replies_cannot_be_kept_what_takes_power_away_is_made_all_t
         assert_eq!(store.revision().0, before.0 + 64);
         store.close().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_caller_whose_enabling_was_given_up_with_its_group_is_still_disabled() {
+    let mut met = 0;
+    for round in 0..50 {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir, 1024 * 1024);
+        std::fs::write(dir.path().join("replies"), "no directory").unwrap();
+        let mut caller = KeyRecord { tenant: TenantId::system(), ..key(1) };
+        caller.spec.policy.scopes = vec![Scope::parse("keyward.admin").unwrap()];
+        caller.spec.policy.state = State::Disabled;
+        caller.revision = store.commit(commit(vec![RecordWrite::NewKey(Box::new(caller.clone()))])).await.unwrap();
+        let mut enabled = caller.clone();
+        enabled.spec.policy.state = State::Active;
+        let identity = Identity::of_key(caller.key_id.clone(), caller.secret.digest, None);
+        let grant = Caller::new(identity, &caller.spec.policy.scopes).grant::<Issue>(key(2).tenant).unwrap();
+        let by_caller = |number| Commit {
+            actor: ActorId::from(&caller.key_id),
+            authorization: Some(grant.authorization(UnixMillis(1_000))),
+            ..commit(vec![RecordWrite::NewKey(Box::new(key(number)))])
+        };
+        // What comes first is made while the others are queued. Callers take turns, so it is by another one.
+        let fillers = (0..4).map(|number| Commit {
+            actor: actor("another"),
+            ..commit(vec![RecordWrite::NewKey(Box::new(key(100 + number)))])
+        });
+        let together = [
+            commit(vec![RecordWrite::Key(Box::new(enabled))]),
+            by_caller(2),
+            named(3, &format!("id-{round}"), "one", 1_000),
+        ];
+        let results = join_all(fillers.chain(together).map(|made| store.commit(made))).await;
+        let [.., enabling, change, _] = &results[..] else { panic!("{results:?}") };
+        if matches!((enabling, change), (Err(CommitError::DiskFull), Err(CommitError::DiskFull))) {
+            met += 1;
+            let later = store.commit(by_caller(4)).await;
+            assert!(matches!(later, Err(CommitError::Unauthorized(_))), "{later:?}");
+        }
+        store.close().await.unwrap();
+    }
+    assert!(met > 0, "no group had all three");
 }
 
 #[tokio::test]

@@ -146,7 +146,8 @@ impl RecordReader for PendingView<'_> {
     }
 
     fn caller(&mut self, key_id: &KeyId) -> Result<Option<Arc<KeyRecord>>, StoreError> {
-        let is_kept = self.callers.contains_key(key_id);
+        // What this group writes may be given up: it is kept once it is durable.
+        let is_kept = self.callers.contains_key(key_id) || self.group.key(&TenantId::system(), key_id).is_some();
         let found = self.authorized_caller(key_id)?;
         if let (Some(key), false) = (&found, is_kept) {
             if self.callers.len() == CALLERS_MAX {
