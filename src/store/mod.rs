@@ -34,7 +34,7 @@ pub use self::bounds::{Bounds, Exceeded, InUse};
 pub use self::commit::{Commit, CommitError, RecordWrite};
 pub use self::log_stream::LogStream;
 pub use self::query::{DueKey, KeyQuery, Page, PagePermit, ReadContext, SoughtText};
-pub use self::retries::{Outcome, REMEMBERED_FOR, REMEMBERED_MAX, Recalled, Retry, RetryEntry, is_remembered};
+pub use self::retries::{Outcome, REMEMBERED_FOR, REMEMBERED_IN_ALL, Recalled, Retry, RetryEntry, is_remembered};
 pub use self::view::{ChunkWriter, MaterializedView};
 use crate::feed::{Lagged, Subscription};
 

@@ -26,10 +26,14 @@ pub const REMEMBERED_FOR: Duration = Duration::from_secs(600);
 pub(super) const FORGOTTEN_AFTER_S: u32 = 660;
 /// Changes that are remembered at most; one more with an id is refused. They take 72 bytes each, and their
 /// index 5 to 10.
-pub const REMEMBERED_MAX: usize = 4_000_000;
+const REMEMBERED_MAX: usize = 4_000_000;
 /// Changes that take power away and are remembered besides, when there are so many: a caller that fills the
 /// table must not stop `keyward key disable`, which always has an id.
 const REMEMBERED_RESERVE: usize = 16_384;
+/// Both together.
+pub const REMEMBERED_IN_ALL: usize = REMEMBERED_MAX + REMEMBERED_RESERVE;
+/// Changes that a commit forgets at most. The committer must not pause: maintenance forgets the others.
+const FORGOTTEN_BY_COMMIT_MAX: usize = 1_000;
 
 /// Bytes of the hash by which a name and a payload are told apart. They stand for a caller's own choices: two
 /// of other callers are never mixed up by chance.
@@ -118,7 +122,7 @@ impl<P> Remembered<P> {
         now.remembers(self.time, self.since_s)
     }
 
-    /// What it is to a request of the same name. `None`: nothing any more.
+    /// Whether a request of the same name is this one or another. `None`: it is past its time.
     fn recalled(&self, retry: &Retry, now: Moment) -> Option<Recalled> {
         self.is_remembered(now).then(|| match self.payload == short(&retry.payload_hash) {
             true => Recalled::Made(self.revision),
@@ -206,7 +210,7 @@ impl<P> Retries<P> {
 
     /// Whether one more can be remembered at a time, besides so many that are not there yet.
     pub(super) fn has_room(&mut self, more: usize, takes_power: bool, now: Moment) -> bool {
-        self.forget(now);
+        self.forget(FORGOTTEN_BY_COMMIT_MAX, now);
         self.changes.len() + more < self.max + if takes_power { self.reserve } else { 0 }
     }
 
@@ -237,9 +241,13 @@ impl<P> Retries<P> {
         self.changes.iter().find(|change| change.is_remembered(now)).map(|change| &change.place)
     }
 
-    /// Forgets what is past its time.
-    fn forget(&mut self, now: Moment) {
-        while let Some(oldest) = self.changes.front().filter(|oldest| !oldest.is_remembered(now)) {
+    /// Forgets what is past its time, but not more than so many. Returns whether that is all.
+    pub(super) fn forget(&mut self, at_most: usize, now: Moment) -> bool {
+        for _ in 0..at_most {
+            let Some(oldest) = self.changes.front().filter(|oldest| !oldest.is_remembered(now)) else {
+                self.shrink();
+                return true;
+            };
             let hash = self.hashes.hash_one(oldest.name);
             let first = self.first;
             if let Ok(entry) = self.by_name.find_entry(hash, |&number| number == first) {
@@ -248,7 +256,11 @@ impl<P> Retries<P> {
             self.changes.pop_front();
             self.first = self.first.wrapping_add(1);
         }
-        // Memory that a rush has taken comes back.
+        false
+    }
+
+    /// Gives back the memory that a rush has taken.
+    fn shrink(&mut self) {
         if self.changes.len() < self.changes.capacity() / 4 {
             let Self { changes, first, by_name, hashes, .. } = self;
             changes.shrink_to(changes.len() * 2);

@@ -17,7 +17,7 @@ use super::journal::requests::{FramePlace, RequestOf, entry_at, read_back};
 use super::recovery::rebuild::rows_of;
 use super::replies::{Replies, ReplyHash, ReplyPlace, hash_of};
 use crate::store::retries::{Remembered, Retries, Staged, Uptime};
-use crate::store::{Commit, Outcome, REMEMBERED_FOR, REMEMBERED_MAX, Recalled, Retry, StoreError, is_remembered};
+use crate::store::{Commit, Outcome, REMEMBERED_FOR, REMEMBERED_IN_ALL, Recalled, Retry, StoreError, is_remembered};
 
 /// After a sealed reply could not be kept, changes that have one are refused for so long, one by one.
 pub(super) const SEALED_REFUSED_FOR: Duration = Duration::from_secs(2);
@@ -74,6 +74,7 @@ impl RetryLog {
         (until, now): (Revision, UnixMillis),
     ) -> Result<Self, OpenError> {
         let for_ms = i64::try_from(REMEMBERED_FOR.as_millis()).unwrap_or(i64::MAX);
+        let since = UnixMillis(now.0.saturating_sub(for_ms));
         let mut sealed: HashMap<ReplyHash, (UnixMillis, Revision)> = HashMap::new();
         // What no caller can have written is none.
         let read = |entry: RequestOf, frame| {
@@ -84,7 +85,7 @@ impl RetryLog {
             }
             Some(change)
         };
-        let changes = read_back(&journal, until, (for_ms, REMEMBERED_MAX), read)?;
+        let changes = read_back(&journal, until, (since, REMEMBERED_IN_ALL), read)?;
         let (replies, places) = Replies::open(replies, |hash| sealed.get(hash).map(|(time, _)| *time));
         let places: HashMap<Revision, ReplyPlace> =
             places.iter().filter_map(|(hash, place)| Some((sealed.get(hash)?.1, *place))).collect();
@@ -179,13 +180,19 @@ pub(super) enum NotRemembered {
     NotKept,
 }
 
+/// Changes that maintenance forgets at most before it lets others look.
+const FORGOTTEN_AT_ONCE_MAX: usize = 10_000;
+
 impl RememberedChanges for RetryLog {
     fn oldest_segment(&self, now: UnixMillis) -> Option<u64> {
         self.retries.lock().oldest(self.uptime.at(now)).map(|place| place.frame.segment())
     }
 
-    fn remove_expired(&self, now: UnixMillis) -> io::Result<()> {
-        self.replies.remove_expired(self.uptime.at(now))
+    fn forget_expired(&self, now: UnixMillis) -> io::Result<()> {
+        let now = self.uptime.at(now);
+        // Others have their turns in between.
+        while !self.retries.lock().forget(FORGOTTEN_AT_ONCE_MAX, now) {}
+        self.replies.remove_expired(now)
     }
 }
 
@@ -259,7 +266,7 @@ mod tests {
             (61, Recalled::New, None, 0),
         ] {
             tokio::time::advance(Duration::from_secs(seconds)).await;
-            log.remove_expired(ahead).unwrap();
+            log.forget_expired(ahead).unwrap();
             assert_eq!(
                 (log.recall(&actor, &retry, ahead), log.oldest_segment(ahead), files()),
                 (recalled, oldest, left)

@@ -52,8 +52,8 @@ const ASIDE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 pub(in crate::store::local) trait RememberedChanges: Send + Sync {
     /// The oldest segment that has one at a time.
     fn oldest_segment(&self, now: UnixMillis) -> Option<u64>;
-    /// Removes the sealed replies that are past their time.
-    fn remove_expired(&self, now: UnixMillis) -> io::Result<()>;
+    /// Forgets those that are past their time, and removes their sealed replies.
+    fn forget_expired(&self, now: UnixMillis) -> io::Result<()>;
 }
 
 /// What the maintenance thread is started with.
@@ -211,7 +211,7 @@ impl MaintenanceContext {
     fn wait(&self, woken: &Receiver<()>) -> bool {
         let mut waited = Duration::ZERO;
         while waited < LOOK_EVERY {
-            self.run_step("sealed replies stay for now", || Ok(self.retries.remove_expired(self.now())?));
+            self.run_step("sealed replies stay for now", || Ok(self.retries.forget_expired(self.now())?));
             match woken.recv_timeout(REPLIES_EVERY) {
                 Ok(()) => break,
                 Err(RecvTimeoutError::Timeout) => waited += REPLIES_EVERY,

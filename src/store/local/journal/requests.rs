@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::vec;
 
+use keyward_core::clock::UnixMillis;
 use keyward_core::event::Revision;
 use prost::Message;
 
@@ -75,20 +76,19 @@ impl Entry for RequestOf {
 /// What is made of each of the newest requests, in the order of the log.
 pub type Newest<T> = Skip<Flatten<Rev<vec::IntoIter<Vec<T>>>>>;
 
-/// Reads the requests of a journal that was checked: at least those of entries that are less than `for_ms`
-/// older than the latest one, and of the newest `max`. `read` makes something of each, in no order of the
-/// segments; what it makes is returned in the order of the log: at most `max`.
+/// Reads the requests of a journal that was checked: at least those of entries that are not older than `since`,
+/// and of the newest `max`. `read` makes something of each, in no order of the segments; what it makes is
+/// returned in the order of the log: at most `max`.
 ///
 /// # Errors
 /// When the disk fails.
 pub fn read_back<T>(
     dir: &Path,
     until: Revision,
-    (for_ms, max): (i64, usize),
+    (since, max): (UnixMillis, usize),
     mut read: impl FnMut(RequestOf, FramePlace) -> Option<T>,
 ) -> Result<Newest<T>, JournalError> {
     let (mut segments, mut count): (Vec<Vec<T>>, usize) = (vec![], 0);
-    let mut latest = i64::MIN;
     for number in segment_numbers(dir)?.into_iter().rev() {
         let path = segment_path(dir, number);
         let bytes = fs::read(&path).map_err(|error| JournalError::io(&path, error))?;
@@ -97,13 +97,12 @@ pub fn read_back<T>(
         if header.log.is_none() {
             break;
         }
-        let (mut offset, mut earliest, mut found) = (header.bytes(), None, vec![]);
+        let (mut offset, mut latest, mut found) = (header.bytes(), i64::MIN, vec![]);
         while let Some(frame) = bytes.get(offset..).and_then(Frame::read) {
             let place = FramePlace::new(number, offset as u64);
             let entries = frame.entries::<RequestOf>().map_while(Result::ok).map(|(entry, _)| entry);
             for entry in entries.filter(|entry| entry.revision <= until.0) {
                 latest = latest.max(entry.time_ms);
-                earliest.get_or_insert(entry.time_ms);
                 if !entry.request_id.is_empty() {
                     found.extend(place.and_then(|place| read(entry, place)));
                 }
@@ -112,7 +111,9 @@ pub fn read_back<T>(
         }
         count += found.len();
         segments.push(found);
-        if count >= max || earliest.is_some_and(|time| time.saturating_add(for_ms + DISORDER_MS_MAX) < latest) {
+        // An empty one says nothing.
+        let is_past = latest != i64::MIN && latest.saturating_add(DISORDER_MS_MAX) < since.0;
+        if count >= max || is_past {
             break;
         }
     }
