@@ -26,8 +26,8 @@ pub fn narrows(before: &KeyRecord, after: &KeyRecord) -> bool {
         (Some(_), None) => true,
         // It was refused before. That it is refused for ever now is for caches to know.
         (None, _) => {
-            (before.spec.policy.state, spec.policy.state) == (State::Disabled, State::Revoked)
-                || (before.deletion.is_none() && deletion.is_some())
+            let is_revoked = |key: &KeyRecord| key.spec.policy.state == State::Revoked;
+            (is_revoked(after) && !is_revoked(before)) || (before.deletion.is_none() && deletion.is_some())
         }
     }
 }
@@ -308,5 +308,9 @@ mod tests {
         let deletion = Some(Deletion { time: UnixMillis(1), purge_time: UnixMillis(2) });
         let (before, after) = (key_record(1), KeyRecord { deletion, ..key_record(1) });
         assert!(narrows(&before, &after) && !narrows(&after, &before) && !narrows(&after, &after));
+        // For caches to know: it is not only unknown now.
+        let mut revoked = after.clone();
+        revoked.spec.policy.state = State::Revoked;
+        assert!(narrows(&after, &revoked));
     }
 }
