@@ -221,7 +221,8 @@ impl Holds {
     /// How they bear on a secret that `issuer` issued at a time, of a key of a tenant and an owner.
     #[must_use]
     pub fn of(&self, tenant: &TenantId, owner: &str, issuer: &ActorId, issue_time: UnixMillis) -> Holding {
-        let each = || self.each_of(tenant, owner, issuer).into_iter().flatten();
+        let all = self.each_of(tenant, owner, issuer);
+        let each = || all.into_iter().flatten();
         Holding {
             is_held: each().any(|kept| kept.suspended),
             is_outdated: each().any(|kept| kept.outdates(issue_time)),

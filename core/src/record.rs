@@ -464,12 +464,6 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Whether it refuses no key.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        !self.suspended && self.reject_issued_before.is_none()
-    }
-
     /// Suspends or resumes, or changes the reason for the present state. With the same state, an empty reason
     /// leaves the old one, and `changed` stays.
     pub fn suspend(&mut self, suspended: bool, reason: &str, by: &AuditStamp) -> Effect {

@@ -162,7 +162,7 @@ impl CheckpointWriter<'_> {
         put_varint(out, lines.len() as u64);
         lines.iter().for_each(|line| write_line(line, out));
         let holds = self.index.all_holds.lock().clone();
-        put_varint(out, holds.iter().count() as u64);
+        put_varint(out, holds.len() as u64);
         holds.iter().for_each(|(holder, revision, kept)| write_hold(&holder, revision, kept, out));
     }
 

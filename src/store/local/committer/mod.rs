@@ -2,8 +2,8 @@
 //! visible.
 //!
 //! For each group: check every commit, keep its sealed replies, append one frame, sync once, note the
-//! watermark, publish to the feed,  answer. A thread of its own writes the table behind. A disk failure ends
-//! the process: the disk's contents  are then unknown, and a second sync may report success for data that the
+//! watermark, publish to the feed, answer. A thread of its own writes the table behind. A disk failure ends
+//! the process: the disk's contents are then unknown, and a second sync may report success for data that the
 //! kernel has dropped.
 
 mod busy;
@@ -389,7 +389,9 @@ impl CommitLoop {
                     tracing::error!("the disk is nearly full: changes are refused, save those that take power away")
                 }
                 DiskSpace::Critical => {
-                    tracing::error!("the disk is all but full: changes are refused, save disabling and revoking")
+                    tracing::error!(
+                        "the disk is all but full: changes are refused, save disabling, revoking and deleting"
+                    )
                 }
                 DiskSpace::Exhausted => {
                     tracing::error!("the disk is full: changes are refused, and verdicts go on; make room")

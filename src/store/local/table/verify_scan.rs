@@ -26,9 +26,9 @@ const WHOLE_TREES: usize = 4;
 const BATCH_RECORDS: usize = 1_024;
 
 impl Table {
-    /// Reads everything, except secondary indexes of another layout, compares it with the checksums, and
-    /// passes every record to `view`, the keys in the order of their digests within each part. After an
-    /// error, what was passed on must be discarded.
+    /// Reads everything, compares it with the checksums, and passes every record to `view`, the keys in the
+    /// order of their digests within each part. Of secondary indexes of another layout it is only noted whether
+    /// they fit. After an error, what was passed on must be discarded.
     ///
     /// When anything differs.
     pub fn check(&self, view: &dyn MaterializedView) -> Result<(), TableError> {
