@@ -104,10 +104,10 @@ impl From<CallError> for Failure {
 
 /// A change whose answer was lost may have been made.
 fn may_be_done(failure: Failure, call: &str) -> Failure {
-    let changes = ["Create", "Update", "Disable", "Enable", "Revoke"];
-    match changes.iter().any(|change| call.starts_with(change)) {
-        true => failure.hint("the change may have been made: look before you try again"),
-        false => failure,
+    let reads = ["Get", "List", "Verify", "Backup"];
+    match reads.iter().any(|read| call.starts_with(read)) {
+        true => failure,
+        false => failure.hint("the change may have been made: look before you try again"),
     }
 }
 

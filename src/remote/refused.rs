@@ -15,8 +15,8 @@ pub struct Refused {
     pub role: &'static str,
     /// What kind of refusal it is.
     pub kind: RefusedKind,
-    /// The code of gRPC, such as `NotFound`.
-    pub code: String,
+    /// The code of gRPC.
+    pub code: Code,
     /// The reason of ErrorInfo, such as KEY_NOT_FOUND. Empty where the refusal is not Keyward's.
     pub reason: String,
     /// The reason for people.
@@ -61,19 +61,17 @@ impl Refused {
             call,
             role,
             kind,
-            code: format!("{:?}", status.code()),
+            code: status.code(),
             reason: details.error_info().map(|info| info.reason.clone()).unwrap_or_default(),
             message: status.message().to_owned(),
             violations: violations.iter().map(|bad| (bad.field.clone(), bad.description.clone())).collect(),
             retry_after: details.retry_info().and_then(|retry| retry.retry_delay),
         }
     }
-}
 
-impl Refused {
     /// Whether the server, or something before it, could not answer at all.
     pub(super) fn is_unavailable(&self) -> bool {
-        self.code == format!("{:?}", Code::Unavailable)
+        self.code == Code::Unavailable
     }
 }
 
@@ -81,7 +79,7 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { call, code, reason, message, .. } = self;
         match &**reason {
-            "" => write!(f, "{call}: {message} ({code})"),
+            "" => write!(f, "{call}: {message} ({code:?})"),
             reason => write!(f, "{call}: {message} ({reason})"),
         }
     }

@@ -85,7 +85,10 @@ async fn tenant_of(client: &Client, request: &wire::VerifyRequest) -> Result<Opt
             true => vec![],
             false => client.batch_verify(wire::BatchVerifyRequest { requests }).await?.results,
         };
-        let is_its = |result: &wire::BatchVerifyResult| matches!(&result.result, Some(Answer::Response(verdict)) if verdict.key.is_some());
+        let is_its = |result: &wire::BatchVerifyResult| match &result.result {
+            Some(Answer::Response(verdict)) => verdict.key.is_some(),
+            _ => false,
+        };
         if let Some((tenant, _)) = page.tenants.into_iter().zip(results).find(|(_, result)| is_its(result)) {
             return Ok(Some(tenant.tenant));
         }
