@@ -190,9 +190,13 @@ impl CallLine {
         let (tenant, key_id) =
             decided.map_or((None, None), |decided| (decided.tenant.as_ref(), decided.key_id.as_ref()));
         if level == tracing::Level::DEBUG {
-            tracing::debug!(call = path, %caller, identity, peer, ?code, verdict, tenant, key_id, duration_us = micros, "call");
+            tracing::debug!(
+                call = path, %caller, identity, peer, ?code, verdict, tenant, key_id, duration_us = micros, "call"
+            );
         } else {
-            tracing::info!(call = path, %caller, identity, peer, ?code, verdict, tenant, key_id, duration_us = micros, "call");
+            tracing::info!(
+                call = path, %caller, identity, peer, ?code, verdict, tenant, key_id, duration_us = micros, "call"
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Verdicts on what is no key of ours, by the caller who asked: whose service strangers try secrets at.
+//! Verdicts on texts that are no key, counted by the caller who asked for them: they show at which service
+//! strangers try secrets.
 
 use std::collections::HashMap;
 use std::fmt;
