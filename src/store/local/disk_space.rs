@@ -7,8 +7,8 @@ use rustix::fs::fstatvfs;
 
 /// Below this, only narrowings are made: the table grows after the journal.
 pub const FREE_BYTES_MIN: u64 = 64 * 1024 * 1024;
-/// Below this, only narrowings that disable without an end, revoke or delete, each of which can be done once to
-/// a key; it can be narrowed in other ways any number of times.
+/// Below this, only narrowings that disable without an end, revoke or delete, each of which can be done once
+/// to a key; it can be narrowed in other ways any number of times.
 const FREE_BYTES_CRITICAL: u64 = 32 * 1024 * 1024;
 /// Below this, nothing is written, not even by a start.
 pub const FREE_BYTES_EXHAUSTED: u64 = 16 * 1024 * 1024;

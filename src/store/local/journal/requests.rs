@@ -76,9 +76,9 @@ impl Entry for RequestOf {
 /// What is made of each of the newest requests, in the order of the log.
 pub type Newest<T> = Skip<Flatten<Rev<vec::IntoIter<Vec<T>>>>>;
 
-/// Reads the requests of a journal that was checked: at least those of entries that are not older than `since`,
-/// and of the newest `max`. `read` makes something of each, in no order of the segments; what it makes is
-/// returned in the order of the log: at most `max`.
+/// Reads the requests of a journal that was checked: at least those of entries that are not older than
+/// `since`, and of the newest `max`. `read` makes something of each, in no order of the segments; what it
+/// makes is returned in the order of the log: at most `max`.
 ///
 /// # Errors
 /// When the disk fails.

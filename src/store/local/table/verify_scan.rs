@@ -27,9 +27,10 @@ const BATCH_RECORDS: usize = 1_024;
 
 impl Table {
     /// Reads everything, compares it with the checksums, and passes every record to `view`, the keys in the
-    /// order of their digests within each part. Of secondary indexes of another layout it is only noted whether
-    /// they fit. After an error, what was passed on must be discarded.
+    /// order of their digests within each part. Of secondary indexes of another layout it is only noted
+    /// whether they fit. After an error, what was passed on must be discarded.
     ///
+    /// # Errors
     /// When anything differs.
     pub fn check(&self, view: &dyn MaterializedView) -> Result<(), TableError> {
         let noted = self.checksums()?;
