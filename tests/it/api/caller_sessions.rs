@@ -1,15 +1,17 @@
 //! A caller whose key has just changed, on each way by which it may ask: all of them judge alike.
 
+use keyward::grpc::pb::set_epoch_request::Holder;
 use keyward::grpc::pb::{self, Reason, batch_verify_result, stream_verify_response};
 use prost_types::Timestamp;
 use tonic::{Code, Status};
 
 use crate::api::stream::Talk;
-use crate::support::harness::{Handle, Issued, Site, after_start, ask, error_reason, new_key, strings, update};
+use crate::support::harness::{Handle, Issued, Site, after_start, ask, error_reason, new_key, rotate, strings, update};
 use crate::transport::fast_path::ways;
 
 /// When the keys of these callers end: long after all else here.
 const LIFE_MS: i64 = 3_600_000;
+const OWNER: &str = "Billing";
 
 /// What becomes of the caller's key.
 #[derive(Clone, Copy, Debug)]
@@ -20,10 +22,18 @@ enum Change {
     OfAnotherAddress,
     WithoutItsRole,
     OfAnotherTenant,
+    Deleted,
+    OfASuspendedOwner,
+    OfAnEarlierEpoch,
+    RotatedOut,
 }
 
-const CHANGES: [Change; 6] = [
+const CHANGES: [Change; 10] = [
     Change::Disabled,
+    Change::Deleted,
+    Change::OfASuspendedOwner,
+    Change::OfAnEarlierEpoch,
+    Change::RotatedOut,
     Change::ExpiredByTheClock,
     Change::OfAnotherAudience,
     Change::OfAnotherAddress,
@@ -94,6 +104,7 @@ impl Asker {
 async fn asker(site: &Site, about: &Issued) -> (Asker, Issued) {
     let key = pb::CreateKeyRequest {
         tenant: "system".into(),
+        owner: OWNER.into(),
         expire_time: after_start(LIFE_MS),
         ..new_key("Caller", &["keyward.verifier", "keyward.viewer"])
     };
@@ -110,6 +121,17 @@ async fn make(site: &Site, change: Change, key: &pb::Key) {
     let with = |changed: pb::Key, path: &str| update(&changed, &[path]);
     let request = match change {
         Change::Disabled => return drop(site.admin().disable_key(key).await),
+        Change::Deleted => return drop(site.admin().delete_key(key).await),
+        Change::OfASuspendedOwner => {
+            let owner = pb::SuspendOwnerRequest { tenant: "system".into(), owner: OWNER.into(), ..Default::default() };
+            return drop(site.admin().suspend_owner(owner).await.unwrap());
+        }
+        Change::OfAnEarlierEpoch => {
+            let owner = Holder::Owner(pb::OwnerName { tenant: "system".into(), owner: OWNER.into() });
+            let epoch = pb::SetEpochRequest { holder: Some(owner), ..Default::default() };
+            return drop(site.admin().set_epoch(epoch).await.unwrap());
+        }
+        Change::RotatedOut => return drop(site.admin().rotated(rotate(key, 0)).await),
         Change::ExpiredByTheClock => {
             let Some(Timestamp { .. }) = key.expire_time else { panic!("{key:?}") };
             return site.clock.advance_ms(LIFE_MS);

@@ -22,7 +22,7 @@ use keyward::store::local::{COMMIT_QUEUE_MAX, COMMIT_QUEUE_OF_ONE_MAX, LocalStor
 use keyward::store::memory::MemoryStore;
 use keyward::store::{
     Backup, BackupError, BackupFormat, Commit, CommitError, DueKey, KeyQuery, LogStream, Outcome, Page, ReadContext,
-    Recalled, RecordWrite, Retry, Store, StoreError, WriteHealth,
+    Recalled, RecordWrite, Retry, SoughtText, Store, StoreError, WriteHealth,
 };
 use keyward_core::access::{Caller, ChangeState, Grant, Identity, Issue};
 use keyward_core::clock::{Clock, ManualClock, UnixMillis};
@@ -32,6 +32,7 @@ use keyward_core::event::{Record, Revision};
 use keyward_core::head::Head;
 use keyward_core::id::{ActorId, KeyId, TenantId};
 use keyward_core::key_change::KeyChange;
+use keyward_core::limits::DELETED_KEPT_MS_MIN;
 use keyward_core::record::{
     IssuerRecord, KeyPolicy, KeyRecord, KeySpec, OverlapStart, OwnerRecord, State, StoredSecret, TenantRecord,
 };
@@ -517,12 +518,13 @@ fn little_disk(_: &File) -> io::Result<u64> {
 async fn with_little_room_a_key_can_be_narrowed_and_with_less_still_be_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_with(&dir, little_disk);
-    create(&*store, 1).await;
-    create(&*store, 2).await;
+    for number in 1..=5 {
+        create(&*store, number).await;
+    }
     create_tenant(&*store).await;
     let authority = authority(store.clone()).await;
     let ((issue, state), options) = (grants("caller"), ChangeOptions::default());
-    let (one, two) = (key(1).key_id, key(2).key_id);
+    let [one, two, three, four, five] = [1, 2, 3, 4, 5].map(|number| key(number).key_id);
     let no_room = |refused: Option<AuthorityError>| assert!(matches!(refused, Some(AuthorityError::NoRoom)));
 
     FREE.store(63 * MIB, Ordering::Relaxed);
@@ -534,6 +536,17 @@ async fn with_little_room_a_key_can_be_narrowed_and_with_less_still_be_stopped()
     no_room(authority.change_state(&state, &two, State::Active, "", &options).await.err());
     // Another reason takes nothing away, but it is a call that stops a key.
     authority.change_state(&state, &two, State::Disabled, "unpaid", &options).await.unwrap();
+    let deleted = authority.delete_key(&state, &three, DELETED_KEPT_MS_MIN, "", &options).await.unwrap();
+    no_room(authority.undelete_key(&state, &three, "", &options).await.err());
+    // What frees room later takes some first.
+    let (tenant, revision) = (TenantId::default_tenant(), deleted.revision);
+    let purge = RecordWrite::Purge { tenant, key_id: three, revision };
+    assert!(matches!(store.commit(commit(vec![purge])).await, Err(CommitError::DiskFull)));
+    let owner = SoughtText::from("Zapier");
+    let (held, epoch) = (Some(UnixMillis(START.0 - 1_000)), Some(START));
+    authority.suspend_owner(&state, &owner, true, "unpaid", &options).await.unwrap();
+    authority.set_epoch_of_owner(&state, &owner, held, &options).await.unwrap();
+    no_room(authority.suspend_owner(&state, &owner, false, "paid", &options).await.err());
 
     // A key can be narrowed any number of times: what is left is kept for stopping keys.
     FREE.store(31 * MIB, Ordering::Relaxed);
@@ -543,7 +556,11 @@ async fn with_little_room_a_key_can_be_narrowed_and_with_less_still_be_stopped()
     no_room(authority.suspend(&state, &one, UnixMillis(START.0 + 1_000), "", &options).await.err());
     let at_once = Overlap { ms: 0, starts: OverlapStart::AtIssue };
     no_room(authority.rotate_key(&issue, &one, at_once, (&options, None)).await.err());
+    no_room(authority.suspend_owner(&state, &SoughtText::from("Slack"), true, "unpaid", &options).await.err());
+    no_room(authority.set_epoch_of_owner(&state, &owner, epoch, &options).await.err());
     authority.change_state(&state, &one, State::Disabled, "", &options).await.unwrap();
+    authority.change_state(&state, &four, State::Revoked, "", &options).await.unwrap();
+    authority.delete_key(&state, &five, DELETED_KEPT_MS_MIN, "", &options).await.unwrap();
 
     FREE.store(15 * MIB, Ordering::Relaxed);
     no_room(authority.change_state(&state, &one, State::Revoked, "", &options).await.err());
