@@ -2,10 +2,11 @@
 //!
 //! Each function takes the input of one run, and panics when a property does not hold. `fuzz/` runs them.
 
-use std::fs::File;
-use std::io::Write;
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use keyward_core::clock::UnixMillis;
 use keyward_core::event::{Record, Revision};
@@ -19,10 +20,12 @@ use super::checkpoint::snapshot::{self, Contents, Form, Header, SnapshotError};
 use super::journal::segment::SealKey;
 use super::journal::watermark::{self, Acknowledged};
 use super::journal::{Chain, ChainKey, Position};
+use super::replies::{Replies, ReplyHash, ReplyPlace, hash_of};
 use super::table::Row;
 use super::table::checksums::{ChecksumKey, Checksums};
 use crate::bytes_codec::Cursor;
 use crate::store::record::RecordKind;
+use crate::store::retries::Moment;
 use crate::store::{ChunkWriter, MaterializedView};
 
 const POSITION: Position = Position { revision: Revision(7), chain: Chain([3; 32]) };
@@ -66,6 +69,71 @@ fn header_bytes(form: Form) -> usize {
 
 fn form_of(header: &Header) -> Form {
     header.log_id.map_or(Form::First, Form::Second)
+}
+
+/// Sealed replies: whatever is in a file, a place leads to the reply of its hash or to none; what is not of an
+/// entry stays away; and replies that come later are read again, also by the next start. The first byte says
+/// what the others are: a file, what follows an intact header, or replies.
+pub fn replies(dir: &Path, data: &[u8]) {
+    let done = check_replies(dir, data);
+    assert!(done.is_ok(), "memory takes everything: {done:?}");
+}
+
+fn check_replies(dir: &Path, data: &[u8]) -> io::Result<()> {
+    let Some((what, rest)) = data.split_first() else { return Ok(()) };
+    let mut file = match what % 3 {
+        0 => vec![],
+        _ => [&b"KEYWARDR"[..], &1u32.to_le_bytes(), &[0; 4]].concat(),
+    };
+    match what % 3 {
+        2 => rest.chunks(usize::from(*what) + 1).for_each(|reply| {
+            file.extend_from_slice(blake3::hash(reply).as_bytes());
+            file.extend_from_slice(&u32::try_from(reply.len()).unwrap_or_default().to_le_bytes());
+            file.extend_from_slice(reply);
+        }),
+        _ => file.extend_from_slice(rest),
+    }
+    let path = dir.join("000000000001.kwr");
+    fs::remove_dir_all(dir)?;
+    fs::create_dir(dir)?;
+    fs::write(&path, &file)?;
+    // As docs/FORMAT.md has it. Every other one is of an entry.
+    let mut told: Vec<(ReplyHash, &[u8])> = vec![];
+    let mut left = file.strip_prefix(b"KEYWARDR\x01\0\0\0").and_then(|left| left.get(4..)).unwrap_or_default();
+    while let Some((hash, behind)) = left.split_first_chunk::<32>() {
+        let Some((length, behind)) = behind.split_first_chunk::<4>() else { break };
+        let length = length.iter().rev().fold(0, |sum: usize, byte| (sum << 8) | usize::from(*byte));
+        let Some(reply) = behind.get(..length).filter(|_| length <= 512) else { break };
+        told.push((*hash, reply));
+        left = &behind[length..];
+    }
+    let known: HashSet<ReplyHash> = told.iter().map(|(hash, _)| *hash).step_by(2).collect();
+    let time_of = |hash: &ReplyHash| known.contains(hash).then_some(TIME);
+    let (replies, places) = Replies::open(dir, time_of);
+    assert!(places.keys().all(|hash| known.contains(hash)), "a reply of no entry");
+    assert_eq!(places.len(), known.len(), "a reply of an entry is not found");
+    for (hash, place) in &places {
+        let is_it = |(told, reply): &&(ReplyHash, &[u8])| told == hash && blake3::hash(reply).as_bytes() == hash;
+        if let Some(reply) = replies.read(*place, hash) {
+            assert!(told.iter().any(|(told, it)| told == hash && *it == reply), "it is not in the file");
+            assert_eq!(blake3::hash(&reply).as_bytes(), hash, "it is another one");
+        } else {
+            // The last of several with one hash has the place.
+            assert!(told.iter().rfind(is_it).is_none() || told.iter().filter(|(told, _)| told == hash).count() > 1);
+        }
+    }
+    let now = Moment { log: TIME, uptime_s: 0 };
+    let later = vec![b"later".to_vec(), vec![]];
+    let places = replies.append(&later, now)?;
+    let check = |replies: &Replies, places: &[ReplyPlace]| {
+        for (reply, place) in later.iter().zip(places) {
+            assert_eq!(replies.read(*place, &hash_of(reply)).as_ref(), Some(reply), "what was kept is not read");
+        }
+    };
+    check(&replies, &places);
+    let (again, found) = Replies::open(dir, |hash| later.iter().any(|it| hash_of(it) == *hash).then_some(TIME));
+    check(&again, &later.iter().map(|reply| found[&hash_of(reply)]).collect::<Vec<_>>());
+    Ok(())
 }
 
 fn read_snapshot(file: &[u8], key: Option<&ChecksumKey>) -> Result<(Contents, Vec<Row>), SnapshotError> {
