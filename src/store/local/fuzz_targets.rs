@@ -71,9 +71,9 @@ fn form_of(header: &Header) -> Form {
     header.log_id.map_or(Form::First, Form::Second)
 }
 
-/// Sealed replies: whatever is in a file, a place leads to the reply of its hash or to none; what is not of an
-/// entry stays away; and replies that come later are read again, also by the next start. The first byte says
-/// what the others are: a file, what follows an intact header, or replies.
+/// Sealed replies: whatever is in a file, a place leads to the reply of its hash or to none; what is not of
+/// an entry stays away; and replies that come later are read again, also by the next start. The first byte
+/// says what the others are: a file, what follows an intact header, or replies.
 pub fn replies(dir: &Path, data: &[u8]) {
     let done = check_replies(dir, data);
     assert!(done.is_ok(), "memory takes everything: {done:?}");
