@@ -92,22 +92,21 @@ impl From<CallError> for Failure {
             CallError::Connect { .. } => Self::new(Exit::Unavailable, what)
                 .hint("see that it runs, and that the address is right: --server, or `keyward context list`")
                 .hint("see whether it encrypts (--tls, --ca), and demands a certificate (--cert, --key)"),
-            CallError::TimedOut { call, .. } => may_be_done(Self::new(Exit::Unavailable, what), call),
-            CallError::Broken { call, .. } => may_be_done(
+            CallError::TimedOut { is_change, .. } => may_be_done(Self::new(Exit::Unavailable, what), is_change),
+            CallError::Broken { is_change, .. } => may_be_done(
                 Self::new(Exit::Unavailable, what)
                     .hint("see whether the server encrypts (--tls, --ca), and demands a certificate (--cert, --key)"),
-                call,
+                is_change,
             ),
         }
     }
 }
 
 /// A change whose answer was lost may have been made.
-fn may_be_done(failure: Failure, call: &str) -> Failure {
-    let reads = ["Get", "List", "Verify", "Backup"];
-    match reads.iter().any(|read| call.starts_with(read)) {
-        true => failure,
-        false => failure.hint("the change may have been made: look before you try again"),
+fn may_be_done(failure: Failure, is_change: bool) -> Failure {
+    match is_change {
+        true => failure.hint("the change may have been made: look before you try again"),
+        false => failure,
     }
 }
 

@@ -83,6 +83,8 @@ pub enum CallError {
         addr: RemoteAddr,
         /// The call, or what else took so long.
         call: &'static str,
+        /// Whether it is a change, which may have been made.
+        is_change: bool,
         /// The time that it had.
         within: Duration,
     },
@@ -91,6 +93,8 @@ pub enum CallError {
     Broken {
         /// The call.
         call: &'static str,
+        /// Whether it is a change, which may have been made.
+        is_change: bool,
         /// What happened.
         cause: String,
     },
@@ -119,9 +123,9 @@ pub struct Client {
     within: Duration,
 }
 
-/// Each call with its client, its messages, and the role that it needs.
+/// Each call with its client, its messages, and the role that it needs. First, whether they are changes.
 macro_rules! calls {
-    ($($(#[$doc:meta])* $name:ident($client:ident, $request:ident) -> $reply:ident, $call:literal, $role:literal;)*) => {
+    ($is_change:literal; $($(#[$doc:meta])* $name:ident($client:ident, $request:ident) -> $reply:ident, $call:literal, $role:literal;)*) => {
         $(
             $(#[$doc])*
             ///
@@ -130,7 +134,7 @@ macro_rules! calls {
             pub async fn $name(&self, request: pb::$request) -> Result<pb::$reply, CallError> {
                 let mut client = $client::new(self.channel.clone()).max_decoding_message_size(REPLY_BYTES_MAX);
                 let request = self.request(request);
-                self.answered($call, $role, async move { client.$name(request).await }).await
+                self.answered(($call, $is_change), $role, async move { client.$name(request).await }).await
             }
         )*
     };
@@ -150,7 +154,7 @@ macro_rules! changes {
                 let mut pauses = RETRY_AFTER.iter().filter(|_| may_repeat);
                 loop {
                     let asked = self.request(request.clone());
-                    let answer = self.answered($call, $role, async { client.$name(asked).await }).await;
+                    let answer = self.answered(($call, true), $role, async { client.$name(asked).await }).await;
                     match (answer, pauses.next()) {
                         (Err(error), Some(pause)) if error.is_unanswered() => tokio::time::sleep(*pause).await,
                         (answer, _) => return answer,
@@ -170,13 +174,14 @@ impl Client {
         let credential = target.key_file.as_deref().map(credential).transpose()?;
         let (addr, within) = (target.addr.clone(), target.within);
         let endpoint = endpoint(&addr, target.tls.as_ref())?;
-        let timed_out = |_| CallError::TimedOut { addr: addr.clone(), call: "a connection", within };
+        let timed_out = |_| CallError::TimedOut { addr: addr.clone(), call: "a connection", is_change: false, within };
         let connected = tokio::time::timeout(within, endpoint.connect()).await.map_err(timed_out)?;
         let channel = connected.map_err(|source| CallError::Connect { addr: addr.clone(), source })?;
         Ok(Self { channel, credential, addr, within })
     }
 
     calls! {
+        false;
         /// Reads one key.
         get_key(KeyAdminClient, GetKeyRequest) -> GetKeyResponse, "GetKey", "keyward.viewer";
         /// Reads a page of keys.
@@ -189,12 +194,16 @@ impl Client {
         get_owner(KeyAdminClient, GetOwnerRequest) -> GetOwnerResponse, "GetOwner", "keyward.viewer";
         /// Reads one issuer.
         get_issuer(KeyAdminClient, GetIssuerRequest) -> GetIssuerResponse, "GetIssuer", "keyward.viewer";
-        /// Sets the filter of the server's log.
-        set_log_filter(KeyAdminClient, SetLogFilterRequest) -> SetLogFilterResponse, "SetLogFilter", "keyward.admin";
         /// Asks for a verdict.
         verify(KeyVerifyClient, VerifyRequest) -> VerifyResponse, "Verify", "keyward.verifier";
         /// Asks for many verdicts.
         batch_verify(KeyVerifyClient, BatchVerifyRequest) -> BatchVerifyResponse, "BatchVerify", "keyward.verifier";
+    }
+
+    calls! {
+        true;
+        /// Sets the filter of the server's log.
+        set_log_filter(KeyAdminClient, SetLogFilterRequest) -> SetLogFilterResponse, "SetLogFilter", "keyward.admin";
     }
 
     changes! {
@@ -245,16 +254,16 @@ impl Client {
 
     async fn answered<T>(
         &self,
-        call: &'static str,
+        (call, is_change): (&'static str, bool),
         role: &'static str,
         answer: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, CallError> {
-        let timed_out = || CallError::TimedOut { addr: self.addr.clone(), call, within: self.within };
+        let timed_out = || CallError::TimedOut { addr: self.addr.clone(), call, is_change, within: self.within };
         let answer = tokio::time::timeout(self.within, answer).await.map_err(|_| timed_out())?;
         answer.map(Response::into_inner).map_err(|status| match std::error::Error::source(&status) {
             // Neither comes from the server.
             Some(cause) if has_timed_out(cause) => timed_out(),
-            Some(cause) => CallError::Broken { call, cause: root_cause(cause) },
+            Some(cause) => CallError::Broken { call, is_change, cause: root_cause(cause) },
             // The server has the same deadline, and may be the first to notice.
             None if status.code() == Code::DeadlineExceeded => timed_out(),
             None => CallError::Refused(Box::new(Refused::read(call, role, &status))),

@@ -44,6 +44,15 @@ fn exit_codes_tell_kinds_of_failure_apart() {
     user.server.signal("STOP");
     let disable = ["key", "disable", "zapier", "--timeout", "300ms"];
     user.fails(&disable, 3, &["has not answered DisableKey within 300ms", "may have been made"]);
+    // A read, and a change that was never sent, have changed nothing.
+    for (args, says) in [
+        (&["key", "list"][..], "has not answered ListKeys within 300ms"),
+        (&["key", "disable", "zapier", "--tls"], "has not answered a connection within 300ms"),
+    ] {
+        let done = user.tries(&[args, &["--timeout", "300ms"]].concat());
+        assert_eq!(done.code, 3, "{args:?} {}", done.err);
+        assert!(done.err.contains(says) && !done.err.contains("may have been made"), "{args:?} {}", done.err);
+    }
     user.server.signal("CONT");
     let User { server, dir } = user;
     server.signal("KILL");
