@@ -71,8 +71,8 @@ pub enum AuthorityError {
     DeleteProtected,
     /// A key may not change what it may do itself, nor end the secret that it calls with.
     #[error(
-        "a key cannot change its own state, scopes, networks, audiences or times, nor end the secret that it calls with, nor have \
-         itself refused for its owner, its issuer or its secret's time of issue; use another key"
+        "a key cannot change its own state, scopes, networks, audiences or times, nor end the secret that it calls \
+         with, nor have itself refused for its owner, its issuer or its secret's time of issue; use another key"
     )]
     OwnKey,
     /// The key's owner is suspended, or refuses its secret: to move it away takes the right to resume it.
